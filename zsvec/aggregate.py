@@ -1,0 +1,128 @@
+"""Similarities of an image to references → one similarity per category (paper, section 3.2).
+
+Every function here takes the similarities of one expert with the references of a category side by
+side, and gives float32 ``(n_images, n_categories)``. A search that fetches only the nearest
+references leaves some out; each of those counts as the largest similarity it can have, the *floor*.
+With every reference present, nothing is estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+_LONG = 64  # references of a category beyond which picking its best by partition beats one pass per reference
+
+
+@dataclass(frozen=True, slots=True)
+class Similarities:
+    """Cosines between images and the references of one expert.
+
+    Attributes:
+        values: float32 ``(n_images, n_references)``; the references of a category are adjacent.
+        starts: int ``(n_categories + 1,)``; category ``c`` has the columns ``starts[c]:starts[c + 1]``.
+        counts: int ``(n_categories,)``; references that the category has, present or not; at least 1.
+        norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1.
+        floor: float32 ``(n_images,)``; the most that the similarity to an absent reference can be.
+    """
+
+    values: Floats
+    starts: NDArray[np.intp]
+    counts: NDArray[np.intp]
+    norms: Floats
+    floor: Floats
+
+    @property
+    def present(self) -> NDArray[np.intp]:
+        """References of each category that are in ``values``, int ``(n_categories,)``."""
+        return np.diff(self.starts)
+
+
+def maximum(similarities: Similarities, m: int) -> Floats:
+    """Similarity of the nearest reference of each category."""
+    present = similarities.present
+    filled = present > 0
+    out = np.where(similarities.counts > present, similarities.floor[:, None], np.float32(-np.inf))
+    if filled.any():
+        nearest = np.maximum.reduceat(similarities.values, similarities.starts[:-1][filled], axis=1)
+        out[:, filled] = np.maximum(out[:, filled], nearest)
+    return out
+
+
+def mean(similarities: Similarities, m: int) -> Floats:
+    """Mean similarity over all references of each category (the paper's sum, without favour for many)."""
+    present = similarities.present
+    filled = present > 0
+    absent = similarities.counts - present
+    total = np.where(absent > 0, absent * similarities.floor[:, None], np.float32(0))
+    if filled.any():
+        total[:, filled] += np.add.reduceat(similarities.values, similarities.starts[:-1][filled], axis=1)
+    return (total / similarities.counts).astype(np.float32)
+
+
+def top_mean(similarities: Similarities, m: int) -> Floats:
+    """Mean similarity of the ``m`` nearest references of each category, or of all where it has fewer."""
+    values, starts, present = similarities.values, similarities.starts, similarities.present
+    absent = similarities.counts - present
+    longest = int(present.max(initial=0))
+    if longest > _LONG and m < longest:
+        kept = [
+            part if part.shape[1] <= m else np.partition(part, -m, axis=1)[:, -m:]
+            for part in np.split(values, starts[1:-1], axis=1)
+        ]
+        values, present = np.concatenate(kept, axis=1), np.minimum(present, m)
+        starts, longest = np.concatenate([[0], np.cumsum(present)]), int(present.max())
+    # best[i] holds the i-th largest of what has been seen; each pass inserts one more reference of
+    # every category that has it. Categories with most references come first, so these are a prefix.
+    order = np.argsort(-present, kind="stable")
+    n_images, n_categories = len(values), len(present)
+    wanted = np.minimum(similarities.counts, m)[order]
+    best = np.empty((int(wanted.max(initial=1)), n_images, n_categories), dtype=np.float32)
+    for rank, row in enumerate(best):
+        row[:] = np.where(absent[order] > rank, similarities.floor[:, None], np.float32(-np.inf))
+    for rank in range(longest):
+        k = np.count_nonzero(present > rank)
+        candidate = values[:, starts[order[:k]] + rank]
+        for row in best[:, :, :k]:
+            smaller = np.minimum(row, candidate)
+            np.maximum(row, candidate, out=row)
+            candidate = smaller
+    total = np.zeros((n_images, n_categories), dtype=np.float32)
+    for rank, row in enumerate(best):
+        np.add(total, row, out=total, where=wanted > rank)
+    out = np.empty_like(total)
+    out[:, order] = total / wanted.astype(np.float32)
+    return out
+
+
+def prototype(similarities: Similarities, m: int) -> Floats:
+    """Cosine of the image and the normalised mean of each category's references (Snell et al., 2017)."""
+    cosine = mean(similarities, m) / np.maximum(similarities.norms, np.float32(1e-12))
+    return np.clip(cosine, -1, 1)  # a mean that counts absent references at the floor can be too long
+
+
+AGGREGATIONS: Mapping[str, Callable[[Similarities, int], Floats]] = {
+    "mean": mean,
+    "max": maximum,
+    "top_mean": top_mean,
+    "prototype": prototype,
+}
+
+
+def aggregate(similarities: Similarities, method: str, m: int) -> Floats:
+    """Similarity of each image to each category.
+
+    Args:
+        similarities: Of one expert.
+        method: A name in `AGGREGATIONS`.
+        m: References that ``top_mean`` averages; at least 1.
+
+    Returns:
+        float32 ``(n_images, n_categories)``, -1 to 1.
+    """
+    return AGGREGATIONS[method](similarities, m)

@@ -1,0 +1,40 @@
+"""A program that imports categories into an embedded store, for `test_kill` to kill.
+
+``python -m tests.store.importer FOLDER`` says ``ready`` when it begins, and the name of each category,
+a line each, when the store has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.store.material import FINGERPRINTS, write_of
+from zsvec.store import Store, Write
+from zsvec.store.edge import EdgeBackend
+
+NAMES = [f"category {i:02}" for i in range(90)]
+BATCH = 3  # categories a write
+
+
+def batches() -> list[Sequence[Write]]:
+    """Every category with a text and three images; then two more images for some of them."""
+    new = [write_of(name, [f"{name}, {i}" for i in range(3)], [f"text of {name}"]) for name in NAMES]
+    additions = [write_of(name, [f"{name}, {i}" for i in (3, 4)]) for name in NAMES[::5]]
+    return [part[first : first + BATCH] for part in (new, additions) for first in range(0, len(part), BATCH)]
+
+
+def write_all(folder: Path) -> Iterator[str]:
+    """Names of the categories as they are acknowledged."""
+    with Store(EdgeBackend(folder), "zsvec") as store:
+        store.bind(FINGERPRINTS)
+        for batch in batches():
+            for category in store.write(batch):
+                yield category.name
+
+
+if __name__ == "__main__":
+    print("ready", flush=True)  # noqa: T201
+    for name in write_all(Path(sys.argv[1])):
+        print(name, flush=True)  # noqa: T201

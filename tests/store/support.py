@@ -1,0 +1,282 @@
+"""Deployments to keep a store in, and a backend that can be interfered with."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import qdrant_edge as qe
+from qdrant_client import QdrantClient, models
+
+from tests.store.material import FINGERPRINTS
+from zsvec.store import Store
+from zsvec.store.base import Backend, Where
+from zsvec.store.edge import EdgeBackend
+from zsvec.store.server import ServerBackend, connect
+
+_SHM = Path("/dev/shm")
+
+
+# Backends that can be interfered with
+
+
+class Hooked:
+    """A backend that can be interfered with from within its calls.
+
+    Attributes:
+        inner: The backend that does the work.
+        hooks: What to call, once, with the arguments of the next call of a method, before it; or,
+            under a number, before the call that follows on so many calls of any method.
+        dies_at: Number of calls from which on every one raises `Crash`, as if the process had died.
+        calls: How often each method was called.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+        self.hooks: dict[str | int, Callable[..., None]] = {}
+        self.dies_at: int | None = None
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self.inner, name)
+        if not callable(attribute):
+            return attribute
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            so_far = self.calls.total()
+            if so_far == self.dies_at:
+                raise Crash
+            self.calls[name] += 1
+            for hook in (self.hooks.pop(so_far, None), self.hooks.pop(name, None)):
+                if hook is not None:
+                    hook(*args, **kwargs)
+            return attribute(*args, **kwargs)
+
+        return call
+
+
+class Crash(Exception):  # noqa: N818 - what a test throws in, not an error of anybody's
+    """The writer dies here."""
+
+
+# Deployments
+
+
+class Deployment:
+    """A place for collections: how to open it, and how to look at it past the store.
+
+    Attributes:
+        namespace: Of the store under test.
+        shared: Whether several handles can be open at once.
+        exact: Whether a vector comes back with the bits it was written with.
+    """
+
+    namespace = "zsvec"
+    shared: ClassVar[bool]
+    exact: ClassVar[bool]
+
+    def __init__(self) -> None:
+        self._open: list[Backend] = []
+
+    def backend(self) -> Hooked:
+        """A handle of its own, closed with the deployment."""
+        inner = self.connect()
+        self._open.append(inner)
+        return Hooked(inner)
+
+    def open(self, backend: Hooked | None = None) -> Store:
+        """A store ready to be written."""
+        store = Store(backend or self.backend(), self.namespace)
+        store.bind(FINGERPRINTS)
+        return store
+
+    def another(self, store: Store) -> Store:
+        """What a second writer uses: another handle where there can be one."""
+        return self.open() if self.shared else store
+
+    def close(self) -> None:
+        while self._open:
+            self._open.pop().close()
+
+    def points(self, collection: str) -> dict[str, Mapping[str, Any]]:
+        """Payload of every point of one of the store's collections, by id, whether committed or not."""
+        full = f"{self.namespace}__{collection}"
+        pages = self._open[-1].scroll(full, Where())
+        return {
+            identifier: payload for page in pages for identifier, payload in zip(page.ids, page.payloads, strict=True)
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """Number of points of each encoder's collection."""
+        return {encoder: len(self.points(encoder)) for encoder in FINGERPRINTS}
+
+    def connect(self) -> Backend:
+        raise NotImplementedError
+
+    def collections(self) -> set[str]:
+        """Names of all collections that there are, of whomever."""
+        raise NotImplementedError
+
+    def make_foreign(self, collection: str) -> None:
+        """Somebody else's collection, with points."""
+        raise NotImplementedError
+
+    def state(self, collection: str) -> Any:
+        """All that can be known of a collection that is not open; equal if nothing touched it."""
+        raise NotImplementedError
+
+    def content(self, collection: str) -> Any:
+        """Configuration and points of a collection that is not open."""
+        return self.state(collection)
+
+
+class EdgeDeployment(Deployment):
+    shared = False
+    exact = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def connect(self) -> Backend:
+        return EdgeBackend(self.folder)
+
+    def collections(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
+
+    def make_foreign(self, collection: str) -> None:
+        folder = self.folder / collection
+        folder.mkdir(parents=True)
+        shard = qe.EdgeShard.create(
+            str(folder), qe.EdgeConfig(vectors=qe.EdgeVectorParams(size=4, distance=qe.Distance.Dot))
+        )
+        points = [qe.Point(i, [float(i), 2, 3, 4], payload) for i, payload in enumerate(_FOREIGN_PAYLOADS)]
+        shard.update(qe.UpdateOperation.upsert_points(points))
+        shard.close()
+
+    def state(self, collection: str) -> Any:
+        files = sorted(path for path in (self.folder / collection).rglob("*") if path.is_file())
+        return [(str(path), path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).digest()) for path in files]
+
+    def content(self, collection: str) -> Any:
+        shard = qe.EdgeShard.load(str(self.folder / collection))
+        points, _ = shard.scroll(qe.ScrollRequest(limit=100, with_vector=True, with_payload=True))
+        shard.close()
+        config = (self.folder / collection / "edge_config.json").read_text()
+        return config, [(point.id, point.vector, point.payload) for point in points]
+
+    def indexes(self, collection: str) -> dict[str, str]:
+        """Kind of each payload index of a collection that is not open."""
+        shard = qe.EdgeShard.load(str(self.folder / collection))
+        schema = shard.info().payload_schema
+        shard.close()
+        return {field: str(info.data_type).rpartition(".")[2].lower() for field, info in schema.items()}
+
+
+class ClientDeployment(Deployment):
+    """Collections reached through the official client."""
+
+    shared = True
+
+    def __init__(self, client: Any) -> None:
+        super().__init__()
+        self.client = client
+
+    def collections(self) -> set[str]:
+        return {collection.name for collection in self.client.get_collections().collections}
+
+    def make_foreign(self, collection: str) -> None:
+        self.client.create_collection(
+            collection, vectors_config=models.VectorParams(size=4, distance=models.Distance.DOT)
+        )
+        points = [
+            models.PointStruct(id=i, vector=[float(i), 2, 3, 4], payload=payload)
+            for i, payload in enumerate(_FOREIGN_PAYLOADS)
+        ]
+        self.client.upsert(collection, points, wait=True)
+
+    def state(self, collection: str) -> Any:
+        info = self.client.get_collection(collection)
+        points, _ = self.client.scroll(collection, limit=100, with_payload=True, with_vectors=True)
+        return info.config.model_dump(), info.payload_schema, [point.model_dump() for point in points]
+
+    def indexes(self, collection: str) -> dict[str, str]:
+        """Kind of each payload index of a collection."""
+        schema = self.client.get_collection(collection).payload_schema
+        return {field: info.data_type.value for field, info in schema.items()}
+
+
+class MemoryDeployment(ClientDeployment):
+    exact = False  # the client's local mode normalises again what is normalised
+
+    def __init__(self) -> None:
+        super().__init__(_SharedLocalClient())
+
+    def connect(self) -> Backend:
+        return ServerBackend(self.client, ":memory:", timeout=5)
+
+    def close(self) -> None:
+        super().close()
+        self.client.local.close()
+
+
+class ServerDeployment(ClientDeployment):
+    exact = True
+
+    def __init__(self, url: str) -> None:
+        super().__init__(QdrantClient(url=url, check_compatibility=False, timeout=30))
+        self.url = url
+        self.namespace = f"zsvec-test-{uuid.uuid4().hex[:12]}"
+
+    def connect(self) -> Backend:
+        return connect(self.url, None, 30)
+
+    def close(self) -> None:
+        super().close()
+        for collection in self.collections():
+            if self.namespace in collection:  # it is ours alone: nobody else draws this name
+                self.client.delete_collection(collection)
+        self.client.close()
+
+
+class _SharedLocalClient:
+    """A client in local mode that several handles and threads use; it outlives each of them."""
+
+    def __init__(self) -> None:
+        self.local = QdrantClient(":memory:")
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.local, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return method(*args, **kwargs)
+
+        return call
+
+
+_FOREIGN_PAYLOADS = [
+    {"category": "red panda", "modality": "image", "gen": "00000000000001-aaaaaaaaaaaa"},
+    {"kind": "category", "category": "red panda", "version": 1, "rev": 1, "gen": [], "deleted": True},
+    {"somebody": "else's"},
+]
+
+
+@contextmanager
+def fast_folder() -> Iterator[Path]:
+    """A new folder, in memory where there is room: the engine syncs every file that it makes."""
+    in_memory = _SHM.is_dir() and shutil.disk_usage(_SHM).free > 2**30
+    with TemporaryDirectory(prefix="zsvec-test-", dir=_SHM if in_memory else None) as folder:
+        yield Path(folder)

@@ -1,0 +1,500 @@
+"""What is written is read back, whatever the store is kept in."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.store.material import (
+    FINGERPRINTS,
+    Key,
+    add,
+    content_hash,
+    reference,
+    references,
+    sources,
+    unit_vector,
+    vectors,
+    write_of,
+)
+from tests.store.support import Deployment, EdgeDeployment, MemoryDeployment, fast_folder
+from zsvec.errors import CategoryNotFoundError
+from zsvec.store import Store, Write
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+OpenStore = Callable[..., Store]
+
+AWKWARD_NAMES = [
+    "roter Panda",
+    "панда",
+    "小熊猫",
+    "🐼",
+    "👩‍👩‍👧‍👦 family",
+    "e\u0301",  # e and a combining accent …
+    "é",  # … are not the letter é
+    "ﷺ" * 50,
+    "x" * 20_000,
+    " ",
+    " leading and trailing ",
+    "a/b\\c:d",
+    "../../etc/passwd",
+    "quote ' \" ` ; -- DROP",
+    '{"json": [1]}',
+    "%s {name} $HOME",
+    "*",
+    "Panda",
+    "panda",
+    "None",
+    "0",
+    "zsvec__catalog",
+]
+
+
+# Reading back
+
+
+def test_what_is_written_is_read_back(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    written = references(texts=["a small reddish mammal"], images=["a.jpg", "b.jpg"])
+    before = time.time()
+    [returned] = store.write(
+        [Write(name="red panda", references=written, texts=["a small reddish mammal"], metadata={"wikidata": "Q41050"})]
+    )
+    [category] = store.categories()
+
+    assert category == returned == store.category("red panda")
+    assert (category.name, category.version) == ("red panda", 1)
+    assert category.texts == ("a small reddish mammal",)
+    assert category.references == {"clip:text": 1, "clip:image": 2, "dino:image": 2}
+    assert category.metadata == {"wikidata": "Q41050"}
+    assert before - 1 <= category.updated.timestamp() <= time.time() + 1
+    held = {reference.key: reference for reference in store.stored("red panda")}
+    assert held.keys() == {reference.key for reference in written} == store.keys("red panda")
+    for expected in written:
+        assert held[expected.key].source == expected.source
+        np.testing.assert_allclose(held[expected.key].vector, expected.vector, atol=0 if deployment.exact else 1e-6)
+        assert held[expected.key].vector.dtype == np.float32
+
+
+def test_same_again_writes_nothing(deployment: Deployment) -> None:
+    backend = deployment.backend()
+    store = deployment.open(backend)
+    add(store, "red panda", ["a", "b"], ["text"], metadata={"k": 1})
+    before, sizes, calls = store.category("red panda"), deployment.sizes(), backend.calls.copy()
+
+    add(store, "red panda", ["a", "b"], ["text"], metadata={"k": 1})
+    add(store, "red panda", ["b"])
+
+    assert store.category("red panda") == before
+    assert deployment.sizes() == sizes == {"clip": 3, "dino": 2}
+    for method in ("upsert", "put", "delete"):
+        assert backend.calls[method] == calls[method]
+
+
+def test_addition_keeps_what_is_there(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "red panda", ["a", "b"], ["first"])
+    before = vectors(store.stored("red panda"))
+
+    [category] = store.write([write_of("red panda", ["b", "c"], ["second"])])
+
+    assert category.version == 2
+    assert category.texts == ("first", "second")
+    assert category.references == {"clip:text": 2, "clip:image": 3, "dino:image": 3}
+    assert sources(store, "red panda") == {
+        "clip:image": ["a", "b", "c"],
+        "clip:text": ["first", "second"],
+        "dino:image": ["a", "b", "c"],
+    }
+    after = vectors(store.stored("red panda"))
+    assert all(np.array_equal(after[key], vector) for key, vector in before.items())
+    assert deployment.sizes() == {"clip": 5, "dino": 3}
+
+
+def test_replacement_leaves_only_the_new(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "red panda", ["a", "b"], ["old"], metadata={"k": 1})
+    add(store, "lynx", ["a"])
+
+    [category] = store.write([write_of("red panda", ["b", "c"], ["new"], replace=True)])
+
+    assert category.version == 2
+    assert (category.texts, category.metadata) == (("new",), {})
+    assert sources(store, "red panda") == {"clip:image": ["b", "c"], "clip:text": ["new"], "dino:image": ["b", "c"]}
+    assert sources(store, "lynx") == {"clip:image": ["a"], "dino:image": ["a"]}
+    assert deployment.sizes() == {"clip": 4, "dino": 3}
+
+
+def test_many_additions_are_compacted_and_keep_every_vector(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    written = {}
+    for i in range(40):
+        part = [reference("clip", "image", str(i)), reference("dino", "image", str(i))]
+        store.write([Write(name="red panda", references=part)])
+        written.update(vectors(part))
+    category = store.category("red panda")
+
+    assert category.version == 40
+    assert len(category.gens) <= 32
+    assert category.references == {"clip:image": 40, "dino:image": 40}
+    held = vectors(store.stored("red panda"))
+    assert held.keys() == written.keys()
+    for key, vector in written.items():
+        np.testing.assert_allclose(held[key], vector, atol=0 if deployment.exact else 1e-6)
+    assert deployment.sizes() == {"clip": 40, "dino": 40}
+    assert store.incomplete() == []
+
+
+def test_removed_category_can_be_added_again(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "red panda", ["a", "b"], ["old"], metadata={"k": 1})
+    first = store.category("red panda")
+    store.remove("red panda")
+
+    assert store.categories() == []
+    assert store.stored("red panda") == []
+    assert deployment.sizes() == {"clip": 0, "dino": 0}
+    with pytest.raises(CategoryNotFoundError, match="'red panda'"):
+        store.category("red panda")
+    with pytest.raises(CategoryNotFoundError, match="'red panda'"):
+        store.remove("red panda")
+
+    add(store, "red panda", ["b"])
+    again = store.category("red panda")
+
+    assert again.version == 3
+    assert again.rev > first.rev
+    assert (again.texts, again.metadata, again.references) == ((), {}, {"clip:image": 1, "dino:image": 1})
+
+
+def test_removal_of_what_never_was(open_store: OpenStore) -> None:
+    with pytest.raises(CategoryNotFoundError, match="'red panda'"):
+        open_store().remove("red panda")
+
+
+def test_metadata_and_texts_are_kept_unless_given(open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "red panda", ["a"], ["text"], metadata={"k": [1, {"deep": "é"}]})
+    add(store, "red panda", ["b"])
+
+    assert store.category("red panda").metadata == {"k": [1, {"deep": "é"}]}
+    assert store.category("red panda").texts == ("text",)
+
+    add(store, "red panda", metadata={"other": None})
+
+    category = store.category("red panda")
+    assert category.metadata == {"other": None}
+    assert category.version == 3
+    assert category.references == {"clip:text": 1, "clip:image": 2, "dino:image": 2}
+    assert store.incomplete() == []
+
+
+def test_duplicates_within_a_write_count_once(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    [category] = store.write([write_of("red panda", ["a", "b", "a", "a"], ["t", "t"])])
+
+    assert category.texts == ("t",)
+    assert category.references == {"clip:text": 1, "clip:image": 2, "dino:image": 2}
+    assert deployment.sizes() == {"clip": 3, "dino": 2}
+    assert store.incomplete() == []
+
+
+def test_one_content_may_be_of_several_categories_and_modalities(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    store.write([write_of("red panda", ["x"], ["x"]), write_of("lynx", ["x"], ["x"])])
+
+    assert deployment.sizes() == {"clip": 4, "dino": 2}
+    assert sources(store, "lynx") == {"clip:image": ["x"], "clip:text": ["x"], "dino:image": ["x"]}
+
+
+def test_several_categories_in_one_write(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "b", ["1"])
+    add(store, "c", ["1"])
+    written = store.write(
+        [
+            write_of("d", ["1"], ["text of d"]),  # new
+            write_of("c", ["1"]),  # there already
+            write_of("b", ["2"]),  # an addition
+            write_of("a", ["2", "3"], replace=True),  # new, too
+        ]
+    )
+
+    assert [category.name for category in written] == ["d", "c", "b", "a"]
+    assert [category.version for category in written] == [1, 1, 2, 1]
+    assert store.categories() == sorted(written, key=lambda category: category.name)
+    assert sources(store, "b")["clip:image"] == ["1", "2"]
+    assert len({category.rev for category in written}) == 4
+    assert store.incomplete() == []
+    assert store.write([]) == []
+
+
+def test_category_without_references(open_store: OpenStore) -> None:
+    store = open_store()
+    [category] = store.write([Write(name="red panda", references=[], metadata={"planned": True})])
+
+    assert category.references == {}
+    assert store.categories() == [category]
+    assert store.stored("red panda") == []
+
+    add(store, "red panda", ["a"])
+
+    assert store.category("red panda").references == {"clip:image": 1, "dino:image": 1}
+    assert store.category("red panda").metadata == {"planned": True}
+
+
+def test_awkward_names_are_kept_apart(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    store.write([write_of(name, [name[:99]], [name]) for name in AWKWARD_NAMES])
+    store = deployment.another(store)
+
+    assert [category.name for category in store.categories()] == sorted(AWKWARD_NAMES)
+    for name in AWKWARD_NAMES:
+        assert store.category(name).texts == (name,)
+        assert sources(store, name) == {"clip:text": [name], "clip:image": [name[:99]], "dino:image": [name[:99]]}
+    assert store.incomplete() == []
+    for name in AWKWARD_NAMES:
+        store.remove(name)
+    assert store.categories() == []
+    assert deployment.sizes() == {"clip": 0, "dino": 0}
+
+
+def test_categories_since(open_store: OpenStore) -> None:
+    store = open_store()
+    for name in ("a", "b", "c"):
+        add(store, name, ["1"])
+    since = store.category("b").rev
+    store.remove("a")
+    changed = {category.name: category for category in store.categories(since)}
+
+    assert changed.keys() == {"a", "b", "c"}
+    assert (changed["a"].gens, changed["a"].version) == ((), 2)
+    assert changed["c"] == store.category("c")
+    assert [category.name for category in store.categories(changed["a"].rev)] == ["a"]
+    assert store.categories(changed["a"].rev + 1) == []
+
+
+def test_revisions_grow_though_the_clock_goes_back(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store()
+    add(store, "a", ["1"])
+    yesterday = time.time_ns() - 86_400 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: yesterday)
+    add(store, "b", ["1"])
+
+    assert store.category("b").rev > store.category("a").rev
+
+
+def test_query_finds_the_nearest_of_a_modality(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    images, texts = [f"image {i}" for i in range(30)], [f"text {i}" for i in range(5)]
+    add(store, "red panda", images[:20], texts)
+    add(store, "lynx", images[20:])
+    held = {r.source: r.vector for r in references(texts, images) if r.encoder == "clip"}
+    queries = np.stack([unit_vector(16, "query one"), held["image 25"], held["text 3"]])
+
+    found = store.query("clip", "image", queries, limit=7)
+
+    assert len(found) == 3
+    for query, hits in zip(queries, found, strict=True):
+        cosines = sorted(((float(held[source] @ query), source) for source in images), reverse=True)[:7]
+        assert [hit.payload["source"] for hit in hits] == [source for _, source in cosines]
+        np.testing.assert_allclose([hit.similarity for hit in hits], [cosine for cosine, _ in cosines], atol=1e-5)
+    nearest = found[1][0]
+    assert nearest.payload == {
+        "category": "lynx",
+        "gen": store.category("lynx").gens[0],
+        "source": "image 25",
+    }
+    assert nearest.similarity == pytest.approx(1, abs=1e-5)
+    assert {hit.payload["source"] for hit in store.query("clip", "text", queries, limit=99)[0]} == set(texts)
+
+
+# What is in the deployment
+
+
+def test_payloads_and_ids_are_as_documented(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "red panda", ["a.jpg"], ["text"], metadata={"k": 1})
+    [gen] = store.category("red panda").gens
+    namespace = uuid.UUID("6b1f3c80-7a0c-5a52-9d0e-2f6f3a1f5b7e")
+
+    def identifier(*parts: str) -> str:
+        return str(uuid.uuid5(namespace, "\0".join(parts)))
+
+    image = {"category": "red panda", "modality": "image", "gen": gen, "hash": content_hash("a.jpg"), "source": "a.jpg"}
+    text = {"category": "red panda", "modality": "text", "gen": gen, "hash": content_hash("text"), "source": "text"}
+    assert deployment.points("dino") == {identifier("dino", "red panda", "image", gen, image["hash"]): image}
+    assert deployment.points("clip") == {
+        identifier("clip", "red panda", "image", gen, image["hash"]): image,
+        identifier("clip", "red panda", "text", gen, text["hash"]): text,
+    }
+    catalog = deployment.points("catalog")
+    manifest = catalog[identifier("category", "red panda")]
+    assert manifest == {
+        "kind": "category",
+        "category": "red panda",
+        "version": 1,
+        "rev": store.category("red panda").rev,
+        "gen": [gen],
+        "references": {"clip:text": 1, "clip:image": 1, "dino:image": 1},
+        "texts": ["text"],
+        "metadata": {"k": 1},
+        "writers": manifest["writers"],
+        "deleted": False,
+    }
+    assert len(manifest["writers"]) == 1
+    assert catalog[identifier("store", "")]["schema"] == 1
+
+
+@pytest.mark.parametrize("deployment", ["edge", "server"], indirect=True)
+def test_payload_indexes_are_there_before_data(deployment: EdgeDeployment, open_store: OpenStore) -> None:
+    store = open_store()
+    names = [f"{deployment.namespace}__{name}" for name in ("catalog", *FINGERPRINTS)]
+    store.close()
+    indexes = {name.rpartition("__")[2]: deployment.indexes(name) for name in names}
+
+    keywords = dict.fromkeys(["category", "modality", "gen"], "keyword")
+    assert indexes["clip"].items() >= keywords.items()
+    assert indexes["dino"].items() >= keywords.items()
+    assert indexes["catalog"] == {"kind": "keyword", "category": "keyword", "gen": "keyword", "rev": "integer"}
+
+
+def test_nothing_is_made_before_the_first_write(deployment: Deployment) -> None:
+    store = Store(deployment.backend(), deployment.namespace)
+
+    assert store.categories() == []
+    assert store.categories(since=0) == []
+    assert store.encoders() == {}
+    assert store.stored("red panda") == []
+    assert store.keys("red panda") == set()
+    assert store.incomplete() == []
+    assert store.gc() == 0
+    store.check(["anything"])
+    store.check_fingerprints(FINGERPRINTS)
+    with pytest.raises(CategoryNotFoundError):
+        store.category("red panda")
+    with pytest.raises(CategoryNotFoundError):
+        store.remove("red panda")
+    store.flush()
+    assert not any(name.startswith(f"{deployment.namespace}__") for name in deployment.collections())
+    if isinstance(deployment, EdgeDeployment):
+        assert not deployment.folder.exists()
+
+
+def test_reopening_finds_everything(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "red panda", ["a"], ["text"], metadata={"k": 1})
+    add(store, "lynx", ["b"])
+    store.remove("lynx")
+    before = store.categories(), vectors(store.stored("red panda"))
+    store.close()
+    store = open_store()
+
+    assert store.categories() == before[0]
+    after = vectors(store.stored("red panda"))
+    assert after.keys() == before[1].keys()
+    assert all(np.array_equal(after[key], vector) for key, vector in before[1].items())
+    assert store.encoders() == FINGERPRINTS
+    add(store, "lynx", ["c"])
+    assert store.category("lynx").version == 3
+
+
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+def test_flushed_store_can_be_copied_while_open(deployment: EdgeDeployment, open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "red panda", ["a"], ["text"])
+    store.flush()
+    copy = EdgeDeployment(deployment.folder.with_name("copy"))
+    shutil.copytree(deployment.folder, copy.folder)
+    copied = copy.open()
+
+    assert copied.categories() == store.categories()
+    assert sources(copied, "red panda") == {"clip:image": ["a"], "clip:text": ["text"], "dino:image": ["a"]}
+    copy.close()
+
+
+# Against a model
+
+CONTENTS = st.lists(st.sampled_from("abcdef"), max_size=4)
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "add", "replace", "remove", "gc", "reopen"]), st.sampled_from("xyz"), CONTENTS, CONTENTS
+    ),
+    max_size=12,
+)
+
+
+class Model:
+    """What a store of one process at a time must be, as plain dicts."""
+
+    def __init__(self) -> None:
+        self.versions: Counter[str] = Counter()
+        self.texts: dict[str, tuple[str, ...]] = {}
+        self.keys: dict[str, set[Key]] = {}
+
+    def write(self, write: Write) -> None:
+        before = (self.texts.get(write.name), self.keys.get(write.name))
+        kept_texts, kept_keys = ((), set()) if write.replace or before[0] is None else before
+        self.texts[write.name] = tuple(dict.fromkeys([*kept_texts, *write.texts]))
+        self.keys[write.name] = kept_keys | {reference.key for reference in write.references}
+        if write.replace or before != (self.texts[write.name], self.keys[write.name]):
+            self.versions[write.name] += 1
+
+    def remove(self, name: str) -> None:
+        self.versions[name] += 1
+        del self.texts[name], self.keys[name]
+
+
+def check_against_model(deployment: Deployment, operations: list[tuple[str, str, list[str], list[str]]]) -> None:
+    store, model = deployment.open(), Model()
+    for operation, name, images, texts in operations:
+        if operation in ("add", "replace"):
+            write = write_of(name, images, texts, replace=operation == "replace")
+            store.write([write])
+            model.write(write)
+        elif operation == "reopen":
+            store.close()
+            store = deployment.open()
+        elif operation == "gc":
+            assert store.gc(grace=0) == 0
+        elif name in model.keys:
+            store.remove(name)
+            model.remove(name)
+        else:
+            with pytest.raises(CategoryNotFoundError):
+                store.remove(name)
+        categories = {category.name: category for category in store.categories()}
+        assert {name: category.texts for name, category in categories.items()} == model.texts
+        assert {name: store.keys(name) for name in categories} == model.keys
+        assert {name: category.version for name, category in categories.items()} == {
+            name: model.versions[name] for name in model.keys
+        }
+        for name, category in categories.items():
+            assert category.references == Counter(f"{encoder}:{modality}" for encoder, modality, _ in model.keys[name])
+    assert sum(deployment.sizes().values()) == sum(len(keys) for keys in model.keys.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(OPERATIONS)
+def test_memory_store_is_like_the_model(operations: list[tuple[str, str, list[str], list[str]]]) -> None:
+    deployment = MemoryDeployment()
+    check_against_model(deployment, operations)
+    deployment.close()
+
+
+@settings(max_examples=15, deadline=None)
+@given(OPERATIONS)
+def test_edge_store_is_like_the_model(operations: list[tuple[str, str, list[str], list[str]]]) -> None:
+    with fast_folder() as folder:
+        deployment = EdgeDeployment(folder)
+        check_against_model(deployment, operations)
+        deployment.close()

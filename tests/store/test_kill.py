@@ -1,0 +1,111 @@
+"""An import that is killed at any instant leaves whole categories, and can be run again."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.store.importer import BATCH, batches, write_all
+from tests.store.material import FINGERPRINTS, Key, vectors
+from tests.store.support import EdgeDeployment, fast_folder
+from zsvec.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+# What a store holds: the references of each category.
+State = dict[str, dict[Key, NDArray[np.float32]]]
+
+
+def states() -> list[State]:
+    """What it holds after each batch, from none on."""
+    found: list[State] = [{}]
+    for batch in batches():
+        held = found[-1]
+        found.append({**held, **{w.name: {**held.get(w.name, {}), **vectors(w.references)} for w in batch}})
+    return found
+
+
+STATES = states()
+
+
+def killed(folder: Path, lines: int, delay: float) -> int:
+    """Run the importer, kill it some seconds after it has said so many lines: batches that it acknowledged."""
+    command = [sys.executable, "-m", "tests.store.importer", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(lines)]
+        time.sleep(delay)  # the instant is the point
+        process.kill()
+        said += process.stdout.readlines()
+    assert process.returncode in (-signal.SIGKILL, 0)
+    assert said[0] == "ready\n"
+    acknowledged = [line for line in said[1:] if line.endswith("\n")]
+    return -(-len(acknowledged) // BATCH)  # a batch is acknowledged before its first line
+
+
+def assert_whole(folder: Path, acknowledged: int) -> None:
+    """Each category is as one of two batches left it: the last acknowledged one, or that after it."""
+    deployment = EdgeDeployment(folder)
+    store = Store(deployment.backend(), deployment.namespace)
+    assert store.incomplete() == []
+    held = {category.name: vectors(store.stored(category.name)) for category in store.categories()}
+    before, after = STATES[acknowledged], STATES[min(acknowledged + 1, len(STATES) - 1)]
+    for name in held | before:
+        assert any(same(held.get(name), state.get(name)) for state in (before, after)), name
+    deployment.close()
+
+
+def assert_complete(folder: Path) -> None:
+    """The whole import is there, and nothing else."""
+    deployment = EdgeDeployment(folder)
+    store = deployment.open()
+    assert store.incomplete() == []
+    held = {category.name: vectors(store.stored(category.name)) for category in store.categories()}
+    assert held.keys() == STATES[-1].keys()
+    assert all(same(held[name], STATES[-1][name]) for name in held)
+    counts = {encoder: sum(key[0] == encoder for of in held.values() for key in of) for encoder in FINGERPRINTS}
+    assert deployment.sizes() == counts
+    assert store.gc() == 0
+    deployment.close()
+    assert deployment.collections() == {"zsvec__catalog", *(f"zsvec__{encoder}" for encoder in FINGERPRINTS)}
+
+
+def same(some: dict[Key, NDArray[np.float32]] | None, others: dict[Key, NDArray[np.float32]] | None) -> bool:
+    if some is None or others is None:
+        return some is others
+    return some.keys() == others.keys() and all(np.array_equal(some[key], others[key]) for key in some)
+
+
+def instants() -> list[tuple[int, float]]:
+    """Lines said and seconds thereafter: while the store is made, then anywhere in the import."""
+    draw = random.Random(20240711)
+    making = [(1, draw.uniform(0, 0.12)) for _ in range(5)]
+    return [*making, *((draw.randint(2, 100), draw.uniform(0, 0.004)) for _ in range(15))]
+
+
+@pytest.mark.parametrize(("lines", "delay"), instants())
+def test_killed_import(lines: int, delay: float) -> None:
+    with fast_folder() as parent:
+        folder = parent / "store"
+        assert_whole(folder, killed(folder, lines, delay))
+        assert len(list(write_all(folder))) == sum(map(len, batches()))
+        assert_complete(folder)
+
+
+def test_import_that_is_killed_again_and_again() -> None:
+    draw = random.Random(1859)
+    with fast_folder() as parent:
+        folder, acknowledged = parent / "store", 0
+        for lines in (1, 1, 20, 45, 70, 95):
+            acknowledged = max(acknowledged, killed(folder, lines, draw.uniform(0, 0.02)))
+            assert_whole(folder, acknowledged)
+        list(write_all(folder))
+        assert_complete(folder)

@@ -1,0 +1,317 @@
+"""Whose a store is: which encoders, which collections, which process, and until when."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.store.material import FINGERPRINTS, add, sources, unit_vector, write_of
+from tests.store.support import Deployment, EdgeDeployment
+from zsvec.config import load_settings
+from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, StoreLockedError
+from zsvec.store import Store, open_store
+from zsvec.store.base import Record, record_id
+from zsvec.types import Fingerprint
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
+
+CLIP, DINO = FINGERPRINTS["clip"], FINGERPRINTS["dino"]
+OPERATIONS: Mapping[str, Callable[[Store], Any]] = {
+    "encoders": lambda store: store.encoders(),
+    "bind": lambda store: store.bind(FINGERPRINTS),
+    "categories": lambda store: store.categories(),
+    "category": lambda store: store.category("red panda"),
+    "stored": lambda store: store.stored("red panda"),
+    "query": lambda store: store.query("clip", "image", unit_vector(16, "query")[None], 1),
+    "incomplete": lambda store: store.incomplete(),
+    "write": lambda store: add(store, "lynx", ["a"]),
+    "remove": lambda store: store.remove("red panda"),
+    "gc": lambda store: store.gc(),
+}
+
+
+# Encoders
+
+
+@pytest.mark.parametrize(
+    ("used", "named"),
+    [
+        ({"clip": replace(CLIP, dim=512), "dino": DINO}, ["test/clip@0123abc (16-d", "test/clip@0123abc (512-d"]),
+        ({"clip": replace(CLIP, model="other"), "dino": DINO}, ["test/clip@0123abc", "other@0123abc"]),
+        ({"clip": replace(CLIP, revision="4567def"), "dino": DINO}, ["test/clip@0123abc", "test/clip@4567def"]),
+        ({"clip": CLIP, "dino": replace(DINO, preprocessing="crop")}, ["resize 518", "crop"]),
+        ({"clip": CLIP}, ["encoders clip, dino", "clip are in use"]),
+        ({**FINGERPRINTS, "sift": DINO}, ["encoders clip, dino", "clip, dino, sift are in use"]),
+        ({"clip": CLIP, "sift": DINO}, ["encoders clip, dino", "clip, sift are in use"]),
+    ],
+)
+def test_other_encoders_are_refused(deployment: Deployment, used: dict[str, Fingerprint], named: list[str]) -> None:
+    store = deployment.open()
+    add(store, "red panda", ["a"])
+    before = deployment.collections()
+
+    with pytest.raises(EncoderMismatchError) as caught:
+        store.bind(used)
+
+    for part in [*named, store.location]:
+        assert part in str(caught.value)
+    assert deployment.collections() == before
+    assert store.encoders() == FINGERPRINTS
+    store.bind(FINGERPRINTS)
+    assert sources(store, "red panda") == {"clip:image": ["a"], "dino:image": ["a"]}
+
+
+def test_store_of_another_schema_is_refused(deployment: Deployment) -> None:
+    backend = deployment.backend()
+    store = deployment.open(backend)
+    add(store, "red panda", ["a"])
+    catalog = store.collection("catalog")
+    identifier = record_id("store", "")
+    stored = backend.retrieve(catalog, [identifier])[identifier]
+    backend.put(catalog, [Record(identifier, {**stored, "schema": 2}, expected=1)])
+
+    for operation in ("bind", "encoders"):
+        with pytest.raises(StoreError, match=r"schema 2 .* knows 1"):
+            OPERATIONS[operation](store)
+    with pytest.raises(StoreError, match=r"schema 2 .* knows 1"):
+        store.check(FINGERPRINTS)
+
+
+# Collections
+
+
+def live(store: Store) -> None:
+    """A whole life cycle."""
+    store.bind(FINGERPRINTS)
+    store.write([write_of("red panda", ["a", "b"], ["text"]), write_of("lynx", ["a"])])
+    add(store, "red panda", ["c"], replace=True)
+    add(store, "red panda", ["d"])
+    store.remove("lynx")
+    store.gc(grace=0)
+    store.flush()
+    assert [category.name for category in store.categories()] == ["red panda"]
+
+
+def test_foreign_collections_are_left_alone(deployment: Deployment) -> None:
+    own = deployment.namespace
+    foreign = [
+        *(own, f"{own}_", f"{own}__", f"{own}__other", f"{own}__cli", f"{own}__clip__old", f"{own}__catalog2"),
+        *(f"{own}_clip", f"{own}clip", f"x{own}__clip", f"other__{own}__clip", f"{own}2__clip", f"{own}-clip"),
+    ]
+    for collection in foreign:
+        deployment.make_foreign(collection)
+    before = {collection: deployment.state(collection) for collection in foreign}
+    store = Store(deployment.backend(), own)
+    live(store)
+    store.close()
+
+    assert {collection: deployment.state(collection) for collection in foreign} == before
+    ours = {f"{own}__catalog", f"{own}__clip", f"{own}__dino"}
+    assert {name for name in deployment.collections() if own in name} == {*foreign, *ours}
+
+
+@pytest.mark.parametrize("taken", ["catalog", "clip", "dino"])
+def test_foreign_collection_under_a_needed_name_is_refused(deployment: Deployment, taken: str) -> None:
+    collection = f"{deployment.namespace}__{taken}"
+    deployment.make_foreign(collection)
+    before = deployment.content(collection)
+    store = Store(deployment.backend(), deployment.namespace)
+
+    for _ in range(2):
+        with pytest.raises(StoreError, match=rf"already has a collection '{collection}'.*another namespace"):
+            store.bind(FINGERPRINTS)
+    assert store.encoders() == {}
+    store.close()
+    assert deployment.content(collection) == before
+    assert {name for name in deployment.collections() if deployment.namespace in name} == {collection}
+
+
+def test_namespaces_are_apart(deployment: Deployment) -> None:
+    backend = deployment.backend()
+    names = [deployment.namespace, f"{deployment.namespace}2", f"{deployment.namespace}_"]
+    stores = [Store(backend, name) for name in names]
+    for store in stores:
+        store.bind(FINGERPRINTS)
+        add(store, "red panda", [store.namespace])
+    stores[0].remove("red panda")
+    assert stores[0].gc(grace=0) == 0
+
+    assert stores[0].categories() == []
+    for store in stores[1:]:
+        assert sources(store, "red panda")["dino:image"] == [store.namespace]
+
+
+# Processes
+
+
+def test_closed_store_says_so(deployment: Deployment, open_store: Callable[..., Store]) -> None:
+    store = open_store()
+    add(store, "red panda", ["a"])
+    store.close()
+    store.close()
+
+    for operation in OPERATIONS.values():
+        with pytest.raises(StoreError, match="is closed: open it again"):
+            operation(store)
+    with open_store() as again:
+        assert again.category("red panda").version == 1
+    with pytest.raises(StoreError, match="is closed"):
+        again.categories()
+
+
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+def test_closed_store_that_was_never_written_says_so(deployment: EdgeDeployment) -> None:
+    store = Store(deployment.backend(), deployment.namespace)
+    store.close()
+    with pytest.raises(StoreError, match="is closed: open it again"):
+        store.categories()
+    assert not deployment.folder.exists()
+
+
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+def test_embedded_store_is_open_once(deployment: EdgeDeployment) -> None:
+    store = deployment.open()
+    add(store, "red panda", ["a"])
+    second = Store(deployment.backend(), deployment.namespace)
+
+    for operation in OPERATIONS.values():
+        with pytest.raises(StoreLockedError, match="is already open") as caught:
+            operation(second)
+        assert str(deployment.folder) in str(caught.value)
+    assert subprocess.run([*READER, deployment.folder], capture_output=True, text=True, check=False).stdout == (
+        "StoreLockedError\n"
+    )
+    add(store, "lynx", ["a"])
+    store.close()
+    assert subprocess.run([*READER, deployment.folder], capture_output=True, text=True, check=False).stdout == (
+        "['lynx', 'red panda']\n"
+    )
+
+
+READER = [
+    sys.executable,
+    "-c",
+    """\
+import sys
+from pathlib import Path
+from zsvec.errors import StoreError
+from zsvec.store.edge import EdgeBackend
+from zsvec.store.store import Store
+try:
+    print([category.name for category in Store(EdgeBackend(Path(sys.argv[1])), "zsvec").categories()])
+except StoreError as exc:
+    print(type(exc).__name__)
+""",
+]
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "while another thread writes"])
+def test_forked_process_is_refused_and_does_not_hang(deployment: Deployment, busy: bool) -> None:
+    backend = deployment.backend()
+    store = deployment.open(backend)
+    add(store, "red panda", ["a"])
+    writing, forked = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        writing.set()
+        assert forked.wait(30)
+
+    backend.hooks["put"] = hold
+    writer = threading.Thread(target=add, args=(store, "fox", ["a"]))
+    if busy:
+        writer.start()
+        assert writing.wait(30)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=use_in_child, args=(store, sender))
+    child.start()
+    forked.set()
+    child.join(10)
+    hung = child.is_alive()
+    child.kill()
+    child.join()
+    if busy:
+        writer.join(30)
+
+    assert not hung
+    assert child.exitcode == 0
+    assert receiver.recv() == dict.fromkeys(OPERATIONS, "before this process was forked")
+    assert [category.name for category in store.categories()] == (["fox", "red panda"] if busy else ["red panda"])
+
+
+def use_in_child(store: Store, sender: Connection) -> None:
+    said = {name: refusal(operation, store) for name, operation in OPERATIONS.items()}
+    store.close()
+    sender.send(said)
+
+
+def refusal(operation: Callable[[Store], Any], store: Store) -> str:
+    with pytest.raises(StoreError) as caught:
+        operation(store)
+    expected = "before this process was forked"
+    return expected if expected in str(caught.value) else str(caught.value)
+
+
+# open_store
+
+
+def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("not a store")
+    with pytest.raises(InvalidInputError, match="is a file: give a folder"):
+        open_store(load_settings(store=str(file)))
+    assert file.read_text() == "not a store"
+
+
+@pytest.mark.parametrize("url", ["ftp://host", "qdrant://host:6334", "HTTP+UNIX://x"])
+def test_url_of_another_kind_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInputError, match="neither a folder nor an http:// or https:// URL") as caught:
+        open_store(load_settings(store=url))
+    assert repr(url) in str(caught.value)
+
+
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+def test_folder_is_opened_by_its_name(deployment: EdgeDeployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(deployment.folder.parent))
+    with open_store(load_settings(store=str(deployment.folder), namespace="birds")) as store:
+        store.bind(FINGERPRINTS)
+        add(store, "red panda", ["a"])
+    with open_store(load_settings(store="~/store", namespace="birds")) as store:
+        assert [category.name for category in store.categories()] == ["red panda"]
+    assert deployment.collections() == {"birds__catalog", "birds__clip", "birds__dino"}
+
+
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+def test_folder_in_a_place_that_cannot_be_written(deployment: EdgeDeployment) -> None:
+    deployment.folder.parent.joinpath("file").write_text("")
+    deployment.folder = deployment.folder.parent / "file" / "store"
+    with pytest.raises(StoreError, match="cannot be used"):
+        deployment.open()
+
+
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+@pytest.mark.parametrize("damaged", ["catalog", "clip"])
+def test_damaged_folder_is_an_error_of_ours(deployment: EdgeDeployment, damaged: str) -> None:
+    store = deployment.open()
+    add(store, "red panda", ["a"])
+    store.close()
+    folder = deployment.folder / f"{deployment.namespace}__{damaged}"
+    (folder / "edge_config.json").write_text("{not json")
+    store = Store(deployment.backend(), deployment.namespace)
+
+    with pytest.raises(StoreError, match=r"failed|cannot be used") as caught:
+        store.stored("red panda")
+    assert str(deployment.folder) in str(caught.value)
+    assert folder.exists()

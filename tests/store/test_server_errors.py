@@ -1,0 +1,305 @@
+"""A server that is away, slow, busy, of an old version, or refuses: an error of ours, in time, without the key."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from qdrant_client import QdrantClient
+
+from tests.store.material import FINGERPRINTS
+from zsvec.config import load_settings
+from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
+from zsvec.store import Store, open_store, server
+
+pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
+
+KEY = "s3cr3t-k3y"
+TIMEOUT = 1.0  # the shortest that the client knows
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def ok(result: Any) -> Answer:
+    return 200, {}, json.dumps({"result": result, "status": "ok", "time": 0.0}).encode()
+
+
+def error(status: int, message: str, **headers: str) -> Answer:
+    body = json.dumps({"status": {"error": message}, "time": 0.0}).encode()
+    return status, {name.replace("_", "-"): value for name, value in headers.items()}, body
+
+
+def root(version: str) -> Answer:
+    return 200, {}, json.dumps({"title": "qdrant - vector search engine", "version": version}).encode()
+
+
+class FakeQdrant:
+    """Answers requests on the loopback, as a Qdrant that has no collections unless told otherwise.
+
+    Attributes:
+        url: Where it is.
+        answer: Gives the answer to a method and a path, or ``None`` for the usual one.
+        requests: Method, path and time of each request.
+        keys: The API keys that were sent.
+    """
+
+    def __init__(self) -> None:
+        self.answer: Callable[[str, str], Answer | None] = lambda method, path: None
+        self.requests: list[tuple[str, str, float]] = []
+        self.keys: set[str | None] = set()
+        self.stopped = threading.Event()
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def respond(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                path = self.path.partition("?")[0]
+                fake.requests.append((self.command, path, time.monotonic()))
+                fake.keys.add(self.headers.get("api-key"))
+                status, headers, body = fake.answer(self.command, path) or fake.usual(path)
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = respond  # noqa: N815
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def usual(self, path: str) -> Answer:
+        if path == "/":
+            return root("1.18.3")
+        if path.endswith("/exists"):
+            return ok({"exists": False})
+        return error(404, f"Not found: {path}")
+
+    def first(self, answers: list[Answer], path: str = "/") -> None:
+        """Give these answers to the first requests of a path."""
+        remaining = iter(answers)
+        self.answer = lambda _, asked: next(remaining, None) if asked == path else None
+
+    def stall(self, method: str, path: str) -> None:
+        """Do not answer before the end."""
+        self.stopped.wait(30)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def qdrant() -> Iterator[FakeQdrant]:
+    fake = FakeQdrant()
+    yield fake
+    fake.stop()
+
+
+def opened(url: str) -> Store:
+    return open_store(load_settings(store=url, namespace="birds", api_key=KEY, timeout=TIMEOUT))
+
+
+def refusal(url: str, act: Callable[[], Any], expected: type[StoreError], within: float) -> str:
+    """The message of the error that an act must raise, in time."""
+    start = time.monotonic()
+    with pytest.raises(StoreError) as caught:
+        act()
+    assert time.monotonic() - start < within
+    assert type(caught.value) is expected
+    message = str(caught.value)
+    assert url in message
+    assert KEY not in message
+    assert caught.value.__cause__ is None or KEY not in str(caught.value.__cause__)
+    return message
+
+
+def test_rest_is_used_where_grpc_is_not_there(qdrant: FakeQdrant) -> None:
+    with opened(qdrant.url) as store:
+        qdrant.requests.clear()
+        assert store.categories() == []
+    assert [path for _, path, _ in qdrant.requests] == ["/collections/birds__catalog/exists"]
+    assert qdrant.keys == {KEY}
+
+
+def test_grpc_is_looked_for_beside_the_rest_port(qdrant: FakeQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another port of the host, such as the usual one, may belong to another deployment."""
+    asked: list[int] = []
+
+    class Spy(QdrantClient):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            if options["prefer_grpc"]:
+                asked.append(self._client._grpc_port)
+
+    monkeypatch.setattr(server, "QdrantClient", Spy)
+    opened(qdrant.url).close()
+    with port_after(qdrant):
+        opened(qdrant.url).close()
+    assert asked == [int(qdrant.url.rpartition(":")[2]) + 1]
+
+
+def test_rest_is_used_where_something_else_is_beside_it(qdrant: FakeQdrant) -> None:
+    start = time.monotonic()
+    with port_after(qdrant), opened(qdrant.url) as store:
+        assert store.categories() == []
+    assert time.monotonic() - start < 2.5
+    assert qdrant.requests[-1][1] == "/collections/birds__catalog/exists"
+
+
+@contextmanager
+def port_after(qdrant: FakeQdrant) -> Iterator[None]:
+    """Somebody listens on the next port, and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", int(qdrant.url.rpartition(":")[2]) + 1))
+        listening.listen()
+        yield
+
+
+def test_server_that_is_away() -> None:
+    gone = FakeQdrant()
+    gone.stop()
+    message = refusal(gone.url, lambda: opened(gone.url), StoreUnavailableError, within=2.5)
+    assert "did not answer within 1 s" in message
+    assert "check that it runs" in message
+
+
+def test_server_that_goes_away(qdrant: FakeQdrant) -> None:
+    store = opened(qdrant.url)
+    qdrant.stop()
+    message = refusal(qdrant.url, store.categories, StoreUnavailableError, within=2.5)
+    assert "did not answer within 1 s" in message
+
+
+@pytest.mark.parametrize("url", ["http://", "http://:6333", "http://host:port", "http://host:99999", "https:///path"])
+def test_url_without_host_and_port(url: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        opened(url)
+    assert repr(url) in str(caught.value)
+
+
+def test_host_that_does_not_exist() -> None:
+    url = "http://no-such-host.invalid:6333"
+    assert "did not answer" in refusal(url, lambda: opened(url), StoreUnavailableError, within=5)
+
+
+@pytest.mark.parametrize("while_open", [False, True])
+def test_server_that_is_slow(qdrant: FakeQdrant, while_open: bool) -> None:
+    store = opened(qdrant.url) if while_open else None
+    qdrant.answer = qdrant.stall
+    act = store.categories if store else lambda: opened(qdrant.url)
+    message = refusal(qdrant.url, act, StoreUnavailableError, within=2.5)
+    assert "did not answer within 1 s" in message
+    assert "ZSVEC_TIMEOUT" in message
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("while_open", [False, True])
+def test_server_that_refuses_the_key(qdrant: FakeQdrant, status: int, while_open: bool) -> None:
+    store = opened(qdrant.url) if while_open else None
+    qdrant.answer = lambda *_: error(status, "Invalid API key or JWT")
+    act = store.categories if store else lambda: opened(qdrant.url)
+    message = refusal(qdrant.url, act, StoreUnavailableError, within=1)
+    assert "Invalid API key or JWT" in message
+    assert "ZSVEC_API_KEY" in message
+
+
+@pytest.mark.parametrize("status", [403, 405])
+def test_server_that_is_read_only(qdrant: FakeQdrant, status: int) -> None:
+    qdrant.answer = lambda method, _: error(status, "this server is read-only") if method != "GET" else None
+    store = opened(qdrant.url)
+    assert store.categories() == []
+    message = refusal(qdrant.url, lambda: store.bind(FINGERPRINTS), StoreUnavailableError, within=1)
+    assert "refuses this" in message
+    assert "this server is read-only" in message
+
+
+@pytest.mark.parametrize("version", ["1.15.0", "1.16.3", "0.11.7"])
+def test_server_of_an_old_version(qdrant: FakeQdrant, version: str) -> None:
+    qdrant.answer = lambda *_: root(version)
+    message = refusal(qdrant.url, lambda: opened(qdrant.url), StoreUnavailableError, within=1)
+    assert f"is Qdrant {version}, and zsvec needs 1.17 or later" in message
+
+
+@pytest.mark.parametrize("version", ["1.17.0", "1.20.1", "2.0.0", "1.21.0-dev"])
+def test_server_of_a_new_version(qdrant: FakeQdrant, version: str) -> None:
+    qdrant.answer = lambda _, path: root(version) if path == "/" else None
+    opened(qdrant.url).close()
+
+
+def test_busy_server_is_given_the_time_it_asks_for(qdrant: FakeQdrant) -> None:
+    with open_store(load_settings(store=qdrant.url, namespace="birds", timeout=10)) as store:
+        path = "/collections/birds__catalog/exists"
+        qdrant.requests.clear()
+        qdrant.first([error(429, "too many requests", Retry_After="1")], path)
+        assert store.categories() == []
+    first, second = (when for _, asked, when in qdrant.requests if asked == path)
+    assert 0.9 < second - first < 2
+
+
+@pytest.mark.parametrize("seconds", ["60", "3600"])
+def test_busy_server_that_asks_for_more_time_than_there_is(qdrant: FakeQdrant, seconds: str) -> None:
+    qdrant.answer = lambda *_: error(429, "too many requests", Retry_After=seconds)
+    message = refusal(qdrant.url, lambda: opened(qdrant.url), StoreUnavailableError, within=2.5)
+    assert "too many requests" in message
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_passing_failure_is_tried_again(qdrant: FakeQdrant, status: int) -> None:
+    with open_store(load_settings(store=qdrant.url, namespace="birds", timeout=10)) as store:
+        qdrant.first([error(status, "passing")] * 2, "/collections/birds__catalog/exists")
+        assert store.categories() == []
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_failure_that_stays(qdrant: FakeQdrant, status: int) -> None:
+    qdrant.answer = lambda *_: error(status, "out of order")
+    message = refusal(qdrant.url, lambda: opened(qdrant.url), StoreUnavailableError, within=2.5)
+    assert "out of order" in message
+    assert len(qdrant.requests) > 1
+
+
+def test_failure_that_no_repetition_mends(qdrant: FakeQdrant) -> None:
+    store = opened(qdrant.url)
+    qdrant.requests.clear()
+    qdrant.answer = lambda *_: error(400, "Wrong input: vector dimension")
+    message = refusal(qdrant.url, store.categories, StoreError, within=1)
+    assert "Wrong input: vector dimension" in message
+    assert len(qdrant.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>Welcome to nginx!</html>", b"", b"{", b'{"hello": 1}', b"[]", b"\xff\xfe\x00"]
+)
+@pytest.mark.parametrize("while_open", [False, True])
+def test_server_that_is_no_qdrant(qdrant: FakeQdrant, body: bytes, while_open: bool) -> None:
+    store = opened(qdrant.url) if while_open else None
+    qdrant.answer = lambda *_: (200, {}, body)
+    act = store.categories if store else lambda: opened(qdrant.url)
+    message = refusal(qdrant.url, act, StoreUnavailableError, within=1)
+    assert "is it a Qdrant?" in message
+
+
+def test_version_that_is_no_version(qdrant: FakeQdrant) -> None:
+    qdrant.answer = lambda *_: root("latest")
+    message = refusal(qdrant.url, lambda: opened(qdrant.url), StoreUnavailableError, within=1)
+    assert "'latest'" in message
+
+
+def test_redirection_is_not_followed(qdrant: FakeQdrant) -> None:
+    qdrant.answer = lambda *_: (302, {"Location": "http://127.0.0.1:9/"}, b"")
+    assert "302" in refusal(qdrant.url, lambda: opened(qdrant.url), StoreError, within=1)

@@ -1,0 +1,452 @@
+"""Several writers, and writers that die: an acknowledged write is never lost, a torn one never seen."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.store.material import FINGERPRINTS, add, sources, write_of
+from tests.store.support import Crash, Deployment, Hooked
+from zsvec.errors import CategoryNotFoundError, ConflictError
+from zsvec.store import Store
+from zsvec.store.base import Points
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+Operation = Callable[[Store], Any]
+
+
+@pytest.fixture
+def backend(deployment: Deployment) -> Hooked:
+    return deployment.backend()
+
+
+@pytest.fixture
+def store(deployment: Deployment, backend: Hooked) -> Store:
+    """A store with one category, whose backend can be interfered with."""
+    store = deployment.open(backend)
+    add(store, "red panda", ["old"], ["old text"])
+    return store
+
+
+@pytest.fixture
+def other(deployment: Deployment, store: Store) -> Store:
+    """A second writer's handle."""
+    return deployment.another(store)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another attempt follows at once."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+def images(store: Store, name: str = "red panda") -> list[str]:
+    """Sources of a category's images, which every encoder must have alike."""
+    found = sources(store, name)
+    assert found.get("clip:image") == found.get("dino:image")
+    return found.get("clip:image", [])
+
+
+def assert_no_garbage(deployment: Deployment, store: Store) -> None:
+    """Every point is one that a manifest counts, and the other way round."""
+    counted = dict.fromkeys(FINGERPRINTS, 0)
+    for category in store.categories():
+        for expert, count in category.references.items():
+            counted[expert.rpartition(":")[0]] += count
+    assert deployment.sizes() == counted
+    assert store.incomplete() == []
+
+
+# Lost races
+
+RACES: dict[str, tuple[Operation, Operation, list[str], int]] = {
+    # mine, what another commits before it, images in the end, version in the end
+    "add, add": (
+        lambda s: add(s, "red panda", ["mine"]),
+        lambda s: add(s, "red panda", ["theirs"]),
+        ["mine", "old", "theirs"],
+        3,
+    ),
+    "add, replace": (
+        lambda s: add(s, "red panda", ["mine"]),
+        lambda s: add(s, "red panda", ["theirs"], replace=True),
+        ["mine", "theirs"],
+        3,
+    ),
+    "add, remove": (lambda s: add(s, "red panda", ["mine"]), lambda s: s.remove("red panda"), ["mine"], 3),
+    "add, the same": (
+        lambda s: add(s, "red panda", ["both"]),
+        lambda s: add(s, "red panda", ["both"]),
+        ["both", "old"],
+        2,
+    ),
+    "replace, add": (
+        lambda s: add(s, "red panda", ["mine"], replace=True),
+        lambda s: add(s, "red panda", ["theirs"]),
+        ["mine"],
+        3,
+    ),
+    "replace, replace": (
+        lambda s: add(s, "red panda", ["mine"], replace=True),
+        lambda s: add(s, "red panda", ["theirs"], replace=True),
+        ["mine"],
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("race", RACES)
+def test_lost_race_is_run_again(deployment: Deployment, backend: Hooked, store: Store, other: Store, race: str) -> None:
+    mine, theirs, expected, version = RACES[race]
+    backend.hooks["put"] = lambda *_: theirs(other)
+    mine(store)
+
+    assert images(store) == expected == images(other)
+    assert store.category("red panda").version == version
+    assert_no_garbage(deployment, store)
+
+
+def test_category_that_both_create_has_the_references_of_both(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store
+) -> None:
+    backend.hooks["put"] = lambda *_: add(other, "lynx", ["theirs"], ["their text"])
+    add(store, "lynx", ["mine"], ["my text"])
+
+    assert images(other, "lynx") == ["mine", "theirs"]
+    assert store.category("lynx").texts == ("their text", "my text")
+    assert store.category("lynx").version == 2
+    assert_no_garbage(deployment, store)
+
+
+def test_removal_after_a_lost_race(deployment: Deployment, backend: Hooked, store: Store, other: Store) -> None:
+    backend.hooks["put"] = lambda *_: add(other, "red panda", ["theirs"])
+    store.remove("red panda")
+
+    assert other.categories() == []
+    assert_no_garbage(deployment, store)
+
+
+def test_removal_of_what_another_removes_first(backend: Hooked, store: Store, other: Store) -> None:
+    backend.hooks["put"] = lambda *_: other.remove("red panda")
+    with pytest.raises(CategoryNotFoundError):
+        store.remove("red panda")
+
+
+@pytest.mark.parametrize("deployment", ["memory", "server"], indirect=True)
+@pytest.mark.parametrize("successors", [1, 10])
+def test_commit_is_recognised_though_others_follow_at_once(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store, successors: int
+) -> None:
+    theirs = [str(i) for i in range(successors)]
+
+    def follow(*_: Any) -> None:
+        for source in theirs:
+            add(other, "red panda", [source])
+
+    def after_put(*_: Any) -> None:
+        backend.hooks["retrieve"] = follow
+
+    backend.hooks["put"] = after_put
+    [category] = store.write([write_of("red panda", ["mine"])])
+
+    assert category.version == 2
+    assert store.category("red panda").version == 2 + successors
+    assert images(store) == sorted(["mine", "old", *theirs])
+    assert_no_garbage(deployment, store)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_writer_that_always_loses_gives_up(deployment: Deployment, backend: Hooked, store: Store, other: Store) -> None:
+    acknowledged: list[str] = []
+
+    def interfere(*_: Any) -> None:
+        source = f"theirs {len(acknowledged):02}"
+        add(other, "red panda", [source])
+        acknowledged.append(source)
+        backend.hooks["put"] = interfere
+
+    backend.hooks["put"] = interfere
+    with pytest.raises(ConflictError, match=r"'red panda'.*at each of \d+ attempts.*try again"):
+        add(store, "red panda", ["mine"])
+    backend.hooks.clear()
+
+    assert len(acknowledged) > 3
+    assert images(store) == ["old", *acknowledged]
+    assert_no_garbage(deployment, store)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_conflict_about_one_category_keeps_the_others(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store
+) -> None:
+    def interfere(*_: Any) -> None:
+        add(other, "red panda", [str(time.monotonic_ns())])
+        backend.hooks["put"] = interfere
+
+    backend.hooks["put"] = interfere
+    with pytest.raises(ConflictError, match="'red panda'") as caught:
+        store.write([write_of("lynx", ["a"]), write_of("red panda", ["mine"])])
+    backend.hooks.clear()
+
+    assert "lynx" not in str(caught.value)
+    assert images(other, "lynx") == ["a"]
+    assert "mine" not in images(other)
+    assert_no_garbage(deployment, store)
+
+
+def test_many_threads_add_to_one_category(deployment: Deployment, store: Store) -> None:
+    writers = [deployment.another(store) for _ in range(4)]
+
+    def work(writer: int) -> None:
+        for i in range(10):
+            add(writers[writer], "red panda", [f"{writer} {i}"])
+
+    with ThreadPoolExecutor(len(writers)) as pool:
+        list(pool.map(work, range(len(writers))))
+
+    assert images(store) == sorted(["old", *(f"{w} {i}" for w in range(4) for i in range(10))])
+    assert store.category("red panda").version == 41
+    assert_no_garbage(deployment, store)
+
+
+def test_many_threads_write_everything_else(deployment: Deployment, store: Store) -> None:
+    """Each thread has a category of its own in the end, whatever it did to it."""
+    writers = [deployment.another(store) for _ in range(4)]
+
+    def work(writer: int) -> None:
+        name = f"category {writer}"
+        for i in range(5):
+            add(writers[writer], name, ["a", "b"], [str(i)], replace=True)
+            add(writers[writer], name, ["c"])
+            writers[writer].remove(name)
+            add(writers[writer], name, [f"last of {writer}"])
+
+    with ThreadPoolExecutor(len(writers)) as pool:
+        list(pool.map(work, range(len(writers))))
+
+    for writer in range(4):
+        assert images(store, f"category {writer}") == [f"last of {writer}"]
+        assert store.category(f"category {writer}").version == 20
+    assert_no_garbage(deployment, store)
+
+
+# Writers that die
+
+DEADLY: dict[str, tuple[Operation, list[str] | None]] = {
+    # what a writer was at, and the images of the category when it is done
+    "add": (lambda s: add(s, "red panda", ["new", "newer"], ["new text"]), ["new", "newer", "old"]),
+    "replace": (lambda s: add(s, "red panda", ["new", "newer"], ["new text"], replace=True), ["new", "newer"]),
+    "remove": (lambda s: s.remove("red panda"), None),
+    "several": (
+        lambda s: s.write([write_of("lynx", ["1", "2"]), write_of("red panda", ["new"]), write_of("fox", ["3"])]),
+        ["new", "old"],
+    ),
+    "compaction": (lambda s: add(s, "many", ["new"]), ["old"]),
+}
+
+
+@pytest.mark.parametrize("operation", DEADLY)
+def test_writer_may_die_between_any_two_calls(
+    deployment: Deployment, backend: Hooked, store: Store, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.store.store._GENS_KEPT", 3)
+    act, after = DEADLY[operation]
+    for survived in itertools.count():
+        reset(store)
+        before = contents(store)
+        died = dies(backend, survived, lambda: act(store))
+
+        assert store.incomplete() == []
+        seen = contents(store)
+        if not died:
+            break
+        try:
+            act(store)
+        except CategoryNotFoundError:  # it was removed before it died
+            assert operation == "remove"
+        done = contents(store)
+        for name in seen | before | done:
+            assert seen.get(name) in (before.get(name), done.get(name))
+        assert (images(store) if "red panda" in done else None) == after
+        store.gc(grace=0)
+        assert_no_garbage(deployment, store)
+    assert survived > 4
+
+
+def dies(backend: Hooked, calls: int, act: Callable[[], Any]) -> bool:
+    """Whether a writer dies when it can make only so many calls; then another process goes on."""
+    backend.dies_at = backend.calls.total() + calls
+    try:
+        act()
+    except Crash:
+        return True
+    finally:
+        backend.dies_at = None
+    return False
+
+
+def reset(store: Store) -> None:
+    for category in store.categories():
+        store.remove(category.name)
+    add(store, "red panda", ["old"], ["old text"])
+    for i in range(3):
+        add(store, "many", [str(i)])
+    store.gc(grace=0)
+
+
+def contents(store: Store) -> dict[str, Any]:
+    return {category.name: (category.texts, sources(store, category.name)) for category in store.categories()}
+
+
+def test_first_writer_may_die_between_any_two_calls(deployment: Deployment, backend: Hooked) -> None:
+    for survived in itertools.count():
+        store = Store(backend, f"{deployment.namespace}-{survived}")
+        died = dies(backend, survived, lambda store=store: store.bind(FINGERPRINTS))
+
+        assert store.categories() == []
+        assert store.gc() == 0
+        store.check(FINGERPRINTS)
+        store.check_fingerprints(FINGERPRINTS)
+        store.bind(FINGERPRINTS)
+        add(store, "red panda", ["a"])
+        assert images(store) == ["a"]
+        assert store.encoders() == FINGERPRINTS
+        if not died:
+            break
+    assert survived > 4
+
+
+def test_two_first_writers_at_once(deployment: Deployment, backend: Hooked) -> None:
+    """Whichever call of a first bind another writer comes before, both get their way."""
+    for position in itertools.count():
+        namespace = f"{deployment.namespace}-{position}"
+        mine, theirs = Store(backend, namespace), Store(backend.inner, namespace)
+
+        def come_first(*_: Any, theirs: Store = theirs) -> None:
+            theirs.bind(FINGERPRINTS)
+            add(theirs, "red panda", ["theirs"])
+
+        backend.hooks[backend.calls.total() + position] = come_first
+        mine.bind(FINGERPRINTS)
+        if backend.hooks.pop(backend.calls.total(), None):
+            break
+        add(mine, "red panda", ["mine"])
+        assert images(mine) == ["mine", "theirs"]
+    assert position > 4
+
+
+@pytest.mark.parametrize("encoder", FINGERPRINTS)
+def test_torn_references_are_not_seen(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store, encoder: str
+) -> None:
+    before = contents(store)
+
+    def tear(collection: str, points: Points) -> None:
+        if collection != store.collection(encoder):
+            backend.hooks["upsert"] = tear
+            return
+        backend.inner.upsert(collection, Points(points.ids[:1], points.vectors[:1], points.payloads[:1]))
+        raise Crash
+
+    backend.hooks["upsert"] = tear
+    with pytest.raises(Crash):
+        store.write([write_of("red panda", ["new", "newer"], replace=True), write_of("lynx", ["a", "b"])])
+
+    assert deployment.sizes()[encoder] > len(before["red panda"][1].get(f"{encoder}:image", [])) + (encoder == "clip")
+    assert contents(other) == before
+    assert other.incomplete() == []
+
+
+# Garbage
+
+
+def leave_garbage(backend: Hooked, store: Store, name: str = "red panda") -> int:
+    """A writer dies before its commit; how many references it leaves."""
+
+    def die(*_: Any) -> None:
+        raise Crash
+
+    backend.hooks["put"] = die
+    with pytest.raises(Crash):
+        add(store, name, ["garbage", "more garbage"])
+    return 4
+
+
+def test_garbage_is_collected_when_it_is_asked_for(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store
+) -> None:
+    before = contents(store)
+    left = leave_garbage(backend, store) + leave_garbage(backend, store, "never committed")
+
+    assert contents(other) == before
+    assert other.gc(grace=0) == left
+    assert other.gc(grace=0) == 0
+    assert contents(other) == before
+    assert_no_garbage(deployment, store)
+
+
+def test_young_garbage_may_belong_to_a_writer_at_work(
+    deployment: Deployment, backend: Hooked, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = leave_garbage(backend, store)
+    assert store.gc() == (0 if deployment.shared else left)
+
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3500)
+    assert store.gc() == 0
+    monkeypatch.setattr(time, "time", lambda: now + 3700)
+    assert store.gc() == (left if deployment.shared else 0)
+    assert_no_garbage(deployment, store)
+
+
+def test_next_write_of_a_category_takes_its_garbage_away(
+    deployment: Deployment, backend: Hooked, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_garbage(backend, store)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3700)
+    add(store, "lynx", ["a"])
+    with_garbage = deployment.sizes()
+    add(store, "red panda", ["new"])
+
+    assert with_garbage == {"clip": 5, "dino": 4}
+    assert images(store) == ["new", "old"]
+    assert_no_garbage(deployment, store)
+
+
+@pytest.mark.parametrize("deployment", ["memory", "server"], indirect=True)
+def test_writer_that_slept_spares_what_was_committed_meanwhile(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep_for_hours(*_: Any, **__: Any) -> None:
+        add(other, "red panda", ["theirs"])
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 7200)
+
+    def after_put(*_: Any) -> None:
+        backend.hooks["scroll"] = sleep_for_hours
+
+    backend.hooks["put"] = after_put
+    add(store, "red panda", ["mine"])
+
+    assert images(other) == ["mine", "old", "theirs"]
+    assert_no_garbage(deployment, other)
+
+
+@pytest.mark.parametrize("deployment", ["memory", "server"], indirect=True)
+def test_collection_of_garbage_spares_a_writer_at_work(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store
+) -> None:
+    collected: list[int] = []
+    backend.hooks["put"] = lambda *_: collected.append(other.gc())
+    add(store, "red panda", ["new"])
+
+    assert collected == [0]
+    assert images(other) == ["new", "old"]
+    assert_no_garbage(deployment, store)

@@ -1,0 +1,99 @@
+"""Classifiers with fast encoders, images to classify, and what a store holds, to be compared."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import zsvec
+from tests.store.support import fast_folder
+from zsvec.classifier import Classifier
+from zsvec.config import Settings
+from zsvec.store import Store
+from zsvec.testing import HashEncoder
+from zsvec.types import Category
+
+__all__ = [
+    "encode",
+    "fast_folder",
+    "isolated",
+    "open_classifier",
+    "photo",
+    "photos",
+    "sources",
+    "state",
+    "two_encoders",
+    "unit",
+    "write_photos",
+]
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings but the test's own: an empty working folder and user folder, and no ``ZSVEC_`` variables."""
+    for name in [name for name in os.environ if name.startswith("ZSVEC_")]:
+        monkeypatch.delenv(name)
+    user = tmp_path / "user"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(user))  # of processes started by the test
+    monkeypatch.setattr(Settings, "toml_files", (user / "zsvec" / "config.toml", Path("zsvec.toml")))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def photo(seed: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
+    """The same random picture for the same seed."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def photos(*seeds: int) -> list[Image.Image]:
+    return [photo(seed) for seed in seeds]
+
+
+def encode(image: Image.Image, format_name: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_name, **options)
+    return buffer.getvalue()
+
+
+def write_photos(folder: Path, seeds: Iterable[int]) -> list[Path]:
+    """``0.png``, ``1.png`` … in a folder, each the `photo` of its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{seed}.png" for seed in seeds]
+    for seed, path in zip(seeds, paths, strict=True):
+        path.write_bytes(encode(photo(seed)))
+    return paths
+
+
+def two_encoders() -> tuple[HashEncoder, HashEncoder]:
+    """``clip`` for texts and images, ``dino`` for images."""
+    return HashEncoder("clip", dim=32), HashEncoder("dino", dim=16, modalities=("image",))
+
+
+def open_classifier(folder: Path, *encoders: HashEncoder, **settings: Any) -> Classifier:
+    return zsvec.open(str(folder / "store"), encoders=encoders or two_encoders(), **settings)
+
+
+def sources(store: Store, name: str) -> dict[str, list[str]]:
+    """Where the references of a category come from, by expert, sorted."""
+    return store.sources(store.category(name))
+
+
+def state(store: Store) -> dict[str, tuple[Category, Mapping[tuple[str, str, str], list[float]]]]:
+    """All that a store holds: each category, and the vector of each of its references."""
+    return {
+        category.name: (category, {held.key: held.vector.tolist() for held in store.stored(category.name)})
+        for category in store.categories()
+    }
+
+
+def unit(*values: float) -> NDArray[np.float32]:
+    vector = np.array(values, dtype=np.float32)
+    return vector / np.linalg.norm(vector)

@@ -1,0 +1,781 @@
+"""Categories into a store, by `Builder` and by the folders and files that people keep them in."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support import encode, fast_folder, isolated, photo, photos, sources, state, write_photos  # noqa: F401
+from zsvec import prefetch
+from zsvec.builder import Builder, CategoryInput, checked_name, readable
+from zsvec.config import load_settings
+from zsvec.encoders import EncoderSet
+from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError
+from zsvec.folders import read_categories, read_definitions
+from zsvec.store import Store, open_store
+from zsvec.testing import HashEncoder
+from zsvec.types import Category, Modality
+
+
+class Encoder(HashEncoder):
+    """Remembers the size of every batch that it embedded."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name, **options)
+        self.batches: dict[str, list[int]] = {"text": [], "image": []}
+
+    def embed(self, batch: Any, modality: Modality) -> Any:
+        self.batches[modality].append(len(batch))
+        return super().embed(batch, modality)
+
+
+class Workshop:
+    """A builder, its encoders and its store."""
+
+    def __init__(self, store: Store, *encoders: Encoder, batch_size: int = 8) -> None:
+        self.store = store
+        self.encoders = encoders
+        encoder_set = EncoderSet(encoders)
+        store.bind(encoder_set.fingerprints)
+        self.builder = Builder(
+            store,
+            encoder_set,
+            prompts={"clip": "a photo of a {name}"},
+            batch_size=batch_size,
+            max_pixels=1000,
+        )
+
+    def add(self, name: str, texts: Any = None, images: Any = (), **options: Any) -> Category:
+        """Build one category; ``replace`` and ``on_error`` are of the build."""
+        build = {key: options.pop(key) for key in ("replace", "on_error") if key in options}
+        given = CategoryInput(name=name, texts=texts, images=images, **options)
+        (category,) = self.builder.build([given], **build)
+        return category
+
+    def embedded(self) -> dict[str, tuple[int, int]]:
+        """Texts and images that each encoder embedded so far."""
+        return {encoder.name: (encoder.texts_encoded, encoder.images_encoded) for encoder in self.encoders}
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with fast_folder() as folder, open_store(load_settings(store=str(folder / "store"))) as opened:
+        yield opened
+
+
+@pytest.fixture
+def workshop(store: Store) -> Workshop:
+    return Workshop(store, Encoder("clip", dim=32), Encoder("dino", dim=16, modalities=("image",)))
+
+
+@pytest.fixture
+def full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches wait until they are full, so that a busy machine does not make them smaller."""
+    monkeypatch.setattr(prefetch, "_PATIENCE", 10.0)
+
+
+# ---- add, append, replace
+
+
+def test_a_new_category(workshop: Workshop, tmp_path: Path) -> None:
+    paths = write_photos(tmp_path, [1, 2])
+    category = workshop.add("red panda", ["a small mammal", "小熊猫"], paths, metadata={"owner": "zoo"})
+    assert (category.name, category.version, category.texts) == ("red panda", 1, ("a small mammal", "小熊猫"))
+    assert category.references == {"clip:text": 2, "clip:image": 2, "dino:image": 2}
+    assert category.metadata == {"owner": "zoo"}
+    assert workshop.embedded() == {"clip": (2, 2), "dino": (0, 2)}
+    assert workshop.store.categories() == [category]
+    assert sources(workshop.store, "red panda") == {
+        "clip:text": ["a small mammal", "小熊猫"],
+        "clip:image": list(map(str, paths)),
+        "dino:image": list(map(str, paths)),
+    }
+
+
+def test_the_vectors_are_those_of_the_encoders(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline"], [photo(1)])
+    held = {reference.key[:2]: reference.vector for reference in workshop.store.stored("cat")}
+    clip, dino = workshop.encoders
+    np.testing.assert_allclose(held["clip", "text"], clip.encode_texts(["a feline"])[0], atol=1e-6)
+    np.testing.assert_allclose(held["clip", "image"], clip.encode_images([photo(1)])[0], atol=1e-6)
+    np.testing.assert_allclose(held["dino", "image"], dino.encode_images([photo(1)])[0], atol=1e-6)
+
+
+def test_an_addition_embeds_only_what_is_new(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline"], photos(1, 2))
+    before = state(workshop.store)["cat"][1]
+    category = workshop.add("cat", ["a feline", "a pet"], photos(1, 2, 3))
+    assert workshop.embedded() == {"clip": (2, 3), "dino": (0, 3)}
+    assert (category.version, category.texts) == (2, ("a feline", "a pet"))
+    assert category.references == {"clip:text": 2, "clip:image": 3, "dino:image": 3}
+    after = state(workshop.store)["cat"][1]
+    assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_adding_the_same_again_embeds_nothing(workshop: Workshop, *, replacing: bool) -> None:
+    workshop.add("cat", ["a feline"], photos(1, 2), metadata={"tags": ("a", "b")})
+    embedded, before = workshop.embedded(), state(workshop.store)
+    workshop.add("cat", ["a feline"], photos(2, 1), metadata={"tags": ("a", "b")}, replace=replacing)
+    assert workshop.embedded() == embedded
+    after = state(workshop.store)
+    assert after["cat"][1] == before["cat"][1]
+    if not replacing:
+        assert after == before  # version and revision too: nothing was written
+
+
+def test_the_same_content_is_the_same_however_it_is_given(workshop: Workshop, tmp_path: Path) -> None:
+    (path,) = write_photos(tmp_path, [1])
+    data = path.read_bytes()
+    first = workshop.add("cat", [], [path])
+    with path.open("rb") as file:
+        for again in (str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), file, Pipe(data)):
+            assert workshop.add("cat", [], [again]) == first
+    assert workshop.embedded() == {"clip": (0, 1), "dino": (0, 1)}
+
+
+class Pipe(io.RawIOBase):
+    """A file that can be read only once."""
+
+    def __init__(self, data: bytes) -> None:
+        self._inner = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._inner.readinto(buffer)
+
+
+def test_arrays_and_images_are_recognised_by_their_pixels(workshop: Workshop) -> None:
+    first = workshop.add("cat", [], [photo(1), np.asarray(photo(2))])
+    assert workshop.add("cat", [], [photo(1).copy(), np.array(photo(2))]) == first
+    assert workshop.embedded()["clip"] == (0, 2)
+
+
+def test_the_same_image_twice_is_one_reference(workshop: Workshop) -> None:
+    category = workshop.add("cat", ["a feline", " a feline "], photos(1, 1))
+    assert category.references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
+    assert category.texts == ("a feline",)
+
+
+def test_replacing_keeps_what_is_given_and_drops_the_rest(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline", "a pet"], photos(1, 2), metadata={"a": 1})
+    before = state(workshop.store)["cat"][1]
+    category = workshop.add("cat", ["a pet", "a hunter"], photos(2, 3), replace=True)
+    assert workshop.embedded() == {"clip": (3, 3), "dino": (0, 3)}  # one of each was new
+    assert (category.version, category.texts, category.metadata) == (2, ("a pet", "a hunter"), {})
+    after = state(workshop.store)["cat"][1]
+    assert len(after) == 2 + 2 + 2
+    kept = before.keys() & after.keys()
+    assert len(kept) == 1 + 1 + 1
+    assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
+
+
+def test_replacing_what_is_not_there_adds_it(workshop: Workshop) -> None:
+    assert workshop.add("cat", replace=True).references == {"clip:text": 1}
+
+
+def test_what_was_removed_is_embedded_anew(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline"], photos(1))
+    workshop.store.remove("cat")
+    assert workshop.store.categories() == []
+    category = workshop.add("cat", ["a feline"], photos(1))
+    assert category.version == 3
+    assert workshop.embedded() == {"clip": (2, 2), "dino": (0, 2)}
+
+
+def test_metadata_is_kept_until_another_is_given(workshop: Workshop) -> None:
+    workshop.add("cat", ["a"], metadata={"a": 1, "b": {"c": [None, True, 0.1, "ß"]}})
+    assert workshop.add("cat", ["b"]).metadata == {"a": 1, "b": {"c": [None, True, 0.1, "ß"]}}
+    changed = workshop.add("cat", [], metadata=MappingProxyType({"a": 2}))
+    assert (changed.version, changed.metadata) == (3, {"a": 2})
+    assert workshop.add("cat", [], metadata={"a": 2}) == changed
+    assert workshop.add("cat", [], metadata={}).metadata == {}
+
+
+def test_an_image_that_one_encoder_knows_and_another_does_not(workshop: Workshop) -> None:
+    image = photo(1)
+    workshop.add("cat", [], [image])
+    known = next(held for held in workshop.store.stored("cat") if held.encoder == "clip")
+    workshop.add("cat", ["a feline"], replace=True)
+    workshop.store.write([_write("cat", [known])])
+    assert workshop.add("cat", [], [image]).references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
+
+
+def _write(name: str, references: list[Any]) -> Any:
+    from zsvec.store import Write
+
+    return Write(name=name, references=references)
+
+
+# ---- texts
+
+
+def test_a_category_without_texts_is_defined_by_its_name_in_the_prompt_of_each_encoder(store: Store) -> None:
+    workshop = Workshop(store, Encoder("clip", dim=32), Encoder("words", dim=16, modalities=("text",)))
+    category = workshop.add("red__panda_")
+    assert category.texts == ("red panda",)
+    assert sources(store, "red__panda_") == {"clip:text": ["a photo of a red panda"], "words:text": ["red panda"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("red_panda", "red panda"), ("_a__b_ c_", "a b c"), ("T-34/85", "T-34/85"), ("{name}", "{name}")]
+)
+def test_readable(name: str, words: str) -> None:
+    assert readable(name) == words
+
+
+def test_a_category_that_exists_gets_no_text_of_its_name(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline"])
+    assert workshop.add("cat", images=photos(1)).references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
+    assert workshop.add("cat").texts == ("a feline",)
+
+
+def test_images_without_texts_get_a_text_of_the_name(workshop: Workshop) -> None:
+    assert workshop.add("cat", images=photos(1)).references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
+    assert workshop.add("dog", texts=[], images=photos(1)).references == {"clip:image": 1, "dino:image": 1}
+
+
+def test_nothing_at_all_is_refused(workshop: Workshop) -> None:
+    with pytest.raises(InvalidInputError, match=r"category 'cat' has no reference: .* clip, dino"):
+        workshop.add("cat", [])
+    workshop.add("dog")
+    before = state(workshop.store)
+    with pytest.raises(InvalidInputError, match=r"category 'dog' has no reference"):
+        workshop.add("dog", [], replace=True)
+    assert state(workshop.store) == before
+
+
+def test_texts_are_no_references_where_no_encoder_reads(store: Store) -> None:
+    workshop = Workshop(store, Encoder("dino", dim=16, modalities=("image",)))
+    for texts in (None, ["a feline"]):
+        with pytest.raises(InvalidInputError, match="category 'cat' has no reference"):
+            workshop.add("cat", texts)
+    assert workshop.add("cat", ["a feline"], photos(1)).references == {"dino:image": 1}
+
+
+def test_images_are_no_references_where_no_encoder_sees(store: Store) -> None:
+    workshop = Workshop(store, Encoder("words", dim=16, modalities=("text",)))
+    assert workshop.add("cat", images=photos(1)).references == {"words:text": 1}
+    assert workshop.embedded() == {"words": (1, 0)}
+
+
+@pytest.mark.parametrize("texts", ["a feline", [""], ["a", " \n"], [None], [b"a"], [["a"]], 5, ["a" * 20_001], ["\ud800"]])
+def test_texts_that_cannot_be_used(workshop: Workshop, texts: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"text.* must|text may have 20,000 characters"):
+        workshop.add("cat", texts)
+    assert workshop.store.categories() == []
+
+
+def test_the_longest_text(workshop: Workshop) -> None:
+    text = "ж" * 20_000
+    assert workshop.add("cat", [text]).texts == (text,)
+    assert sources(workshop.store, "cat") == {"clip:text": [text]}
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("  cat\t\n", "cat"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("x" * 500, "x" * 500),
+        ("e\u0301" * 500, "\u00e9" * 500),
+        ("👩‍👩‍👧‍👦", "👩‍👩‍👧‍👦"),
+        ("A/../b", "A/../b"),
+        (" ".join("ab"), "a b"),
+    ],
+)
+def test_names_as_they_are_stored(workshop: Workshop, name: str, stored: str) -> None:
+    assert checked_name(name) == stored
+    assert workshop.add(name, ["t"]).name == stored
+    assert workshop.add(stored, ["t"]).version == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "must not be empty. Got ''"),
+        (" \t\u3000", "must not be empty"),
+        ("\u200b\u200d", r"must not be empty. Got '\\u200b\\u200d'"),
+        ("a\nb", r"in one line. Got 'a\\nb'"),
+        ("a\x00b", r"in one line. Got 'a\\x00b'"),
+        ("a\x1b[31mb", r"in one line. Got 'a\\x1b\[31mb'"),
+        ("a\u2028b", r"in one line. Got 'a\\u2028b'"),
+        ("a\udcff", r"in one line. Got 'a\\udcff'"),
+        ("x" * 501, "may have 500 characters. Got 501, 'xxx"),
+        (None, "must be a str. Got None"),
+        (5, "must be a str. Got 5"),
+        (b"cat", "must be a str. Got b'cat'"),
+        (["cat"], r"must be a str. Got \['cat'\]"),
+    ],
+)
+def test_names_that_cannot_be_used(workshop: Workshop, name: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        workshop.add(name)
+    assert workshop.store.categories() == []
+
+
+def test_a_name_given_twice_is_refused_and_what_came_before_is_kept(workshop: Workshop) -> None:
+    inputs = [CategoryInput(name=name) for name in ("dog", "caf\u00e9", "cafe\u0301", "cat")]
+    built = []
+    with pytest.raises(InvalidInputError, match="category 'café' is given twice"):
+        built.extend(workshop.builder.build(inputs))
+    assert [category.name for category in built] == ["dog", "café"]
+    assert workshop.store.categories() == sorted(built, key=lambda category: category.name)
+
+
+def test_what_is_no_category_is_refused(workshop: Workshop) -> None:
+    with pytest.raises(InvalidInputError, match="must be CategoryInput objects. Got 'cat'"):
+        list(workshop.builder.build(["cat"]))  # type: ignore[list-item]
+
+
+# ---- vectors from elsewhere
+
+
+def test_vectors_given_are_stored_at_unit_length_and_not_embedded(workshop: Workshop) -> None:
+    given = np.random.default_rng(0).standard_normal((3, 32)) * [[1], [1e-30], [1e30]]
+    category = workshop.add("cat", [], vectors={"clip:image": given, "clip:text": [[1.0] + [0.0] * 31]})
+    assert category.references == {"clip:image": 3, "clip:text": 1}
+    assert workshop.embedded() == {"clip": (0, 0), "dino": (0, 0)}
+    held = np.array([r.vector for r in workshop.store.stored("cat") if r.modality == "image"])
+    unit = given / np.linalg.norm(given, axis=1, keepdims=True)
+    order = np.argmax(held @ unit.T, axis=0)
+    np.testing.assert_allclose(held[order], unit, atol=1e-6)
+    assert workshop.add("cat", [], vectors={"clip:image": given.tolist()}) == category
+
+
+def test_vectors_come_beside_texts_and_images(workshop: Workshop) -> None:
+    category = workshop.add("cat", images=photos(1), vectors={"dino:image": np.eye(16)[:2]})
+    assert category.references == {"clip:text": 1, "clip:image": 1, "dino:image": 3}
+
+
+NAN = [[float("nan")] + [1.0] * 31]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ({"dino:text": np.ones((1, 16))}, "no expert 'dino:text' .* clip:text, clip:image, dino:image"),
+        ({"clip": np.ones((1, 32))}, "no expert 'clip'"),
+        ({"": np.ones((1, 32))}, "no expert ''"),
+        ({7: np.ones((1, 32))}, "no expert 7"),
+        ({"clip:image": np.ones((1, 16))}, r"of clip:image must have the shape \(n, 32\). Got \(1, 16\)"),
+        ({"clip:image": np.ones(32)}, r"must have the shape \(n, 32\). Got \(32,\)"),
+        ({"clip:image": []}, r"must have the shape \(n, 32\). Got \(0,\)"),
+        ({"clip:image": np.ones((1, 1, 32))}, r"Got \(1, 1, 32\)"),
+        ({"clip:image": [[1.0] * 32, [1.0] * 31]}, r"must be numbers of the shape \(n, 32\)"),
+        ({"clip:image": [["a"] * 32]}, r"must be numbers of the shape \(n, 32\). Got \[\['a'"),
+        ({"clip:image": None}, "clip:image"),
+        ({"clip:image": NAN}, r"finite and not zero; rows that are not: \[0\]"),
+        ({"clip:image": [[1.0] * 32, [float("-inf")] * 32]}, r"rows that are not: \[1\]"),
+        ({"clip:image": np.vstack([np.ones((2, 32)), np.zeros((1, 32))])}, r"rows that are not: \[2\]"),
+        (np.ones((1, 32)), "must be a mapping of experts to arrays"),
+        ([("clip:image", np.ones((1, 32)))], "must be a mapping of experts to arrays"),
+    ],
+)
+def test_vectors_that_cannot_be_used(workshop: Workshop, vectors: Any, message: str) -> None:
+    workshop.add("dog")
+    before = state(workshop.store)
+    with pytest.raises(InvalidInputError, match=message):
+        workshop.add("cat", vectors=vectors)
+    assert state(workshop.store) == before
+
+
+# ---- metadata
+
+
+def nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return value
+
+
+CIRCLE: dict[str, Any] = {}
+CIRCLE["a"] = CIRCLE
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"a": object()}, "not JSON serializable"),
+        ({"a": {1, 2}}, "not JSON serializable"),
+        ({"a": b"x"}, "not JSON serializable"),
+        ({"a": np.float32(1)}, "not JSON serializable"),
+        ({("a", "b"): 1}, "keys must be str"),
+        ({"a": float("nan")}, "nan"),
+        ({"a": [float("inf")]}, "inf"),
+        ({"a": 2**63}, "64 bits"),
+        ({"a": -(2**63) - 1}, "64 bits"),
+        ({"a": 10**5000}, "metadata must be a JSON object"),
+        ({"a": "\ud800"}, "surrogates"),
+        (CIRCLE, "Circular"),
+        (nested(33), "32 levels. Got .* and 33"),
+        (nested(150), "32 levels. Got .* and 150"),  # beyond 127 the embedded engine could not open its store again
+        (nested(100_000), "metadata must be a JSON object"),
+        ({"a": "x" * 100_000}, "100,000 characters"),
+        ([1], r"mapping of str to JSON. Got \[1\]"),
+        ("{}", "mapping of str to JSON. Got '{}'"),
+        (5, "mapping of str to JSON. Got 5"),
+    ],
+)
+def test_metadata_that_cannot_be_used(workshop: Workshop, metadata: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        workshop.add("cat", metadata=metadata)
+    assert workshop.store.categories() == []
+
+
+def test_metadata_survives_closing_the_store() -> None:
+    extremes = {"deep": nested(31), "most": 2**63 - 1, "least": -(2**63), "": "\x00\u2028", "long": "ж" * 90_000}
+    with fast_folder() as folder:
+        settings = load_settings(store=str(folder / "store"))
+        with open_store(settings) as store:
+            Workshop(store, Encoder("clip", dim=32)).add("cat", metadata=extremes)
+        with open_store(settings) as store:
+            assert store.category("cat").metadata == extremes
+
+
+# ---- images that cannot be read
+
+
+def test_an_unreadable_image_stores_nothing(workshop: Workshop) -> None:
+    with pytest.raises(ImageError, match="cannot read 'missing.jpg'"):
+        workshop.add("cat", ["a feline"], [photo(1), "missing.jpg", photo(2)])
+    assert workshop.store.categories() == []
+
+
+def test_an_unreadable_image_leaves_a_category_as_it_was(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline"], photos(1))
+    before = state(workshop.store)
+    with pytest.raises(ImageError, match="cannot read bytes: it is empty"):
+        workshop.add("cat", ["a pet"], [photo(2), b""])
+    assert state(workshop.store) == before
+
+
+def test_unreadable_images_are_left_out_where_they_are_reported(workshop: Workshop) -> None:
+    reported: list[tuple[str, str]] = []
+    category = workshop.add(
+        "cat",
+        [],
+        ["missing.jpg", photo(1), b"no image", photo(2)],
+        on_error=lambda source, error: reported.append((source, str(error))),
+    )
+    assert category.references == {"clip:image": 2, "dino:image": 2}
+    assert [source for source, _ in reported] == ["missing.jpg", "bytes"]
+    assert "No such file" in reported[0][1]
+    assert "unknown format" in reported[1][1]
+
+
+def test_a_category_of_unreadable_images_alone_has_no_reference(workshop: Workshop) -> None:
+    reported: list[str] = []
+
+    def report(source: str, error: ImageError) -> None:
+        reported.append(source)
+
+    with pytest.raises(InvalidInputError, match="category 'cat' has no reference"):
+        workshop.add("cat", [], [b"", b"?"], on_error=report)
+    assert reported == ["bytes", "bytes"]
+    assert workshop.add("cat", None, [b"", b"?"], on_error=report).references == {"clip:text": 1}
+
+
+@pytest.mark.usefixtures("full_batches")
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_what_came_before_an_unreadable_image_is_kept_whatever_the_batches(store: Store, batch_size: int) -> None:
+    workshop = Workshop(store, Encoder("clip", dim=32), batch_size=batch_size)
+    inputs = [
+        CategoryInput(name="ant", images=photos(1, 2)),
+        CategoryInput(name="bee", images=[photo(3), b"", photo(4)]),
+        CategoryInput(name="cow", images=photos(5)),
+    ]
+    built = []
+    with pytest.raises(ImageError, match="it is empty"):
+        built.extend(workshop.builder.build(inputs))
+    assert [category.name for category in built] == ["ant"]
+    assert store.categories() == built
+    assert built[0].references == {"clip:image": 2, "clip:text": 1}
+
+
+def test_a_larger_image_than_allowed(workshop: Workshop) -> None:
+    with pytest.raises(ImageError, match="max_pixels=1000"):
+        workshop.add("cat", [], [photo(1, (40, 26))])
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        "a.jpg",
+        Path("a.jpg"),
+        b"bytes",
+        io.BytesIO(b"file"),
+        photo(1),
+        np.asarray(photo(1)),
+        np.asarray(photo(1).convert("L")),
+        None,
+        5,
+    ],
+    ids=lambda images: type(images).__name__,
+)
+def test_one_image_in_the_place_of_several_is_refused(workshop: Workshop, images: Any) -> None:
+    with pytest.raises(InvalidInputError, match="images must be a list, or another iterable, of images. Got "):
+        workshop.add("cat", images=images)
+    assert workshop.store.categories() == []
+
+
+class Dataset:
+    """Iterable as sequences were before there were iterators; torch's are."""
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return [photo(1), photo(2)][index]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [iter(photos(1, 2)), (photo(i) for i in (1, 2)), np.stack([np.asarray(photo(i)) for i in (1, 2)]), Dataset()],
+    ids=["iterator", "generator", "batch", "dataset"],
+)
+def test_any_iterable_of_images(workshop: Workshop, images: Any) -> None:
+    assert workshop.add("cat", [], images).references == {"clip:image": 2, "dino:image": 2}
+
+
+def test_a_file_name_that_is_no_unicode(workshop: Workshop, tmp_path: Path) -> None:
+    name = bytes(tmp_path) + b"/\xff.png"
+    with open(name, "wb") as file:  # noqa: PTH123 - a path of bytes
+        file.write(encode(photo(1)))
+    (path,) = (path for path in tmp_path.iterdir() if path.suffix == ".png")
+    workshop.add("cat", [], [path])
+    assert sources(workshop.store, "cat")["clip:image"] == [f"{tmp_path}/\\udcff.png"]
+
+
+# ---- many categories
+
+
+@pytest.mark.usefixtures("full_batches")
+def test_references_of_many_categories_share_batches(workshop: Workshop) -> None:
+    inputs = [CategoryInput(name=f"category {i}", images=photos(2 * i, 2 * i + 1)) for i in range(12)]
+    built = list(workshop.builder.build(inputs))
+    assert [category.name for category in built] == [f"category {i}" for i in range(12)]
+    assert all(category.references == {"clip:text": 1, "clip:image": 2, "dino:image": 2} for category in built)
+    clip, dino = workshop.encoders
+    assert sum(clip.batches["image"]) == sum(dino.batches["image"]) == 24
+    assert len(clip.batches["image"]) <= 5  # 12 images × 2 and 12 ends of categories, 8 at a time
+    assert len(clip.batches["text"]) <= 5
+    assert max(clip.batches["image"]) > 2
+
+
+@pytest.mark.usefixtures("full_batches")
+def test_a_text_of_several_categories_is_embedded_once_a_batch(workshop: Workshop) -> None:
+    inputs = [CategoryInput(name=name, texts=["an animal", name]) for name in ("ant", "bee", "cow")]
+    list(workshop.builder.build(inputs))
+    assert workshop.encoders[0].batches["text"] == [4]
+
+
+def test_a_category_is_committed_before_the_next_is_read(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_PATIENCE", 0.01)
+    seen: list[list[str]] = []
+
+    def inputs() -> Iterator[CategoryInput]:
+        yield CategoryInput(name="ant")
+        while not workshop.store.categories():
+            pass
+        seen.append([category.name for category in workshop.store.categories()])
+        yield CategoryInput(name="bee")
+
+    assert [category.name for category in workshop.builder.build(inputs())] == ["ant", "bee"]
+    assert seen == [["ant"]]
+
+
+def test_who_stops_after_the_first_category_has_it(workshop: Workshop) -> None:
+    def inputs() -> Iterator[CategoryInput]:
+        for i in range(10_000):
+            yield CategoryInput(name=f"{i}")
+
+    building = workshop.builder.build(inputs())
+    first = next(building)
+    building.close()  # type: ignore[attr-defined]
+    assert first in workshop.store.categories()
+    assert len(workshop.store.categories()) <= 8
+
+
+def test_no_categories(workshop: Workshop) -> None:
+    assert list(workshop.builder.build([])) == []
+    assert workshop.store.categories() == []
+
+
+def test_a_failure_of_the_iterables_is_raised_as_it_is(workshop: Workshop) -> None:
+    def images() -> Iterator[Image.Image]:
+        yield photo(1)
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        workshop.add("cat", images=images())
+    assert workshop.store.categories() == []
+
+
+def test_an_encoder_that_fails_stores_nothing(store: Store) -> None:
+    class Broken(Encoder):
+        def embed(self, batch: Any, modality: Modality) -> Any:
+            return super().embed(batch, modality) * np.nan
+
+    with pytest.raises(EncoderError, match="encoder 'clip' returned a vector that is not finite"):
+        Workshop(store, Broken("clip", dim=32)).add("cat")
+    assert store.categories() == []
+
+
+@pytest.mark.parametrize("new", [[], [photo(9)]], ids=["nothing new", "something new"])
+def test_what_was_recognised_and_then_removed_by_another_is_not_lost_in_silence(
+    workshop: Workshop, new: list[Any]
+) -> None:
+    workshop.add("cat", ["a feline"], photos(1, 2))
+
+    def images() -> Iterator[Image.Image]:
+        yield photo(1)
+        workshop.store.remove("cat")
+        yield from new
+
+    with pytest.raises(ConflictError, match="another writer removed references of 'cat'"):
+        workshop.add("cat", ["a feline"], images())
+    assert workshop.store.categories() == []
+
+
+# ---- folders and definitions
+
+
+def read(inputs: list[CategoryInput]) -> dict[str, tuple[Any, list[str]]]:
+    """Texts and names of the images of each category."""
+    return {given.name: (given.texts, [Path(str(image)).name for image in given.images]) for given in inputs}
+
+
+def test_a_folder_of_categories(tmp_path: Path) -> None:
+    write_photos(tmp_path / "pets" / "cat", [2, 1])
+    write_photos(tmp_path / "pets" / "cat" / "more", [3])
+    write_photos(tmp_path / "pets" / "dog", [4])
+    write_photos(tmp_path / "pets" / ".hidden", [5])
+    (tmp_path / "pets" / "empty").mkdir()
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "pets" / "beside.png").write_bytes(encode(photo(1)))
+    definitions = {"cat": ["a feline", "a pet"], "fox": ["a red hunter"]}
+    assert read(read_categories(tmp_path / "pets", definitions)) == {
+        "cat": (["a feline", "a pet"], ["1.png", "2.png", "3.png"]),
+        "dog": (None, ["4.png"]),
+        "empty": (None, []),
+        "fox": (["a red hunter"], []),
+    }
+
+
+def test_definitions_of_one_category_in_two_spellings_are_put_together(tmp_path: Path) -> None:
+    (tmp_path / "pets" / "dog").mkdir(parents=True)
+    found = read(read_categories(tmp_path / "pets", {"caf\u00e9": ["a"], "cafe\u0301 ": ["b"]}))
+    assert found["café"] == (["a", "b"], [])
+
+
+def test_two_folders_of_one_category_are_refused(tmp_path: Path) -> None:
+    for name in ("caf\u00e9", "cafe\u0301"):
+        write_photos(tmp_path / "pets" / name, [1])
+    if len(list((tmp_path / "pets").iterdir())) == 1:
+        pytest.skip("this file system makes the two names one")
+    with pytest.raises(InvalidInputError, match="name the same category"):
+        read_categories(tmp_path / "pets")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "is not a folder"),
+        (lambda path: path.write_text("a file"), "is not a folder"),
+        (lambda path: path.mkdir(), "has no sub-folders"),
+        (lambda path: (path / ".hidden").mkdir(parents=True), "has no sub-folders"),
+        (lambda path: (path / "a\nb").mkdir(parents=True), r"category name must be printable in one line. Got 'a\\nb'"),
+    ],
+)
+def test_folders_that_hold_no_categories(tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:
+    make(tmp_path / "pets")
+    with pytest.raises(InvalidInputError, match=message):
+        read_categories(tmp_path / "pets")
+
+
+def test_a_folder_whose_name_is_too_long() -> None:
+    with pytest.raises(InvalidInputError, match="xxx is not a folder"):
+        read_categories(Path("x" * 5000))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.json", '{"cat": "a feline", "dog": ["a pet", "a friend"], "fox": []}', None),
+        ("a.json", '\ufeff{"cat": "a feline", "dog": ["a pet", "a friend"], "fox": []}', None),
+        ("a", '{"小熊猫": "🐼"}', {"小熊猫": ["🐼"]}),
+        ("a.csv", "category,text\ncat,a feline\ndog,a pet\ncat,a hunter\n", {"cat": ["a feline", "a hunter"], "dog": ["a pet"]}),
+        ("a.CSV", "\ufefftext,note,category\r\n\"a, b\nc\",x,cat\r\n", {"cat": ["a, b\nc"]}),
+        ("a.csv", "category,text\ncat,one\u2028line\x0bstill\n", {"cat": ["one\u2028line\x0bstill"]}),
+        ("a.csv", "category,text\n", {}),
+    ],
+)
+def test_definitions(tmp_path: Path, name: str, content: str, expected: dict[str, list[str]] | None) -> None:
+    file = tmp_path / name
+    file.write_bytes(content.encode())
+    assert read_definitions(file) == (expected or {"cat": ["a feline"], "dog": ["a pet", "a friend"], "fox": []} if expected is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b"{", "are not JSON"),
+        ("a.json", b"", "are not JSON"),
+        ("a.json", b'["cat"]', "are not JSON of the form"),
+        ("a.json", b'{"cat": 5}', "are not JSON of the form"),
+        ("a.json", b'{"cat": {"text": "a"}}', "are not JSON of the form"),
+        ("a.json", b"\xff\xfe{", "cannot be read: 'utf-8' codec"),
+        ("a.json", b"[" * 100_000, "are not JSON"),
+        ("a.csv", b"", "columns category and text. Got none"),
+        ("a.csv", b"name,text\ncat,a", "columns category and text. Got name, text"),
+        ("a.csv", b"category,text\ncat," + b"x" * 200_000, "are no CSV, in line 2: field larger"),
+        ("a.csv", b'category,text\n"cat', "are no CSV"),
+    ],
+)
+def test_definitions_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(InvalidInputError, match=message) as error:
+        read_definitions(file)
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()], ids=["missing", "folder"])
+def test_definitions_that_are_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "a.json")
+    with pytest.raises(InvalidInputError, match=r"a\.json cannot be read: "):
+        read_definitions(tmp_path / "a.json")
+
+
+def test_a_row_without_a_text_is_refused_when_it_is_used(workshop: Workshop, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("category,text\ncat\n")
+    (tmp_path / "pets" / "dog").mkdir(parents=True)
+    inputs = read_categories(tmp_path / "pets", read_definitions(file))
+    with pytest.raises(InvalidInputError, match="definition text must be a str that is not empty. Got ''"):
+        list(workshop.builder.build(inputs))
+
+
+def test_importing_a_folder_again_embeds_nothing(workshop: Workshop, tmp_path: Path) -> None:
+    write_photos(tmp_path / "pets" / "cat", [1, 2])
+    write_photos(tmp_path / "pets" / "dog", [3])
+    inputs = read_categories(tmp_path / "pets")
+    first = list(workshop.builder.build(inputs))
+    embedded = workshop.embedded()
+    assert embedded == {"clip": (2, 3), "dino": (0, 3)}
+    assert list(workshop.builder.build([replace(given) for given in inputs])) == first
+    assert workshop.embedded() == embedded
+    assert json.dumps([category.to_dict() for category in first])

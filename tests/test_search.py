@@ -1,0 +1,548 @@
+"""Both ways of searching a store give the answers of plain numpy, whatever happens to the store meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.store.material import FINGERPRINTS, add, reference, references, unit_vector, write_of
+from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, MemoryDeployment, fast_folder
+from zsvec.aggregate import aggregate
+from zsvec.errors import StoreError
+from zsvec.search import Found, Searcher
+from zsvec.store import Reference, Store, Write
+from zsvec.store.base import Points, Where, record_id
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+Floats = NDArray[np.float32]
+# What a store holds: the references of each category.
+State = Mapping[str, Sequence[Reference]]
+# Similarities of the images, by expert and category.
+Answer = dict[str, dict[str, Floats]]
+
+METHODS = ["mirror", "qdrant"]
+EVERYTHING = 1000
+TOP_M = 3
+
+
+@pytest.fixture(params=["edge", "memory"])
+def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
+    with fast_folder() as folder:
+        opened = EdgeDeployment(folder / "store") if request.param == "edge" else MemoryDeployment()
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def backend(deployment: Deployment) -> Hooked:
+    return deployment.backend()
+
+
+@pytest.fixture
+def store(deployment: Deployment, backend: Hooked) -> Store:
+    return deployment.open(backend)
+
+
+@pytest.fixture
+def writer(deployment: Deployment, store: Store) -> Store:
+    """Another handle where there can be one."""
+    return deployment.another(store)
+
+
+def searcher(store: Store, method: str, *, limit: int = EVERYTHING, budget: int = 0, norms: bool = True) -> Searcher:
+    return Searcher(store, method=method, budget=budget, limit=limit, norms=norms)
+
+
+def queries(n: int = 5) -> dict[str, Floats]:
+    """The same images to each encoder."""
+    return {
+        encoder: np.stack([unit_vector(fingerprint.dim, f"{encoder} query {i}") for i in range(n)])
+        for encoder, fingerprint in FINGERPRINTS.items()
+    }
+
+
+# The oracle
+
+
+def by_expert(state: State) -> dict[str, dict[str, list[Reference]]]:
+    """References of each expert and category; the same content of a category once."""
+    found: dict[str, dict[str, list[Reference]]] = {}
+    for name, held in state.items():
+        for one in {reference.key: reference for reference in held}.values():
+            found.setdefault(f"{one.encoder}:{one.modality}", {}).setdefault(name, []).append(one)
+    return found
+
+
+def cosines(state: State, asked: Mapping[str, Floats]) -> dict[str, dict[str, Floats]]:
+    """Of each expert and category, ``(n_images, n_references)``."""
+    return {
+        expert: {name: asked[expert.split(":")[0]] @ np.stack([r.vector for r in of]).T for name, of in names.items()}
+        for expert, names in by_expert(state).items()
+    }
+
+
+def truth(state: State, asked: Mapping[str, Floats], method: str) -> Answer:
+    experts = by_expert(state)
+    norms = {
+        expert: {name: np.linalg.norm(np.mean([r.vector for r in of], axis=0)) for name, of in names.items()}
+        for expert, names in experts.items()
+    }
+
+    def one(expert: str, name: str, values: Floats) -> Floats:
+        if method == "max":
+            return values.max(axis=1)
+        if method == "top_mean":
+            return np.sort(values, axis=1)[:, -TOP_M:].mean(axis=1)
+        if method == "prototype":
+            return values.mean(axis=1) / norms[expert][name]
+        return values.mean(axis=1)
+
+    return {
+        expert: {name: one(expert, name, values) for name, values in names.items()}
+        for expert, names in cosines(state, asked).items()
+    }
+
+
+def answer(found: Found, method: str) -> Answer:
+    return {
+        expert.name: dict(
+            zip(
+                [found.categories[position] for position in expert.categories],
+                aggregate(expert.similarities, method, TOP_M).T,
+                strict=True,
+            )
+        )
+        for expert in found.experts
+    }
+
+
+def assert_same(got: Answer, expected: Answer) -> None:
+    assert {expert: sorted(of) for expert, of in got.items()} == {expert: sorted(of) for expert, of in expected.items()}
+    for expert, of in expected.items():
+        for name, values in of.items():
+            np.testing.assert_allclose(got[expert][name], values, atol=2e-6, err_msg=f"{expert} {name}")
+
+
+def assert_answers(searcher: Searcher, state: State) -> None:
+    """The searcher sees exactly this."""
+    asked = queries()
+    found = searcher.search(asked, nearest=3)
+    assert found.categories == tuple(sorted(state))
+    assert_same(answer(found, "mean"), truth(state, asked, "mean"))
+    assert_same(answer(found, "max"), truth(state, asked, "max"))
+
+
+STATE: State = {
+    "text only": references(texts=["one", "two", "three", "four", "five"]),
+    "images only": references(images=["1", "2"]),
+    "both": references(["six"], ["3", "4", "5", "6"]),
+    "one encoder only": [reference("dino", "image", "7")],
+    "a single reference": [reference("clip", "image", "8")],
+    "duplicates": references(["seven", "seven"], ["9", "9", "1"]),
+    "many": references(images=[f"many {i}" for i in range(70)]),
+    "nothing": [],
+    "Üñîçödé 🐼": references(["acht"], ["10"]),
+}
+
+
+def fill(store: Store, state: State) -> None:
+    store.write([Write(name=name, references=held, replace=True) for name, held in state.items()])
+
+
+# Answers
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("aggregation", ["mean", "max", "top_mean", "prototype"])
+def test_answers_are_those_of_plain_numpy(store: Store, method: str, aggregation: str) -> None:
+    fill(store, STATE)
+    asked = queries()
+    found = searcher(store, method).search(asked, nearest=4)
+
+    assert found.categories == tuple(sorted(STATE))
+    assert [expert.name for expert in found.experts] == ["clip:image", "clip:text", "dino:image"]
+    assert_same(answer(found, aggregation), truth(STATE, asked, aggregation))
+    for expert in found.experts:
+        assert list(expert.categories) == sorted(expert.categories)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nearest_references_are_named(store: Store, method: str) -> None:
+    fill(store, STATE)
+    asked = queries()
+    found = searcher(store, method).search(asked, nearest=4)
+
+    for expert in found.experts:
+        encoder, modality = expert.name.split(":")
+        held = [
+            (float(query @ r.vector), name, r.source, i)
+            for i, query in enumerate(asked[encoder])
+            for name, of in STATE.items()
+            for r in {r.key: r for r in of}.values()
+            if (r.encoder, r.modality) == (encoder, modality)
+        ]
+        for i, neighbors in enumerate(expert.nearest):
+            expected = sorted((one for one in held if one[3] == i), reverse=True)[:4]
+            assert [n.similarity for n in neighbors] == pytest.approx([one[0] for one in expected], abs=2e-6)
+            assert {(n.category, n.source) for n in neighbors} <= {
+                (name, source) for similarity, name, source, j in held if j == i and similarity > expected[-1][0] - 1e-5
+            }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("nearest", [0, 1, EVERYTHING])
+def test_any_number_of_nearest_references(store: Store, method: str, nearest: int) -> None:
+    state = {"red panda": references(["a"], ["1", "2", "3"])}
+    fill(store, state)
+    found = searcher(store, method).search(queries(2), nearest)
+
+    assert {e.name: [len(neighbors) for neighbors in e.nearest] for e in found.experts} == {
+        "clip:image": [min(nearest, 3)] * 2,
+        "clip:text": [min(nearest, 1)] * 2,
+        "dino:image": [min(nearest, 3)] * 2,
+    }
+    assert_same(answer(found, "mean"), truth(state, queries(2), "mean"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_category_and_no_image(deployment: Deployment, backend: Hooked, method: str) -> None:
+    store = Store(backend, deployment.namespace)
+    searching = searcher(store, method)
+    assert searching.search(queries(), nearest=1) == Found((), ())
+    assert searching.method == method
+
+    store.bind(FINGERPRINTS)
+    assert searching.search(queries(), nearest=1) == Found((), ())
+
+    add(store, "red panda", ["1", "2"], ["a"])
+    found = searching.search(queries(0), nearest=1)
+    assert found.categories == ("red panda",)
+    for expert in found.experts:
+        assert list(expert.nearest) == []
+        assert aggregate(expert.similarities, "max", 1).shape == (0, 1)
+    assert_answers(searching, {"red panda": references(["a"], ["1", "2"])})
+
+
+@pytest.mark.parametrize("limit", [1, 4, 20])
+def test_limited_search_gives_bounds(store: Store, limit: int) -> None:
+    """What was fetched is exact; for what was not, the most that it can be."""
+    fill(store, STATE)
+    asked = queries()
+    found = searcher(store, "qdrant", limit=limit).search(asked, nearest=limit)
+    every = {method: (answer(found, method), truth(STATE, asked, method)) for method in ("max", "mean", "top_mean")}
+
+    for got, true in every.values():
+        for expert, of in true.items():
+            assert got[expert].keys() == of.keys()
+            assert all((got[expert][name] >= values - 2e-6).all() for name, values in of.items())
+    got, true = every["max"]
+    for expert in found.experts:
+        for i, neighbors in enumerate(expert.nearest):
+            fetched = {neighbor.category for neighbor in neighbors}
+            floor = neighbors[-1].similarity
+            for name, values in got[expert.name].items():
+                expected = true[expert.name][name][i] if name in fetched else floor
+                assert values[i] == pytest.approx(expected, abs=2e-6)
+    # Where all that counts was fetched, so is the mean of the best exact.
+    got, true = every["top_mean"]
+    for expert in found.experts:
+        for i, neighbors in enumerate(expert.nearest):
+            for name, values in got[expert.name].items():
+                if sum(neighbor.category == name for neighbor in neighbors) >= TOP_M:
+                    assert values[i] == pytest.approx(true[expert.name][name][i], abs=2e-6)
+
+
+def test_limit_that_is_just_enough_is_exact(store: Store) -> None:
+    fill(store, STATE)
+    most = max(sum(len(of) for of in names.values()) for names in by_expert(STATE).values())
+    assert_answers(searcher(store, "qdrant", limit=most), STATE)
+
+
+# Changes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_next_batch_sees_what_was_committed(store: Store, writer: Store, method: str) -> None:
+    searching = searcher(store, method)
+    state = dict(STATE)
+    fill(store, state)
+    assert_answers(searching, state)
+
+    add(writer, "new", ["11"], ["nine"])
+    state["new"] = references(["nine"], ["11"])
+    assert_answers(searching, state)
+
+    add(writer, "both", ["12", "13"])
+    state["both"] = [*state["both"], *references(images=["12", "13"])]
+    assert_answers(searching, state)
+
+    add(writer, "text only", ["14"], replace=True)
+    state["text only"] = references(images=["14"])
+    assert_answers(searching, state)
+
+    writer.remove("many")
+    del state["many"]
+    assert_answers(searching, state)
+
+    writer.remove("duplicates")
+    add(writer, "duplicates", ["15"])
+    state["duplicates"] = references(images=["15"])
+    assert_answers(searching, state)
+
+    add(writer, "nothing", [], ["ten"])
+    state["nothing"] = references(["ten"])
+    add(writer, "both", metadata={"only": "this changes"})
+    assert_answers(searching, state)
+
+    for name in state:
+        writer.remove(name)
+    assert_answers(searching, {})
+
+    add(writer, "many", ["16"])
+    assert_answers(searching, {"many": references(images=["16"])})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compaction_changes_no_answer(store: Store, writer: Store, method: str) -> None:
+    searching = searcher(store, method)
+    for i in range(40):
+        add(writer, "red panda", [str(i)])
+        if i % 10 == 9 or 30 < i < 35:
+            assert_answers(searching, {"red panda": references(images=map(str, range(i + 1)))})
+
+
+def test_auto_switches_at_the_budget(store: Store, writer: Store) -> None:
+    searching = searcher(store, "auto", budget=8)
+    add(writer, "a", ["1", "2"], ["text"])  # 5 references
+    state = {"a": references(["text"], ["1", "2"])}
+    assert_answers(searching, state)
+    assert searching.method == "mirror"
+
+    add(writer, "b", ["1"], ["text"])  # 8: just within
+    state["b"] = references(["text"], ["1"])
+    assert_answers(searching, state)
+    assert searching.method == "mirror"
+
+    add(writer, "b", [], ["another"])  # 9
+    state["b"] = [*state["b"], *references(["another"])]
+    assert_answers(searching, state)
+    assert searching.method == "qdrant"
+
+    add(writer, "a", ["3"], replace=True)  # 6
+    state["a"] = references(images=["3"])
+    assert_answers(searching, state)
+    assert searching.method == "mirror"
+
+
+@pytest.mark.parametrize("budget", [3, 100])
+def test_auto_survives_that_everything_is_removed(store: Store, writer: Store, budget: int) -> None:
+    searching = searcher(store, "auto", budget=budget)
+    add(writer, "a", ["1", "2"])
+    assert_answers(searching, {"a": references(images=["1", "2"])})
+    writer.remove("a")
+    assert_answers(searching, {})
+    assert searching.method == "mirror"
+    add(writer, "b", ["3"])
+    assert_answers(searching, {"b": references(images=["3"])})
+
+
+class Recording(Hooked):
+    """Remembers which references were fetched with their vectors."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__(deployment.backend().inner)
+        self.fetched: list[tuple[str, str, str]] = []
+
+    def scroll(self, *args: Any, vectors: bool = False, **kwargs: Any) -> Iterator[Points]:
+        self.calls["scroll"] += 1
+        for page in self.inner.scroll(*args, vectors=vectors, **kwargs):
+            if vectors:
+                self.fetched += [(p["category"], p["modality"], p["source"]) for p in page.payloads]
+            yield page
+
+    def taken(self) -> list[tuple[str, str, str]]:
+        taken, self.fetched = sorted(self.fetched), []
+        return taken
+
+
+@pytest.mark.parametrize(("method", "norms"), [("mirror", False), ("qdrant", True), ("qdrant", False)])
+def test_only_what_changed_is_fetched(deployment: Deployment, method: str, norms: bool) -> None:
+    backend = Recording(deployment)
+    store = deployment.open(backend)
+    fill(store, STATE)
+    searching = searcher(store, method, norms=norms)
+    fetches = method == "mirror" or norms
+    everything = [
+        (name, r.modality, r.source) for names in by_expert(STATE).values() for name, of in names.items() for r in of
+    ]
+    searching.search(queries(), nearest=1)
+    assert backend.taken() == (sorted(everything) if fetches else [])
+
+    before = backend.calls.copy()
+    searching.search(queries(), nearest=1)
+    assert backend.taken() == []
+    assert (backend.calls - before)["query"] == (0 if method == "mirror" else 3)
+    assert backend.calls["retrieve"] == before["retrieve"]
+
+    add(store, "images only", ["20"])
+    backend.taken()
+    searching.search(queries(), nearest=1)
+    new = [("images only", "image", "20")] * 2
+    old = [("images only", "image", source) for source in ("1", "2")] * 2
+    assert backend.taken() == {"mirror": sorted(new), "qdrant": sorted([*old, *new]) if norms else []}[method]
+
+    store.remove("images only")
+    searching.search(queries(), nearest=1)
+    assert backend.taken() == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_commit_between_two_pages_of_the_catalog_is_not_missed(
+    deployment: Deployment, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.store.edge._PAGE", 2)
+    monkeypatch.setattr("zsvec.store.server._PAGE", 2)
+    names = sorted("abcdef", key=lambda name: record_id("category", name))  # the order of the pages
+    backend = Interrupted(deployment)
+    store = deployment.open(backend)
+    fill(store, {name: references(images=["1"]) for name in names})
+    searching = searcher(store, method)
+
+    backend.after_page = lambda: store.write([write_of(name, ["2"]) for name in (names[0], names[-1])])
+    searching.search(queries(), nearest=1)
+
+    assert backend.after_page is None
+    sources = {name: ["1", "2"] if name in (names[0], names[-1]) else ["1"] for name in names}
+    assert_answers(searching, {name: references(images=of) for name, of in sources.items()})
+
+
+class Interrupted(Hooked):
+    """Does something, once, after the first page of the catalog was read."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__(deployment.backend().inner)
+        self.after_page: Callable[[], Any] | None = None
+
+    def scroll(self, collection: str, *args: Any, **kwargs: Any) -> Iterator[Points]:
+        for page in self.inner.scroll(collection, *args, **kwargs):
+            yield page
+            if self.after_page and collection.endswith("__catalog"):
+                act, self.after_page = self.after_page, None
+                act()
+
+
+# What must never be seen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_uncommitted_references_are_not_seen(backend: Hooked, store: Store, method: str) -> None:
+    """Though they are nearer than all others, and fill the limit."""
+    state = {"red panda": references(images=["1", "2"]), "lynx": references(images=["3"])}
+    fill(store, state)
+
+    def die(*_: Any) -> None:
+        raise Crash
+
+    asked = queries(1)
+    nearer = [Reference(e, "image", f"{e}{i}", "garbage", asked[e][0]) for e in FINGERPRINTS for i in range(3)]
+    for name in ("red panda", "never committed"):
+        backend.hooks["put"] = die
+        with pytest.raises(Crash):
+            store.write([Write(name=name, references=nearer)])
+
+    assert_answers(searcher(store, method), state)
+    found = searcher(store, method, limit=7).search(asked, nearest=9)
+    assert found.categories == ("lynx", "red panda")
+    assert {n.source for e in found.experts for neighbors in e.nearest for n in neighbors} <= {"1", "2", "3"}
+    for aggregation in ("max", "mean"):
+        for expert, of in truth(state, asked, aggregation).items():
+            assert all((answer(found, aggregation)[expert][name] >= values - 2e-6).all() for name, values in of.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("encoder", FINGERPRINTS)
+def test_lost_references_are_an_error(backend: Hooked, store: Store, method: str, encoder: str) -> None:
+    fill(store, STATE)
+    gens = list(store.category("images only").gens)
+    backend.delete(store.collection(encoder), Where(match={"gen": gens}))
+    assert store.incomplete() == ["images only"]
+
+    searching = searcher(store, method)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="lacks references of 'images only'") as caught:
+            searching.search(queries(), nearest=1)
+    assert store.location in str(caught.value)
+
+    store.remove("images only")
+    assert_answers(searching, {name: held for name, held in STATE.items() if name != "images only"})
+
+
+CATEGORIES, REFERENCES, SEARCHES = 4, 5, 60
+
+
+def painted(name: str, version: int) -> Write:
+    """A category all of whose references are alike, and tell an even version from an odd one."""
+    return Write(
+        name=name,
+        references=[
+            Reference(encoder, modality, f"{version} {i}", str(version), paint(encoder, version))
+            for encoder in FINGERPRINTS
+            for modality in ("text", "image")
+            for i in range(REFERENCES)
+        ],
+        replace=True,
+    )
+
+
+def paint(encoder: str, version: int) -> Floats:
+    vector = np.zeros(FINGERPRINTS[encoder].dim, dtype=np.float32)
+    vector[version % 2] = 1
+    return vector
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_category_is_seen_whole_while_it_is_replaced(store: Store, writer: Store, method: str) -> None:
+    names = [f"category {i}" for i in range(CATEGORIES)]
+    store.write([painted(name, 0) for name in names])
+    stop = threading.Event()
+
+    def write() -> int:
+        version = 0
+        while not stop.is_set():
+            version += 1
+            writer.write([painted(name, version) for name in names[:2]])
+            writer.write([painted(name, version) for name in names[2:]])
+        return version
+
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(write)
+        try:
+            seen = look(searcher(store, method), names)
+        finally:
+            stop.set()
+    assert written.result() > 1
+    assert seen == {0, 1}
+
+
+def look(searching: Searcher, names: Sequence[str]) -> set[int]:
+    """Search again and again, and assert that all experts see the same version of a category whole: which there were."""
+    asked = {encoder: paint(encoder, 1)[None] for encoder in FINGERPRINTS}
+    seen = set()
+    for _ in range(SEARCHES):
+        found = searching.search(asked, nearest=0)
+        assert found.categories == tuple(names)
+        assert len(found.experts) == 4
+        for expert in found.experts:
+            assert list(expert.similarities.counts) == [REFERENCES] * CATEGORIES
+            assert list(expert.similarities.present) == [REFERENCES] * CATEGORIES
+        versions = np.stack([expert.similarities.values[0].reshape(CATEGORIES, REFERENCES) for expert in found.experts])
+        assert np.array_equal(versions, np.broadcast_to(versions[:1, :, :1], versions.shape))
+        seen |= set(versions.round().astype(int).ravel().tolist())
+    return seen

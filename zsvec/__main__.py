@@ -1,0 +1,5 @@
+"""`python -m zsvec`."""
+
+from zsvec.cli import main
+
+main()

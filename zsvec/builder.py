@@ -1,0 +1,418 @@
+"""Texts and images of categories → encoders → store.
+
+References of many categories share the encoders' batches, and each category is committed as soon as
+all of its own are embedded. What a category already holds is recognised by its content and not
+embedded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import reprlib
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from zsvec.encoders import EncoderSet
+from zsvec.errors import ConflictError, ImageError, InvalidInputError
+from zsvec.images import ImageInput, content_hash, read_image, source_of
+from zsvec.prefetch import prefetch
+from zsvec.store import Reference, Store, Write
+from zsvec.types import Category, Modality, expert_name
+
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+_INVISIBLE = {"Cf", "Zs"}
+LONGEST_NAME = 500
+LONGEST_TEXT = 20_000
+LONGEST_METADATA = 100_000
+_DEEPEST_METADATA = 32  # far below 128, from where on the embedded engine cannot read its own log again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoryInput:
+    """A category to be built.
+
+    Attributes:
+        name: The label.
+        texts: Definition texts. ``None``: the name, in each encoder's prompt, unless the category exists.
+        images: Reference images; iterated once, possibly in another thread.
+        vectors: References embedded elsewhere with the same encoder: by expert, such as
+            ``clip:image``, float ``(n, dim)`` of any norm.
+        metadata: JSON to keep with the category.
+    """
+
+    name: str
+    texts: Sequence[str] | None = None
+    images: Iterable[ImageInput] = ()
+    vectors: Mapping[str, ArrayLike] = field(default_factory=dict)
+    metadata: Mapping[str, Any] | None = None
+
+
+Key: TypeAlias = tuple[str, str, str]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A category on its way: what it held before, and what has been found for it so far.
+
+    Attributes:
+        category: Its name and metadata.
+        texts: Definition texts; ``None``: the name, in each encoder's prompt.
+        held: References that it had before; with their vectors, if they are to be written again.
+        references: To be written.
+        recognised: Those of `held` that were given again and are left where they are.
+    """
+
+    category: CategoryInput
+    texts: Sequence[str] | None
+    held: Mapping[Key, Reference | None]
+    references: list[Reference] = field(default_factory=list)
+    recognised: set[Key] = field(default_factory=set)
+
+    def recognises(self, key: Key) -> bool:
+        """Whether the category had this reference already; if so, it is used as it is."""
+        known = self.held.get(key)
+        if known is not None:
+            self.references.append(known)
+        elif key in self.held:
+            self.recognised.add(key)
+        return key in self.held
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """One image of a draft: ready for the encoders, or already embedded, or unreadable."""
+
+    draft: _Draft
+    source: str
+    hash: str = ""
+    prepared: Any = None
+    error: ImageError | None = None
+
+
+class Builder:
+    """Builds categories into a store.
+
+    Args:
+        store: Bound to these encoders.
+        encoders: What embeds the references.
+        prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
+        batch_size: Images that an encoder takes at once.
+        max_pixels: Largest image that is decoded.
+    """
+
+    def __init__(
+        self, store: Store, encoders: EncoderSet, *, prompts: Mapping[str, str], batch_size: int, max_pixels: int
+    ) -> None:
+        self._store = store
+        self._encoders = encoders
+        self._prompts = prompts
+        self._batch_size = batch_size
+        self._max_pixels = max_pixels
+
+    def build(
+        self,
+        categories: Iterable[CategoryInput],
+        *,
+        replace: bool = False,
+        on_error: Callable[[str, ImageError], None] | None = None,
+    ) -> Iterator[Category]:
+        """Embed and commit categories.
+
+        Args:
+            categories: At most one of each name.
+            replace: Whether the references of a category that exists are replaced, not added to.
+            on_error: Called with source and error for each unreadable image, which is then left out;
+                without it, the first one is raised and its category not written.
+
+        Yields:
+            Each category when it is committed, in order.
+
+        Raises:
+            InvalidInputError: A name, text or vector cannot be used, or a category has no reference.
+            ImageError: An image cannot be read, and there is no ``on_error``.
+        """
+
+        def steps() -> Iterator[tuple[_Draft, ImageInput | None]]:
+            seen = set()
+            for category in categories:
+                draft = self._draft(category, replace=replace)
+                if draft.category.name in seen:
+                    raise InvalidInputError(f"category {draft.category.name!r} is given twice: put both in one")
+                seen.add(draft.category.name)
+                for image in checked_images(category.images):
+                    yield draft, image
+                yield draft, None  # the draft has all its images once this has come through
+
+        for batch in prefetch(self._prepare, steps(), self._batch_size):
+            done, failure = (batch, None) if on_error else _until_failure(batch)
+            images = [step for step in done if isinstance(step, _Image)]
+            self._embed([image for image in images if image.error is None])
+            for image in images:
+                if on_error and image.error is not None:
+                    on_error(image.source, image.error)
+            complete = [step for step in done if isinstance(step, _Draft)]
+            if complete:
+                yield from self._commit(complete, replace=replace)
+            if failure is not None:
+                raise failure
+
+    def _draft(self, category: CategoryInput, *, replace: bool) -> _Draft:
+        if not isinstance(category, CategoryInput):
+            raise InvalidInputError(f"categories must be CategoryInput objects. Got {reprlib.repr(category)} instead")
+        name = checked_name(category.name)
+        texts = checked_texts(category.texts) if category.texts is not None else None
+        metadata = checked_metadata(category.metadata) if category.metadata is not None else None
+        held: Mapping[Key, Reference | None]
+        if replace:
+            held = {reference.key: reference for reference in self._store.stored(name)}
+        else:
+            held = dict.fromkeys(self._store.keys(name))
+            if held and texts is None:
+                texts = []
+        draft = _Draft(CategoryInput(name=name, metadata=metadata), texts, held)
+        if not isinstance(category.vectors, Mapping):
+            raise InvalidInputError(
+                f"vectors must be a mapping of experts to arrays. Got {reprlib.repr(category.vectors)} instead"
+            )
+        for expert, vectors in category.vectors.items():
+            draft.references.extend(self._given(expert, vectors))
+        return draft
+
+    def _given(self, expert: str, vectors: ArrayLike) -> Iterator[Reference]:
+        """References whose vectors were made elsewhere."""
+        known = [expert_name(e.name, m) for e in self._encoders for m in e.modalities]
+        if expert not in known:
+            raise InvalidInputError(f"there is no expert {expert!r} to give vectors to; there are {', '.join(known)}")
+        encoder, _, modality = expert.rpartition(":")
+        for row in checked_vectors(vectors, self._encoders[encoder].fingerprint.dim, of=expert):
+            yield Reference(encoder, _modality(modality), hashlib.sha256(row.tobytes()).hexdigest(), "vector", row)
+
+    def _prepare(self, step: tuple[_Draft, ImageInput | None]) -> _Draft | _Image:
+        """Read, recognise, decode and preprocess one image; runs in threads."""
+        draft, image = step
+        if image is None:
+            return draft
+        source = source_of(image)
+        try:
+            if draft.held and not hasattr(image, "read"):
+                digest = content_hash(image, max_pixels=self._max_pixels)
+                if self._holds(draft, digest):
+                    return _Image(draft, source, digest)
+            loaded = read_image(image, max_pixels=self._max_pixels)
+        except ImageError as exc:
+            return _Image(draft, source, error=exc)
+        if self._holds(draft, loaded.content_hash):
+            return _Image(draft, source, loaded.content_hash)
+        return _Image(draft, source, loaded.content_hash, self._encoders.preprocess(loaded.image))
+
+    def _holds(self, draft: _Draft, digest: str) -> bool:
+        return all((name, "image", digest) in draft.held for name in self._image_encoders())
+
+    def _image_encoders(self) -> list[str]:
+        return [encoder.name for encoder in self._encoders if "image" in encoder.modalities]
+
+    def _embed(self, images: Sequence[_Image]) -> None:
+        """Add references to their drafts, of new images by the encoders, of known ones from the store."""
+        new = [image for image in images if image.prepared is not None]
+        vectors = self._encoders.encode_images([image.prepared for image in new])
+        for name in self._image_encoders():
+            for image, vector in zip(new, vectors[name], strict=True):
+                source = image.source.encode(errors="backslashreplace").decode()  # file names may be any bytes
+                image.draft.references.append(Reference(name, "image", image.hash, source, vector))
+            for image in images:
+                if image.prepared is None:
+                    image.draft.recognises((name, "image", image.hash))
+
+    def _commit(self, drafts: Sequence[_Draft], *, replace: bool) -> list[Category]:
+        for encoder in self._encoders:
+            if "text" in encoder.modalities:
+                self._embed_texts(encoder.name, drafts)
+        writes = []
+        for draft in drafts:
+            name = draft.category.name
+            if not draft.references and (replace or not draft.held):
+                raise InvalidInputError(
+                    f"category {name!r} has no reference: give it a text or an image that the encoders "
+                    f"{', '.join(encoder.name for encoder in self._encoders)} can embed"
+                )
+            if draft.recognised and not draft.recognised <= self._store.keys(name):
+                raise ConflictError(
+                    f"another writer removed references of {name!r} that were being added again: add them once more"
+                )
+            texts = draft.texts if draft.texts is not None else [readable(name)]
+            writes.append(
+                Write(
+                    name=name,
+                    references=draft.references,
+                    texts=texts,
+                    metadata=draft.category.metadata,
+                    replace=replace,
+                )
+            )
+        return self._store.write(writes)
+
+    def _embed_texts(self, encoder: str, drafts: Sequence[_Draft]) -> None:
+        prompt = self._prompts.get(encoder, "{name}")
+        keyed = [
+            (draft, text, (encoder, "text", hashlib.sha256(text.encode()).hexdigest()))
+            for draft in drafts
+            for text in dict.fromkeys(
+                [prompt.replace("{name}", readable(draft.category.name))] if draft.texts is None else draft.texts
+            )
+        ]
+        new = list(dict.fromkeys(text for draft, text, key in keyed if key not in draft.held))
+        vectors = dict(zip(new, self._encoders[encoder].encode_texts(new), strict=True))
+        for draft, text, key in keyed:
+            if not draft.recognises(key):
+                draft.references.append(Reference(encoder, "text", key[2], text, vectors[text]))
+
+
+def checked_name(name: object) -> str:
+    """A category name as it is stored: Unicode in composed form, without space around it.
+
+    Raises:
+        InvalidInputError: It is no text, empty, too long, or has control characters.
+    """
+    if not isinstance(name, str):
+        raise InvalidInputError(f"a category name must be a str. Got {name!r} instead")
+    composed = unicodedata.normalize("NFC", name).strip()
+    if not any(unicodedata.category(character) not in _INVISIBLE for character in composed):
+        raise InvalidInputError(f"a category name must not be empty. Got {name!r}")
+    if len(composed) > LONGEST_NAME:
+        raise InvalidInputError(
+            f"a category name may have {LONGEST_NAME} characters. Got {len(composed)}, {composed[:40]!r}…"
+        )
+    if any(unicodedata.category(character) in _UNPRINTABLE for character in composed):
+        raise InvalidInputError(f"a category name must be printable in one line. Got {composed!r}")
+    return composed
+
+
+def checked_text(text: object) -> str:
+    """A definition text without space around it.
+
+    Raises:
+        InvalidInputError: It is no text, empty, or too long.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidInputError(f"a definition text must be a str that is not empty. Got {reprlib.repr(text)} instead")
+    if len(text) > LONGEST_TEXT:
+        raise InvalidInputError(
+            f"a definition text may have {LONGEST_TEXT:,} characters. Got {len(text):,}, {text[:40]!r}…"
+        )
+    if any(unicodedata.category(character) == "Cs" for character in text):
+        raise InvalidInputError(f"a definition text must be valid Unicode. Got {reprlib.repr(text)}")
+    return text.strip()
+
+
+def checked_texts(texts: object) -> list[str]:
+    """Definition texts, each without space around it.
+
+    Raises:
+        InvalidInputError: They are one str, no iterable, or one of them cannot be used.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise InvalidInputError(f"texts must be a list of str. Got {reprlib.repr(texts)} instead")
+    return [checked_text(text) for text in texts]
+
+
+def checked_images(images: object) -> Iterable[ImageInput]:
+    """Images to iterate. One image alone is refused: a path would be read letter by letter, an array row by row.
+
+    Raises:
+        InvalidInputError: It is one image, or cannot be iterated.
+    """
+    alone = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image)
+    row_by_row = isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype != object
+    iterable = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
+    if alone or row_by_row or hasattr(images, "read") or not iterable:
+        got = f"an array of shape {images.shape}" if isinstance(images, np.ndarray) else reprlib.repr(images)
+        raise InvalidInputError(f"images must be a list, or another iterable, of images. Got {got} instead")
+    return cast("Iterable[ImageInput]", images)
+
+
+def checked_vectors(vectors: ArrayLike, dim: int, *, of: str) -> NDArray[np.float32]:
+    """Vectors with rows of unit L2 norm, float32 ``(n, dim)``.
+
+    Args:
+        vectors: Numbers of this shape, rows of any norm.
+        dim: Of the encoder.
+        of: What to call them in messages.
+
+    Raises:
+        InvalidInputError: They are no numbers, of another shape, or a row is zero or not finite.
+    """
+    try:
+        rows: NDArray[np.float64] = np.asarray(vectors, dtype=np.float64)
+    except (TypeError, ValueError) as exc:
+        got = reprlib.repr(vectors)
+        raise InvalidInputError(f"vectors of {of} must be numbers of the shape (n, {dim}). Got {got} instead") from exc
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise InvalidInputError(f"vectors of {of} must have the shape (n, {dim}). Got {rows.shape} instead")
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unusable = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if unusable.size:
+        raise InvalidInputError(
+            f"vectors of {of} must be finite and not zero; rows that are not: {unusable[:5].tolist()}"
+        )
+    unit: NDArray[np.float32] = (rows / norms).astype(np.float32)
+    return unit
+
+
+def checked_metadata(metadata: object) -> dict[str, Any]:
+    """Metadata as it comes back from a store.
+
+    Raises:
+        InvalidInputError: It is no JSON object, has numbers beyond 64 bits, or is too long or too deep.
+    """
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(f"metadata must be a mapping of str to JSON. Got {reprlib.repr(metadata)} instead")
+    try:
+        text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
+        text.encode()
+        plain: dict[str, Any] = json.loads(text, parse_int=_int64)
+        depth = _depth(plain)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidInputError(f"metadata must be a JSON object. Got {reprlib.repr(metadata)}: {exc}") from exc
+    if len(text) > LONGEST_METADATA or depth > _DEEPEST_METADATA:
+        raise InvalidInputError(
+            f"metadata may have {LONGEST_METADATA:,} characters as JSON and {_DEEPEST_METADATA} levels. "
+            f"Got {len(text):,} and {depth}, {text[:40]}…"
+        )
+    return plain
+
+
+def _int64(digits: str) -> int:
+    value = int(digits)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"the number {digits[:20]}… has more than 64 bits")
+    return value
+
+
+def _depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
+
+
+def readable(name: str) -> str:
+    """A category name as words: folder names often have underscores for spaces."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def _until_failure(batch: Sequence[_Draft | _Image]) -> tuple[Sequence[_Draft | _Image], ImageError | None]:
+    """What comes before the first unreadable image, and its error."""
+    for position, step in enumerate(batch):
+        if isinstance(step, _Image) and step.error is not None:
+            return batch[:position], step.error
+    return batch, None
+
+
+def _modality(name: str) -> Modality:
+    return "text" if name == "text" else "image"

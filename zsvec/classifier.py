@@ -1,0 +1,364 @@
+"""The classifier: images → encoders → search → logits → fusion → predictions, over a live store."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zsvec.builder import Builder, CategoryInput, checked_images, checked_name, checked_vectors
+from zsvec.config import Settings
+from zsvec.encoders import EncoderSet
+from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
+from zsvec.images import ImageInput, load_image, source_of
+from zsvec.prefetch import prefetch
+from zsvec.scoring import Scoring
+from zsvec.search import Searcher
+from zsvec.store import Store
+from zsvec.store.base import CATALOG
+from zsvec.types import Category, Prediction
+
+Errors = Literal["raise", "report"]
+
+_NEAREST = 3  # references that a prediction shows for each expert
+
+
+class Classifier:
+    """Classifies images by the categories of a store, which may change at any time.
+
+    Use `zsvec.open` to make one. Encoders are loaded when they are first needed. Safe to use from
+    several threads; after a fork, open another.
+
+    Args:
+        store: Where the categories are.
+        settings: How to encode, search and fuse.
+        load_encoders: Gives the encoders; called once, when they are first needed.
+        temperatures: By expert, what its similarities are divided by; names the encoders.
+        prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        *,
+        load_encoders: Callable[[], EncoderSet],
+        temperatures: Mapping[str, float],
+        prompts: Mapping[str, str],
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self._load_encoders = load_encoders
+        self._loaded: EncoderSet | None = None
+        self._prompts = prompts
+        self._lock = threading.RLock()
+        self._searcher = Searcher(
+            store,
+            method=settings.search,
+            budget=settings.mirror_budget,
+            limit=settings.neighbors,
+            norms=settings.aggregation == "prototype",
+        )
+        self._scoring = Scoring(
+            temperatures={**temperatures, **settings.temperatures},
+            aggregation=settings.aggregation,
+            top_m=settings.top_m,
+            fusion=settings.fusion,
+            weights=settings.weights,
+            unknown_above=settings.unknown_above,
+        )
+        self._names = sorted({expert.rpartition(":")[0] for expert in temperatures})
+        try:
+            self._check_names(temperatures)
+            store.check(self._names)
+        except ZSVecError:
+            store.close()  # nobody else has it, and an embedded one stays locked while it is open
+            raise
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<zsvec.Classifier of {self.store.location}, encoders {', '.join(self._names)}>"
+
+    # Categories
+
+    def add_category(
+        self,
+        name: str,
+        texts: Sequence[str] | None = None,
+        images: Iterable[ImageInput] = (),
+        *,
+        vectors: Mapping[str, ArrayLike] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        replace: bool = False,
+    ) -> Category:
+        """Add a category, or references to one that exists; seen by every process at its next batch.
+
+        Nothing is retrained. What the category holds already is recognised by its content: it is not
+        embedded again, and adding the same twice changes nothing.
+
+        Args:
+            name: The label.
+            texts: Definition texts. Without any, a new category gets its name for one.
+            images: Reference images: paths, bytes, files, PIL images, arrays.
+            vectors: References embedded elsewhere by the same encoder: ``{"clip:image": (n, dim)}``.
+            metadata: JSON to keep with it.
+            replace: Whether these references take the place of those it has.
+
+        Returns:
+            The category as committed.
+
+        Raises:
+            InvalidInputError: A name, text or vector cannot be used, or there is no reference at all.
+            ImageError: An image cannot be read; nothing was stored.
+            EncoderMismatchError: The store was made with other encoders.
+            ConflictError: Other writers changed the category at every attempt.
+        """
+        given = CategoryInput(
+            name=name, texts=texts, images=images, vectors={} if vectors is None else vectors, metadata=metadata
+        )
+        (category,) = self.add_categories([given], replace=replace)
+        return category
+
+    def add_categories(
+        self,
+        categories: Iterable[CategoryInput],
+        *,
+        replace: bool = False,
+        on_error: Callable[[str, ImageError], None] | None = None,
+    ) -> Iterator[Category]:
+        """Add many categories; their references share the encoders' batches.
+
+        Args:
+            categories: At most one of each name; iterated in a thread of its own.
+            replace: Whether their references take the place of those that exist.
+            on_error: Called with source and error for each image that cannot be read and is left out;
+                without it, such an error is raised.
+
+        Yields:
+            Each category when it is committed. What was yielded survives a kill at any instant.
+
+        Raises:
+            ZSVecError: As `add_category`.
+        """
+        builder = Builder(
+            self.store,
+            self._encoders_to_write(),
+            prompts=self._prompts,
+            batch_size=self.settings.batch_size,
+            max_pixels=self.settings.max_pixels,
+        )
+        yield from builder.build(categories, replace=replace, on_error=on_error)
+
+    def remove_category(self, name: str) -> None:
+        """Remove a category and its references.
+
+        Raises:
+            CategoryNotFoundError: There is none of this name.
+        """
+        self.store.remove(checked_name(name))
+
+    def categories(self) -> list[Category]:
+        """The committed categories, by name."""
+        return self.store.categories()
+
+    # Classification
+
+    @overload
+    def classify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
+    @overload
+    def classify(
+        self, images: Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise"
+    ) -> list[Prediction]: ...
+    def classify(
+        self, images: ImageInput | Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise"
+    ) -> Prediction | list[Prediction]:
+        """Classify one image, or a list of them.
+
+        Args:
+            images: A path, bytes, file, PIL image or array; or a list or tuple of such.
+            top_k: Categories in the rankings.
+            errors: For an image that cannot be read, ``raise``, or ``report`` a `Prediction` with ``error``.
+
+        Returns:
+            A prediction for an image, a list of them, in order, for a list.
+
+        Raises:
+            ImageError: An image cannot be read.
+            StoreError: The store has no category.
+            EncoderMismatchError: It was made with other encoders.
+        """
+        many = isinstance(images, list | tuple)
+        predictions = list(self.classify_stream(images if many else [images], top_k=top_k, errors=errors))  # type: ignore[list-item, arg-type]
+        return predictions if many else predictions[0]
+
+    async def aclassify(
+        self, images: ImageInput | Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise"
+    ) -> Prediction | list[Prediction]:
+        """`classify` in a thread, so that an event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.classify, images, top_k=top_k, errors=errors)
+
+    def classify_stream(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        batch_size: int | None = None,
+        top_k: int = 5,
+        errors: Errors = "report",
+    ) -> Iterator[Prediction]:
+        """Classify images as they come, in order and in bounded memory, endless sources included.
+
+        Threads decode ahead of the encoders. Each batch sees every category committed before it.
+
+        Args:
+            images: Iterated in a thread of its own.
+            batch_size: Images that an encoder takes at once; by default the setting.
+            top_k: Categories in the rankings.
+            errors: For an image that cannot be read, ``report`` a `Prediction` with ``error``, or ``raise``.
+
+        Yields:
+            One prediction for each image.
+
+        Raises:
+            ZSVecError: As `classify`.
+        """
+        size = self.settings.batch_size if batch_size is None else batch_size
+        _check_count("batch_size", size)
+        _check_count("top_k", top_k)
+        if errors not in ("raise", "report"):
+            raise InvalidInputError(f"errors must be 'raise' or 'report'. Got {errors!r} instead")
+        return self._stream(checked_images(images), size, top_k, errors)
+
+    def _stream(self, images: Iterable[ImageInput], size: int, top_k: int, errors: Errors) -> Iterator[Prediction]:
+        encoders = self._encoders_to_read()
+
+        def prepare(image: ImageInput) -> _Prepared:
+            source = source_of(image)
+            try:
+                rgb = load_image(image, max_pixels=self.settings.max_pixels)
+            except ImageError as exc:
+                return _Prepared(source, error=exc)
+            return _Prepared(source, encoders.preprocess(rgb))
+
+        for batch in prefetch(prepare, images, size):
+            readable = [image for image in batch if image.error is None]
+            vectors = encoders.encode_images([image.inputs for image in readable]) if readable else {}
+            answers = iter(self._predict([image.source for image in readable], vectors, top_k) if readable else ())
+            for image in batch:
+                if image.error is None:
+                    yield next(answers)
+                elif errors == "raise":
+                    raise image.error
+                else:
+                    yield Prediction(source=image.source, error=str(image.error))
+
+    def classify_vectors(self, vectors: Mapping[str, ArrayLike], *, top_k: int = 5) -> list[Prediction]:
+        """Classify images that are already embedded.
+
+        Args:
+            vectors: By encoder, all of them, float ``(n_images, dim)`` of any norm; the same images in each.
+            top_k: Categories in the rankings.
+
+        Raises:
+            InvalidInputError: They are of other encoders, of other shapes, zero or not finite.
+            StoreError: The store has no category.
+        """
+        _check_count("top_k", top_k)
+        fingerprints = self.store.encoders()
+        if not fingerprints:
+            raise self._empty()
+        if set(vectors) != set(fingerprints):
+            raise InvalidInputError(
+                f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {', '.join(vectors) or 'none'}"
+            )
+        queries = {name: checked_vectors(of, fingerprints[name].dim, of=name) for name, of in vectors.items()}
+        counts = {name: len(of) for name, of in queries.items()}
+        if len(set(counts.values())) > 1:
+            raise InvalidInputError(f"each encoder must have vectors of the same images. Got {counts}")
+        return self._predict([f"vector {i}" for i in range(max(counts.values()))], queries, top_k)
+
+    def _predict(
+        self, sources: Sequence[str], vectors: Mapping[str, NDArray[np.float32]], top_k: int
+    ) -> list[Prediction]:
+        found = self._searcher.search(vectors, _NEAREST)
+        # A modality that is not in use any more may still have references.
+        used = tuple(expert for expert in found.experts if expert.name in self._scoring.temperatures)
+        if not used:
+            raise self._empty()
+        found = replace(found, experts=used)
+        return self._scoring.predict(found, sources, top_k)
+
+    def _check_names(self, experts: Collection[str]) -> None:
+        for name in self._names:
+            if name == CATALOG or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
+                raise InvalidInputError(
+                    f"an encoder cannot be named {name!r}: it is part of the name of a collection, so take letters, "
+                    f"digits, '_', '-' and '.', and not {CATALOG!r}"
+                )
+        if not experts:
+            raise InvalidInputError("there are no encoders: give at least one")
+        for expert in {**self.settings.weights, **self.settings.temperatures}:
+            if expert not in experts:
+                raise InvalidInputError(f"there is no expert {expert!r}; there are {', '.join(experts)}")
+
+    # Life
+
+    def load(self) -> None:
+        """Load the encoders now, not with the first image.
+
+        Raises:
+            WeightsUnavailableError: Weights can be loaded neither from disk nor from a hub.
+        """
+        self._encoders()
+
+    def close(self) -> None:
+        """Make everything written durable and let go of the store."""
+        self.store.close()
+
+    def _encoders(self) -> EncoderSet:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load_encoders()
+            return self._loaded
+
+    def _encoders_to_read(self) -> EncoderSet:
+        if not self.store.encoders():
+            raise self._empty()
+        encoders = self._encoders()
+        self.store.check_fingerprints(encoders.fingerprints)
+        return encoders
+
+    def _encoders_to_write(self) -> EncoderSet:
+        encoders = self._encoders()
+        self.store.bind(encoders.fingerprints)
+        return encoders
+
+    def _empty(self) -> StoreError:
+        return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """An image ready for the encoders, or why it is not."""
+
+    source: str
+    inputs: Any = None
+    error: ImageError | None = None

@@ -1,0 +1,339 @@
+"""The commands of `zsvec`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from zsvec import __version__
+
+if TYPE_CHECKING:
+    from zsvec.classifier import Classifier
+    from zsvec.errors import ImageError
+    from zsvec.types import Prediction
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Classify images by categories that live in Qdrant. Add, change and remove categories at any time: "
+    "nothing is retrained, nothing is embedded twice.\n\n"
+    "Start with `zsvec demo`; then `zsvec --profile offline import FOLDER` and "
+    "`zsvec --profile offline classify PHOTO`.",
+    epilog="Every setting can also come from the environment (ZSVEC_STORE, ZSVEC_PROFILE, ZSVEC_API_KEY, "
+    "ZSVEC_DEVICE …) or from zsvec.toml. Exit codes: 0 done, 1 failed, 2 wrong usage.",
+)
+
+Fusion = Enum("Fusion", {name: name for name in ("max", "inverse_entropy", "neg_exp_entropy", "fixed")}, type=str)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Drop the references it has, instead of adding to them.")]
+FusionOption = Annotated[
+    Optional[Fusion],  # noqa: UP045 - typer reads it at run time, on Python 3.10 too
+    typer.Option("--fusion", help="How much each expert counts for an image.  [default: inverse_entropy]"),
+]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The options that stand before the command."""
+
+    store: str | None
+    namespace: str | None
+    profile: str | None
+
+    def open(self, **settings: Any) -> Classifier:
+        """The classifier that they name."""
+        import zsvec
+
+        return zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
+
+    def open_store(self) -> Any:
+        """The store alone, whatever encoders it was made with."""
+        from zsvec.config import load_settings
+        from zsvec.store import open_store
+
+        return open_store(load_settings(store=self.store, namespace=self.namespace, profile=self.profile))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zsvec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def target(
+    context: typer.Context,
+    store: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="URL|DIR", help="Qdrant server, or folder of an embedded store.  [default: ./zsvec-store]"
+        ),
+    ] = None,
+    namespace: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NS", help="Prefix of the collections that belong to this store.  [default: zsvec]"),
+    ] = None,
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="NAME",
+            help="Encoders: base (CLIP + DINOv2), plus (a stronger CLIP), offline (no download needed), or one of "
+            "your own in zsvec.toml.  [default: base]",
+        ),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Keep where to work for the command that follows."""
+    context.obj = Target(store, namespace, profile)
+
+
+@app.command()
+def demo() -> None:
+    """Show the whole story in a minute: real photographs, a category added live, an answer that changes.
+
+    Works offline, in a temporary folder that is removed afterwards.
+    """
+    from zsvec.cli.demo import run
+
+    run()
+
+
+@app.command("import")
+def import_(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A sub-folder of reference images per category.")],
+    definitions: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FILE",
+            help="Texts that define categories: JSON {category: text or [texts]}, or CSV with the columns category "
+            "and text. A category without any is defined by its name.",
+        ),
+    ] = None,
+    replace_: Replace = False,
+    json: Json = False,
+) -> None:
+    """Add a category per sub-folder of DIR, named as it is.
+
+    Repeat it freely: what is there already is recognised and not embedded again. An image that cannot
+    be read is reported and left out.
+    """
+    from zsvec.cli import output
+    from zsvec.folders import read_categories, read_definitions
+
+    found = read_categories(folder, read_definitions(definitions) if definitions else None)
+    images = sum(len(list(category.images)) for category in found)
+    unreadable = 0
+
+    def report(source: str, error: ImageError) -> None:
+        nonlocal unreadable
+        unreadable += 1
+        output.note(f"left out: {error}")
+
+    start = time.monotonic()
+    with context.obj.open() as classifier, output.progress("importing", images) as counted:
+        inputs = (replace(category, images=counted(category.images)) for category in found)
+        for category in classifier.add_categories(inputs, replace=replace_, on_error=report):
+            if json:
+                output.json_line(category.to_dict())
+    seconds = time.monotonic() - start
+    output.note(f"{len(found)} categories, {images} images ({unreadable} unreadable) in {seconds:.1f} s")
+
+
+@app.command()
+def add(
+    context: typer.Context,
+    name: Name,
+    text: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--text", help="A text that defines it; by default its name. Repeatable."),
+    ] = None,
+    image: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option("--image", metavar="PATH|DIR", help="A reference image, or a folder of them. Repeatable."),
+    ] = None,
+    replace_: Replace = False,
+    json: Json = False,
+) -> None:
+    """Add a category, or references to one that exists. It counts from the next image on, in every process."""
+    from zsvec.cli import output
+    from zsvec.images import find_images
+
+    images = [path for given in image or [] for path in (find_images(given) if given.is_dir() else [given])]
+    with context.obj.open() as classifier:
+        category = classifier.add_category(name, text or None, images, replace=replace_)
+    if json:
+        output.json_line(category.to_dict())
+    else:
+        output.out.print(output.categories([category]))
+
+
+@app.command()
+def remove(context: typer.Context, name: Name) -> None:
+    """Remove a category and its references."""
+    from zsvec.builder import checked_name
+    from zsvec.cli import output
+
+    with context.obj.open_store() as store:
+        store.remove(checked_name(name))
+    output.note(f"removed {name}")
+
+
+@app.command("list")
+def list_(context: typer.Context, json: Json = False) -> None:
+    """List the categories with their references."""
+    from zsvec.cli import output
+
+    with context.obj.open_store() as store:
+        found = store.categories()
+        location = store.location
+    if json:
+        for category in found:
+            output.json_line(category.to_dict())
+    elif found:
+        output.out.print(output.categories(found))
+    else:
+        output.note(f"no categories in {location}: add one with `zsvec add` or `zsvec import`")
+
+
+@app.command()
+def show(context: typer.Context, name: Name, json: Json = False) -> None:
+    """Show a category: its texts, its references and where they come from."""
+    from zsvec.builder import checked_name
+    from zsvec.cli import output
+
+    with context.obj.open_store() as store:
+        category = store.category(checked_name(name))
+        sources = store.sources(category)
+    if json:
+        output.json_line({**category.to_dict(), "metadata": category.metadata, "sources": sources})
+        return
+    output.out.print(output.categories([category]))
+    for expert, of in sources.items():
+        output.out.print(output.facts({f"{expert} {i}": source for i, source in enumerate(of, 1)}))
+
+
+@app.command()
+def classify(
+    context: typer.Context,
+    sources: Annotated[
+        list[str], typer.Argument(metavar="PATH|DIR|-…", help="Images, folders of images; - reads paths from stdin.")
+    ],
+    top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
+    fusion: FusionOption = None,
+    explain: Annotated[bool, typer.Option(help="Show what each expert says, and its nearest references.")] = False,
+    json: Json = False,
+) -> None:
+    """Classify images, each as soon as it is read.
+
+    An image that cannot be read is reported, and the rest goes on.
+    """
+    from zsvec.cli import output
+
+    failed = classified = 0
+    settings = {"fusion": fusion.value} if fusion else {}
+    with context.obj.open(**settings) as classifier:
+        for prediction in classifier.classify_stream(_paths(sources), top_k=top_k):
+            failed += prediction.error is not None
+            classified += prediction.error is None
+            if json:
+                output.json_line(prediction.to_dict())
+            else:
+                output.prediction(prediction, explain=explain)
+    if failed:
+        output.note(f"{failed} of {failed + classified} images could not be read")
+    if failed and not classified:
+        raise typer.Exit(1)
+
+
+def _paths(sources: list[str]) -> Iterator[str | Path]:
+    from zsvec.images import find_images
+
+    for source in sources:
+        if source == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        elif Path(source).is_dir():
+            yield from find_images(Path(source))
+        else:
+            yield source
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A sub-folder of images per category.")],
+    unknown: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="DIR", help="Images of no category: measures how well novelty tells them apart."),
+    ] = None,
+    fusion: FusionOption = None,
+    json: Json = False,
+) -> None:
+    """Measure accuracy on images whose categories are known."""
+    from zsvec.cli import output
+    from zsvec.evaluation import evaluate as measure
+
+    def report(prediction: Prediction) -> None:
+        output.note(f"left out: {prediction.error}")
+
+    settings = {"fusion": fusion.value} if fusion else {}
+    with context.obj.open(**settings) as classifier, output.progress("classifying", None) as counted:
+        result = measure(classifier, folder, unknown, on_error=report, track=counted)
+    if json:
+        output.json_line(result.to_dict())
+        return
+    output.out.print(output.evaluation(result))
+    auroc = "" if result.auroc is None else f", unknown images: AUROC {result.auroc:.3f}"
+    output.out.print(f"{result.n} images{auroc}")
+
+
+@app.command()
+def info(context: typer.Context, json: Json = False) -> None:
+    """Show what the store holds, what made its vectors, and what serves it."""
+    from zsvec.cli import output
+
+    with context.obj.open_store() as store:
+        found = store.info()
+    if json:
+        output.json_line(found)
+    else:
+        output.out.print(output.facts(found))
+
+
+@app.command()
+def doctor(context: typer.Context, json: Json = False) -> None:
+    """Say what works here (encoders, GPU, hub, weights, store) and what to do about the rest."""
+    from zsvec.cli import output
+    from zsvec.cli.doctor import examine
+
+    findings = list(examine(context.obj))
+    for finding in findings:
+        if json:
+            output.json_line(finding.to_dict())
+    if not json:
+        output.out.print(output.findings(findings))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(context: typer.Context) -> None:
+    """Delete references that a writer left behind when it was killed. Nobody sees them; they take space."""
+    from zsvec.cli import output
+
+    with context.obj.open_store() as store:
+        deleted = store.gc()
+    output.note(f"{deleted} references deleted")

@@ -1,0 +1,116 @@
+"""What works here, and what to do about the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from zsvec.config import Settings, load_settings
+from zsvec.encoders import describe_device, missing_weights
+from zsvec.errors import ZSVecError
+from zsvec.store import open_store
+
+if TYPE_CHECKING:
+    from zsvec.cli.commands import Target
+
+_PACKAGES = ("zsvec", "torch", "timm", "sentence-transformers", "qdrant-client", "qdrant-edge-py")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was examined.
+
+    Attributes:
+        what: The thing.
+        ok: Whether it works, or is not needed.
+        detail: What was found.
+        advice: What to do; empty if nothing.
+    """
+
+    what: str
+    ok: bool
+    detail: str
+    advice: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec doctor --json`` prints."""
+        return asdict(self)
+
+
+def examine(target: Target) -> Iterator[Finding]:
+    """Look at the installation, the device, the weights of the profile, and the store."""
+    yield _guarded("packages", _packages)
+    try:
+        settings = load_settings(store=target.store, namespace=target.namespace, profile=target.profile)
+        specs = settings.encoder_specs()
+    except ZSVecError as exc:
+        yield Finding("settings", False, str(exc), "correct it on the command line, in the environment or in zsvec.toml")
+        return
+    yield Finding("settings", True, f"profile {settings.profile}, store {settings.store}, namespace {settings.namespace}")
+    yield _guarded("device", lambda: Finding("device", True, describe_device(settings.device, settings.dtype)))
+    missing = missing_weights(specs)
+    hub = _hub(needed=bool(missing))
+    yield hub
+    yield _weights(settings, missing, reachable=hub.detail.startswith("reached"))
+    yield _guarded("store", lambda: _store(settings))
+
+
+def _guarded(what: str, examination: Callable[[], Finding]) -> Finding:
+    try:
+        return examination()
+    except ZSVecError as exc:
+        return Finding(what, False, str(exc))
+
+
+def _packages() -> Finding:
+    found, missing = [f"Python {platform.python_version()}"], []
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    advice = f"pip install {' '.join(missing)}" if missing else ""
+    return Finding("packages", not missing, ", ".join(found), advice)
+
+
+def _hub(*, needed: bool) -> Finding:
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        httpx.head(url, timeout=3, follow_redirects=True)
+    except httpx.HTTPError as exc:
+        detail = f"{url} cannot be reached ({type(exc).__name__})"
+        return Finding("hub", not needed, detail if needed else f"{detail}; not needed")
+    return Finding("hub", True, f"reached {url}")
+
+
+def _weights(settings: Settings, missing: Mapping[str, str], *, reachable: bool) -> Finding:
+    if not missing:
+        return Finding("weights", True, f"profile {settings.profile} can be loaded without a download")
+    listed = "; ".join(f"{name}: {what}" for name, what in missing.items())
+    if reachable:
+        return Finding("weights", True, f"will be downloaded at the first use: {listed}")
+    return Finding(
+        "weights",
+        False,
+        f"neither here nor to be downloaded: {listed}",
+        "use --profile offline, or name a local path in zsvec.toml, or fill the cache where there is a network (HF_HOME)",
+    )
+
+
+def _store(settings: Settings) -> Finding:
+    with open_store(settings) as store:
+        store.check(settings.encoder_specs())
+        found, damaged = store.info(), store.incomplete()
+    if damaged:
+        names = ", ".join(map(repr, damaged[:5]))
+        return Finding(
+            "store", False, f"{found['store']} has lost references of {names}", "remove these categories and add them again"
+        )
+    references = sum(found["references"].values())
+    return Finding("store", True, f"{found['store']}: {found['categories']} categories, {references} references")

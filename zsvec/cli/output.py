@@ -1,0 +1,124 @@
+"""What the commands print: results on stdout, as tables or JSON lines; everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from zsvec.cli.doctor import Finding
+    from zsvec.evaluation import Evaluation
+    from zsvec.types import Category, Prediction, Ranking
+
+T = TypeVar("T")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+
+def json_line(value: Mapping[str, Any]) -> None:
+    """One object on a line of stdout, at once."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def note(message: str) -> None:
+    """A line for the person who watches."""
+    err.print(escape(message))
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
+    """A bar on stderr, if that is a terminal; gives a function that counts what it iterates."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def counted(items: Iterable[T]) -> Iterator[T]:
+            for item in items:
+                yield item
+                bar.advance(task)
+
+        yield counted
+
+
+def prediction(answer: Prediction, *, explain: bool) -> None:
+    """A prediction in a line, and with its evidence below."""
+    if answer.error is not None:
+        out.print(f"[red]{escape(str(answer))}[/red]")
+        return
+    label = f"[bold yellow]unknown[/], nearest {escape(answer.label or '')}" if answer.unknown else ""
+    label = label or f"[bold green]{escape(answer.label or '')}[/]"
+    then = _ranked(answer.ranking[1:3])
+    out.print(
+        f"{escape(answer.source)}  {label} {answer.probability:.1%}"
+        + (f"  [dim]then {then}[/]" if then else "")
+        + f"  [dim]novelty {answer.novelty:.2f}[/]"
+    )
+    if explain:
+        out.print(evidence(answer))
+
+
+def evidence(answer: Prediction) -> Table:
+    """What each expert says, and by which references."""
+    table = Table("expert", "weight", "entropy", "says", "nearest references", box=SIMPLE_HEAD, pad_edge=False)
+    for name, expert in answer.experts.items():
+        nearest = "\n".join(f"{n.similarity:.2f} {n.category}: {_short(n.source)}" for n in expert.neighbors)
+        says = "\n".join(f"{p:.1%} {label}" for label, p in expert.ranking[:3])
+        table.add_row(name, f"{expert.weight:.0%}", f"{expert.entropy:.2f}", escape(says), escape(nearest))
+    return table
+
+
+def categories(found: Sequence[Category]) -> Table:
+    """The categories of a store."""
+    experts = sorted({expert for category in found for expert in category.references})
+    table = Table("category", "version", "updated", "texts", *experts, box=SIMPLE_HEAD, pad_edge=False)
+    for category in found:
+        counts = [str(category.references.get(expert, "–")) for expert in experts]
+        text = _short("; ".join(category.texts))
+        updated = f"{category.updated.astimezone():%Y-%m-%d %H:%M}"
+        table.add_row(escape(category.name), str(category.version), updated, escape(text), *counts)
+    return table
+
+
+def evaluation(result: Evaluation) -> Table:
+    """Accuracies of the fusion and of each expert."""
+    table = Table("", "top-1", "top-3", "top-5", box=SIMPLE_HEAD, pad_edge=False)
+    for name, accuracy in {f"fusion ({result.fusion})": result.accuracy, **result.experts}.items():
+        table.add_row(name, *(f"{value:.1%}" for value in (accuracy.top1, accuracy.top3, accuracy.top5)))
+    return table
+
+
+def facts(values: Mapping[str, Any]) -> Table:
+    """Names and values."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in values.items():
+        table.add_row(f"[dim]{escape(name)}[/]", escape(str(value)))
+    return table
+
+
+def findings(found: Sequence[Finding]) -> Table:
+    """What works, and what to do about the rest."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in found:
+        mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
+        advice = f"\n[yellow]{escape(finding.advice)}[/]" if finding.advice else ""
+        table.add_row(mark, finding.what, escape(finding.detail) + advice)
+    return table
+
+
+def _ranked(ranking: Ranking) -> str:
+    return ", ".join(f"{escape(label)} {p:.1%}" for label, p in ranking)
+
+
+def _short(text: str, longest: int = 48) -> str:
+    return text if len(text) <= longest else f"…{text[-longest:]}" if "/" in text else f"{text[:longest]}…"

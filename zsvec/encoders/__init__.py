@@ -1,0 +1,71 @@
+"""Encoders: images and texts to vectors. torch and the models' libraries are imported when one is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from zsvec.config import Device, Dtype, EncoderSpec
+from zsvec.encoders.base import BatchEncoder, Encoder, EncoderSet, Trunk, Vectors
+from zsvec.errors import InvalidInputError
+from zsvec.types import Modality
+
+__all__ = ["BatchEncoder", "Encoder", "EncoderSet", "Trunk", "Vectors", "load_encoder", "load_encoders"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Where the `load` function of a family is, and what its encoders can embed."""
+
+    module: str
+    modalities: tuple[Modality, ...]
+
+
+_FAMILIES: Mapping[str, _Family] = {
+    "clip": _Family("zsvec.encoders.clip", ("text", "image")),
+    "vision": _Family("zsvec.encoders.vision", ("image",)),
+    "conse": _Family("zsvec.encoders.conse", ("text", "image")),
+}
+
+
+def load_encoders(
+    specs: Mapping[str, EncoderSpec], *, device: Device = "auto", dtype: Dtype = "auto", batch_size: int = 32
+) -> EncoderSet:
+    """Load the encoders of a profile. Those with the same image model share it.
+
+    Args:
+        specs: The encoders, by name.
+        device: Where they run.
+        dtype: Their number format.
+        batch_size: Images that an encoder takes at once.
+
+    Raises:
+        InvalidInputError: The device is not there, or a spec does not fit its family or model.
+        MissingExtraError: Weights come in a package that is not installed.
+        WeightsUnavailableError: Weights are neither on disk nor to be had from the hub.
+    """
+    from zsvec.encoders.device import choose_runtime
+
+    shared: dict[str, Any] = {"runtime": choose_runtime(device, dtype), "batch_size": batch_size, "trunks": {}}
+    return EncoderSet((_load(name, spec, shared) for name, spec in specs.items()), batch_size=batch_size)
+
+
+def load_encoder(
+    name: str, spec: EncoderSpec, *, device: Device = "auto", dtype: Dtype = "auto", batch_size: int = 32
+) -> Encoder:
+    """Load one encoder; see `load_encoders`."""
+    return load_encoders({name: spec}, device=device, dtype=dtype, batch_size=batch_size)[name]
+
+
+def _load(name: str, spec: EncoderSpec, shared: Mapping[str, Any]) -> Encoder:
+    family = _FAMILIES[spec.family]
+    modalities = tuple(modality for modality in spec.modalities if modality in family.modalities)
+    if not modalities:
+        raise InvalidInputError(
+            f"encoder {name!r}: family {spec.family!r} embeds {', '.join(family.modalities)}; "
+            f"its modalities cannot be {', '.join(spec.modalities) or 'none'}"
+        )
+    encoder: Encoder = import_module(family.module).load(name, spec, modalities=modalities, **shared)
+    return encoder

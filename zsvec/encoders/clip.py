@@ -1,0 +1,103 @@
+"""CLIP-like models of sentence-transformers: images and texts in one space (Radford et al., arXiv:2103.00020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from zsvec.config import EncoderSpec
+from zsvec.encoders.base import BatchEncoder, rgb_of_bearable_shape
+from zsvec.encoders.device import Runtime
+from zsvec.encoders.sentence import SentenceModel
+from zsvec.encoders.weights import checkpoint
+from zsvec.errors import InvalidInputError
+from zsvec.types import Fingerprint, Modality
+
+_DESCRIBED = ("size", "resample", "crop_size", "image_mean", "image_std")
+
+
+class ClipTrunk:
+    """The image tower. The model's own processor runs in `preprocess`, so that `forward` only computes."""
+
+    def __init__(self, sentences: SentenceModel, runtime: Runtime) -> None:
+        self._model = sentences.model
+        self._runtime = runtime
+
+    def preprocess(self, image: Image.Image) -> Mapping[str, Any]:
+        """What the model's processor makes of one image; tensors (1, …), such as ``pixel_values``."""
+        inputs: Mapping[str, Any] = self._model.preprocess([rgb_of_bearable_shape(image)])
+        return inputs
+
+    def forward(self, inputs: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
+        """Image features, float32 (n, dim), of any norm."""
+        return np.concatenate([self._pass(part) for part in self._runtime.passes(inputs)])
+
+    def _pass(self, inputs: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
+        batch = {
+            key: torch.cat([one[key] for one in inputs]).to(self._runtime.device) if torch.is_tensor(value) else value
+            for key, value in inputs[0].items()
+        }
+        with self._runtime.inference():
+            features: NDArray[np.float32] = self._model(batch)["sentence_embedding"].float().cpu().numpy()
+        return features
+
+
+class ClipEncoder(BatchEncoder):
+    """Images and texts of a CLIP-like model."""
+
+    def __init__(self, name: str, sentences: SentenceModel, **base: Any) -> None:
+        super().__init__(name, **base)
+        self._sentences = sentences
+
+    def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
+        """Features of the image tower as they are, or of the text tower."""
+        return batch if modality == "image" else self._sentences.embed_texts(batch)
+
+
+def load(
+    name: str, spec: EncoderSpec, *, modalities: tuple[Modality, ...], runtime: Runtime, batch_size: int, **_: Any
+) -> ClipEncoder:
+    """Load a checkpoint in the format of sentence-transformers or transformers.
+
+    Raises:
+        WeightsUnavailableError: Its weights cannot be loaded here.
+        InvalidInputError: The model does not embed both images and texts.
+    """
+    weights = checkpoint(spec.model, spec.revision)
+    sentences = SentenceModel(weights, runtime)
+    if not {"image", "text"} <= set(sentences.modalities):
+        raise InvalidInputError(
+            f"encoder {name!r}: {spec.model} embeds {', '.join(map(str, sentences.modalities))}, "
+            "where family 'clip' needs image and text; choose a CLIP-like model"
+        )
+    return ClipEncoder(
+        name,
+        sentences,
+        fingerprint=Fingerprint(
+            model=weights.model,
+            revision=weights.revision,
+            dim=sentences.dim,
+            preprocessing=f"images: {_described(sentences)}; texts: {sentences.description}",
+        ),
+        modalities=modalities,
+        trunk=ClipTrunk(sentences, runtime),
+        batch_size=batch_size,
+    )
+
+
+def _described(sentences: SentenceModel) -> str:
+    processor = sentences.model.processor.image_processor.to_dict()
+    return ", ".join(f"{key} {_plain(processor[key])}" for key in _DESCRIBED if processor.get(key) is not None)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "×".join(str(side) for side in value.values() if side is not None)
+    if isinstance(value, Sequence):
+        return " ".join(f"{number:.4g}" for number in value)
+    return Image.Resampling(value).name.lower()

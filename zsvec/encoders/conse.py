@@ -1,0 +1,102 @@
+"""ConSE: a classifier and a text model make an image–text encoder (Norouzi et al., 2014, arXiv:1312.5650).
+
+The vector of a text is its sentence embedding. The vector of an image is the mean of the sentence
+embeddings of the classifier's 10 most probable labels, weighted with their probabilities (equation 4).
+Labels are ImageNet's full descriptions, all synonyms included (``tench, Tinca tinca``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from zsvec.config import EncoderSpec
+from zsvec.encoders.base import BatchEncoder
+from zsvec.encoders.device import Runtime
+from zsvec.encoders.sentence import SentenceModel
+from zsvec.encoders.vision import TimmFeatures, TimmTrunk, Trunks, load_trunk
+from zsvec.encoders.weights import checkpoint
+from zsvec.errors import InvalidInputError
+from zsvec.types import Fingerprint, Modality
+
+TOP_LABELS = 10
+
+
+class ConseEncoder(BatchEncoder):
+    """Images by the labels that a classifier finds likely, texts by a text model.
+
+    Args:
+        name: What the profile calls it.
+        sentences: The text model.
+        labels: What the classifier's classes are called, in the order of its logits.
+        **base: What `BatchEncoder` takes.
+    """
+
+    def __init__(self, name: str, sentences: SentenceModel, labels: Sequence[str], **base: Any) -> None:
+        super().__init__(name, **base)
+        self._sentences = sentences
+        self._labels = self.encode_texts(labels)
+
+    def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
+        """Sentence embeddings of texts, weighted means of them for images."""
+        return self._sentences.embed_texts(batch) if modality == "text" else self._weighted_labels(batch)
+
+    def _weighted_labels(self, features: TimmFeatures) -> NDArray[np.float32]:
+        top = np.argpartition(features.logits, -TOP_LABELS, axis=1)[:, -TOP_LABELS:]
+        logits = np.take_along_axis(features.logits, top, axis=1)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        vectors: NDArray[np.float32] = np.einsum("nk,nkd->nd", weights, self._labels[top])
+        return vectors
+
+
+def load(
+    name: str,
+    spec: EncoderSpec,
+    *,
+    modalities: tuple[Modality, ...],
+    runtime: Runtime,
+    batch_size: int,
+    trunks: Trunks,
+) -> ConseEncoder:
+    """Load an ImageNet classifier of timm and a text model of sentence-transformers.
+
+    Raises:
+        InvalidInputError: No text model is named, or the classifier's labels are not ImageNet's.
+        WeightsUnavailableError: The weights of one of them cannot be loaded here.
+    """
+    if spec.text_model is None:
+        raise InvalidInputError(f"encoder {name!r}: family 'conse' needs a text_model in its settings")
+    trunk = load_trunk(spec, runtime, trunks)
+    labels = _labels(name, spec.model, trunk)
+    repository, _, revision = spec.text_model.partition("@")
+    text_weights = checkpoint(repository, revision or None)
+    sentences = SentenceModel(text_weights, runtime)
+    return ConseEncoder(
+        name,
+        sentences,
+        labels,
+        fingerprint=Fingerprint(
+            model=trunk.weights.model,
+            revision=trunk.weights.revision,
+            dim=sentences.dim,
+            preprocessing=(
+                f"images: {trunk.preprocessing}, mean of the top {TOP_LABELS} of {len(labels)} ImageNet descriptions; "
+                f"texts: {text_weights}, {sentences.description}"
+            ),
+        ),
+        modalities=modalities,
+        trunk=trunk,
+        batch_size=batch_size,
+    )
+
+
+def _labels(name: str, model: str, trunk: TimmTrunk) -> list[str]:
+    subset = infer_imagenet_subset(trunk.model)
+    if subset is None:
+        raise InvalidInputError(f"encoder {name!r}: {model} is no ImageNet classifier; family 'conse' needs one")
+    info = ImageNetInfo(subset)
+    return [info.index_to_description(index) for index in range(info.num_classes())]

@@ -1,0 +1,63 @@
+"""Loading without the progress bars and warnings that the libraries print."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+_LIBRARIES = ("huggingface_hub", "sentence_transformers", "timm", "transformers")
+_logger = logging.getLogger(__name__)
+# What is silenced is global to the process: two loads at once would restore each other's silence.
+_loading = threading.RLock()
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+        _logger.debug("%s: %s", record.name, record.getMessage())
+
+
+@contextmanager
+def quiet_loading() -> Iterator[list[str]]:
+    """Keep the libraries from writing to stdout and stderr; afterwards all is as it was.
+
+    Yields:
+        The warnings that they would have printed, as they come. They are also logged here, as DEBUG.
+    """
+    collector = _Collector()
+    with _loading, ExitStack() as restore:
+        for library in _LIBRARIES:
+            _redirect(logging.getLogger(library), collector, restore)
+        with warnings.catch_warnings():
+            # an environment variable of the hub has the last word, and the hub warns when it differs
+            warnings.filterwarnings("ignore", "Cannot (dis|en)able progress bars", UserWarning)
+            _switch_bars_off(restore)
+        yield collector.messages
+
+
+def _redirect(logger: logging.Logger, collector: _Collector, restore: ExitStack) -> None:
+    restore.callback(logger.setLevel, logger.level)
+    restore.callback(setattr, logger, "handlers", logger.handlers)
+    restore.callback(setattr, logger, "propagate", logger.propagate)
+    logger.setLevel(logging.WARNING)
+    logger.handlers, logger.propagate = [collector], False
+
+
+def _switch_bars_off(restore: ExitStack) -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    restore.callback(disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars)
+    disable_progress_bars()
+    # Its switch also moves the hub's, which is therefore restored after it.
+    transformers = sys.modules.get("transformers.utils.logging")
+    if transformers is not None and transformers.is_progress_bar_enabled():
+        restore.callback(transformers.enable_progress_bar)
+        transformers.disable_progress_bar()

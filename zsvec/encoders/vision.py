@@ -1,0 +1,223 @@
+"""Image models of timm: DINOv2 (Oquab et al., arXiv:2304.07193) and any other ViT or convolutional net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+from zsvec.config import EncoderSpec
+from zsvec.encoders.base import BatchEncoder, rgb_of_bearable_shape
+from zsvec.encoders.device import Runtime
+from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.weights import Weights, hub_weights, local_weights, relative_files, weight_files
+from zsvec.errors import InvalidInputError, WeightsUnavailableError
+from zsvec.types import Fingerprint, Modality
+
+Trunks = MutableMapping[Any, "TimmTrunk"]
+"""The trunks that one profile has loaded, by what they were loaded from."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimmFeatures:
+    """What a timm model computes of a batch.
+
+    Attributes:
+        pooled: The features before the classifier, float32 (n, width).
+        logits: Those of the classifier, float32 (n, classes); without classifier the pooled features.
+    """
+
+    pooled: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+
+class TimmTrunk:
+    """A timm model with the preprocessing of its own configuration.
+
+    Args:
+        model: The model, with its weights.
+        weights: Where they come from.
+        image_size: Side of the square input in pixels, where it is not the model's default.
+        runtime: Where it runs.
+
+    Attributes:
+        model: The model, in evaluation mode, on its device.
+        weights: Where its weights come from.
+        width: Number of pooled features.
+        preprocessing: What happens to the pixels before the model, in words.
+    """
+
+    def __init__(self, model: torch.nn.Module, weights: Weights, image_size: int | None, runtime: Runtime) -> None:
+        self.model = model.eval().to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.weights = weights
+        self._runtime = runtime
+        channels = model.pretrained_cfg.get("input_size", (3,))[0]
+        asked = {"input_size": (channels, image_size, image_size)} if image_size else None
+        config = resolve_model_data_config(model, args=asked)
+        self._transform = create_transform(**config, is_training=False)
+        self.preprocessing = _described(config)
+        self.width = self.forward([torch.zeros(config["input_size"])]).pooled.shape[1]
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        """One image as the model's configuration wants it, float32 (channels, height, width)."""
+        pixels: torch.Tensor = self._transform(rgb_of_bearable_shape(image))
+        return pixels
+
+    def forward(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
+        """One pass of the model over a batch."""
+        passes = [self._pass(part) for part in self._runtime.passes(inputs)]
+        return TimmFeatures(
+            pooled=np.concatenate([features.pooled for features in passes]),
+            logits=np.concatenate([features.logits for features in passes]),
+        )
+
+    def _pass(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
+        pixels = torch.stack(list(inputs)).to(self._runtime.device, memory_format=torch.channels_last)
+        model: Any = self.model
+        with self._runtime.inference():
+            features = model.forward_features(pixels)
+        with torch.inference_mode():
+            # float32 from here: it costs nothing, and a softmax over 1,000 logits is sensitive to rounding
+            features = features.float()
+            pooled, logits = model.forward_head(features, pre_logits=True), model.forward_head(features)
+            return TimmFeatures(pooled.cpu().numpy(), logits.cpu().numpy())
+
+
+class VisionEncoder(BatchEncoder):
+    """The pooled features of a timm model."""
+
+    def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
+        """The pooled features as they are."""
+        features: TimmFeatures = batch
+        return features.pooled
+
+
+def load(
+    name: str,
+    spec: EncoderSpec,
+    *,
+    modalities: tuple[Modality, ...],
+    runtime: Runtime,
+    batch_size: int,
+    trunks: Trunks,
+) -> VisionEncoder:
+    """Load a timm model, by name from the hub or with a local weight file.
+
+    Raises:
+        InvalidInputError: timm knows no such model.
+        WeightsUnavailableError: Its weights cannot be loaded here.
+    """
+    trunk = load_trunk(spec, runtime, trunks)
+    return VisionEncoder(
+        name,
+        Fingerprint(
+            model=trunk.weights.model,
+            revision=trunk.weights.revision,
+            dim=trunk.width,
+            preprocessing=trunk.preprocessing,
+        ),
+        modalities=modalities,
+        trunk=trunk,
+        batch_size=batch_size,
+    )
+
+
+def load_trunk(spec: EncoderSpec, runtime: Runtime, trunks: Trunks) -> TimmTrunk:
+    """The trunk of an encoder: the same object for all encoders with the same model, weights and input.
+
+    Raises:
+        InvalidInputError: timm knows no such model.
+        WeightsUnavailableError: Its weights cannot be loaded here.
+    """
+    key = (spec.model, spec.revision, spec.weights, spec.image_size)
+    if key not in trunks:
+        config = _registered(spec.model)
+        weights = local_weights(spec.weights) if spec.weights else _from_hub(spec, config)
+        # Only transformers are built for one input size; to convolutional nets it makes no difference.
+        options = {"img_size": spec.image_size} if spec.image_size and config.fixed_input_size else {}
+        trunks[key] = TimmTrunk(_build(spec.model, weights, options), weights, spec.image_size, runtime)
+    return trunks[key]
+
+
+def _registered(model: str) -> Any:
+    config = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    if config is None:
+        similar = get_close_matches(model, [*timm.list_pretrained(), *timm.list_models()], n=3)
+        hint = f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() lists them"
+        raise InvalidInputError(f"timm {timm.__version__} has no model {model!r}; {hint}")
+    return config
+
+
+def _from_hub(spec: EncoderSpec, config: Any) -> Weights:
+    if not config.hf_hub_id:
+        raise WeightsUnavailableError(f"no repository of the hub holds weights of {spec.model}; give a local file")
+    return hub_weights(config.hf_hub_id, spec.revision, weight_files)
+
+
+def _build(model: str, weights: Weights, options: Mapping[str, Any]) -> torch.nn.Module:
+    folder = weights.path
+    path = folder / weight_files(relative_files(folder))[0] if folder.is_dir() else folder
+    with quiet_loading():
+        try:
+            state = timm.models.load_state_dict(str(path), weights_only=True)
+        # Of a damaged file every reader (zip, pickle, safetensors) raises errors of its own.
+        except Exception as exc:
+            raise WeightsUnavailableError(f"the weight file {path} cannot be read: {exc}; download it again") from exc
+        try:
+            return _converted(model, state, options)
+        except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as exc:
+            built = timm.create_model(model, **options)
+            if not _load_in_order(built, state):
+                raise WeightsUnavailableError(
+                    f"the weight file {path} does not fit the model {model}: {exc}; give the file of this very model"
+                ) from exc
+            return built
+
+
+def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any]) -> torch.nn.Module:
+    """The model with weights that timm knows how to convert, position embeddings included; strict."""
+    source = {"state_dict": dict(state), "custom_load": False, "source": None}
+    built = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=source, **options)
+    del built.pretrained_cfg["state_dict"]
+    return built
+
+
+def _load_in_order(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
+    """Load weights of the same network under other names, which agree in order, kind and shape.
+
+    Returns:
+        Whether they did agree. If not, nothing is loaded.
+    """
+    sources, targets = ([*_counted(weights)] for weights in (state, model.state_dict()))
+    if [kind for _, *kind in sources] != [kind for _, *kind in targets]:
+        return False
+    pairs = zip(targets, sources, strict=True)
+    model.load_state_dict({target: state[source] for (target, *_), (source, *_) in pairs}, strict=False)
+    return True
+
+
+def _counted(state: Mapping[str, torch.Tensor]) -> list[tuple[str, str, torch.Size]]:
+    """Name, kind and shape of what counts for inference; batch normalisation's step counter does not."""
+    kinds = [(name, name.rpartition(".")[2], tensor.shape) for name, tensor in state.items()]
+    return [kind for kind in kinds if kind[1] != "num_batches_tracked"]
+
+
+def _described(config: Mapping[str, Any]) -> str:
+    _, height, width = config["input_size"]
+    mean, std = (" ".join(f"{number:.4g}" for number in config[key]) for key in ("mean", "std"))
+    return (
+        f"{height}×{width} {config['interpolation']}, {config['crop_mode']} crop {config['crop_pct']:.4g}, "
+        f"mean {mean}, std {std}"
+    )

@@ -1,0 +1,137 @@
+"""Accuracy of the fusion and of each expert, and how well novelty tells the unknown from the known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sklearn.metrics import roc_auc_score
+
+from zsvec.builder import checked_name
+from zsvec.classifier import Classifier
+from zsvec.errors import InvalidInputError
+from zsvec.images import find_images
+from zsvec.types import Prediction, Ranking
+
+_TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Fractions of the images whose category is among the 1, 3, 5 most probable, 0 to 1."""
+
+    top1: float
+    top3: float
+    top5: float
+
+    @classmethod
+    def of(cls, rankings: Sequence[Ranking], labels: Sequence[str]) -> Accuracy:
+        """Accuracy of rankings, best first, against the true labels. A label missing from a ranking is a miss."""
+        ranks = [
+            next((rank for rank, (name, _) in enumerate(ranking) if name == label), _TOP)
+            for ranking, label in zip(rankings, labels, strict=True)
+        ]
+        return cls(*(sum(rank < k for rank in ranks) / len(ranks) for k in (1, 3, _TOP)))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        n: Images with a known category that could be read.
+        accuracy: Of the fused ranking.
+        experts: Of each expert alone.
+        auroc: Area under the ROC curve of novelty, unknown against known images; 0.5 is chance.
+            ``None`` without unknown images.
+        fusion: The strategy.
+    """
+
+    n: int
+    accuracy: Accuracy
+    experts: Mapping[str, Accuracy]
+    auroc: float | None
+    fusion: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec evaluate --json`` prints."""
+        auroc = {} if self.auroc is None else {"auroc": self.auroc}
+        experts = {name: asdict(accuracy) for name, accuracy in self.experts.items()}
+        return {"n": self.n, **asdict(self.accuracy), **auroc, "fusion": self.fusion, "experts": experts}
+
+
+def labelled_images(folder: Path) -> list[tuple[Path, str]]:
+    """Images of a folder with a sub-folder per category, each with its category.
+
+    Raises:
+        InvalidInputError: It is no folder, or has no image in a sub-folder.
+    """
+    paths = [path for path in find_images(folder) if path.parent != folder]
+    if not paths:
+        raise InvalidInputError(
+            f"{folder} has no images in sub-folders: give a folder with one sub-folder per category"
+        )
+    return [(path, checked_name(path.relative_to(folder).parts[0])) for path in paths]
+
+
+def evaluate(
+    classifier: Classifier,
+    folder: Path,
+    unknown: Path | None = None,
+    *,
+    on_error: Callable[[Prediction], None] = lambda prediction: None,
+    track: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+) -> Evaluation:
+    """Classify labelled images and count.
+
+    Args:
+        classifier: Whose categories include every label.
+        folder: A sub-folder of images per category.
+        unknown: Images of no category.
+        on_error: Called for each image that cannot be read; it does not count.
+        track: Wraps the images, to show progress.
+
+    Raises:
+        InvalidInputError: A folder has no images, or a label is no category of the store.
+    """
+    labelled = labelled_images(folder)
+    strangers = find_images(unknown) if unknown else []
+    if unknown and not strangers:
+        raise InvalidInputError(f"{unknown} has no images")
+    known = {category.name for category in classifier.categories()}
+    if missing := sorted({label for _, label in labelled} - known):
+        shown = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
+        raise InvalidInputError(
+            f"{len(missing)} of the labels in {folder} are no category of {classifier.store.location}: {shown}; "
+            "add them, or name the sub-folders as `zsvec list` does"
+        )
+    paths = [path for path, _ in labelled] + strangers
+    labels = [label for _, label in labelled] + [None] * len(strangers)
+    answered = []
+    for prediction, label in zip(classifier.classify_stream(track(paths), top_k=_TOP), labels, strict=True):
+        if prediction.error is None:
+            answered.append((prediction, label))
+        else:
+            on_error(prediction)
+    of_known = [(prediction, label) for prediction, label in answered if label is not None]
+    if not of_known:
+        raise InvalidInputError(f"no image in {folder} can be read")
+    predictions, truth = [prediction for prediction, _ in of_known], [label for _, label in of_known]
+    auroc = None
+    if unknown:
+        is_unknown = [label is None for _, label in answered]
+        if not any(is_unknown):
+            raise InvalidInputError(f"no image in {unknown} can be read")
+        auroc = float(roc_auc_score(is_unknown, [prediction.novelty for prediction, _ in answered]))
+    return Evaluation(
+        n=len(of_known),
+        accuracy=Accuracy.of([prediction.ranking for prediction in predictions], truth),
+        experts={
+            name: Accuracy.of([prediction.experts[name].ranking for prediction in predictions], truth)
+            for name in predictions[0].experts
+        },
+        auroc=auroc,
+        fusion=classifier.settings.fusion,
+    )

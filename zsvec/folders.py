@@ -1,0 +1,88 @@
+"""Categories as people keep them: a folder with one sub-folder of images each, and a file of definitions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from zsvec.builder import CategoryInput, checked_name
+from zsvec.errors import InvalidInputError
+from zsvec.images import find_images
+
+_DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
+
+
+def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | None = None) -> list[CategoryInput]:
+    """The categories of a folder and of definitions, by name; either is enough.
+
+    Args:
+        folder: With a sub-folder of images per category, named as it is.
+        definitions: Texts of categories.
+
+    Raises:
+        InvalidInputError: It is no folder, has no sub-folder, or a name cannot be used.
+    """
+    if not folder.is_dir():
+        raise InvalidInputError(f"{folder} is not a folder: give one with a sub-folder of images per category")
+    folders: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if _visible_folder(path)):
+        same = folders.setdefault(checked_name(path.name), path)
+        if same is not path:
+            raise InvalidInputError(f"{str(same)!r} and {str(path)!r} name the same category: put them together")
+    if not folders:
+        raise InvalidInputError(f"{folder} has no sub-folders: put the images of each category in one of its name")
+    texts: dict[str, list[str]] = {}
+    for name, of in (definitions or {}).items():
+        texts.setdefault(checked_name(name), []).extend(of)
+    return [
+        CategoryInput(name=name, texts=texts.get(name), images=find_images(folders[name]) if name in folders else ())
+        for name in sorted({*folders, *texts})
+    ]
+
+
+def read_definitions(file: Path) -> dict[str, list[str]]:
+    """Definition texts by category, from JSON ``{category: text or [texts]}`` or CSV ``category,text``.
+
+    Raises:
+        InvalidInputError: It cannot be read, or is of another form.
+    """
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidInputError(f"the definitions {file} cannot be read: {exc}") from exc
+    return _from_csv(file, content) if file.suffix.lower() == ".csv" else _from_json(file, content)
+
+
+def _from_json(file: Path, content: str) -> dict[str, list[str]]:
+    try:
+        found = _DEFINITIONS.validate_python(json.loads(content))
+    except (ValidationError, ValueError) as exc:
+        raise InvalidInputError(
+            f"the definitions {file} are not JSON of the form {{category: text or [texts]}}: {exc}"
+        ) from exc
+    return {name: [texts] if isinstance(texts, str) else texts for name, texts in found.items()}
+
+
+def _from_csv(file: Path, content: str) -> dict[str, list[str]]:
+    rows = csv.DictReader(io.StringIO(content, newline=""), restval="")
+    texts: dict[str, list[str]] = {}
+    try:
+        if not {"category", "text"} <= set(rows.fieldnames or ()):
+            raise InvalidInputError(
+                f"the definitions {file} need the columns category and text. "
+                f"Got {', '.join(rows.fieldnames or ['none'])}"
+            )
+        for row in rows:
+            texts.setdefault(row["category"], []).append(row["text"])
+    except csv.Error as exc:
+        raise InvalidInputError(f"the definitions {file} are no CSV, in line {rows.line_num}: {exc}") from exc
+    return texts
+
+
+def _visible_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")

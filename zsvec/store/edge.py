@@ -1,0 +1,225 @@
+"""Collections in this process: Qdrant Edge, one folder per collection, write-ahead log on.
+
+One process at a time: the log is locked while a collection is open. What a method has returned
+from survives a killed process; `flush` makes it survive a loss of power. The engine holds the GIL
+and does not survive a fork. It must never `optimize` here: that stops every search for seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import qdrant_edge as qe
+from numpy.typing import NDArray
+
+from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
+from zsvec.store.base import Hit, Points, Record, Where, stack
+
+_PAGE = 2000
+_CHUNK = 500
+_SCHEMAS = {"keyword": qe.PayloadSchemaType.Keyword, "integer": qe.PayloadSchemaType.Integer}
+
+
+class EdgeBackend:
+    """Collections as sub-folders of a folder.
+
+    Args:
+        folder: Made on the first write.
+    """
+
+    exclusive = True
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.location = str(folder)
+        self._shards: dict[str, qe.EdgeShard] = {}
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._closed = False
+
+    def check(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreError(
+                f"the embedded store {self.location} was opened before this process was forked and would hang: "
+                "open it in the process that uses it"
+            )
+        if self._closed:
+            raise StoreError(f"the store {self.location} is closed: open it again")
+
+    def exists(self, collection: str) -> bool:
+        self.check()
+        return (self._folder / collection).is_dir()
+
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
+        if self.exists(collection):
+            return
+        with self._calls(collection):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Under a name of its own until it is complete: a killed process leaves no half collection.
+            unfinished = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
+            unfinished.mkdir()
+            shard = qe.EdgeShard.create(
+                str(unfinished),
+                qe.EdgeConfig(
+                    vectors=qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine),
+                    hnsw_config=qe.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
+                ),
+            )
+            for field, kind in indexes.items():
+                shard.update(qe.UpdateOperation.create_field_index(field, _SCHEMAS[kind]))
+            shard.close()
+            unfinished.rename(self._folder / collection)
+            for leftover in self._folder.glob(f".{collection}.*"):
+                shutil.rmtree(leftover)
+
+    def upsert(self, collection: str, points: Points) -> None:
+        with self._calls(collection):
+            shard = self._shard(collection)
+            for first in range(0, len(points.ids), _CHUNK):
+                chunk = slice(first, first + _CHUNK)
+                rows = zip(points.ids[chunk], points.vectors[chunk], points.payloads[chunk], strict=True)
+                shard.update(qe.UpdateOperation.upsert_points([qe.Point(i, v.tolist(), dict(p)) for i, v, p in rows]))
+
+    def put(self, collection: str, records: Sequence[Record]) -> None:
+        with self._calls(collection):
+            shard = self._shard(collection)
+            for record in records:
+                new = record.expected is None
+                shard.update(
+                    qe.UpdateOperation.upsert_points(
+                        [qe.Point(record.id, [1.0], dict(record.payload))],
+                        None if new else _filter(Where(match={"version": record.expected or 0})),
+                        qe.UpdateMode.InsertOnly if new else qe.UpdateMode.UpdateOnly,
+                    )
+                )
+
+    def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        with self._calls(collection):
+            found = self._shard(collection).retrieve(list(ids), True, False)
+        return {str(record.id): record.payload or {} for record in found}
+
+    def scroll(
+        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
+    ) -> Iterator[Points]:
+        offset = None
+        while True:
+            request = qe.ScrollRequest(
+                offset=offset,
+                limit=_PAGE,
+                filter=_filter(where),
+                with_payload=True if fields is None else list(fields),
+                with_vector=vectors,
+            )
+            with self._calls(collection):
+                page, offset = self._shard(collection).scroll(request)
+            yield Points(
+                ids=[str(point.id) for point in page],
+                vectors=stack([point.vector for point in page]),
+                payloads=[point.payload or {} for point in page],
+            )
+            if offset is None:
+                return
+
+    def newest(self, collection: str) -> int:
+        request = qe.ScrollRequest(
+            limit=1, with_payload=["rev"], with_vector=False, order_by=qe.OrderBy("rev", qe.Direction.Desc)
+        )
+        with self._calls(collection):
+            page, _ = self._shard(collection).scroll(request)
+        return int((page[0].payload or {})["rev"]) if page else 0
+
+    def query(
+        self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
+    ) -> list[list[Hit]]:
+        requests = [
+            qe.QueryRequest(
+                query=qe.Query.Nearest(vector.tolist()),
+                limit=limit,
+                filter=_filter(where),
+                params=qe.SearchParams(exact=True),
+                with_payload=list(fields),
+            )
+            for vector in vectors
+        ]
+        with self._calls(collection):
+            results = self._shard(collection).query_batch(qe.QueryBatchRequest(requests))
+        return [[Hit(str(point.id), point.score, point.payload or {}) for point in found] for found in results]
+
+    def delete(self, collection: str, where: Where) -> None:
+        with self._calls(collection):
+            self._shard(collection).update(qe.UpdateOperation.delete_points_by_filter(_filter(where)))
+
+    def count(self, collection: str, where: Where) -> int:
+        with self._calls(collection):
+            return int(self._shard(collection).count(qe.CountRequest(exact=True, filter=_filter(where))))
+
+    def versions(self) -> Mapping[str, str]:
+        return {"qdrant-edge": version("qdrant-edge-py")}
+
+    def flush(self) -> None:
+        for collection in list(self._shards):
+            with self._calls(collection):
+                self._shard(collection).flush()
+
+    def close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # they are the parent's
+        with self._lock:
+            self._closed = True
+            while self._shards:
+                collection, shard = self._shards.popitem()
+                with self._failures(collection):
+                    shard.flush()
+                    shard.close()
+
+    def _shard(self, collection: str) -> qe.EdgeShard:
+        if collection not in self._shards:
+            self._shards[collection] = qe.EdgeShard.load(str(self._folder / collection))
+        return self._shards[collection]
+
+    @contextmanager
+    def _calls(self, collection: str) -> Iterator[None]:
+        """One call at a time, with the engine's failures as errors of ours."""
+        self.check()  # before the lock, which a forked process might never get
+        with self._lock, self._failures(collection):
+            self.check()
+            yield
+
+    @contextmanager
+    def _failures(self, collection: str) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except OSError as exc:
+            raise StoreUnavailableError(
+                f"the store folder {self.location} cannot be used: {exc}; give one that can be written"
+            ) from exc
+        except Exception as exc:  # the engine raises nothing narrower
+            if "WouldBlock" in str(exc):
+                raise StoreLockedError(
+                    f"the embedded store {self.location} is already open, here or in another process: close it "
+                    "there, or share one store by running a Qdrant server and giving its URL"
+                ) from exc
+            raise StoreError(f"collection {collection!r} of the embedded store {self.location} failed: {exc}") from exc
+
+
+def _filter(where: Where) -> qe.Filter:
+    must: list[Any] = [_condition(field, value) for field, value in where.match.items()]
+    if where.since is not None:
+        must.append(qe.FieldCondition(key="rev", range=qe.RangeFloat(gte=float(where.since))))
+    return qe.Filter(must=must, must_not=[_condition(field, values) for field, values in where.exclude.items()])
+
+
+def _condition(field: str, value: str | int | Sequence[str]) -> qe.FieldCondition:
+    match = qe.MatchValue(value) if isinstance(value, str | int) else qe.MatchAny(list(value))
+    return qe.FieldCondition(key=field, match=match)

@@ -24,8 +24,8 @@ from rich.table import Table
 
 import zsvec
 from zsvec.aggregate import AGGREGATIONS
-from zsvec.classifier import Classifier
 from zsvec.builder import CategoryInput
+from zsvec.classifier import Classifier
 from zsvec.config import PROFILES, load_settings
 from zsvec.encoders import EncoderSet, load_encoders
 from zsvec.evaluation import labelled_images
@@ -38,6 +38,7 @@ console = Console(highlight=False)
 
 
 def seconds(action: Callable[[], object]) -> float:
+    """How long an action takes."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
@@ -124,7 +125,10 @@ def search(
     with tempfile.TemporaryDirectory() as scratch, zsvec.open(scratch, encoders=[encoder]) as filled:
         list(filled.add_categories(inputs))
         actions: dict[str, Callable[[], object]] = {"bare product and maximum": bare}
-        for way, aggregation in [("mirror", name) for name in AGGREGATIONS] + [("qdrant", "max"), ("qdrant", "top_mean")]:
+        for way, aggregation in [("mirror", name) for name in AGGREGATIONS] + [
+            ("qdrant", "max"),
+            ("qdrant", "top_mean"),
+        ]:
             classifier = Classifier(
                 filled.store,
                 load_settings(search=way, aggregation=aggregation, neighbors=limit),
@@ -137,7 +141,9 @@ def search(
     table = Table("", "ms", "× bare", box=SIMPLE_HEAD)
     for name, spent in times.items():
         table.add_row(name, f"{1000 * spent:.2f}", f"{spent / times['bare product and maximum']:.2f}")
-    console.print(f"{batch} images, {references} references of {dim} dimensions, {categories} categories, predictions made")
+    console.print(
+        f"{batch} images, {references} references of {dim} dimensions, {categories} categories, predictions made"
+    )
     console.print(table)
 
 

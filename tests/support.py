@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageColor
 
 import zsvec
 from tests.store.support import fast_folder
@@ -22,6 +21,7 @@ from zsvec.testing import HashEncoder
 from zsvec.types import Category
 
 __all__ = [
+    "coloured",
     "encode",
     "fast_folder",
     "isolated",
@@ -31,7 +31,6 @@ __all__ = [
     "sources",
     "state",
     "two_encoders",
-    "unit",
     "write_photos",
 ]
 
@@ -94,6 +93,7 @@ def state(store: Store) -> dict[str, tuple[Category, Mapping[tuple[str, str, str
     }
 
 
-def unit(*values: float) -> NDArray[np.float32]:
-    vector = np.array(values, dtype=np.float32)
-    return vector / np.linalg.norm(vector)
+def coloured(colour: str, seed: int) -> Image.Image:
+    """A picture of one colour, more or less; pictures of a colour are more like each other than like others."""
+    noise = np.random.default_rng(seed).integers(-60, 61, (6, 8, 3))
+    return Image.fromarray(np.clip(ImageColor.getrgb(colour) + noise, 0, 255).astype(np.uint8))

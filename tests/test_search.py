@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,10 +63,9 @@ def searcher(store: Store, method: str, *, limit: int = EVERYTHING, budget: int 
 
 def queries(n: int = 5) -> dict[str, Floats]:
     """The same images to each encoder."""
-    return {
-        encoder: np.stack([unit_vector(fingerprint.dim, f"{encoder} query {i}") for i in range(n)])
-        for encoder, fingerprint in FINGERPRINTS.items()
-    }
+    dims = {encoder: fingerprint.dim for encoder, fingerprint in FINGERPRINTS.items()}
+    asked = {encoder: [unit_vector(dim, f"{encoder} query {i}") for i in range(n)] for encoder, dim in dims.items()}
+    return {encoder: np.array(rows, dtype=np.float32).reshape(n, dims[encoder]) for encoder, rows in asked.items()}
 
 
 # The oracle
@@ -75,7 +75,7 @@ def by_expert(state: State) -> dict[str, dict[str, list[Reference]]]:
     """References of each expert and category; the same content of a category once."""
     found: dict[str, dict[str, list[Reference]]] = {}
     for name, held in state.items():
-        for one in {reference.key: reference for reference in held}.values():
+        for one in {r.key: r for r in held}.values():
             found.setdefault(f"{one.encoder}:{one.modality}", {}).setdefault(name, []).append(one)
     return found
 
@@ -315,7 +315,7 @@ def test_compaction_changes_no_answer(store: Store, writer: Store, method: str) 
     for i in range(40):
         add(writer, "red panda", [str(i)])
         if i % 10 == 9 or 30 < i < 35:
-            assert_answers(searching, {"red panda": references(images=map(str, range(i + 1)))})
+            assert_answers(searching, {"red panda": references(images=[str(image) for image in range(i + 1)])})
 
 
 def test_auto_switches_at_the_budget(store: Store, writer: Store) -> None:
@@ -484,11 +484,14 @@ def test_lost_references_are_an_error(backend: Hooked, store: Store, method: str
     assert_answers(searching, {name: held for name, held in STATE.items() if name != "images only"})
 
 
-CATEGORIES, REFERENCES, SEARCHES = 4, 5, 60
+# While others write
+
+NAMES = ("lynx", "red panda", "wolf")
+REFERENCES = 4  # of a category and expert
 
 
 def painted(name: str, version: int) -> Write:
-    """A category all of whose references are alike, and tell an even version from an odd one."""
+    """A category all of whose references are alike, and tell its version."""
     return Write(
         name=name,
         references=[
@@ -502,47 +505,117 @@ def painted(name: str, version: int) -> Write:
 
 
 def paint(encoder: str, version: int) -> Floats:
-    vector = np.zeros(FINGERPRINTS[encoder].dim, dtype=np.float32)
-    vector[version % 2] = 1
-    return vector
+    return unit_vector(FINGERPRINTS[encoder].dim, f"{encoder} version {version}")
+
+
+def seen_versions(found: Found, versions: Sequence[int]) -> dict[str, int]:
+    """Which version of each category the answer to version 0 shows: the same, and whole, in every expert."""
+    seen: dict[str, set[int]] = {name: set() for name in found.categories}
+    assert [expert.name for expert in found.experts] == ["clip:image", "clip:text", "dino:image", "dino:text"]
+    for expert in found.experts:
+        encoder = expert.name.split(":")[0]
+        assert [found.categories[position] for position in expert.categories] == list(found.categories)
+        assert list(expert.similarities.counts) == list(expert.similarities.present)
+        assert list(expert.similarities.counts) == [REFERENCES] * len(found.categories)
+        np.testing.assert_allclose(expert.similarities.norms, 1, atol=1e-5)
+        cosine = np.array([paint(encoder, version) @ paint(encoder, 0) for version in versions])
+        for name, values in zip(found.categories, expert.similarities.values[0].reshape(-1, REFERENCES), strict=True):
+            assert np.ptp(values) < 1e-5
+            nearest = int(np.abs(cosine - values[0]).argmin())
+            assert cosine[nearest] == pytest.approx(values[0], abs=1e-5)
+            seen[name].add(versions[nearest])
+        shown = {(neighbor.category, neighbor.source) for neighbor in expert.nearest[0]}
+        assert len(shown) == len(found.categories)
+        for name, source in shown:
+            seen[name].add(int(source))
+    assert all(len(of) == 1 for of in seen.values())
+    return {name: of.pop() for name, of in seen.items()}
+
+
+ASKED = {encoder: paint(encoder, 0)[None] for encoder in FINGERPRINTS}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_category_is_seen_whole_while_it_is_replaced(store: Store, writer: Store, method: str) -> None:
-    names = [f"category {i}" for i in range(CATEGORIES)]
-    store.write([painted(name, 0) for name in names])
-    stop = threading.Event()
+@pytest.mark.parametrize("action", ["replace", "remove", "replace and remove", "add again"])
+def test_category_that_changes_during_a_search_is_seen_whole(
+    deployment: Deployment, backend: Hooked, store: Store, writer: Store, method: str, action: str
+) -> None:
+    """Whichever call of the search the change comes before."""
+    position = 0
+    came = True
+    while came:
+        store.write([painted(name, 0) for name in NAMES])
+        searching = searcher(store, method)
+        expected = [dict.fromkeys(NAMES, 0), change("lynx", action)]
 
-    def write() -> int:
-        version = 0
-        while not stop.is_set():
-            version += 1
-            writer.write([painted(name, version) for name in names[:2]])
-            writer.write([painted(name, version) for name in names[2:]])
-        return version
+        def come_between(*_: Any, **__: Any) -> None:
+            for version in range(1, 4) if action != "remove" else ():
+                if action == "add again":
+                    writer.remove("lynx")
+                writer.write([painted("lynx", version)])
+            if "remove" in action:
+                writer.remove("lynx")
 
+        at = backend.calls.total() + position
+        backend.hooks[at] = come_between
+        found = searching.search(ASKED, nearest=EVERYTHING)
+        came = backend.hooks.pop(at, None) is None
+
+        assert seen_versions(found, range(4)) in expected
+        after = seen_versions(searching.search(ASKED, nearest=EVERYTHING), range(4))
+        assert after == expected[came]
+        position += 1
+    assert position > 4
+
+
+def change(name: str, action: str) -> dict[str, int]:
+    """Versions of the categories after it."""
+    return {other: 3 if other == name else 0 for other in NAMES if not (other == name and "remove" in action)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_search_ends_though_a_category_changes_all_the_time(
+    backend: Hooked, store: Store, writer: Store, method: str
+) -> None:
+    """It changes before each of the first calls, which is more than one attempt makes."""
+    store.write([painted(name, 0) for name in NAMES])
+    searching = searcher(store, method)
+    last = 40
+    for call in range(last):
+
+        def come_between(*_: Any, version: int = call + 1, **__: Any) -> None:
+            writer.write([painted("wolf", version)])
+
+        backend.hooks[backend.calls.total() + call] = come_between
+    found = searching.search(ASKED, nearest=EVERYTHING)
+
+    seen = seen_versions(found, range(last + 1))
+    assert (seen["lynx"], seen["red panda"]) == (0, 0)
+    assert seen["wolf"] > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_categories_are_seen_whole_while_a_thread_replaces_them(store: Store, writer: Store, method: str) -> None:
+    store.write([painted(name, 0) for name in NAMES])
+    versions = range(15)
+    searching = searcher(store, method)
+    searched = threading.Event()
+
+    def write() -> None:
+        for version in versions[1:]:
+            for name in NAMES:
+                writer.write([painted(name, version)])
+                searched.wait(0.05)  # in the middle of a search, most often
+                searched.clear()
+
+    seen: list[dict[str, int]] = []
     with ThreadPoolExecutor(1) as pool:
-        written = pool.submit(write)
-        try:
-            seen = look(searcher(store, method), names)
-        finally:
-            stop.set()
-    assert written.result() > 1
-    assert seen == {0, 1}
-
-
-def look(searching: Searcher, names: Sequence[str]) -> set[int]:
-    """Search again and again, and assert that all experts see the same version of a category whole: which there were."""
-    asked = {encoder: paint(encoder, 1)[None] for encoder in FINGERPRINTS}
-    seen = set()
-    for _ in range(SEARCHES):
-        found = searching.search(asked, nearest=0)
-        assert found.categories == tuple(names)
-        assert len(found.experts) == 4
-        for expert in found.experts:
-            assert list(expert.similarities.counts) == [REFERENCES] * CATEGORIES
-            assert list(expert.similarities.present) == [REFERENCES] * CATEGORIES
-        versions = np.stack([expert.similarities.values[0].reshape(CATEGORIES, REFERENCES) for expert in found.experts])
-        assert np.array_equal(versions, np.broadcast_to(versions[:1, :, :1], versions.shape))
-        seen |= set(versions.round().astype(int).ravel().tolist())
-    return seen
+        writing = pool.submit(write)
+        while not writing.done():
+            seen.append(seen_versions(searching.search(ASKED, nearest=EVERYTHING), versions))
+            searched.set()
+    writing.result()
+    assert len({of["wolf"] for of in seen}) > 1
+    assert all(earlier[name] <= later[name] for earlier, later in pairwise(seen) for name in NAMES)
+    last = seen_versions(searching.search(ASKED, nearest=EVERYTHING), versions)
+    assert last == dict.fromkeys(NAMES, versions[-1])

@@ -380,7 +380,7 @@ def checked_metadata(metadata: object) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(text, parse_int=_int64)
         depth = _depth(plain)
     except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidInputError(f"metadata must be a JSON object. Got {reprlib.repr(metadata)}: {exc}") from exc
+        raise InvalidInputError(f"metadata must be a JSON object, and cannot be written as such: {exc}") from exc
     if len(text) > LONGEST_METADATA or depth > _DEEPEST_METADATA:
         raise InvalidInputError(
             f"metadata may have {LONGEST_METADATA:,} characters as JSON and {_DEEPEST_METADATA} levels. "

@@ -288,7 +288,8 @@ class Classifier:
         counts = {name: len(of) for name, of in queries.items()}
         if len(set(counts.values())) > 1:
             raise InvalidInputError(f"each encoder must have vectors of the same images. Got {counts}")
-        return self._predict([f"vector {i}" for i in range(max(counts.values()))], queries, top_k)
+        sources = [f"vector {i}" for i in range(max(counts.values()))]
+        return self._predict(sources, queries, top_k) if sources else []
 
     def _predict(
         self, sources: Sequence[str], vectors: Mapping[str, NDArray[np.float32]], top_k: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,10 +28,14 @@ def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | Non
     Raises:
         InvalidInputError: It is no folder, has no sub-folder, or a name cannot be used.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise InvalidInputError(f"{folder} is not a folder: give one with a sub-folder of images per category")
     folders: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if _visible_folder(path)):
+    try:
+        paths = sorted(path for path in folder.iterdir() if _visible_folder(path))
+    except OSError as exc:
+        raise InvalidInputError(f"{folder} cannot be listed: {exc.strerror}; give one that you may read") from exc
+    for path in paths:
         same = folders.setdefault(checked_name(path.name), path)
         if same is not path:
             raise InvalidInputError(f"{str(same)!r} and {str(path)!r} name the same category: put them together")
@@ -61,7 +66,7 @@ def read_definitions(file: Path) -> dict[str, list[str]]:
 def _from_json(file: Path, content: str) -> dict[str, list[str]]:
     try:
         found = _DEFINITIONS.validate_python(json.loads(content))
-    except (ValidationError, ValueError) as exc:
+    except (ValidationError, ValueError, RecursionError) as exc:
         raise InvalidInputError(
             f"the definitions {file} are not JSON of the form {{category: text or [texts]}}: {exc}"
         ) from exc
@@ -69,7 +74,7 @@ def _from_json(file: Path, content: str) -> dict[str, list[str]]:
 
 
 def _from_csv(file: Path, content: str) -> dict[str, list[str]]:
-    rows = csv.DictReader(io.StringIO(content, newline=""), restval="")
+    rows = csv.DictReader(io.StringIO(content, newline=""), restval="", strict=True)
     texts: dict[str, list[str]] = {}
     try:
         if not {"category", "text"} <= set(rows.fieldnames or ()):
@@ -80,7 +85,7 @@ def _from_csv(file: Path, content: str) -> dict[str, list[str]]:
         for row in rows:
             texts.setdefault(row["category"], []).append(row["text"])
     except csv.Error as exc:
-        raise InvalidInputError(f"the definitions {file} are no CSV, in line {rows.line_num}: {exc}") from exc
+        raise InvalidInputError(f"the definitions {file} are no CSV after line {rows.line_num}: {exc}") from exc
     return texts
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,15 +61,13 @@ class _Incomplete(Exception):  # noqa: N818 - a signal within this module, not a
 
 
 class _View(Protocol):
-    """An immutable state of the store, ready to be searched.
+    """An immutable state of the store, ready to be searched."""
 
-    ``may_tear``: whether a search reads the store, and so may meet a later state than this one.
-    """
+    def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> tuple[_View, set[str]]:
+        """The state after some changes, without those categories, named, whose references are not all there."""
 
-    may_tear: ClassVar[bool]
-
-    def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> _View: ...
-    def search(self, queries: Mapping[str, Vectors], nearest: int) -> Found: ...
+    def search(self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], _View]) -> Found:
+        """Answer from this state; of what is no longer there, from the newest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ class Searcher:
         self._budget = {"auto": budget, "mirror": np.inf, "qdrant": -1}[method]
         self._mirror = _Mirror(store)
         self._qdrant = _Qdrant(store, limit, norms_wanted=norms)
-        self._view: _View = self._mirror
+        self._view: _View = self._mirror if self.method_for(0) == "mirror" else self._qdrant
         self._catalog: Mapping[str, Category] = {}
         self._seen = 0
         self._lock = threading.Lock()
@@ -128,13 +126,10 @@ class Searcher:
         Raises:
             StoreError: References that were committed are lost.
         """
-        problem = "many categories"
+        problem = ""
         for _ in range(_ATTEMPTS):
             try:
-                view, catalog = self._refresh()
-                found = view.search(queries, nearest)
-                if not (view.may_tear and _lost_gens(catalog, self._refresh()[1])):
-                    return found
+                return self._refresh().search(queries, nearest, self._refresh)
             except _Incomplete as exc:  # noqa: PERF203 - another attempt is the point
                 problem = str(exc)
         raise StoreError(
@@ -142,10 +137,10 @@ class Searcher:
             "if nobody is writing to it, they are lost; remove the category and add it again"
         )
 
-    def _refresh(self) -> tuple[_View, Mapping[str, Category]]:
+    def _refresh(self) -> _View:
         with self._lock:
             self._take_over(self._store.categories_after(self._seen))
-            return self._view, self._catalog
+            return self._view
 
     def _take_over(self, later: Sequence[Category]) -> None:
         changed = []
@@ -161,14 +156,21 @@ class Searcher:
             view = self._view
         else:  # nothing of the other way is known, so everything is new to it
             changed = [_Change(None, category) for category in catalog.values()]
-        if changed:
-            self._view, self._catalog = view.updated(catalog, changed), catalog
+        if changed or view is not self._view:
+            self._view, torn = view.updated(catalog, changed)
+            self._catalog = _without(catalog, torn)
+            if torn:  # they are unknown now, and so taken over next time; the others are done
+                raise _Incomplete(", ".join(map(repr, sorted(torn))))
         self._seen = max([self._seen, *(category.rev for category in later)])
 
 
-def _lost_gens(before: Mapping[str, Category], after: Mapping[str, Category]) -> bool:
-    """Whether references that were there before may have been deleted meanwhile."""
-    return any(name not in after or set(old.gens) - set(after[name].gens) for name, old in before.items())
+def _without(catalog: Mapping[str, Category], names: set[str]) -> dict[str, Category]:
+    return {name: category for name, category in catalog.items() if name not in names}
+
+
+def _lost(before: Mapping[str, Category], after: Mapping[str, Category]) -> set[str]:
+    """Names of the categories whose references of before may have been deleted meanwhile."""
+    return {name for name, old in before.items() if name not in after or set(old.gens) - set(after[name].gens)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,13 +233,11 @@ class _Matrix:
 
 @dataclass(frozen=True, slots=True)
 class _Mirror:
-    may_tear: ClassVar[bool] = False
-
     store: Store
     names: tuple[str, ...] = ()
     matrices: Mapping[str, _Matrix] = field(default_factory=dict)
 
-    def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> _Mirror:
+    def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> tuple[_Mirror, set[str]]:
         """Fetch the generations that are new, drop what is gone, and lay the vectors out again."""
         dropped = {change.after.name for change in changed if not change.grew}
         parts = {expert: matrix.parts() for expert, matrix in self.matrices.items()}
@@ -251,17 +251,21 @@ class _Mirror:
             for name, part in fetched.items():
                 of[name] = of[name] + part if name in of else part
             touched.add(expert)
+        torn = set()
         for change in changed:
             name = change.after.name
             counts = {expert: len(of[name].sources) for expert, of in parts.items() if name in of}
             if counts != dict(change.after.references):
-                raise _Incomplete(repr(name))
+                torn.add(name)
+                for expert in counts:
+                    del parts[expert][name]
+                    touched.add(expert)
         matrices = {
             expert: _Matrix.of(of) if expert in touched else self.matrices[expert] for expert, of in parts.items() if of
         }
-        return replace(self, names=tuple(sorted(catalog)), matrices=matrices)
+        return replace(self, names=tuple(sorted(_without(catalog, torn))), matrices=matrices), torn
 
-    def search(self, queries: Mapping[str, Vectors], nearest: int) -> Found:
+    def search(self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], _View]) -> Found:
         position = {name: i for i, name in enumerate(self.names)}
         experts = []
         for expert, matrix in sorted(self.matrices.items()):
@@ -307,48 +311,95 @@ def _largest(values: Vectors, k: int) -> NDArray[np.intp]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Qdrant:
-    may_tear: ClassVar[bool] = True
+class _Hits:
+    """What one expert found for each image, nearest first, and of how much of the rest it knows only a bound."""
 
+    rows: Sequence[Sequence[Hit]]
+    floor: Vectors
+    everything: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Hit]], limit: int) -> _Hits:
+        floor = [row[-1].similarity if len(row) == limit else -1.0 for row in rows]
+        return cls(rows, np.array(floor, dtype=np.float32), all(len(row) < limit for row in rows))
+
+    def with_others(self, names: set[str], hits: _Hits) -> _Hits:
+        """These hits, but those of some categories from another query."""
+        rows = [
+            sorted(
+                [*(hit for hit in row if hit.payload["category"] not in names), *others], key=lambda h: -h.similarity
+            )
+            for row, others in zip(self.rows, hits.rows, strict=True)
+        ]
+        return _Hits(rows, np.maximum(self.floor, hits.floor), self.everything and hits.everything)
+
+
+@dataclass(frozen=True, slots=True)
+class _Qdrant:
     store: Store
     limit: int
     norms_wanted: bool
     catalog: Mapping[str, Category] = field(default_factory=dict)
     norms: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
-    def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> _Qdrant:
+    def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> tuple[_Qdrant, set[str]]:
         """Take the catalog over, and where norms are wanted, those of the categories that changed."""
         norms = dict(self.norms)
         gens = [gen for change in changed for gen in change.after.gens] if self.norms_wanted else []
         for expert, parts in _fetch(self.store, gens):
             norms.update({(expert, name): part.norm for name, part in parts.items()})
-        return replace(self, catalog=catalog, norms=norms)
+        return replace(self, catalog=catalog, norms=norms), set()
 
-    def search(self, queries: Mapping[str, Vectors], nearest: int) -> Found:
-        names = tuple(sorted(self.catalog))
-        experts = sorted({expert for category in self.catalog.values() for expert in category.references})
-        return Found(names, tuple(self._ask(expert, names, queries, nearest) for expert in experts))
+    def search(self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], _View]) -> Found:
+        state, hits = self, self._ask(queries, self.catalog)
+        for _ in range(_ATTEMPTS):
+            now = newest()
+            if not isinstance(now, _Qdrant):
+                return now.search(queries, nearest, newest)
+            lost = _lost(state.catalog, now.catalog)
+            if not lost:
+                return state._answer(hits, nearest)
+            # Replaced or removed since, they may have been seen in part: they alone are asked for again.
+            again = {name: now.catalog[name] for name in lost & now.catalog.keys()}
+            catalog = {**_without(state.catalog, lost), **again}
+            norms = {**state.norms, **{key: norm for key, norm in now.norms.items() if key[1] in lost}}
+            state = replace(state, catalog=catalog, norms=norms)
+            gens = [gen for category in again.values() for gen in category.gens]
+            nothing = {expert: _Hits.of([[] for _ in of.rows], self.limit) for expert, of in hits.items()}
+            others = {**nothing, **self._ask(queries, again, gens)}
+            hits = {expert: hits.get(expert, of).with_others(lost, of) for expert, of in others.items()}
+        raise _Incomplete(", ".join(map(repr, sorted(lost))))
 
     def _ask(
-        self, expert: str, names: Sequence[str], queries: Mapping[str, Vectors], nearest: int
-    ) -> ExpertSimilarities:
-        encoder, modality = expert.rsplit(":", 1)
-        found = self.store.query(encoder, modality, queries[encoder], self.limit)  # type: ignore[arg-type]
+        self, queries: Mapping[str, Vectors], catalog: Mapping[str, Category], gens: Sequence[str] | None = None
+    ) -> dict[str, _Hits]:
+        """The nearest references of every expert that has any of these categories."""
+        found = {}
+        for expert in sorted({expert for category in catalog.values() for expert in category.references}):
+            encoder, modality = expert.rsplit(":", 1)
+            rows = self.store.query(encoder, modality, queries[encoder], self.limit, gens)  # type: ignore[arg-type]
+            found[expert] = _Hits.of(rows, self.limit)
+        return found
+
+    def _answer(self, hits: Mapping[str, _Hits], nearest: int) -> Found:
+        names = tuple(sorted(self.catalog))
+        experts = sorted({expert for category in self.catalog.values() for expert in category.references})
+        return Found(names, tuple(self._similarities(expert, names, hits[expert], nearest) for expert in experts))
+
+    def _similarities(self, expert: str, names: Sequence[str], hits: _Hits, nearest: int) -> ExpertSimilarities:
         counts = {name: self.catalog[name].references.get(expert, 0) for name in names}
         known = [position for position, name in enumerate(names) if counts[name]]
-        live = [[hit for hit in hits if self._committed(hit)] for hits in found]
+        live = [[hit for hit in row if self._committed(hit)] for row in hits.rows]
         # Each reference that any image found is a column; an image that did not find it knows a bound.
-        columns = sorted({(hit.payload["category"], hit.id) for hits in live for hit in hits})
+        columns = sorted({(hit.payload["category"], hit.id) for row in live for hit in row})
         column = {identifier: i for i, (_, identifier) in enumerate(columns)}
         present = Counter(category for category, _ in columns)
-        everything = all(len(hits) < self.limit for hits in found)
-        for name in names:
-            if present[name] > counts[name] or (everything and present[name] < counts[name]):
+        for name in names if live else ():
+            if present[name] > counts[name] or (hits.everything and present[name] < counts[name]):
                 raise _Incomplete(repr(name))
-        floor = np.array([hits[-1].similarity if hits else -1.0 for hits in found], dtype=np.float32)
-        values = np.repeat(floor[:, None], len(columns), axis=1)
-        for row, hits in zip(values, live, strict=True):
-            row[[column[hit.id] for hit in hits]] = [hit.similarity for hit in hits]
+        values = np.repeat(hits.floor[:, None], len(columns), axis=1)
+        for row, found in zip(values, live, strict=True):
+            row[[column[hit.id] for hit in found]] = [hit.similarity for hit in found]
         return ExpertSimilarities(
             name=expert,
             categories=np.array(known, dtype=np.intp),
@@ -357,13 +408,13 @@ class _Qdrant:
                 starts=np.cumsum([0, *(present[names[i]] for i in known)], dtype=np.intp),
                 counts=np.array([counts[names[i]] for i in known], dtype=np.intp),
                 norms=np.array([self.norms.get((expert, names[i]), 1.0) for i in known], dtype=np.float32),
-                floor=floor,
+                floor=hits.floor,
             ),
             nearest=[
                 tuple(
-                    Neighbor(hit.payload["category"], hit.similarity, hit.payload["source"]) for hit in hits[:nearest]
+                    Neighbor(hit.payload["category"], hit.similarity, hit.payload["source"]) for hit in found[:nearest]
                 )
-                for hits in live
+                for found in live
             ],
         )
 

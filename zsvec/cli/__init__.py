@@ -5,21 +5,24 @@ Nothing heavy is imported before a command needs it, so that help comes at once.
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 
 from zsvec.errors import InvalidInputError, ZSVecError
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, values given included."""
-    from zsvec.cli.commands import app
-
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, values given included, 130 interrupted."""
+    # File names may be any bytes, and a terminal of another encoding must not stop an answer.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     try:
-        app(prog_name="zsvec")
-    except ZSVecError as exc:
+        from zsvec.cli.commands import app
+
+        app(prog_name="zsvec")  # an interruption or a closed pipe ends it quietly
+    except (ZSVecError, OSError) as exc:
         sys.stderr.write(f"zsvec: {exc}\n")
         sys.exit(2 if isinstance(exc, InvalidInputError) else 1)
-    except BrokenPipeError:
-        # Whoever read the output has enough. Python would complain once more when it closes the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -32,7 +33,15 @@ app = typer.Typer(
     "ZSVEC_DEVICE …) or from zsvec.toml. Exit codes: 0 done, 1 failed, 2 wrong usage.",
 )
 
-Fusion = Enum("Fusion", {name: name for name in ("max", "inverse_entropy", "neg_exp_entropy", "fixed")}, type=str)
+
+class Fusion(str, Enum):
+    """The names that --fusion takes."""
+
+    MAX = "max"
+    INVERSE_ENTROPY = "inverse_entropy"
+    NEG_EXP_ENTROPY = "neg_exp_entropy"
+    FIXED = "fixed"
+
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
@@ -170,9 +179,8 @@ def add(
 ) -> None:
     """Add a category, or references to one that exists. It counts from the next image on, in every process."""
     from zsvec.cli import output
-    from zsvec.images import find_images
 
-    images = [path for given in image or [] for path in (find_images(given) if given.is_dir() else [given])]
+    images = [path for given in image or [] for path in _images(given)]
     with context.obj.open() as classifier:
         category = classifier.add_category(name, text or None, images, replace=replace_)
     if json:
@@ -255,20 +263,26 @@ def classify(
                 output.prediction(prediction, explain=explain)
     if failed:
         output.note(f"{failed} of {failed + classified} images could not be read")
+    elif not classified:
+        output.note("no images")
     if failed and not classified:
         raise typer.Exit(1)
 
 
 def _paths(sources: list[str]) -> Iterator[str | Path]:
-    from zsvec.images import find_images
-
     for source in sources:
         if source == "-":
             yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        elif Path(source).is_dir():
-            yield from find_images(Path(source))
         else:
-            yield source
+            yield from _images(source)
+
+
+def _images(path: str | Path) -> Sequence[str | Path]:
+    """The images of a folder, or the path itself."""
+    from zsvec.images import find_images
+
+    is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+    return find_images(Path(path)) if is_folder else [path]
 
 
 @app.command()

@@ -50,9 +50,13 @@ def examine(target: Target) -> Iterator[Finding]:
         settings = load_settings(store=target.store, namespace=target.namespace, profile=target.profile)
         specs = settings.encoder_specs()
     except ZSVecError as exc:
-        yield Finding("settings", False, str(exc), "correct it on the command line, in the environment or in zsvec.toml")
+        yield Finding(
+            "settings", False, str(exc), "correct it on the command line, in the environment or in zsvec.toml"
+        )
         return
-    yield Finding("settings", True, f"profile {settings.profile}, store {settings.store}, namespace {settings.namespace}")
+    yield Finding(
+        "settings", True, f"profile {settings.profile}, store {settings.store}, namespace {settings.namespace}"
+    )
     yield _guarded("device", lambda: Finding("device", True, describe_device(settings.device, settings.dtype)))
     missing = missing_weights(specs)
     hub = _hub(needed=bool(missing))
@@ -69,14 +73,18 @@ def _guarded(what: str, examination: Callable[[], Finding]) -> Finding:
 
 
 def _packages() -> Finding:
-    found, missing = [f"Python {platform.python_version()}"], []
-    for package in _PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            missing.append(package)
+    versions = {package: _version(package) for package in _PACKAGES}
+    found = [f"Python {platform.python_version()}", *(f"{package} {v}" for package, v in versions.items() if v)]
+    missing = [package for package, v in versions.items() if not v]
     advice = f"pip install {' '.join(missing)}" if missing else ""
     return Finding("packages", not missing, ", ".join(found), advice)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _hub(*, needed: bool) -> Finding:
@@ -99,7 +107,7 @@ def _weights(settings: Settings, missing: Mapping[str, str], *, reachable: bool)
         "weights",
         False,
         f"neither here nor to be downloaded: {listed}",
-        "use --profile offline, or name a local path in zsvec.toml, or fill the cache where there is a network (HF_HOME)",
+        "use --profile offline, or name a local path in zsvec.toml, or fill the cache (HF_HOME) elsewhere",
     )
 
 
@@ -110,7 +118,10 @@ def _store(settings: Settings) -> Finding:
     if damaged:
         names = ", ".join(map(repr, damaged[:5]))
         return Finding(
-            "store", False, f"{found['store']} has lost references of {names}", "remove these categories and add them again"
+            "store",
+            False,
+            f"{found['store']} has lost references of {names}",
+            "remove these categories and add them again",
         )
     references = sum(found["references"].values())
     return Finding("store", True, f"{found['store']}: {found['categories']} categories, {references} references")

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from zsvec.cli.doctor import Finding
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(highlight=False, soft_wrap=True, stderr=True)
+out = Console(highlight=False, emoji=False, soft_wrap=True)
+err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 def json_line(value: Mapping[str, Any]) -> None:
     """One object on a line of stdout, at once."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:  # a file name that is no Unicode, or a terminal that is not
+        line = json.dumps(value, allow_nan=False)
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
@@ -70,7 +75,7 @@ def prediction(answer: Prediction, *, explain: bool) -> None:
 
 def evidence(answer: Prediction) -> Table:
     """What each expert says, and by which references."""
-    table = Table("expert", "weight", "entropy", "says", "nearest references", box=SIMPLE_HEAD, pad_edge=False)
+    table = _table("expert", "weight", "entropy", "says", "nearest references")
     for name, expert in answer.experts.items():
         nearest = "\n".join(f"{n.similarity:.2f} {n.category}: {_short(n.source)}" for n in expert.neighbors)
         says = "\n".join(f"{p:.1%} {label}" for label, p in expert.ranking[:3])
@@ -81,7 +86,7 @@ def evidence(answer: Prediction) -> Table:
 def categories(found: Sequence[Category]) -> Table:
     """The categories of a store."""
     experts = sorted({expert for category in found for expert in category.references})
-    table = Table("category", "version", "updated", "texts", *experts, box=SIMPLE_HEAD, pad_edge=False)
+    table = _table("category", "version", "updated", "texts", *experts)
     for category in found:
         counts = [str(category.references.get(expert, "–")) for expert in experts]
         text = _short("; ".join(category.texts))
@@ -92,7 +97,7 @@ def categories(found: Sequence[Category]) -> Table:
 
 def evaluation(result: Evaluation) -> Table:
     """Accuracies of the fusion and of each expert."""
-    table = Table("", "top-1", "top-3", "top-5", box=SIMPLE_HEAD, pad_edge=False)
+    table = _table("", "top-1", "top-3", "top-5")
     for name, accuracy in {f"fusion ({result.fusion})": result.accuracy, **result.experts}.items():
         table.add_row(name, *(f"{value:.1%}" for value in (accuracy.top1, accuracy.top3, accuracy.top5)))
     return table
@@ -100,7 +105,7 @@ def evaluation(result: Evaluation) -> Table:
 
 def facts(values: Mapping[str, Any]) -> Table:
     """Names and values."""
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = _table("", "", box=None, show_header=False)
     for name, value in values.items():
         table.add_row(f"[dim]{escape(name)}[/]", escape(str(value)))
     return table
@@ -108,12 +113,17 @@ def facts(values: Mapping[str, Any]) -> Table:
 
 def findings(found: Sequence[Finding]) -> Table:
     """What works, and what to do about the rest."""
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = _table("", "", "", box=None, show_header=False)
     for finding in found:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
         advice = f"\n[yellow]{escape(finding.advice)}[/]" if finding.advice else ""
         table.add_row(mark, finding.what, escape(finding.detail) + advice)
     return table
+
+
+def _table(*headers: str, box: Box | None = SIMPLE_HEAD, **options: Any) -> Table:
+    """A table that cuts nothing off, however narrow the terminal."""
+    return Table(*(Column(header, overflow="fold") for header in headers), box=box, pad_edge=False, **options)
 
 
 def _ranked(ranking: Ranking) -> str:

@@ -12,21 +12,38 @@ from zsvec.encoders.base import BatchEncoder, Encoder, EncoderSet, Trunk, Vector
 from zsvec.errors import InvalidInputError
 from zsvec.types import Modality
 
-__all__ = ["BatchEncoder", "Encoder", "EncoderSet", "Trunk", "Vectors", "load_encoder", "load_encoders"]
+__all__ = [
+    "BatchEncoder",
+    "Encoder",
+    "EncoderSet",
+    "Trunk",
+    "Vectors",
+    "describe_device",
+    "load_encoder",
+    "load_encoders",
+    "missing_weights",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """Where the `load` function of a family is, and what its encoders can embed."""
+    """A kind of encoder.
+
+    Attributes:
+        module: Has ``sources(spec)`` and ``load(name, spec, …)``.
+        modalities: What its encoders can embed.
+        needs_float32: Whether its image model runs in float32 whatever the settings say.
+    """
 
     module: str
     modalities: tuple[Modality, ...]
+    needs_float32: bool = False
 
 
 _FAMILIES: Mapping[str, _Family] = {
     "clip": _Family("zsvec.encoders.clip", ("text", "image")),
     "vision": _Family("zsvec.encoders.vision", ("image",)),
-    "conse": _Family("zsvec.encoders.conse", ("text", "image")),
+    "conse": _Family("zsvec.encoders.conse", ("text", "image"), needs_float32=True),
 }
 
 
@@ -49,7 +66,10 @@ def load_encoders(
     from zsvec.encoders.device import choose_runtime
 
     shared: dict[str, Any] = {"runtime": choose_runtime(device, dtype), "batch_size": batch_size, "trunks": {}}
-    return EncoderSet((_load(name, spec, shared) for name, spec in specs.items()), batch_size=batch_size)
+    # Who shares an image model with an encoder that needs float32 gets it from that one, in float32.
+    order = sorted(specs, key=lambda name: not _FAMILIES[specs[name].family].needs_float32)
+    loaded = {name: _load(name, specs[name], shared) for name in order}
+    return EncoderSet((loaded[name] for name in specs), batch_size=batch_size)
 
 
 def load_encoder(
@@ -57,6 +77,30 @@ def load_encoder(
 ) -> Encoder:
     """Load one encoder; see `load_encoders`."""
     return load_encoders({name: spec}, device=device, dtype=dtype, batch_size=batch_size)[name]
+
+
+def describe_device(device: Device = "auto", dtype: Dtype = "auto") -> str:
+    """Device, number format and version of torch that `load_encoders` would use, in words.
+
+    Raises:
+        InvalidInputError: The device is not there.
+    """
+    from zsvec.encoders.device import choose_runtime
+
+    return str(choose_runtime(device, dtype))
+
+
+def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
+    """What encoders need and the disk does not hold, by name of the encoder. Asks no network.
+
+    Raises:
+        InvalidInputError: A spec does not fit its family.
+    """
+    found = {
+        name: [source.missing() for source in import_module(_FAMILIES[spec.family].module).sources(spec)]
+        for name, spec in specs.items()
+    }
+    return {name: ", ".join(filter(None, missing)) for name, missing in found.items() if any(missing)}
 
 
 def _load(name: str, spec: EncoderSpec, shared: Mapping[str, Any]) -> Encoder:

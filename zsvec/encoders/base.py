@@ -175,7 +175,8 @@ class BatchEncoder(ABC):
                 f"encoder {self.name!r} returned a vector that is {what} (row {row}, {unusable.size} of {len(norms)} "
                 "rows); remove that input, or try dtype='float32' if the number format overflows"
             )
-        return (vectors / norms).astype(np.float32)
+        unit: Vectors = (vectors / norms).astype(np.float32)
+        return unit
 
 
 class EncoderSet:

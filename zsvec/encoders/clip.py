@@ -13,8 +13,9 @@ from PIL import Image
 from zsvec.config import EncoderSpec
 from zsvec.encoders.base import BatchEncoder, rgb_of_bearable_shape
 from zsvec.encoders.device import Runtime
+from zsvec.encoders.hub import checkpoint_source
 from zsvec.encoders.sentence import SentenceModel
-from zsvec.encoders.weights import checkpoint
+from zsvec.encoders.weights import Source
 from zsvec.errors import InvalidInputError
 from zsvec.types import Fingerprint, Modality
 
@@ -35,9 +36,6 @@ class ClipTrunk:
 
     def forward(self, inputs: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
         """Image features, float32 (n, dim), of any norm."""
-        return np.concatenate([self._pass(part) for part in self._runtime.passes(inputs)])
-
-    def _pass(self, inputs: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
         batch = {
             key: torch.cat([one[key] for one in inputs]).to(self._runtime.device) if torch.is_tensor(value) else value
             for key, value in inputs[0].items()
@@ -59,6 +57,11 @@ class ClipEncoder(BatchEncoder):
         return batch if modality == "image" else self._sentences.embed_texts(batch)
 
 
+def sources(spec: EncoderSpec) -> list[Source]:
+    """Where its weights come from."""
+    return [checkpoint_source(spec.model, spec.revision)]
+
+
 def load(
     name: str, spec: EncoderSpec, *, modalities: tuple[Modality, ...], runtime: Runtime, batch_size: int, **_: Any
 ) -> ClipEncoder:
@@ -68,7 +71,7 @@ def load(
         WeightsUnavailableError: Its weights cannot be loaded here.
         InvalidInputError: The model does not embed both images and texts.
     """
-    weights = checkpoint(spec.model, spec.revision)
+    weights = sources(spec)[0].load()
     sentences = SentenceModel(weights, runtime)
     if not {"image", "text"} <= set(sentences.modalities):
         raise InvalidInputError(

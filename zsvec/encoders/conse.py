@@ -8,18 +8,21 @@ Labels are ImageNet's full descriptions, all synonyms included (``tench, Tinca t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from zsvec.config import EncoderSpec
+from zsvec.encoders import vision
 from zsvec.encoders.base import BatchEncoder
 from zsvec.encoders.device import Runtime
+from zsvec.encoders.hub import checkpoint_source
 from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.vision import TimmFeatures, TimmTrunk, Trunks, load_trunk
-from zsvec.encoders.weights import checkpoint
+from zsvec.encoders.weights import Source
 from zsvec.errors import InvalidInputError
 from zsvec.types import Fingerprint, Modality
 
@@ -39,7 +42,8 @@ class ConseEncoder(BatchEncoder):
     def __init__(self, name: str, sentences: SentenceModel, labels: Sequence[str], **base: Any) -> None:
         super().__init__(name, **base)
         self._sentences = sentences
-        self._labels = self.encode_texts(labels)
+        # At once, not in batches: the text model sorts them by length and pads less.
+        self._labels = self._normalised([self._embed(labels, "text")])
 
     def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
         """Sentence embeddings of texts, weighted means of them for images."""
@@ -51,6 +55,11 @@ class ConseEncoder(BatchEncoder):
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         vectors: NDArray[np.float32] = np.einsum("nk,nkd->nd", weights, self._labels[top])
         return vectors
+
+
+def sources(spec: EncoderSpec) -> list[Source]:
+    """Where the weights of the classifier and of the text model come from."""
+    return [*vision.sources(spec), _text_source(spec)]
 
 
 def load(
@@ -68,12 +77,11 @@ def load(
         InvalidInputError: No text model is named, or the classifier's labels are not ImageNet's.
         WeightsUnavailableError: The weights of one of them cannot be loaded here.
     """
-    if spec.text_model is None:
-        raise InvalidInputError(f"encoder {name!r}: family 'conse' needs a text_model in its settings")
+    # The weights of the mean are a softmax: it would make much of what bfloat16 rounds.
+    runtime = replace(runtime, bfloat16=False)
+    text_weights = _text_source(spec).load()
     trunk = load_trunk(spec, runtime, trunks)
     labels = _labels(name, spec.model, trunk)
-    repository, _, revision = spec.text_model.partition("@")
-    text_weights = checkpoint(repository, revision or None)
     sentences = SentenceModel(text_weights, runtime)
     return ConseEncoder(
         name,
@@ -92,6 +100,13 @@ def load(
         trunk=trunk,
         batch_size=batch_size,
     )
+
+
+def _text_source(spec: EncoderSpec) -> Source:
+    if spec.text_model is None:
+        raise InvalidInputError("family 'conse' needs a text_model: an id of the hub, a path or package:NAME")
+    repository, _, revision = spec.text_model.partition("@")
+    return checkpoint_source(repository, revision or None)
 
 
 def _labels(name: str, model: str, trunk: TimmTrunk) -> list[str]:

@@ -52,7 +52,7 @@ def _redirect(logger: logging.Logger, collector: _Collector, restore: ExitStack)
 
 
 def _switch_bars_off(restore: ExitStack) -> None:
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     restore.callback(disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars)
     disable_progress_bars()

@@ -41,7 +41,7 @@ class SentenceModel:
     def __init__(self, weights: Weights, runtime: Runtime) -> None:
         self.model = _load(weights, runtime)
         self.modalities = tuple(self.model.modalities)
-        self.dim = int(self.model.get_embedding_dimension())
+        self.dim = int(self.model.get_embedding_dimension() or 0)
         # The tokenizers are not safe in threads: truncation and padding are set on a shared object.
         self._tokenizing = threading.Lock()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,22 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 from zsvec.config import EncoderSpec
-from zsvec.encoders.base import BatchEncoder, rgb_of_bearable_shape
+from zsvec.encoders.base import BatchEncoder, batches, rgb_of_bearable_shape
 from zsvec.encoders.device import Runtime
+from zsvec.encoders.hub import HubSource
 from zsvec.encoders.quiet import quiet_loading
-from zsvec.encoders.weights import Weights, hub_weights, local_weights, relative_files, weight_files
+from zsvec.encoders.weights import LocalSource, Source, Weights, relative_files, weight_files
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.types import Fingerprint, Modality
+
+# On a CPU, the activations of so many images stay in its cache (bfloat16 halves them). Against 32 images at
+# once, EfficientNet-Lite0 is 2.9 times as fast in float32 and 1.6 in bfloat16, DINOv2 ViT-B/14 1.1 and 1.4.
+_AT_ONCE: Mapping[bool, int] = {False: 4, True: 8}
+_WHOLE_BATCH = sys.maxsize
 
 Trunks = MutableMapping[Any, "TimmTrunk"]
 """The trunks that one profile has loaded, by what they were loaded from."""
@@ -59,10 +66,11 @@ class TimmTrunk:
         preprocessing: What happens to the pixels before the model, in words.
     """
 
-    def __init__(self, model: torch.nn.Module, weights: Weights, image_size: int | None, runtime: Runtime) -> None:
-        self.model = model.eval().to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def __init__(self, model: Any, weights: Weights, image_size: int | None, runtime: Runtime) -> None:
+        self.model = model.eval().to(runtime.device, memory_format=torch.channels_last)
         self.weights = weights
         self._runtime = runtime
+        self._at_once = _AT_ONCE[runtime.bfloat16] if runtime.device.type == "cpu" else _WHOLE_BATCH
         channels = model.pretrained_cfg.get("input_size", (3,))[0]
         asked = {"input_size": (channels, image_size, image_size)} if image_size else None
         config = resolve_model_data_config(model, args=asked)
@@ -77,7 +85,7 @@ class TimmTrunk:
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
         """One pass of the model over a batch."""
-        passes = [self._pass(part) for part in self._runtime.passes(inputs)]
+        passes = [self._pass(part) for part in batches(inputs, self._at_once)]
         return TimmFeatures(
             pooled=np.concatenate([features.pooled for features in passes]),
             logits=np.concatenate([features.logits for features in passes]),
@@ -85,13 +93,13 @@ class TimmTrunk:
 
     def _pass(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
         pixels = torch.stack(list(inputs)).to(self._runtime.device, memory_format=torch.channels_last)
-        model: Any = self.model
         with self._runtime.inference():
-            features = model.forward_features(pixels)
+            features = self.model.forward_features(pixels)
         with torch.inference_mode():
             # float32 from here: it costs nothing, and a softmax over 1,000 logits is sensitive to rounding
             features = features.float()
-            pooled, logits = model.forward_head(features, pre_logits=True), model.forward_head(features)
+            pooled = self.model.forward_head(features, pre_logits=True)
+            logits = self.model.forward_head(features)
             return TimmFeatures(pooled.cpu().numpy(), logits.cpu().numpy())
 
 
@@ -102,6 +110,20 @@ class VisionEncoder(BatchEncoder):
         """The pooled features as they are."""
         features: TimmFeatures = batch
         return features.pooled
+
+
+def sources(spec: EncoderSpec) -> list[Source]:
+    """Where its weights come from.
+
+    Raises:
+        InvalidInputError: timm knows no such model, or no repository that holds its weights.
+    """
+    config = _registered(spec.model)
+    if spec.weights:
+        return [LocalSource(spec.weights)]
+    if not config.hf_hub_id:
+        raise InvalidInputError(f"timm knows no repository with weights of {spec.model}; give a local file as weights")
+    return [HubSource(config.hf_hub_id, spec.revision, weight_files)]
 
 
 def load(
@@ -144,7 +166,7 @@ def load_trunk(spec: EncoderSpec, runtime: Runtime, trunks: Trunks) -> TimmTrunk
     key = (spec.model, spec.revision, spec.weights, spec.image_size)
     if key not in trunks:
         config = _registered(spec.model)
-        weights = local_weights(spec.weights) if spec.weights else _from_hub(spec, config)
+        weights = sources(spec)[0].load()
         # Only transformers are built for one input size; to convolutional nets it makes no difference.
         options = {"img_size": spec.image_size} if spec.image_size and config.fixed_input_size else {}
         trunks[key] = TimmTrunk(_build(spec.model, weights, options), weights, spec.image_size, runtime)
@@ -160,13 +182,7 @@ def _registered(model: str) -> Any:
     return config
 
 
-def _from_hub(spec: EncoderSpec, config: Any) -> Weights:
-    if not config.hf_hub_id:
-        raise WeightsUnavailableError(f"no repository of the hub holds weights of {spec.model}; give a local file")
-    return hub_weights(config.hf_hub_id, spec.revision, weight_files)
-
-
-def _build(model: str, weights: Weights, options: Mapping[str, Any]) -> torch.nn.Module:
+def _build(model: str, weights: Weights, options: Mapping[str, Any]) -> Any:
     folder = weights.path
     path = folder / weight_files(relative_files(folder))[0] if folder.is_dir() else folder
     with quiet_loading():
@@ -186,8 +202,10 @@ def _build(model: str, weights: Weights, options: Mapping[str, Any]) -> torch.nn
             return built
 
 
-def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any]) -> torch.nn.Module:
+def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     """The model with weights that timm knows how to convert, position embeddings included; strict."""
+    if not state:  # for which timm would go to the hub
+        raise ValueError("it holds no weights")
     source = {"state_dict": dict(state), "custom_load": False, "source": None}
     built = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=source, **options)
     del built.pretrained_cfg["state_dict"]

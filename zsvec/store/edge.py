@@ -110,6 +110,15 @@ class EdgeBackend:
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[Points]:
+        pages = self._pages(collection, where, vectors, fields)
+        if vectors:
+            yield from pages
+            return
+        with self._calls(collection):  # as of one instant: who reads the catalog must not miss a commit in between
+            found = list(pages)
+        yield from found
+
+    def _pages(self, collection: str, where: Where, vectors: bool, fields: Sequence[str] | None) -> Iterator[Points]:
         offset = None
         while True:
             request = qe.ScrollRequest(

@@ -201,7 +201,14 @@ class Store:
             where = Where(match={"gen": list(gens[first : first + 256])})
             yield from self._backend.scroll(self.collection(encoder), where, vectors=vectors)
 
-    def query(self, encoder: str, modality: Modality, vectors: NDArray[np.float32], limit: int) -> list[list[Hit]]:
+    def query(
+        self,
+        encoder: str,
+        modality: Modality,
+        vectors: NDArray[np.float32],
+        limit: int,
+        gens: Sequence[str] | None = None,
+    ) -> list[list[Hit]]:
         """The nearest references of each vector, nearest first, committed or not.
 
         Args:
@@ -209,8 +216,9 @@ class Store:
             modality: Of the references.
             vectors: float32 ``(n, dim)``, unit rows.
             limit: References per vector.
+            gens: Only those of these generations.
         """
-        where = Where(match={"modality": modality})
+        where = Where(match={"modality": modality} if gens is None else {"modality": modality, "gen": gens})
         return self._backend.query(self.collection(encoder), vectors, where, limit, _HIT_FIELDS)
 
     def sources(self, category: Category) -> dict[str, list[str]]:

@@ -1,0 +1,887 @@
+"""A classifier over an embedded store, from images to predictions with their evidence."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import zsvec
+from tests.support import (
+    coloured,
+    encode,
+    fast_folder,
+    isolated,  # noqa: F401
+    open_classifier,
+    sources,
+    state,
+    two_encoders,
+)
+from zsvec.aggregate import AGGREGATIONS
+from zsvec.classifier import Classifier
+from zsvec.config import EncoderSpec, load_settings
+from zsvec.encoders import EncoderSet
+from zsvec.errors import (
+    CategoryNotFoundError,
+    EncoderError,
+    EncoderMismatchError,
+    ImageError,
+    InvalidInputError,
+    StoreError,
+    StoreLockedError,
+    WeightsUnavailableError,
+)
+from zsvec.fusion import CONFIDENCES
+from zsvec.testing import HashEncoder
+from zsvec.types import Modality, Prediction
+
+COLOURS = ("red", "green", "blue")
+EXPERTS = {"clip:text", "clip:image", "dino:image"}
+DEADLINE = 10.0
+
+
+def fill(classifier: Classifier, colours: tuple[str, ...] = COLOURS) -> Classifier:
+    """A category per colour: a text and three images of each."""
+    for colour in colours:
+        classifier.add_category(colour, [f"all {colour}"], [coloured(colour, seed) for seed in range(3)])
+    return classifier
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with fast_folder() as path:
+        yield path
+
+
+@pytest.fixture
+def encoders() -> tuple[HashEncoder, HashEncoder]:
+    return two_encoders()
+
+
+@pytest.fixture
+def empty(folder: Path, encoders: tuple[HashEncoder, HashEncoder]) -> Iterator[Classifier]:
+    with open_classifier(folder, *encoders) as opened:
+        yield opened
+
+
+@pytest.fixture
+def clf(empty: Classifier) -> Classifier:
+    return fill(empty)
+
+
+# ---- one image, several, none
+
+
+def test_what_looks_like_the_references_of_a_category_is_of_it(clf: Classifier) -> None:
+    for colour in COLOURS:
+        prediction = clf.classify(coloured(colour, 100))
+        assert isinstance(prediction, Prediction)
+        assert (prediction.label, prediction.error, prediction.unknown) == (colour, None, False)
+        assert prediction.experts["dino:image"].ranking[0][0] == colour
+
+
+def test_a_list_gives_a_list_in_order(clf: Classifier) -> None:
+    images = [coloured(colour, 100) for colour in ("blue", "red", "green", "red")]
+    assert [prediction.label for prediction in clf.classify(images)] == ["blue", "red", "green", "red"]
+    assert clf.classify(tuple(images)) == clf.classify(images)
+    assert clf.classify([]) == []
+    assert [prediction.label for prediction in clf.classify(images[:1])] == ["blue"]
+
+
+def test_every_kind_of_input_gives_the_same_answer(clf: Classifier, tmp_path: Path) -> None:
+    image = coloured("red", 100)
+    data = encode(image)
+    path = tmp_path / "a photo.png"
+    path.write_bytes(data)
+    given: dict[str, Any] = {
+        str(path): path,
+        "bytes": data,
+        "file": io.BytesIO(data),
+        "image": image,
+        "array": np.asarray(image),
+    }
+    given[f"{path} "] = str(path)
+    answers = {source.strip(): clf.classify(value) for source, value in given.items()}
+    assert {source: answer.source for source, answer in answers.items()} == {source: source for source in answers}
+    assert len({str(answer.to_dict() | {"source": ""}) for answer in answers.values()}) == 1
+
+
+def test_classifying_writes_nothing(clf: Classifier) -> None:
+    before = state(clf.store)
+    clf.classify([coloured("red", 100), coloured("red", 0)])
+    assert state(clf.store) == before
+
+
+def test_a_reference_itself_is_not_novel(clf: Classifier) -> None:
+    prediction = clf.classify(coloured("green", 1))
+    assert prediction.novelty == pytest.approx(0, abs=1e-6)
+    nearest = prediction.experts["dino:image"].neighbors[0]
+    assert (nearest.category, nearest.source) == ("green", "image")
+    assert nearest.similarity == pytest.approx(1, abs=1e-6)
+
+
+# ---- images that cannot be read
+
+
+def test_an_unreadable_image_raises(clf: Classifier) -> None:
+    with pytest.raises(ImageError, match=r"cannot read 'missing\.jpg': No such file"):
+        clf.classify("missing.jpg")
+    with pytest.raises(ImageError, match="cannot read bytes: it is empty"):
+        clf.classify([coloured("red", 100), b""])
+
+
+def test_an_unreadable_image_is_reported_in_its_place(clf: Classifier) -> None:
+    images = [b"", coloured("red", 100), "missing.jpg", b"?", coloured("blue", 100), None]
+    predictions = clf.classify(images, errors="report")
+    assert [prediction.label for prediction in predictions] == [None, "red", None, None, "blue", None]
+    assert [prediction.source for prediction in predictions] == [
+        *("bytes", "image", "missing.jpg", "bytes", "image", "NoneType"),
+    ]
+    errors = [prediction.error for prediction in predictions]
+    assert [error is None for error in errors] == [False, True, False, False, True, False]
+    assert "missing.jpg" in errors[2]
+    assert predictions[0] == Prediction(source="bytes", error=errors[0])
+
+
+def test_a_stream_reports_and_goes_on(clf: Classifier) -> None:
+    images = [coloured("red", 100) if i % 7 else b"" for i in range(40)]
+    predictions = list(clf.classify_stream(images, batch_size=4))
+    assert [prediction.label for prediction in predictions] == ["red" if i % 7 else None for i in range(40)]
+
+
+def test_a_batch_of_unreadable_images_alone(clf: Classifier, encoders: tuple[HashEncoder, HashEncoder]) -> None:
+    before = encoders[0].images_encoded
+    assert [p.label for p in clf.classify_stream([b""] * 5, batch_size=2)] == [None] * 5
+    assert encoders[0].images_encoded == before
+
+
+def test_a_stream_that_raises_gives_what_came_before(clf: Classifier) -> None:
+    got: list[Prediction] = []
+    with pytest.raises(ImageError, match="it is empty"):
+        got.extend(clf.classify_stream([coloured("red", 100), coloured("blue", 100), b"", b""], errors="raise"))
+    assert [prediction.label for prediction in got] == ["red", "blue"]
+
+
+def test_a_source_that_fails_loses_nothing_that_it_gave(clf: Classifier) -> None:
+    def source() -> Iterator[Image.Image]:
+        yield coloured("red", 100)
+        raise LookupError("camera gone")
+
+    got: list[Prediction] = []
+    with pytest.raises(LookupError, match="camera gone"):
+        got.extend(clf.classify_stream(source()))
+    assert [prediction.label for prediction in got] == ["red"]
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", float("nan"), [1]])
+@pytest.mark.parametrize("name", ["top_k", "batch_size"])
+def test_counts_that_are_none(clf: Classifier, name: str, value: Any) -> None:
+    with pytest.raises(InvalidInputError, match=rf"{name} must be a whole number from 1 up\. Got "):
+        clf.classify_stream([], **{name: value})  # at the call, not at the first prediction
+
+
+def test_the_value_of_errors_is_checked(clf: Classifier) -> None:
+    with pytest.raises(InvalidInputError, match=r"must be 'raise' or 'report'. Got 'ignore'"):
+        clf.classify_stream([], errors="ignore")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="Got None"):
+        clf.classify(coloured("red", 1), errors=None)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "images",
+    ["photo.jpg", Path("photo.jpg"), b"bytes", io.BytesIO(b""), coloured("red", 1), np.zeros((4, 4, 3)), None, 5],
+    ids=lambda images: type(images).__name__,
+)
+def test_a_stream_is_not_made_of_one_image(clf: Classifier, images: Any) -> None:
+    with pytest.raises(InvalidInputError, match="images must be a list, or another iterable, of images"):
+        clf.classify_stream(images)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 5, 1000])
+def test_rankings_have_top_k_categories(clf: Classifier, top_k: int) -> None:
+    prediction = clf.classify(coloured("red", 100), top_k=top_k)
+    for ranking in (prediction.ranking, *(expert.ranking for expert in prediction.experts.values())):
+        assert len(ranking) == min(top_k, 3)
+    assert prediction.ranking == clf.classify(coloured("red", 100), top_k=3).ranking[:top_k]
+
+
+def test_batches(folder: Path) -> None:
+    sizes: list[int] = []
+
+    class Encoder(HashEncoder):
+        def embed(self, batch: Any, modality: Modality) -> Any:
+            sizes.append(len(batch))
+            return super().embed(batch, modality)
+
+    images = [coloured("red", seed) for seed in range(20)]
+    with fill(open_classifier(folder, Encoder("clip"), batch_size=6)) as clf:
+        sizes.clear()
+        clf.classify(images)
+        assert (sum(sizes), max(sizes)) == (20, 6)
+        sizes.clear()
+        assert len(list(clf.classify_stream(images, batch_size=4))) == 20
+        assert (sum(sizes), max(sizes)) == (20, 4)
+        with pytest.raises(InvalidInputError, match=r"batch_size: Input should be less than or equal to 4096"):
+            open_classifier(folder, batch_size=5000)
+
+
+def test_an_endless_stream_is_read_a_little_ahead(clf: Classifier) -> None:
+    read = 0
+
+    def source() -> Iterator[Image.Image]:
+        nonlocal read
+        while True:
+            read += 1
+            yield coloured("red", 100)
+
+    stream = clf.classify_stream(source(), batch_size=4)
+    assert [prediction.label for prediction in itertools.islice(stream, 10)] == ["red"] * 10
+    stream.close()  # type: ignore[attr-defined]
+    assert 10 <= read <= 12 + 8 + 4 + 8
+
+
+# ---- evidence
+
+
+def check_evidence(prediction: Prediction, experts: set[str], n_categories: int) -> None:
+    """Whatever the settings, for rankings of all categories: the numbers agree with each other."""
+    assert prediction.ranking[0] == (prediction.label, prediction.probability)
+    assert len(prediction.ranking) == n_categories
+    assert 0 <= prediction.novelty <= 2
+    assert prediction.experts.keys() == experts
+    assert sum(expert.weight for expert in prediction.experts.values()) == pytest.approx(1)
+    for ranking in (prediction.ranking, *(expert.ranking for expert in prediction.experts.values())):
+        probabilities = [probability for _, probability in ranking]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1)
+        assert min(probabilities) >= 0
+        assert len({label for label, _ in ranking}) == len(ranking)
+    for expert in prediction.experts.values():
+        assert expert.weight > 0
+        nats = -sum(p * math.log(p) for _, p in expert.ranking if p > 0)
+        assert expert.entropy == pytest.approx(nats, abs=1e-9)
+        similarities = [neighbor.similarity for neighbor in expert.neighbors]
+        assert similarities == sorted(similarities, reverse=True)
+        assert len(similarities) == 3
+        assert all(-1.000001 <= similarity <= 1.000001 for similarity in similarities)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("fusion", [*CONFIDENCES, "fixed"])
+def test_every_setting_gives_complete_evidence_and_both_searches_agree(
+    folder: Path, aggregation: str, fusion: str
+) -> None:
+    with fill(open_classifier(folder)):
+        pass
+    images = [coloured("red", 100), coloured("orange", 7), coloured("white", 3), coloured("blue", 0)]
+    answers: list[list[Prediction]] = []
+    for search in ("mirror", "qdrant", "auto"):
+        settings: dict[str, Any] = {"search": search, "aggregation": aggregation, "fusion": fusion, "top_m": 2}
+        with open_classifier(folder, **settings) as clf:
+            answers.append(clf.classify(images, top_k=10))
+    for mirror, qdrant, auto in zip(*answers, strict=True):
+        check_evidence(mirror, EXPERTS, len(COLOURS))
+        check_evidence(qdrant, EXPERTS, len(COLOURS))
+        assert same(mirror, qdrant)
+        assert same(mirror, auto)
+    assert [answer.label for answer in answers[0]][::3] == ["red", "blue"]
+
+
+def same(one: Prediction, other: Prediction) -> bool:
+    """Whether two predictions say the same, but for the rounding of float32."""
+
+    def plain(prediction: Prediction) -> Any:
+        return {
+            "label": prediction.label,
+            "novelty": prediction.novelty,
+            "ranking": dict(prediction.ranking),
+            **{f"weight of {name}": expert.weight for name, expert in prediction.experts.items()},
+            **{f"entropy of {name}": expert.entropy for name, expert in prediction.experts.items()},
+            **{f"nearest of {name}": [n.category for n in e.neighbors] for name, e in prediction.experts.items()},
+        }
+
+    first, second = plain(one), plain(other)
+    assert first.keys() == second.keys()
+    numbers = {key for key, value in first.items() if isinstance(value, float | dict)}
+    return all(
+        first[key] == (pytest.approx(second[key], rel=1e-3, abs=1e-4) if key in numbers else second[key])
+        for key in first
+    )
+
+
+def test_the_numbers_of_a_case_worked_by_hand(folder: Path) -> None:
+    """Two categories at cosines 0.6 and 0.8 with temperature 0.2: softmax of 3 and 4."""
+    encoder = HashEncoder("e", dim=2, modalities=("image",))
+    settings: dict[str, Any] = {"temperatures": {"e:image": 0.2}, "aggregation": "max"}
+    with open_classifier(folder, encoder, **settings) as clf:
+        clf.add_category("a", [], vectors={"e:image": [[3, 4]]})
+        clf.add_category("b", [], vectors={"e:image": [[4, 3], [-1, 0]]})
+        (prediction,) = clf.classify_vectors({"e": [[5.0, 0.0]]})
+    p = 1 / (1 + math.exp(-1))
+    assert prediction.label == "b"
+    assert dict(prediction.ranking) == pytest.approx({"b": p, "a": 1 - p}, abs=1e-6)
+    expert = prediction.experts["e:image"]
+    assert expert.weight == 1
+    assert expert.entropy == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), abs=1e-6)
+    assert [(n.category, n.source) for n in expert.neighbors] == [("b", "vector"), ("a", "vector"), ("b", "vector")]
+    assert [n.similarity for n in expert.neighbors] == pytest.approx([0.8, 0.6, -1], abs=1e-6)
+    assert prediction.novelty == pytest.approx(0.2, abs=1e-6)
+
+
+def test_fixed_weights_are_shares(folder: Path) -> None:
+    settings: dict[str, Any] = {"fusion": "fixed", "weights": {"clip:text": 6.0, "dino:image": 3.0}}
+    with fill(open_classifier(folder, **settings)) as clf:
+        experts = clf.classify(coloured("red", 100)).experts
+    assert {name: expert.weight for name, expert in experts.items()} == pytest.approx(
+        {"clip:text": 0.6, "clip:image": 0.1, "dino:image": 0.3}
+    )
+
+
+def test_the_order_in_which_categories_came_does_not_matter() -> None:
+    images = [coloured("red", 100), coloured("white", 3)]
+    answers = []
+    for colours in itertools.permutations(COLOURS):
+        with fast_folder() as folder, fill(open_classifier(folder), colours) as clf:
+            answers.append(clf.classify(images))
+    assert len(answers) == 6
+    assert all(same(one, other) for answer in answers[1:] for one, other in zip(answers[0], answer, strict=True))
+
+
+def test_an_image_far_from_all_is_unknown_above_a_threshold(folder: Path) -> None:
+    known, stranger = coloured("red", 100), coloured("white", 1)
+    with fill(open_classifier(folder)) as clf:
+        near, far = (prediction.novelty for prediction in clf.classify([known, stranger]))
+        assert near < 0.2 < far
+        assert not any(prediction.unknown for prediction in clf.classify([known, stranger]))
+    for threshold, expected in {0.0: [True, True], 0.2: [False, True], 2.0: [False, False]}.items():
+        with open_classifier(folder, unknown_above=threshold) as clf:
+            assert [prediction.unknown for prediction in clf.classify([known, stranger])] == expected
+    with open_classifier(folder, unknown_above=far) as clf:
+        assert not clf.classify(stranger).unknown  # above it, not at it
+
+
+def test_categories_of_texts_alone_live_beside_categories_of_images_alone(empty: Classifier) -> None:
+    empty.add_category("red", [], [coloured("red", seed) for seed in range(3)])
+    empty.add_category("blue", [], [coloured("blue", seed) for seed in range(3)])
+    empty.add_category("cat", ["a feline"])
+    prediction = empty.classify(coloured("red", 100))
+    assert prediction.experts.keys() == EXPERTS
+    assert [label for label, _ in prediction.experts["clip:text"].ranking] == ["cat"]
+    assert {label for label, _ in prediction.experts["dino:image"].ranking} == {"red", "blue"}
+    fused = dict(prediction.ranking)
+    assert sum(fused.values()) == pytest.approx(1)
+    assert fused["cat"] > 0  # not punished for having no images
+    assert fused["red"] > 100 * fused["blue"]  # nor do the others change places
+    assert all(len(expert.neighbors) >= 1 for expert in prediction.experts.values())
+
+
+# ---- while others write
+
+
+def test_a_category_added_while_a_stream_runs_is_seen_by_the_next_batch(clf: Classifier) -> None:
+    added = threading.Event()
+
+    def source() -> Iterator[Image.Image]:
+        yield coloured("white", 100)
+        assert added.wait(DEADLINE)
+        yield coloured("white", 100)
+
+    stream = clf.classify_stream(source())
+    before = next(stream)
+    assert "white" not in dict(before.ranking)
+    writer = threading.Thread(target=lambda: clf.add_category("white", images=[coloured("white", 1)]))
+    writer.start()
+    writer.join(DEADLINE)
+    added.set()
+    after = next(stream)
+    assert (after.label, len(after.ranking)) == ("white", 4)
+    assert next(stream, None) is None
+
+
+def test_a_category_removed_while_a_stream_runs_is_not_seen_any_more(clf: Classifier) -> None:
+    removed = threading.Event()
+
+    def source() -> Iterator[Image.Image]:
+        yield coloured("red", 100)
+        assert removed.wait(DEADLINE)
+        yield coloured("red", 100)
+
+    stream = clf.classify_stream(source())
+    assert next(stream).label == "red"
+    clf.remove_category(" red ")
+    removed.set()
+    assert {label for label, _ in next(stream).ranking} == {"green", "blue"}
+    assert sorted(category.name for category in clf.categories()) == ["blue", "green"]
+    with pytest.raises(CategoryNotFoundError, match="no category 'red'"):
+        clf.remove_category("red")
+
+
+def test_several_threads_classify_while_one_writes(clf: Classifier) -> None:
+    images = [coloured(colour, 100) for colour in COLOURS]
+    expected = clf.classify(images)
+
+    def write() -> None:
+        for i in range(10):
+            clf.add_category("white", [f"text {i}"], [coloured("white", i)])
+        clf.remove_category("white")
+
+    with ThreadPoolExecutor(7) as pool:
+        writing = pool.submit(write)
+        answers = list(pool.map(lambda _: clf.classify(images), range(30)))
+        writing.result()
+    for answer in answers:
+        assert [prediction.label for prediction in answer] == list(COLOURS)
+    after = clf.classify(images)
+    assert all(same(one, other) for one, other in zip(after, expected, strict=True))
+
+
+def test_aclassify_leaves_the_event_loop_free(clf: Classifier) -> None:
+    go_on = threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, *args: Any) -> bytes:
+            assert go_on.wait(DEADLINE)
+            return super().read(*args)
+
+    async def main() -> list[Any]:
+        slow = asyncio.create_task(clf.aclassify(Slow(encode(coloured("red", 100)))))
+        quick = await asyncio.gather(*(clf.aclassify(coloured(colour, 100)) for colour in COLOURS))
+        assert not slow.done()
+        go_on.set()
+        several = await clf.aclassify([coloured("red", 100), b""], errors="report", top_k=1)
+        return [await slow, *quick, *several]
+
+    answers = asyncio.run(main())
+    assert [answer.label for answer in answers] == ["red", *COLOURS, "red", None]
+    assert len(answers[4].ranking) == 1
+
+
+def test_aclassify_raises(clf: Classifier) -> None:
+    with pytest.raises(ImageError, match="cannot read 'missing"):
+        asyncio.run(clf.aclassify("missing.jpg"))
+
+
+# ---- vectors in the place of images
+
+
+def test_classify_vectors_says_what_classify_says(clf: Classifier, encoders: tuple[HashEncoder, HashEncoder]) -> None:
+    images = [coloured(colour, 100) for colour in ("red", "white", "blue")]
+    vectors = {encoder.name: encoder.encode_images(images) for encoder in encoders}
+    answers = clf.classify_vectors(vectors)
+    assert [answer.source for answer in answers] == ["vector 0", "vector 1", "vector 2"]
+    assert all(same(one, other) for one, other in zip(answers, clf.classify(images), strict=True))
+    longer = clf.classify_vectors({name: (7 * of.astype(float)).tolist() for name, of in vectors.items()}, top_k=1)
+    assert [answer.label for answer in longer] == [answer.label for answer in answers]
+    assert all(len(answer.ranking) == 1 for answer in longer)
+
+
+def test_classify_vectors_of_no_images(clf: Classifier) -> None:
+    assert clf.classify_vectors({"clip": np.empty((0, 32)), "dino": np.empty((0, 16))}) == []
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ({}, "of the encoders clip, dino. Got none"),
+        ({"clip": np.ones((1, 32))}, "of the encoders clip, dino. Got clip"),
+        ({"clip": np.ones((1, 32)), "dino": np.ones((1, 16)), "x": []}, "Got clip, dino, x"),
+        ({"clip": np.ones((1, 32)), "dino": np.ones((2, 16))}, r"of the same images. Got \{'clip': 1, 'dino': 2\}"),
+        ({"clip": np.ones((1, 31)), "dino": np.ones((1, 16))}, r"of clip must have the shape \(n, 32\). Got \(1, 31\)"),
+        ({"clip": np.ones(32), "dino": np.ones((1, 16))}, r"Got \(32,\)"),
+        ({"clip": [["a"] * 32], "dino": np.ones((1, 16))}, "of clip must be numbers"),
+        ({"clip": np.zeros((1, 32)), "dino": np.ones((1, 16))}, r"of clip must be finite and not zero.*\[0\]"),
+        ({"clip": np.ones((1, 32)), "dino": np.full((1, 16), np.nan)}, "of dino must be finite"),
+    ],
+)
+def test_vectors_that_cannot_be_used(clf: Classifier, vectors: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        clf.classify_vectors(vectors)
+    with pytest.raises(InvalidInputError, match=r"top_k must be a whole number from 1 up\. Got 0"):
+        clf.classify_vectors({"clip": np.ones((1, 32)), "dino": np.ones((1, 16))}, top_k=0)
+
+
+# ---- empty, closed, of other encoders
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda clf: clf.classify(coloured("red", 1)),
+        lambda clf: clf.classify([]),
+        lambda clf: list(clf.classify_stream([b""])),
+        lambda clf: clf.classify_vectors({"clip": np.ones((1, 32)), "dino": np.ones((1, 16))}),
+    ],
+)
+def test_an_empty_store_has_no_answer(empty: Classifier, folder: Path, action: Callable[[Classifier], Any]) -> None:
+    with pytest.raises(StoreError, match=r"has no category yet: add one with `zsvec add`"):
+        action(empty)
+    assert not (folder / "store").exists()
+    assert empty.categories() == []
+
+
+def test_a_store_without_categories_left_has_no_answer(empty: Classifier) -> None:
+    empty.add_category("red")
+    assert empty.classify(coloured("red", 1)).label == "red"
+    empty.remove_category("red")
+    with pytest.raises(StoreError, match="has no category yet"):
+        empty.classify(coloured("red", 1))
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda clf: clf.classify(coloured("red", 1)),
+        lambda clf: clf.classify_vectors({"clip": np.ones((1, 32)), "dino": np.ones((1, 16))}),
+        lambda clf: clf.add_category("red", ["more"]),
+        lambda clf: clf.remove_category("red"),
+        lambda clf: clf.categories(),
+    ],
+)
+def test_a_closed_classifier(clf: Classifier, folder: Path, action: Callable[[Classifier], Any]) -> None:
+    before = state(clf.store)
+    clf.close()
+    clf.close()
+    with pytest.raises(StoreError, match=r"is closed: open it again"):
+        action(clf)
+    with open_classifier(folder) as again:
+        assert state(again.store) == before
+
+
+def test_a_stream_ends_with_an_error_when_its_classifier_is_closed(clf: Classifier) -> None:
+    stream = clf.classify_stream(itertools.repeat(coloured("red", 1)), batch_size=1)
+    next(stream)
+    clf.close()
+    with pytest.raises(StoreError, match="is closed"):
+        list(stream)
+
+
+def test_what_was_stored_is_there_after_closing(clf: Classifier, folder: Path) -> None:
+    before, answer = state(clf.store), clf.classify(coloured("red", 100))
+    clf.close()
+    with open_classifier(folder) as again:
+        assert state(again.store) == before
+        assert same(again.classify(coloured("red", 100)), answer)
+
+
+def test_a_second_handle_is_refused_while_the_first_is_open(clf: Classifier, folder: Path) -> None:
+    with pytest.raises(StoreLockedError, match="is already open, here or in another process"):
+        open_classifier(folder)
+    assert clf.classify(coloured("red", 100)).label == "red"
+
+
+OTHERS: Mapping[str, tuple[HashEncoder, ...]] = {
+    "another name": (HashEncoder("siglip", dim=32), HashEncoder("dino", dim=16, modalities=("image",))),
+    "one more": (*two_encoders(), HashEncoder("conse")),
+    "one less": (HashEncoder("clip", dim=32),),
+}
+
+
+@pytest.mark.parametrize("others", OTHERS.values(), ids=OTHERS)
+def test_encoders_of_other_names_are_refused_at_once(
+    clf: Classifier, folder: Path, others: tuple[HashEncoder, ...]
+) -> None:
+    before = state(clf.store)
+    clf.close()
+    with pytest.raises(EncoderMismatchError, match=r"holds vectors of the encoders clip, dino, and .* are in use"):
+        open_classifier(folder, *others)
+    with open_classifier(folder) as again:
+        assert state(again.store) == before
+
+
+def test_a_refused_store_can_be_opened_again_while_the_error_is_held(clf: Classifier, folder: Path) -> None:
+    """As in a notebook, which keeps the last error and with it all that it refers to."""
+    clf.close()
+    with pytest.raises(InvalidInputError) as first:
+        open_classifier(folder, weights={"clip:audio": 1.0})
+    with pytest.raises(EncoderMismatchError) as second:
+        open_classifier(folder, HashEncoder("other"))
+    with open_classifier(folder) as again:
+        assert len(again.categories()) == 3
+    assert (first.tb, second.tb) != (None, None)  # they are still held
+
+
+def test_encoders_of_other_fingerprints_are_refused_before_anything_is_written(clf: Classifier, folder: Path) -> None:
+    before = state(clf.store)
+    clf.close()
+    others = (HashEncoder("clip", dim=24), HashEncoder("dino", dim=16, modalities=("image",)))
+    with open_classifier(folder, *others) as wrong:
+        for action in (lambda: wrong.add_category("white"), lambda: wrong.classify(coloured("red", 1))):
+            with pytest.raises(
+                EncoderMismatchError, match=r"'clip' in .* were made by .*32-d.*24-d.* is in use"
+            ) as error:
+                action()
+            assert str(folder) in str(error.value)
+    with open_classifier(folder) as again:
+        assert state(again.store) == before
+
+
+def test_references_of_a_modality_that_is_not_in_use_any_more_are_left_alone(clf: Classifier, folder: Path) -> None:
+    clf.add_category("cat", ["a feline"])
+    before = state(clf.store)
+    clf.close()
+    only_images = (
+        HashEncoder("clip", dim=32, modalities=("image",)),
+        HashEncoder("dino", dim=16, modalities=("image",)),
+    )
+    for search in ("mirror", "qdrant"):
+        with open_classifier(folder, *only_images, search=search) as clf:
+            prediction = clf.classify(coloured("red", 100))
+            assert prediction.label == "red"
+            assert prediction.experts.keys() == {"clip:image", "dino:image"}
+            assert dict(prediction.ranking)["cat"] == 0
+            assert state(clf.store) == before
+
+
+# ---- encoders
+
+
+def load_with(folder: Path, load: Callable[[], EncoderSet], **settings: Any) -> Classifier:
+    from zsvec.store import open_store
+
+    chosen = load_settings(store=str(folder / "store"), **settings)
+    return Classifier(
+        open_store(chosen),
+        chosen,
+        load_encoders=load,
+        temperatures={"clip:text": 0.01, "clip:image": 0.03, "dino:image": 0.03},
+        prompts={},
+    )
+
+
+def test_encoders_are_loaded_once_and_not_before_they_are_needed(folder: Path) -> None:
+    with fill(open_classifier(folder)):
+        pass
+    loads = []
+
+    def load() -> EncoderSet:
+        loads.append(threading.current_thread().name)
+        return EncoderSet(two_encoders())
+
+    with load_with(folder, load) as clf:
+        assert len(clf.categories()) == 3
+        clf.remove_category("green")
+        clf.classify_vectors({"clip": np.ones((1, 32)), "dino": np.ones((1, 16))})
+        assert loads == []
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda seed: clf.classify(coloured("red", seed)), range(16)))
+        assert len(loads) == 1
+        assert {answer.label for answer in answers} == {"red"}
+        clf.load()
+        assert len(loads) == 1
+
+
+def test_load_says_what_is_missing(folder: Path) -> None:
+    def load() -> EncoderSet:
+        raise WeightsUnavailableError("no weights here")
+
+    with load_with(folder, load) as clf:
+        for action in (clf.load, lambda: clf.add_category("red")):
+            with pytest.raises(WeightsUnavailableError, match="no weights here"):
+                action()
+    assert not (folder / "store").exists()
+
+
+def test_an_encoder_that_fails_in_a_stream(folder: Path) -> None:
+    class Fails(HashEncoder):
+        def embed(self, batch: Any, modality: Modality) -> Any:
+            return super().embed(batch, modality) * (1 if self.images_encoded < 12 else np.nan)
+
+    with fill(open_classifier(folder, Fails("clip"))) as clf:
+        got: list[Prediction] = []
+        with pytest.raises(EncoderError, match="encoder 'clip' returned a vector that is not finite"):
+            got.extend(clf.classify_stream([coloured("red", 100)] * 10, batch_size=1))
+        assert [prediction.label for prediction in got] == ["red"] * 2
+
+
+@pytest.mark.parametrize("name", ["catalog", "", "a/b", "../up", "a b", "é", "x" * 64, "a\n"])
+def test_an_encoder_whose_name_cannot_be_that_of_a_collection(folder: Path, name: str) -> None:
+    with pytest.raises(InvalidInputError, match="an encoder cannot be named") as error:
+        open_classifier(folder, HashEncoder(name))
+    assert repr(name) in str(error.value)
+    assert list(folder.iterdir()) == []
+
+
+def test_no_encoders(folder: Path) -> None:
+    with pytest.raises(InvalidInputError, match="there are no encoders"):
+        zsvec.open(str(folder / "store"), encoders=[])
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize("setting", ["weights", "temperatures"])
+def test_an_expert_that_is_not_there(folder: Path, setting: str) -> None:
+    with pytest.raises(InvalidInputError, match="no expert 'dino:text'; there are clip:text, clip:image, dino:image"):
+        open_classifier(folder, **{setting: {"dino:text": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"profile": "bass"}, r"no profile is named 'bass'; choose one of base, offline, plus"),
+        ({"namespace": "a/b"}, r"namespace: .* \(got 'a/b'\)"),
+        ({"namespace": ""}, r"namespace: .* \(got ''\)"),
+        ({"search": "both"}, r"search: .*'auto', 'mirror' or 'qdrant' \(got 'both'\)"),
+        ({"fusion": "sum"}, r"fusion: .* \(got 'sum'\)"),
+        ({"aggregation": "median"}, r"aggregation: .* \(got 'median'\)"),
+        ({"device": "tpu"}, r"device: .* \(got 'tpu'\)"),
+        ({"dtype": "int8"}, r"dtype: .* \(got 'int8'\)"),
+        ({"batch_size": 0}, r"batch_size: .*greater than 0 \(got 0\)"),
+        ({"top_m": -1}, r"top_m: .* \(got -1\)"),
+        ({"neighbors": 0}, r"neighbors: .* \(got 0\)"),
+        ({"timeout": 0}, r"timeout: .* \(got 0\)"),
+        ({"unknown_above": 3}, r"unknown_above: .* \(got 3\)"),
+        ({"unknown_above": float("nan")}, r"unknown_above: .* \(got nan\)"),
+        ({"weights": {"clip:text": -1}}, r"weights.clip:text: .* \(got -1\)"),
+        ({"weights": {"clip:text": 0}}, r"weights.clip:text: .* \(got 0\)"),
+        ({"temperatures": {"clip:text": -0.01}}, r"temperatures.clip:text: .* \(got -0.01\)"),
+        ({"temperatures": {"clip:text": float("nan")}}, r"temperatures.clip:text: .* \(got nan\)"),
+        ({"max_pixels": 0}, r"max_pixels: .* \(got 0\)"),
+        ({"colour": "red"}, r"colour: Extra inputs are not permitted \(got 'red'\)"),
+        ({"store": ""}, r"store: .* \(got ''\)"),
+        ({"store": 5}, r"store: .* \(got 5\)"),
+    ],
+)
+def test_settings_that_cannot_be_used(folder: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        zsvec.open(**{"store": str(folder / "store"), **settings})
+    assert list(folder.iterdir()) == []
+
+
+def test_the_key_of_a_server_is_never_shown() -> None:
+    with pytest.raises(InvalidInputError) as error:
+        zsvec.open("./s", api_key=12345)
+    assert "12345" not in str(error.value)
+    assert "hunter2" not in repr(load_settings(api_key="hunter2"))
+
+
+class Loading:
+    """Stands for `zsvec.encoders.load_encoders`: hash encoders of the names that are asked for."""
+
+    def __init__(self) -> None:
+        self.specs: Mapping[str, EncoderSpec] = {}
+        self.options: dict[str, Any] = {}
+
+    def __call__(self, specs: Mapping[str, EncoderSpec], **options: Any) -> EncoderSet:
+        self.specs, self.options = specs, options
+        return EncoderSet([HashEncoder(name, modalities=spec.modalities) for name, spec in specs.items()])
+
+
+@pytest.fixture
+def loading(monkeypatch: pytest.MonkeyPatch) -> Loading:
+    loading = Loading()
+    monkeypatch.setattr("zsvec.encoders.load_encoders", loading)
+    return loading
+
+
+def test_arguments_over_environment_over_file_over_user_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(**arguments: Any) -> tuple[str, str, int, str]:
+        with zsvec.open(encoders=two_encoders(), **arguments) as clf:
+            s = clf.settings
+            return s.store, s.namespace, s.batch_size, s.fusion
+
+    assert opened() == ("./zsvec-store", "zsvec", 32, "inverse_entropy")
+    user = tmp_path / "user" / "zsvec" / "config.toml"
+    user.parent.mkdir(parents=True)
+    user.write_text('store = "./user"\nnamespace = "user"\nbatch_size = 1\nfusion = "max"\n')
+    assert opened() == ("./user", "user", 1, "max")
+    Path("zsvec.toml").write_text('store = "./file"\nnamespace = "file"\nbatch_size = 2\n')
+    assert opened() == ("./file", "file", 2, "max")
+    monkeypatch.setenv("ZSVEC_STORE", "./environment")
+    monkeypatch.setenv("ZSVEC_NAMESPACE", "environment")
+    assert opened() == ("./environment", "environment", 2, "max")
+    assert opened(store=str(folder / "argument")) == (str(folder / "argument"), "environment", 2, "max")
+    assert opened(store=None, fusion="fixed") == ("./environment", "environment", 2, "fixed")
+
+
+def test_mappings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_WEIGHTS", '{"clip:text": 2.5}')
+    monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "0.5")
+    monkeypatch.setenv("ZSVEC_SEARCH", "qdrant")
+    with zsvec.open(encoders=two_encoders()) as clf:
+        assert clf.settings.weights == {"clip:text": 2.5}
+        assert (clf.settings.unknown_above, clf.settings.search) == (0.5, "qdrant")
+    monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "high")
+    with pytest.raises(InvalidInputError, match=r"unknown_above: .* \(got 'high'\)"):
+        zsvec.open(encoders=two_encoders())
+
+
+PROFILE = """
+profile = "mine"
+device = "cpu"
+batch_size = 5
+
+[profiles.mine.encoders.clip]
+family = "clip"
+model = "./models/clip"
+prompt = "a photo of a {name}"
+temperature = { text = 0.5 }
+
+[profiles.mine.encoders.vit]
+family = "vision"
+model = "vit_tiny"
+modalities = ["image"]
+temperature = { image = 2.0 }
+"""
+
+
+def test_a_profile_of_ones_own(folder: Path, loading: Loading) -> None:
+    Path("zsvec.toml").write_text(PROFILE)
+    with zsvec.open(str(folder / "store"), dtype="float32") as clf:
+        assert repr(clf).endswith("encoders clip, vit>")
+        clf.add_category("red_panda", images=[coloured("red", 1)])
+        clf.add_category("cat", ["a feline"], [coloured("blue", 1)])
+        assert loading.options == {"device": "cpu", "dtype": "float32", "batch_size": 5}
+        assert [spec.model for spec in loading.specs.values()] == ["./models/clip", "vit_tiny"]
+        assert sources(clf.store, "red_panda") == {
+            "clip:text": ["a photo of a red panda"],
+            "clip:image": ["image"],
+            "vit:image": ["image"],
+        }
+        experts = clf.classify(coloured("red", 2)).experts
+    for name, temperature in {"clip:text": 0.5, "vit:image": 2.0}.items():
+        expert = experts[name]
+        best, other = (probability for _, probability in expert.ranking)
+        logits = sorted((neighbor.similarity / temperature for neighbor in expert.neighbors), reverse=True)
+        assert best / other == pytest.approx(math.exp(logits[0] - logits[1]), rel=1e-4)
+
+
+def test_the_offline_profile_by_name(folder: Path, loading: Loading) -> None:
+    with zsvec.open(str(folder / "store"), profile="offline") as clf:
+        clf.add_category("cat", images=[coloured("red", 1)])
+        assert clf.categories()[0].references == {"conse:text": 1, "conse:image": 1, "efficientnet:image": 1}
+    with pytest.raises(EncoderMismatchError, match="encoders conse, efficientnet, and clip, dino are in use"):
+        zsvec.open(str(folder / "store"))
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("stor = './x'", "stor: Extra inputs are not permitted"),
+        ("batch_size = 'many'", r"batch_size: .* \(got 'many'\)"),
+        ("profile = 'mine'\n[profiles.mine]\nencoders = {}", "profiles.mine.encoders: .* at least 1 item"),
+        ("[profiles.mine.encoders.a]\nmodel = 'm'", "profiles.mine.encoders.a.family: Field required"),
+        ("[profiles.mine.encoders.a]\nfamily = 'bert'\nmodel = 'm'", r"family: .* \(got 'bert'\)"),
+        ("[profiles.mine.encoders.a]\nfamily = 'clip'\nmodel = 'm'\nprompt = 'a photo'", "must contain {name}"),
+        ("[profiles.mine.encoders.a]\nfamily = 'clip'\nmodel = 'm'\ntemperature = {text = 0}", r"\(got 0\)"),
+    ],
+)
+def test_a_settings_file_that_cannot_be_used(toml: str, message: str) -> None:
+    Path("zsvec.toml").write_text(toml)
+    with pytest.raises(InvalidInputError, match=message):
+        zsvec.open("./s")

@@ -1,0 +1,185 @@
+"""What zsvec promises to whoever imports it: the names, the signatures, the words about them, the version."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import zsvec
+from zsvec import errors
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_names_of_the_package() -> None:
+    assert zsvec.__all__ == ["Category", "ExpertOutput", "Neighbor", "Prediction", "ZSVecError", "__version__", "open"]
+    assert all(hasattr(zsvec, name) for name in zsvec.__all__)
+
+
+def test_a_star_import_does_not_import_more() -> None:
+    code = "before = set(globals())\nfrom zsvec import *\nprint(sorted(set(globals()) - before - {'before'}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == str(sorted(zsvec.__all__))
+
+
+def parameters(function: Any) -> list[str]:
+    """Parameters as one calls them: ``*`` before those that need their name, ``=`` after those with a default."""
+    named: list[str] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in named:
+            named.append("*")
+        prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        named.append(prefix + parameter.name + ("" if parameter.default is parameter.empty else "="))
+    return named[1:] if named[:1] == ["self"] else named
+
+
+def test_what_a_classifier_can_be_asked() -> None:
+    from zsvec.classifier import Classifier
+
+    methods = {
+        name: parameters(member)
+        for name, member in vars(Classifier).items()
+        if callable(member) and not name.startswith("_")
+    }
+    assert parameters(zsvec.open) == ["store=", "*", "encoders=", "**settings"]
+    assert methods == {
+        "add_category": ["name", "texts=", "images=", "*", "vectors=", "metadata=", "replace="],
+        "add_categories": ["categories", "*", "replace=", "on_error="],
+        "remove_category": ["name"],
+        "categories": [],
+        "classify": ["images", "*", "top_k=", "errors="],
+        "aclassify": ["images", "*", "top_k=", "errors="],
+        "classify_stream": ["images", "*", "batch_size=", "top_k=", "errors="],
+        "classify_vectors": ["vectors", "*", "top_k="],
+        "load": [],
+        "close": [],
+    }
+
+
+# ---- errors
+
+
+ERRORS = [value for value in vars(errors).values() if inspect.isclass(value)]
+
+
+def test_every_error_is_of_one_tree() -> None:
+    assert all(issubclass(error, zsvec.ZSVecError) for error in ERRORS)
+    builtin = {base for error in ERRORS for base in error.__mro__} - set(ERRORS)
+    assert builtin == {Exception, BaseException, object}  # nobody catches one of them by accident
+
+
+def test_the_tree_is_as_it_is_drawn() -> None:
+    drawn: dict[str, str] = {}
+    parents: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"((?:[│ ]   |[├└]── )*)([A-Za-z]+Error)\b", line)
+        if found:
+            depth = len(found[1]) // 4
+            parents[depth:] = [found[2]]
+            drawn[found[2]] = parents[depth - 1] if depth else "Exception"
+    assert drawn == {error.__name__: error.__base__.__name__ for error in ERRORS}
+
+
+# ---- words
+
+
+def modules() -> Iterator[str]:
+    yield "zsvec"
+    for module in pkgutil.walk_packages(zsvec.__path__, "zsvec."):
+        if not any(part.startswith("_") for part in module.name.split(".")):
+            yield module.name
+
+
+def public(module: Any) -> Iterator[tuple[str, Any]]:
+    """The functions and classes that a module makes, and the methods and properties of the classes."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(value) or inspect.isclass(value):
+            yield f"{module.__name__}.{name}", value
+        if inspect.isclass(value):
+            for member_name, member in vars(value).items():
+                function = getattr(member, "fget", getattr(member, "__func__", member))
+                if not member_name.startswith("_") and inspect.isfunction(function):
+                    yield f"{module.__name__}.{name}.{member_name}", (value, member_name, function)
+
+
+def described(value: Any) -> bool:
+    """Whether it has a docstring of its own, or, as a method, implements one that a base or a protocol describes."""
+    if not isinstance(value, tuple):
+        return bool(inspect.cleandoc(value.__doc__ or ""))
+    cls, name, function = value
+    inherited = [vars(base).get(name) for base in cls.__mro__[1:]]
+    return bool(function.__doc__) or any(getattr(member, "__doc__", None) for member in inherited)
+
+
+# Implementations of the protocol `zsvec.store.base.Backend`, which describes their methods (so does ruff's D102).
+BY_PROTOCOL = ("zsvec.store.edge.EdgeBackend.", "zsvec.store.server.ServerBackend.")
+# Attributes that the docstring of their protocol describes in a list.
+BY_CLASS = {f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "trunk")}
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_everything_public_is_described(name: str) -> None:
+    module = importlib.import_module(name)
+    assert (module.__doc__ or "").strip()
+    missing = [what for what, value in public(module) if not described(value)]
+    assert [what for what in missing if not what.startswith(BY_PROTOCOL) and what not in BY_CLASS] == []
+
+
+def test_the_methods_that_a_protocol_describes_are_all_its_own() -> None:
+    from zsvec.store.base import Backend
+
+    for implementation in BY_PROTOCOL:
+        module, _, cls = implementation.rstrip(".").rpartition(".")
+        made = getattr(importlib.import_module(module), cls)
+        methods = {name for name, member in vars(made).items() if callable(member) and not name.startswith("_")}
+        assert methods == {name for name in vars(Backend) if not name.startswith("_")} - {"location", "exclusive"}
+    assert all(member.__doc__ for name, member in vars(Backend).items() if callable(member) and name[0] != "_")
+
+
+def test_what_is_not_described_is_seen() -> None:
+    def bare() -> None: ...
+    def worded() -> None:
+        """Words."""
+
+    class Base:
+        def method(self) -> None:
+            """Words."""
+
+    class Derived(Base):
+        def method(self) -> None: ...
+        def other(self) -> None: ...
+
+    assert not described(bare)
+    assert described(worded)
+    assert described((Derived, "method", Derived.method))
+    assert not described((Derived, "other", Derived.other))
+
+
+# ---- version
+
+
+def test_one_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", zsvec.__version__)
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in pyproject
+    assert 'path = "zsvec/__init__.py"' in pyproject
+
+
+def test_the_changelog_has_a_section_for_this_version_or_for_what_is_not_released() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d{2}-\d{2}))?$", changelog, re.MULTILINE)
+    assert headings
+    assert headings[0][0] in ("Unreleased", zsvec.__version__)
+    assert len(headings) == len(re.findall(r"^## ", changelog, re.MULTILINE))
+    assert all(date for name, date in headings if name != "Unreleased")

@@ -594,6 +594,71 @@ def test_search_ends_though_a_category_changes_all_the_time(
     assert seen["wolf"] > 0
 
 
+def near(asked: Mapping[str, Floats], version: str, n: int) -> list[Reference]:
+    """References nearer to the images than any others."""
+    return [
+        Reference(encoder, "image", source, source, vector / np.linalg.norm(vector))
+        for encoder, rows in asked.items()
+        for source in (f"{version} {i}" for i in range(n))
+        for vector in (row + 0.3 * unit_vector(len(row), f"{encoder} {source}") for row in rows)
+    ]
+
+
+@pytest.mark.parametrize(("method", "limit"), [("mirror", EVERYTHING), ("qdrant", EVERYTHING), ("qdrant", 6)])
+def test_bounds_hold_for_what_changes_during_a_search(
+    deployment: Deployment, backend: Hooked, store: Store, writer: Store, method: str, limit: int
+) -> None:
+    """Each category is as it was before the changes or as it was after them: counts, norms and similarities."""
+    asked = queries(1)
+    others = {name: STATE[name] for name in ("both", "images only", "text only")}
+    before = {"lynx": near(asked, "old", 3), "wolf": near(asked, "one", 2), **others}
+    after = {**before, "lynx": near(asked, "new", 12), "wolf": [*before["wolf"], *near(asked, "two", 5)]}
+    position = 0
+    came = True
+    while came:
+        fill(store, before)
+        searching = searcher(store, method, limit=limit)
+
+        def come_between(*_: Any, **__: Any) -> None:
+            writer.write([Write(name="lynx", references=after["lynx"], replace=True)])
+            writer.write([Write(name="wolf", references=after["wolf"])])
+
+        at = backend.calls.total() + position
+        backend.hooks[at] = come_between
+        found = searching.search(asked, nearest=limit)
+        came = backend.hooks.pop(at, None) is None
+
+        for name in before:
+            assert shows(found, name, before, asked) or shows(found, name, after, asked), (position, name)
+        position += 1
+    assert position > 4
+
+
+def shows(found: Found, name: str, state: State, asked: Mapping[str, Floats]) -> bool:
+    """Whether an answer is one for this state of a category: exact where it was found, and nowhere too small."""
+    assert name in found.categories
+    position = found.categories.index(name)
+    held = by_expert({name: state[name]})
+    for expert in found.experts:
+        if (position in expert.categories) != (expert.name in held):
+            return False
+        if expert.name not in held:
+            continue
+        column = list(expert.categories).index(position)
+        vectors = np.stack([reference.vector for reference in held[expert.name][name]])
+        cosine = vectors @ asked[expert.name.split(":")[0]][0]
+        best = aggregate(expert.similarities, "max", TOP_M)[0, column]
+        if (
+            expert.similarities.counts[column] != len(vectors)
+            or abs(expert.similarities.norms[column] - np.linalg.norm(vectors.mean(axis=0))) > 1e-5
+            or aggregate(expert.similarities, "mean", TOP_M)[0, column] < cosine.mean() - 2e-6
+            or best < cosine.max() - 2e-6
+            or (expert.similarities.present[column] and best > cosine.max() + 2e-6)
+        ):
+            return False
+    return True
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_categories_are_seen_whole_while_a_thread_replaces_them(store: Store, writer: Store, method: str) -> None:
     store.write([painted(name, 0) for name in NAMES])

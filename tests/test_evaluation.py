@@ -1,0 +1,261 @@
+"""Accuracy and AUROC, against tables worked by hand and on a classifier of pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests.support import coloured, encode, fast_folder, isolated, open_classifier, write_photos  # noqa: F401
+from zsvec.classifier import Classifier
+from zsvec.errors import InvalidInputError
+from zsvec.evaluation import Evaluation, evaluate, labelled_images
+from zsvec.evaluation.evaluate import Accuracy
+from zsvec.types import ExpertOutput, Prediction, Ranking
+
+
+def ranking(*labels: str) -> Ranking:
+    return tuple((label, 1 / 2**rank) for rank, label in enumerate(labels, 1))
+
+
+# ---- accuracy
+
+
+@pytest.mark.parametrize(
+    ("rankings", "labels", "expected"),
+    [
+        ([ranking("a", "b")], ["a"], (1.0, 1.0, 1.0)),
+        ([ranking("a", "b")], ["b"], (0.0, 1.0, 1.0)),
+        ([ranking("a", "b", "c")], ["c"], (0.0, 1.0, 1.0)),
+        ([ranking("a", "b", "c", "d")], ["d"], (0.0, 0.0, 1.0)),
+        ([ranking("a", "b", "c", "d", "e")], ["e"], (0.0, 0.0, 1.0)),
+        ([ranking("a", "b", "c", "d", "e", "f")], ["f"], (0.0, 0.0, 0.0)),
+        ([ranking("a", "b")], ["z"], (0.0, 0.0, 0.0)),  # a label that this expert does not know
+        ([()], ["a"], (0.0, 0.0, 0.0)),
+        # ranks 1, 2, 4, none
+        (
+            [ranking("a", "b"), ranking("b", "a"), ranking("b", "c", "d", "a"), ranking("b")],
+            ["a"] * 4,
+            (0.25, 0.5, 0.75),
+        ),
+    ],
+)
+def test_accuracy(rankings: list[Ranking], labels: list[str], expected: tuple[float, float, float]) -> None:
+    assert Accuracy.of(rankings, labels) == Accuracy(*expected)
+
+
+def test_each_image_needs_its_label() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        Accuracy.of([ranking("a"), ranking("b")], ["a"])
+
+
+# ---- an evaluation, of given predictions
+
+
+class Given:
+    """Stands for a classifier: predictions by the name of the image."""
+
+    def __init__(self, predictions: Mapping[str, Prediction], categories: Sequence[str]) -> None:
+        self.settings = SimpleNamespace(fusion="max")
+        self.store = SimpleNamespace(location="here")
+        self._predictions = predictions
+        self._categories = categories
+        self.asked: list[str] = []
+
+    def categories(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in self._categories]
+
+    def classify_stream(self, images: Iterable[Path], *, top_k: int) -> Iterator[Prediction]:
+        assert top_k == 5
+        for path in images:
+            self.asked.append(path.name)
+            yield self._predictions[path.name]
+
+
+def prediction(novelty: float, fused: Ranking, **experts: Ranking) -> Prediction:
+    return Prediction(
+        source="",
+        label=fused[0][0],
+        probability=fused[0][1],
+        novelty=novelty,
+        ranking=fused,
+        experts={name: ExpertOutput(weight=1.0, entropy=0.0, ranking=of, neighbors=()) for name, of in experts.items()},
+    )
+
+
+BROKEN = Prediction(source="broken.png", error="broken.png is empty")
+PREDICTIONS = {
+    "cat1.png": prediction(0.1, ranking("cat", "dog"), text=ranking("dog", "cat"), image=ranking("cat", "dog")),
+    "cat2.png": prediction(0.2, ranking("dog", "cat"), text=ranking("dog"), image=ranking("cat", "dog")),
+    "dog1.png": prediction(0.3, ranking("a", "b", "c", "dog"), text=ranking("dog"), image=ranking("a", "dog")),
+    "fox1.png": prediction(0.2, ranking("cat"), text=ranking("cat"), image=ranking("cat")),
+    "fox2.png": prediction(0.4, ranking("cat"), text=ranking("cat"), image=ranking("cat")),
+    "broken.png": BROKEN,
+}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """``known`` with two cats, a dog and a broken image, ``unknown`` with two foxes: names are all that counts."""
+    for name in (
+        "known/cat/cat1",
+        "known/cat/more/cat2",
+        "known/dog/dog1",
+        "known/dog/broken",
+        "unknown/fox1",
+        "unknown/fox2",
+    ):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def run(
+    folders: Path, *, unknown: bool, predictions: Mapping[str, Prediction] = PREDICTIONS, **options: Any
+) -> Evaluation:
+    classifier = cast("Classifier", Given(predictions, ["cat", "dog", "fox"]))
+    return evaluate(classifier, folders / "known", folders / "unknown" if unknown else None, **options)
+
+
+def test_an_evaluation_by_hand(folders: Path) -> None:
+    left_out: list[Prediction] = []
+    result = run(folders, unknown=True, on_error=left_out.append)
+    assert result.to_dict() == {
+        "n": 3,
+        "top1": pytest.approx(1 / 3),
+        "top3": pytest.approx(2 / 3),
+        "top5": pytest.approx(3 / 3),
+        # Of the pairs of unknown and known, 0.2 wins one and ties one of three, 0.4 wins three: 4.5 of 6.
+        "auroc": pytest.approx(0.75),
+        "fusion": "max",
+        "experts": {
+            "text": {"top1": pytest.approx(1 / 3), "top3": pytest.approx(2 / 3), "top5": pytest.approx(2 / 3)},
+            "image": {"top1": pytest.approx(2 / 3), "top3": pytest.approx(1.0), "top5": pytest.approx(1.0)},
+        },
+    }
+    assert left_out == [BROKEN]
+
+
+def test_the_object_is_json_and_has_an_auroc_only_with_unknown_images(folders: Path) -> None:
+    result = run(folders, unknown=False)
+    assert result.auroc is None
+    assert list(json.loads(json.dumps(result.to_dict()))) == ["n", "top1", "top3", "top5", "fusion", "experts"]
+    assert list(run(folders, unknown=True).to_dict()) == ["n", "top1", "top3", "top5", "auroc", "fusion", "experts"]
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "auroc"),
+    [
+        ((0.1, 0.2, 0.3), (0.4, 0.5), 1.0),
+        ((0.4, 0.5, 0.6), (0.1, 0.2), 0.0),
+        ((0.5, 0.5, 0.5), (0.5, 0.5), 0.5),
+        ((0.1, 0.3, 0.5), (0.2, 0.4), 0.5),  # 1 + 2 of 6
+        ((0.1, 0.3, 0.3), (0.3, 0.3), 4 / 6),  # twice 1 + ½ + ½
+    ],
+)
+def test_auroc_by_hand(folders: Path, known: tuple[float, ...], unknown: tuple[float, ...], auroc: float) -> None:
+    novelty = dict(zip(("cat1.png", "cat2.png", "dog1.png", "fox1.png", "fox2.png"), known + unknown, strict=True))
+    given = {name: prediction(of, ranking("cat")) for name, of in novelty.items()}
+    assert run(folders, unknown=True, predictions={**given, "broken.png": BROKEN}).auroc == pytest.approx(auroc)
+
+
+def test_progress_sees_every_image_once(folders: Path) -> None:
+    seen: list[str] = []
+
+    def track(paths: Sequence[Path]) -> Iterator[Path]:
+        for path in paths:
+            seen.append(path.name)
+            yield path
+
+    run(folders, unknown=True, track=track)
+    assert sorted(seen) == sorted(PREDICTIONS)
+
+
+def test_labels_are_the_names_of_the_sub_folders(folders: Path) -> None:
+    found = {path.name: label for path, label in labelled_images(folders / "known")}
+    assert found == {"cat1.png": "cat", "cat2.png": "cat", "dog1.png": "dog", "broken.png": "dog"}
+    (folders / "known" / "beside.png").touch()
+    (folders / "known" / "cafe\u0301 ").mkdir()
+    (folders / "known" / "cafe\u0301 " / "a.png").touch()
+    found = {path.name: label for path, label in labelled_images(folders / "known")}
+    assert "beside.png" not in found
+    assert found["a.png"] == "café"
+
+
+def test_labels_that_are_no_category(folders: Path) -> None:
+    classifier = Given(PREDICTIONS, ["dog"])
+    with pytest.raises(InvalidInputError, match=r"1 of the labels in .*known are no category of here: 'cat'; add"):
+        evaluate(cast("Classifier", classifier), folders / "known")
+    assert classifier.asked == []
+    for i in range(6):
+        (folders / "known" / f"c{i}").mkdir()
+        (folders / "known" / f"c{i}" / "a.png").touch()
+    with pytest.raises(InvalidInputError, match=r"7 of the labels .*: 'c0', 'c1', 'c2', 'c3', 'c4' …; add"):
+        evaluate(cast("Classifier", classifier), folders / "known")
+
+
+def test_folders_without_images(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.png").touch()
+    (tmp_path / "empty").mkdir()
+    classifier = cast("Classifier", Given(PREDICTIONS, ["cat", "dog"]))
+    for name in ("flat", "empty"):
+        with pytest.raises(InvalidInputError, match=rf"{name} has no images in sub-folders"):
+            evaluate(classifier, tmp_path / name)
+    with pytest.raises(InvalidInputError, match="empty has no images"):
+        evaluate(classifier, folders / "known", tmp_path / "empty")
+    for known, unknown in (("missing", None), ("known", "missing")):
+        with pytest.raises(InvalidInputError, match=r"cannot list the folder .*missing'"):
+            evaluate(classifier, tmp_path / known, tmp_path / unknown if unknown else None)
+
+
+def test_images_that_can_none_of_them_be_read(folders: Path) -> None:
+    broken = dict.fromkeys(PREDICTIONS, BROKEN)
+    with pytest.raises(InvalidInputError, match=r"no image in .*known can be read"):
+        run(folders, unknown=True, predictions=broken)
+    some = {**PREDICTIONS, "fox1.png": BROKEN, "fox2.png": BROKEN}
+    with pytest.raises(InvalidInputError, match=r"no image in .*unknown can be read"):
+        run(folders, unknown=True, predictions=some)
+    assert run(folders, unknown=False, predictions=some).n == 3
+
+
+# ---- the same with a classifier
+
+
+@pytest.mark.parametrize("fusion", ["inverse_entropy", "fixed"])
+def test_of_a_classifier(tmp_path: Path, fusion: str) -> None:
+    for colour in ("red", "green", "blue"):
+        for seed in (10, 11):
+            path = tmp_path / "test" / colour / f"{seed}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(coloured(colour, seed)))
+    (tmp_path / "test" / "red" / "broken.jpg").touch()
+    write_photos(tmp_path / "noise", range(4))
+    left_out: list[str] = []
+    with fast_folder() as folder, open_classifier(folder, fusion=fusion, batch_size=3) as classifier:
+        for colour in ("red", "green", "blue"):
+            classifier.add_category(colour, [], [coloured(colour, seed) for seed in range(3)])
+        result = evaluate(
+            classifier,
+            tmp_path / "test",
+            tmp_path / "noise",
+            on_error=lambda prediction: left_out.append(prediction.source),
+        )
+    assert result.to_dict() == {
+        "n": 6,
+        "top1": 1.0,
+        "top3": 1.0,
+        "top5": 1.0,
+        "auroc": 1.0,
+        "fusion": fusion,
+        "experts": {
+            "clip:image": {"top1": 1.0, "top3": 1.0, "top5": 1.0},
+            "dino:image": {"top1": 1.0, "top3": 1.0, "top5": 1.0},
+        },
+    }
+    assert left_out == [str(tmp_path / "test" / "red" / "broken.jpg")]

@@ -10,8 +10,8 @@ import timm
 import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from tokenizers.pre_tokenizers import ByteLevel
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     BertConfig,
     BertModel,

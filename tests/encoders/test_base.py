@@ -176,3 +176,25 @@ def test_importing_loads_no_libraries(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- zsvec.testing
+
+
+def test_a_hash_encoder_sees_what_is_alike() -> None:
+    encoder = HashEncoder("h", dim=32)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    noisy = (pixels.astype(int) + np.random.default_rng(1).integers(-3, 4, pixels.shape)).clip(0, 255).astype(np.uint8)
+    image, near, far = encoder.encode_images([Image.fromarray(array) for array in (pixels, noisy, 255 - pixels)])
+    assert image @ near > 0.99
+    assert image @ far < 0.5
+    cat, cats, truck = encoder.encode_texts(["a small cat", "A cat", "one truck"])
+    assert cat @ cats > 0.5 > abs(cat @ truck)
+
+
+def test_a_hash_encoder_counts_and_repeats_itself() -> None:
+    first, second = HashEncoder("h", dim=32), HashEncoder("h", dim=32)
+    np.testing.assert_array_equal(first.encode_images(IMAGES), second.encode_images(IMAGES))
+    np.testing.assert_array_equal(first.encode_texts(TEXTS), second.encode_texts(TEXTS))
+    assert (first.images_encoded, first.texts_encoded) == (len(IMAGES), len(TEXTS))
+    assert first.fingerprint == second.fingerprint != HashEncoder("h", dim=16).fingerprint

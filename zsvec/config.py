@@ -241,5 +241,10 @@ def load_settings(**arguments: Any) -> Settings:
             for error in exc.errors()
         )
         raise InvalidInputError(f"settings cannot be used: {problems}") from exc
+    except (ValueError, OSError) as exc:  # a file that is no TOML, or a variable that is no JSON
+        files = [str(file) for file in Settings.toml_files if file.is_file()]
+        raise InvalidInputError(
+            f"settings cannot be used: {exc}; correct {' or '.join([*files, 'the environment'])}"
+        ) from exc
     settings.encoder_specs()
     return settings

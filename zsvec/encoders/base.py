@@ -196,6 +196,8 @@ class EncoderSet:
     """
 
     def __init__(self, encoders: Iterable[Encoder], *, batch_size: int = 32) -> None:
+        if not isinstance(encoders, Iterable):
+            raise InvalidInputError(f"encoders must be a list of encoders. Got {encoders!r} instead")
         self._encoders: dict[str, Encoder] = {}
         for encoder in encoders:
             if encoder.name in self._encoders:

@@ -1,0 +1,835 @@
+"""The command line: what it prints, on which stream, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from tests.support import coloured, encode, fast_folder, isolated, write_photos  # noqa: F401
+from zsvec import __version__
+from zsvec.cli import main, output
+from zsvec.config import EncoderSpec
+from zsvec.encoders import EncoderSet
+from zsvec.store import Store
+from zsvec.testing import HashEncoder
+
+COLOURS = ("blue", "green", "red")
+DEADLINE = 60.0
+
+pytestmark = pytest.mark.usefixtures("hash_encoders")
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """Every line of stdout, which must be an object of JSON."""
+        found = [json.loads(line) for line in self.out.splitlines()]
+        assert all(isinstance(value, dict) for value in found)
+        return found
+
+
+class Loading:
+    """Stands for `zsvec.encoders.load_encoders`, and counts what its encoders embed."""
+
+    made: ClassVar[list[HashEncoder]] = []
+
+    def __call__(self, specs: Mapping[str, EncoderSpec], **options: Any) -> EncoderSet:
+        made = [HashEncoder(name, modalities=spec.modalities) for name, spec in specs.items()]
+        self.made.extend(made)
+        return EncoderSet(made, batch_size=options["batch_size"])
+
+    def embedded(self) -> int:
+        return sum(encoder.texts_encoded + encoder.images_encoded for encoder in self.made)
+
+
+@pytest.fixture
+def hash_encoders(monkeypatch: pytest.MonkeyPatch) -> Loading:
+    loading = Loading()
+    loading.made.clear()
+    monkeypatch.setattr("zsvec.encoders.load_encoders", loading)
+    return loading
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
+    """Runs a command line on a store of the test's own."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(output.out, "width", 200)
+
+    def run(command: str, *more: str | Path, stdin: str = "") -> Result:
+        monkeypatch.setattr(sys, "argv", ["zsvec", *shlex.split(command), *map(str, more)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode(errors="surrogateescape"))))
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return Result(code, *capsys.readouterr())
+
+    with fast_folder() as folder:
+        monkeypatch.setenv("ZSVEC_STORE", str(folder / "store"))
+        yield run
+
+
+@pytest.fixture
+def colours() -> Path:
+    """A folder with three pictures of each colour, and a file that is none."""
+    folder = Path("colours")
+    for colour in COLOURS:
+        (folder / colour).mkdir(parents=True)
+        for seed in range(3):
+            (folder / colour / f"{seed}.png").write_bytes(encode(coloured(colour, seed)))
+    (folder / "red" / "broken.jpg").touch()
+    return folder
+
+
+@pytest.fixture
+def new() -> Path:
+    """A folder with a red and a blue picture that are no references."""
+    folder = Path("new")
+    folder.mkdir()
+    for colour in ("red", "blue"):
+        (folder / f"{colour}.png").write_bytes(encode(coloured(colour, 100)))
+    return folder
+
+
+@pytest.fixture
+def filled(cli: Callable[..., Result], colours: Path) -> Callable[..., Result]:
+    assert cli("import", colours).code == 0
+    return cli
+
+
+def category(name: str, *, version: int = 1, texts: list[str] | None = None, **references: int) -> dict[str, Any]:
+    """The object of a category, but for the time."""
+    return {
+        "category": name,
+        "version": version,
+        "texts": [name] if texts is None else texts,
+        "references": {expert.replace("_", ":"): count for expert, count in references.items()},
+    }
+
+
+def without_time(found: dict[str, Any]) -> dict[str, Any]:
+    assert list(found) == ["category", "version", "updated", "texts", "references"]
+    updated = datetime.fromisoformat(found["updated"])
+    assert abs((datetime.now(tz=updated.tzinfo) - updated).total_seconds()) < 600
+    return {key: value for key, value in found.items() if key != "updated"}
+
+
+IMPORTED = [category(colour, clip_text=1, clip_image=3, dino_image=3) for colour in COLOURS]
+
+
+# ---- import
+
+
+def test_import(cli: Callable[..., Result], colours: Path) -> None:
+    result = cli("import", colours)
+    assert (result.code, result.out) == (0, "")
+    left_out, summary = result.err.splitlines()
+    assert left_out.startswith("left out: cannot read 'colours/red/broken.jpg': it is empty (0 bytes)")
+    assert summary.startswith("3 categories, 10 images (1 unreadable) in ")
+
+
+def test_import_json(cli: Callable[..., Result], colours: Path) -> None:
+    result = cli("import --json", colours)
+    assert result.code == 0
+    assert [without_time(found) for found in result.objects] == IMPORTED
+    assert "left out: " in result.err
+
+
+def test_importing_again_embeds_nothing(cli: Callable[..., Result], colours: Path, hash_encoders: Loading) -> None:
+    first = cli("import --json", colours)
+    assert hash_encoders.embedded() == 9 + 9 + 3
+    again = cli("import --json", colours)
+    assert hash_encoders.embedded() == 9 + 9 + 3
+    assert again.objects == first.objects
+    (colours / "red" / "0.png").unlink()
+    replaced = cli("import --replace --json", colours).objects
+    assert hash_encoders.embedded() == 9 + 9 + 3
+    assert without_time(replaced[2]) == category("red", version=2, clip_text=1, clip_image=2, dino_image=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.json", '{"red": ["like fire", "like blood"], "cat": "a feline"}'),
+        ("d.csv", "category,text\nred,like fire\ncat,a feline\nred,like blood\n"),
+    ],
+)
+def test_import_with_definitions(cli: Callable[..., Result], colours: Path, name: str, content: str) -> None:
+    Path(name).write_text(content)
+    found = {o["category"]: without_time(o) for o in cli("import --json --definitions", name, colours).objects}
+    assert found["red"] == category("red", texts=["like fire", "like blood"], clip_text=2, clip_image=3, dino_image=3)
+    assert found["cat"] == category("cat", texts=["a feline"], clip_text=1)
+    assert found["blue"]["texts"] == ["blue"]
+
+
+# ---- add, show, list, remove
+
+
+def test_add(cli: Callable[..., Result], colours: Path, new: Path) -> None:
+    result = cli("add 'red panda' --text 'a small mammal' --text 小熊猫 --json --image", new / "red.png")
+    expected = category("red panda", texts=["a small mammal", "小熊猫"], clip_text=2, clip_image=1, dino_image=1)
+    assert (result.code, result.err) == (0, "")
+    assert [without_time(found) for found in result.objects] == [expected]
+    result = cli("add 'red panda' --json --image", colours / "blue", "--image", new / "red.png")
+    assert [without_time(found) for found in result.objects] == [
+        expected | {"version": 2, "references": {"clip:text": 2, "clip:image": 4, "dino:image": 4}}
+    ]
+    result = cli("add 'red panda' --replace --json")
+    assert [without_time(found) for found in result.objects] == [category("red panda", version=3, clip_text=1)]
+
+
+def test_add_for_people(cli: Callable[..., Result]) -> None:
+    result = cli("add red_panda")
+    assert (result.code, result.err) == (0, "")
+    header, _, row = (line.split() for line in result.out.splitlines() if line.strip())
+    assert header == ["category", "version", "updated", "texts", "clip:text"]
+    assert row[:2] == ["red_panda", "1"]
+    assert row[-3:] == ["red", "panda", "1"]
+
+
+def test_add_of_an_unreadable_image_adds_nothing(cli: Callable[..., Result], new: Path) -> None:
+    result = cli("add red --image", new / "red.png", "--image", "missing.png")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == (
+        "zsvec: cannot read 'missing.png': No such file or directory; check the path and its permissions\n"
+    )
+    assert cli("list --json").objects == []
+
+
+def test_list(filled: Callable[..., Result]) -> None:
+    result = filled("list --json")
+    assert (result.code, result.err) == (0, "")
+    assert [without_time(found) for found in result.objects] == IMPORTED
+    result = filled("list")
+    assert (result.code, result.err) == (0, "")
+    rows = [line.split() for line in result.out.splitlines() if line.strip()]
+    assert rows[0] == ["category", "version", "updated", "texts", "clip:image", "clip:text", "dino:image"]
+    assert [row[0] for row in rows[2:]] == list(COLOURS)
+    assert [row[-3:] for row in rows[2:]] == [["3", "1", "3"]] * 3
+
+
+def test_list_of_nothing(cli: Callable[..., Result]) -> None:
+    assert cli("list --json") == Result(0, "", "")
+    result = cli("list")
+    assert (result.code, result.out) == (0, "")
+    assert "no categories in " in result.err
+    assert "zsvec import" in result.err
+    assert not Path(os.environ["ZSVEC_STORE"]).exists()
+
+
+def test_show(filled: Callable[..., Result]) -> None:
+    (found,) = filled("show red --json").objects
+    images = [f"colours/red/{seed}.png" for seed in range(3)]
+    assert found.pop("metadata") == {}
+    assert found.pop("sources") == {
+        "clip:text": ["a photo of a red"],
+        "clip:image": images,
+        "dino:image": images,
+    }
+    assert without_time(found) == IMPORTED[2]
+    result = filled("show red")
+    assert (result.code, result.err) == (0, "")
+    assert all(expected in result.out for expected in ("a photo of a red", *images))
+
+
+def test_remove(filled: Callable[..., Result]) -> None:
+    assert filled("remove ' red '") == Result(0, "", "removed  red \n")
+    assert [found["category"] for found in filled("list --json").objects] == ["blue", "green"]
+    result = filled("remove red")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("zsvec: there is no category 'red' in ")
+
+
+def test_gc(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert filled("gc") == Result(0, "", "0 references deleted\n")
+
+    def killed(*_: Any) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "_commit", killed)
+        assert filled("add cat --text 'a feline' --text 'a pet'").code == 9
+    assert len(filled("list --json").objects) == 3
+    assert filled("gc") == Result(0, "", "2 references deleted\n")
+    assert filled("gc") == Result(0, "", "0 references deleted\n")
+
+
+def test_info(filled: Callable[..., Result]) -> None:
+    (found,) = filled("info --json").objects
+    assert found.pop("qdrant-edge")
+    encoder = "zsvec.testing.HashEncoder@1 (64-d, 8 px)"
+    assert found == {
+        "store": os.environ["ZSVEC_STORE"],
+        "namespace": "zsvec",
+        "categories": 3,
+        "references": {"clip:text": 3, "clip:image": 9, "dino:image": 9},
+        "encoders": {"clip": encoder, "dino": encoder},
+    }
+    result = filled("--namespace other info")
+    assert (result.code, result.err) == (0, "")
+    assert dict(line.split()[:2] for line in result.out.splitlines())["namespace"] == "other"
+    assert dict(line.split()[:2] for line in result.out.splitlines())["categories"] == "0"
+
+
+# ---- doctor
+
+
+@pytest.fixture
+def ward(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """No hub in reach, a device that needs no torch; gives a function that says which weights are missing."""
+
+    def missing(weights: dict[str, str]) -> None:
+        monkeypatch.setattr("zsvec.cli.doctor.missing_weights", lambda specs: weights)
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("zsvec.cli.doctor.describe_device", lambda device, dtype: f"{device}, {dtype}")
+    missing({})
+    return missing
+
+
+def test_doctor_finds_nothing(filled: Callable[..., Result], ward: Callable[..., None]) -> None:
+    result = filled("doctor --json")
+    assert (result.code, result.err) == (0, "")
+    assert [list(found) for found in result.objects] == [["what", "ok", "detail", "advice"]] * 6
+    found = {o["what"]: o for o in result.objects}
+    assert list(found) == ["packages", "settings", "device", "hub", "weights", "store"]
+    assert all(o["ok"] and not o["advice"] for o in found.values())
+    assert f"zsvec {__version__}" in found["packages"]["detail"]
+    assert found["device"]["detail"] == "auto, auto"
+    assert found["hub"]["detail"] == "http://127.0.0.1:9 cannot be reached (ConnectError); not needed"
+    assert found["store"]["detail"].endswith("3 categories, 21 references")
+    result = filled("doctor")
+    assert (result.code, result.err) == (0, "")
+    assert [line.split()[:2] for line in result.out.splitlines()] == [["ok", what] for what in found]
+
+
+def test_doctor_finds_what_is_missing(filled: Callable[..., Result], ward: Callable[..., None]) -> None:
+    ward({"clip": "some/model"})
+    result = filled("doctor --json")
+    assert result.code == 1
+    found = {o["what"]: o for o in result.objects}
+    assert [what for what, o in found.items() if not o["ok"]] == ["hub", "weights"]
+    assert "clip: some/model" in found["weights"]["detail"]
+    assert "--profile offline" in found["weights"]["advice"]
+    result = filled("doctor")
+    assert result.code == 1
+    assert "--profile offline" in result.out
+
+
+def test_doctor_of_other_encoders(filled: Callable[..., Result], ward: Callable[..., None]) -> None:
+    result = filled("--profile offline doctor --json")
+    assert result.code == 1
+    found = result.objects[-1]
+    assert (found["what"], found["ok"]) == ("store", False)
+    assert "encoders clip, dino, and conse, efficientnet are in use" in found["detail"]
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://[bad", "ftp://hub"])
+def test_doctor_of_a_hub_that_is_no_url(
+    cli: Callable[..., Result], ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    found = {o["what"]: o for o in cli("doctor --json").objects}
+    assert f"{url} cannot be reached" in found["hub"]["detail"]
+
+
+def test_doctor_of_wrong_settings(cli: Callable[..., Result], ward: Callable[..., None]) -> None:
+    result = cli("--profile nonsense doctor --json")
+    assert result.code == 1
+    assert [(o["what"], o["ok"]) for o in result.objects] == [("packages", True), ("settings", False)]
+    assert "'nonsense'" in result.objects[1]["detail"]
+
+
+# ---- classify
+
+
+def test_classify_json(filled: Callable[..., Result], new: Path) -> None:
+    result = filled("classify --json", new / "red.png")
+    assert (result.code, result.err) == (0, "")
+    (found,) = result.objects
+    assert list(found) == ["source", "label", "probability", "unknown", "novelty", "ranking", "experts", "error"]
+    assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
+    assert found["ranking"][0] == {"label": "red", "probability": found["probability"]}
+    assert [list(entry) for entry in found["ranking"]] == [["label", "probability"]] * 3
+    assert 0.9 < found["probability"] <= 1
+    assert 0 < found["novelty"] < 0.2
+    assert found["experts"].keys() == {"clip:text", "clip:image", "dino:image"}
+    for expert in found["experts"].values():
+        assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
+        assert {entry["label"] for entry in expert["ranking"]} == set(COLOURS)
+
+
+def test_classify_paths_and_folders_in_order(filled: Callable[..., Result], new: Path) -> None:
+    result = filled("classify --json", new / "red.png", new, f"./{new}/blue.png")
+    assert [(o["source"], o["label"]) for o in result.objects] == [
+        ("new/red.png", "red"),
+        ("new/blue.png", "blue"),
+        ("new/red.png", "red"),
+        ("./new/blue.png", "blue"),
+    ]
+
+
+def test_classify_from_stdin(filled: Callable[..., Result], new: Path) -> None:
+    stdin = "new/red.png\r\n\n   \nmissing.png\nnew/blue.png"
+    result = filled("classify --json new/blue.png - new/red.png", stdin=stdin)
+    assert [(o["source"], o["label"]) for o in result.objects] == [
+        ("new/blue.png", "blue"),
+        ("new/red.png", "red"),
+        ("missing.png", None),
+        ("new/blue.png", "blue"),
+        ("new/red.png", "red"),
+    ]
+
+
+def test_classify_for_people(filled: Callable[..., Result], new: Path) -> None:
+    result = filled("classify", new)
+    assert (result.code, result.err) == (0, "")
+    blue, red = result.out.splitlines()
+    assert blue.startswith("new/blue.png  blue ")
+    assert red.startswith("new/red.png  red ")
+    assert "then" in red
+    assert "novelty 0.0" in red
+
+
+def test_classify_explains(filled: Callable[..., Result], new: Path) -> None:
+    result = filled("classify --explain", new / "red.png")
+    assert (result.code, result.err) == (0, "")
+    lines = [line.split() for line in result.out.splitlines() if line.strip()]
+    assert lines[1] == ["expert", "weight", "entropy", "says", "nearest", "references"]
+    first = {words[0]: words[1:] for words in lines[3:] if ":" in words[0]}
+    assert first.keys() == {"clip:text", "clip:image", "dino:image"}
+    assert first["dino:image"][3] == "red"
+    assert first["dino:image"][-2] == "red:"
+    assert first["dino:image"][-1].startswith("colours/red/")
+    assert sum(int(words[0].rstrip("%")) for words in first.values()) in (99, 100, 101)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_classify_top_k(filled: Callable[..., Result], new: Path, top_k: int) -> None:
+    (found,) = filled(f"classify --json --top-k {top_k}", new / "red.png").objects
+    assert [len(found["ranking"]), *(len(e["ranking"]) for e in found["experts"].values())] == [top_k] * 4
+
+
+def test_classify_fusion(filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {
+        fusion: filled(f"classify --json --fusion {fusion}", new / "red.png").objects[0]["experts"]["clip:text"][
+            "weight"
+        ]
+        for fusion in ("max", "inverse_entropy", "neg_exp_entropy", "fixed")
+    }
+    assert weights["fixed"] == pytest.approx(1 / 3)
+    assert len(set(weights.values())) == 4
+    monkeypatch.setenv("ZSVEC_FUSION", "fixed")
+    (found,) = filled("classify --json", new / "red.png").objects
+    assert found["experts"]["clip:text"]["weight"] == pytest.approx(1 / 3)
+
+
+def test_classify_unknown(filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(new, [7])
+    monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "0.2")
+    assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [True, False]
+    assert filled("classify new/7.png").out.startswith("new/7.png  unknown, nearest ")
+
+
+def test_an_unreadable_image_is_reported_and_the_rest_goes_on(filled: Callable[..., Result], new: Path) -> None:
+    result = filled("classify --json missing.png new/red.png colours/red/broken.jpg")
+    assert result.code == 0
+    missing, red, broken = result.objects
+    assert missing == {
+        "source": "missing.png",
+        "label": None,
+        "probability": None,
+        "unknown": False,
+        "novelty": None,
+        "ranking": [],
+        "experts": {},
+        "error": "cannot read 'missing.png': No such file or directory; check the path and its permissions",
+    }
+    assert red["label"] == "red"
+    assert broken["error"].startswith("cannot read 'colours/red/broken.jpg': it is empty")
+    assert result.err == "2 of 3 images could not be read\n"
+    result = filled("classify missing.png new/red.png")
+    assert result.out.splitlines()[0].startswith("missing.png: not classified, cannot read 'missing.png'")
+    assert result.out.splitlines()[1].startswith("new/red.png  red ")
+
+
+def test_no_image_can_be_read(filled: Callable[..., Result]) -> None:
+    result = filled("classify --json missing.png")
+    assert (result.code, len(result.objects), result.err) == (1, 1, "1 of 1 images could not be read\n")
+
+
+def test_no_image_at_all(filled: Callable[..., Result]) -> None:
+    Path("empty").mkdir()
+    assert filled("classify --json empty") == Result(0, "", "no images\n")
+    assert filled("classify -") == Result(0, "", "no images\n")
+
+
+def test_a_folder_that_cannot_be_listed_comes_after_what_was_read(
+    filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("locked").mkdir()
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path) == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    result = filled("classify --json new/red.png locked")
+    assert result.code == 2
+    assert [o["label"] for o in result.objects] == ["red"]
+    assert "cannot list the folder 'locked': Permission denied" in result.err
+
+
+# ---- evaluate
+
+
+def test_evaluate(filled: Callable[..., Result], colours: Path) -> None:
+    write_photos(Path("noise"), range(4))
+    result = filled("evaluate --json --unknown noise", colours)
+    assert result.code == 0
+    all_right = {"top1": 1.0, "top3": 1.0, "top5": 1.0}
+    (found,) = result.objects
+    assert found["experts"].pop("clip:text").keys() == all_right.keys()
+    assert found == {
+        "n": 9,
+        **all_right,
+        "auroc": 1.0,
+        "fusion": "inverse_entropy",
+        "experts": {"clip:image": all_right, "dino:image": all_right},
+    }
+    assert "left out: cannot read 'colours/red/broken.jpg'" in result.err
+    (found,) = filled("evaluate --json --fusion max", colours).objects
+    assert list(found) == ["n", "top1", "top3", "top5", "fusion", "experts"]
+    assert found["fusion"] == "max"
+
+
+def test_evaluate_for_people(filled: Callable[..., Result], colours: Path) -> None:
+    write_photos(Path("noise"), range(4))
+    result = filled("evaluate --fusion fixed --unknown noise", colours)
+    assert result.code == 0
+    lines = [line.split() for line in result.out.splitlines() if line.strip()]
+    assert lines[0] == ["top-1", "top-3", "top-5"]
+    assert lines[2] == ["fusion", "(fixed)", "100.0%", "100.0%", "100.0%"]
+    assert {words[0] for words in lines[3:-1]} == {"clip:text", "clip:image", "dino:image"}
+    assert " ".join(lines[-1]) == "9 images, unknown images: AUROC 1.000"
+    assert filled("evaluate", colours).out.splitlines()[-1] == "9 images"
+
+
+# ---- wrong usage
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "Usage"),
+        ("--store x", "Missing command"),
+        ("nonsense", "nonsense"),
+        ("--nonsense list", "--nonsense"),
+        ("classify", "Missing argument"),
+        ("show", "Missing argument"),
+        ("classify --top-k 0 x", "--top-k"),
+        ("classify --top-k many x", "--top-k"),
+        ("classify --fusion nonsense x", "nonsense"),
+        ("evaluate --fusion nonsense x", "nonsense"),
+        ("--profile nonsense classify x", "no profile is named 'nonsense'; choose one of base, offline, plus"),
+        ("--namespace a/b list", "namespace"),
+        ("--store '' list", "store: "),
+        ("--store ftp://x list", "'ftp://x' is neither a folder nor an http:// or https:// URL"),
+        ("--store colours/red/0.png list", "'colours/red/0.png' is a file"),
+        ("show nonsense", "there is no category 'nonsense'"),
+        ("remove nonsense", "there is no category 'nonsense'"),
+        ("add ''", "a category name must not be empty. Got ''"),
+        ("add x --text ''", "a definition text must be a str that is not empty. Got ''"),
+        ("import missing", "missing is not a folder"),
+        ("import colours/red/0.png", "is not a folder"),
+        ("import colours/red", "colours/red has no sub-folders"),
+        ("import colours --definitions missing.json", "missing.json cannot be read"),
+        ("import colours --definitions colours/red/0.png", "0.png cannot be read: 'utf-8' codec"),
+        ("evaluate missing", "cannot list the folder 'missing'"),
+        ("evaluate colours/red", "colours/red has no images in sub-folders"),
+        ("evaluate colours --unknown missing", "cannot list the folder 'missing'"),
+    ],
+)
+def test_wrong_usage(filled: Callable[..., Result], command: str, message: str) -> None:
+    before = filled("list --json")
+    result = filled(command)
+    assert result.code == 2
+    assert message in result.err + result.out
+    assert "Traceback" not in result.err
+    if command:
+        assert result.out == ""
+    assert filled("list --json") == before
+
+
+@pytest.mark.parametrize("setting", ["ZSVEC_FUSION", "ZSVEC_BATCH_SIZE", "ZSVEC_SEARCH", "ZSVEC_DEVICE"])
+def test_a_wrong_value_in_the_environment(
+    cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv(setting, "nonsense")
+    result = cli("classify x")
+    assert result.code == 2
+    assert f"{setting.removeprefix('ZSVEC_').lower()}: " in result.err
+    assert "(got 'nonsense')" in result.err
+
+
+def test_what_fails_is_no_wrong_usage(cli: Callable[..., Result], new: Path) -> None:
+    result = cli("classify", new)
+    assert (result.code, result.out) == (1, "")
+    assert "has no category yet: add one with `zsvec add`" in result.err
+    assert cli("--profile base add cat").code == 0
+    result = cli("--profile offline add dog")
+    assert (result.code, result.out) == (1, "")
+    assert "holds vectors of the encoders clip, dino" in result.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["classify {}", "import {}", "evaluate {}", "add x --image {}", "--store {} list"],
+    ids=lambda c: c.split()[0],
+)
+def test_a_name_that_is_too_long_for_the_file_system(filled: Callable[..., Result], command: str) -> None:
+    result = filled(command.format("x" * 5000))
+    assert result.code in (1, 2)
+    assert "xxx" in result.out + result.err
+    assert "too long" in result.out + result.err or "not a folder" in result.err
+
+
+def test_help_and_version(cli: Callable[..., Result]) -> None:
+    assert cli("--version") == Result(0, f"zsvec {__version__}\n", "")
+    result = cli("--help")
+    commands = ["demo", "import", "add", "remove", "list", "show", "classify", "evaluate", "info", "doctor", "gc"]
+    assert result.code == 0
+    assert all(f" {command} " in result.out for command in commands)
+    for command in commands:
+        assert cli(f"{command} --help").code == 0
+
+
+def test_a_profile_of_ones_own(cli: Callable[..., Result]) -> None:
+    Path("zsvec.toml").write_text('profile = "mine"\n[profiles.mine.encoders.vit]\nfamily = "clip"\nmodel = "m"\n')
+    assert [o["references"] for o in cli("add cat --json").objects] == [{"vit:text": 1}]
+
+
+# ---- any name, any terminal
+
+
+@pytest.mark.parametrize(
+    "name", ["小熊猫", "é", "🐼👩‍👩‍👧‍👦", "[red]x[/red]", ":cat:", "a/b", "--x", "%s {x}", "[/]", "\\[b]"]
+)
+def test_any_name(filled: Callable[..., Result], new: Path, name: str) -> None:
+    write_photos(new, [7])
+    assert filled("add --text t --image new/7.png --", name).code == 0
+    assert name in filled("list").out
+    assert name in filled("show --", name).out
+    assert [o["category"] for o in filled("show --json --", name).objects] == [name]
+    (found,) = filled("classify --json new/7.png").objects
+    assert found["label"] == name
+    assert filled("classify new/7.png").out.startswith(f"new/7.png  {name} ")
+    assert f" {name}: new/7.png" in filled("classify --explain new/7.png").out
+    assert filled("remove --", name).err == f"removed {name}\n"
+
+
+def test_file_names_as_they_are(filled: Callable[..., Result]) -> None:
+    for name in ("[red]a[b].png", ":cat:.png", "小熊猫.png"):
+        Path(name).write_bytes(encode(coloured("red", 100)))
+        assert filled("classify", name).out.startswith(f"{name}  red ")
+        assert [o["source"] for o in filled("classify --json -", stdin=f"{name}\n").objects] == [name]
+
+
+@pytest.mark.parametrize("width", [30, 50, 80])
+def test_a_narrow_terminal_cuts_nothing_off(
+    filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, new: Path, width: int
+) -> None:
+    filled("add hippopotamus --text t")
+    monkeypatch.setattr(output.out, "width", width)
+    for command in ("list", "show red", "info"):
+        result = filled(command)
+        assert result.code == 0
+        assert "…" not in result.out
+        assert max(len(line) for line in result.out.splitlines()) <= width
+    assert first_column(filled("list").out) == "category" + "".join(sorted(["hippopotamus", *COLOURS]))
+    explained = filled("classify --explain new/red.png").out.partition("\n")[2]
+    assert "…" not in explained
+    assert first_column(explained) == "expertclip:imageclip:textdino:image"
+
+
+def first_column(table: str) -> str:
+    """What stands in the first column of a table, put together again where it was folded."""
+    lines = [line.ljust(200) for line in table.splitlines() if line.strip() and "─" not in line]
+    edge = next(i for i in range(1, 200) if all(line[i] == " " for line in lines))
+    return "".join(line[:edge].strip() for line in lines)
+
+
+# ---- processes
+
+
+RUNNER = """
+import zsvec.encoders
+from zsvec.encoders import EncoderSet
+from zsvec.testing import HashEncoder
+
+def load_encoders(specs, **options):
+    made = [HashEncoder(name, modalities=spec.modalities) for name, spec in specs.items()]
+    return EncoderSet(made, batch_size=options["batch_size"])
+
+zsvec.encoders.load_encoders = load_encoders
+from zsvec.cli import main
+main()
+"""
+
+
+def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
+    """Start zsvec with hash encoders in a process of its own."""
+    streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", RUNNER, *map(str, arguments)], **(streams | options))
+
+
+def finish(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=DEADLINE)
+    return process.returncode, (out or b"").decode(), err.decode()
+
+
+def test_the_first_answer_comes_before_stdin_is_closed(filled: Callable[..., Result], new: Path) -> None:
+    process = start("classify", "-", "--json")
+    assert process.stdin
+    assert process.stdout
+    for name, label in (("new/red.png", "red"), ("missing.png", None), ("new/blue.png", "blue")):
+        process.stdin.write(f"{name}\n".encode())
+        process.stdin.flush()
+        found = json.loads(process.stdout.readline())
+        assert (found["source"], found["label"]) == (name, label)
+    code, out, err = finish(process)
+    assert (code, out, err) == (0, "", "1 of 3 images could not be read\n")
+
+
+@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "people"])
+def test_ctrl_c(filled: Callable[..., Result], new: Path, options: list[str]) -> None:
+    process = start("classify", "-", *options)
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"new/red.png\n")
+    process.stdin.flush()
+    assert b"red" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(DEADLINE) == 130  # with stdin still open
+    assert finish(process)[1:] == ("", "")
+    assert len(filled("list --json").objects) == 3
+
+
+@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "people"])
+def test_a_reader_that_has_enough(filled: Callable[..., Result], new: Path, options: list[str]) -> None:
+    process = start("classify", "-", *options)
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"new/red.png\n" * 3)
+    process.stdin.flush()
+    process.stdout.readline()
+    process.stdout.close()
+    with pytest.raises(BrokenPipeError):
+        write_for_ever(process.stdin.fileno(), b"new/red.png\n")  # until it has noticed and ended
+    process.stdin.close()
+    assert process.stderr
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(DEADLINE) in (0, 1)
+
+
+def write_for_ever(file: int, data: bytes) -> None:
+    while True:
+        os.write(file, data)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "people"])
+def test_a_full_disk(filled: Callable[..., Result], options: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        code, _, err = finish(start("list", *options, stdout=full))
+    assert code == 1
+    assert err == "zsvec: [Errno 28] No space left on device\n"
+
+
+def test_a_second_process_on_an_embedded_store(filled: Callable[..., Result], new: Path) -> None:
+    process = start("classify", "-", "--json")
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"new/red.png\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["label"] == "red"
+    for command in ("add cat", "list", "classify new/red.png"):
+        result = filled(command)
+        assert (result.code, result.out) == (1, "")
+        assert "is already open, here or in another process: close it there, or share one store" in result.err
+    process.stdin.write(b"new/blue.png\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["label"] == "blue"
+    assert finish(process) == (0, "", "")
+    assert len(filled("list --json").objects) == 3
+
+
+def test_file_names_that_are_no_unicode(filled: Callable[..., Result], new: Path) -> None:
+    with open(b"new/\xff.png", "wb") as file:  # noqa: PTH123 - a path of bytes
+        file.write(encode(coloured("red", 100)))
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    process = start("classify", "new", "-", "--json", env=strict)
+    code, out, err = _with_input(process, b"new/\xff.png\n\xfe.png\n")
+    assert (code, err) == (0, "1 of 5 images could not be read\n")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [o["source"] for o in found] == [
+        "new/blue.png",
+        "new/red.png",
+        "new/\udcff.png",
+        "new/\udcff.png",
+        "\udcfe.png",
+    ]
+    assert [o["label"] for o in found] == ["blue", "red", "red", "red", None]
+    code, out, err = finish(start("classify", "new", env=strict))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[2].startswith("new/\\udcff.png  red ")
+
+
+def _with_input(process: subprocess.Popen[bytes], data: bytes) -> tuple[int, str, str]:
+    out, err = process.communicate(data, timeout=DEADLINE)
+    return process.returncode, out.decode(), err.decode()
+
+
+def test_a_terminal_that_is_not_unicode(filled: Callable[..., Result]) -> None:
+    filled("add 小熊猫🐼é --text t")
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    process = start("show", "小熊猫🐼é", "--json", env=latin)
+    out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err) == (0, b"")
+    assert json.loads(out.decode("ascii"))["category"] == "小熊猫🐼é"
+    process = start("list", env=latin)
+    out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err) == (0, b"")
+    assert b"pneumo" not in out
+    assert b"\\u5c0f" in out
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "zsvec", "--version"], capture_output=True, text=True, timeout=DEADLINE, check=True
+    )
+    assert (done.stdout, done.stderr) == (f"zsvec {__version__}\n", "")

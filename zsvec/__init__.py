@@ -54,7 +54,7 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     from zsvec.store import open_store
     from zsvec.types import expert_name
 
-    chosen = load_settings(store=None if store is None else os.fspath(store), **settings)
+    chosen = load_settings(store=os.fspath(store) if isinstance(store, os.PathLike) else store, **settings)
     if encoders is not None:
         own = EncoderSet(encoders, batch_size=chosen.batch_size)
         return Classifier(

@@ -17,7 +17,7 @@ from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, Memor
 from zsvec.aggregate import aggregate
 from zsvec.errors import StoreError
 from zsvec.search import Found, Searcher
-from zsvec.store import Reference, Store, Write
+from zsvec.store import Reference, Store, Write, edge
 from zsvec.store.base import Points, Where, record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -419,6 +419,36 @@ def test_commit_between_two_pages_of_the_catalog_is_not_missed(
     searching.search(queries(), nearest=1)
 
     assert backend.after_page is None
+    sources = {name: ["1", "2"] if name in (names[0], names[-1]) else ["1"] for name in names}
+    assert_answers(searching, {name: references(images=of) for name, of in sources.items()})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+def test_catalog_of_a_folder_is_read_in_one_instant(store: Store, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that commits meanwhile has to wait, or the commit would be missed where its ``rev`` is not the last."""
+    monkeypatch.setattr("zsvec.store.edge._PAGE", 2)
+    names = sorted("abcdef", key=lambda name: record_id("category", name))
+    fill(store, {name: references(images=["1"]) for name in names})
+    searching = searcher(store, method)
+    later = threading.Thread(
+        target=store.write, args=([write_of(name, ["2"]) for name in (names[0], names[-1])],), daemon=True
+    )
+    requests: list[Where] = []
+    filter_of = edge._filter
+
+    def slow_filter(where: Where) -> Any:
+        if threading.current_thread() is not later and where.match == {"kind": "category"}:
+            requests.append(where)
+            if len(requests) == 2:
+                later.start()
+                later.join(0.3)
+        return filter_of(where)
+
+    monkeypatch.setattr(edge, "_filter", slow_filter)
+    searching.search(queries(), nearest=1)
+    later.join()
+
     sources = {name: ["1", "2"] if name in (names[0], names[-1]) else ["1"] for name in names}
     assert_answers(searching, {name: references(images=of) for name, of in sources.items()})
 

@@ -74,12 +74,17 @@ class TimmTrunk:
         channels = model.pretrained_cfg.get("input_size", (3,))[0]
         asked = {"input_size": (channels, image_size, image_size)} if image_size else None
         config = resolve_model_data_config(model, args=asked)
-        self._transform = create_transform(**config, is_training=False)
+        # Resize and crop only. The arithmetic is done on the batch: in each decoding thread it would start
+        # a team of threads of its own, and these would fight the model's for the cores.
+        self._transform = create_transform(**config, is_training=False, use_prefetcher=True)
+        self._mean, self._std = (
+            torch.tensor(config[name], device=runtime.device).mul(255).view(1, -1, 1, 1) for name in ("mean", "std")
+        )
         self.preprocessing = _described(config)
-        self.width = self.forward([torch.zeros(config["input_size"])]).pooled.shape[1]
+        self.width = self.forward([torch.zeros(config["input_size"], dtype=torch.uint8)]).pooled.shape[1]
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """One image as the model's configuration wants it, float32 (channels, height, width)."""
+        """One image as the model's configuration wants it, not yet normalised, uint8 (channels, height, width)."""
         pixels: torch.Tensor = self._transform(rgb_of_bearable_shape(image))
         return pixels
 
@@ -92,7 +97,8 @@ class TimmTrunk:
         )
 
     def _pass(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
-        pixels = torch.stack(list(inputs)).to(self._runtime.device, memory_format=torch.channels_last)
+        pixels = torch.stack(list(inputs)).to(self._runtime.device).float()
+        pixels = pixels.sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
         with self._runtime.inference():
             features = self.model.forward_features(pixels)
         with torch.inference_mode():

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "zsvec"
 # Every module and package of zsvec has a level. `zsvec` is zsvec/__init__.py: the roof over all but the surfaces.
 LEVELS = {
     0: ("errors", "types"),
-    1: ("config", "images", "aggregate", "fusion", "calibration", "prefetch"),
+    1: ("config", "images", "aggregate", "fusion", "calibration", "prefetch", "product"),
     2: ("encoders", "store", "generation"),
     3: ("search", "scoring", "builder", "classifier"),
     4: ("folders", "stream", "evaluation"),

@@ -16,6 +16,23 @@ from zsvec.types import ExpertOutput, Prediction, Ranking
 Doubles = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Distributions over the categories for a batch of images.
+
+    Attributes:
+        probabilities: Of each expert, float64 ``(n_experts, n_images, n_categories)``; 0 for what it does not know.
+        known: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
+        confidence: float64 ``(n_experts, n_images)``.
+        fused: float64 ``(n_images, n_categories)``; rows sum to 1.
+    """
+
+    probabilities: Doubles
+    known: NDArray[np.bool_]
+    confidence: Doubles
+    fused: Doubles
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
     """How similarities become predictions.
@@ -44,16 +61,13 @@ class Scoring:
             sources: What to call the images.
             top_k: Categories in the rankings.
         """
-        logits = self.logits(found)
-        known = ~np.isnan(logits[:, 0])
-        probabilities = softmax(logits)
-        fixed = np.array([self.weights.get(expert.name, 1.0) for expert in found.experts])
-        confidence = confidences(probabilities, known, self.fusion, fixed)
-        shares = confidence / confidence.sum(axis=0)
-        entropies = entropy(probabilities)
-        fused = _rankings(fuse(probabilities, known, confidence), found.categories, top_k)
+        scores = self.scores(found)
+        shares = scores.confidence / scores.confidence.sum(axis=0)
+        entropies = entropy(scores.probabilities)
+        fused = _rankings(scores.fused, found.categories, top_k)
         rankings = [
-            _rankings(p[:, k], _named(found.categories, k), top_k) for p, k in zip(probabilities, known, strict=True)
+            _rankings(p[:, k], _named(found.categories, k), top_k)
+            for p, k in zip(scores.probabilities, scores.known, strict=True)
         ]
         predictions = []
         for i, source in enumerate(sources):
@@ -81,6 +95,15 @@ class Scoring:
             )
         return predictions
 
+    def scores(self, found: Found) -> Scores:
+        """The distribution of each expert, its confidence, and what they fuse to."""
+        logits = self.logits(found)
+        known = ~np.isnan(logits[:, 0])
+        probabilities = softmax(logits)
+        fixed = np.array([self.weights.get(expert.name, 1.0) for expert in found.experts])
+        confidence = confidences(probabilities, known, self.fusion, fixed)
+        return Scores(probabilities, known, confidence, fuse(probabilities, known, confidence))
+
     def logits(self, found: Found) -> NDArray[np.float32]:
         """Similarity per category ÷ temperature, float32 ``(n_experts, n_images, n_categories)``.
 
@@ -102,7 +125,7 @@ def novelty_of(experts: Mapping[str, ExpertOutput]) -> float:
     """
     images = {name: expert for name, expert in experts.items() if name.endswith(":image")}
     distances = [1 - e.neighbors[0].similarity for e in (images or experts).values() if e.neighbors]
-    return float(np.clip(max(distances), 0, 2))
+    return float(np.clip(max(distances, default=2), 0, 2))
 
 
 def _named(categories: Sequence[str], known: NDArray[np.bool_]) -> list[str]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from zsvec.aggregate import Similarities
 from zsvec.errors import StoreError
+from zsvec.product import rows_times_rows
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Neighbor
 
@@ -148,6 +149,11 @@ class Searcher:
             known = self._catalog.get(category.name)
             if known.version < category.version if known else category.gens:
                 changed.append(_Change(known, category))
+        if changed:
+            self._change(changed)
+        self._seen = max([self._seen, *(category.rev for category in later)])
+
+    def _change(self, changed: list[_Change]) -> None:
         catalog = {**self._catalog, **{change.after.name: change.after for change in changed}}
         catalog = {name: category for name, category in catalog.items() if category.gens}
         size = sum(sum(category.references.values()) for category in catalog.values())
@@ -156,12 +162,10 @@ class Searcher:
             view = self._view
         else:  # nothing of the other way is known, so everything is new to it
             changed = [_Change(None, category) for category in catalog.values()]
-        if changed or view is not self._view:
-            self._view, torn = view.updated(catalog, changed)
-            self._catalog = _without(catalog, torn)
-            if torn:  # they are unknown now, and so taken over next time; the others are done
-                raise _Incomplete(", ".join(map(repr, sorted(torn))))
-        self._seen = max([self._seen, *(category.rev for category in later)])
+        self._view, torn = view.updated(catalog, changed)
+        self._catalog = _without(catalog, torn)
+        if torn:  # they are unknown now, and so taken over next time; the others are done
+            raise _Incomplete(", ".join(map(repr, sorted(torn))))
 
 
 def _without(catalog: Mapping[str, Category], names: set[str]) -> dict[str, Category]:
@@ -270,7 +274,7 @@ class _Mirror:
         experts = []
         for expert, matrix in sorted(self.matrices.items()):
             query = queries[expert.rsplit(":", 1)[0]]
-            values = query @ matrix.vectors.T
+            values = rows_times_rows(query, matrix.vectors)
             counts = np.diff(matrix.starts)
             floor = np.full(len(query), -1, dtype=np.float32)
             experts.append(
@@ -351,6 +355,11 @@ class _Qdrant:
 
     def search(self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], _View]) -> Found:
         state, hits = self, self._ask(queries, self.catalog)
+        if any(
+            len(row) == self.limit and not all(map(self._committed, row)) for of in hits.values() for row in of.rows
+        ):
+            # References that nobody may see, of a writer at work or dead, take the places of those that count.
+            hits = self._ask(queries, self.catalog, [gen for c in self.catalog.values() for gen in c.gens])
         for _ in range(_ATTEMPTS):
             now = newest()
             if not isinstance(now, _Qdrant):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import zsvec
 from tests.support import encode, fast_folder, isolated, photo, photos, sources, state, write_photos  # noqa: F401
 from zsvec import prefetch
 from zsvec.builder import Builder, CategoryInput, checked_name, readable
@@ -482,14 +483,15 @@ def test_unreadable_images_are_left_out_where_they_are_reported(workshop: Worksh
     assert "unknown format" in reported[1][1]
 
 
-def test_a_category_of_unreadable_images_alone_has_no_reference(workshop: Workshop) -> None:
+def test_a_category_of_unreadable_images_alone_is_reported_and_left_out(workshop: Workshop) -> None:
     reported: list[str] = []
 
     def report(source: str, error: ImageError) -> None:
         reported.append(source)
 
-    with pytest.raises(InvalidInputError, match="category 'cat' has no reference"):
-        workshop.add("cat", [], [b"", b"?"], on_error=report)
+    given = CategoryInput(name="cat", texts=[], images=[b"", b"?"])
+    assert list(workshop.builder.build([given], on_error=report)) == []
+    assert workshop.store.categories() == []
     assert reported == ["bytes", "bytes"]
     assert workshop.add("cat", None, [b"", b"?"], on_error=report).references == {"clip:text": 1}
 
@@ -789,3 +791,27 @@ def test_importing_a_folder_again_embeds_nothing(workshop: Workshop, tmp_path: P
     assert list(workshop.builder.build([replace(given) for given in inputs])) == first
     assert workshop.embedded() == embedded
     assert json.dumps([category.to_dict() for category in first])
+
+
+def test_unreadable_images_do_not_replace_readable_ones(tmp_path: Path) -> None:
+    good = Image.new("RGB", (8, 8), "red")
+    with zsvec.open(tmp_path / "store", encoders=[HashEncoder()]) as classifier:
+        before = classifier.add_category("red", images=[good])
+        failed: list[str] = []
+        inputs = [CategoryInput(name="red", images=[b"cut"]), CategoryInput(name="blue", images=[good])]
+        added = list(
+            classifier.add_categories(inputs, replace=True, on_error=lambda source, error: failed.append(source))
+        )
+        assert [category.name for category in added] == ["blue"]
+        assert failed == ["bytes"]
+        assert classifier.store.category("red") == before
+
+
+def test_category_without_readable_images_does_not_stop_the_others(tmp_path: Path) -> None:
+    encoder = HashEncoder(modalities=("image",))
+    good = Image.new("RGB", (8, 8), "red")
+    with zsvec.open(tmp_path / "store", encoders=[encoder]) as classifier:
+        inputs = [CategoryInput(name="bad", images=[b"cut"]), CategoryInput(name="good", images=[good])]
+        added = list(classifier.add_categories(inputs, on_error=lambda source, error: None))
+        assert [category.name for category in added] == ["good"]
+        assert [category.name for category in classifier.categories()] == ["good"]

@@ -75,6 +75,15 @@ class _Draft:
     held: Mapping[Key, Reference | None]
     references: list[Reference] = field(default_factory=list)
     recognised: set[Key] = field(default_factory=set)
+    unreadable: int = 0
+
+    def lost_its_images(self, *, replace: bool) -> bool:
+        """Whether it came with images, none of which could be read, and cannot do without them.
+
+        Then what the category holds must not be replaced by less, and the other categories must not suffer.
+        """
+        no_images = not any(reference.modality == "image" for reference in self.references)
+        return self.unreadable > 0 and no_images and (replace or not (self.references or self.held))
 
     def recognises(self, key: Key) -> bool:
         """Whether the category had this reference already; if so, it is used as it is."""
@@ -130,7 +139,9 @@ class Builder:
             categories: At most one of each name.
             replace: Whether the references of a category that exists are replaced, not added to.
             on_error: Called with source and error for each unreadable image, which is then left out;
-                without it, the first one is raised and its category not written.
+                without it, the first one is raised and its category not written. A category that is
+                to be replaced, or that would have no reference, is left as it is if none of its images
+                can be read.
 
         Yields:
             Each category when it is committed, in order.
@@ -145,6 +156,7 @@ class Builder:
             self._embed([image for image in images if image.error is None])
             for image in images:
                 if on_error and image.error is not None:
+                    image.draft.unreadable += 1
                     on_error(image.source, image.error)
             complete = [step for step in done if isinstance(step, _Draft)]
             if complete:
@@ -244,6 +256,8 @@ class Builder:
         writes = []
         for draft in drafts:
             name = draft.category.name
+            if draft.lost_its_images(replace=replace):
+                continue
             if not draft.references and (replace or not draft.held):
                 raise InvalidInputError(
                     f"category {name!r} has no reference: give it a text or an image that the encoders "

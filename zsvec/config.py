@@ -15,7 +15,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveFloat,
     PositiveInt,
     SecretStr,
     ValidationError,
@@ -179,7 +178,7 @@ class Settings(BaseSettings):
     store: str = Field(default="./zsvec-store", min_length=1)
     namespace: str = Field(default="zsvec", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
     api_key: SecretStr | None = None
-    timeout: PositiveFloat = 60.0
+    timeout: float = Field(default=60.0, gt=0, le=86_400)
     profile: str = "base"
     profiles: Mapping[str, Profile] = Field(default_factory=dict)
     device: Device = "auto"
@@ -191,7 +190,7 @@ class Settings(BaseSettings):
     aggregation: Aggregation = "top_mean"
     top_m: PositiveInt = 5
     fusion: Fusion = "inverse_entropy"
-    weights: Mapping[str, PositiveFloat] = Field(default_factory=dict)
+    weights: Mapping[str, Annotated[float, Field(gt=0, le=1e9)]] = Field(default_factory=dict)
     temperatures: Mapping[str, Temperature] = Field(default_factory=dict)
     unknown_above: float | None = Field(default=None, ge=0, le=2)
     max_pixels: PositiveInt = 100_000_000

@@ -145,7 +145,7 @@ def import_(
 
     found = read_categories(folder, read_definitions(definitions) if definitions else None)
     images = sum(len(list(category.images)) for category in found)
-    unreadable = 0
+    unreadable = committed = 0
 
     def report(source: str, error: ImageError) -> None:
         nonlocal unreadable
@@ -156,10 +156,13 @@ def import_(
     with context.obj.open() as classifier, output.progress("importing", images) as counted:
         inputs = (replace(category, images=counted(category.images)) for category in found)
         for category in classifier.add_categories(inputs, replace=replace_, on_error=report):
+            committed += 1
             if json:
                 output.json_line(category.to_dict())
     seconds = time.monotonic() - start
-    output.note(f"{len(found)} categories, {images} images ({unreadable} unreadable) in {seconds:.1f} s")
+    output.note(f"{committed} categories, {images} images ({unreadable} unreadable) in {seconds:.1f} s")
+    if images and unreadable == images:
+        raise typer.Exit(1)
 
 
 @app.command()

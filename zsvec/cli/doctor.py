@@ -58,7 +58,11 @@ def examine(target: Target) -> Iterator[Finding]:
         "settings", True, f"profile {settings.profile}, store {settings.store}, namespace {settings.namespace}"
     )
     yield _guarded("device", lambda: Finding("device", True, describe_device(settings.device, settings.dtype)))
-    missing = missing_weights(specs)
+    try:
+        missing = missing_weights(specs)
+    except ZSVecError as exc:
+        yield Finding("weights", False, str(exc), "correct the encoders of the profile in zsvec.toml")
+        missing = {}
     hub = _hub(needed=bool(missing))
     yield hub
     yield _weights(settings, missing, reachable=hub.detail.startswith("reached"))
@@ -91,7 +95,7 @@ def _hub(*, needed: bool) -> Finding:
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         httpx.head(url, timeout=3, follow_redirects=True)
-    except httpx.HTTPError as exc:
+    except (httpx.HTTPError, httpx.InvalidURL) as exc:
         detail = f"{url} cannot be reached ({type(exc).__name__})"
         return Finding("hub", not needed, detail if needed else f"{detail}; not needed")
     return Finding("hub", True, f"reached {url}")

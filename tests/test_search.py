@@ -497,6 +497,31 @@ def test_uncommitted_references_are_not_seen(backend: Hooked, store: Store, meth
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_uncommitted_references_take_no_places(backend: Hooked, store: Store, method: str) -> None:
+    """Though all that a query may fetch is of a writer that died."""
+    state = {"red panda": references(images=["1", "2"]), "lynx": references(images=["3"])}
+    fill(store, state)
+
+    def die(*_: Any) -> None:
+        raise Crash
+
+    asked = queries(1)
+    nearer = [Reference(e, "image", f"{e}{i}", "garbage", asked[e][0]) for e in FINGERPRINTS for i in range(3)]
+    backend.hooks["put"] = die
+    with pytest.raises(Crash):
+        store.write([Write(name="never committed", references=nearer)])
+
+    found = searcher(store, method, limit=3).search(asked, nearest=3)
+    assert [expert.name for expert in found.experts] == ["clip:image", "dino:image"]
+    for expert in found.experts:
+        assert sorted(neighbor.source for neighbor in expert.nearest[0]) == ["1", "2", "3"]
+    for aggregation in ("max", "mean"):
+        for expert, of in truth(state, asked, aggregation).items():
+            for name, values in of.items():
+                np.testing.assert_allclose(answer(found, aggregation)[expert][name], values, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("encoder", FINGERPRINTS)
 def test_lost_references_are_an_error(backend: Hooked, store: Store, method: str, encoder: str) -> None:
     fill(store, STATE)

@@ -25,7 +25,7 @@ from zsvec.errors import ConflictError, ImageError, InvalidInputError
 from zsvec.images import ImageInput, content_hash, read_image, source_of
 from zsvec.prefetch import prefetch
 from zsvec.store import Reference, Store, Write
-from zsvec.types import Category, Modality, expert_name
+from zsvec.types import Category, encoder_and_modality, expert_name
 
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 _INVISIBLE = {"Cf", "Zs"}
@@ -68,6 +68,7 @@ class _Draft:
         held: References that it had before; with their vectors, if they are to be written again.
         references: To be written.
         recognised: Those of `held` that were given again and are left where they are.
+        unreadable: How many of its images could not be read.
     """
 
     category: CategoryInput
@@ -209,9 +210,9 @@ class Builder:
         known = [expert_name(e.name, m) for e in self._encoders for m in e.modalities]
         if expert not in known:
             raise InvalidInputError(f"there is no expert {expert!r} to give vectors to; there are {', '.join(known)}")
-        encoder, _, modality = expert.rpartition(":")
+        encoder, modality = encoder_and_modality(expert)
         for row in checked_vectors(vectors, self._encoders[encoder].fingerprint.dim, of=expert):
-            yield Reference(encoder, _modality(modality), hashlib.sha256(row.tobytes()).hexdigest(), "vector", row)
+            yield Reference(encoder, modality, hashlib.sha256(row.tobytes()).hexdigest(), "vector", row)
 
     def _prepare(self, step: _Draft | tuple[_Draft, ImageInput]) -> _Draft | _Image:
         """Read, recognise, decode and preprocess one image; runs in threads."""
@@ -432,7 +433,3 @@ def _until_failure(batch: Sequence[_Draft | _Image]) -> tuple[Sequence[_Draft | 
         if isinstance(step, _Image) and step.error is not None:
             return batch[:position], step.error
     return batch, None
-
-
-def _modality(name: str) -> Modality:
-    return "text" if name == "text" else "image"

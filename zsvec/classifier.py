@@ -23,7 +23,7 @@ from zsvec.scoring import Scoring
 from zsvec.search import Searcher
 from zsvec.store import Store
 from zsvec.store.base import CATALOG
-from zsvec.types import Category, Prediction
+from zsvec.types import Category, Prediction, encoder_and_modality
 
 Errors = Literal["raise", "report"]
 
@@ -74,7 +74,7 @@ class Classifier:
             weights=settings.weights,
             unknown_above=settings.unknown_above,
         )
-        self._names = sorted({expert.rpartition(":")[0] for expert in temperatures})
+        self._names = sorted({encoder_and_modality(expert)[0] for expert in temperatures})
         try:
             self._check_names(temperatures)
             store.check(self._names)

@@ -24,7 +24,7 @@ from zsvec.aggregate import Similarities
 from zsvec.errors import StoreError
 from zsvec.product import rows_times_rows
 from zsvec.store import Hit, Store
-from zsvec.types import Category, Neighbor
+from zsvec.types import Category, Modality, Neighbor, encoder_and_modality, expert_name
 
 Vectors = NDArray[np.float32]
 
@@ -183,19 +183,20 @@ class _Part:
 
     vectors: Vectors
     sources: tuple[str, ...]
+    norm: float
+
+    @classmethod
+    def of(cls, vectors: Vectors, sources: tuple[str, ...]) -> _Part:
+        return cls(vectors, sources, float(np.linalg.norm(vectors.mean(axis=0, dtype=np.float64))))
 
     def __add__(self, other: _Part) -> _Part:
-        return _Part(np.concatenate([self.vectors, other.vectors]), self.sources + other.sources)
-
-    @property
-    def norm(self) -> float:
-        return float(np.linalg.norm(self.vectors.mean(axis=0, dtype=np.float64)))
+        return _Part.of(np.concatenate([self.vectors, other.vectors]), self.sources + other.sources)
 
 
 def _fetch(store: Store, gens: Sequence[str]) -> Iterator[tuple[str, dict[str, _Part]]]:
     """The references of these generations: each expert, and its part of each category."""
     for encoder in store.encoders() if gens else ():
-        rows: dict[str, dict[str, tuple[list[Vectors], list[str]]]] = {}
+        rows: dict[Modality, dict[str, tuple[list[Vectors], list[str]]]] = {}
         for page in store.references(encoder, gens):
             for payload, vector in zip(page.payloads, page.vectors, strict=True):
                 of = rows.setdefault(payload["modality"], {})
@@ -203,8 +204,8 @@ def _fetch(store: Store, gens: Sequence[str]) -> Iterator[tuple[str, dict[str, _
                 vectors.append(vector)
                 sources.append(payload["source"])
         for modality, of in rows.items():
-            parts = {name: _Part(np.stack(vectors), tuple(sources)) for name, (vectors, sources) in of.items()}
-            yield f"{encoder}:{modality}", parts
+            parts = {name: _Part.of(np.stack(vectors), tuple(sources)) for name, (vectors, sources) in of.items()}
+            yield expert_name(encoder, modality), parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +231,8 @@ class _Matrix:
 
     def parts(self) -> dict[str, _Part]:
         return {
-            name: _Part(self.vectors[start:end], self.sources[start:end])
-            for name, start, end in zip(self.names, self.starts, self.starts[1:], strict=False)
+            name: _Part(self.vectors[start:end], self.sources[start:end], float(norm))
+            for name, start, end, norm in zip(self.names, self.starts, self.starts[1:], self.norms, strict=False)
         }
 
 
@@ -273,7 +274,7 @@ class _Mirror:
         position = {name: i for i, name in enumerate(self.names)}
         experts = []
         for expert, matrix in sorted(self.matrices.items()):
-            query = queries[expert.rsplit(":", 1)[0]]
+            query = queries[encoder_and_modality(expert)[0]]
             values = rows_times_rows(query, matrix.vectors)
             counts = np.diff(matrix.starts)
             floor = np.full(len(query), -1, dtype=np.float32)
@@ -384,8 +385,8 @@ class _Qdrant:
         """The nearest references of every expert that has any of these categories."""
         found = {}
         for expert in sorted({expert for category in catalog.values() for expert in category.references}):
-            encoder, modality = expert.rsplit(":", 1)
-            rows = self.store.query(encoder, modality, queries[encoder], self.limit, gens)  # type: ignore[arg-type]
+            encoder, modality = encoder_and_modality(expert)
+            rows = self.store.query(encoder, modality, queries[encoder], self.limit, gens)
             found[expert] = _Hits.of(rows, self.limit)
         return found
 

@@ -16,6 +16,12 @@ def expert_name(encoder: str, modality: Modality) -> str:
     return f"{encoder}:{modality}"
 
 
+def encoder_and_modality(expert: str) -> tuple[str, Modality]:
+    """What `expert_name` made an expert's name from."""
+    encoder, _, modality = expert.rpartition(":")
+    return encoder, "text" if modality == "text" else "image"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
     """What must be equal for two vectors to be comparable.

@@ -17,7 +17,9 @@ from zsvec import __version__
 
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
+    from zsvec.config import Settings
     from zsvec.errors import ImageError
+    from zsvec.store import Store
     from zsvec.types import Prediction
 
 app = typer.Typer(
@@ -66,12 +68,17 @@ class Target:
 
         return zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
 
-    def open_store(self) -> Any:
-        """The store alone, whatever encoders it was made with."""
+    def settings(self) -> Settings:
+        """The settings with these options."""
         from zsvec.config import load_settings
+
+        return load_settings(store=self.store, namespace=self.namespace, profile=self.profile)
+
+    def open_store(self) -> Store:
+        """The store alone, whatever encoders it was made with."""
         from zsvec.store import open_store
 
-        return open_store(load_settings(store=self.store, namespace=self.namespace, profile=self.profile))
+        return open_store(self.settings())
 
 
 def _print_version(wanted: bool) -> None:

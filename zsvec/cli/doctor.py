@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from zsvec.config import Settings, load_settings
+from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
 from zsvec.errors import ZSVecError
 from zsvec.store import open_store
@@ -47,7 +47,7 @@ def examine(target: Target) -> Iterator[Finding]:
     """Look at the installation, the device, the weights of the profile, and the store."""
     yield _guarded("packages", _packages)
     try:
-        settings = load_settings(store=target.store, namespace=target.namespace, profile=target.profile)
+        settings = target.settings()
         specs = settings.encoder_specs()
     except ZSVecError as exc:
         yield Finding(
@@ -62,10 +62,10 @@ def examine(target: Target) -> Iterator[Finding]:
         missing = missing_weights(specs)
     except ZSVecError as exc:
         yield Finding("weights", False, str(exc), "correct the encoders of the profile in zsvec.toml")
-        missing = {}
-    hub = _hub(needed=bool(missing))
-    yield hub
-    yield _weights(settings, missing, reachable=hub.detail.startswith("reached"))
+    else:
+        hub = _hub(needed=bool(missing))
+        yield hub
+        yield _weights(settings, missing, reachable=hub.detail.startswith("reached"))
     yield _guarded("store", lambda: _store(settings))
 
 

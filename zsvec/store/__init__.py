@@ -6,16 +6,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import HttpUrl, TypeAdapter, ValidationError
-
 from zsvec.errors import InvalidInputError
 from zsvec.store.base import Hit, Points, Reference, Write
 from zsvec.store.store import Store
 
 if TYPE_CHECKING:
     from zsvec.config import Settings
-
-_URL = TypeAdapter(HttpUrl)
 
 __all__ = ["Hit", "Points", "Reference", "Store", "Write", "open_store"]
 
@@ -33,10 +29,6 @@ def open_store(settings: Settings) -> Store:
     if "://" in settings.store:
         if not settings.store.startswith(("http://", "https://")):
             raise InvalidInputError(f"the store {settings.store!r} is neither a folder nor an http:// or https:// URL")
-        try:
-            _URL.validate_python(settings.store)
-        except ValidationError as exc:
-            raise InvalidInputError(f"the store {settings.store!r} is no URL: {exc.errors()[0]['msg']}") from exc
         key = settings.api_key.get_secret_value() if settings.api_key else None
         server = import_module("zsvec.store.server")
         return Store(server.connect(settings.store, key, settings.timeout), settings.namespace)

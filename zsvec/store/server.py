@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import HttpUrl, TypeAdapter, ValidationError
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
@@ -32,6 +32,7 @@ _PAGE = 1000
 _QUERIES = 64
 _DOOR = 2.0  # seconds to find out whether the gRPC port is open
 
+_URL = TypeAdapter(HttpUrl)
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
 _REFUSED = {401, 403, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 _TRANSIENT = {
@@ -86,8 +87,10 @@ def _address(url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or 6333
+        _URL.validate_python(url)
     except ValueError as exc:
-        raise InvalidInputError(f"the store {url!r} is no URL: {exc}") from exc
+        reason = exc.errors()[0]["msg"] if isinstance(exc, ValidationError) else exc
+        raise InvalidInputError(f"the store {url!r} is no URL: {reason}") from exc
     if not host:
         raise InvalidInputError(f"the store {url!r} names no host: give one, such as http://localhost:6333")
     return host, port

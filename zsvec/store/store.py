@@ -42,7 +42,7 @@ from zsvec.store.base import (
     record_id,
     store_record,
 )
-from zsvec.types import Category, Fingerprint, Modality, expert_name
+from zsvec.types import Category, Fingerprint, Modality, encoder_and_modality, expert_name
 
 GRACE = 3600.0  # seconds after which references that no manifest names belong to no living writer
 LATE = 120_000_000  # microseconds that a commit may take, with the difference of its writer's clock
@@ -188,12 +188,16 @@ class Store:
         Raises:
             CategoryNotFoundError: There is none of this name.
         """
-        payload = self._manifests([name]).get(name)
-        if payload is None or payload["deleted"]:
+        category = self._live(name)
+        if category is None:
             raise CategoryNotFoundError(
                 f"there is no category {name!r} in {self.location}: `zsvec list` shows those there are"
             )
-        return category_of(payload)
+        return category
+
+    def _live(self, name: str) -> Category | None:
+        manifest = self._manifests([name]).get(name)
+        return None if manifest is None or manifest["deleted"] else category_of(manifest)
 
     def references(self, encoder: str, gens: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
         """References of the given generations in one encoder's collection, page by page."""
@@ -224,10 +228,8 @@ class Store:
     def sources(self, category: Category) -> dict[str, list[str]]:
         """Where the references of a category come from, by expert."""
         found: dict[str, list[str]] = {expert: [] for expert in category.references}
-        for encoder in {expert.rpartition(":")[0]: None for expert in found}:
-            for page in self.references(encoder, category.gens, vectors=False):
-                for payload in page.payloads:
-                    found[expert_name(encoder, payload["modality"])].append(payload["source"])
+        for reference in self._references_of(category, vectors=False):
+            found[expert_name(reference.encoder, reference.modality)].append(reference.source)
         return {expert: sorted(sources) for expert, sources in found.items()}
 
     def info(self) -> dict[str, Any]:
@@ -252,7 +254,7 @@ class Store:
     def _counted(self, category: Category) -> dict[str, int]:
         counted: dict[str, int] = {}
         for expert in category.references:
-            encoder, modality = expert.rsplit(":", 1)
+            encoder, modality = encoder_and_modality(expert)
             where = Where(match={"gen": list(category.gens), "modality": modality})
             counted[expert] = self._backend.count(self.collection(encoder), where)
         return counted
@@ -270,22 +272,19 @@ class Store:
 
     def keys(self, name: str) -> set[tuple[str, str, str]]:
         """Encoder, modality and content hash of every reference of a category; empty if there is none."""
-        return {reference.key for reference in self._stored(name, vectors=False)}
+        category = self._live(name)
+        return {reference.key for reference in self._references_of(category, vectors=False)} if category else set()
 
     def stored(self, name: str) -> list[Reference]:
         """Every reference of a category with its vector; empty if there is none."""
-        return self._stored(name, vectors=True)
+        category = self._live(name)
+        return list(self._references_of(category, vectors=True)) if category else []
 
-    def _stored(self, name: str, *, vectors: bool) -> list[Reference]:
-        manifest = self._manifests([name]).get(name)
-        if manifest is None or manifest["deleted"]:
-            return []
-        return [
-            Reference(encoder, payload["modality"], payload["hash"], payload["source"], vector)
-            for encoder in {expert.rsplit(":", 1)[0]: None for expert in manifest["references"]}
-            for page in self.references(encoder, manifest["gen"], vectors=vectors)
-            for payload, vector in zip(page.payloads, page.vectors, strict=True)
-        ]
+    def _references_of(self, category: Category, *, vectors: bool) -> Iterator[Reference]:
+        for encoder in dict.fromkeys(encoder_and_modality(expert)[0] for expert in category.references):
+            for page in self.references(encoder, category.gens, vectors=vectors):
+                for payload, vector in zip(page.payloads, page.vectors, strict=True):
+                    yield Reference(encoder, payload["modality"], payload["hash"], payload["source"], vector)
 
     # Writing
 

@@ -20,6 +20,27 @@ _LONG = 64  # references of a category beyond which picking its best by partitio
 
 
 @dataclass(frozen=True, slots=True)
+class References:
+    """All references of one expert, those of a category adjacent.
+
+    Attributes:
+        names: The categories, ascending; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
+        vectors: float32 ``(n_references, dim)``, unit rows.
+        starts: int ``(n_categories + 1,)``.
+        norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1.
+        hashes: Of their contents.
+        sources: Where they come from.
+    """
+
+    names: tuple[str, ...]
+    vectors: Floats
+    starts: NDArray[np.intp]
+    norms: Floats
+    hashes: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Similarities:
     """Cosines between images and the references of one expert.
 

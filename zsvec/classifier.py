@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsvec.builder import Builder, CategoryInput, checked_images, checked_name, checked_vectors
+from zsvec.calibration import LARGEST_SAMPLE, Calibration, CalibrationReport, calibrate, quality, uncalibrated
 from zsvec.config import Settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
@@ -27,6 +29,7 @@ from zsvec.types import Category, Prediction, encoder_and_modality
 
 Errors = Literal["raise", "report"]
 
+_CHEAP = 10**10  # multiplications: some 0.2 s on two cores
 _NEAREST = 3  # references that a prediction shows for each expert
 
 
@@ -67,13 +70,17 @@ class Classifier:
             norms=settings.aggregation == "prototype",
         )
         self._scoring = Scoring(
-            temperatures={**temperatures, **settings.temperatures},
+            temperatures=temperatures,
+            fixed_temperatures=settings.temperatures,
             aggregation=settings.aggregation,
             top_m=settings.top_m,
             fusion=settings.fusion,
             weights=settings.weights,
+            calibrated=settings.calibration == "auto",
             unknown_above=settings.unknown_above,
+            unknown_per_category=settings.unknown_per_category,
         )
+        self._temperatures = temperatures
         self._names = sorted({encoder_and_modality(expert)[0] for expert in temperatures})
         try:
             self._check_names(temperatures)
@@ -162,6 +169,7 @@ class Classifier:
             max_pixels=self.settings.max_pixels,
         )
         yield from builder.build(categories, replace=replace, on_error=on_error)
+        self._refresh_calibration()
 
     def remove_category(self, name: str) -> None:
         """Remove a category and its references.
@@ -170,6 +178,7 @@ class Classifier:
             CategoryNotFoundError: There is none of this name.
         """
         self.store.remove(checked_name(name))
+        self._refresh_calibration()
 
     def categories(self) -> list[Category]:
         """The committed categories, by name."""
@@ -314,6 +323,68 @@ class Classifier:
         for expert in {**self.settings.weights, **self.settings.temperatures}:
             if expert not in experts:
                 raise InvalidInputError(f"there is no expert {expert!r}; there are {', '.join(experts)}")
+
+    # Calibration
+
+    def calibrate(self, *, false_alarms: float | None = None) -> CalibrationReport:
+        """Learn temperatures, weights and the threshold of novelty from the references, and keep them in the store.
+
+        No encoder runs: every reference image is scored against the others. After a write this is done
+        without being asked, while it is cheap (at most `_CHEAP` multiplications); a larger store is marked stale.
+
+        Args:
+            false_alarms: Fraction of the images of known categories that may be called unknown; by default the setting.
+
+        Raises:
+            InvalidInputError: `false_alarms` is not between 0 and 1.
+            StoreError: There are no two categories, or no reference image.
+        """
+        wanted = self.settings.false_alarms if false_alarms is None else false_alarms
+        if not 0 < wanted < 1:
+            raise InvalidInputError(f"false_alarms must be between 0 and 1. Got {wanted!r} instead")
+        report = self._calibrate(wanted)
+        if report is None:
+            raise StoreError(
+                f"{self.store.location} cannot be calibrated: that takes two categories and a reference image"
+            )
+        return report
+
+    def _calibrate(self, false_alarms: float) -> CalibrationReport | None:
+        references, revision = self._searcher.references()
+        used = {expert: of for expert, of in references.items() if expert in self._temperatures}
+        scoring = self._scoring
+        made = calibrate(
+            used,
+            self._temperatures,
+            revision=revision,
+            aggregation=scoring.aggregation,
+            top_m=scoring.top_m,
+            false_alarms=false_alarms,
+        )
+        if made is None:
+            return None
+        calibration, sample = made
+        kept = self.store.calibration()
+        self.store.keep_calibration(calibration.to_dict())
+        before = uncalibrated({expert: self._temperatures[expert] for expert in used}, scoring.aggregation)
+        if kept and (former := Calibration.from_dict(kept)).fits(used, scoring.aggregation, scoring.top_m):
+            before = former.views
+        return CalibrationReport(calibration, quality(before, sample), quality(calibration.views, sample))
+
+    def _refresh_calibration(self) -> None:
+        """Calibrate after a write, if that is cheap."""
+        if self.settings.calibration == "off":
+            return
+        references = Counter[str]()
+        for category in self.store.categories():
+            references.update(category.references)
+        dims = {name: fingerprint.dim for name, fingerprint in self.store.encoders().items()}
+        work = sum(
+            min(count, LARGEST_SAMPLE) * count * dims[encoder_and_modality(expert)[0]]
+            for expert, count in references.items()
+        )
+        if work <= _CHEAP:
+            self._calibrate(self.settings.false_alarms)
 
     # Life
 

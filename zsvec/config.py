@@ -31,7 +31,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.types import Modality
 
 Aggregation = Literal["mean", "max", "top_mean", "prototype"]
-Fusion = Literal["max", "inverse_entropy", "neg_exp_entropy", "fixed"]
+Fusion = Literal["max", "inverse_entropy", "neg_exp_entropy", "fixed", "log_linear", "log_linear_views"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 SearchMethod = Literal["auto", "mirror", "qdrant"]
@@ -160,10 +160,15 @@ class Settings(BaseSettings):
         neighbors: References that one Qdrant query fetches for one image.
         aggregation: From the similarities of a category's references to its logit.
         top_m: References that `top_mean` averages.
-        fusion: How the experts' confidences are computed (paper, section 3.3).
+        fusion: How the experts are fused: one of the paper's (section 3.3), or a log-linear pool.
         weights: Confidence of each expert for `fixed` fusion; an expert that is not named has 1.
-        temperatures: Of experts, such as ``clip:text``, where they differ from the profile's.
-        unknown_above: Novelty above which an image is unknown; without it, none is.
+        temperatures: Of experts, such as ``clip:text``, that neither the profile nor calibration shall say.
+        calibration: ``auto`` uses the calibration that is kept with the store, and makes one after a write
+            while that is cheap; ``off`` takes the temperatures of the profile, as the paper does.
+        false_alarms: Fraction of the images of known categories that calibration lets be called unknown.
+        unknown_above: Novelty above which an image is unknown; without it, the calibrated 0.5, and
+            none where there is no calibrated threshold.
+        unknown_per_category: Whether categories of 20 references and more have thresholds of their own.
         max_pixels: Largest image that is decoded.
     """
 
@@ -189,10 +194,13 @@ class Settings(BaseSettings):
     neighbors: PositiveInt = Field(default=256, le=100_000)
     aggregation: Aggregation = "top_mean"
     top_m: PositiveInt = 5
-    fusion: Fusion = "inverse_entropy"
+    fusion: Fusion = "log_linear_views"
     weights: Mapping[str, Annotated[float, Field(gt=0, le=1e9)]] = Field(default_factory=dict)
     temperatures: Mapping[str, Temperature] = Field(default_factory=dict)
+    calibration: Literal["auto", "off"] = "auto"
+    false_alarms: float = Field(default=0.05, gt=0, lt=1)
     unknown_above: float | None = Field(default=None, ge=0, le=2)
+    unknown_per_category: bool = False
     max_pixels: PositiveInt = 100_000_000
 
     @classmethod

@@ -6,10 +6,11 @@ those it knows, and it has no say on how likely the rest is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 Doubles = NDArray[np.float64]
 
@@ -65,6 +66,11 @@ CONFIDENCES: Mapping[str, Callable[[Doubles], Doubles]] = {
 }
 
 
+LOG_LINEAR = ("log_linear", "log_linear_views")
+STRATEGIES = (*CONFIDENCES, "fixed", *LOG_LINEAR)
+DEFAULT_STRATEGY = "log_linear_views"
+
+
 def confidences(probabilities: Doubles, known: NDArray[np.bool_], method: str, fixed: Doubles) -> Doubles:
     """Weight of each expert for each image.
 
@@ -118,6 +124,68 @@ def fuse(probabilities: Doubles, known: NDArray[np.bool_], confidence: Doubles) 
         fused = np.einsum("ne,enc->nc", _stationary(handover), share)
     normalised: Doubles = fused / fused.sum(axis=1, keepdims=True)
     return normalised
+
+
+def pattern(experts: Sequence[str], chosen: NDArray[np.bool_]) -> str:
+    """A name for some of the experts."""
+    return "+".join(sorted(expert for expert, is_in in zip(experts, chosen, strict=True) if is_in))
+
+
+def log_linear(evidence: Doubles, experts: Sequence[str], neutral: Mapping[str, float]) -> Doubles:
+    """The logarithmic opinion pool (Genest & Zidek, 1986): evidence adds up; its softmax is the fused distribution.
+
+    An expert that has no reference of a category gives neutral evidence of it, what it says of a wrong
+    category on average. So a category neither gains nor loses by what it lacks.
+
+    Args:
+        evidence: float64 ``(n_experts, n_images, n_categories)``, nats; NaN where the expert has no reference.
+        experts: Their names.
+        neutral: Evidence for a category that these experts lack, by their `pattern`. Of what is not named
+            it is the mean likelihood over the categories of each image.
+
+    Returns:
+        float64 ``(n_images, n_categories)``: log-likelihood ratio of each category against a wrong one, nats;
+        -inf for a category that no expert knows.
+    """
+    known = ~np.isnan(evidence[:, 0])
+    if known.all():
+        total = evidence.sum(axis=0)
+    else:
+        total = np.where(known[:, None], evidence, 0.0).sum(axis=0)
+        total[:, ~known.any(axis=0)] = -np.inf
+        for missing in np.unique(~known, axis=1).T:
+            if missing.any() and not missing.all():
+                columns = (~known == missing[:, None]).all(axis=0)
+                total[:, columns] += neutral_evidence(evidence, experts, neutral, missing)[:, None]
+    everyone = np.ones(len(experts), dtype=bool)
+    against: Doubles = total - neutral_evidence(evidence, experts, neutral, everyone)[:, None]
+    return against
+
+
+def neutral_evidence(
+    evidence: Doubles, experts: Sequence[str], neutral: Mapping[str, float], chosen: NDArray[np.bool_]
+) -> Doubles:
+    """What some experts together say of a category that they have no reference of, float64 ``(n_images,)``, nats.
+
+    Args:
+        evidence: As in `log_linear`.
+        experts: As in `log_linear`.
+        neutral: As in `log_linear`; experts who are not named together are taken to be independent.
+        chosen: bool ``(n_experts,)``, which.
+    """
+    name = pattern(experts, chosen)
+    if name in neutral:
+        return np.full(evidence.shape[1], neutral[name])
+    if np.count_nonzero(chosen) > 1:
+        alone = np.eye(len(experts), dtype=bool)[chosen]
+        total: Doubles = np.sum([neutral_evidence(evidence, experts, neutral, one) for one in alone], axis=0)
+        return total
+    said = evidence[chosen].sum(axis=0)
+    said = said[:, ~np.isnan(said[0])]
+    if not said.shape[1]:
+        return np.zeros(len(said))
+    mean: Doubles = logsumexp(said, axis=1) - np.log(said.shape[1])
+    return mean
 
 
 def _stationary(transitions: Doubles) -> Doubles:

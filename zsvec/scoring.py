@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.aggregate import aggregate
-from zsvec.fusion import confidences, entropy, fuse, softmax
+from zsvec.calibration import Calibration, LogLinear, expert_evidence, novelty, uncalibrated
+from zsvec.fusion import DEFAULT_STRATEGY, LOG_LINEAR, confidences, entropy, fuse, log_linear, pattern, softmax
 from zsvec.search import Found
-from zsvec.types import ExpertOutput, Prediction, Ranking
+from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking
 
 Doubles = NDArray[np.float64]
 
@@ -25,12 +26,16 @@ class Scores:
         known: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
         confidence: float64 ``(n_experts, n_images)``.
         fused: float64 ``(n_images, n_categories)``; rows sum to 1.
+        novelty: float64 ``(n_images,)``.
+        threshold: float64 ``(n_images,)``, novelty above which each is unknown; NaN where that cannot be told.
     """
 
     probabilities: Doubles
     known: NDArray[np.bool_]
     confidence: Doubles
     fused: Doubles
+    novelty: Doubles
+    threshold: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,20 +43,26 @@ class Scoring:
     """How similarities become predictions.
 
     Attributes:
-        temperatures: By expert, what its similarities are divided by before the softmax.
+        temperatures: By expert, what its similarities are divided by before the softmax, if no calibration says.
+        fixed_temperatures: Those of experts that no calibration changes.
         aggregation: A name in `aggregate.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages.
-        fusion: A name in `fusion.CONFIDENCES`, or ``fixed``.
+        fusion: A name in `fusion.STRATEGIES`.
         weights: By expert, its confidence under ``fixed``; 1 if it is not named.
-        unknown_above: Novelty above which an image is unknown; ``None``: none is.
+        calibrated: Whether to use the calibration of the store.
+        unknown_above: Novelty above which an image is unknown; ``None``: 0.5 where there is a threshold.
+        unknown_per_category: Whether categories with enough references have thresholds of their own.
     """
 
     temperatures: Mapping[str, float]
+    fixed_temperatures: Mapping[str, float] = field(default_factory=dict)
     aggregation: str = "top_mean"
     top_m: int = 5
-    fusion: str = "inverse_entropy"
+    fusion: str = DEFAULT_STRATEGY
     weights: Mapping[str, float] = field(default_factory=dict)
+    calibrated: bool = True
     unknown_above: float | None = None
+    unknown_per_category: bool = False
 
     def predict(self, found: Found, sources: Sequence[str], top_k: int) -> list[Prediction]:
         """One prediction per image.
@@ -61,6 +72,8 @@ class Scoring:
             sources: What to call the images.
             top_k: Categories in the rankings.
         """
+        calibration = self.calibration(found)
+        state: CalibrationState = "none" if calibration is None else "stale" if found.stale else "current"
         scores = self.scores(found)
         shares = scores.confidence / scores.confidence.sum(axis=0)
         entropies = entropy(scores.probabilities)
@@ -80,52 +93,120 @@ class Scoring:
                 )
                 for e, expert in enumerate(found.experts)
             }
-            novelty = novelty_of(experts)
             label, probability = fused[i][0]
             predictions.append(
                 Prediction(
                     source=source,
                     label=label,
                     probability=probability,
-                    unknown=self.unknown_above is not None and novelty > self.unknown_above,
-                    novelty=novelty,
+                    unknown=bool(scores.novelty[i] > scores.threshold[i]),
+                    novelty=float(scores.novelty[i]),
                     ranking=fused[i],
                     experts=experts,
+                    calibration=state,
                 )
             )
         return predictions
 
-    def scores(self, found: Found) -> Scores:
-        """The distribution of each expert, its confidence, and what they fuse to."""
-        logits = self.logits(found)
-        known = ~np.isnan(logits[:, 0])
-        probabilities = softmax(logits)
-        fixed = np.array([self.weights.get(expert.name, 1.0) for expert in found.experts])
-        confidence = confidences(probabilities, known, self.fusion, fixed)
-        return Scores(probabilities, known, confidence, fuse(probabilities, known, confidence))
+    def calibration(self, found: Found) -> Calibration | None:
+        """The calibration of the store, if it was made for this way of scoring and for all the experts."""
+        calibration = found.calibration
+        if calibration is None or not self.calibrated:
+            return None
+        names = [expert.name for expert in found.experts]
+        return calibration if calibration.fits(names, self.aggregation, self.top_m) else None
 
-    def logits(self, found: Found) -> NDArray[np.float32]:
-        """Similarity per category ÷ temperature, float32 ``(n_experts, n_images, n_categories)``.
+    def scores(self, found: Found) -> Scores:
+        """The distribution of each expert, its confidence, what they fuse to, and how novel the images are."""
+        calibration = self.calibration(found)
+        names = [expert.name for expert in found.experts]
+        temperatures = {**self.temperatures, **_temperatures(calibration), **self.fixed_temperatures}
+        pool = self._pool(found, calibration, temperatures)
+        views = self._views(found, pool)
+        similarity = np.stack([views[name][self.aggregation] for name in names])
+        scale = np.array([temperatures[name] for name in names], dtype=np.float32)
+        known = ~np.isnan(similarity[:, 0])
+        probabilities = softmax(similarity / scale[:, None, None])
+        evidence = None
+        if calibration is not None or self.fusion in LOG_LINEAR:
+            evidence = log_linear(expert_evidence(pool.slopes, views), names, pool.neutral)
+        if self.fusion in LOG_LINEAR and evidence is not None:
+            confidence = _shares(pool, names, calibration, temperatures)[:, None].repeat(len(evidence), axis=1)
+            fused = softmax(np.where(np.isfinite(evidence), evidence, np.nan))
+        else:
+            fixed = np.array([self.weights.get(name, 1.0) for name in names])
+            confidence = confidences(probabilities, known, self.fusion, fixed)
+            fused = fuse(probabilities, known, confidence)
+        if calibration is not None and evidence is not None:
+            novel, threshold = self._novelty(found, pool, evidence, known)
+        else:
+            novel, threshold = distances(found), np.full(len(fused), np.nan)
+        if self.unknown_above is not None:
+            threshold = np.full(len(fused), self.unknown_above)
+        return Scores(probabilities, known, confidence, fused, novel, threshold)
+
+    def _pool(self, found: Found, calibration: Calibration | None, temperatures: Mapping[str, float]) -> LogLinear:
+        if calibration is None:
+            return uncalibrated({expert.name: temperatures[expert.name] for expert in found.experts}, self.aggregation)
+        # A prototype is known only where every reference was compared.
+        return calibration.views if found.exact and self.fusion != "log_linear" else calibration.plain
+
+    def _views(self, found: Found, pool: LogLinear) -> dict[str, dict[str, NDArray[np.float32]]]:
+        """Similarity per category, float32 ``(n_images, n_categories)``, by expert and aggregation.
 
         NaN where an expert has no reference of a category; columns in the order of `Found.categories`.
         """
-        n_images = len(found.experts[0].similarities.values)
-        out = np.full((len(found.experts), n_images, len(found.categories)), np.nan, dtype=np.float32)
-        for logits, expert in zip(out, found.experts, strict=True):
-            similarity = aggregate(expert.similarities, self.aggregation, self.top_m)
-            logits[:, expert.categories] = similarity / np.float32(self.temperatures[expert.name])
+        out: dict[str, dict[str, NDArray[np.float32]]] = {}
+        for expert in found.experts:
+            for name in {self.aggregation: None, **pool.slopes[expert.name]}:
+                values = np.full((len(expert.similarities.values), len(found.categories)), np.nan, dtype=np.float32)
+                values[:, expert.categories] = aggregate(expert.similarities, name, self.top_m)
+                out.setdefault(expert.name, {})[name] = values
         return out
 
+    def _novelty(
+        self, found: Found, pool: LogLinear, evidence: Doubles, known: NDArray[np.bool_]
+    ) -> tuple[Doubles, Doubles]:
+        """Novelty of each image, and the threshold that it is compared with: NaN where none is known."""
+        names = [expert.name for expert in found.experts]
+        kinds, kind = np.unique(known, axis=1, return_inverse=True)
+        limits = np.array([pool.thresholds.get(pattern(names, who), np.nan) for who in kinds.T])[kind]
+        if self.unknown_per_category:
+            limits = np.array(
+                [pool.category_thresholds.get(c, limit) for c, limit in zip(found.categories, limits, strict=True)]
+            )
+        nearest = evidence.argmax(axis=1)
+        limit = limits[nearest]
+        # Without a threshold, the odds that it is of a category: one random wrong category for each that there is.
+        even = np.where(np.isnan(limit), np.log(len(found.categories)), limit)
+        return novelty(evidence.max(axis=1), even), np.where(np.isnan(limit), np.nan, 0.5)
 
-def novelty_of(experts: Mapping[str, ExpertOutput]) -> float:
-    """How far an image is from every category: from similarities, as a softmax forgets distance.
+
+def _temperatures(calibration: Calibration | None) -> dict[str, float]:
+    return {name: of.temperature for name, of in calibration.experts.items()} if calibration else {}
+
+
+def _shares(
+    pool: LogLinear, names: Sequence[str], calibration: Calibration | None, temperatures: Mapping[str, float]
+) -> Doubles:
+    """How far each expert moves the evidence between categories, float64 ``(n_experts,)``."""
+    spread = {name: calibration.experts[name].spread if calibration else temperatures[name] for name in names}
+    return np.array([sum(pool.slopes[name].values()) * spread[name] for name in names])
+
+
+def distances(found: Found) -> Doubles:
+    """How far images are from every category, without calibration; float64 ``(n_images,)``, 0 to 2.
 
     The distance (1 - cosine) to the nearest reference image, under the encoder that sees it farthest;
-    to the nearest text where there are no images. 0 to 2.
+    to the nearest text where there are no images. Similarities, as a softmax forgets distance.
     """
-    images = {name: expert for name, expert in experts.items() if name.endswith(":image")}
-    distances = [1 - e.neighbors[0].similarity for e in (images or experts).values() if e.neighbors]
-    return float(np.clip(max(distances, default=2), 0, 2))
+    images = [expert for expert in found.experts if expert.name.endswith(":image")]
+    out = [
+        max((1 - of.nearest[i][0].similarity for of in images or found.experts if of.nearest[i]), default=2.0)
+        for i in range(len(found.experts[0].similarities.values))
+    ]
+    clipped: Doubles = np.clip(np.array(out), 0.0, 2.0)
+    return clipped
 
 
 def _named(categories: Sequence[str], known: NDArray[np.bool_]) -> list[str]:

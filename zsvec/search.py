@@ -15,12 +15,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.aggregate import Similarities
+from zsvec.aggregate import References, Similarities
+from zsvec.calibration import Calibration
 from zsvec.errors import StoreError
 from zsvec.product import rows_times_rows
 from zsvec.store import Hit, Store
@@ -51,10 +53,24 @@ class ExpertSimilarities:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer to a search: the committed categories by name, and each expert that has references."""
+    """The answer to a search.
+
+    Attributes:
+        categories: The committed ones, by name.
+        experts: Each that has references.
+        calibration: The one that is kept with the store, if there is any.
+        stale: Whether categories have changed since it was made.
+    """
 
     categories: tuple[str, ...]
     experts: tuple[ExpertSimilarities, ...]
+    calibration: Calibration | None = None
+    stale: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether every reference was compared."""
+        return all((of.similarities.counts == of.similarities.present).all() for of in self.experts)
 
 
 class _Incomplete(Exception):  # noqa: N818 - a signal within this module, not an error
@@ -63,6 +79,9 @@ class _Incomplete(Exception):  # noqa: N818 - a signal within this module, not a
 
 class _View(Protocol):
     """An immutable state of the store, ready to be searched."""
+
+    def mirrored(self) -> _Mirror:
+        """The same state with all its references in this process."""
 
     def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> tuple[_View, set[str]]:
         """The state after some changes, without those categories, named, whose references are not all there."""
@@ -105,7 +124,9 @@ class Searcher:
         self._qdrant = _Qdrant(store, limit, norms_wanted=norms)
         self._view: _View = self._mirror if self.method_for(0) == "mirror" else self._qdrant
         self._catalog: Mapping[str, Category] = {}
-        self._seen = 0
+        self._calibration: Calibration | None = None
+        self._seen = 0  # the largest `rev` of the catalog, and
+        self._changed = 0  # of its categories
         self._lock = threading.Lock()
 
     def method_for(self, size: int) -> str:
@@ -130,18 +151,44 @@ class Searcher:
         problem = ""
         for _ in range(_ATTEMPTS):
             try:
-                return self._refresh().search(queries, nearest, self._refresh)
+                view, calibration, changed = self._refresh()
+                found = view.search(queries, nearest, lambda: self._refresh()[0])
+                stale = calibration is not None and calibration.revision < changed
+                return replace(found, calibration=calibration, stale=stale)
             except _Incomplete as exc:  # noqa: PERF203 - another attempt is the point
                 problem = str(exc)
-        raise StoreError(
+        raise self._lost(problem)
+
+    def references(self) -> tuple[Mapping[str, References], int]:
+        """All references, by expert, and the largest ``rev`` of the categories they belong to.
+
+        Raises:
+            StoreError: References that were committed are lost.
+        """
+        problem = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                view, _, changed = self._refresh()
+                return view.mirrored().matrices, changed
+            except _Incomplete as exc:  # noqa: PERF203 - another attempt is the point
+                problem = str(exc)
+        raise self._lost(problem)
+
+    def _lost(self, problem: str) -> StoreError:
+        return StoreError(
             f"{self._store.location} lacks references of {problem} that it counts, again and again: "
             "if nobody is writing to it, they are lost; remove the category and add it again"
         )
 
-    def _refresh(self) -> _View:
+    def _refresh(self) -> tuple[_View, Calibration | None, int]:
+        """The store as it is now: to search, how it is calibrated, and the largest ``rev`` of its categories."""
         with self._lock:
-            self._take_over(self._store.categories_after(self._seen))
-            return self._view
+            later, calibration = self._store.changes_after(self._seen)
+            self._take_over(later)
+            if calibration is not None:
+                self._calibration = Calibration.from_dict(calibration["calibration"])
+                self._seen = max(self._seen, calibration["rev"])
+            return self._view, self._calibration, self._changed
 
     def _take_over(self, later: Sequence[Category]) -> None:
         changed = []
@@ -151,7 +198,8 @@ class Searcher:
                 changed.append(_Change(known, category))
         if changed:
             self._change(changed)
-        self._seen = max([self._seen, *(category.rev for category in later)])
+        self._changed = max([self._changed, *(category.rev for category in later)])
+        self._seen = max(self._seen, self._changed)
 
     def _change(self, changed: list[_Change]) -> None:
         catalog = {**self._catalog, **{change.after.name: change.after for change in changed}}
@@ -182,70 +230,67 @@ class _Part:
     """The references of one category to one expert."""
 
     vectors: Vectors
+    hashes: tuple[str, ...]
     sources: tuple[str, ...]
     norm: float
 
     @classmethod
-    def of(cls, vectors: Vectors, sources: tuple[str, ...]) -> _Part:
-        return cls(vectors, sources, float(np.linalg.norm(vectors.mean(axis=0, dtype=np.float64))))
+    def of(cls, vectors: Vectors, hashes: tuple[str, ...], sources: tuple[str, ...]) -> _Part:
+        return cls(vectors, hashes, sources, float(np.linalg.norm(vectors.mean(axis=0, dtype=np.float64))))
 
     def __add__(self, other: _Part) -> _Part:
-        return _Part.of(np.concatenate([self.vectors, other.vectors]), self.sources + other.sources)
+        vectors = np.concatenate([self.vectors, other.vectors])
+        return _Part.of(vectors, self.hashes + other.hashes, self.sources + other.sources)
 
 
 def _fetch(store: Store, gens: Sequence[str]) -> Iterator[tuple[str, dict[str, _Part]]]:
     """The references of these generations: each expert, and its part of each category."""
     for encoder in store.encoders() if gens else ():
-        rows: dict[Modality, dict[str, tuple[list[Vectors], list[str]]]] = {}
+        rows: dict[Modality, dict[str, list[tuple[Vectors, str, str]]]] = {}
         for page in store.references(encoder, gens):
             for payload, vector in zip(page.payloads, page.vectors, strict=True):
                 of = rows.setdefault(payload["modality"], {})
-                vectors, sources = of.setdefault(payload["category"], ([], []))
-                vectors.append(vector)
-                sources.append(payload["source"])
+                of.setdefault(payload["category"], []).append((vector, payload["hash"], payload["source"]))
         for modality, of in rows.items():
-            parts = {name: _Part.of(np.stack(vectors), tuple(sources)) for name, (vectors, sources) in of.items()}
+            parts = {}
+            for name, found in of.items():
+                vectors, hashes, sources = zip(*found, strict=True)
+                parts[name] = _Part.of(np.stack(vectors), hashes, sources)
             yield expert_name(encoder, modality), parts
 
 
-@dataclass(frozen=True, slots=True)
-class _Matrix:
-    """All references of one expert, those of a category adjacent, categories by name."""
+def _joined(parts: Mapping[str, _Part]) -> References:
+    names = tuple(sorted(parts))
+    return References(
+        names=names,
+        vectors=np.concatenate([parts[name].vectors for name in names]),
+        starts=np.cumsum([0, *(len(parts[name].hashes) for name in names)], dtype=np.intp),
+        norms=np.array([parts[name].norm for name in names], dtype=np.float32),
+        hashes=tuple(chain.from_iterable(parts[name].hashes for name in names)),
+        sources=tuple(chain.from_iterable(parts[name].sources for name in names)),
+    )
 
-    names: tuple[str, ...]
-    vectors: Vectors
-    sources: tuple[str, ...]
-    starts: NDArray[np.intp]
-    norms: Vectors
 
-    @classmethod
-    def of(cls, parts: Mapping[str, _Part]) -> _Matrix:
-        names = tuple(sorted(parts))
-        return cls(
-            names=names,
-            vectors=np.concatenate([parts[name].vectors for name in names]),
-            sources=tuple(source for name in names for source in parts[name].sources),
-            starts=np.cumsum([0, *(len(parts[name].sources) for name in names)], dtype=np.intp),
-            norms=np.array([parts[name].norm for name in names], dtype=np.float32),
-        )
-
-    def parts(self) -> dict[str, _Part]:
-        return {
-            name: _Part(self.vectors[start:end], self.sources[start:end], float(norm))
-            for name, start, end, norm in zip(self.names, self.starts, self.starts[1:], self.norms, strict=False)
-        }
+def _parts(of: References) -> dict[str, _Part]:
+    return {
+        name: _Part(of.vectors[start:end], of.hashes[start:end], of.sources[start:end], float(norm))
+        for name, start, end, norm in zip(of.names, of.starts, of.starts[1:], of.norms, strict=False)
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class _Mirror:
     store: Store
     names: tuple[str, ...] = ()
-    matrices: Mapping[str, _Matrix] = field(default_factory=dict)
+    matrices: Mapping[str, References] = field(default_factory=dict)
+
+    def mirrored(self) -> _Mirror:
+        return self
 
     def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> tuple[_Mirror, set[str]]:
         """Fetch the generations that are new, drop what is gone, and lay the vectors out again."""
         dropped = {change.after.name for change in changed if not change.grew}
-        parts = {expert: matrix.parts() for expert, matrix in self.matrices.items()}
+        parts = {expert: _parts(matrix) for expert, matrix in self.matrices.items()}
         touched = set()
         for expert, of in parts.items():
             for name in dropped & of.keys():
@@ -259,14 +304,14 @@ class _Mirror:
         torn = set()
         for change in changed:
             name = change.after.name
-            counts = {expert: len(of[name].sources) for expert, of in parts.items() if name in of}
+            counts = {expert: len(of[name].hashes) for expert, of in parts.items() if name in of}
             if counts != dict(change.after.references):
                 torn.add(name)
                 for expert in counts:
                     del parts[expert][name]
                     touched.add(expert)
         matrices = {
-            expert: _Matrix.of(of) if expert in touched else self.matrices[expert] for expert, of in parts.items() if of
+            expert: _joined(of) if expert in touched else self.matrices[expert] for expert, of in parts.items() if of
         }
         return replace(self, names=tuple(sorted(_without(catalog, torn))), matrices=matrices), torn
 
@@ -345,6 +390,13 @@ class _Qdrant:
     norms_wanted: bool
     catalog: Mapping[str, Category] = field(default_factory=dict)
     norms: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+    def mirrored(self) -> _Mirror:
+        everything = [_Change(None, category) for category in self.catalog.values()]
+        mirror, torn = _Mirror(self.store).updated(self.catalog, everything)
+        if torn:
+            raise _Incomplete(", ".join(map(repr, sorted(torn))))
+        return mirror
 
     def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> tuple[_Qdrant, set[str]]:
         """Take the catalog over, and where norms are wanted, those of the categories that changed."""

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
 Modality: TypeAlias = Literal["text", "image"]
+CalibrationState: TypeAlias = Literal["current", "stale", "none"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
 
@@ -122,9 +123,12 @@ class Prediction:
         label: The most probable category; ``None`` when the image could not be read.
         probability: Its fused probability, 0 to 1.
         unknown: Whether the novelty is above the threshold in force (never, without one).
-        novelty: How far the image is from every category, 0 (a reference itself) to 2.
+        novelty: How far the image is from every category. In a calibrated store 0 to 1, and 0.5 is where the
+            wanted fraction of known images lies beyond; else a cosine distance, 0 (a reference itself) to 2.
         ranking: The best categories with their fused probabilities, best first.
         experts: What each expert says, by name.
+        calibration: Whether the store's calibration was used: ``current``, ``stale`` if categories have
+            changed since it was made, ``none`` if there is none, or none for these settings.
         error: Why there is no answer, or ``None``.
     """
 
@@ -135,6 +139,7 @@ class Prediction:
     novelty: float | None = None
     ranking: Ranking = ()
     experts: Mapping[str, ExpertOutput] = field(default_factory=dict)
+    calibration: CalibrationState = "none"
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,6 +160,7 @@ class Prediction:
                 }
                 for name, expert in self.experts.items()
             },
+            "calibration": self.calibration,
             "error": self.error,
         }
 

@@ -43,6 +43,8 @@ class Fusion(str, Enum):
     INVERSE_ENTROPY = "inverse_entropy"
     NEG_EXP_ENTROPY = "neg_exp_entropy"
     FIXED = "fixed"
+    LOG_LINEAR = "log_linear"
+    LOG_LINEAR_VIEWS = "log_linear_views"
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]
@@ -50,7 +52,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line
 Replace = Annotated[bool, typer.Option("--replace", help="Drop the references it has, instead of adding to them.")]
 FusionOption = Annotated[
     Optional[Fusion],  # noqa: UP045 - typer reads it at run time, on Python 3.10 too
-    typer.Option("--fusion", help="How much each expert counts for an image.  [default: inverse_entropy]"),
+    typer.Option("--fusion", help="How the experts are fused.  [default: log_linear_views]"),
 ]
 
 
@@ -322,6 +324,32 @@ def evaluate(
     output.out.print(output.evaluation(result))
     auroc = "" if result.auroc is None else f", unknown images: AUROC {result.auroc:.3f}"
     output.out.print(f"{result.n} images{auroc}")
+
+
+@app.command()
+def calibrate(
+    context: typer.Context,
+    false_alarms: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            metavar="FRACTION", help="Images of known categories that may be called unknown.  [default: 0.05]"
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Learn from the references how much each expert is worth, and from where an image is unknown.
+
+    Needs no images and no encoder, and is kept with the store for all who read it. Small stores are
+    calibrated after each change; `zsvec info` says whether this one has to be.
+    """
+    from zsvec.cli import output
+
+    with context.obj.open() as classifier:
+        report = classifier.calibrate(false_alarms=false_alarms)
+    if json:
+        output.json_line(report.to_dict())
+    else:
+        output.calibration(report)
 
 
 @app.command()

@@ -128,4 +128,11 @@ def _store(settings: Settings) -> Finding:
             "remove these categories and add them again",
         )
     references = sum(found["references"].values())
-    return Finding("store", True, f"{found['store']}: {found['categories']} categories, {references} references")
+    stale = found["calibration"] == "stale"
+    return Finding(
+        "store",
+        True,
+        f"{found['store']}: {found['categories']} categories, {references} references, "
+        f"calibration: {found['calibration']}",
+        "run `zsvec calibrate`: categories have changed since the last time" if stale else "",
+    )

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
+    from zsvec.calibration import CalibrationReport
     from zsvec.cli.doctor import Finding
     from zsvec.evaluation import Evaluation
     from zsvec.types import Category, Prediction, Ranking
@@ -98,10 +99,34 @@ def categories(found: Sequence[Category]) -> Table:
 
 def evaluation(result: Evaluation) -> Table:
     """Accuracies of the fusion and of each expert."""
-    table = _table("", "top-1", "top-3", "top-5")
-    for name, accuracy in {f"fusion ({result.fusion})": result.accuracy, **result.experts}.items():
-        table.add_row(name, *(f"{value:.1%}" for value in (accuracy.top1, accuracy.top3, accuracy.top5)))
+    table = _table("", "top-1", "top-3", "top-5", "calibration error")
+    for name, of in {f"fusion ({result.fusion})": result.accuracy, **result.experts}.items():
+        table.add_row(name, *(f"{value:.1%}" for value in (of.top1, of.top3, of.top5, of.ece)))
     return table
+
+
+def calibration(report: CalibrationReport) -> None:
+    """What a calibration found, and what it changed."""
+    made = report.calibration
+    experts = _table("expert", "temperature", "images", "says the category of")
+    for name, of in made.experts.items():
+        accuracy = "– (one reference a category)" if of.accuracy is None else f"{of.accuracy:.1%}"
+        experts.add_row(name, f"{of.temperature:.3f}", str(of.images), accuracy)
+    out.print(experts)
+    fusion = _table("fusion", "top-1", "cross-entropy", "calibration error")
+    for when, of_fusion in {"before": report.before, "after": report.after}.items():
+        if of_fusion is not None:
+            fusion.add_row(when, f"{of_fusion.top1:.1%}", f"{of_fusion.cross_entropy:.3f} nats", f"{of_fusion.ece:.1%}")
+    if report.after is not None:
+        out.print(fusion)
+    out.print(
+        f"learned from {made.images} reference images; "
+        + (
+            f"unknown is what is farther than {1 - made.false_alarms:.1%} of them"
+            if made.views.thresholds
+            else "too few have another of their category to tell from where an image is unknown"
+        )
+    )
 
 
 def facts(values: Mapping[str, Any]) -> Table:

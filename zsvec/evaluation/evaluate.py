@@ -10,6 +10,7 @@ from typing import Any
 from sklearn.metrics import roc_auc_score
 
 from zsvec.builder import checked_name
+from zsvec.calibration import expected_calibration_error
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.images import find_images
@@ -20,11 +21,19 @@ _TOP = 5
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Fractions of the images whose category is among the 1, 3, 5 most probable, 0 to 1."""
+    """How good rankings are.
+
+    Attributes:
+        top1: Fraction of the images whose category is the most probable, 0 to 1.
+        top3: Whose category is among the first 3.
+        top5: Whose category is among the first 5.
+        ece: Expected calibration error of the largest probability, 0 to 1.
+    """
 
     top1: float
     top3: float
     top5: float
+    ece: float
 
     @classmethod
     def of(cls, rankings: Sequence[Ranking], labels: Sequence[str]) -> Accuracy:
@@ -33,7 +42,9 @@ class Accuracy:
             next((rank for rank, (name, _) in enumerate(ranking) if name == label), _TOP)
             for ranking, label in zip(rankings, labels, strict=True)
         ]
-        return cls(*(sum(rank < k for rank in ranks) / len(ranks) for k in (1, 3, _TOP)))
+        top1, top3, top5 = (sum(rank < k for rank in ranks) / len(ranks) for k in (1, 3, _TOP))
+        confidence = [ranking[0][1] for ranking in rankings]
+        return cls(top1, top3, top5, expected_calibration_error(confidence, [rank == 0 for rank in ranks]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ catalog, whose points are records:
 
 - one for the store, with the version of this schema and, by encoder, the fingerprint of what made its vectors;
 - one manifest per category, which names the generations of references that are live. It is written
-  with compare-and-set, and so is the commit of everything that it names.
+  with compare-and-set, and so is the commit of everything that it names;
+- one for the calibration of the whole.
 """
 
 from __future__ import annotations
@@ -230,6 +231,28 @@ def manifest_record(category: Category, writer: str, before: Mapping[str, Any] |
         "deleted": not category.gens,
     }
     return Record(record_id("category", category.name), payload, expected)
+
+
+def calibration_record(
+    calibration: Mapping[str, Any], writer: str, rev: int, before: Mapping[str, Any] | None
+) -> Record:
+    """The record that commits a calibration.
+
+    Args:
+        calibration: JSON.
+        writer: Token by which the writer finds out whether the commit won.
+        rev: Of this commit.
+        before: The record that is replaced, if there is one.
+    """
+    expected = before["version"] if before else None
+    payload = {
+        "kind": "calibration",
+        "version": (expected or 0) + 1,
+        "rev": rev,
+        "writer": writer,
+        "calibration": dict(calibration),
+    }
+    return Record(record_id("calibration", ""), payload, expected)
 
 
 def category_of(payload: Mapping[str, Any]) -> Category:

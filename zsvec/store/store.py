@@ -34,6 +34,7 @@ from zsvec.store.base import (
     Reference,
     Where,
     Write,
+    calibration_record,
     category_of,
     gen_age,
     manifest_record,
@@ -42,7 +43,7 @@ from zsvec.store.base import (
     record_id,
     store_record,
 )
-from zsvec.types import Category, Fingerprint, Modality, encoder_and_modality, expert_name
+from zsvec.types import CalibrationState, Category, Fingerprint, Modality, encoder_and_modality, expert_name
 
 GRACE = 3600.0  # seconds after which references that no manifest names belong to no living writer
 LATE = 120_000_000  # microseconds that a commit may take, with the difference of its writer's clock
@@ -175,12 +176,19 @@ class Store:
         found = [category_of(payload) for payload in payloads if since is not None or not payload["deleted"]]
         return sorted(found, key=lambda category: category.name)
 
-    def categories_after(self, rev: int) -> list[Category]:
+    def changes_after(self, rev: int) -> tuple[list[Category], Mapping[str, Any] | None]:
         """What was committed after a commit of this ``rev`` was seen, and possibly a little from before.
 
         Where others write as well, a commit that was late may have a smaller ``rev`` than one that was seen.
+
+        Returns:
+            The categories; those removed come with no generation. And the calibration, if it is new.
         """
-        return self.categories(rev + 1 if self._backend.exclusive else max(0, rev - LATE))
+        since = rev + 1 if self._backend.exclusive else max(0, rev - LATE)
+        payloads = self._records(Where(match={"kind": ["category", "calibration"]}, since=since))
+        calibrations = [payload for payload in payloads if payload["kind"] == "calibration"]
+        categories = [category_of(payload) for payload in payloads if payload["kind"] == "category"]
+        return sorted(categories, key=lambda category: category.name), calibrations[0] if calibrations else None
 
     def category(self, name: str) -> Category:
         """One committed category.
@@ -245,7 +253,14 @@ class Store:
             "categories": len(categories),
             "references": dict(references),
             "encoders": {name: str(fingerprint) for name, fingerprint in self.encoders().items()},
+            "calibration": self._calibration_state(),
         }
+
+    def _calibration_state(self) -> CalibrationState:
+        calibration = self.calibration()
+        if calibration is None:
+            return "none"
+        return "current" if not self.categories(calibration["revision"] + 1) else "stale"
 
     def incomplete(self) -> list[str]:
         """Names of the categories that lack references which their manifest counts; empty unless data was lost."""
@@ -286,7 +301,33 @@ class Store:
                 for payload, vector in zip(page.payloads, page.vectors, strict=True):
                     yield Reference(encoder, payload["modality"], payload["hash"], payload["source"], vector)
 
+    def calibration(self) -> Mapping[str, Any] | None:
+        """The calibration that is kept with the store."""
+        identifier = record_id("calibration", "")
+        if not self._backend.exists(self._catalog):
+            return None
+        record = self._backend.retrieve(self._catalog, [identifier]).get(identifier)
+        return record["calibration"] if record else None
+
     # Writing
+
+    def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
+        """Commit a calibration in the place of the one that is there.
+
+        Raises:
+            ConflictError: Others wrote one each time, until the attempts were used up.
+        """
+        identifier = record_id("calibration", "")
+        writer = uuid.uuid4().hex
+
+        def attempt() -> bool:
+            before = self._backend.retrieve(self._catalog, [identifier]).get(identifier)
+            rev = max(time.time_ns() // 1000, self._backend.newest(self._catalog) + 1)
+            self._backend.put(self._catalog, [calibration_record(calibration, writer, rev, before)])
+            after = self._backend.retrieve(self._catalog, [identifier]).get(identifier)
+            return after is not None and after["writer"] == writer
+
+        self._until_won(attempt, ["its calibration"])
 
     def write(self, writes: Sequence[Write]) -> list[Category]:
         """Commit references to categories, each category whole or not at all.

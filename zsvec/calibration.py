@@ -1,0 +1,446 @@
+"""What the stored references say about the experts: temperatures, weights, and how far is far.
+
+Every reference image is scored against all the others (`leave_one_out`), which gives labelled examples
+without images, labels or encoders beyond what the store has. From them:
+
+- the *temperature* of each expert, by cross-entropy (Guo et al., 2017), drawn towards the spread of its
+  similarities to wrong categories; with one reference a category nothing can be left out, and it is the spread;
+- the *slopes* of log-linear fusion: how many nats of evidence a unit of similarity is worth (Genest & Zidek,
+  1986: the logarithmic opinion pool), drawn towards equal weights of the experts;
+- what an expert would say of a category that it has no reference of: *neutral* evidence, such that the
+  likelihood ratio of a wrong category is 1 on average. Categories known by texts, by images or by both
+  compete fairly by it;
+- the *thresholds*: below which evidence the wanted fraction of the images of known categories falls.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, logsumexp
+
+from zsvec.aggregate import References
+from zsvec.errors import StoreError
+from zsvec.fusion import log_linear, neutral_evidence, pattern, softmax
+from zsvec.leave_one_out import LeftOut, leave_one_out
+
+Doubles = NDArray[np.float64]
+
+LARGEST_SAMPLE = 2048  # images that are left out at most
+_SHRINKAGE = 1.0  # strength of a prior, as the curvature that so many images give in squared log units
+_FEWEST = 20  # images from which a threshold can be told
+_WIDEST = 100.0  # factor by which a temperature may differ from the spread
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCalibration:
+    """What is known of one expert.
+
+    Attributes:
+        temperature: What its similarities are divided by before the softmax.
+        spread: Standard deviation of an image's similarities to the categories that are not its own.
+        images: On how many images it was tried; 0: its temperature is its spread, or the profile's.
+        accuracy: Fraction of them whose category it says, 0 to 1: its reliability. ``None`` without images.
+    """
+
+    temperature: float
+    spread: float
+    images: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogLinear:
+    """A logarithmic opinion pool.
+
+    Attributes:
+        slopes: By expert and aggregation, nats of evidence per unit of similarity.
+        neutral: Evidence of experts, joined by `fusion.pattern`, for a category that they have no reference of.
+        thresholds: By the experts that know a category, joined likewise: the evidence that is exceeded by
+            all but the false alarms among images of such a category.
+        category_thresholds: The same, by category, of those with enough references.
+    """
+
+    slopes: Mapping[str, Mapping[str, float]]
+    neutral: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    category_thresholds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A calibration of a store.
+
+    Attributes:
+        revision: Largest ``rev`` in the catalog that it was made from.
+        aggregation: The aggregation it was made for.
+        top_m: References that ``top_mean`` averaged.
+        false_alarms: Fraction of the images of known categories that may be called unknown.
+        images: Reference images that were left out.
+        experts: By name.
+        plain: Log-linear fusion of the experts.
+        views: The same of two aggregations of each expert.
+    """
+
+    revision: int
+    aggregation: str
+    top_m: int
+    false_alarms: float
+    images: int
+    experts: Mapping[str, ExpertCalibration]
+    plain: LogLinear
+    views: LogLinear
+
+    def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
+        """Whether it is of these experts and of this aggregation."""
+        return (self.aggregation, self.top_m) == (aggregation, top_m) and set(experts) <= self.experts.keys()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, for the store."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """What `to_dict` gave.
+
+        Raises:
+            StoreError: It is something else.
+        """
+        try:
+            known = {
+                **values,
+                "experts": {name: ExpertCalibration(**of) for name, of in values["experts"].items()},
+                "plain": LogLinear(**values["plain"]),
+                "views": LogLinear(**values["views"]),
+            }
+            return cls(**known)
+        except (AttributeError, KeyError, TypeError) as exc:
+            raise StoreError(
+                f"the calibration in the store cannot be read ({exc!r}): make it again with `zsvec calibrate`, "
+                "or use the version of zsvec that made it"
+            ) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How fusion does on the left-out reference images.
+
+    Attributes:
+        top1: Fraction whose category is the most probable, 0 to 1.
+        cross_entropy: Mean of -ln(probability of the true category), nats.
+        ece: Expected calibration error, 0 to 1.
+    """
+
+    top1: float
+    cross_entropy: float
+    ece: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationReport:
+    """What a calibration did.
+
+    Attributes:
+        calibration: The new one.
+        before: Fusion of the left-out images as it was; ``None``: none of them has another reference to be found by.
+        after: And as it is.
+    """
+
+    calibration: Calibration
+    before: Quality | None
+    after: Quality | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec calibrate --json`` prints."""
+        made = self.calibration
+        return {
+            "images": made.images,
+            "false_alarms": made.false_alarms,
+            "threshold": made.views.thresholds,
+            "experts": {name: asdict(of) for name, of in made.experts.items()},
+            "before": self.before and asdict(self.before),
+            "after": self.after and asdict(self.after),
+        }
+
+
+def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLinear:
+    """Equal weights over given temperatures. k experts count as √k, for they are neither independent nor the same."""
+    share = 1 / np.sqrt(max(1, len(temperatures)))
+    return LogLinear({expert: {aggregation: share / t} for expert, t in temperatures.items()})
+
+
+def other_view(aggregation: str) -> str:
+    """The aggregation that is looked at besides the chosen one: the prototype, or for it the nearest references."""
+    return "top_mean" if aggregation == "prototype" else "prototype"
+
+
+def calibrate(
+    references: Mapping[str, References],
+    temperatures: Mapping[str, float],
+    *,
+    revision: int,
+    aggregation: str,
+    top_m: int,
+    false_alarms: float,
+    most: int = LARGEST_SAMPLE,
+) -> tuple[Calibration, LeftOut] | None:
+    """Calibrate a store from its references.
+
+    With one reference a category, image experts cannot be tried: their temperature is the spread of their
+    similarities to other categories, their weights are equal, and there is no threshold. An expert that
+    covers few categories is tried on those. With two categories the spread is that over all images. The same
+    picture twice in a category vouches for nothing.
+
+    Args:
+        references: By expert, all of them.
+        temperatures: By expert, taken where there is nothing to learn from.
+        revision: Largest ``rev`` of the catalog that they are from.
+        aggregation: A name in `aggregate.AGGREGATIONS`.
+        top_m: References that ``top_mean`` averages.
+        false_alarms: Fraction of known images that may be called unknown, between 0 and 1.
+        most: Reference images that are left out at most.
+
+    Returns:
+        The calibration, and what it was learned from; ``None`` if there are no reference images or fewer
+        than two categories.
+    """
+    other = other_view(aggregation)
+    sample = leave_one_out(references, (aggregation, other), top_m, most)
+    if sample is None:
+        return None
+    tried = {
+        (expert, view): _try(similarity, sample.labels, temperatures[expert])
+        for expert, views in sample.views.items()
+        for view, similarity in views.items()
+    }
+    return Calibration(
+        revision=revision,
+        aggregation=aggregation,
+        top_m=top_m,
+        false_alarms=false_alarms,
+        images=len(sample.labels),
+        experts={expert: tried[expert, aggregation] for expert in sample.views},
+        plain=_pool(sample, tried, (aggregation,), false_alarms),
+        views=_pool(sample, tried, (aggregation, other), false_alarms),
+    ), sample
+
+
+def _try(similarity: NDArray[np.float32], labels: NDArray[np.intp], default: float) -> ExpertCalibration:
+    """Temperature and reliability of one expert from its similarities, float32 ``(n_images, n_categories)``."""
+    own = np.take_along_axis(similarity, labels[:, None], axis=1)[:, 0]
+    wrong = similarity.astype(np.float64)
+    wrong[np.arange(len(labels)), labels] = np.nan
+    spread = _spread(wrong) or default
+    tried = ~np.isnan(own) & ~np.isnan(wrong).all(axis=1)
+    if not tried.any():
+        return ExpertCalibration(spread if np.isfinite(wrong).any() else default, spread, 0, None)
+    logits = np.where(np.isnan(similarity[tried]), -np.inf, similarity[tried]).astype(np.float64)
+    truth = labels[tried]
+
+    def cost(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        entropy = logsumexp(scaled, axis=1) - scaled[np.arange(len(truth)), truth]
+        return float(entropy.sum() + _SHRINKAGE * (log_temperature - np.log(spread)) ** 2)
+
+    bounds = np.log(spread) + np.log(_WIDEST) * np.array([-1, 1])
+    fitted = minimize_scalar(cost, bounds=bounds, method="bounded")
+    accuracy = float((logits.argmax(axis=1) == truth).mean())
+    return ExpertCalibration(float(np.exp(fitted.x)), spread, len(truth), accuracy)
+
+
+def _spread(wrong: Doubles) -> float:
+    """Standard deviation of an image's similarities to wrong categories, or over all images if each has one."""
+    several = wrong[(~np.isnan(wrong)).sum(axis=1) > 1]
+    if len(several):
+        return float(np.sqrt(np.nanvar(several, axis=1).mean()))
+    present = wrong[~np.isnan(wrong)]
+    return float(present.std()) if present.size else 0.0
+
+
+def _pool(
+    sample: LeftOut,
+    tried: Mapping[tuple[str, str], ExpertCalibration],
+    views: Sequence[str],
+    false_alarms: float,
+) -> LogLinear:
+    experts = list(sample.views)
+    keys = [
+        (expert, view)
+        for expert in experts
+        for view in views
+        # With one reference a category all aggregations are the same.
+        if view == views[0] or not _same(sample.views[expert][view], sample.views[expert][views[0]])
+    ]
+    scaled = np.stack([sample.views[e][view] / np.float32(tried[e, view].temperature) for e, view in keys])
+    views_of = Counter(expert for expert, _ in keys)
+    start = np.array([1 / (views_of[expert] * np.sqrt(len(experts))) for expert, _ in keys])
+    weights = _weights(scaled, sample.labels, start)
+    slopes: dict[str, dict[str, float]] = {}
+    for (expert, view), weight in zip(keys, weights, strict=True):
+        slopes.setdefault(expert, {})[view] = float(weight / tried[expert, view].temperature)
+    pool = LogLinear(slopes, _neutral(expert_evidence(slopes, sample.views), sample))
+    return replace(
+        pool,
+        thresholds={
+            pattern(experts, known): float(np.quantile(largest, false_alarms))
+            for known in np.unique(sample.known, axis=1).T
+            if len(largest := _largest(pool, sample, known)) >= _FEWEST
+        },
+        category_thresholds={
+            name: float(np.quantile(largest, false_alarms))
+            for position, name in enumerate(sample.categories)
+            if np.count_nonzero(sample.labels == position) >= _FEWEST
+            and len(largest := _largest(pool, _of_category(sample, position), sample.known[:, position])) >= _FEWEST
+        },
+    )
+
+
+def _same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    return bool(np.allclose(a, b, atol=1e-5, equal_nan=True))
+
+
+def expert_evidence(
+    slopes: Mapping[str, Mapping[str, float]], views: Mapping[str, Mapping[str, NDArray[np.float32]]]
+) -> Doubles:
+    """Evidence of each expert in nats, float64 ``(n_experts, n_images, n_categories)``; NaN where it has none."""
+    return np.stack(
+        [
+            np.sum([slope * of[view].astype(np.float64) for view, slope in slopes[expert].items()], axis=0)
+            for expert, of in views.items()
+        ]
+    )
+
+
+def _weights(scaled: NDArray[np.float32], labels: NDArray[np.intp], start: Doubles) -> Doubles:
+    """Positive weights of log-linear fusion by cross-entropy, with a normal prior of their logarithms at `start`.
+
+    Args:
+        scaled: Similarities ÷ temperature, float32 ``(n_views, n_images, n_categories)``.
+        labels: int ``(n_images,)``.
+        start: float64 ``(n_views,)``, what the weights are without examples.
+    """
+    own = np.take_along_axis(scaled, labels[None, :, None], axis=2)[:, :, 0]
+    usable = np.flatnonzero(~np.isnan(own).any(axis=0))
+    columns = np.flatnonzero(~np.isnan(scaled[:, usable]).any(axis=(0, 1))) if usable.size else usable
+    usable = usable[np.isin(labels[usable], columns)]
+    if not usable.size or len(columns) < 2:
+        return start
+    logits = scaled[:, usable][:, :, columns].astype(np.float64)
+    truth = np.searchsorted(columns, labels[usable])
+    right = logits[:, np.arange(len(truth)), truth]
+
+    def cost(logs: Doubles) -> tuple[float, Doubles]:
+        weight = np.exp(logs)
+        fused = np.tensordot(weight, logits, axes=1)
+        total = logsumexp(fused, axis=1)
+        expected = np.einsum("nc,vnc->vn", np.exp(fused - total[:, None]), logits)
+        off = logs - np.log(start)
+        return (
+            float((total - weight @ right).sum() + _SHRINKAGE * off @ off),
+            (expected - right).sum(axis=1) * weight + 2 * _SHRINKAGE * off,
+        )
+
+    limits = [(log - np.log(_WIDEST), log + np.log(_WIDEST)) for log in np.log(start)]
+    fitted = minimize(cost, np.log(start), jac=True, method="L-BFGS-B", bounds=limits)
+    weights: Doubles = np.exp(fitted.x)
+    return weights
+
+
+def _neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
+    """What experts say of wrong categories, as evidence whose likelihood ratio is 1 on average over those.
+
+    For all experts together, each alone, and those that lack a reference of some category.
+    """
+    experts = list(sample.views)
+    everyone = np.ones((len(experts), 1), dtype=bool)
+    sets = np.unique(np.hstack([everyone, np.eye(len(experts), dtype=bool), ~sample.known]), axis=1).T
+    wrong = sample.labels[:, None] != np.arange(len(sample.categories))
+    neutral = {}
+    for chosen in sets[sets.any(axis=1)]:
+        together = evidence[chosen].sum(axis=0)[wrong]
+        together = together[~np.isnan(together)]
+        if together.size:
+            neutral[pattern(experts, chosen)] = float(logsumexp(together) - np.log(together.size))
+    return neutral
+
+
+def _of_category(sample: LeftOut, position: int) -> LeftOut:
+    """The left-out images of one category."""
+    chosen = sample.labels == position
+    views = {expert: {name: of[chosen] for name, of in views.items()} for expert, views in sample.views.items()}
+    return replace(sample, labels=sample.labels[chosen], views=views)
+
+
+def _largest(pool: LogLinear, sample: LeftOut, known: NDArray[np.bool_]) -> Doubles:
+    """The largest evidence for any category, of each image as if its own were known to some experts only.
+
+    Args:
+        pool: Without thresholds.
+        sample: Of which images are used that can be compared with everything, so their number is smaller.
+        known: bool ``(n_experts,)``, who knows the category of the image.
+    """
+    experts = list(sample.views)
+    evidence = expert_evidence(pool.slopes, sample.views)
+    images, labels = np.arange(len(sample.labels)), sample.labels
+    own = evidence[:, images, labels]
+    # Whatever stands in the place of an image's own category is replaced below.
+    evidence[:, images, labels] = np.where(sample.known[:, labels], 0.0, np.nan)
+    complete = ~np.isnan(own[known]).any(axis=0) & (np.isnan(evidence) == ~sample.known[:, None]).all(axis=(0, 2))
+    if not complete.any():
+        return np.empty(0)
+    total = log_linear(evidence[:, complete], experts, pool.neutral)
+    rest = neutral_evidence(evidence[:, complete], experts, pool.neutral, ~known) if not known.all() else 0.0
+    against = neutral_evidence(evidence[:, complete], experts, pool.neutral, np.ones(len(experts), dtype=bool))
+    total[np.arange(len(total)), labels[complete]] = own[known][:, complete].sum(axis=0) + rest - against
+    largest: Doubles = total.max(axis=1)
+    return largest
+
+
+def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:
+    """How a fusion does on the left-out images; ``None`` if none of them has another reference of its category."""
+    evidence = expert_evidence(pool.slopes, sample.views)
+    complete = (np.isnan(evidence) == ~sample.known[:, None]).all(axis=(0, 2))
+    if not complete.any():
+        return None
+    probabilities = softmax(log_linear(evidence[:, complete], list(sample.views), pool.neutral))
+    truth = sample.labels[complete]
+    right = probabilities.argmax(axis=1) == truth
+    own = np.maximum(probabilities[np.arange(len(truth)), truth], np.finfo(float).tiny)
+    return Quality(
+        top1=float(right.mean()),
+        cross_entropy=float(-np.log(own).mean()),
+        ece=expected_calibration_error(probabilities.max(axis=1), right),
+    )
+
+
+def novelty(evidence: Doubles, threshold: Doubles) -> Doubles:
+    """From the evidence for the best category to novelty, 0 to 1; 0.5 at the threshold.
+
+    Args:
+        evidence: float64 ``(n_images,)``, nats: the largest of `fusion.log_linear`.
+        threshold: float64 ``(n_images,)``, nats.
+    """
+    scaled: Doubles = expit(threshold - evidence)
+    return scaled
+
+
+def expected_calibration_error(
+    probabilities: Sequence[float] | Doubles, right: Sequence[bool] | NDArray[np.bool_], bins: int = 15
+) -> float:
+    """Mean distance of confidence and accuracy over bins of equal width (Guo et al., 2017), 0 to 1.
+
+    Args:
+        probabilities: Of the categories that were answered.
+        right: Whether they were.
+        bins: How many.
+    """
+    confidence, hit = np.asarray(probabilities, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    of_bin = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(of_bin, weights=hit - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))

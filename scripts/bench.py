@@ -3,12 +3,14 @@
 
     python scripts/bench.py pipeline FOLDER   import and classify against a loop that decodes, preprocesses and encodes
     python scripts/bench.py search            search + aggregation + fusion against a matrix product and a maximum
+    python scripts/bench.py calibrate         seconds and memory of a calibration, and of adding a category
 
 FOLDER has a sub-folder of images per category.
 """
 
 from __future__ import annotations
 
+import resource
 import statistics
 import tempfile
 import time
@@ -144,6 +146,37 @@ def search(
         table.add_row(name, f"{1000 * spent:.2f}", f"{spent / times['bare product and maximum']:.2f}")
     console.print(f"{batch} images, {references} references of {dim} dimensions, {categories} categories")
     console.print(table)
+
+
+@app.command()
+def calibrate(references: int = 10_000, dim: int = 512, categories: int = 1_000) -> None:
+    """Seconds and memory of calibrating three image experts, and of adding one category to a store of that size."""
+    random = np.random.default_rng(0)
+    names = ("one", "two", "three")
+    centres = {name: random.standard_normal((categories, dim)) for name in names}
+    encoders = [HashEncoder(name, dim=dim, modalities=("image",)) for name in names]
+
+    def category(number: int) -> CategoryInput:
+        size = (references // categories, dim)
+        vectors = {
+            f"{name}:image": centres[name][number % categories] + 3 * random.standard_normal(size) for name in names
+        }
+        return CategoryInput(name=f"category {number:06}", texts=[], vectors=vectors)
+
+    with tempfile.TemporaryDirectory() as scratch, zsvec.open(scratch, encoders=encoders) as classifier:
+        list(classifier.add_categories([category(number) for number in range(categories)]))
+        queries = {name: centre[:1].astype(np.float32) for name, centre in centres.items()}
+        classifier.classify_vectors(queries)  # now the vectors are in this process
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        table = Table("", "s", box=SIMPLE_HEAD)
+        table.add_row("calibrate", f"{seconds(classifier.calibrate):.2f}")
+        extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+        later = iter([category(categories + i) for i in range(5)])
+        added = [seconds(lambda: list(classifier.add_categories([next(later)]))) for _ in range(5)]
+        table.add_row("add a category", f"{statistics.median(added):.3f}")
+    console.print(f"{references} references of {dim} dimensions × {len(names)} experts, {categories} categories")
+    console.print(table)
+    console.print(f"memory of calibrating beyond that of the vectors: {extra:.2f} GiB")
 
 
 if __name__ == "__main__":

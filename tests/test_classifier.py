@@ -23,6 +23,7 @@ from tests.support import (
     fast_folder,
     isolated,  # noqa: F401
     open_classifier,
+    photo,
     sources,
     state,
     two_encoders,
@@ -50,10 +51,10 @@ EXPERTS = {"clip:text", "clip:image", "dino:image"}
 DEADLINE = 10.0
 
 
-def fill(classifier: Classifier, colours: tuple[str, ...] = COLOURS) -> Classifier:
-    """A category per colour: a text and three images of each."""
+def fill(classifier: Classifier, colours: tuple[str, ...] = COLOURS, images: int = 3) -> Classifier:
+    """A category per colour: a text and three images of each, or more."""
     for colour in colours:
-        classifier.add_category(colour, [f"all {colour}"], [coloured(colour, seed) for seed in range(3)])
+        classifier.add_category(colour, [f"all {colour}"], [coloured(colour, seed) for seed in range(images)])
     return classifier
 
 
@@ -122,8 +123,9 @@ def test_classifying_writes_nothing(clf: Classifier) -> None:
     assert state(clf.store) == before
 
 
-def test_a_reference_itself_is_not_novel(clf: Classifier) -> None:
-    prediction = clf.classify(coloured("green", 1))
+def test_a_reference_itself_is_not_novel(folder: Path) -> None:
+    with fill(open_classifier(folder, calibration="off")) as clf:
+        prediction = clf.classify(coloured("green", 1))
     assert prediction.novelty == pytest.approx(0, abs=1e-6)
     nearest = prediction.experts["dino:image"].neighbors[0]
     assert (nearest.category, nearest.source) == ("green", "image")
@@ -260,7 +262,7 @@ def check_evidence(prediction: Prediction, experts: set[str], n_categories: int)
     """Whatever the settings, for rankings of all categories: the numbers agree with each other."""
     assert prediction.ranking[0] == (prediction.label, prediction.probability)
     assert len(prediction.ranking) == n_categories
-    assert 0 <= prediction.novelty <= 2
+    assert 0 <= prediction.novelty <= (2 if prediction.calibration == "none" else 1)
     assert prediction.experts.keys() == experts
     assert sum(expert.weight for expert in prediction.experts.values()) == pytest.approx(1)
     for ranking in (prediction.ranking, *(expert.ranking for expert in prediction.experts.values())):
@@ -279,24 +281,31 @@ def check_evidence(prediction: Prediction, experts: set[str], n_categories: int)
         assert all(-1.000001 <= similarity <= 1.000001 for similarity in similarities)
 
 
+@pytest.mark.parametrize("calibration", ["auto", "off"])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("fusion", [*CONFIDENCES, "fixed"])
+@pytest.mark.parametrize("fusion", [*CONFIDENCES, "fixed", "log_linear", "log_linear_views"])
 def test_every_setting_gives_complete_evidence_and_both_searches_agree(
-    folder: Path, aggregation: str, fusion: str
+    folder: Path, aggregation: str, fusion: str, calibration: str
 ) -> None:
-    with fill(open_classifier(folder)):
+    settings: dict[str, Any] = {
+        "aggregation": aggregation,
+        "fusion": fusion,
+        "top_m": 2,
+        "calibration": calibration,
+    }
+    with fill(open_classifier(folder, **settings)):
         pass
     images = [coloured("red", 100), coloured("orange", 7), coloured("white", 3), coloured("blue", 0)]
     answers: list[list[Prediction]] = []
     for search in ("mirror", "qdrant", "auto"):
-        settings: dict[str, Any] = {"search": search, "aggregation": aggregation, "fusion": fusion, "top_m": 2}
-        with open_classifier(folder, **settings) as clf:
+        with open_classifier(folder, search=search, **settings) as clf:
             answers.append(clf.classify(images, top_k=10))
     for mirror, qdrant, auto in zip(*answers, strict=True):
         check_evidence(mirror, EXPERTS, len(COLOURS))
         check_evidence(qdrant, EXPERTS, len(COLOURS))
         assert same(mirror, qdrant)
         assert same(mirror, auto)
+        assert mirror.calibration == ("none" if calibration == "off" else "current")
     assert [answer.label for answer in answers[0]][::3] == ["red", "blue"]
 
 
@@ -306,6 +315,7 @@ def same(one: Prediction, other: Prediction) -> bool:
     def plain(prediction: Prediction) -> Any:
         return {
             "label": prediction.label,
+            "calibration": prediction.calibration,
             "novelty": prediction.novelty,
             "ranking": dict(prediction.ranking),
             **{f"weight of {name}": expert.weight for name, expert in prediction.experts.items()},
@@ -325,7 +335,12 @@ def same(one: Prediction, other: Prediction) -> bool:
 def test_the_numbers_of_a_case_worked_by_hand(folder: Path) -> None:
     """Two categories at cosines 0.6 and 0.8 with temperature 0.2: softmax of 3 and 4."""
     encoder = HashEncoder("e", dim=2, modalities=("image",))
-    settings: dict[str, Any] = {"temperatures": {"e:image": 0.2}, "aggregation": "max"}
+    settings: dict[str, Any] = {
+        "temperatures": {"e:image": 0.2},
+        "aggregation": "max",
+        "fusion": "inverse_entropy",
+        "calibration": "off",
+    }
     with open_classifier(folder, encoder, **settings) as clf:
         clf.add_category("a", [], vectors={"e:image": [[3, 4]]})
         clf.add_category("b", [], vectors={"e:image": [[4, 3], [-1, 0]]})
@@ -343,7 +358,7 @@ def test_the_numbers_of_a_case_worked_by_hand(folder: Path) -> None:
 
 def test_novelty_is_that_of_the_expert_that_sees_the_image_farthest(folder: Path) -> None:
     one, other = (HashEncoder(name, dim=2, modalities=("text", "image")) for name in ("one", "other"))
-    with open_classifier(folder, one, other) as clf:
+    with open_classifier(folder, one, other, calibration="off") as clf:
         clf.add_category("a", [], vectors={"one:image": [[1, 0], [3, 4]], "other:image": [[1, 0]]})
         clf.add_category("b", [], vectors={"one:text": [[-1, 0]]})  # texts do not count where there are images
         nearest = clf.classify_vectors({"one": [[1, 0], [0, 1], [1, 0]], "other": [[0, 1], [1, 0], [-1, 0]]})
@@ -371,15 +386,41 @@ def test_the_order_in_which_categories_came_does_not_matter() -> None:
 
 def test_an_image_far_from_all_is_unknown_above_a_threshold(folder: Path) -> None:
     known, stranger = coloured("red", 100), coloured("white", 1)
-    with fill(open_classifier(folder)) as clf:
+    with fill(open_classifier(folder, calibration="off")) as clf:
         near, far = (prediction.novelty for prediction in clf.classify([known, stranger]))
         assert near < 0.2 < far
         assert not any(prediction.unknown for prediction in clf.classify([known, stranger]))
     for threshold, expected in {0.0: [True, True], 0.2: [False, True], 2.0: [False, False]}.items():
-        with open_classifier(folder, unknown_above=threshold) as clf:
+        with open_classifier(folder, unknown_above=threshold, calibration="off") as clf:
             assert [prediction.unknown for prediction in clf.classify([known, stranger])] == expected
-    with open_classifier(folder, unknown_above=far) as clf:
+    with open_classifier(folder, unknown_above=far, calibration="off") as clf:
         assert not clf.classify(stranger).unknown  # above it, not at it
+
+
+def test_a_calibrated_store_can_tell_by_itself_what_is_unknown(folder: Path) -> None:
+    images = [*(coloured(colour, 100) for colour in COLOURS), coloured("white", 1)]
+    expected = [False, False, False, True]
+    with fill(open_classifier(folder), images=8) as clf:
+        predictions = clf.classify(images)
+        assert [prediction.unknown for prediction in predictions] == expected
+        assert [prediction.novelty > 0.5 for prediction in predictions] == expected
+        assert {prediction.calibration for prediction in predictions} == {"current"}
+    far = predictions[-1].novelty
+    for threshold, above in {0.0: [True] * 4, far: [False] * 4, 1.0: [False] * 4}.items():
+        with open_classifier(folder, unknown_above=threshold) as clf:
+            assert [prediction.unknown for prediction in clf.classify(images)] == above
+    with open_classifier(folder, calibration="off") as clf:
+        assert not any(prediction.unknown for prediction in clf.classify(images))
+
+
+def test_a_store_calibrated_by_few_images_calls_nothing_unknown_without_being_told_a_threshold(folder: Path) -> None:
+    with fill(open_classifier(folder)) as clf:
+        prediction = clf.classify(photo(7))
+        assert prediction.calibration == "current"
+        assert prediction.novelty > 0.5
+        assert not prediction.unknown
+    with open_classifier(folder, unknown_above=0.5) as clf:
+        assert clf.classify(photo(7)).unknown
 
 
 def test_categories_of_texts_alone_live_beside_categories_of_images_alone(empty: Classifier) -> None:
@@ -804,7 +845,7 @@ def test_arguments_over_environment_over_file_over_user_file(
             s = clf.settings
             return s.store, s.namespace, s.batch_size, s.fusion
 
-    assert opened() == ("./zsvec-store", "zsvec", 32, "inverse_entropy")
+    assert opened() == ("./zsvec-store", "zsvec", 32, "log_linear_views")
     user = tmp_path / "user" / "zsvec" / "config.toml"
     user.parent.mkdir(parents=True)
     user.write_text('store = "./user"\nnamespace = "user"\nbatch_size = 1\nfusion = "max"\n')
@@ -851,7 +892,7 @@ temperature = { image = 2.0 }
 
 def test_a_profile_of_ones_own(folder: Path, loading: Loading) -> None:
     Path("zsvec.toml").write_text(PROFILE)
-    with zsvec.open(str(folder / "store"), dtype="float32") as clf:
+    with zsvec.open(str(folder / "store"), dtype="float32", calibration="off") as clf:
         assert repr(clf).endswith("encoders clip, vit>")
         clf.add_category("red_panda", images=[coloured("red", 1)])
         clf.add_category("cat", ["a feline"], [coloured("blue", 1)])

@@ -275,7 +275,7 @@ def test_gc(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> N
     assert filled("gc") == Result(0, "", "0 references deleted\n")
 
 
-def test_info(filled: Callable[..., Result]) -> None:
+def test_info(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = filled("info --json").objects
     assert found.pop("qdrant-edge")
     encoder = "zsvec.testing.HashEncoder@1 (64-d, 8 px)"
@@ -285,11 +285,16 @@ def test_info(filled: Callable[..., Result]) -> None:
         "categories": 3,
         "references": {"clip:text": 3, "clip:image": 9, "dino:image": 9},
         "encoders": {"clip": encoder, "dino": encoder},
+        "calibration": "current",
     }
     result = filled("--namespace other info")
     assert (result.code, result.err) == (0, "")
     assert dict(line.split()[:2] for line in result.out.splitlines())["namespace"] == "other"
     assert dict(line.split()[:2] for line in result.out.splitlines())["categories"] == "0"
+    assert dict(line.split()[:2] for line in result.out.splitlines())["calibration"] == "none"
+    monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
+    assert filled("remove red").code == 0
+    assert [found["calibration"] for found in filled("info --json").objects] == ["stale"]
 
 
 # ---- doctor
@@ -318,10 +323,23 @@ def test_doctor_finds_nothing(filled: Callable[..., Result], ward: Callable[...,
     assert f"zsvec {__version__}" in found["packages"]["detail"]
     assert found["device"]["detail"] == "auto, auto"
     assert found["hub"]["detail"] == "http://127.0.0.1:9 cannot be reached (ConnectError); not needed"
-    assert found["store"]["detail"].endswith("3 categories, 21 references")
+    assert found["store"]["detail"].endswith("3 categories, 21 references, calibration: current")
     result = filled("doctor")
     assert (result.code, result.err) == (0, "")
     assert [line.split()[:2] for line in result.out.splitlines()] == [["ok", what] for what in found]
+
+
+def test_doctor_finds_a_calibration_that_is_stale(
+    filled: Callable[..., Result], ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
+    assert filled("remove red").code == 0
+    result = filled("doctor --json")
+    assert result.code == 0
+    found = result.objects[-1]
+    assert (found["what"], found["ok"]) == ("store", True)
+    assert found["detail"].endswith("2 categories, 14 references, calibration: stale")
+    assert "run `zsvec calibrate`" in found["advice"]
 
 
 def test_doctor_finds_what_is_missing(filled: Callable[..., Result], ward: Callable[..., None]) -> None:
@@ -364,12 +382,15 @@ def test_doctor_of_wrong_settings(cli: Callable[..., Result], ward: Callable[...
 # ---- classify
 
 
-def test_classify_json(filled: Callable[..., Result], new: Path) -> None:
+def test_classify_json(filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = filled("classify --json", new / "red.png")
     assert (result.code, result.err) == (0, "")
     (found,) = result.objects
-    assert list(found) == ["source", "label", "probability", "unknown", "novelty", "ranking", "experts", "error"]
+    assert list(found) == [
+        *("source", "label", "probability", "unknown", "novelty", "ranking", "experts", "calibration", "error"),
+    ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
+    assert found["calibration"] == "current"
     assert found["ranking"][0] == {"label": "red", "probability": found["probability"]}
     assert [list(entry) for entry in found["ranking"]] == [["label", "probability"]] * 3
     assert 0.9 < found["probability"] <= 1
@@ -378,6 +399,10 @@ def test_classify_json(filled: Callable[..., Result], new: Path) -> None:
     for expert in found["experts"].values():
         assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
         assert {entry["label"] for entry in expert["ranking"]} == set(COLOURS)
+    monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
+    (plain,) = filled("classify --json", new / "red.png").objects
+    assert (plain["label"], plain["calibration"]) == ("red", "none")
+    assert 0 < plain["novelty"] < 0.2
 
 
 def test_classify_paths_and_folders_in_order(filled: Callable[..., Result], new: Path) -> None:
@@ -436,10 +461,10 @@ def test_classify_fusion(filled: Callable[..., Result], new: Path, monkeypatch: 
         fusion: filled(f"classify --json --fusion {fusion}", new / "red.png").objects[0]["experts"]["clip:text"][
             "weight"
         ]
-        for fusion in ("max", "inverse_entropy", "neg_exp_entropy", "fixed")
+        for fusion in ("max", "inverse_entropy", "neg_exp_entropy", "fixed", "log_linear", "log_linear_views")
     }
     assert weights["fixed"] == pytest.approx(1 / 3)
-    assert len(set(weights.values())) == 4
+    assert len(set(weights.values())) == 6
     monkeypatch.setenv("ZSVEC_FUSION", "fixed")
     (found,) = filled("classify --json", new / "red.png").objects
     assert found["experts"]["clip:text"]["weight"] == pytest.approx(1 / 3)
@@ -447,7 +472,18 @@ def test_classify_fusion(filled: Callable[..., Result], new: Path, monkeypatch: 
 
 def test_classify_unknown(filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_photos(new, [7])
+    monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
     monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "0.2")
+    assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [True, False]
+    assert filled("classify new/7.png").out.startswith("new/7.png  unknown, nearest ")
+
+
+def test_classify_unknown_in_a_calibrated_store(filled: Callable[..., Result], colours: Path, new: Path) -> None:
+    write_photos(new, [7])
+    for colour in COLOURS:
+        for seed in range(3, 8):
+            (colours / colour / f"{seed}.png").write_bytes(encode(coloured(colour, seed)))
+    assert filled("import", colours).code == 0
     assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [True, False]
     assert filled("classify new/7.png").out.startswith("new/7.png  unknown, nearest ")
 
@@ -464,6 +500,7 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(filled: Callable[.
         "novelty": None,
         "ranking": [],
         "experts": {},
+        "calibration": "none",
         "error": "cannot read 'missing.png': No such file or directory; check the path and its permissions",
     }
     assert red["label"] == "red"
@@ -510,19 +547,29 @@ def test_evaluate(filled: Callable[..., Result], colours: Path) -> None:
     write_photos(Path("noise"), range(4))
     result = filled("evaluate --json --unknown noise", colours)
     assert result.code == 0
-    all_right = {"top1": 1.0, "top3": 1.0, "top5": 1.0}
+    answers = [answer for answer in filled("classify --json", colours).objects if answer["error"] is None]
+    assert len(answers) == 9
+
+    def all_right(rankings: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        # What is always right is off by what its best probability lacks.
+        lacking = sum(1 - ranking[0]["probability"] for ranking in rankings) / len(rankings)
+        return {"top1": 1.0, "top3": 1.0, "top5": 1.0, "ece": pytest.approx(lacking)}
+
     (found,) = result.objects
-    assert found["experts"].pop("clip:text").keys() == all_right.keys()
+    assert list(found["experts"].pop("clip:text")) == ["top1", "top3", "top5", "ece"]
     assert found == {
         "n": 9,
-        **all_right,
+        **all_right([answer["ranking"] for answer in answers]),
         "auroc": 1.0,
-        "fusion": "inverse_entropy",
-        "experts": {"clip:image": all_right, "dino:image": all_right},
+        "fusion": "log_linear_views",
+        "experts": {
+            name: all_right([answer["experts"][name]["ranking"] for answer in answers])
+            for name in ("clip:image", "dino:image")
+        },
     }
     assert "left out: cannot read 'colours/red/broken.jpg'" in result.err
     (found,) = filled("evaluate --json --fusion max", colours).objects
-    assert list(found) == ["n", "top1", "top3", "top5", "fusion", "experts"]
+    assert list(found) == ["n", "top1", "top3", "top5", "ece", "fusion", "experts"]
     assert found["fusion"] == "max"
 
 
@@ -531,8 +578,9 @@ def test_evaluate_for_people(filled: Callable[..., Result], colours: Path) -> No
     result = filled("evaluate --fusion fixed --unknown noise", colours)
     assert result.code == 0
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
-    assert lines[0] == ["top-1", "top-3", "top-5"]
-    assert lines[2] == ["fusion", "(fixed)", "100.0%", "100.0%", "100.0%"]
+    assert lines[0] == ["top-1", "top-3", "top-5", "calibration", "error"]
+    (found,) = filled("evaluate --json --fusion fixed", colours).objects
+    assert lines[2] == ["fusion", "(fixed)", "100.0%", "100.0%", "100.0%", f"{found['ece']:.1%}"]
     assert {words[0] for words in lines[3:-1]} == {"clip:text", "clip:image", "dino:image"}
     assert " ".join(lines[-1]) == "9 images, unknown images: AUROC 1.000"
     assert filled("evaluate", colours).out.splitlines()[-1] == "9 images"
@@ -620,7 +668,8 @@ def test_a_name_that_is_too_long_for_the_file_system(filled: Callable[..., Resul
 def test_help_and_version(cli: Callable[..., Result]) -> None:
     assert cli("--version") == Result(0, f"zsvec {__version__}\n", "")
     result = cli("--help")
-    commands = ["demo", "import", "add", "remove", "list", "show", "classify", "evaluate", "info", "doctor", "gc"]
+    commands = ["demo", "import", "add", "remove", "list", "show", "classify", "evaluate", "calibrate"]
+    commands += ["info", "doctor", "gc"]
     assert result.code == 0
     assert all(f" {command} " in result.out for command in commands)
     for command in commands:

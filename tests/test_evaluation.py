@@ -28,23 +28,26 @@ def ranking(*labels: str) -> Ranking:
 @pytest.mark.parametrize(
     ("rankings", "labels", "expected"),
     [
-        ([ranking("a", "b")], ["a"], (1.0, 1.0, 1.0)),
-        ([ranking("a", "b")], ["b"], (0.0, 1.0, 1.0)),
-        ([ranking("a", "b", "c")], ["c"], (0.0, 1.0, 1.0)),
-        ([ranking("a", "b", "c", "d")], ["d"], (0.0, 0.0, 1.0)),
-        ([ranking("a", "b", "c", "d", "e")], ["e"], (0.0, 0.0, 1.0)),
-        ([ranking("a", "b", "c", "d", "e", "f")], ["f"], (0.0, 0.0, 0.0)),
-        ([ranking("a", "b")], ["z"], (0.0, 0.0, 0.0)),  # a label that this expert does not know
-        ([()], ["a"], (0.0, 0.0, 0.0)),
-        # ranks 1, 2, 4, none
+        ([ranking("a", "b")], ["a"], (1.0, 1.0, 1.0, 0.5)),
+        ([ranking("a", "b")], ["b"], (0.0, 1.0, 1.0, 0.5)),
+        ([ranking("a", "b", "c")], ["c"], (0.0, 1.0, 1.0, 0.5)),
+        ([ranking("a", "b", "c", "d")], ["d"], (0.0, 0.0, 1.0, 0.5)),
+        ([ranking("a", "b", "c", "d", "e")], ["e"], (0.0, 0.0, 1.0, 0.5)),
+        ([ranking("a", "b", "c", "d", "e", "f")], ["f"], (0.0, 0.0, 0.0, 0.5)),
+        ([ranking("a", "b")], ["z"], (0.0, 0.0, 0.0, 0.5)),  # a label that this expert does not know
+        ([()], ["a"], (0.0, 0.0, 0.0, 0.0)),
+        # ranks 1, 2, 4, none; a quarter is right at 1/2
         (
             [ranking("a", "b"), ranking("b", "a"), ranking("b", "c", "d", "a"), ranking("b")],
             ["a"] * 4,
-            (0.25, 0.5, 0.75),
+            (0.25, 0.5, 0.75, 0.25),
         ),
+        ([ranking("a", "b"), ranking("b", "a")], ["a"] * 2, (0.5, 1.0, 1.0, 0.0)),  # half is right at 1/2
+        ([(("a", 0.875),), ranking("b", "a")], ["a"] * 2, (0.5, 1.0, 1.0, 0.3125)),  # off by 1/8 and by 1/2
+        ([(("a", 0.875),), (("b", 0.875),)], ["a"] * 2, (0.5, 0.5, 0.5, 0.375)),  # half is right at 7/8
     ],
 )
-def test_accuracy(rankings: list[Ranking], labels: list[str], expected: tuple[float, float, float]) -> None:
+def test_accuracy(rankings: list[Ranking], labels: list[str], expected: tuple[float, ...]) -> None:
     assert Accuracy.of(rankings, labels) == Accuracy(*expected)
 
 
@@ -130,12 +133,24 @@ def test_an_evaluation_by_hand(folders: Path) -> None:
         "top1": pytest.approx(1 / 3),
         "top3": pytest.approx(2 / 3),
         "top5": pytest.approx(3 / 3),
+        # A third is right, and the best probability is always 1/2. Of the experts 1/3 and 2/3 is.
+        "ece": pytest.approx(1 / 2 - 1 / 3),
         # Of the pairs of unknown and known, 0.2 wins one and ties one of three, 0.4 wins three: 4.5 of 6.
         "auroc": pytest.approx(0.75),
         "fusion": "max",
         "experts": {
-            "text": {"top1": pytest.approx(1 / 3), "top3": pytest.approx(2 / 3), "top5": pytest.approx(2 / 3)},
-            "image": {"top1": pytest.approx(2 / 3), "top3": pytest.approx(1.0), "top5": pytest.approx(1.0)},
+            "text": {
+                "top1": pytest.approx(1 / 3),
+                "top3": pytest.approx(2 / 3),
+                "top5": pytest.approx(2 / 3),
+                "ece": pytest.approx(1 / 2 - 1 / 3),
+            },
+            "image": {
+                "top1": pytest.approx(2 / 3),
+                "top3": pytest.approx(1.0),
+                "top5": pytest.approx(1.0),
+                "ece": pytest.approx(2 / 3 - 1 / 2),
+            },
         },
     }
     assert left_out == [BROKEN]
@@ -144,8 +159,10 @@ def test_an_evaluation_by_hand(folders: Path) -> None:
 def test_the_object_is_json_and_has_an_auroc_only_with_unknown_images(folders: Path) -> None:
     result = run(folders, unknown=False)
     assert result.auroc is None
-    assert list(json.loads(json.dumps(result.to_dict()))) == ["n", "top1", "top3", "top5", "fusion", "experts"]
-    assert list(run(folders, unknown=True).to_dict()) == ["n", "top1", "top3", "top5", "auroc", "fusion", "experts"]
+    assert list(json.loads(json.dumps(result.to_dict()))) == ["n", "top1", "top3", "top5", "ece", "fusion", "experts"]
+    assert list(run(folders, unknown=True).to_dict()) == [
+        *("n", "top1", "top3", "top5", "ece", "auroc", "fusion", "experts"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -227,8 +244,11 @@ def test_images_that_can_none_of_them_be_read(folders: Path) -> None:
 # ---- the same with a classifier
 
 
-@pytest.mark.parametrize("fusion", ["inverse_entropy", "fixed"])
-def test_of_a_classifier(tmp_path: Path, fusion: str) -> None:
+@pytest.mark.parametrize(
+    ("fusion", "calibration"),
+    [("inverse_entropy", "off"), ("fixed", "off"), ("log_linear_views", "auto"), ("inverse_entropy", "auto")],
+)
+def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
     for colour in ("red", "green", "blue"):
         for seed in (10, 11):
             path = tmp_path / "test" / colour / f"{seed}.png"
@@ -237,7 +257,8 @@ def test_of_a_classifier(tmp_path: Path, fusion: str) -> None:
     (tmp_path / "test" / "red" / "broken.jpg").touch()
     write_photos(tmp_path / "noise", range(4))
     left_out: list[str] = []
-    with fast_folder() as folder, open_classifier(folder, fusion=fusion, batch_size=3) as classifier:
+    settings: dict[str, Any] = {"fusion": fusion, "calibration": calibration, "batch_size": 3}
+    with fast_folder() as folder, open_classifier(folder, **settings) as classifier:
         for colour in ("red", "green", "blue"):
             classifier.add_category(colour, [], [coloured(colour, seed) for seed in range(3)])
         result = evaluate(
@@ -246,16 +267,21 @@ def test_of_a_classifier(tmp_path: Path, fusion: str) -> None:
             tmp_path / "noise",
             on_error=lambda prediction: left_out.append(prediction.source),
         )
+        answers = classifier.classify(sorted((tmp_path / "test").glob("*/*.png")))
+
+    def all_right(rankings: list[Ranking]) -> dict[str, Any]:
+        # What is always right is off by what its best probability lacks.
+        lacking = sum(1 - ranking[0][1] for ranking in rankings) / len(rankings)
+        return {"top1": 1.0, "top3": 1.0, "top5": 1.0, "ece": pytest.approx(lacking)}
+
     assert result.to_dict() == {
         "n": 6,
-        "top1": 1.0,
-        "top3": 1.0,
-        "top5": 1.0,
+        **all_right([answer.ranking for answer in answers]),
         "auroc": 1.0,
         "fusion": fusion,
         "experts": {
-            "clip:image": {"top1": 1.0, "top3": 1.0, "top5": 1.0},
-            "dino:image": {"top1": 1.0, "top3": 1.0, "top5": 1.0},
+            name: all_right([answer.experts[name].ranking for answer in answers])
+            for name in ("clip:image", "dino:image")
         },
     }
     assert left_out == [str(tmp_path / "test" / "red" / "broken.jpg")]

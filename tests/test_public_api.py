@@ -60,6 +60,7 @@ def test_what_a_classifier_can_be_asked() -> None:
         "aclassify": ["images", "*", "top_k=", "errors="],
         "classify_stream": ["images", "*", "batch_size=", "top_k=", "errors="],
         "classify_vectors": ["vectors", "*", "top_k="],
+        "calibrate": ["*", "false_alarms="],
         "load": [],
         "close": [],
     }

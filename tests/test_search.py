@@ -372,13 +372,22 @@ class Recording(Hooked):
         return taken
 
 
-@pytest.mark.parametrize(("method", "norms"), [("mirror", False), ("qdrant", True), ("qdrant", False)])
-def test_only_what_changed_is_fetched(deployment: Deployment, method: str, norms: bool) -> None:
+@pytest.mark.parametrize(
+    ("method", "norms", "limit", "fetches"),
+    [
+        ("mirror", False, 100, True),
+        ("qdrant", True, 2, True),
+        ("qdrant", False, 2, False),
+        pytest.param("qdrant", False, 100, True, id="every reference is seen"),
+    ],
+)
+def test_only_what_changed_is_fetched(
+    deployment: Deployment, method: str, norms: bool, limit: int, fetches: bool
+) -> None:
     backend = Recording(deployment)
     store = deployment.open(backend)
     fill(store, STATE)
-    searching = searcher(store, method, norms=norms)
-    fetches = method == "mirror" or norms
+    searching = searcher(store, method, norms=norms, limit=limit)
     everything = [
         (name, r.modality, r.source) for names in by_expert(STATE).values() for name, of in names.items() for r in of
     ]
@@ -396,7 +405,7 @@ def test_only_what_changed_is_fetched(deployment: Deployment, method: str, norms
     searching.search(queries(), nearest=1)
     new = [("images only", "image", "20")] * 2
     old = [("images only", "image", source) for source in ("1", "2")] * 2
-    assert backend.taken() == {"mirror": sorted(new), "qdrant": sorted([*old, *new]) if norms else []}[method]
+    assert backend.taken() == {"mirror": sorted(new), "qdrant": sorted([*old, *new]) if fetches else []}[method]
 
     store.remove("images only")
     searching.search(queries(), nearest=1)

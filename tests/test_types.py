@@ -24,6 +24,7 @@ CAT = Prediction(
     novelty=0.125,
     ranking=(("cat", 0.8125), ("dog", 0.125), ("fox", 0.0625)),
     experts={"clip:text": TEXT, "dino:image": IMAGE},
+    calibration="current",
 )
 BROKEN = Prediction(source="broken.jpg", error="broken.jpg is empty")
 
@@ -70,6 +71,7 @@ def test_prediction_to_dict() -> None:
                 "neighbors": [{"category": "cat", "similarity": 0.9, "source": "a.jpg"}],
             },
         },
+        "calibration": "current",
         "error": None,
     }
 
@@ -87,6 +89,7 @@ def test_prediction_of_an_unreadable_image_to_dict() -> None:
         "novelty": None,
         "ranking": [],
         "experts": {},
+        "calibration": "none",
         "error": "broken.jpg is empty",
     }
 
@@ -94,7 +97,9 @@ def test_prediction_of_an_unreadable_image_to_dict() -> None:
 @pytest.mark.parametrize("prediction", [CAT, BROKEN, replace(CAT, unknown=True)])
 def test_prediction_keys_are_those_of_the_design(prediction: Prediction) -> None:
     said = prediction.to_dict()
-    assert list(said) == ["source", "label", "probability", "unknown", "novelty", "ranking", "experts", "error"]
+    assert list(said) == [
+        *("source", "label", "probability", "unknown", "novelty", "ranking", "experts", "calibration", "error"),
+    ]
     for expert in said["experts"].values():
         assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
         assert [list(place) for place in expert["ranking"]] == [["label", "probability"]] * len(expert["ranking"])

@@ -48,7 +48,7 @@ class Similarities:
         values: float32 ``(n_images, n_references)``; the references of a category are adjacent.
         starts: int ``(n_categories + 1,)``; category ``c`` has the columns ``starts[c]:starts[c + 1]``.
         counts: int ``(n_categories,)``; references that the category has, present or not; at least 1.
-        norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1.
+        norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1; NaN if unknown.
         floor: float32 ``(n_images,)``; the most that the similarity to an absent reference can be.
     """
 

@@ -44,7 +44,8 @@ class CategoryInput:
         texts: Definition texts. ``None``: the name, in each encoder's prompt, unless the category exists.
         images: Reference images; iterated once, possibly in another thread.
         vectors: References embedded elsewhere with the same encoder: by expert, such as
-            ``clip:image``, float ``(n, dim)`` of any norm.
+            ``clip:image``, float ``(n, dim)`` of any norm. Where several encoders are given as many rows, those
+            of the same position are of the same image.
         metadata: JSON to keep with the category.
     """
 
@@ -201,18 +202,27 @@ class Builder:
             raise InvalidInputError(
                 f"vectors must be a mapping of experts to arrays. Got {reprlib.repr(category.vectors)} instead"
             )
-        for expert, vectors in category.vectors.items():
-            draft.references.extend(self._given(expert, vectors))
+        draft.references.extend(self._given(category.vectors))
         return draft
 
-    def _given(self, expert: str, vectors: ArrayLike) -> Iterator[Reference]:
+    def _given(self, vectors: Mapping[str, ArrayLike]) -> Iterator[Reference]:
         """References whose vectors were made elsewhere."""
+        rows = {expert: self._checked_vectors(expert, given) for expert, given in vectors.items()}
+        for expert, of in rows.items():
+            encoder, modality = encoder_and_modality(expert)
+            # Calibration compares what encoders say of one image: rows side by side have one hash.
+            beside = [other for name, other in sorted(rows.items()) if encoder_and_modality(name)[1] == modality]
+            together = all(len(other) == len(of) for other in beside)
+            for position, row in enumerate(of):
+                same = [other[position] for other in beside] if together else [row]
+                digest = hashlib.sha256(b"".join(vector.tobytes() for vector in same)).hexdigest()
+                yield Reference(encoder, modality, digest, "vector", row)
+
+    def _checked_vectors(self, expert: str, vectors: ArrayLike) -> NDArray[np.float32]:
         known = [expert_name(e.name, m) for e in self._encoders for m in e.modalities]
         if expert not in known:
             raise InvalidInputError(f"there is no expert {expert!r} to give vectors to; there are {', '.join(known)}")
-        encoder, modality = encoder_and_modality(expert)
-        for row in checked_vectors(vectors, self._encoders[encoder].fingerprint.dim, of=expert):
-            yield Reference(encoder, modality, hashlib.sha256(row.tobytes()).hexdigest(), "vector", row)
+        return checked_vectors(vectors, self._encoders[encoder_and_modality(expert)[0]].fingerprint.dim, of=expert)
 
     def _prepare(self, step: _Draft | tuple[_Draft, ImageInput]) -> _Draft | _Image:
         """Read, recognise, decode and preprocess one image; runs in threads."""

@@ -26,15 +26,16 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logsumexp
 
 from zsvec.aggregate import References
-from zsvec.errors import StoreError
 from zsvec.fusion import log_linear, neutral_evidence, pattern, softmax
 from zsvec.leave_one_out import LeftOut, leave_one_out
 
 Doubles = NDArray[np.float64]
 
+FORMAT = 1  # of what is kept in the store
 LARGEST_SAMPLE = 2048  # images that are left out at most
 _SHRINKAGE = 1.0  # strength of a prior, as the curvature that so many images give in squared log units
 _FEWEST = 20  # images from which a threshold can be told
+_ROUNDING = 1e-6  # a spread below is none
 _WIDEST = 100.0  # factor by which a temperature may differ from the spread
 
 
@@ -65,12 +66,14 @@ class LogLinear:
         thresholds: By the experts that know a category, joined likewise: the evidence that is exceeded by
             all but the false alarms among images of such a category.
         category_thresholds: The same, by category, of those with enough references.
+        learned: Whether images could be left out to learn the slopes from; if not, experts weigh the same.
     """
 
     slopes: Mapping[str, Mapping[str, float]]
     neutral: Mapping[str, float] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     category_thresholds: Mapping[str, float] = field(default_factory=dict)
+    learned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,28 +106,16 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the store."""
-        return asdict(self)
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """What `to_dict` gave.
-
-        Raises:
-            StoreError: It is something else.
-        """
-        try:
-            known = {
-                **values,
-                "experts": {name: ExpertCalibration(**of) for name, of in values["experts"].items()},
-                "plain": LogLinear(**values["plain"]),
-                "views": LogLinear(**values["views"]),
-            }
-            return cls(**known)
-        except (AttributeError, KeyError, TypeError) as exc:
-            raise StoreError(
-                f"the calibration in the store cannot be read ({exc!r}): make it again with `zsvec calibrate`, "
-                "or use the version of zsvec that made it"
-            ) from exc
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration | None:
+        """What `to_dict` gave; ``None`` if another version of zsvec wrote something else."""
+        if values.get("format") != FORMAT:
+            return None
+        known = {name: value for name, value in values.items() if name != "format"}
+        known["experts"] = {name: ExpertCalibration(**of) for name, of in values["experts"].items()}
+        return cls(**{**known, "plain": LogLinear(**values["plain"]), "views": LogLinear(**values["views"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +227,8 @@ def _try(similarity: NDArray[np.float32], labels: NDArray[np.intp], default: flo
     own = np.take_along_axis(similarity, labels[:, None], axis=1)[:, 0]
     wrong = similarity.astype(np.float64)
     wrong[np.arange(len(labels)), labels] = np.nan
-    spread = _spread(wrong) or default
+    spread = _spread(wrong)
+    spread = spread if spread > _ROUNDING else default
     tried = ~np.isnan(own) & ~np.isnan(wrong).all(axis=1)
     if not tried.any():
         return ExpertCalibration(spread if np.isfinite(wrong).any() else default, spread, 0, None)
@@ -259,7 +251,7 @@ def _spread(wrong: Doubles) -> float:
     several = wrong[(~np.isnan(wrong)).sum(axis=1) > 1]
     if len(several):
         return float(np.sqrt(np.nanvar(several, axis=1).mean()))
-    present = wrong[~np.isnan(wrong)]
+    present = wrong[np.isfinite(wrong)]
     return float(present.std()) if present.size else 0.0
 
 
@@ -280,11 +272,12 @@ def _pool(
     scaled = np.stack([sample.views[e][view] / np.float32(tried[e, view].temperature) for e, view in keys])
     views_of = Counter(expert for expert, _ in keys)
     start = np.array([1 / (views_of[expert] * np.sqrt(len(experts))) for expert, _ in keys])
-    weights = _weights(scaled, sample.labels, start)
+    weights, learned = _weights(scaled, sample, [experts.index(expert) for expert, _ in keys], start)
     slopes: dict[str, dict[str, float]] = {}
     for (expert, view), weight in zip(keys, weights, strict=True):
         slopes.setdefault(expert, {})[view] = float(weight / tried[expert, view].temperature)
-    pool = LogLinear(slopes, _neutral(expert_evidence(slopes, sample.views), sample))
+    neutral = _neutral(expert_evidence(slopes, sample.views), sample)
+    pool = LogLinear(slopes, neutral, learned=learned)
     return replace(
         pool,
         thresholds={
@@ -317,22 +310,35 @@ def expert_evidence(
     )
 
 
-def _weights(scaled: NDArray[np.float32], labels: NDArray[np.intp], start: Doubles) -> Doubles:
+def _weights(
+    scaled: NDArray[np.float32], sample: LeftOut, expert: Sequence[int], start: Doubles
+) -> tuple[Doubles, bool]:
     """Positive weights of log-linear fusion by cross-entropy, with a normal prior of their logarithms at `start`.
+
+    For a category that an expert lacks it says what it says of wrong ones on average. Experts that could not
+    be tried keep their weight.
 
     Args:
         scaled: Similarities ÷ temperature, float32 ``(n_views, n_images, n_categories)``.
-        labels: int ``(n_images,)``.
+        sample: Of which they are.
+        expert: Whose each view is, as a row of ``sample.known``.
         start: float64 ``(n_views,)``, what the weights are without examples.
+
+    Returns:
+        The weights, and whether there were examples to learn them from.
     """
-    own = np.take_along_axis(scaled, labels[None, :, None], axis=2)[:, :, 0]
-    usable = np.flatnonzero(~np.isnan(own).any(axis=0))
-    columns = np.flatnonzero(~np.isnan(scaled[:, usable]).any(axis=(0, 1))) if usable.size else usable
-    usable = usable[np.isin(labels[usable], columns)]
-    if not usable.size or len(columns) < 2:
-        return start
-    logits = scaled[:, usable][:, :, columns].astype(np.float64)
-    truth = np.searchsorted(columns, labels[usable])
+    wrong = sample.labels[:, None] != np.arange(len(sample.categories))
+    filled = scaled.astype(np.float64)
+    tried = np.zeros(len(filled), dtype=bool)
+    for view, known in enumerate(sample.known[list(expert)]):
+        seen = filled[view][wrong & ~np.isnan(filled[view])]
+        if seen.size:
+            tried[view] = True
+            filled[view][:, ~known] = logsumexp(seen) - np.log(seen.size)
+    usable = ~np.isnan(filled[tried]).any(axis=(0, 2))
+    if not tried.any() or not usable.any():
+        return start, False
+    logits, truth, prior = filled[tried][:, usable], sample.labels[usable], np.log(start[tried])
     right = logits[:, np.arange(len(truth)), truth]
 
     def cost(logs: Doubles) -> tuple[float, Doubles]:
@@ -340,16 +346,16 @@ def _weights(scaled: NDArray[np.float32], labels: NDArray[np.intp], start: Doubl
         fused = np.tensordot(weight, logits, axes=1)
         total = logsumexp(fused, axis=1)
         expected = np.einsum("nc,vnc->vn", np.exp(fused - total[:, None]), logits)
-        off = logs - np.log(start)
+        off = logs - prior
         return (
             float((total - weight @ right).sum() + _SHRINKAGE * off @ off),
             (expected - right).sum(axis=1) * weight + 2 * _SHRINKAGE * off,
         )
 
-    limits = [(log - np.log(_WIDEST), log + np.log(_WIDEST)) for log in np.log(start)]
-    fitted = minimize(cost, np.log(start), jac=True, method="L-BFGS-B", bounds=limits)
-    weights: Doubles = np.exp(fitted.x)
-    return weights
+    limits = [(log - np.log(_WIDEST), log + np.log(_WIDEST)) for log in prior]
+    weights = start.copy()
+    weights[tried] = np.exp(minimize(cost, prior, jac=True, method="L-BFGS-B", bounds=limits).x)
+    return weights, True
 
 
 def _neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
@@ -389,8 +395,8 @@ def _largest(pool: LogLinear, sample: LeftOut, known: NDArray[np.bool_]) -> Doub
     evidence = expert_evidence(pool.slopes, sample.views)
     images, labels = np.arange(len(sample.labels)), sample.labels
     own = evidence[:, images, labels]
-    # Whatever stands in the place of an image's own category is replaced below.
-    evidence[:, images, labels] = np.where(sample.known[:, labels], 0.0, np.nan)
+    # What stands in the place of an image's own category is replaced below; a gap there is none of the expert's.
+    evidence[:, images, labels] = np.where(sample.known[:, labels], np.nan_to_num(own), np.nan)
     complete = ~np.isnan(own[known]).any(axis=0) & (np.isnan(evidence) == ~sample.known[:, None]).all(axis=(0, 2))
     if not complete.any():
         return np.empty(0)

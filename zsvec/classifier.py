@@ -7,6 +7,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, overload
@@ -18,7 +19,7 @@ from zsvec.builder import Builder, CategoryInput, checked_images, checked_name, 
 from zsvec.calibration import LARGEST_SAMPLE, Calibration, CalibrationReport, calibrate, quality, uncalibrated
 from zsvec.config import Settings
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
+from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.images import ImageInput, load_image, source_of
 from zsvec.prefetch import prefetch
 from zsvec.scoring import Scoring
@@ -156,7 +157,8 @@ class Classifier:
                 without it, such an error is raised.
 
         Yields:
-            Each category when it is committed. What was yielded survives a kill at any instant.
+            Each category when it is committed. What was yielded survives a kill at any instant. After the last
+            the store is calibrated, if that is cheap.
 
         Raises:
             ZSVecError: As `add_category`.
@@ -361,13 +363,16 @@ class Classifier:
             top_m=scoring.top_m,
             false_alarms=false_alarms,
         )
+        kept = self.store.calibration()
         if made is None:
+            if kept:
+                self.store.keep_calibration({})  # it is of categories that are gone
             return None
         calibration, sample = made
-        kept = self.store.calibration()
         self.store.keep_calibration(calibration.to_dict())
         before = uncalibrated({expert: self._temperatures[expert] for expert in used}, scoring.aggregation)
-        if kept and (former := Calibration.from_dict(kept)).fits(used, scoring.aggregation, scoring.top_m):
+        former = Calibration.from_dict(kept) if kept else None
+        if former is not None and former.fits(used, scoring.aggregation, scoring.top_m):
             before = former.views
         return CalibrationReport(calibration, quality(before, sample), quality(calibration.views, sample))
 
@@ -384,7 +389,9 @@ class Classifier:
             for expert, count in references.items()
         )
         if work <= _CHEAP:
-            self._calibrate(self.settings.false_alarms)
+            # What was written is committed. If others calibrate at the same time, theirs will do or is marked stale.
+            with suppress(ConflictError):
+                self._calibrate(self.settings.false_alarms)
 
     # Life
 

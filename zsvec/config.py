@@ -31,7 +31,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.types import Modality
 
 Aggregation = Literal["mean", "max", "top_mean", "prototype"]
-Fusion = Literal["max", "inverse_entropy", "neg_exp_entropy", "fixed", "log_linear", "log_linear_views"]
+Fusion = Literal["max", "inverse_entropy", "neg_exp_entropy", "fixed", "log_linear", "log_linear_views", "transductive"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 SearchMethod = Literal["auto", "mirror", "qdrant"]

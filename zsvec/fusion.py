@@ -66,7 +66,7 @@ CONFIDENCES: Mapping[str, Callable[[Doubles], Doubles]] = {
 }
 
 
-LOG_LINEAR = ("log_linear", "log_linear_views")
+LOG_LINEAR = ("log_linear", "log_linear_views", "transductive")
 STRATEGIES = (*CONFIDENCES, "fixed", *LOG_LINEAR)
 DEFAULT_STRATEGY = "log_linear_views"
 
@@ -131,7 +131,9 @@ def pattern(experts: Sequence[str], chosen: NDArray[np.bool_]) -> str:
     return "+".join(sorted(expert for expert, is_in in zip(experts, chosen, strict=True) if is_in))
 
 
-def log_linear(evidence: Doubles, experts: Sequence[str], neutral: Mapping[str, float]) -> Doubles:
+def log_linear(
+    evidence: Doubles, experts: Sequence[str], neutral: Mapping[str, float], weights: Doubles | None = None
+) -> Doubles:
     """The logarithmic opinion pool (Genest & Zidek, 1986): evidence adds up; its softmax is the fused distribution.
 
     An expert that has no reference of a category gives neutral evidence of it, what it says of a wrong
@@ -142,24 +144,26 @@ def log_linear(evidence: Doubles, experts: Sequence[str], neutral: Mapping[str, 
         experts: Their names.
         neutral: Evidence for a category that these experts lack, by their `pattern`. Of what is not named
             it is the mean likelihood over the categories of each image.
+        weights: float64 ``(n_experts, n_images)``, how much each counts for an image; all 1 if not given.
 
     Returns:
         float64 ``(n_images, n_categories)``: log-likelihood ratio of each category against a wrong one, nats;
         -inf for a category that no expert knows.
     """
     known = ~np.isnan(evidence[:, 0])
-    if known.all():
-        total = evidence.sum(axis=0)
-    else:
-        total = np.where(known[:, None], evidence, 0.0).sum(axis=0)
+    weights = np.ones(evidence.shape[:2]) if weights is None else weights
+
+    def absent(chosen: NDArray[np.bool_]) -> Doubles:
+        said: Doubles = neutral_evidence(evidence, experts, neutral, chosen) * weights[chosen].mean(axis=0)
+        return said[:, None]
+
+    total: Doubles = np.einsum("en,enc->nc", weights, np.where(known[:, None], evidence, 0.0))
+    if not known.all():
         total[:, ~known.any(axis=0)] = -np.inf
         for missing in np.unique(~known, axis=1).T:
             if missing.any() and not missing.all():
-                columns = (~known == missing[:, None]).all(axis=0)
-                total[:, columns] += neutral_evidence(evidence, experts, neutral, missing)[:, None]
-    everyone = np.ones(len(experts), dtype=bool)
-    against: Doubles = total - neutral_evidence(evidence, experts, neutral, everyone)[:, None]
-    return against
+                total[:, (~known == missing[:, None]).all(axis=0)] += absent(missing)
+    return total - absent(np.ones(len(experts), dtype=bool))
 
 
 def neutral_evidence(

@@ -10,9 +10,21 @@ from numpy.typing import NDArray
 
 from zsvec.aggregate import aggregate
 from zsvec.calibration import Calibration, LogLinear, expert_evidence, novelty, uncalibrated
-from zsvec.fusion import DEFAULT_STRATEGY, LOG_LINEAR, confidences, entropy, fuse, log_linear, pattern, softmax
-from zsvec.search import Found
-from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking
+from zsvec.fusion import (
+    DEFAULT_STRATEGY,
+    LOG_LINEAR,
+    confidences,
+    entropy,
+    fuse,
+    log_linear,
+    neg_exp_entropy,
+    pattern,
+    softmax,
+)
+from zsvec.product import rows_times_rows
+from zsvec.search import ExpertSimilarities, Found
+from zsvec.transductive import Prototypes, transduce
+from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking, encoder_and_modality
 
 Doubles = NDArray[np.float64]
 
@@ -127,17 +139,24 @@ class Scoring:
         scale = np.array([temperatures[name] for name in names], dtype=np.float32)
         known = ~np.isnan(similarity[:, 0])
         probabilities = softmax(similarity / scale[:, None, None])
-        evidence = None
-        if calibration is not None or self.fusion in LOG_LINEAR:
-            evidence = log_linear(expert_evidence(pool.slopes, views), names, pool.neutral)
-        if self.fusion in LOG_LINEAR and evidence is not None:
+        evidence = log_linear(expert_evidence(pool.slopes, views), names, pool.neutral)
+        if self.fusion in LOG_LINEAR:
             confidence = _shares(pool, names, calibration, temperatures)[:, None].repeat(len(evidence), axis=1)
-            fused = softmax(np.where(np.isfinite(evidence), evidence, np.nan))
+            decisive = evidence
+            if not pool.learned:
+                # Nothing is known of their worth in general, so it is taken from each image (paper, option 3).
+                weights = neg_exp_entropy(probabilities)
+                weights = weights * len(names) / weights.sum(axis=0)
+                confidence = confidence * weights
+                decisive = log_linear(expert_evidence(pool.slopes, views), names, pool.neutral, weights)
+            if self.fusion == "transductive" and found.exact:
+                decisive = transduce(decisive, [_prototypes(found, expert, pool) for expert in _of_images(found)])
+            fused = softmax(np.where(np.isfinite(decisive), decisive, np.nan))
         else:
             fixed = np.array([self.weights.get(name, 1.0) for name in names])
             confidence = confidences(probabilities, known, self.fusion, fixed)
             fused = fuse(probabilities, known, confidence)
-        if calibration is not None and evidence is not None:
+        if calibration is not None:
             novel, threshold = self._novelty(found, pool, evidence, known)
         else:
             novel, threshold = distances(found), np.full(len(fused), np.nan)
@@ -194,15 +213,34 @@ def _shares(
     return np.array([sum(pool.slopes[name].values()) * spread[name] for name in names])
 
 
+def _of_images(found: Found) -> list[ExpertSimilarities]:
+    return [expert for expert in found.experts if encoder_and_modality(expert.name)[1] == "image"]
+
+
+def _prototypes(found: Found, expert: ExpertSimilarities, pool: LogLinear) -> Prototypes:
+    slopes = pool.slopes[expert.name]
+    query = found.queries[encoder_and_modality(expert.name)[0]]
+    return Prototypes(
+        # Where all aggregations are the same, half of the weight is the prototype's.
+        slope=slopes.get("prototype", sum(slopes.values()) / 2),
+        categories=expert.categories,
+        counts=expert.similarities.counts,
+        means=aggregate(expert.similarities, "mean", 1),
+        norms=expert.similarities.norms,
+        gram=rows_times_rows(query, query),
+    )
+
+
 def distances(found: Found) -> Doubles:
     """How far images are from every category, without calibration; float64 ``(n_images,)``, 0 to 2.
 
     The distance (1 - cosine) to the nearest reference image, under the encoder that sees it farthest;
     to the nearest text where there are no images. Similarities, as a softmax forgets distance.
     """
-    images = [expert for expert in found.experts if expert.name.endswith(":image")]
     out = [
-        max((1 - of.nearest[i][0].similarity for of in images or found.experts if of.nearest[i]), default=2.0)
+        max(
+            (1 - of.nearest[i][0].similarity for of in _of_images(found) or found.experts if of.nearest[i]), default=2.0
+        )
         for i in range(len(found.experts[0].similarities.values))
     ]
     clipped: Doubles = np.clip(np.array(out), 0.0, 2.0)

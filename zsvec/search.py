@@ -58,19 +58,24 @@ class Found:
     Attributes:
         categories: The committed ones, by name.
         experts: Each that has references.
+        queries: The vectors that were searched for, by encoder.
         calibration: The one that is kept with the store, if there is any.
         stale: Whether categories have changed since it was made.
     """
 
     categories: tuple[str, ...]
     experts: tuple[ExpertSimilarities, ...]
+    queries: Mapping[str, Vectors] = field(default_factory=dict, compare=False)
     calibration: Calibration | None = None
     stale: bool = False
 
     @property
     def exact(self) -> bool:
-        """Whether every reference was compared."""
-        return all((of.similarities.counts == of.similarities.present).all() for of in self.experts)
+        """Whether every image was compared with every reference, and the norms are known."""
+        return all(
+            np.array_equal(of.counts, of.present) and (of.floor == -1).all() and np.isfinite(of.norms).all()
+            for of in (expert.similarities for expert in self.experts)
+        )
 
 
 class _Incomplete(Exception):  # noqa: N818 - a signal within this module, not an error
@@ -154,7 +159,7 @@ class Searcher:
                 view, calibration, changed = self._refresh()
                 found = view.search(queries, nearest, lambda: self._refresh()[0])
                 stale = calibration is not None and calibration.revision < changed
-                return replace(found, calibration=calibration, stale=stale)
+                return replace(found, queries=queries, calibration=calibration, stale=stale)
             except _Incomplete as exc:  # noqa: PERF203 - another attempt is the point
                 problem = str(exc)
         raise self._lost(problem)
@@ -186,7 +191,7 @@ class Searcher:
             later, calibration = self._store.changes_after(self._seen)
             self._take_over(later)
             if calibration is not None:
-                self._calibration = Calibration.from_dict(calibration["calibration"])
+                self._calibration = Calibration.from_dict(calibration["calibration"])  # of another format: none
                 self._seen = max(self._seen, calibration["rev"])
             return self._view, self._calibration, self._changed
 
@@ -399,10 +404,16 @@ class _Qdrant:
         return mirror
 
     def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> tuple[_Qdrant, set[str]]:
-        """Take the catalog over, and where norms are wanted, those of the categories that changed."""
-        norms = dict(self.norms)
-        gens = [gen for change in changed for gen in change.after.gens] if self.norms_wanted else []
-        for expert, parts in _fetch(self.store, gens):
+        """Take the catalog over, and the norms, where they are wanted or every reference will be seen."""
+        total: Counter[str] = Counter()
+        for category in catalog.values():
+            total.update(category.references)
+        wanted = self.norms_wanted or all(count < self.limit for count in total.values())
+        renewed = {change.after.name for change in changed}
+        norms = {key: norm for key, norm in self.norms.items() if key[1] in catalog and key[1] not in renewed}
+        normed = {name for _, name in norms}
+        gens = [gen for name, category in catalog.items() if name not in normed for gen in category.gens]
+        for expert, parts in _fetch(self.store, gens if wanted else []):
             norms.update({(expert, name): part.norm for name, part in parts.items()})
         return replace(self, catalog=catalog, norms=norms), set()
 
@@ -468,7 +479,7 @@ class _Qdrant:
                 values=values,
                 starts=np.cumsum([0, *(present[names[i]] for i in known)], dtype=np.intp),
                 counts=np.array([counts[names[i]] for i in known], dtype=np.intp),
-                norms=np.array([self.norms.get((expert, names[i]), 1.0) for i in known], dtype=np.float32),
+                norms=np.array([self.norms.get((expert, names[i]), np.nan) for i in known], dtype=np.float32),
                 floor=hits.floor,
             ),
             nearest=[

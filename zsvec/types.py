@@ -123,8 +123,9 @@ class Prediction:
         label: The most probable category; ``None`` when the image could not be read.
         probability: Its fused probability, 0 to 1.
         unknown: Whether the novelty is above the threshold in force (never, without one).
-        novelty: How far the image is from every category. In a calibrated store 0 to 1, and 0.5 is where the
-            wanted fraction of known images lies beyond; else a cosine distance, 0 (a reference itself) to 2.
+        novelty: How far the image is from every category. In a calibrated store 0 to 1; where enough
+            references were left out to tell, the wanted fraction of known images exceeds 0.5. Else a cosine
+            distance, 0 (a reference itself) to 2.
         ranking: The best categories with their fused probabilities, best first.
         experts: What each expert says, by name.
         calibration: Whether the store's calibration was used: ``current``, ``stale`` if categories have

@@ -45,6 +45,7 @@ class Fusion(str, Enum):
     FIXED = "fixed"
     LOG_LINEAR = "log_linear"
     LOG_LINEAR_VIEWS = "log_linear_views"
+    TRANSDUCTIVE = "transductive"
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]

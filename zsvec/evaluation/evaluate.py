@@ -43,7 +43,7 @@ class Accuracy:
             for ranking, label in zip(rankings, labels, strict=True)
         ]
         top1, top3, top5 = (sum(rank < k for rank in ranks) / len(ranks) for k in (1, 3, _TOP))
-        confidence = [ranking[0][1] for ranking in rankings]
+        confidence = [ranking[0][1] if ranking else 0.0 for ranking in rankings]
         return cls(top1, top3, top5, expected_calibration_error(confidence, [rank == 0 for rank in ranks]))
 
 

@@ -258,7 +258,7 @@ class Store:
 
     def _calibration_state(self) -> CalibrationState:
         calibration = self.calibration()
-        if calibration is None:
+        if not calibration:
             return "none"
         return "current" if not self.categories(calibration["revision"] + 1) else "stale"
 
@@ -302,7 +302,7 @@ class Store:
                     yield Reference(encoder, payload["modality"], payload["hash"], payload["source"], vector)
 
     def calibration(self) -> Mapping[str, Any] | None:
-        """The calibration that is kept with the store."""
+        """The calibration that is kept with the store; ``None``, or empty, if there is none."""
         identifier = record_id("calibration", "")
         if not self._backend.exists(self._catalog):
             return None
@@ -312,7 +312,7 @@ class Store:
     # Writing
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
-        """Commit a calibration in the place of the one that is there.
+        """Commit a calibration in the place of the one that is there; an empty one is none.
 
         Raises:
             ConflictError: Others wrote one each time, until the attempts were used up.

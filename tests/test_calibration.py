@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.test_leave_one_out import METHODS, Vectors, references, stores, unit
+from zsvec import calibration as module
+from zsvec.calibration import Calibration, LogLinear, expected_calibration_error, expert_evidence, novelty, quality
+from zsvec.fusion import log_linear
+from zsvec.leave_one_out import LeftOut
+
+NAN = np.nan
+
+prop = settings(deadline=None, max_examples=100)
+
+
+def calibrated(
+    experts: Mapping[str, Vectors], aggregation: str = "top_mean", false_alarms: float = 0.05, top_m: int = 5
+) -> tuple[Calibration, LeftOut]:
+    made = module.calibrate(
+        {name: references(of) for name, of in experts.items()},
+        dict.fromkeys(experts, 0.07),
+        revision=3,
+        aggregation=aggregation,
+        top_m=top_m,
+        false_alarms=false_alarms,
+    )
+    assert made is not None
+    return made
+
+
+def clusters(rng: np.random.Generator, sizes: Mapping[str, int], signal: float, dim: int = 16) -> Vectors:
+    """Unit vectors about a random centre for each category; a signal of 0 is noise alone."""
+    out: dict[str, Mapping[str, Sequence[float]]] = {}
+    for name, n in sizes.items():
+        vectors = signal * rng.normal(size=dim) + rng.normal(size=(n, dim))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        out[name] = {f"{name}{i:03d}": list(vector) for i, vector in enumerate(vectors)}
+    return out
+
+
+def texts(rng: np.random.Generator, names: str, dim: int = 16) -> Vectors:
+    return {name: unit(rng, 1, dim) for name in names}
+
+
+def pools(made: Calibration) -> tuple[LogLinear, LogLinear]:
+    return made.plain, made.views
+
+
+# ---- temperature
+
+
+@pytest.mark.parametrize("aggregation", METHODS)
+def test_with_one_reference_a_category_the_temperature_is_the_spread(aggregation: str) -> None:
+    # Of wrong categories, a: 0.6, 0; b: 0.6, 0.48; c: 0, 0.48. Variances 0.09, 0.0036 and 0.0576, of mean 0.0504.
+    clip: Vectors = {"a": {"1": (1, 0, 0)}, "b": {"2": (0.6, 0.8, 0)}, "c": {"3": (0, 0.6, 0.8)}}
+    # 0.8, 0; 0.8, 0.6; 0, 0.6. Variances 0.16, 0.01 and 0.09, of mean 0.26 / 3.
+    dino: Vectors = {"a": {"1": (1, 0, 0)}, "b": {"2": (0.8, 0.6, 0)}, "c": {"3": (0, 1, 0)}}
+    words: Vectors = {"a": {"t": (1, 0, 0)}, "b": {"t": (0, 1, 0)}, "c": {"t": (0, 0, 1)}}
+    made, _ = calibrated({"clip:image": clip, "clip:text": words, "dino:image": dino}, aggregation)
+    for expert, spread in (("clip:image", np.sqrt(0.0504)), ("dino:image", np.sqrt(0.26 / 3))):
+        of = made.experts[expert]
+        assert (of.temperature, of.spread) == pytest.approx((spread, spread), abs=1e-6)
+        assert (of.images, of.accuracy) == (0, None)
+    assert (made.experts["clip:text"].images, made.experts["clip:text"].accuracy) == (3, 1.0)
+    for pool in pools(made):
+        for expert, slopes in pool.slopes.items():
+            assert sum(slopes.values()) * made.experts[expert].temperature == pytest.approx(1 / np.sqrt(3))
+        assert pool.thresholds == pool.category_thresholds == {}
+        assert not pool.learned
+    assert (made.revision, made.aggregation, made.images) == (3, aggregation, 3)
+
+
+def test_with_two_categories_the_spread_is_over_all_images() -> None:
+    images: Vectors = {"a": {"1": (1, 0), "2": (0.8, 0.6)}, "b": {"3": (0, 1), "4": (0.6, 0.8)}}
+    made, _ = calibrated({"clip:image": images}, "max")  # wrong: 0.6, 0.96, 0.6 and 0.96
+    assert made.experts["clip:image"].spread == pytest.approx(0.18, abs=1e-6)
+    assert made.experts["clip:image"].images == 4
+    assert made.experts["clip:image"].accuracy == 0.5  # right: 0.8, 0.8, 0.8, 0.8
+
+
+@pytest.mark.parametrize("aggregation", METHODS)
+def test_two_categories_of_one_reference_have_no_spread(aggregation: str) -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        made, _ = calibrated({"clip:image": {"a": unit(rng, 1, 3), "b": unit(rng, 1, 3)}}, aggregation)
+        assert made.experts["clip:image"].temperature == 0.07
+
+
+def test_rounding_is_no_spread() -> None:
+    # Two pictures, each in both categories: every similarity to the wrong one is 1 up to rounding.
+    pictures = {"1": (0, 1), "2": (np.sqrt(0.5), np.sqrt(0.5))}
+    made, _ = calibrated({"clip:image": {"a": pictures, "b": pictures}}, "max")
+    assert made.experts["clip:image"].spread == 0.07
+
+
+def test_the_temperature_that_labels_were_drawn_with_is_found() -> None:
+    rng = np.random.default_rng(0)
+    n, names, temperature = 1500, "abcde", 0.05
+    similarity = rng.normal(scale=0.1, size=(n, len(names))).clip(-0.4, 0.4)
+    p = np.exp(similarity / temperature)
+    labels = [rng.choice(len(names), p=row) for row in p / p.sum(axis=1, keepdims=True)]
+    rest = np.eye(n) * np.sqrt(1 - (similarity**2).sum(axis=1, keepdims=True))
+    images: dict[str, dict[str, Sequence[float]]] = {name: {} for name in names}
+    for i, (label, row) in enumerate(zip(labels, np.hstack([similarity, rest]), strict=True)):
+        images[names[label]][f"{i:04d}"] = list(row)
+    words: Vectors = {name: {"t": list(row)} for name, row in zip(names, np.eye(n + 5), strict=False)}
+    made, _ = calibrated({"clip:image": images, "clip:text": words})
+    # Of its logarithm, the standard error is about 1 / sqrt(1500).
+    assert made.experts["clip:text"].temperature == pytest.approx(temperature, rel=0.1)
+    assert made.experts["clip:text"].accuracy == pytest.approx(np.mean(similarity.argmax(axis=1) == labels))
+    wrong = [np.delete(row, label) for row, label in zip(similarity, labels, strict=True)]
+    assert made.experts["clip:text"].spread == pytest.approx(np.sqrt(np.var(wrong, axis=1).mean()), rel=1e-4)
+
+
+# ---- weights
+
+
+@pytest.mark.parametrize("aggregation", METHODS)
+def test_a_good_expert_weighs_more_than_noise(aggregation: str) -> None:
+    rng = np.random.default_rng(4)
+    sizes = dict.fromkeys("abcd", 15)
+    experts = {"good:image": clusters(rng, sizes, 1.0), "noise:image": clusters(rng, sizes, 0.0)}
+    made, sample = calibrated(experts, aggregation)
+    for pool in pools(made):
+        weight = {e: sum(pool.slopes[e].values()) * made.experts[e].spread for e in experts}
+        assert weight["good:image"] > 2 * weight["noise:image"] > 0
+        found = quality(pool, sample)
+        assert found is not None
+        assert found.top1 > 0.9
+    assert (made.experts["good:image"].accuracy or 0) > 0.9 > 0.6 > (made.experts["noise:image"].accuracy or 0)
+
+
+def test_an_expert_that_is_there_twice_counts_once() -> None:
+    images = clusters(np.random.default_rng(14), dict.fromkeys("abc", 200), 0.5)
+    once, _ = calibrated({"clip:image": images})
+    twice, _ = calibrated({"clip:image": images, "copy:image": images})
+    for single, double in zip(pools(once), pools(twice), strict=True):
+        shares = [sum(of.values()) for of in double.slopes.values()]
+        assert shares[0] == pytest.approx(shares[1], rel=1e-3)
+        assert sum(shares) == pytest.approx(sum(single.slopes["clip:image"].values()), rel=0.1)
+        assert single.learned
+        assert double.learned
+
+
+def test_the_other_view_is_used_where_it_differs() -> None:
+    rng = np.random.default_rng(5)
+    made, _ = calibrated({"clip:image": clusters(rng, {"a": 4, "b": 4}, 1.0), "clip:text": texts(rng, "ab")})
+    assert made.plain.slopes["clip:image"].keys() == {"top_mean"}
+    assert made.views.slopes["clip:image"].keys() == {"top_mean", "prototype"}
+    assert made.views.slopes["clip:text"].keys() == {"top_mean"}
+    assert module.other_view("prototype") == "top_mean"
+
+
+def test_uncalibrated_experts_have_equal_shares() -> None:
+    pool = module.uncalibrated({"a:image": 0.05, "a:text": 0.01, "b:image": 0.1, "c:image": 0.5}, "mean")
+    assert [of["mean"] for of in pool.slopes.values()] == pytest.approx([10, 50, 5, 1])
+
+
+# ---- experts of few categories
+
+
+def test_an_expert_of_one_category_has_nothing_to_be_tried_on() -> None:
+    rng = np.random.default_rng(6)
+    clip = clusters(rng, {"a": 5, "b": 5}, 1.0)
+    made, _ = calibrated({"clip:image": clip, "dino:image": {"a": clip["a"]}})
+    assert made.experts["dino:image"] == module.ExpertCalibration(0.07, 0.07, 0, None)
+    assert made.experts["clip:image"].images == 10
+
+
+@pytest.mark.parametrize("alone", ["image", "text"])
+def test_the_threshold_of_a_category_that_alone_has_an_expert(alone: str) -> None:
+    rng = np.random.default_rng(7)
+    clip = clusters(rng, dict.fromkeys("abc", 25), 1.0)
+    experts: dict[str, Vectors] = {"clip:image": clip, "dino:image": {"a": clip["a"]}}
+    if alone == "text":
+        experts = {"clip:image": {"a": clip["a"]}, "clip:text": texts(rng, "abc")}
+    made, sample = calibrated(experts, false_alarms=0.1)
+    for pool in pools(made):
+        said = log_linear(
+            expert_evidence(pool.slopes, sample.views)[:, sample.labels == 0], list(sample.views), pool.neutral
+        )
+        for threshold in (pool.thresholds["+".join(sorted(experts))], pool.category_thresholds["a"]):
+            assert np.count_nonzero(said.max(axis=1) < threshold) == 3  # position 2.4 of 0 to 24
+
+
+def test_texts_of_an_encoder_without_images_keep_their_temperature() -> None:
+    rng = np.random.default_rng(8)
+    images = clusters(rng, dict.fromkeys("ab", 5), 1.0)
+    made, sample = calibrated({"siglip:text": texts(rng, "ab"), "dino:image": images})
+    assert made.experts["siglip:text"] == module.ExpertCalibration(0.07, 0.07, 0, None)
+    assert made.experts["dino:image"].images == 10
+    assert quality(made.plain, sample) is None
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        {},
+        {"clip:text": {"a": {"t": (1, 0)}, "b": {"t": (0, 1)}}},
+        {"clip:image": {"a": {"1": (1, 0), "2": (0, 1)}}, "clip:text": {"a": {"t": (0, 1)}}},
+    ],
+)
+def test_no_images_or_one_category(experts: dict[str, Vectors]) -> None:
+    of = {name: references(vectors) for name, vectors in experts.items()}
+    options: dict[str, Any] = {"revision": 1, "aggregation": "mean", "top_m": 5, "false_alarms": 0.05}
+    assert module.calibrate(of, dict.fromkeys(experts, 0.07), **options) is None
+
+
+@prop
+@given(stores(), st.sampled_from(METHODS), st.integers(1, 3))
+def test_any_store_gives_finite_numbers(experts: dict[str, Vectors], aggregation: str, top_m: int) -> None:
+    made, sample = calibrated(experts, aggregation, top_m=top_m)
+    json.dumps(made.to_dict(), allow_nan=False)
+    assert made.experts.keys() == made.plain.slopes.keys() == made.views.slopes.keys() == experts.keys()
+    for expert, of in made.experts.items():
+        assert of.temperature > 1e-4
+        for pool in pools(made):
+            assert 0 < sum(pool.slopes[expert].values()) < 1e5
+    for pool in pools(made):
+        found = quality(pool, sample)
+        assert found is None or (0 <= found.top1 <= 1 and 0 <= found.ece <= 1 and found.cross_entropy >= 0)
+
+
+@prop
+@given(stores(), st.sampled_from(METHODS))
+def test_order_of_experts_does_not_matter(experts: dict[str, Vectors], aggregation: str) -> None:
+    before, after = (calibrated(of, aggregation)[0] for of in (experts, dict(reversed(experts.items()))))
+    for expert in experts:
+        assert after.experts[expert].temperature == pytest.approx(before.experts[expert].temperature, rel=1e-3)
+        for was, now in zip(pools(before), pools(after), strict=True):
+            assert now.slopes[expert] == pytest.approx(was.slopes[expert], rel=1e-2)
+            assert now.neutral.keys() == was.neutral.keys()
+
+
+# ---- thresholds
+
+
+@pytest.mark.parametrize(("false_alarms", "beyond"), [(0.05, 4), (0.1, 8), (0.5, 37), (0.001, 1)])
+def test_the_wanted_fraction_of_left_out_images_is_beyond_the_threshold(false_alarms: float, beyond: int) -> None:
+    # Positions 3.7, 7.4, 37 and 0.074 of 0 to 74.
+    rng = np.random.default_rng(9)
+    experts = {"clip:image": clusters(rng, dict.fromkeys("abc", 25), 0.7), "clip:text": texts(rng, "abc")}
+    made, sample = calibrated(experts, false_alarms=false_alarms)
+    for pool in pools(made):
+        said = log_linear(expert_evidence(pool.slopes, sample.views), list(sample.views), pool.neutral).max(axis=1)
+        (threshold,) = pool.thresholds.values()
+        assert np.count_nonzero(novelty(said, np.full(75, threshold)) > 0.5) == beyond
+
+
+def test_the_threshold_of_categories_without_images_is_as_if_others_had_none_either() -> None:
+    rng = np.random.default_rng(10)
+    images = clusters(rng, dict.fromkeys("abc", 25), 0.7)
+    made, sample = calibrated({"clip:image": images, "clip:text": texts(rng, "abcd")}, false_alarms=0.1)
+    for pool in pools(made):
+        assert pool.thresholds.keys() == {"clip:image+clip:text", "clip:text"}
+        beyond = 0
+        for i, label in enumerate(sample.labels):
+            evidence = expert_evidence(pool.slopes, sample.views)[:, [i]]
+            evidence[0, 0, label] = NAN
+            beyond += log_linear(evidence, list(sample.views), pool.neutral).max() < pool.thresholds["clip:text"]
+        assert beyond == 8  # position 7.4 of 0 to 74
+
+
+def test_a_threshold_takes_twenty_images() -> None:
+    rng = np.random.default_rng(11)
+    for sizes, everyone, own in [
+        ({"a": 20, "b": 19}, True, {"a"}),
+        ({"a": 18, "b": 2}, True, set()),
+        ({"a": 18, "b": 1}, False, set()),
+        ({"a": 19, "b": 1}, False, set()),  # the only one of b is not found by another
+    ]:
+        made, _ = calibrated({"clip:image": clusters(rng, sizes, 1.0)})
+        for pool in pools(made):
+            assert ("clip:image" in pool.thresholds) == everyone
+            assert pool.category_thresholds.keys() == own
+
+
+def test_novelty_is_one_half_at_the_threshold_and_falls_with_evidence() -> None:
+    got = novelty(np.array([2.0, 2.0 + np.log(3), 2.0 - np.log(3), -1e4, 1e4]), np.full(5, 2.0))
+    np.testing.assert_allclose(got, [0.5, 0.25, 0.75, 1.0, 0.0], atol=1e-12)
+
+
+# ---- neutral evidence
+
+
+@pytest.mark.parametrize("covered", ["abcd", "ab"])
+def test_the_likelihood_ratio_of_a_wrong_category_is_one_on_average(covered: str) -> None:
+    rng = np.random.default_rng(12)
+    clip = clusters(rng, dict.fromkeys("abcd", 6), 0.7)
+    dino = clusters(rng, dict.fromkeys(covered, 6), 0.7)
+    made, sample = calibrated({"clip:image": clip, "clip:text": texts(rng, "abcd"), "dino:image": dino})
+    for pool in pools(made):
+        assert {"clip:image", "clip:text", "dino:image", "clip:image+clip:text+dino:image"} == pool.neutral.keys()
+        evidence = dict(zip(sample.views, expert_evidence(pool.slopes, sample.views), strict=True))
+        for name, neutral in pool.neutral.items():
+            ratios = []
+            for i, label in enumerate(sample.labels):
+                for c in range(len(sample.categories)):
+                    said = sum(evidence[expert][i, c] for expert in name.split("+"))
+                    if c != label and not np.isnan(said):
+                        ratios.append(np.exp(said - neutral))
+            assert len(ratios) == (72 if "dino" not in name or covered == "abcd" else 12)
+            assert np.mean(ratios) == pytest.approx(1.0)
+
+
+# ---- keeping it
+
+
+@pytest.fixture(scope="module")
+def made() -> Calibration:
+    rng = np.random.default_rng(13)
+    return calibrated({"clip:image": clusters(rng, {"a": 20, "b": 3}, 1.0), "clip:text": texts(rng, "abc")})[0]
+
+
+def test_what_is_kept_is_read_again(made: Calibration) -> None:
+    assert made.plain.thresholds
+    assert made.views.category_thresholds
+    assert Calibration.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_what_a_calibration_fits(made: Calibration) -> None:
+    assert made.fits(["clip:image"], "top_mean", 5)
+    assert not made.fits(["clip:image", "dino:image"], "top_mean", 5)
+    assert not made.fits(["clip:image"], "mean", 5)
+    assert not made.fits(["clip:image"], "top_mean", 4)
+
+
+def test_what_another_version_keeps_is_not_read(made: Calibration) -> None:
+    values = made.to_dict()
+    later = {"format": values.pop("format") + 1, "experts": 3}
+    for other in ({}, values, later, {"format": None}):
+        assert Calibration.from_dict(other) is None
+
+
+# ---- expected calibration error
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "right", "bins", "expected"),
+    [
+        ([1.0, 1.0], [True, True], 15, 0.0),
+        ([1.0, 1.0], [True, False], 15, 0.5),
+        ([0.75, 0.75, 0.75, 0.75], [True, True, True, False], 15, 0.0),
+        # |1.7 - 1| in the last bin, |0.3 - 1| in that of 0.3
+        ([0.85, 0.85, 0.3], [True, False, True], 5, 1.4 / 3),
+        # A bin has its upper edge: 0.1 and 0.2 are together, 0.3 is not.
+        ([0.1, 0.2], [False, True], 5, 0.35),
+        ([0.3, 0.2], [False, True], 5, (0.3 + 0.8) / 2),
+        ([0.0, 0.1], [False, False], 10, 0.05),
+        ([0.9, 1.0], [False, True], 1, 0.45),
+    ],
+)
+def test_expected_calibration_error_by_hand(
+    probabilities: list[float], right: list[bool], bins: int, expected: float
+) -> None:
+    assert expected_calibration_error(probabilities, right, bins) == pytest.approx(expected, abs=1e-12)

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zsvec import leave_one_out as module
+from zsvec.aggregate import AGGREGATIONS, References
+from zsvec.leave_one_out import TWIN, LeftOut, leave_one_out
+
+Vectors = Mapping[str, Mapping[str, Sequence[float]]]  # by category and hash
+
+NAN = np.nan
+METHODS = sorted(AGGREGATIONS)
+EVERYTHING = 10**9
+
+prop = settings(deadline=None, max_examples=100)
+
+
+def references(of: Vectors) -> References:
+    names = tuple(sorted(of))
+    parts = [np.array(list(of[name].values()), dtype=np.float32) for name in names]
+    hashes = tuple(digest for name in names for digest in of[name])
+    return References(
+        names=names,
+        vectors=np.concatenate(parts),
+        starts=np.cumsum([0, *map(len, parts)], dtype=np.intp),
+        norms=np.array([np.linalg.norm(part.mean(axis=0, dtype=np.float64)) for part in parts], dtype=np.float32),
+        hashes=hashes,
+        sources=hashes,
+    )
+
+
+def left_out(
+    experts: Mapping[str, Vectors], methods: Sequence[str] = METHODS, m: int = 5, most: int = EVERYTHING
+) -> LeftOut:
+    found = leave_one_out({name: references(of) for name, of in experts.items()}, methods, m, most)
+    assert found is not None
+    return found
+
+
+def images_of(experts: Mapping[str, Vectors]) -> list[tuple[str, str]]:
+    """All reference images, in the order of `LeftOut`: by category, then by hash."""
+    kept = [of for expert, of in experts.items() if expert.endswith(":image")]
+    return sorted({(name, digest) for of in kept for name, found in of.items() for digest in found})
+
+
+def similarity(query: np.ndarray, kept: Sequence[np.ndarray], method: str, m: int) -> float:
+    if not kept:
+        return NAN
+    if method == "prototype":
+        average = np.mean(kept, axis=0)
+        return float(query @ average / np.linalg.norm(average))
+    every = sorted((float(query @ vector) for vector in kept), reverse=True)
+    return {"max": every[0], "mean": float(np.mean(every)), "top_mean": float(np.mean(every[:m]))}[method]
+
+
+def naive(experts: Mapping[str, Vectors], expert: str, method: str, m: int) -> np.ndarray:
+    """One image at a time: without it and its twins, aggregate what is left, in double precision."""
+    encoder, _, modality = expert.rpartition(":")
+    categories = sorted({name for of in experts.values() for name in of})
+    rows = []
+    for category, digest in images_of(experts):
+        query = experts.get(f"{encoder}:image", {}).get(category, {}).get(digest)
+        row = [NAN] * len(categories)
+        if query is None:
+            rows.append(row)
+            continue
+        for c, name in enumerate(categories):
+            kept = {other: np.array(vector, dtype=float) for other, vector in experts[expert].get(name, {}).items()}
+            if modality == "image" and name == category:
+                kept = {h: vector for h, vector in kept.items() if h != digest and np.dot(query, vector) < TWIN}
+            row[c] = similarity(np.array(query, dtype=float), list(kept.values()), method, m)
+        rows.append(row)
+    return np.array(rows)
+
+
+def unit(rng: np.random.Generator, n: int, dim: int = 8) -> dict[str, Sequence[float]]:
+    vectors = rng.normal(size=(n, dim))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return {f"{int(rng.integers(10**9)):09d}": list(vector) for vector in vectors}
+
+
+# ---- tables worked by hand
+
+PLANE: dict[str, Vectors] = {
+    "clip:text": {"a": {"t": (0.8, 0.6)}, "b": {"t": (0.6, -0.8)}},
+    "clip:image": {"a": {"1": (1.0, 0.0), "2": (0.6, 0.8)}, "b": {"3": (0.0, 1.0)}},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "third"),
+    [
+        ("max", 0.8),
+        ("mean", 0.4),
+        ("top_mean", 0.4),
+        ("prototype", 0.4 / np.sqrt(0.8)),  # the mean of (1, 0) and (0.6, 0.8) is (0.8, 0.4)
+    ],
+)
+def test_by_hand(method: str, third: float) -> None:
+    got = left_out(PLANE, [method])
+    assert got.categories == ("a", "b")
+    np.testing.assert_array_equal(got.labels, [0, 0, 1])
+    assert list(got.views) == ["clip:text", "clip:image"]
+    np.testing.assert_allclose(got.views["clip:image"][method], [[0.6, 0.0], [0.6, 0.8], [third, NAN]], atol=1e-6)
+    np.testing.assert_allclose(got.views["clip:text"][method], [[0.8, 0.6], [0.96, -0.28], [0.6, -0.8]], atol=1e-6)
+    assert {view.dtype for views in got.views.values() for view in views.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("method", "m", "own"),
+    [
+        ("max", 1, [0.6, 0.8, 0.8]),
+        ("mean", 1, [0.3, 0.4, 0.7]),
+        ("top_mean", 1, [0.6, 0.8, 0.8]),
+        ("top_mean", 2, [0.3, 0.4, 0.7]),
+        # Means of the others: (0.3, 0.9), (0.8, 0.4) and (0.5, 0.5).
+        ("prototype", 1, [0.3 / np.sqrt(0.9), 0.4 / np.sqrt(0.8), 1.4 / np.sqrt(2)]),
+    ],
+)
+def test_three_references_by_hand(method: str, m: int, own: list[float]) -> None:
+    images: Vectors = {"a": {"1": (1, 0), "2": (0, 1), "3": (0.6, 0.8)}, "b": {"4": (0.8, -0.6)}}
+    got = left_out({"clip:image": images}, [method], m).views["clip:image"][method]
+    np.testing.assert_allclose(got[:3, 0], own, atol=1e-6)
+    np.testing.assert_allclose(got[:3, 1], [0.8, -0.6, 0.0], atol=1e-6)
+
+
+def test_who_knows_what() -> None:
+    got = left_out({**PLANE, "dino:image": {"b": {"3": (1.0,)}}, "dino:text": {"c": {"t": (1.0,)}}})
+    assert got.categories == ("a", "b", "c")
+    np.testing.assert_array_equal(got.known, [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_image_that_one_encoder_lacks(method: str) -> None:
+    dino = {"a": {"2": (0.0, 1.0), "5": (1.0, 0.0)}, "b": {"3": (0.8, 0.6)}}
+    got = left_out({**PLANE, "dino:image": dino, "dino:text": {"b": {"t": (0.6, 0.8)}}}, [method])
+    np.testing.assert_array_equal(got.labels, [0, 0, 0, 1])  # 1, 2, 5 and 3
+    by = {expert: views[method] for expert, views in got.views.items()}
+    assert np.isnan(by["dino:image"][0]).all()
+    assert np.isnan(by["dino:text"][0]).all()
+    assert np.isnan(by["clip:image"][2]).all()
+    assert np.isnan(by["clip:text"][2]).all()
+    np.testing.assert_allclose(by["dino:image"][1:3], [[0.0, 0.6], [0.0, 0.8]], atol=1e-6)
+    np.testing.assert_allclose(by["dino:text"][1:], [[NAN, 0.8], [NAN, 0.6], [NAN, 0.96]], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_texts_of_an_encoder_without_images_say_nothing(method: str) -> None:
+    got = left_out({**PLANE, "siglip:text": {"a": {"t": (1.0, 0.0)}}}, [method])
+    assert np.isnan(got.views["siglip:text"][method]).all()
+    np.testing.assert_array_equal(got.known[2], [True, False])
+
+
+# ---- twins
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_twins_do_not_vouch_for_each_other(method: str) -> None:
+    images: Vectors = {"a": {"1": (1, 0), "2": (1, 0), "3": (0.6, 0.8)}, "b": {"4": (1, 0), "5": (0, 1)}}
+    got = left_out({"clip:image": images}, [method], 1).views["clip:image"][method]
+    np.testing.assert_allclose(got[:2, 0], [0.6, 0.6], atol=1e-6)
+    # The twins of 1 and 2 in the other category speak, and so do 1 and 2 to their own third.
+    b = {"max": 1.0, "mean": 0.5, "top_mean": 1.0, "prototype": np.sqrt(0.5)}[method]
+    np.testing.assert_allclose(got[:2, 1], [b, b], atol=1e-6)
+    assert got[2, 0] == pytest.approx(0.6, abs=1e-6)
+    assert got[3, 1] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_category_of_twins_alone_is_a_category_of_one(method: str) -> None:
+    images: Vectors = {"a": {"1": (1, 0), "2": (1, 0)}, "b": {"3": (0, 1), "4": (0.6, 0.8)}}
+    texts: Vectors = {"a": {"t": (0.6, 0.8)}, "b": {"t": (0, 1)}}
+    got = left_out({"clip:image": images, "clip:text": texts}, [method], 1)
+    np.testing.assert_array_equal(np.isnan(got.views["clip:image"][method]), [[1, 0], [1, 0], [0, 0], [0, 0]])
+    np.testing.assert_allclose(got.views["clip:text"][method][:2], [[0.6, 0.0]] * 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("cosine", "own"), [(TWIN - 1e-4, TWIN - 1e-4), (TWIN + 1e-4, NAN)])
+def test_how_alike_twins_are(cosine: float, own: float) -> None:
+    images: Vectors = {"a": {"1": (1, 0), "2": (cosine, np.sqrt(1 - cosine**2))}, "b": {"3": (0, 1)}}
+    got = left_out({"clip:image": images}, ["max"]).views["clip:image"]["max"]
+    np.testing.assert_allclose(got[:2, 0], [own, own], atol=1e-6)
+
+
+# ---- against the definition
+
+
+@pytest.mark.parametrize(("m", "block"), [(1, 1), (2, 400), (5, 10**9), (100, 400)])
+def test_equals_deleting_one_image_after_another(m: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", block)
+    rng = np.random.default_rng(m)
+    clip = {"one": unit(rng, 1), "few": unit(rng, 3), "many": unit(rng, 80), "twins": unit(rng, 4)}
+    first = next(iter(clip["twins"].values()))
+    clip["twins"] |= {"twin": first}
+    clip["few"] |= {"elsewhere": first}
+    dino = {
+        name: dict(zip(clip[name], unit(rng, n, 3).values(), strict=False))
+        for name, n in [("few", 2), ("many", 9), ("twins", 1)]
+    }
+    experts: dict[str, Vectors] = {
+        "dino:image": dino,
+        "clip:text": {"many": unit(rng, 3), "one": unit(rng, 1), "words": unit(rng, 2)},
+        "clip:image": clip,
+    }
+    got = left_out(experts, METHODS, m)
+    assert [got.categories[label] for label in got.labels] == [name for name, _ in images_of(experts)]
+    for expert in experts:
+        for method in METHODS:
+            np.testing.assert_allclose(got.views[expert][method], naive(experts, expert, method, m), atol=2e-6)
+
+
+@st.composite
+def stores(draw: st.DrawFn) -> dict[str, Vectors]:
+    """A few references on a coarse grid, so that many are twins and none is nearly one."""
+    direction = st.tuples(*[st.integers(0, 2)] * 3).filter(any).map(lambda v: tuple(np.array(v) / np.linalg.norm(v)))
+    names = ["a", "b", "c", "d"][: draw(st.integers(2, 4))]
+
+    def vectors(prefix: str, fewest: int) -> Vectors:
+        keys = st.sampled_from([f"{prefix}{i}" for i in range(5)])
+        of = st.dictionaries(keys, direction, min_size=1, max_size=5)
+        return draw(st.dictionaries(st.sampled_from(names), of, min_size=fewest))
+
+    experts = {"clip:image": vectors("", len(names))}
+    for name, prefix in (("clip:text", "t"), ("dino:image", ""), ("dino:text", "t")):
+        if draw(st.booleans()):
+            experts[name] = vectors(prefix, 1)
+    return experts
+
+
+@prop
+@given(stores(), st.sampled_from(METHODS), st.integers(1, 4))
+def test_equals_deleting_one_image_after_another_for_any_store(
+    experts: dict[str, Vectors], method: str, m: int
+) -> None:
+    got = left_out(experts, [method], m)
+    for expert in experts:
+        np.testing.assert_allclose(got.views[expert][method], naive(experts, expert, method, m), atol=2e-6)
+
+
+@prop
+@given(stores(), st.randoms(use_true_random=False))
+def test_order_of_references_and_of_experts_does_not_matter(experts: dict[str, Vectors], random: object) -> None:
+    def shuffled(of: Mapping[str, object]) -> dict[str, object]:
+        items = list(of.items())
+        random.shuffle(items)  # type: ignore[attr-defined]
+        return dict(items)
+
+    other: dict[str, Vectors] = {
+        expert: {name: shuffled(of) for name, of in shuffled(categories).items()}  # type: ignore[arg-type, misc]
+        for expert, categories in shuffled(experts).items()
+    }
+    before, after = left_out(experts), left_out(other)
+    assert before.categories == after.categories
+    np.testing.assert_array_equal(before.labels, after.labels)
+    known = dict(zip(after.views, after.known, strict=True))
+    for expert, was in zip(experts, before.known, strict=True):
+        np.testing.assert_array_equal(known[expert], was)
+        for method in METHODS:
+            np.testing.assert_allclose(after.views[expert][method], before.views[expert][method], atol=2e-6)
+
+
+# ---- how many
+
+
+def fan(sizes: Mapping[str, int]) -> dict[str, Vectors]:
+    """Images 0, 1, 2 … of each category, told by their similarity to the text: 0, 0.01, 0.02 …."""
+    images = {
+        name: {f"{name}{i:03d}": (i / 100, np.sqrt(1 - (i / 100) ** 2)) for i in reversed(range(n))}
+        for name, n in sizes.items()
+    }
+    return {"clip:image": images, "clip:text": {name: {"t": (1.0, 0.0)} for name in sizes}}
+
+
+def taken(sizes: Mapping[str, int], most: int) -> dict[str, list[int]]:
+    got = left_out(fan(sizes), ["max"], 1, most)
+    which = np.rint(100 * got.views["clip:text"]["max"][:, 0]).astype(int)
+    return {name: which[got.labels == position].tolist() for position, name in enumerate(got.categories)}
+
+
+@pytest.mark.parametrize(
+    ("most", "counts"),
+    [(1000, (60, 2, 1)), (63, (60, 2, 1)), (7, (4, 2, 1)), (6, (3, 2, 1)), (5, (2, 2, 1)), (3, (1, 1, 1))],
+)
+def test_a_sample_is_even_and_by_hash(most: int, counts: tuple[int, ...]) -> None:
+    expected = {name: list(range(n)) for name, n in zip("abc", counts, strict=True)}
+    assert taken({"a": 60, "b": 2, "c": 1}, most) == expected
+
+
+@pytest.mark.parametrize("added", ["0", "bb", "z"])
+@pytest.mark.parametrize("most", [4, 10, 11, 23])
+def test_another_category_brings_no_other_images_of_the_old_ones(added: str, most: int) -> None:
+    sizes = {"a": 9, "b": 3, "c": 30}
+    before, after = taken(sizes, most), taken({**sizes, added: 8}, most)
+    assert sum(map(len, before.values())) == sum(map(len, after.values())) == most
+    assert after[added]
+    for name in sizes:
+        assert after[name] == before[name][: len(after[name])]
+
+
+def test_images_that_are_not_taken_are_still_references() -> None:
+    images: Vectors = {"a": {"1": (1, 0), "2": (0.8, 0.6)}, "b": {"3": (0, 1), "4": (0.6, 0.8)}}
+    got = left_out({"clip:image": images}, ["max"], 1, 2).views["clip:image"]["max"]
+    np.testing.assert_allclose(got, [[0.8, 0.6], [0.6, 0.8]], atol=1e-6)
+
+
+# ---- nothing to leave out
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        {},
+        {"clip:text": {"a": {"t": (1.0,)}, "b": {"t": (1.0,)}}},
+        {"clip:image": {"a": {"1": (1, 0), "2": (0, 1)}}},
+        {"clip:image": {"a": {"1": (1, 0)}}, "clip:text": {"a": {"t": (0, 1)}}},
+    ],
+)
+def test_no_images_or_no_second_category(experts: dict[str, Vectors]) -> None:
+    assert leave_one_out({name: references(of) for name, of in experts.items()}, METHODS, 5, EVERYTHING) is None
+
+
+def test_a_second_category_may_be_known_by_its_text_alone() -> None:
+    got = left_out({"clip:image": {"a": {"1": (1.0, 0.0)}}, "clip:text": {"b": {"t": (0.6, 0.8)}}}, ["mean"])
+    np.testing.assert_array_equal(got.views["clip:image"]["mean"], [[NAN, NAN]])
+    np.testing.assert_allclose(got.views["clip:text"]["mean"], [[NAN, 0.6]], atol=1e-6)

@@ -1,0 +1,77 @@
+"""The images of a batch help each other: each counts as a soft reference of the categories it seems to be of.
+
+After the transductive fusions of Zanella & Ben Ayed (TransCLIP, 2024) and OTFusion (arXiv 2506.13723), which
+alternate the assignment of a batch and the prototypes that follow from it. Unlike OTFusion's, the assignment
+has no balanced plan, for the categories of a stream are not balanced; no image vouches for itself; and the
+images of a batch weigh at most `ANCHOR` times the references of a category, so that it cannot drift away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.fusion import softmax
+
+Doubles = NDArray[np.float64]
+
+ANCHOR = 2.0
+_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Prototypes:
+    """What one expert knows of a batch and of the mean references of its categories.
+
+    Attributes:
+        slope: Nats of evidence per unit of cosine to a prototype.
+        categories: int ``(n_known,)``, as columns of the evidence.
+        counts: int ``(n_known,)``, references of each.
+        means: float32 ``(n_images, n_known)``, mean cosine to the references of each category.
+        norms: float32 ``(n_known,)``, length of the mean reference.
+        gram: float32 ``(n_images, n_images)``, cosines within the batch.
+    """
+
+    slope: float
+    categories: NDArray[np.intp]
+    counts: NDArray[np.intp]
+    means: NDArray[np.float32]
+    norms: NDArray[np.float32]
+    gram: NDArray[np.float32]
+
+
+def transduce(evidence: Doubles, experts: Sequence[Prototypes]) -> Doubles:
+    """Evidence with the prototypes moved towards the images of the batch.
+
+    Args:
+        evidence: float64 ``(n_images, n_categories)``, nats, of `fusion.log_linear`.
+        experts: Those that compare images with images.
+
+    Returns:
+        float64 ``(n_images, n_categories)``, nats. A batch of one image is left as it is.
+    """
+    moved = evidence
+    for _ in range(_ROUNDS):
+        assigned = softmax(np.where(np.isfinite(moved), moved, np.nan))
+        moved = evidence.copy()
+        for expert in experts:
+            moved[:, expert.categories] += expert.slope * _gain(expert, assigned[:, expert.categories])
+    return moved
+
+
+def _gain(expert: Prototypes, assigned: Doubles) -> Doubles:
+    """By how much the cosine to each prototype changes, float64 ``(n_images, n_known)``."""
+    weight = assigned * np.minimum(1.0, ANCHOR * expert.counts / np.maximum(assigned.sum(axis=0), 1e-12))
+    length = expert.counts * expert.norms.astype(np.float64)
+    dots = expert.counts * expert.means.astype(np.float64)  # of each image and the sum of the references
+    all_dots = dots + expert.gram @ weight
+    square = length**2 + 2 * (weight * dots).sum(axis=0) + (weight * (expert.gram @ weight)).sum(axis=0)
+    # Without the image itself, whose cosine to itself is 1.
+    others = all_dots - weight
+    square_of_others = square - 2 * weight * all_dots + weight**2
+    moved = others / np.sqrt(np.maximum(square_of_others, 1e-12))
+    gain: Doubles = moved - dots / np.maximum(length, 1e-12)
+    return gain

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 Doubles = NDArray[np.float64]
 
@@ -157,8 +156,9 @@ def log_linear(
         said: Doubles = neutral_evidence(evidence, experts, neutral, chosen) * weights[chosen].mean(axis=0)
         return said[:, None]
 
-    total: Doubles = np.einsum("en,enc->nc", weights, np.where(known[:, None], evidence, 0.0))
-    if not known.all():
+    whole = bool(known.all())
+    total: Doubles = np.einsum("en,enc->nc", weights, evidence if whole else np.where(known[:, None], evidence, 0.0))
+    if not whole:
         total[:, ~known.any(axis=0)] = -np.inf
         for missing in np.unique(~known, axis=1).T:
             if missing.any() and not missing.all():
@@ -188,7 +188,8 @@ def neutral_evidence(
     said = said[:, ~np.isnan(said[0])]
     if not said.shape[1]:
         return np.zeros(len(said))
-    mean: Doubles = logsumexp(said, axis=1) - np.log(said.shape[1])
+    top = said.max(axis=1)
+    mean: Doubles = top + np.log(np.exp(said - top[:, None]).mean(axis=1))
     return mean
 
 

@@ -143,7 +143,7 @@ class Scoring:
         if self.fusion in LOG_LINEAR:
             confidence = _shares(pool, names, calibration, temperatures)[:, None].repeat(len(evidence), axis=1)
             decisive = evidence
-            if not pool.learned:
+            if not pool.learned and len(names) > 1:
                 # Nothing is known of their worth in general, so it is taken from each image (paper, option 3).
                 weights = neg_exp_entropy(probabilities)
                 weights = weights * len(names) / weights.sum(axis=0)

@@ -31,7 +31,7 @@ _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph of an installed package, or one half of it: the other half can be a reference."""
+    """A photograph of an installed package, or a half of it: the other half can be a reference."""
 
     package: str
     file: str
@@ -56,6 +56,12 @@ class Photo:
             self.half, (0, image.width)
         )
         return image.crop((left, 0, right, image.height))
+
+    def quarters(self) -> list[Image.Image]:
+        """Four references from one photograph."""
+        image = self.load()
+        x, y = image.width // 2, image.height // 2
+        return [image.crop((left, top, left + x, top + y)) for left in (0, x) for top in (0, y)]
 
 
 BY_TEXT = {
@@ -114,26 +120,30 @@ def run() -> None:
     with TemporaryDirectory(prefix="zsvec-demo-") as folder, zsvec.open(folder, profile="offline") as classifier:
         with watch.step("Load the encoders: EfficientNet-Lite0 for pixels, MiniLM for words; no network"):
             classifier.load()
-        with watch.step("Ten categories: five from a sentence, five from their name and one photograph"):
+        with watch.step("Ten categories: five from a sentence, five from their name and the quarters of a photograph"):
             list(classifier.add_categories(_categories()))
             out.print(f"  in {folder}, collections " + ", ".join(_collections(classifier)))
         with watch.step("Classify photographs that it has not seen"):
             predictions = _classify(classifier, TESTS)
             out.print(_answers(TESTS, predictions))
-        out.print("  The evidence for the temple: experts that are unsure count less.\n")
+        out.print(
+            "  The evidence for the temple. There is no image of one, which counts neither for it nor against it.\n"
+        )
         out.print(evidence(predictions[2]))
-        with watch.step("A rocket and a retina: no category fits, and the novelty says so"):
+        with watch.step("A rocket and a retina: no category fits, and that is what it says"):
             before = _classify(classifier, (ROCKET, RETINA))
             out.print(_answers((ROCKET, RETINA), before))
         with watch.step('Add "rocket" by a sentence, "retina" by the other half of the photograph'):
             classifier.add_category("rocket", texts=["a space rocket on its launch pad"])
-            left = Photo(RETINA.package, RETINA.file, "left")
-            classifier.add_category("retina", images=[left.load()])
+            classifier.add_category("retina", images=Photo(RETINA.package, RETINA.file, "left").quarters())
             out.print("  Nothing was retrained, and nothing that was stored was embedded again.")
         with watch.step("The same two photographs again"):
             after = _classify(classifier, (ROCKET, RETINA))
             out.print(_answers((ROCKET, RETINA), after))
-        changed = [f"{then.label} → [bold green]{now.label}[/]" for then, now in zip(before, after, strict=True)]
+        changed = [
+            f"{'unknown' if then.unknown else then.label} → [bold green]{now.label}[/]"
+            for then, now in zip(before, after, strict=True)
+        ]
         out.print(f"  {', '.join(changed)}")
         out.print(watch.table())
 
@@ -142,7 +152,7 @@ def _categories() -> Iterator[CategoryInput]:
     for name, text in BY_TEXT.items():
         yield CategoryInput(name=name, texts=[text])
     for name, photo in BY_PHOTO.items():
-        yield CategoryInput(name=name, images=[photo.load()])
+        yield CategoryInput(name=name, images=photo.quarters())
 
 
 def _collections(classifier: Classifier) -> list[str]:
@@ -155,15 +165,16 @@ def _classify(classifier: Classifier, photos: Sequence[Photo]) -> list[Predictio
 
 
 def _answers(photos: Sequence[Photo], predictions: Sequence[Prediction]) -> Table:
-    table = Table("photograph", "category", "", "then", "novelty", "trusts most", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("photograph", "category", "", "or", "novelty", "surest expert", box=SIMPLE_HEAD, pad_edge=False)
     for photo, answer in zip(photos, predictions, strict=True):
-        trusted = max(answer.experts, key=lambda name: answer.experts[name].weight)
+        sure = {name: dict(expert.ranking).get(str(answer.label), 0.0) for name, expert in answer.experts.items()}
+        surest = max(sure, key=lambda name: sure[name])
         table.add_row(
             escape(photo.name),
-            f"[bold green]{escape(str(answer.label))}[/]",
-            f"{answer.probability:.0%}",
-            ", ".join(f"{escape(label)} {p:.0%}" for label, p in answer.ranking[1:3]),
+            "[bold yellow]unknown[/]" if answer.unknown else f"[bold green]{escape(str(answer.label))}[/]",
+            "" if answer.unknown else f"{answer.probability:.0%}",
+            ", ".join(f"{escape(label)} {p:.0%}" for label, p in answer.ranking[0 if answer.unknown else 1 : 3]),
             f"{answer.novelty:.2f}",
-            f"{trusted} {answer.experts[trusted].weight:.0%}",
+            "" if answer.unknown else f"{surest} {sure[surest]:.0%}",
         )
     return table

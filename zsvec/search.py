@@ -321,32 +321,46 @@ class _Mirror:
         return replace(self, names=tuple(sorted(_without(catalog, torn))), matrices=matrices), torn
 
     def search(self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], _View]) -> Found:
-        position = {name: i for i, name in enumerate(self.names)}
-        experts = []
-        for expert, matrix in sorted(self.matrices.items()):
-            query = queries[encoder_and_modality(expert)[0]]
-            values = rows_times_rows(query, matrix.vectors)
-            counts = np.diff(matrix.starts)
-            floor = np.full(len(query), -1, dtype=np.float32)
-            experts.append(
-                ExpertSimilarities(
-                    name=expert,
-                    categories=np.array([position[name] for name in matrix.names], dtype=np.intp),
-                    similarities=Similarities(values, matrix.starts, counts, matrix.norms, floor),
-                    nearest=[
-                        tuple(
-                            Neighbor(
-                                matrix.names[np.searchsorted(matrix.starts, column, side="right") - 1],
-                                float(row[column]),
-                                matrix.sources[column],
-                            )
-                            for column in columns
+        return compare(self.matrices, self.names, queries, nearest)
+
+
+def compare(
+    references: Mapping[str, References], names: Sequence[str], queries: Mapping[str, Vectors], nearest: int
+) -> Found:
+    """Compare images with references that are held in this process.
+
+    Args:
+        references: By expert.
+        names: All categories, ascending.
+        queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
+        nearest: How many nearest references to name for each image and expert.
+    """
+    position = {name: i for i, name in enumerate(names)}
+    experts = []
+    for expert, of in sorted(references.items()):
+        query = queries[encoder_and_modality(expert)[0]]
+        values = rows_times_rows(query, of.vectors)
+        experts.append(
+            ExpertSimilarities(
+                name=expert,
+                categories=np.array([position[name] for name in of.names], dtype=np.intp),
+                similarities=Similarities(
+                    values, of.starts, np.diff(of.starts), of.norms, np.full(len(query), -1, dtype=np.float32)
+                ),
+                nearest=[
+                    tuple(
+                        Neighbor(
+                            of.names[np.searchsorted(of.starts, column, side="right") - 1],
+                            float(row[column]),
+                            of.sources[column],
                         )
-                        for row, columns in zip(values, _largest(values, nearest), strict=True)
-                    ],
-                )
+                        for column in columns
+                    )
+                    for row, columns in zip(values, _largest(values, nearest), strict=True)
+                ],
             )
-        return Found(self.names, tuple(experts))
+        )
+    return Found(tuple(names), tuple(experts), queries=queries)
 
 
 def _largest(values: Vectors, k: int) -> NDArray[np.intp]:

@@ -77,7 +77,9 @@ def prediction(answer: Prediction, *, explain: bool) -> None:
 
 def evidence(answer: Prediction) -> Table:
     """What each expert says, and by which references."""
-    table = _table("expert", "weight", "entropy", "says", "nearest references")
+    stale = answer.calibration == "stale"
+    caption = "the calibration is stale: run `zsvec calibrate`" if stale else None
+    table = _table("expert", "weight", "entropy", "says", "nearest references", caption=caption)
     for name, expert in answer.experts.items():
         nearest = "\n".join(f"{n.similarity:.2f} {n.category}: {_short(n.source)}" for n in expert.neighbors)
         says = "\n".join(f"{p:.1%} {label}" for label, p in expert.ranking[:3])

@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from tests.support import (
     two_encoders,
 )
 from zsvec.aggregate import AGGREGATIONS
+from zsvec.builder import CategoryInput
 from zsvec.classifier import Classifier
 from zsvec.config import EncoderSpec, load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import (
     CategoryNotFoundError,
+    ConflictError,
     EncoderError,
     EncoderMismatchError,
     ImageError,
@@ -42,7 +45,7 @@ from zsvec.errors import (
     StoreLockedError,
     WeightsUnavailableError,
 )
-from zsvec.fusion import CONFIDENCES
+from zsvec.fusion import STRATEGIES
 from zsvec.testing import HashEncoder
 from zsvec.types import Modality, Prediction
 
@@ -283,7 +286,7 @@ def check_evidence(prediction: Prediction, experts: set[str], n_categories: int)
 
 @pytest.mark.parametrize("calibration", ["auto", "off"])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("fusion", [*CONFIDENCES, "fixed", "log_linear", "log_linear_views"])
+@pytest.mark.parametrize("fusion", STRATEGIES)
 def test_every_setting_gives_complete_evidence_and_both_searches_agree(
     folder: Path, aggregation: str, fusion: str, calibration: str
 ) -> None:
@@ -693,6 +696,291 @@ def test_references_of_a_modality_that_is_not_in_use_any_more_are_left_alone(clf
             assert prediction.experts.keys() == {"clip:image", "dino:image"}
             assert dict(prediction.ranking)["cat"] == 0
             assert state(clf.store) == before
+
+
+# ---- calibration
+
+WHITE = coloured("white", 100)
+
+
+def calibration_states(clf: Classifier) -> tuple[str, str]:
+    """What predictions say, and what the store says."""
+    return clf.classify(WHITE).calibration, clf.store.info()["calibration"]
+
+
+def encoded(encoders: tuple[HashEncoder, HashEncoder]) -> int:
+    return sum(encoder.images_encoded + encoder.texts_encoded for encoder in encoders)
+
+
+def test_a_small_store_is_calibrated_without_being_asked(
+    empty: Classifier, encoders: tuple[HashEncoder, HashEncoder]
+) -> None:
+    fill(empty, ("red",))
+    assert empty.store.calibration() is None
+    fill(empty, ("green", "blue"))
+    assert encoded(encoders) == 3 * (1 + 3 + 3)
+    first = empty.store.calibration()
+    assert first is not None
+    assert set(first["experts"]) == EXPERTS
+    assert first["images"] == 9
+    before = encoded(encoders) + 2
+    assert calibration_states(empty) == ("current", "current")
+
+    empty.remove_category("blue")
+    assert calibration_states(empty) == ("current", "current")
+    second = empty.store.calibration()
+    assert second is not None
+    assert second["images"] == 6
+    assert second["revision"] > first["revision"]
+    empty.add_category("red", [], [coloured("red", seed) for seed in range(3)])
+    assert empty.store.calibration() == second
+    empty.calibrate()
+    assert encoded(encoders) == before + 2
+
+
+def test_a_whole_import_is_calibrated_at_its_end(empty: Classifier) -> None:
+    inputs = [CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)]) for colour in COLOURS]
+    for done in empty.add_categories(inputs):
+        assert empty.store.calibration() is None, done
+    assert calibration_states(empty) == ("current", "current")
+
+
+def test_one_category_that_is_left_has_no_calibration(empty: Classifier) -> None:
+    fill(empty, ("red", "green"))
+    assert calibration_states(empty) == ("current", "current")
+    empty.remove_category("green")
+    assert calibration_states(empty) == ("none", "none")
+    fill(empty, ("green",))
+    assert calibration_states(empty) == ("current", "current")
+
+
+def test_a_large_store_goes_stale_until_it_is_calibrated(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = clf.store.calibration()
+    monkeypatch.setattr("zsvec.classifier._CHEAP", 0)
+    changes: list[Callable[[], object]] = [
+        lambda: clf.add_category("white", images=[coloured("white", seed) for seed in range(3)]),
+        lambda: clf.add_category("white", ["like snow"]),
+        lambda: clf.add_category("white", images=[coloured("white", 5)], replace=True),
+        lambda: clf.remove_category("white"),
+    ]
+    for change in changes:
+        change()
+        assert calibration_states(clf) == ("stale", "stale")
+        assert clf.store.calibration() == kept
+        report = clf.calibrate()
+        assert calibration_states(clf) == ("current", "current")
+        kept = clf.store.calibration()
+        assert kept is not None
+        assert kept["revision"] == report.calibration.revision
+
+
+def test_a_large_store_is_not_calibrated_for_the_first_time_either(
+    empty: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.classifier._CHEAP", 0)
+    fill(empty)
+    assert calibration_states(empty) == ("none", "none")
+    report = empty.calibrate()
+    assert calibration_states(empty) == ("current", "current")
+    assert report.calibration.images == 9
+    assert report.before is not None
+    assert report.after is not None
+    assert report.before != report.after
+    again = empty.calibrate()
+    assert again.calibration == report.calibration
+    assert again.before is not None
+    assert asdict(again.before) == pytest.approx(asdict(report.after))
+    assert again.after == report.after
+
+
+@pytest.mark.parametrize("work", ["just enough", "too much"])
+def test_what_is_cheap(clf: Classifier, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+    # 12 images and 4 texts of 32 dimensions, and the images again of 16.
+    multiplications = (12 * 12 + 4 * 4) * 32 + 12 * 12 * 16
+    monkeypatch.setattr("zsvec.classifier._CHEAP", multiplications - (work == "too much"))
+    fill(clf, ("white",))
+    assert calibration_states(clf)[0] == ("current" if work == "just enough" else "stale")
+
+
+def test_calibration_off_neither_makes_one_nor_uses_one(folder: Path) -> None:
+    with fill(open_classifier(folder, calibration="off")) as clf:
+        assert clf.store.calibration() is None
+        plain = clf.classify(WHITE)
+        assert plain.calibration == "none"
+    with open_classifier(folder) as clf:
+        assert same(clf.classify(WHITE), plain)
+        clf.calibrate()
+        assert calibration_states(clf) == ("current", "current")
+        assert clf.classify(WHITE).ranking != plain.ranking
+    with open_classifier(folder, calibration="off") as clf:
+        assert same(clf.classify(WHITE), plain)
+        kept = clf.store.calibration()
+        fill(clf, ("white",))
+        clf.remove_category("white")
+        assert clf.store.calibration() == kept
+        assert calibration_states(clf) == ("none", "stale")
+        assert same(clf.classify(WHITE), plain)
+
+
+@pytest.mark.parametrize("settings", [{"aggregation": "max"}, {"aggregation": "prototype"}, {"top_m": 2}])
+def test_a_calibration_for_another_aggregation_is_none(clf: Classifier, folder: Path, settings: dict[str, Any]) -> None:
+    clf.close()
+    with open_classifier(folder, calibration="off", **settings) as plain:
+        expected = plain.classify(WHITE)
+    with open_classifier(folder, **settings) as other:
+        prediction = other.classify(WHITE)
+        assert prediction.calibration == "none"
+        assert same(prediction, expected)
+        other.calibrate()
+        assert other.classify(WHITE).calibration == "current"
+    with open_classifier(folder) as again:
+        assert again.classify(WHITE).calibration == "none"
+
+
+def test_a_calibration_without_one_of_the_experts_is_none(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    for colour in COLOURS:
+        clf.add_category(colour, [], [coloured(colour, 1), coloured(colour, 2)], replace=True)
+    kept = clf.store.calibration()
+    assert kept is not None
+    assert set(kept["experts"]) == EXPERTS - {"clip:text"}
+    assert calibration_states(clf) == ("current", "current")
+    monkeypatch.setattr("zsvec.classifier._CHEAP", 0)
+    clf.add_category("red", ["all red"])
+    assert calibration_states(clf) == ("none", "stale")
+    clf.remove_category("red")
+    assert calibration_states(clf) == ("stale", "stale")
+
+
+def test_temperatures_of_the_settings_win_over_calibrated_ones(clf: Classifier, folder: Path) -> None:
+    calibrated = clf.classify(WHITE).experts
+    clf.close()
+    with open_classifier(folder, temperatures={"clip:image": 0.2}) as fixed:
+        experts = fixed.classify(WHITE).experts
+    with open_classifier(folder, temperatures={"clip:image": 0.2}, calibration="off") as off:
+        plain = off.classify(WHITE).experts
+    assert dict(experts["clip:image"].ranking) == pytest.approx(dict(plain["clip:image"].ranking))
+    assert dict(experts["clip:image"].ranking) != pytest.approx(dict(calibrated["clip:image"].ranking), abs=1e-3)
+    for name in EXPERTS - {"clip:image"}:
+        assert dict(experts[name].ranking) == pytest.approx(dict(calibrated[name].ranking))
+        assert dict(experts[name].ranking) != pytest.approx(dict(plain[name].ranking), abs=1e-3)
+
+
+@pytest.mark.parametrize("false_alarms", [0, 1, 0.0, 1.0, -0.1, 1.5, 5, math.nan, math.inf])
+def test_false_alarms_are_a_fraction(clf: Classifier, false_alarms: float) -> None:
+    before = clf.store.calibration()
+    with pytest.raises(InvalidInputError, match=r"false_alarms must be between 0 and 1\. Got "):
+        clf.calibrate(false_alarms=false_alarms)
+    assert clf.store.calibration() == before
+
+
+@pytest.mark.parametrize("false_alarms", ["0.1", [0.1], np.array([0.1, 0.2])])
+def test_false_alarms_are_a_number(clf: Classifier, false_alarms: Any) -> None:
+    with pytest.raises(InvalidInputError, match="false_alarms must be"):
+        clf.calibrate(false_alarms=false_alarms)
+
+
+def test_false_alarms_are_those_of_the_settings_unless_given(folder: Path) -> None:
+    with fill(open_classifier(folder, false_alarms=0.2), images=8) as clf:
+        kept = clf.store.calibration()
+        assert kept is not None
+        assert kept["false_alarms"] == 0.2
+        few, many = (clf.calibrate(false_alarms=fraction).calibration for fraction in (0.01, 0.5))
+        assert (few.false_alarms, many.false_alarms) == (0.01, 0.5)
+        assert (
+            few.views.thresholds["clip:image+clip:text+dino:image"]
+            < many.views.thresholds["clip:image+clip:text+dino:image"]
+        )
+        assert clf.calibrate().calibration.false_alarms == 0.2
+
+
+@pytest.mark.parametrize("content", ["nothing", "texts alone", "one category"])
+def test_a_store_that_cannot_be_calibrated(empty: Classifier, folder: Path, content: str) -> None:
+    if content == "texts alone":
+        for colour in COLOURS:
+            empty.add_category(colour, [f"all {colour}"])
+    elif content == "one category":
+        fill(empty, ("red",))
+    with pytest.raises(StoreError, match="that takes two categories and a reference image") as error:
+        empty.calibrate()
+    assert str(folder) in str(error.value)
+    assert empty.store.calibration() is None
+    if content == "nothing":
+        assert not (folder / "store").exists()
+
+
+def test_a_calibration_of_categories_that_are_gone_is_dropped(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zsvec.classifier._CHEAP", 0)
+    clf.remove_category("red")
+    clf.remove_category("green")
+    assert calibration_states(clf) == ("stale", "stale")
+    with pytest.raises(StoreError, match="cannot be calibrated"):
+        clf.calibrate()
+    assert calibration_states(clf) == ("none", "none")
+
+
+def test_a_conflict_about_the_calibration_does_not_undo_the_addition(
+    clf: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: Any) -> None:
+        raise ConflictError("others were faster")
+
+    monkeypatch.setattr(clf.store, "keep_calibration", lose)
+    category = clf.add_category("white", images=[coloured("white", 1)])
+    assert category in clf.categories()
+    assert calibration_states(clf) == ("stale", "stale")
+    assert clf.classify(WHITE).label == "white"
+    clf.remove_category("red")
+    assert {category.name for category in clf.categories()} == {"blue", "green", "white"}
+    with pytest.raises(ConflictError, match="others were faster"):
+        clf.calibrate()
+    monkeypatch.undo()
+    clf.calibrate()
+    assert calibration_states(clf) == ("current", "current")
+
+
+def given_vectors(seed: int, rows: Mapping[str, int]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    dims = {"clip": 32, "dino": 16}
+    return {
+        expert: rng.normal(size=(n, dims[expert.split(":")[0]])) + 3 * np.sign(rng.normal(size=dims[expert[:4]]))
+        for expert, n in rows.items()
+    }
+
+
+@pytest.mark.parametrize(("n_dino", "learned"), [(4, True), (3, False)])
+def test_vectors_of_two_encoders_are_of_the_same_images_if_they_are_as_many(
+    empty: Classifier, n_dino: int, learned: bool
+) -> None:
+    for seed, name in enumerate("abc"):
+        empty.add_category(name, ["t"], vectors=given_vectors(seed, {"clip:image": 4, "dino:image": n_dino}))
+        digests = {
+            encoder: {digest for of, modality, digest in empty.store.keys(name) if (of, modality) == (encoder, "image")}
+            for encoder in ("clip", "dino")
+        }
+        assert (len(digests["clip"]), len(digests["dino"])) == (4, n_dino)
+        assert len(digests["clip"] & digests["dino"]) == (4 if learned else 0)
+    calibration = empty.calibrate().calibration
+    assert calibration.images == (12 if learned else 21)
+    assert calibration.views.learned == calibration.plain.learned == learned
+
+
+def test_vectors_that_are_given_again_change_nothing(empty: Classifier) -> None:
+    given = given_vectors(0, {"clip:image": 4, "dino:image": 4, "clip:text": 4})
+    category = empty.add_category("a", [], vectors=given)
+    before = state(empty.store)
+    assert category.references == dict.fromkeys(EXPERTS, 4)
+    again = [
+        given,
+        dict(reversed(given.items())),
+        {expert: (5 * of).tolist() for expert, of in given.items()},
+        {expert: of[::-1] for expert, of in given.items()},
+        {expert: of[1:3] for expert, of in given.items()},
+        {expert: np.repeat(of, 2, axis=0) for expert, of in given.items()},
+        {expert: of for expert, of in given.items() if expert != "clip:text"},
+    ]
+    for vectors in again:
+        assert empty.add_category("a", [], vectors=vectors) == category
+    assert state(empty.store) == before
 
 
 # ---- encoders

@@ -586,6 +586,118 @@ def test_evaluate_for_people(filled: Callable[..., Result], colours: Path) -> No
     assert filled("evaluate", colours).out.splitlines()[-1] == "9 images"
 
 
+# ---- calibrate
+
+
+def add_images(colours: Path, seeds: range) -> None:
+    for colour in COLOURS:
+        for seed in seeds:
+            (colours / colour / f"{seed}.png").write_bytes(encode(coloured(colour, seed)))
+
+
+def test_calibrate_json(filled: Callable[..., Result], hash_encoders: Loading) -> None:
+    before = hash_encoders.embedded()
+    result = filled("calibrate --json")
+    assert (result.code, result.err) == (0, "")
+    assert hash_encoders.embedded() == before
+    (found,) = result.objects
+    assert list(found) == ["images", "false_alarms", "threshold", "experts", "before", "after"]
+    assert (found["images"], found["false_alarms"], found["threshold"]) == (9, 0.05, {})
+    assert found["experts"].keys() == {"clip:text", "clip:image", "dino:image"}
+    for expert in found["experts"].values():
+        assert list(expert) == ["temperature", "spread", "images", "accuracy"]
+        assert 0 < expert["temperature"] < 1
+        assert 0 < expert["spread"] < 1
+        assert (expert["images"], 0 <= expert["accuracy"] <= 1) == (9, True)
+    assert found["experts"]["dino:image"]["accuracy"] == 1
+    for quality in (found["before"], found["after"]):
+        assert list(quality) == ["top1", "cross_entropy", "ece"]
+        assert quality["top1"] == 1
+        assert 0 <= quality["cross_entropy"] < 0.1
+        assert 0 <= quality["ece"] < 0.1
+    assert found["before"] == found["after"]  # the import has calibrated it
+
+
+def test_calibrate_says_from_where_an_image_is_unknown(filled: Callable[..., Result], colours: Path) -> None:
+    add_images(colours, range(3, 8))
+    assert filled("import", colours).code == 0
+    thresholds = {}
+    for fraction in ("0.01", "0.5"):
+        (found,) = filled("calibrate --json --false-alarms", fraction).objects
+        assert (found["images"], found["false_alarms"]) == (24, float(fraction))
+        assert found["threshold"].keys() == {"clip:image+clip:text+dino:image"}
+        thresholds[fraction] = found["threshold"]["clip:image+clip:text+dino:image"]
+    assert thresholds["0.01"] < thresholds["0.5"]
+    unknown = [o["unknown"] for o in filled("classify --json", colours).objects if o["error"] is None]
+    assert 0.2 < sum(unknown) / len(unknown) < 0.8
+    result = filled("calibrate --false-alarms 0.125")
+    assert result.out.splitlines()[-1] == (
+        "learned from 24 reference images; unknown is what is farther than 87.5% of them"
+    )
+
+
+def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    (expected,) = filled("calibrate --json").objects
+    result = filled("calibrate")
+    assert (result.code, result.err) == (0, "")
+    lines = [line.split() for line in result.out.splitlines() if line.strip()]
+    assert lines[0] == ["expert", "temperature", "images", "says", "the", "category", "of"]
+    assert lines[2:5] == [
+        [name, f"{of['temperature']:.3f}", "9", f"{of['accuracy']:.1%}"] for name, of in expected["experts"].items()
+    ]
+    assert lines[5] == ["fusion", "top-1", "cross-entropy", "calibration", "error"]
+    assert [words[:2] for words in lines[7:9]] == [["before", "100.0%"], ["after", "100.0%"]]
+    assert [words[3] for words in lines[7:9]] == ["nats"] * 2
+    assert " ".join(lines[9]) == (
+        "learned from 9 reference images; too few have another of their category to tell from where an image is unknown"
+    )
+    assert len(lines) == 10
+    monkeypatch.setattr(output.out, "width", 30)
+    narrow = filled("calibrate").out
+    assert "…" not in narrow
+    assert max(len(line) for line in narrow.splitlines()[:-1]) <= 30
+
+
+def test_calibrate_with_one_reference_a_category(cli: Callable[..., Result], new: Path) -> None:
+    for colour in ("red", "blue"):
+        assert cli("add", colour, "--image", new / f"{colour}.png").code == 0
+    (found,) = cli("calibrate --json").objects
+    assert (found["images"], found["threshold"], found["before"], found["after"]) == (2, {}, None, None)
+    assert found["experts"]["dino:image"]["accuracy"] is None
+    result = cli("calibrate")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.count("– (one reference a category)") == 2
+    assert "cross-entropy" not in result.out
+
+
+def test_calibrate_makes_a_stale_store_current(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("zsvec.classifier._CHEAP", 0)
+        assert filled("add white --image colours/red/0.png").code == 0
+    for command, key in (("info --json", "calibration"), ("classify --json colours/red/0.png", "calibration")):
+        assert [o[key] for o in filled(command).objects] == ["stale"]
+    assert dict(line.split()[:2] for line in filled("info").out.splitlines())["calibration"] == "stale"
+    assert filled("calibrate").code == 0
+    for command, key in (("info --json", "calibration"), ("classify --json colours/red/0.png", "calibration")):
+        assert [o[key] for o in filled(command).objects] == ["current"]
+
+
+@pytest.mark.parametrize("content", [[], ["add cat", "add dog"], ["add red --image new/red.png"]])
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_a_store_that_cannot_be_calibrated(
+    cli: Callable[..., Result], new: Path, content: list[str], options: str
+) -> None:
+    for command in content:
+        assert cli(command).code == 0
+    result = cli(f"calibrate {options}")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == (
+        f"zsvec: {os.environ['ZSVEC_STORE']} (namespace zsvec) cannot be calibrated: "
+        "that takes two categories and a reference image\n"
+    )
+    assert Path(os.environ["ZSVEC_STORE"]).exists() == bool(content)
+
+
 # ---- wrong usage
 
 
@@ -619,6 +731,13 @@ def test_evaluate_for_people(filled: Callable[..., Result], colours: Path) -> No
         ("evaluate missing", "cannot list the folder 'missing'"),
         ("evaluate colours/red", "colours/red has no images in sub-folders"),
         ("evaluate colours --unknown missing", "cannot list the folder 'missing'"),
+        ("calibrate --false-alarms 0", "false_alarms must be between 0 and 1. Got 0.0"),
+        ("calibrate --false-alarms 1", "false_alarms must be between 0 and 1. Got 1.0"),
+        ("calibrate --false-alarms 5", "false_alarms must be between 0 and 1. Got 5.0"),
+        ("calibrate --false-alarms -0.1", "false_alarms must be between 0 and 1. Got -0.1"),
+        ("calibrate --false-alarms nan", "false_alarms must be between 0 and 1. Got nan"),
+        ("calibrate --false-alarms many", "--false-alarms"),
+        ("calibrate nonsense", "nonsense"),
     ],
 )
 def test_wrong_usage(filled: Callable[..., Result], command: str, message: str) -> None:

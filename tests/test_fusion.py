@@ -637,3 +637,56 @@ def test_neutral_evidence_is_as_good_as_none(case: Pool, data: st.DataObject) ->
     known = ~np.isnan(evidence).all(axis=(0, 1))
     got = log_linear(evidence, experts, neutral)
     np.testing.assert_allclose(got[:, known], log_linear(filled, experts, neutral)[:, known], atol=1e-9)
+
+
+@prop
+@given(pools())
+def test_weights_of_one_are_none(case: Pool) -> None:
+    evidence, experts, neutral = case
+    got = log_linear(evidence, experts, neutral, np.ones(evidence.shape[:2]))
+    np.testing.assert_array_equal(got, log_linear(evidence, experts, neutral))
+
+
+@prop
+@given(pools(), st.data())
+def test_a_weight_multiplies_the_evidence_of_an_expert(case: Pool, data: st.DataObject) -> None:
+    evidence, experts, neutral = case
+    evidence = np.nan_to_num(evidence)
+    weights = 2.0 ** np.array([[data.draw(st.integers(-3, 3)) for _ in row] for row in evidence])
+    weighted = softmax(log_linear(evidence, experts, neutral, weights))
+    np.testing.assert_allclose(
+        weighted, softmax(log_linear(evidence * weights[..., None], experts, neutral)), atol=1e-9
+    )
+    chosen = data.draw(st.integers(0, len(experts) - 1))
+    double, louder = np.ones(weights.shape), evidence.copy()
+    double[chosen] = 2
+    louder[chosen] *= 2
+    difference = log_linear(evidence, experts, neutral, double) - log_linear(louder, experts, neutral)
+    np.testing.assert_allclose(difference, np.broadcast_to(difference[:, :1], difference.shape), atol=1e-9)
+
+
+@prop
+@given(pools(), st.integers(-3, 3))
+def test_equal_weights_multiply_the_evidence(case: Pool, power: int) -> None:
+    evidence, experts, neutral = case
+    got = log_linear(evidence, experts, neutral, np.full(evidence.shape[:2], 2.0**power))
+    np.testing.assert_allclose(got, 2.0**power * log_linear(evidence, experts, neutral), atol=1e-9)
+
+
+@prop
+@given(pools(), st.data())
+def test_weighted_evidence_is_finite_where_anybody_knows_a_category(case: Pool, data: st.DataObject) -> None:
+    evidence, experts, neutral = case
+    weights = np.array([[data.draw(st.floats(1e-6, 1e3)) for _ in row] for row in evidence])
+    got = log_linear(evidence, experts, neutral, weights)
+    unknown = np.isnan(evidence).all(axis=0)
+    assert (got[unknown] == -np.inf).all()
+    assert np.isfinite(got[~unknown]).all()
+
+
+def test_weighted_evidence_of_partial_coverage_by_hand() -> None:
+    # Who lacks a category says the neutral evidence with its own weight, and all together with the mean of theirs.
+    neutral = {"a:image": 0.5, "a:text": 0.25, "a:image+a:text": 1.0}
+    evidence = np.array([[[2.0, 3.0, NAN, NAN]], [[1.0, NAN, 4.0, NAN]]])
+    got = log_linear(evidence, TWO, neutral, np.array([[3.0], [0.5]]))
+    np.testing.assert_allclose(got, [[6 + 0.5 - 1.75, 9 + 0.125 - 1.75, 2 + 1.5 - 1.75, -np.inf]], rtol=1e-12)

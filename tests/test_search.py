@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from tests.store.material import FINGERPRINTS, add, reference, references, unit_vector, write_of
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, MemoryDeployment, fast_folder
-from zsvec.aggregate import aggregate
+from zsvec.aggregate import References, aggregate
+from zsvec.calibration import Calibration, ExpertCalibration, LogLinear
 from zsvec.errors import StoreError
 from zsvec.search import Found, Searcher
 from zsvec.store import Reference, Store, Write, edge
@@ -475,6 +477,265 @@ class Interrupted(Hooked):
             if self.after_page and collection.endswith("__catalog"):
                 act, self.after_page = self.after_page, None
                 act()
+
+
+# Calibration
+
+
+def calibration_of(store: Store, **changes: Any) -> Calibration:
+    """One as if it were made from all that is committed."""
+    pool = LogLinear({"clip:image": {"top_mean": 3.0}}, {"clip:image": 0.5})
+    values: dict[str, Any] = {
+        "revision": max(category.rev for category in store.categories(since=0)),
+        "aggregation": "top_mean",
+        "top_m": TOP_M,
+        "false_alarms": 0.05,
+        "images": 4,
+        "experts": {"clip:image": ExpertCalibration(0.1, 0.2, 4, 0.75)},
+        "plain": pool,
+        "views": pool,
+    }
+    return Calibration(**(values | changes))
+
+
+def state_of(searching: Searcher) -> tuple[Calibration | None, bool]:
+    found = searching.search(queries(1), nearest=1)
+    return found.calibration, found.stale
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_next_batch_uses_the_calibration_that_was_kept(store: Store, writer: Store, method: str) -> None:
+    fill(store, STATE)
+    searching = searcher(store, method)
+    assert state_of(searching) == (None, False)
+
+    for i in range(1, 4):
+        kept = calibration_of(writer, images=i)
+        writer.keep_calibration(kept.to_dict())
+        assert state_of(searching) == (kept, False)
+        assert state_of(searching) == (kept, False)
+        assert state_of(searcher(store, method)) == (kept, False)
+
+    writer.keep_calibration({})
+    assert state_of(searching) == (None, False)
+    assert_answers(searching, STATE)
+
+
+CHANGES: Mapping[str, Callable[[Store], Any]] = {
+    "new": lambda s: add(s, "new", ["11"]),
+    "more": lambda s: add(s, "both", ["12"]),
+    "replaced": lambda s: add(s, "both", ["13"], replace=True),
+    "removed": lambda s: s.remove("many"),
+    "added again": lambda s: add(s, "many", ["14"]),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_calibration_is_stale_after_a_change_and_until_the_next(store: Store, writer: Store, method: str) -> None:
+    fill(store, STATE)
+    kept = calibration_of(writer)
+    writer.keep_calibration(kept.to_dict())
+    searching = searcher(store, method)
+    assert state_of(searching) == (kept, False)
+    for i, change in enumerate(CHANGES.values()):
+        change(writer)
+        assert state_of(searching) == (kept, True)
+        assert state_of(searcher(store, method)) == (kept, True)
+        assert state_of(searching) == (kept, True)
+        kept = calibration_of(writer, images=i)
+        writer.keep_calibration(kept.to_dict())
+        assert state_of(searching) == (kept, False)
+        assert state_of(searcher(store, method)) == (kept, False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_calibration_that_was_overtaken_by_a_change_is_stale(store: Store, writer: Store, method: str) -> None:
+    fill(store, STATE)
+    searching = searcher(store, method)
+    made = calibration_of(writer)
+    add(writer, "both", ["11"])
+    writer.keep_calibration(made.to_dict())
+    assert state_of(searching) == (made, True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_calibration_of_another_format_is_none(store: Store, writer: Store, method: str) -> None:
+    fill(store, STATE)
+    searching = searcher(store, method)
+    made = calibration_of(writer)
+    for kept, expected in [
+        ({**made.to_dict(), "format": 99}, None),
+        (made.to_dict(), made),
+        ({"format": 99, "revision": "new", "experts": 3}, None),
+        ({"format": None}, None),
+    ]:
+        writer.keep_calibration(kept)
+        assert state_of(searching) == (expected, False)
+        assert state_of(searcher(store, method)) == (expected, False)
+    add(writer, "both", ["11"])
+    assert state_of(searching) == (None, False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_calibration_that_comes_between_is_seen_then_or_next_time(
+    backend: Hooked, store: Store, writer: Store, method: str
+) -> None:
+    """Whichever call of a search it comes before."""
+    fill(store, STATE)
+    for position in itertools.count():
+        before, after = calibration_of(writer, images=1), calibration_of(writer, images=2)
+        writer.keep_calibration(before.to_dict())
+        searching = searcher(store, method)
+
+        def come_between(*_: Any, after: Calibration = after, **__: Any) -> None:
+            writer.keep_calibration(after.to_dict())
+
+        at = backend.calls.total() + position
+        backend.hooks[at] = come_between
+        seen = state_of(searching)
+        came = backend.hooks.pop(at, None) is None
+
+        assert seen in [(before, False), (after, False)]
+        assert state_of(searching) == (after if came else before, False)
+        if not came:
+            break
+    assert position > 1
+
+
+def vectors_of(of: References) -> dict[str, dict[str, tuple[list[float], str]]]:
+    """Vector and source of each reference, by category and hash."""
+    assert list(of.names) == sorted(of.names)
+    assert of.starts[0] == 0
+    assert of.starts[-1] == len(of.vectors) == len(of.hashes) == len(of.sources)
+    return {
+        name: {
+            of.hashes[row]: (of.vectors[row].tolist(), of.sources[row]) for row in range(of.starts[i], of.starts[i + 1])
+        }
+        for i, name in enumerate(of.names)
+    }
+
+
+def assert_references(searching: Searcher, state: State, revision: int) -> None:
+    got, seen = searching.references()
+    expected = by_expert(state)
+    assert seen == revision
+    assert got.keys() == expected.keys()
+    for expert, names in expected.items():
+        found = vectors_of(got[expert])
+        assert found.keys() == names.keys()
+        assert len(got[expert].vectors) == sum(map(len, names.values()))
+        for i, (name, held) in enumerate(sorted(names.items())):
+            assert {digest: source for digest, (_, source) in found[name].items()} == {r.hash: r.source for r in held}
+            for one in held:
+                np.testing.assert_allclose(found[name][one.hash][0], one.vector, atol=1e-6)
+            norm = np.linalg.norm(np.mean([r.vector for r in held], axis=0))
+            assert got[expert].norms[i] == pytest.approx(norm, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("limit", [2, EVERYTHING])
+def test_references_are_all_that_is_committed(store: Store, writer: Store, method: str, limit: int) -> None:
+    def newest() -> int:
+        return max(category.rev for category in writer.categories(since=0))
+
+    searching = searcher(store, method, limit=limit, norms=False)
+    assert searching.references() == ({}, 0)
+    state = dict(STATE)
+    fill(store, state)
+    assert_references(searching, state, newest())
+    assert_references(searching, state, newest())
+
+    add(writer, "both", ["11"])
+    state["both"] = [*state["both"], *references(images=["11"])]
+    assert_references(searching, state, newest())
+
+    writer.keep_calibration(calibration_of(writer).to_dict())
+    assert_references(searching, state, newest())
+
+    writer.remove("many")
+    del state["many"]
+    assert_references(searching, state, newest())
+    assert searching.method == method
+    found = searching.search(queries(), nearest=1)
+    assert found.categories == tuple(sorted(state))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("action", ["replace", "remove", "replace and remove", "add again"])
+def test_references_of_a_category_that_changes_meanwhile_are_whole(
+    backend: Hooked, store: Store, writer: Store, method: str, action: str
+) -> None:
+    """Whichever call the change comes before."""
+    for position in itertools.count():
+        store.write([painted(name, 0) for name in NAMES])
+        before = max(category.rev for category in store.categories(since=0))
+        searching = searcher(store, method)
+
+        def come_between(*_: Any, **__: Any) -> None:
+            for version in range(1, 3) if action != "remove" else ():
+                if action == "add again":
+                    writer.remove("lynx")
+                writer.write([painted("lynx", version)])
+            if "remove" in action:
+                writer.remove("lynx")
+
+        at = backend.calls.total() + position
+        backend.hooks[at] = come_between
+        got, seen = searching.references()
+        came = backend.hooks.pop(at, None) is None
+
+        shown = {
+            tuple((name, *{source for _, source in held.values()}, len(held)) for name, held in vectors_of(of).items())
+            for of in got.values()
+        }
+        rest = (("red panda", "0", REFERENCES), ("wolf", "0", REFERENCES))
+        old = {(("lynx", "0", REFERENCES), *rest)}
+        new = {rest} if "remove" in action else {(("lynx", "2", REFERENCES), *rest)}
+        assert shown in (old, new)
+        revision = max(category.rev for category in store.categories(since=0))
+        assert seen == (revision if shown == new else before)
+        if not came:
+            break
+    assert position > 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_lost_references_cannot_be_given(backend: Hooked, store: Store, method: str) -> None:
+    fill(store, STATE)
+    backend.delete(store.collection("dino"), Where(match={"gen": list(store.category("images only").gens)}))
+    with pytest.raises(StoreError, match="lacks references of 'images only'"):
+        searcher(store, method).references()
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_a_search_is_exact_unless_something_was_left_out(store: Store, norms: bool) -> None:
+    fill(store, STATE)
+    most = max(sum(len(of) for of in names.values()) for names in by_expert(STATE).values())
+    for limit in (1, 4, 20, most - 1):
+        assert not searcher(store, "qdrant", limit=limit, norms=norms).search(queries(), nearest=1).exact
+    for limit in (most + 1, EVERYTHING):
+        assert searcher(store, "qdrant", limit=limit, norms=norms).search(queries(), nearest=1).exact
+    assert searcher(store, "mirror", limit=1, norms=norms).search(queries(), nearest=1).exact
+
+
+def test_a_search_is_not_exact_where_each_image_found_another_reference(store: Store) -> None:
+    held = references(images=["1", "2"])
+    fill(store, {"red panda": held[:1] + held[2:3], "lynx": held[1:2] + held[3:]})
+    asked = {e: np.stack([r.vector for r in held if r.encoder == e]) for e in FINGERPRINTS}
+    found = searcher(store, "qdrant", limit=1).search(asked, nearest=1)
+    assert [list(expert.similarities.present) for expert in found.experts] == [[1, 1]] * 2
+    assert not found.exact
+    assert searcher(store, "qdrant", limit=3).search(asked, nearest=1).exact
+
+
+def test_a_search_that_grows_beyond_the_limit_is_not_exact_any_more(store: Store, writer: Store) -> None:
+    fill(store, {"red panda": references(images=["1", "2"])})
+    searching = searcher(store, "qdrant", limit=3, norms=False)
+    assert searching.search(queries(), nearest=1).exact
+    add(writer, "lynx", ["3", "4"])
+    assert not searching.search(queries(), nearest=1).exact
+    writer.remove("lynx")
+    assert searching.search(queries(), nearest=1).exact
 
 
 # What must never be seen

@@ -8,7 +8,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from numbers import Real
 from types import TracebackType
 from typing import Any, Literal, overload
 
@@ -70,7 +71,7 @@ class Classifier:
             limit=settings.neighbors,
             norms=settings.aggregation == "prototype",
         )
-        self._scoring = Scoring(
+        self.scoring = Scoring(
             temperatures=temperatures,
             fixed_temperatures=settings.temperatures,
             aggregation=settings.aggregation,
@@ -122,7 +123,8 @@ class Classifier:
             name: The label.
             texts: Definition texts. Without any, a new category gets its name for one.
             images: Reference images: paths, bytes, files, PIL images, arrays.
-            vectors: References embedded elsewhere by the same encoder: ``{"clip:image": (n, dim)}``.
+            vectors: References embedded elsewhere by the same encoder: ``{"clip:image": (n, dim)}``. They are
+                recognised when those of the same encoders are given together again.
             metadata: JSON to keep with it.
             replace: Whether these references take the place of those it has.
 
@@ -254,7 +256,45 @@ class Classifier:
         return self._stream(checked_images(images), size, top_k, errors)
 
     def _stream(self, images: Iterable[ImageInput], size: int, top_k: int, errors: Errors) -> Iterator[Prediction]:
-        encoders = self._encoders_to_read()
+        for batch, vectors in self._embed(images, size, self._encoders_to_read()):
+            sources = [image.source for image in batch if image.error is None]
+            answers = iter(self._predict(sources, vectors, top_k) if sources else ())
+            for image in batch:
+                if image.error is None:
+                    yield next(answers)
+                elif errors == "raise":
+                    raise image.error
+                else:
+                    yield Prediction(source=image.source, error=str(image.error))
+
+    def embed_stream(self, images: Iterable[ImageInput], *, batch_size: int | None = None) -> Iterator[Embedding]:
+        """Vectors of images as they come, in order and in bounded memory; for `classify_vectors`, or for keeping.
+
+        Args:
+            images: Iterated in a thread of its own.
+            batch_size: Images that an encoder takes at once; by default the setting.
+
+        Yields:
+            One embedding for each image, with its ``error`` if it cannot be read.
+
+        Raises:
+            ZSVecError: As `load`.
+        """
+        size = self.settings.batch_size if batch_size is None else batch_size
+        _check_count("batch_size", size)
+        for batch, vectors in self._embed(checked_images(images), size, self.encoders):
+            position = 0
+            for image in batch:
+                if image.error is not None:
+                    yield Embedding(image.source, error=str(image.error))
+                else:
+                    yield Embedding(image.source, {name: of[position] for name, of in vectors.items()})
+                    position += 1
+
+    def _embed(
+        self, images: Iterable[ImageInput], size: int, encoders: EncoderSet
+    ) -> Iterator[tuple[list[_Prepared], dict[str, NDArray[np.float32]]]]:
+        """Batches of images, and the vectors of those that can be read, by encoder."""
 
         def prepare(image: ImageInput) -> _Prepared:
             source = source_of(image)
@@ -266,15 +306,7 @@ class Classifier:
 
         for batch in prefetch(prepare, images, size):
             readable = [image for image in batch if image.error is None]
-            vectors = encoders.encode_images([image.inputs for image in readable]) if readable else {}
-            answers = iter(self._predict([image.source for image in readable], vectors, top_k) if readable else ())
-            for image in batch:
-                if image.error is None:
-                    yield next(answers)
-                elif errors == "raise":
-                    raise image.error
-                else:
-                    yield Prediction(source=image.source, error=str(image.error))
+            yield batch, encoders.encode_images([image.inputs for image in readable]) if readable else {}
 
     def classify_vectors(self, vectors: Mapping[str, ArrayLike], *, top_k: int = 5) -> list[Prediction]:
         """Classify images that are already embedded.
@@ -307,11 +339,11 @@ class Classifier:
     ) -> list[Prediction]:
         found = self._searcher.search(vectors, _NEAREST)
         # A modality that is not in use any more may still have references.
-        used = tuple(expert for expert in found.experts if expert.name in self._scoring.temperatures)
+        used = tuple(expert for expert in found.experts if expert.name in self.scoring.temperatures)
         if not used:
             raise self._empty()
         found = replace(found, experts=used)
-        return self._scoring.predict(found, sources, top_k)
+        return self.scoring.predict(found, sources, top_k)
 
     def _check_names(self, experts: Collection[str]) -> None:
         for name in self._names:
@@ -342,7 +374,7 @@ class Classifier:
             StoreError: There are no two categories, or no reference image.
         """
         wanted = self.settings.false_alarms if false_alarms is None else false_alarms
-        if not 0 < wanted < 1:
+        if not isinstance(wanted, Real) or not 0 < wanted < 1:
             raise InvalidInputError(f"false_alarms must be between 0 and 1. Got {wanted!r} instead")
         report = self._calibrate(wanted)
         if report is None:
@@ -354,7 +386,7 @@ class Classifier:
     def _calibrate(self, false_alarms: float) -> CalibrationReport | None:
         references, revision = self._searcher.references()
         used = {expert: of for expert, of in references.items() if expert in self._temperatures}
-        scoring = self._scoring
+        scoring = self.scoring
         made = calibrate(
             used,
             self._temperatures,
@@ -401,27 +433,29 @@ class Classifier:
         Raises:
             WeightsUnavailableError: Weights can be loaded neither from disk nor from a hub.
         """
-        self._encoders()
+        _ = self.encoders
 
-    def close(self) -> None:
-        """Make everything written durable and let go of the store."""
-        self.store.close()
-
-    def _encoders(self) -> EncoderSet:
+    @property
+    def encoders(self) -> EncoderSet:
+        """The encoders; loaded when they are first asked for."""
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load_encoders()
             return self._loaded
 
+    def close(self) -> None:
+        """Make everything written durable and let go of the store."""
+        self.store.close()
+
     def _encoders_to_read(self) -> EncoderSet:
         if not self.store.encoders():
             raise self._empty()
-        encoders = self._encoders()
+        encoders = self.encoders
         self.store.check_fingerprints(encoders.fingerprints)
         return encoders
 
     def _encoders_to_write(self) -> EncoderSet:
-        encoders = self._encoders()
+        encoders = self.encoders
         self.store.bind(encoders.fingerprints)
         return encoders
 
@@ -432,6 +466,21 @@ class Classifier:
 def _check_count(name: str, value: object) -> None:
     if not isinstance(value, int) or value < 1:
         raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """An image as the encoders see it.
+
+    Attributes:
+        source: Where the image came from.
+        vectors: By encoder, float32 ``(dim,)``, unit norm; empty if the image could not be read.
+        error: Why not, or ``None``.
+    """
+
+    source: str
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,8 @@ class Settings(BaseSettings):
         top_m: References that `top_mean` averages.
         fusion: How the experts are fused: one of the paper's (section 3.3), or a log-linear pool.
         weights: Confidence of each expert for `fixed` fusion; an expert that is not named has 1.
-        temperatures: Of experts, such as ``clip:text``, that neither the profile nor calibration shall say.
+        temperatures: Of experts, such as ``clip:text``, that neither the profile nor calibration shall say. Log-linear
+            fusion of a calibrated store goes by slopes, not by these.
         calibration: ``auto`` uses the calibration that is kept with the store, and makes one after a write
             while that is cheap; ``off`` takes the temperatures of the profile, as the paper does.
         false_alarms: Fraction of the images of known categories that calibration lets be called unknown.

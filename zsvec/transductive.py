@@ -72,6 +72,7 @@ def _gain(expert: Prototypes, assigned: Doubles) -> Doubles:
     # Without the image itself, whose cosine to itself is 1.
     others = all_dots - weight
     square_of_others = square - 2 * weight * all_dots + weight**2
-    moved = others / np.sqrt(np.maximum(square_of_others, 1e-12))
-    gain: Doubles = moved - dots / np.maximum(length, 1e-12)
+    # References that cancel out have no direction, and rounding must not become one.
+    moved = np.clip(others / np.sqrt(np.maximum(square_of_others, 1e-12)), -1, 1)
+    gain: Doubles = moved - np.clip(dots / np.maximum(length, 1e-12), -1, 1)
     return gain

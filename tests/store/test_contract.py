@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,10 @@ from tests.store.material import (
     write_of,
 )
 from tests.store.support import Deployment, EdgeDeployment, MemoryDeployment, fast_folder
+from zsvec.calibration import Calibration, LogLinear
 from zsvec.errors import CategoryNotFoundError
 from zsvec.store import Store, Write
+from zsvec.store.base import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -378,6 +381,9 @@ def test_nothing_is_made_before_the_first_write(deployment: Deployment) -> None:
     assert store.keys("red panda") == set()
     assert store.incomplete() == []
     assert store.gc() == 0
+    assert store.calibration() is None
+    assert store.changes_after(0) == ([], None)
+    assert store.info()["calibration"] == "none"
     store.check(["anything"])
     store.check_fingerprints(FINGERPRINTS)
     with pytest.raises(CategoryNotFoundError):
@@ -420,6 +426,193 @@ def test_flushed_store_can_be_copied_while_open(deployment: EdgeDeployment, open
     assert copied.categories() == store.categories()
     assert sources(copied, "red panda") == {"clip:image": ["a"], "clip:text": ["text"], "dino:image": ["a"]}
     copy.close()
+
+
+# Calibration
+
+CALIBRATION = {"revision": 7, "experts": {"clip:image": [0.25, None]}, "é": "小熊猫"}
+
+
+def newest(store: Store) -> int:
+    """The largest ``rev`` of the categories, removed ones included."""
+    return max(category.rev for category in store.categories(since=0))
+
+
+def test_calibration_is_kept_and_read_back(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    assert store.calibration() is None
+
+    store.keep_calibration(CALIBRATION)
+
+    assert store.calibration() == CALIBRATION
+    assert deployment.another(store).calibration() == CALIBRATION
+    store.close()
+    assert open_store().calibration() == CALIBRATION
+
+
+def test_calibration_is_replaced_by_any_handle(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    other = deployment.another(store)
+    for i, writer in enumerate((store, other, other, store), 1):
+        writer.keep_calibration({"number": i})
+        assert store.calibration() == other.calibration() == {"number": i}
+        record = deployment.points("catalog")[record_id("calibration", "")]
+        assert record == {
+            "kind": "calibration",
+            "version": i,
+            "rev": record["rev"],
+            "writer": record["writer"],
+            "calibration": {"number": i},
+        }
+    other.keep_calibration({})
+    assert not store.calibration()
+    assert store.info()["calibration"] == "none"
+
+
+def test_calibration_has_a_larger_revision_than_every_category(
+    deployment: Deployment, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    add(store, "a", ["1"])
+    yesterday = time.time_ns() - 86_400 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: yesterday)
+    last = newest(store)
+    for step in (lambda: add(store, "b", ["1"]), lambda: store.remove("a"), lambda: add(store, "a", ["2"])):
+        store.keep_calibration(CALIBRATION)
+        rev = deployment.points("catalog")[record_id("calibration", "")]["rev"]
+        assert rev > last
+        step()
+        last = newest(store)
+        assert last > rev
+
+
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+def test_changes_give_a_calibration_once(open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "a", ["1"])
+    seen = store.category("a").rev
+    for number in range(2):
+        store.keep_calibration({"number": number})
+        categories, record = store.changes_after(seen)
+        assert categories == []
+        assert record is not None
+        assert record["calibration"] == {"number": number}
+        seen = record["rev"]
+        assert store.changes_after(seen) == ([], None)
+
+    add(store, "b", ["1"])
+    assert store.changes_after(seen) == ([store.category("b")], None)
+
+
+def test_changes_give_no_category_for_a_calibration(open_store: OpenStore) -> None:
+    store = open_store()
+    store.keep_calibration(CALIBRATION)
+    categories, record = store.changes_after(0)
+    assert categories == []
+    assert record is not None
+    assert record["calibration"] == CALIBRATION
+
+    add(store, "b", ["1"])
+    add(store, "a", ["1"])
+    store.remove("b")
+    categories, again = store.changes_after(record["rev"])
+    assert [(category.name, bool(category.gens)) for category in categories] == [("a", True), ("b", False)]
+    assert again in (None, record)
+
+
+@pytest.mark.parametrize("deployment", ["memory", "server"], indirect=True)
+def test_changes_give_a_calibration_whose_writer_was_late(
+    deployment: Deployment, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.keep_calibration(CALIBRATION)
+    rev = deployment.points("catalog")[record_id("calibration", "")]["rev"]
+
+    _, record = store.changes_after(rev + 100_000_000)
+    assert record is not None
+    assert record["rev"] == rev
+    assert store.changes_after(rev + 130_000_000) == ([], None)
+
+
+def test_calibration_is_no_category(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    store.keep_calibration(CALIBRATION)
+
+    assert store.categories() == []
+    assert store.categories(since=0) == []
+    assert store.keys("") == set()
+    add(store, "red panda", ["a"], ["text"])
+    before = store.categories()
+    store.keep_calibration({"revision": 9, "another": "one"})
+
+    assert store.categories() == before
+    assert store.categories(since=0) == before
+    assert store.info()["categories"] == 1
+    assert store.incomplete() == []
+    assert store.gc(grace=0) == 0
+    add(store, "red panda", ["b"], replace=True)
+    store.remove("red panda")
+    assert store.gc(grace=0) == 0
+    assert store.calibration() == {"revision": 9, "another": "one"}
+    assert store.encoders() == FINGERPRINTS
+
+
+def made_from(revision: int) -> dict[str, Any]:
+    pool = LogLinear({})
+    return Calibration(
+        revision=revision,
+        aggregation="max",
+        top_m=1,
+        false_alarms=0.05,
+        images=1,
+        experts={},
+        plain=pool,
+        views=pool,
+    ).to_dict()
+
+
+def test_a_calibration_of_an_earlier_state_does_not_replace_a_later_one(open_store: OpenStore) -> None:
+    store = open_store()
+    store.keep_calibration(made_from(7))
+    store.keep_calibration(made_from(6))
+    assert store.calibration() == made_from(7)
+    store.keep_calibration(made_from(8))
+    store.keep_calibration({})
+    assert store.calibration() == {}
+    store.keep_calibration(made_from(6))
+    assert store.calibration() == made_from(6)
+
+
+def test_info_counts_a_calibration_of_another_format_as_none(open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "a", ["1"])
+    store.keep_calibration({**made_from(newest(store)), "format": 0})
+    assert store.info()["calibration"] == "none"
+
+
+def test_info_says_whether_categories_have_changed_since_the_calibration(
+    deployment: Deployment, open_store: OpenStore
+) -> None:
+    store = open_store()
+    other = deployment.another(store)
+    assert store.info()["calibration"] == "none"
+    changes: list[Callable[[], None]] = [
+        lambda: add(other, "a", ["1"]),
+        lambda: add(other, "b", ["1"]),
+        lambda: add(other, "a", ["2"]),
+        lambda: add(other, "a", ["3"], replace=True),
+        lambda: other.remove("b"),
+    ]
+    for i, change in enumerate(changes):
+        change()
+        assert store.info()["calibration"] == ("stale" if i else "none")
+        store.keep_calibration(made_from(newest(store)))
+        assert store.info()["calibration"] == other.info()["calibration"] == "current"
+
+    before = newest(store)
+    add(other, "c", ["1"])
+    store.keep_calibration(made_from(before))  # it was made before, and committed after
+    assert store.info()["calibration"] == "stale"
 
 
 # Against a model

@@ -14,7 +14,7 @@ from tests.store.material import FINGERPRINTS, add, sources, write_of
 from tests.store.support import Crash, Deployment, Hooked
 from zsvec.errors import CategoryNotFoundError, ConflictError
 from zsvec.store import Store
-from zsvec.store.base import Points
+from zsvec.store.base import Points, record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -361,6 +361,93 @@ def test_torn_references_are_not_seen(
     assert deployment.sizes()[encoder] > len(before["red panda"][1].get(f"{encoder}:image", [])) + (encoder == "clip")
     assert contents(other) == before
     assert other.incomplete() == []
+
+
+# Calibration
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("others", [1, 3])
+def test_calibration_that_loses_a_race_is_committed_after_the_winner(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store, before: int, others: int
+) -> None:
+    for _ in range(before):
+        store.keep_calibration({"of": "old"})
+    came: list[int] = []
+
+    def come_first(*_: Any) -> None:
+        other.keep_calibration({"of": "them"})
+        came.append(1)
+        if len(came) < others:
+            backend.hooks["put"] = come_first
+
+    backend.hooks["put"] = come_first
+    store.keep_calibration({"of": "me"})
+
+    assert len(came) == others
+    assert store.calibration() == other.calibration() == {"of": "me"}
+    assert deployment.points("catalog")[record_id("calibration", "")]["version"] == before + others + 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_calibration_that_always_loses_gives_up(backend: Hooked, store: Store, other: Store) -> None:
+    came: list[int] = []
+
+    def interfere(*_: Any) -> None:
+        came.append(len(came))
+        other.keep_calibration({"of": came[-1]})
+        backend.hooks["put"] = interfere
+
+    backend.hooks["put"] = interfere
+    with pytest.raises(ConflictError, match=r"calibration.*at each of \d+ attempts.*try again"):
+        store.keep_calibration({"of": "me"})
+    backend.hooks.clear()
+
+    assert len(came) > 3
+    assert store.calibration() == {"of": came[-1]}
+    assert images(store) == ["old"]
+
+
+def test_categories_and_calibrations_do_not_conflict(backend: Hooked, store: Store, other: Store) -> None:
+    backend.hooks["put"] = lambda *_: other.keep_calibration({"of": "them"})
+    [category] = store.write([write_of("red panda", ["mine"])])
+    assert category.version == 2
+    assert store.calibration() == {"of": "them"}
+
+    backend.hooks["put"] = lambda *_: add(other, "red panda", ["theirs"])
+    puts = backend.calls["put"]
+    store.keep_calibration({"of": "me"})
+    assert backend.calls["put"] - puts == (2 if other is store else 1)
+    assert store.calibration() == {"of": "me"}
+    assert images(store) == ["mine", "old", "theirs"]
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_calibration_survives_a_writer_that_dies(backend: Hooked, store: Store, before: int) -> None:
+    for _ in range(before):
+        store.keep_calibration({"of": "old"})
+    kept = store.calibration()
+    for survived in itertools.count():
+        died = dies(backend, survived, lambda: store.keep_calibration({"of": "new"}))
+        assert store.calibration() in (kept, {"of": "new"})
+        assert images(store) == ["old"]
+        if not died:
+            break
+    assert store.calibration() == {"of": "new"}
+    assert survived > 2
+
+
+def test_many_threads_calibrate(deployment: Deployment, store: Store) -> None:
+    writers = [deployment.another(store) for _ in range(4)]
+
+    def work(writer: int) -> None:
+        for i in range(3):
+            writers[writer].keep_calibration({"of": [writer, i]})
+
+    with ThreadPoolExecutor(len(writers)) as pool:
+        list(pool.map(work, range(len(writers))))
+
+    assert store.calibration() in [{"of": [writer, 2]} for writer in range(4)]
 
 
 # Garbage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,20 @@ def labelled_images(folder: Path) -> list[tuple[Path, str]]:
     return [(path, checked_name(path.relative_to(folder).parts[0])) for path in paths]
 
 
+def check_labels(categories: Collection[str], labels: Iterable[str], location: str) -> None:
+    """Refuse images of categories that a store does not have.
+
+    Raises:
+        InvalidInputError: There are such.
+    """
+    if missing := sorted(set(labels) - set(categories)):
+        shown = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
+        raise InvalidInputError(
+            f"{len(missing)} of the labels are no category of {location}: {shown}; "
+            "add them, or name the sub-folders as `zsvec list` does"
+        )
+
+
 def evaluate(
     classifier: Classifier,
     folder: Path,
@@ -111,13 +125,8 @@ def evaluate(
     strangers = find_images(unknown) if unknown else []
     if unknown and not strangers:
         raise InvalidInputError(f"{unknown} has no images")
-    known = {category.name for category in classifier.categories()}
-    if missing := sorted({label for _, label in labelled} - known):
-        shown = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
-        raise InvalidInputError(
-            f"{len(missing)} of the labels in {folder} are no category of {classifier.store.location}: {shown}; "
-            "add them, or name the sub-folders as `zsvec list` does"
-        )
+    known = [category.name for category in classifier.categories()]
+    check_labels(known, [label for _, label in labelled], classifier.store.location)
     paths = [path for path, _ in labelled] + strangers
     labels = [label for _, label in labelled] + [None] * len(strangers)
     answered = []

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_attempt, wait_random_exponential
 
+from zsvec.calibration import Calibration
 from zsvec.errors import CategoryNotFoundError, ConflictError, EncoderMismatchError, StoreError
 from zsvec.store.base import (
     CATALOG,
@@ -257,10 +258,10 @@ class Store:
         }
 
     def _calibration_state(self) -> CalibrationState:
-        calibration = self.calibration()
-        if not calibration:
+        calibration = Calibration.from_dict(self.calibration() or {})
+        if calibration is None:
             return "none"
-        return "current" if not self.categories(calibration["revision"] + 1) else "stale"
+        return "current" if not self.categories(calibration.revision + 1) else "stale"
 
     def incomplete(self) -> list[str]:
         """Names of the categories that lack references which their manifest counts; empty unless data was lost."""
@@ -314,6 +315,8 @@ class Store:
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
         """Commit a calibration in the place of the one that is there; an empty one is none.
 
+        One that was made from a later state of the catalog stays.
+
         Raises:
             ConflictError: Others wrote one each time, until the attempts were used up.
         """
@@ -322,12 +325,14 @@ class Store:
 
         def attempt() -> bool:
             before = self._backend.retrieve(self._catalog, [identifier]).get(identifier)
+            if before and calibration and before["calibration"].get("revision", 0) > calibration.get("revision", 0):
+                return True
             rev = max(time.time_ns() // 1000, self._backend.newest(self._catalog) + 1)
             self._backend.put(self._catalog, [calibration_record(calibration, writer, rev, before)])
             after = self._backend.retrieve(self._catalog, [identifier]).get(identifier)
             return after is not None and after["writer"] == writer
 
-        self._until_won(attempt, ["its calibration"])
+        self._until_won(attempt, [])
 
     def write(self, writes: Sequence[Write]) -> list[Category]:
         """Commit references to categories, each category whole or not at all.
@@ -408,8 +413,9 @@ class Store:
             with self._writing():
                 retrying(attempt)
         except RetryError as exc:
+            changed = ", ".join(map(repr, names)) or "the calibration"
             raise ConflictError(
-                f"others changed {', '.join(map(repr, names))} in {self.location} at each of {_ATTEMPTS} attempts: "
+                f"others changed {changed} in {self.location} at each of {_ATTEMPTS} attempts: "
                 "try again when they are done"
             ) from exc
 

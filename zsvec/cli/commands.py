@@ -48,6 +48,23 @@ class Fusion(str, Enum):
     TRANSDUCTIVE = "transductive"
 
 
+class Suite(str, Enum):
+    """The names that --suite takes."""
+
+    PAPER = "paper"
+
+
+class Dataset(str, Enum):
+    """The names that --dataset takes."""
+
+    FOLDER = "folder"
+    MNIST = "mnist"
+    SVHN = "svhn"
+    CIFAR10 = "cifar10"
+    CIFAR100 = "cifar100"
+    TINYIMAGENET = "tinyimagenet"
+
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Drop the references it has, instead of adding to them.")]
@@ -307,24 +324,82 @@ def evaluate(
         typer.Option(metavar="DIR", help="Images of no category: measures how well novelty tells them apart."),
     ] = None,
     fusion: FusionOption = None,
+    suite: Annotated[
+        Optional[Suite],  # noqa: UP045
+        typer.Option("--suite", help="All tables and figures of the paper."),
+    ] = None,
+    report: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--report", metavar="DIR", help="Where the suite writes its report.  [default: zsvec-report]"),
+    ] = None,
+    dataset: Annotated[
+        Dataset, typer.Option("--dataset", help="How DIR is laid out, for the suite: folders, or a public data set.")
+    ] = Dataset.FOLDER,
     json: Json = False,
 ) -> None:
-    """Measure accuracy on images whose categories are known."""
+    """Measure accuracy on images whose categories are known.
+
+    With --suite paper: every table and figure of the paper, on the references of the store and these images,
+    as a page to read and as JSON. What is embedded is kept in the folder of the report, so that it can be
+    interrupted and repeated.
+    """
     from zsvec.cli import output
     from zsvec.evaluation import evaluate as measure
 
-    def report(prediction: Prediction) -> None:
+    if suite is not None:
+        _suite(context.obj, folder, unknown, dataset, report, json)
+        return
+    if report is not None or dataset is not Dataset.FOLDER:
+        raise typer.BadParameter("--report and --dataset are of --suite paper")
+
+    def left_out(prediction: Prediction) -> None:
         output.note(f"left out: {prediction.error}")
 
     settings = {"fusion": fusion.value} if fusion else {}
     with context.obj.open(**settings) as classifier, output.progress("classifying", None) as counted:
-        result = measure(classifier, folder, unknown, on_error=report, track=counted)
+        result = measure(classifier, folder, unknown, on_error=left_out, track=counted)
     if json:
         output.json_line(result.to_dict())
         return
     output.out.print(output.evaluation(result))
     auroc = "" if result.auroc is None else f", unknown images: AUROC {result.auroc:.3f}"
     output.out.print(f"{result.n} images{auroc}")
+
+
+def _suite(
+    target: Target, folder: Path, unknown: Path | None, dataset: Dataset, report: Path | None, json: bool
+) -> None:
+    from zsvec.cli import output
+    from zsvec.errors import MissingExtraError
+    from zsvec.evaluation.datasets import DATASETS
+    from zsvec.evaluation.suite import run
+    from zsvec.images import find_images
+
+    try:
+        from zsvec.evaluation.publish import publish
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(f'{exc.name} is needed for a report: pip install "zsvec[report]"') from exc
+    images = DATASETS[dataset.value](folder, False).images
+    strangers = find_images(unknown) if unknown else []
+    to = report or Path("zsvec-report")
+    with target.open() as classifier, output.progress("embedding", len(images) + len(strangers)) as counted:
+        found = run(
+            classifier,
+            images,
+            strangers,
+            folder=to,
+            name="/".join(folder.resolve().parts[-2:]),
+            track=counted,
+            on_error=lambda source, reason: output.note(f"left out: {source}: {reason}"),
+            say=output.note,
+        )
+    page = publish(found, to)
+    if json:
+        output.json_line(found.results)
+    else:
+        for sentence in found.results["summary"]:
+            output.out.print(sentence)
+    output.note(f"report: {page}")
 
 
 @app.command()

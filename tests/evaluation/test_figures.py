@@ -1,0 +1,205 @@
+"""Figures are PNGs of a sane size that show their data, for the least and the most data too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsvec.evaluation import figures
+from zsvec.evaluation.figures import Curve, Mistake
+
+LONG = "a name of sixty characters, with $dollars$, _ and & <b>, 猫, x"[:60]
+
+
+def drawn(draw: Callable[..., None], *data: Any, folder: Path) -> np.ndarray:
+    """Draw, and see whether that is a picture: of a size that can be looked at, light, and with something in it."""
+    path = folder / "figure.png"
+    draw(*data, path)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"))
+    height, width, _ = pixels.shape
+    assert 150 <= width <= 3000
+    assert 100 <= height <= 3000
+    assert (pixels[0, 0] == 255).all()
+    assert pixels.min() < 128
+    # Nothing touches the border, so nothing is cut off there.
+    for edge in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:]):
+        assert (edge == 255).all()
+    return pixels
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and bool((a == b).all())
+
+
+def counts(n: int, right: int = 8) -> np.ndarray:
+    """Of each category some images are right, and one is taken for the next."""
+    eye = np.eye(n, dtype=np.intp)
+    return right * eye + np.roll(eye, 1, axis=1)
+
+
+def names(n: int) -> list[str]:
+    return [f"{i} {LONG}"[:60] for i in range(n)]
+
+
+def picture(colour: str = "red", size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Image.Image:
+    return Image.new("RGB", size, colour).convert(mode)
+
+
+def mistake(**changes: Any) -> Mistake:
+    values = {"image": picture(), "truth": "cat", "answer": "dog", "probability": 0.7, "nearest": picture("blue")}
+    return Mistake(**{**values, "nearest_category": "dog", **changes})
+
+
+CURVE = Curve((1, 2, 4), (0.5, 0.6, 0.7), (0.1, 0.05, 0.0))
+NO = np.zeros(0)
+P = np.linspace(0.05, 1, 40)
+POINTS = np.random.default_rng(0).normal(size=(12, 2))
+STARS = np.arange(12) % 2 == 0
+CASES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
+    "curves": (figures.accuracy_by_references, ({"fusion": CURVE},)),
+    "curves, better": (figures.accuracy_by_references, ({"fusion": Curve((1, 2, 4), (0.6, 0.7, 0.8), (0, 0, 0))},)),
+    "curves, several": (figures.accuracy_by_references, ({"a": CURVE, "_b": Curve((0, 64), (0.1, 1.0), (0.2, 0.2))},)),
+    "curves, many": (figures.accuracy_by_references, (dict.fromkeys(names(20), CURVE),)),
+    "curves, one count": (figures.accuracy_by_references, ({"a": Curve((1,), (1.0,), (0.0,))},)),
+    "curves, all counts": (figures.accuracy_by_references, ({"a": Curve(range(1, 99), [0.5] * 98, [0.0] * 98)},)),
+    "curves, none": (figures.accuracy_by_references, ({},)),
+    "confusion": (figures.confusion, (counts(24), names(24))),
+    "confusion, better": (figures.confusion, (counts(24, right=9), names(24))),
+    "confusion, 1": (figures.confusion, (counts(1), ["cat"])),
+    "confusion, 40": (figures.confusion, (counts(40), names(40))),
+    "confusion, 200": (figures.confusion, (counts(200), names(200))),
+    "confusion, wide": (figures.confusion, (counts(2), ["W" * 60, "x" * 500])),
+    "confusion, no images of one": (figures.confusion, (np.diag([3, 0, 2]), ["a", "b", "c"])),
+    "reliability": (figures.reliability, (P, P > 0.5)),
+    "reliability, worse": (figures.reliability, (P, P > 0.9)),
+    "reliability, constant": (figures.reliability, (np.ones(9), np.ones(9, dtype=bool))),
+    "reliability, many": (figures.reliability, (np.full(100_000, 0.5), np.zeros(100_000, dtype=bool))),
+    "reliability, no images": (figures.reliability, (NO, NO.astype(bool))),
+    "novelties": (figures.novelties, (P / 2, P, 0.5)),
+    "novelties, other threshold": (figures.novelties, (P / 2, P, 0.4)),
+    "novelties, no threshold": (figures.novelties, (P / 2, P, None)),
+    "novelties, no unknown": (figures.novelties, (P / 2, None, 0.5)),
+    "novelties, constant": (figures.novelties, (np.full(3, 0.2), None, None)),
+    "novelties, beyond 1": (figures.novelties, (P * 7, P * 9 - 12, 3.0)),
+    "novelties, no images": (figures.novelties, (NO, NO, 0.5)),
+    "neighbourhood": (figures.neighbourhood, (POINTS, ["cat", "dog", "_fox"] * 4, STARS)),
+    "neighbourhood, turned": (figures.neighbourhood, (-POINTS, ["cat", "dog", "_fox"] * 4, STARS)),
+    "neighbourhood, no stars": (figures.neighbourhood, (POINTS, ["cat", "dog", "_fox"] * 4, STARS & False)),
+    "neighbourhood, 1 category": (figures.neighbourhood, (POINTS, [LONG] * 12, STARS)),
+    "neighbourhood, 2 points": (figures.neighbourhood, (POINTS[:2], ["cat", "dog"], STARS[:2])),
+    "neighbourhood, 2 in a place": (figures.neighbourhood, (np.zeros((2, 2)), ["cat", "dog"], STARS[:2])),
+    "neighbourhood, nothing": (figures.neighbourhood, (np.zeros((0, 2)), [], STARS[:0])),
+    "neighbourhood, 200 categories": (
+        figures.neighbourhood,
+        (np.repeat(POINTS, 40, axis=0)[:400], names(200) * 2, np.arange(400) < 200),
+    ),
+    "mistakes": (figures.mistakes, ([mistake()] * 5,)),
+    "mistakes, other": (figures.mistakes, ([mistake(image=picture("green"))] * 5,)),
+    "mistakes, other answer": (figures.mistakes, ([mistake(answer="fox")] * 5,)),
+    "mistakes, none": (figures.mistakes, ([],)),
+    "mistakes, 1": (figures.mistakes, ([mistake()],)),
+    "mistakes, nothing near": (figures.mistakes, ([mistake(nearest=None)],)),
+    "mistakes, long": (figures.mistakes, ([mistake(truth=LONG, answer="W" * 60, nearest_category="x" * 500)] * 24,)),
+    "mistakes, odd images": (
+        figures.mistakes,
+        ([mistake(image=picture(size=(1, 5000)), nearest=picture(size=(900, 1), mode=m)) for m in ("L", "RGBA", "P")],),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    folder = tmp_path_factory.mktemp("figures")
+    return {case: drawn(draw, *data, folder=folder) for case, (draw, data) in CASES.items()}
+
+
+def test_figures_differ_when_the_data_differ(pictures: dict[str, np.ndarray]) -> None:
+    shown = list(pictures.items())
+    assert [(a, b) for i, (a, one) in enumerate(shown) for b, other in shown[:i] if same(one, other)] == []
+
+
+@pytest.mark.parametrize("case", ["curves, several", "confusion", "neighbourhood", "mistakes"])
+def test_figures_are_the_same_when_the_data_are(pictures: dict[str, np.ndarray], case: str, tmp_path: Path) -> None:
+    draw, data = CASES[case]
+    assert same(drawn(draw, *data, folder=tmp_path), pictures[case])
+
+
+def test_no_more_mistakes_than_24(tmp_path: Path) -> None:
+    many = [mistake(probability=i / 30) for i in range(30)]
+    assert same(drawn(figures.mistakes, many, folder=tmp_path), drawn(figures.mistakes, many[:24], folder=tmp_path))
+
+
+def test_of_many_categories_the_most_confused_are_shown(tmp_path: Path) -> None:
+    matrix = np.diag(np.full(50, 5))
+    matrix[:30, :30] += 1
+    shown = drawn(figures.confusion, matrix, names(50), folder=tmp_path)
+    matrix[40, 40] = 9  # not among them
+    assert same(shown, drawn(figures.confusion, matrix, names(50), folder=tmp_path))
+    matrix[3, 3] = 9
+    assert not same(shown, drawn(figures.confusion, matrix, names(50), folder=tmp_path))
+
+
+def test_a_file_is_replaced_and_settings_of_the_user_stay(tmp_path: Path) -> None:
+    (tmp_path / "figure.png").write_bytes(b"before")
+    plain = drawn(figures.novelties, P, None, 0.5, folder=tmp_path)
+    with mpl.rc_context({"font.size": 30, "text.color": "red", "axes.facecolor": "black", "savefig.dpi": 20}):
+        assert same(drawn(figures.novelties, P, None, 0.5, folder=tmp_path), plain)
+        assert mpl.rcParams["font.size"] == 30
+
+
+def test_no_pyplot() -> None:
+    code = "import sys, zsvec.evaluation.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+# ---- t-SNE
+
+
+def clusters(n: int, each: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors float32 ``(n * each, 16)`` about n directions, one after the other."""
+    random = np.random.default_rng(seed)
+    vectors = np.repeat(np.eye(16)[:n], each, axis=0) + 0.1 * random.normal(size=(n * each, 16))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_neighbours_stay_together() -> None:
+    points = figures.embed_2d(clusters(4, 20))
+    assert points.dtype == np.float64
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    cluster = np.arange(80) // 20
+    assert (cluster[distance.argmin(axis=1)] == cluster).all()
+
+
+def test_the_same_seed_gives_the_same_points() -> None:
+    vectors = clusters(4, 20)
+    assert np.array_equal(figures.embed_2d(vectors), figures.embed_2d(vectors))
+    few = vectors[:3]
+    assert np.array_equal(figures.embed_2d(few, seed=1), figures.embed_2d(few, seed=1))
+    assert not np.array_equal(figures.embed_2d(few, seed=1), figures.embed_2d(few, seed=2))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 5, 31])
+def test_few_points(n: int) -> None:
+    points = figures.embed_2d(clusters(2, 20)[:n])
+    assert points.shape == (n, 2)
+    assert np.isfinite(points).all()
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [np.ones((9, 4), dtype=np.float32), np.ones((9, 1), dtype=np.float32), np.eye(2, dtype=np.float32)[[0, 1] * 5]],
+    ids=["all the same", "one dimension", "two different"],
+)
+def test_points_without_a_spread(vectors: np.ndarray) -> None:
+    assert np.isfinite(figures.embed_2d(vectors)).all()

@@ -1,0 +1,285 @@
+"""Every metric against a table of 12 images and 4 categories that was worked by hand, and what must always hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from zsvec.calibration import expected_calibration_error
+from zsvec.errors import InvalidInputError
+from zsvec.evaluation.metrics import (
+    blind_auroc,
+    bootstrap,
+    bootstrap_auroc,
+    confusion,
+    paper_auroc,
+    paper_unknown_score,
+    top_k,
+)
+from zsvec.scoring import _rankings
+
+prop = settings(deadline=None, max_examples=100)
+
+A, B, C, D = range(4)
+KNOWN = np.array([True, True, False, False])  # C and D are the open set
+
+# truth, probabilities in sixteenths, novelty; then what follows from them:
+#                             answer  rank of truth  score of the paper: the shares of C + D in (p - min)
+TABLE = [
+    (A, (16, 0, 0, 0), 0.1),  # A  0  0
+    (A, (8, 4, 2, 2), 0.2),  # A   0  (6, 2, 0, 0) / 8: 0
+    (A, (4, 4, 4, 4), 0.3),  # A   0  all alike, 1/4 each: 1/2
+    (B, (6, 6, 2, 2), 0.1),  # A   1  (A ties and comes first)   (4, 4, 0, 0) / 8: 0
+    (B, (0, 12, 4, 0), 0.4),  # B  0  4/16: 1/4
+    (B, (4, 4, 4, 4), 0.5),  # A   1  1/2
+    (C, (4, 4, 4, 4), 0.5),  # A   2  1/2
+    (C, (2, 2, 10, 2), 0.9),  # C  0  (0, 0, 8, 0) / 8: 1
+    (C, (8, 4, 2, 2), 0.1),  # A   2  (C ties and comes first)   0
+    (D, (4, 4, 4, 4), 0.6),  # A   3  1/2
+    (D, (0, 0, 4, 12), 0.3),  # D  0  1
+    (D, (6, 6, 2, 2), 0.8),  # A   3  (behind C)   0
+]
+TRUTH = np.array([truth for truth, _, _ in TABLE])
+P = np.array([p for _, p, _ in TABLE], dtype=np.float64) / 16
+NOVELTY = np.array([novelty for _, _, novelty in TABLE])
+SCORES = [0, 0, 1 / 2, 0, 1 / 4, 1 / 2, 1 / 2, 1, 0, 1 / 2, 1, 0]
+ANSWERS = P.argmax(axis=1)
+
+
+# ---- accuracy
+
+
+@pytest.mark.parametrize(
+    ("k", "hits"),
+    [
+        (1, [1, 1, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0]),  # rank 0: 6 of 12
+        (2, [1, 1, 1, 1, 1, 1, 0, 1, 0, 0, 1, 0]),
+        (3, [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 0]),  # all but the two of rank 3: 10 of 12
+        (4, [1] * 12),
+        (5, [1] * 12),  # there are 4 categories
+    ],
+)
+def test_top_k(k: int, hits: list[int]) -> None:
+    assert top_k(P, TRUTH, k).tolist() == [bool(hit) for hit in hits]
+
+
+def test_top_5_of_six() -> None:
+    # ranks of the truth 0 to 5, among 6 categories of falling probability
+    rows = np.tile(np.array([6, 5, 4, 3, 2, 1]) / 21, (6, 1))
+    assert [top_k(rows, np.arange(6), k).sum() for k in (1, 3, 5, 6)] == [1, 3, 5, 6]
+
+
+def test_a_category_without_a_column_is_missed() -> None:
+    assert top_k(P[:3], np.array([-1, A, -1]), 9).tolist() == [False, True, False]
+
+
+@prop
+@given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 2**32 - 1))
+def test_top_k_is_what_classify_prints(n: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = [chr(97 + position) for position in range(n)]
+    probabilities = rng.integers(0, 3, (8, n)) / 4  # many ties
+    truth = rng.integers(0, n, 8)
+    printed = [[name for name, _ in ranking] for ranking in _rankings(probabilities, names, k)]
+    assert top_k(probabilities, truth, k).tolist() == [
+        names[t] in ranking for t, ranking in zip(truth, printed, strict=True)
+    ]
+
+
+def test_calibration_error() -> None:
+    # Answers of 1/4: 4, one right, as it should be; 3/8: 2, none, off by 0.75 together; 1/2: 2, one right;
+    # 5/8: 1, right, off by 0.375; 3/4: 2, both right, off by 0.5; 1: 1, right. Each value has a bin of its own.
+    assert expected_calibration_error(P.max(axis=1), top_k(P, TRUTH, 1)) == pytest.approx((0.75 + 0.375 + 0.5) / 12)
+
+
+def test_confusion() -> None:
+    assert confusion(TRUTH, ANSWERS, 4).tolist() == [[3, 0, 0, 0], [2, 1, 0, 0], [2, 0, 1, 0], [2, 0, 0, 1]]
+    assert confusion(TRUTH, ANSWERS, 5)[4].tolist() == [0] * 5
+
+
+def test_confusion_of_one_category_and_of_no_image() -> None:
+    assert confusion(np.array([0, 0]), np.array([0, 0]), 1).tolist() == [[2]]
+    assert confusion(TRUTH[:0], ANSWERS[:0], 2).tolist() == [[0, 0], [0, 0]]
+
+
+# ---- the unknown
+
+
+def test_the_score_of_the_paper() -> None:
+    np.testing.assert_allclose(paper_unknown_score(P, KNOWN), SCORES, atol=1e-15)
+    np.testing.assert_allclose(paper_unknown_score(P, ~KNOWN), 1 - np.array(SCORES), atol=1e-15)
+    assert paper_unknown_score(P, np.ones(4, dtype=bool)).tolist() == [0.0] * 12
+    assert paper_unknown_score(P, np.zeros(4, dtype=bool)).tolist() == [1.0] * 12
+
+
+def test_auroc_as_in_the_paper() -> None:
+    # Of the 6 known 0, 0, 1/2, 0, 1/4, 1/2 there are below an unknown one, ties counting half:
+    # 1/2: 4 + 2/2; 1: 6; 0: 3/2; 1/2: 5; 1: 6; 0: 3/2. Together 25 of 36.
+    assert paper_auroc(P, TRUTH, KNOWN) == pytest.approx(25 / 36)
+
+
+def test_auroc_leaves_out_images_of_no_column() -> None:
+    rows, truth = np.vstack([P, P[:3]]), np.append(TRUTH, [-1, -1, -1])
+    assert paper_auroc(rows, truth, KNOWN) == paper_auroc(P, TRUTH, KNOWN)
+
+
+def test_auroc_of_novelty() -> None:
+    # Of the known 0.1, 0.2, 0.3, 0.1, 0.4, 0.5 there are below an unknown one, ties counting half:
+    # 0.5: 5 + 1/2; 0.9: 6; 0.1: 2/2; 0.6: 6; 0.3: 3 + 1/2; 0.8: 6. Together 28 of 36.
+    assert blind_auroc(NOVELTY, ~KNOWN[TRUTH]) == pytest.approx(28 / 36)
+
+
+# ---- intervals
+
+
+def test_interval_of_the_mean() -> None:
+    assert bootstrap(np.full(7, 0.25)) == (0.25, 0.25)
+    assert bootstrap(np.array([3.0])) == (3.0, 3.0)
+    # Of 0 and 1, a sample has the mean 0 or 1 a quarter of the time each, and 1/2 the other half.
+    assert bootstrap(np.array([0.0, 1.0])) == (0.0, 1.0)
+    assert bootstrap(np.array([0.0, 1.0]), level=0.1) == (0.5, 0.5)
+    assert bootstrap(np.arange(9.0), seed=1) == bootstrap(np.arange(9.0), seed=1) != bootstrap(np.arange(9.0), seed=2)
+
+
+def test_interval_of_an_accuracy_is_as_wide_as_its_standard_error_says() -> None:
+    hits = np.repeat([0.0, 1.0], [100, 300])
+    low, high = bootstrap(hits, draws=4000)
+    wide = 1.96 * np.sqrt(0.25 * 0.75 / 400)
+    assert (low, high) == (pytest.approx(0.75 - wide, abs=0.004), pytest.approx(0.75 + wide, abs=0.004))
+    inner = bootstrap(hits, draws=4000, level=0.5)
+    assert low < inner[0] < 0.75 < inner[1] < high
+
+
+def test_interval_of_the_auroc() -> None:
+    is_unknown = np.repeat([False, True], 5)
+    assert bootstrap_auroc(np.arange(10.0), is_unknown) == (1.0, 1.0)
+    assert bootstrap_auroc(-np.arange(10.0), is_unknown) == (0.0, 0.0)
+    assert bootstrap_auroc(np.zeros(10), is_unknown) == (0.5, 0.5)
+
+
+def test_interval_of_the_auroc_is_that_of_resampled_areas() -> None:
+    rng = np.random.default_rng(5)
+    is_unknown = np.repeat([False, True], [40, 25])
+    score = np.round(rng.normal(size=65) + is_unknown, 1)
+    known, unknown = score[~is_unknown], score[is_unknown]
+    areas = [
+        roc_auc_score(is_unknown, np.concatenate([rng.choice(known, len(known)), rng.choice(unknown, len(unknown))]))
+        for _ in range(2000)
+    ]
+    expected = np.quantile(areas, [0.025, 0.975])
+    np.testing.assert_allclose(bootstrap_auroc(score, is_unknown, draws=2000), expected, atol=0.015)
+
+
+@prop
+@given(st.integers(0, 2**32 - 1))
+def test_one_sample_has_the_area_of_its_images(seed: int) -> None:
+    """With one known and one unknown image there is nothing to draw: the area is 0, 1/2 or 1."""
+    score = np.random.default_rng(seed).integers(0, 3, 2).astype(np.float64)
+    is_unknown = np.array([False, True])
+    area = blind_auroc(score, is_unknown)
+    assert bootstrap_auroc(score, is_unknown, draws=3) == (area, area)
+
+
+# ---- what must always hold
+
+
+@st.composite
+def images(draw: st.DrawFn) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64], NDArray[np.intp]]:
+    """Probabilities of 4 categories with many ties, truth with both known and unknown ones, novelty, and an order."""
+    n = draw(st.integers(2, 20))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    counts = rng.integers(0, 4, (n, 4)) + np.eye(4)[rng.integers(0, 4, n)]
+    truth = np.concatenate([[A, D], rng.integers(0, 4, n - 2)]).astype(np.intp)
+    return counts / counts.sum(axis=1, keepdims=True), truth, rng.integers(0, 6, n) / 5, rng.permutation(n)
+
+
+@prop
+@given(images())
+def test_the_order_of_the_images_changes_nothing(
+    drawn: tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64], NDArray[np.intp]],
+) -> None:
+    p, truth, novelty, order = drawn
+
+    def measured(p: NDArray[np.float64], truth: NDArray[np.intp], novelty: NDArray[np.float64]) -> list[float]:
+        hits, is_unknown = top_k(p, truth, 1), ~KNOWN[truth]
+        return [
+            *(top_k(p, truth, k).mean() for k in (1, 3, 5)),
+            expected_calibration_error(p.max(axis=1), hits),
+            paper_auroc(p, truth, KNOWN),
+            blind_auroc(novelty, is_unknown),
+            *confusion(truth, p.argmax(axis=1), 4).ravel(),
+            *bootstrap(hits.astype(np.float64), draws=20),
+            *bootstrap_auroc(novelty, is_unknown, draws=20),
+        ]
+
+    np.testing.assert_allclose(measured(p[order], truth[order], novelty[order]), measured(p, truth, novelty))
+
+
+@prop
+@given(images())
+def test_areas(drawn: tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64], NDArray[np.intp]]) -> None:
+    p, truth, novelty, _ = drawn
+    is_unknown = ~KNOWN[truth]
+    area = blind_auroc(novelty, is_unknown)
+    assert blind_auroc(-novelty, is_unknown) == pytest.approx(1 - area)
+    assert blind_auroc(novelty, ~is_unknown) == pytest.approx(1 - area)
+    above = novelty[is_unknown][:, None] - novelty[~is_unknown]
+    assert area == pytest.approx(((above > 0) + (above == 0) / 2).mean())
+    score = paper_unknown_score(p, KNOWN)
+    assert ((score >= 0) & (score <= 1)).all()
+    assert paper_auroc(p, truth, KNOWN) == blind_auroc(score, is_unknown)
+    # A row counts by its shape: neither its scale nor its offset matters.
+    np.testing.assert_allclose(paper_unknown_score(3 * p + 1, KNOWN), score, atol=1e-12)
+
+
+# ---- what is refused
+
+BAD_NUMBER = np.where(np.arange(48).reshape(12, 4) == 5, np.nan, P)
+BOTH = ~KNOWN[TRUTH]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: top_k(P, TRUTH, 0), "k must be 1 or more. Got 0"),
+        (lambda: top_k(P, TRUTH[:5], 1), r"truth of shape \(5,\) does not fit probabilities \(12, 4\)"),
+        (lambda: top_k(P[0], TRUTH, 1), "does not fit"),
+        (lambda: top_k(P[:0], TRUTH[:0], 1), "no images"),
+        (lambda: top_k(P, TRUTH + 1, 1), "from -1 to 3"),
+        (lambda: top_k(P, TRUTH - 2, 1), "from -1 to 3"),
+        (lambda: top_k(P, TRUTH / 1, 1), "Got float64"),
+        (lambda: top_k(BAD_NUMBER, TRUTH, 1), "NaN"),
+        (lambda: paper_unknown_score(P, KNOWN[:3]), "does not fit"),
+        (lambda: paper_unknown_score(P, np.array([0, 1, 2, 3])), "a bool for each"),
+        (lambda: paper_unknown_score(P[0], KNOWN), "does not fit"),
+        (lambda: paper_unknown_score(P[:, :0], KNOWN[:0]), "does not fit"),
+        (lambda: paper_unknown_score(BAD_NUMBER, KNOWN), "NaN"),
+        (lambda: paper_auroc(P, TRUTH, np.ones(4, dtype=bool)), "some of both"),
+        (lambda: paper_auroc(P, np.full(12, -1), KNOWN), "some of both"),
+        (lambda: blind_auroc(NOVELTY, np.zeros(12, dtype=bool)), "some of both"),
+        (lambda: blind_auroc(NOVELTY[:0], BOTH[:0]), "some of both"),
+        (lambda: blind_auroc(NOVELTY, BOTH[:3]), "does not fit"),
+        (lambda: blind_auroc(NOVELTY, TRUTH), "a bool each"),
+        (lambda: blind_auroc(np.full(12, np.inf), BOTH), "infinite"),
+        (lambda: confusion(TRUTH, ANSWERS[:2], 4), "do not fit"),
+        (lambda: confusion(TRUTH, ANSWERS, 3), "from 0 to 2"),
+        (lambda: confusion(ANSWERS, TRUTH, 3), "from 0 to 2"),
+        (lambda: confusion(TRUTH - 1, ANSWERS, 4), "from 0 to 3"),
+        (lambda: bootstrap(NOVELTY[:0]), "one or more"),
+        (lambda: bootstrap(P), "one or more"),
+        (lambda: bootstrap(BAD_NUMBER[1]), "NaN"),
+        (lambda: bootstrap(NOVELTY, draws=0), "draws=0"),
+        (lambda: bootstrap(NOVELTY, level=1.0), "level=1.0"),
+        (lambda: bootstrap_auroc(NOVELTY, BOTH, level=0.0), "level=0.0"),
+        (lambda: bootstrap_auroc(NOVELTY, np.ones(12, dtype=bool)), "some of both"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        call()

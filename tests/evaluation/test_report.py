@@ -1,0 +1,241 @@
+"""The report is one file that shows every number, and nothing in it is taken for HTML."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from zsvec.evaluation.report import shown, write_report
+
+EVIL = "<script>alert('x')</script>\"&"
+RESULTS: dict[str, Any] = {
+    "format": 7,
+    "set": "caltech24",
+    "profile": "offline",
+    "created": "2025-11-25 16:40",
+    "images": 360,
+    "unknown_images": 120,
+    "categories": 24,
+    "references": {"clip:text": 25, "clip:image": 12345},
+    "versions": {"zsvec": "0.1.0", "torch": "2.13.0+cpu"},
+    "summary": ["The fusion is right for 93.6 % of the images.", "It is quick."],
+    "tables": [
+        {
+            "id": "accuracy",
+            "title": "Accuracy of everyone",
+            "paper": "table 2",
+            "note": "By bootstrap.",
+            "columns": [
+                {"key": "top1", "title": "top-1", "unit": "%", "best": "high"},
+                {"key": "ece", "title": "calibration error", "unit": "%", "best": "low"},
+                {"key": "auroc", "title": "AUROC", "unit": ""},
+                {"key": "time", "title": "time", "unit": "ms", "best": "low"},
+            ],
+            "rows": [
+                {
+                    "name": "fusion",
+                    "values": {"top1": 0.9361, "ece": 0.019, "auroc": 0.99012, "time": 12.345},
+                    "interval": {"top1": [0.9112, 0.9561], "ece": (0.011, 0.031)},
+                },
+                {"name": "clip:text", "values": {"top1": 0.8721, "ece": 0.066, "auroc": None, "time": None}},
+                {"name": "dino", "values": {"top1": 0.9358, "time": 8.0}, "interval": {}},
+            ],
+        },
+        {
+            "id": "gain",
+            "title": "Gain",
+            "paper": "",
+            "note": "",
+            "columns": [{"key": "gain", "title": "gain", "unit": "%", "best": "high"}],
+            "rows": [{"name": "fusion", "values": {"gain": -0.0123}, "interval": {"gain": [-0.021, 0.015]}}],
+        },
+    ],
+    "figures": [
+        {"id": "one", "title": "The first", "file": "one.png", "caption": "Red it is."},
+        {"id": "two", "title": "The second", "file": "two.png", "caption": ""},
+    ],
+}
+
+
+class Page(HTMLParser):
+    """A page: its elements, and the rows of its tables as lists of cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.bold: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            return
+        self.text += data
+        if {"td", "th"} & set(self._open):
+            self.rows[-1][-1] += data
+        if "strong" in self._open:
+            self.bold.append(data)
+
+    def close(self) -> None:
+        super().close()
+        assert self._open == []
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, colour in (("one", "red"), ("two", "blue")):
+        Image.new("RGB", (300, 20), colour).save(tmp_path / f"{name}.png", dpi=(150, 150))
+    return tmp_path
+
+
+def written(folder: Path, **changes: Any) -> tuple[str, Page]:
+    path = write_report(folder, {**RESULTS, **changes})
+    assert path == folder / "report.html"
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    page.close()
+    return text, page
+
+
+def test_the_page_needs_nothing_else(folder: Path) -> None:
+    text, page = written(folder)
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    for tag, attributes in page.elements:
+        assert not any(name.startswith("on") for name in attributes)
+        if "src" in attributes:
+            assert tag == "img"
+            assert (attributes["src"] or "").startswith("data:image/png;base64,")
+        if "href" in attributes:
+            assert (attributes["href"] or "").startswith("#")
+
+
+def test_figures_are_embedded(folder: Path) -> None:
+    _, page = written(folder)
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    embedded = [base64.b64decode((image["src"] or "").partition(",")[2]) for image in images]
+    assert embedded == [(folder / name).read_bytes() for name in ("one.png", "two.png")]
+    assert [(image["alt"], image["width"]) for image in images] == [("The first", "192"), ("The second", "192")]
+    assert "Red it is." in page.text
+
+
+def test_a_figure_that_is_not_there(folder: Path) -> None:
+    (folder / "two.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"two\.png"):
+        write_report(folder, RESULTS)
+    assert not (folder / "report.html").exists()
+
+
+def test_every_number_is_shown(folder: Path) -> None:
+    _, page = written(folder)
+    assert page.rows == [
+        ["", "top-1,\xa0%", "calibration error,\xa0%", "AUROC", "time,\xa0ms"],
+        ["fusion", "93.6 91.1–95.6", "1.9 1.1–3.1", "0.990", "12.35"],
+        ["clip:text", "87.2", "6.6", "–", "–"],
+        ["dino", "93.6", "–", "–", "8.00"],
+        ["", "gain,\xa0%"],
+        ["fusion", "−1.2 −2.1 to 1.5"],
+    ]
+    for text in (
+        "caltech24",
+        "offline",
+        "2025-11-25 16:40",
+        "clip:text",
+        "torch",
+        "2.13.0+cpu",
+        "0.1.0",
+        "paper: table 2",
+    ):
+        assert text in page.text
+    for number in ("360", "120", "24", "25", "12,345", "7"):
+        assert re.search(rf"(?<![\d,.]){number}(?![\d,.])", page.text), number
+    for sentence in (*RESULTS["summary"], "By bootstrap."):
+        assert sentence in page.text
+
+
+def test_the_best_of_a_column_is_bold(folder: Path) -> None:
+    _, page = written(folder)
+    # What looks the same is as good; a column that does not say what is best has nothing bold.
+    assert page.bold == ["93.6", "1.9", "93.6", "8.00", "−1.2"]
+
+
+def test_every_part_can_be_jumped_to(folder: Path) -> None:
+    _, page = written(folder)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert ids == ["accuracy", "gain", "one", "two"]
+    assert [attributes["href"] for tag, attributes in page.elements if tag == "a"] == [f"#{i}" for i in ids]
+
+
+def test_nothing_is_taken_for_html(folder: Path) -> None:
+    kept = ("key", "best", "file")  # what is looked up, not shown
+
+    def evil(value: Any) -> Any:
+        """The same with something evil in each text that may be anything."""
+        if isinstance(value, dict):
+            return {key: of if key in kept else evil(of) for key, of in value.items()}
+        if isinstance(value, list):
+            return [evil(of) for of in value]
+        return f"{value}{EVIL}" if isinstance(value, str) else value
+
+    text, page = written(folder, **{**evil(RESULTS), "references": {EVIL: 24}, "versions": {EVIL: EVIL}})
+    assert "<script" not in text
+    assert {tag for tag, _ in page.elements} == {tag for tag, _ in written(folder)[1].elements}
+    for shown_text in ("caltech24", "offline", "fusion", "The first", "Gain", "By bootstrap.", "Red it is.", "AUROC"):
+        assert f"{shown_text}{EVIL}" in page.text
+
+
+def test_nothing_but_the_facts(folder: Path) -> None:
+    _, page = written(folder, tables=[], figures=[], summary=[], references={}, versions={}, unknown_images=0)
+    assert not {"table", "figure", "nav", "ul"} & {tag for tag, _ in page.elements}
+    assert "caltech24" in page.text
+
+
+def test_results_may_come_from_json(folder: Path) -> None:
+    text, _ = written(folder)
+    assert written(folder, **json.loads(json.dumps(RESULTS)))[0] == text
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        (None, "%", "–"),
+        (float("nan"), "", "–"),
+        (1.0, "%", "100.0"),
+        (0.0, "%", "0.0"),
+        (-0.0001, "%", "0.0"),
+        (-0.5, "%", "−50.0"),
+        (0.12345, "", "0.123"),
+        (-0.0004, "", "0.000"),
+        (3, "ms", "3.00"),
+        (1234.567, "ms", "1,234.57"),
+        (240, "images", "240"),
+        (0.5, "s", "0.50"),
+    ],
+)
+def test_a_number(value: float | None, unit: str, expected: str) -> None:
+    assert shown(value, unit) == expected

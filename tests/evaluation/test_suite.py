@@ -1,0 +1,241 @@
+"""The suite on pictures of colours: every number computed again from its predictions, in plain Python."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike
+
+from tests.support import coloured, encode, fast_folder, isolated, open_classifier  # noqa: F401
+from zsvec.classifier import Classifier
+from zsvec.encoders import BatchEncoder
+from zsvec.errors import InvalidInputError
+from zsvec.evaluation import labelled_images
+from zsvec.evaluation.publish import publish
+from zsvec.evaluation.suite import DRAWS, Suite, run
+from zsvec.images import find_images
+from zsvec.types import Fingerprint, Modality
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 190, 40), "blue": (40, 40, 210), "grey": (120, 120, 120)}
+STRANGE = (250, 240, 20)
+
+
+class Colours(BatchEncoder):
+    """The mean colour of an image, and of a text the colour it names; counts what it embeds."""
+
+    def __init__(self, name: str, modalities: tuple[Modality, ...], weight: float) -> None:
+        fingerprint = Fingerprint(model=f"colours/{weight}", revision=None, dim=4, preprocessing="mean")
+        super().__init__(name, fingerprint, modalities=modalities)
+        self.weight = weight
+        self.embedded = 0
+
+    def embed(self, batch: Any, modality: Modality) -> ArrayLike:
+        if modality == "text":
+            return [self._vector(COLOURS[text]) for text in batch]
+        self.embedded += len(batch)
+        return [self._vector(np.asarray(image).reshape(-1, 3).mean(axis=0)) for image in batch]
+
+    def _vector(self, colour: ArrayLike) -> ArrayLike:
+        return np.append((np.asarray(colour, dtype=float) - 127) / 127, self.weight)
+
+
+def write_colours(folder: Path, counts: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(counts):
+            pixels = np.clip(random.normal(colour, 40, (6, 8, 3)) + random.normal(0, 45, 3), 0, 255)
+            (folder / name / f"{i}.png").write_bytes(encode(coloured_pixels(pixels)))
+
+
+def coloured_pixels(pixels: Any) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    write_colours(tmp_path / "references", 7, 0)
+    write_colours(tmp_path / "photos", 6, 1)
+    (tmp_path / "unknown").mkdir()
+    random = np.random.default_rng(2)
+    for i in range(9):
+        pixels = np.clip(random.normal(STRANGE, 30, (6, 8, 3)), 0, 255)
+        (tmp_path / "unknown" / f"{i}.png").write_bytes(encode(coloured_pixels(pixels)))
+    return tmp_path
+
+
+@pytest.fixture
+def encoders() -> list[Colours]:
+    return [Colours("clip", ("text", "image"), 1.0), Colours("dino", ("image",), 0.1)]
+
+
+@pytest.fixture
+def classifier(folders: Path, encoders: list[Colours]) -> Iterator[Classifier]:
+    with open_classifier(folders, *encoders) as classifier:  # type: ignore[arg-type]
+        for name in COLOURS:
+            classifier.add_category(name, images=sorted((folders / "references" / name).iterdir()))
+        yield classifier
+
+
+def suite(classifier: Classifier, folders: Path, **options: Any) -> Suite:
+    return run(
+        classifier,
+        labelled_images(folders / "photos"),
+        find_images(folders / "unknown"),
+        folder=folders / "report",
+        name="colours",
+        **options,
+    )
+
+
+def pairs_right(scores: list[float], positive: list[bool]) -> float:
+    """AUROC as the share of pairs in the right order, a tie counting a half."""
+    highs = [score for score, is_in in zip(scores, positive, strict=True) if is_in]
+    lows = [score for score, is_in in zip(scores, positive, strict=True) if not is_in]
+    return statistics.fmean((high > low) + 0.5 * (high == low) for high in highs for low in lows)
+
+
+def again(images: list[dict[str, Any]], said: dict[str, Any], splits: list[list[str]]) -> dict[str, float]:
+    """The metrics of a row from its predictions."""
+    known = [image for image in images if image["category"] is not None]
+    ranked = [[said["categories"][i] for i in top] for top in said["top"]]
+    values = {
+        f"top{k}": statistics.fmean(image["category"] in of[:k] for image, of in zip(known, ranked, strict=True))
+        for k in (1, 3, 5)
+    }
+    gaps: Counter[int] = Counter()
+    for image, of, probability in zip(known, ranked, said["probability"], strict=True):
+        gaps[max(0, math.ceil(probability * 15) - 1)] += (image["category"] == of[0]) - probability
+    values["ece"] = sum(map(abs, gaps.values())) / len(known)
+    values["auroc"] = pairs_right(said["novelty"], [image["category"] is None for image in images])
+    values["paper_auroc"] = statistics.fmean(
+        pairs_right(scores, [image["category"] not in names for image in known])
+        for scores, names in zip(said["unknown_scores"], splits, strict=True)
+    )
+    return values
+
+
+def test_every_number_can_be_computed_from_the_predictions(classifier: Classifier, folders: Path) -> None:
+    page = publish(suite(classifier, folders), folders / "report")
+
+    assert page.read_text(encoding="utf-8").startswith("<!")
+    results = json.loads((folders / "report" / "results.json").read_text(encoding="utf-8"))
+    predictions = json.loads((folders / "report" / "predictions.json").read_text(encoding="utf-8"))
+    splits = results["splits"]["known"]
+    assert len(predictions["images"]) == 24 + 9
+    checked = 0
+    for table in results["tables"]:
+        for row in table["rows"]:
+            of_row = [
+                again(predictions["images"], said, splits)
+                for name, said in predictions["rows"].items()
+                if name == f"{table['id']}/{row['name']}"
+                or (
+                    (row["name"].startswith("one reference image, ") and name.startswith(f"{table['id']}/one, "))
+                    and name.split(", ")[1] == row["name"].split(", ")[1]
+                )
+            ]
+            if table["id"] == "stages":
+                assert not of_row
+                continue
+            assert len(of_row) == (DRAWS if row["name"].startswith("one reference image") else 1), row["name"]
+            for key, value in row["values"].items():
+                assert value == pytest.approx(statistics.fmean(values[key] for values in of_row), abs=1e-9), key
+                checked += 1
+            for key, (low, high) in row["interval"].items():
+                assert low <= row["values"][key] <= high
+    assert checked > 200
+
+
+def test_tables_are_those_of_the_paper(classifier: Classifier, folders: Path) -> None:
+    results = suite(classifier, folders).results
+    tables = {table["id"]: {row["name"]: row["values"] for row in table["rows"]} for table in results["tables"]}
+    assert [table["paper"] for table in results["tables"]] == [
+        "table 2",
+        "tables 3 and 4",
+        "tables 5 and 6",
+        "table 7",
+        "section 4.3.3",
+        "table 8",
+    ]
+    assert len(tables["components"]) == 2 * (2**3 - 1)
+    assert tables["single"]["fusion as in the paper"] == tables["strategies"]["inverse_entropy, fixed temperatures"]
+    assert tables["stages"]["total"]["ms"] == pytest.approx(
+        sum(values["ms"] for stage, values in tables["stages"].items() if stage != "total")
+    )
+    assert set(results["curves"]) == {"fusion by default", "fusion as in the paper", "clip:image", "dino:image"}
+    assert results["curves"]["dino:image"]["counts"] == [1, 2, 3, 5, 7]
+    assert tables["quality"]["50% under a wrong category"]["ece"] > tables["quality"]["as they are"]["ece"]
+
+
+def test_the_default_row_is_what_the_classifier_says(classifier: Classifier, folders: Path) -> None:
+    found = suite(classifier, folders)
+    name = next(name for name in found.predictions["rows"] if name.startswith("single/fusion by default"))
+    said = found.predictions["rows"][name]
+    classifier.calibrate()
+    images = [image["source"] for image in found.predictions["images"]]
+    for prediction, novelty in zip(classifier.classify(images), said["novelty"], strict=True):
+        assert prediction.novelty == pytest.approx(novelty, abs=1e-6)
+    known = [image["source"] for image in found.predictions["images"] if image["category"]]
+    for prediction, top, probability in zip(classifier.classify(known), said["top"], said["probability"], strict=True):
+        assert prediction.label == said["categories"][top[0]]
+        assert prediction.probability == pytest.approx(probability, abs=1e-6)
+
+
+def test_an_interrupted_suite_embeds_nothing_twice(
+    classifier: Classifier, encoders: list[Colours], folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.evaluation.embeddings._CHUNK", 5)
+
+    def interrupted(images: Iterable[Any]) -> Iterator[Any]:
+        for i, image in enumerate(images):
+            if i == 12:
+                raise KeyboardInterrupt
+            yield image
+
+    before = encoders[0].embedded
+    with pytest.raises(KeyboardInterrupt):
+        suite(classifier, folders, track=interrupted)
+    assert encoders[0].embedded == before + 10
+
+    suite(classifier, folders)
+    assert encoders[0].embedded == before + 33 + 28 + 33  # the images, the blurred references, those that are timed
+    suite(classifier, folders)
+    assert encoders[0].embedded == before + 33 + 28 + 33 + 33
+
+
+def test_references_whose_files_are_gone_are_not_blurred(classifier: Classifier, folders: Path) -> None:
+    (folders / "references" / "red" / "0.png").unlink()
+    quality = next(table for table in suite(classifier, folders).results["tables"] if table["id"] == "quality")
+    assert not any("blurred" in row["name"] for row in quality["rows"])
+    assert "not blurred" in quality["note"]
+
+
+def test_an_unreadable_image_is_left_out(classifier: Classifier, folders: Path) -> None:
+    (folders / "photos" / "red" / "0.png").write_bytes(b"no image")
+    left_out: list[str] = []
+    found = suite(classifier, folders, on_error=lambda source, reason: left_out.append(source))
+    assert [Path(source).name for source in left_out] == ["0.png"]
+    assert found.results["images"] == 23
+
+
+def test_a_label_that_is_no_category_is_refused(classifier: Classifier, folders: Path) -> None:
+    (folders / "photos" / "red").rename(folders / "photos" / "crimson")
+    with pytest.raises(InvalidInputError, match="'crimson'"):
+        suite(classifier, folders)
+
+
+def test_without_images_of_no_category(classifier: Classifier, folders: Path) -> None:
+    found = run(classifier, labelled_images(folders / "photos"), folder=folders / "report", name="colours")
+    assert all(row["values"].get("auroc") is None for table in found.results["tables"] for row in table["rows"])
+    assert publish(found, folders / "report").is_file()

@@ -1,0 +1,186 @@
+"""References and test images in memory, and what any choice among them gives: what ablations are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.aggregate import References
+from zsvec.calibration import calibrate
+from zsvec.scoring import Scoring
+from zsvec.search import compare
+from zsvec.types import encoder_and_modality
+
+Doubles = NDArray[np.float64]
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Test images.
+
+    Attributes:
+        sources: Where they come from.
+        truth: Their categories; ``None`` for an image of no category.
+        vectors: By encoder, float32 ``(n_images, dim)``.
+    """
+
+    sources: Sequence[str]
+    truth: Sequence[str | None]
+    vectors: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which images have a category, bool ``(n_images,)``."""
+        return np.array([label is not None for label in self.truth], dtype=bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What was said of the images of a sample.
+
+    Attributes:
+        categories: By name.
+        probabilities: float64 ``(n_images, n_categories)``; rows sum to 1.
+        novelty: float64 ``(n_images,)``.
+        unknown: bool ``(n_images,)``, whether each was called unknown.
+    """
+
+    categories: Sequence[str]
+    probabilities: Doubles
+    novelty: Doubles
+    unknown: NDArray[np.bool_]
+
+
+def only(references: Mapping[str, References], experts: Collection[str]) -> dict[str, References]:
+    """The references of some experts."""
+    return {expert: of for expert, of in references.items() if expert in experts}
+
+
+def drawn(references: Mapping[str, References], count: int, seed: int) -> dict[str, References]:
+    """At most so many reference images of each category, the same ones for every encoder; all texts.
+
+    Args:
+        references: By expert.
+        count: Images of each category.
+        seed: Of the draw.
+    """
+    images: dict[str, set[str]] = {}
+    for expert, of in references.items():
+        if encoder_and_modality(expert)[1] == "image":
+            for name, digest in zip(categories_of(of), of.hashes, strict=True):
+                images.setdefault(name, set()).add(digest)
+    random = np.random.default_rng(seed)
+    chosen = {name: set(random.permutation(sorted(of))[:count].tolist()) for name, of in sorted(images.items())}
+    return {
+        expert: of
+        if encoder_and_modality(expert)[1] == "text"
+        else kept(of, [h in chosen[name] for name, h in zip(categories_of(of), of.hashes, strict=True)])
+        for expert, of in references.items()
+    }
+
+
+def categories_of(of: References) -> list[str]:
+    """The category of each reference."""
+    return [name for name, count in zip(of.names, np.diff(of.starts), strict=True) for _ in range(count)]
+
+
+def kept(of: References, keep: Sequence[bool]) -> References:
+    """Some of the references of an expert."""
+    rows = np.flatnonzero(keep)
+    labels = categories_of(of)
+    return laid_out(
+        of.vectors[rows],
+        [labels[row] for row in rows],
+        [of.hashes[row] for row in rows],
+        [of.sources[row] for row in rows],
+    )
+
+
+def laid_out(
+    vectors: NDArray[np.float32], labels: Sequence[str], hashes: Sequence[str], sources: Sequence[str]
+) -> References:
+    """References of one expert from its rows, in any order."""
+    order = sorted(range(len(labels)), key=lambda row: labels[row])
+    names, starts = np.unique([labels[row] for row in order], return_index=True)
+    bounds = np.append(starts, len(order)).astype(np.intp)
+    sorted_vectors = vectors[order]
+    norms = [np.linalg.norm(part.mean(axis=0)) for part in np.split(sorted_vectors, bounds[1:-1])]
+    return References(
+        names=tuple(names.tolist()),
+        vectors=sorted_vectors,
+        starts=bounds,
+        norms=np.array(norms, dtype=np.float32),
+        hashes=tuple(hashes[row] for row in order),
+        sources=tuple(sources[row] for row in order),
+    )
+
+
+def mislabelled(references: Mapping[str, References], share: float, seed: int) -> dict[str, References]:
+    """The same images, a share of which stand under another category, by chance; the same for every encoder."""
+    names = sorted({name for of in references.values() for name in of.names})
+    keys = sorted(
+        {
+            key
+            for expert, of in references.items()
+            if encoder_and_modality(expert)[1] == "image"
+            for key in zip(categories_of(of), of.hashes, strict=True)
+        }
+    )
+    random = np.random.default_rng(seed)
+    wrong = random.permutation(len(keys))[: round(share * len(keys))]
+    moved = {keys[i]: str(random.choice([name for name in names if name != keys[i][0]])) for i in wrong}
+    return relabelled(references, lambda name, digest: moved.get((name, digest), name))
+
+
+def relabelled(references: Mapping[str, References], label: Callable[[str, str], str]) -> dict[str, References]:
+    """References whose images have other categories, given the present one and the hash; texts stay."""
+    return {
+        expert: of
+        if encoder_and_modality(expert)[1] == "text"
+        else laid_out(
+            of.vectors,
+            [label(name, h) for name, h in zip(categories_of(of), of.hashes, strict=True)],
+            of.hashes,
+            of.sources,
+        )
+        for expert, of in references.items()
+    }
+
+
+def answer(references: Mapping[str, References], sample: Sample, scoring: Scoring, false_alarms: float) -> Answers:
+    """Classify a sample by references, calibrated on themselves if the scoring wants that.
+
+    Args:
+        references: By expert.
+        sample: To be classified.
+        scoring: How.
+        false_alarms: Fraction of known images that calibration lets be called unknown.
+    """
+    names = sorted({name for of in references.values() for name in of.names})
+    made = None
+    if scoring.calibrated:
+        temperatures = {expert: scoring.temperatures[expert] for expert in references}
+        made = calibrate(
+            references,
+            temperatures,
+            revision=0,
+            aggregation=scoring.aggregation,
+            top_m=scoring.top_m,
+            false_alarms=false_alarms,
+        )
+    parts = []
+    for first in range(0, len(sample.sources), _BATCH):
+        queries = {name: of[first : first + _BATCH] for name, of in sample.vectors.items()}
+        found = compare(references, names, queries, nearest=1)
+        parts.append(scoring.scores(replace(found, calibration=made[0] if made else None)))
+    return Answers(
+        categories=names,
+        probabilities=np.concatenate([part.fused for part in parts]),
+        novelty=np.concatenate([part.novelty for part in parts]),
+        unknown=np.concatenate([part.novelty > part.threshold for part in parts]),
+    )

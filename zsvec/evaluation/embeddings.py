@@ -1,0 +1,108 @@
+"""Test images, embedded once: kept in a folder, so that an interrupted evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.classifier import Classifier
+from zsvec.errors import ImageError
+from zsvec.images import ImageInput, content_hash, source_of
+
+_CHUNK = 256  # images that an interruption can cost
+
+
+class Embeddings:
+    """A folder of vectors by the content of images and the fingerprints of the encoders.
+
+    Args:
+        folder: Made when something is kept in it.
+        classifier: Whose encoders embed what is new.
+    """
+
+    def __init__(self, folder: Path, classifier: Classifier) -> None:
+        prints = {name: str(of) for name, of in classifier.store.encoders().items()}
+        self._folder = folder / hashlib.sha256(repr(sorted(prints.items())).encode()).hexdigest()[:16]
+        self._classifier = classifier
+        self._known: dict[str, Mapping[str, NDArray[np.float32]]] = {}
+        for chunk in sorted(self._folder.glob("*.npz")):
+            with np.load(chunk) as kept:
+                names = [name for name in kept.files if name != "hashes"]
+                columns = {name: kept[name] for name in names}
+                for row, digest in enumerate(kept["hashes"]):
+                    self._known[str(digest)] = {name: columns[name][row] for name in names}
+
+    def of(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        on_error: Callable[[str, str], None],
+        track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    ) -> tuple[list[int], dict[str, NDArray[np.float32]]]:
+        """Vectors of images, from the folder or from the encoders.
+
+        Args:
+            images: To be embedded.
+            on_error: Called with source and reason for each that cannot be read.
+            track: Wraps the images, to show progress.
+
+        Returns:
+            The positions of the images that could be read, and by encoder their vectors, float32 ``(n, dim)``.
+        """
+        positions: list[int] = []
+        digests: list[str] = []
+        numbered = enumerate(track(images))
+        while chunk := list(islice(numbered, _CHUNK)):
+            hashed = [(position, self._hash(image, on_error), image) for position, image in chunk]
+            found = [(position, digest, image) for position, digest, image in hashed if digest]
+            self._embed([(digest, image) for _, digest, image in found if digest not in self._known], on_error)
+            for position, digest, _ in found:
+                if digest in self._known:
+                    positions.append(position)
+                    digests.append(digest)
+        names = self._classifier.store.encoders()
+        dims = {name: of.dim for name, of in names.items()}
+        return positions, {
+            name: np.stack([self._known[digest][name] for digest in digests])
+            if digests
+            else np.empty((0, dims[name]), np.float32)
+            for name in names
+        }
+
+    def _hash(self, image: ImageInput, on_error: Callable[[str, str], None]) -> str:
+        try:
+            return content_hash(image, max_pixels=self._classifier.settings.max_pixels)
+        except ImageError as exc:
+            on_error(source_of(image), str(exc))
+            return ""
+
+    def _embed(self, new: Sequence[tuple[str, ImageInput]], on_error: Callable[[str, str], None]) -> None:
+        if not new:
+            return
+        made = {}
+        answers = self._classifier.embed_stream([image for _, image in new])
+        for (digest, _), embedding in zip(new, answers, strict=True):
+            if embedding.error is None:
+                made[digest] = embedding.vectors
+            else:
+                on_error(embedding.source, embedding.error)
+        if made:
+            self._keep(made)
+
+    def _keep(self, made: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> None:
+        self._known.update(made)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        columns: dict[str, Any] = {
+            name: np.stack([of[name] for of in made.values()]) for name in next(iter(made.values()))
+        }
+        name = hashlib.sha256("".join(made).encode()).hexdigest()[:16]
+        unfinished = self._folder / f"{name}.part"
+        with unfinished.open("wb") as file:
+            np.savez(file, hashes=np.array(list(made)), **columns)
+        unfinished.rename(self._folder / f"{name}.npz")  # whole or not at all

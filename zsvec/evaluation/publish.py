@@ -1,0 +1,130 @@
+"""What a suite found, as files: `results.json`, `predictions.json`, figures, and one page to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from zsvec.errors import ImageError
+from zsvec.evaluation import figures, metrics
+from zsvec.evaluation.report import write_report
+from zsvec.evaluation.suite import Suite
+from zsvec.images import load_image
+from zsvec.search import compare
+from zsvec.types import encoder_and_modality
+
+_SHOWN = 12  # categories in the picture of the neighbourhood
+_MISTAKES = 24
+
+
+def publish(suite: Suite, folder: Path) -> Path:
+    """Write everything into a folder.
+
+    Args:
+        suite: What `suite.run` gave.
+        folder: Made if it is not there.
+
+    Returns:
+        The page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = [
+        {"id": name, "title": title, "file": f"{name}.png", "caption": caption}
+        for name, title, caption in _draw(suite, folder)
+    ]
+    results = {**suite.results, "figures": drawn}
+    for name, values in (("results", results), ("predictions", suite.predictions)):
+        text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1 if name == "results" else None)
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    return write_report(folder, results)
+
+
+def _draw(suite: Suite, folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Draw each figure that there is something for, and give its name, title and caption."""
+    answers, known = suite.answers, suite.sample.known
+    names = list(answers.categories)
+    truth = np.array([names.index(str(label)) for label in np.array(suite.sample.truth)[known]])
+    said = answers.probabilities[known].argmax(axis=1)
+    largest = answers.probabilities[known].max(axis=1)
+    if suite.results["curves"]:
+        curves = {name: figures.Curve(**of) for name, of in suite.results["curves"].items()}
+        figures.accuracy_by_references(curves, folder / "references.png")
+        yield (
+            "references",
+            "Accuracy by references",
+            "Figure 3 of the paper. The band is one standard deviation over draws.",
+        )
+    figures.confusion(metrics.confusion(truth, said, len(names)), names, folder / "confusion.png")
+    yield (
+        "confusion",
+        "What is taken for what",
+        "Each row is a category, and the share of its images by what they were called.",
+    )
+    figures.reliability(largest, said == truth, folder / "reliability.png")
+    yield "reliability", "What a probability is worth", "On the diagonal, of 100 answers with 80 %, 80 are right."
+    unknown = answers.novelty[~known] if not known.all() else None
+    threshold = 0.5 if answers.unknown.any() else None
+    figures.novelties(answers.novelty[known], unknown, threshold, folder / "novelty.png")
+    yield "novelty", "Novelty of known and unknown images", "Beyond the threshold an image is called unknown."
+    picture = _neighbourhood(suite)
+    if picture is not None:
+        figures.neighbourhood(*picture, folder / "neighbourhood.png")
+        yield (
+            "neighbourhood",
+            "References and images",
+            "Figure 5 of the paper: t-SNE of the first image expert's vectors.",
+        )
+    mistakes = list(_mistakes(suite, truth, said, largest))
+    if mistakes:
+        figures.mistakes(mistakes, folder / "mistakes.png")
+        yield "mistakes", "The most confident mistakes", "Each image with the reference that is nearest to it."
+
+
+def _neighbourhood(suite: Suite) -> tuple[np.ndarray, list[str], np.ndarray] | None:
+    """Points, categories, and which are references, of some categories under one image expert."""
+    expert = next((e for e in suite.references if encoder_and_modality(e)[1] == "image"), None)
+    if expert is None:
+        return None
+    of = suite.references[expert]
+    chosen = set(of.names[:: max(1, len(of.names) // _SHOWN)][:_SHOWN])
+    labels = [name for name, count in zip(of.names, np.diff(of.starts), strict=True) for _ in range(count)]
+    rows = [i for i, name in enumerate(labels) if name in chosen]
+    tests = [i for i, name in enumerate(suite.sample.truth) if name in chosen]
+    vectors = np.concatenate([of.vectors[rows], suite.sample.vectors[encoder_and_modality(expert)[0]][tests]])
+    named = [labels[i] for i in rows] + [str(suite.sample.truth[i]) for i in tests]
+    return figures.embed_2d(vectors), named, np.arange(len(named)) < len(rows)
+
+
+def _mistakes(suite: Suite, truth: np.ndarray, said: np.ndarray, largest: np.ndarray) -> Iterator[figures.Mistake]:
+    """The wrong answers of the highest probability, with the nearest reference image."""
+    names = list(suite.answers.categories)
+    rows = np.flatnonzero(suite.sample.known)
+    wrong = sorted(np.flatnonzero(said != truth), key=lambda i: -largest[i])[:_MISTAKES]
+    images = {e: of for e, of in suite.references.items() if encoder_and_modality(e)[1] == "image"}
+    queries = {name: of[rows[wrong]] for name, of in suite.sample.vectors.items()} if wrong else {}
+    nearest = compare(images, names, queries, 1).experts if wrong and images else ()
+    for position, i in enumerate(wrong):
+        image = _picture(suite.sample.sources[rows[i]])
+        if image is None:
+            continue
+        neighbor = nearest[-1].nearest[position][0] if nearest else None
+        yield figures.Mistake(
+            image=image,
+            truth=names[truth[i]],
+            answer=names[said[i]],
+            probability=float(largest[i]),
+            nearest=_picture(neighbor.source) if neighbor else None,
+            nearest_category=neighbor.category if neighbor else "",
+        )
+
+
+def _picture(source: str) -> Image.Image | None:
+    """An image of a mistake; ``None`` if its file is gone, as a mistake may do without."""
+    try:
+        return load_image(source)
+    except ImageError:
+        return None

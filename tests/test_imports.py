@@ -37,7 +37,7 @@ LEVEL = {name: level for level, names in LEVELS.items() for name in names} | {"z
 # Besides lower levels:
 SAME_LEVEL = {
     "leave_one_out": {"aggregate", "product"},
-    "transductive": {"fusion"},
+    "transductive": {"fusion", "leave_one_out"},
     "calibration": {"aggregate", "fusion", "leave_one_out"},
     "scoring": {"search"},
     "classifier": {"search", "scoring", "builder"},

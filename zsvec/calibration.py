@@ -31,10 +31,13 @@ from zsvec.leave_one_out import LeftOut, leave_one_out
 
 Doubles = NDArray[np.float64]
 
+FALSE_ALARMS = 0.05
 FORMAT = 1  # of what is kept in the store
-LARGEST_SAMPLE = 2048  # images that are left out at most
+LARGEST_SAMPLE = 2048  # images that are left out at most, and fewer where there are many categories:
+_LARGEST_TABLE = 2_000_000  # images by categories, but no fewer than
+_SMALLEST_SAMPLE = 256
 _SHRINKAGE = 1.0  # strength of a prior, as the curvature that so many images give in squared log units
-_FEWEST = 20  # images from which a threshold can be told
+_FEWEST = 20  # images from which a threshold can be told, and pairs of categories from which a spread
 _ROUNDING = 1e-6  # a spread below is none
 _WIDEST = 100.0  # factor by which a temperature may differ from the spread
 
@@ -102,7 +105,9 @@ class Calibration:
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
         """Whether it is of these experts and of this aggregation."""
-        return (self.aggregation, self.top_m) == (aggregation, top_m) and set(experts) <= self.experts.keys()
+        by_top_mean = "top_mean" in (aggregation, other_view(aggregation))
+        same = self.aggregation == aggregation and (self.top_m == top_m or not by_top_mean)
+        return same and set(experts) <= self.experts.keys()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the store."""
@@ -139,7 +144,8 @@ class CalibrationReport:
 
     Attributes:
         calibration: The new one.
-        before: Fusion of the left-out images as it was; ``None``: none of them has another reference to be found by.
+        before: Log-linear fusion of the left-out images, which the new one was learned from, as it was; ``None``:
+            none of them has another reference to be found by.
         after: And as it is.
     """
 
@@ -166,6 +172,11 @@ def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLine
     return LogLinear({expert: {aggregation: share / t} for expert, t in temperatures.items()})
 
 
+def sample_size(n_images: int, n_categories: int) -> int:
+    """How many reference images of so many are left out."""
+    return min(n_images, LARGEST_SAMPLE, max(_SMALLEST_SAMPLE, _LARGEST_TABLE // max(1, n_categories)))
+
+
 def other_view(aggregation: str) -> str:
     """The aggregation that is looked at besides the chosen one: the prototype, or for it the nearest references."""
     return "top_mean" if aggregation == "prototype" else "prototype"
@@ -179,7 +190,7 @@ def calibrate(
     aggregation: str,
     top_m: int,
     false_alarms: float,
-    most: int = LARGEST_SAMPLE,
+    most: int | None = None,
 ) -> tuple[Calibration, LeftOut] | None:
     """Calibrate a store from its references.
 
@@ -195,14 +206,17 @@ def calibrate(
         aggregation: A name in `aggregate.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages.
         false_alarms: Fraction of known images that may be called unknown, between 0 and 1.
-        most: Reference images that are left out at most.
+        most: Reference images that are left out at most; by default `sample_size`.
 
     Returns:
         The calibration, and what it was learned from; ``None`` if there are no reference images or fewer
         than two categories.
     """
     other = other_view(aggregation)
-    sample = leave_one_out(references, (aggregation, other), top_m, most)
+    n_images = max((len(of.hashes) for of in references.values()), default=0)
+    n_categories = len({name for of in references.values() for name in of.names})
+    limit = sample_size(n_images, n_categories) if most is None else most
+    sample = leave_one_out(references, (aggregation, other), top_m, limit)
     if sample is None:
         return None
     tried = {
@@ -228,7 +242,10 @@ def _try(similarity: NDArray[np.float32], labels: NDArray[np.intp], default: flo
     wrong = similarity.astype(np.float64)
     wrong[np.arange(len(labels)), labels] = np.nan
     spread = _spread(wrong)
-    spread = spread if spread > _ROUNDING else default
+    # A spread of a few pairs of categories is hardly one: it is drawn towards what the profile says.
+    pairs = sum((~np.isnan(wrong[labels == own])).any(axis=0).sum() for own in np.unique(labels))
+    trust = pairs / (pairs + _FEWEST)
+    spread = float(np.exp(trust * np.log(spread) + (1 - trust) * np.log(default))) if spread > _ROUNDING else default
     tried = ~np.isnan(own) & ~np.isnan(wrong).all(axis=1)
     if not tried.any():
         return ExpertCalibration(spread if np.isfinite(wrong).any() else default, spread, 0, None)
@@ -336,8 +353,8 @@ def _weights(
             tried[view] = True
             filled[view][:, ~known] = logsumexp(seen) - np.log(seen.size)
     usable = ~np.isnan(filled[tried]).any(axis=(0, 2))
-    if not tried.any() or not usable.any():
-        return start, False
+    if not tried.any() or len(np.unique(sample.labels[usable])) < 2:
+        return start, False  # images of one category would teach that it is always that one
     logits, truth, prior = filled[tried][:, usable], sample.labels[usable], np.log(start[tried])
     right = logits[:, np.arange(len(truth)), truth]
 

@@ -17,10 +17,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsvec.builder import Builder, CategoryInput, checked_images, checked_name, checked_vectors
-from zsvec.calibration import LARGEST_SAMPLE, Calibration, CalibrationReport, calibrate, quality, uncalibrated
+from zsvec.calibration import (
+    FALSE_ALARMS,
+    Calibration,
+    CalibrationReport,
+    calibrate,
+    quality,
+    sample_size,
+    uncalibrated,
+)
 from zsvec.config import Settings
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreError, ZSVecError
+from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.images import ImageInput, load_image, source_of
 from zsvec.prefetch import prefetch
 from zsvec.scoring import Scoring
@@ -31,7 +39,8 @@ from zsvec.types import Category, Prediction, encoder_and_modality
 
 Errors = Literal["raise", "report"]
 
-_CHEAP = 10**10  # multiplications: some 0.2 s on two cores
+_CHEAP = 2 * 10**10  # multiplications: some half a second on two cores
+_FITTING = 20_000  # multiplications that fitting costs for each image, category and view
 _NEAREST = 3  # references that a prediction shows for each expert
 
 
@@ -172,8 +181,10 @@ class Classifier:
             batch_size=self.settings.batch_size,
             max_pixels=self.settings.max_pixels,
         )
-        yield from builder.build(categories, replace=replace, on_error=on_error)
-        self._refresh_calibration()
+        try:
+            yield from builder.build(categories, replace=replace, on_error=on_error)
+        finally:
+            self._refresh_calibration()
 
     def remove_category(self, name: str) -> None:
         """Remove a category and its references.
@@ -367,24 +378,27 @@ class Classifier:
         without being asked, while it is cheap (at most `_CHEAP` multiplications); a larger store is marked stale.
 
         Args:
-            false_alarms: Fraction of the images of known categories that may be called unknown; by default the setting.
+            false_alarms: Fraction of the images of known categories that may be called unknown; by default the
+                setting, that of the present calibration, or 0.05.
 
         Raises:
             InvalidInputError: `false_alarms` is not between 0 and 1.
             StoreError: There are no two categories, or no reference image.
         """
-        wanted = self.settings.false_alarms if false_alarms is None else false_alarms
-        if not isinstance(wanted, Real) or not 0 < wanted < 1:
-            raise InvalidInputError(f"false_alarms must be between 0 and 1. Got {wanted!r} instead")
-        report = self._calibrate(wanted)
+        if false_alarms is not None and not (isinstance(false_alarms, Real) and 0 < false_alarms < 1):
+            raise InvalidInputError(f"false_alarms must be between 0 and 1. Got {false_alarms!r} instead")
+        report = self._calibrate(false_alarms)
         if report is None:
             raise StoreError(
                 f"{self.store.location} cannot be calibrated: that takes two categories and a reference image"
             )
         return report
 
-    def _calibrate(self, false_alarms: float) -> CalibrationReport | None:
+    def _calibrate(self, false_alarms: float | None) -> CalibrationReport | None:
         references, revision = self._searcher.references()
+        kept = self.store.calibration()
+        former = Calibration.from_dict(kept) if kept else None
+        wanted = false_alarms or self.settings.false_alarms or (former.false_alarms if former else FALSE_ALARMS)
         used = {expert: of for expert, of in references.items() if expert in self._temperatures}
         scoring = self.scoring
         made = calibrate(
@@ -393,9 +407,8 @@ class Classifier:
             revision=revision,
             aggregation=scoring.aggregation,
             top_m=scoring.top_m,
-            false_alarms=false_alarms,
+            false_alarms=wanted,
         )
-        kept = self.store.calibration()
         if made is None:
             if kept:
                 self.store.keep_calibration({})  # it is of categories that are gone
@@ -403,27 +416,32 @@ class Classifier:
         calibration, sample = made
         self.store.keep_calibration(calibration.to_dict())
         before = uncalibrated({expert: self._temperatures[expert] for expert in used}, scoring.aggregation)
-        former = Calibration.from_dict(kept) if kept else None
         if former is not None and former.fits(used, scoring.aggregation, scoring.top_m):
             before = former.views
         return CalibrationReport(calibration, quality(before, sample), quality(calibration.views, sample))
 
     def _refresh_calibration(self) -> None:
-        """Calibrate after a write, if that is cheap."""
+        """Calibrate after a write, if that is cheap and nobody else has done it."""
         if self.settings.calibration == "off":
             return
-        references = Counter[str]()
-        for category in self.store.categories():
+        # What was written is committed: whatever prevents a calibration now, the store is only marked stale by it.
+        with suppress(StoreError):
+            kept = Calibration.from_dict(self.store.calibration() or {})
+            others = kept is not None and not kept.fits((), self.scoring.aggregation, self.scoring.top_m)
+            current = kept is not None and not self.store.categories(kept.revision + 1)
+            if not others and not current and self._cost_of_calibrating() <= _CHEAP:
+                self._calibrate(None)
+
+    def _cost_of_calibrating(self) -> float:
+        """Multiplications, roughly: products of images and references, and steps of fitting."""
+        categories = self.store.categories()
+        references: Counter[str] = Counter()
+        for category in categories:
             references.update(category.references)
         dims = {name: fingerprint.dim for name, fingerprint in self.store.encoders().items()}
-        work = sum(
-            min(count, LARGEST_SAMPLE) * count * dims[encoder_and_modality(expert)[0]]
-            for expert, count in references.items()
-        )
-        if work <= _CHEAP:
-            # What was written is committed. If others calibrate at the same time, theirs will do or is marked stale.
-            with suppress(ConflictError):
-                self._calibrate(self.settings.false_alarms)
+        images = sample_size(max(references.values(), default=0), len(categories))
+        products = sum(images * n * dims[encoder_and_modality(expert)[0]] for expert, n in references.items())
+        return products + images * len(categories) * 2 * len(references) * _FITTING
 
     # Life
 

@@ -166,7 +166,8 @@ class Settings(BaseSettings):
             fusion of a calibrated store goes by slopes, not by these.
         calibration: ``auto`` uses the calibration that is kept with the store, and makes one after a write
             while that is cheap; ``off`` takes the temperatures of the profile, as the paper does.
-        false_alarms: Fraction of the images of known categories that calibration lets be called unknown.
+        false_alarms: Fraction of the images of known categories that calibration lets be called unknown; by
+            default that of the calibration that is there, or 0.05.
         unknown_above: Novelty above which an image is unknown; without it, the calibrated 0.5, and
             none where there is no calibrated threshold.
         unknown_per_category: Whether categories of 20 references and more have thresholds of their own.
@@ -199,7 +200,7 @@ class Settings(BaseSettings):
     weights: Mapping[str, Annotated[float, Field(gt=0, le=1e9)]] = Field(default_factory=dict)
     temperatures: Mapping[str, Temperature] = Field(default_factory=dict)
     calibration: Literal["auto", "off"] = "auto"
-    false_alarms: float = Field(default=0.05, gt=0, lt=1)
+    false_alarms: float | None = Field(default=None, gt=0, lt=1)
     unknown_above: float | None = Field(default=None, ge=0, le=2)
     unknown_per_category: bool = False
     max_pixels: PositiveInt = 100_000_000

@@ -6,7 +6,7 @@ vectors that are stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from zsvec.types import encoder_and_modality, expert_name
 
 Floats = NDArray[np.float32]
 
-TWIN = 0.999  # cosine from which two images of a category are the same picture, saved twice
+TWIN = 0.99  # cosine from which, if all encoders agree, two images of a category are one picture, saved twice
 _BLOCK = 2**24  # similarities that are held at once
 
 
@@ -46,7 +46,8 @@ def leave_one_out(
     """Score reference images against all references but themselves.
 
     Text experts are scored on the reference images of their encoder. A reference of the same category
-    that is the same picture (cosine above `TWIN`) is left out as well: it must not vouch for its twin.
+    that is the same picture (cosine above `TWIN` for each encoder that has both) is left out as well: it must
+    not vouch for its twin. The same picture in another category stays.
 
     Args:
         references: By expert.
@@ -68,6 +69,7 @@ def leave_one_out(
     images = _evenly({key for of in rows.values() for key in of}, most)
     if not images or len(categories) < 2:
         return None
+    twins = _twins(references)
     views: dict[str, dict[str, Floats]] = {}
     for expert, of in references.items():
         encoder, modality = encoder_and_modality(expert)
@@ -81,7 +83,8 @@ def leave_one_out(
         size = max(1, _BLOCK // len(of.vectors))
         for first in range(0, len(has), size):
             block = has[first : first + size]
-            found = _score(of, queries[row[block]], row[block] if modality == "image" else None, aggregations, top_m)
+            itself = row[block] if modality == "image" else None
+            found = _score(of, queries[row[block]], itself, twins, aggregations, top_m)
             for name, similarity in found.items():
                 views[expert][name][np.ix_(block, columns)] = similarity
     labels = np.array([position[name] for name, _ in images], dtype=np.intp)
@@ -105,8 +108,41 @@ def _evenly(images: set[tuple[str, str]], most: int) -> list[tuple[str, str]]:
     return sorted((name, digest) for _, name, digest in sorted(ranked)[:most])
 
 
+def _twins(references: Mapping[str, References]) -> dict[tuple[str, str], set[str]]:
+    """By category and hash of an image, the hashes of the same picture in that category."""
+    encoders = [of for expert, of in references.items() if encoder_and_modality(expert)[1] == "image"]
+    alike = [set(_alike(of)) for of in encoders]
+    agreed = set().union(*alike)
+    for of, pairs in zip(encoders, alike, strict=True):
+        held = set(_keys(of)) if agreed else set()
+        agreed -= {
+            (name, one, other) for name, one, other in agreed - pairs if (name, one) in held and (name, other) in held
+        }
+    twins: dict[tuple[str, str], set[str]] = {}
+    for name, one, other in agreed:
+        twins.setdefault((name, one), set()).add(other)
+    return twins
+
+
+def _alike(of: References) -> Iterator[tuple[str, str, str]]:
+    """Category and hashes of images that one encoder takes for the same picture."""
+    for name, start, end in zip(of.names, of.starts, of.starts[1:], strict=False):
+        vectors, hashes = of.vectors[start:end], of.hashes[start:end]
+        size = max(1, _BLOCK // len(vectors))
+        for first in range(0, len(vectors), size):
+            similar = rows_times_rows(vectors[first : first + size], vectors) >= TWIN
+            for i, j in zip(*np.nonzero(similar), strict=True):
+                if first + i != j:
+                    yield name, hashes[first + i], hashes[j]
+
+
 def _score(
-    of: References, queries: Floats, itself: NDArray[np.intp] | None, aggregations: Sequence[str], top_m: int
+    of: References,
+    queries: Floats,
+    itself: NDArray[np.intp] | None,
+    twins: Mapping[tuple[str, str], set[str]],
+    aggregations: Sequence[str],
+    top_m: int,
 ) -> dict[str, Floats]:
     """Similarity of each query to each category, by aggregation; `itself` is the query's row among the references."""
     values = rows_times_rows(queries, of.vectors)
@@ -115,7 +151,7 @@ def _score(
     found = {name: aggregate(every, name, top_m) for name in aggregations}
     if itself is not None:
         own = np.searchsorted(of.starts, itself, side="right") - 1
-        order, others = _others(of, values, itself, own)
+        order, others = _others(of, values, itself, own, twins)
         for name, similarity in found.items():
             similarity[np.arange(len(queries)), own] = np.nan
             similarity[order, own[order]] = aggregate(others, name, top_m)[0] if order.size else np.nan
@@ -123,7 +159,11 @@ def _score(
 
 
 def _others(
-    of: References, values: Floats, itself: NDArray[np.intp], own: NDArray[np.intp]
+    of: References,
+    values: Floats,
+    itself: NDArray[np.intp],
+    own: NDArray[np.intp],
+    twins: Mapping[tuple[str, str], set[str]],
 ) -> tuple[NDArray[np.intp], Similarities]:
     """The similarities of images to the other references of their own category.
 
@@ -135,8 +175,11 @@ def _others(
         images = np.flatnonzero(own == category)
         start, end = of.starts[category], of.starts[category + 1]
         similarity = values[images, start:end]
-        keep = similarity < TWIN
+        keep = np.ones(similarity.shape, dtype=bool)
         keep[np.arange(len(images)), itself[images] - start] = False
+        for i, row in enumerate(itself[images]):
+            if same := twins.get((of.names[category], of.hashes[row])):
+                keep[i] &= [digest not in same for digest in of.hashes[start:end]]
         has = keep.any(axis=1)
         images, similarity, keep = images[has], similarity[has], keep[has]
         count = keep.sum(axis=1)

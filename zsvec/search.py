@@ -130,6 +130,7 @@ class Searcher:
         self._view: _View = self._mirror if self.method_for(0) == "mirror" else self._qdrant
         self._catalog: Mapping[str, Category] = {}
         self._calibration: Calibration | None = None
+        self._calibrated = 0  # the ``rev`` of its commit
         self._seen = 0  # the largest `rev` of the catalog, and
         self._changed = 0  # of its categories
         self._lock = threading.Lock()
@@ -190,7 +191,8 @@ class Searcher:
         with self._lock:
             later, calibration = self._store.changes_after(self._seen)
             self._take_over(later)
-            if calibration is not None:
+            if calibration is not None and calibration["rev"] != self._calibrated:
+                self._calibrated = calibration["rev"]
                 self._calibration = Calibration.from_dict(calibration["calibration"])  # of another format: none
                 self._seen = max(self._seen, calibration["rev"])
             return self._view, self._calibration, self._changed

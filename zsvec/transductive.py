@@ -2,7 +2,7 @@
 
 After the transductive fusions of Zanella & Ben Ayed (TransCLIP, 2024) and OTFusion (arXiv 2506.13723), which
 alternate the assignment of a batch and the prototypes that follow from it. Unlike OTFusion's, the assignment
-has no balanced plan, for the categories of a stream are not balanced; no image vouches for itself; and the
+has no balanced plan, for the categories of a stream are not balanced; no image vouches for itself or a copy; and the
 images of a batch weigh at most `ANCHOR` times the references of a category, so that it cannot drift away.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.fusion import softmax
+from zsvec.leave_one_out import TWIN
 
 Doubles = NDArray[np.float64]
 
@@ -64,11 +65,13 @@ def transduce(evidence: Doubles, experts: Sequence[Prototypes]) -> Doubles:
 
 def _gain(expert: Prototypes, assigned: Doubles) -> Doubles:
     """By how much the cosine to each prototype changes, float64 ``(n_images, n_known)``."""
+    # An image does not vouch for its copy either.
+    gram = np.where(expert.gram >= TWIN, np.eye(len(expert.gram)), expert.gram)
     weight = assigned * np.minimum(1.0, ANCHOR * expert.counts / np.maximum(assigned.sum(axis=0), 1e-12))
     length = expert.counts * expert.norms.astype(np.float64)
     dots = expert.counts * expert.means.astype(np.float64)  # of each image and the sum of the references
-    all_dots = dots + expert.gram @ weight
-    square = length**2 + 2 * (weight * dots).sum(axis=0) + (weight * (expert.gram @ weight)).sum(axis=0)
+    all_dots = dots + gram @ weight
+    square = length**2 + 2 * (weight * dots).sum(axis=0) + (weight * (gram @ weight)).sum(axis=0)
     # Without the image itself, whose cosine to itself is 1.
     others = all_dots - weight
     square_of_others = square - 2 * weight * all_dots + weight**2

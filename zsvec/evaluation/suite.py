@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from zsvec.aggregate import References, aggregate
-from zsvec.calibration import expected_calibration_error
+from zsvec.calibration import FALSE_ALARMS, expected_calibration_error
 from zsvec.classifier import Classifier
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.evaluation.ablations import Answers, Sample, answer, categories_of, drawn, laid_out, mislabelled, only
@@ -166,7 +166,7 @@ def run(
         references,
         sample,
         replace(classifier.scoring, calibrated=True, unknown_above=None),
-        classifier.settings.false_alarms,
+        classifier.settings.false_alarms or FALSE_ALARMS,
         paper_splits(names, kind, range(DRAWS)) if len(names) > 1 else (),
     )
     tables = []

@@ -325,7 +325,8 @@ class Store:
 
         def attempt() -> bool:
             before = self._backend.retrieve(self._catalog, [identifier]).get(identifier)
-            if before and calibration and before["calibration"].get("revision", 0) > calibration.get("revision", 0):
+            present = Calibration.from_dict(before["calibration"]) if before else None
+            if present is not None and calibration and present.revision > calibration["revision"]:
                 return True
             rev = max(time.time_ns() // 1000, self._backend.newest(self._catalog) + 1)
             self._backend.put(self._catalog, [calibration_record(calibration, writer, rev, before)])

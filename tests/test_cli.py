@@ -549,6 +549,7 @@ def test_evaluate(filled: Callable[..., Result], colours: Path) -> None:
     assert result.code == 0
     answers = [answer for answer in filled("classify --json", colours).objects if answer["error"] is None]
     assert len(answers) == 9
+    strangers = filled("classify --json", Path("noise")).objects
 
     def all_right(rankings: list[list[dict[str, Any]]]) -> dict[str, Any]:
         # What is always right is off by what its best probability lacks.
@@ -561,6 +562,8 @@ def test_evaluate(filled: Callable[..., Result], colours: Path) -> None:
         "n": 9,
         **all_right([answer["ranking"] for answer in answers]),
         "auroc": 1.0,
+        "detected": sum(answer["unknown"] for answer in strangers) / 4,
+        "false_alarms": sum(answer["unknown"] for answer in answers) / 9,
         "fusion": "log_linear_views",
         "experts": {
             name: all_right([answer["experts"][name]["ranking"] for answer in answers])
@@ -581,8 +584,9 @@ def test_evaluate_for_people(filled: Callable[..., Result], colours: Path) -> No
     assert lines[0] == ["top-1", "top-3", "top-5", "calibration", "error"]
     (found,) = filled("evaluate --json --fusion fixed", colours).objects
     assert lines[2] == ["fusion", "(fixed)", "100.0%", "100.0%", "100.0%", f"{found['ece']:.1%}"]
-    assert {words[0] for words in lines[3:-1]} == {"clip:text", "clip:image", "dino:image"}
-    assert " ".join(lines[-1]) == "9 images, unknown images: AUROC 1.000"
+    assert {words[0] for words in lines[3:-2]} == {"clip:text", "clip:image", "dino:image"}
+    assert " ".join(lines[-2]) == "9 images"
+    assert " ".join(lines[-1]).startswith("unknown images: AUROC 1.000; ")
     assert filled("evaluate", colours).out.splitlines()[-1] == "9 images"
 
 

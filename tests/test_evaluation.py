@@ -85,6 +85,7 @@ def prediction(novelty: float, fused: Ranking, **experts: Ranking) -> Prediction
         label=fused[0][0],
         probability=fused[0][1],
         novelty=novelty,
+        unknown=novelty > 0.25,
         ranking=fused,
         experts={name: ExpertOutput(weight=1.0, entropy=0.0, ranking=of, neighbors=()) for name, of in experts.items()},
     )
@@ -137,6 +138,8 @@ def test_an_evaluation_by_hand(folders: Path) -> None:
         "ece": pytest.approx(1 / 2 - 1 / 3),
         # Of the pairs of unknown and known, 0.2 wins one and ties one of three, 0.4 wins three: 4.5 of 6.
         "auroc": pytest.approx(0.75),
+        "detected": pytest.approx(1 / 2),  # 0.4 is beyond 0.25, and
+        "false_alarms": pytest.approx(1 / 3),  # of the known images 0.3 is
         "fusion": "max",
         "experts": {
             "text": {
@@ -161,7 +164,7 @@ def test_the_object_is_json_and_has_an_auroc_only_with_unknown_images(folders: P
     assert result.auroc is None
     assert list(json.loads(json.dumps(result.to_dict()))) == ["n", "top1", "top3", "top5", "ece", "fusion", "experts"]
     assert list(run(folders, unknown=True).to_dict()) == [
-        *("n", "top1", "top3", "top5", "ece", "auroc", "fusion", "experts"),
+        *("n", "top1", "top3", "top5", "ece", "auroc", "detected", "false_alarms", "fusion", "experts"),
     ]
 
 
@@ -268,6 +271,7 @@ def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
             on_error=lambda prediction: left_out.append(prediction.source),
         )
         answers = classifier.classify(sorted((tmp_path / "test").glob("*/*.png")))
+        strangers = classifier.classify(sorted((tmp_path / "noise").iterdir()))
 
     def all_right(rankings: list[Ranking]) -> dict[str, Any]:
         # What is always right is off by what its best probability lacks.
@@ -278,6 +282,8 @@ def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
         "n": 6,
         **all_right([answer.ranking for answer in answers]),
         "auroc": 1.0,
+        "detected": pytest.approx(sum(answer.unknown for answer in strangers) / len(strangers)),
+        "false_alarms": pytest.approx(sum(answer.unknown for answer in answers) / len(answers)),
         "fusion": fusion,
         "experts": {
             name: all_right([answer.experts[name].ranking for answer in answers])

@@ -362,8 +362,12 @@ def evaluate(
         output.json_line(result.to_dict())
         return
     output.out.print(output.evaluation(result))
-    auroc = "" if result.auroc is None else f", unknown images: AUROC {result.auroc:.3f}"
-    output.out.print(f"{result.n} images{auroc}")
+    output.out.print(f"{result.n} images")
+    if result.auroc is not None:
+        output.out.print(
+            f"unknown images: AUROC {result.auroc:.3f}; {result.detected:.1%} of them are called unknown, "
+            f"and {result.false_alarms:.1%} of the others"
+        )
 
 
 def _suite(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sklearn.metrics import roc_auc_score
@@ -57,6 +58,8 @@ class Evaluation:
         experts: Of each expert alone.
         auroc: Area under the ROC curve of novelty, unknown against known images; 0.5 is chance.
             ``None`` without unknown images.
+        detected: Fraction of the unknown images that were called unknown; ``None`` without any.
+        false_alarms: Fraction of the known images that were; ``None`` without unknown images.
         fusion: The strategy.
     """
 
@@ -64,11 +67,14 @@ class Evaluation:
     accuracy: Accuracy
     experts: Mapping[str, Accuracy]
     auroc: float | None
+    detected: float | None
+    false_alarms: float | None
     fusion: str
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec evaluate --json`` prints."""
-        auroc = {} if self.auroc is None else {"auroc": self.auroc}
+        unknown = {"auroc": self.auroc, "detected": self.detected, "false_alarms": self.false_alarms}
+        auroc = {} if self.auroc is None else unknown
         experts = {name: asdict(accuracy) for name, accuracy in self.experts.items()}
         return {"n": self.n, **asdict(self.accuracy), **auroc, "fusion": self.fusion, "experts": experts}
 
@@ -87,8 +93,14 @@ def labelled_images(folder: Path) -> list[tuple[Path, str]]:
     return [(path, checked_name(path.relative_to(folder).parts[0])) for path in paths]
 
 
-def check_labels(categories: Collection[str], labels: Iterable[str], location: str) -> None:
+def check_labels(categories: Collection[str], labels: Iterable[str], *, images: str, location: str) -> None:
     """Refuse images of categories that a store does not have.
+
+    Args:
+        categories: Of the store.
+        labels: Of the images.
+        images: What to call them.
+        location: Of the store.
 
     Raises:
         InvalidInputError: There are such.
@@ -96,7 +108,7 @@ def check_labels(categories: Collection[str], labels: Iterable[str], location: s
     if missing := sorted(set(labels) - set(categories)):
         shown = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
         raise InvalidInputError(
-            f"{len(missing)} of the labels are no category of {location}: {shown}; "
+            f"{len(missing)} of the labels in {images} are no category of {location}: {shown}; "
             "add them, or name the sub-folders as `zsvec list` does"
         )
 
@@ -126,7 +138,7 @@ def evaluate(
     if unknown and not strangers:
         raise InvalidInputError(f"{unknown} has no images")
     known = [category.name for category in classifier.categories()]
-    check_labels(known, [label for _, label in labelled], classifier.store.location)
+    check_labels(known, [label for _, label in labelled], images=str(folder), location=classifier.store.location)
     paths = [path for path, _ in labelled] + strangers
     labels = [label for _, label in labelled] + [None] * len(strangers)
     answered = []
@@ -139,12 +151,14 @@ def evaluate(
     if not of_known:
         raise InvalidInputError(f"no image in {folder} can be read")
     predictions, truth = [prediction for prediction, _ in of_known], [label for _, label in of_known]
-    auroc = None
+    auroc = detected = false_alarms = None
     if unknown:
         is_unknown = [label is None for _, label in answered]
         if not any(is_unknown):
             raise InvalidInputError(f"no image in {unknown} can be read")
         auroc = float(roc_auc_score(is_unknown, [prediction.novelty for prediction, _ in answered]))
+        detected = fmean(prediction.unknown for prediction, label in answered if label is None)
+        false_alarms = fmean(prediction.unknown for prediction in predictions)
     return Evaluation(
         n=len(of_known),
         accuracy=Accuracy.of([prediction.ranking for prediction in predictions], truth),
@@ -153,5 +167,7 @@ def evaluate(
             for name in predictions[0].experts
         },
         auroc=auroc,
+        detected=detected,
+        false_alarms=false_alarms,
         fusion=classifier.settings.fusion,
     )

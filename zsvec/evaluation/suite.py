@@ -148,7 +148,7 @@ def run(
     stored, _ = searcher.references()
     references = only(stored, classifier.scoring.temperatures.keys())
     names = sorted({category for of in references.values() for category in of.names})
-    check_labels(names, [label for _, label in images], store.location)
+    check_labels(names, [label for _, label in images], images=name, location=store.location)
 
     say("embedding the images")
     paths = [image for image, _ in images] + list(unknown)

@@ -326,7 +326,7 @@ class Store:
         def attempt() -> bool:
             before = self._backend.retrieve(self._catalog, [identifier]).get(identifier)
             present = Calibration.from_dict(before["calibration"]) if before else None
-            if present is not None and calibration and present.revision > calibration["revision"]:
+            if present is not None and calibration and present.revision > calibration.get("revision", present.revision):
                 return True
             rev = max(time.time_ns() // 1000, self._backend.newest(self._catalog) + 1)
             self._backend.put(self._catalog, [calibration_record(calibration, writer, rev, before)])

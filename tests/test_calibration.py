@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,11 @@ def texts(rng: np.random.Generator, names: str, dim: int = 16) -> Vectors:
     return {name: unit(rng, 1, dim) for name in names}
 
 
+def drawn(spread: float, pairs: int, profile: float = 0.07) -> float:
+    """A spread of so many pairs of categories, drawn towards the profile's temperature."""
+    return float(spread ** (pairs / (pairs + 20)) * profile ** (20 / (pairs + 20)))
+
+
 def pools(made: Calibration) -> tuple[LogLinear, LogLinear]:
     return made.plain, made.views
 
@@ -57,15 +63,15 @@ def pools(made: Calibration) -> tuple[LogLinear, LogLinear]:
 
 
 @pytest.mark.parametrize("aggregation", METHODS)
-def test_with_one_reference_a_category_the_temperature_is_the_spread(aggregation: str) -> None:
+def test_with_one_reference_a_category_the_temperature_is_the_drawn_spread(aggregation: str) -> None:
     # Of wrong categories, a: 0.6, 0; b: 0.6, 0.48; c: 0, 0.48. Variances 0.09, 0.0036 and 0.0576, of mean 0.0504.
     clip: Vectors = {"a": {"1": (1, 0, 0)}, "b": {"2": (0.6, 0.8, 0)}, "c": {"3": (0, 0.6, 0.8)}}
     # 0.8, 0; 0.8, 0.6; 0, 0.6. Variances 0.16, 0.01 and 0.09, of mean 0.26 / 3.
     dino: Vectors = {"a": {"1": (1, 0, 0)}, "b": {"2": (0.8, 0.6, 0)}, "c": {"3": (0, 1, 0)}}
     words: Vectors = {"a": {"t": (1, 0, 0)}, "b": {"t": (0, 1, 0)}, "c": {"t": (0, 0, 1)}}
     made, _ = calibrated({"clip:image": clip, "clip:text": words, "dino:image": dino}, aggregation)
-    for expert, spread in (("clip:image", np.sqrt(0.0504)), ("dino:image", np.sqrt(0.26 / 3))):
-        of = made.experts[expert]
+    for expert, of_wrong in (("clip:image", np.sqrt(0.0504)), ("dino:image", np.sqrt(0.26 / 3))):
+        of, spread = made.experts[expert], drawn(of_wrong, 6)
         assert (of.temperature, of.spread) == pytest.approx((spread, spread), abs=1e-6)
         assert (of.images, of.accuracy) == (0, None)
     assert (made.experts["clip:text"].images, made.experts["clip:text"].accuracy) == (3, 1.0)
@@ -80,7 +86,7 @@ def test_with_one_reference_a_category_the_temperature_is_the_spread(aggregation
 def test_with_two_categories_the_spread_is_over_all_images() -> None:
     images: Vectors = {"a": {"1": (1, 0), "2": (0.8, 0.6)}, "b": {"3": (0, 1), "4": (0.6, 0.8)}}
     made, _ = calibrated({"clip:image": images}, "max")  # wrong: 0.6, 0.96, 0.6 and 0.96
-    assert made.experts["clip:image"].spread == pytest.approx(0.18, abs=1e-6)
+    assert made.experts["clip:image"].spread == pytest.approx(drawn(0.18, 2), abs=1e-6)
     assert made.experts["clip:image"].images == 4
     assert made.experts["clip:image"].accuracy == 0.5  # right: 0.8, 0.8, 0.8, 0.8
 
@@ -116,7 +122,104 @@ def test_the_temperature_that_labels_were_drawn_with_is_found() -> None:
     assert made.experts["clip:text"].temperature == pytest.approx(temperature, rel=0.1)
     assert made.experts["clip:text"].accuracy == pytest.approx(np.mean(similarity.argmax(axis=1) == labels))
     wrong = [np.delete(row, label) for row, label in zip(similarity, labels, strict=True)]
-    assert made.experts["clip:text"].spread == pytest.approx(np.sqrt(np.var(wrong, axis=1).mean()), rel=1e-4)
+    # Of five categories, 20 pairs: the spread counts as much as the profile.
+    expected = np.sqrt(np.sqrt(np.var(wrong, axis=1).mean()) * 0.07)
+    assert made.experts["clip:text"].spread == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [3, 5, 12, 40])
+def test_the_more_pairs_of_categories_the_less_the_profile_says(n: int) -> None:
+    # Orthogonal images, and texts of which each image is at 0.3 to half of the others and at -0.3 to the rest.
+    names = [f"{i:02d}" for i in range(n)]
+    rng = np.random.default_rng(n)
+    signs = np.where(rng.random((n, n)) < 0.5, 0.1, -0.1) * np.sqrt(4 / n)
+    images: Vectors = {name: {name: list(row)} for name, row in zip(names, np.eye(2 * n), strict=False)}
+    rest = np.eye(n) * np.sqrt(1 - (signs**2).sum(axis=0))
+    words: Vectors = {name: {"t": list(row)} for name, row in zip(names, np.hstack([signs.T, rest]), strict=True)}
+    made, _ = calibrated({"clip:image": images, "clip:text": words})
+    variances = [np.var(np.delete(signs[i], i)) for i in range(n)]
+    expected = drawn(float(np.sqrt(np.mean(variances))), n * (n - 1))
+    assert made.experts["clip:text"].spread == pytest.approx(expected, rel=1e-4)
+
+
+def test_pairs_are_those_that_the_expert_has_seen() -> None:
+    # Images of a, b and c; texts of a, b and d. Pairs: a with b and d, b with a and d, c with a, b and d.
+    images: Vectors = {name: {f"{name}{i}": list(np.eye(4)[j]) for i in range(4)} for j, name in enumerate("abc")}
+    words: Vectors = {"a": {"t": (0.6, 0, 0.8, 0)}, "b": {"t": (0, 0.8, 0, 0.6)}, "d": {"t": (0.8, 0.6, 0, 0)}}
+    made, _ = calibrated({"clip:image": images, "clip:text": words})
+    # Of wrong texts, a: 0, 0.8; b: 0, 0.6; c: 0.8, 0, 0. However many images there are, the pairs are seven.
+    spread = np.sqrt((0.16 + 0.09 + np.var([0.8, 0, 0])) / 3)
+    assert made.experts["clip:text"].spread == pytest.approx(drawn(spread, 7), rel=1e-5)
+
+
+def test_the_quick_start_is_not_overconfident() -> None:
+    """'cat' with a text and two images, 'red panda' with a text alone."""
+    rng = np.random.default_rng(15)
+    profile = {"clip:text": 0.01, "clip:image": 0.07, "dino:image": 0.07}
+    for _ in range(20):
+        # The two images are nearly as near to the text of the red panda: their spread is next to nothing.
+        near = 0.2 + rng.normal(scale=1e-4, size=2)
+        clip = {str(i): (0.25, x, np.sqrt(1 - 0.25**2 - x**2)) for i, x in enumerate(near)}
+        experts: dict[str, Vectors] = {
+            "clip:text": {"cat": {"t": (1, 0, 0)}, "red panda": {"t": (0, 1, 0)}},
+            "clip:image": {"cat": clip},
+            "dino:image": {"cat": unit(rng, 2, 8)},
+        }
+        experts["dino:image"] = {"cat": dict(zip(clip, experts["dino:image"]["cat"].values(), strict=True))}
+        made = module.calibrate(
+            {name: references(of) for name, of in experts.items()},
+            profile,
+            revision=1,
+            aggregation="top_mean",
+            top_m=5,
+            false_alarms=0.05,
+        )
+        assert made is not None
+        of = made[0].experts["clip:text"]
+        assert 0.01 / 3 <= of.temperature <= 0.01 * 3
+        for pool in pools(made[0]):
+            assert not pool.learned
+            assert pool.slopes["clip:text"]["top_mean"] == pytest.approx(1 / of.temperature / np.sqrt(3))
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_slopes_are_learned_from_images_of_two_categories_at_least(others: int) -> None:
+    # The one or two images of b: with one, nothing but images of a can be left out.
+    rng = np.random.default_rng(16)
+    images = clusters(rng, {"a": 10, "b": 1 + others}, 1.0)
+    made, _ = calibrated({"clip:image": images})
+    for pool in pools(made):
+        assert pool.learned == bool(others)
+    if not others:
+        assert sum(made.plain.slopes["clip:image"].values()) == pytest.approx(
+            1 / made.experts["clip:image"].temperature
+        )
+
+
+@pytest.mark.parametrize(
+    ("images", "categories", "expected"),
+    [
+        (0, 0, 0),
+        (9, 3, 9),
+        (5000, 10, 2048),
+        (5000, 976, 2048),  # 2,000,000 / 976 = 2049.2
+        (5000, 1000, 2000),
+        (1999, 1000, 1999),
+        (5000, 4000, 500),
+        (10**6, 10**5, 256),
+        (100, 10**5, 100),
+    ],
+)
+def test_the_more_categories_the_fewer_images_are_left_out(images: int, categories: int, expected: int) -> None:
+    assert module.sample_size(images, categories) == expected
+
+
+def test_as_many_images_are_left_out_as_the_sample_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = clusters(np.random.default_rng(17), dict.fromkeys("abcd", 10), 1.0)
+    monkeypatch.setattr(module, "_LARGEST_TABLE", 100)
+    monkeypatch.setattr(module, "_SMALLEST_SAMPLE", 8)
+    made, sample = calibrated({"clip:image": images})
+    assert made.images == len(sample.labels) == 25
 
 
 # ---- weights
@@ -330,6 +433,18 @@ def test_what_a_calibration_fits(made: Calibration) -> None:
     assert not made.fits(["clip:image", "dino:image"], "top_mean", 5)
     assert not made.fits(["clip:image"], "mean", 5)
     assert not made.fits(["clip:image"], "top_mean", 4)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "any_m"), [("top_mean", False), ("prototype", False), ("max", True), ("mean", True)]
+)
+def test_how_many_references_are_averaged_matters_where_they_are(
+    made: Calibration, aggregation: str, any_m: bool
+) -> None:
+    # The other view of the prototype is the mean of the nearest.
+    of = replace(made, aggregation=aggregation)
+    assert of.fits(["clip:image"], aggregation, 5)
+    assert of.fits(["clip:image"], aggregation, 4) == any_m
 
 
 def test_what_another_version_keeps_is_not_read(made: Calibration) -> None:

@@ -58,6 +58,16 @@ def similarity(query: np.ndarray, kept: Sequence[np.ndarray], method: str, m: in
     return {"max": every[0], "mean": float(np.mean(every)), "top_mean": float(np.mean(every[:m]))}[method]
 
 
+def is_twin(experts: Mapping[str, Vectors], category: str, one: str, other: str) -> bool:
+    """Whether two images of a category are the same picture to each encoder that has both."""
+    cosines = []
+    for expert, of in experts.items():
+        kept = of.get(category, {})
+        if expert.endswith(":image") and one in kept and other in kept:
+            cosines.append(float(np.dot(kept[one], kept[other])))
+    return one != other and bool(cosines) and min(cosines) >= TWIN
+
+
 def naive(experts: Mapping[str, Vectors], expert: str, method: str, m: int) -> np.ndarray:
     """One image at a time: without it and its twins, aggregate what is left, in double precision."""
     encoder, _, modality = expert.rpartition(":")
@@ -72,7 +82,9 @@ def naive(experts: Mapping[str, Vectors], expert: str, method: str, m: int) -> n
         for c, name in enumerate(categories):
             kept = {other: np.array(vector, dtype=float) for other, vector in experts[expert].get(name, {}).items()}
             if modality == "image" and name == category:
-                kept = {h: vector for h, vector in kept.items() if h != digest and np.dot(query, vector) < TWIN}
+                kept = {
+                    h: vector for h, vector in kept.items() if h != digest and not is_twin(experts, category, digest, h)
+                }
             row[c] = similarity(np.array(query, dtype=float), list(kept.values()), method, m)
         rows.append(row)
     return np.array(rows)
@@ -178,6 +190,39 @@ def test_a_category_of_twins_alone_is_a_category_of_one(method: str) -> None:
     got = left_out({"clip:image": images, "clip:text": texts}, [method], 1)
     np.testing.assert_array_equal(np.isnan(got.views["clip:image"][method]), [[1, 0], [1, 0], [0, 0], [0, 0]])
     np.testing.assert_allclose(got.views["clip:text"][method][:2], [[0.6, 0.0]] * 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_picture_to_one_encoder_and_another_to_the_other_is_no_twin(method: str) -> None:
+    clip: Vectors = {"a": {"1": (1, 0), "2": (1, 0)}, "b": {"3": (0, 1)}}
+    dino: Vectors = {"a": {"1": (1, 0), "2": (0.6, 0.8)}, "b": {"3": (0, 1)}}
+    for experts in ({"clip:image": clip, "dino:image": dino}, {"dino:image": dino, "clip:image": clip}):
+        got = left_out(experts, [method]).views
+        np.testing.assert_allclose(got["clip:image"][method][:2, 0], [1.0, 1.0], atol=1e-6)
+        np.testing.assert_allclose(got["dino:image"][method][:2, 0], [0.6, 0.6], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_encoder_that_has_only_one_of_two_twins_says_nothing_of_them(method: str) -> None:
+    clip: Vectors = {"a": {"1": (1, 0), "2": (1, 0)}, "b": {"3": (0, 1)}}
+    # The same hash in another category, and there with another one, is of no account either.
+    dino: Vectors = {"a": {"1": (1, 0)}, "b": {"1": (1, 0), "2": (0, 1)}}
+    got = left_out({"clip:image": clip, "dino:image": dino}, [method])
+    (of_1, of_2, *_) = got.views["clip:image"][method]
+    np.testing.assert_allclose([of_1, of_2], [[NAN, 0], [NAN, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_picture_saved_twice_is_left_out_by_all_encoders(method: str) -> None:
+    clip: Vectors = {"a": {"1": (1, 0), "2": (1, 0), "4": (0.6, 0.8)}, "b": {"3": (0, 1)}}
+    dino: Vectors = {"a": {"1": (0, 1), "2": (0, 1), "4": (0.8, 0.6)}, "b": {"3": (1, 0)}}
+    got = left_out({"clip:image": clip, "dino:image": dino}, [method], 1).views
+    np.testing.assert_allclose(got["clip:image"][method][:2, 0], [0.6, 0.6], atol=1e-6)
+    np.testing.assert_allclose(got["dino:image"][method][:2, 0], [0.6, 0.6], atol=1e-6)
+
+
+def test_twins_are_nearly_the_same() -> None:
+    assert TWIN == 0.99
 
 
 @pytest.mark.parametrize(("cosine", "own"), [(TWIN - 1e-4, TWIN - 1e-4), (TWIN + 1e-4, NAN)])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import coloured, fast_folder, isolated, open_classifier  # noqa: F401
+from zsvec.leave_one_out import TWIN
 from zsvec.scoring import Scoring
 from zsvec.transductive import ANCHOR, Prototypes, transduce
 from zsvec.types import Prediction
@@ -64,7 +65,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def slowly(evidence: np.ndarray, experts: Sequence[Expert]) -> np.ndarray:
-    """The same by moving every prototype for every image, one vector at a time."""
+    """The same by moving every prototype for every image, one vector at a time; copies of the image do not move it."""
     n_images, n_categories = evidence.shape
     moved = evidence.copy()
     for _ in range(ROUNDS):
@@ -81,7 +82,7 @@ def slowly(evidence: np.ndarray, experts: Sequence[Expert]) -> np.ndarray:
                 for i in range(n_images):
                     after = before.copy()
                     for j in range(n_images):
-                        if j != i:
+                        if j != i and float(expert.images[i] @ expert.images[j]) < TWIN:
                             after += cap * assigned[j, c] * expert.images[j]
                     moved[i, c] += expert.slope * (cosine(expert.images[i], after) - cosine(expert.images[i], before))
     return moved
@@ -181,14 +182,44 @@ def test_an_image_that_is_far_from_all_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("references", [1, 4])
 def test_however_many_images_weigh_little_more_than_the_references(references: int) -> None:
-    # All images are at 40 degrees, and surely of the one category: its prototype is that of `ANCHOR` more for each.
-    expert = Expert(1.0, {0: np.repeat(at(0), references, axis=0)}, np.repeat(at(40), 2000, axis=0))
-    got = fast(np.zeros((2000, 1)), [expert])
-    (prototype,) = at(0) + ANCHOR * at(40)
-    expected = cosine(at(40)[0], prototype) - np.cos(np.radians(40))
-    np.testing.assert_allclose(got, expected, atol=2e-3)
+    # All images are 40 degrees from the references and about 12 from each other, so none is a copy of another. All
+    # are surely of the one category: its prototype is that of `ANCHOR` more for each reference.
+    n, spread = 1000, 0.2
+    axis = np.eye(1, n + 2)[0] * np.cos(np.radians(40)) + np.eye(1, n + 2, 1)[0] * np.sin(np.radians(40))
+    own = np.hstack([np.zeros((n, 2)), np.eye(n)])  # of each image, at right angles to all else
+    images = np.cos(spread) * axis + np.sin(spread) * own
+    expert = Expert(1.0, {0: np.repeat(np.eye(1, n + 2), references, axis=0)}, images)
+    got = fast(np.zeros((n, 1)), [expert])
+    # The images' mean is cos(spread) * axis, but for what is their own and vanishes in it.
+    prototype = np.eye(1, n + 2)[0] + ANCHOR * np.cos(spread) * axis
+    expected = cosine(images[0], prototype) - cosine(images[0], np.eye(1, n + 2)[0])
+    np.testing.assert_allclose(got, expected, atol=3e-3)
     few = fast(np.zeros((2, 1)), [replace(expert, images=expert.images[:2])])
     assert 0.01 < few[0, 0] < got[0, 0]
+
+
+@pytest.mark.parametrize("n", [2, 32, 2000])
+def test_copies_are_answered_as_one_image_is(n: int) -> None:
+    expert = Expert(20.0, {0: at(0, 10), 1: at(90)}, np.repeat(at(40), n, axis=0))
+    evidence = np.tile([1.0, 0.5], (n, 1))
+    np.testing.assert_allclose(fast(evidence, [expert]), evidence, atol=1e-4)
+
+
+def test_copies_vouch_for_others_but_not_for_each_other() -> None:
+    expert = Expert(5.0, {0: at(0), 1: at(90)}, at(30, 30, 30, 55))
+    evidence = np.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.1, 0.0]])
+    got = fast(evidence, [expert])
+    np.testing.assert_allclose(got, slowly(evidence, [expert]), atol=2e-4)
+    assert got[3, 0] - got[3, 1] > evidence[3, 0] - evidence[3, 1]
+
+
+@pytest.mark.parametrize(("closeness", "vouches"), [(TWIN - 1e-3, True), (TWIN + 1e-3, False)])
+def test_from_which_cosine_an_image_is_a_copy(closeness: float, vouches: bool) -> None:
+    degrees = float(np.degrees(np.arccos(closeness)))
+    expert = Expert(5.0, {0: at(0)}, at(40, 40 + degrees))
+    evidence = np.zeros((2, 1))
+    assert (np.abs(fast(evidence, [expert])) > 1e-2).all() == vouches
+    np.testing.assert_allclose(fast(evidence, [expert]), slowly(evidence, [expert]), atol=2e-4)
 
 
 @pytest.mark.parametrize("nearly", [0.0, 1e-8, 1e-6])
@@ -261,6 +292,19 @@ def test_both_searches_give_a_batch_the_same_answer() -> None:
         by = [answers(folder, IMAGES, alone=False, fusion="transductive", search=of) for of in ("mirror", "qdrant")]
     for one, other in zip(*map(rankings, by), strict=True):
         assert one == pytest.approx(other, abs=1e-3)
+
+
+@pytest.mark.parametrize("search", ["mirror", "qdrant"])
+def test_a_batch_of_copies_is_answered_as_the_single_image_is(search: str) -> None:
+    with fast_folder() as folder:
+        fill(folder)
+        singles = answers(folder, IMAGES, alone=True, fusion="transductive", search=search)
+        batches = [answers(folder, [image] * 32, alone=False, fusion="transductive", search=search) for image in IMAGES]
+    for single, copies in zip(singles, batches, strict=True):
+        assert len(copies) == 32
+        for prediction in copies:
+            assert prediction.label == single.label
+            assert dict(prediction.ranking) == pytest.approx(dict(single.ranking), abs=1e-3)
 
 
 def test_novelty_is_that_of_the_image_alone() -> None:

@@ -4,7 +4,7 @@ Every reference image is scored against all the others (`leave_one_out`), which 
 without images, labels or encoders beyond what the store has. From them:
 
 - the *temperature* of each expert, by cross-entropy (Guo et al., 2017), drawn towards the spread of its
-  similarities to wrong categories; with one reference a category nothing can be left out, and it is the spread;
+  similarities to wrong categories; with one reference a category nothing can be left out, and it is that spread;
 - the *slopes* of log-linear fusion: how many nats of evidence a unit of similarity is worth (Genest & Zidek,
   1986: the logarithmic opinion pool), drawn towards equal weights of the experts;
 - what an expert would say of a category that it has no reference of: *neutral* evidence, such that the
@@ -48,7 +48,8 @@ class ExpertCalibration:
 
     Attributes:
         temperature: What its similarities are divided by before the softmax.
-        spread: Standard deviation of an image's similarities to the categories that are not its own.
+        spread: Standard deviation of an image's similarities to the categories that are not its own; of few
+            pairs of categories it is drawn towards the profile's temperature.
         images: On how many images it was tried; 0: its temperature is its spread, or the profile's.
         accuracy: Fraction of them whose category it says, 0 to 1: its reliability. ``None`` without images.
     """

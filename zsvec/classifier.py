@@ -183,8 +183,10 @@ class Classifier:
         )
         try:
             yield from builder.build(categories, replace=replace, on_error=on_error)
-        finally:
-            self._refresh_calibration()
+        except (GeneratorExit, ZSVecError):
+            self._refresh_calibration()  # of what is committed
+            raise
+        self._refresh_calibration()
 
     def remove_category(self, name: str) -> None:
         """Remove a category and its references.

@@ -65,16 +65,17 @@ def transduce(evidence: Doubles, experts: Sequence[Prototypes]) -> Doubles:
 
 def _gain(expert: Prototypes, assigned: Doubles) -> Doubles:
     """By how much the cosine to each prototype changes, float64 ``(n_images, n_known)``."""
-    # An image does not vouch for its copy either.
-    gram = np.where(expert.gram >= TWIN, np.eye(len(expert.gram)), expert.gram)
     weight = assigned * np.minimum(1.0, ANCHOR * expert.counts / np.maximum(assigned.sum(axis=0), 1e-12))
     length = expert.counts * expert.norms.astype(np.float64)
     dots = expert.counts * expert.means.astype(np.float64)  # of each image and the sum of the references
+    gram = expert.gram.astype(np.float64)
     all_dots = dots + gram @ weight
     square = length**2 + 2 * (weight * dots).sum(axis=0) + (weight * (gram @ weight)).sum(axis=0)
-    # Without the image itself, whose cosine to itself is 1.
-    others = all_dots - weight
-    square_of_others = square - 2 * weight * all_dots + weight**2
+    # Without the image itself and its copies.
+    copies = (gram >= TWIN) | np.eye(len(gram), dtype=bool)
+    of_copies = np.where(copies, gram, 0.0) @ weight
+    others = all_dots - of_copies
+    square_of_others = square - copies @ (weight * (2 * all_dots - of_copies))
     # References that cancel out have no direction, and rounding must not become one.
     moved = np.clip(others / np.sqrt(np.maximum(square_of_others, 1e-12)), -1, 1)
     gain: Doubles = moved - np.clip(dots / np.maximum(length, 1e-12), -1, 1)

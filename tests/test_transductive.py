@@ -64,6 +64,14 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
+def copies_of(i: int, images: np.ndarray) -> set[int]:
+    """The image, its copies, and theirs."""
+    found = {i}
+    while more := {j for j in range(len(images)) for k in found if float(images[j] @ images[k]) >= TWIN} - found:
+        found |= more
+    return found
+
+
 def slowly(evidence: np.ndarray, experts: Sequence[Expert]) -> np.ndarray:
     """The same by moving every prototype for every image, one vector at a time; copies of the image do not move it."""
     n_images, n_categories = evidence.shape
@@ -82,7 +90,7 @@ def slowly(evidence: np.ndarray, experts: Sequence[Expert]) -> np.ndarray:
                 for i in range(n_images):
                     after = before.copy()
                     for j in range(n_images):
-                        if j != i and float(expert.images[i] @ expert.images[j]) < TWIN:
+                        if j not in copies_of(i, expert.images):
                             after += cap * assigned[j, c] * expert.images[j]
                     moved[i, c] += expert.slope * (cosine(expert.images[i], after) - cosine(expert.images[i], before))
     return moved

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 from zsvec.fusion import softmax
 from zsvec.leave_one_out import TWIN
@@ -71,8 +72,9 @@ def _gain(expert: Prototypes, assigned: Doubles) -> Doubles:
     gram = expert.gram.astype(np.float64)
     all_dots = dots + gram @ weight
     square = length**2 + 2 * (weight * dots).sum(axis=0) + (weight * (gram @ weight)).sum(axis=0)
-    # Without the image itself and its copies.
-    copies = (gram >= TWIN) | np.eye(len(gram), dtype=bool)
+    # Without the image itself and its copies, and theirs.
+    _, picture = connected_components(gram >= TWIN, directed=False)
+    copies = picture[:, None] == picture
     of_copies = np.where(copies, gram, 0.0) @ weight
     others = all_dots - of_copies
     square_of_others = square - copies @ (weight * (2 * all_dots - of_copies))

@@ -59,6 +59,7 @@ def test_what_a_classifier_can_be_asked() -> None:
         "classify": ["images", "*", "top_k=", "errors="],
         "aclassify": ["images", "*", "top_k=", "errors="],
         "classify_stream": ["images", "*", "batch_size=", "top_k=", "errors="],
+        "embed_stream": ["images", "*", "batch_size="],
         "classify_vectors": ["vectors", "*", "top_k="],
         "calibrate": ["*", "false_alarms="],
         "load": [],

@@ -173,9 +173,9 @@ def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLine
     return LogLinear({expert: {aggregation: share / t} for expert, t in temperatures.items()})
 
 
-def sample_size(n_images: int, n_categories: int) -> int:
-    """How many reference images of so many are left out."""
-    return min(n_images, LARGEST_SAMPLE, max(_SMALLEST_SAMPLE, _LARGEST_TABLE // max(1, n_categories)))
+def largest_sample(n_categories: int) -> int:
+    """How many reference images of a store with so many categories are left out at most."""
+    return min(LARGEST_SAMPLE, max(_SMALLEST_SAMPLE, _LARGEST_TABLE // max(1, n_categories)))
 
 
 def other_view(aggregation: str) -> str:
@@ -207,16 +207,15 @@ def calibrate(
         aggregation: A name in `aggregate.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages.
         false_alarms: Fraction of known images that may be called unknown, between 0 and 1.
-        most: Reference images that are left out at most; by default `sample_size`.
+        most: Reference images that are left out at most; by default `largest_sample`.
 
     Returns:
         The calibration, and what it was learned from; ``None`` if there are no reference images or fewer
         than two categories.
     """
     other = other_view(aggregation)
-    n_images = max((len(of.hashes) for of in references.values()), default=0)
     n_categories = len({name for of in references.values() for name in of.names})
-    limit = sample_size(n_images, n_categories) if most is None else most
+    limit = largest_sample(n_categories) if most is None else most
     sample = leave_one_out(references, (aggregation, other), top_m, limit)
     if sample is None:
         return None

@@ -22,8 +22,8 @@ from zsvec.calibration import (
     Calibration,
     CalibrationReport,
     calibrate,
+    largest_sample,
     quality,
-    sample_size,
     uncalibrated,
 )
 from zsvec.config import Settings
@@ -441,7 +441,7 @@ class Classifier:
         for category in categories:
             references.update(category.references)
         dims = {name: fingerprint.dim for name, fingerprint in self.store.encoders().items()}
-        images = sample_size(max(references.values(), default=0), len(categories))
+        images = min(max(references.values(), default=0), largest_sample(len(categories)))
         products = sum(images * n * dims[encoder_and_modality(expert)[0]] for expert, n in references.items())
         return products + images * len(categories) * 2 * len(references) * _FITTING
 

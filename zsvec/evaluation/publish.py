@@ -69,7 +69,8 @@ def _draw(suite: Suite, folder: Path) -> Iterator[tuple[str, str, str]]:
     unknown = answers.novelty[~known] if not known.all() else None
     threshold = 0.5 if answers.unknown.any() else None
     figures.novelties(answers.novelty[known], unknown, threshold, folder / "novelty.png")
-    yield "novelty", "Novelty of known and unknown images", "Beyond the threshold an image is called unknown."
+    told = "Beyond the threshold an image is called unknown." if threshold else "No threshold could be learned."
+    yield "novelty", "Novelty of known and unknown images", told
     picture = _neighbourhood(suite)
     if picture is not None:
         figures.neighbourhood(*picture, folder / "neighbourhood.png")

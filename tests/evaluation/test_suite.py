@@ -21,7 +21,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.evaluation import labelled_images
 from zsvec.evaluation.publish import publish
 from zsvec.evaluation.suite import DRAWS, Suite, run
-from zsvec.images import find_images
+from zsvec.images import find_images, load_image
 from zsvec.types import Fingerprint, Modality
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 190, 40), "blue": (40, 40, 210), "grey": (120, 120, 120)}
@@ -107,19 +107,20 @@ def pairs_right(scores: list[float], positive: list[bool]) -> float:
 
 def again(images: list[dict[str, Any]], said: dict[str, Any], splits: list[list[str]]) -> dict[str, float]:
     """The metrics of a row from its predictions."""
-    known = [image for image in images if image["category"] is not None]
-    ranked = [[said["categories"][i] for i in top] for top in said["top"]]
+    where = [i for i, image in enumerate(images) if image["category"] is not None]
+    known = [images[i] for i in where]
+    ranked = [[said["categories"][c] for c in said["top"][i]] for i in where]
     values = {
         f"top{k}": statistics.fmean(image["category"] in of[:k] for image, of in zip(known, ranked, strict=True))
         for k in (1, 3, 5)
     }
     gaps: Counter[int] = Counter()
-    for image, of, probability in zip(known, ranked, said["probability"], strict=True):
+    for image, of, probability in zip(known, ranked, [said["probability"][i] for i in where], strict=True):
         gaps[max(0, math.ceil(probability * 15) - 1)] += (image["category"] == of[0]) - probability
     values["ece"] = sum(map(abs, gaps.values())) / len(known)
     values["auroc"] = pairs_right(said["novelty"], [image["category"] is None for image in images])
     values["paper_auroc"] = statistics.fmean(
-        pairs_right(scores, [image["category"] not in names for image in known])
+        pairs_right([scores[i] for i in where], [image["category"] not in names for image in known])
         for scores, names in zip(said["unknown_scores"], splits, strict=True)
     )
     return values
@@ -186,8 +187,7 @@ def test_the_default_row_is_what_the_classifier_says(classifier: Classifier, fol
     images = [image["source"] for image in found.predictions["images"]]
     for prediction, novelty in zip(classifier.classify(images), said["novelty"], strict=True):
         assert prediction.novelty == pytest.approx(novelty, abs=1e-6)
-    known = [image["source"] for image in found.predictions["images"] if image["category"]]
-    for prediction, top, probability in zip(classifier.classify(known), said["top"], said["probability"], strict=True):
+    for prediction, top, probability in zip(classifier.classify(images), said["top"], said["probability"], strict=True):
         assert prediction.label == said["categories"][top[0]]
         assert prediction.probability == pytest.approx(probability, abs=1e-6)
 
@@ -209,9 +209,11 @@ def test_an_interrupted_suite_embeds_nothing_twice(
     assert encoders[0].embedded == before + 10
 
     suite(classifier, folders)
-    assert encoders[0].embedded == before + 33 + 28 + 33  # the images, the blurred references, those that are timed
+    assert (
+        encoders[0].embedded == before + 33 + 28 + 32 + 33
+    )  # the images, the blurred references, those that are timed
     suite(classifier, folders)
-    assert encoders[0].embedded == before + 33 + 28 + 33 + 33
+    assert encoders[0].embedded == before + 33 + 28 + 2 * (32 + 33)
 
 
 def test_references_whose_files_are_gone_are_not_blurred(classifier: Classifier, folders: Path) -> None:
@@ -239,3 +241,62 @@ def test_without_images_of_no_category(classifier: Classifier, folders: Path) ->
     found = run(classifier, labelled_images(folders / "photos"), folder=folders / "report", name="colours")
     assert all(row["values"].get("auroc") is None for table in found.results["tables"] for row in table["rows"])
     assert publish(found, folders / "report").is_file()
+
+
+def test_photos_of_one_category_have_no_auroc_of_the_paper(classifier: Classifier, folders: Path) -> None:
+    photos = [(path, label) for path, label in labelled_images(folders / "photos") if label == "red"]
+    found = run(classifier, photos, folder=folders / "report", name="reds")
+    assert all(row["values"].get("paper_auroc") is None for table in found.results["tables"] for row in table["rows"])
+    assert publish(found, folders / "report").is_file()
+
+
+def test_categories_by_name_alone_among_others(classifier: Classifier, folders: Path) -> None:
+    for name in ("red", "green"):
+        classifier.add_category(name, [name], replace=True)
+    assert publish(suite(classifier, folders), folders / "report").is_file()
+
+
+def test_a_store_of_texts_has_no_tables_of_reference_images(classifier: Classifier, folders: Path) -> None:
+    for name in COLOURS:
+        classifier.add_category(name, [name], replace=True)
+    found = suite(classifier, folders)
+    assert [table["id"] for table in found.results["tables"]] == ["single", "components", "strategies", "stages"]
+    assert found.results["curves"] == {}
+    assert publish(found, folders / "report").is_file()
+
+
+def test_a_store_of_one_category(folders: Path, encoders: list[Colours]) -> None:
+    with open_classifier(folders / "one", *encoders) as classifier:  # type: ignore[arg-type]
+        classifier.add_category("red", images=sorted((folders / "references" / "red").iterdir()))
+        photos = [(path, label) for path, label in labelled_images(folders / "photos") if label == "red"]
+        assert publish(run(classifier, photos, folder=folders / "r", name="reds"), folders / "r").is_file()
+
+
+def test_damaged_embeddings_are_made_again(classifier: Classifier, encoders: list[Colours], folders: Path) -> None:
+    suite(classifier, folders)
+    for chunk in (folders / "report" / "embeddings").glob("*/*.npz"):
+        chunk.write_bytes(chunk.read_bytes()[:40])
+    before = encoders[0].embedded
+    suite(classifier, folders)
+    assert encoders[0].embedded == before + 33 + 28 + 32 + 33
+
+
+def test_a_report_in_the_place_of_a_file_is_refused_before_anything_is_embedded(
+    classifier: Classifier, encoders: list[Colours], folders: Path
+) -> None:
+    (folders / "report").touch()
+    before = encoders[0].embedded
+    with pytest.raises(InvalidInputError, match="report"):
+        suite(classifier, folders)
+    assert encoders[0].embedded == before
+
+
+def test_images_that_are_no_files_are_numbered_and_shown(classifier: Classifier, folders: Path) -> None:
+    photos = [(np.asarray(load_image(path)), label) for path, label in labelled_images(folders / "photos")]
+    found = run(classifier, photos, folder=folders / "report", name="arrays")
+    assert [image["source"] for image in found.predictions["images"]] == [f"arrays/{i}" for i in range(24)]
+    publish(found, folders / "report")
+    results = json.loads((folders / "report" / "results.json").read_text(encoding="utf-8"))
+    default = next(row for row in results["tables"][0]["rows"] if row["name"].startswith("fusion by default"))
+    shown = {figure["id"] for figure in results["figures"]}
+    assert ("mistakes" in shown) == (default["values"]["top1"] < 1)

@@ -347,6 +347,8 @@ def evaluate(
     from zsvec.evaluation import evaluate as measure
 
     if suite is not None:
+        if fusion is not None:
+            raise typer.BadParameter("--suite compares all strategies: leave --fusion out")
         _suite(context.obj, folder, unknown, dataset, report, json)
         return
     if report is not None or dataset is not Dataset.FOLDER:

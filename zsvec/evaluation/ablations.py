@@ -48,12 +48,14 @@ class Answers:
         probabilities: float64 ``(n_images, n_categories)``; rows sum to 1.
         novelty: float64 ``(n_images,)``.
         unknown: bool ``(n_images,)``, whether each was called unknown.
+        threshold: float64 ``(n_images,)``, novelty above which that is so; NaN where it cannot be told.
     """
 
     categories: Sequence[str]
     probabilities: Doubles
     novelty: Doubles
     unknown: NDArray[np.bool_]
+    threshold: Doubles
 
 
 def only(references: Mapping[str, References], experts: Collection[str]) -> dict[str, References]:
@@ -183,4 +185,5 @@ def answer(references: Mapping[str, References], sample: Sample, scoring: Scorin
         probabilities=np.concatenate([part.fused for part in parts]),
         novelty=np.concatenate([part.novelty for part in parts]),
         unknown=np.concatenate([part.novelty > part.threshold for part in parts]),
+        threshold=np.concatenate([part.threshold for part in parts]),
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from zsvec.classifier import Classifier
 from zsvec.errors import ImageError
 from zsvec.images import ImageInput, content_hash, source_of
 
-_CHUNK = 256  # images that an interruption can cost
+_CHUNK = 64  # images that an interruption can cost
 
 
 class Embeddings:
@@ -32,11 +33,14 @@ class Embeddings:
         self._classifier = classifier
         self._known: dict[str, Mapping[str, NDArray[np.float32]]] = {}
         for chunk in sorted(self._folder.glob("*.npz")):
-            with np.load(chunk) as kept:
-                names = [name for name in kept.files if name != "hashes"]
-                columns = {name: kept[name] for name in names}
-                for row, digest in enumerate(kept["hashes"]):
-                    self._known[str(digest)] = {name: columns[name][row] for name in names}
+            try:
+                with chunk.open("rb") as file, np.load(file) as kept:
+                    columns = {name: kept[name] for name in kept.files}
+            except (OSError, ValueError, EOFError, BadZipFile):
+                chunk.unlink()  # cut off by a loss of power: embedded again
+                continue
+            for row, digest in enumerate(columns.pop("hashes")):
+                self._known[str(digest)] = {name: of[row] for name, of in columns.items()}
 
     def of(
         self,

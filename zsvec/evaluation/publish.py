@@ -11,9 +11,10 @@ from PIL import Image
 
 from zsvec.errors import ImageError
 from zsvec.evaluation import figures, metrics
+from zsvec.evaluation.ablations import categories_of
 from zsvec.evaluation.report import write_report
 from zsvec.evaluation.suite import Suite
-from zsvec.images import load_image
+from zsvec.images import ImageInput, load_image
 from zsvec.search import compare
 from zsvec.types import encoder_and_modality
 
@@ -67,7 +68,7 @@ def _draw(suite: Suite, folder: Path) -> Iterator[tuple[str, str, str]]:
     figures.reliability(largest, said == truth, folder / "reliability.png")
     yield "reliability", "What a probability is worth", "On the diagonal, of 100 answers with 80 %, 80 are right."
     unknown = answers.novelty[~known] if not known.all() else None
-    threshold = 0.5 if answers.unknown.any() else None
+    threshold = 0.5 if np.isfinite(answers.threshold).any() else None
     figures.novelties(answers.novelty[known], unknown, threshold, folder / "novelty.png")
     told = "Beyond the threshold an image is called unknown." if threshold else "No threshold could be learned."
     yield "novelty", "Novelty of known and unknown images", told
@@ -92,7 +93,7 @@ def _neighbourhood(suite: Suite) -> tuple[np.ndarray, list[str], np.ndarray] | N
         return None
     of = suite.references[expert]
     chosen = set(of.names[:: max(1, len(of.names) // _SHOWN)][:_SHOWN])
-    labels = [name for name, count in zip(of.names, np.diff(of.starts), strict=True) for _ in range(count)]
+    labels = categories_of(of)
     rows = [i for i, name in enumerate(labels) if name in chosen]
     tests = [i for i, name in enumerate(suite.sample.truth) if name in chosen]
     vectors = np.concatenate([of.vectors[rows], suite.sample.vectors[encoder_and_modality(expert)[0]][tests]])
@@ -109,7 +110,7 @@ def _mistakes(suite: Suite, truth: np.ndarray, said: np.ndarray, largest: np.nda
     queries = {name: of[rows[wrong]] for name, of in suite.sample.vectors.items()} if wrong else {}
     nearest = compare(images, names, queries, 1).experts if wrong and images else ()
     for position, i in enumerate(wrong):
-        image = _picture(suite.sample.sources[rows[i]])
+        image = _picture(suite.images[rows[i]])
         if image is None:
             continue
         neighbor = nearest[-1].nearest[position][0] if nearest else None
@@ -123,9 +124,9 @@ def _mistakes(suite: Suite, truth: np.ndarray, said: np.ndarray, largest: np.nda
         )
 
 
-def _picture(source: str) -> Image.Image | None:
+def _picture(image: ImageInput) -> Image.Image | None:
     """An image of a mistake; ``None`` if its file is gone, as a mistake may do without."""
     try:
-        return load_image(source)
+        return load_image(image)
     except ImageError:
         return None

@@ -27,7 +27,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sklearn.metrics import roc_auc_score
 
 import zsvec
 from zsvec.aggregate import aggregate
@@ -37,6 +36,7 @@ from zsvec.classifier import Classifier
 from zsvec.config import PROFILES, TEMPERATURES
 from zsvec.encoders import BatchEncoder, Encoder, EncoderSet, load_encoders
 from zsvec.evaluation import labelled_images
+from zsvec.evaluation.metrics import blind_auroc
 from zsvec.folders import read_categories
 from zsvec.fusion import STRATEGIES
 from zsvec.images import find_images, load_image
@@ -168,8 +168,8 @@ class Result:
         n = len(truth)
         right = fused[:n].argmax(axis=1) == truth
         unknown = np.arange(len(fused)) >= n
-        auroc = roc_auc_score(unknown, novelty) if unknown.any() else np.nan
-        return cls(float(right.mean()), expected_calibration_error(fused[:n].max(axis=1), right), float(auroc))
+        auroc = blind_auroc(novelty, unknown) if unknown.any() else np.nan
+        return cls(float(right.mean()), expected_calibration_error(fused[:n].max(axis=1), right), auroc)
 
 
 def results(classifier: Classifier, images: Images) -> dict[str, Result]:

@@ -742,21 +742,26 @@ def test_a_search_that_grows_beyond_the_limit_is_not_exact_any_more(store: Store
 # What must never be seen
 
 
+def write_and_die(backend: Hooked, store: Store, name: str, asked: Mapping[str, np.ndarray]) -> None:
+    """Leave references that equal the first query, three for each encoder, of a writer that did not come to commit."""
+
+    def die(*_: Any) -> None:
+        raise Crash
+
+    nearer = [Reference(e, "image", f"{e}{i}", "garbage", asked[e][0]) for e in FINGERPRINTS for i in range(3)]
+    backend.hooks["put"] = die
+    with pytest.raises(Crash):
+        store.write([Write(name=name, references=nearer)])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_uncommitted_references_are_not_seen(backend: Hooked, store: Store, method: str) -> None:
     """Though they are nearer than all others, and fill the limit."""
     state = {"red panda": references(images=["1", "2"]), "lynx": references(images=["3"])}
     fill(store, state)
-
-    def die(*_: Any) -> None:
-        raise Crash
-
     asked = queries(1)
-    nearer = [Reference(e, "image", f"{e}{i}", "garbage", asked[e][0]) for e in FINGERPRINTS for i in range(3)]
     for name in ("red panda", "never committed"):
-        backend.hooks["put"] = die
-        with pytest.raises(Crash):
-            store.write([Write(name=name, references=nearer)])
+        write_and_die(backend, store, name, asked)
 
     assert_answers(searcher(store, method), state)
     found = searcher(store, method, limit=7).search(asked, nearest=9)
@@ -772,15 +777,8 @@ def test_uncommitted_references_take_no_places(backend: Hooked, store: Store, me
     """Though all that a query may fetch is of a writer that died."""
     state = {"red panda": references(images=["1", "2"]), "lynx": references(images=["3"])}
     fill(store, state)
-
-    def die(*_: Any) -> None:
-        raise Crash
-
     asked = queries(1)
-    nearer = [Reference(e, "image", f"{e}{i}", "garbage", asked[e][0]) for e in FINGERPRINTS for i in range(3)]
-    backend.hooks["put"] = die
-    with pytest.raises(Crash):
-        store.write([Write(name="never committed", references=nearer)])
+    write_and_die(backend, store, "never committed", asked)
 
     found = searcher(store, method, limit=3).search(asked, nearest=3)
     assert [expert.name for expert in found.experts] == ["clip:image", "dino:image"]

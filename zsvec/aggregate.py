@@ -39,6 +39,21 @@ class References:
     hashes: tuple[str, ...]
     sources: tuple[str, ...]
 
+    @property
+    def labels(self) -> list[str]:
+        """The category of each reference."""
+        return [name for name, n in zip(self.names, np.diff(self.starts), strict=True) for _ in range(n)]
+
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """What makes each the same reference under every encoder: category and hash."""
+        return list(zip(self.labels, self.hashes, strict=True))
+
+
+def category_names(references: Mapping[str, References]) -> list[str]:
+    """All categories of some experts, by name."""
+    return sorted({name for of in references.values() for name in of.names})
+
 
 @dataclass(frozen=True, slots=True)
 class Similarities:

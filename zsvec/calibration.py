@@ -16,8 +16,8 @@ without images, labels or encoders beyond what the store has. From them:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logsumexp
 
-from zsvec.aggregate import References
+from zsvec.aggregate import References, category_names
 from zsvec.fusion import log_linear, neutral_evidence, pattern, softmax
 from zsvec.leave_one_out import LeftOut, leave_one_out
 
@@ -115,9 +115,9 @@ class Calibration:
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Calibration | None:
-        """What `to_dict` gave; ``None`` if another version of zsvec wrote something else."""
-        if values.get("format") != FORMAT:
+    def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
+        """What `to_dict` gave; ``None`` for nothing, and for what another version of zsvec wrote."""
+        if not values or values.get("format") != FORMAT:
             return None
         known = {name: value for name, value in values.items() if name != "format"}
         known["experts"] = {name: ExpertCalibration(**of) for name, of in values["experts"].items()}
@@ -214,8 +214,7 @@ def calibrate(
         than two categories.
     """
     other = other_view(aggregation)
-    n_categories = len({name for of in references.values() for name in of.names})
-    limit = largest_sample(n_categories) if most is None else most
+    limit = largest_sample(len(category_names(references))) if most is None else most
     sample = leave_one_out(references, (aggregation, other), top_m, limit)
     if sample is None:
         return None
@@ -293,21 +292,26 @@ def _pool(
     slopes: dict[str, dict[str, float]] = {}
     for (expert, view), weight in zip(keys, weights, strict=True):
         slopes.setdefault(expert, {})[view] = float(weight / tried[expert, view].temperature)
-    neutral = _neutral(expert_evidence(slopes, sample.views), sample)
-    pool = LogLinear(slopes, neutral, learned=learned)
-    return replace(
-        pool,
-        thresholds={
-            pattern(experts, known): float(np.quantile(largest, false_alarms))
-            for known in np.unique(sample.known, axis=1).T
-            if len(largest := _largest(pool, sample, known)) >= _FEWEST
-        },
-        category_thresholds={
-            name: float(np.quantile(largest, false_alarms))
-            for position, name in enumerate(sample.categories)
-            if np.count_nonzero(sample.labels == position) >= _FEWEST
-            and len(largest := _largest(pool, _of_category(sample, position), sample.known[:, position])) >= _FEWEST
-        },
+    evidence = expert_evidence(slopes, sample.views)
+    neutral = _neutral(evidence, sample)
+
+    def thresholds(cases: Iterable[tuple[str, NDArray[np.bool_], NDArray[np.bool_]]]) -> dict[str, float]:
+        """By name: from those of the chosen images whose category is known to whom it says."""
+        found = {name: _largest(evidence, sample, neutral, known, chosen) for name, known, chosen in cases}
+        return {name: float(np.quantile(of, false_alarms)) for name, of in found.items() if len(of) >= _FEWEST}
+
+    everywhere = np.ones(len(sample.labels), dtype=bool)
+    of_category = (sample.labels == position for position in range(len(sample.categories)))
+    return LogLinear(
+        slopes,
+        neutral,
+        thresholds((pattern(experts, known), known, everywhere) for known in np.unique(sample.known, axis=1).T),
+        thresholds(
+            (name, sample.known[:, position], chosen)
+            for position, (name, chosen) in enumerate(zip(sample.categories, of_category, strict=True))
+            if np.count_nonzero(chosen) >= _FEWEST
+        ),
+        learned,
     )
 
 
@@ -393,34 +397,36 @@ def _neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
     return neutral
 
 
-def _of_category(sample: LeftOut, position: int) -> LeftOut:
-    """The left-out images of one category."""
-    chosen = sample.labels == position
-    views = {expert: {name: of[chosen] for name, of in views.items()} for expert, views in sample.views.items()}
-    return replace(sample, labels=sample.labels[chosen], views=views)
-
-
-def _largest(pool: LogLinear, sample: LeftOut, known: NDArray[np.bool_]) -> Doubles:
+def _largest(
+    evidence: Doubles,
+    sample: LeftOut,
+    neutral: Mapping[str, float],
+    known: NDArray[np.bool_],
+    chosen: NDArray[np.bool_],
+) -> Doubles:
     """The largest evidence for any category, of each image as if its own were known to some experts only.
 
     Args:
-        pool: Without thresholds.
+        evidence: Of the sample, from `expert_evidence`.
         sample: Of which images are used that can be compared with everything, so their number is smaller.
+        neutral: From `_neutral`.
         known: bool ``(n_experts,)``, who knows the category of the image.
+        chosen: bool ``(n_images,)``, images to look at.
     """
     experts = list(sample.views)
-    evidence = expert_evidence(pool.slopes, sample.views)
-    images, labels = np.arange(len(sample.labels)), sample.labels
+    labels = sample.labels[chosen]
+    evidence, images = evidence[:, chosen], np.arange(len(labels))
     own = evidence[:, images, labels]
     # What stands in the place of an image's own category is replaced below; a gap there is none of the expert's.
     evidence[:, images, labels] = np.where(sample.known[:, labels], np.nan_to_num(own), np.nan)
     complete = ~np.isnan(own[known]).any(axis=0) & (np.isnan(evidence) == ~sample.known[:, None]).all(axis=(0, 2))
     if not complete.any():
         return np.empty(0)
-    total = log_linear(evidence[:, complete], experts, pool.neutral)
-    rest = neutral_evidence(evidence[:, complete], experts, pool.neutral, ~known) if not known.all() else 0.0
-    against = neutral_evidence(evidence[:, complete], experts, pool.neutral, np.ones(len(experts), dtype=bool))
-    total[np.arange(len(total)), labels[complete]] = own[known][:, complete].sum(axis=0) + rest - against
+    evidence, own, labels = evidence[:, complete], own[:, complete], labels[complete]
+    total = log_linear(evidence, experts, neutral)
+    rest = neutral_evidence(evidence, experts, neutral, ~known) if not known.all() else 0.0
+    against = neutral_evidence(evidence, experts, neutral, np.ones(len(experts), dtype=bool))
+    total[np.arange(len(total)), labels] = own[known].sum(axis=0) + rest - against
     largest: Doubles = total.max(axis=1)
     return largest
 

@@ -30,6 +30,7 @@ from zsvec.config import Settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.images import ImageInput, load_image, source_of
+from zsvec.leave_one_out import LeftOut
 from zsvec.prefetch import prefetch
 from zsvec.scoring import Scoring
 from zsvec.search import Searcher
@@ -389,38 +390,40 @@ class Classifier:
         """
         if false_alarms is not None and not (isinstance(false_alarms, Real) and 0 < false_alarms < 1):
             raise InvalidInputError(f"false_alarms must be between 0 and 1. Got {false_alarms!r} instead")
-        report = self._calibrate(false_alarms)
-        if report is None:
+        former = Calibration.from_dict(self.store.calibration())
+        made = self._calibrate(false_alarms or self.false_alarms)
+        if made is None:
             raise StoreError(
                 f"{self.store.location} cannot be calibrated: that takes two categories and a reference image"
             )
-        return report
-
-    def _calibrate(self, false_alarms: float | None) -> CalibrationReport | None:
-        references, revision = self._searcher.references()
-        kept = self.store.calibration()
-        former = Calibration.from_dict(kept) if kept else None
-        wanted = false_alarms or self.settings.false_alarms or (former.false_alarms if former else FALSE_ALARMS)
-        used = {expert: of for expert, of in references.items() if expert in self._temperatures}
-        scoring = self.scoring
-        made = calibrate(
-            used,
-            self._temperatures,
-            revision=revision,
-            aggregation=scoring.aggregation,
-            top_m=scoring.top_m,
-            false_alarms=wanted,
-        )
-        if made is None:
-            if kept:
-                self.store.keep_calibration({})  # it is of categories that are gone
-            return None
         calibration, sample = made
-        self.store.keep_calibration(calibration.to_dict())
-        before = uncalibrated({expert: self._temperatures[expert] for expert in used}, scoring.aggregation)
-        if former is not None and former.fits(used, scoring.aggregation, scoring.top_m):
+        before = uncalibrated({expert: self._temperatures[expert] for expert in sample.views}, calibration.aggregation)
+        if former is not None and former.fits(sample.views, calibration.aggregation, calibration.top_m):
             before = former.views
         return CalibrationReport(calibration, quality(before, sample), quality(calibration.views, sample))
+
+    @property
+    def false_alarms(self) -> float:
+        """Fraction of the images of known categories that a calibration without another wish lets be called unknown."""
+        former = Calibration.from_dict(self.store.calibration())
+        return self.settings.false_alarms or (former.false_alarms if former else FALSE_ALARMS)
+
+    def _calibrate(self, false_alarms: float) -> tuple[Calibration, LeftOut] | None:
+        """Calibrate and keep it; where that is not possible any more, keep none."""
+        references, revision = self._searcher.references()
+        made = calibrate(
+            {expert: of for expert, of in references.items() if expert in self._temperatures},
+            self._temperatures,
+            revision=revision,
+            aggregation=self.scoring.aggregation,
+            top_m=self.scoring.top_m,
+            false_alarms=false_alarms,
+        )
+        if made is not None:
+            self.store.keep_calibration(made[0].to_dict())
+        elif self.store.calibration():
+            self.store.keep_calibration({})  # it is of categories that are gone
+        return made
 
     def _refresh_calibration(self) -> None:
         """Calibrate after a write, if that is cheap and nobody else has done it."""
@@ -428,11 +431,11 @@ class Classifier:
             return
         # What was written is committed: whatever prevents a calibration now, the store is only marked stale by it.
         with suppress(StoreError):
-            kept = Calibration.from_dict(self.store.calibration() or {})
+            kept = Calibration.from_dict(self.store.calibration())
             others = kept is not None and not kept.fits((), self.scoring.aggregation, self.scoring.top_m)
             current = kept is not None and not self.store.categories(kept.revision + 1)
             if not others and not current and self._cost_of_calibrating() <= _CHEAP:
-                self._calibrate(None)
+                self._calibrate(self.false_alarms)
 
     def _cost_of_calibrating(self) -> float:
         """Multiplications, roughly: products of images and references, and steps of fitting."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.aggregate import References, Similarities, aggregate
+from zsvec.aggregate import References, Similarities, aggregate, category_names
 from zsvec.product import rows_times_rows
 from zsvec.types import encoder_and_modality, expert_name
 
@@ -58,10 +58,10 @@ def leave_one_out(
     Returns:
         The similarities, or ``None`` if there is no reference image or no second category.
     """
-    categories = tuple(sorted({name for of in references.values() for name in of.names}))
+    categories = tuple(category_names(references))
     position = {name: i for i, name in enumerate(categories)}
     rows = {
-        encoder: {key: row for row, key in enumerate(_keys(of))}
+        encoder: {key: row for row, key in enumerate(of.keys)}
         for expert, of in references.items()
         for encoder, modality in [encoder_and_modality(expert)]
         if modality == "image"
@@ -92,12 +92,6 @@ def leave_one_out(
     return LeftOut(categories, labels, known, views)
 
 
-def _keys(of: References) -> list[tuple[str, str]]:
-    counts = np.diff(of.starts)
-    names = [name for name, count in zip(of.names, counts, strict=True) for _ in range(count)]
-    return list(zip(names, of.hashes, strict=True))
-
-
 def _evenly(images: set[tuple[str, str]], most: int) -> list[tuple[str, str]]:
     """At most so many images: the first of each category by hash, then the second of each, and so on."""
     ranks: dict[str, int] = {}
@@ -114,7 +108,7 @@ def _twins(references: Mapping[str, References]) -> dict[tuple[str, str], set[st
     alike = [set(_alike(of)) for of in encoders]
     agreed = set().union(*alike)
     for of, pairs in zip(encoders, alike, strict=True):
-        held = set(_keys(of)) if agreed else set()
+        held = set(of.keys) if agreed else set()
         agreed -= {
             (name, one, other) for name, one, other in agreed - pairs if (name, one) in held and (name, other) in held
         }

@@ -139,7 +139,8 @@ class Scoring:
         scale = np.array([temperatures[name] for name in names], dtype=np.float32)
         known = ~np.isnan(similarity[:, 0])
         probabilities = softmax(similarity / scale[:, None, None])
-        evidence = log_linear(expert_evidence(pool.slopes, views), names, pool.neutral)
+        said = expert_evidence(pool.slopes, views)
+        evidence = log_linear(said, names, pool.neutral)
         if self.fusion in LOG_LINEAR:
             confidence = _shares(pool, names, calibration, temperatures)[:, None].repeat(len(evidence), axis=1)
             decisive = evidence
@@ -148,10 +149,10 @@ class Scoring:
                 weights = neg_exp_entropy(probabilities)
                 weights = weights * len(names) / weights.sum(axis=0)
                 confidence = confidence * weights
-                decisive = log_linear(expert_evidence(pool.slopes, views), names, pool.neutral, weights)
+                decisive = log_linear(said, names, pool.neutral, weights)
             if self.fusion == "transductive" and found.exact:
                 decisive = transduce(decisive, [_prototypes(found, expert, pool) for expert in _of_images(found)])
-            fused = softmax(np.where(np.isfinite(decisive), decisive, np.nan))
+            fused = softmax(decisive)
         else:
             fixed = np.array([self.weights.get(name, 1.0) for name in names])
             confidence = confidences(probabilities, known, self.fusion, fixed)

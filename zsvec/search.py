@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from zsvec.product import rows_times_rows
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Modality, Neighbor, encoder_and_modality, expert_name
 
+Answer = TypeVar("Answer")
 Vectors = NDArray[np.float32]
 
 _ATTEMPTS = 10
@@ -154,16 +155,14 @@ class Searcher:
         Raises:
             StoreError: References that were committed are lost.
         """
-        problem = ""
-        for _ in range(_ATTEMPTS):
-            try:
-                view, calibration, changed = self._refresh()
-                found = view.search(queries, nearest, lambda: self._refresh()[0])
-                stale = calibration is not None and calibration.revision < changed
-                return replace(found, queries=queries, calibration=calibration, stale=stale)
-            except _Incomplete as exc:  # noqa: PERF203 - another attempt is the point
-                problem = str(exc)
-        raise self._lost(problem)
+
+        def answer() -> Found:
+            view, calibration, changed = self._refresh()
+            found = view.search(queries, nearest, lambda: self._refresh()[0])
+            stale = calibration is not None and calibration.revision < changed
+            return replace(found, queries=queries, calibration=calibration, stale=stale)
+
+        return self._until_whole(answer)
 
     def references(self) -> tuple[Mapping[str, References], int]:
         """All references, by expert, and the largest ``rev`` of the categories they belong to.
@@ -171,17 +170,22 @@ class Searcher:
         Raises:
             StoreError: References that were committed are lost.
         """
+
+        def answer() -> tuple[Mapping[str, References], int]:
+            view, _, changed = self._refresh()
+            return view.mirrored().matrices, changed
+
+        return self._until_whole(answer)
+
+    def _until_whole(self, answer: Callable[[], Answer]) -> Answer:
+        """Try again while references that are counted are not there."""
         problem = ""
         for _ in range(_ATTEMPTS):
             try:
-                view, _, changed = self._refresh()
-                return view.mirrored().matrices, changed
+                return answer()
             except _Incomplete as exc:  # noqa: PERF203 - another attempt is the point
                 problem = str(exc)
-        raise self._lost(problem)
-
-    def _lost(self, problem: str) -> StoreError:
-        return StoreError(
+        raise StoreError(
             f"{self._store.location} lacks references of {problem} that it counts, again and again: "
             "if nobody is writing to it, they are lost; remove the category and add it again"
         )

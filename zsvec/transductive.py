@@ -55,16 +55,24 @@ def transduce(evidence: Doubles, experts: Sequence[Prototypes]) -> Doubles:
     Returns:
         float64 ``(n_images, n_categories)``, nats. A batch of one image is left as it is.
     """
+    copies = [_copies(expert.gram) for expert in experts]
     moved = evidence
     for _ in range(_ROUNDS):
-        assigned = softmax(np.where(np.isfinite(moved), moved, np.nan))
+        assigned = softmax(moved)
         moved = evidence.copy()
-        for expert in experts:
-            moved[:, expert.categories] += expert.slope * _gain(expert, assigned[:, expert.categories])
+        for expert, same in zip(experts, copies, strict=True):
+            moved[:, expert.categories] += expert.slope * _gain(expert, same, assigned[:, expert.categories])
     return moved
 
 
-def _gain(expert: Prototypes, assigned: Doubles) -> Doubles:
+def _copies(gram: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which images are copies of each other, or of copies, themselves included, bool ``(n_images, n_images)``."""
+    _, picture = connected_components(gram >= TWIN, directed=False)
+    same: NDArray[np.bool_] = picture[:, None] == picture
+    return same
+
+
+def _gain(expert: Prototypes, copies: NDArray[np.bool_], assigned: Doubles) -> Doubles:
     """By how much the cosine to each prototype changes, float64 ``(n_images, n_known)``."""
     weight = assigned * np.minimum(1.0, ANCHOR * expert.counts / np.maximum(assigned.sum(axis=0), 1e-12))
     length = expert.counts * expert.norms.astype(np.float64)
@@ -72,9 +80,7 @@ def _gain(expert: Prototypes, assigned: Doubles) -> Doubles:
     gram = expert.gram.astype(np.float64)
     all_dots = dots + gram @ weight
     square = length**2 + 2 * (weight * dots).sum(axis=0) + (weight * (gram @ weight)).sum(axis=0)
-    # Without the image itself and its copies, and theirs.
-    _, picture = connected_components(gram >= TWIN, directed=False)
-    copies = picture[:, None] == picture
+    # Without the image itself and its copies.
     of_copies = np.where(copies, gram, 0.0) @ weight
     others = all_dots - of_copies
     square_of_others = square - copies @ (weight * (2 * all_dots - of_copies))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.aggregate import References
+from zsvec.aggregate import References, category_names
 from zsvec.calibration import calibrate
 from zsvec.scoring import Scoring
 from zsvec.search import compare
@@ -63,6 +63,25 @@ def only(references: Mapping[str, References], experts: Collection[str]) -> dict
     return {expert: of for expert, of in references.items() if expert in experts}
 
 
+def image_keys(references: Mapping[str, References]) -> list[tuple[str, str]]:
+    """Category and hash of every reference image, sorted."""
+    return sorted({key for expert, of in references.items() if _of_images(expert) for key in of.keys})
+
+
+def with_images(
+    references: Mapping[str, References], change: Callable[[str, References], References]
+) -> dict[str, References]:
+    """References whose images were changed, given encoder and images; texts stay."""
+    return {
+        expert: change(encoder_and_modality(expert)[0], of) if _of_images(expert) else of
+        for expert, of in references.items()
+    }
+
+
+def _of_images(expert: str) -> bool:
+    return encoder_and_modality(expert)[1] == "image"
+
+
 def drawn(references: Mapping[str, References], count: int, seed: int) -> dict[str, References]:
     """At most so many reference images of each category, the same ones for every encoder; all texts.
 
@@ -71,30 +90,18 @@ def drawn(references: Mapping[str, References], count: int, seed: int) -> dict[s
         count: Images of each category.
         seed: Of the draw.
     """
-    images: dict[str, set[str]] = {}
-    for expert, of in references.items():
-        if encoder_and_modality(expert)[1] == "image":
-            for name, digest in zip(categories_of(of), of.hashes, strict=True):
-                images.setdefault(name, set()).add(digest)
+    images: dict[str, list[str]] = {}
+    for name, digest in image_keys(references):
+        images.setdefault(name, []).append(digest)
     random = np.random.default_rng(seed)
-    chosen = {name: set(random.permutation(sorted(of))[:count].tolist()) for name, of in sorted(images.items())}
-    return {
-        expert: of
-        if encoder_and_modality(expert)[1] == "text"
-        else kept(of, [h in chosen[name] for name, h in zip(categories_of(of), of.hashes, strict=True)])
-        for expert, of in references.items()
-    }
-
-
-def categories_of(of: References) -> list[str]:
-    """The category of each reference."""
-    return [name for name, count in zip(of.names, np.diff(of.starts), strict=True) for _ in range(count)]
+    chosen = {(name, digest) for name, of in images.items() for digest in random.permutation(of)[:count].tolist()}
+    return with_images(references, lambda _, of: kept(of, [key in chosen for key in of.keys]))
 
 
 def kept(of: References, keep: Sequence[bool]) -> References:
     """Some of the references of an expert."""
     rows = np.flatnonzero(keep)
-    labels = categories_of(of)
+    labels = of.labels
     return laid_out(
         of.vectors[rows],
         [labels[row] for row in rows],
@@ -124,34 +131,14 @@ def laid_out(
 
 def mislabelled(references: Mapping[str, References], share: float, seed: int) -> dict[str, References]:
     """The same images, a share of which stand under another category, by chance; the same for every encoder."""
-    names = sorted({name for of in references.values() for name in of.names})
-    keys = sorted(
-        {
-            key
-            for expert, of in references.items()
-            if encoder_and_modality(expert)[1] == "image"
-            for key in zip(categories_of(of), of.hashes, strict=True)
-        }
-    )
+    names, keys = category_names(references), image_keys(references)
     random = np.random.default_rng(seed)
     wrong = random.permutation(len(keys))[: round(share * len(keys))]
     moved = {keys[i]: str(random.choice([name for name in names if name != keys[i][0]])) for i in wrong}
-    return relabelled(references, lambda name, digest: moved.get((name, digest), name))
-
-
-def relabelled(references: Mapping[str, References], label: Callable[[str, str], str]) -> dict[str, References]:
-    """References whose images have other categories, given the present one and the hash; texts stay."""
-    return {
-        expert: of
-        if encoder_and_modality(expert)[1] == "text"
-        else laid_out(
-            of.vectors,
-            [label(name, h) for name, h in zip(categories_of(of), of.hashes, strict=True)],
-            of.hashes,
-            of.sources,
-        )
-        for expert, of in references.items()
-    }
+    return with_images(
+        references,
+        lambda _, of: laid_out(of.vectors, [moved.get(key, key[0]) for key in of.keys], of.hashes, of.sources),
+    )
 
 
 def answer(references: Mapping[str, References], sample: Sample, scoring: Scoring, false_alarms: float) -> Answers:
@@ -163,7 +150,7 @@ def answer(references: Mapping[str, References], sample: Sample, scoring: Scorin
         scoring: How.
         false_alarms: Fraction of known images that calibration lets be called unknown.
     """
-    names = sorted({name for of in references.values() for name in of.names})
+    names = category_names(references)
     made = None
     if scoring.calibrated:
         temperatures = {expert: scoring.temperatures[expert] for expert in references}

@@ -8,12 +8,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sklearn.metrics import roc_auc_score
+import numpy as np
 
 from zsvec.builder import checked_name
 from zsvec.calibration import expected_calibration_error
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
+from zsvec.evaluation.metrics import blind_auroc
 from zsvec.images import find_images
 from zsvec.types import Prediction, Ranking
 
@@ -156,7 +157,7 @@ def evaluate(
         is_unknown = [label is None for _, label in answered]
         if not any(is_unknown):
             raise InvalidInputError(f"no image in {unknown} can be read")
-        auroc = float(roc_auc_score(is_unknown, [prediction.novelty for prediction, _ in answered]))
+        auroc = blind_auroc(np.array([prediction.novelty for prediction, _ in answered]), np.array(is_unknown))
         detected = fmean(prediction.unknown for prediction, label in answered if label is None)
         false_alarms = fmean(prediction.unknown for prediction in predictions)
     return Evaluation(

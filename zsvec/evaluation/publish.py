@@ -11,7 +11,6 @@ from PIL import Image
 
 from zsvec.errors import ImageError
 from zsvec.evaluation import figures, metrics
-from zsvec.evaluation.ablations import categories_of
 from zsvec.evaluation.report import write_report
 from zsvec.evaluation.suite import Suite
 from zsvec.images import ImageInput, load_image
@@ -93,7 +92,7 @@ def _neighbourhood(suite: Suite) -> tuple[np.ndarray, list[str], np.ndarray] | N
         return None
     of = suite.references[expert]
     chosen = set(of.names[:: max(1, len(of.names) // _SHOWN)][:_SHOWN])
-    labels = categories_of(of)
+    labels = of.labels
     rows = [i for i, name in enumerate(labels) if name in chosen]
     tests = [i for i, name in enumerate(suite.sample.truth) if name in chosen]
     vectors = np.concatenate([of.vectors[rows], suite.sample.vectors[encoder_and_modality(expert)[0]][tests]])

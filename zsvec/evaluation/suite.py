@@ -16,11 +16,21 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from zsvec.aggregate import References, aggregate
-from zsvec.calibration import FALSE_ALARMS, expected_calibration_error
+from zsvec.aggregate import References, aggregate, category_names
+from zsvec.calibration import expected_calibration_error
 from zsvec.classifier import Classifier
 from zsvec.errors import ImageError, InvalidInputError
-from zsvec.evaluation.ablations import Answers, Sample, answer, categories_of, drawn, laid_out, mislabelled, only
+from zsvec.evaluation.ablations import (
+    Answers,
+    Sample,
+    answer,
+    drawn,
+    image_keys,
+    laid_out,
+    mislabelled,
+    only,
+    with_images,
+)
 from zsvec.evaluation.embeddings import Embeddings
 from zsvec.evaluation.evaluate import check_labels
 from zsvec.evaluation.metrics import (
@@ -66,7 +76,7 @@ class Suite:
         results: What `results.json` holds; see the README for its schema.
         predictions: By table and row, what was said of each image: enough to compute every number again.
         answers: Of the default strategy.
-        sample: The test images.
+        sample: The test images, embedded.
         images: The test images themselves.
         references: Of the store.
     """
@@ -165,14 +175,15 @@ def run(
     searcher = Searcher(store, method="mirror", budget=0, limit=1, norms=True)
     stored, _ = searcher.references()
     references = only(stored, classifier.scoring.temperatures.keys())
-    names = sorted({category for of in references.values() for category in of.names})
+    names = category_names(references)
     check_labels(names, [label for _, label in images], images=name, location=store.location)
 
     say("embedding the images")
     paths = [image for image, _ in images] + list(unknown)
     truth = [label for _, label in images] + [None] * len(unknown)
     start = time.perf_counter()
-    positions, vectors = Embeddings(folder / "embeddings", classifier).of(paths, on_error=on_error, track=track)
+    embeddings = Embeddings(folder / "embeddings", classifier)
+    positions, vectors = embeddings.of(paths, on_error=on_error, track=track)
     embedding = time.perf_counter() - start
     sources = [_named(paths[i], f"{name}/{i}") for i in positions]
     sample = Sample(sources, [truth[i] for i in positions], vectors)
@@ -182,13 +193,11 @@ def run(
     start = time.perf_counter()
     shown = sorted({label for label in sample.truth if label is not None})
     kind = "20/180" if len(shown) >= _MANY else "6/4"
-    max_pixels = classifier.settings.max_pixels
-    kept = store.calibration() or {}
     study = _Study(
         references,
         sample,
         replace(classifier.scoring, calibrated=True, unknown_above=None),
-        classifier.settings.false_alarms or kept.get("false_alarms", FALSE_ALARMS),
+        classifier.false_alarms,
         paper_splits(shown, kind, range(DRAWS)) if len(shown) > 1 else (),
     )
     tables = []
@@ -203,7 +212,7 @@ def run(
             tables.append(table(study))
     if study.has_images:
         say("quality of the references")
-        tables.append(_quality(study, Embeddings(folder / "embeddings", classifier), max_pixels))
+        tables.append(_quality(study, embeddings, classifier.settings.max_pixels))
     say("number of the references")
     curves = _curves(study)
     say("time per stage")
@@ -405,24 +414,17 @@ def _foreign(references: Mapping[str, References], sample: Sample) -> dict[str, 
     if not strangers.size:
         return None
     random = np.random.default_rng(0)
-    keys = sorted(
-        {
-            digest
-            for expert, of in references.items()
-            if encoder_and_modality(expert)[1] == "image"
-            for digest in of.hashes
-        }
-    )
+    keys = sorted({digest for _, digest in image_keys(references)})
     replaced = {keys[i]: int(random.choice(strangers)) for i in random.permutation(len(keys))[: len(keys) // 5]}
-    out = {}
-    for expert, of in references.items():
-        encoder, modality = encoder_and_modality(expert)
+
+    def change(encoder: str, of: References) -> References:
         vectors = of.vectors.copy()
         for row, digest in enumerate(of.hashes):
-            if modality == "image" and digest in replaced:
+            if digest in replaced:
                 vectors[row] = sample.vectors[encoder][replaced[digest]]
-        out[expert] = laid_out(vectors, categories_of(of), of.hashes, of.sources)
-    return out
+        return laid_out(vectors, of.labels, of.hashes, of.sources)
+
+    return with_images(references, change)
 
 
 def _blurred(
@@ -443,17 +445,12 @@ def _blurred(
     if len(positions) < len(sources):
         return None
     row = {digest: i for i, digest in enumerate(sources)}
-    return {
-        expert: of
-        if encoder_and_modality(expert)[1] == "text"
-        else laid_out(
-            vectors[encoder_and_modality(expert)[0]][[row[digest] for digest in of.hashes]],
-            categories_of(of),
-            of.hashes,
-            of.sources,
-        )
-        for expert, of in references.items()
-    }
+    return with_images(
+        references,
+        lambda encoder, of: laid_out(
+            vectors[encoder][[row[digest] for digest in of.hashes]], of.labels, of.hashes, of.sources
+        ),
+    )
 
 
 def _out_of_focus(image: Image.Image) -> Image.Image:
@@ -464,7 +461,7 @@ def _stages(study: _Study, classifier: Classifier, images: Sequence[ImageInput])
     """Time per image of each stage, one after the other, a few images at a time."""
     encoders, scoring = classifier.encoders, study.scoring
     chosen = images[:_TIMED]
-    names = sorted({name for of in study.references.values() for name in of.names})
+    names = category_names(study.references)
     spent: dict[str, float] = {}
 
     def timed(stage: str, work: Callable[[], Any]) -> Any:

@@ -258,7 +258,7 @@ class Store:
         }
 
     def _calibration_state(self) -> CalibrationState:
-        calibration = Calibration.from_dict(self.calibration() or {})
+        calibration = Calibration.from_dict(self.calibration())
         if calibration is None:
             return "none"
         return "current" if not self.categories(calibration.revision + 1) else "stale"

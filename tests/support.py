@@ -16,6 +16,7 @@ import zsvec
 from tests.store.support import fast_folder
 from zsvec.classifier import Classifier
 from zsvec.config import Settings
+from zsvec.generation.client import SWITCH_VARIABLE
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
 from zsvec.types import Category
@@ -38,7 +39,7 @@ __all__ = [
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings but the test's own: an empty working folder and user folder, and no ``ZSVEC_`` variables."""
-    for name in [name for name in os.environ if name.startswith("ZSVEC_")]:
+    for name in [name for name in os.environ if name.startswith("ZSVEC_") and name != SWITCH_VARIABLE]:
         monkeypatch.delenv(name)
     user = tmp_path / "user"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(user))  # of processes started by the test

@@ -29,7 +29,7 @@ LEVELS = {
         "product",
     ),
     2: ("encoders", "store", "generation"),
-    3: ("search", "scoring", "builder", "classifier"),
+    3: ("search", "scoring", "builder", "synthesis", "classifier"),
     4: ("folders", "stream", "evaluation"),
     5: ("cli", "__main__"),
 }
@@ -40,7 +40,8 @@ SAME_LEVEL = {
     "transductive": {"fusion", "leave_one_out"},
     "calibration": {"aggregate", "fusion", "leave_one_out"},
     "scoring": {"search"},
-    "classifier": {"search", "scoring", "builder"},
+    "synthesis": {"builder"},
+    "classifier": {"search", "scoring", "builder", "synthesis"},
     "__main__": {"cli"},
 }
 # Public doubles for the tests of users: nothing of zsvec needs them, and they need only what an encoder is.

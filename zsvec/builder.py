@@ -36,6 +36,24 @@ _DEEPEST_METADATA = 32  # far below 128, from where on the embedded engine canno
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceImage:
+    """An image that more is known of than itself.
+
+    Attributes:
+        image: The image.
+        source: Where it comes from, in the place of its path.
+        prompt: What it was generated from.
+        vectors: Its vectors by encoder, float32 ``(dim,)``, unit norm, of all that take images; so it is not
+            embedded again.
+    """
+
+    image: ImageInput
+    source: str | None = None
+    prompt: str | None = None
+    vectors: Mapping[str, NDArray[np.float32]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CategoryInput:
     """A category to be built.
 
@@ -51,7 +69,7 @@ class CategoryInput:
 
     name: str
     texts: Sequence[str] | None = None
-    images: Iterable[ImageInput] = ()
+    images: Iterable[ImageInput | ReferenceImage] = ()
     vectors: Mapping[str, ArrayLike] = field(default_factory=dict)
     metadata: Mapping[str, Any] | None = None
 
@@ -102,6 +120,7 @@ class _Image:
     """One image of a draft: ready for the encoders, or already embedded, or unreadable."""
 
     draft: _Draft
+    of: ReferenceImage
     source: str
     hash: str = ""
     prepared: Any = None
@@ -127,6 +146,11 @@ class Builder:
         self._prompts = prompts
         self._batch_size = batch_size
         self._max_pixels = max_pixels
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether a category can be known by a text alone."""
+        return any("text" in encoder.modalities for encoder in self._encoders)
 
     def build(
         self,
@@ -168,7 +192,7 @@ class Builder:
 
     def _steps(
         self, categories: Iterable[CategoryInput], *, replace: bool
-    ) -> Iterator[_Draft | tuple[_Draft, ImageInput]]:
+    ) -> Iterator[_Draft | tuple[_Draft, ReferenceImage]]:
         """Each image with its draft, then the draft: it has all its images once it has come through itself."""
         if not isinstance(categories, Iterable):
             raise InvalidInputError(
@@ -181,7 +205,7 @@ class Builder:
                 raise InvalidInputError(f"category {draft.category.name!r} is given twice: put both in one")
             seen.add(draft.category.name)
             for image in checked_images(category.images):
-                yield draft, image
+                yield draft, image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
             yield draft
 
     def _draft(self, category: CategoryInput, *, replace: bool) -> _Draft:
@@ -224,23 +248,23 @@ class Builder:
             raise InvalidInputError(f"there is no expert {expert!r} to give vectors to; there are {', '.join(known)}")
         return checked_vectors(vectors, self._encoders[encoder_and_modality(expert)[0]].fingerprint.dim, of=expert)
 
-    def _prepare(self, step: _Draft | tuple[_Draft, ImageInput]) -> _Draft | _Image:
+    def _prepare(self, step: _Draft | tuple[_Draft, ReferenceImage]) -> _Draft | _Image:
         """Read, recognise, decode and preprocess one image; runs in threads."""
         if isinstance(step, _Draft):
             return step
-        draft, image = step
-        source = source_of(image)
+        draft, of = step
+        source = source_of(of.image)
         try:
-            if draft.held and not hasattr(image, "read"):
-                digest = content_hash(image, max_pixels=self._max_pixels)
-                if self._holds(draft, digest):
-                    return _Image(draft, source, digest)
-            loaded = read_image(image, max_pixels=self._max_pixels)
+            if of.vectors is not None or (draft.held and not hasattr(of.image, "read")):
+                digest = content_hash(of.image, max_pixels=self._max_pixels)
+                if of.vectors is not None or self._holds(draft, digest):
+                    return _Image(draft, of, source, digest)
+            loaded = read_image(of.image, max_pixels=self._max_pixels)
         except ImageError as exc:
-            return _Image(draft, source, error=exc)
+            return _Image(draft, of, source, error=exc)
         if self._holds(draft, loaded.content_hash):
-            return _Image(draft, source, loaded.content_hash)
-        return _Image(draft, source, loaded.content_hash, self._encoders.preprocess(loaded.image))
+            return _Image(draft, of, source, loaded.content_hash)
+        return _Image(draft, of, source, loaded.content_hash, self._encoders.preprocess(loaded.image))
 
     def _holds(self, draft: _Draft, digest: str) -> bool:
         return all((name, "image", digest) in draft.held for name in self._image_encoders())
@@ -254,11 +278,11 @@ class Builder:
         vectors = self._encoders.encode_images([image.prepared for image in new])
         for name in self._image_encoders():
             for image, vector in zip(new, vectors[name], strict=True):
-                source = image.source.encode(errors="backslashreplace").decode()  # file names may be any bytes
-                image.draft.references.append(Reference(name, "image", image.hash, source, vector))
+                image.draft.references.append(_reference(name, image, vector))
             for image in images:
-                if image.prepared is None:
-                    image.draft.recognises((name, "image", image.hash))
+                known = image.prepared is None and image.draft.recognises((name, "image", image.hash))
+                if image.of.vectors is not None and not known:
+                    image.draft.references.append(_reference(name, image, image.of.vectors[name]))
 
     def _commit(self, drafts: Sequence[_Draft], *, replace: bool) -> list[Category]:
         for encoder in self._encoders:
@@ -304,6 +328,11 @@ class Builder:
         for draft, text, key in keyed:
             if not draft.recognises(key):
                 draft.references.append(Reference(encoder, "text", key[2], text, vectors[text]))
+
+
+def _reference(encoder: str, image: _Image, vector: NDArray[np.float32]) -> Reference:
+    source = image.of.source or image.source.encode(errors="backslashreplace").decode()  # file names may be any bytes
+    return Reference(encoder, "image", image.hash, source, vector, image.of.prompt)
 
 
 def checked_name(name: object) -> str:
@@ -354,7 +383,7 @@ def checked_texts(texts: object) -> list[str]:
     return [checked_text(text) for text in texts]
 
 
-def checked_images(images: object) -> Iterable[ImageInput]:
+def checked_images(images: object) -> Iterable[Any]:
     """Images to iterate. One image alone is refused: a path would be read letter by letter, an array row by row.
 
     Raises:
@@ -366,7 +395,7 @@ def checked_images(images: object) -> Iterable[ImageInput]:
     if alone or row_by_row or hasattr(images, "read") or not iterable:
         got = f"an array of shape {images.shape}" if isinstance(images, np.ndarray) else reprlib.repr(images)
         raise InvalidInputError(f"images must be a list, or another iterable, of images. Got {got} instead")
-    return cast("Iterable[ImageInput]", images)
+    return cast("Iterable[Any]", images)
 
 
 def checked_vectors(vectors: ArrayLike, dim: int, *, of: str) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 from collections import Counter
@@ -10,13 +11,21 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from numbers import Real
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zsvec.builder import Builder, CategoryInput, checked_images, checked_name, checked_vectors
+from zsvec.builder import (
+    Builder,
+    CategoryInput,
+    checked_images,
+    checked_name,
+    checked_vectors,
+    readable,
+)
 from zsvec.calibration import (
     FALSE_ALARMS,
     Calibration,
@@ -29,6 +38,9 @@ from zsvec.calibration import (
 from zsvec.config import Settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
+from zsvec.generation.confusions import Confusions, confusions
+from zsvec.generation.manifest import DeclinedRecord, ImageRecord
+from zsvec.generation.plan import Budget, Held, Plan, make_plan
 from zsvec.images import ImageInput, load_image, source_of
 from zsvec.leave_one_out import LeftOut
 from zsvec.prefetch import prefetch
@@ -36,12 +48,15 @@ from zsvec.scoring import Scoring
 from zsvec.search import Searcher
 from zsvec.store import Store
 from zsvec.store.base import CATALOG
+from zsvec.synthesis import Gate, Generated, store_images
 from zsvec.types import Category, Prediction, encoder_and_modality
 
 Errors = Literal["raise", "report"]
 
 _CHEAP = 2 * 10**10  # multiplications: some half a second on two cores
 _FITTING = 20_000  # multiplications that fitting costs for each image, category and view
+GENERATED = "zsvec-generated"
+"""Folder of what is generated, in the working directory."""
 _NEAREST = 3  # references that a prediction shows for each expert
 
 
@@ -175,13 +190,7 @@ class Classifier:
         Raises:
             ZSVecError: As `add_category`.
         """
-        builder = Builder(
-            self.store,
-            self._encoders_to_write(),
-            prompts=self._prompts,
-            batch_size=self.settings.batch_size,
-            max_pixels=self.settings.max_pixels,
-        )
+        builder = self._builder()
         try:
             yield from builder.build(categories, replace=replace, on_error=on_error)
         except (GeneratorExit, ZSVecError):
@@ -201,6 +210,114 @@ class Classifier:
     def categories(self) -> list[Category]:
         """The committed categories, by name."""
         return self.store.categories()
+
+    def _builder(self) -> Builder:
+        return Builder(
+            self.store,
+            self._encoders_to_write(),
+            prompts=self._prompts,
+            batch_size=self.settings.batch_size,
+            max_pixels=self.settings.max_pixels,
+        )
+
+    # Synthesis
+
+    def plan_generation(
+        self,
+        categories: Iterable[str] | None = None,
+        *,
+        per_category: int = 4,
+        budget: Budget | None = None,
+        folder: str | os.PathLike[str] = GENERATED,
+    ) -> Plan:
+        """Plan to draw reference images (paper, section 3.1). Nothing is asked, bought or written, and no key needed.
+
+        Categories that the stored references confuse come first, and their images will show what they share and
+        what tells them apart.
+
+        Args:
+            categories: Names, new ones too; by default all that the store has.
+            per_category: Images of each that the folder shall hold.
+            budget: The most that these may be and cost, earlier runs over the folder included.
+            folder: Where images and what was paid for them are kept; what is there is not bought again.
+
+        Raises:
+            InvalidInputError: A name cannot be used, there are none, or the price of a model is not known and the
+                budget is in dollars.
+        """
+        _check_count("per_category", per_category)
+        held = {of.name: Held(of.texts[0] if of.texts else readable(of.name), _images(of)) for of in self.categories()}
+        names = list(dict.fromkeys(map(checked_name, _names(categories) if categories is not None else held)))
+        if not names:
+            raise InvalidInputError(f"{self.store.location} has no category to draw: name some")
+        made = self._calibrated(self.false_alarms) if held else None
+        return make_plan(
+            names,
+            held,
+            confusions(made[1], made[0].views) if made else Confusions(),
+            self.settings.generation,
+            per_category=per_category,
+            budget=budget or Budget(),
+            folder=Path(folder),
+        )
+
+    def generate(
+        self,
+        plan: Plan,
+        *,
+        keep_flagged: bool = False,
+        track: Callable[[Iterable[ImageRecord | DeclinedRecord]], Iterable[ImageRecord | DeclinedRecord]] = iter,
+    ) -> Generated:
+        """Carry out a plan: describe, compare, draw; then store the images, with the descriptions as texts.
+
+        Killed at any instant, or ended by the budget or an error, it goes on where it was when the same is
+        planned and run again. Images that show nothing, the same as another, or something else are flagged.
+
+        Args:
+            plan: From `plan_generation`.
+            keep_flagged: Whether flagged images are stored as well, if they can be read.
+            track: Iterates what is bought, to show progress.
+
+        Raises:
+            GenerationError: There is no key (``OPENAI_API_KEY``), or the service cannot do it; what has arrived by
+                then is stored.
+            InvalidInputError: The folder is in use, or cannot be used.
+        """
+        from zsvec.generation.run import carry_out  # the package `openai` takes a second to import
+
+        drawn = carry_out(plan, self.settings.generation, track=track)
+        if drawn.error is not None and not drawn.images:
+            raise drawn.error
+        builder = self._builder()
+        references, _ = self._searcher.references()
+        gate = Gate(
+            self.encoders,
+            self._prompts,
+            references,
+            batch_size=self.settings.batch_size,
+            max_pixels=self.settings.max_pixels,
+        )
+        existing = {category.name for category in self.categories()}
+        done = store_images(
+            drawn, plan.folder, gate=gate, builder=builder, existing=existing, keep_flagged=keep_flagged
+        )
+        self._refresh_calibration()
+        if drawn.error is not None:
+            raise drawn.error
+        return done
+
+    def generate_references(
+        self,
+        categories: Iterable[str] | None = None,
+        *,
+        per_category: int = 4,
+        budget: Budget | None = None,
+        folder: str | os.PathLike[str] = GENERATED,
+        keep_flagged: bool = False,
+    ) -> Generated:
+        """`plan_generation` and `generate` in one."""
+        plan = self.plan_generation(categories, per_category=per_category, budget=budget, folder=folder)
+        return self.generate(plan, keep_flagged=keep_flagged)
 
     # Classification
 
@@ -408,10 +525,10 @@ class Classifier:
         former = Calibration.from_dict(self.store.calibration())
         return self.settings.false_alarms or (former.false_alarms if former else FALSE_ALARMS)
 
-    def _calibrate(self, false_alarms: float) -> tuple[Calibration, LeftOut] | None:
-        """Calibrate and keep it; where that is not possible any more, keep none."""
+    def _calibrated(self, false_alarms: float) -> tuple[Calibration, LeftOut] | None:
+        """What calibration would be now, and what it is learned from."""
         references, revision = self._searcher.references()
-        made = calibrate(
+        return calibrate(
             {expert: of for expert, of in references.items() if expert in self._temperatures},
             self._temperatures,
             revision=revision,
@@ -419,6 +536,10 @@ class Classifier:
             top_m=self.scoring.top_m,
             false_alarms=false_alarms,
         )
+
+    def _calibrate(self, false_alarms: float) -> tuple[Calibration, LeftOut] | None:
+        """Calibrate and keep it; where that is not possible any more, keep none."""
+        made = self._calibrated(false_alarms)
         if made is not None:
             self.store.keep_calibration(made[0].to_dict())
         elif self.store.calibration():
@@ -484,6 +605,18 @@ class Classifier:
 
     def _empty(self) -> StoreError:
         return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")
+
+
+def _names(categories: object) -> Iterable[Any]:
+    if isinstance(categories, str) or not isinstance(categories, Iterable):
+        raise InvalidInputError(f"categories must be a list of names. Got {categories!r} instead")
+    return categories
+
+
+def _images(category: Category) -> int:
+    """How many reference images a category has."""
+    of_images = (n for expert, n in category.references.items() if encoder_and_modality(expert)[1] == "image")
+    return max(of_images, default=0)
 
 
 def _check_count(name: str, value: object) -> None:

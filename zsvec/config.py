@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveInt,
     SecretStr,
     ValidationError,
@@ -142,6 +143,52 @@ PROFILES: Mapping[str, Profile] = {
 }
 
 
+class ModelPrice(BaseModel):
+    """What a generative model costs, in US dollars.
+
+    Attributes:
+        input: A million tokens that it reads.
+        output: A million tokens that it writes, those of images included.
+        image: One image, of a model that is billed by the image.
+        image_tokens: By quality, the tokens of an image of 1024 × 1024, for estimates.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: NonNegativeFloat = 0.0
+    output: NonNegativeFloat = 0.0
+    image: NonNegativeFloat | None = None
+    image_tokens: Mapping[str, PositiveInt] = Field(default_factory=dict)
+
+
+class GenerationSettings(BaseModel):
+    """What describes categories and draws references; the key comes from ``OPENAI_API_KEY`` alone.
+
+    Attributes:
+        base_url: Of any service with OpenAI's interface; by default ``OPENAI_BASE_URL``, or OpenAI's own.
+        language_model: Describes categories and says which are alike; needs structured outputs.
+        image_model: Draws.
+        image_size: Width and height in pixels. Encoders see some 224 of them.
+        image_quality: As the image model names it; ``None`` leaves it to the service.
+        concurrency: Requests that are made at once.
+        timeout: Seconds that one request may take.
+        deadline: Seconds from which a request that fails is not tried again.
+        prices: By model, in the place of `zsvec.generation.prices.PRICES`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_url: str | None = Field(default=None, pattern=r"^https?://")
+    language_model: str = Field(default="gpt-6-luna", min_length=1)
+    image_model: str = Field(default="gpt-image-2.6-flare", min_length=1)
+    image_size: str = Field(default="1024x1024", min_length=1)
+    image_quality: str | None = "low"
+    concurrency: PositiveInt = Field(default=8, le=256)
+    timeout: float = Field(default=180.0, gt=0, le=3600)
+    deadline: float = Field(default=600.0, gt=0, le=86_400)
+    prices: Mapping[str, ModelPrice] = Field(default_factory=dict)
+
+
 class Settings(BaseSettings):
     """What a classifier is opened with.
 
@@ -172,6 +219,7 @@ class Settings(BaseSettings):
             none where there is no calibrated threshold.
         unknown_per_category: Whether categories of 20 references and more have thresholds of their own.
         max_pixels: Largest image that is decoded.
+        generation: What `zsvec generate` asks and draws with.
     """
 
     model_config = SettingsConfigDict(
@@ -204,6 +252,7 @@ class Settings(BaseSettings):
     unknown_above: float | None = Field(default=None, ge=0, le=2)
     unknown_per_category: bool = False
     max_pixels: PositiveInt = 100_000_000
+    generation: GenerationSettings = Field(default_factory=GenerationSettings)
 
     @classmethod
     def settings_customise_sources(

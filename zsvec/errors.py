@@ -6,6 +6,8 @@ ZSVecError
 │   └── CategoryNotFoundError  no such category in the store
 ├── ImageError                 one image cannot be read
 ├── MissingExtraError          an optional package is not installed
+├── GenerationError            a service that describes or draws cannot do what was asked
+│   └── GenerationUnavailableError  it cannot be reached, or is too slow or too busy
 ├── EncoderError               an encoder broke its contract
 │   └── WeightsUnavailableError    its weights cannot be loaded here
 └── StoreError                 the store cannot do what was asked
@@ -38,6 +40,14 @@ class ImageError(ZSVecError):
 
 class MissingExtraError(ZSVecError):
     """An optional package is needed and not installed."""
+
+
+class GenerationError(ZSVecError):
+    """A service that describes categories or draws references cannot do what was asked."""
+
+
+class GenerationUnavailableError(GenerationError):
+    """The service cannot be reached, answers too late, or is too busy, until the deadline."""
 
 
 class EncoderError(ZSVecError):

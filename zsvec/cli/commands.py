@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from zsvec.classifier import Classifier
     from zsvec.config import Settings
     from zsvec.errors import ImageError
+    from zsvec.generation import Budget
     from zsvec.store import Store
     from zsvec.types import Prediction
 
@@ -432,6 +434,85 @@ def calibrate(
         output.json_line(report.to_dict())
     else:
         output.calibration(report)
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    names: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="NAME", help="Categories, new ones too."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All categories of the store.")] = False,
+    per_category: Annotated[int, typer.Option(min=1, metavar="N", help="Images of each category.")] = 4,
+    budget: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="N|USD",
+            help="The most to buy: 40 (images), or 2.50usd; both if given twice. What earlier runs over the same "
+            "folder have bought of these categories counts.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="DIR", help="Where images and what they cost are kept.  [default: ./zsvec-generated]"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it would cost; ask nothing.")] = (
+        False
+    ),
+    keep_flagged: Annotated[
+        bool, typer.Option("--keep-flagged", help="Store images, too, that show nothing, a copy or something else.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Draw reference images: a language model says how categories look, an image model draws them.
+
+    Needs OPENAI_API_KEY, and costs money: --dry-run says how much. Interrupt and repeat it freely: what is in the
+    folder is not bought again. Models, service and prices are set in zsvec.toml under [generation].
+    """
+    from zsvec.classifier import GENERATED
+    from zsvec.cli import output
+
+    if bool(names) == every:
+        raise typer.BadParameter("name categories, or give --all")
+    where = folder or Path(GENERATED)
+    with context.obj.open() as classifier:
+        plan = classifier.plan_generation(
+            names if names else None, per_category=per_category, budget=_budget(budget or []), folder=where
+        )
+        if dry_run and json:
+            output.json_line(plan.to_dict())
+        else:
+            (output.out if dry_run else output.err).print(output.plan(plan))
+        if dry_run:
+            return
+        try:
+            with output.progress("drawing", len(plan.places)) as counted:
+                done = classifier.generate(plan, keep_flagged=keep_flagged, track=counted)
+        except KeyboardInterrupt:
+            output.note(f"stopped; what has arrived is in {where}: run the same again to go on")
+            raise
+    if json:
+        for item in (*done.images, *done.declined):
+            output.json_line(item.to_dict())
+    else:
+        output.generated(done)
+
+
+def _budget(given: Sequence[str]) -> Budget:
+    """``40`` is of images, ``2.50usd`` of dollars."""
+    from zsvec.generation import Budget
+
+    limits: dict[str, Any] = {}
+    for text in given:
+        in_dollars = re.fullmatch(r"(\d+(?:\.\d+)?) *usd", text, re.IGNORECASE)
+        if in_dollars:
+            limits["dollars"] = float(in_dollars[1])
+        elif text.isdecimal():
+            limits["images"] = int(text)
+        else:
+            raise typer.BadParameter(f"--budget takes a number of images, such as 40, or 2.50usd. Got {text!r}")
+    return Budget(**limits)
 
 
 @app.command()

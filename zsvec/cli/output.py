@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from zsvec.calibration import CalibrationReport
     from zsvec.cli.doctor import Finding
     from zsvec.evaluation import Evaluation
+    from zsvec.generation import Plan
+    from zsvec.synthesis import Generated
     from zsvec.types import Category, Prediction, Ranking
 
 T = TypeVar("T")
@@ -129,6 +131,50 @@ def calibration(report: CalibrationReport) -> None:
             else "too few have another of their category to tell from where an image is unknown"
         )
     )
+
+
+def plan(of: Plan) -> Table:
+    """What a run will ask, buy and cost."""
+    asked = ", ".join(f"{n} for {step}" for step, n in of.questions.items() if n)
+    cost = "unknown: no price is known for the models" if of.cost is None else f"about ${of.cost:.2f}"
+    limits = [
+        *([f"{of.budget.images} images"] if of.budget.images is not None else []),
+        *([f"${of.budget.dollars:.2f}"] if of.budget.dollars is not None else []),
+    ]
+    confused = "; ".join(", ".join(group) for group in of.measured[:5])
+    return facts(
+        {
+            "categories": f"{len(of.categories)}",
+            "confused by the store": (confused + (" …" if len(of.measured) > 5 else "")) or "none",
+            "questions": f"at most {asked} ({of.models[0]})" if asked else "none",
+            "images to buy": f"{len(of.places)} ({of.models[1]})",
+            "images there": of.there,
+            "cost": cost,
+            "spent so far": f"${of.spent:.2f}",
+            "budget": " and ".join(limits) or "none",
+            "folder": of.folder,
+        }
+    )
+
+
+def generated(done: Generated) -> None:
+    """What a run has come to: what was stored, and what was not, and why."""
+    left_out = _table("category", "image", "left out because")
+    for image in done.images:
+        if not image.stored:
+            left_out.add_row(escape(image.record.category), escape(str(image.path)), escape("; ".join(image.flags)))
+    for declined in done.declined:
+        left_out.add_row(escape(declined.category), "–", escape(f"{declined.code}: {declined.reason}"))
+    if left_out.row_count:
+        out.print(left_out)
+    stored = sum(image.stored for image in done.images)
+    flagged = [image for image in done.images if image.flags]
+    out.print(
+        f"{len(done.images)} images, {stored} of them in the store, {len(flagged)} flagged; "
+        f"{len(done.declined)} declined by the service; ${done.spent:.2f} spent"
+    )
+    if done.out_of_budget:
+        out.print("the budget ended it: with a larger one, run the same again to go on")
 
 
 def facts(values: Mapping[str, Any]) -> Table:

@@ -149,6 +149,7 @@ class Reference:
         hash: Content hash of the text or image; one content is one reference of a category.
         source: The text itself, or where the image came from.
         vector: float32 ``(dim,)``, unit norm.
+        prompt: What an image was generated from, if it was.
     """
 
     encoder: str
@@ -156,6 +157,7 @@ class Reference:
     hash: str
     source: str
     vector: NDArray[np.float32]
+    prompt: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

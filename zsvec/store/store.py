@@ -235,10 +235,11 @@ class Store:
         return self._backend.query(self.collection(encoder), vectors, where, limit, _HIT_FIELDS)
 
     def sources(self, category: Category) -> dict[str, list[str]]:
-        """Where the references of a category come from, by expert."""
+        """Where the references of a category come from, by expert: a text, a path, or what they were generated from."""
         found: dict[str, list[str]] = {expert: [] for expert in category.references}
         for reference in self._references_of(category, vectors=False):
-            found[expert_name(reference.encoder, reference.modality)].append(reference.source)
+            origin = reference.source if reference.prompt is None else f"{reference.source}: {reference.prompt}"
+            found[expert_name(reference.encoder, reference.modality)].append(origin)
         return {expert: sorted(sources) for expert, sources in found.items()}
 
     def info(self) -> dict[str, Any]:
@@ -300,7 +301,9 @@ class Store:
         for encoder in dict.fromkeys(encoder_and_modality(expert)[0] for expert in category.references):
             for page in self.references(encoder, category.gens, vectors=vectors):
                 for payload, vector in zip(page.payloads, page.vectors, strict=True):
-                    yield Reference(encoder, payload["modality"], payload["hash"], payload["source"], vector)
+                    yield Reference(
+                        encoder, payload["modality"], payload["hash"], payload["source"], vector, payload.get("prompt")
+                    )
 
     def calibration(self) -> Mapping[str, Any] | None:
         """The calibration that is kept with the store; ``None``, or empty, if there is none."""
@@ -489,6 +492,7 @@ class Store:
                         "gen": p.gen,
                         "hash": r.hash,
                         "source": r.source,
+                        **({} if r.prompt is None else {"prompt": r.prompt}),
                     }
                     for p, r in pairs
                 ],

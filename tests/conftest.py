@@ -1,0 +1,9 @@
+"""No test reaches a service that costs money: neither here nor in a process that it starts."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["ZSVEC_ALLOW_REQUESTS"] = "0"  # before anything of zsvec is imported
+for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+    del os.environ[name]

@@ -1,0 +1,329 @@
+"""What has been bought, on disk: a folder that a run can be killed over and resumed from.
+
+```
+FOLDER/manifest.jsonl          one record a line: each answer, each image, each refusal
+FOLDER/images/NAME/0000.png    the images, a sub-folder per category
+FOLDER/received/…              images on their way: written whole, with their record, as soon as they arrive
+```
+
+A line of the manifest is appended and made durable in one piece; a line that a kill has torn is dropped
+when the folder is opened again. An image arrives as one file, with its record, under its final name or not
+at all, so that whatever was received is filed sooner or later, once. An image that has been deleted is not
+there, and is bought again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Literal, TypeAlias
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from zsvec.errors import InvalidInputError
+
+_SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
+_UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|\.$")
+_LONGEST = 100  # characters of a folder's name, whose bytes may be more
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: str = Field(default_factory=_now)
+
+
+class FolderRecord(_Record):
+    """The first line.
+
+    Attributes:
+        id: Makes requests for this folder others than those for another.
+    """
+
+    kind: Literal["folder"] = "folder"
+    id: str
+
+
+class AnswerRecord(_Record):
+    """An answer of the language model.
+
+    Attributes:
+        step: Of the analysis.
+        version: Of the prompts.
+        about: What was asked about: names, or groups of names.
+        answer: As it came; ``None`` if it was declined.
+        declined: Code and reason, if so.
+        model: That gave it.
+        response: Its id.
+        cost: In dollars, if known.
+    """
+
+    kind: Literal["answer"] = "answer"
+    step: str
+    version: int
+    about: list[Any]
+    answer: dict[str, Any] | None
+    declined: str | None = None
+    model: str
+    response: str
+    cost: float | None
+
+
+class ImageRecord(_Record):
+    """An image that was bought.
+
+    Attributes:
+        category: What it shall show.
+        index: Its place among the images of the category.
+        prompt: What was asked for.
+        revised_prompt: What the service made of it, if it says so.
+        version: Of the prompts.
+        model: That drew it.
+        size: That was asked for.
+        quality: That was asked for.
+        response: Id of the response.
+        seconds: From request to response.
+        cost: In dollars, if known.
+        sha256: Of the file; also the ``hash`` of the reference in the store.
+        file: Relative to the folder.
+        receipt: Names this purchase.
+    """
+
+    kind: Literal["image"] = "image"
+    category: str
+    index: int
+    prompt: str
+    revised_prompt: str | None = None
+    version: int
+    model: str
+    size: str
+    quality: str | None
+    response: str
+    seconds: float
+    cost: float | None
+    sha256: str
+    file: str
+    receipt: str
+
+
+class DeclinedRecord(_Record):
+    """An image that the service does not draw; it is not asked for again.
+
+    Attributes:
+        category: What it should have shown.
+        index: Its place among the images of the category.
+        prompt: What was asked for.
+        code: As in `client.Declined`.
+        reason: In words.
+        cost: In dollars, if known.
+    """
+
+    kind: Literal["declined"] = "declined"
+    category: str
+    index: int
+    prompt: str
+    code: str
+    reason: str
+    cost: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec generate --json`` prints."""
+        known = self.model_dump(include={"category", "index", "prompt", "cost"})
+        return {**known, "stored": False, "error": f"{self.code}: {self.reason}"}
+
+
+Record: TypeAlias = Annotated[FolderRecord | AnswerRecord | ImageRecord | DeclinedRecord, Field(discriminator="kind")]
+_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+
+
+class _Received(BaseModel):
+    """An image on its way: everything about it in one file."""
+
+    record: ImageRecord
+    data: str
+
+
+class Manifest:
+    """The folder of a run; open in one process at a time.
+
+    Args:
+        folder: Made if it is not there.
+
+    Raises:
+        InvalidInputError: It cannot be made or read, belongs to another run at work, or is of something else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = folder / "manifest.jsonl"
+        self._received = folder / "received"
+        try:
+            self._received.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock")
+            self._lock.acquire(blocking=False)
+        except Timeout as exc:
+            raise InvalidInputError(f"{folder} is in use by another run: wait for it, or take another folder") from exc
+        except OSError as exc:
+            raise InvalidInputError(
+                f"the folder {folder} for what is generated cannot be used: {exc.strerror}; give one that you may "
+                "write to"
+            ) from exc
+        self._writing = threading.Lock()
+        try:
+            self.records = _read(self._file, cut=True)
+            self._filed = {record.receipt for record in self.records if isinstance(record, ImageRecord)}
+            self._open = self._file.open("ab")
+        except BaseException:
+            self._lock.release()
+            raise
+        if not self.records:
+            self.append(FolderRecord(id=uuid.uuid4().hex))
+        for file in sorted(self._received.iterdir()):
+            if file.suffix == ".json":
+                self.file_image(file)
+            else:
+                file.unlink()  # a kill has cut it short
+
+    def __enter__(self) -> Manifest:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+        self._lock.release()
+
+    @property
+    def id(self) -> str:
+        """Of the folder."""
+        return next(record.id for record in self.records if isinstance(record, FolderRecord))
+
+    def append(self, record: Record) -> None:
+        """Add a record, durably; may be called from any thread."""
+        with self._writing:
+            self._open.write(record.model_dump_json().encode() + b"\n")
+            self._open.flush()
+            os.fsync(self._open.fileno())
+            self.records.append(record)
+
+    def receive(self, data: bytes, **fields: Any) -> Path:
+        """Keep an image as it arrives, with its record, in one step; may be called from any thread.
+
+        Args:
+            data: The encoded image.
+            **fields: Of `ImageRecord`, but for what follows from the image and its place.
+
+        Returns:
+            What `file_image` takes.
+        """
+        suffix = next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), ".bin")
+        record = ImageRecord(
+            sha256=hashlib.sha256(data).hexdigest(),
+            file=f"images/{folder_name(fields['category'])}/{fields['index']:04d}{suffix}",
+            receipt=uuid.uuid4().hex,
+            **fields,
+        )
+        whole = _Received(record=record, data=base64.b64encode(data).decode())
+        file = self._received / f"{record.receipt}.json"
+        _write(file, whole.model_dump_json().encode())
+        return file
+
+    def file_image(self, received: Path) -> ImageRecord:
+        """Put a received image in its place and into the manifest; done again after a kill, it is there once."""
+        whole = _Received.model_validate_json(received.read_bytes())
+        path = self.folder / whole.record.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, base64.b64decode(whole.data))
+        if whole.record.receipt not in self._filed:
+            self.append(whole.record)
+        received.unlink()
+        return whole.record
+
+
+def read_manifest(folder: Path) -> list[Record]:
+    """The records of a folder, which may not exist; nothing is changed.
+
+    Raises:
+        InvalidInputError: It cannot be read, or is of something else.
+    """
+    records = _read(folder / "manifest.jsonl", cut=False)
+    received = folder / "received"
+    files = sorted(received.glob("*.json")) if received.is_dir() else []
+    arrived = [_Received.model_validate_json(file.read_bytes()).record for file in files]
+    filed = {record.receipt for record in records if isinstance(record, ImageRecord)}
+    return [*records, *(record for record in arrived if record.receipt not in filed)]
+
+
+def images(records: Sequence[Record], folder: Path) -> Iterator[ImageRecord]:
+    """The images that are there, one of each place: the latest."""
+    latest = {(record.category, record.index): record for record in records if isinstance(record, ImageRecord)}
+    for record in latest.values():
+        if (folder / record.file).is_file():
+            yield record
+
+
+def spent(records: Sequence[Record], categories: Sequence[str]) -> float:
+    """Dollars paid for images of some categories, and for answers about them, as far as it is known."""
+    wanted = set(categories)
+    return sum(
+        record.cost or 0.0
+        for record in records
+        if not isinstance(record, FolderRecord) and not wanted.isdisjoint(_subjects(record))
+    )
+
+
+def _subjects(record: AnswerRecord | ImageRecord | DeclinedRecord) -> Iterator[str]:
+    """The categories that a record is about."""
+    for about in record.about if isinstance(record, AnswerRecord) else [record.category]:
+        yield from [about] if isinstance(about, str) else about
+
+
+def folder_name(category: str) -> str:
+    """A category's name as that of a folder, the same where file systems allow it."""
+    safe = _UNSAFE.sub("_", category)[:_LONGEST].rstrip(" .")
+    return safe if safe == category else f"{safe}-{hashlib.sha256(category.encode()).hexdigest()[:8]}"
+
+
+def _read(file: Path, *, cut: bool) -> list[Record]:
+    try:
+        content = file.read_bytes() if file.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if cut and len(whole) < len(content):
+            os.truncate(file, len(whole))
+    except OSError as exc:
+        raise InvalidInputError(f"{file} cannot be read: {exc.strerror}; give a folder that you may read") from exc
+    try:
+        return [_RECORD.validate_json(line) for line in whole.splitlines()]
+    except ValidationError as exc:
+        raise InvalidInputError(
+            f"{file} has a line that this version of zsvec did not write: take another folder, or remove it; {exc}"
+        ) from exc
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole, or not at all, and durably."""
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    if os.name == "posix":
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,80 @@
+"""What a request costs, in US dollars: estimated before it is made, and from its usage afterwards.
+
+Prices change, and other services have others: those of the settings, ``[generation.prices.MODEL]``,
+come before these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from zsvec.config import GenerationSettings, ModelPrice
+
+# List prices as published in November 2026.
+PRICES: Mapping[str, ModelPrice] = {
+    "gpt-6-luna": ModelPrice(input=0.10, output=0.50),
+    "gpt-6-sol": ModelPrice(input=2.00, output=10.00),
+    "gpt-5.4-mini": ModelPrice(input=0.75, output=4.50),
+    **dict.fromkeys(
+        (
+            "gpt-image-2.6-flare",
+            "gpt-image-2.6-sunburst",
+            "gpt-image-2.5-flare",
+            "gpt-image-2.5-sunburst",
+        ),
+        ModelPrice(input=5.00, output=30.00, image_tokens={"low": 196, "medium": 439, "high": 1756}),
+    ),
+}
+
+_PIXELS = 1024 * 1024  # of the image that `ModelPrice.image_tokens` is of
+_PROMPT_TOKENS = 200  # of an image prompt, roughly
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request, or of several."""
+
+    input: int = 0
+    output: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.input + other.input, self.output + other.output)
+
+
+def price_of(model: str, settings: GenerationSettings) -> ModelPrice | None:
+    """The price of a model, or ``None`` if nobody has said one."""
+    return settings.prices.get(model) or PRICES.get(model)
+
+
+def text_cost(usage: Usage, settings: GenerationSettings) -> float | None:
+    """Dollars for tokens of the language model; ``None`` if its price is not known."""
+    price = price_of(settings.language_model, settings)
+    return None if price is None else _of_tokens(price, usage)
+
+
+def image_cost(usage: Usage | None, settings: GenerationSettings) -> float | None:
+    """Dollars for one image; ``None`` if the price of the image model is not known.
+
+    Args:
+        usage: As the service counts it; ``None``: not known, so that the cost is estimated.
+        settings: Name the model, the size and the quality.
+    """
+    price = price_of(settings.image_model, settings)
+    if price is None:
+        return None
+    if price.image is not None:
+        return price.image
+    return _of_tokens(price, Usage(_PROMPT_TOKENS, _image_tokens(price, settings)) if usage is None else usage)
+
+
+def _of_tokens(price: ModelPrice, usage: Usage) -> float:
+    return (usage.input * price.input + usage.output * price.output) / 1e6
+
+
+def _image_tokens(price: ModelPrice, settings: GenerationSettings) -> int:
+    """Of an image as it is asked for; of unknown quality, the most that is known, so that a budget holds."""
+    tokens = price.image_tokens.get(settings.image_quality or "", max(price.image_tokens.values(), default=0))
+    width, _, height = settings.image_size.partition("x")
+    known = width.isdecimal() and height.isdecimal()
+    return round(tokens * (int(width) * int(height) / _PIXELS if known else 1))

@@ -16,7 +16,7 @@ from PIL import Image
 
 import zsvec
 from tests.support import encode, fast_folder, isolated, photo, photos, sources, state, write_photos  # noqa: F401
-from zsvec import prefetch
+from zsvec import stream
 from zsvec.builder import Builder, CategoryInput, checked_name, readable
 from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
@@ -81,7 +81,7 @@ def workshop(store: Store) -> Workshop:
 @pytest.fixture
 def full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches wait until they are full, so that a busy machine does not make them smaller."""
-    monkeypatch.setattr(prefetch, "_PATIENCE", 10.0)
+    monkeypatch.setattr(stream, "MAX_WAIT", 10.0)
 
 
 # ---- add, append, replace
@@ -588,7 +588,7 @@ def test_a_text_of_several_categories_is_embedded_once_a_batch(workshop: Worksho
 
 
 def test_a_category_is_committed_before_the_next_is_read(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefetch, "_PATIENCE", 0.01)
+    monkeypatch.setattr(stream, "MAX_WAIT", 0.01)
     seen: list[list[str]] = []
 
     def inputs() -> Iterator[CategoryInput]:

@@ -25,12 +25,12 @@ LEVELS = {
         "leave_one_out",
         "transductive",
         "calibration",
-        "prefetch",
+        "stream",
         "product",
     ),
     2: ("encoders", "store", "generation"),
     3: ("search", "scoring", "builder", "synthesis", "classifier"),
-    4: ("folders", "stream", "evaluation"),
+    4: ("folders", "sources", "evaluation"),
     5: ("cli", "__main__"),
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names} | {"zsvec": 4.5}
@@ -56,6 +56,7 @@ HOMES = {
     "qdrant_client": ("zsvec.store.server",),
     "qdrant_edge": ("zsvec.store.edge",),
     "openai": ("zsvec.generation",),
+    "av": ("zsvec.sources",),
 }
 PURE = {"aggregate", "fusion", "leave_one_out", "transductive", "calibration"}
 HEAVY = ("torch", "openai", "qdrant_client", "qdrant_edge", "transformers")

@@ -23,8 +23,8 @@ from PIL import Image
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, ImageError, InvalidInputError
 from zsvec.images import ImageInput, content_hash, read_image, source_of
-from zsvec.prefetch import prefetch
 from zsvec.store import Reference, Store, Write
+from zsvec.stream import prefetch
 from zsvec.types import Category, encoder_and_modality, expert_name
 
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
@@ -259,7 +259,7 @@ class Builder:
                 digest = content_hash(of.image, max_pixels=self._max_pixels)
                 if of.vectors is not None or self._holds(draft, digest):
                     return _Image(draft, of, source, digest)
-            loaded = read_image(of.image, max_pixels=self._max_pixels)
+            loaded = read_image(of.image, max_pixels=self._max_pixels, side=self._encoders.side)
         except ImageError as exc:
             return _Image(draft, of, source, error=exc)
         if self._holds(draft, loaded.content_hash):

@@ -7,8 +7,18 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -43,11 +53,11 @@ from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Budget, Held, Plan, make_plan
 from zsvec.images import ImageInput, load_image, source_of
 from zsvec.leave_one_out import LeftOut
-from zsvec.prefetch import prefetch
 from zsvec.scoring import Scoring
 from zsvec.search import Searcher
 from zsvec.store import Store
 from zsvec.store.base import CATALOG
+from zsvec.stream import Flow, StreamStats, ahead, from_async, in_thread, prefetch
 from zsvec.synthesis import Gate, Generated, store_images
 from zsvec.types import Category, Prediction, encoder_and_modality
 
@@ -89,6 +99,7 @@ class Classifier:
         self._loaded: EncoderSet | None = None
         self._prompts = prompts
         self._lock = threading.RLock()
+        self._flow = Flow()
         self._searcher = Searcher(
             store,
             method=settings.search,
@@ -360,43 +371,91 @@ class Classifier:
         images: Iterable[ImageInput],
         *,
         batch_size: int | None = None,
+        max_wait_ms: float | None = None,
         top_k: int = 5,
         errors: Errors = "report",
     ) -> Iterator[Prediction]:
         """Classify images as they come, in order and in bounded memory, endless sources included.
 
-        Threads decode ahead of the encoders. Each batch sees every category committed before it.
+        Threads decode ahead of the encoders, and these work ahead of the search. Each batch sees every category
+        committed before it is searched. `stats` says what is being done meanwhile.
 
         Args:
             images: Iterated in a thread of its own.
             batch_size: Images that an encoder takes at once; by default the setting.
+            max_wait_ms: Milliseconds that a batch waits, from its first image on, for images that have not come; by
+                default 50.
             top_k: Categories in the rankings.
             errors: For an image that cannot be read, ``report`` a `Prediction` with ``error``, or ``raise``.
 
         Yields:
-            One prediction for each image.
+            One prediction for each image. Whoever stops early closes the iterator: the threads end.
 
         Raises:
             ZSVecError: As `classify`.
         """
+        return self._stream(images, Flow(), batch_size, max_wait_ms, top_k, errors)
+
+    def _stream(
+        self,
+        images: Iterable[ImageInput],
+        flow: Flow,
+        batch_size: int | None,
+        max_wait_ms: float | None,
+        top_k: int,
+        errors: Errors,
+    ) -> Generator[Prediction, None, None]:
         size = self.settings.batch_size if batch_size is None else batch_size
         _check_count("batch_size", size)
         _check_count("top_k", top_k)
+        if max_wait_ms is not None and not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms < float("inf")):
+            raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {max_wait_ms!r} instead")
         if errors not in ("raise", "report"):
             raise InvalidInputError(f"errors must be 'raise' or 'report'. Got {errors!r} instead")
-        return self._stream(checked_images(images), size, top_k, errors)
+        images = checked_images(images)
 
-    def _stream(self, images: Iterable[ImageInput], size: int, top_k: int, errors: Errors) -> Iterator[Prediction]:
-        for batch, vectors in self._embed(images, size, self._encoders_to_read()):
-            sources = [image.source for image in batch if image.error is None]
-            answers = iter(self._predict(sources, vectors, top_k) if sources else ())
-            for image in batch:
-                if image.error is None:
-                    yield next(answers)
-                elif errors == "raise":
-                    raise image.error
-                else:
-                    yield Prediction(source=image.source, error=str(image.error))
+        def predictions() -> Generator[Prediction, None, None]:
+            self._flow = flow
+            max_wait = None if max_wait_ms is None else max_wait_ms / 1000
+            embedded = self._embed(images, size, self._encoders_to_read(), flow, max_wait)
+            for batch, vectors in ahead(embedded, flow, "encode"):
+                sources = [image.source for image in batch if image.error is None]
+                answers = iter(self._predict(sources, vectors, top_k, flow) if sources else ())
+                flow.count(len(batch), len(batch) - len(sources))
+                for image in batch:
+                    if image.error is None:
+                        yield next(answers)
+                    elif errors == "raise":
+                        raise image.error
+                    else:
+                        yield Prediction(source=image.source, error=str(image.error))
+
+        return predictions()
+
+    @property
+    def stats(self) -> StreamStats:
+        """What the stream that was begun last has done so far; may be asked from any thread."""
+        return self._flow.stats()
+
+    async def aclassify_stream(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        batch_size: int | None = None,
+        max_wait_ms: float | None = None,
+        top_k: int = 5,
+        errors: Errors = "report",
+    ) -> AsyncIterator[Prediction]:
+        """`classify_stream` for an event loop, which goes on meanwhile; its images may come from one, too.
+
+        Cancelled, or closed early (``contextlib.aclosing``), it ends its threads.
+        """
+        flow = Flow()
+        if isinstance(images, AsyncIterable):
+            images = from_async(images, asyncio.get_running_loop(), flow)
+        async with aclosing(in_thread(self._stream(images, flow, batch_size, max_wait_ms, top_k, errors), flow)) as of:
+            async for prediction in of:
+                yield prediction
 
     def embed_stream(self, images: Iterable[ImageInput], *, batch_size: int | None = None) -> Iterator[Embedding]:
         """Vectors of images as they come, in order and in bounded memory; for `classify_vectors`, or for keeping.
@@ -413,7 +472,7 @@ class Classifier:
         """
         size = self.settings.batch_size if batch_size is None else batch_size
         _check_count("batch_size", size)
-        for batch, vectors in self._embed(checked_images(images), size, self.encoders):
+        for batch, vectors in self._embed(checked_images(images), size, self.encoders, Flow(), None):
             position = 0
             for image in batch:
                 if image.error is not None:
@@ -423,21 +482,25 @@ class Classifier:
                     position += 1
 
     def _embed(
-        self, images: Iterable[ImageInput], size: int, encoders: EncoderSet
-    ) -> Iterator[tuple[list[_Prepared], dict[str, NDArray[np.float32]]]]:
+        self, images: Iterable[ImageInput], size: int, encoders: EncoderSet, flow: Flow, max_wait: float | None
+    ) -> Generator[tuple[list[_Prepared], dict[str, NDArray[np.float32]]], None, None]:
         """Batches of images, and the vectors of those that can be read, by encoder."""
 
         def prepare(image: ImageInput) -> _Prepared:
             source = source_of(image)
             try:
-                rgb = load_image(image, max_pixels=self.settings.max_pixels)
+                with flow.stage("decode"):
+                    rgb = load_image(image, max_pixels=self.settings.max_pixels, side=encoders.side)
             except ImageError as exc:
                 return _Prepared(source, error=exc)
-            return _Prepared(source, encoders.preprocess(rgb))
+            with flow.stage("preprocess"):
+                return _Prepared(source, encoders.preprocess(rgb))
 
-        for batch in prefetch(prepare, images, size):
-            readable = [image for image in batch if image.error is None]
-            yield batch, encoders.encode_images([image.inputs for image in readable]) if readable else {}
+        for batch in prefetch(prepare, images, size, max_wait=max_wait, flow=flow):
+            readable = [image.inputs for image in batch if image.error is None]
+            with flow.stage("encode"):
+                vectors = encoders.encode_images(readable) if readable else {}
+            yield batch, vectors
 
     def classify_vectors(self, vectors: Mapping[str, ArrayLike], *, top_k: int = 5) -> list[Prediction]:
         """Classify images that are already embedded.
@@ -463,18 +526,20 @@ class Classifier:
         if len(set(counts.values())) > 1:
             raise InvalidInputError(f"each encoder must have vectors of the same images. Got {counts}")
         sources = [f"vector {i}" for i in range(max(counts.values()))]
-        return self._predict(sources, queries, top_k) if sources else []
+        return self._predict(sources, queries, top_k, Flow()) if sources else []
 
     def _predict(
-        self, sources: Sequence[str], vectors: Mapping[str, NDArray[np.float32]], top_k: int
+        self, sources: Sequence[str], vectors: Mapping[str, NDArray[np.float32]], top_k: int, flow: Flow
     ) -> list[Prediction]:
-        found = self._searcher.search(vectors, _NEAREST)
+        with flow.stage("search"):
+            found = self._searcher.search(vectors, _NEAREST)
         # A modality that is not in use any more may still have references.
         used = tuple(expert for expert in found.experts if expert.name in self.scoring.temperatures)
         if not used:
             raise self._empty()
         found = replace(found, experts=used)
-        return self.scoring.predict(found, sources, top_k)
+        with flow.stage("fuse"):
+            return self.scoring.predict(found, sources, top_k)
 
     def _check_names(self, experts: Collection[str]) -> None:
         for name in self._names:

@@ -17,7 +17,7 @@ from zsvec.errors import ImageError
 from zsvec.generation.gate import EVERYDAY, blank, copies, far
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.images import load_image
-from zsvec.prefetch import prefetch
+from zsvec.stream import prefetch
 from zsvec.types import Category, expert_name
 
 if TYPE_CHECKING:

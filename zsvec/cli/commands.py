@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zsvec.config import Settings
     from zsvec.errors import ImageError
     from zsvec.generation import Budget
+    from zsvec.images import ImageInput
     from zsvec.store import Store
     from zsvec.types import Prediction
 
@@ -69,6 +70,8 @@ class Dataset(str, Enum):
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Explain = Annotated[bool, typer.Option(help="Show what each expert says, and its nearest references.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Show rate, time of each stage and what waits, live on stderr.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Drop the references it has, instead of adding to them.")]
 FusionOption = Annotated[
     Optional[Fusion],  # noqa: UP045 - typer reads it at run time, on Python 3.10 too
@@ -270,11 +273,17 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
 def classify(
     context: typer.Context,
     sources: Annotated[
-        list[str], typer.Argument(metavar="PATH|DIR|-…", help="Images, folders of images; - reads paths from stdin.")
+        list[str],
+        typer.Argument(
+            metavar="PATH|DIR|-…",
+            help="Images, folders of images, videos, cameras (/dev/video0, rtsp://…); - reads paths from stdin.",
+        ),
     ],
     top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
     fusion: FusionOption = None,
-    explain: Annotated[bool, typer.Option(help="Show what each expert says, and its nearest references.")] = False,
+    explain: Explain = False,
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="Of videos, each N-th frame.")] = 1,
+    stats: Stats = False,
     json: Json = False,
 ) -> None:
     """Classify images, each as soon as it is read.
@@ -283,28 +292,55 @@ def classify(
     """
     from zsvec.cli import output
 
-    failed = classified = 0
     settings = {"fusion": fusion.value} if fusion else {}
-    with context.obj.open(**settings) as classifier:
-        for prediction in classifier.classify_stream(_paths(sources), top_k=top_k):
-            failed += prediction.error is not None
-            classified += prediction.error is None
-            if json:
-                output.json_line(prediction.to_dict())
-            else:
-                output.prediction(prediction, explain=explain)
-    if failed:
-        output.note(f"{failed} of {failed + classified} images could not be read")
-    elif not classified:
+    with context.obj.open(**settings) as classifier, output.live(classifier, stats):
+        for prediction in classifier.classify_stream(_paths(sources, every), top_k=top_k):
+            output.answer(prediction, explain=explain, json=json)
+        done = classifier.stats
+    if done.failed:
+        output.note(f"{done.failed} of {done.images} images could not be read")
+    elif not done.images:
         output.note("no images")
-    if failed and not classified:
+    if done.failed and done.failed == done.images:
         raise typer.Exit(1)
 
 
-def _paths(sources: list[str]) -> Iterator[str | Path]:
+@app.command()
+def watch(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where images appear, in sub-folders too.")],
+    state: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Says what is done.  [default: .zsvec-watch.jsonl in DIR]"),
+    ] = None,
+    settle: Annotated[float, typer.Option(min=0, help="Seconds without a change after which a file is complete.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
+    explain: Explain = False,
+    stats: Stats = False,
+    json: Json = False,
+) -> None:
+    """Classify images as they appear in a folder, each once, until it is interrupted; then go on where it ended."""
+    from zsvec.cli import output
+    from zsvec.sources import Watch
+
+    with (
+        context.obj.open() as classifier,
+        Watch(folder, state=state, settle=settle) as watched,
+        output.live(classifier, stats),
+    ):
+        for prediction in classifier.classify_stream(watched, top_k=top_k):
+            output.answer(prediction, explain=explain, json=json)
+            watched.done(prediction.source)
+
+
+def _paths(sources: list[str], every: int) -> Iterator[ImageInput]:
+    from zsvec.sources import CAMERA, VIDEOS, frames
+
     for source in sources:
         if source == "-":
             yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        elif Path(source).suffix.lower() in VIDEOS or source.startswith((CAMERA, "rtsp://")):
+            yield from frames(source, every=every)
         else:
             yield from _images(source)
 

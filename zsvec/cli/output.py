@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from zsvec.calibration import CalibrationReport
+    from zsvec.classifier import Classifier
     from zsvec.cli.doctor import Finding
     from zsvec.evaluation import Evaluation
     from zsvec.generation import Plan
+    from zsvec.stream import StreamStats
     from zsvec.synthesis import Generated
     from zsvec.types import Category, Prediction, Ranking
 
@@ -58,6 +61,45 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[Iterable[T]], I
                 bar.advance(task)
 
         yield counted
+
+
+@contextmanager
+def live(classifier: Classifier, wanted: bool) -> Iterator[None]:
+    """What a stream does, on stderr: all the time if that is a terminal, and at the end."""
+    if not wanted:
+        yield
+        return
+    with Live(
+        console=err,
+        auto_refresh=err.is_terminal,
+        get_renderable=lambda: stream(classifier.stats),
+        redirect_stdout=sys.stdout.isatty(),  # else results would go where the statistics go
+        transient=True,
+    ):
+        yield
+    err.print(stream(classifier.stats))
+
+
+def stream(stats: StreamStats) -> Table:
+    """What a stream does."""
+    table = _table("stage", "busy", "of the time", "waiting for the next")
+    for stage in ("decode", "preprocess", "encode", "search", "fuse"):
+        spent = stats.busy.get(stage, 0.0)
+        share = f"{spent / stats.seconds:.0%}" if stats.seconds else "–"
+        waiting = stats.waiting.get(stage)
+        table.add_row(stage, f"{spent:.1f} s", share, "" if waiting is None else str(waiting))
+    table.caption = (
+        f"{stats.images} images in {stats.seconds:.1f} s, {stats.rate:.1f} a second, {stats.failed} unreadable"
+    )
+    return table
+
+
+def answer(of: Prediction, *, explain: bool, json: bool) -> None:
+    """A prediction, for a program or for a person."""
+    if json:
+        json_line(of.to_dict())
+    else:
+        prediction(of, explain=explain)
 
 
 def prediction(answer: Prediction, *, explain: bool) -> None:

@@ -23,7 +23,14 @@ _LONGEST_TO_SHORTEST = 16
 
 
 class Trunk(Protocol):
-    """What one pass over the pixels computes. Encoders that share the object share the pass."""
+    """What one pass over the pixels computes. Encoders that share the object share the pass.
+
+    Attributes:
+        side: To how many pixels `preprocess` scales the shorter side; ``None``: it wants them all.
+    """
+
+    @property
+    def side(self) -> int | None: ...  # noqa: D102
 
     def preprocess(self, image: Image.Image) -> Any:
         """One image as `forward` takes it. Called in the threads that decode images, several at once."""
@@ -68,6 +75,8 @@ class Encoder(Protocol):
 
 class ImageTrunk:
     """The trunk that computes nothing: its encoder gets the images themselves."""
+
+    side = None
 
     def preprocess(self, image: Image.Image) -> Image.Image:
         """The image itself."""
@@ -221,6 +230,13 @@ class EncoderSet:
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Fingerprint of each encoder, by name."""
         return {encoder.name: encoder.fingerprint for encoder in self}
+
+    @property
+    def side(self) -> int | None:
+        """To how many pixels the shorter side of an image is scaled at most; ``None``: some trunk wants them all."""
+        sides = [trunk.side for trunk in self._trunks]
+        known = [side for side in sides if side is not None]
+        return max(known) if known and len(known) == len(sides) else None
 
     def preprocess(self, image: Image.Image) -> tuple[Any, ...]:
         """What the trunks need of one image, once for each distinct trunk. Safe in several threads."""

@@ -28,6 +28,8 @@ class ClipTrunk:
     def __init__(self, sentences: SentenceModel, runtime: Runtime) -> None:
         self._model = sentences.model
         self._runtime = runtime
+        size = sentences.model.processor.image_processor.to_dict().get("size") or {}
+        self.side = max((side for side in size.values() if isinstance(side, int)), default=None)
 
     def preprocess(self, image: Image.Image) -> Mapping[str, Any]:
         """What the model's processor makes of one image; tensors (1, …), such as ``pixel_values``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class TimmTrunk:
     Attributes:
         model: The model, in evaluation mode, on its device.
         weights: Where its weights come from.
+        side: To how many pixels the shorter side of an image is scaled.
         width: Number of pooled features.
         preprocessing: What happens to the pixels before the model, in words.
     """
@@ -80,6 +82,7 @@ class TimmTrunk:
         self._mean, self._std = (
             torch.tensor(config[name], device=runtime.device).mul(255).view(1, -1, 1, 1) for name in ("mean", "std")
         )
+        self.side = math.ceil(max(config["input_size"][1:]) / config["crop_pct"])
         self.preprocessing = _described(config)
         self.width = self.forward([torch.zeros(config["input_size"], dtype=torch.uint8)]).pooled.shape[1]
 

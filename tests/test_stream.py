@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from zsvec import prefetch as module
-from zsvec.prefetch import prefetch
+from zsvec import stream as module
+from zsvec.stream import prefetch
 
 DEADLINE = 10.0
 
@@ -17,7 +17,7 @@ DEADLINE = 10.0
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches wait until they are full, so that a busy machine does not make them smaller."""
-    monkeypatch.setattr(module, "_PATIENCE", DEADLINE)
+    monkeypatch.setattr(module, "MAX_WAIT", DEADLINE)
 
 
 def same(item: Any) -> Any:
@@ -161,7 +161,7 @@ def test_a_source_may_pause_before_its_first_item() -> None:
         assert go_on.wait(DEADLINE)
         yield 7
 
-    timer = threading.Timer(2 * module._PATIENCE, go_on.set)
+    timer = threading.Timer(2 * module.MAX_WAIT, go_on.set)
     timer.start()
     assert list(prefetch(same, source(), 4)) == [[7]]
     timer.join()

@@ -1,0 +1,160 @@
+"""Where images come from, one after the other: a folder that fills, a video, a camera."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
+from zsvec.images import find_images
+
+VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+CAMERA = "/dev/video"
+
+_Seen = tuple[str, int, int]  # path relative to the folder, bytes, nanoseconds since 1970 of the last change
+
+
+class Watch:
+    """The images that appear in a folder, each once, in the order in which they are complete.
+
+    A file is complete when it has not changed for a while; one that is replaced later is a new one. What has
+    been dealt with is told by `done` and written to a file, so that a later watch goes on where this one ended:
+
+    ```python
+    with Watch("incoming/") as watch:
+        for prediction in clf.classify_stream(watch):
+            print(prediction)
+            watch.done(prediction.source)
+    ```
+
+    Args:
+        folder: With its sub-folders; hidden files are left out.
+        state: File that says what has been dealt with; by default ``.zsvec-watch.jsonl`` in the folder.
+        settle: Seconds without a change after which a file is complete.
+        poll: Seconds between two looks at the folder.
+
+    Raises:
+        InvalidInputError: The folder or the file cannot be used, or another process watches with this file.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, state: Path | None = None, settle: float = 1.0, poll: float = 0.5
+    ) -> None:
+        self.folder = Path(folder)
+        self._settle = settle
+        self._poll = poll
+        self._closed = Event()
+        self._given: dict[str, list[_Seen]] = {}
+        find_images(self.folder)
+        file = state or self.folder / ".zsvec-watch.jsonl"
+        self._lock = FileLock(f"{file}.lock")
+        try:
+            self._lock.acquire(blocking=False)
+            content = file.read_bytes() if file.exists() else b""
+            whole = content[: content.rfind(b"\n") + 1]  # a kill may have cut the last line short
+            self._done = {_seen(line) for line in whole.splitlines()}
+            self._state = file.open("r+b" if file.exists() else "w+b")
+            self._state.truncate(len(whole))
+            self._state.seek(0, os.SEEK_END)
+        except Timeout as exc:
+            raise InvalidInputError(f"another process watches with {file}: give each its own state file") from exc
+        except (OSError, ValueError, TypeError) as exc:
+            self._lock.release()
+            raise InvalidInputError(f"{file} cannot be used as the state of a watch: {exc}") from exc
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Path]:
+        """Paths, as they are complete, until it is closed."""
+        waiting: dict[_Seen, float] = {}
+        given = {seen for of in self._given.values() for seen in of} | self._done
+        while not self._closed.is_set():
+            now = time.monotonic()
+            present = [seen for seen in self._look() if seen not in given]
+            waiting = {seen: waiting.get(seen, now) for seen in present}
+            for seen in sorted(waiting, key=lambda seen: seen[2]):
+                if now - waiting[seen] >= self._settle:
+                    given.add(seen)
+                    path = self.folder / seen[0]
+                    self._given.setdefault(str(path), []).append(seen)
+                    yield path
+            self._closed.wait(self._poll)
+
+    def done(self, source: str) -> None:
+        """Remember that an image has been dealt with; it is not given again, whatever happens from now on.
+
+        Args:
+            source: Its path, as it was given.
+        """
+        for seen in self._given.pop(source, ()):
+            self._state.write(json.dumps(seen).encode() + b"\n")
+            self._done.add(seen)
+        self._state.flush()
+        os.fsync(self._state.fileno())
+
+    def close(self) -> None:
+        """End the iteration, and let go of the state file."""
+        self._closed.set()
+        if not self._state.closed:
+            self._state.close()
+            self._lock.release()
+
+    def _look(self) -> Iterator[_Seen]:
+        for path in find_images(self.folder):
+            try:
+                status = path.stat()
+            except OSError:  # it has just been taken away
+                continue
+            yield str(path.relative_to(self.folder)), status.st_size, status.st_mtime_ns
+
+
+def _seen(line: bytes) -> _Seen:
+    path, size, changed = json.loads(line)
+    return str(path), int(size), int(changed)
+
+
+def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.Image]:
+    """Frames of a video file, a stream or a camera, as images whose `filename` says which.
+
+    Args:
+        source: A path, or what FFmpeg opens: ``rtsp://…``, or a device such as ``/dev/video0``.
+        every: Each so many frames, from the first on; those between are not converted.
+
+    Raises:
+        MissingExtraError: PyAV is not installed.
+        ImageError: It cannot be read, or has no video; frames before damage are yielded.
+    """
+    try:
+        import av
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(f'{exc.name} is needed to read videos: pip install "zsvec[video]"') from exc
+    if not isinstance(every, int) or every < 1:
+        raise InvalidInputError(f"every must be a whole number from 1 up. Got {every!r} instead")
+    name = os.fspath(source)
+    try:
+        with av.open(name, format="v4l2" if name.startswith(CAMERA) else None) as container:
+            if not container.streams.video:
+                raise ImageError(f"cannot read {name!r}: it has no video; give one that has")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for number, frame in enumerate(container.decode(stream)):
+                if number % every == 0:
+                    image = frame.to_image()  # type: ignore[no-untyped-call]
+                    image.filename = f"{name}#{number}"
+                    yield image
+    except (av.FFmpegError, OSError) as exc:
+        raise ImageError(f"cannot read {name!r}: {exc}; give a video that FFmpeg reads") from exc

@@ -282,3 +282,17 @@ assert not code, code
     )
     assert "classify" in printed
     assert loaded == []
+
+
+def test_classifying_with_encoders_of_ones_own_does_not_load_torch(tmp_path: Path) -> None:
+    """On a CPU references are compared by numpy."""
+    _, loaded = loaded_after(
+        f"""
+import zsvec
+from zsvec.testing import HashEncoder
+with zsvec.open({str(tmp_path / "store")!r}, encoders=[HashEncoder()]) as clf:
+    clf.add_category("red panda", ["a small mammal"])
+    clf.classify_vectors({{"hash": [[1.0] * 64]}})
+"""
+    )
+    assert "torch" not in loaded

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,38 @@ def category_names(references: Mapping[str, References]) -> list[str]:
     return sorted({name for of in references.values() for name in of.names})
 
 
+class Compared(Protocol):
+    """What is known of the similarity of a batch of images to the references of one expert, wherever it is kept."""
+
+    @property
+    def counts(self) -> NDArray[np.intp]:
+        """References of each category, int ``(n_categories,)``."""
+        ...
+
+    @property
+    def present(self) -> NDArray[np.intp]:
+        """Of how many of them the similarity is known, int ``(n_categories,)``."""
+        ...
+
+    @property
+    def norms(self) -> Floats:
+        """Length of the mean of each category's references, float32 ``(n_categories,)``; NaN if unknown."""
+        ...
+
+    @property
+    def floor(self) -> Floats:
+        """The most that the similarity to one of the others can be, float32 ``(n_images,)``."""
+        ...
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        ...
+
+    def aggregate(self, method: str, m: int) -> Floats:
+        """What the function `aggregate` returns."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Similarities:
     """Cosines between images and the references of one expert.
@@ -77,6 +110,13 @@ class Similarities:
     def present(self) -> NDArray[np.intp]:
         """References of each category that are in ``values``, int ``(n_categories,)``."""
         return np.diff(self.starts)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def aggregate(self, method: str, m: int) -> Floats:
+        """What the function `aggregate` returns."""
+        return AGGREGATIONS[method](self, m)
 
 
 def maximum(similarities: Similarities, m: int) -> Floats:
@@ -138,7 +178,12 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
 
 def prototype(similarities: Similarities, m: int) -> Floats:
     """Cosine of the image and the normalised mean of each category's references (Snell et al., 2017)."""
-    cosine = mean(similarities, m) / np.maximum(similarities.norms, np.float32(1e-12))
+    return cosine_to_mean(mean(similarities, m), similarities.norms)
+
+
+def cosine_to_mean(means: Floats, norms: Floats) -> Floats:
+    """From mean similarities ``(n_images, n_categories)`` to the cosines with mean references of these lengths."""
+    cosine = means / np.maximum(norms, np.float32(1e-12))
     return np.clip(cosine, -1, 1)  # a mean that counts absent references at the floor can be too long
 
 
@@ -150,7 +195,7 @@ AGGREGATIONS: Mapping[str, Callable[[Similarities, int], Floats]] = {
 }
 
 
-def aggregate(similarities: Similarities, method: str, m: int) -> Floats:
+def aggregate(similarities: Compared, method: str, m: int) -> Floats:
     """Similarity of each image to each category.
 
     Args:
@@ -161,4 +206,4 @@ def aggregate(similarities: Similarities, method: str, m: int) -> Floats:
     Returns:
         float32 ``(n_images, n_categories)``, -1 to 1.
     """
-    return AGGREGATIONS[method](similarities, m)
+    return similarities.aggregate(method, m)

@@ -46,7 +46,7 @@ from zsvec.calibration import (
     uncalibrated,
 )
 from zsvec.config import Settings
-from zsvec.encoders import EncoderSet
+from zsvec.encoders import EncoderSet, mirror_on
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.generation.confusions import Confusions, confusions
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
@@ -54,7 +54,7 @@ from zsvec.generation.plan import Budget, Held, Plan, make_plan
 from zsvec.images import ImageInput, load_image, source_of
 from zsvec.leave_one_out import LeftOut
 from zsvec.scoring import Scoring
-from zsvec.search import Searcher
+from zsvec.search import Hold, InProcess, Searcher
 from zsvec.store import Store
 from zsvec.store.base import CATALOG
 from zsvec.stream import Flow, StreamStats, ahead, from_async, in_thread, prefetch
@@ -106,6 +106,7 @@ class Classifier:
             budget=settings.mirror_budget,
             limit=settings.neighbors,
             norms=settings.aggregation == "prototype",
+            hold=self._hold,
         )
         self.scoring = Scoring(
             temperatures=temperatures,
@@ -655,6 +656,16 @@ class Classifier:
     def close(self) -> None:
         """Make everything written durable and let go of the store."""
         self.store.close()
+
+    def _hold(self) -> Hold:
+        """Where the references are compared with images: with the encoders, if these are loaded and run on a GPU.
+
+        On a CPU numpy does it, which is faster there than torch.
+        """
+        device = self.settings.mirror_device
+        if device == "auto":
+            device = self._loaded.device if self._loaded else "cpu"
+        return InProcess if device == "cpu" else mirror_on(device, self.settings.mirror_dtype)
 
     def _encoders_to_read(self) -> EncoderSet:
         if not self.store.encoders():

@@ -35,6 +35,7 @@ Aggregation = Literal["mean", "max", "top_mean", "prototype"]
 Fusion = Literal["max", "inverse_entropy", "neg_exp_entropy", "fixed", "log_linear", "log_linear_views", "transductive"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+MirrorDtype = Literal["float32", "float16"]
 SearchMethod = Literal["auto", "mirror", "qdrant"]
 
 
@@ -204,6 +205,9 @@ class Settings(BaseSettings):
         batch_size: Images that an encoder takes at once.
         search: `mirror` scores in this process, `qdrant` in the database; `auto` decides by size.
         mirror_budget: Up to how many vectors `auto` takes the mirror.
+        mirror_device: Where the mirror has its vectors; `auto` is with the encoders.
+        mirror_dtype: Their number format on a GPU. In `float16` they take half of the memory, and the 64 that are
+            most similar to an image are compared again in float32.
         neighbors: References that one Qdrant query fetches for one image.
         aggregation: From the similarities of a category's references to its logit.
         top_m: References that `top_mean` averages.
@@ -241,6 +245,8 @@ class Settings(BaseSettings):
     batch_size: PositiveInt = Field(default=32, le=4096)
     search: SearchMethod = "auto"
     mirror_budget: PositiveInt = 200_000
+    mirror_device: Device = "auto"
+    mirror_dtype: MirrorDtype = "float32"
     neighbors: PositiveInt = Field(default=256, le=100_000)
     aggregation: Aggregation = "top_mean"
     top_m: PositiveInt = 5

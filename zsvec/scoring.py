@@ -179,7 +179,7 @@ class Scoring:
         out: dict[str, dict[str, NDArray[np.float32]]] = {}
         for expert in found.experts:
             for name in {self.aggregation: None, **pool.slopes[expert.name]}:
-                values = np.full((len(expert.similarities.values), len(found.categories)), np.nan, dtype=np.float32)
+                values = np.full((len(expert.similarities), len(found.categories)), np.nan, dtype=np.float32)
                 values[:, expert.categories] = aggregate(expert.similarities, name, self.top_m)
                 out.setdefault(expert.name, {})[name] = values
         return out
@@ -242,7 +242,7 @@ def distances(found: Found) -> Doubles:
         max(
             (1 - of.nearest[i][0].similarity for of in _of_images(found) or found.experts if of.nearest[i]), default=2.0
         )
-        for i in range(len(found.experts[0].similarities.values))
+        for i in range(len(found.experts[0].similarities))
     ]
     clipped: Doubles = np.clip(np.array(out), 0.0, 2.0)
     return clipped

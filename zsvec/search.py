@@ -2,7 +2,8 @@
 
 Two ways with one contract:
 
-- the *mirror* holds the vectors in this process: one matrix product a batch, every reference seen;
+- the *mirror* holds the vectors in this process, or on the device of the encoders: one matrix product
+  a batch, every reference seen;
 - *qdrant* asks the database for the nearest references; of the others it knows a bound.
 
 Before each batch the catalog is asked what was committed since the last, and the batch is answered
@@ -13,15 +14,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.aggregate import References, Similarities
+from zsvec.aggregate import Compared, References, Similarities
 from zsvec.calibration import Calibration
 from zsvec.errors import StoreError
 from zsvec.product import rows_times_rows
@@ -48,7 +49,7 @@ class ExpertSimilarities:
 
     name: str
     categories: NDArray[np.intp]
-    similarities: Similarities
+    similarities: Compared
     nearest: Sequence[tuple[Neighbor, ...]]
 
 
@@ -77,6 +78,55 @@ class Found:
             np.array_equal(of.counts, of.present) and (of.floor == -1).all() and np.isfinite(of.norms).all()
             for of in (expert.similarities for expert in self.experts)
         )
+
+
+class Held(Protocol):
+    """The references of one expert, held where they are compared with images. Immutable."""
+
+    @property
+    def references(self) -> References:
+        """The same in this process."""
+        ...
+
+    def updated(self, references: References, changed: Collection[str]) -> Held:
+        """Others in their place, which differ in no category but those that are named."""
+
+    def compare(self, queries: Vectors, nearest: int) -> tuple[Compared, NDArray[np.intp], Vectors]:
+        """Compare images with all of them.
+
+        Args:
+            queries: float32 ``(n_images, dim)``, unit rows.
+            nearest: How many nearest references to find for each image.
+
+        Returns:
+            The similarities; the rows of the nearest references, int ``(n_images, min(nearest, n_references))``,
+            nearest first; their similarities, float32.
+        """
+        ...
+
+
+Hold: TypeAlias = Callable[[References], Held]
+"""Puts references where they will be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """References that numpy compares."""
+
+    references: References
+
+    def updated(self, references: References, changed: Collection[str]) -> InProcess:
+        """See `Held`."""
+        return InProcess(references)
+
+    def compare(self, queries: Vectors, nearest: int) -> tuple[Similarities, NDArray[np.intp], Vectors]:
+        """See `Held`."""
+        of = self.references
+        values = rows_times_rows(queries, of.vectors)
+        floor = np.full(len(queries), -1, dtype=np.float32)
+        columns = _largest(values, nearest)
+        similarities = Similarities(values, of.starts, np.diff(of.starts), of.norms, floor)
+        return similarities, columns, np.take_along_axis(values, columns, axis=1)
 
 
 class _Incomplete(Exception):  # noqa: N818 - a signal within this module, not an error
@@ -121,12 +171,23 @@ class Searcher:
         budget: Vectors that ``auto`` holds in this process.
         limit: References that one Qdrant query fetches for one image and expert.
         norms: Whether the lengths of the mean references are needed (for `aggregate.prototype`).
+        hold: Says where the mirror has its references; asked before every batch, as the answer may change.
     """
 
-    def __init__(self, store: Store, *, method: str, budget: int, limit: int, norms: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        method: str,
+        budget: int,
+        limit: int,
+        norms: bool,
+        hold: Callable[[], Hold] = lambda: InProcess,
+    ) -> None:
         self._store = store
         self._budget = {"auto": budget, "mirror": np.inf, "qdrant": -1}[method]
-        self._mirror = _Mirror(store)
+        self._hold = hold
+        self._mirror = _Mirror(store, InProcess)
         self._qdrant = _Qdrant(store, limit, norms_wanted=norms)
         self._view: _View = self._mirror if self.method_for(0) == "mirror" else self._qdrant
         self._catalog: Mapping[str, Category] = {}
@@ -173,7 +234,7 @@ class Searcher:
 
         def answer() -> tuple[Mapping[str, References], int]:
             view, _, changed = self._refresh()
-            return view.mirrored().matrices, changed
+            return {expert: held.references for expert, held in view.mirrored().held.items()}, changed
 
         return self._until_whole(answer)
 
@@ -194,12 +255,19 @@ class Searcher:
         """The store as it is now: to search, how it is calibrated, and the largest ``rev`` of its categories."""
         with self._lock:
             later, calibration = self._store.changes_after(self._seen)
+            self._move(self._hold())
             self._take_over(later)
             if calibration is not None and calibration["rev"] != self._calibrated:
                 self._calibrated = calibration["rev"]
                 self._calibration = Calibration.from_dict(calibration["calibration"])  # of another format: none
                 self._seen = max(self._seen, calibration["rev"])
             return self._view, self._calibration, self._changed
+
+    def _move(self, hold: Hold) -> None:
+        if hold != self._mirror.hold:
+            if isinstance(self._view, _Mirror):
+                self._view = self._view.moved(hold)
+            self._mirror = _Mirror(self._store, hold)
 
     def _take_over(self, later: Sequence[Category]) -> None:
         changed = []
@@ -292,16 +360,21 @@ def _parts(of: References) -> dict[str, _Part]:
 @dataclass(frozen=True, slots=True)
 class _Mirror:
     store: Store
+    hold: Hold
     names: tuple[str, ...] = ()
-    matrices: Mapping[str, References] = field(default_factory=dict)
+    held: Mapping[str, Held] = field(default_factory=dict)
 
     def mirrored(self) -> _Mirror:
         return self
 
+    def moved(self, hold: Hold) -> _Mirror:
+        """The same, held elsewhere."""
+        return replace(self, hold=hold, held={expert: hold(of.references) for expert, of in self.held.items()})
+
     def updated(self, catalog: Mapping[str, Category], changed: Sequence[_Change]) -> tuple[_Mirror, set[str]]:
         """Fetch the generations that are new, drop what is gone, and lay the vectors out again."""
         dropped = {change.after.name for change in changed if not change.grew}
-        parts = {expert: _parts(matrix) for expert, matrix in self.matrices.items()}
+        parts = {expert: _parts(held.references) for expert, held in self.held.items()}
         touched = set()
         for expert, of in parts.items():
             for name in dropped & of.keys():
@@ -321,13 +394,16 @@ class _Mirror:
                 for expert in counts:
                     del parts[expert][name]
                     touched.add(expert)
-        matrices = {
-            expert: _joined(of) if expert in touched else self.matrices[expert] for expert, of in parts.items() if of
-        }
-        return replace(self, names=tuple(sorted(_without(catalog, torn))), matrices=matrices), torn
+        renewed = {change.after.name for change in changed}
+        held = {expert: of for expert, of in self.held.items() if expert not in touched}
+        for expert in touched:
+            if parts[expert]:
+                joined = _joined(parts[expert])
+                held[expert] = self.held[expert].updated(joined, renewed) if expert in self.held else self.hold(joined)
+        return replace(self, names=tuple(sorted(_without(catalog, torn))), held=held), torn
 
     def search(self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], _View]) -> Found:
-        return compare(self.matrices, self.names, queries, nearest)
+        return _compared(self.held, self.names, queries, nearest)
 
 
 def compare(
@@ -341,32 +417,31 @@ def compare(
         queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
         nearest: How many nearest references to name for each image and expert.
     """
+    return _compared({expert: InProcess(of) for expert, of in references.items()}, names, queries, nearest)
+
+
+def _compared(experts: Mapping[str, Held], names: Sequence[str], queries: Mapping[str, Vectors], nearest: int) -> Found:
     position = {name: i for i, name in enumerate(names)}
-    experts = []
-    for expert, of in sorted(references.items()):
-        query = queries[encoder_and_modality(expert)[0]]
-        values = rows_times_rows(query, of.vectors)
-        experts.append(
+    found = []
+    for expert, held in sorted(experts.items()):
+        of = held.references
+        similarities, rows, cosines = held.compare(queries[encoder_and_modality(expert)[0]], nearest)
+        owners = np.searchsorted(of.starts, rows, side="right") - 1
+        found.append(
             ExpertSimilarities(
                 name=expert,
                 categories=np.array([position[name] for name in of.names], dtype=np.intp),
-                similarities=Similarities(
-                    values, of.starts, np.diff(of.starts), of.norms, np.full(len(query), -1, dtype=np.float32)
-                ),
+                similarities=similarities,
                 nearest=[
                     tuple(
-                        Neighbor(
-                            of.names[np.searchsorted(of.starts, column, side="right") - 1],
-                            float(row[column]),
-                            of.sources[column],
-                        )
-                        for column in columns
+                        Neighbor(of.names[owner], cosine, of.sources[row])
+                        for owner, cosine, row in zip(*image, strict=True)
                     )
-                    for row, columns in zip(values, _largest(values, nearest), strict=True)
+                    for image in zip(owners.tolist(), cosines.tolist(), rows.tolist(), strict=True)
                 ],
             )
         )
-    return Found(tuple(names), tuple(experts), queries=queries)
+    return Found(tuple(names), tuple(found), queries=queries)
 
 
 def _largest(values: Vectors, k: int) -> NDArray[np.intp]:
@@ -418,7 +493,7 @@ class _Qdrant:
 
     def mirrored(self) -> _Mirror:
         everything = [_Change(None, category) for category in self.catalog.values()]
-        mirror, torn = _Mirror(self.store).updated(self.catalog, everything)
+        mirror, torn = _Mirror(self.store, InProcess).updated(self.catalog, everything)
         if torn:
             raise _Incomplete(", ".join(map(repr, sorted(torn))))
         return mirror

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from zsvec.config import Device, Dtype, EncoderSpec
+from zsvec.aggregate import References
+from zsvec.config import Device, Dtype, EncoderSpec, MirrorDtype
 from zsvec.encoders.base import BatchEncoder, Encoder, EncoderSet, Trunk, Vectors
 from zsvec.errors import InvalidInputError
 from zsvec.types import Modality
+
+if TYPE_CHECKING:
+    from zsvec.encoders.mirror import DeviceReferences
 
 __all__ = [
     "BatchEncoder",
@@ -21,6 +26,7 @@ __all__ = [
     "describe_device",
     "load_encoder",
     "load_encoders",
+    "mirror_on",
     "missing_weights",
 ]
 
@@ -65,11 +71,14 @@ def load_encoders(
     """
     from zsvec.encoders.device import choose_runtime
 
-    shared: dict[str, Any] = {"runtime": choose_runtime(device, dtype), "batch_size": batch_size, "trunks": {}}
+    runtime = choose_runtime(device, dtype)
+    shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "trunks": {}}
     # Who shares an image model with an encoder that needs float32 gets it from that one, in float32.
     order = sorted(specs, key=lambda name: not _FAMILIES[specs[name].family].needs_float32)
     loaded = {name: _load(name, specs[name], shared) for name in order}
-    return EncoderSet((loaded[name] for name in specs), batch_size=batch_size)
+    return EncoderSet(
+        (loaded[name] for name in specs), batch_size=batch_size, device=cast("Device", runtime.device.type)
+    )
 
 
 def load_encoder(
@@ -88,6 +97,22 @@ def describe_device(device: Device = "auto", dtype: Dtype = "auto") -> str:
     from zsvec.encoders.device import choose_runtime
 
     return str(choose_runtime(device, dtype))
+
+
+@cache
+def mirror_on(device: Device, dtype: MirrorDtype) -> Callable[[References], DeviceReferences]:
+    """What brings references to a device, for `zsvec.search.Searcher`; the same object for the same arguments.
+
+    Raises:
+        InvalidInputError: The device is not there.
+    """
+    import torch
+
+    from zsvec.encoders.device import choose_runtime
+    from zsvec.encoders.mirror import DeviceReferences
+
+    where = choose_runtime(device, "float32").device
+    return partial(DeviceReferences.of, device=where, dtype=getattr(torch, dtype))
 
 
 def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from zsvec.config import Device
 from zsvec.errors import EncoderError, InvalidInputError
 from zsvec.types import Fingerprint, Modality
 
@@ -199,12 +200,13 @@ class EncoderSet:
     Args:
         encoders: The encoders; their names must differ.
         batch_size: How many images a trunk gets at most in one pass.
+        device: Where they run.
 
     Raises:
         InvalidInputError: Two encoders have the same name.
     """
 
-    def __init__(self, encoders: Iterable[Encoder], *, batch_size: int = 32) -> None:
+    def __init__(self, encoders: Iterable[Encoder], *, batch_size: int = 32, device: Device = "cpu") -> None:
         if not isinstance(encoders, Iterable):
             raise InvalidInputError(f"encoders must be a list of encoders. Got {encoders!r} instead")
         self._encoders: dict[str, Encoder] = {}
@@ -214,6 +216,7 @@ class EncoderSet:
             self._encoders[encoder.name] = encoder
         self._trunks = list({id(encoder.trunk): encoder.trunk for encoder in self}.values())
         self._batch_size = batch_size
+        self.device = device
 
     def __iter__(self) -> Iterator[Encoder]:
         return iter(self._encoders.values())

@@ -1,0 +1,242 @@
+"""The references of an expert on a device of torch, to be compared with images there.
+
+What `zsvec.search.InProcess` does in numpy. Only what a prediction needs comes back: a number for each image and
+category, and the nearest references. A change of the store makes another object beside the one that may be in use,
+and sends the rows of the categories that changed; the others are copied on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zsvec.aggregate import References, cosine_to_mean
+from zsvec.errors import StoreError
+
+Floats = NDArray[np.float32]
+
+_LEADERS = 64  # nearest references of each image whose float16 similarity is computed again in float32
+_MULTIPLE = 8  # of rows, for which tensor cores multiply float16 fastest (NVIDIA's guide to matrix multiplication)
+_BLOCK = 2**27  # similarities that are rearranged at once
+# Steps up to which the best of a category are picked by insertion, element by element for all categories at once.
+# `torch.topk` treats the categories one by one: of 10,000 with 10 references it takes 7 times as long on a CPU.
+_STEPS = 128
+
+
+@contextmanager
+def _memory_of(device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise StoreError(
+            f"the references, or their similarities to a batch, do not fit the memory of the device {device}: set "
+            "mirror_dtype='float16', a smaller batch_size or mirror_budget, or mirror_device='cpu'"
+        ) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Categories of about as many references: more than half of the longest.
+
+    Attributes:
+        categories: int64 ``(n,)``.
+        counts: int64 ``(n,)``, references of each.
+        columns: int64 ``(longest, n)``; the references of each, and then a row that stands for none.
+    """
+
+    categories: torch.Tensor
+    counts: torch.Tensor
+    columns: torch.Tensor
+
+    def mean_of_best(self, values: torch.Tensor, m: int) -> torch.Tensor:
+        """Mean of the ``m`` largest values of each category, or of all, ``(n_images, n)``.
+
+        Args:
+            values: float32 ``(n_images, n_rows)``; -inf in the columns that stand for none.
+            m: At least 1.
+        """
+        longest = len(self.columns)
+        best = values[:, self.columns]
+        if m == 1 or longest == 1:
+            return best.amax(dim=1)
+        if m < longest:
+            best = _inserted(best, m) if m * longest <= _STEPS else best.topk(m, dim=1, sorted=False).values
+        return best.where(best != -torch.inf, 0).sum(dim=1) / self.counts.clamp(max=m)
+
+
+def _inserted(values: torch.Tensor, m: int) -> torch.Tensor:
+    """The ``m`` largest along the middle axis."""
+    best = [torch.full_like(values[:, 0], -torch.inf) for _ in range(m)]
+    for candidate in values.unbind(dim=1):
+        for rank, row in enumerate(best):
+            best[rank] = torch.maximum(row, candidate)
+            candidate = torch.minimum(row, candidate)  # what falls out may be the next best
+    return torch.stack(best, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReferences:
+    """References on a device. Implements `zsvec.search.Held`.
+
+    Attributes:
+        references: In this process.
+        vectors: float32 or float16 ``(n_rows, dim)``; the references and then at least one row of zeros for none.
+        groups: The categories, by how many references they have.
+    """
+
+    references: References
+    vectors: torch.Tensor
+    groups: tuple[_Group, ...]
+
+    @classmethod
+    def of(cls, references: References, *, device: torch.device, dtype: torch.dtype) -> DeviceReferences:
+        """Bring references to a device.
+
+        Raises:
+            StoreError: They do not fit its memory.
+        """
+        return cls._laid_out(references, {}, None, device, dtype)
+
+    def updated(self, references: References, changed: Collection[str]) -> DeviceReferences:
+        """Others in their place, which differ in no category but those that are named.
+
+        Raises:
+            StoreError: They do not fit the memory of the device beside these, which may be in use.
+        """
+        before = self.references
+        kept = {name: int(start) for name, start in zip(before.names, before.starts, strict=False)}
+        for name in changed:
+            kept.pop(name, None)
+        return self._laid_out(references, kept, self.vectors, self.vectors.device, self.vectors.dtype)
+
+    @classmethod
+    def _laid_out(
+        cls,
+        references: References,
+        kept: Mapping[str, int],
+        before: torch.Tensor | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> DeviceReferences:
+        n, dim = references.vectors.shape
+        with _memory_of(device):
+            vectors = torch.empty((n + _MULTIPLE - n % _MULTIPLE, dim), device=device, dtype=dtype)
+            vectors[n:] = 0
+            for start, end, source in _pieces(references, kept):
+                if before is None or source is None:
+                    vectors[start:end] = _sent(references.vectors[start:end], device, dtype)
+                else:
+                    vectors[start:end] = before[source : source + end - start]
+            return cls(references, vectors, tuple(_groups(references.starts, device)))
+
+    def compare(self, queries: Floats, nearest: int) -> tuple[DeviceSimilarities, NDArray[np.intp], Floats]:
+        """Compare images with all references; see `zsvec.search.Held`.
+
+        Raises:
+            StoreError: The similarities do not fit the memory of the device.
+        """
+        n = len(self.references.vectors)
+        with _memory_of(self.vectors.device):
+            query = torch.tensor(queries, device=self.vectors.device, dtype=self.vectors.dtype)
+            values = (query @ self.vectors.T).float()
+            values[:, n:] = -torch.inf
+            rough = self.vectors.dtype != torch.float32
+            leaders = values.topk(min(max(nearest, _LEADERS) if rough else nearest, n), dim=1)
+            rows, cosines = leaders.indices.cpu().numpy(), leaders.values.cpu().numpy()
+            if rough:
+                # In this process, where the float32 vectors are: a second copy on the device would cost more
+                # memory than float16 saves. 64 x 64 products take a millisecond.
+                cosines = (self.references.vectors[rows] @ queries[:, :, None])[:, :, 0]
+                values.scatter_(1, leaders.indices, torch.from_numpy(cosines).to(values.device))
+                order = np.argsort(-cosines, axis=1, kind="stable")[:, :nearest]
+                rows, cosines = np.take_along_axis(rows, order, axis=1), np.take_along_axis(cosines, order, axis=1)
+        return DeviceSimilarities(self, values), rows.astype(np.intp), cosines
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSimilarities:
+    """Cosines between images and all references of one expert. Implements `zsvec.aggregate.Compared`.
+
+    Attributes:
+        of: The references.
+        values: float32 ``(n_images, n_rows)``; -inf in the columns that stand for none.
+    """
+
+    of: DeviceReferences
+    values: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def counts(self) -> NDArray[np.intp]:
+        """References of each category, int ``(n_categories,)``."""
+        return np.diff(self.of.references.starts)
+
+    @property
+    def present(self) -> NDArray[np.intp]:
+        """The same: none is absent."""
+        return self.counts
+
+    @property
+    def norms(self) -> Floats:
+        """Length of the mean of each category's references, float32 ``(n_categories,)``."""
+        return self.of.references.norms
+
+    @property
+    def floor(self) -> Floats:
+        """-1 for each image."""
+        return np.full(len(self), -1, dtype=np.float32)
+
+    def aggregate(self, method: str, m: int) -> Floats:
+        """What `zsvec.aggregate.aggregate` returns.
+
+        Raises:
+            StoreError: This does not fit the memory of the device.
+        """
+        every = self.values.shape[1]
+        best = {"max": 1, "top_mean": m, "mean": every, "prototype": every}[method]
+        with _memory_of(self.values.device):
+            out = self.values.new_empty((len(self), len(self.of.references.names)))
+            at_once = max(1, _BLOCK // every)
+            for values, part in zip(torch.split(self.values, at_once), torch.split(out, at_once), strict=True):
+                for group in self.of.groups:
+                    part[:, group.categories] = group.mean_of_best(values, best)
+            means: Floats = out.cpu().numpy()
+        return cosine_to_mean(means, self.norms) if method == "prototype" else means
+
+
+def _pieces(references: References, kept: Mapping[str, int]) -> Iterator[tuple[int, int, int | None]]:
+    """First row, end, and first row before, of pieces that are as long as can be; ``None`` where there was none."""
+    bounds = references.starts.tolist()
+
+    def shift(category: int) -> int | None:
+        before = kept.get(references.names[category])
+        return None if before is None else before - bounds[category]
+
+    for moved, categories in groupby(range(len(references.names)), shift):
+        first, *others = categories
+        start, end = bounds[first], bounds[(others[-1] if others else first) + 1]
+        yield start, end, None if moved is None else start + moved
+
+
+def _sent(rows: Floats, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Rows on a device; rounded before they are sent."""
+    return torch.from_numpy(rows).to(dtype).to(device)
+
+
+def _groups(starts: NDArray[np.intp], device: torch.device) -> Iterator[_Group]:
+    """By powers of two of how many references they have, so that filling up to the longest does not double the work."""
+    counts = np.diff(starts)
+    size = np.ceil(np.log2(counts))
+    for of in np.unique(size):
+        categories = np.flatnonzero(size == of)
+        rank = np.arange(counts[categories].max())[:, None]
+        columns = np.where(rank < counts[categories], starts[categories] + rank, starts[-1])
+        yield _Group(*(torch.from_numpy(array).to(device) for array in (categories, counts[categories], columns)))

@@ -8,8 +8,8 @@ import re
 import threading
 from collections import Counter
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Callable,
     Collection,
     Generator,
@@ -18,7 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -417,7 +417,7 @@ class Classifier:
 
         def predictions() -> Generator[Prediction, None, None]:
             self._flow = flow
-            max_wait = None if max_wait_ms is None else max_wait_ms / 1000
+            max_wait = None if max_wait_ms is None else float(max_wait_ms) / 1000
             embedded = self._embed(images, size, self._encoders_to_read(), flow, max_wait)
             for batch, vectors in ahead(embedded, flow, "encode"):
                 sources = [image.source for image in batch if image.error is None]
@@ -438,7 +438,7 @@ class Classifier:
         """What the stream that was begun last has done so far; may be asked from any thread."""
         return self._flow.stats()
 
-    async def aclassify_stream(
+    def aclassify_stream(
         self,
         images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         *,
@@ -446,17 +446,15 @@ class Classifier:
         max_wait_ms: float | None = None,
         top_k: int = 5,
         errors: Errors = "report",
-    ) -> AsyncIterator[Prediction]:
+    ) -> AsyncGenerator[Prediction, None]:
         """`classify_stream` for an event loop, which goes on meanwhile; its images may come from one, too.
 
         Cancelled, or closed early (``contextlib.aclosing``), it ends its threads.
         """
         flow = Flow()
         if isinstance(images, AsyncIterable):
-            images = from_async(images, asyncio.get_running_loop(), flow)
-        async with aclosing(in_thread(self._stream(images, flow, batch_size, max_wait_ms, top_k, errors), flow)) as of:
-            async for prediction in of:
-                yield prediction
+            images = from_async(images, flow)
+        return in_thread(self._stream(images, flow, batch_size, max_wait_ms, top_k, errors), flow)
 
     def embed_stream(self, images: Iterable[ImageInput], *, batch_size: int | None = None) -> Iterator[Embedding]:
         """Vectors of images as they come, in order and in bounded memory; for `classify_vectors`, or for keeping.
@@ -473,14 +471,18 @@ class Classifier:
         """
         size = self.settings.batch_size if batch_size is None else batch_size
         _check_count("batch_size", size)
-        for batch, vectors in self._embed(checked_images(images), size, self.encoders, Flow(), None):
-            position = 0
-            for image in batch:
-                if image.error is not None:
-                    yield Embedding(image.source, error=str(image.error))
-                else:
-                    yield Embedding(image.source, {name: of[position] for name, of in vectors.items()})
-                    position += 1
+        flow = Flow()
+        try:
+            for batch, vectors in self._embed(checked_images(images), size, self.encoders, flow, None):
+                position = 0
+                for image in batch:
+                    if image.error is not None:
+                        yield Embedding(image.source, error=str(image.error))
+                    else:
+                        yield Embedding(image.source, {name: of[position] for name, of in vectors.items()})
+                        position += 1
+        finally:
+            flow.end()
 
     def _embed(
         self, images: Iterable[ImageInput], size: int, encoders: EncoderSet, flow: Flow, max_wait: float | None

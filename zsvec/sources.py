@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from types import TracebackType
 
 from filelock import FileLock, Timeout
@@ -53,6 +53,7 @@ class Watch:
         self._poll = poll
         self._closed = Event()
         self._given: dict[str, list[_Seen]] = {}
+        self._giving = Lock()
         find_images(self.folder)
         file = state or self.folder / ".zsvec-watch.jsonl"
         self._lock = FileLock(f"{file}.lock")
@@ -84,13 +85,13 @@ class Watch:
         given = {seen for of in self._given.values() for seen in of} | self._done
         while not self._closed.is_set():
             now = time.monotonic()
-            present = [seen for seen in self._look() if seen not in given]
-            waiting = {seen: waiting.get(seen, now) for seen in present}
+            waiting = {seen: waiting.get(seen, now) for seen in self._look() if seen not in given}
             for seen in sorted(waiting, key=lambda seen: seen[2]):
-                if now - waiting[seen] >= self._settle:
+                if now - waiting[seen] >= self._settle and not self._closed.is_set():
                     given.add(seen)
                     path = self.folder / seen[0]
-                    self._given.setdefault(str(path), []).append(seen)
+                    with self._giving:
+                        self._given.setdefault(str(path), []).append(seen)
                     yield path
             self._closed.wait(self._poll)
 
@@ -98,9 +99,13 @@ class Watch:
         """Remember that an image has been dealt with; it is not given again, whatever happens from now on.
 
         Args:
-            source: Its path, as it was given.
+            source: Its path, as it was given; once for each time that it was.
         """
-        for seen in self._given.pop(source, ()):
+        with self._giving:
+            given = self._given.pop(source, [])
+            if given[1:]:  # it was replaced meanwhile, and given again
+                self._given[source] = given[1:]
+        for seen in given[:1]:
             self._state.write(json.dumps(seen).encode() + b"\n")
             self._done.add(seen)
         self._state.flush()
@@ -114,12 +119,21 @@ class Watch:
             self._lock.release()
 
     def _look(self) -> Iterator[_Seen]:
-        for path in find_images(self.folder):
+        for path in self._find():
             try:
                 status = path.stat()
             except OSError:  # it has just been taken away
                 continue
             yield str(path.relative_to(self.folder)), status.st_size, status.st_mtime_ns
+
+    def _find(self) -> list[Path]:
+        try:
+            return find_images(self.folder)
+        except (InvalidInputError, OSError) as exc:
+            if not isinstance(exc.__cause__ or exc, FileNotFoundError):
+                raise
+        # A sub-folder was taken away while it was looked at: the next look will tell. Or the folder itself was.
+        return [] if self.folder.is_dir() else find_images(self.folder)
 
 
 def _seen(line: bytes) -> _Seen:
@@ -151,10 +165,14 @@ def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.
                 raise ImageError(f"cannot read {name!r}: it has no video; give one that has")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            number = -1
             for number, frame in enumerate(container.decode(stream)):
                 if number % every == 0:
                     image = frame.to_image()  # type: ignore[no-untyped-call]
                     image.filename = f"{name}#{number}"
                     yield image
+            if number < 0:  # FFmpeg finds nothing wrong with some formats that are cut short
+                raise ImageError(f"cannot read {name!r}: it has no frame; give a video that FFmpeg reads")
     except (av.FFmpegError, OSError) as exc:
-        raise ImageError(f"cannot read {name!r}: {exc}; give a video that FFmpeg reads") from exc
+        reason = exc.strerror or exc
+        raise ImageError(f"cannot read {name!r}: {reason}; give a video that FFmpeg reads") from exc

@@ -8,6 +8,7 @@ counts what they do.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections import defaultdict
@@ -36,7 +37,7 @@ class StreamStats:
     Attributes:
         images: How many have come out.
         failed: How many of them could not be read.
-        seconds: Since the stream was begun, until its end.
+        seconds: Since its first stage began, until its end.
         busy: Seconds of work by stage, added up over its threads; on a GPU a stage that waits for it is busy.
         waiting: What is ready for the next stage, by the stage that it comes from: images, or batches.
     """
@@ -54,14 +55,23 @@ class StreamStats:
 
 
 class Flow:
-    """What the stages of one stream share."""
+    """What the stages of one stream share.
+
+    Attributes:
+        stopped: Set when they shall end, or have ended.
+        loop: That `in_thread` iterates for.
+        step: What it waits for of an async source.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    step: asyncio.Task[Any] | None = None
 
     def __init__(self) -> None:
         self.stopped = Event()
         self._queues: dict[str, Queue[Any]] = {}
         self._busy: defaultdict[str, float] = defaultdict(float)
         self._images = self._failed = 0
-        self._begun = time.monotonic()
+        self._begun: float | None = None
         self._ended: float | None = None
         self._lock = Lock()
 
@@ -84,8 +94,11 @@ class Flow:
 
     def queue(self, name: str, size: int) -> Queue[Any]:
         """What a stage hands over, a bounded number."""
-        self._queues[name] = Queue(maxsize=size)
-        return self._queues[name]
+        queue: Queue[Any] = Queue(maxsize=size)
+        with self._lock:
+            self._queues[name] = queue
+            self._begun = self._begun or time.monotonic()
+        return queue
 
     def put(self, queue: Queue[Any], item: Any) -> bool:
         """Hand over when there is room; whether anybody still wants it."""
@@ -97,11 +110,23 @@ class Flow:
             return True
         return False
 
-    def get(self, queue: Queue[Any]) -> Any:
-        """Take what is handed over, as soon as there is something; ``None`` once stopped."""
+    def get(self, queue: Queue[Any], due: float = math.inf) -> Any:
+        """Take what is handed over, as soon as there is something; ``None`` once stopped.
+
+        Args:
+            queue: Of the stage before.
+            due: On the monotonic clock, until when it waits.
+
+        Raises:
+            queue.Empty: There was nothing until then.
+        """
         while not self.stopped.is_set():
-            with suppress(Empty):
-                return queue.get(timeout=_POLL)
+            left = max(0.0, due - time.monotonic())
+            try:
+                return queue.get(timeout=min(_POLL, left))
+            except Empty:
+                if left <= _POLL:
+                    raise
         return None
 
     def end(self) -> None:
@@ -113,10 +138,11 @@ class Flow:
     def stats(self) -> StreamStats:
         """What has been done so far; may be called from any thread."""
         with self._lock:
+            now = self._ended or time.monotonic()
             return StreamStats(
                 self._images,
                 self._failed,
-                (self._ended or time.monotonic()) - self._begun,
+                now - (self._begun or now),
                 dict(self._busy),
                 {name: 0 if self._ended else queue.qsize() for name, queue in self._queues.items()},
             )
@@ -158,7 +184,7 @@ def prefetch(
     try:
         while True:
             try:
-                future = feeder.take(max(0.0, due - time.monotonic()) if batch else None)
+                future = feeder.take(due if batch else math.inf)
             except Empty:
                 yield batch
                 batch = []
@@ -174,7 +200,7 @@ def prefetch(
             if len(batch) == batch_size:
                 yield batch
                 batch = []
-        if batch:
+        if batch and not shared.stopped.is_set():
             yield batch
     finally:
         if flow is None:
@@ -207,11 +233,9 @@ class _Feeder(Thread, Generic[Item, Result]):
     def _offer(self, future: Future[Result] | None) -> bool:
         return self._flow.put(self._waiting, future)
 
-    def take(self, timeout: float | None) -> Future[Result] | None:
-        """The next future, or ``None`` after the last, or once stopped; `queue.Empty` if the source pauses so long."""
-        if timeout is not None:
-            return self._waiting.get(timeout=timeout)
-        future: Future[Result] | None = self._flow.get(self._waiting)
+    def take(self, due: float) -> Future[Result] | None:
+        """The next future, or ``None`` after the last, or once stopped; `queue.Empty` if there is none by then."""
+        future: Future[Result] | None = self._flow.get(self._waiting, due)
         return future
 
     def stop(self) -> None:
@@ -265,33 +289,35 @@ async def in_thread(items: Generator[Item, None, None], flow: Flow) -> AsyncGene
         items: Closed in that thread, also if the loop's task is cancelled.
         flow: Of the stream.
     """
-    loop = asyncio.get_running_loop()
+    flow.loop = loop = asyncio.get_running_loop()
     pool = ThreadPoolExecutor(1, thread_name_prefix="zsvec-async")
     try:
         while (item := await loop.run_in_executor(pool, next, items, _END)) is not _END:
             yield item
     finally:
         flow.end()
-        await loop.run_in_executor(pool, items.close)
+        if flow.step is not None:
+            flow.step.cancel()
+        closing = loop.run_in_executor(pool, items.close)
         pool.shutdown(wait=False)
+        await asyncio.shield(closing)  # it goes on if this is cancelled, too
 
 
-def from_async(items: AsyncIterable[Item], loop: asyncio.AbstractEventLoop, flow: Flow) -> Iterator[Item]:
-    """Iterate, in any thread but the loop's, what comes from an event loop; ends when the flow is stopped."""
+def from_async(items: AsyncIterable[Item], flow: Flow) -> Iterator[Item]:
+    """Iterate, in any thread but the loop's, what comes from the event loop; ends when the flow is stopped."""
     iterator = aiter(items)
 
     async def following() -> Any:
+        if flow.stopped.is_set():
+            return _END
+        flow.step = asyncio.current_task()
         return await anext(iterator, _END)
 
     while not flow.stopped.is_set():
-        future = asyncio.run_coroutine_threadsafe(following(), loop)
+        future = asyncio.run_coroutine_threadsafe(following(), flow.loop)
         while not future.done() and not flow.stopped.is_set():
             with suppress(FutureTimeoutError):
                 future.exception(_POLL)
-        if not future.done():
-            future.cancel()
-            return
-        item = future.result()
-        if item is _END:
+        if not future.done() or (item := future.result()) is _END:
             return
         yield item

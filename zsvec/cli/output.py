@@ -69,15 +69,17 @@ def live(classifier: Classifier, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    with Live(
-        console=err,
-        auto_refresh=err.is_terminal,
-        get_renderable=lambda: stream(classifier.stats),
-        redirect_stdout=sys.stdout.isatty(),  # else results would go where the statistics go
-        transient=True,
-    ):
-        yield
-    err.print(stream(classifier.stats))
+    try:
+        with Live(
+            console=err,
+            auto_refresh=err.is_terminal,
+            get_renderable=lambda: stream(classifier.stats),
+            redirect_stdout=sys.stdout.isatty(),  # else results would go where the statistics go
+            transient=True,
+        ):
+            yield
+    finally:  # whatever ends it: of a watch that is always an interruption
+        err.print(stream(classifier.stats))
 
 
 def stream(stats: StreamStats) -> Table:

@@ -218,6 +218,113 @@ class TestOrientation:
         assert load_image(encode(row("L", 1, 2), "PNG", exif=exif)).size == (2, 1)
 
 
+class TestSide:
+    """JPEG files that are much larger than what they will be scaled to."""
+
+    @staticmethod
+    def gradient(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+        x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+        return Image.fromarray(np.stack([x, y, 255 - x], axis=2).astype(np.uint8)).convert(mode)
+
+    @pytest.mark.parametrize(
+        ("size", "side", "expected"),
+        [
+            ((400, 400), 25, (50, 50)),  # 1/8 is exactly twice the side
+            ((397, 397), 25, (100, 100)),
+            ((300, 400), 25, (75, 100)),
+            ((1000, 400), 25, (125, 50)),
+            ((1000, 800), 25, (125, 100)),  # 1/8 is the least that there is
+            ((100, 100), 25, (50, 50)),
+            ((99, 125), 25, (99, 125)),
+            ((50, 50), 25, (50, 50)),
+            ((25, 225), 25, (25, 225)),
+            ((10, 8), 25, (10, 8)),
+            ((64, 64), 1, (8, 8)),
+        ],
+    )
+    def test_they_are_decoded_smaller_but_twice_as_large_as_the_side_or_more(
+        self, size: tuple[int, int], side: int, expected: tuple[int, int]
+    ) -> None:
+        data = encode(self.gradient(size), "JPEG")
+        assert load_image(data, side=side).size == expected
+        assert load_image(data).size == size
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 400))
+    def test_any_size(self, width: int, height: int, side: int) -> None:
+        loaded = load_image(encode(self.gradient((width, height)), "JPEG"), side=side)
+        shorter = min(width, height)
+        if loaded.size != (width, height):
+            scale = next(scale for scale in (2, 4, 8) if loaded.size == (-(-width // scale), -(-height // scale)))
+            assert min(loaded.size) >= 2 * side
+            assert scale == 8 or shorter / (2 * scale) < 2 * side + 1  # not larger than it has to be
+        else:
+            assert shorter < 4 * side + 2
+
+    @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+    @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+    def test_it_is_the_same_picture(self, mode: str, options: dict[str, Any]) -> None:
+        data = encode(self.gradient((800, 640), mode), "JPEG", quality=95, **options)
+        loaded = load_image(data, side=80)
+        assert (loaded.size, loaded.mode) == ((200, 160), "RGB")
+        expected = load_image(data).resize((200, 160), Image.Resampling.BOX)
+        np.testing.assert_allclose(np.asarray(loaded, int), np.asarray(expected, int), atol=6)
+
+    @pytest.mark.parametrize(("format_name", "options"), [of for of in ALL_FORMATS if of[0] != "JPEG"])
+    def test_other_formats_are_not(self, format_name: str, options: dict[str, Any]) -> None:
+        data = encode(self.gradient((400, 300)), format_name, **options)
+        np.testing.assert_array_equal(np.asarray(load_image(data, side=10)), np.asarray(load_image(data)))
+
+    def test_images_that_are_decoded_are_not(self) -> None:
+        image = self.gradient((400, 300))
+        assert load_image(image, side=10) is image
+        assert load_image(np.asarray(image), side=10).size == (400, 300)
+        opened = Image.open(io.BytesIO(encode(image, "JPEG")))
+        assert load_image(opened, side=10).size == opened.size == (400, 300)
+
+    @pytest.mark.parametrize("kind", ["path", "bytes", "file"])
+    def test_every_kind_of_file(self, kind: str, tmp_path: Path) -> None:
+        data = encode(self.gradient((400, 300)), "JPEG")
+        (tmp_path / "a.jpg").write_bytes(data)
+        image = {"path": tmp_path / "a.jpg", "bytes": data, "file": io.BytesIO(data)}[kind]
+        assert load_image(image, side=10).size == (50, 38)
+
+    def test_of_several_pictures_the_first(self) -> None:
+        first, second = self.gradient((400, 300)), Image.new("RGB", (400, 300))
+        data = encode(first, "MPO", save_all=True, append_images=[second])
+        assert load_image(data, side=10).size == (50, 38)
+
+    @pytest.mark.parametrize("orientation", STORED)
+    def test_they_are_turned_upright(self, orientation: int) -> None:
+        upright = np.kron(UPRIGHT, np.ones((128, 128, 1), np.uint8))
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+        loaded = load_image(encode(stored, "JPEG", exif=exif, quality=95, subsampling=0), side=16)
+        expected = np.kron(UPRIGHT, np.ones((16, 16, 1), np.uint8)).astype(int)
+        np.testing.assert_allclose(np.asarray(loaded, int), expected, atol=4)
+
+    @pytest.mark.parametrize("side", [1, 10, 1000])
+    def test_the_hash_is_of_the_file(self, side: int) -> None:
+        data = encode(self.gradient((400, 300)), "JPEG")
+        loaded = read_image(data, side=side)
+        assert loaded.content_hash == read_image(data).content_hash == content_hash(data)
+        assert loaded.image.tobytes() == load_image(data, side=side).tobytes()
+
+    def test_limits_are_of_the_file(self) -> None:
+        data = encode(self.gradient((400, 300)), "JPEG")
+        with pytest.raises(ImageError, match="400 × 300 pixels are more than max_pixels=100000"):
+            load_image(data, side=10, max_pixels=100_000)
+
+    @pytest.mark.parametrize("allowed", [False, True])
+    def test_truncated_files_are_refused(self, monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
+        data = encode(self.gradient((400, 300)), "JPEG", quality=95)
+        for cut in (len(data) // 2, len(data) - 100):
+            with pytest.raises(ImageError, match="truncated"):
+                load_image(data[:cut], side=10)
+
+
 def palette_png(*, transparency: int | bytes) -> bytes:
     image = row("P", 0, 1, 2)
     image.putpalette([0, 0, 0, 200, 100, 0, 50, 50, 50])

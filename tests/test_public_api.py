@@ -56,9 +56,13 @@ def test_what_a_classifier_can_be_asked() -> None:
         "add_categories": ["categories", "*", "replace=", "on_error="],
         "remove_category": ["name"],
         "categories": [],
+        "plan_generation": ["categories=", "*", "per_category=", "budget=", "folder="],
+        "generate": ["plan", "*", "keep_flagged=", "track="],
+        "generate_references": ["categories=", "*", "per_category=", "budget=", "folder=", "keep_flagged="],
         "classify": ["images", "*", "top_k=", "errors="],
         "aclassify": ["images", "*", "top_k=", "errors="],
-        "classify_stream": ["images", "*", "batch_size=", "top_k=", "errors="],
+        "classify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors="],
+        "aclassify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors="],
         "embed_stream": ["images", "*", "batch_size="],
         "classify_vectors": ["vectors", "*", "top_k="],
         "calibrate": ["*", "false_alarms="],
@@ -127,7 +131,10 @@ def described(value: Any) -> bool:
 # Implementations of the protocol `zsvec.store.base.Backend`, which describes their methods (so does ruff's D102).
 BY_PROTOCOL = ("zsvec.store.edge.EdgeBackend.", "zsvec.store.server.ServerBackend.")
 # Attributes that the docstring of their protocol describes in a list.
-BY_CLASS = {f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "trunk")}
+BY_CLASS = {
+    *(f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "trunk")),
+    "zsvec.encoders.base.Trunk.side",
+}
 
 
 @pytest.mark.parametrize("name", list(modules()))

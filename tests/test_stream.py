@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import itertools
+import logging
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, nullcontext
+from queue import Empty
 from typing import Any
 
 import pytest
 
 from zsvec import stream as module
-from zsvec.stream import prefetch
+from zsvec.stream import Flow, StreamStats, ahead, from_async, in_thread, prefetch
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 @pytest.fixture
@@ -35,6 +42,20 @@ def eventually(condition: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.002)
     return True
+
+
+def within(function: Callable[[], Any]) -> Any:
+    """What a function returns, if it does before the deadline."""
+    done: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as exc:  # noqa: BLE001 - whoever waits gets it
+            done.set_exception(exc)
+
+    threading.Thread(target=call, daemon=True).start()
+    return done.result(DEADLINE)
 
 
 class Source:
@@ -167,6 +188,64 @@ def test_a_source_may_pause_before_its_first_item() -> None:
     timer.join()
 
 
+def test_a_batch_waits_from_its_first_item_on_not_from_its_last() -> None:
+    def trickle() -> Iterator[int]:
+        end = time.monotonic() + DEADLINE
+        for i in itertools.count():
+            if time.monotonic() > end:
+                return
+            yield i
+            time.sleep(0.02)  # always less than a batch waits
+
+    stream = prefetch(same, trickle(), 10_000, max_wait=0.3)
+    first = next(stream)
+    assert 1 <= len(first) < DEADLINE / 0.02 / 2  # it did not go on for as long as something came
+    assert next(stream)[0] == first[-1] + 1
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_a_batch_waits_as_long_as_it_is_told_and_no_batch_waits_for_another() -> None:
+    came: list[float] = []
+
+    def source() -> Iterator[int]:
+        for i in range(2):
+            time.sleep(0.25)  # longer than a batch waits
+            came.append(time.monotonic())
+            yield i
+
+    got = [(batch, time.monotonic()) for batch in prefetch(same, source(), 10, max_wait=0.2)]
+    assert [batch for batch, _ in got] == [[0], [1]]
+    assert got[0][1] - came[0] >= 0.2
+    # The second is not made to wait: its source has ended.
+
+
+def test_a_full_batch_does_not_wait() -> None:
+    release = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield from range(5)
+        assert release.wait(2 * DEADLINE)
+        yield 5
+
+    stream = prefetch(same, source(), 2, max_wait=3600)
+    assert within(lambda: [next(stream), next(stream)]) == [[0, 1], [2, 3]]
+    release.set()
+    assert list(stream) == [[4, 5]]
+
+
+@pytest.mark.parametrize("max_wait", [0, 1e-9, 1e300, float("inf")])
+def test_any_wait_will_do(max_wait: float) -> None:
+    def source() -> Iterator[int]:
+        for i in range(7):
+            time.sleep(0.005)
+            yield i
+
+    batches = list(prefetch(same, source(), 3, max_wait=max_wait))
+    assert [item for batch in batches for item in batch] == list(range(7))
+    if max_wait > 1:
+        assert [len(batch) for batch in batches] == [3, 3, 1]
+
+
 # ---- failures
 
 
@@ -282,3 +361,640 @@ def test_what_has_not_begun_when_one_stops_is_given_up(monkeypatch: pytest.Monke
     stream.close()  # type: ignore[attr-defined]
     assert eventually(lambda: not threads())
     assert begun == [0, 1]
+
+
+# ---- one stage ahead of another
+
+
+def encoded(
+    source: Iterable[Any], batch_size: int, flow: Flow, *, function: Callable[[Any], Any] = same, max_wait: float = 3600
+) -> Generator[Any, None, None]:
+    """Items through both stages, as `classify_stream` has them."""
+    batches = prefetch(function, source, batch_size, max_wait=max_wait, flow=flow)
+    for batch in ahead(as_generator(batches), flow, "encode"):
+        yield from batch
+
+
+def as_generator(items: Iterable[Any]) -> Generator[Any, None, None]:
+    yield from items
+
+
+def test_ahead_keeps_the_order() -> None:
+    flow = Flow()
+    assert list(ahead(as_generator(range(100)), flow, "encode")) == list(range(100))
+    assert flow.stopped.is_set()
+    assert threads() == []
+
+
+def test_ahead_is_one_batch_ahead() -> None:
+    source = Source()
+    stream = ahead(as_generator(source), Flow(), "encode")
+    assert source.read == 0  # nothing begins before the first is wanted
+    for taken in range(1, 5):
+        assert next(stream) == taken - 1
+        assert eventually(lambda taken=taken: source.read == taken + 2)  # type: ignore[misc]
+        time.sleep(0.02)  # time in which it would run away
+        assert source.read == taken + 2  # one is ready, and one more waits for room
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_it_works_in_a_thread_of_its_own_which_closes_what_it_iterates() -> None:
+    at: list[str] = []
+
+    def batches() -> Generator[int, None, None]:
+        at.append(threading.current_thread().name)
+        try:
+            yield from range(10)
+        finally:
+            at.append(threading.current_thread().name)
+
+    stream = ahead(batches(), Flow(), "encode")
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert at == ["zsvec-encode"] * 2
+    assert threads() == []
+
+
+@pytest.mark.parametrize("error", [FailureError("a batch"), KeyboardInterrupt("a batch"), SystemExit("a batch")])
+def test_ahead_fails_after_what_came_before(error: BaseException) -> None:
+    def batches() -> Generator[int, None, None]:
+        yield from range(3)
+        raise error
+
+    stream = ahead(batches(), Flow(), "encode")
+    got: list[int] = []
+    with pytest.raises(type(error), match="a batch"):
+        got.extend(stream)
+    assert got == [0, 1, 2]
+    assert next(stream, "over") == "over"
+    assert threads() == []
+
+
+@pytest.mark.parametrize("where", ["source", "function"])
+def test_a_failure_comes_through_both_stages_after_what_came_before(where: str) -> None:
+    def source() -> Iterator[int]:
+        yield from range(5)
+        if where == "source":
+            raise FailureError(5)
+        yield from range(5, 100)
+
+    def fails_at_5(i: int) -> int:
+        if i == 5:
+            raise FailureError(i)
+        return i
+
+    got: list[int] = []
+    with pytest.raises(FailureError):
+        got.extend(encoded(source(), 2, Flow(), function=fails_at_5))
+    assert got == [0, 1, 2, 3, 4]
+    assert eventually(lambda: not threads())
+
+
+def test_how_far_both_stages_read_ahead_of_a_slow_consumer() -> None:
+    source, size = Source(), 4
+    stream = encoded(source, size, Flow())
+    for taken in range(1, 4):
+        assert [next(stream) for _ in range(size)] == list(range((taken - 1) * size, taken * size))
+        # A batch is ready and one waits for room; as many as two are decoded, and one more item waits for room.
+        most = (taken + 4) * size + 1
+        assert eventually(lambda most=most: source.read == most)  # type: ignore[misc]
+        time.sleep(0.02)
+        assert source.read == most
+    stream.close()
+    assert eventually(lambda: not threads())
+    assert source.closed
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_consumer_that_stops_early_ends_all_threads(raises: bool) -> None:
+    source = Source()
+
+    def consume() -> None:
+        for item in encoded(source, 3, Flow()):
+            if item == 7:
+                assert threads()
+                if raises:
+                    raise FailureError("the consumer")
+                break
+
+    with pytest.raises(FailureError) if raises else nullcontext():
+        consume()
+    assert eventually(lambda: not threads())
+    assert source.closed
+
+
+@pytest.mark.parametrize("given", [3, 4, 5])
+def test_a_source_that_blocks_does_not_hold_up_the_end(given: int) -> None:
+    release = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield from range(given)  # the last batch is full, or waits for more, for an hour
+        release.wait(3 * DEADLINE)
+
+    stream = encoded(source(), 3, Flow(), max_wait=3600)
+    assert within(lambda: [next(stream) for _ in range(3)]) == [0, 1, 2]
+    within(stream.close)
+    assert eventually(lambda: threads() == ["zsvec-feed"])  # which is the source's, and keeps no process alive
+    release.set()
+    assert eventually(lambda: not threads())
+
+
+def test_what_is_not_wanted_any_more_is_not_made_a_batch_of() -> None:
+    batches: list[list[int]] = []
+    release = threading.Event()
+    flow = Flow()
+
+    def source() -> Iterator[int]:
+        yield from range(3)
+        release.wait(3 * DEADLINE)
+
+    def encode() -> Generator[list[int], None, None]:
+        for batch in prefetch(same, source(), 2, max_wait=3600, flow=flow):
+            batches.append(batch)
+            yield batch
+
+    stream = ahead(encode(), flow, "encode")
+    assert next(stream) == [0, 1]
+    assert eventually(lambda: flow.stats().waiting == {"encode": 0, "decode": 0})  # it has taken 2, and waits
+    within(stream.close)  # type: ignore[attr-defined]
+    release.set()
+    assert eventually(lambda: not threads())
+    assert batches == [[0, 1]]
+
+
+# ---- what has been done
+
+
+def test_nothing_has_been_done_yet() -> None:
+    assert Flow().stats() == StreamStats()
+    assert StreamStats().rate == 0
+    ended = Flow()
+    ended.end()
+    assert ended.stats() == StreamStats()
+
+
+def test_counts_and_rate() -> None:
+    flow = Flow()
+    flow.queue("decode", 1)
+    flow.count(5, 1)
+    flow.count(3, 0)
+    time.sleep(0.02)
+    stats = flow.stats()
+    assert (stats.images, stats.failed) == (8, 1)
+    assert stats.seconds >= 0.02
+    assert stats.rate == 8 / stats.seconds
+
+
+def test_time_runs_from_the_first_stage_to_the_end() -> None:
+    flow = Flow()
+    time.sleep(0.05)  # such as encoders take to load
+    made = time.monotonic()
+    flow.queue("decode", 1)
+    time.sleep(0.02)
+    running = flow.stats().seconds
+    assert 0.02 <= running <= time.monotonic() - made
+    flow.end()
+    ended = flow.stats()
+    assert running <= ended.seconds <= time.monotonic() - made
+    time.sleep(0.02)
+    flow.end()
+    assert flow.stats() == ended
+
+
+def test_stages_add_up_over_threads_and_count_what_fails() -> None:
+    flow = Flow()
+
+    def work() -> None:
+        with flow.stage("decode"):
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(work) for _ in range(6)]:
+            future.result()
+    with pytest.raises(FailureError), flow.stage("encode"):
+        time.sleep(0.01)
+        raise FailureError
+    busy = flow.stats().busy
+    assert set(busy) == {"decode", "encode"}
+    assert busy["decode"] >= 6 * 0.02
+    assert busy["encode"] >= 0.01
+
+
+def test_what_waits_is_counted_by_stage_until_the_end() -> None:
+    flow = Flow()
+    stream = encoded(range(100), 4, flow)
+    next(stream)
+    assert eventually(lambda: flow.stats().waiting == {"encode": 1, "decode": 8})
+    stream.close()
+    assert flow.stats().waiting == {"encode": 0, "decode": 0}
+
+
+def test_statistics_are_a_copy() -> None:
+    flow = Flow()
+    with flow.stage("decode"):
+        pass
+    before = flow.stats()
+    seen = dict(before.busy)
+    with flow.stage("decode"), flow.stage("encode"):
+        pass
+    assert before.busy == seen
+
+
+def test_they_may_be_asked_while_stages_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    interval = sys.getswitchinterval()
+    flow, over = Flow(), threading.Event()
+
+    def ask() -> int:
+        asked = 0
+        while not over.is_set():
+            flow.stats()
+            asked += 1
+        return asked
+
+    try:
+        sys.setswitchinterval(1e-6)
+        with ThreadPoolExecutor(2) as pool:
+            asking = [pool.submit(ask) for _ in range(2)]
+            for i in range(500):
+                flow.queue(f"stage {i}", 1)
+                with flow.stage(f"stage {i}"):
+                    flow.count(1, 0)
+            over.set()
+            assert all(future.result() for future in asking)
+    finally:
+        sys.setswitchinterval(interval)
+    assert flow.stats().images == 500
+
+
+def test_handing_over_ends_when_the_stream_is_stopped() -> None:
+    flow = Flow()
+    queue = flow.queue("decode", 1)
+    assert flow.put(queue, 1)
+    stopping = threading.Timer(0.05, flow.end)
+    stopping.start()
+    assert within(lambda: flow.put(queue, 2)) is False  # there was no room
+    assert flow.get(queue) is None  # nobody is to go on, though there is something
+    stopping.join()
+
+
+def test_taking_over_ends_when_the_stream_is_stopped() -> None:
+    flow = Flow()
+    queue = flow.queue("decode", 1)
+    with pytest.raises(Empty):
+        flow.get(queue, time.monotonic() - 1)
+    before = time.monotonic()
+    with pytest.raises(Empty):
+        flow.get(queue, before + 0.25)
+    assert time.monotonic() >= before + 0.25
+    stopping = threading.Timer(0.05, flow.end)
+    stopping.start()
+    assert within(lambda: flow.get(queue)) is None
+    assert flow.get(queue, time.monotonic() + 3600) is None
+    stopping.join()
+
+
+# ---- event loops
+
+
+class AsyncSource:
+    """Counts up in an event loop, and knows in which thread, how far, and whether it was closed."""
+
+    def __init__(self, end: int | None = None, *, then: BaseException | None = None, stay: bool = False) -> None:
+        self.read = 0
+        self.closed = False
+        self.threads: set[str] = set()
+        self._end = end
+        self._then = then
+        self._stay = stay
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        try:
+            for i in itertools.count() if self._end is None else range(self._end):
+                self.threads.add(threading.current_thread().name)
+                await asyncio.sleep(0)
+                self.read = i + 1
+                yield i
+            if self._stay:
+                await asyncio.Event().wait()
+            if self._then is not None:
+                raise self._then
+        finally:
+            self.closed = True
+
+
+def stream_of(source: Any, batch_size: int = 4, flow: Flow | None = None) -> AsyncGenerator[Any, None]:
+    """What `aclassify_stream` is made of."""
+    flow = flow or Flow()
+    items = from_async(source, flow) if hasattr(source, "__aiter__") else source
+    return in_thread(encoded(items, batch_size, flow, max_wait=0.05), flow)
+
+
+@pytest.fixture
+def run(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """Runs a coroutine; afterwards no thread is left, and nobody has complained."""
+
+    def run(main: Coroutine[Any, Any, Any]) -> Any:
+        async def in_time() -> Any:
+            return await asyncio.wait_for(main, 3 * DEADLINE)
+
+        return asyncio.run(in_time(), debug=True)
+
+    logging.getLogger("asyncio").setLevel(logging.WARNING)  # not how long a step took on a busy machine
+    with caplog.at_level(logging.ERROR):
+        yield run
+        gc.collect()
+        assert eventually(lambda: not threads())
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def until(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.002)
+    return True
+
+
+@pytest.mark.parametrize("items", [0, 1, 4, 50])
+@pytest.mark.parametrize("kind", [AsyncSource, Source])
+def test_async_out(run: Callable[..., Any], kind: type, items: int) -> None:
+    source = kind(items)
+
+    async def main() -> None:
+        assert [item async for item in stream_of(source)] == list(range(items))
+
+    run(main())
+    assert source.closed
+
+
+def test_an_async_source_is_awaited_in_its_loop_and_read_a_little_ahead(run: Callable[..., Any]) -> None:
+    source = AsyncSource()
+
+    async def main() -> None:
+        async with aclosing(stream_of(source, batch_size=2)) as stream:
+            assert [await anext(stream), await anext(stream)] == [0, 1]
+            assert await until(lambda: source.read >= 2)
+            await asyncio.sleep(0.05)
+            assert source.read <= 2 * (1 + 4) + 1
+
+    run(main())
+    assert source.threads == {threading.current_thread().name}
+
+
+def test_the_loop_goes_on_while_a_source_blocks(run: Callable[..., Any]) -> None:
+    go_on = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 0
+        assert go_on.wait(DEADLINE)
+        yield 1
+
+    async def main() -> None:
+        stream = stream_of(source())
+        assert await anext(stream) == 0
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        go_on.set()  # by the loop, which therefore is not held up
+        assert await waiting == 1
+        assert [item async for item in stream] == []
+
+    run(main())
+
+
+def test_what_is_iterated_need_not_be_a_generator(run: Callable[..., Any]) -> None:
+    class Countdown:
+        left = 3
+
+        def __aiter__(self) -> Countdown:
+            return self
+
+        async def __anext__(self) -> int:
+            if not self.left:
+                raise StopAsyncIteration
+            self.left -= 1
+            return self.left
+
+    async def main() -> None:
+        assert [item async for item in stream_of(Countdown())] == [2, 1, 0]
+
+    run(main())
+
+
+def test_a_stream_can_be_made_before_there_is_a_loop(run: Callable[..., Any]) -> None:
+    stream = stream_of(AsyncSource(3))
+
+    async def main() -> None:
+        assert [item async for item in stream] == [0, 1, 2]
+
+    run(main())
+
+
+def test_several_streams_in_one_loop(run: Callable[..., Any]) -> None:
+    async def collect(source: Any) -> list[int]:
+        return [item async for item in stream_of(source)]
+
+    async def main() -> None:
+        found = await asyncio.gather(*(collect(kind(30)) for kind in (AsyncSource, Source) * 3))
+        assert found == [list(range(30))] * 6
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [FailureError("the source"), asyncio.TimeoutError("the source"), KeyError("it")])
+def test_a_failure_of_an_async_source_comes_after_what_it_gave(run: Callable[..., Any], error: Exception) -> None:
+    got: list[int] = []
+
+    async def main() -> None:
+        stream = stream_of(AsyncSource(6, then=error))
+        with pytest.raises(type(error)) as failure:
+            async for item in stream:
+                got.append(item)  # noqa: PERF401 - what came before is of interest
+        assert failure.value.args == error.args
+        assert [item async for item in stream] == []
+
+    run(main())
+    assert got == list(range(6))
+
+
+def never() -> AsyncSource:
+    return AsyncSource(0, stay=True)
+
+
+def stuck() -> AsyncSource:
+    return AsyncSource(6, stay=True)
+
+
+@pytest.mark.parametrize("closing", ["aclosing", "aclose", "left to the loop"])
+@pytest.mark.parametrize("kind", [AsyncSource, Source, stuck])
+def test_stopping_early(run: Callable[..., Any], kind: Callable[[], Any], closing: str) -> None:
+    source = kind()
+
+    async def main() -> None:
+        stream = stream_of(source)
+        if closing == "aclosing":
+            async with aclosing(stream):
+                assert await anext(stream) == 0
+        elif closing == "aclose":
+            assert await anext(stream) == 0
+            await stream.aclose()
+        else:
+            async for _ in stream:
+                break
+            del stream
+        assert await until(lambda: not threads())
+        assert await until(lambda: source.closed)
+
+    run(main())
+
+
+def test_a_stream_that_nobody_closes_before_the_loop_ends(run: Callable[..., Any]) -> None:
+    kept = []
+
+    async def main() -> None:
+        for source in (AsyncSource(), stuck(), Source()):
+            stream = stream_of(source)
+            kept.append((stream, source))
+            assert await anext(stream) == 0
+
+    run(main())
+    assert eventually(lambda: all(source.closed for _, source in kept))
+
+
+def test_what_a_loop_iterates_is_closed_in_its_thread_before_closing_is_over(run: Callable[..., Any]) -> None:
+    at: list[str] = []
+
+    def items() -> Generator[int, None, None]:
+        at.append(threading.current_thread().name)
+        try:
+            yield from range(10)
+        finally:
+            at.append(threading.current_thread().name)
+
+    kept, flow = items(), Flow()
+
+    async def main() -> None:
+        stream = in_thread(kept, flow)
+        assert await anext(stream) == 0
+        await stream.aclose()
+        assert at == ["zsvec-async_0"] * 2
+
+    run(main())
+
+
+def test_closing_what_was_never_begun(run: Callable[..., Any]) -> None:
+    source = AsyncSource()
+
+    async def main() -> None:
+        await stream_of(source).aclose()
+        await asyncio.sleep(0)
+        assert threads() == []
+
+    run(main())
+    assert source.read == 0
+
+
+@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize("kind", [AsyncSource, Source, stuck])
+def test_a_consumer_that_fails(run: Callable[..., Any], kind: Callable[[], Any], closes: bool) -> None:
+    source = kind()
+
+    async def consume() -> None:
+        if not closes:
+            async for _ in stream_of(source):
+                raise FailureError("the consumer")
+        async with aclosing(stream_of(source)) as stream:
+            async for _ in stream:
+                raise FailureError("the consumer")
+
+    async def main() -> None:
+        with pytest.raises(FailureError, match="the consumer"):
+            await consume()
+        assert await until(lambda: not threads())
+
+    run(main())
+    assert eventually(lambda: source.closed)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("kind", [AsyncSource, Source, stuck, never])
+def test_cancelling_the_task(run: Callable[..., Any], kind: Callable[[], Any], times: int) -> None:
+    source = kind()
+    got: list[int] = []
+
+    async def consume() -> None:
+        async with aclosing(stream_of(source)) as stream:
+            async for item in stream:
+                got.append(item)  # noqa: PERF401 - until it is cancelled
+
+    async def main() -> None:
+        task = asyncio.create_task(consume())
+        assert await until(lambda: len(got) >= (0 if kind is never else 5) and bool(threads()))
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await until(lambda: not threads())
+        assert await until(lambda: source.closed or kind is never)
+
+    run(main())
+    assert got == list(range(len(got)))
+
+
+def test_cancelling_before_anything_has_begun(run: Callable[..., Any]) -> None:
+    async def main() -> None:
+        task = asyncio.ensure_future(anext(stream_of(AsyncSource())))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", [stuck, never])
+def test_giving_up_after_a_while(run: Callable[..., Any], kind: Callable[[], AsyncSource]) -> None:
+    async def main() -> None:
+        stream = stream_of(kind())
+        for i in range(0 if kind is never else 6):
+            assert await anext(stream) == i
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.05)
+        assert [item async for item in stream] == []  # it is over
+
+    run(main())
+
+
+def test_a_sync_source_that_blocks_for_ever_holds_up_no_loop(run: Callable[..., Any]) -> None:
+    release = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 0
+        release.wait(6 * DEADLINE)
+
+    async def main() -> None:
+        async with aclosing(stream_of(source())) as stream:
+            assert await anext(stream) == 0
+        task = asyncio.ensure_future(anext(stream_of(source(), batch_size=2)))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.wait([task])
+        assert await until(lambda: set(threads()) <= {"zsvec-feed"})
+
+    try:
+        run(main())
+    finally:
+        release.set()
+
+
+def test_a_loop_that_is_closed_at_once(run: Callable[..., Any]) -> None:
+    async def main(source: AsyncSource) -> None:
+        async with aclosing(stream_of(source)) as stream:
+            assert await anext(stream) == 0
+
+    loop, source = asyncio.new_event_loop(), stuck()
+    loop.run_until_complete(asyncio.wait_for(main(source), 3 * DEADLINE))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+    assert source.closed

@@ -95,6 +95,8 @@ def test_an_encoder_of_texts_alone_still_embeds_the_query() -> None:
 
 
 class CountingTrunk:
+    side: int | None = None
+
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
 
@@ -126,6 +128,17 @@ def test_encoders_that_share_a_trunk_run_it_once_a_batch() -> None:
     expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     for name, sign in {"a": 1, "b": 1, "c": -1}.items():
         np.testing.assert_allclose(vectors[name], sign * expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sides", "side"), [([], None), ([None], None), ([64], 64), ([64, 224, 96], 224), ([64, None], None)]
+)
+def test_the_side_of_a_set_is_enough_for_each_of_its_trunks(sides: list[int | None], side: int | None) -> None:
+    trunks = [CountingTrunk() for _ in sides]
+    for trunk, of in zip(trunks, sides, strict=True):
+        trunk.side = of
+    encoders = [Head(f"{i} {j}", trunk) for i, trunk in enumerate(trunks) for j in range(2)]
+    assert EncoderSet(encoders).side == side
 
 
 def test_a_set_gives_what_its_encoders_give() -> None:

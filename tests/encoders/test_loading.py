@@ -76,6 +76,15 @@ def test_vision_is_what_timm_computes(
     np.testing.assert_allclose(encoder_named(name).encode_images(IMAGES), unit(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "side"), [("clip", 32), ("sentence-clip", 32), ("older-sentence-clip", 32), ("vit", 168), ("vit-96", 101)]
+)
+def test_images_may_be_as_small_as_they_will_be_scaled(
+    name: str, side: int, encoder_named: Callable[[str], Encoder]
+) -> None:
+    assert side <= (encoder_named(name).trunk.side or 0) <= side + 1
+
+
 def test_weights_of_both_file_formats_agree(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
     state = torch.load(specs["vit"].weights, weights_only=True)
     save_file(state, tmp_path / "vit.safetensors")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,10 @@ from tests.encoders.conftest import OFFLINE, needs_offline_weights
 from zsvec.encoders import EncoderSet, load_encoder
 from zsvec.encoders.device import BFLOAT16_TOLERANCE
 from zsvec.encoders.quiet import quiet_loading
+from zsvec.images import load_image
 
+# Photographs of public data sets, if they lie beside the checkout.
+DATA = Path(os.environ.get("ZSVEC_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TEXTS = ["a photo of a cat", "a spacecraft", "a small reddish arboreal mammal"]
 
 
@@ -118,6 +124,34 @@ def test_one_pass_for_both(
     assert passes == [len(photographs)]
     for name, rows in vectors.items():
         np.testing.assert_allclose(rows, offline[name].encode_images(photographs), atol=1e-5)
+
+
+def jpeg(image: Image.Image, shorter: int) -> bytes:
+    """A photograph as a camera of more pixels would have stored it."""
+    buffer = io.BytesIO()
+    size = [round(side * shorter / min(image.size)) for side in image.size]
+    image.convert("RGB").resize((size[0], size[1]), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("shorter", "becomes"), [(1100, 550), (2300, 575)])
+def test_large_photographs_are_decoded_smaller_and_say_the_same(
+    offline: EncoderSet, photographs: list[Image.Image], shorter: int, becomes: int
+) -> None:
+    assert offline.side == 256
+    of_data = [Image.open(path) for path in sorted((DATA / "caltech24" / "photos").rglob("*.jpg"))[::120]]
+    files = [jpeg(image, shorter) for image in photographs + of_data]  # those of the data are scaled up most
+    whole = [load_image(file) for file in files]
+    smaller = [load_image(file, side=offline.side) for file in files]
+    assert [{min(image.size) for image in images} for images in (whole, smaller)] == [{shorter}, {becomes}]
+    expected, got = (offline.encode_images([offline.preprocess(i) for i in images]) for images in (whole, smaller))
+    for name in expected:
+        cosines = (expected[name] * got[name]).sum(axis=1)
+        assert cosines[: len(photographs)].min() >= 0.98, name
+        assert cosines.min() >= 0.95, name
+        assert np.median(cosines) >= 0.995, name
+        others = expected[name] @ expected[name].T - 2 * np.eye(len(files))
+        assert (cosines > others.max(axis=1)).all()
 
 
 def test_fingerprints(offline: EncoderSet) -> None:

@@ -1,0 +1,771 @@
+"""Where images come from: folders that fill, whatever happens to files and processes; videos."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import wave
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, Queue
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support import coloured, encode, fast_folder, isolated, open_classifier  # noqa: F401
+from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, new, start  # noqa: F401
+from tests.test_stream import eventually, threads
+from zsvec import sources
+from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
+from zsvec.images import find_images
+from zsvec.sources import Watch, frames
+
+DEADLINE = 30.0
+STATE = ".zsvec-watch.jsonl"
+
+
+@pytest.fixture
+def incoming() -> Iterator[Path]:
+    """A folder that fills."""
+    with fast_folder() as folder:
+        (folder / "incoming").mkdir()
+        yield folder / "incoming"
+
+
+def put(path: Path, content: bytes = b"a picture", *, changed: float | None = None) -> Path:
+    """Write a file that appears, or is replaced, at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / ".being-written"
+    part.write_bytes(content)
+    if changed is not None:
+        os.utime(part, (changed, changed))
+    part.replace(path)
+    return path
+
+
+def remembered(folder: Path) -> list[str]:
+    """Names of the files that the state says are done; of whole lines."""
+    lines = (folder / STATE).read_bytes().splitlines(keepends=True)
+    return [json.loads(line)[0] for line in lines if line.endswith(b"\n")]
+
+
+class Reader:
+    """Iterates a watch in a thread, as a stream does."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.error: BaseException | None = None
+        self._found: Queue[Path] = Queue()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for path in self.watch:
+                self._found.put(path)
+        except BaseException as exc:  # noqa: BLE001 - for the test to see
+            self.error = exc
+
+    def next(self) -> str:
+        """Name of the next file, in the folder."""
+        return str(self._found.get(timeout=DEADLINE).relative_to(self.watch.folder))
+
+    def several(self, n: int) -> list[str]:
+        return [self.next() for _ in range(n)]
+
+    def nothing(self, seconds: float = 0.1) -> bool:
+        """Whether nothing comes for some time."""
+        try:
+            self._found.get(timeout=seconds)
+        except Empty:
+            return True
+        return False
+
+    def over(self) -> bool:
+        """Whether the iteration ends, in time."""
+        self._thread.join(DEADLINE)
+        return not self._thread.is_alive()
+
+
+class Looks:
+    """A clock that stands still, and how often the folder was looked at."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self._looks = 0
+        monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(sources, "find_images", self._find)
+
+    def _find(self, folder: Path) -> list[Path]:
+        self._looks += 1
+        return find_images(folder)
+
+    def look(self, *, after: float = 0) -> None:
+        """Let time pass, and wait until the folder has been looked at, from the beginning of a look to its end."""
+        self.now += after
+        enough = self._looks + 3  # one may be under way, the next is whole when that after it begins
+        assert eventually(lambda: self._looks >= enough)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
+
+
+@pytest.fixture
+def watch(incoming: Path) -> Iterator[Callable[..., Reader]]:
+    """Watches the folder; what is open at the end is closed."""
+    opened: list[Watch] = []
+
+    def begin(**options: Any) -> Reader:
+        opened.append(Watch(incoming, **{"settle": 0, "poll": 0.001, **options}))
+        return Reader(opened[-1])
+
+    yield begin
+    for one in opened:
+        one.close()
+
+
+# ---- which files, and when
+
+
+def test_files_are_given_when_they_have_settled(incoming: Path, watch: Callable[..., Reader], looks: Looks) -> None:
+    put(incoming / "before.png")
+    reader = watch(settle=2.0)
+    looks.look()
+    put(incoming / "later.png")
+    looks.look(after=1.9)
+    assert reader.nothing()
+    looks.look(after=0.2)
+    assert reader.next() == "before.png"
+    assert reader.nothing()
+    looks.look(after=2.0)
+    assert reader.next() == "later.png"
+    looks.look(after=10)
+    assert reader.nothing()
+
+
+def test_a_file_that_is_still_being_written(incoming: Path, watch: Callable[..., Reader], looks: Looks) -> None:
+    path = put(incoming / "slow.png", changed=1000)
+    reader = watch(settle=2.0)
+    for part in range(5):
+        with path.open("ab") as file:
+            file.write(b"part")
+        os.utime(path, (1000, 1000))  # its size alone says so
+        looks.look()
+        looks.look(after=1.9)
+        assert reader.nothing(0.02), part
+    for moment in range(3):
+        os.utime(path, (2000 + moment, 2000 + moment))  # the time of its change alone says so
+        looks.look()
+        looks.look(after=1.9)
+        assert reader.nothing(0.02), moment
+    looks.look(after=0.2)
+    assert reader.next() == "slow.png"
+    looks.look(after=10)
+    assert reader.nothing()
+
+
+def test_a_file_that_is_removed_before_it_has_settled(
+    incoming: Path, watch: Callable[..., Reader], looks: Looks
+) -> None:
+    path = put(incoming / "gone.png")
+    reader = watch(settle=2.0)
+    looks.look(after=1.5)
+    path.unlink()
+    looks.look(after=1.5)
+    assert reader.nothing()
+    put(path)
+    looks.look()
+    looks.look(after=1.5)  # it begins anew
+    assert reader.nothing()
+    looks.look(after=1.0)
+    assert reader.next() == "gone.png"
+
+
+def test_folders_in_it_and_what_is_hidden(incoming: Path, watch: Callable[..., Reader]) -> None:
+    reader = watch()
+    names = ["a.png", "späť/d e.jpeg", "sub/b.JPG", "sub/deeper/c.webp"]
+    for name in [".hidden.png", ".folder/e.png", "sub/.part/f.png", "notes.txt", "g.png.part", "no-suffix", *names]:
+        put(incoming / name)
+    assert sorted(reader.several(4)) == names
+    assert reader.nothing()
+
+
+def test_they_come_in_the_order_of_their_change(incoming: Path, watch: Callable[..., Reader]) -> None:
+    order = [3, 1, 4, 0, 2]
+    for name, changed in enumerate(order):
+        put(incoming / f"{name}.png", changed=1000 + changed)
+    assert watch().several(5) == [f"{order.index(changed)}.png" for changed in range(5)]
+
+
+def test_a_file_that_is_replaced_is_a_new_one(incoming: Path, watch: Callable[..., Reader]) -> None:
+    put(incoming / "a.png", b"one", changed=1000)
+    put(incoming / "b.png", b"one", changed=1001)
+    reader = watch()
+    assert reader.several(2) == ["a.png", "b.png"]
+    reader.watch.done(str(incoming / "a.png"))
+    put(incoming / "a.png", b"another", changed=1000)
+    assert reader.next() == "a.png"
+    os.utime(incoming / "a.png", (1002, 1002))
+    assert reader.next() == "a.png"
+    assert reader.nothing()
+
+
+def test_a_folder_in_it_that_is_taken_away_while_it_is_looked_at(
+    incoming: Path, watch: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = 0
+
+    def find(folder: Path) -> list[Path]:
+        nonlocal gone
+        gone += 1
+        if gone % 2:
+            find_images(folder / "not there any more")
+        return find_images(folder)
+
+    reader = watch()
+    monkeypatch.setattr(sources, "find_images", find)
+    put(incoming / "a.png")
+    assert reader.next() == "a.png"
+    assert eventually(lambda: gone > 4)
+    assert reader.error is None
+
+
+def test_the_folder_itself_is_taken_away(incoming: Path, watch: Callable[..., Reader], tmp_path: Path) -> None:
+    reader = watch(state=tmp_path / "state.jsonl")
+    incoming.rmdir()
+    assert reader.over()
+    assert isinstance(reader.error, InvalidInputError)
+    assert "No such file or directory" in str(reader.error)
+
+
+@pytest.mark.parametrize("how", ["close", "with"])
+def test_closing_ends_the_iteration(incoming: Path, how: str) -> None:
+    put(incoming / "a.png")
+    if how == "with":
+        with Watch(incoming, settle=0, poll=3600) as watched:
+            reader = Reader(watched)
+            assert reader.next() == "a.png"
+    else:
+        reader = Reader(Watch(incoming, settle=0, poll=3600))
+        assert reader.next() == "a.png"
+        reader.watch.close()
+    assert reader.over()
+    reader.watch.close()
+    assert list(reader.watch) == []
+
+
+def test_closing_while_there_is_more(incoming: Path) -> None:
+    for name in range(5):
+        put(incoming / f"{name}.png", changed=1000 + name)
+    with Watch(incoming, settle=0, poll=0.001) as watched:
+        for path in watched:
+            if path.name == "1.png":
+                watched.close()
+    assert path.name == "1.png"
+
+
+# ---- each once, across restarts
+
+
+def test_a_later_watch_goes_on_where_one_ended(incoming: Path, watch: Callable[..., Reader]) -> None:
+    seen = []
+    for run in range(3):
+        names = [f"{run}-{i}.png" for i in range(4)]
+        for name in names:
+            put(incoming / name)
+        reader = watch()
+        found = reader.several(4)
+        assert reader.nothing()
+        for name in found:
+            reader.watch.done(str(incoming / name))
+        reader.watch.close()
+        seen += found
+        assert sorted(found) == names
+    assert remembered(incoming) == seen
+
+
+def test_what_was_given_but_not_done_is_given_again(incoming: Path, watch: Callable[..., Reader]) -> None:
+    names = [f"{i}.png" for i in range(6)]
+    for i, name in enumerate(names):
+        put(incoming / name, changed=1000 + i)
+    reader = watch()
+    assert reader.several(6) == names
+    for i in (0, 3, 4):
+        reader.watch.done(str(incoming / names[i]))
+    assert reader.nothing()  # not to the one that has it
+    reader.watch.close()
+    reader = watch()
+    assert reader.several(3) == ["1.png", "2.png", "5.png"]
+    assert reader.nothing()
+
+
+def test_what_is_not_known_cannot_be_done(incoming: Path, watch: Callable[..., Reader]) -> None:
+    put(incoming / "a.png")
+    reader = watch()
+    reader.watch.done("elsewhere.png")
+    assert reader.next() == "a.png"
+    for _ in range(3):
+        reader.watch.done(str(incoming / "a.png"))
+    assert remembered(incoming) == ["a.png"]
+
+
+def test_what_is_done_is_what_was_given_first(incoming: Path, watch: Callable[..., Reader]) -> None:
+    path = put(incoming / "a.png", b"one")
+    reader = watch()
+    assert reader.next() == "a.png"
+    put(path, b"another")  # before the first is done
+    assert reader.next() == "a.png"
+    reader.watch.done(str(path))
+    reader.watch.close()
+    reader = watch()
+    assert reader.next() == "a.png"  # the second was not done
+    reader.watch.done(str(path))
+    reader.watch.close()
+    assert remembered(incoming) == ["a.png", "a.png"]
+    assert watch().nothing()
+
+
+@pytest.mark.parametrize("name", ["a b.png", "a\nb.png", 'q"\\.png', "小熊猫.png", os.fsdecode(b"\xff.png"), "a\r.png"])
+def test_any_name_is_remembered(incoming: Path, watch: Callable[..., Reader], name: str) -> None:
+    put(incoming / name)
+    reader = watch()
+    assert reader.next() == name
+    reader.watch.done(str(incoming / name))
+    reader.watch.close()
+    assert remembered(incoming) == [name]
+    assert watch().nothing()
+
+
+def test_a_folder_by_its_relative_name(incoming: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(incoming.parent)
+    put(incoming / "sub" / "a.png")
+    for folder in ("incoming/", "./incoming", incoming):
+        with Watch(folder, settle=0, poll=0.001) as watched:
+            if folder == "incoming/":
+                path = next(iter(watched))
+                assert path == Path("incoming/sub/a.png")
+                watched.done(str(path))
+            else:
+                assert Reader(watched).nothing()
+
+
+def test_a_torn_last_line_is_as_if_it_had_not_been_written(incoming: Path) -> None:
+    names = [f"{i}.png" for i in range(3)]
+    for i, name in enumerate(names):
+        put(incoming / name, changed=1000 + i)
+    with Watch(incoming, settle=0, poll=0.001) as watched:
+        for path in watched:
+            watched.done(str(path))
+            if path.name == names[-1]:
+                break
+    state = incoming / STATE
+    whole = state.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for cut in range(1, len(lines[-1]) + 1):
+        state.write_bytes(whole[:-cut])
+        with Watch(incoming, settle=0, poll=0.001) as watched:
+            assert state.read_bytes() == b"".join(lines[:-1])
+            path = next(iter(watched))
+            assert path.name == names[-1]
+            watched.done(str(path))
+        assert state.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", [b"{", b"5", b"[]", b'["a.png", 1]', b'["a.png", "x", 2]', b"null", b"\xff", b""])
+def test_a_state_that_is_none(incoming: Path, line: bytes) -> None:
+    state = put(incoming / STATE, b'["a.png", 1, 2]\n' + line + b"\n")
+    before = state.read_bytes()
+    with pytest.raises(InvalidInputError, match=r"zsvec-watch\.jsonl cannot be used as the state of a watch: ") as held:
+        Watch(incoming)
+    assert state.read_bytes() == before
+    state.unlink()
+    Watch(incoming).close()  # nothing is left open, or locked
+    del held  # not even while the error is
+
+
+@pytest.mark.parametrize("state", ["a folder", "in a file"])
+def test_a_state_that_cannot_be_written(incoming: Path, tmp_path: Path, state: str) -> None:
+    (tmp_path / "folder").mkdir()
+    put(tmp_path / "file")
+    path = tmp_path / "folder" if state == "a folder" else tmp_path / "file" / "state.jsonl"
+    with pytest.raises(InvalidInputError, match="cannot be used as the state of a watch"):
+        Watch(incoming, state=path)
+
+
+@pytest.mark.parametrize("folder", ["missing", "a file"])
+def test_a_folder_that_is_none(tmp_path: Path, folder: str) -> None:
+    put(tmp_path / "a file")
+    with pytest.raises(InvalidInputError, match="cannot list the folder"):
+        Watch(tmp_path / folder)
+    assert not list(tmp_path.glob(f"**/{STATE}*"))
+
+
+# ---- several at once
+
+
+def test_two_with_one_state(incoming: Path, tmp_path: Path) -> None:
+    with Watch(incoming):
+        for _ in range(2):
+            with pytest.raises(InvalidInputError, match=r"another process watches with .*: give each its own state"):
+                Watch(incoming)
+        with Watch(incoming, state=tmp_path / "other.jsonl"):
+            pass
+    Watch(incoming).close()
+
+
+WATCHER = """
+import os, sys, time
+from pathlib import Path
+from zsvec.sources import Watch
+
+log = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+os.write(log, b"begun\\n")
+with Watch(sys.argv[1], settle=0, poll=0.002) as watch:
+    for path in watch:
+        os.write(log, f"given {path.name}\\n".encode())
+        time.sleep(0.001)
+        watch.done(str(path))
+        os.write(log, f"done {path.name}\\n".encode())
+"""
+
+
+def log_of(path: Path) -> list[list[str]]:
+    """What happened, whole lines only."""
+    text = path.read_text() if path.exists() else ""
+    return [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def test_two_processes_with_one_state(incoming: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    put(incoming / "a.png")
+    process = subprocess.Popen([sys.executable, "-c", WATCHER, str(incoming), str(log)])
+    try:
+        assert eventually(lambda: ["done", "a.png"] in log_of(log))
+        with pytest.raises(InvalidInputError, match="another process watches with"):
+            Watch(incoming)
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+    Watch(incoming).close()  # the dead hold nothing
+
+
+def test_kills_at_any_instant_lose_nothing_and_repeat_nothing_that_was_done(incoming: Path, tmp_path: Path) -> None:
+    rng, log, kills = random.Random(0), tmp_path / "log", 6
+    names: list[str] = []
+
+    def more(n: int) -> None:
+        for i in range(len(names), len(names) + n):
+            names.append(f"{i}.png")
+            put(incoming / names[-1], changed=1000 + i)
+
+    for kill in range(kills):
+        more(20)
+        so_far = len(log_of(log))
+        process = subprocess.Popen([sys.executable, "-c", WATCHER, str(incoming), str(log)])
+        try:
+            wanted = so_far + rng.randrange(2, 30)
+            assert eventually(lambda wanted=wanted: len(log_of(log)) >= wanted)  # type: ignore[misc]
+            more(3)  # they come while it runs
+            if kill == kills - 1:
+                assert eventually(lambda: set(remembered(incoming)) == set(names))
+            time.sleep(rng.random() * 0.005)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(DEADLINE)
+    events = [event for event in log_of(log) if event[0] != "begun"]
+    done: set[str] = set()
+    for what, name in events:
+        assert what != "given" or name not in done
+        if what == "done":
+            done.add(name)
+    given = Counter(name for what, name in events if what == "given")
+    assert set(given) == set(names)
+    assert len(remembered(incoming)) == len(names)
+    assert sum(given.values()) - len(names) <= kills - 1  # what was being dealt with at a kill may come again
+
+
+# ---- through a classifier
+
+
+def test_a_stream_of_what_comes(incoming: Path) -> None:
+    with fast_folder() as folder, open_classifier(folder) as clf:
+        for colour in ("red", "blue"):
+            clf.add_category(colour, images=[coloured(colour, seed) for seed in range(3)])
+        with Watch(incoming, settle=0, poll=0.001) as watched:
+            stream: Any = clf.classify_stream(watched)
+            for i, colour in enumerate(["red", "blue", "red"]):
+                put(incoming / f"{i}.png", encode(coloured(colour, 100)))
+                prediction = next(stream)
+                assert (prediction.source, prediction.label) == (str(incoming / f"{i}.png"), colour)
+                watched.done(prediction.source)
+            put(incoming / "broken.png", b"no picture")
+            prediction = next(stream)
+            assert "cannot read" in (prediction.error or "")
+            watched.done(prediction.source)
+        assert list(stream) == []  # the end of the watch is the end of the stream
+    assert remembered(incoming) == ["0.png", "1.png", "2.png", "broken.png"]
+    assert eventually(lambda: not threads())
+
+
+@pytest.mark.usefixtures("hash_encoders")
+def test_a_watch_that_is_killed(filled: Callable[..., Result], incoming: Path) -> None:  # noqa: F811
+    rng = random.Random(1)
+    names: list[str] = []
+    printed: list[str] = []
+
+    def more() -> None:
+        for i in range(len(names), len(names) + 20):
+            names.append(f"{i}.png")
+            put(incoming / names[-1], encode(coloured("red", i)), changed=1000 + i)
+
+    for _ in range(3):
+        more()
+        done = set(remembered(incoming)) if printed else set()
+        process = start("watch", incoming, "--settle", "0", "--json")
+        assert process.stdout
+        lines = [process.stdout.readline() for _ in range(rng.randrange(1, 15))]
+        time.sleep(rng.random() * 0.01)
+        process.kill()
+        lines += process.stdout.readlines()
+        assert finish(process) == (-signal.SIGKILL, "", "")
+        found = [Path(json.loads(line)["source"]).name for line in lines if line.endswith(b"\n")]
+        assert not done & set(found)
+        assert set(remembered(incoming)) <= done | set(found)  # nothing is done before it is answered
+        printed += found
+    more()
+    process = start("watch", incoming, "--settle", "0", "--json")
+    assert eventually(lambda: set(remembered(incoming)) == set(names))
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, err) == (130, "")
+    printed += [Path(json.loads(line)["source"]).name for line in out.splitlines()]
+    assert set(printed) == set(names)
+    assert len(printed) <= len(names) + 3
+    assert len(filled("list --json").objects) == 3
+
+
+@pytest.mark.usefixtures("hash_encoders")
+def test_a_watch_of_what_cannot_be_watched(filled: Callable[..., Result], incoming: Path) -> None:  # noqa: F811
+    result = filled("watch missing")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("zsvec: cannot list the folder 'missing'")
+    with Watch(incoming):
+        result = filled("watch", incoming)
+    assert (result.code, result.out) == (2, "")
+    assert "another process watches with" in result.err
+    assert filled("watch", incoming, "--settle", "-1").code == 2
+
+
+@pytest.mark.usefixtures("hash_encoders")
+def test_a_state_file_of_ones_own(filled: Callable[..., Result], incoming: Path) -> None:  # noqa: F811
+    put(incoming / "a.png", encode(coloured("red", 100)))
+    process = start("watch", incoming, "--state", "done.jsonl", "--settle", "0")
+    assert process.stdout
+    assert b"red" in process.stdout.readline()
+    assert eventually(lambda: b"a.png" in Path("done.jsonl").read_bytes())
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "")
+    assert sorted(path.name for path in incoming.iterdir()) == ["a.png"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.usefixtures("hash_encoders")
+def test_an_answer_that_cannot_be_written_is_not_done(filled: Callable[..., Result], incoming: Path) -> None:  # noqa: F811
+    put(incoming / "a.png", encode(coloured("red", 100)))
+    with Path("/dev/full").open("wb") as full:
+        code, _, err = finish(start("watch", incoming, "--settle", "0", "--json", stdout=full))
+    assert (code, err) == (1, "zsvec: [Errno 28] No space left on device\n")
+    assert remembered(incoming) == []
+
+
+# ---- videos
+
+
+N_FRAMES = 20
+
+
+@pytest.fixture(scope="module")
+def av() -> ModuleType:
+    module: ModuleType = pytest.importorskip("av", reason='pip install "zsvec[video]"')
+    return module
+
+
+def write_video(av: Any, path: Path, codec: str = "mpeg4") -> Path:
+    """Grey frames, each lighter than the last."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.gop_size = 5
+        for i in range(N_FRAMES):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(av: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(av, tmp_path_factory.mktemp("videos") / "clip.mp4")
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 19, 20, 1000])
+def test_each_so_many_frames(clip: Path, every: int) -> None:
+    found = list(frames(clip, every=every))
+    numbers = range(0, N_FRAMES, every)
+    assert [getattr(image, "filename", None) for image in found] == [f"{clip}#{number}" for number in numbers]
+    for image, number in zip(found, numbers, strict=True):
+        assert (image.mode, image.size) == ("RGB", (64, 48))
+        assert np.asarray(image).mean() == pytest.approx(10 * number, abs=6)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".mov"])
+def test_containers(av: ModuleType, tmp_path: Path, suffix: str) -> None:
+    assert suffix in sources.VIDEOS
+    path = write_video(av, tmp_path / f"clip{suffix}")
+    assert len(list(frames(path))) == N_FRAMES
+    assert len(list(frames(str(path), every=4))) == N_FRAMES / 4
+
+
+def test_frames_that_are_not_wanted_any_more(clip: Path) -> None:
+    found: Any = frames(clip)
+    assert next(found).filename == f"{clip}#0"
+    found.close()
+    assert next(found, None) is None
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, "2", None])
+def test_a_count_that_is_none(clip: Path, every: Any) -> None:
+    with pytest.raises(InvalidInputError, match="every must be a whole number from 1 up"):
+        list(frames(clip, every=every))
+
+
+def damaged(clip: Path, kind: str, folder: Path) -> Path:
+    path = folder / f"{kind}.mp4"
+    data = bytearray(clip.read_bytes())
+    if kind == "cut short":
+        data = data[: len(data) // 2]
+    elif kind == "damaged":
+        data[len(data) // 3 : len(data) // 2] = bytes(0x5A ^ byte for byte in data[len(data) // 3 : len(data) // 2])
+    elif kind == "no video":
+        data = bytearray(b"this is no video " * 100)
+    elif kind == "empty":
+        data = bytearray()
+    elif kind == "sound":
+        with wave.open(str(path), "wb") as sound:
+            sound.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
+            sound.writeframes(bytes(1600))
+        return path
+    elif kind == "folder":
+        path.mkdir()
+        return path
+    elif kind == "missing":
+        return path
+    path.write_bytes(data)
+    return path
+
+
+REASONS = {
+    "cut short": "Invalid data found when processing input",
+    "no video": "Invalid data found when processing input",
+    "empty": "Invalid data found when processing input",
+    "sound": "it has no video; give one that has",
+    "folder": "Is a directory",
+    "missing": "No such file or directory",
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_what_is_no_video(clip: Path, tmp_path: Path, kind: str) -> None:
+    path = damaged(clip, kind, tmp_path)
+    with pytest.raises(ImageError) as failure:
+        next(frames(path))
+    assert str(failure.value).startswith(f"cannot read {str(path)!r}: {REASONS[kind]}")
+    assert "Errno" not in str(failure.value)
+
+
+def test_frames_before_damage(clip: Path, tmp_path: Path) -> None:
+    path = damaged(clip, "damaged", tmp_path)
+    found = []
+    with pytest.raises(ImageError, match=r"cannot read '.*damaged\.mp4': "):
+        for image in frames(path):
+            found.append(image.filename)  # type: ignore[attr-defined]  # noqa: PERF401 - what came before
+    assert found == [f"{path}#{number}" for number in range(len(found))]
+    assert len(found) < N_FRAMES
+
+
+def test_a_video_without_a_frame(av: ModuleType, tmp_path: Path) -> None:
+    whole = write_video(av, tmp_path / "clip.mkv")
+    path = tmp_path / "cut.mkv"
+    data = whole.read_bytes()
+    frames_begin = data.index(b"\x1f\x43\xb6\x75")
+    path.write_bytes(data[: frames_begin + 40])  # FFmpeg finds nothing wrong with that
+    with pytest.raises(ImageError, match=r"cannot read '.*cut\.mkv': it has no frame; give a video that FFmpeg reads"):
+        list(frames(path))
+
+
+def test_videos_are_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingExtraError, match=r'av is needed to read videos: pip install "zsvec\[video\]"'):
+        next(frames("clip.mp4"))
+
+
+@pytest.mark.usefixtures("hash_encoders")
+def test_classify_a_video(filled: Callable[..., Result], new: Path, clip: Path) -> None:  # noqa: F811
+    Path("clip.mp4").write_bytes(clip.read_bytes())
+    Path("UPPER.MP4").write_bytes(clip.read_bytes())
+    result = filled("classify clip.mp4 --every 5 --json")
+    assert (result.code, result.err) == (0, "")
+    assert [found["source"] for found in result.objects] == [f"clip.mp4#{number}" for number in (0, 5, 10, 15)]
+    assert all(found["label"] in ("red", "green", "blue") for found in result.objects)
+    result = filled("classify new/red.png UPPER.MP4 new --every 19 --json")
+    assert [found["source"] for found in result.objects] == [
+        "new/red.png",
+        "UPPER.MP4#0",
+        "UPPER.MP4#19",
+        "new/blue.png",
+        "new/red.png",
+    ]
+    assert len(filled("classify clip.mp4 --json").objects) == N_FRAMES
+    assert filled("classify clip.mp4 --every 0").code == 2
+
+
+@pytest.mark.usefixtures("hash_encoders")
+def test_classify_what_is_no_video(filled: Callable[..., Result], new: Path, clip: Path) -> None:  # noqa: F811
+    damaged(clip, "cut short", Path())
+    result = filled("classify new/red.png --json", "cut short.mp4")
+    assert (result.code, [found["source"] for found in result.objects]) == (1, ["new/red.png"])
+    assert result.err == (
+        "zsvec: cannot read 'cut short.mp4': Invalid data found when processing input; give a video that FFmpeg reads\n"
+    )
+
+
+@pytest.mark.usefixtures("hash_encoders")
+def test_classify_a_video_without_the_extra(
+    filled: Callable[..., Result],  # noqa: F811
+    new: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = filled("classify new/red.png clip.mp4 --json")
+    assert (result.code, len(result.objects)) == (1, 1)
+    assert result.err == 'zsvec: av is needed to read videos: pip install "zsvec[video]"\n'
+
+
+def test_a_frame_keeps_its_name_in_an_answer(clip: Path) -> None:
+    with fast_folder() as folder, open_classifier(folder) as clf:
+        clf.add_category("dark", images=[Image.new("RGB", (8, 8), "black")])
+        clf.add_category("light", images=[Image.new("RGB", (8, 8), "#bebebe")])
+        found = list(clf.classify_stream(frames(clip, every=19)))
+    assert [(p.source, p.label) for p in found] == [(f"{clip}#0", "dark"), (f"{clip}#19", "light")]

@@ -1,0 +1,175 @@
+"""The parts of zsvec, each against the plainest code that does the same."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+import zsvec
+from benchmarks.measure import Device, Out, interleaved, medians, report, seconds, unit_vectors
+from zsvec.aggregate import AGGREGATIONS
+from zsvec.builder import CategoryInput
+from zsvec.classifier import Classifier
+from zsvec.config import PROFILES
+from zsvec.encoders import load_encoders
+from zsvec.evaluation import labelled_images
+from zsvec.folders import read_categories
+from zsvec.images import load_image
+from zsvec.scoring import Scoring
+from zsvec.search import Searcher
+from zsvec.testing import HashEncoder
+
+
+def pipeline(
+    folder: Path,
+    profile: str = "offline",
+    batch_size: int = 32,
+    rounds: int = 5,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Rates of import and of classification, as shares of the rate of a plain loop over the same images."""
+    encoders = load_encoders(PROFILES[profile].encoders, device=device, dtype="auto", batch_size=batch_size)
+    paths = [path for path, _ in labelled_images(folder)]
+    categories = read_categories(folder)
+
+    def plain_loop() -> None:
+        for first in range(0, len(paths), batch_size):
+            images = [load_image(path) for path in paths[first : first + batch_size]]
+            encoders.encode_images([encoders.preprocess(image) for image in images])
+
+    with tempfile.TemporaryDirectory() as scratch:
+        stores = iter(range(10**6))
+
+        def open_with_encoders() -> Classifier:
+            return zsvec.open(
+                f"{scratch}/{next(stores)}", encoders=list(encoders), batch_size=batch_size, mirror_device=device
+            )
+
+        def import_all() -> None:
+            with open_with_encoders() as classifier:
+                list(classifier.add_categories(categories))
+
+        with open_with_encoders() as filled:
+            list(filled.add_categories(categories))
+
+            def classify_all() -> None:
+                for _ in filled.classify_stream(paths):
+                    pass
+
+            actions = {"plain loop": plain_loop, "import": import_all, "classify": classify_all}
+            times = medians(interleaved(actions, rounds))
+    rows = [
+        {"what": name, "images/s": len(paths) / spent, "of the plain loop": times["plain loop"] / spent}
+        for name, spent in times.items()
+    ]
+    report(
+        "pipeline",
+        f"{len(paths)} images, {len(categories)} categories, profile {profile}, batches of {batch_size}",
+        {"": rows},
+        out=out,
+        draw=lambda axes: axes.bar(list(times), [row["images/s"] for row in rows]),
+        device=device,
+    )
+
+
+def search(
+    references: int = 10_000,
+    dim: int = 512,
+    categories: int = 1_000,
+    batch: int = 64,
+    rounds: int = 30,
+    limit: Annotated[int, typer.Option(help="References that a Qdrant query fetches for an image.")] = 256,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Times of search + aggregation + fusion for a batch, as multiples of a bare product and maximum."""
+    random = np.random.default_rng(0)
+    vectors = unit_vectors(random, references, dim)
+    queries = unit_vectors(random, batch, dim)
+    bounds = np.linspace(0, references, categories + 1).astype(int)
+
+    def bare() -> None:
+        np.maximum.reduceat(queries @ vectors.T, bounds[:-1], axis=1)
+
+    encoder = HashEncoder("bench", dim=dim, modalities=("image",))
+    parts = np.split(vectors, bounds[1:-1])
+    inputs = [
+        CategoryInput(name=f"category {i:04}", texts=[], vectors={"bench:image": part}) for i, part in enumerate(parts)
+    ]
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        zsvec.open(scratch, encoders=[encoder], mirror_device=device) as filled,
+    ):
+        list(filled.add_categories(inputs))
+        actions: dict[str, Callable[[], object]] = {"bare product and maximum": bare}
+        for way, aggregation in [("mirror", name) for name in AGGREGATIONS] + [
+            ("qdrant", "max"),
+            ("qdrant", "top_mean"),
+        ]:
+            searcher = Searcher(filled.store, method=way, budget=0, limit=limit, norms=aggregation == "prototype")
+            scoring = Scoring(temperatures={"bench:image": 0.05}, aggregation=aggregation)
+            actions[f"{way}, {aggregation}"] = lambda search=searcher.search, score=scoring.scores: score(
+                search({"bench": queries}, 3)
+            )
+        actions["mirror, top_mean, predictions made"] = lambda: filled.classify_vectors({"bench": queries})
+        times = medians(interleaved(actions, rounds))
+    rows = [
+        {"what": name, "ms": 1000 * spent, "× bare": spent / times["bare product and maximum"]}
+        for name, spent in times.items()
+    ]
+    report(
+        "search",
+        f"{batch} images, {references} references of {dim} dimensions, {categories} categories",
+        {"": rows},
+        out=out,
+        draw=lambda axes: (axes.barh(list(times), [row["× bare"] for row in rows]), axes.set_xscale("log")),
+        device=device,
+    )
+
+
+def calibrate(
+    references: int = 10_000, dim: int = 512, categories: int = 1_000, device: Device = "auto", out: Out = None
+) -> None:
+    """Seconds and memory of calibrating three image experts, and of adding one category to a store of that size."""
+    random = np.random.default_rng(0)
+    names = ("one", "two", "three")
+    centres = {name: random.standard_normal((categories, dim)) for name in names}
+    encoders = [HashEncoder(name, dim=dim, modalities=("image",)) for name in names]
+
+    def category(number: int) -> CategoryInput:
+        size = (references // categories, dim)
+        vectors = {
+            f"{name}:image": centres[name][number % categories] + 3 * random.standard_normal(size) for name in names
+        }
+        return CategoryInput(name=f"category {number:06}", texts=[], vectors=vectors)
+
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        zsvec.open(scratch, encoders=encoders, mirror_device=device) as classifier,
+    ):
+        list(classifier.add_categories([category(number) for number in range(categories)]))
+        queries = {name: centre[:1].astype(np.float32) for name, centre in centres.items()}
+        classifier.classify_vectors(queries)  # now the vectors are in this process
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        spent = {"calibrate": seconds(classifier.calibrate)}
+        extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+        later = iter([category(categories + i) for i in range(5)])
+        added = [seconds(lambda: list(classifier.add_categories([next(later)]))) for _ in range(5)]
+        spent["add a category"] = statistics.median(added)
+    report(
+        "calibrate",
+        f"{references} references of {dim} dimensions × {len(names)} experts, {categories} categories",
+        {"": [{"what": name, "s": value} for name, value in spent.items()]},
+        out=out,
+        draw=lambda axes: axes.bar(list(spent), list(spent.values())),
+        device=device,
+        notes=[f"memory of calibrating beyond that of the vectors: {extra:.2f} GiB"],
+    )

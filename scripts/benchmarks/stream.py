@@ -1,0 +1,210 @@
+"""`classify_stream` end to end, beside what one would write or call without zsvec."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+
+import zsvec
+from benchmarks import material
+from benchmarks.measure import Device, Out, Row, Spent, interleaved, medians, report
+from zsvec.config import EncoderSpec, Profile
+from zsvec.encoders import EncoderSet
+from zsvec.encoders.base import batches
+from zsvec.encoders.device import choose_runtime
+from zsvec.encoders.quiet import quiet_loading
+from zsvec.images import load_image
+from zsvec.stream import StreamStats
+
+_STREAM = "classify_stream"
+_SLOW_IMAGES = 32  # for the pipeline of transformers, which embeds the labels again with every image
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A way to go through some images."""
+
+    images: int
+    run: Callable[[], object]
+
+
+def stream(
+    encoders: Annotated[str, typer.Option(help="Profile; weights of the hub are replaced by random ones.")] = "offline",
+    folder: Annotated[Path | None, typer.Option(help="Images to make JPEGs of 500×375 from; else random ones.")] = None,
+    images: int = 512,
+    references: Annotated[int, typer.Option(help="In the store, of all experts together.")] = 10_000,
+    categories: int = 1_000,
+    labels: Annotated[int, typer.Option(help="Labels that the pipeline of transformers is given.")] = 10,
+    batch_size: int = 32,
+    rounds: int = 5,
+    device: Device = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Folder to keep random checkpoints in; else temporary.")] = None,
+    out: Out = None,
+) -> None:
+    """Images a second of classify_stream, of plain loops and of pipelines of other libraries at their defaults."""
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        specs = material.specs(encoders, cache or scratch / "checkpoints")
+        (scratch / "images").mkdir()
+        paths = material.write_images(images, folder, scratch / "images")
+        profiles = {"measured": Profile(encoders=specs)}
+        classifier = stack.enter_context(
+            zsvec.open(scratch / "store", profile="measured", profiles=profiles, batch_size=batch_size, device=device)
+        )
+        loaded = classifier.encoders
+        list(classifier.add_categories(material.random_categories(loaded, references, categories)))
+        classifier.calibrate()
+        stats: list[StreamStats] = []
+
+        def classify() -> None:
+            for _ in classifier.classify_stream(paths):
+                pass
+            stats.append(classifier.stats)
+
+        where = str(choose_runtime(device, "auto").device)  # type: ignore[arg-type]
+        ways = {
+            _STREAM: _Way(images, classify),
+            "plain loop, threads decode ahead": _Way(images, lambda: _plain_loop(loaded, paths, batch_size)),
+            "plain loop, one thing after another": _Way(images, lambda: _plainest_loop(loaded, paths, batch_size)),
+            **_other_libraries(specs, paths, labels, where),
+        }
+        times = interleaved({name: way.run for name, way in ways.items()}, rounds)
+    rates = {name: ways[name].images / spent for name, spent in medians(times).items()}
+    rows = [
+        {
+            "way": name,
+            "images/s": rate,
+            f"{_STREAM} ÷ this": _ratio(times, name, images / ways[name].images),
+            "CPU ms an image": 1000 * statistics.median(spent.cpu for spent in times[name]) / ways[name].images,
+        }
+        for name, rate in rates.items()
+    ]
+    report(
+        "stream",
+        f"{images} images, profile {encoders}, {references:,} references, {categories:,} categories, "
+        f"batches of {batch_size}",
+        {"rates (medians)": rows, f"stages of {_STREAM}": _stages(stats[1:])},
+        out=out,
+        draw=lambda axes: (axes.barh(list(rates), list(rates.values())), axes.set_xlabel("images/s")),
+        device=device,
+        raw={"images": {name: way.images for name, way in ways.items()}, "seconds": times},
+        notes=[
+            f"Ratios: median over {rounds} rounds. The loops only embed; the pipeline classifies by {labels} labels.",
+            "Stages overlap, and one that waits for a core is busy: on a CPU their times add up to more than it takes.",
+        ],
+    )
+
+
+def _ratio(times: Mapping[str, Sequence[Spent]], name: str, share: float) -> float:
+    """Median over the rounds of how many times as fast the stream is."""
+    pairs = zip(times[name], times[_STREAM], strict=True)
+    return statistics.median(share * other.wall / mine.wall for other, mine in pairs)
+
+
+def _stages(stats: Sequence[StreamStats]) -> list[Row]:
+    """Mean time of each stage, and of search and fusion together."""
+    images, elapsed = sum(of.images for of in stats), sum(of.seconds for of in stats)
+    busy = {stage: sum(of.busy[stage] for of in stats) for stage in stats[0].busy}
+    busy["search + fuse"] = busy["search"] + busy["fuse"]
+    return [
+        {
+            "stage": stage,
+            "ms an image": 1000 * spent / images,
+            "share of the time that the stream took": spent / elapsed,
+        }
+        for stage, spent in busy.items()
+    ]
+
+
+def _plain_loop(encoders: EncoderSet, paths: Sequence[Path], batch_size: int) -> None:
+    """Decode and preprocess in as many threads as zsvec does, two batches ahead; encode."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        waiting: deque[list[Any]] = deque()
+        for batch in batches(paths, batch_size):
+            waiting.append([pool.submit(_prepared, encoders, path) for path in batch])
+            if len(waiting) > 2:
+                encoders.encode_images([future.result() for future in waiting.popleft()])
+        for futures in waiting:
+            encoders.encode_images([future.result() for future in futures])
+
+
+def _plainest_loop(encoders: EncoderSet, paths: Sequence[Path], batch_size: int) -> None:
+    """Decode and preprocess a batch, encode it, and so on."""
+    for batch in batches(paths, batch_size):
+        encoders.encode_images([_prepared(encoders, path) for path in batch])
+
+
+def _prepared(encoders: EncoderSet, path: Path) -> Any:
+    return encoders.preprocess(load_image(path, side=encoders.side))
+
+
+def _other_libraries(
+    specs: Mapping[str, EncoderSpec], paths: Sequence[Path], labels: int, device: str
+) -> dict[str, _Way]:
+    """The same models by other libraries at their defaults, float32, each as its documentation shows it."""
+    clips = [spec for spec in specs.values() if spec.family == "clip"]
+    # Encoders that share an image model have the same one.
+    models = {(spec.model, spec.image_size) for spec in specs.values() if spec.family != "clip"}
+    with quiet_loading():
+        embedders = [_sentence_transformers(spec, device) for spec in clips]
+        embedders += [_timm(*model, device) for model in models]
+        classifiers = [_transformers(spec, labels, device) for spec in clips]
+
+    def embed() -> None:
+        for embedder in embedders:
+            embedder(paths)
+
+    ways = {"sentence-transformers + timm, loops" if clips else "timm, loop": _Way(len(paths), embed)}
+    for classify in classifiers:
+        some = paths[:_SLOW_IMAGES]
+        ways["transformers, zero-shot pipeline"] = _Way(len(some), partial(classify, some))
+    return ways
+
+
+def _transformers(spec: EncoderSpec, labels: int, device: str) -> Callable[[Sequence[Path]], object]:
+    from transformers import pipeline
+
+    classify = pipeline("zero-shot-image-classification", model=spec.model, device=device)
+    names = [f"c{number}" for number in range(labels)]
+    return lambda paths: classify([str(path) for path in paths], candidate_labels=names)
+
+
+def _sentence_transformers(spec: EncoderSpec, device: str) -> Callable[[Sequence[Path]], object]:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(spec.model, device=device, local_files_only=True)
+
+    def embed(paths: Sequence[Path]) -> None:
+        for batch in batches(paths, 32):  # what `encode` takes at once by default
+            model.encode([Image.open(path) for path in batch], show_progress_bar=False)
+
+    return embed
+
+
+def _timm(name: str, image_size: int | None, device: str) -> Callable[[Sequence[Path]], object]:
+    import timm
+
+    options = {"img_size": image_size} if image_size else {}
+    model = timm.create_model(name, **options).eval().to(device)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model, args=options))
+
+    def embed(paths: Sequence[Path]) -> None:
+        for batch in batches(paths, 32):
+            pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in batch])
+            with torch.inference_mode():
+                model(pixels.to(device)).cpu()
+
+    return embed

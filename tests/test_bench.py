@@ -1,0 +1,68 @@
+"""The benchmarks run and say what they measured, on sizes that measure nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from tests.encoders.tiny_checkpoints import VIT, save_clip, save_vit
+from tests.support import isolated  # noqa: F401
+from zsvec.config import EncoderSpec
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+STAGES = {"decode", "preprocess", "encode", "search", "fuse", "search + fuse"}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, dict[str, Any]]]:
+    """Runs a command and gives what it printed and its JSON."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import bench
+
+    def invoke(command: str, *arguments: str) -> tuple[Result, dict[str, Any]]:
+        result = CliRunner().invoke(bench.app, [command, *arguments, "--device", "cpu", "--out", "out"])
+        assert result.exit_code == 0, result.output
+        assert Path("out", f"{command}.png").stat().st_size
+        return result, json.loads(Path("out", f"{command}.json").read_text(encoding="utf-8"))
+
+    return invoke
+
+
+def test_stream(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks import material
+
+    tiny = {
+        "clip": EncoderSpec(family="clip", model=str(save_clip(tmp_path / "clip"))),
+        "vit": EncoderSpec(family="vision", model=VIT, weights=str(save_vit(tmp_path / "vit.pt")), image_size=160),
+    }
+    monkeypatch.setattr(material, "specs", lambda name, cache: tiny)
+    sizes = {"images": 6, "references": 40, "categories": 4, "labels": 2, "batch-size": 4, "rounds": 1}
+    result, figures = run("stream", *(part for name, value in sizes.items() for part in (f"--{name}", str(value))))
+    assert "transformers, zero-shot pipeline" in result.output
+    rates, stages = figures["tables"].values()
+    assert [row["classify_stream ÷ this"] for row in rates if row["way"] == "classify_stream"] == [1.0]
+    assert len(rates) == 5
+    assert {row["stage"] for row in stages} == STAGES
+    assert {"torch", "numpy", "python"} <= set(figures["versions"])
+
+
+@pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
+def test_scale(run: Callable[..., Any]) -> None:
+    pytest.importorskip("faiss")
+    _, figures = run("scale", "--smallest", "--rounds", "1", "--dim", "16")
+    (added,) = figures["tables"]["adding a category"]
+    assert (added["to so many categories"], added["vectors read from the store"]) == (100, 10)
+
+
+def test_soak(run: Callable[..., Any]) -> None:
+    result, figures = run("soak", "--images", "300", "--changes", "6")
+    assert "6 changes" in result.output
+    checks = {row["what"]: row["value"] for row in figures["tables"][""]}
+    assert checks["corrupt images"] == "3, 0 without an error"
+    assert checks["predictions out of order"] == "0"

@@ -104,7 +104,10 @@ class Gate:
         held = [set(of.keys) if of else set() for of in stored.values()]
         self._keys = set.intersection(*held) if held else set()
         self._held = sorted(self._keys)
-        self._stored = {name: _rows(of, self._held) for name, of in stored.items() if of}
+        dims = {name: fingerprint.dim for name, fingerprint in encoders.fingerprints.items()}
+        self._stored = {
+            name: _rows(of, self._held) if of else np.empty((0, dims[name]), np.float32) for name, of in stored.items()
+        }
 
     def holds(self, record: ImageRecord) -> bool:
         """Whether the store has this image of this category."""
@@ -125,6 +128,7 @@ class Gate:
         seen = [image for image in images if image.vectors]
         if seen:
             self._flag_far(seen, appearances)
+        if seen and self._stored:
             self._flag_copies(seen)
 
     def _prepare(self, image: GeneratedImage) -> tuple[GeneratedImage, Any]:
@@ -138,8 +142,8 @@ class Gate:
         return image, self._encoders.preprocess(rgb)
 
     def _flag_far(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
-        """Flag what each encoder of texts and images finds no nearer to its category than to anything."""
-        joint = [encoder.name for encoder in self._encoders if {"text", "image"} <= set(encoder.modalities)]
+        """Flag what each encoder of texts finds no nearer to its category than to anything."""
+        joint = [encoder.name for encoder in self._encoders if "text" in encoder.modalities]  # all take images
         everyday = {name: self._texts(name, EVERYDAY) for name in joint}
         categories: dict[str, list[GeneratedImage]] = {}
         for image in images:
@@ -158,9 +162,8 @@ class Gate:
         return self._encoders[encoder].encode_texts([prompt.replace("{name}", readable(name)) for name in names])
 
     def _flag_copies(self, images: Sequence[GeneratedImage]) -> None:
-        vectors = {name: np.stack([image.vectors[name] for image in images]) for name in images[0].vectors}
-        stored = {name: self._stored.get(name, np.empty((0, of.shape[1]), of.dtype)) for name, of in vectors.items()}
-        for image, other in zip(images, copies(vectors, stored), strict=True):
+        vectors = {name: np.stack([image.vectors[name] for image in images]) for name in self._stored}
+        for image, other in zip(images, copies(vectors, self._stored), strict=True):
             if other >= len(self._held):
                 image.flags.append(f"copy: the same picture as {images[other - len(self._held)].path}")
             elif other >= 0:

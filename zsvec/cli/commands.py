@@ -508,7 +508,7 @@ def _budget(given: Sequence[str]) -> Budget:
         in_dollars = re.fullmatch(r"(\d+(?:\.\d+)?) *usd", text, re.IGNORECASE)
         if in_dollars:
             limits["dollars"] = float(in_dollars[1])
-        elif text.isdecimal():
+        elif re.fullmatch(r"\d{1,9}", text):
             limits["images"] = int(text)
         else:
             raise typer.BadParameter(f"--budget takes a number of images, such as 40, or 2.50usd. Got {text!r}")

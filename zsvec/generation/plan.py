@@ -43,10 +43,10 @@ class Budget:
     dollars: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("images", "dollars"):
+        for name, kind, wanted in (("images", int, "a whole number"), ("dollars", int | float, "a number")):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-                raise InvalidInputError(f"a budget of {name} must be a number from 0 up. Got {value!r} instead")
+            if value is not None and not (isinstance(value, kind) and 0 <= value < math.inf):
+                raise InvalidInputError(f"a budget of {name} must be {wanted} from 0 up. Got {value!r} instead")
 
 
 @dataclass(frozen=True, slots=True)

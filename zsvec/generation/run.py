@@ -12,9 +12,10 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 from zsvec.config import GenerationSettings
@@ -79,15 +80,17 @@ class Run:
 
     def analyse(self) -> list[Group]:
         """Find out what the prompts of the images need; the groups that have been compared."""
-        names = sorted({name for name, _ in self._plan.places})
         plan = self._plan
+        names = sorted({name for name, _ in plan.places})
+        # Those that have all their images already are still what the rest are confused with.
+        others = {**dict.fromkeys(plan.categories, ""), **plan.others}
         try:
-            return analyse(self.knowledge, names, plan.others, plan.measured, self._ask)
+            return analyse(self.knowledge, names, others, plan.measured, self._ask)
         except _OutOfBudgetError:
             self.out_of_budget = True
             return []
 
-    def draw(self, groups: Sequence[Group]) -> Iterator[Result]:
+    def draw(self, groups: Sequence[Group]) -> Generator[Result, None, None]:
         """Buy the images of the plan, and yield each as it is there.
 
         Raises:
@@ -111,8 +114,13 @@ class Run:
     def _ask(self, questions: Sequence[Asked]) -> None:
         each = self._plan.cost_of_questions
         estimate = None if each is None else each / max(1, sum(self._plan.questions.values()))
-        for record in self._at_once(questions, self._answer, estimate):
-            self.knowledge.learn(record)
+        before = len(self._manifest.records)
+        try:
+            for _ in self._at_once(questions, self._answer, estimate):
+                pass
+        finally:
+            # In the order of the file, so that a run that resumes this one makes the same prompts of them.
+            self.knowledge.learn_all(self._manifest.records[before:])
         if self.out_of_budget:
             raise _OutOfBudgetError
 
@@ -250,12 +258,17 @@ def carry_out(
     """
     with Manifest(plan.folder) as manifest:
         knowledge, out_of_budget, error = Knowledge.of(manifest.records), False, None
+        bought = {(record.category, record.index) for record in images(manifest.records, plan.folder)}
+        declined = [record for record in manifest.records if isinstance(record, DeclinedRecord)]
+        settled = bought | {(record.category, record.index) for record in declined}
+        plan = replace(plan, places=tuple(place for place in plan.places if place not in settled))
         if plan.places:
             with Client(settings) as client:
                 run = Run(plan, settings, manifest, client)
                 try:
-                    for _ in track(run.draw(run.analyse())):
-                        pass
+                    with closing(run.draw(run.analyse())) as results:  # whatever happens in `track`
+                        for _ in track(results):
+                            pass
                 except GenerationError as exc:
                     error = exc
                 knowledge, out_of_budget = run.knowledge, run.out_of_budget

@@ -144,18 +144,26 @@ class Gate:
     def _flag_far(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
         """Flag what each encoder of texts finds no nearer to its category than to anything."""
         joint = [encoder.name for encoder in self._encoders if "text" in encoder.modalities]  # all take images
-        everyday = {name: self._texts(name, EVERYDAY) for name in joint}
         categories: dict[str, list[GeneratedImage]] = {}
         for image in images:
             categories.setdefault(image.record.category, []).append(image)
-        for category, of in categories.items():
-            found = np.full(len(of), bool(joint))
-            for name in joint:
-                described = [appearances[category]] if category in appearances else []
-                texts = np.concatenate([self._texts(name, [category]), self._encoders[name].encode_texts(described)])
-                found &= far(np.stack([image.vectors[name] for image in of]), texts, everyday[name])
-            for position in np.flatnonzero(found):
-                of[position].flags.append(f"far: no nearer to {readable(category)!r} than to everyday things")
+        described = [name for name in categories if name in appearances]
+        found = {name: np.full(len(of), bool(joint)) for name, of in categories.items()}
+        for encoder in joint:
+            everyday = self._texts(encoder, EVERYDAY)
+            looks = self._encoders[encoder].encode_texts([appearances[name] for name in described])
+            texts: dict[str, list[Floats]] = {name: [] for name in categories}
+            for name, text in (
+                *zip(categories, self._texts(encoder, list(categories)), strict=True),
+                *zip(described, looks, strict=True),
+            ):
+                texts[name].append(text)
+            for name, of in categories.items():
+                vectors = np.stack([image.vectors[encoder] for image in of])
+                found[name] &= far(vectors, np.stack(texts[name]), everyday)
+        for name, of in categories.items():
+            for position in np.flatnonzero(found[name]):
+                of[position].flags.append(f"far: no nearer to {readable(name)!r} than to everyday things")
 
     def _texts(self, encoder: str, names: Sequence[str]) -> Floats:
         prompt = self._prompts.get(encoder, "{name}")
@@ -192,7 +200,13 @@ def store_images(
         GeneratedImage(record, folder / record.file, stored=gate.holds(record))
         for record in sorted(drawn.images, key=lambda record: (record.category, record.index))
     ]
-    fresh = [image for image in images if not image.stored]
+    first: dict[tuple[str, str], GeneratedImage] = {}
+    for image in images:
+        same = first.setdefault((image.record.category, image.record.sha256), image)
+        if same is not image and image.stored:
+            image.stored = False
+            image.flags.append(f"copy: the same file as {same.path}")
+    fresh = [image for image in images if not image.stored and not image.flags]
     appearances = drawn.knowledge.appearances()
     gate.look(fresh, appearances)
     wanted = [image for image in fresh if image.vectors and (keep_flagged or not image.flags)]

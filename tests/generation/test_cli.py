@@ -85,11 +85,11 @@ def test_a_dry_run_shows_the_plan_and_asks_nothing(cli: Run, service: Service, m
         "categories": "2",
         "confused by the store": "none",
         "questions": "at most 1 for descriptions, 1 for groups, 1 for features (gpt-6-luna)",
-        "images to buy": "5 (gpt-image-2.6-flare)",
+        "images to buy": "5 (gpt-image-2.6-flare), and 1 that the budget does not allow",
         "images there": "0",
         "cost": "about $0.05",
         "spent so far": "$0.00",
-        "budget": "5 images and $2.00",
+        "budget": "5 images and $2",
         "folder": "zsvec-generated",
     }
     assert service.requests() == {}
@@ -110,6 +110,7 @@ def test_a_dry_run_as_json(cli: Run, service: Service, monkeypatch: pytest.Monke
         "questions": {"descriptions": 1, "groups": 1, "features": 1},
         "images": 3,
         "images_there": 0,
+        "images_beyond_budget": 0,
         "spent": 0,
         "budget": {"images": None, "dollars": 2.0},
         "language_model": "gpt-6-luna",
@@ -260,14 +261,16 @@ def test_show_prints_the_prompts(cli: Run, service: Service) -> None:
 @pytest.mark.parametrize(
     ("budget", "bought", "out_of_budget"),
     [
-        ("--budget 3", 3, False),
-        ("--budget 0", 0, False),
+        ("--budget 3", 3, True),
+        ("--budget 0", 0, True),
         ("--budget 99", 4, False),
         ("--budget 0.02usd", 2, True),
         ("--budget '0.02 USD'", 2, True),
+        ("--budget '$0.02'", 2, True),
+        ("--budget .02usd", 2, True),
         ("--budget 0usd", 0, True),
         ("--budget 5usd", 4, False),
-        ("--budget 1 --budget 0.02usd", 1, False),
+        ("--budget 1 --budget 0.02usd", 1, True),
         ("--budget 0.01usd --budget 3", 1, True),
     ],
 )
@@ -276,7 +279,7 @@ def test_budgets(cli: Run, service: Service, budget: str, bought: int, *, out_of
     assert result.code == 0
     assert service.requests()["images"] == bought
     assert f"{bought} images, {bought} of them in the store, " in result.out
-    assert ("the budget ended it: with a larger one, run the same again to go on" in result.out) is out_of_budget
+    assert ("the budget ended it: with a larger one, run the same again to go on" in result.err) is out_of_budget
     assert cli(f"generate 'red panda' 'blue whale' --per-category 2 {budget}").code == 0
     assert service.requests()["images"] == bought  # what there is counts
 
@@ -344,7 +347,9 @@ def test_a_service_that_is_away(cli: Run, service: Service) -> None:
 def test_a_service_that_fails_on_its_way(cli: Run, service: Service) -> None:
     service.pictures["red panda"] = [picture("red", 1)]
     service.fault = lambda r: None if r.path == CHAT or service.pictures["red panda"] else Fault.out_of_quota()
-    assert fails(cli("generate 'red panda' --per-category 3"), "the account is out of credit")
+    result = cli("generate 'red panda' --per-category 3")
+    assert (result.code, "the account is out of credit" in result.err) == (1, True)
+    assert result.out.startswith("1 images, 1 of them in the store, ")  # what it came to by then
     assert held(cli, "red panda")["dino:image"] == 1  # what has arrived by then
     service.fault = lambda request: None
     assert cli("generate 'red panda' --per-category 3").code == 0

@@ -259,7 +259,7 @@ def test_answers_are_known_from_a_manifest() -> None:
         record("groups", ["a", "b"], grouped(("a", "b", "a"))),
         record("features", [("a", "b")], compared([("a", "b")])),
         record("descriptions", ["b"], "refusal: no"),
-        DeclinedRecord(category="a", index=0, prompt="", code="policy", reason="", cost=0),
+        DeclinedRecord(category="a", index=0, prompt="", model="painter", code="policy", reason="", cost=0),
     ]
     known = Knowledge.of(records)
     assert known.appearances() == {"a": "what a a is like"}

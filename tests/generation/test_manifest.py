@@ -45,7 +45,7 @@ COMPARED = AnswerRecord(
     response="", cost=None,
 )  # fmt: skip
 DECLINED = DeclinedRecord(
-    category="desk", index=1, prompt="a desk", code="policy", reason="We don't draw „desks“.", cost=0.0
+    category="desk", index=1, prompt="a desk", model="painter", code="policy", reason="We don't draw „desks“.", cost=0.0
 )
 
 

@@ -92,8 +92,7 @@ def test_no_other_host_is_asked(url: str, host: str, attempts: list[str]) -> Non
             with pytest.raises(GenerationError) as raised:
                 call()
             assert (
-                str(raised.value)
-                == f"requests to {host} are forbidden here by ZSVEC_ALLOW_REQUESTS in the environment"
+                str(raised.value) == f"requests to {host} are forbidden here by ZSVEC_ALLOW_REQUESTS in the environment"
             )
     assert attempts == []
 
@@ -177,6 +176,4 @@ def test_a_process_that_a_test_starts_asks_nobody(tmp_path: Path) -> None:
     )
     assert started.returncode == 1
     assert started.stdout == "attempts: []\n"
-    assert (
-        "requests to api.openai.com are forbidden here by ZSVEC_ALLOW_REQUESTS in the environment" in started.stderr
-    )
+    assert "requests to api.openai.com are forbidden here by ZSVEC_ALLOW_REQUESTS in the environment" in started.stderr

@@ -12,7 +12,7 @@ import pytest
 from tests.generation.material import buy, plan_of, settings_of, tree
 from tests.support import coloured, fast_folder, isolated, open_classifier  # noqa: F401
 from zsvec.calibration import LogLinear
-from zsvec.config import ModelPrice
+from zsvec.config import GenerationSettings, ModelPrice
 from zsvec.errors import InvalidInputError
 from zsvec.generation.client import KEY_VARIABLE
 from zsvec.generation.confusions import Confusions, confusions
@@ -21,6 +21,7 @@ from zsvec.generation.plan import Budget, Held
 from zsvec.leave_one_out import LeftOut
 from zsvec.testing import HashEncoder
 
+IMAGE_MODEL = GenerationSettings().image_model
 PRICES = {"writer": ModelPrice(input=1, output=2), "painter": ModelPrice(image=0.01)}
 
 
@@ -28,8 +29,8 @@ def answer(step: str, about: list[Any], answer: dict[str, Any], cost: float = 0.
     return AnswerRecord(step=step, version=1, about=about, answer=answer, model="writer", response="r", cost=cost)
 
 
-def declined(category: str, index: int) -> DeclinedRecord:
-    return DeclinedRecord(category=category, index=index, prompt="", code="policy", reason="no", cost=0.0)
+def declined(category: str, index: int, code: str = "policy", model: str = IMAGE_MODEL) -> DeclinedRecord:
+    return DeclinedRecord(category=category, index=index, prompt="", code=code, reason="no", model=model, cost=0.0)
 
 
 # Order
@@ -181,6 +182,7 @@ def test_a_plan_as_json(tmp_path: Path) -> None:
         "questions": {"descriptions": 1, "groups": 1, "features": 1},
         "images": 3,
         "images_there": 0,
+        "images_beyond_budget": 1,
         "cost": plan.cost,
         "spent": 0,
         "budget": {"images": 3, "dollars": 2.5},
@@ -286,3 +288,26 @@ def test_a_store_of_single_images_is_planned_for_evenly() -> None:
             classifier.add_category(name, images=[coloured(name, 0)])
         plan = classifier.plan_generation(["red", "new", "blue"], per_category=2)
         assert plan.places == (("new", 0), ("red", 0), ("new", 1), ("blue", 0), ("red", 1), ("blue", 1))
+
+
+def test_nothing_is_asked_about_what_there_is_no_money_to_draw(tmp_path: Path) -> None:
+    settings = settings_of(language_model="writer", image_model="painter", prices=PRICES)
+    names = [f"category {i:03}" for i in range(200)]
+    poor = plan_of(tmp_path, names, settings, per_category=2, budget=Budget(dollars=0.1))
+    asked = {name for name, _ in poor.places}
+    assert 0 < poor.affordable < 10
+    assert len(asked) == poor.affordable  # one of each category comes first
+    assert poor.questions["descriptions"] == 1
+    assert poor.cost is not None
+    assert poor.cost <= 0.1
+    assert poor.beyond_budget == 400 - poor.affordable
+    none = plan_of(tmp_path, names, settings, per_category=2, budget=Budget(dollars=0.0))
+    assert (none.places, sum(none.questions.values()), none.excluded) == ((), 0, 400)
+
+
+def test_what_was_declined_is_asked_for_again_of_another_model_and_after_a_failure(tmp_path: Path) -> None:
+    with Manifest(tmp_path) as manifest:
+        for record in (declined("a", 0), declined("b", 0, model="another"), declined("c", 0, code="unusable")):
+            manifest.append(record)
+    plan = plan_of(tmp_path, ["a", "b", "c"], per_category=1)
+    assert plan.places == (("b", 0), ("c", 0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,8 @@ from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation.prices import Usage
 from zsvec.generation.prompts import Form, Question
 
+_log = logging.getLogger(__name__)
+
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
 SWITCH_VARIABLE = "ZSVEC_ALLOW_REQUESTS"
@@ -43,10 +46,11 @@ SWITCH_VARIABLE = "ZSVEC_ALLOW_REQUESTS"
 ALLOW_REQUESTS = os.environ.get(SWITCH_VARIABLE, "").strip().lower() not in ("0", "false", "no", "off")
 """Whether services beyond this machine may be asked. Tests turn it off."""
 
-_POLICY = ("content_policy", "moderation", "content_filter", "safety")
+_POLICY = ("content_policy", "moderation", "content_filter", "contentfilter", "safety")
 _DEFAULT_URL = "https://api.openai.com/v1"
+_LONG_WAIT = 5.0  # seconds
 _SHORTEST_KEY = 8  # what is shorter keeps nobody out, and may be a word of an answer
-_SPOILED = 3  # answers of no use in a row, each of them paid for, until a question is given up
+SPOILED = 3  # answers of no use in a row, each of them paid for, until a question is given up
 
 Result = TypeVar("Result")
 
@@ -183,7 +187,7 @@ class Client:
                 problem = _first(exc)
                 continue
             return Answer(value, self._scrubbed(reply.id or request), usage)
-        return Declined("unusable", f"no answer of {_SPOILED} had the form that was asked for: {problem}", usage)
+        return Declined("unusable", f"no answer of {SPOILED} had the form that was asked for: {problem}", usage)
 
     def draw(self, prompt: str, idempotency_key: str) -> Picture | Declined:
         """Draw one image.
@@ -217,7 +221,7 @@ class Client:
                 revised = self._scrubbed(image.revised_prompt) if image.revised_prompt else None
                 return Picture(data, self._scrubbed(request), usage if counted else None, revised)
             problem = "there was no image in the response"
-        return Declined("unusable", f"none of {_SPOILED} responses could be used: {problem}", usage)
+        return Declined("unusable", f"none of {SPOILED} responses could be used: {problem}", usage)
 
     def _request_answer(self, question: Question[Form], key: str) -> tuple[str, str]:
         response = self._openai.chat.completions.with_raw_response.create(
@@ -261,6 +265,8 @@ class Client:
         _check_allowed(url)
         try:
             response = httpx.get(url, timeout=self._settings.timeout, follow_redirects=False)
+            if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
+                return b""  # nor will it be there later
             response.raise_for_status()
         except httpx.HTTPError as exc:
             raise _PassingError(self._scrubbed(f"the image cannot be downloaded from {host}: {exc}")) from exc
@@ -276,6 +282,7 @@ class Client:
             retry=retry_if_exception_type(_PassingError),
             wait=_wait,
             stop=stop_before_delay(self._settings.deadline) | stop_when_event_set(self._stopping),
+            before_sleep=_say,
             sleep=self._sleep,
             reraise=True,
         )
@@ -305,7 +312,7 @@ class Client:
     def _mapped_status(self, exc: openai.APIStatusError) -> Declined:
         said = self._scrubbed(exc.message)
         settings = self._settings
-        code = f"{exc.code or ''} {exc.type or ''}"
+        code = f"{exc.code or ''} {exc.type or ''}".lower()
         if exc.status_code in (400, 403, 422) and any(word in code for word in _POLICY):
             return Declined("policy", said, Usage())
         if exc.code == "insufficient_quota":
@@ -351,7 +358,7 @@ class Client:
 def _keys(idempotency_key: str) -> Iterator[str]:
     """A key for each answer: what is asked for again because it was of no use must not be the same again."""
     yield idempotency_key
-    yield from (f"{idempotency_key}-{attempt}" for attempt in range(1, _SPOILED))
+    yield from (f"{idempotency_key}-{attempt}" for attempt in range(1, SPOILED))
 
 
 class _PassingError(Exception):
@@ -360,6 +367,13 @@ class _PassingError(Exception):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+def _say(state: RetryCallState) -> None:
+    """Tell whoever watches why nothing happens."""
+    error = state.outcome.exception() if state.outcome else None
+    if state.upcoming_sleep >= _LONG_WAIT:
+        _log.warning("%s; trying again in %.0f s", error, state.upcoming_sleep)
 
 
 _BACK_OFF = wait_random_exponential(multiplier=0.5, max=60)

@@ -48,6 +48,8 @@ class Knowledge:
         """What the answers of a manifest say; those to other prompts than these are left out."""
         known = cls()
         known.learn_all(records)
+        # What failed in an earlier run may not fail in this one.
+        known.declined = {of: why for of, why in known.declined.items() if not why.startswith("unusable")}
         return known
 
     def learn_all(self, records: Iterable[Record]) -> None:

@@ -122,7 +122,7 @@ class ImageRecord(_Record):
 
 
 class DeclinedRecord(_Record):
-    """An image that the service does not draw; it is not asked for again.
+    """An image that the service does not draw.
 
     Attributes:
         category: What it should have shown.
@@ -130,6 +130,7 @@ class DeclinedRecord(_Record):
         prompt: What was asked for.
         code: As in `client.Declined`.
         reason: In words.
+        model: That was asked.
         cost: In dollars, if known.
     """
 
@@ -137,6 +138,7 @@ class DeclinedRecord(_Record):
     category: str
     index: int
     prompt: str
+    model: str
     code: str
     reason: str
     cost: float | None
@@ -276,6 +278,12 @@ def images(records: Sequence[Record], folder: Path) -> Iterator[ImageRecord]:
     for record in latest.values():
         if (folder / record.file).is_file() or (folder / "received" / f"{record.receipt}.json").is_file():
             yield record
+
+
+def settled(records: Sequence[Record], model: str) -> list[DeclinedRecord]:
+    """Images that an image model has declined to draw, so that it is not asked again; what failed may be."""
+    declined = [record for record in records if isinstance(record, DeclinedRecord)]
+    return [record for record in declined if record.model == model and record.code != "unusable"]
 
 
 def spent(records: Sequence[Record], categories: Sequence[str]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections import deque
@@ -21,11 +22,13 @@ from typing import Any, TypeAlias, TypeVar
 from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError
 from zsvec.generation import prompts
-from zsvec.generation.client import Client, Declined
+from zsvec.generation.client import SPOILED, Client, Declined
 from zsvec.generation.features import Asked, Group, Knowledge, analyse
-from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, spent
+from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, settled, spent
 from zsvec.generation.plan import Plan
 from zsvec.generation.prices import image_cost, text_cost
+
+_log = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
 Done = TypeVar("Done", AnswerRecord, ImageRecord | DeclinedRecord)
@@ -158,7 +161,8 @@ class Run:
                 prompt=prompt,
                 code=picture.code,
                 reason=picture.reason,
-                cost=image_cost(picture.usage, settings) if picture.usage.output else 0.0,
+                model=settings.image_model,
+                cost=self._cost_of_nothing(picture),
             )
             self._manifest.append(declined)
             return declined
@@ -177,6 +181,13 @@ class Run:
             cost=image_cost(picture.usage, settings),
         )
         return self._manifest.file_image(received)
+
+    def _cost_of_nothing(self, declined: Declined) -> float | None:
+        """Of an image that did not come: responses that could not be used were paid for all the same."""
+        if declined.usage.output:
+            return image_cost(declined.usage, self._settings)
+        each = image_cost(None, self._settings)
+        return each and each * SPOILED if declined.code == "unusable" else 0.0
 
     def _key(self, *parts: Any) -> str:
         """The same request of the same folder has the same key, in each run."""
@@ -213,6 +224,10 @@ class Run:
                         self._client.stop()
             except BaseException:
                 self._client.stop()
+                if pending:
+                    _log.warning(
+                        "waiting for %d requests that are paid for; interrupt again to leave them", len(pending)
+                    )
                 raise
         if failure is not None:
             raise failure
@@ -257,11 +272,11 @@ def carry_out(
         GenerationError: There is no key, and something to be bought.
     """
     with Manifest(plan.folder) as manifest:
-        knowledge, out_of_budget, error = Knowledge.of(manifest.records), False, None
+        knowledge, error = Knowledge.of(manifest.records), None
+        out_of_budget = plan.excluded > 0
         bought = {(record.category, record.index) for record in images(manifest.records, plan.folder)}
-        declined = [record for record in manifest.records if isinstance(record, DeclinedRecord)]
-        settled = bought | {(record.category, record.index) for record in declined}
-        plan = replace(plan, places=tuple(place for place in plan.places if place not in settled))
+        declined = {(of.category, of.index) for of in settled(manifest.records, settings.image_model)}
+        plan = replace(plan, places=tuple(place for place in plan.places if place not in bought | declined))
         if plan.places:
             with Client(settings) as client:
                 run = Run(plan, settings, manifest, client)
@@ -271,7 +286,7 @@ def carry_out(
                             pass
                 except GenerationError as exc:
                     error = exc
-                knowledge, out_of_budget = run.knowledge, run.out_of_budget
+                knowledge, out_of_budget = run.knowledge, run.out_of_budget or out_of_budget
         wanted = set(plan.categories)
         return Drawn(
             categories=plan.categories,

@@ -5,5 +5,5 @@ from __future__ import annotations
 import os
 
 os.environ["ZSVEC_ALLOW_REQUESTS"] = "0"  # before anything of zsvec is imported
-for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+for name in [name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")]:
     del os.environ[name]

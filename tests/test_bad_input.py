@@ -31,6 +31,7 @@ from zsvec.errors import (
     CategoryNotFoundError,
     EncoderError,
     EncoderMismatchError,
+    GenerationError,
     ImageError,
     InvalidInputError,
     StoreError,
@@ -38,6 +39,7 @@ from zsvec.errors import (
     StoreUnavailableError,
     ZSVecError,
 )
+from zsvec.generation import Budget
 from zsvec.store.base import Points, Where, record_id
 from zsvec.testing import HashEncoder
 
@@ -371,6 +373,22 @@ def broken_encoder(bench: Bench) -> None:
         classifier.add_category("new")
 
 
+def plan(categories: Any, **options: Any) -> Callable[[Bench], Any]:
+    return lambda bench: bench.clf.plan_generation(categories, **options)
+
+
+def plan_within(**budget: Any) -> Callable[[Bench], Any]:
+    return lambda bench: bench.clf.plan_generation(["new"], budget=Budget(**budget))
+
+
+def generate_in_a_file(bench: Bench) -> None:
+    bench.clf.generate_references(["new"], folder=bench.file(b""))
+
+
+def generate_among_others(bench: Bench) -> None:
+    bench.clf.generate_references(["new"], folder=bench.file(b'{"somebody": "else\'s"}\n', "manifest.jsonl").parent)
+
+
 COUNT = "must be a whole number from 1 up. Got"
 ARGUMENTS = [
     argument("empty name", add(""), "must not be empty. Got ''"),
@@ -418,6 +436,26 @@ ARGUMENTS = [
     argument("metadata: no Unicode", metadata({"a": "\ud800"}), "surrogates not allowed"),
     argument("unknown category", remove("green"), "no category 'green'", CategoryNotFoundError),
     argument("removing None", remove(None), "must be a str. Got None"),
+    argument("generate: one str for names", plan("red"), "must be a list of names. Got 'red'"),
+    argument("generate: a number for names", plan(5), "must be a list of names. Got 5"),
+    argument("generate: no names", plan([]), "has no category to draw: name some"),
+    argument("generate: empty name", plan(["new", " "]), "a category name must not be empty. Got ' '"),
+    argument("generate: name None", plan([None]), "a category name must be a str. Got None"),
+    argument("generate: per_category 0", plan(["new"], per_category=0), f"per_category {COUNT} 0"),
+    argument("generate: per_category fraction", plan(["new"], per_category=1.5), f"per_category {COUNT} 1.5"),
+    argument("generate: negative budget", plan_within(images=-1), "a budget of images must be"),
+    argument("generate: budget of words", plan_within(dollars="2usd"), "Got '2usd'"),
+    argument("generate: endless budget", plan_within(dollars=float("inf")), "Got inf"),
+    argument("generate: budget that is no number", plan_within(dollars=float("nan")), "Got nan"),
+    argument("generate: folder is a file", generate_in_a_file, "photo.jpg"),
+    argument("generate: folder of something else", generate_among_others, "manifest.jsonl"),
+    argument("generate: folder with a name too long", plan(["new"], folder="x" * 300), "too long"),
+    argument(
+        "generate: no key",
+        lambda bench: bench.clf.generate_references(["new"]),
+        "set OPENAI_API_KEY in the environment",
+        GenerationError,
+    ),
     argument("top_k 0", classify(top_k=0), f"top_k {COUNT} 0"),
     argument("top_k negative", classify(top_k=-3), f"top_k {COUNT} -3"),
     argument("top_k fraction", classify(top_k=2.5), f"top_k {COUNT} 2.5"),
@@ -596,6 +634,31 @@ OPENINGS = [
     opening("settings file: unknown name", "stor: Extra inputs are not permitted", before=settings_file(b"stor = 1")),
     opening("settings file: no TOML", "zsvec.toml", before=settings_file(b"store = ")),
     opening("settings file: no Unicode", "zsvec.toml", before=settings_file(b"\xff")),
+    opening("generation: ftp", "generation.base_url: String should match", generation={"base_url": "ftp://x"}),
+    opening("generation: unknown name", "generation.colour: Extra inputs are not", generation={"colour": "red"}),
+    opening("generation: no requests at once", "generation.concurrency: Input", generation={"concurrency": 0}),
+    opening("generation: words for seconds", "(got 'soon')", generation={"timeout": "soon"}),
+    opening("generation: empty model", "generation.image_model: String should", generation={"image_model": ""}),
+    opening(
+        "generation: negative price",
+        "generation.prices.mine.image: Input should be greater than or equal to 0 (got -1)",
+        generation={"prices": {"mine": {"image": -1}}},
+    ),
+    opening(
+        "generation: unknown kind of price",
+        "generation.prices.mine.per_image: Extra inputs are not permitted (got 1)",
+        generation={"prices": {"mine": {"per_image": 1}}},
+    ),
+    opening(
+        "generation: a key in the settings file",
+        "generation.api_key: Extra inputs are not permitted",
+        before=settings_file(b'[generation]\napi_key = "sk-secret"'),
+    ),
+    opening(
+        "environment: generation",
+        "generation.base_url: String should match",
+        before=environment("ZSVEC_GENERATION__BASE_URL", "ftp://x"),
+    ),
     opening("environment", "(got 'sum')", before=environment("ZSVEC_FUSION", "sum")),
     opening("environment: no JSON", "weights", before=environment("ZSVEC_WEIGHTS", "high")),
 ]
@@ -678,6 +741,21 @@ COMMANDS = [
     command(
         "evaluate: unreadable unknown images", 2, "no image in broken can be", "evaluate|reds|--unknown|broken", reds
     ),
+    command("generate: no names", 2, "name categories, or give --all", "generate"),
+    command("generate: names and all", 2, "name categories, or give --all", "generate|cat|--all"),
+    command("generate: empty name", 2, "must not be empty. Got ''", "generate|"),
+    command("generate: per-category 0", 2, "--per-category", "generate|cat|--per-category|0"),
+    command("generate: budget of words", 2, "Got 'lots'", "generate|cat|--budget|lots"),
+    command("generate: budget in euros", 2, "Got '2eur'", "generate|cat|--budget|2eur"),
+    command("generate: folder is a file", 2, "photo.jpg", "generate|cat|--folder|photo.jpg", empty_file),
+    command(
+        "generate: folder of something else",
+        2,
+        "manifest.jsonl has a line",
+        "generate|cat|--folder|.|--dry-run",
+        lambda bench: bench.file(b"hello\n", "manifest.jsonl"),
+    ),
+    command("generate: no key", 1, "set OPENAI_API_KEY in the environment", "generate|cat"),
     command("profile", 2, "no profile is named 'bass'", "--profile|bass|classify|x"),
     command("namespace", 2, "(got 'a b')", "--namespace|a b|list"),
     command("store: ftp", 2, "'ftp://host'", "--store|ftp://host|list"),

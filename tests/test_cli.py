@@ -792,7 +792,7 @@ def test_help_and_version(cli: Callable[..., Result]) -> None:
     assert cli("--version") == Result(0, f"zsvec {__version__}\n", "")
     result = cli("--help")
     commands = ["demo", "import", "add", "remove", "list", "show", "classify", "evaluate", "calibrate"]
-    commands += ["info", "doctor", "gc"]
+    commands += ["generate", "info", "doctor", "gc"]
     assert result.code == 0
     assert all(f" {command} " in result.out for command in commands)
     for command in commands:

@@ -258,7 +258,7 @@ class Classifier:
                 budget is in dollars.
         """
         _check_count("per_category", per_category)
-        held = {of.name: Held(of.texts[0] if of.texts else readable(of.name), _images(of)) for of in self.categories()}
+        held = {of.name: Held(max((readable(of.name), *of.texts), key=len), _images(of)) for of in self.categories()}
         names = list(dict.fromkeys(map(checked_name, _names(categories) if categories is not None else held)))
         if not names:
             raise InvalidInputError(f"{self.store.location} has no category to draw: name some")
@@ -292,7 +292,7 @@ class Classifier:
 
         Raises:
             GenerationError: There is no key (``OPENAI_API_KEY``), or the service cannot do it; what has arrived by
-                then is stored.
+                then is stored, and is its ``generated``.
             InvalidInputError: The folder is in use, or cannot be used.
         """
         from zsvec.generation.run import carry_out  # the package `openai` takes a second to import
@@ -315,6 +315,7 @@ class Classifier:
         )
         self._refresh_calibration()
         if drawn.error is not None:
+            drawn.error.generated = done
             raise drawn.error
         return done
 

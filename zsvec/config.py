@@ -172,7 +172,7 @@ class GenerationSettings(BaseModel):
         image_size: Width and height in pixels. Encoders see some 224 of them.
         image_quality: As the image model names it; ``None`` leaves it to the service.
         concurrency: Requests that are made at once.
-        timeout: Seconds that one request may take.
+        timeout: Seconds that a request may go on without anything coming back.
         deadline: Seconds from which a request that fails is not tried again.
         prices: By model, in the place of `zsvec.generation.prices.PRICES`.
     """

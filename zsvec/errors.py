@@ -43,7 +43,13 @@ class MissingExtraError(ZSVecError):
 
 
 class GenerationError(ZSVecError):
-    """A service that describes categories or draws references cannot do what was asked."""
+    """A service that describes categories or draws references cannot do what was asked.
+
+    Attributes:
+        generated: Of a run that it ended, a `zsvec.synthesis.Generated`: what had arrived by then, and is stored.
+    """
+
+    generated: object = None
 
 
 class GenerationUnavailableError(GenerationError):

@@ -104,7 +104,10 @@ class Gate:
         held = [set(of.keys) if of else set() for of in stored.values()]
         self._keys = set.intersection(*held) if held else set()
         self._held = sorted(self._keys)
-        self._stored = {name: _rows(of, self._held) for name, of in stored.items() if of}
+        dims = {name: fingerprint.dim for name, fingerprint in encoders.fingerprints.items()}
+        self._stored = {
+            name: _rows(of, self._held) if of else np.empty((0, dims[name]), np.float32) for name, of in stored.items()
+        }
 
     def holds(self, record: ImageRecord) -> bool:
         """Whether the store has this image of this category."""
@@ -125,6 +128,7 @@ class Gate:
         seen = [image for image in images if image.vectors]
         if seen:
             self._flag_far(seen, appearances)
+        if seen and self._stored:
             self._flag_copies(seen)
 
     def _prepare(self, image: GeneratedImage) -> tuple[GeneratedImage, Any]:
@@ -138,29 +142,36 @@ class Gate:
         return image, self._encoders.preprocess(rgb)
 
     def _flag_far(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
-        """Flag what each encoder of texts and images finds no nearer to its category than to anything."""
-        joint = [encoder.name for encoder in self._encoders if {"text", "image"} <= set(encoder.modalities)]
-        everyday = {name: self._texts(name, EVERYDAY) for name in joint}
+        """Flag what each encoder of texts finds no nearer to its category than to anything."""
+        joint = [encoder.name for encoder in self._encoders if "text" in encoder.modalities]  # all take images
         categories: dict[str, list[GeneratedImage]] = {}
         for image in images:
             categories.setdefault(image.record.category, []).append(image)
-        for category, of in categories.items():
-            found = np.full(len(of), bool(joint))
-            for name in joint:
-                described = [appearances[category]] if category in appearances else []
-                texts = np.concatenate([self._texts(name, [category]), self._encoders[name].encode_texts(described)])
-                found &= far(np.stack([image.vectors[name] for image in of]), texts, everyday[name])
-            for position in np.flatnonzero(found):
-                of[position].flags.append(f"far: no nearer to {readable(category)!r} than to everyday things")
+        described = [name for name in categories if name in appearances]
+        found = {name: np.full(len(of), bool(joint)) for name, of in categories.items()}
+        for encoder in joint:
+            everyday = self._texts(encoder, EVERYDAY)
+            looks = self._encoders[encoder].encode_texts([appearances[name] for name in described])
+            texts: dict[str, list[Floats]] = {name: [] for name in categories}
+            for name, text in (
+                *zip(categories, self._texts(encoder, list(categories)), strict=True),
+                *zip(described, looks, strict=True),
+            ):
+                texts[name].append(text)
+            for name, of in categories.items():
+                vectors = np.stack([image.vectors[encoder] for image in of])
+                found[name] &= far(vectors, np.stack(texts[name]), everyday)
+        for name, of in categories.items():
+            for position in np.flatnonzero(found[name]):
+                of[position].flags.append(f"far: no nearer to {readable(name)!r} than to everyday things")
 
     def _texts(self, encoder: str, names: Sequence[str]) -> Floats:
         prompt = self._prompts.get(encoder, "{name}")
         return self._encoders[encoder].encode_texts([prompt.replace("{name}", readable(name)) for name in names])
 
     def _flag_copies(self, images: Sequence[GeneratedImage]) -> None:
-        vectors = {name: np.stack([image.vectors[name] for image in images]) for name in images[0].vectors}
-        stored = {name: self._stored.get(name, np.empty((0, of.shape[1]), of.dtype)) for name, of in vectors.items()}
-        for image, other in zip(images, copies(vectors, stored), strict=True):
+        vectors = {name: np.stack([image.vectors[name] for image in images]) for name in self._stored}
+        for image, other in zip(images, copies(vectors, self._stored), strict=True):
             if other >= len(self._held):
                 image.flags.append(f"copy: the same picture as {images[other - len(self._held)].path}")
             elif other >= 0:
@@ -189,7 +200,13 @@ def store_images(
         GeneratedImage(record, folder / record.file, stored=gate.holds(record))
         for record in sorted(drawn.images, key=lambda record: (record.category, record.index))
     ]
-    fresh = [image for image in images if not image.stored]
+    first: dict[tuple[str, str], GeneratedImage] = {}
+    for image in images:
+        same = first.setdefault((image.record.category, image.record.sha256), image)
+        if same is not image and image.stored:
+            image.stored = False
+            image.flags.append(f"copy: the same file as {same.path}")
+    fresh = [image for image in images if not image.stored and not image.flags]
     appearances = drawn.knowledge.appearances()
     gate.look(fresh, appearances)
     wanted = [image for image in fresh if image.vectors and (keep_flagged or not image.flags)]

@@ -608,7 +608,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_left(self) -> bool:
         """Whether the client has closed the connection, to which the first bytes could still be written."""
         readable, _, _ = select.select([self.connection], [], [], 0)
-        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+        try:
+            return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+        except ConnectionError:  # it was killed with something unread
+            return True
 
     def log_message(self, *_: Any) -> None:
         pass

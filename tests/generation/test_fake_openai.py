@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import socket
+import struct
 import threading
 import time
 import urllib.request
@@ -404,3 +405,17 @@ def test_clients_that_vanish_make_no_noise(capfd: pytest.CaptureFixture[str]) ->
     assert [entry.status for entry in server.entries] == [200] * 4
     assert not any(entry.completed for entry in server.entries)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_sold_to_a_client_that_is_killed_is_in_the_log() -> None:
+    with FakeOpenAI(latency=0.1) as server:
+        host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+        body = b'{"prompt": "a desk"}'
+        head = f"POST {IMAGES} HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT) as connection:
+            connection.sendall(head.encode() + body)
+            while not server.sold():
+                time.sleep(0.001)
+            at_once = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)  # a reset, not an orderly end
+    assert [(entry.sold, entry.completed) for entry in server.entries] == [(True, False)]

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,22 @@ def test_many_additions_are_compacted_and_keep_every_vector(deployment: Deployme
         np.testing.assert_allclose(held[key], vector, atol=0 if deployment.exact else 1e-6)
     assert deployment.sizes() == {"clip": 40, "dino": 40}
     assert store.incomplete() == []
+
+
+def test_prompts_are_kept_with_their_images_through_compaction(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    written = references(texts=["text"], images=["a.jpg", "b.jpg"])
+    drawn = [replace(of, prompt=f"a picture of {of.source}") if of.source == "a.jpg" else of for of in written]
+    store.write([Write(name="red panda", references=drawn)])
+    expected = {of.key: of.prompt for of in drawn}
+    for further in range(35):
+        assert {of.key: of.prompt for of in store.stored("red panda") if of.key in expected} == expected
+        for encoder in FINGERPRINTS:
+            prompts = [payload.get("prompt", "-") for payload in deployment.points(encoder).values()]
+            assert sorted(prompts) == ["-"] * (len(prompts) - 1) + ["a picture of a.jpg"]
+        add(store, "red panda", [str(further)])
+    assert len(store.category("red panda").gens) < 32
+    assert store.sources(store.category("red panda"))["dino:image"][-2:] == ["a.jpg: a picture of a.jpg", "b.jpg"]
 
 
 def test_removed_category_can_be_added_again(deployment: Deployment, open_store: OpenStore) -> None:

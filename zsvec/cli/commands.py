@@ -485,8 +485,8 @@ def generate(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="N|USD",
-            help="The most to buy: 40 (images), or 2.50usd; both if given twice. What earlier runs over the same "
-            "folder have bought of these categories counts.",
+            help="The most that the folder may hold of these categories, 40 (images), or have cost for them, 2.50usd; "
+            "both if given twice.",
         ),
     ] = None,
     folder: Annotated[
@@ -508,6 +508,8 @@ def generate(
     """
     from zsvec.classifier import GENERATED
     from zsvec.cli import output
+    from zsvec.errors import GenerationError
+    from zsvec.synthesis import Generated
 
     if bool(names) == every:
         raise typer.BadParameter("name categories, or give --all")
@@ -528,11 +530,11 @@ def generate(
         except KeyboardInterrupt:
             output.note(f"stopped; what has arrived is in {where}: run the same again to go on")
             raise
-    if json:
-        for item in (*done.images, *done.declined):
-            output.json_line(item.to_dict())
-    else:
-        output.generated(done)
+        except GenerationError as exc:
+            if isinstance(exc.generated, Generated):
+                output.generated(exc.generated, json=json)
+            raise
+    output.generated(done, json=json)
 
 
 def _budget(given: Sequence[str]) -> Budget:
@@ -541,10 +543,11 @@ def _budget(given: Sequence[str]) -> Budget:
 
     limits: dict[str, Any] = {}
     for text in given:
-        in_dollars = re.fullmatch(r"(\d+(?:\.\d+)?) *usd", text, re.IGNORECASE)
+        number = r"(\d+\.?\d*|\.\d+)"
+        in_dollars = re.fullmatch(rf"{number} *usd|\${number}", text, re.IGNORECASE)
         if in_dollars:
-            limits["dollars"] = float(in_dollars[1])
-        elif text.isdecimal():
+            limits["dollars"] = float(in_dollars[1] or in_dollars[2])
+        elif re.fullmatch(r"\d{1,9}", text):
             limits["images"] = int(text)
         else:
             raise typer.BadParameter(f"--budget takes a number of images, such as 40, or 2.50usd. Got {text!r}")

@@ -19,7 +19,7 @@ from zsvec.store import open_store
 if TYPE_CHECKING:
     from zsvec.cli.commands import Target
 
-_PACKAGES = ("zsvec", "torch", "timm", "sentence-transformers", "qdrant-client", "qdrant-edge-py")
+_PACKAGES = ("zsvec", "torch", "timm", "sentence-transformers", "qdrant-client", "qdrant-edge-py", "openai")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ def examine(target: Target) -> Iterator[Finding]:
         yield hub
         yield _weights(settings, missing, reachable=hub.detail.startswith("reached"))
     yield _guarded("store", lambda: _store(settings))
+    yield _generation(settings)
 
 
 def _guarded(what: str, examination: Callable[[], Finding]) -> Finding:
@@ -113,6 +114,12 @@ def _weights(settings: Settings, missing: Mapping[str, str], *, reachable: bool)
         f"neither here nor to be downloaded: {listed}",
         "use --profile offline, or name a local path in zsvec.toml, or fill the cache (HF_HOME) elsewhere",
     )
+
+
+def _generation(settings: Settings) -> Finding:
+    there = "set" if os.environ.get("OPENAI_API_KEY") else "not set; only `zsvec generate` needs it"
+    of = settings.generation
+    return Finding("generation", True, f"{of.language_model}, {of.image_model}; OPENAI_API_KEY is {there}")
 
 
 def _store(settings: Settings) -> Finding:

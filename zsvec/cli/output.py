@@ -183,7 +183,7 @@ def plan(of: Plan) -> Table:
     cost = "unknown: no price is known for the models" if of.cost is None else f"about ${of.cost:.2f}"
     limits = [
         *([f"{of.budget.images} images"] if of.budget.images is not None else []),
-        *([f"${of.budget.dollars:.2f}"] if of.budget.dollars is not None else []),
+        *([f"${of.budget.dollars:g}"] if of.budget.dollars is not None else []),
     ]
     confused = "; ".join(", ".join(group) for group in of.measured[:5])
     return facts(
@@ -191,7 +191,8 @@ def plan(of: Plan) -> Table:
             "categories": f"{len(of.categories)}",
             "confused by the store": (confused + (" …" if len(of.measured) > 5 else "")) or "none",
             "questions": f"at most {asked} ({of.models[0]})" if asked else "none",
-            "images to buy": f"{len(of.places)} ({of.models[1]})",
+            "images to buy": f"{of.affordable} ({of.models[1]})"
+            + (f", and {of.beyond_budget} that the budget does not allow" if of.beyond_budget else ""),
             "images there": of.there,
             "cost": cost,
             "spent so far": f"${of.spent:.2f}",
@@ -201,8 +202,20 @@ def plan(of: Plan) -> Table:
     )
 
 
-def generated(done: Generated) -> None:
+def generated(done: Generated, *, json: bool) -> None:
     """What a run has come to: what was stored, and what was not, and why."""
+    if json:
+        for image in done.images:
+            json_line(image.to_dict())
+        for declined in done.declined:
+            json_line(declined.to_dict())
+    else:
+        _print_generated(done)
+    if done.out_of_budget:
+        note("the budget ended it: with a larger one, run the same again to go on")
+
+
+def _print_generated(done: Generated) -> None:
     left_out = _table("category", "image", "left out because")
     for image in done.images:
         if not image.stored:
@@ -217,8 +230,6 @@ def generated(done: Generated) -> None:
         f"{len(done.images)} images, {stored} of them in the store, {len(flagged)} flagged; "
         f"{len(done.declined)} declined by the service; ${done.spent:.2f} spent"
     )
-    if done.out_of_budget:
-        out.print("the budget ended it: with a larger one, run the same again to go on")
 
 
 def facts(values: Mapping[str, Any]) -> Table:

@@ -2,7 +2,7 @@
 
 What may pass (rate limits, timeouts, cut connections, failures of the server) is tried again until the
 deadline. What the service declines is a result, a `Declined`. Everything else is an error of zsvec. The key
-is read from the environment by the `openai` package, and taken out of every text that comes back.
+is read from the environment alone, and taken out of every text that comes back.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,6 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Generic, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -27,7 +27,6 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception_type,
-    sleep_using_event,
     stop_before_delay,
     stop_when_event_set,
     wait_random_exponential,
@@ -38,14 +37,20 @@ from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation.prices import Usage
 from zsvec.generation.prompts import Form, Question
 
+_log = logging.getLogger(__name__)
+
 KEY_VARIABLE = "OPENAI_API_KEY"
+URL_VARIABLE = "OPENAI_BASE_URL"
 SWITCH_VARIABLE = "ZSVEC_ALLOW_REQUESTS"
 
-ALLOW_REQUESTS = os.environ.get(SWITCH_VARIABLE, "1") != "0"
+ALLOW_REQUESTS = os.environ.get(SWITCH_VARIABLE, "").strip().lower() not in ("0", "false", "no", "off")
 """Whether services beyond this machine may be asked. Tests turn it off."""
 
-_POLICY = ("content_policy", "moderation", "content_filter", "safety")
-_SPOILED = 3  # answers of no use in a row, each of them paid for, until a question is given up
+_POLICY = ("content_policy", "moderation", "content_filter", "contentfilter", "safety")
+_DEFAULT_URL = "https://api.openai.com/v1"
+_LONG_WAIT = 5.0  # seconds
+_SHORTEST_KEY = 8  # what is shorter keeps nobody out, and may be a word of an answer
+SPOILED = 3  # answers of no use in a row, each of them paid for, until a question is given up
 
 Result = TypeVar("Result")
 
@@ -105,7 +110,7 @@ class Client:
         settings: Of the service and its models.
 
     Raises:
-        GenerationError: There is no key in the environment.
+        GenerationError: There is no key in the environment, or none that can be sent, or no address to send it to.
     """
 
     def __init__(self, settings: GenerationSettings) -> None:
@@ -116,9 +121,19 @@ class Client:
                 f"there is no key for the service that describes and draws: set {KEY_VARIABLE} in the environment "
                 "(to anything, if your own service needs none)"
             )
+        if not (self._key.isascii() and self._key.isprintable()):  # errors of the packages underneath would quote it
+            raise GenerationError(f"what {KEY_VARIABLE} holds is no key: it has characters that cannot be sent")
+        base_url = settings.base_url or os.environ.get(URL_VARIABLE, "").strip() or _DEFAULT_URL
+        if _host(base_url) is None:
+            raise GenerationError(
+                self._scrubbed(
+                    f"{base_url!r} is not the address of a service: correct generation.base_url or {URL_VARIABLE}, "
+                    "which begins with http:// or https://"
+                )
+            )
         # A redirection would take the key to another place.
         transport = openai.DefaultHttpxClient(follow_redirects=False, timeout=settings.timeout)
-        self._openai = openai.OpenAI(base_url=settings.base_url, max_retries=0, http_client=transport)
+        self._openai = openai.OpenAI(api_key=self._key, base_url=base_url, max_retries=0, http_client=transport)
         self._url = str(self._openai.base_url)
         self._stopping = threading.Event()
 
@@ -167,12 +182,12 @@ class Client:
             if choice.message.refusal:
                 return Declined("refusal", self._scrubbed(choice.message.refusal), usage)
             try:
-                value = question.form.model_validate_json(choice.message.content or "")
+                value = question.form.model_validate_json(self._scrubbed(choice.message.content or ""))
             except ValidationError as exc:
                 problem = _first(exc)
                 continue
-            return Answer(value, reply.id or request, usage)
-        return Declined("unusable", f"no answer of {_SPOILED} had the form that was asked for: {problem}", usage)
+            return Answer(value, self._scrubbed(reply.id or request), usage)
+        return Declined("unusable", f"no answer of {SPOILED} had the form that was asked for: {problem}", usage)
 
     def draw(self, prompt: str, idempotency_key: str) -> Picture | Declined:
         """Draw one image.
@@ -203,9 +218,10 @@ class Client:
             if not data and image.url:
                 data = self._retried(lambda url=image.url: self._download(url))  # type: ignore[misc]
             if data:
-                return Picture(data, request, usage if counted else None, image.revised_prompt)
+                revised = self._scrubbed(image.revised_prompt) if image.revised_prompt else None
+                return Picture(data, self._scrubbed(request), usage if counted else None, revised)
             problem = "there was no image in the response"
-        return Declined("unusable", f"none of {_SPOILED} responses could be used: {problem}", usage)
+        return Declined("unusable", f"none of {SPOILED} responses could be used: {problem}", usage)
 
     def _request_answer(self, question: Question[Form], key: str) -> tuple[str, str]:
         response = self._openai.chat.completions.with_raw_response.create(
@@ -243,12 +259,17 @@ class Client:
 
     def _download(self, url: str) -> bytes:
         """An image that the service has put somewhere; the key stays here."""
+        host = _host(url)
+        if host is None:
+            raise GenerationError(self._scrubbed(f"{self._url}: the image is at {url[:200]!r}, which is no address"))
         _check_allowed(url)
         try:
             response = httpx.get(url, timeout=self._settings.timeout, follow_redirects=False)
+            if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
+                return b""  # nor will it be there later
             response.raise_for_status()
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise _PassingError(f"the image cannot be downloaded from {urlsplit(url).netloc}: {exc}") from exc
+        except httpx.HTTPError as exc:
+            raise _PassingError(self._scrubbed(f"the image cannot be downloaded from {host}: {exc}")) from exc
         return response.content
 
     def _call(self, attempt: Callable[[], Result]) -> Result | Declined:
@@ -261,7 +282,8 @@ class Client:
             retry=retry_if_exception_type(_PassingError),
             wait=_wait,
             stop=stop_before_delay(self._settings.deadline) | stop_when_event_set(self._stopping),
-            sleep=sleep_using_event(self._stopping),
+            before_sleep=_say,
+            sleep=self._sleep,
             reraise=True,
         )
         try:
@@ -271,6 +293,10 @@ class Client:
                 f"{self._url} did not do it within {self._settings.deadline:g} s: {exc}; what is done is kept, "
                 "run it again later, or raise generation.timeout and generation.deadline"
             ) from self._quotable(exc.__cause__)
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise GenerationUnavailableError(f"{self._url} did not do it, and was not asked again: the run has ended")
 
     def _mapped(self, attempt: Callable[[], Result]) -> Result | Declined:
         """Make a request once; failures as `Declined`, as what passes, or as an error of zsvec."""
@@ -286,15 +312,22 @@ class Client:
     def _mapped_status(self, exc: openai.APIStatusError) -> Declined:
         said = self._scrubbed(exc.message)
         settings = self._settings
-        code = f"{exc.code or ''} {exc.type or ''}"
+        code = f"{exc.code or ''} {exc.type or ''}".lower()
         if exc.status_code in (400, 403, 422) and any(word in code for word in _POLICY):
             return Declined("policy", said, Usage())
         if exc.code == "insufficient_quota":
             raise self._error("the account is out of credit: add some, and run it again", exc) from self._quotable(exc)
         if exc.status_code in (408, 409, 429) or exc.status_code >= 500:
             raise _PassingError(f"HTTP {exc.status_code}: {said}", _retry_after(exc.response.headers)) from exc
-        if exc.status_code in (401, 403):  # what the service says may quote the key
+        if exc.status_code == 401:  # what the service says may quote the key in part
             raise self._error(f"it refuses the key in {KEY_VARIABLE}: set one that it knows", exc) from None
+        if exc.status_code == 403:
+            advice = f"it does not let the key in {KEY_VARIABLE} do this: {said}"
+            raise self._error(advice, exc) from self._quotable(exc)
+        if exc.status_code < 400:
+            where = exc.response.headers.get("location", "somewhere else")
+            advice = f"it redirects to {where}, where the key is not sent: set generation.base_url if it should be"
+            raise self._error(advice, exc) from self._quotable(exc)
         if exc.status_code == 404:
             advice = (
                 f"there is no such model or address ({said}); generation.language_model is "
@@ -309,17 +342,23 @@ class Client:
         return GenerationError(self._scrubbed(f"{self._url}{status}: {message}"))
 
     def _scrubbed(self, text: str) -> str:
-        return text.replace(self._key, "***")
+        return text.replace(self._key, "***") if len(self._key) >= _SHORTEST_KEY else text
 
     def _quotable(self, exc: BaseException | None) -> BaseException | None:
-        """An error that may be shown as the cause of another: one that does not quote the key."""
-        return None if exc is None or self._key in f"{exc!s} {exc!r}" else exc
+        """An error that may be shown as the cause of another: neither it nor its own causes quote the key."""
+        cause = exc
+        while cause is not None:
+            said = f"{cause!s} {cause!r}"
+            if self._scrubbed(said) != said:
+                return None
+            cause = cause.__cause__ or cause.__context__
+        return exc
 
 
 def _keys(idempotency_key: str) -> Iterator[str]:
     """A key for each answer: what is asked for again because it was of no use must not be the same again."""
     yield idempotency_key
-    yield from (f"{idempotency_key}-{attempt}" for attempt in range(1, _SPOILED))
+    yield from (f"{idempotency_key}-{attempt}" for attempt in range(1, SPOILED))
 
 
 class _PassingError(Exception):
@@ -330,13 +369,20 @@ class _PassingError(Exception):
         self.retry_after = retry_after
 
 
+def _say(state: RetryCallState) -> None:
+    """Tell whoever watches why nothing happens."""
+    error = state.outcome.exception() if state.outcome else None
+    if state.upcoming_sleep >= _LONG_WAIT:
+        _log.warning("%s; trying again in %.0f s", error, state.upcoming_sleep)
+
+
 _BACK_OFF = wait_random_exponential(multiplier=0.5, max=60)
 
 
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, _PassingError) else None
-    return _BACK_OFF(state) if asked is None else asked
+    return asked or _BACK_OFF(state)  # what is asked for may be no wait at all, again and again
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -354,11 +400,19 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, (when - datetime.now(timezone.utc)).total_seconds())
 
 
+def _host(url: str) -> str | None:
+    """The host of an address, read as it is when a request is made; ``None`` if no request can be made to it."""
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL:
+        return None
+    return address.host if address.scheme in ("http", "https") and address.host else None
+
+
 def _check_allowed(url: str) -> None:
-    if not ALLOW_REQUESTS and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
-        raise GenerationError(
-            f"requests to {urlsplit(url).hostname} are forbidden here: {SWITCH_VARIABLE} is 0 in the environment"
-        )
+    host = _host(url)
+    if not ALLOW_REQUESTS and host not in ("127.0.0.1", "localhost", "::1"):
+        raise GenerationError(f"requests to {host} are forbidden here by {SWITCH_VARIABLE} in the environment")
 
 
 def _first(exc: ValidationError) -> str:

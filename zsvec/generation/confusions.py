@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zsvec.calibration import LogLinear, expert_evidence
 from zsvec.fusion import log_linear, softmax
@@ -35,7 +36,9 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
         pool: What they are classified with.
     """
     evidence = expert_evidence(pool.slopes, sample.views)
-    probabilities = softmax(log_linear(evidence, list(sample.views), pool.neutral))
+    probabilities = np.empty(evidence.shape[1:])
+    for some in _alike_in_gaps(evidence):
+        probabilities[some] = softmax(log_linear(evidence[:, some], list(sample.views), pool.neutral))
     lost, partners = {}, {}
     for position in np.unique(sample.labels):
         mean = probabilities[sample.labels == position].mean(axis=0)
@@ -45,3 +48,15 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
         others = [other for other in np.argsort(-mean, kind="stable") if mean[other] >= _RARE]
         partners[name] = tuple(sample.categories[other] for other in others)
     return Confusions(lost, partners)
+
+
+def _alike_in_gaps(evidence: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
+    """Images of which the same experts have no evidence of the same categories.
+
+    The only image of its category is compared with none of its own, so that it counts as one of a category that
+    the experts of images have no reference of.
+    """
+    gaps = np.isnan(evidence).swapaxes(0, 1).reshape(evidence.shape[1], -1)
+    _, pattern = np.unique(gaps, axis=0, return_inverse=True)
+    for number in range(pattern.max() + 1):
+        yield np.flatnonzero(pattern.ravel() == number)

@@ -47,10 +47,16 @@ class Knowledge:
     def of(cls, records: Iterable[Record]) -> Knowledge:
         """What the answers of a manifest say; those to other prompts than these are left out."""
         known = cls()
+        known.learn_all(records)
+        # What failed in an earlier run may not fail in this one.
+        known.declined = {of: why for of, why in known.declined.items() if not why.startswith("unusable")}
+        return known
+
+    def learn_all(self, records: Iterable[Record]) -> None:
+        """Take over the answers among some records, but for those to other prompts than these."""
         for record in records:
             if isinstance(record, AnswerRecord) and record.version == prompts.VERSION:
-                known.learn(record)
-        return known
+                self.learn(record)
 
     def learn(self, record: AnswerRecord) -> None:
         """Take over what an answer says of what was asked; alone in a question, a subject is settled by it."""
@@ -77,7 +83,8 @@ class Knowledge:
             groups: Categories that are easily confused, the most important first.
         """
         description = self.descriptions.get(name)
-        compared = [self.features[of] for of in groups if name in of and of in self.features][:MOST_GROUPS]
+        first = [of for of in groups if name in of][:MOST_GROUPS]
+        compared = [self.features[of] for of in first if of in self.features]
         common = [phrase for of in compared for phrase in of.common]
         apart = [p for of in compared for member in of.members if member.name == name for p in member.distinguishing]
         return {

@@ -21,6 +21,7 @@ import re
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,8 @@ from zsvec.errors import InvalidInputError
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
 _UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|\.$")
-_LONGEST = 100  # characters of a folder's name, whose bytes may be more
+_LONGEST = 200  # bytes of a folder's name, of which file systems take 255
+_FIRST = b'{"at":"'  # what the file begins with
 
 
 def _now() -> str:
@@ -120,7 +122,7 @@ class ImageRecord(_Record):
 
 
 class DeclinedRecord(_Record):
-    """An image that the service does not draw; it is not asked for again.
+    """An image that the service does not draw.
 
     Attributes:
         category: What it should have shown.
@@ -128,6 +130,7 @@ class DeclinedRecord(_Record):
         prompt: What was asked for.
         code: As in `client.Declined`.
         reason: In words.
+        model: That was asked.
         cost: In dollars, if known.
     """
 
@@ -135,6 +138,7 @@ class DeclinedRecord(_Record):
     category: str
     index: int
     prompt: str
+    model: str
     code: str
     reason: str
     cost: float | None
@@ -170,32 +174,27 @@ class Manifest:
         self.folder = folder
         self._file = folder / "manifest.jsonl"
         self._received = folder / "received"
-        try:
-            self._received.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / ".lock")
-            self._lock.acquire(blocking=False)
-        except Timeout as exc:
-            raise InvalidInputError(f"{folder} is in use by another run: wait for it, or take another folder") from exc
-        except OSError as exc:
-            raise InvalidInputError(
-                f"the folder {folder} for what is generated cannot be used: {exc.strerror}; give one that you may "
-                "write to"
-            ) from exc
         self._writing = threading.Lock()
-        try:
+        with _usable(folder), ExitStack() as opened:
+            self._received.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout as exc:
+                raise InvalidInputError(
+                    f"{folder} is in use by another run: wait for it, or take another folder"
+                ) from exc
+            opened.callback(lock.release)
             self.records = _read(self._file, cut=True)
             self._filed = {record.receipt for record in self.records if isinstance(record, ImageRecord)}
-            self._open = self._file.open("ab")
-        except BaseException:
-            self._lock.release()
-            raise
-        if not self.records:
-            self.append(FolderRecord(id=uuid.uuid4().hex))
-        for file in sorted(self._received.iterdir()):
-            if file.suffix == ".json":
+            self._open = opened.enter_context(self._file.open("ab"))
+            if not any(isinstance(record, FolderRecord) for record in self.records):
+                self.append(FolderRecord(id=uuid.uuid4().hex))
+            for file in sorted(self._received.glob("*.json")):
                 self.file_image(file)
-            else:
+            for file in self._received.glob(".*.part"):
                 file.unlink()  # a kill has cut it short
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Manifest:
         return self
@@ -203,8 +202,8 @@ class Manifest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
-        self._lock.release()
+        with _usable(self.folder):  # a full disk is noticed again
+            self._opened.close()
 
     @property
     def id(self) -> str:
@@ -213,7 +212,7 @@ class Manifest:
 
     def append(self, record: Record) -> None:
         """Add a record, durably; may be called from any thread."""
-        with self._writing:
+        with self._writing, _usable(self.folder):
             self._open.write(record.model_dump_json().encode() + b"\n")
             self._open.flush()
             os.fsync(self._open.fileno())
@@ -238,18 +237,20 @@ class Manifest:
         )
         whole = _Received(record=record, data=base64.b64encode(data).decode())
         file = self._received / f"{record.receipt}.json"
-        _write(file, whole.model_dump_json().encode())
+        with _usable(self.folder):
+            _write(file, whole.model_dump_json().encode())
         return file
 
     def file_image(self, received: Path) -> ImageRecord:
         """Put a received image in its place and into the manifest; done again after a kill, it is there once."""
-        whole = _Received.model_validate_json(received.read_bytes())
-        path = self.folder / whole.record.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, base64.b64decode(whole.data))
-        if whole.record.receipt not in self._filed:
-            self.append(whole.record)
-        received.unlink()
+        with _usable(self.folder):
+            whole = _read_received(received)
+            path = self.folder / whole.record.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, base64.b64decode(whole.data))
+            if whole.record.receipt not in self._filed:
+                self.append(whole.record)
+            received.unlink()
         return whole.record
 
 
@@ -259,20 +260,30 @@ def read_manifest(folder: Path) -> list[Record]:
     Raises:
         InvalidInputError: It cannot be read, or is of something else.
     """
-    records = _read(folder / "manifest.jsonl", cut=False)
-    received = folder / "received"
-    files = sorted(received.glob("*.json")) if received.is_dir() else []
-    arrived = [_Received.model_validate_json(file.read_bytes()).record for file in files]
+    with _usable(folder):
+        if folder.exists() and not folder.is_dir():
+            raise InvalidInputError(f"{folder} is not a folder: give one for what is generated, which may be new")
+        arrived = []
+        for file in sorted((folder / "received").glob("*.json")):
+            with suppress(FileNotFoundError):  # a run at work has filed it meanwhile
+                arrived.append(_read_received(file).record)
+        records = _read(folder / "manifest.jsonl", cut=False)
     filed = {record.receipt for record in records if isinstance(record, ImageRecord)}
     return [*records, *(record for record in arrived if record.receipt not in filed)]
 
 
 def images(records: Sequence[Record], folder: Path) -> Iterator[ImageRecord]:
-    """The images that are there, one of each place: the latest."""
+    """The images that are there, or received and yet to be filed; one of each place: the latest."""
     latest = {(record.category, record.index): record for record in records if isinstance(record, ImageRecord)}
     for record in latest.values():
-        if (folder / record.file).is_file():
+        if (folder / record.file).is_file() or (folder / "received" / f"{record.receipt}.json").is_file():
             yield record
+
+
+def settled(records: Sequence[Record], model: str) -> list[DeclinedRecord]:
+    """Images that an image model has declined to draw, so that it is not asked again; what failed may be."""
+    declined = [record for record in records if isinstance(record, DeclinedRecord)]
+    return [record for record in declined if record.model == model and record.code != "unusable"]
 
 
 def spent(records: Sequence[Record], categories: Sequence[str]) -> float:
@@ -293,23 +304,45 @@ def _subjects(record: AnswerRecord | ImageRecord | DeclinedRecord) -> Iterator[s
 
 def folder_name(category: str) -> str:
     """A category's name as that of a folder, the same where file systems allow it."""
-    safe = _UNSAFE.sub("_", category)[:_LONGEST].rstrip(" .")
-    return safe if safe == category else f"{safe}-{hashlib.sha256(category.encode()).hexdigest()[:8]}"
+    safe = _UNSAFE.sub("_", category).encode()[:_LONGEST].decode(errors="ignore").rstrip(" .")
+    return safe if safe == category else f"{safe}~{hashlib.sha256(category.encode()).hexdigest()[:8]}"
 
 
 def _read(file: Path, *, cut: bool) -> list[Record]:
+    content = file.read_bytes() if file.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
     try:
-        content = file.read_bytes() if file.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if cut and len(whole) < len(content):
-            os.truncate(file, len(whole))
-    except OSError as exc:
-        raise InvalidInputError(f"{file} cannot be read: {exc.strerror}; give a folder that you may read") from exc
-    try:
-        return [_RECORD.validate_json(line) for line in whole.splitlines()]
+        records = [_RECORD.validate_json(line) for line in whole.splitlines()]
     except ValidationError as exc:
+        raise _foreign(file, exc) from exc
+    if not content.startswith(_FIRST[: len(content)]):  # all that there is may be one line without an end
+        raise _foreign(file, f"it begins with {content[:20]!r}")
+    if cut and len(whole) < len(content):
+        os.truncate(file, len(whole))
+    return records
+
+
+def _read_received(file: Path) -> _Received:
+    try:
+        return _Received.model_validate_json(file.read_bytes())
+    except ValidationError as exc:
+        raise _foreign(file, exc) from exc
+
+
+def _foreign(file: Path, problem: object) -> InvalidInputError:
+    return InvalidInputError(
+        f"{file} has a line that this version of zsvec did not write: take another folder, or remove it; {problem}"
+    )
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
         raise InvalidInputError(
-            f"{file} has a line that this version of zsvec did not write: take another folder, or remove it; {exc}"
+            f"the folder {folder} for what is generated cannot be used: {exc.strerror}; give one that you may read "
+            "and write, with room in it"
         ) from exc
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from zsvec.generation.features import (
     Knowledge,
     chosen_groups,
 )
-from zsvec.generation.manifest import DeclinedRecord, images, read_manifest, spent
+from zsvec.generation.manifest import images, read_manifest, settled, spent
 from zsvec.generation.prices import Usage, image_cost, price_of, text_cost
 
 # Tokens, roughly: of the instructions, of a name, and of the answer about one subject, reasoning included.
@@ -32,7 +33,7 @@ _ANSWERS = {"descriptions": 300, "groups": 60, "features": 300}
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that a folder may hold and have cost, for the categories of a run, earlier runs included.
+    """The most that a folder may hold of the categories of a run, and have cost for them, earlier runs included.
 
     Attributes:
         images: How many; ``None``: as many as are planned.
@@ -43,10 +44,10 @@ class Budget:
     dollars: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("images", "dollars"):
+        for name, kind, wanted in (("images", int, "a whole number"), ("dollars", int | float, "a number")):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-                raise InvalidInputError(f"a budget of {name} must be a number from 0 up. Got {value!r} instead")
+            if value is not None and not (isinstance(value, kind) and 0 <= value < math.inf):
+                raise InvalidInputError(f"a budget of {name} must be {wanted} from 0 up. Got {value!r} instead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,9 @@ class Plan:
         others: What further categories of the store look like, which these may be confused with.
         measured: Groups that the store confuses.
         places: Images to buy, by category and index, the most useful first.
+        affordable: How many of them the budget allows, as estimated; with what is left by then, more are bought.
+        excluded: How many images it does not allow at all: those beyond a budget in images, and those of
+            categories that there is not even money to ask about.
         there: Images of these categories that are in the folder.
         questions: Requests to the language model, by step; of the features no more than that.
         budget: That will be kept to.
@@ -86,6 +90,8 @@ class Plan:
     others: Mapping[str, str] = field(repr=False)
     measured: tuple[Group, ...] = field(repr=False)
     places: tuple[tuple[str, int], ...] = field(repr=False)
+    affordable: int
+    excluded: int
     there: int
     questions: Mapping[str, int]
     budget: Budget
@@ -95,11 +101,16 @@ class Plan:
     models: tuple[str, str]
 
     @property
+    def beyond_budget(self) -> int:
+        """How many images the budget does not allow, as estimated."""
+        return self.excluded + len(self.places) - self.affordable
+
+    @property
     def cost(self) -> float | None:
-        """Estimated dollars still to be spent, if no budget ends the run."""
+        """Estimated dollars still to be spent."""
         if self.cost_of_questions is None or self.cost_of_image is None:
             return None
-        return self.cost_of_questions + len(self.places) * self.cost_of_image
+        return self.cost_of_questions + self.affordable * self.cost_of_image
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec generate --dry-run --json`` prints."""
@@ -108,8 +119,9 @@ class Plan:
             "categories": list(self.categories),
             "confused": [list(group) for group in self.measured],
             "questions": dict(self.questions),
-            "images": len(self.places),
+            "images": self.affordable,
             "images_there": self.there,
+            "images_beyond_budget": self.beyond_budget,
             "cost": self.cost,
             "spent": self.spent,
             "budget": {"images": self.budget.images, "dollars": self.budget.dollars},
@@ -148,7 +160,7 @@ def make_plan(
     records = read_manifest(folder)
     known = Knowledge.of(records)
     there = {(record.category, record.index) for record in images(records, folder) if record.category in categories}
-    declined = {(record.category, record.index) for record in records if isinstance(record, DeclinedRecord)}
+    declined = {(of.category, of.index) for of in settled(records, settings.image_model)}
     places = [
         (name, index)
         for name in categories
@@ -156,6 +168,7 @@ def make_plan(
         if (name, index) not in there and (name, index) not in declined
     ]
     places.sort(key=lambda place: -_use(place, held, confusions))
+    planned = len(places)
     if budget.images is not None:
         places = places[: max(0, budget.images - len(there))]
     if budget.dollars is not None:
@@ -167,17 +180,34 @@ def make_plan(
                 )
     every = sorted({*categories, *held})
     measured = tuple((name, *others) for name in categories if (others := confusions.partners.get(name)))
-    counts, usage = _questions(known, sorted({name for name, _ in places}), every, measured)
+    paid = spent(records, categories)
+
+    def questions(images: int) -> tuple[dict[str, int], Usage]:
+        """Those that so many images need."""
+        return _questions(known, sorted({name for name, _ in places[:images]}), every, measured)
+
+    def cost(images: int) -> float:
+        return (text_cost(questions(images)[1], settings) or 0.0) + images * (image_cost(None, settings) or 0.0)
+
+    affordable = len(places)
+    if budget.dollars is not None:
+        affordable = max(0, bisect_right(range(len(places) + 1), budget.dollars - paid, key=cost) - 1)
+        # Nothing is asked about a category that there will be no money to draw.
+        asked = {name for name, _ in places[:affordable]}
+        places = [place for place in places if place[0] in asked]
+    counts, usage = questions(affordable)
     return Plan(
         folder=folder,
         categories=tuple(categories),
         others={name: of.text for name, of in held.items() if name not in categories},
         measured=measured,
         places=tuple(places),
+        affordable=affordable,
+        excluded=planned - len(places),
         there=len(there),
         questions=counts,
         budget=budget,
-        spent=spent(records, categories),
+        spent=paid,
         cost_of_questions=text_cost(usage, settings),
         cost_of_image=image_cost(None, settings),
         models=(settings.language_model, settings.image_model),

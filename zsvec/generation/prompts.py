@@ -163,8 +163,9 @@ def draw(
         distinguishing: Features by which it is told from them.
     """
     places = scenes or SCENES
-    scene = places[index % len(places)]
-    viewpoint = VIEWPOINTS[(index + index // len(places)) % len(VIEWPOINTS)]
+    turn, position = divmod(index, len(places))
+    step = turn if len(places) % 2 == 0 else 0  # so that each scene is seen from all the eight viewpoints
+    scene, viewpoint = places[position], VIEWPOINTS[(index + step) % len(VIEWPOINTS)]
     alike = (
         f" Show the features that it shares with similar things: {'; '.join(common)}."
         if common

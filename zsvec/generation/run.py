@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError
 from zsvec.generation import prompts
-from zsvec.generation.client import Client, Declined
+from zsvec.generation.client import SPOILED, Client, Declined
 from zsvec.generation.features import Asked, Group, Knowledge, analyse
-from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, spent
+from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, settled, spent
 from zsvec.generation.plan import Plan
 from zsvec.generation.prices import image_cost, text_cost
+
+_log = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
 Done = TypeVar("Done", AnswerRecord, ImageRecord | DeclinedRecord)
@@ -79,15 +83,17 @@ class Run:
 
     def analyse(self) -> list[Group]:
         """Find out what the prompts of the images need; the groups that have been compared."""
-        names = sorted({name for name, _ in self._plan.places})
         plan = self._plan
+        names = sorted({name for name, _ in plan.places})
+        # Those that have all their images already are still what the rest are confused with.
+        others = {**dict.fromkeys(plan.categories, ""), **plan.others}
         try:
-            return analyse(self.knowledge, names, plan.others, plan.measured, self._ask)
+            return analyse(self.knowledge, names, others, plan.measured, self._ask)
         except _OutOfBudgetError:
             self.out_of_budget = True
             return []
 
-    def draw(self, groups: Sequence[Group]) -> Iterator[Result]:
+    def draw(self, groups: Sequence[Group]) -> Generator[Result, None, None]:
         """Buy the images of the plan, and yield each as it is there.
 
         Raises:
@@ -111,8 +117,13 @@ class Run:
     def _ask(self, questions: Sequence[Asked]) -> None:
         each = self._plan.cost_of_questions
         estimate = None if each is None else each / max(1, sum(self._plan.questions.values()))
-        for record in self._at_once(questions, self._answer, estimate):
-            self.knowledge.learn(record)
+        before = len(self._manifest.records)
+        try:
+            for _ in self._at_once(questions, self._answer, estimate):
+                pass
+        finally:
+            # In the order of the file, so that a run that resumes this one makes the same prompts of them.
+            self.knowledge.learn_all(self._manifest.records[before:])
         if self.out_of_budget:
             raise _OutOfBudgetError
 
@@ -150,7 +161,8 @@ class Run:
                 prompt=prompt,
                 code=picture.code,
                 reason=picture.reason,
-                cost=image_cost(picture.usage, settings) if picture.usage.output else 0.0,
+                model=settings.image_model,
+                cost=self._cost_of_nothing(picture),
             )
             self._manifest.append(declined)
             return declined
@@ -169,6 +181,13 @@ class Run:
             cost=image_cost(picture.usage, settings),
         )
         return self._manifest.file_image(received)
+
+    def _cost_of_nothing(self, declined: Declined) -> float | None:
+        """Of an image that did not come: responses that could not be used were paid for all the same."""
+        if declined.usage.output:
+            return image_cost(declined.usage, self._settings)
+        each = image_cost(None, self._settings)
+        return each and each * SPOILED if declined.code == "unusable" else 0.0
 
     def _key(self, *parts: Any) -> str:
         """The same request of the same folder has the same key, in each run."""
@@ -205,6 +224,10 @@ class Run:
                         self._client.stop()
             except BaseException:
                 self._client.stop()
+                if pending:
+                    _log.warning(
+                        "waiting for %d requests that are paid for; interrupt again to leave them", len(pending)
+                    )
                 raise
         if failure is not None:
             raise failure
@@ -249,16 +272,21 @@ def carry_out(
         GenerationError: There is no key, and something to be bought.
     """
     with Manifest(plan.folder) as manifest:
-        knowledge, out_of_budget, error = Knowledge.of(manifest.records), False, None
+        knowledge, error = Knowledge.of(manifest.records), None
+        out_of_budget = plan.excluded > 0
+        bought = {(record.category, record.index) for record in images(manifest.records, plan.folder)}
+        declined = {(of.category, of.index) for of in settled(manifest.records, settings.image_model)}
+        plan = replace(plan, places=tuple(place for place in plan.places if place not in bought | declined))
         if plan.places:
             with Client(settings) as client:
                 run = Run(plan, settings, manifest, client)
                 try:
-                    for _ in track(run.draw(run.analyse())):
-                        pass
+                    with closing(run.draw(run.analyse())) as results:  # whatever happens in `track`
+                        for _ in track(results):
+                            pass
                 except GenerationError as exc:
                     error = exc
-                knowledge, out_of_budget = run.knowledge, run.out_of_budget
+                knowledge, out_of_budget = run.knowledge, run.out_of_budget or out_of_budget
         wanted = set(plan.categories)
         return Drawn(
             categories=plan.categories,

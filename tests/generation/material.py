@@ -1,0 +1,61 @@
+"""What the tests of a run and of its folder are made from: settings, plans, purchases, and what is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zsvec.config import GenerationSettings
+from zsvec.generation.confusions import Confusions
+from zsvec.generation.manifest import ImageRecord, Manifest
+from zsvec.generation.plan import Budget, Held, Plan, make_plan
+
+PNG = b"\x89PNG, or so it begins"
+
+
+def settings_of(url: str = "http://127.0.0.1:9/v1", **options: Any) -> GenerationSettings:
+    """With prices known, and patience for a machine that has other things to do."""
+    return GenerationSettings(**{"base_url": url, "concurrency": 4, "timeout": 30.0, "deadline": 60.0, **options})
+
+
+def plan_of(
+    folder: Path,
+    categories: Sequence[str],
+    settings: GenerationSettings | None = None,
+    *,
+    per_category: int = 2,
+    budget: Budget | None = None,
+    held: Mapping[str, Held] | None = None,
+    confusions: Confusions | None = None,
+) -> Plan:
+    return make_plan(
+        categories,
+        held or {},
+        confusions or Confusions(),
+        settings or settings_of(),
+        per_category=per_category,
+        budget=budget or Budget(),
+        folder=folder,
+    )
+
+
+def purchase(category: str = "red panda", index: int = 0, **others: Any) -> dict[str, Any]:
+    """What `Manifest.receive` takes besides the image."""
+    known = {"prompt": f"{category} {index}", "version": 1, "model": "painter", "size": "1024x1024", "quality": "low"}
+    return {"category": category, "index": index, "response": "req-1", "seconds": 0.5, "cost": 0.01, **known, **others}
+
+
+def buy(
+    manifest: Manifest, category: str = "red panda", index: int = 0, data: bytes = PNG, **others: Any
+) -> ImageRecord:
+    """File an image as if it had just come."""
+    return manifest.file_image(manifest.receive(data, **purchase(category, index, **others)))
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """All that is in a folder: when each file was changed, and what it holds."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in folder.rglob("*")
+    }

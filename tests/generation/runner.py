@@ -1,0 +1,117 @@
+"""Programs that generate, for `test_kill` to kill.
+
+``python -m tests.generation.runner`` runs what it reads, in a process for each line, one after the other:
+
+- ``draw FOLDER URL`` carries out a plan;
+- ``store FOLDER URL`` does all that `Classifier.generate` does, into a store of its own;
+- ``crash FOLDER URL`` draws in ``FOLDER/1``, ``FOLDER/2`` … and dies before its first, second … step to disk, until
+  there is none left to die before.
+
+A process says ``ready PID`` when it begins, ``bought`` for each image and ``stored`` for each write that the store has
+acknowledged. When it has ended, that is said, with its exit code.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.generation.material import plan_of, settings_of
+from tests.support import open_classifier
+from zsvec.generation.manifest import Manifest
+from zsvec.generation.run import carry_out
+from zsvec.store import Store
+
+NAMES = [f"{colour} thing{i:02}" for i in range(24) for colour in ("blue", "red")]
+STORED = NAMES[:20]
+FEW = ["giant panda", "red panda"]
+CONCURRENCY = 4
+DEAD = 9
+
+
+def draw(folder: Path, url: str, names: Sequence[str] = NAMES, **options: Any) -> None:
+    settings = settings_of(url, **{"concurrency": CONCURRENCY, **options})
+    drawn = carry_out(plan_of(folder, names, settings), settings, track=told)
+    if drawn.error is not None:
+        raise drawn.error
+
+
+def store(folder: Path, url: str) -> None:
+    settings = settings_of(url, concurrency=CONCURRENCY)
+    write = Store.write
+
+    def told_write(self: Store, *args: Any) -> Any:
+        written = write(self, *args)
+        say("stored")
+        return written
+
+    Store.write = told_write  # type: ignore[method-assign]
+    with open_classifier(folder, batch_size=2, generation=settings) as classifier:
+        plan = classifier.plan_generation(STORED, per_category=2, folder=folder / "generated")
+        classifier.generate(plan, keep_flagged=True, track=told)
+
+
+def crash(folder: Path, url: str) -> None:
+    for step in itertools.count(1):
+        child = os.fork()
+        if not child:
+            die_before(step)
+            draw(folder / str(step), url, FEW, concurrency=1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            return
+        if os.waitstatus_to_exitcode(status) != DEAD:
+            raise SystemExit(f"the run that was to die before step {step} failed")
+
+
+def die_before(step: int) -> None:
+    """End this process without any ado when it is about to change what is on disk for the given time."""
+    steps = itertools.count(1)
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            if next(steps) == step:
+                os._exit(DEAD)
+            return function(*args, **options)
+
+        return call
+
+    os.fsync = counted(os.fsync)
+    for of, name in ((Manifest, "append"), (Path, "mkdir"), (Path, "replace"), (Path, "unlink")):
+        setattr(of, name, counted(getattr(of, name)))
+
+
+def told(results: Iterable[Any]) -> Iterator[Any]:
+    for result in results:
+        say("bought")
+        yield result
+
+
+def say(word: str) -> None:
+    os.write(sys.stdout.fileno(), f"{word}\n".encode())  # in one piece: a line is said, or it is not
+
+
+def in_a_process(program: str, folder: str, url: str) -> int:
+    """Run a program; its exit code."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+    try:
+        say(f"ready {os.getpid()}")
+        {"draw": draw, "store": store, "crash": crash}[program](Path(folder), url)
+    except BaseException:  # noqa: BLE001 - it must not go on in the loop of its parent
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        say(f"ended {in_a_process(*line.split())}")

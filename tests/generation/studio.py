@@ -1,0 +1,143 @@
+"""A classifier, and a service that draws for it what a test has laid out; and an encoder that is easily foreseen."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import zsvec
+from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request
+from tests.store.support import fast_folder
+from tests.support import encode, photo
+from zsvec.generation.manifest import images, read_manifest
+from zsvec.store.base import Where
+from zsvec.synthesis import Generated
+from zsvec.testing import HashEncoder
+
+COLOURS = ("red", "green", "blue")
+
+
+class ColourEncoder(HashEncoder):
+    """Sees of an image its strongest colour, which is near to texts that name it and far from those that name another.
+
+    To a text that names none, all images are near a little.
+    """
+
+    def __init__(self, name: str = "clip", **options: Any) -> None:
+        super().__init__(name, dim=4, **options)
+
+    def _of_text(self, text: str) -> NDArray[np.float64]:
+        words = re.findall(r"\w+", text.lower())
+        named = [float(colour in words) for colour in COLOURS]
+        return np.array([*named, float(not any(named))])
+
+    def _of_image(self, image: Image.Image) -> NDArray[np.float64]:
+        mean = np.asarray(image.convert("RGB"), dtype=np.float64).mean(axis=(0, 1))
+        strongest = np.equal(mean, mean.max())
+        return np.array([*(strongest - strongest.mean()), 0.1])
+
+
+def tinted(colour: str, seed: int) -> Image.Image:
+    """A picture of which a colour is half; no other is like it but to who looks at colours alone."""
+    return Image.blend(photo(seed, (8, 8)), Image.new("RGB", (8, 8), colour), 0.5)
+
+
+def picture(colour: str, seed: int) -> bytes:
+    """A PNG of `tinted`."""
+    return encode(tinted(colour, seed))
+
+
+def coloured_encoders() -> tuple[HashEncoder, HashEncoder]:
+    """``clip`` knows colours, ``dino`` tells one picture from another."""
+    return ColourEncoder(), HashEncoder("dino", dim=64, modalities=("image",))
+
+
+class Service:
+    """A fake that draws what it is told to.
+
+    Attributes:
+        server: Draws, for the category in the prompt, the first of its pictures that are left; if none are,
+            one of the colour in its name, or red.
+        pictures: By category as words, what is left to be drawn.
+        fault: What goes wrong with a request.
+    """
+
+    def __init__(self, appearances: Mapping[str, str]) -> None:
+        self.pictures: dict[str, list[bytes]] = {}
+        self.fault: Callable[[Request], Fault | None] = lambda request: None
+        self._seeds = itertools.count(1000)
+        self.server = FakeOpenAI(appearances=appearances, draw=self._draw, fault=lambda request: self.fault(request))
+
+    def _draw(self, body: dict[str, Any]) -> bytes:
+        name = name_in(body["prompt"])
+        if self.pictures.get(name):
+            return self.pictures[name].pop(0)
+        return picture(next((colour for colour in COLOURS if colour in name.split()), "red"), next(self._seeds))
+
+    def requests(self) -> Counter[str]:
+        """How many requests there were of each kind."""
+        kinds = {IMAGES: "images", CHAT: "questions"}
+        return Counter(kinds[entry.path] for entry in self.server.entries)
+
+
+class Studio(Service):
+    """A classifier over a store of its own, and the service that it asks.
+
+    Attributes:
+        clf: Makes one request at a time, so that the images of a category are drawn in order.
+        encoders: Of the classifier.
+        folder: Of what is generated.
+    """
+
+    def __init__(self, folder: Path, appearances: Mapping[str, str], encoders: tuple[HashEncoder, ...]) -> None:
+        super().__init__(appearances)
+        self.folder = folder / "generated"
+        self.encoders = encoders
+        generation = {"base_url": self.server.url, "concurrency": 1}
+        self.clf = zsvec.open(str(folder / "store"), encoders=encoders, generation=generation)
+
+    def generate(self, *names: str, **options: Any) -> Generated:
+        return self.clf.generate_references(names or None, folder=self.folder, **options)
+
+    def prompts(self) -> dict[tuple[str, int], str]:
+        """By category and index, what each image in the folder was drawn from."""
+        return {(of.category, of.index): of.prompt for of in images(read_manifest(self.folder), self.folder)}
+
+    def embedded(self) -> dict[str, tuple[int, int]]:
+        """Texts and images that each encoder has embedded so far."""
+        return {of.name: (of.texts_encoded, of.images_encoded) for of in self.encoders}
+
+    def payloads(self, encoder: str) -> list[Mapping[str, Any]]:
+        """Of every point of an encoder's collection."""
+        store = self.clf.store
+        pages = store._backend.scroll(store.collection(encoder), Where())
+        return [payload for page in pages for payload in page.payloads]
+
+
+def name_in(prompt: str) -> str:
+    """The category that a prompt asks for."""
+    found = re.search("“(.+?)”", prompt)
+    assert found, prompt
+    return found[1]
+
+
+@contextmanager
+def studio_of(
+    monkeypatch: pytest.MonkeyPatch, *encoders: HashEncoder, appearances: Mapping[str, str] | None = None
+) -> Iterator[Studio]:
+    """A studio with its key in the environment; by default with `coloured_encoders`."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fast_folder() as folder:
+        studio = Studio(folder, appearances or {}, encoders or coloured_encoders())
+        with studio.server, studio.clf:
+            yield studio

@@ -1,0 +1,399 @@
+"""`zsvec generate`: what it asks, buys, prints and returns."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests import test_cli
+from tests.generation.fake_openai import CHAT, IMAGES, KEY, Fault, Request
+from tests.generation.studio import Service, coloured_encoders, picture
+from tests.support import encode, isolated  # noqa: F401
+from zsvec.cli import output
+from zsvec.encoders import EncoderSet
+from zsvec.generation.manifest import read_manifest
+
+cli = test_cli.cli  # the fixture
+Run = Callable[..., test_cli.Result]
+
+DEADLINE = 60.0
+FOLDER = Path("zsvec-generated")
+APPEARANCES = {"red panda": "a small reddish mammal", "blue whale": "a huge mammal of the sea"}
+SETTINGS = """
+[generation]
+base_url = "{url}"
+concurrency = 1
+timeout = 10
+deadline = 1
+
+[generation.prices."gpt-6-luna"]
+[generation.prices."gpt-image-2.6-flare"]
+image = 0.01
+"""
+
+
+def load_encoders(specs: Any, **options: Any) -> EncoderSet:
+    return EncoderSet(coloured_encoders())
+
+
+@pytest.fixture
+def service(cli: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """At a cent for an image, and nothing for a question; its key is in the environment."""
+    monkeypatch.setattr(output.out, "width", 1000)  # so that tables need not fold what is in them
+    monkeypatch.setattr("zsvec.encoders.load_encoders", load_encoders)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    made = Service(APPEARANCES)
+    with made.server:
+        Path("zsvec.toml").write_text(SETTINGS.format(url=made.server.url))
+        yield made
+
+
+def facts(table: str) -> dict[str, str]:
+    """What a table of names and values says."""
+    rows = [line.split("  ", 1) for line in table.splitlines() if line.strip()]
+    return {name.strip(): value.strip() for name, value in rows}
+
+
+def summary(done: test_cli.Result) -> str:
+    return done.out.splitlines()[-1]
+
+
+def held(run: Run, name: str) -> dict[str, int]:
+    found = {of["category"]: of["references"] for of in run("list --json").objects}
+    return found.get(name, {})
+
+
+# ---- the plan
+
+
+def test_a_dry_run_shows_the_plan_and_asks_nothing(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setattr("zsvec.encoders.load_encoders", None)  # nor is anything loaded
+    result = cli("generate 'red panda' 'blue whale' --per-category 3 --budget 5 --budget 2usd --dry-run")
+    assert (result.code, result.err) == (0, "")
+    assert facts(result.out) == {
+        "categories": "2",
+        "confused by the store": "none",
+        "questions": "at most 1 for descriptions, 1 for groups, 1 for features (gpt-6-luna)",
+        "images to buy": "5 (gpt-image-2.6-flare), and 1 that the budget does not allow",
+        "images there": "0",
+        "cost": "about $0.05",
+        "spent so far": "$0.00",
+        "budget": "5 images and $2",
+        "folder": "zsvec-generated",
+    }
+    assert service.requests() == {}
+    assert not FOLDER.exists()
+    assert cli("list --json").objects == []
+
+
+def test_a_dry_run_as_json(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    result = cli("generate 'red panda' --per-category 3 --budget 2usd --folder bought --dry-run --json")
+    assert (result.code, result.err) == (0, "")
+    (found,) = result.objects
+    assert found.pop("cost") == pytest.approx(0.03)
+    assert found == {
+        "folder": "bought",
+        "categories": ["red panda"],
+        "confused": [],
+        "questions": {"descriptions": 1, "groups": 1, "features": 1},
+        "images": 3,
+        "images_there": 0,
+        "images_beyond_budget": 0,
+        "spent": 0,
+        "budget": {"images": None, "dollars": 2.0},
+        "language_model": "gpt-6-luna",
+        "image_model": "gpt-image-2.6-flare",
+    }
+    assert service.requests() == {}
+
+
+def test_a_dry_run_after_a_run_knows_what_is_there(cli: Run, service: Service) -> None:
+    assert cli("generate 'red panda' --per-category 2").code == 0
+    before = service.requests()
+    (found,) = cli("generate 'red panda' --per-category 5 --dry-run --json").objects
+    assert (found["images"], found["images_there"], found["spent"]) == (3, 2, 0.02)
+    assert found["questions"]["descriptions"] == 0
+    shown = facts(cli("generate 'red panda' --per-category 2 --dry-run").out)
+    assert (shown["questions"], shown["images to buy"][:2], shown["spent so far"]) == ("none", "0 ", "$0.02")
+    assert service.requests() == before
+
+
+def test_a_plan_without_prices_says_so(cli: Run, service: Service) -> None:
+    settings = Path("zsvec.toml").read_text()
+    Path("zsvec.toml").write_text(settings.replace("concurrency = 1", 'image_model = "my-own"'))
+    assert facts(cli("generate cat --dry-run").out)["cost"] == "unknown: no price is known for the models"
+    assert cli("generate cat --dry-run --json").objects[0]["cost"] is None
+    result = cli("generate cat --budget 1usd --dry-run")
+    assert (result.code, result.out) == (2, "")
+    assert "no price is known for 'my-own'" in result.err
+
+
+def test_the_plan_names_what_the_store_confuses(cli: Run, service: Service) -> None:
+    for name, colour, seeds in (("fox", "red", "123"), ("panda", "red", "456"), ("whale", "blue", "789")):
+        Path(name).mkdir()
+        for seed in seeds:
+            Path(name, f"{seed}.png").write_bytes(picture(colour, int(seed)))
+        assert cli(f"add {name} --text 'a {colour} animal' --image {name}").code == 0
+    assert facts(cli("generate --all --dry-run").out)["confused by the store"] == "fox, panda; panda, fox"
+    assert cli("generate --all --dry-run --json").objects[0]["confused"] == [["fox", "panda"], ["panda", "fox"]]
+
+
+# ---- the run
+
+
+def test_a_run_for_people(cli: Run, service: Service) -> None:
+    result = cli("generate 'red panda' 'blue whale' --per-category 2")
+    assert result.code == 0
+    assert result.out == "4 images, 4 of them in the store, 0 flagged; 0 declined by the service; $0.04 spent\n"
+    assert facts(result.err)["images to buy"] == "4 (gpt-image-2.6-flare)"
+    assert held(cli, "red panda") == {"clip:text": 2, "clip:image": 2, "dino:image": 2}
+    assert sorted(path.name for path in FOLDER.glob("images/*/*")) == ["0000.png", "0000.png", "0001.png", "0001.png"]
+
+
+def test_a_run_as_json(cli: Run, service: Service) -> None:
+    service.fault = lambda r: Fault.blocked() if r.path == IMAGES and "whale" in r.body["prompt"] else None
+    service.pictures["red panda"] = [picture("red", 1), picture("blue", 2)]
+    result = cli("generate 'red panda' 'blue whale' --per-category 2 --json")
+    assert result.code == 0
+    first, second, *declined = result.objects
+    prompt = first.pop("prompt")
+    assert "“red panda”" in prompt
+    assert first == {
+        "category": "red panda",
+        "index": 0,
+        "model": "gpt-image-2.6-flare",
+        "size": "1024x1024",
+        "quality": "low",
+        "cost": 0.01,
+        "file": "zsvec-generated/images/red panda/0000.png",
+        "stored": True,
+        "flags": [],
+        "error": None,
+    }
+    assert (second["index"], second["stored"], second["error"]) == (1, False, None)
+    assert second["flags"] == ["far: no nearer to 'red panda' than to everyday things"]
+    assert [of.pop("error").partition(":")[0] for of in declined] == ["policy", "policy"]
+    assert all("“blue whale”" in of.pop("prompt") for of in declined)
+    assert declined == [{"category": "blue whale", "index": i, "cost": 0, "stored": False} for i in (0, 1)]
+    assert facts(result.err)["categories"] == "2"  # the plan
+
+
+def test_the_report_says_what_was_left_out_and_why(cli: Run, service: Service) -> None:
+    def fault(request: Request) -> Fault | None:
+        if request.path == IMAGES and "whale" in request.body["prompt"]:
+            return Fault.blocked()
+        return Fault.not_an_image() if request.path == IMAGES and not service.pictures["red panda"] else None
+
+    service.fault = fault
+    one_colour = encode(Image.new("RGB", (8, 8), "red"))
+    service.pictures["red panda"] = [picture("red", 1), one_colour, picture("blue", 2), picture("red", 1)]
+    result = cli("generate 'red panda' 'blue whale' --per-category 5")
+    assert result.code == 0
+    header, _, *rows = [re.split(r"  +", line.strip()) for line in result.out.splitlines()[:-1] if line.strip()]
+    assert header == ["category", "image", "left out because"]
+    folder = "zsvec-generated/images/red panda"
+    declined, unreadable = [rows.pop() for _ in range(5)], rows.pop()
+    assert {(name, image) for name, image, _ in declined} == {("blue whale", "–")}
+    assert all(re.match("policy: .*Your request was rejected by the safety system", why) for *_, why in declined)
+    assert unreadable[:2] == ["red panda", f"{folder}/0004.bin"]
+    assert unreadable[2].startswith(f"unreadable: cannot read '{folder}/0004.bin': unknown format")
+    assert rows == [
+        ["red panda", f"{folder}/0001.png", "blank: there is nothing to see in it"],
+        ["red panda", f"{folder}/0002.png", "far: no nearer to 'red panda' than to everyday things"],
+        ["red panda", f"{folder}/0003.png", f"copy: the same picture as {folder}/0000.png"],
+    ]
+    assert summary(result) == "5 images, 1 of them in the store, 4 flagged; 5 declined by the service; $0.05 spent"
+    assert held(cli, "red panda")["dino:image"] == 1
+
+
+def test_flagged_images_are_kept_on_demand(cli: Run, service: Service) -> None:
+    service.pictures["red panda"] = [picture("red", 1), picture("blue", 2)]
+    result = cli("generate 'red panda' --per-category 2 --keep-flagged")
+    assert result.out == "2 images, 2 of them in the store, 1 flagged; 0 declined by the service; $0.02 spent\n"
+    assert held(cli, "red panda")["dino:image"] == 2
+
+
+def test_what_is_repeated_is_not_bought_again(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cli("generate 'red panda' --per-category 2 --json")
+    listed, before = cli("list --json"), service.requests()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    again = cli("generate 'red panda' --per-category 2 --json")
+    assert (again.code, again.objects) == (0, first.objects)
+    assert (service.requests(), cli("list --json")) == (before, listed)
+    shutil.rmtree(FOLDER / "images")
+    assert cli("generate 'red panda' --per-category 2").code == 1  # they are gone, and a key is needed
+
+
+def test_all_categories(cli: Run, service: Service) -> None:
+    cli("add 'red panda'")
+    cli("add 'blue whale'")
+    found = cli("generate --all --per-category 1 --json").objects
+    assert [(of["category"], of["stored"]) for of in found] == [("blue whale", True), ("red panda", True)]
+
+
+def test_show_prints_the_prompts(cli: Run, service: Service) -> None:
+    (image,) = cli("generate 'red panda' --per-category 1 --json").objects
+    expected = f"generated: {image['prompt']}"
+    (found,) = cli("show 'red panda' --json").objects
+    assert found["sources"] == {
+        "clip:text": ["a photo of a red panda", "a small reddish mammal"],
+        "clip:image": [expected],
+        "dino:image": [expected],
+    }
+    assert expected in cli("show 'red panda'").out
+
+
+# ---- budgets
+
+
+@pytest.mark.parametrize(
+    ("budget", "bought", "out_of_budget"),
+    [
+        ("--budget 3", 3, True),
+        ("--budget 0", 0, True),
+        ("--budget 99", 4, False),
+        ("--budget 0.02usd", 2, True),
+        ("--budget '0.02 USD'", 2, True),
+        ("--budget '$0.02'", 2, True),
+        ("--budget .02usd", 2, True),
+        ("--budget 0usd", 0, True),
+        ("--budget 5usd", 4, False),
+        ("--budget 1 --budget 0.02usd", 1, True),
+        ("--budget 0.01usd --budget 3", 1, True),
+    ],
+)
+def test_budgets(cli: Run, service: Service, budget: str, bought: int, *, out_of_budget: bool) -> None:
+    result = cli(f"generate 'red panda' 'blue whale' --per-category 2 {budget}")
+    assert result.code == 0
+    assert service.requests()["images"] == bought
+    assert f"{bought} images, {bought} of them in the store, " in result.out
+    assert ("the budget ended it: with a larger one, run the same again to go on" in result.err) is out_of_budget
+    assert cli(f"generate 'red panda' 'blue whale' --per-category 2 {budget}").code == 0
+    assert service.requests()["images"] == bought  # what there is counts
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "name categories, or give --all"),
+        ("cat --all", "name categories, or give --all"),
+        ("--all", "has no category to draw: name some"),
+        ("''", "a category name must not be empty. Got ''"),
+        ("cat --per-category 0", "--per-category"),
+        ("cat --per-category two", "--per-category"),
+        ("cat --budget lots", "--budget takes a number of images, such as 40, or 2.50usd. Got 'lots'"),
+        ("cat --budget 2.5", "Got '2.5'"),
+        ("cat --budget -1", "Got '-1'"),
+        ("cat --budget 2eur", "Got '2eur'"),
+        ("cat --budget nanusd", "Got 'nanusd'"),
+        ("cat --budget ''", "Got ''"),
+        (f"cat --budget {'9' * 5000}", "--budget takes a number of images"),
+        (f"cat --budget {'9' * 5000}usd", "a budget of dollars must be"),
+        ("cat --folder zsvec.toml", "zsvec.toml"),
+        ("cat --nonsense", "--nonsense"),
+    ],
+)
+@pytest.mark.parametrize("more", ["", "--dry-run", "--json"])
+def test_wrong_usage(cli: Run, service: Service, options: str, message: str, more: str) -> None:
+    result = cli(f"generate {options} {more}")
+    assert (result.code, result.out) == (2, "")
+    assert message in " ".join(result.err.replace("│", " ").split())
+    assert "Traceback" not in result.err
+    assert service.requests() == {}
+    assert cli("list --json").objects == []
+
+
+def fails(result: test_cli.Result, message: str) -> bool:
+    """Whether a run failed with this message, after it has shown its plan."""
+    plan, _, error = result.err.partition("\nzsvec: ")
+    assert facts(plan)["categories"] == "1"
+    return (result.code, result.out) == (1, "") and message in error and KEY not in result.err
+
+
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_no_key(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert fails(cli(f"generate cat {options}"), "set OPENAI_API_KEY in the environment")
+    assert service.requests() == {}
+
+
+def test_a_wrong_key(cli: Run, service: Service) -> None:
+    service.server.key = "another"
+    assert fails(cli("generate cat"), "(HTTP 401): it refuses the key in OPENAI_API_KEY: set one that it knows")
+    assert set(service.requests()) == {"questions"}
+    assert cli("list --json").objects == []
+
+
+def test_a_service_that_is_away(cli: Run, service: Service) -> None:
+    service.server.close()
+    assert fails(cli("generate cat"), f"{service.server.url}/ did not do it within 1 s: Connection error.")
+
+
+def test_a_service_that_fails_on_its_way(cli: Run, service: Service) -> None:
+    service.pictures["red panda"] = [picture("red", 1)]
+    service.fault = lambda r: None if r.path == CHAT or service.pictures["red panda"] else Fault.out_of_quota()
+    result = cli("generate 'red panda' --per-category 3")
+    assert (result.code, "the account is out of credit" in result.err) == (1, True)
+    assert result.out.startswith("1 images, 1 of them in the store, ")  # what it came to by then
+    assert held(cli, "red panda")["dino:image"] == 1  # what has arrived by then
+    service.fault = lambda request: None
+    assert cli("generate 'red panda' --per-category 3").code == 0
+    assert held(cli, "red panda")["dino:image"] == 3
+
+
+RUNNER = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+import zsvec.encoders
+from tests.generation.test_cli import load_encoders
+zsvec.encoders.load_encoders = load_encoders
+from zsvec.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "people"])
+def test_ctrl_c(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    drawing, interrupted = threading.Event(), threading.Event()
+
+    def fault(request: Request) -> None:
+        if request.path == IMAGES and not service.pictures["red panda"]:
+            drawing.set()
+            assert interrupted.wait(DEADLINE)
+
+    service.fault = fault
+    service.pictures["red panda"] = [picture("red", 1)]
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    arguments = ["generate", "red panda", "--per-category", "4", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert drawing.wait(DEADLINE)
+        process.send_signal(signal.SIGINT)
+    finally:
+        interrupted.set()
+    out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, out) == (130, "")
+    assert "stopped; what has arrived is in zsvec-generated: run the same again to go on" in err
+    assert "Traceback" not in err
+    assert service.requests()["images"] == 2  # the second was on its way, and is waited for
+    assert [record.kind for record in read_manifest(FOLDER)].count("image") == 2
+    result = cli("generate 'red panda' --per-category 4")
+    assert summary(result).startswith("4 images, 4 of them in the store, 0 flagged")
+    assert set(service.server.sold(IMAGES).values()) == {1}

@@ -1,0 +1,677 @@
+"""The client of a service that describes and draws: what it sends, waits for, gives up, and never says."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request, noise
+from tests.generation.scripted import Reply, Scripted, Sent, chat, pictures, scripted
+from zsvec.config import GenerationSettings
+from zsvec.errors import GenerationError, GenerationUnavailableError
+from zsvec.generation import client as module
+from zsvec.generation import prompts
+from zsvec.generation.client import KEY_VARIABLE, Answer, Client, Declined, Picture
+from zsvec.generation.prices import Usage
+from zsvec.generation.prompts import Description, Descriptions
+
+QUESTION = prompts.describe(["lion"])
+PROMPT = "a lion in a meadow"
+DRAWN = noise("a picture")
+PATIENCE = 30.0  # seconds until a test that hangs fails
+
+Call = Callable[[Client, str], Any]
+
+
+def ask(client: Client, key: str) -> Answer[Descriptions] | Declined:
+    return client.ask(QUESTION, key)
+
+
+def draw(client: Client, key: str) -> Picture | Declined:
+    return client.draw(PROMPT, key)
+
+
+both = pytest.mark.parametrize("call", [ask, draw])
+
+
+@pytest.fixture(autouse=True)
+def the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+
+@contextmanager
+def serving(*faults: Fault | None, **options: Any) -> Iterator[tuple[FakeOpenAI, Client]]:
+    """A server with a fault for each of its first requests, or as ``fault`` says; and a client of it.
+
+    What is no option of the server is a setting.
+    """
+    chosen = {name: options.pop(name) for name in [*options] if name in GenerationSettings.model_fields}
+    settings: dict[str, Any] = {"deadline": PATIENCE, **chosen}
+    if faults:
+        options["fault"] = lambda request: faults[request.number] if request.number < len(faults) else None
+    with FakeOpenAI(**options) as server, Client(GenerationSettings(base_url=server.url, **settings)) as client:
+        yield server, client
+
+
+@contextmanager
+def script(respond: Callable[[Scripted, Sent], Reply], **settings: Any) -> Iterator[tuple[Scripted, Client]]:
+    with scripted(respond) as server:
+        chosen: dict[str, Any] = {"base_url": server.url, "deadline": PATIENCE, **settings}
+        with Client(GenerationSettings(**chosen)) as client:
+            yield server, client
+
+
+def always(fault: Fault) -> Callable[[Request], Fault]:
+    return lambda request: fault
+
+
+def keys(server: FakeOpenAI) -> list[str | None]:
+    """The idempotency key of each request, in order."""
+    return [entry.key for entry in sorted(server.entries, key=lambda entry: entry.number)]
+
+
+def whole_traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+# Answers and pictures
+
+
+def test_asks() -> None:
+    with serving(appearances={"lion": "large and tawny"}) as (_, client):
+        answer = client.ask(QUESTION, "k")
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.value, Descriptions)
+    (lion,) = answer.value.categories
+    assert (lion.name, lion.appearance, len(lion.scenes)) == ("lion", "large and tawny", 4)
+    assert answer.response == "chatcmpl-0"
+    read = len(QUESTION.instructions) + len('{"categories": ["lion"]}')
+    assert answer.usage == Usage(read // 4, len(json.dumps(answer.value.model_dump())) // 4)
+
+
+@pytest.mark.parametrize("as_url", [False, True])
+def test_draws(as_url: bool) -> None:
+    with serving(draw=lambda body: DRAWN, as_url=as_url) as (server, client):
+        picture = client.draw(PROMPT, "k")
+    assert picture == Picture(DRAWN, "req_0", Usage(len(PROMPT) // 4, 196))
+    assert [entry.path.startswith("/files/") for entry in server.entries] == [False, True][: 1 + as_url]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        QUESTION,
+        prompts.group(["grey cat"], ["grey cat", "red cat", "dog"]),
+        prompts.compare([("grey cat", "red cat")], {"grey cat": "grey", "red cat": "„rötlich“"}),
+    ],
+)
+def test_what_is_sent_to_ask(question: prompts.Question[Any]) -> None:
+    sent: list[Request] = []
+    with serving(fault=sent.append, language_model="a-model") as (_, client):
+        assert isinstance(
+            client.ask(question, "the key of the request"), Answer
+        )  # the server takes strict schemas alone
+    (request,) = sent
+    assert (request.path, request.idempotency_key) == (CHAT, "the key of the request")
+    system, user = request.body["messages"]
+    assert system == {"role": "system", "content": question.instructions}
+    assert (user["role"], json.loads(user["content"])) == ("user", json.loads(json.dumps(question.data)))
+    assert request.body == {
+        "model": "a-model",
+        "messages": [system, user],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": question.step, "schema": question.form.model_json_schema(), "strict": True},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({}, {"model": "gpt-image-2.6-flare", "size": "1024x1024", "quality": "low"}),
+        (
+            {"image_model": "other", "image_size": "512x256", "image_quality": "high"},
+            {"model": "other", "size": "512x256", "quality": "high"},
+        ),
+        ({"image_model": "mine", "image_quality": None}, {"model": "mine", "size": "1024x1024"}),
+        (
+            {"image_model": "dall-e-3", "image_quality": "hd"},
+            {"model": "dall-e-3", "size": "1024x1024", "quality": "hd", "response_format": "b64_json"},
+        ),
+    ],
+)
+def test_what_is_sent_to_draw(settings: dict[str, Any], options: dict[str, Any]) -> None:
+    sent: list[Request] = []
+    with serving(fault=sent.append, **settings) as (_, client):
+        assert isinstance(client.draw(PROMPT, "the key of the request"), Picture)
+    (request,) = sent
+    assert (request.path, request.idempotency_key) == (IMAGES, "the key of the request")
+    assert request.body == {"prompt": PROMPT, "n": 1, **options}
+
+
+def test_the_key_is_sent_to_the_service_and_not_to_where_its_images_are() -> None:
+    def elsewhere(server: Scripted, sent: Sent) -> Reply:
+        return Reply(DRAWN)
+
+    with scripted(elsewhere) as files:
+
+        def answer(server: Scripted, sent: Sent) -> Reply:
+            return pictures({"url": f"{files.base}/a.png"})
+
+        with script(answer) as (server, client):
+            picture = client.draw(PROMPT, "k")
+    assert isinstance(picture, Picture)
+    assert picture.data == DRAWN
+    assert [sent.headers["authorization"] for sent in server.seen] == [f"Bearer {KEY}"]
+    (fetched,) = files.seen
+    assert KEY not in str(fetched)
+
+
+def test_what_a_response_says_besides() -> None:
+    data = base64.b64encode(DRAWN).decode()
+    with script(lambda *_: pictures({"b64_json": data, "revised_prompt": "a lion, revised"})) as (_, client):
+        assert client.draw(PROMPT, "k") == Picture(DRAWN, "req-1", None, "a lion, revised")
+    with script(lambda *_: pictures({"b64_json": data}, input_tokens=3, output_tokens=5)) as (_, client):
+        assert client.draw(PROMPT, "k") == Picture(DRAWN, "req-1", Usage(3, 5), None)
+    with script(lambda *_: chat({"categories": []})) as (_, client):
+        assert client.ask(QUESTION, "k") == Answer(Descriptions(categories=[]), "chatcmpl-1", Usage())
+
+
+def test_asks_and_draws_from_many_threads_at_once() -> None:
+    everyone = threading.Barrier(16)
+
+    def meet(request: Request) -> None:
+        everyone.wait(PATIENCE)
+
+    def work(client: Client, number: int) -> str:
+        if number % 2:
+            picture = client.draw(f"thing {number}", f"k{number}")
+            assert isinstance(picture, Picture)
+            return picture.data.decode()
+        answer = client.ask(prompts.describe([f"thing {number}"]), f"k{number}")
+        assert isinstance(answer, Answer)
+        return answer.value.categories[0].name
+
+    with (
+        serving(fault=meet, draw=lambda body: body["prompt"].encode()) as (server, client),
+        ThreadPoolExecutor(16) as pool,
+    ):
+        assert list(pool.map(lambda number: work(client, number), range(16))) == [f"thing {n}" for n in range(16)]
+    assert sorted(filter(None, keys(server))) == sorted(f"k{number}" for number in range(16))
+
+
+# What may pass
+
+
+@both
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.error(status) for status in (408, 409, 429, 500, 502, 503, 529)] + [Fault.rate_limited(), Fault.cut()],
+    ids=lambda fault: fault.name,
+)
+def test_what_may_pass_is_tried_again_with_the_same_key(call: Call, fault: Fault) -> None:
+    with serving(fault, draw=lambda body: DRAWN) as (server, client):
+        assert isinstance(call(client, "k"), Answer | Picture)
+    assert keys(server) == ["k", "k"]
+    assert server.sold() == {"k": 1}
+
+
+@both
+def test_what_takes_too_long_is_tried_again_with_the_same_key(call: Call) -> None:
+    with serving(Fault.delay(PATIENCE), timeout=0.3) as (server, client):
+        assert isinstance(call(client, "k"), Answer | Picture)
+        sold = server.sold()
+    assert set(keys(server)) == {"k"}
+    assert sold == {"k": 1}
+
+
+def test_a_download_that_fails_is_tried_again_and_nothing_is_bought_again() -> None:
+    def answer(server: Scripted, sent: Sent) -> Reply:
+        if sent.path == "/a.png":
+            failed = [each.path for each in server.seen].count("/a.png") == 1
+            return Reply(b"", 503) if failed else Reply(DRAWN)
+        return pictures({"url": f"{server.base}/a.png"})
+
+    with script(answer) as (server, client):
+        picture = client.draw(PROMPT, "k")
+    assert isinstance(picture, Picture)
+    assert picture.data == DRAWN
+    assert [sent.path for sent in server.seen] == ["/v1/images/generations", "/a.png", "/a.png"]
+
+
+@both
+def test_seconds_to_wait_are_waited(call: Call) -> None:
+    with serving(Fault.rate_limited(1)) as (server, client):
+        assert isinstance(call(client, "k"), Answer | Picture)
+    refused, answered = server.entries
+    assert answered.started - refused.ended > 0.99
+
+
+def test_a_date_to_wait_for_is_waited_for() -> None:
+    came: list[float] = []
+    due: list[int] = []
+
+    def refuse_first(request: Request) -> Fault | None:
+        came.append(time.time())
+        if request.number:
+            return None
+        due.append(int(time.time()) + 2)
+        return Fault.rate_limited(formatdate(due[0], usegmt=True))
+
+    with serving(fault=refuse_first) as (_, client):
+        assert isinstance(ask(client, "k"), Answer)
+    _, again = came
+    assert again > due[0] - 0.01
+
+
+@pytest.mark.parametrize("wait", ["0", "-1", formatdate(0, usegmt=True), "soon", "nan", ""])
+def test_no_time_to_wait_is_no_leave_to_hammer(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BACK_OFF", lambda state: 0.2)
+    with serving(Fault.rate_limited(wait)) as (server, client):
+        assert isinstance(ask(client, "k"), Answer)
+    refused, answered = server.entries
+    assert answered.started - refused.ended > 0.19
+
+
+@both
+@pytest.mark.parametrize(
+    ("wait", "deadline"),
+    [
+        ("2", 1),
+        ("3600", 600),
+        ("inf", 600),
+        ("Fri, 31 Dec 2100 23:59:59 GMT", 600),
+        ("Fri, 31 Dec 2100 23:59:59 -0000", 600),
+    ],
+)
+def test_more_to_wait_than_the_deadline_ends_it_at_once(call: Call, wait: str, deadline: int) -> None:
+    start = time.monotonic()
+    with (
+        serving(fault=always(Fault.rate_limited(wait)), deadline=deadline) as (server, client),
+        pytest.raises(GenerationUnavailableError, match=rf"within {deadline} s: HTTP 429.*Rate limit reached"),
+    ):
+        call(client, "k")
+    assert keys(server) == ["k"]
+    assert time.monotonic() - start < PATIENCE
+
+
+@both
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        (Fault.error(503, "All servers are busy."), "HTTP 503: .*All servers are busy"),
+        (Fault.rate_limited(), "HTTP 429: .*Rate limit reached"),
+        (Fault.cut(), "RemoteProtocolError"),
+        (Fault.delay(PATIENCE), "timed out"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Fault) else "",
+)
+def test_a_deadline_ends_it(call: Call, fault: Fault, problem: str) -> None:
+    with (
+        serving(fault=always(fault), deadline=0.4, timeout=0.3 if fault.name == "delay" else 180) as (server, client),
+        pytest.raises(GenerationUnavailableError, match=f"{server.url}/? did not do it within 0.4 s: .*{problem}"),
+    ):
+        call(client, "k")
+    assert set(keys(server)) <= {"k"}
+
+
+def test_nobody_there() -> None:
+    with FakeOpenAI() as server:
+        pass
+    with (
+        Client(GenerationSettings(base_url=server.url, deadline=0.3)) as client,
+        pytest.raises(GenerationUnavailableError, match=rf"{server.url}/? .*0.3 s: .*\(ConnectError\)"),
+    ):
+        client.ask(QUESTION, "k")
+
+
+@both
+def test_an_end_is_not_waited_for_and_nothing_is_tried_again(call: Call) -> None:
+    with (
+        serving(fault=always(Fault.rate_limited(300)), deadline=600) as (server, client),
+        ThreadPoolExecutor(4) as pool,
+    ):
+        waiting = [pool.submit(call, client, f"k{number}") for number in range(4)]
+        end = time.monotonic() + PATIENCE
+        while len(server.entries) < 4 and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.2)  # they have begun to wait by now, or never will
+        client.stop()
+        for future in waiting:
+            with pytest.raises(GenerationUnavailableError):
+                future.result(PATIENCE)
+    assert sorted(filter(None, keys(server))) == ["k0", "k1", "k2", "k3"]
+
+
+# Answers of no use
+
+SPOILED = {
+    "no JSON at all": (Fault.malformed_content("Sure! Here you are."), "Invalid JSON"),
+    "half of it": (Fault.malformed_content('{"categories": [{"name": "lion"'), "Invalid JSON"),
+    "a field too few": (Fault.malformed_content('{"categories": [{"name": "lion"}]}'), "appearance: Field required"),
+    "a field too many": (Fault.malformed_content('{"categories": [], "note": ""}'), "note: Extra inputs"),
+    "of another kind": (Fault.malformed_content('{"categories": "lion"}'), "categories: .*array"),
+    "nothing": (Fault.malformed_content(""), "Invalid JSON"),
+}
+
+
+@pytest.mark.parametrize(("fault", "problem"), SPOILED.values(), ids=SPOILED)
+def test_an_answer_of_no_use_is_asked_for_again_with_another_key(fault: Fault, problem: str) -> None:
+    with serving() as (_, client):
+        good = client.ask(QUESTION, "k")
+    with serving(fault) as (server, client):
+        answer = client.ask(QUESTION, "k")
+    assert isinstance(good, Answer)
+    assert isinstance(answer, Answer)
+    assert answer.value == good.value
+    assert keys(server) == ["k", "k-1"]
+    assert answer.usage == Usage(2 * good.usage.input, good.usage.output + len(fault.message) // 4)
+
+
+@pytest.mark.parametrize(("fault", "problem"), SPOILED.values(), ids=SPOILED)
+def test_answers_of_no_use_are_given_up_and_counted(fault: Fault, problem: str) -> None:
+    with serving() as (_, client):
+        good = client.ask(QUESTION, "k")
+    with serving(fault=always(fault)) as (server, client):
+        declined = client.ask(QUESTION, "k")
+    assert isinstance(good, Answer)
+    assert isinstance(declined, Declined)
+    assert declined.code == "unusable"
+    assert keys(server) == ["k", "k-1", "k-2"]
+    assert declined.usage == Usage(3 * good.usage.input, 3 * (len(fault.message) // 4))
+    assert re.search(problem, declined.reason)
+
+
+@both
+def test_a_body_of_no_use_is_asked_for_again_with_another_key(call: Call) -> None:
+    fault = Fault.malformed_body()
+    with serving(fault, draw=lambda body: DRAWN) as (server, client):
+        assert isinstance(call(client, "k"), Answer | Picture)
+    assert keys(server) == ["k", "k-1"]
+    with serving(fault=always(fault)) as (server, client):
+        declined = call(client, "k")
+    assert declined.code == "unusable"
+    assert keys(server) == ["k", "k-1", "k-2"]
+
+
+def test_images_of_no_use_are_counted() -> None:
+    each = Usage(len(PROMPT) // 4, 196)
+    with serving(fault=always(Fault.no_image())) as (_, client):
+        declined = client.draw(PROMPT, "k")
+    assert declined == Declined(
+        "unusable", "none of 3 responses could be used: there was no image in the response", each + each + each
+    )
+    with serving(Fault.no_image(), draw=lambda body: DRAWN) as (_, client):
+        assert client.draw(PROMPT, "k") == Picture(DRAWN, "req_1", each + each)
+
+
+@pytest.mark.parametrize(
+    ("image", "problem"),
+    [
+        ({"b64_json": "no base64!"}, "not in base64"),
+        ({"b64_json": 7}, "data.0.b64_json"),
+        ({"b64_json": "", "url": None}, "no image"),
+        ({}, "no image"),
+    ],
+)
+def test_images_that_are_none(image: dict[str, Any], problem: str) -> None:
+    with script(lambda *_: pictures(image)) as (server, client):
+        declined = client.draw(PROMPT, "k")
+    assert isinstance(declined, Declined)
+    assert declined.code == "unusable"
+    assert problem in declined.reason
+    assert [sent.headers["idempotency-key"] for sent in server.seen] == ["k", "k-1", "k-2"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"choices": []}, {"choices": None}, {"choices": [{}]}, {"choices": [{"message": {}}]}, [], "yes", 7, None],
+)
+def test_answers_that_are_none(body: Any) -> None:
+    with script(lambda *_: Reply(body)) as (server, client):
+        declined = client.ask(QUESTION, "k")
+    assert isinstance(declined, Declined)
+    assert (declined.code, declined.usage) == ("unusable", Usage())
+    assert len(server.seen) == 3
+
+
+def test_whether_an_image_can_be_read_is_for_others_to_say() -> None:
+    with serving(fault=always(Fault.not_an_image())) as (server, client):
+        picture = client.draw(PROMPT, "k")
+    assert isinstance(picture, Picture)
+    assert picture.data == b"This is not an image."
+    assert keys(server) == ["k"]
+
+
+# What is declined
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "reason"),
+    [
+        (Fault.refusal("I would rather not."), "refusal", "I would rather not."),
+        (Fault.content_filter(), "policy", "content filter"),
+        (Fault.length(), "length", "cut off"),
+    ],
+)
+def test_an_answer_that_is_declined_is_paid_for_once(fault: Fault, code: str, reason: str) -> None:
+    with serving(fault=always(fault)) as (server, client):
+        declined = client.ask(QUESTION, "k")
+    assert isinstance(declined, Declined)
+    assert declined.code == code
+    assert reason in declined.reason
+    assert declined.usage.input == (len(QUESTION.instructions) + len('{"categories": ["lion"]}')) // 4
+    assert (declined.usage.output > 0) == (code != "policy")
+    assert keys(server) == ["k"]
+
+
+@both
+@pytest.mark.parametrize("status", [400, 403, 422])
+@pytest.mark.parametrize("code", ["content_policy_violation", "moderation_blocked", "content_filter"])
+def test_what_the_policy_forbids_is_declined(call: Call, status: int, code: str) -> None:
+    fault = Fault.error(status, "Your request was rejected by the safety system.", code)
+    with serving(fault=always(fault)) as (server, client):
+        declined = call(client, "k")
+    assert isinstance(declined, Declined)
+    assert (declined.code, declined.usage) == ("policy", Usage())
+    assert "rejected by the safety system" in declined.reason
+    assert keys(server) == ["k"]
+
+
+def test_a_policy_that_speaks_after_an_answer_of_no_use_has_its_cost() -> None:
+    with serving(Fault.no_image(), Fault.blocked()) as (server, client):
+        declined = client.draw(PROMPT, "k")
+    assert isinstance(declined, Declined)
+    assert (declined.code, declined.usage) == ("policy", Usage(len(PROMPT) // 4, 196))
+    assert keys(server) == ["k", "k-1"]
+
+
+# Errors
+
+
+@both
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Fault.out_of_quota(), "out of credit"),
+        (Fault.unauthorized(), "refuses the key in OPENAI_API_KEY"),
+        (Fault.error(403, "Country not supported."), "key in OPENAI_API_KEY do this: .*Country not supported"),
+        (Fault.unknown_model(), "'a-language-model', generation.image_model 'an-image-model'"),
+        (Fault.error(400, "Invalid size."), r"Invalid size\.; check the models, the size and the quality"),
+        (Fault.error(422, "Unknown field."), r"Unknown field\.; check the models, the size and the quality"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Fault) else "",
+)
+def test_an_error_ends_it_at_once(call: Call, fault: Fault, says: str) -> None:
+    with (
+        serving(fault=always(fault), language_model="a-language-model", image_model="an-image-model") as (
+            server,
+            client,
+        ),
+        pytest.raises(GenerationError, match=rf"^{server.url}/? \(HTTP {fault.status}\): .*{says}") as raised,
+    ):
+        call(client, "k")
+    assert not isinstance(raised.value, GenerationUnavailableError)
+    assert keys(server) == ["k"]
+
+
+@both
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirections_are_not_followed(call: Call, status: int) -> None:
+    with scripted(lambda *_: Reply({})) as elsewhere:
+        to = f"{elsewhere.base}/v1/chat/completions"
+        with (
+            serving(fault=always(Fault.error(status, headers={"Location": to}))) as (server, client),
+            pytest.raises(GenerationError, match=f"redirects to {to}"),
+        ):
+            call(client, "k")
+    assert keys(server) == ["k"]
+    assert elsewhere.seen == []
+
+
+def test_redirections_of_images_are_not_followed() -> None:
+    with scripted(lambda *_: Reply(DRAWN)) as elsewhere:
+
+        def answer(server: Scripted, sent: Sent) -> Reply:
+            if sent.path == "/a.png":
+                return Reply(b"", 302, {"Location": f"{elsewhere.base}/b.png"})
+            return pictures({"url": f"{server.base}/a.png"})
+
+        with script(answer, deadline=0.3) as (_, client), pytest.raises(GenerationUnavailableError, match="302"):
+            client.draw(PROMPT, "k")
+    assert elsewhere.seen == []
+
+
+@pytest.mark.parametrize(
+    "url", ["a.png", "ftp://127.0.0.1/a.png", "file:///etc/passwd", "http://", "http://x:y/", "http://[x"]
+)
+def test_an_image_that_is_nowhere_ends_it_at_once(url: str) -> None:
+    with script(lambda *_: pictures({"url": url})) as (server, client), pytest.raises(GenerationError) as raised:
+        client.draw(PROMPT, "k")
+    assert not isinstance(raised.value, GenerationUnavailableError)
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("value", [None, "", "  \n"])
+def test_no_key(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE)
+    if value is not None:
+        monkeypatch.setenv(KEY_VARIABLE, value)
+    with pytest.raises(GenerationError, match=r"there is no key .* set OPENAI_API_KEY"):
+        Client(GenerationSettings())
+
+
+@pytest.mark.parametrize("value", ["sk-first\nsk-second", "sk-schlüssel", "sk-\x1b[0m", "sk-\udcff"])
+def test_a_key_that_cannot_be_sent_is_not_quoted(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, value)
+    with pytest.raises(GenerationError, match="OPENAI_API_KEY holds is no key") as raised:
+        Client(GenerationSettings())
+    assert "sk-" not in whole_traceback(raised.value)
+
+
+def test_space_around_the_key_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\r\n")
+    with serving() as (_, client):
+        assert isinstance(ask(client, "k"), Answer)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000/v1", "ftp://localhost/v1", "http://", "http://localhost:port/v1", "/v1"]
+)
+def test_an_address_that_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(GenerationError, match=f"'{url}' is not the address of a service.*OPENAI_BASE_URL"):
+        Client(GenerationSettings())
+
+
+def test_the_address_of_the_environment_and_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeOpenAI() as one, FakeOpenAI() as other:
+        monkeypatch.setenv("OPENAI_BASE_URL", one.url)
+        with Client(GenerationSettings()) as client:
+            ask(client, "k")
+        with Client(GenerationSettings(base_url=other.url)) as client:
+            ask(client, "j")
+        assert (keys(one), keys(other)) == (["k"], ["j"])
+
+
+# The key
+
+
+@both
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.error(status, "You sent {key}, which is wrong.") for status in (400, 401, 403, 404, 422, 429, 500, 503)]
+    + [
+        Fault.error(429, "{key} has no credit.", "insufficient_quota"),
+        Fault.error(307, "{key} has moved.", headers={"Location": f"http://127.0.0.1:1/?key={KEY}"}),
+        Fault.error(400, "{key}", "{key}", "{key}"),
+    ],
+    ids=lambda fault: f"{fault.status} {fault.name}",
+)
+def test_no_error_says_the_key(call: Call, fault: Fault) -> None:
+    with serving(fault=always(fault), deadline=0.2) as (server, client), pytest.raises(GenerationError) as raised:
+        call(client, "k")
+    assert KEY not in whole_traceback(raised.value)
+    assert server.entries
+
+
+@both
+def test_no_reason_says_the_key(call: Call) -> None:
+    with serving(fault=always(Fault.error(400, "{key} is forbidden.", "moderation_blocked"))) as (_, client):
+        declined = call(client, "k")
+    assert declined.reason.endswith("*** is forbidden.")
+
+
+def test_no_answer_says_the_key() -> None:
+    look = {"name": "lion", "appearance": f"like {KEY}", "scenes": [KEY]}
+    with script(lambda *_: chat({"categories": [look]})) as (_, client):
+        answer = client.ask(QUESTION, "k")
+    assert isinstance(answer, Answer)
+    assert answer.value == Descriptions(
+        categories=[Description(name="lion", appearance="like ***", scenes=["***"])],
+    )
+    with script(lambda *_: chat({KEY: "lion"})) as (_, client):
+        assert KEY not in str(client.ask(QUESTION, "k"))
+    with serving(fault=always(Fault.refusal(f"I will not, {KEY}."))) as (_, client):
+        declined = client.ask(QUESTION, "k")
+    assert isinstance(declined, Declined)
+    assert declined.reason == "I will not, ***."
+
+
+def test_no_picture_says_the_key() -> None:
+    image = {"b64_json": base64.b64encode(DRAWN).decode(), "revised_prompt": f"a lion and {KEY}"}
+    with script(lambda *_: Reply({"data": [image]}, headers={"x-request-id": KEY})) as (_, client):
+        assert client.draw(PROMPT, "k") == Picture(DRAWN, "***", None, "a lion and ***")
+
+
+def test_no_download_says_the_key() -> None:
+    def answer(server: Scripted, sent: Sent) -> Reply:
+        return (
+            Reply(b"", 500) if sent.path.startswith("/a.png") else pictures({"url": f"{server.base}/a.png?key={KEY}"})
+        )
+
+    with script(answer, deadline=0.2) as (server, client), pytest.raises(GenerationUnavailableError) as raised:
+        client.draw(PROMPT, "k")
+    assert KEY in server.seen[1].path
+    assert "500" in str(raised.value)
+    assert KEY not in whole_traceback(raised.value)
+
+
+def test_a_word_that_stands_for_a_key_is_left_in_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "none")
+    with serving(key="none", appearances={"lion": "one with none of the spots"}) as (_, client):
+        answer = client.ask(QUESTION, "k")
+    assert isinstance(answer, Answer)
+    assert answer.value.categories[0].appearance == "one with none of the spots"

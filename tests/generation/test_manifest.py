@@ -1,0 +1,405 @@
+"""The folder of a run: what is bought is in it once, whatever happens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.generation.material import PNG, buy, purchase, tree
+from zsvec.builder import checked_name
+from zsvec.errors import InvalidInputError
+from zsvec.folders import read_categories
+from zsvec.generation import manifest as module
+from zsvec.generation.manifest import (
+    AnswerRecord,
+    DeclinedRecord,
+    FolderRecord,
+    ImageRecord,
+    Manifest,
+    folder_name,
+    images,
+    read_manifest,
+    spent,
+)
+
+ANSWER = AnswerRecord(
+    step="descriptions",
+    version=1,
+    about=["red panda", "desk"],
+    answer={"categories": [{"name": "desk", "appearance": "four\u2028legs", "scenes": []}]},
+    model="writer",
+    response="chatcmpl-1",
+    cost=0.001,
+)
+COMPARED = AnswerRecord(
+    step="features", version=1, about=[["desk", "table"]], answer=None, declined="refusal: no", model="writer",
+    response="", cost=None,
+)  # fmt: skip
+DECLINED = DeclinedRecord(
+    category="desk", index=1, prompt="a desk", model="painter", code="policy", reason="We don't draw „desks“.", cost=0.0
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "some" / "where"
+
+
+def bought(folder: Path) -> list[ImageRecord]:
+    return [record for record in read_manifest(folder) if isinstance(record, ImageRecord)]
+
+
+# Records
+
+
+def test_records_come_back(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        manifest.append(ANSWER)
+        image = buy(manifest, revised_prompt="a red panda, smiling", quality=None, cost=None)
+        manifest.append(COMPARED)
+        manifest.append(DECLINED)
+        identity, records = manifest.id, manifest.records
+    assert records[1:] == [ANSWER, image, COMPARED, DECLINED]
+    assert read_manifest(folder) == records
+    with Manifest(folder) as manifest:
+        assert (manifest.id, manifest.records) == (identity, records)
+    lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["kind"] for line in lines[:-1]] == ["folder", "answer", "image", "answer", "declined"]
+    assert lines[-1] == ""
+
+
+def test_folders_have_ids_of_their_own(tmp_path: Path) -> None:
+    with Manifest(tmp_path / "a") as one, Manifest(tmp_path / "b") as other:
+        assert one.id != other.id
+
+
+def test_a_folder_that_is_not_there_has_no_records_and_is_not_made(folder: Path) -> None:
+    assert read_manifest(folder) == []
+    assert not folder.parent.exists()
+
+
+def test_an_image_is_filed_as_it_came(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        record = buy(manifest, "red panda", 12, PNG)
+    assert record.file == "images/red panda/0012.png"
+    assert (folder / record.file).read_bytes() == PNG
+    assert record.sha256 == hashlib.sha256(PNG).hexdigest()
+    assert list((folder / "received").iterdir()) == []
+    assert purchase("red panda", 12).items() <= record.model_dump().items()
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix"),
+    [(PNG, ".png"), (b"\xff\xd8\xff\xe0", ".jpg"), (b"RIFF....WEBP", ".webp"), (b"GIF89a", ".gif"), (b"text", ".bin")],
+)
+def test_files_are_named_by_what_they_are(folder: Path, data: bytes, suffix: str) -> None:
+    with Manifest(folder) as manifest:
+        assert Path(buy(manifest, data=data).file).suffix == suffix
+
+
+def test_images_may_come_at_once(folder: Path) -> None:
+    places = [(name, index) for name in ("cat", "dog", "red panda") for index in range(20)]
+    with Manifest(folder) as manifest, ThreadPoolExecutor(8) as pool:
+        records = list(pool.map(lambda place: buy(manifest, *place, data=PNG + repr(place).encode()), places))
+    assert {record.receipt for record in bought(folder)} == {record.receipt for record in records}
+    assert {(folder / record.file).read_bytes() for record in records} == {PNG + repr(p).encode() for p in places}
+
+
+def test_a_deleted_image_is_not_there_until_it_is_bought_again(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        first, other = buy(manifest, "cat", 0), buy(manifest, "cat", 1)
+        (folder / first.file).unlink()
+        assert list(images(manifest.records, folder)) == [other]
+        again = buy(manifest, "cat", 0, PNG + b", another")
+        assert list(images(manifest.records, folder)) == [again, other]
+
+
+def test_spent_counts_what_concerns_the_categories(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        manifest.append(ANSWER)  # 0.001, of "red panda" and "desk"
+        manifest.append(COMPARED.model_copy(update={"cost": 0.02}))  # of "desk" and "table"
+        manifest.append(DECLINED.model_copy(update={"cost": 0.3}))  # of "desk"
+        buy(manifest, "red panda", 0, cost=4.0)
+        deleted = buy(manifest, "table", 0, cost=50.0)
+        buy(manifest, "table", 1, cost=None)
+    (folder / deleted.file).unlink()  # it was paid all the same
+    records = read_manifest(folder)
+    assert spent(records, ["red panda"]) == pytest.approx(4.001)
+    assert spent(records, ["desk"]) == pytest.approx(0.321)
+    assert spent(records, ["table"]) == pytest.approx(50.02)
+    assert spent(records, ["desk", "table", "red panda"]) == pytest.approx(54.321)
+    assert spent(records, ["cat"]) == spent(records, []) == 0
+
+
+# Kills
+
+
+def test_a_torn_line_is_cut_and_the_rest_is_kept(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        manifest.append(ANSWER)
+        kept = list(manifest.records)
+        manifest.append(DECLINED)
+    file = folder / "manifest.jsonl"
+    content = file.read_bytes()
+    last = content.index(b"\n", content.index(b"\n") + 1) + 1
+    for end in range(last, len(content)):
+        file.write_bytes(content[:end])
+        assert read_manifest(folder) == kept
+        assert file.read_bytes() == content[:end]
+        with Manifest(folder) as manifest:
+            assert manifest.records == kept
+            manifest.append(COMPARED)
+        assert read_manifest(folder) == [*kept, COMPARED]
+
+
+def test_a_first_line_that_is_torn_is_written_again(folder: Path) -> None:
+    with Manifest(folder):
+        pass
+    file = folder / "manifest.jsonl"
+    content = file.read_bytes()
+    for end in range(len(content)):
+        file.write_bytes(content[:end])
+        with Manifest(folder) as manifest:
+            assert isinstance(manifest.records[0], FolderRecord)
+        assert len(read_manifest(folder)) == 1
+
+
+@pytest.mark.parametrize("reached", ["received", "put in its place", "recorded"])
+def test_an_image_on_its_way_is_filed_once(folder: Path, reached: str) -> None:
+    with Manifest(folder) as manifest:
+        buy(manifest, "cat", 0)
+        before = (folder / "manifest.jsonl").read_bytes()
+        received = manifest.receive(PNG + b", another", **purchase("cat", 1))
+        whole = received.read_bytes()
+        record = manifest.file_image(received)
+    received.write_bytes(whole)  # its removal is the last step
+    if reached != "recorded":
+        (folder / "manifest.jsonl").write_bytes(before)
+    if reached == "received":
+        (folder / record.file).unlink()
+
+    assert bought(folder)[1:] == [record]
+    assert [found.index for found in images(read_manifest(folder), folder)] == [0, 1]
+    for _ in range(2):
+        with Manifest(folder) as manifest:
+            assert [found.index for found in images(manifest.records, folder)] == [0, 1]
+            assert (folder / record.file).read_bytes() == PNG + b", another"
+            assert list((folder / "received").iterdir()) == []
+        assert bought(folder)[1:] == [record]
+
+
+def test_what_a_kill_has_cut_short_is_removed(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        received = manifest.receive(PNG, **purchase("cat", 0))
+    (folder / "received" / ".1234.json.part").write_bytes(received.read_bytes()[:20])
+    partial = folder / "images" / "cat" / ".0000.png.part"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(PNG[:4])
+    with Manifest(folder):
+        pass
+    files = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert files - {".lock"} == {"manifest.jsonl", "0000.png"}
+
+
+def test_an_image_that_a_run_files_while_it_is_looked_for_is_there_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = module._read_received
+    with Manifest(folder) as manifest:
+        received = manifest.receive(PNG, **purchase())
+
+        def too_late(file: Path) -> object:
+            monkeypatch.setattr(module, "_read_received", read)
+            manifest.file_image(received)
+            return read(file)
+
+        monkeypatch.setattr(module, "_read_received", too_late)
+        assert bought(folder) == manifest.records[1:]
+
+
+def test_reading_changes_nothing(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        buy(manifest)
+        manifest.receive(PNG, **purchase("cat", 1))
+    with (folder / "manifest.jsonl").open("ab") as file:
+        file.write(b'{"at":"2026-')
+    (folder / "received" / ".1234.json.part").write_bytes(b"{")
+    before = tree(folder)
+    assert len(bought(folder)) == 2
+    assert tree(folder) == before
+
+
+# Folders that cannot be used
+
+
+def test_a_folder_is_of_one_run_at_a_time(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        with pytest.raises(InvalidInputError, match="in use by another run"):
+            Manifest(folder)
+        manifest.append(ANSWER)  # the first has not suffered
+        assert read_manifest(folder) == manifest.records
+    with Manifest(folder):
+        pass
+
+
+FOREIGN = (
+    b"something else\n",
+    b"a line without an end",
+    b"{}\n{}\n",
+    b'{"epoch": 1, "loss": 0.5}',
+    b'{"at":"2026-01-01","kind":"weather","id":"1"}\n',
+    b'{"at":"2026-01-01","kind":"folder","id":"1","extra":1}\n',
+    b"\x00\xff\n",
+    b"\n",
+)
+
+
+@pytest.mark.parametrize("use", [Manifest, read_manifest])
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_file_of_something_else(folder: Path, content: bytes, use: Callable[[Path], object]) -> None:
+    folder.mkdir(parents=True)
+    file = folder / "manifest.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(InvalidInputError, match=r"manifest\.jsonl has a line that .* did not write"):
+        use(folder)
+    assert file.read_bytes() == content
+    file.unlink()
+    with Manifest(folder):  # nobody holds it
+        pass
+
+
+@pytest.mark.parametrize("use", [Manifest, read_manifest])
+def test_a_received_file_of_something_else(folder: Path, use: Callable[[Path], object]) -> None:
+    with Manifest(folder):
+        pass
+    foreign = folder / "received" / "notes.json"
+    foreign.write_text("[]")
+    with pytest.raises(InvalidInputError, match=r"notes\.json has a line that .* did not write"):
+        use(folder)
+    assert foreign.read_text() == "[]"
+    foreign.unlink()
+    with Manifest(folder):
+        pass
+
+
+def test_files_that_are_not_of_a_run_are_left_alone(folder: Path) -> None:
+    (folder / "received").mkdir(parents=True)
+    (folder / "received" / "notes.txt").write_text("mine")
+    with Manifest(folder):
+        pass
+    assert (folder / "received" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("use", [Manifest, read_manifest])
+def test_a_file_in_the_place_of_the_folder(folder: Path, use: Callable[[Path], object]) -> None:
+    folder.parent.mkdir()
+    folder.write_text("a file")
+    with pytest.raises(InvalidInputError, match=str(folder)):
+        use(folder)
+    assert folder.read_text() == "a file"
+
+
+@pytest.mark.parametrize("use", [Manifest, read_manifest])
+def test_a_folder_that_cannot_be_read(folder: Path, use: Callable[[Path], object]) -> None:
+    (folder / "manifest.jsonl").mkdir(parents=True)
+    with pytest.raises(InvalidInputError, match=r"cannot be used: Is a directory; give one that you may read"):
+        use(folder)
+
+
+@pytest.mark.parametrize("place", ["received", "images"])
+def test_a_file_in_the_place_of_a_sub_folder(folder: Path, place: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / place).write_text("a file")
+    with pytest.raises(InvalidInputError, match=str(folder)), Manifest(folder) as manifest:
+        buy(manifest)
+
+
+@pytest.mark.parametrize("room", [0, 10])
+def test_a_full_disk(folder: Path, room: int) -> None:
+    with Manifest(folder) as manifest:
+        kept = [manifest.records[0], buy(manifest)]
+    full = Manifest(folder)
+    with no_file_larger_than((folder / "manifest.jsonl").stat().st_size + room):
+        for use in (
+            lambda: full.receive(PNG * 100, **purchase("cat", 1)),
+            lambda: full.append(ANSWER),
+            lambda: full.__exit__(None, None, None),  # it is written once more
+        ):
+            with pytest.raises(InvalidInputError, match=r"File too large; give one .* with room in it"):
+                use()
+    with Manifest(folder) as manifest:
+        assert manifest.records == kept
+        assert list((folder / "received").iterdir()) == []
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """The next best thing to a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# Names of folders
+
+PLAIN = ["red panda", "Löwe", "猫", "T-shirt & jeans", "a, b (c) d's +1", "giant_panda", "con", "NUL", "3.5 inch", "-"]
+STRANGE = ["a/b", "a\\b", "..", ".", ".hidden", "dot.", 'so "named"', "a:b", "a*?", "😀", "~", "a\u00a0/", "n" * 500]
+
+
+def test_plain_names_are_kept_and_can_be_imported(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        for name in PLAIN:
+            buy(manifest, name)
+            buy(manifest, name, 1)
+    found = {category.name: list(category.images) for category in read_categories(folder / "images")}
+    assert found == {name: [folder / "images" / name / f"{i:04}.png" for i in range(2)] for name in PLAIN}
+
+
+def test_strange_names_can_be_imported_too(folder: Path) -> None:
+    long = ["猫" * 300, "𝒳" * 120, "y" * 256]  # of characters of several bytes each
+    with Manifest(folder) as manifest:
+        files = [folder / buy(manifest, name).file for name in (*STRANGE, *long)]
+        assert len(list(images(manifest.records, folder))) == len(files)
+    assert {path.parent.parent for path in files} == {folder / "images"}
+    found = read_categories(folder / "images")
+    assert sorted(path for category in found for path in category.images) == sorted(files)
+
+
+def is_name(text: str) -> bool:
+    try:
+        checked_name(text)
+    except InvalidInputError:
+        return False
+    return True
+
+
+NAMES = st.one_of(
+    st.text(st.sampled_from("ab_/\\. ~-'😀猫é"), min_size=1, max_size=6),
+    st.text(min_size=1, max_size=8),
+    st.text(st.sampled_from("ab猫"), min_size=100, max_size=500),
+    st.sampled_from([*PLAIN, *STRANGE]),
+).filter(is_name)
+
+
+@given(st.lists(NAMES.map(checked_name), min_size=2, unique=True))
+def test_categories_never_share_a_folder(names: list[str]) -> None:
+    names = list(dict.fromkeys([*names, *map(folder_name, names)]))  # those that are called like the folder of another
+    folders = [folder_name(name) for name in names]
+    assert len(set(folders)) == len(names)
+    for name in folders:
+        assert len(name.encode()) <= 255
+        assert not {"/", "\\", "\0"} & set(name)
+        assert not name.startswith(".")
+        assert not name.endswith((".", " "))

@@ -1,0 +1,459 @@
+"""A run against a server: what it asks and buys, when it ends, and what is there afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ALL_COMPLETED, Future, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request
+from tests.generation.material import plan_of, settings_of, tree
+from zsvec.errors import GenerationError, GenerationUnavailableError, InvalidInputError
+from zsvec.generation import prompts
+from zsvec.generation import run as module
+from zsvec.generation.client import KEY_VARIABLE
+from zsvec.generation.features import Knowledge
+from zsvec.generation.manifest import AnswerRecord, ImageRecord, Manifest, read_manifest
+from zsvec.generation.plan import Budget
+from zsvec.generation.run import Drawn, carry_out
+
+PANDAS = ["giant_panda", "red_panda"]
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+
+def run(
+    server: FakeOpenAI,
+    folder: Path,
+    categories: Sequence[str],
+    *,
+    per_category: int = 2,
+    budget: Budget | None = None,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    **options: Any,
+) -> Drawn:
+    settings = settings_of(server.url, **options)
+    plan = plan_of(folder, categories, settings, per_category=per_category, budget=budget)
+    return carry_out(plan, settings, track=track)
+
+
+def on_disk(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder / "images")) for path in folder.glob("images/*/*"))
+
+
+def files(*categories: str, per_category: int = 2) -> list[str]:
+    return sorted(f"{name}/{index:04}.png" for name in categories for index in range(per_category))
+
+
+def asked(server: FakeOpenAI, first: int = 0) -> list[tuple[str | None, tuple[str, ...]]]:
+    """What the questions were about, from some request on."""
+    chats = [entry for entry in server.entries if entry.path == CHAT and entry.number >= first]
+    return [(entry.subject, entry.categories) for entry in sorted(chats, key=lambda entry: entry.number)]
+
+
+def workers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("zsvec")]
+
+
+def sold_once(server: FakeOpenAI) -> bool:
+    """Whether it sold no answer and no image twice."""
+    return set(server.sold().values()) == {1}
+
+
+def image_cost(prompt: str) -> float:
+    """By list price, as the server counts tokens."""
+    return (len(prompt) // 4 * 5 + 196 * 30) / 1e6
+
+
+# All of it
+
+
+def test_two_hundred_categories(tmp_path: Path) -> None:
+    names = [f"{colour}_thing{i:02}" for i in range(100) for colour in ("blue", "red")]
+    settings = settings_of("http://unused", concurrency=8)
+    with FakeOpenAI(latency=0.01) as server:
+        settings = settings.model_copy(update={"base_url": server.url})
+        plan = plan_of(tmp_path, names, settings)
+        drawn = carry_out(plan, settings)
+        entries = {entry.number: entry for entry in server.entries}
+        assert sold_once(server)
+        assert 1 < server.peak <= 8
+    assert (drawn.error, drawn.out_of_budget, drawn.declined, drawn.categories) == (None, False, (), tuple(names))
+
+    # each category described, and compared with the one of its name
+    assert drawn.knowledge.descriptions.keys() == set(names)
+    assert drawn.knowledge.features.keys() == {(f"blue_thing{i:02}", f"red_thing{i:02}") for i in range(100)}
+    steps = Counter(entry.subject for entry in entries.values() if entry.path == CHAT)
+    assert steps == {"descriptions": 20, "groups": 5, "features": 17}
+    assert all(steps[step] <= plan.questions[step] for step in steps)
+
+    # each image with all that is to be known of it
+    assert {(record.category, record.index) for record in drawn.images} == {(n, i) for n in names for i in range(2)}
+    assert on_disk(tmp_path) == files(*names)
+    for record in drawn.images:
+        entry = entries[int(record.response.removeprefix("req_"))]
+        assert (entry.subject, entry.path) == (record.prompt, IMAGES)
+        assert (record.model, record.size, record.quality) == (settings.image_model, "1024x1024", "low")
+        assert record.cost == pytest.approx(image_cost(record.prompt))
+        assert 0.01 <= record.seconds <= settings.deadline
+        assert hashlib.sha256((tmp_path / record.file).read_bytes()).hexdigest() == record.sha256
+        assert f"the category “{record.category.replace('_', ' ')}”: " in record.prompt
+        assert f"as only a {record.category} has" in record.prompt
+    assert len({record.sha256 for record in drawn.images}) == len({record.prompt for record in drawn.images}) == 400
+    with Image.open(tmp_path / drawn.images[0].file) as image:
+        assert image.size == (64, 64)
+
+    # in the order in which one needs the other, and on disk as it was told
+    records = read_manifest(tmp_path)
+    kinds = [record.step if isinstance(record, AnswerRecord) else record.kind for record in records]
+    assert list(dict.fromkeys(kinds)) == ["folder", "descriptions", "groups", "features", "image"]
+    assert kinds == sorted(kinds, key=list(dict.fromkeys(kinds)).index)
+    assert Knowledge.of(records) == drawn.knowledge
+    answers = sum(record.cost or 0 for record in records if isinstance(record, AnswerRecord))
+    assert 0 < answers <= (plan.cost_of_questions or 0)
+    assert drawn.spent == pytest.approx(answers + sum(image_cost(record.prompt) for record in drawn.images))
+    assert plan_of(tmp_path, names, settings).spent == pytest.approx(drawn.spent)
+
+
+def test_prompts_say_what_was_found_out(tmp_path: Path) -> None:
+    with FakeOpenAI() as server:
+        drawn = run(server, tmp_path, [*PANDAS, "desk"], per_category=1)
+    shown = {record.category: record.prompt for record in drawn.images}
+    known = drawn.knowledge
+    shared = known.features["giant_panda", "red_panda"]
+    for member in shared.members:
+        assert known.descriptions[member.name].scenes[0] in shown[member.name]
+        for phrase in (*shared.common, *member.distinguishing):
+            assert phrase in shown[member.name]
+    assert shown["desk"] == prompts.draw("desk", 0, scenes=known.descriptions["desk"].scenes)
+
+
+def test_folders_do_not_share_what_they_buy(tmp_path: Path) -> None:
+    with FakeOpenAI() as server:
+        for folder in ("a", "b"):
+            run(server, tmp_path / folder, ["desk"])
+        assert len(server.sold(IMAGES)) == 4
+
+
+# Again, and more
+
+
+def test_a_second_run_asks_and_buys_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeOpenAI() as server:
+        settings = settings_of(server.url)
+        plan = plan_of(tmp_path, PANDAS, settings)
+        first = carry_out(plan, settings)
+        requests, before = len(server.entries), tree(tmp_path)
+        monkeypatch.delenv(KEY_VARIABLE)
+        for again in (plan, plan_of(tmp_path, PANDAS, settings)):  # a plan that is out of date, too
+            assert carry_out(again, settings) == first
+        assert len(server.entries) == requests
+    assert tree(tmp_path) == before
+
+
+def test_more_later_buys_only_what_is_missing(tmp_path: Path) -> None:
+    with FakeOpenAI(groups=[["desk", "table"]]) as server:
+        first = run(server, tmp_path, ["desk", "giant_panda"], per_category=1)
+        requests = len(server.entries)
+        more = run(server, tmp_path, ["desk", "giant_panda", "red_panda", "table"], per_category=2)
+        assert asked(server, requests) == [
+            ("descriptions", ("red_panda", "table")),
+            ("groups", ("red_panda", "table")),
+            ("features", ("giant_panda", "red_panda", "desk", "table")),
+        ]
+        assert server.sold(IMAGES).total() == 8
+        assert set(first.images) < set(more.images)
+        requests = len(server.entries)
+        assert len(run(server, tmp_path, ["desk"], per_category=3).images) == 3
+        assert [entry.path for entry in server.entries[requests:]] == [IMAGES]
+    assert on_disk(tmp_path) == sorted([*files("desk", "giant_panda", "red_panda", "table"), "desk/0002.png"])
+
+
+def test_what_is_complete_is_still_what_others_are_confused_with(tmp_path: Path) -> None:
+    with FakeOpenAI() as server:
+        run(server, tmp_path, ["giant_panda"])
+        drawn = run(server, tmp_path, PANDAS)
+    shown = [record.prompt for record in drawn.images if record.category == "red_panda"]
+    assert len(shown) == 2
+    assert all("as only a red_panda has" in prompt for prompt in shown)
+    common = drawn.knowledge.features["giant_panda", "red_panda"].common
+    assert all(phrase in prompt for phrase in common for prompt in shown)
+
+
+def test_what_was_on_its_way_is_asked_for_as_before(tmp_path: Path) -> None:
+    names = ["bear", "desk", *PANDAS]
+    with FakeOpenAI() as server:
+        drawn = run(server, tmp_path, names)
+        lines = (tmp_path / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+        for kept in range(len(lines) - 1, len(lines) - 8, -1):  # as if the process had been killed after so many
+            (tmp_path / "manifest.jsonl").write_bytes(b"".join(lines[:kept]))
+            for path in tmp_path.glob("images/*/*"):
+                path.unlink()
+            for record in read_manifest(tmp_path):
+                if isinstance(record, ImageRecord):
+                    (tmp_path / record.file).write_bytes(b"there")
+            again = run(server, tmp_path, names)
+            assert {record.prompt for record in again.images} == {record.prompt for record in drawn.images}
+        assert sold_once(server)
+
+
+def test_what_is_known_is_in_the_order_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A run that resumes this one goes by the file, and shall make the same prompts.
+    def last_first(pending: set[Future[Any]], **_: Any) -> tuple[list[Future[Any]], set[Future[Any]]]:
+        done = list(wait(pending, return_when=ALL_COMPLETED).done)
+        first = {id(record): place for place, record in enumerate(recorded)}
+        return sorted(done, key=lambda future: first[id(future.result())], reverse=True), set()
+
+    recorded: list[Any] = []
+    append = Manifest.append
+
+    def noted(self: Manifest, record: Any) -> None:
+        append(self, record)
+        recorded.append(record)
+
+    monkeypatch.setattr(Manifest, "append", noted)
+    monkeypatch.setattr(module, "wait", last_first)
+    names = [f"{colour} thing{i:02}" for i in range(41) for colour in ("blue", "red")]
+    with FakeOpenAI() as server:
+        drawn = run(server, tmp_path, names, per_category=1, concurrency=8)
+    known = Knowledge.of(read_manifest(tmp_path))
+    assert len(known.groups) > len(set(known.groups)) == 41  # in the answers to several questions
+    assert drawn.knowledge.groups == known.groups
+
+
+def test_another_image_is_bought_for_one_that_was_deleted(tmp_path: Path) -> None:
+    with FakeOpenAI() as server:
+        former = next(iter(run(server, tmp_path, ["desk"]).images))
+        for _ in range(2):
+            (tmp_path / former.file).unlink()
+            drawn = run(server, tmp_path, ["desk"])
+            (latter,) = [record for record in drawn.images if record.index == former.index]
+            assert (latter.file, latter.prompt) == (former.file, former.prompt)
+            assert latter.sha256 != former.sha256
+            assert len(drawn.images) == 2
+            former = latter
+        assert server.sold(IMAGES).total() == 4
+        assert len(asked(server)) == 2
+
+
+def test_other_prompts_ask_again_but_buy_no_image_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeOpenAI() as server:
+        run(server, tmp_path, PANDAS)
+        requests = len(server.entries)
+        monkeypatch.setattr(prompts, "VERSION", prompts.VERSION + 1)
+        run(server, tmp_path, PANDAS)
+        assert len(server.entries) == requests
+        run(server, tmp_path, PANDAS, per_category=3)
+        assert [step for step, _ in asked(server, requests)] == ["descriptions", "groups", "features"]
+        assert server.sold(IMAGES).total() == 6
+
+
+# What is declined
+
+
+def blocks(*words: str) -> Callable[[Request], Fault | None]:
+    """Images whose prompts name one of these are not drawn."""
+    return lambda request: (
+        Fault.blocked() if request.path == IMAGES and any(f"“{w}”" in request.body["prompt"] for w in words) else None
+    )
+
+
+def test_images_that_are_declined_are_results(tmp_path: Path) -> None:
+    with FakeOpenAI(fault=blocks("desk", "red panda")) as server:
+        drawn = run(server, tmp_path, ["desk", *PANDAS])
+        requests = len(server.entries)
+        assert run(server, tmp_path, ["desk", *PANDAS]) == drawn
+        assert len(server.entries) == requests
+    assert (drawn.error, drawn.out_of_budget) == (None, False)
+    assert on_disk(tmp_path) == files("giant_panda")
+    assert sorted((of.category, of.index, of.code, of.cost) for of in drawn.declined) == [
+        (name, index, "policy", 0.0) for name in ("desk", "red_panda") for index in range(2)
+    ]
+    assert all("rejected by the safety system" in of.reason for of in drawn.declined)
+    assert all(f"“{of.category.replace('_', ' ')}”" in of.prompt for of in drawn.declined)
+
+
+def test_results_are_tracked_as_they_come(tmp_path: Path) -> None:
+    seen = []
+
+    def track(results: Iterable[Any]) -> Iterator[Any]:
+        for result in results:
+            seen.append(result)
+            yield result
+
+    with FakeOpenAI(fault=blocks("desk")) as server:
+        drawn = run(server, tmp_path, ["desk", *PANDAS], track=track)
+    assert Counter(seen) == Counter([*drawn.images, *drawn.declined])
+
+
+def test_an_answer_that_is_declined_for_several_is_asked_one_by_one(tmp_path: Path) -> None:
+    def refuse(request: Request) -> Fault | None:
+        about_desks = request.path == CHAT and "desk" in request.body["messages"][-1]["content"]
+        return Fault.refusal("Not desks.") if about_desks else None
+
+    names = ["chair", "desk", *PANDAS]
+    with FakeOpenAI(fault=refuse) as server:
+        drawn = run(server, tmp_path, names)
+        requests = len(server.entries)
+        assert len(run(server, tmp_path, names, per_category=3).images) == 12
+        assert asked(server, requests) == []
+    assert asked(server)[0] == ("descriptions", tuple(names))
+    assert sorted(asked(server)[1:5]) == [("descriptions", (name,)) for name in names]
+    assert drawn.error is None
+    assert drawn.knowledge.declined["descriptions", "desk"] == "refusal: Not desks."
+    assert drawn.knowledge.appearances().keys() == {"chair", *PANDAS}
+    assert on_disk(tmp_path) == files(*names, per_category=3)
+    plain = [record.prompt for record in drawn.images if record.category == "desk"]
+    assert sorted(plain) == sorted(prompts.draw("desk", index) for index in range(2))
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("when", [0, 1, 2, 5, 9])
+def test_an_error_ends_the_run_and_keeps_what_has_arrived(tmp_path: Path, when: int) -> None:
+    # One request is refused at once while those beside it take their time.
+    def fault(request: Request) -> Fault | None:
+        if request.number == when:
+            return Fault.unauthorized()
+        return Fault.delay(0.2) if abs(request.number - when) < 4 else None
+
+    names = ["bear", "desk", *PANDAS]
+    with FakeOpenAI(fault=fault) as server:
+        drawn = run(server, tmp_path, names, per_category=6)
+        assert isinstance(drawn.error, GenerationError)
+        assert workers() == []
+        assert all(entry.completed for entry in server.entries)
+        assert len(server.entries) <= when + 2 * 4  # those beside it, and what was begun before the answer was there
+        assert len(drawn.images) == server.sold(IMAGES).total()
+        assert on_disk(tmp_path) == sorted(record.file.removeprefix("images/") for record in drawn.images)
+        answers = [record for record in read_manifest(tmp_path) if isinstance(record, AnswerRecord)]
+        assert len(answers) == server.sold(CHAT).total()
+
+        done = run(server, tmp_path, names, per_category=6)
+        assert (done.error, len(done.images)) == (None, 24)
+        assert sold_once(server)
+    assert set(drawn.images) <= set(done.images)
+
+
+def test_failures_until_the_deadline_end_the_run(tmp_path: Path) -> None:
+    down = threading.Event()
+    down.set()
+
+    def fault(request: Request) -> Fault | None:
+        is_late = request.path == IMAGES and "“red panda”" in request.body["prompt"]
+        return Fault.error(500) if is_late and down.is_set() else None
+
+    with FakeOpenAI(fault=fault) as server:
+        drawn = run(server, tmp_path, PANDAS, deadline=0.3)
+        assert isinstance(drawn.error, GenerationUnavailableError)
+        assert {record.category for record in drawn.images} <= {"giant_panda"}
+        assert len(drawn.images) == server.sold(IMAGES).total()
+        down.clear()
+        assert len(run(server, tmp_path, PANDAS).images) == 4
+
+
+def test_what_passes_does_not_end_the_run(tmp_path: Path) -> None:
+    faults = [Fault.error(500), Fault.cut(), Fault.rate_limited(0.01), Fault.malformed_body()]
+
+    def fault(request: Request) -> Fault | None:
+        return faults[request.number % 4] if request.attempt == 0 else None
+
+    with FakeOpenAI(fault=fault) as server:
+        drawn = run(server, tmp_path, PANDAS)
+        assert drawn.error is None
+        assert on_disk(tmp_path) == files(*PANDAS)
+        assert len(drawn.images) == 4
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interruption_loses_nothing(tmp_path: Path, after: int) -> None:
+    def track(results: Iterable[Any]) -> Iterator[Any]:
+        for count, result in enumerate(results, start=1):
+            yield result
+            if count == after:
+                raise KeyboardInterrupt
+
+    names = ["bear", "desk", *PANDAS]
+    with FakeOpenAI(latency=0.05) as server:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(server, tmp_path, names, track=track)
+        assert caught.traceback  # it holds on to all that was at work
+        assert workers() == []
+        sold = server.sold(IMAGES)
+        assert after <= sold.total() < 8
+        assert len(on_disk(tmp_path)) == sold.total()
+        assert len([r for r in read_manifest(tmp_path) if isinstance(r, ImageRecord)]) == sold.total()
+
+        assert len(run(server, tmp_path, names).images) == 8
+        assert sold_once(server)
+        assert len(server.sold(IMAGES)) == 8
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    with FakeOpenAI() as server, Manifest(tmp_path):
+        with pytest.raises(InvalidInputError, match="in use by another run"):
+            run(server, tmp_path, ["desk"])
+        assert server.entries == []
+
+
+def test_without_a_key_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE)
+    with FakeOpenAI() as server:
+        with pytest.raises(GenerationError, match=KEY_VARIABLE):
+            run(server, tmp_path, ["desk"])
+        assert server.entries == []
+    with Manifest(tmp_path):  # nobody holds it
+        pass
+
+
+# Budgets
+
+
+@pytest.mark.parametrize("dollars", [0.0, 0.0005, 0.004, 0.0068, 0.0069, 0.02, 0.0314, 0.05, 0.0789, 0.1])
+def test_a_budget_in_dollars_is_never_exceeded(tmp_path: Path, dollars: float) -> None:
+    names = ["bear", "desk", *PANDAS]
+    with FakeOpenAI(latency=0.005) as server:
+        drawn = run(server, tmp_path, names, per_category=3, budget=Budget(dollars=dollars), concurrency=8)
+        answers = sum(r.cost or 0 for r in read_manifest(tmp_path) if isinstance(r, AnswerRecord))
+        paid = answers + sum(image_cost(entry.subject or "") for entry in server.entries if entry.path == IMAGES)
+        assert drawn.spent == pytest.approx(paid)
+        assert paid <= dollars
+        assert drawn.error is None
+        assert drawn.out_of_budget == (len(drawn.images) < 12)
+        if drawn.out_of_budget and drawn.images:
+            assert dollars - paid < 0.0069  # of which no other image can be bought
+
+        requests = len(server.entries)
+        same = run(server, tmp_path, names, per_category=3, budget=Budget(dollars=dollars), concurrency=8)
+        assert (same.images, len(server.entries)) == (drawn.images, requests)
+
+        more = run(server, tmp_path, names, per_category=3, budget=Budget(dollars=dollars + 0.02), concurrency=8)
+        assert drawn.spent <= more.spent <= dollars + 0.02
+        assert len(more.images) > len(drawn.images) or len(drawn.images) == 12
+        assert sold_once(server)
+
+
+def test_what_fails_gives_its_money_back(tmp_path: Path) -> None:
+    with FakeOpenAI(fault=blocks("desk")) as server:
+        drawn = run(server, tmp_path, ["desk", "bear"], per_category=4, budget=Budget(dollars=0.035), concurrency=1)
+    assert len(drawn.declined) == 4
+    assert len(drawn.images) == 4
+    assert not drawn.out_of_budget
+
+
+def test_a_budget_of_images_is_never_exceeded(tmp_path: Path) -> None:
+    with FakeOpenAI() as server:
+        for budget, there in ((0, 0), (3, 3), (2, 3), (5, 5), (99, 8)):
+            drawn = run(server, tmp_path, ["bear", "desk", *PANDAS], budget=Budget(images=budget), concurrency=8)
+            assert len(drawn.images) == server.sold(IMAGES).total() == there

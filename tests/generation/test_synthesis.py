@@ -1,0 +1,608 @@
+"""From what was drawn into the store: what is kept, with what, what is left out and why, and nothing twice."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.generation.fake_openai import IMAGES, Fault
+from tests.generation.studio import ColourEncoder, Studio, coloured_encoders, name_in, picture, studio_of, tinted
+from tests.support import encode, isolated, photo, sources, state  # noqa: F401
+from zsvec.builder import Builder, CategoryInput, ReferenceImage
+from zsvec.encoders import EncoderSet
+from zsvec.errors import GenerationError, ImageError, InvalidInputError
+from zsvec.generation import Budget
+from zsvec.generation.gate import EVERYDAY
+from zsvec.images import content_hash
+from zsvec.store import Write
+from zsvec.synthesis import Generated
+from zsvec.testing import HashEncoder
+
+PANDA, WHALE = "a small reddish mammal", "a huge mammal of the sea"
+APPEARANCES = {
+    "red panda": PANDA,
+    "red_panda": PANDA,
+    "blue whale": WHALE,
+    "fox": "a red animal",
+    "panda": "another red animal",
+    "whale": "a blue animal",
+    "sea cow": "a blue animal",
+}
+
+
+@pytest.fixture
+def studio(monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
+    with studio_of(monkeypatch, appearances=APPEARANCES) as opened:
+        yield opened
+
+
+def flags(done: Generated) -> dict[tuple[str, int], list[str]]:
+    """By category and index, what speaks against an image, in a word each."""
+    return {
+        (image.record.category, image.record.index): [flag.split(":")[0] for flag in image.flags]
+        for image in done.images
+    }
+
+
+def stored(done: Generated) -> dict[tuple[str, int], bool]:
+    return {(image.record.category, image.record.index): image.stored for image in done.images}
+
+
+def prompts_in(studio: Studio, encoder: str) -> dict[tuple[str, str], str | None]:
+    """By category and hash, the prompt in the payload of each image."""
+    return {
+        (payload["category"], payload["hash"]): payload.get("prompt")
+        for payload in studio.payloads(encoder)
+        if payload["modality"] == "image"
+    }
+
+
+# ---- what enters the store
+
+
+def test_images_enter_with_their_prompts_under_every_encoder(studio: Studio) -> None:
+    done = studio.generate("red panda", "blue whale", per_category=2)
+    assert [(image.record.category, image.record.index, image.stored, image.flags) for image in done.images] == [
+        ("blue whale", 0, True, []),
+        ("blue whale", 1, True, []),
+        ("red panda", 0, True, []),
+        ("red panda", 1, True, []),
+    ]
+    assert (done.flagged, done.declined, done.out_of_budget) == ((), (), False)
+    drawn = {(image.record.category, content_hash(image.path)): image.record.prompt for image in done.images}
+    assert len(set(drawn.values())) == 4
+    for encoder in ("clip", "dino"):
+        assert prompts_in(studio, encoder) == drawn
+        images = [payload for payload in studio.payloads(encoder) if payload["modality"] == "image"]
+        assert {payload["source"] for payload in images} == {"generated"}
+        assert {tuple(sorted(payload)) for payload in images} == {
+            ("category", "gen", "hash", "modality", "prompt", "source")
+        }
+    held = studio.clf.store.stored("red panda")
+    assert {of.prompt for of in held if of.modality == "image"} == {drawn[key] for key in drawn if "red panda" in key}
+    assert {of.prompt for of in held if of.modality == "text"} == {None}
+    shown = sorted(f"generated: {prompt}" for (name, _), prompt in drawn.items() if name == "red panda")
+    assert sources(studio.clf.store, "red panda") == {
+        "clip:text": [PANDA, "red panda"],
+        "clip:image": shown,
+        "dino:image": shown,
+    }
+
+
+def test_the_vectors_are_those_of_the_images(studio: Studio) -> None:
+    done = studio.generate("red panda", per_category=2)
+    held = {(of.encoder, of.hash): of.vector for of in studio.clf.store.stored("red panda") if of.modality == "image"}
+    for image in done.images:
+        for encoder in coloured_encoders():
+            expected = encoder.encode_images([Image.open(image.path)])[0]
+            np.testing.assert_allclose(held[encoder.name, image.record.sha256], expected, atol=1e-6)
+            np.testing.assert_array_equal(image.vectors[encoder.name], held[encoder.name, image.record.sha256])
+
+
+def test_a_new_category_is_known_by_its_name_and_its_description(studio: Studio) -> None:
+    (category,) = studio.generate("red_panda", per_category=1).categories
+    assert category.texts == ("red panda", PANDA)
+    assert category.references == {"clip:text": 2, "clip:image": 1, "dino:image": 1}
+    assert studio.clf.categories() == [category]
+    assert studio.clf.classify(tinted("red", 7)).label == "red_panda"
+
+
+def test_an_existing_category_keeps_its_texts_and_images_and_gets_the_description(studio: Studio) -> None:
+    studio.clf.add_category("red panda", ["lives in trees"], [tinted("red", 1)], metadata={"by": "zoo"})
+    (category,) = studio.generate("red panda", per_category=1).categories
+    assert (category.texts, category.metadata) == (("lives in trees", PANDA), {"by": "zoo"})
+    assert category.references == {"clip:text": 2, "clip:image": 2, "dino:image": 2}
+    assert Counter(prompts_in(studio, "dino").values())[None] == 1
+
+
+def test_without_a_description_a_new_category_is_known_by_its_name(studio: Studio) -> None:
+    studio.fault = lambda request: None if request.path == IMAGES else Fault.refusal()
+    done = studio.generate("red panda", per_category=1)
+    assert done.categories[0].texts == ("red panda",)
+    assert stored(done) == {("red panda", 0): True}
+    assert PANDA not in str(studio.clf.store.stored("red panda"))
+
+
+def test_names_are_said_in_the_words_of_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listener(ColourEncoder):
+        def _of_text(self, text: str) -> Any:
+            heard.append(text)
+            return super()._of_text(text)
+
+    heard: list[str] = []
+    with studio_of(monkeypatch, Listener(), appearances=APPEARANCES) as studio:
+        monkeypatch.setattr(studio.clf, "_prompts", {"clip": "a photo of a {name}"})
+        studio.generate("red_panda", per_category=1)
+        assert sources(studio.clf.store, "red_panda")["clip:text"] == ["a photo of a red panda", PANDA]
+        everyday = {f"a photo of a {word}" for word in EVERYDAY}
+        assert set(heard) == everyday | {"a photo of a red panda", PANDA}  # of the gate, too
+
+
+def test_a_category_of_texts_alone_gets_images(studio: Studio) -> None:
+    studio.clf.add_category("red panda", ["lives in trees"])
+    (category,) = studio.generate(per_category=2).categories
+    assert category.references == {"clip:text": 2, "clip:image": 2, "dino:image": 2}
+    assert category.texts == ("lives in trees", PANDA)
+
+
+def test_a_store_whose_encoders_read_no_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    dino = HashEncoder("dino", dim=64, modalities=("image",))
+    with studio_of(monkeypatch, dino) as studio:
+        studio.pictures["red panda"] = [
+            picture("blue", 1),
+            encode(Image.new("RGB", (8, 8), "blue")),
+            picture("blue", 2),
+        ]
+        done = studio.generate("red panda", per_category=3)
+        # Nothing can be near to a text or far from it here.
+        assert flags(done) == {("red panda", 0): [], ("red panda", 1): ["blank"], ("red panda", 2): []}
+        assert done.categories[0].references == {"dino:image": 2}
+        held = state(studio.clf.store)
+        again = studio.generate("red panda", per_category=3)
+        assert stored(again) == {("red panda", 0): True, ("red panda", 1): False, ("red panda", 2): True}
+        assert state(studio.clf.store) == held
+
+
+def test_an_encoder_of_texts_alone_beside_one_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoders = ColourEncoder(modalities=("text",)), HashEncoder("dino", dim=64, modalities=("image",))
+    with studio_of(monkeypatch, *encoders, appearances=APPEARANCES) as studio:
+        studio.clf.add_category("red fox", images=[tinted("red", 1)])
+        studio.pictures["red panda"] = [picture("red", 1), picture("blue", 2), picture("red", 3)]
+        done = studio.generate("red panda", per_category=3)
+        assert flags(done) == {("red panda", 0): ["copy"], ("red panda", 1): ["far"], ("red panda", 2): []}
+        assert done.categories[0].references == {"clip:text": 2, "dino:image": 1}
+
+
+def test_prompts_survive_the_compaction_of_many_additions(studio: Studio) -> None:
+    drawn = [image.record for image in studio.generate("red panda", per_category=2).images]
+    for seed in range(40):
+        studio.clf.add_category("red panda", images=[photo(seed)])
+    category = studio.clf.store.category("red panda")
+    assert category.version > 40
+    assert len(category.gens) <= 32
+    for encoder in ("clip", "dino"):
+        found = prompts_in(studio, encoder)
+        assert len(found) == 42
+        assert {key: prompt for key, prompt in found.items() if prompt} == {
+            (record.category, record.sha256): record.prompt for record in drawn
+        }
+
+
+def test_prompts_survive_replacement_by_the_same_image(studio: Studio) -> None:
+    kept, dropped = studio.generate("red panda", per_category=2).images
+    before = studio.embedded()
+    studio.clf.add_category("red panda", [PANDA], [kept.path], replace=True)
+    assert studio.embedded() == before
+    assert (
+        prompts_in(studio, "clip")
+        == prompts_in(studio, "dino")
+        == {("red panda", kept.record.sha256): kept.record.prompt}
+    )
+    assert dropped.path.is_file()
+
+
+# ---- what is left out
+
+
+FLAGGED = [
+    pytest.param([encode(Image.new("RGB", (8, 8), "red"))], ["blank"], id="blank"),
+    pytest.param([encode(Image.new("RGB", (8, 8), "blue"))], ["blank", "far"], id="blank and far"),
+    pytest.param([picture("blue", 1)], ["far"], id="far"),
+    pytest.param([encode(tinted("red", 9).resize((80, 60), Image.Resampling.NEAREST))], ["copy"], id="of an upload"),
+    pytest.param([picture("red", 1), encode(tinted("red", 1), "BMP")], ["copy"], id="of another generated one"),
+    pytest.param([picture("red", 1), picture("red", 1)], ["copy"], id="the same twice"),
+]
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["left out", "kept"])
+@pytest.mark.parametrize(("drawn", "expected"), FLAGGED)
+def test_flagged_images_stay_on_disk_and_enter_when_they_shall(
+    studio: Studio, drawn: list[bytes], expected: list[str], *, keep: bool
+) -> None:
+    studio.clf.add_category("red fox", images=[tinted("red", 9)])
+    studio.pictures["red panda"] = list(drawn)
+    done = studio.generate("red panda", per_category=len(drawn), keep_flagged=keep)
+    last = done.images[-1]
+    assert [flag.split(":")[0] for flag in last.flags] == expected
+    assert done.flagged == (last,)
+    assert last.stored is keep
+    assert last.path.read_bytes() == drawn[-1]
+    held = {digest for name, digest in prompts_in(studio, "dino") if name == "red panda"}
+    assert held == {image.record.sha256 for image in done.images[: len(drawn) - (not keep)]}
+    assert done.categories[0].texts == ("red panda", PANDA)  # it is known by these all the same
+
+
+def test_a_flag_says_of_what_an_image_is_a_copy(studio: Studio) -> None:
+    studio.clf.add_category("red fox", images=[tinted("red", 9)])
+    studio.pictures["red panda"] = [picture("red", 9), picture("red", 1), picture("red", 1)]
+    upload, first, second = studio.generate("red panda", per_category=3).images
+    assert upload.flags == ["copy: the same picture as a reference of 'red fox'"]
+    assert second.flags == [f"copy: the same picture as {first.path}"]
+    assert first.flags == []
+
+
+def test_an_upload_of_the_same_category_is_there_already(studio: Studio) -> None:
+    studio.clf.add_category("red panda", images=[picture("red", 9)])
+    studio.pictures["red panda"] = [picture("red", 9), encode(tinted("red", 9), "BMP")]
+    same, other_format = studio.generate("red panda", per_category=2).images
+    assert (same.stored, same.flags) == (True, [])
+    assert (other_format.stored, other_format.flags) == (
+        False,
+        ["copy: the same picture as a reference of 'red panda'"],
+    )
+    assert len(prompts_in(studio, "dino")) == 1
+
+
+def test_an_upload_that_one_encoder_has_is_not_there_for_all(bench: Bench) -> None:
+    studio, store = bench.studio, bench.studio.clf.store
+    bench.add(ReferenceImage(image=picture("red", 9), prompt="an upload"))
+    by_clip = [of for of in store.stored("red panda") if of.encoder == "clip"]
+    store.write([Write(name="red panda", references=by_clip, replace=True)])
+    studio.pictures["red panda"] = [picture("red", 9)]
+    (image,) = studio.generate("red panda", per_category=1).images
+    assert (image.stored, image.flags) == (True, [])
+    assert prompts_in(studio, "clip") == {("red panda", image.record.sha256): "an upload"}
+    assert prompts_in(studio, "dino") == {("red panda", image.record.sha256): image.record.prompt}
+
+
+def test_two_pictures_that_one_encoder_takes_for_the_same_are_no_copies(studio: Studio) -> None:
+    done = studio.generate("red panda", per_category=4)
+    clip = np.stack([image.vectors["clip"] for image in done.images])
+    assert (clip @ clip.T).min() > 0.99
+    assert flags(done) == {("red panda", index): [] for index in range(4)}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_cannot_be_read_is_never_stored(studio: Studio, *, keep: bool) -> None:
+    studio.fault = lambda request: Fault.not_an_image() if request.path == IMAGES and request.number % 2 else None
+    done = studio.generate("red panda", per_category=4, keep_flagged=keep)
+    broken = [image for image in done.images if image.flags]
+    assert 0 < len(broken) < 4
+    for image in broken:
+        assert image.flags[0].startswith("unreadable: cannot read ")
+        assert (image.stored, dict(image.vectors)) == (False, {})
+        assert image.path.read_bytes() == b"This is not an image."
+    assert len(prompts_in(studio, "clip")) == 4 - len(broken)
+    assert done.categories[0].references["dino:image"] == 4 - len(broken)
+
+
+def test_a_description_counts_for_what_is_near(studio: Studio) -> None:
+    """The name "sea cow" says nothing of a colour; its description says blue."""
+    studio.pictures["sea cow"] = [picture("blue", 1), picture("red", 2)]
+    assert flags(studio.generate("sea cow", per_category=2)) == {("sea cow", 0): [], ("sea cow", 1): ["far"]}
+
+
+def test_far_is_what_all_encoders_of_texts_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blind(ColourEncoder):
+        """Finds every image near to every text but to everyday words."""
+
+        def _of_text(self, text: str) -> Any:
+            return np.array([0, 0, 0, 1.0 if "panda" in text else -1.0])
+
+    with studio_of(monkeypatch, ColourEncoder(), Blind("blind")) as studio:
+        studio.pictures["red panda"] = [picture("blue", 1)]
+        assert flags(studio.generate("red panda", per_category=1)) == {("red panda", 0): []}
+
+
+def test_flagged_images_can_be_stored_later_without_buying_them_again(studio: Studio) -> None:
+    studio.pictures["red panda"] = [picture("blue", 1), picture("red", 2)]
+    assert stored(studio.generate("red panda", per_category=2)) == {("red panda", 0): False, ("red panda", 1): True}
+    bought = studio.requests()
+    done = studio.generate("red panda", per_category=2, keep_flagged=True)
+    assert stored(done) == {("red panda", 0): True, ("red panda", 1): True}
+    assert studio.requests() == bought
+    assert done.categories[0].references["clip:image"] == 2
+
+
+# ---- nothing twice
+
+
+def test_images_are_embedded_once(studio: Studio) -> None:
+    studio.generate("red panda", "blue whale", per_category=3)
+    texts, images = studio.embedded()["clip"]
+    assert images == 6
+    assert studio.embedded()["dino"] == (0, 6)
+    before = len(studio.clf.store.stored("red panda"))
+    studio.generate("red panda", per_category=4)  # one more
+    assert studio.embedded()["dino"] == (0, 7)
+    assert studio.embedded()["clip"][0] > texts  # everyday words, to judge it
+    assert len(studio.clf.store.stored("red panda")) == before + 2
+
+
+def test_a_second_run_asks_embeds_and_stores_nothing(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = studio.generate("red panda", "blue whale", per_category=2)
+    monkeypatch.delenv("OPENAI_API_KEY")  # there is nothing to do with it
+    before = state(studio.clf.store), studio.clf.store.calibration(), studio.embedded(), studio.requests()
+    second = studio.generate("red panda", "blue whale", per_category=2)
+    assert (state(studio.clf.store), studio.clf.store.calibration(), studio.embedded(), studio.requests()) == before
+    assert stored(second) == stored(first)
+    assert second.spent == first.spent > 0
+    assert second.categories == first.categories
+
+
+def test_a_store_made_anew_gets_what_was_bought(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio.generate("red panda", per_category=2)
+    expected = studio.clf.store.category("red panda").references
+    studio.clf.remove_category("red panda")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    done = studio.generate("red panda", per_category=2)
+    assert done.categories[0].references == expected
+    assert stored(done) == {("red panda", 0): True, ("red panda", 1): True}
+
+
+def test_the_key_is_needed_only_for_what_is_to_be_bought(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert studio.clf.plan_generation(["red panda"], folder=studio.folder).places
+    with pytest.raises(GenerationError, match="OPENAI_API_KEY"):
+        studio.generate("red panda")
+    assert studio.clf.categories() == []
+    assert studio.requests() == {}
+
+
+# ---- how much, of what
+
+
+def test_all_categories_of_the_store_are_taken_by_default(studio: Studio) -> None:
+    studio.clf.add_category("red panda")
+    studio.clf.add_category("blue whale", images=[tinted("blue", 1)])
+    done = studio.generate(per_category=1)
+    assert sorted(stored(done)) == [("blue whale", 0), ("red panda", 0)]
+    assert sorted(category.name for category in done.categories) == ["blue whale", "red panda"]
+
+
+def test_others_are_left_as_they_are(studio: Studio) -> None:
+    studio.clf.add_category("blue whale", images=[tinted("blue", 1)])
+    before = state(studio.clf.store)["blue whale"]
+    done = studio.generate("red panda", per_category=1)
+    assert state(studio.clf.store)["blue whale"] == before
+    assert [category.name for category in done.categories] == ["red panda"]
+
+
+def test_per_category_is_what_the_folder_shall_hold(studio: Studio) -> None:
+    assert len(studio.generate("red panda", per_category=1).images) == 1
+    assert len(studio.generate("red panda", per_category=3).images) == 3
+    assert studio.requests()["images"] == 3
+    assert studio.clf.store.category("red panda").references["dino:image"] == 3
+    assert len(studio.generate("red panda", per_category=2).images) == 3  # what is there is there
+    assert studio.requests()["images"] == 3
+
+
+@pytest.mark.parametrize(("budget", "bought"), [(Budget(images=0), 0), (Budget(images=3), 3), (Budget(images=99), 8)])
+def test_a_budget_of_images(studio: Studio, budget: Budget, bought: int) -> None:
+    done = studio.generate("red panda", "blue whale", per_category=4, budget=budget)
+    assert len(done.images) == studio.requests()["images"] == bought
+    assert sum(stored(done).values()) == bought
+    studio.generate("red panda", "blue whale", per_category=4, budget=budget)
+    assert studio.requests()["images"] == bought
+
+
+def test_a_budget_of_dollars(studio: Studio) -> None:
+    done = studio.generate("red panda", "blue whale", per_category=4, budget=Budget(dollars=0.02))
+    assert done.out_of_budget
+    assert 0 < len(done.images) < 8
+    assert 0 < done.spent <= 0.02
+    assert all(stored(done).values())
+    assert studio.generate("red panda", "blue whale", per_category=4, budget=Budget(dollars=1)).out_of_budget is False
+    assert studio.requests()["images"] == 8
+
+
+def test_a_budget_too_small_for_a_question_leaves_the_store_empty(studio: Studio) -> None:
+    done = studio.generate("red panda", budget=Budget(dollars=0))
+    assert (done.out_of_budget, done.images, done.categories, done.spent) == (True, (), (), 0)
+    assert studio.requests() == {}
+    assert studio.clf.categories() == []
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", None, 5, "x" * 501, b"cat"])
+def test_names_that_cannot_be_used(studio: Studio, name: Any) -> None:
+    with pytest.raises(InvalidInputError, match="a category name "):
+        studio.clf.generate_references(["red panda", name], folder=studio.folder)
+    assert (studio.requests(), studio.folder.exists()) == ({}, False)
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([], "has no category to draw: name some"),
+        (None, "has no category to draw: name some"),  # nor has the store
+        ("red panda", "must be a list of names. Got 'red panda'"),
+        (5, "must be a list of names. Got 5"),
+    ],
+)
+def test_what_are_no_names(studio: Studio, categories: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        studio.clf.generate_references(categories, folder=studio.folder)
+
+
+@pytest.mark.parametrize("per_category", [0, -1, 2.5, "two", None])
+def test_per_category_is_a_count(studio: Studio, per_category: Any) -> None:
+    with pytest.raises(InvalidInputError, match="per_category must be a whole number from 1 up"):
+        studio.generate("red panda", per_category=per_category)
+
+
+def test_names_are_taken_once_and_as_they_are_stored(studio: Studio) -> None:
+    done = studio.clf.generate_references(
+        (n for n in [" red panda", "red panda"]), per_category=1, folder=studio.folder
+    )
+    assert [category.name for category in done.categories] == ["red panda"]
+    assert studio.requests()["images"] == 1
+
+
+# ---- what goes wrong
+
+
+def test_an_error_in_the_middle_is_raised_when_what_has_arrived_is_stored(studio: Studio) -> None:
+    images = itertools.count()
+    studio.fault = lambda r: Fault.out_of_quota() if r.path == IMAGES and next(images) >= 3 else None
+    with pytest.raises(GenerationError, match="out of credit"):
+        studio.generate("red panda", "blue whale", per_category=2)
+    references = {of.name: of.references for of in studio.clf.categories()}
+    assert sum(of.get("dino:image", 0) for of in references.values()) == 3
+    assert studio.clf.store.calibration()
+    studio.fault = lambda request: None
+    done = studio.generate("red panda", "blue whale", per_category=2)
+    assert all(stored(done).values())
+    assert studio.requests()["images"] - 1 == len(done.images) == 4  # one was refused
+
+
+def test_an_error_before_the_first_image_stores_nothing(studio: Studio) -> None:
+    studio.fault = lambda request: Fault.unauthorized()
+    with pytest.raises(GenerationError, match="refuses the key"):
+        studio.generate("red panda")
+    assert studio.clf.categories() == []
+
+
+def test_what_the_service_declines_is_told_and_the_rest_is_stored(studio: Studio) -> None:
+    studio.fault = lambda r: Fault.blocked() if r.path == IMAGES and "whale" in r.body["prompt"] else None
+    done = studio.generate("red panda", "blue whale", per_category=1)
+    assert stored(done) == {("red panda", 0): True}
+    assert [(of.category, of.index, of.code) for of in done.declined] == [("blue whale", 0, "policy")]
+    assert studio.clf.store.category("blue whale").references == {"clip:text": 2}
+
+
+# ---- what the store confuses
+
+
+def confused(studio: Studio) -> None:
+    """Foxes and pandas share their colour, whales look like neither."""
+    for name, colour, seeds in (("fox", "red", (1, 2, 3)), ("panda", "red", (4, 5, 6)), ("whale", "blue", (7, 8, 9))):
+        studio.clf.add_category(name, [f"a {colour} animal"], [tinted(colour, seed) for seed in seeds])
+
+
+def test_categories_that_the_store_confuses_are_compared_and_drawn_with_what_they_share(studio: Studio) -> None:
+    confused(studio)
+    plan = studio.clf.plan_generation(per_category=1, folder=studio.folder)
+    assert set(plan.measured) == {("fox", "panda"), ("panda", "fox")}
+    studio.pictures["whale"] = [picture("blue", 20)]
+    assert all(stored(studio.clf.generate(plan)).values())
+    asked = [(entry.subject, entry.categories) for entry in studio.server.entries if entry.subject == "features"]
+    assert asked == [("features", ("fox", "panda"))]
+    prompts = {name: prompt for (name, _), prompt in studio.prompts().items()}
+    shared = {
+        prompt.partition("Show the features that it shares with similar things: ")[2].partition(".")[0]
+        for prompt in (prompts["fox"], prompts["panda"])
+    }
+    assert len(shared) == 1  # the same of both, and
+    assert shared != {""}
+    assert "as only a fox has" in prompts["fox"]
+    assert "as only a panda has" in prompts["panda"]
+    assert "Show" not in prompts["whale"]
+
+
+def test_what_the_store_confuses_is_bought_first(studio: Studio) -> None:
+    confused(studio)
+    done = studio.generate(per_category=2, budget=Budget(images=2))
+    assert sorted(stored(done)) == [("fox", 0), ("panda", 0)]
+    drawn = [name_in(entry.subject or "") for entry in studio.server.entries if entry.path == IMAGES]
+    assert sorted(drawn) == ["fox", "panda"]
+
+
+# ---- ReferenceImage
+
+
+class Bench:
+    """A builder over the store of a studio."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.encoders = EncoderSet(studio.encoders)
+        studio.clf.store.bind(self.encoders.fingerprints)
+        self.builder = Builder(studio.clf.store, self.encoders, prompts={}, batch_size=8, max_pixels=10_000)
+
+    def add(self, *images: Any, **options: Any) -> Any:
+        (category,) = self.builder.build([CategoryInput(name="red panda", texts=[], images=images)], **options)
+        return category
+
+    def vectors(self, *images: Any) -> list[Mapping[str, Any]]:
+        made = self.encoders.encode_images([self.encoders.preprocess(image) for image in images])
+        for encoder in self.studio.encoders:
+            encoder.images_encoded = 0
+        return [{name: of[row] for name, of in made.items()} for row in range(len(images))]
+
+
+@pytest.fixture
+def bench(studio: Studio) -> Bench:
+    return Bench(studio)
+
+
+def test_a_reference_image_with_vectors_is_not_embedded(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(picture("red", 1))
+    other, nothing_of_it = tinted("red", 2), tinted("blue", 3)
+    (vectors,) = bench.vectors(nothing_of_it)  # whatever they are of, they are taken
+    given = ReferenceImage(image=path, source="generated", prompt="a red panda in snow", vectors=vectors)
+    category = bench.add(given, other)
+    assert bench.studio.embedded() == {"clip": (0, 1), "dino": (0, 1)}
+    assert category.references == {"clip:image": 2, "dino:image": 2}
+    for encoder in ("clip", "dino"):
+        held = {of.hash: of for of in bench.studio.clf.store.stored("red panda") if of.encoder == encoder}
+        kept = held.pop(content_hash(path))
+        assert (kept.source, kept.prompt) == ("generated", "a red panda in snow")
+        np.testing.assert_array_equal(kept.vector, vectors[encoder])
+        assert [(of.source, of.prompt) for of in held.values()] == [("image", None)]
+        assert prompts_in(bench.studio, encoder)["red panda", content_hash(path)] == "a red panda in snow"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_reference_image_is_recognised_when_it_is_added_again(bench: Bench, *, replace: bool) -> None:
+    data = picture("red", 1)
+    (vectors,) = bench.vectors(tinted("red", 1))
+    first = bench.add(ReferenceImage(image=data, source="generated", prompt="a", vectors=vectors))
+    before = prompts_in(bench.studio, "clip")
+    for again in (data, ReferenceImage(image=data), ReferenceImage(image=data, prompt="b", vectors=vectors)):
+        category = bench.add(again, replace=replace)
+        assert category.references == first.references
+        assert replace or category.version == first.version
+    assert bench.studio.embedded() == {"clip": (0, 0), "dino": (0, 0)}
+    assert prompts_in(bench.studio, "clip") == before == {("red panda", content_hash(data)): "a"}
+
+
+def test_the_same_reference_image_twice_is_one_reference(bench: Bench) -> None:
+    data = picture("red", 1)
+    (vectors,) = bench.vectors(tinted("red", 1))
+    twice = [ReferenceImage(image=data, prompt="a", vectors=vectors)] * 2
+    assert bench.add(*twice).references == {"clip:image": 1, "dino:image": 1}
+
+
+def test_a_reference_image_without_vectors_is_embedded(bench: Bench) -> None:
+    category = bench.add(ReferenceImage(image=picture("red", 1), prompt="a red panda"), picture("red", 2))
+    assert bench.studio.embedded() == {"clip": (0, 2), "dino": (0, 2)}
+    assert category.references == {"clip:image": 2, "dino:image": 2}
+    assert Counter(prompts_in(bench.studio, "dino").values()) == {"a red panda": 1, None: 1}
+    assert {payload["source"] for payload in bench.studio.payloads("dino")} == {"bytes"}
+    assert ["prompt" in payload for payload in bench.studio.payloads("dino")].count(True) == 1
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_unreadable_reference_image_is_an_error(bench: Bench, *, known: bool) -> None:
+    (vectors,) = bench.vectors(tinted("red", 1))
+    with pytest.raises(ImageError, match=r"cannot read 'missing\.png'"):
+        bench.add(ReferenceImage(image="missing.png", vectors=vectors if known else None))
+    assert bench.studio.clf.categories() == []

@@ -286,7 +286,7 @@ IMAGES = [
     image("exhausted file", exhausted_file, "cannot read file: it is empty"),
     image("file that fails", lambda bench: Failing(), "cannot read file: the camera went away"),
     image("file of letters", lambda bench: Letters(), "its read() gives str, not bytes"),
-    image("closed PIL image", closed_image, "cannot read image: "),
+    image("closed PIL image", closed_image, "photo.png: Operation on closed image"),
     image("PIL image without pixels", lambda bench: Image.new("RGB", (0, 5)), "it has no pixels (0 × 5)"),
     image("NaN", array(4, 4, 3, dtype=float, value=np.nan), "float64 values from nan to nan"),
     image("infinite", array(4, 4, 3, dtype=np.float32, value=np.inf), "float32 values from inf to inf"),

@@ -316,9 +316,9 @@ def ward(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
 def test_doctor_finds_nothing(filled: Callable[..., Result], ward: Callable[..., None]) -> None:
     result = filled("doctor --json")
     assert (result.code, result.err) == (0, "")
-    assert [list(found) for found in result.objects] == [["what", "ok", "detail", "advice"]] * 6
+    assert [list(found) for found in result.objects] == [["what", "ok", "detail", "advice"]] * 7
     found = {o["what"]: o for o in result.objects}
-    assert list(found) == ["packages", "settings", "device", "hub", "weights", "store"]
+    assert list(found) == ["packages", "settings", "device", "hub", "weights", "generation", "store"]
     assert all(o["ok"] and not o["advice"] for o in found.values())
     assert f"zsvec {__version__}" in found["packages"]["detail"]
     assert found["device"]["detail"] == "auto, auto"

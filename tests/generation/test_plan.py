@@ -311,3 +311,10 @@ def test_what_was_declined_is_asked_for_again_of_another_model_and_after_a_failu
             manifest.append(record)
     plan = plan_of(tmp_path, ["a", "b", "c"], per_category=1)
     assert plan.places == (("b", 0), ("c", 0))
+
+
+@pytest.mark.parametrize("cents", [1, 3, 6, 7, 10])
+def test_a_budget_of_so_many_cents_buys_so_many_images_of_a_cent(tmp_path: Path, cents: int) -> None:
+    prices = {"writer": ModelPrice(), "painter": ModelPrice(image=0.01)}
+    settings = settings_of(language_model="writer", image_model="painter", prices=prices)
+    assert plan_of(tmp_path, ["a"], settings, per_category=20, budget=Budget(dollars=cents / 100)).affordable == cents

@@ -66,8 +66,8 @@ def examine(target: Target) -> Iterator[Finding]:
         hub = _hub(needed=bool(missing))
         yield hub
         yield _weights(settings, missing, reachable=hub.detail.startswith("reached"))
-    yield _guarded("store", lambda: _store(settings))
     yield _generation(settings)
+    yield _guarded("store", lambda: _store(settings))
 
 
 def _guarded(what: str, examination: Callable[[], Finding]) -> Finding:

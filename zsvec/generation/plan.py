@@ -24,6 +24,9 @@ from zsvec.generation.features import (
 from zsvec.generation.manifest import images, read_manifest, settled, spent
 from zsvec.generation.prices import Usage, image_cost, price_of, text_cost
 
+ROUNDING = 1e-9
+"""Dollars by which a sum of costs may exceed a budget."""
+
 # Tokens, roughly: of the instructions, of a name, and of the answer about one subject, reasoning included.
 _INSTRUCTIONS = 250
 _NAME = 6
@@ -191,7 +194,7 @@ def make_plan(
 
     affordable = len(places)
     if budget.dollars is not None:
-        affordable = max(0, bisect_right(range(len(places) + 1), budget.dollars - paid, key=cost) - 1)
+        affordable = max(0, bisect_right(range(len(places) + 1), budget.dollars - paid + ROUNDING, key=cost) - 1)
         # Nothing is asked about a category that there will be no money to draw.
         asked = {name for name, _ in places[:affordable]}
         places = [place for place in places if place[0] in asked]

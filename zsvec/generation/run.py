@@ -25,7 +25,7 @@ from zsvec.generation import prompts
 from zsvec.generation.client import SPOILED, Client, Declined
 from zsvec.generation.features import Asked, Group, Knowledge, analyse
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, settled, spent
-from zsvec.generation.plan import Plan
+from zsvec.generation.plan import ROUNDING, Plan
 from zsvec.generation.prices import image_cost, text_cost
 
 _log = logging.getLogger(__name__)
@@ -244,7 +244,7 @@ class _Purse:
         """Set money aside, if there is enough."""
         if self._limit is None:
             return True
-        if estimate is None or estimate > self._left:
+        if estimate is None or estimate > self._left + ROUNDING:
             return False
         self._left -= estimate
         return True

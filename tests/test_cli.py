@@ -858,6 +858,8 @@ def first_column(table: str) -> str:
 
 
 RUNNER = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
 import zsvec.encoders
 from zsvec.encoders import EncoderSet
 from zsvec.testing import HashEncoder

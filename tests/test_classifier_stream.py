@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import zsvec.classifier
 from tests.store.support import EdgeDeployment, MemoryDeployment
 from tests.support import coloured, encode, fast_folder, isolated, open_classifier, two_encoders  # noqa: F401
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
@@ -36,6 +37,14 @@ from zsvec.types import Prediction, expert_name
 
 COLOURS = ("red", "green", "blue")
 DEADLINE = 30.0
+
+
+@pytest.fixture(autouse=True)
+def working_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders work ahead of the search, as on a GPU; tests/test_classifier.py has streams as on a CPU."""
+    monkeypatch.setattr(zsvec.classifier, "_work_ahead", lambda encoders: True)
+
+
 PATIENT = {"max_wait_ms": 1000 * DEADLINE}  # batches are full, however busy the machine is
 
 

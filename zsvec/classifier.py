@@ -379,8 +379,8 @@ class Classifier:
     ) -> Iterator[Prediction]:
         """Classify images as they come, in order and in bounded memory, endless sources included.
 
-        Threads decode ahead of the encoders, and these work ahead of the search. Each batch sees every category
-        committed before it is searched. `stats` says what is being done meanwhile.
+        Threads decode ahead of the encoders, and on a GPU these work ahead of the search. Each batch sees every
+        category committed before it is searched. `stats` says what is being done meanwhile.
 
         Args:
             images: Iterated in a thread of its own.
@@ -419,18 +419,24 @@ class Classifier:
         def predictions() -> Generator[Prediction, None, None]:
             self._flow = flow
             max_wait = None if max_wait_ms is None else float(max_wait_ms) / 1000
-            embedded = self._embed(images, size, self._encoders_to_read(), flow, max_wait)
-            for batch, vectors in ahead(embedded, flow, "encode"):
-                sources = [image.source for image in batch if image.error is None]
-                answers = iter(self._predict(sources, vectors, top_k, flow) if sources else ())
-                flow.count(len(batch), len(batch) - len(sources))
-                for image in batch:
-                    if image.error is None:
-                        yield next(answers)
-                    elif errors == "raise":
-                        raise image.error
-                    else:
-                        yield Prediction(source=image.source, error=str(image.error))
+            encoders = self._encoders_to_read()
+            embedded = self._embed(images, size, encoders, flow, max_wait)
+            batches = ahead(embedded, flow, "encode") if _work_ahead(encoders) else embedded
+            try:
+                for batch, vectors in batches:
+                    sources = [image.source for image in batch if image.error is None]
+                    answers = iter(self._predict(sources, vectors, top_k, flow) if sources else ())
+                    flow.count(len(batch), len(batch) - len(sources))
+                    for image in batch:
+                        if image.error is None:
+                            yield next(answers)
+                        elif errors == "raise":
+                            raise image.error
+                        else:
+                            yield Prediction(source=image.source, error=str(image.error))
+            finally:
+                flow.end()
+                batches.close()
 
         return predictions()
 
@@ -684,6 +690,14 @@ class Classifier:
 
     def _empty(self) -> StoreError:
         return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")
+
+
+def _work_ahead(encoders: EncoderSet) -> bool:
+    """Whether encoders work ahead of the search.
+
+    On a CPU it would take cores from a network whose threads wait for each other: two cores classified an eighth less.
+    """
+    return encoders.device != "cpu"
 
 
 def _names(categories: object) -> Iterable[Any]:

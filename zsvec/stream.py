@@ -1,6 +1,6 @@
 """Stages in threads: each works ahead of the next, in order, in bounded memory, and is measured.
 
-Items are prepared by several threads (`prefetch`), batches are encoded by one (`ahead`), and whoever
+Items are prepared by several threads (`prefetch`), batches may be encoded by one (`ahead`), and whoever
 iterates the last stage does the rest. `Flow` is what the stages of one stream share: it stops them, and
 counts what they do.
 """
@@ -242,7 +242,7 @@ class _Feeder(Thread, Generic[Item, Result]):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Iterator[Result]:
+def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Generator[Result, None, None]:
     """Iterate in a thread of its own, one batch ahead of whoever takes them.
 
     Args:

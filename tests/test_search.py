@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.store.material import FINGERPRINTS, add, reference, references, unit_
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, MemoryDeployment, fast_folder
 from zsvec.aggregate import References, aggregate
 from zsvec.calibration import Calibration, ExpertCalibration, LogLinear
-from zsvec.encoders import mirror_on
+from zsvec.encoders import mirror_on, rows_times_rows
 from zsvec.errors import StoreError
 from zsvec.search import Found, Hold, InProcess, Searcher
 from zsvec.store import Reference, Store, Write, edge
@@ -32,8 +33,13 @@ State = Mapping[str, Sequence[Reference]]
 # Similarities of the images, by expert and category.
 Answer = dict[str, dict[str, Floats]]
 
-METHODS = ["mirror", "qdrant", "mirror on torch", pytest.param("mirror on a gpu", marks=needs_gpu)]
+METHODS = [
+    *("mirror", "qdrant", "mirror beside encoders", "mirror on torch"),
+    pytest.param("mirror on a gpu", marks=needs_gpu),
+]
+BESIDE_ENCODERS: Hold = partial(InProcess, product=rows_times_rows)
 HOLDS: Mapping[str, Callable[[], Hold]] = {
+    "mirror beside encoders": lambda: BESIDE_ENCODERS,
     "mirror on torch": lambda: mirror_on("cpu", "float32"),
     "mirror on a gpu": lambda: mirror_on("auto", "float32"),
 }

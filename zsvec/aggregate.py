@@ -132,13 +132,18 @@ def maximum(similarities: Similarities, m: int) -> Floats:
 
 def mean(similarities: Similarities, m: int) -> Floats:
     """Mean similarity over all references of each category (the paper's sum, without favour for many)."""
-    present = similarities.present
+    present, counts = similarities.present, similarities.counts
     filled = present > 0
-    absent = similarities.counts - present
-    total = np.where(absent > 0, absent * similarities.floor[:, None], np.float32(0))
-    if filled.any():
-        total[:, filled] += np.add.reduceat(similarities.values, similarities.starts[:-1][filled], axis=1)
-    return (total / similarities.counts).astype(np.float32)
+    if filled.all():
+        total = np.add.reduceat(similarities.values, similarities.starts[:-1], axis=1)
+    else:
+        total = np.zeros((len(similarities), len(counts)), dtype=np.float32)
+        if filled.any():
+            total[:, filled] = np.add.reduceat(similarities.values, similarities.starts[:-1][filled], axis=1)
+    absent = (counts - present).astype(np.float32)
+    if absent.any():
+        total += absent * similarities.floor[:, None]
+    return np.divide(total, counts.astype(np.float32), out=total)
 
 
 def top_mean(similarities: Similarities, m: int) -> Floats:
@@ -158,18 +163,19 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
     order = np.argsort(-present, kind="stable")
     n_images, n_categories = len(values), len(present)
     wanted = np.minimum(similarities.counts, m)[order]
-    best = np.empty((int(wanted.max(initial=1)), n_images, n_categories), dtype=np.float32)
-    for rank, row in enumerate(best):
-        row[:] = np.where(absent[order] > rank, similarities.floor[:, None], np.float32(-np.inf))
+    best = np.full((int(wanted.max(initial=1)), n_images, n_categories), -np.inf, dtype=np.float32)
+    seen = int(absent.max(initial=0))
+    for rank, row in enumerate(best[:seen]):
+        np.copyto(row, similarities.floor[:, None], where=absent[order] > rank)
     for rank in range(longest):
         k = np.count_nonzero(present > rank)
-        candidate = values[:, starts[order[:k]] + rank]
-        for row in best[:, :, :k]:
+        candidate = values.take(starts[order[:k]] + rank, axis=1)
+        for row in best[: seen + rank + 1, :, :k]:  # below is nothing yet
             smaller = np.minimum(row, candidate)
             np.maximum(row, candidate, out=row)
             candidate = smaller
-    total = np.zeros((n_images, n_categories), dtype=np.float32)
-    for rank, row in enumerate(best):
+    total, *others = best
+    for rank, row in enumerate(others, start=1):
         np.add(total, row, out=total, where=wanted > rank)
     out = np.empty_like(total)
     out[:, order] = total / wanted.astype(np.float32)

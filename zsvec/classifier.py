@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import (
@@ -20,6 +21,7 @@ from collections.abc import (
 )
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +48,7 @@ from zsvec.calibration import (
     uncalibrated,
 )
 from zsvec.config import Settings
-from zsvec.encoders import EncoderSet, mirror_on
+from zsvec.encoders import EncoderSet, mirror_on, rows_times_rows
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.generation.confusions import Confusions, confusions
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
@@ -68,6 +70,7 @@ _FITTING = 20_000  # multiplications that fitting costs for each image, category
 GENERATED = "zsvec-generated"
 """Folder of what is generated, in the working directory."""
 _NEAREST = 3  # references that a prediction shows for each expert
+_BESIDE_ENCODERS: Hold = partial(InProcess, product=rows_times_rows)
 
 
 class Classifier:
@@ -667,14 +670,16 @@ class Classifier:
         self.store.close()
 
     def _hold(self) -> Hold:
-        """Where the references are compared with images: with the encoders, if these are loaded and run on a GPU.
+        """Where the references are compared with images: on the device of the encoders, once these are loaded.
 
-        On a CPU numpy does it, which is faster there than torch.
+        On a CPU torch makes the products, if an encoder has loaded it; the rest is faster in numpy.
         """
         device = self.settings.mirror_device
         if device == "auto":
             device = self._loaded.device if self._loaded else "cpu"
-        return InProcess if device == "cpu" else mirror_on(device, self.settings.mirror_dtype)
+        if device != "cpu":
+            return mirror_on(device, self.settings.mirror_dtype)
+        return _BESIDE_ENCODERS if "torch" in sys.modules else InProcess
 
     def _encoders_to_read(self) -> EncoderSet:
         if not self.store.encoders():

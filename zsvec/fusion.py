@@ -26,13 +26,14 @@ def softmax(logits: NDArray[np.floating]) -> Doubles:
     Returns:
         float64 of the same shape; rows sum to 1, unknown categories have 0. A row of NaN gives zeros.
     """
-    known = ~np.isnan(logits)
-    finite = np.where(known, logits, -np.inf).astype(np.float64)
-    top = finite.max(axis=-1, keepdims=True, initial=-np.inf)
-    weights = np.exp(finite - np.where(np.isfinite(top), top, 0.0))
+    weights: Doubles = logits.astype(np.float64)
+    weights[np.isnan(weights)] = -np.inf
+    top = weights.max(axis=-1, keepdims=True, initial=-np.inf)
+    weights -= np.where(np.isfinite(top), top, 0.0)
+    np.exp(weights, out=weights)
     total = weights.sum(axis=-1, keepdims=True)
-    distribution: Doubles = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    return distribution
+    weights /= np.where(total > 0, total, 1.0)
+    return weights
 
 
 def entropy(probabilities: Doubles) -> Doubles:

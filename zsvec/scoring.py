@@ -21,7 +21,7 @@ from zsvec.fusion import (
     pattern,
     softmax,
 )
-from zsvec.product import rows_times_rows
+from zsvec.product import largest, rows_times_rows
 from zsvec.search import ExpertSimilarities, Found
 from zsvec.transductive import Prototypes, transduce
 from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking, encoder_and_modality
@@ -89,10 +89,10 @@ class Scoring:
         scores = self.scores(found)
         shares = scores.confidence / scores.confidence.sum(axis=0)
         entropies = entropy(scores.probabilities)
-        fused = _rankings(scores.fused, found.categories, top_k)
+        fused = _rankings(scores.fused, np.arange(len(found.categories)), found.categories, top_k)
         rankings = [
-            _rankings(p[:, k], _named(found.categories, k), top_k)
-            for p, k in zip(scores.probabilities, scores.known, strict=True)
+            _rankings(p, expert.categories, found.categories, top_k)
+            for p, expert in zip(scores.probabilities, found.experts, strict=True)
         ]
         predictions = []
         for i, source in enumerate(sources):
@@ -189,8 +189,9 @@ class Scoring:
     ) -> tuple[Doubles, Doubles]:
         """Novelty of each image, and the threshold that it is compared with: NaN where none is known."""
         names = [expert.name for expert in found.experts]
-        kinds, kind = np.unique(known, axis=1, return_inverse=True)
-        limits = np.array([pool.thresholds.get(pattern(names, who), np.nan) for who in kinds.T])[kind]
+        # Categories that the same experts know have one code; to compare columns would take longer.
+        _, first, kind = np.unique(2 ** np.arange(len(names)) @ known, return_index=True, return_inverse=True)
+        limits = np.array([pool.thresholds.get(pattern(names, who), np.nan) for who in known[:, first].T])[kind]
         if self.unknown_per_category:
             limits = np.array(
                 [pool.category_thresholds.get(c, limit) for c, limit in zip(found.categories, limits, strict=True)]
@@ -248,17 +249,18 @@ def distances(found: Found) -> Doubles:
     return clipped
 
 
-def _named(categories: Sequence[str], known: NDArray[np.bool_]) -> list[str]:
-    return [name for name, is_known in zip(categories, known, strict=True) if is_known]
+def _rankings(probabilities: Doubles, categories: NDArray[np.intp], names: Sequence[str], k: int) -> list[Ranking]:
+    """The ``k`` most probable of some categories for each image, best first; of equal ones the first by name.
 
-
-def _rankings(probabilities: Doubles, names: Sequence[str], k: int) -> list[Ranking]:
-    """The ``k`` most probable categories of each row, best first; of equal ones the first by name."""
-    k = min(k, len(names))
-    kth = np.partition(probabilities, -k, axis=1)[:, -k]
-    rankings = []
-    for row, least in zip(probabilities, kth, strict=True):
-        candidates = np.flatnonzero(row >= least)  # the k best, and all that tie with the last of them
-        best = candidates[np.argsort(-row[candidates], kind="stable")][:k]
-        rankings.append(tuple((names[c], float(row[c])) for c in best))
-    return rankings
+    Args:
+        probabilities: float64 ``(n_images, n_categories)``.
+        categories: Which, ascending.
+        names: Of all.
+        k: At least 1.
+    """
+    columns = categories[largest(probabilities.take(categories, axis=1), k)]
+    best = np.take_along_axis(probabilities, columns, axis=1)
+    return [
+        tuple(zip(map(names.__getitem__, image), p, strict=True))
+        for image, p in zip(columns.tolist(), best.tolist(), strict=True)
+    ]

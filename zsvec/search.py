@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from zsvec.aggregate import Compared, References, Similarities
 from zsvec.calibration import Calibration
 from zsvec.errors import StoreError
-from zsvec.product import rows_times_rows
+from zsvec.product import largest, rows_times_rows
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Modality, Neighbor, encoder_and_modality, expert_name
 
@@ -111,20 +111,26 @@ Hold: TypeAlias = Callable[[References], Held]
 
 @dataclass(frozen=True, slots=True)
 class InProcess:
-    """References that numpy compares."""
+    """References that are compared in this process.
+
+    Attributes:
+        references: They.
+        product: Gives the dot products of all rows of two matrices.
+    """
 
     references: References
+    product: Callable[[Vectors, Vectors], Vectors] = rows_times_rows
 
     def updated(self, references: References, changed: Collection[str]) -> InProcess:
         """See `Held`."""
-        return InProcess(references)
+        return replace(self, references=references)
 
     def compare(self, queries: Vectors, nearest: int) -> tuple[Similarities, NDArray[np.intp], Vectors]:
         """See `Held`."""
         of = self.references
-        values = rows_times_rows(queries, of.vectors)
+        values = self.product(queries, of.vectors)
         floor = np.full(len(queries), -1, dtype=np.float32)
-        columns = _largest(values, nearest)
+        columns = largest(values, nearest)
         similarities = Similarities(values, of.starts, np.diff(of.starts), of.norms, floor)
         return similarities, columns, np.take_along_axis(values, columns, axis=1)
 
@@ -363,6 +369,7 @@ class _Mirror:
     hold: Hold
     names: tuple[str, ...] = ()
     held: Mapping[str, Held] = field(default_factory=dict)
+    known: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
 
     def mirrored(self) -> _Mirror:
         return self
@@ -400,10 +407,11 @@ class _Mirror:
             if parts[expert]:
                 joined = _joined(parts[expert])
                 held[expert] = self.held[expert].updated(joined, renewed) if expert in self.held else self.hold(joined)
-        return replace(self, names=tuple(sorted(_without(catalog, torn))), held=held), torn
+        names = tuple(sorted(_without(catalog, torn)))
+        return replace(self, names=names, held=held, known=_known(held, names)), torn
 
     def search(self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], _View]) -> Found:
-        return _compared(self.held, self.names, queries, nearest)
+        return _compared(self.held, self.names, self.known, queries, nearest)
 
 
 def compare(
@@ -417,47 +425,43 @@ def compare(
         queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
         nearest: How many nearest references to name for each image and expert.
     """
-    return _compared({expert: InProcess(of) for expert, of in references.items()}, names, queries, nearest)
+    held = {expert: InProcess(of) for expert, of in references.items()}
+    return _compared(held, names, _known(held, names), queries, nearest)
 
 
-def _compared(experts: Mapping[str, Held], names: Sequence[str], queries: Mapping[str, Vectors], nearest: int) -> Found:
+def _known(experts: Mapping[str, Held], names: Sequence[str]) -> dict[str, NDArray[np.intp]]:
+    """By expert, the positions among all categories of those that it has references of."""
     position = {name: i for i, name in enumerate(names)}
+    return {
+        expert: np.array([position[name] for name in held.references.names], dtype=np.intp)
+        for expert, held in experts.items()
+    }
+
+
+def _compared(
+    experts: Mapping[str, Held],
+    names: Sequence[str],
+    known: Mapping[str, NDArray[np.intp]],
+    queries: Mapping[str, Vectors],
+    nearest: int,
+) -> Found:
     found = []
     for expert, held in sorted(experts.items()):
         of = held.references
         similarities, rows, cosines = held.compare(queries[encoder_and_modality(expert)[0]], nearest)
-        owners = np.searchsorted(of.starts, rows, side="right") - 1
+        owners = (np.searchsorted(of.starts, rows, side="right") - 1).tolist()
         found.append(
             ExpertSimilarities(
                 name=expert,
-                categories=np.array([position[name] for name in of.names], dtype=np.intp),
+                categories=known[expert],
                 similarities=similarities,
                 nearest=[
-                    tuple(
-                        Neighbor(of.names[owner], cosine, of.sources[row])
-                        for owner, cosine, row in zip(*image, strict=True)
-                    )
-                    for image in zip(owners.tolist(), cosines.tolist(), rows.tolist(), strict=True)
+                    tuple(map(Neighbor, map(of.names.__getitem__, names), cosine, map(of.sources.__getitem__, row)))
+                    for names, cosine, row in zip(owners, cosines.tolist(), rows.tolist(), strict=True)
                 ],
             )
         )
     return Found(tuple(names), tuple(found), queries=queries)
-
-
-def _largest(values: Vectors, k: int) -> NDArray[np.intp]:
-    """Columns of the ``k`` largest values of each row, largest first, int ``(n, min(k, n_columns))``.
-
-    For a few of many columns, ``k`` passes are faster than a partition.
-    """
-    rows = np.arange(len(values))
-    columns = np.empty((len(values), min(k, values.shape[1])), dtype=np.intp)
-    taken = np.empty(columns.shape, dtype=values.dtype)
-    for rank in range(columns.shape[1]):
-        columns[:, rank] = values.argmax(axis=1)
-        taken[:, rank] = values[rows, columns[:, rank]]
-        values[rows, columns[:, rank]] = -np.inf
-    values[rows[:, None], columns] = taken
-    return columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@ from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from zsvec.aggregate import References
 from zsvec.config import Device, Dtype, EncoderSpec, MirrorDtype
 from zsvec.encoders.base import BatchEncoder, Encoder, EncoderSet, Trunk, Vectors
@@ -28,6 +31,7 @@ __all__ = [
     "load_encoders",
     "mirror_on",
     "missing_weights",
+    "rows_times_rows",
 ]
 
 
@@ -70,8 +74,11 @@ def load_encoders(
         WeightsUnavailableError: Weights are neither on disk nor to be had from the hub.
     """
     from zsvec.encoders.device import choose_runtime
+    from zsvec.encoders.memory import keep_freed_memory
 
     runtime = choose_runtime(device, dtype)
+    if runtime.device.type == "cpu":
+        keep_freed_memory()
     shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "trunks": {}}
     # Who shares an image model with an encoder that needs float32 gets it from that one, in float32.
     order = sorted(specs, key=lambda name: not _FAMILIES[specs[name].family].needs_float32)
@@ -113,6 +120,13 @@ def mirror_on(device: Device, dtype: MirrorDtype) -> Callable[[References], Devi
 
     where = choose_runtime(device, "float32").device
     return partial(DeviceReferences.of, device=where, dtype=getattr(torch, dtype))
+
+
+def rows_times_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What `zsvec.product.rows_times_rows` returns, made by the threads of encoders on a CPU."""
+    from zsvec.encoders import product
+
+    return product.rows_times_rows(a, b)
 
 
 def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:

@@ -1,0 +1,37 @@
+"""Matrix products made by the threads of the encoders on a CPU.
+
+numpy's OpenBLAS brings threads of its own, which fight those of the network for the cores. And neither it nor MKL,
+which multiplies torch's matrices, uses AVX-512 on every CPU that has it; oneDNN, which makes torch's convolutions,
+does. With a pixel for each row and a channel for each column, a 1×1 convolution is the product, of rows that stay
+where they lie. 32 × 4,500 × 1,280 on two cores of Zen 5: 1.0 ms, OpenBLAS 2.1, MKL 2.6.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import conv2d
+
+from zsvec import product
+
+_FEW = 4  # rows below which a BLAS is as fast
+_BLOCK = 8192  # rows whose products are in the cache when they are put in their place
+
+
+def rows_times_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What `zsvec.product.rows_times_rows` returns.
+
+    Args:
+        a: float32 ``(n, d)``.
+        b: float32 ``(m, d)``, contiguous.
+    """
+    if len(a) < _FEW or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return product.rows_times_rows(a, b)
+    kernels = torch.tensor(a)[:, :, None, None]
+    pixels = torch.from_numpy(b)[None, :, None, :].permute(0, 3, 1, 2)
+    out = torch.empty((len(a), len(b)))
+    for part, into in zip(torch.split(pixels, _BLOCK, dim=2), torch.split(out, _BLOCK, dim=1), strict=True):
+        into.copy_(conv2d(part, kernels)[0, :, :, 0])
+    products: NDArray[np.float32] = out.numpy()
+    return products

@@ -163,6 +163,17 @@ def test_fingerprints_are_of_the_weights_not_of_their_path(
     assert other.preprocessing == first.preprocessing
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
+@pytest.mark.parametrize("name", ["clip", "vit"])
+def test_images_wait_on_the_device(name: str, specs: dict[str, EncoderSpec]) -> None:
+    encoder = load_encoder(name, specs[name], device="cuda", dtype="float32")
+    waiting = [encoder.trunk.preprocess(image) for image in IMAGES]
+    tensors = [tensor for one in waiting for tensor in (one.values() if isinstance(one, dict) else [one])]
+    assert all(tensor.is_cuda for tensor in tensors if torch.is_tensor(tensor))
+    vectors = encoder.encode_features(encoder.trunk.forward(waiting))
+    np.testing.assert_allclose(vectors, load(specs[name]).encode_images(IMAGES), atol=1e-3)
+
+
 def test_fingerprints_say_what_happens_to_the_pixels(encoder_named: Callable[[str], Encoder]) -> None:
     assert encoder_named("vit").fingerprint.preprocessing == (
         "160×160 bicubic, center crop 0.95, mean 0.5 0.5 0.5, std 0.5 0.5 0.5"

@@ -34,10 +34,11 @@ class ClipTrunk:
     def preprocess(self, image: Image.Image) -> Mapping[str, Any]:
         """What the model's processor makes of one image; tensors (1, …), such as ``pixel_values``."""
         inputs: Mapping[str, Any] = self._model.preprocess([rgb_of_bearable_shape(image)])
-        return inputs
+        return {k: self._runtime.upload(v) if torch.is_tensor(v) else v for k, v in inputs.items()}
 
     def forward(self, inputs: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
         """Image features, float32 (n, dim), of any norm."""
+        self._runtime.wait_for_uploads()
         batch = {
             key: torch.cat([one[key] for one in inputs]).to(self._runtime.device) if torch.is_tensor(value) else value
             for key, value in inputs[0].items()

@@ -36,10 +36,12 @@ class Runtime:
     Attributes:
         device: Where the weights are and the passes run.
         bfloat16: Whether matrix products and convolutions are made in bfloat16.
+        uploads: The stream of a CUDA device in which inputs are copied to it, beside what it computes.
     """
 
     device: torch.device
     bfloat16: bool
+    uploads: torch.cuda.Stream | None = None
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -50,6 +52,21 @@ class Runtime:
                 return
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
                 yield
+
+    def upload(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs on their way to a CUDA device, from pinned memory; on others, where they are. For any thread."""
+        if self.uploads is None:
+            return inputs
+        with torch.cuda.stream(self.uploads):
+            return inputs.pin_memory().to(self.device, non_blocking=True)
+
+    def wait_for_uploads(self) -> None:
+        """Let what the calling thread computes from now on wait until all that was uploaded is there.
+
+        Who computes keeps the inputs until it has the result: only then may an upload take their memory.
+        """
+        if self.uploads is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.uploads)
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
@@ -74,7 +91,8 @@ def choose_runtime(device: Device, dtype: Dtype) -> Runtime:
         )
     chosen = available[0] if device == "auto" else device
     bfloat16 = _MULTIPLIES_BFLOAT16[chosen]() if dtype == "auto" else dtype == "bfloat16"
-    return Runtime(device=torch.device(chosen), bfloat16=bfloat16)
+    uploads = torch.cuda.Stream() if chosen == "cuda" else None  # type: ignore[no-untyped-call]
+    return Runtime(device=torch.device(chosen), bfloat16=bfloat16, uploads=uploads)
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -88,8 +88,7 @@ class TimmTrunk:
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """One image as the model's configuration wants it, not yet normalised, uint8 (channels, height, width)."""
-        pixels: torch.Tensor = self._transform(rgb_of_bearable_shape(image))
-        return pixels
+        return self._runtime.upload(self._transform(rgb_of_bearable_shape(image)))
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
         """One pass of the model over a batch."""
@@ -100,6 +99,7 @@ class TimmTrunk:
         )
 
     def _pass(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
+        self._runtime.wait_for_uploads()
         pixels = torch.stack(list(inputs)).to(self._runtime.device).float()
         pixels = pixels.sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
         with self._runtime.inference():

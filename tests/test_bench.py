@@ -45,10 +45,11 @@ def test_stream(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_pa
     sizes = {"images": 6, "references": 40, "categories": 4, "labels": 2, "batch-size": 4, "rounds": 1}
     result, figures = run("stream", *(part for name, value in sizes.items() for part in (f"--{name}", str(value))))
     assert "transformers, zero-shot pipeline" in result.output
-    rates, stages = figures["tables"].values()
-    assert [row["classify_stream ÷ this"] for row in rates if row["way"] == "classify_stream"] == [1.0]
-    assert len(rates) == 5
-    assert {row["stage"] for row in stages} == STAGES
+    rates, *stages = figures["tables"].values()
+    for way in ("classify_stream", "classify_stream, CLIP alone"):
+        assert [row[f"{way} ÷ this"] for row in rates if row["way"] == way] == [1.0]
+    assert len(rates) == 6
+    assert [{row["stage"] for row in of} for of in stages] == [STAGES] * 2
     assert {"torch", "numpy", "python"} <= set(figures["versions"])
 
 

@@ -14,22 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from PIL import Image
 
 import zsvec
-from benchmarks import material
+from benchmarks import material, peers
 from benchmarks.measure import Device, Out, Row, Spent, interleaved, medians, report
 from zsvec.config import EncoderSpec, Profile
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.base import batches
 from zsvec.encoders.device import choose_runtime
-from zsvec.encoders.quiet import quiet_loading
 from zsvec.images import load_image
 from zsvec.stream import StreamStats
 
 _STREAM = "classify_stream"
+_CLIP_ALONE = "classify_stream, CLIP alone"
 _SLOW_IMAGES = 32  # for the pipeline of transformers, which embeds the labels again with every image
 
 
@@ -60,26 +58,33 @@ def stream(
         specs = material.specs(encoders, cache or scratch / "checkpoints")
         (scratch / "images").mkdir()
         paths = material.write_images(images, folder, scratch / "images")
-        profiles = {"measured": Profile(encoders=specs)}
-        classifier = stack.enter_context(
-            zsvec.open(scratch / "store", profile="measured", profiles=profiles, batch_size=batch_size, device=device)
-        )
-        loaded = classifier.encoders
-        list(classifier.add_categories(material.random_categories(loaded, references, categories)))
-        classifier.calibrate()
-        stats: list[StreamStats] = []
+        clips = {name: spec for name, spec in specs.items() if spec.family == "clip"}
+        stats: dict[str, list[StreamStats]] = {}
 
-        def classify() -> None:
-            for _ in classifier.classify_stream(paths):
-                pass
-            stats.append(classifier.stats)
+        def streaming(way: str, by: Mapping[str, EncoderSpec]) -> tuple[EncoderSet, _Way]:
+            profiles = {"measured": Profile(encoders=by)}
+            classifier = stack.enter_context(
+                zsvec.open(scratch / way, profile="measured", profiles=profiles, batch_size=batch_size, device=device)
+            )
+            list(classifier.add_categories(material.random_categories(classifier.encoders, references, categories)))
+            classifier.calibrate()
+
+            def classify() -> None:
+                for _ in classifier.classify_stream(paths):
+                    pass
+                stats.setdefault(way, []).append(classifier.stats)
+
+            return classifier.encoders, _Way(images, classify)
 
         where = str(choose_runtime(device, "auto").device)  # type: ignore[arg-type]
+        loaded, by_all = streaming(_STREAM, specs)
         ways = {
-            _STREAM: _Way(images, classify),
+            _STREAM: by_all,
+            # What the pipeline of transformers runs.
+            **({_CLIP_ALONE: streaming(_CLIP_ALONE, clips)[1]} if clips and len(clips) < len(specs) else {}),
             "plain loop, threads decode ahead": _Way(images, lambda: _plain_loop(loaded, paths, batch_size)),
             "plain loop, one thing after another": _Way(images, lambda: _plainest_loop(loaded, paths, batch_size)),
-            **_other_libraries(specs, paths, labels, where),
+            **_other_libraries(stack, specs, paths, labels, where),
         }
         times = interleaved({name: way.run for name, way in ways.items()}, rounds)
     rates = {name: ways[name].images / spent for name, spent in medians(times).items()}
@@ -87,7 +92,7 @@ def stream(
         {
             "way": name,
             "images/s": rate,
-            f"{_STREAM} ÷ this": _ratio(times, name, images / ways[name].images),
+            **{f"{way} ÷ this": _ratio(times, way, name, images / ways[name].images) for way in stats},
             "CPU ms an image": 1000 * statistics.median(spent.cpu for spent in times[name]) / ways[name].images,
         }
         for name, rate in rates.items()
@@ -96,7 +101,7 @@ def stream(
         "stream",
         f"{images} images, profile {encoders}, {references:,} references, {categories:,} categories, "
         f"batches of {batch_size}",
-        {"rates (medians)": rows, f"stages of {_STREAM}": _stages(stats[1:])},
+        {"rates (medians)": rows, **{f"stages of {way}": _stages(of[1:]) for way, of in stats.items()}},
         out=out,
         draw=lambda axes: (axes.barh(list(rates), list(rates.values())), axes.set_xlabel("images/s")),
         device=device,
@@ -108,10 +113,10 @@ def stream(
     )
 
 
-def _ratio(times: Mapping[str, Sequence[Spent]], name: str, share: float) -> float:
-    """Median over the rounds of how many times as fast the stream is."""
-    pairs = zip(times[name], times[_STREAM], strict=True)
-    return statistics.median(share * other.wall / mine.wall for other, mine in pairs)
+def _ratio(times: Mapping[str, Sequence[Spent]], way: str, other: str, share: float) -> float:
+    """Median over the rounds of how many times as fast a way is as another, which has so many times fewer images."""
+    pairs = zip(times[way], times[other], strict=True)
+    return statistics.median(share * theirs.wall / mine.wall for mine, theirs in pairs)
 
 
 def _stages(stats: Sequence[StreamStats]) -> list[Row]:
@@ -152,59 +157,13 @@ def _prepared(encoders: EncoderSet, path: Path) -> Any:
 
 
 def _other_libraries(
-    specs: Mapping[str, EncoderSpec], paths: Sequence[Path], labels: int, device: str
+    stack: ExitStack, specs: Mapping[str, EncoderSpec], paths: Sequence[Path], labels: int, device: str
 ) -> dict[str, _Way]:
-    """The same models by other libraries at their defaults, float32, each as its documentation shows it."""
-    clips = [spec for spec in specs.values() if spec.family == "clip"]
-    # Encoders that share an image model have the same one.
-    models = {(spec.model, spec.image_size) for spec in specs.values() if spec.family != "clip"}
-    with quiet_loading():
-        embedders = [_sentence_transformers(spec, device) for spec in clips]
-        embedders += [_timm(*model, device) for model in models]
-        classifiers = [_transformers(spec, labels, device) for spec in clips]
-
-    def embed() -> None:
-        for embedder in embedders:
-            embedder(paths)
-
+    clips = [spec.model for spec in specs.values() if spec.family == "clip"]
+    embed = stack.enter_context(peers.in_a_process(partial(peers.loops, specs, device), paths))
     ways = {"sentence-transformers + timm, loops" if clips else "timm, loop": _Way(len(paths), embed)}
-    for classify in classifiers:
+    for model in clips:
         some = paths[:_SLOW_IMAGES]
-        ways["transformers, zero-shot pipeline"] = _Way(len(some), partial(classify, some))
+        make = partial(peers.transformers_pipeline, model, labels, device)
+        ways["transformers, zero-shot pipeline"] = _Way(len(some), stack.enter_context(peers.in_a_process(make, some)))
     return ways
-
-
-def _transformers(spec: EncoderSpec, labels: int, device: str) -> Callable[[Sequence[Path]], object]:
-    from transformers import pipeline
-
-    classify = pipeline("zero-shot-image-classification", model=spec.model, device=device)
-    names = [f"c{number}" for number in range(labels)]
-    return lambda paths: classify([str(path) for path in paths], candidate_labels=names)
-
-
-def _sentence_transformers(spec: EncoderSpec, device: str) -> Callable[[Sequence[Path]], object]:
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(spec.model, device=device, local_files_only=True)
-
-    def embed(paths: Sequence[Path]) -> None:
-        for batch in batches(paths, 32):  # what `encode` takes at once by default
-            model.encode([Image.open(path) for path in batch], show_progress_bar=False)
-
-    return embed
-
-
-def _timm(name: str, image_size: int | None, device: str) -> Callable[[Sequence[Path]], object]:
-    import timm
-
-    options = {"img_size": image_size} if image_size else {}
-    model = timm.create_model(name, **options).eval().to(device)
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model, args=options))
-
-    def embed(paths: Sequence[Path]) -> None:
-        for batch in batches(paths, 32):
-            pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in batch])
-            with torch.inference_mode():
-                model(pixels.to(device)).cpu()
-
-    return embed

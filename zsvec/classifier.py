@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import threading
-from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -57,7 +56,7 @@ from zsvec.images import ImageInput, load_image, source_of
 from zsvec.leave_one_out import LeftOut
 from zsvec.scoring import Scoring
 from zsvec.search import Hold, InProcess, Searcher
-from zsvec.store import Store
+from zsvec.store import Census, Store
 from zsvec.store.base import CATALOG
 from zsvec.stream import Flow, StreamStats, ahead, from_async, in_thread, prefetch
 from zsvec.synthesis import Gate, Generated, store_images
@@ -103,6 +102,7 @@ class Classifier:
         self._prompts = prompts
         self._lock = threading.RLock()
         self._flow = Flow()
+        self._census = Census(store)
         self._searcher = Searcher(
             store,
             method=settings.search,
@@ -632,20 +632,17 @@ class Classifier:
         with suppress(StoreError):
             kept = Calibration.from_dict(self.store.calibration())
             others = kept is not None and not kept.fits((), self.scoring.aggregation, self.scoring.top_m)
-            current = kept is not None and not self.store.categories(kept.revision + 1)
-            if not others and not current and self._cost_of_calibrating() <= _CHEAP:
+            categories, references, revision = self._census.update()
+            current = kept is not None and kept.revision >= revision
+            if not others and not current and self._cost_of_calibrating(categories, references) <= _CHEAP:
                 self._calibrate(self.false_alarms)
 
-    def _cost_of_calibrating(self) -> float:
+    def _cost_of_calibrating(self, categories: int, references: Mapping[str, int]) -> float:
         """Multiplications, roughly: products of images and references, and steps of fitting."""
-        categories = self.store.categories()
-        references: Counter[str] = Counter()
-        for category in categories:
-            references.update(category.references)
         dims = {name: fingerprint.dim for name, fingerprint in self.store.encoders().items()}
-        images = min(max(references.values(), default=0), largest_sample(len(categories)))
+        images = min(max(references.values(), default=0), largest_sample(categories))
         products = sum(images * n * dims[encoder_and_modality(expert)[0]] for expert, n in references.items())
-        return products + images * len(categories) * 2 * len(references) * _FITTING
+        return products + images * categories * 2 * len(references) * _FITTING
 
     # Life
 

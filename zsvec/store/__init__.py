@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from zsvec.errors import InvalidInputError
 from zsvec.store.base import Hit, Points, Reference, Write
+from zsvec.store.census import Census
 from zsvec.store.store import Store
 
 if TYPE_CHECKING:
     from zsvec.config import Settings
 
-__all__ = ["Hit", "Points", "Reference", "Store", "Write", "open_store"]
+__all__ = ["Census", "Hit", "Points", "Reference", "Store", "Write", "open_store"]
 
 
 def open_store(settings: Settings) -> Store:

@@ -1,0 +1,73 @@
+"""A census is in step with what any handle commits, and reads nothing twice."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.store.material import add
+from tests.store.support import Deployment
+from zsvec.store import Census, Store
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+OpenStore = Callable[..., Store]
+
+
+def counted(store: Store) -> tuple[int, dict[str, int], int]:
+    """The oracle: all there is, read again."""
+    categories = store.categories()
+    total: Counter[str] = Counter()
+    for category in categories:
+        total.update(category.references)
+    return len(categories), dict(total), max((category.rev for category in store.categories(since=0)), default=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_step_with_other_handles(deployment: Deployment, open_store: OpenStore, seed: int) -> None:
+    store = open_store()
+    writer = deployment.another(store)
+    census = Census(store)
+    rng = random.Random(seed)
+    there: set[str] = set()
+    for step in range(25):
+        name = rng.choice("abcd")
+        if name in there and rng.random() < 0.4:
+            writer.remove(name)
+            there.discard(name)
+        else:
+            images = [f"{step} {i}" for i in range(rng.randint(0, 3))]
+            add(writer, name, images, ["a text"] if not images or rng.random() < 0.5 else [], replace=True)
+            there.add(name)
+        if rng.random() < 0.6:
+            assert census.update() == counted(store)
+    assert census.update() == counted(store)
+
+
+def test_reads_only_what_has_changed(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store()
+    for name in "abcde":
+        add(store, name, [name])
+    census = Census(store)
+    census.update()
+    add(store, "f", ["f"])
+    read: list[int] = []
+    changes_after = store.changes_after
+
+    def noting(rev: int) -> Any:
+        read.append(rev)
+        return changes_after(rev)
+
+    monkeypatch.setattr(store, "changes_after", noting)
+    categories, references, revision = census.update()
+    assert (categories, set(references.values())) == (6, {6})
+    assert read == [max(store.category(name).rev for name in "abcde")]
+    assert revision == store.category("f").rev
+
+
+def test_of_nothing(open_store: OpenStore) -> None:
+    assert Census(open_store()).update() == (0, {}, 0)

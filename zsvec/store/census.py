@@ -1,0 +1,40 @@
+"""How much a store holds, kept in step with its catalog."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+
+from zsvec.store.store import Store
+
+
+class Census:
+    """How many references the committed categories have. After the first `update`, each reads what has changed.
+
+    Args:
+        store: Of which.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._by_category: dict[str, Mapping[str, int]] = {}
+        self._total: Counter[str] = Counter()
+        self._revision = 0
+        self._lock = threading.Lock()
+
+    def update(self) -> tuple[int, dict[str, int], int]:
+        """Count again.
+
+        Returns:
+            The number of categories; that of their references, by expert; the largest ``rev`` of a commit.
+        """
+        with self._lock:
+            later, _ = self._store.changes_after(self._revision)
+            for category in later:
+                self._total.subtract(self._by_category.pop(category.name, {}))
+                if category.gens:
+                    self._by_category[category.name] = category.references
+                    self._total.update(category.references)
+            self._revision = max([self._revision, *(category.rev for category in later)])
+            return len(self._by_category), dict(+self._total), self._revision

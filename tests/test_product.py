@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -49,14 +49,36 @@ def test_products_of_any_shape(rows_times_rows: Callable[[Floats, Floats], Float
 
 def test_vectors_that_nobody_may_write_to(rows_times_rows: Callable[[Floats, Floats], Floats]) -> None:
     a, b = normal(8, 4), normal(9, 4)
-    a.flags.writeable = False
+    a.flags.writeable = False  # as those of images may be; references are the classifier's own
     np.testing.assert_allclose(rows_times_rows(a, b), a @ b.T, atol=1e-6)
 
 
 def test_products_without_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr("zsvec.encoders.product.conv2d", None)
     a, b = normal(8, 4), normal(9, 4)
     np.testing.assert_allclose(encoders.rows_times_rows(a, b), a @ b.T, atol=1e-6)
+
+
+@pytest.fixture(params=["autocast", "bfloat16 by default", "another device by default"])
+def program_around(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the program that uses zsvec may have told torch."""
+    if request.param == "autocast":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+    elif request.param == "bfloat16 by default":
+        torch.set_default_dtype(torch.bfloat16)
+        yield
+        torch.set_default_dtype(torch.float32)
+    else:
+        with torch.device("meta"):
+            yield
+
+
+@pytest.mark.usefixtures("program_around")
+def test_products_are_the_same_whatever_torch_was_told() -> None:
+    a, b = normal(8, 40), normal(9, 40)
+    np.testing.assert_allclose(encoders.rows_times_rows(a, b), a @ b.T, atol=1e-5)
 
 
 def test_largest_by_hand() -> None:

@@ -669,7 +669,7 @@ class Classifier:
     def _hold(self) -> Hold:
         """Where the references are compared with images: on the device of the encoders, once these are loaded.
 
-        On a CPU torch makes the products, if an encoder has loaded it; the rest is faster in numpy.
+        On a CPU torch makes the products, if it is loaded; the rest is faster in numpy.
         """
         device = self.settings.mirror_device
         if device == "auto":

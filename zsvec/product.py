@@ -40,7 +40,7 @@ def largest(values: NDArray[np.floating], k: int) -> NDArray[np.intp]:
     """Columns of the ``k`` largest values of each row, largest first; of equal ones the first.
 
     Args:
-        values: float ``(n, m)``; changed meanwhile, and as it was when this returns.
+        values: float ``(n, m)``, finite; changed meanwhile, and as it was when this returns.
         k: At least 1.
 
     Returns:

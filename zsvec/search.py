@@ -456,8 +456,8 @@ def _compared(
                 categories=known[expert],
                 similarities=similarities,
                 nearest=[
-                    tuple(map(Neighbor, map(of.names.__getitem__, names), cosine, map(of.sources.__getitem__, row)))
-                    for names, cosine, row in zip(owners, cosines.tolist(), rows.tolist(), strict=True)
+                    tuple(map(Neighbor, map(of.names.__getitem__, owner), cosine, map(of.sources.__getitem__, row)))
+                    for owner, cosine, row in zip(owners, cosines.tolist(), rows.tolist(), strict=True)
                 ],
             )
         )

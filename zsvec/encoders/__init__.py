@@ -76,7 +76,7 @@ def load_encoders(
     from zsvec.encoders.device import choose_runtime
     from zsvec.encoders.memory import keep_freed_memory
 
-    runtime = choose_runtime(device, dtype)
+    runtime = choose_runtime(device, dtype).with_uploads()
     if runtime.device.type == "cpu":
         keep_freed_memory()
     shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "trunks": {}}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,12 @@ class Runtime:
                 return
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
                 yield
+
+    def with_uploads(self) -> Runtime:
+        """The same, which uploads beside what it computes, where it can."""
+        if self.device.type != "cuda":
+            return self
+        return replace(self, uploads=torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
     def upload(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs on their way to a CUDA device, from pinned memory; on others, where they are. For any thread."""
@@ -91,8 +97,7 @@ def choose_runtime(device: Device, dtype: Dtype) -> Runtime:
         )
     chosen = available[0] if device == "auto" else device
     bfloat16 = _MULTIPLIES_BFLOAT16[chosen]() if dtype == "auto" else dtype == "bfloat16"
-    uploads = torch.cuda.Stream() if chosen == "cuda" else None  # type: ignore[no-untyped-call]
-    return Runtime(device=torch.device(chosen), bfloat16=bfloat16, uploads=uploads)
+    return Runtime(device=torch.device(chosen), bfloat16=bfloat16)
 
 
 def _cpu_multiplies_bfloat16() -> bool:

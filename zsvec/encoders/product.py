@@ -1,4 +1,4 @@
-"""Matrix products made by the threads of the encoders on a CPU.
+"""Matrix products made by the threads of the encoders on a CPU, if the thread that runs these calls.
 
 numpy's OpenBLAS brings threads of its own, which fight those of the network for the cores. And neither it nor MKL,
 which multiplies torch's matrices, uses AVX-512 on every CPU that has it; oneDNN, which makes torch's convolutions,
@@ -20,18 +20,19 @@ _BLOCK = 8192  # rows whose products are in the cache when they are put in their
 
 
 def rows_times_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What `zsvec.product.rows_times_rows` returns.
+    """What `zsvec.product.rows_times_rows` returns, but for rounding.
 
     Args:
         a: float32 ``(n, d)``.
-        b: float32 ``(m, d)``, contiguous.
+        b: float32 ``(m, d)``, neither of them 0; contiguous, and nobody forbids to write to it.
     """
     if len(a) < _FEW or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return product.rows_times_rows(a, b)
-    kernels = torch.tensor(a)[:, :, None, None]
+    kernels = torch.from_numpy(np.array(a))[:, :, None, None]
     pixels = torch.from_numpy(b)[None, :, None, :].permute(0, 3, 1, 2)
-    out = torch.empty((len(a), len(b)))
-    for part, into in zip(torch.split(pixels, _BLOCK, dim=2), torch.split(out, _BLOCK, dim=1), strict=True):
-        into.copy_(conv2d(part, kernels)[0, :, :, 0])
-    products: NDArray[np.float32] = out.numpy()
-    return products
+    out = np.empty((len(a), len(b)), dtype=np.float32)
+    blocks = zip(torch.split(pixels, _BLOCK, dim=2), torch.split(torch.from_numpy(out), _BLOCK, dim=1), strict=True)
+    with torch.autocast("cpu", enabled=False):  # whatever the program around has chosen
+        for part, into in blocks:
+            into.copy_(conv2d(part, kernels)[0, :, :, 0])
+    return out

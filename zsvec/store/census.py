@@ -10,7 +10,9 @@ from zsvec.store.store import Store
 
 
 class Census:
-    """How many references the committed categories have. After the first `update`, each reads what has changed.
+    """How many references the committed categories have. After the first `update`, each reads what has changed since.
+
+    On a server it reads the last two minutes again, for commits that come late; one that is later still is missed.
 
     Args:
         store: Of which.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from tests.test_leave_one_out import METHODS, Vectors, references, stores, unit
 from zsvec import calibration as module
 from zsvec.calibration import Calibration, LogLinear, expected_calibration_error, expert_evidence, novelty, quality
-from zsvec.fusion import log_linear
+from zsvec.fusion import log_linear, pattern
 from zsvec.leave_one_out import LeftOut
+from zsvec.scoring import Scoring
 
 NAN = np.nan
 
@@ -473,3 +475,15 @@ def test_expected_calibration_error_by_hand(
     probabilities: list[float], right: list[bool], bins: int, expected: float
 ) -> None:
     assert expected_calibration_error(probabilities, right, bins) == pytest.approx(expected, abs=1e-12)
+
+
+def test_categories_that_other_experts_know_have_thresholds_of_their_own_however_many_experts() -> None:
+    names = [f"e{i}:image" for i in range(70)]
+    known = np.ones((70, 2), dtype=bool)
+    known[64:, 1] = False
+    pool = LogLinear({}, thresholds={pattern(names, known[:, 0]): 5.0, pattern(names, known[:, 1]): 1.0})
+    found: Any = SimpleNamespace(experts=[SimpleNamespace(name=name) for name in names], categories=("a", "b"))
+    evidence = np.array([[2.0, 0.0], [0.0, 2.0]])  # of an image of each: below the one threshold, above the other
+    novel, limit = Scoring(temperatures={})._novelty(found, pool, evidence, known)
+    assert novel[0] > limit[0]
+    assert novel[1] < limit[1]

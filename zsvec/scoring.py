@@ -189,8 +189,8 @@ class Scoring:
     ) -> tuple[Doubles, Doubles]:
         """Novelty of each image, and the threshold that it is compared with: NaN where none is known."""
         names = [expert.name for expert in found.experts]
-        # Categories that the same experts know have one code; to compare columns would take longer.
-        _, first, kind = np.unique(2 ** np.arange(len(names)) @ known, return_index=True, return_inverse=True)
+        # Eight experts to a byte: columns of them are compared faster.
+        _, first, kind = np.unique(np.packbits(known, axis=0), axis=1, return_index=True, return_inverse=True)
         limits = np.array([pool.thresholds.get(pattern(names, who), np.nan) for who in known[:, first].T])[kind]
         if self.unknown_per_category:
             limits = np.array(

@@ -133,13 +133,9 @@ def maximum(similarities: Similarities, m: int) -> Floats:
 def mean(similarities: Similarities, m: int) -> Floats:
     """Mean similarity over all references of each category (the paper's sum, without favour for many)."""
     present, counts = similarities.present, similarities.counts
-    filled = present > 0
-    if filled.all():
-        total = np.add.reduceat(similarities.values, similarities.starts[:-1], axis=1)
-    else:
-        total = np.zeros((len(similarities), len(counts)), dtype=np.float32)
-        if filled.any():
-            total[:, filled] = np.add.reduceat(similarities.values, similarities.starts[:-1][filled], axis=1)
+    filled = np.flatnonzero(present)
+    total = np.zeros((len(similarities), len(counts)), dtype=np.float32)
+    total[:, filled] = np.add.reduceat(similarities.values, similarities.starts[filled], axis=1)
     absent = (counts - present).astype(np.float32)
     if absent.any():
         total += absent * similarities.floor[:, None]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FREES_AND_TAKES = """
-import resource, sys
+import resource
 from zsvec.encoders import load_encoders
 load_encoders({})
 

@@ -398,17 +398,18 @@ def test_ahead_is_one_batch_ahead() -> None:
     stream.close()  # type: ignore[attr-defined]
 
 
+def ten_noting_their_thread(at: list[str]) -> Generator[int, None, None]:
+    """Ten numbers, whose first and last step note the name of the thread that takes it."""
+    at.append(threading.current_thread().name)
+    try:
+        yield from range(10)
+    finally:
+        at.append(threading.current_thread().name)
+
+
 def test_it_works_in_a_thread_of_its_own_which_closes_what_it_iterates() -> None:
     at: list[str] = []
-
-    def batches() -> Generator[int, None, None]:
-        at.append(threading.current_thread().name)
-        try:
-            yield from range(10)
-        finally:
-            at.append(threading.current_thread().name)
-
-    stream = ahead(batches(), Flow(), "encode")
+    stream = ahead(ten_noting_their_thread(at), Flow(), "encode")
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert at == ["zsvec-encode"] * 2
@@ -864,15 +865,7 @@ def test_a_stream_that_nobody_closes_before_the_loop_ends(run: Callable[..., Any
 
 def test_what_a_loop_iterates_is_closed_in_its_thread_before_closing_is_over(run: Callable[..., Any]) -> None:
     at: list[str] = []
-
-    def items() -> Generator[int, None, None]:
-        at.append(threading.current_thread().name)
-        try:
-            yield from range(10)
-        finally:
-            at.append(threading.current_thread().name)
-
-    kept, flow = items(), Flow()
+    kept, flow = ten_noting_their_thread(at), Flow()
 
     async def main() -> None:
         stream = in_thread(kept, flow)

@@ -37,9 +37,9 @@ from zsvec.config import PROFILES, TEMPERATURES
 from zsvec.encoders import BatchEncoder, Encoder, EncoderSet, load_encoders
 from zsvec.evaluation import labelled_images
 from zsvec.evaluation.metrics import blind_auroc
-from zsvec.folders import read_categories
 from zsvec.fusion import STRATEGIES
-from zsvec.images import find_images, load_image
+from zsvec.inputs.folders import read_categories
+from zsvec.inputs.images import find_images, load_image
 from zsvec.scoring import Scoring
 from zsvec.search import Found, Searcher
 from zsvec.types import Modality, expert_name

@@ -21,7 +21,7 @@ from zsvec.builder import Builder, CategoryInput, checked_name, readable
 from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError
-from zsvec.folders import read_categories, read_definitions
+from zsvec.inputs.folders import read_categories, read_definitions
 from zsvec.store import Store, open_store
 from zsvec.testing import HashEncoder
 from zsvec.types import Category, Modality

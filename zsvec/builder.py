@@ -22,7 +22,7 @@ from PIL import Image
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, ImageError, InvalidInputError
-from zsvec.images import ImageInput, content_hash, read_image, source_of
+from zsvec.inputs.images import ImageInput, content_hash, read_image, source_of
 from zsvec.store import Reference, Store, Write
 from zsvec.stream import prefetch
 from zsvec.types import Category, encoder_and_modality, expert_name

@@ -52,7 +52,7 @@ from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.generation.confusions import Confusions, confusions
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Budget, Held, Plan, make_plan
-from zsvec.images import ImageInput, load_image, source_of
+from zsvec.inputs.images import ImageInput, load_image, source_of
 from zsvec.leave_one_out import LeftOut
 from zsvec.scoring import Scoring
 from zsvec.search import Hold, InProcess, Searcher

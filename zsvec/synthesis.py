@@ -16,7 +16,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError
 from zsvec.generation.gate import EVERYDAY, blank, copies, far
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
-from zsvec.images import load_image
+from zsvec.inputs.images import load_image
 from zsvec.stream import prefetch
 from zsvec.types import Category, expert_name
 

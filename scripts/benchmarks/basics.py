@@ -20,8 +20,8 @@ from zsvec.classifier import Classifier
 from zsvec.config import PROFILES
 from zsvec.encoders import load_encoders
 from zsvec.evaluation import labelled_images
-from zsvec.folders import read_categories
-from zsvec.images import load_image
+from zsvec.inputs.folders import read_categories
+from zsvec.inputs.images import load_image
 from zsvec.scoring import Scoring
 from zsvec.search import Searcher
 from zsvec.testing import HashEncoder

@@ -14,7 +14,7 @@ from zsvec.builder import CategoryInput
 from zsvec.config import PROFILES, EncoderSpec
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.quiet import quiet_loading
-from zsvec.images import find_images, load_image
+from zsvec.inputs.images import find_images, load_image
 
 SIZE = (500, 375)
 _DISTINCT = 128  # images that are made; more are the same again

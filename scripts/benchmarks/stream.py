@@ -23,7 +23,7 @@ from zsvec.config import EncoderSpec, Profile
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.base import batches
 from zsvec.encoders.device import choose_runtime
-from zsvec.images import load_image
+from zsvec.inputs.images import load_image
 from zsvec.stream import StreamStats
 
 _STREAM = "classify_stream"

@@ -18,7 +18,7 @@ from tests.encoders.conftest import OFFLINE, needs_offline_weights
 from zsvec.encoders import EncoderSet, load_encoder
 from zsvec.encoders.device import BFLOAT16_TOLERANCE
 from zsvec.encoders.quiet import quiet_loading
-from zsvec.images import load_image
+from zsvec.inputs.images import load_image
 
 # Photographs of public data sets, if they lie beside the checkout.
 DATA = Path(os.environ.get("ZSVEC_DATA", Path(__file__).parents[3] / "shared" / "data"))

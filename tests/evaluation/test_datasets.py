@@ -20,7 +20,7 @@ from scipy.io import savemat
 
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.datasets import DATASETS, DIGITS, ArrayImages, Dataset
-from zsvec.images import load_image
+from zsvec.inputs.images import load_image
 
 Pixels = NDArray[np.uint8]
 

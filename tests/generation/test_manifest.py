@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from tests.generation.material import PNG, buy, purchase, tree
 from zsvec.builder import checked_name
 from zsvec.errors import InvalidInputError
-from zsvec.folders import read_categories
 from zsvec.generation import manifest as module
 from zsvec.generation.manifest import (
     AnswerRecord,
@@ -30,6 +29,7 @@ from zsvec.generation.manifest import (
     read_manifest,
     spent,
 )
+from zsvec.inputs.folders import read_categories
 
 ANSWER = AnswerRecord(
     step="descriptions",

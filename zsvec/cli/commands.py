@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zsvec.config import Settings
     from zsvec.errors import ImageError
     from zsvec.generation import Budget
-    from zsvec.images import ImageInput
+    from zsvec.inputs.images import ImageInput
     from zsvec.store import Store
     from zsvec.types import Prediction
 
@@ -173,7 +173,7 @@ def import_(
     be read is reported and left out.
     """
     from zsvec.cli import output
-    from zsvec.folders import read_categories, read_definitions
+    from zsvec.inputs.folders import read_categories, read_definitions
 
     found = read_categories(folder, read_definitions(definitions) if definitions else None)
     images = sum(len(list(category.images)) for category in found)
@@ -321,7 +321,7 @@ def watch(
 ) -> None:
     """Classify images as they appear in a folder, each once, until it is interrupted; then go on where it ended."""
     from zsvec.cli import output
-    from zsvec.sources import Watch
+    from zsvec.inputs.sources import Watch
 
     with (
         context.obj.open() as classifier,
@@ -334,7 +334,7 @@ def watch(
 
 
 def _paths(sources: list[str], every: int) -> Iterator[ImageInput]:
-    from zsvec.sources import CAMERA, VIDEOS, frames
+    from zsvec.inputs.sources import CAMERA, VIDEOS, frames
 
     for source in sources:
         if source == "-":
@@ -347,7 +347,7 @@ def _paths(sources: list[str], every: int) -> Iterator[ImageInput]:
 
 def _images(path: str | Path) -> Sequence[str | Path]:
     """The images of a folder, or the path itself."""
-    from zsvec.images import find_images
+    from zsvec.inputs.images import find_images
 
     is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
     return find_images(Path(path)) if is_folder else [path]
@@ -417,7 +417,7 @@ def _suite(
     from zsvec.errors import MissingExtraError
     from zsvec.evaluation.datasets import DATASETS
     from zsvec.evaluation.suite import run
-    from zsvec.images import find_images
+    from zsvec.inputs.images import find_images
 
     try:
         from zsvec.evaluation.publish import publish

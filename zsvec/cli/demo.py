@@ -23,7 +23,7 @@ from zsvec.builder import CategoryInput
 from zsvec.classifier import Classifier
 from zsvec.cli.output import evidence, out
 from zsvec.errors import MissingExtraError
-from zsvec.images import load_image
+from zsvec.inputs.images import load_image
 from zsvec.types import Prediction
 
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}

@@ -25,7 +25,7 @@ from scipy.io import loadmat
 from zsvec.builder import checked_name
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.evaluate import labelled_images
-from zsvec.images import ImageInput
+from zsvec.inputs.images import ImageInput
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zsvec.classifier import Classifier
 from zsvec.errors import ImageError
-from zsvec.images import ImageInput, content_hash, source_of
+from zsvec.inputs.images import ImageInput, content_hash, source_of
 
 _CHUNK = 64  # images that an interruption can cost
 

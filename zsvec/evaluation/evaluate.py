@@ -15,7 +15,7 @@ from zsvec.calibration import expected_calibration_error
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import blind_auroc
-from zsvec.images import find_images
+from zsvec.inputs.images import find_images
 from zsvec.types import Prediction, Ranking
 
 _TOP = 5

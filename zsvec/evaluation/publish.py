@@ -13,7 +13,7 @@ from zsvec.errors import ImageError
 from zsvec.evaluation import figures, metrics
 from zsvec.evaluation.report import write_report
 from zsvec.evaluation.suite import Suite
-from zsvec.images import ImageInput, load_image
+from zsvec.inputs.images import ImageInput, load_image
 from zsvec.search import compare
 from zsvec.types import encoder_and_modality
 

@@ -43,7 +43,7 @@ from zsvec.evaluation.metrics import (
 )
 from zsvec.evaluation.splits import Split, paper_splits
 from zsvec.fusion import DEFAULT_STRATEGY, STRATEGIES
-from zsvec.images import ImageInput, load_image, source_of
+from zsvec.inputs.images import ImageInput, load_image, source_of
 from zsvec.scoring import Scoring
 from zsvec.search import Searcher, compare
 from zsvec.types import encoder_and_modality

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from zsvec.builder import CategoryInput, checked_name
 from zsvec.errors import InvalidInputError
-from zsvec.images import find_images
+from zsvec.inputs.images import find_images
 
 _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
-from zsvec.images import find_images
+from zsvec.inputs.images import find_images
 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 CAMERA = "/dev/video"

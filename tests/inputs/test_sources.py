@@ -25,10 +25,10 @@ from PIL import Image
 from tests.support import coloured, encode, fast_folder, isolated, open_classifier  # noqa: F401
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, new, start  # noqa: F401
 from tests.test_stream import eventually, threads
-from zsvec import sources
 from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
-from zsvec.images import find_images
-from zsvec.sources import Watch, frames
+from zsvec.inputs import sources
+from zsvec.inputs.images import find_images
+from zsvec.inputs.sources import Watch, frames
 
 DEADLINE = 30.0
 STATE = ".zsvec-watch.jsonl"
@@ -428,7 +428,7 @@ def test_two_with_one_state(incoming: Path, tmp_path: Path) -> None:
 WATCHER = """
 import os, sys, time
 from pathlib import Path
-from zsvec.sources import Watch
+from zsvec.inputs.sources import Watch
 
 log = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 os.write(log, b"begun\\n")

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import ExifTags, Image, ImageFile, features
 
-from zsvec import images
 from zsvec.errors import ImageError, InvalidInputError
-from zsvec.images import SUFFIXES, content_hash, find_images, load_image, read_image, source_of
+from zsvec.inputs import images
+from zsvec.inputs.images import SUFFIXES, content_hash, find_images, load_image, read_image, source_of
 
 LOSSLESS: list[tuple[str, dict[str, Any]]] = [
     ("PNG", {}),

@@ -1,0 +1,1 @@
+"""The way in: images, categories, folders and sources, checked where they enter."""

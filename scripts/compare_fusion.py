@@ -29,18 +29,18 @@ from rich.progress import track
 from rich.table import Table
 
 import zsvec
-from zsvec.aggregate import aggregate
 from zsvec.builder import CategoryInput
-from zsvec.calibration import expected_calibration_error
 from zsvec.classifier import Classifier
 from zsvec.config import PROFILES, TEMPERATURES
 from zsvec.encoders import BatchEncoder, Encoder, EncoderSet, load_encoders
 from zsvec.evaluation import labelled_images
 from zsvec.evaluation.metrics import blind_auroc
-from zsvec.fusion import STRATEGIES
 from zsvec.inputs.folders import read_categories
 from zsvec.inputs.images import find_images, load_image
-from zsvec.scoring import Scoring
+from zsvec.method.aggregation import aggregate
+from zsvec.method.calibration import expected_calibration_error
+from zsvec.method.fusion import STRATEGIES
+from zsvec.method.scoring import Scoring
 from zsvec.search import Found, Searcher
 from zsvec.types import Modality, expert_name
 

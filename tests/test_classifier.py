@@ -29,7 +29,6 @@ from tests.support import (
     state,
     two_encoders,
 )
-from zsvec.aggregate import AGGREGATIONS
 from zsvec.builder import CategoryInput
 from zsvec.classifier import Classifier
 from zsvec.config import EncoderSpec, load_settings
@@ -45,7 +44,8 @@ from zsvec.errors import (
     StoreLockedError,
     WeightsUnavailableError,
 )
-from zsvec.fusion import STRATEGIES
+from zsvec.method.aggregation import AGGREGATIONS
+from zsvec.method.fusion import STRATEGIES
 from zsvec.testing import HashEncoder
 from zsvec.types import Modality, Prediction
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tests.support import coloured, encode, isolated, two_encoders  # noqa: F401
 from zsvec.encoders import EncoderSet
-from zsvec.fusion import STRATEGIES
+from zsvec.method.fusion import STRATEGIES
 
 COLOURS = ("blue", "green", "red")
 EXPERTS = ("clip:image", "clip:text", "dino:image")

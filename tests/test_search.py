@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from tests.encoders.support import needs_gpu
 from tests.store.material import FINGERPRINTS, add, reference, references, unit_vector, write_of
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, MemoryDeployment, fast_folder
-from zsvec.aggregate import References, aggregate
-from zsvec.calibration import Calibration, ExpertCalibration, LogLinear
 from zsvec.encoders import mirror_on, rows_times_rows
 from zsvec.errors import StoreError
+from zsvec.method.aggregation import References, aggregate
+from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear
 from zsvec.search import Found, Hold, InProcess, Searcher
 from zsvec.store import Reference, Store, Write, edge
 from zsvec.store.base import Points, Where, record_id

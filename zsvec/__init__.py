@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zsvec.encoders import Encoder
 
 # Read by OpenBLAS when numpy is first imported: how long its threads spin before they sleep, as a power of
-# two of clock cycles. The default of 26 keeps them in the way of torch; see `zsvec.product`.
+# two of clock cycles. The default of 26 keeps them in the way of torch; see `zsvec.method.linalg`.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "18")
 
 __version__ = "0.1.0"

@@ -37,7 +37,13 @@ from zsvec.builder import (
     checked_vectors,
     readable,
 )
-from zsvec.calibration import (
+from zsvec.config import Settings
+from zsvec.encoders import EncoderSet, mirror_on, rows_times_rows
+from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
+from zsvec.generation.manifest import DeclinedRecord, ImageRecord
+from zsvec.generation.plan import Budget, Held, Plan, make_plan
+from zsvec.inputs.images import ImageInput, load_image, source_of
+from zsvec.method.calibration import (
     FALSE_ALARMS,
     Calibration,
     CalibrationReport,
@@ -46,15 +52,9 @@ from zsvec.calibration import (
     quality,
     uncalibrated,
 )
-from zsvec.config import Settings
-from zsvec.encoders import EncoderSet, mirror_on, rows_times_rows
-from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
-from zsvec.generation.confusions import Confusions, confusions
-from zsvec.generation.manifest import DeclinedRecord, ImageRecord
-from zsvec.generation.plan import Budget, Held, Plan, make_plan
-from zsvec.inputs.images import ImageInput, load_image, source_of
-from zsvec.leave_one_out import LeftOut
-from zsvec.scoring import Scoring
+from zsvec.method.confusions import Confusions, confusions
+from zsvec.method.leave_one_out import LeftOut
+from zsvec.method.scoring import Scoring
 from zsvec.search import Hold, InProcess, Searcher
 from zsvec.store import Census, Store
 from zsvec.store.base import CATALOG

@@ -22,10 +22,10 @@ from typing import Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.aggregate import Compared, References, Similarities
-from zsvec.calibration import Calibration
 from zsvec.errors import StoreError
-from zsvec.product import largest, rows_times_rows
+from zsvec.method.aggregation import Compared, References, Similarities
+from zsvec.method.calibration import Calibration
+from zsvec.method.linalg import largest, rows_times_rows
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Modality, Neighbor, encoder_and_modality, expert_name
 

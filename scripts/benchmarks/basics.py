@@ -14,7 +14,6 @@ import typer
 
 import zsvec
 from benchmarks.measure import Device, Out, interleaved, medians, report, seconds, unit_vectors
-from zsvec.aggregate import AGGREGATIONS
 from zsvec.builder import CategoryInput
 from zsvec.classifier import Classifier
 from zsvec.config import PROFILES
@@ -22,7 +21,8 @@ from zsvec.encoders import load_encoders
 from zsvec.evaluation import labelled_images
 from zsvec.inputs.folders import read_categories
 from zsvec.inputs.images import load_image
-from zsvec.scoring import Scoring
+from zsvec.method.aggregation import AGGREGATIONS
+from zsvec.method.scoring import Scoring
 from zsvec.search import Searcher
 from zsvec.testing import HashEncoder
 

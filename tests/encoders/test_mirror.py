@@ -20,13 +20,13 @@ from tests.store.material import FINGERPRINTS, add
 from tests.store.support import MemoryDeployment
 from tests.support import coloured, isolated, open_classifier  # noqa: F401 - a fixture
 from zsvec import classifier as classifier_module
-from zsvec.aggregate import AGGREGATIONS, References, aggregate
 from zsvec.classifier import Classifier
 from zsvec.config import EncoderSpec
 from zsvec.encoders import load_encoders, mirror_on
 from zsvec.encoders import mirror as module
 from zsvec.encoders.mirror import DeviceReferences
 from zsvec.errors import InvalidInputError, StoreError
+from zsvec.method.aggregation import AGGREGATIONS, References, aggregate
 from zsvec.search import Held, Hold, InProcess, Searcher
 from zsvec.store import Store
 

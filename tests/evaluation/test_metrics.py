@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from zsvec.calibration import expected_calibration_error
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import (
     blind_auroc,
@@ -22,7 +21,8 @@ from zsvec.evaluation.metrics import (
     paper_unknown_score,
     top_k,
 )
-from zsvec.scoring import _rankings
+from zsvec.method.calibration import expected_calibration_error
+from zsvec.method.scoring import _rankings
 
 prop = settings(deadline=None, max_examples=100)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from zsvec.config import GenerationSettings
-from zsvec.generation.confusions import Confusions
 from zsvec.generation.manifest import ImageRecord, Manifest
 from zsvec.generation.plan import Budget, Held, Plan, make_plan
+from zsvec.method.confusions import Confusions
 
 PNG = b"\x89PNG, or so it begins"
 

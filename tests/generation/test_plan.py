@@ -11,14 +11,14 @@ import pytest
 
 from tests.generation.material import buy, plan_of, settings_of, tree
 from tests.support import coloured, fast_folder, isolated, open_classifier  # noqa: F401
-from zsvec.calibration import LogLinear
 from zsvec.config import GenerationSettings, ModelPrice
 from zsvec.errors import InvalidInputError
 from zsvec.generation.client import KEY_VARIABLE
-from zsvec.generation.confusions import Confusions, confusions
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, Manifest
 from zsvec.generation.plan import Budget, Held
-from zsvec.leave_one_out import LeftOut
+from zsvec.method.calibration import LogLinear
+from zsvec.method.confusions import Confusions, confusions
+from zsvec.method.leave_one_out import LeftOut
 from zsvec.testing import HashEncoder
 
 IMAGE_MODEL = GenerationSettings().image_model

@@ -28,8 +28,8 @@ from tests.store.material import (
     write_of,
 )
 from tests.store.support import Deployment, EdgeDeployment, MemoryDeployment, fast_folder
-from zsvec.calibration import Calibration, LogLinear
 from zsvec.errors import CategoryNotFoundError
+from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.store import Store, Write
 from zsvec.store.base import record_id
 

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
-    from zsvec.calibration import CalibrationReport
     from zsvec.classifier import Classifier
     from zsvec.cli.doctor import Finding
     from zsvec.evaluation import Evaluation
     from zsvec.generation import Plan
+    from zsvec.method.calibration import CalibrationReport
     from zsvec.stream import StreamStats
     from zsvec.synthesis import Generated
     from zsvec.types import Category, Prediction, Ranking

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.aggregate import References
 from zsvec.config import Device, Dtype, EncoderSpec, MirrorDtype
 from zsvec.encoders.base import BatchEncoder, Encoder, EncoderSet, Trunk, Vectors
 from zsvec.errors import InvalidInputError
+from zsvec.method.aggregation import References
 from zsvec.types import Modality
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def mirror_on(device: Device, dtype: MirrorDtype) -> Callable[[References], Devi
 
 
 def rows_times_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What `zsvec.product.rows_times_rows` returns, made by the threads of encoders on a CPU."""
+    """What `zsvec.method.linalg.rows_times_rows` returns, made by the threads of encoders on a CPU."""
     from zsvec.encoders import product
 
     return product.rows_times_rows(a, b)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zsvec.aggregate import References, cosine_to_mean
 from zsvec.errors import StoreError
+from zsvec.method.aggregation import References, cosine_to_mean
 
 Floats = NDArray[np.float32]
 
@@ -161,7 +161,7 @@ class DeviceReferences:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSimilarities:
-    """Cosines between images and all references of one expert. Implements `zsvec.aggregate.Compared`.
+    """Cosines between images and all references of one expert. Implements `zsvec.method.aggregation.Compared`.
 
     Attributes:
         of: The references.
@@ -195,7 +195,7 @@ class DeviceSimilarities:
         return np.full(len(self), -1, dtype=np.float32)
 
     def aggregate(self, method: str, m: int) -> Floats:
-        """What `zsvec.aggregate.aggregate` returns.
+        """What `zsvec.method.aggregation.aggregate` returns.
 
         Raises:
             StoreError: This does not fit the memory of the device.

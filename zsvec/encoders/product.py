@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import conv2d
 
-from zsvec import product
+from zsvec.method import linalg as product
 
 _FEW = 4  # rows below which a BLAS is as fast
 _BLOCK = 8192  # rows whose products are in the cache when they are put in their place
 
 
 def rows_times_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What `zsvec.product.rows_times_rows` returns, but for rounding.
+    """What `zsvec.method.linalg.rows_times_rows` returns, but for rounding.
 
     Args:
         a: float32 ``(n, d)``.

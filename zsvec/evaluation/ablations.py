@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.aggregate import References, category_names
-from zsvec.calibration import calibrate
-from zsvec.scoring import Scoring
+from zsvec.method.aggregation import References, category_names
+from zsvec.method.calibration import calibrate
+from zsvec.method.scoring import Scoring
 from zsvec.search import compare
 from zsvec.types import encoder_and_modality
 

@@ -1,7 +1,7 @@
 """What an experiment reports: accuracy, AUROC of the unknown, confusions, and how sure that is.
 
 Pure functions of arrays; the order of the images does not matter to any of them. Calibration error is in
-`zsvec.calibration`. Images are rows, categories columns, and a label is the number of its column.
+`zsvec.method.calibration`. Images are rows, categories columns, and a label is the number of its column.
 """
 
 from __future__ import annotations

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from zsvec.aggregate import References, aggregate, category_names
-from zsvec.calibration import expected_calibration_error
 from zsvec.classifier import Classifier
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.evaluation.ablations import (
@@ -42,9 +40,11 @@ from zsvec.evaluation.metrics import (
     top_k,
 )
 from zsvec.evaluation.splits import Split, paper_splits
-from zsvec.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.inputs.images import ImageInput, load_image, source_of
-from zsvec.scoring import Scoring
+from zsvec.method.aggregation import References, aggregate, category_names
+from zsvec.method.calibration import expected_calibration_error
+from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
+from zsvec.method.scoring import Scoring
 from zsvec.search import Searcher, compare
 from zsvec.types import encoder_and_modality
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsvec.leave_one_out import TWIN
-from zsvec.product import rows_times_rows
+from zsvec.method.leave_one_out import TWIN
+from zsvec.method.linalg import rows_times_rows
 
 Floats = NDArray[np.float32]
 

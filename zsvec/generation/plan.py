@@ -11,7 +11,6 @@ from typing import Any
 
 from zsvec.config import GenerationSettings
 from zsvec.errors import InvalidInputError
-from zsvec.generation.confusions import Confusions
 from zsvec.generation.features import (
     COMPARED_AT_ONCE,
     DESCRIBED_AT_ONCE,
@@ -23,6 +22,7 @@ from zsvec.generation.features import (
 )
 from zsvec.generation.manifest import images, read_manifest, settled, spent
 from zsvec.generation.prices import Usage, image_cost, price_of, text_cost
+from zsvec.method.confusions import Confusions
 
 ROUNDING = 1e-9
 """Dollars by which a sum of costs may exceed a budget."""

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_attempt, wait_random_exponential
 
-from zsvec.calibration import Calibration
 from zsvec.errors import CategoryNotFoundError, ConflictError, EncoderMismatchError, StoreError
+from zsvec.method.calibration import Calibration
 from zsvec.store.base import (
     CATALOG,
     CATALOG_INDEXES,

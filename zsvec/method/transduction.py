@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from zsvec.fusion import softmax
-from zsvec.leave_one_out import TWIN
+from zsvec.method.fusion import softmax
+from zsvec.method.leave_one_out import TWIN
 
 Doubles = NDArray[np.float64]
 

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logsumexp
 
-from zsvec.aggregate import References, category_names
-from zsvec.fusion import log_linear, neutral_evidence, pattern, softmax
-from zsvec.leave_one_out import LeftOut, leave_one_out
+from zsvec.method.aggregation import References, category_names
+from zsvec.method.fusion import log_linear, neutral_evidence, pattern, softmax
+from zsvec.method.leave_one_out import LeftOut, leave_one_out
 
 Doubles = NDArray[np.float64]
 

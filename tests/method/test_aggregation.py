@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsvec import aggregate as module
-from zsvec.aggregate import AGGREGATIONS, Similarities, aggregate
+from zsvec.method.aggregation import AGGREGATIONS, Similarities, aggregate
 
 METHODS = ["max", "mean", "prototype", "top_mean"]
 

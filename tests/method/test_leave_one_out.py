@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsvec import leave_one_out as module
-from zsvec.aggregate import AGGREGATIONS, References
-from zsvec.leave_one_out import TWIN, LeftOut, leave_one_out
+from zsvec.method.aggregation import AGGREGATIONS, References
+from zsvec.method.leave_one_out import TWIN, LeftOut, leave_one_out
 
 Vectors = Mapping[str, Mapping[str, Sequence[float]]]  # by category and hash
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from zsvec.fusion import CONFIDENCES, confidences, entropy, fuse, log_linear, neutral_evidence, pattern, softmax
+from zsvec.method.fusion import CONFIDENCES, confidences, entropy, fuse, log_linear, neutral_evidence, pattern, softmax
 
 LN2 = 0.6931471805599453
 NAN = np.nan

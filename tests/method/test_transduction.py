@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import coloured, fast_folder, isolated, open_classifier  # noqa: F401
-from zsvec.leave_one_out import TWIN
-from zsvec.scoring import Scoring
-from zsvec.transductive import ANCHOR, Prototypes, transduce
+from zsvec.method.leave_one_out import TWIN
+from zsvec.method.scoring import Scoring
+from zsvec.method.transduction import ANCHOR, Prototypes, transduce
 from zsvec.types import Prediction
 
 ROUNDS = 5

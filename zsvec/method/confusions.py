@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.calibration import LogLinear, expert_evidence
-from zsvec.fusion import log_linear, softmax
-from zsvec.leave_one_out import LeftOut
+from zsvec.method.calibration import LogLinear, expert_evidence
+from zsvec.method.fusion import log_linear, softmax
+from zsvec.method.leave_one_out import LeftOut
 
 _RARE = 0.02  # of the probability of a category's images, below which another is not confused with it
 

@@ -11,12 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.test_leave_one_out import METHODS, Vectors, references, stores, unit
+from tests.method.test_leave_one_out import METHODS, Vectors, references, stores, unit
 from zsvec import calibration as module
-from zsvec.calibration import Calibration, LogLinear, expected_calibration_error, expert_evidence, novelty, quality
-from zsvec.fusion import log_linear, pattern
-from zsvec.leave_one_out import LeftOut
-from zsvec.scoring import Scoring
+from zsvec.method.calibration import (
+    Calibration,
+    LogLinear,
+    expected_calibration_error,
+    expert_evidence,
+    novelty,
+    quality,
+)
+from zsvec.method.fusion import log_linear, pattern
+from zsvec.method.leave_one_out import LeftOut
+from zsvec.method.scoring import Scoring
 
 NAN = np.nan
 

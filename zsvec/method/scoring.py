@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.aggregate import aggregate
-from zsvec.calibration import Calibration, LogLinear, expert_evidence, novelty, uncalibrated
-from zsvec.fusion import (
+from zsvec.method.aggregation import aggregate
+from zsvec.method.calibration import Calibration, LogLinear, expert_evidence, novelty, uncalibrated
+from zsvec.method.fusion import (
     DEFAULT_STRATEGY,
     LOG_LINEAR,
     confidences,
@@ -21,9 +21,9 @@ from zsvec.fusion import (
     pattern,
     softmax,
 )
-from zsvec.product import largest, rows_times_rows
+from zsvec.method.linalg import largest, rows_times_rows
+from zsvec.method.transduction import Prototypes, transduce
 from zsvec.search import ExpertSimilarities, Found
-from zsvec.transductive import Prototypes, transduce
 from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking, encoder_and_modality
 
 Doubles = NDArray[np.float64]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.aggregate import References, Similarities, aggregate, category_names
-from zsvec.product import rows_times_rows
+from zsvec.method.aggregation import References, Similarities, aggregate, category_names
+from zsvec.method.linalg import rows_times_rows
 from zsvec.types import encoder_and_modality, expert_name
 
 Floats = NDArray[np.float32]

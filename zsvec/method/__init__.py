@@ -1,0 +1,1 @@
+"""The method: from similarities to a prediction, in pure functions of arrays; numpy and scipy only."""

@@ -41,7 +41,7 @@ from zsvec.method.aggregation import aggregate
 from zsvec.method.calibration import expected_calibration_error
 from zsvec.method.fusion import STRATEGIES
 from zsvec.method.scoring import Scoring
-from zsvec.search import Found, Searcher
+from zsvec.search.searcher import Found, Searcher
 from zsvec.types import Modality, expert_name
 
 app = typer.Typer(add_completion=False)

@@ -55,7 +55,7 @@ from zsvec.method.calibration import (
 from zsvec.method.confusions import Confusions, confusions
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.scoring import Scoring
-from zsvec.search import Hold, InProcess, Searcher
+from zsvec.search.searcher import Hold, InProcess, Searcher
 from zsvec.store import Census, Store
 from zsvec.store.base import CATALOG
 from zsvec.stream import Flow, StreamStats, ahead, from_async, in_thread, prefetch

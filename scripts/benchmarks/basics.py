@@ -23,7 +23,7 @@ from zsvec.inputs.folders import read_categories
 from zsvec.inputs.images import load_image
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.scoring import Scoring
-from zsvec.search import Searcher
+from zsvec.search.searcher import Searcher
 from zsvec.testing import HashEncoder
 
 

@@ -55,7 +55,7 @@ def test_vectors_that_nobody_may_write_to(rows_times_rows: Callable[[Floats, Flo
 
 def test_products_without_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    monkeypatch.setattr("zsvec.encoders.product.conv2d", None)
+    monkeypatch.setattr("zsvec.search.torch_product.conv2d", None)
     a, b = normal(8, 4), normal(9, 4)
     np.testing.assert_allclose(encoders.rows_times_rows(a, b), a @ b.T, atol=1e-6)
 

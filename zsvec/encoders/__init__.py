@@ -18,7 +18,7 @@ from zsvec.method.aggregation import References
 from zsvec.types import Modality
 
 if TYPE_CHECKING:
-    from zsvec.encoders.mirror import DeviceReferences
+    from zsvec.search.torch_index import DeviceReferences
 
 __all__ = [
     "BatchEncoder",
@@ -108,7 +108,7 @@ def describe_device(device: Device = "auto", dtype: Dtype = "auto") -> str:
 
 @cache
 def mirror_on(device: Device, dtype: MirrorDtype) -> Callable[[References], DeviceReferences]:
-    """What brings references to a device, for `zsvec.search.Searcher`; the same object for the same arguments.
+    """What brings references to a device, for `zsvec.search.searcher.Searcher`; the same object for the same arguments.
 
     Raises:
         InvalidInputError: The device is not there.
@@ -116,7 +116,7 @@ def mirror_on(device: Device, dtype: MirrorDtype) -> Callable[[References], Devi
     import torch
 
     from zsvec.encoders.device import choose_runtime
-    from zsvec.encoders.mirror import DeviceReferences
+    from zsvec.search.torch_index import DeviceReferences
 
     where = choose_runtime(device, "float32").device
     return partial(DeviceReferences.of, device=where, dtype=getattr(torch, dtype))
@@ -124,7 +124,7 @@ def mirror_on(device: Device, dtype: MirrorDtype) -> Callable[[References], Devi
 
 def rows_times_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """What `zsvec.method.linalg.rows_times_rows` returns, made by the threads of encoders on a CPU."""
-    from zsvec.encoders import product
+    from zsvec.search import torch_product as product
 
     return product.rows_times_rows(a, b)
 

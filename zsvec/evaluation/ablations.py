@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from zsvec.method.aggregation import References, category_names
 from zsvec.method.calibration import calibrate
 from zsvec.method.scoring import Scoring
-from zsvec.search import compare
+from zsvec.search.searcher import compare
 from zsvec.types import encoder_and_modality
 
 Doubles = NDArray[np.float64]

@@ -14,7 +14,7 @@ from zsvec.evaluation import figures, metrics
 from zsvec.evaluation.report import write_report
 from zsvec.evaluation.suite import Suite
 from zsvec.inputs.images import ImageInput, load_image
-from zsvec.search import compare
+from zsvec.search.searcher import compare
 from zsvec.types import encoder_and_modality
 
 _SHOWN = 12  # categories in the picture of the neighbourhood

@@ -45,7 +45,7 @@ from zsvec.method.aggregation import References, aggregate, category_names
 from zsvec.method.calibration import expected_calibration_error
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.method.scoring import Scoring
-from zsvec.search import Searcher, compare
+from zsvec.search.searcher import Searcher, compare
 from zsvec.types import encoder_and_modality
 
 FORMAT = 1

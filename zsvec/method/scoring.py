@@ -23,7 +23,7 @@ from zsvec.method.fusion import (
 )
 from zsvec.method.linalg import largest, rows_times_rows
 from zsvec.method.transduction import Prototypes, transduce
-from zsvec.search import ExpertSimilarities, Found
+from zsvec.search.searcher import ExpertSimilarities, Found
 from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking, encoder_and_modality
 
 Doubles = NDArray[np.float64]

@@ -24,10 +24,10 @@ from zsvec.classifier import Classifier
 from zsvec.config import EncoderSpec
 from zsvec.encoders import load_encoders, mirror_on
 from zsvec.encoders import mirror as module
-from zsvec.encoders.mirror import DeviceReferences
 from zsvec.errors import InvalidInputError, StoreError
 from zsvec.method.aggregation import AGGREGATIONS, References, aggregate
-from zsvec.search import Held, Hold, InProcess, Searcher
+from zsvec.search.searcher import Held, Hold, InProcess, Searcher
+from zsvec.search.torch_index import DeviceReferences
 from zsvec.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")

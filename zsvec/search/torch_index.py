@@ -1,6 +1,6 @@
 """The references of an expert on a device of torch, to be compared with images there.
 
-What `zsvec.search.InProcess` does in numpy. Only what a prediction needs comes back: a number for each image and
+What `zsvec.search.searcher.InProcess` does in numpy. Only what a prediction needs comes back: a number for each image and
 category, and the nearest references. A change of the store makes another object beside the one that may be in use,
 and sends the rows of the categories that changed; the others are copied on the device.
 """
@@ -82,7 +82,7 @@ def _inserted(values: torch.Tensor, m: int) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReferences:
-    """References on a device. Implements `zsvec.search.Held`.
+    """References on a device. Implements `zsvec.search.searcher.Held`.
 
     Attributes:
         references: In this process.
@@ -136,7 +136,7 @@ class DeviceReferences:
             return cls(references, vectors, tuple(_groups(references.starts, device)))
 
     def compare(self, queries: Floats, nearest: int) -> tuple[DeviceSimilarities, NDArray[np.intp], Floats]:
-        """Compare images with all references; see `zsvec.search.Held`.
+        """Compare images with all references; see `zsvec.search.searcher.Held`.
 
         Raises:
             StoreError: The similarities do not fit the memory of the device.

@@ -21,7 +21,7 @@ from zsvec.encoders import mirror_on, rows_times_rows
 from zsvec.errors import StoreError
 from zsvec.method.aggregation import References, aggregate
 from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear
-from zsvec.search import Found, Hold, InProcess, Searcher
+from zsvec.search.searcher import Found, Hold, InProcess, Searcher
 from zsvec.store import Reference, Store, Write, edge
 from zsvec.store.base import Points, Where, record_id
 

@@ -1,0 +1,1 @@
+"""Search: the references of each expert, ready to be compared, in step with the catalog."""

@@ -42,6 +42,7 @@ from zsvec.encoders import EncoderSet, mirror_on, rows_times_rows
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Budget, Held, Plan, make_plan
+from zsvec.generation.synthesis import Gate, Generated, store_images
 from zsvec.inputs.images import ImageInput, load_image, source_of
 from zsvec.method.calibration import (
     FALSE_ALARMS,
@@ -59,7 +60,6 @@ from zsvec.search.searcher import Hold, InProcess, Searcher
 from zsvec.store import Census, Store
 from zsvec.store.base import CATALOG
 from zsvec.stream import Flow, StreamStats, ahead, from_async, in_thread, prefetch
-from zsvec.synthesis import Gate, Generated, store_images
 from zsvec.types import Category, Prediction, encoder_and_modality
 
 Errors = Literal["raise", "report"]

@@ -46,7 +46,7 @@ class GenerationError(ZSVecError):
     """A service that describes categories or draws references cannot do what was asked.
 
     Attributes:
-        generated: Of a run that it ended, a `zsvec.synthesis.Generated`: what had arrived by then, and is stored.
+        generated: Of a run that it ended, a `zsvec.generation.synthesis.Generated`: what had arrived by then, and is stored.
     """
 
     generated: object = None

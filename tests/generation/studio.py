@@ -20,8 +20,8 @@ from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, R
 from tests.store.support import fast_folder
 from tests.support import encode, photo
 from zsvec.generation.manifest import images, read_manifest
+from zsvec.generation.synthesis import Generated
 from zsvec.store.base import Where
-from zsvec.synthesis import Generated
 from zsvec.testing import HashEncoder
 
 COLOURS = ("red", "green", "blue")

@@ -22,7 +22,7 @@ from zsvec.classifier import Classifier
 from zsvec.generation.client import KEY_VARIABLE
 from zsvec.generation.manifest import AnswerRecord, ImageRecord, images, read_manifest
 from zsvec.generation.run import carry_out
-from zsvec.synthesis import SOURCE
+from zsvec.generation.synthesis import SOURCE
 
 ROOT = Path(__file__).parents[2]
 LATENCY = 0.02

@@ -20,9 +20,9 @@ from zsvec.encoders import EncoderSet
 from zsvec.errors import GenerationError, ImageError, InvalidInputError
 from zsvec.generation import Budget
 from zsvec.generation.gate import EVERYDAY
+from zsvec.generation.synthesis import Generated
 from zsvec.inputs.images import content_hash
 from zsvec.store import Write
-from zsvec.synthesis import Generated
 from zsvec.testing import HashEncoder
 
 PANDA, WHALE = "a small reddish mammal", "a huge mammal of the sea"

@@ -509,7 +509,7 @@ def generate(
     from zsvec.classifier import GENERATED
     from zsvec.cli import output
     from zsvec.errors import GenerationError
-    from zsvec.synthesis import Generated
+    from zsvec.generation.synthesis import Generated
 
     if bool(names) == every:
         raise typer.BadParameter("name categories, or give --all")

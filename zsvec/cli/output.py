@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from zsvec.cli.doctor import Finding
     from zsvec.evaluation import Evaluation
     from zsvec.generation import Plan
+    from zsvec.generation.synthesis import Generated
     from zsvec.method.calibration import CalibrationReport
     from zsvec.stream import StreamStats
-    from zsvec.synthesis import Generated
     from zsvec.types import Category, Prediction, Ranking
 
 T = TypeVar("T")

@@ -29,19 +29,21 @@ from rich.progress import track
 from rich.table import Table
 
 import zsvec
-from zsvec.builder import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.config import PROFILES, TEMPERATURES
 from zsvec.encoders import BatchEncoder, Encoder, EncoderSet, load_encoders
+from zsvec.encoders.spec import TEMPERATURES
 from zsvec.evaluation import labelled_images
 from zsvec.evaluation.metrics import blind_auroc
+from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import read_categories
 from zsvec.inputs.images import find_images, load_image
 from zsvec.method.aggregation import aggregate
-from zsvec.method.calibration import expected_calibration_error
+from zsvec.method.fit import expected_calibration_error
 from zsvec.method.fusion import STRATEGIES
 from zsvec.method.scoring import Scoring
-from zsvec.search.searcher import Found, Searcher
+from zsvec.method.similarities import Found
+from zsvec.profiles import PROFILES
+from zsvec.search.searcher import Searcher
 from zsvec.types import Modality, expert_name
 
 app = typer.Typer(add_completion=False)

@@ -23,7 +23,6 @@ from PIL import Image
 
 import zsvec
 from tests.support import coloured, encode, fast_folder, isolated, photo, state, two_encoders  # noqa: F401
-from zsvec.builder import CategoryInput
 from zsvec.classifier import Classifier
 from zsvec.cli import main
 from zsvec.encoders import EncoderSet
@@ -40,6 +39,7 @@ from zsvec.errors import (
     ZSVecError,
 )
 from zsvec.generation import Budget
+from zsvec.inputs.categories import CategoryInput
 from zsvec.store.base import Points, Where, record_id
 from zsvec.testing import HashEncoder
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.encoders.tiny_checkpoints import VIT, save_clip, save_vit
 from tests.support import isolated  # noqa: F401
-from zsvec.config import EncoderSpec
+from zsvec.encoders.spec import EncoderSpec
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 STAGES = {"decode", "preprocess", "encode", "search", "fuse", "search + fuse"}

@@ -17,10 +17,11 @@ from PIL import Image
 import zsvec
 from tests.support import encode, fast_folder, isolated, photo, photos, sources, state, write_photos  # noqa: F401
 from zsvec import stream
-from zsvec.builder import Builder, CategoryInput, checked_name, readable
+from zsvec.builder import Builder
 from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError
+from zsvec.inputs.categories import CategoryInput, checked_name, readable
 from zsvec.inputs.folders import read_categories, read_definitions
 from zsvec.store import Store, open_store
 from zsvec.testing import HashEncoder
@@ -446,9 +447,9 @@ def test_metadata_survives_closing_the_store() -> None:
     extremes = {"deep": nested(31), "most": 2**63 - 1, "least": -(2**63), "": "\x00\u2028", "long": "ж" * 90_000}
     with fast_folder() as folder:
         settings = load_settings(store=str(folder / "store"))
-        with open_store(settings) as store:
+        with settings.open_store() as store:
             Workshop(store, Encoder("clip", dim=32)).add("cat", metadata=extremes)
-        with open_store(settings) as store:
+        with settings.open_store() as store:
             assert store.category("cat").metadata == extremes
 
 

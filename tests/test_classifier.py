@@ -29,10 +29,10 @@ from tests.support import (
     state,
     two_encoders,
 )
-from zsvec.builder import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.config import EncoderSpec, load_settings
+from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import (
     CategoryNotFoundError,
     ConflictError,
@@ -44,6 +44,7 @@ from zsvec.errors import (
     StoreLockedError,
     WeightsUnavailableError,
 )
+from zsvec.inputs.categories import CategoryInput
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import STRATEGIES
 from zsvec.testing import HashEncoder
@@ -1148,11 +1149,10 @@ def test_vectors_that_are_given_again_change_nothing(empty: Classifier) -> None:
 
 
 def load_with(folder: Path, load: Callable[[], EncoderSet], **settings: Any) -> Classifier:
-    from zsvec.store import open_store
 
     chosen = load_settings(store=str(folder / "store"), **settings)
     return Classifier(
-        open_store(chosen),
+        chosen.open_store(),
         chosen,
         load_encoders=load,
         temperatures={"clip:text": 0.01, "clip:image": 0.03, "dino:image": 0.03},

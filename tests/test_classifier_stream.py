@@ -28,8 +28,9 @@ from tests.support import coloured, encode, fast_folder, isolated, open_classifi
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.test_stream import eventually, threads, until, within
 from zsvec.classifier import Classifier
-from zsvec.config import TEMPERATURES, load_settings
+from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
+from zsvec.encoders.spec import TEMPERATURES
 from zsvec.errors import EncoderError, ImageError, InvalidInputError, StoreError
 from zsvec.store import Store
 from zsvec.testing import HashEncoder

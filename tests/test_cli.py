@@ -20,8 +20,8 @@ import pytest
 from tests.support import coloured, encode, fast_folder, isolated, write_photos  # noqa: F401
 from zsvec import __version__
 from zsvec.cli import main, output
-from zsvec.config import EncoderSpec
 from zsvec.encoders import EncoderSet
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
 

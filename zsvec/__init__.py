@@ -53,16 +53,16 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
         StoreUnavailableError: The server cannot be reached or refuses the key.
     """
     from zsvec.classifier import Classifier
-    from zsvec.config import TEMPERATURES, load_settings
+    from zsvec.config import load_settings
     from zsvec.encoders import EncoderSet, load_encoders
-    from zsvec.store import open_store
+    from zsvec.encoders.spec import TEMPERATURES
     from zsvec.types import expert_name
 
     chosen = load_settings(store=os.fspath(store) if isinstance(store, os.PathLike) else store, **settings)
     if encoders is not None:
         own = EncoderSet(encoders, batch_size=chosen.batch_size)
         return Classifier(
-            open_store(chosen),
+            chosen.open_store(),
             chosen,
             load_encoders=lambda: own,
             temperatures={expert_name(e.name, m): TEMPERATURES[m] for e in own for m in e.modalities},
@@ -70,7 +70,7 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
         )
     specs = chosen.encoder_specs()
     return Classifier(
-        open_store(chosen),
+        chosen.open_store(),
         chosen,
         load_encoders=lambda: load_encoders(
             specs, device=chosen.device, dtype=chosen.dtype, batch_size=chosen.batch_size

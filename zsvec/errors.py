@@ -46,7 +46,8 @@ class GenerationError(ZSVecError):
     """A service that describes categories or draws references cannot do what was asked.
 
     Attributes:
-        generated: Of a run that it ended, a `zsvec.generation.synthesis.Generated`: what had arrived by then, and is stored.
+        generated: The `zsvec.generation.synthesis.Generated` of the run that this error ended: what had arrived by
+            then, and is stored.
     """
 
     generated: object = None

@@ -14,15 +14,15 @@ import typer
 
 import zsvec
 from benchmarks.measure import Device, Out, interleaved, medians, report, seconds, unit_vectors
-from zsvec.builder import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.config import PROFILES
 from zsvec.encoders import load_encoders
 from zsvec.evaluation import labelled_images
+from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import read_categories
 from zsvec.inputs.images import load_image
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.scoring import Scoring
+from zsvec.profiles import PROFILES
 from zsvec.search.searcher import Searcher
 from zsvec.testing import HashEncoder
 

@@ -10,11 +10,12 @@ import torch
 from PIL import Image, ImageOps
 
 from benchmarks.measure import unit_vectors
-from zsvec.builder import CategoryInput
-from zsvec.config import PROFILES, EncoderSpec
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.spec import EncoderSpec
+from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.images import find_images, load_image
+from zsvec.profiles import PROFILES
 
 SIZE = (500, 375)
 _DISTINCT = 128  # images that are made; more are the same again

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from benchmarks.measure import Spent, spent
-from zsvec.config import EncoderSpec
 from zsvec.encoders.base import batches
 from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.spec import EncoderSpec
 
 _AT_ONCE = 32  # what `SentenceTransformer.encode` takes by default
 

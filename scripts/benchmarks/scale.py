@@ -26,8 +26,8 @@ from benchmarks.measure import (
     seconds,
     unit_vectors,
 )
-from zsvec.builder import CategoryInput
 from zsvec.classifier import Classifier
+from zsvec.inputs.categories import CategoryInput
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
 

@@ -17,8 +17,8 @@ from PIL import Image
 import zsvec
 from benchmarks.measure import Device, Out, Row, console, memory, report
 from zsvec.classifier import Classifier
-from zsvec.config import PROFILES
 from zsvec.encoders import load_encoders
+from zsvec.profiles import PROFILES
 from zsvec.testing import HashEncoder
 from zsvec.types import Prediction
 

@@ -19,11 +19,12 @@ import typer
 import zsvec
 from benchmarks import material, peers
 from benchmarks.measure import Device, Out, Row, Spent, interleaved, medians, report
-from zsvec.config import EncoderSpec, Profile
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.base import batches
 from zsvec.encoders.device import choose_runtime
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.inputs.images import load_image
+from zsvec.profiles import Profile
 from zsvec.stream import StreamStats
 
 _STREAM = "classify_stream"

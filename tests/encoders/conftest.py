@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.encoders import tiny_checkpoints as tiny
-from zsvec.config import PROFILES, EncoderSpec
 from zsvec.encoders import Encoder, EncoderSet, load_encoder, load_encoders
+from zsvec.encoders.spec import EncoderSpec
+from zsvec.profiles import PROFILES
 from zsvec.testing import HashEncoder
 
 OFFLINE = PROFILES["offline"].encoders

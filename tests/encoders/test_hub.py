@@ -22,12 +22,13 @@ from safetensors.torch import save_file
 
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.config import PROFILES, EncoderSpec
 from zsvec.encoders import Encoder, load_encoder, load_encoders, missing_weights
 from zsvec.encoders.hub import HubSource
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.vision import sources
 from zsvec.encoders.weights import checkpoint_files, weight_files
 from zsvec.errors import WeightsUnavailableError
+from zsvec.profiles import PROFILES
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IMAGES = [photo(1), photo(2)]

@@ -21,10 +21,10 @@ from sentence_transformers import SentenceTransformer
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.conftest import OFFLINE, weight_file
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.config import EncoderSpec
 from zsvec.encoders import Encoder, conse, describe_device, device, load_encoder, load_encoders, missing_weights
 from zsvec.encoders.device import BFLOAT16_TOLERANCE, choose_runtime
 from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
 
 IMAGES = [photo(seed, (60 + 10 * seed, 50)) for seed in range(6)]

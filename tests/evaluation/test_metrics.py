@@ -21,7 +21,7 @@ from zsvec.evaluation.metrics import (
     paper_unknown_score,
     top_k,
 )
-from zsvec.method.calibration import expected_calibration_error
+from zsvec.method.fit import expected_calibration_error
 from zsvec.method.scoring import _rankings
 
 prop = settings(deadline=None, max_examples=100)

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.generation.material import PNG, buy, purchase, tree
-from zsvec.builder import checked_name
 from zsvec.errors import InvalidInputError
 from zsvec.generation import manifest as module
 from zsvec.generation.manifest import (
@@ -29,6 +28,7 @@ from zsvec.generation.manifest import (
     read_manifest,
     spent,
 )
+from zsvec.inputs.categories import checked_name
 from zsvec.inputs.folders import read_categories
 
 ANSWER = AnswerRecord(

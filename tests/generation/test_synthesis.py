@@ -15,12 +15,13 @@ from PIL import Image
 from tests.generation.fake_openai import IMAGES, Fault
 from tests.generation.studio import ColourEncoder, Studio, coloured_encoders, name_in, picture, studio_of, tinted
 from tests.support import encode, isolated, photo, sources, state  # noqa: F401
-from zsvec.builder import Builder, CategoryInput, ReferenceImage
+from zsvec.builder import Builder
 from zsvec.encoders import EncoderSet
 from zsvec.errors import GenerationError, ImageError, InvalidInputError
 from zsvec.generation import Budget
 from zsvec.generation.gate import EVERYDAY
 from zsvec.generation.synthesis import Generated
+from zsvec.inputs.categories import CategoryInput, ReferenceImage
 from zsvec.inputs.images import content_hash
 from zsvec.store import Write
 from zsvec.testing import HashEncoder

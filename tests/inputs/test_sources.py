@@ -28,7 +28,8 @@ from tests.test_stream import eventually, threads
 from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
 from zsvec.inputs import sources
 from zsvec.inputs.images import find_images
-from zsvec.inputs.sources import Watch, frames
+from zsvec.inputs.video import frames
+from zsvec.inputs.watch import Watch
 
 DEADLINE = 30.0
 STATE = ".zsvec-watch.jsonl"
@@ -428,7 +429,7 @@ def test_two_with_one_state(incoming: Path, tmp_path: Path) -> None:
 WATCHER = """
 import os, sys, time
 from pathlib import Path
-from zsvec.inputs.sources import Watch
+from zsvec.inputs.watch import Watch
 
 log = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 os.write(log, b"begun\\n")

@@ -13,16 +13,11 @@ from hypothesis import strategies as st
 
 from tests.method.test_leave_one_out import METHODS, Vectors, references, stores, unit
 from zsvec import calibration as module
-from zsvec.method.calibration import (
-    Calibration,
-    LogLinear,
-    expected_calibration_error,
-    expert_evidence,
-    novelty,
-    quality,
-)
+from zsvec.method.calibration import Calibration, LogLinear, expert_evidence
+from zsvec.method.fit import expected_calibration_error, quality
 from zsvec.method.fusion import log_linear, pattern
 from zsvec.method.leave_one_out import LeftOut
+from zsvec.method.novelty import novelty
 from zsvec.method.scoring import Scoring
 
 NAN = np.nan

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsvec import leave_one_out as module
-from zsvec.method.aggregation import AGGREGATIONS, References
+from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.leave_one_out import TWIN, LeftOut, leave_one_out
+from zsvec.method.similarities import References
 
 Vectors = Mapping[str, Mapping[str, Sequence[float]]]  # by category and hash
 

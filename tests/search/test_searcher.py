@@ -19,9 +19,10 @@ from tests.store.material import FINGERPRINTS, add, reference, references, unit_
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, MemoryDeployment, fast_folder
 from zsvec.encoders import mirror_on, rows_times_rows
 from zsvec.errors import StoreError
-from zsvec.method.aggregation import References, aggregate
+from zsvec.method.aggregation import aggregate
 from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear
-from zsvec.search.searcher import Found, Hold, InProcess, Searcher
+from zsvec.method.similarities import Found, References
+from zsvec.search.searcher import Hold, InProcess, Searcher
 from zsvec.store import Reference, Store, Write, edge
 from zsvec.store.base import Points, Where, record_id
 

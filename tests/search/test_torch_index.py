@@ -21,11 +21,12 @@ from tests.store.support import MemoryDeployment
 from tests.support import coloured, isolated, open_classifier  # noqa: F401 - a fixture
 from zsvec import classifier as classifier_module
 from zsvec.classifier import Classifier
-from zsvec.config import EncoderSpec
 from zsvec.encoders import load_encoders, mirror_on
 from zsvec.encoders import mirror as module
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError, StoreError
-from zsvec.method.aggregation import AGGREGATIONS, References, aggregate
+from zsvec.method.aggregation import AGGREGATIONS, aggregate
+from zsvec.method.similarities import References
 from zsvec.search.searcher import Held, Hold, InProcess, Searcher
 from zsvec.search.torch_index import DeviceReferences
 from zsvec.store import Store

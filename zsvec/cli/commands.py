@@ -101,9 +101,7 @@ class Target:
 
     def open_store(self) -> Store:
         """The store alone, whatever encoders it was made with."""
-        from zsvec.store import open_store
-
-        return open_store(self.settings())
+        return self.settings().open_store()
 
 
 def _print_version(wanted: bool) -> None:
@@ -227,8 +225,8 @@ def add(
 @app.command()
 def remove(context: typer.Context, name: Name) -> None:
     """Remove a category and its references."""
-    from zsvec.builder import checked_name
     from zsvec.cli import output
+    from zsvec.inputs.categories import checked_name
 
     with context.obj.open_store() as store:
         store.remove(checked_name(name))
@@ -255,8 +253,8 @@ def list_(context: typer.Context, json: Json = False) -> None:
 @app.command()
 def show(context: typer.Context, name: Name, json: Json = False) -> None:
     """Show a category: its texts, its references and where they come from."""
-    from zsvec.builder import checked_name
     from zsvec.cli import output
+    from zsvec.inputs.categories import checked_name
 
     with context.obj.open_store() as store:
         category = store.category(checked_name(name))
@@ -321,7 +319,7 @@ def watch(
 ) -> None:
     """Classify images as they appear in a folder, each once, until it is interrupted; then go on where it ended."""
     from zsvec.cli import output
-    from zsvec.inputs.sources import Watch
+    from zsvec.inputs.watch import Watch
 
     with (
         context.obj.open() as classifier,
@@ -334,7 +332,7 @@ def watch(
 
 
 def _paths(sources: list[str], every: int) -> Iterator[ImageInput]:
-    from zsvec.inputs.sources import CAMERA, VIDEOS, frames
+    from zsvec.inputs.video import CAMERA, VIDEOS, frames
 
     for source in sources:
         if source == "-":

@@ -19,10 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 
 import zsvec
-from zsvec.builder import CategoryInput
 from zsvec.classifier import Classifier
 from zsvec.cli.output import evidence, out
 from zsvec.errors import MissingExtraError
+from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.images import load_image
 from zsvec.types import Prediction
 

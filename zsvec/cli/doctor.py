@@ -14,7 +14,6 @@ import httpx
 from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
 from zsvec.errors import ZSVecError
-from zsvec.store import open_store
 
 if TYPE_CHECKING:
     from zsvec.cli.commands import Target
@@ -123,7 +122,7 @@ def _generation(settings: Settings) -> Finding:
 
 
 def _store(settings: Settings) -> Finding:
-    with open_store(settings) as store:
+    with settings.open_store() as store:
         store.check(settings.encoder_specs())
         found, damaged = store.info(), store.incomplete()
     if damaged:

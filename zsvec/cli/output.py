@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zsvec.evaluation import Evaluation
     from zsvec.generation import Plan
     from zsvec.generation.synthesis import Generated
-    from zsvec.method.calibration import CalibrationReport
+    from zsvec.method.fit import CalibrationReport
     from zsvec.stream import StreamStats
     from zsvec.types import Category, Prediction, Ranking
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.config import Device, Dtype, EncoderSpec, MirrorDtype
+from zsvec.config import MirrorDtype
 from zsvec.encoders.base import BatchEncoder, Encoder, EncoderSet, Trunk, Vectors
+from zsvec.encoders.spec import Device, Dtype, EncoderSpec
 from zsvec.errors import InvalidInputError
-from zsvec.method.aggregation import References
+from zsvec.method.similarities import References
 from zsvec.types import Modality
 
 if TYPE_CHECKING:

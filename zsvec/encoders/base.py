@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from zsvec.config import Device
+from zsvec.encoders.spec import Device
 from zsvec.errors import EncoderError, InvalidInputError
 from zsvec.types import Fingerprint, Modality
 

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsvec.config import EncoderSpec
 from zsvec.encoders.base import BatchEncoder, rgb_of_bearable_shape
 from zsvec.encoders.device import Runtime
 from zsvec.encoders.hub import checkpoint_source
 from zsvec.encoders.sentence import SentenceModel
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.weights import Source
 from zsvec.errors import InvalidInputError
 from zsvec.types import Fingerprint, Modality

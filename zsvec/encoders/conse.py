@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
-from zsvec.config import EncoderSpec
 from zsvec.encoders import vision
 from zsvec.encoders.base import BatchEncoder
 from zsvec.encoders.device import Runtime
 from zsvec.encoders.hub import checkpoint_source
 from zsvec.encoders.sentence import SentenceModel
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.vision import TimmFeatures, TimmTrunk, Trunks, load_trunk
 from zsvec.encoders.weights import Source
 from zsvec.errors import InvalidInputError

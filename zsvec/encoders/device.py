@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from zsvec.config import Device, Dtype
+from zsvec.encoders.spec import Device, Dtype
 from zsvec.errors import InvalidInputError
 
 BFLOAT16_TOLERANCE = 0.03

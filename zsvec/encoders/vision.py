@@ -17,11 +17,11 @@ from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
-from zsvec.config import EncoderSpec
 from zsvec.encoders.base import BatchEncoder, batches, rgb_of_bearable_shape
 from zsvec.encoders.device import Runtime
 from zsvec.encoders.hub import HubSource
 from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.weights import LocalSource, Source, Weights, relative_files, weight_files
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.types import Fingerprint, Modality

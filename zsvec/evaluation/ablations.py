@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.aggregation import References, category_names
-from zsvec.method.calibration import calibrate
+from zsvec.method.fit import calibrate
 from zsvec.method.scoring import Scoring
+from zsvec.method.similarities import References, category_names
 from zsvec.search.searcher import compare
 from zsvec.types import encoder_and_modality
 

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
 
-from zsvec.builder import checked_name
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.evaluate import labelled_images
+from zsvec.inputs.categories import checked_name
 from zsvec.inputs.images import ImageInput
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from zsvec.builder import checked_name
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import blind_auroc
+from zsvec.inputs.categories import checked_name
 from zsvec.inputs.images import find_images
-from zsvec.method.calibration import expected_calibration_error
+from zsvec.method.fit import expected_calibration_error
 from zsvec.types import Prediction, Ranking
 
 _TOP = 5

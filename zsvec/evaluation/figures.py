@@ -24,7 +24,7 @@ from PIL import Image, ImageFont
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from zsvec.method.calibration import expected_calibration_error
+from zsvec.method.fit import expected_calibration_error
 from zsvec.method.fusion import Doubles
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#767676"

@@ -41,10 +41,11 @@ from zsvec.evaluation.metrics import (
 )
 from zsvec.evaluation.splits import Split, paper_splits
 from zsvec.inputs.images import ImageInput, load_image, source_of
-from zsvec.method.aggregation import References, aggregate, category_names
-from zsvec.method.calibration import expected_calibration_error
+from zsvec.method.aggregation import aggregate
+from zsvec.method.fit import expected_calibration_error
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.method.scoring import Scoring
+from zsvec.method.similarities import References, category_names
 from zsvec.search.searcher import Searcher, compare
 from zsvec.types import encoder_and_modality
 

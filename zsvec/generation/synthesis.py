@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.builder import Builder, CategoryInput, ReferenceImage, readable
+from zsvec.builder import Builder
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError
 from zsvec.generation.gate import EVERYDAY, blank, copies, far
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, readable
 from zsvec.inputs.images import load_image
-from zsvec.method.aggregation import References
+from zsvec.method.similarities import References
 from zsvec.stream import prefetch
 from zsvec.types import Category, expert_name
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from zsvec.builder import CategoryInput, checked_name
 from zsvec.errors import InvalidInputError
+from zsvec.inputs.categories import CategoryInput, checked_name
 from zsvec.inputs.images import find_images
 
 _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])

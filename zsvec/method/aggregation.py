@@ -10,82 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.similarities import Compared
+
 Floats = NDArray[np.float32]
 
 _LONG = 64  # references of a category beyond which picking its best by partition beats one pass per reference
-
-
-@dataclass(frozen=True, slots=True)
-class References:
-    """All references of one expert, those of a category adjacent.
-
-    Attributes:
-        names: The categories, ascending; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
-        vectors: float32 ``(n_references, dim)``, unit rows.
-        starts: int ``(n_categories + 1,)``.
-        norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1.
-        hashes: Of their contents.
-        sources: Where they come from.
-    """
-
-    names: tuple[str, ...]
-    vectors: Floats
-    starts: NDArray[np.intp]
-    norms: Floats
-    hashes: tuple[str, ...]
-    sources: tuple[str, ...]
-
-    @property
-    def labels(self) -> list[str]:
-        """The category of each reference."""
-        return [name for name, n in zip(self.names, np.diff(self.starts), strict=True) for _ in range(n)]
-
-    @property
-    def keys(self) -> list[tuple[str, str]]:
-        """What makes each the same reference under every encoder: category and hash."""
-        return list(zip(self.labels, self.hashes, strict=True))
-
-
-def category_names(references: Mapping[str, References]) -> list[str]:
-    """All categories of some experts, by name."""
-    return sorted({name for of in references.values() for name in of.names})
-
-
-class Compared(Protocol):
-    """What is known of the similarity of a batch of images to the references of one expert, wherever it is kept."""
-
-    @property
-    def counts(self) -> NDArray[np.intp]:
-        """References of each category, int ``(n_categories,)``."""
-        ...
-
-    @property
-    def present(self) -> NDArray[np.intp]:
-        """Of how many of them the similarity is known, int ``(n_categories,)``."""
-        ...
-
-    @property
-    def norms(self) -> Floats:
-        """Length of the mean of each category's references, float32 ``(n_categories,)``; NaN if unknown."""
-        ...
-
-    @property
-    def floor(self) -> Floats:
-        """The most that the similarity to one of the others can be, float32 ``(n_images,)``."""
-        ...
-
-    def __len__(self) -> int:
-        """How many images there are."""
-        ...
-
-    def aggregate(self, method: str, m: int) -> Floats:
-        """What the function `aggregate` returns."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.aggregation import References, Similarities, aggregate, category_names
+from zsvec.method.aggregation import Similarities, aggregate
 from zsvec.method.linalg import rows_times_rows
+from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
 
 Floats = NDArray[np.float32]

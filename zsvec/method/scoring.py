@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.aggregation import aggregate
-from zsvec.method.calibration import Calibration, LogLinear, expert_evidence, novelty, uncalibrated
+from zsvec.method.calibration import Calibration, LogLinear, expert_evidence, uncalibrated
 from zsvec.method.fusion import (
     DEFAULT_STRATEGY,
     LOG_LINEAR,
@@ -22,8 +22,9 @@ from zsvec.method.fusion import (
     softmax,
 )
 from zsvec.method.linalg import largest, rows_times_rows
+from zsvec.method.novelty import distances, image_experts, novelty
+from zsvec.method.similarities import ExpertSimilarities, Found
 from zsvec.method.transduction import Prototypes, transduce
-from zsvec.search.searcher import ExpertSimilarities, Found
 from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking, encoder_and_modality
 
 Doubles = NDArray[np.float64]
@@ -151,7 +152,7 @@ class Scoring:
                 confidence = confidence * weights
                 decisive = log_linear(said, names, pool.neutral, weights)
             if self.fusion == "transductive" and found.exact:
-                decisive = transduce(decisive, [_prototypes(found, expert, pool) for expert in _of_images(found)])
+                decisive = transduce(decisive, [_prototypes(found, expert, pool) for expert in image_experts(found)])
             fused = softmax(decisive)
         else:
             fixed = np.array([self.weights.get(name, 1.0) for name in names])
@@ -215,10 +216,6 @@ def _shares(
     return np.array([sum(pool.slopes[name].values()) * spread[name] for name in names])
 
 
-def _of_images(found: Found) -> list[ExpertSimilarities]:
-    return [expert for expert in found.experts if encoder_and_modality(expert.name)[1] == "image"]
-
-
 def _prototypes(found: Found, expert: ExpertSimilarities, pool: LogLinear) -> Prototypes:
     slopes = pool.slopes[expert.name]
     query = found.queries[encoder_and_modality(expert.name)[0]]
@@ -231,22 +228,6 @@ def _prototypes(found: Found, expert: ExpertSimilarities, pool: LogLinear) -> Pr
         norms=expert.similarities.norms,
         gram=rows_times_rows(query, query),
     )
-
-
-def distances(found: Found) -> Doubles:
-    """How far images are from every category, without calibration; float64 ``(n_images,)``, 0 to 2.
-
-    The distance (1 - cosine) to the nearest reference image, under the encoder that sees it farthest;
-    to the nearest text where there are no images. Similarities, as a softmax forgets distance.
-    """
-    out = [
-        max(
-            (1 - of.nearest[i][0].similarity for of in _of_images(found) or found.experts if of.nearest[i]), default=2.0
-        )
-        for i in range(len(found.experts[0].similarities))
-    ]
-    clipped: Doubles = np.clip(np.array(out), 0.0, 2.0)
-    return clipped
 
 
 def _rankings(probabilities: Doubles, categories: NDArray[np.intp], names: Sequence[str], k: int) -> list[Ranking]:

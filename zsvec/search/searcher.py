@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.method.aggregation import Compared, References, Similarities
+from zsvec.method.aggregation import Similarities
 from zsvec.method.calibration import Calibration
 from zsvec.method.linalg import largest, rows_times_rows
+from zsvec.method.similarities import Compared, ExpertSimilarities, Found, References
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Modality, Neighbor, encoder_and_modality, expert_name
 
@@ -33,51 +34,6 @@ Answer = TypeVar("Answer")
 Vectors = NDArray[np.float32]
 
 _ATTEMPTS = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertSimilarities:
-    """What the references of one expert say of a batch of images.
-
-    Attributes:
-        name: Of the expert, such as ``clip:image``.
-        categories: int ``(n_known,)``, ascending: the categories it has references of, as positions
-            in `Found.categories`.
-        similarities: To their references, grouped by category in this order.
-        nearest: For each image its nearest references, nearest first.
-    """
-
-    name: str
-    categories: NDArray[np.intp]
-    similarities: Compared
-    nearest: Sequence[tuple[Neighbor, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The answer to a search.
-
-    Attributes:
-        categories: The committed ones, by name.
-        experts: Each that has references.
-        queries: The vectors that were searched for, by encoder.
-        calibration: The one that is kept with the store, if there is any.
-        stale: Whether categories have changed since it was made.
-    """
-
-    categories: tuple[str, ...]
-    experts: tuple[ExpertSimilarities, ...]
-    queries: Mapping[str, Vectors] = field(default_factory=dict, compare=False)
-    calibration: Calibration | None = None
-    stale: bool = False
-
-    @property
-    def exact(self) -> bool:
-        """Whether every image was compared with every reference, and the norms are known."""
-        return all(
-            np.array_equal(of.counts, of.present) and (of.floor == -1).all() and np.isfinite(of.norms).all()
-            for of in (expert.similarities for expert in self.experts)
-        )
 
 
 class Held(Protocol):

@@ -1,8 +1,8 @@
 """The references of an expert on a device of torch, to be compared with images there.
 
-What `zsvec.search.searcher.InProcess` does in numpy. Only what a prediction needs comes back: a number for each image and
-category, and the nearest references. A change of the store makes another object beside the one that may be in use,
-and sends the rows of the categories that changed; the others are copied on the device.
+What `zsvec.search.searcher.InProcess` does in numpy. Only what a prediction needs comes back: a number for each
+image and category, and the nearest references. A change of the store makes another object beside the one that may be
+in use, and sends the rows of the categories that changed; the others are copied on the device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.method.aggregation import References, cosine_to_mean
+from zsvec.method.aggregation import cosine_to_mean
+from zsvec.method.similarities import References
 
 Floats = NDArray[np.float32]
 
@@ -161,7 +162,7 @@ class DeviceReferences:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSimilarities:
-    """Cosines between images and all references of one expert. Implements `zsvec.method.aggregation.Compared`.
+    """Cosines between images and all references of one expert. Implements `zsvec.method.similarities.Compared`.
 
     Attributes:
         of: The references.

@@ -1,4 +1,4 @@
-"""Where images come from, one after the other: a folder that fills, a video, a camera."""
+"""The images that appear in a folder, each once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from threading import Event, Lock
 from types import TracebackType
 
 from filelock import FileLock, Timeout
-from PIL import Image
 
-from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
+from zsvec.errors import InvalidInputError
 from zsvec.inputs.images import find_images
-
-VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
-CAMERA = "/dev/video"
 
 _Seen = tuple[str, int, int]  # path relative to the folder, bytes, nanoseconds since 1970 of the last change
 
@@ -139,40 +135,3 @@ class Watch:
 def _seen(line: bytes) -> _Seen:
     path, size, changed = json.loads(line)
     return str(path), int(size), int(changed)
-
-
-def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.Image]:
-    """Frames of a video file, a stream or a camera, as images whose `filename` says which.
-
-    Args:
-        source: A path, or what FFmpeg opens: ``rtsp://…``, or a device such as ``/dev/video0``.
-        every: Each so many frames, from the first on; those between are not converted.
-
-    Raises:
-        MissingExtraError: PyAV is not installed.
-        ImageError: It cannot be read, or has no video; frames before damage are yielded.
-    """
-    try:
-        import av
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(f'{exc.name} is needed to read videos: pip install "zsvec[video]"') from exc
-    if not isinstance(every, int) or every < 1:
-        raise InvalidInputError(f"every must be a whole number from 1 up. Got {every!r} instead")
-    name = os.fspath(source)
-    try:
-        with av.open(name, format="v4l2" if name.startswith(CAMERA) else None) as container:
-            if not container.streams.video:
-                raise ImageError(f"cannot read {name!r}: it has no video; give one that has")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            number = -1
-            for number, frame in enumerate(container.decode(stream)):
-                if number % every == 0:
-                    image = frame.to_image()  # type: ignore[no-untyped-call]
-                    image.filename = f"{name}#{number}"
-                    yield image
-            if number < 0:  # FFmpeg finds nothing wrong with some formats that are cut short
-                raise ImageError(f"cannot read {name!r}: it has no frame; give a video that FFmpeg reads")
-    except (av.FFmpegError, OSError) as exc:
-        reason = exc.strerror or exc
-        raise ImageError(f"cannot read {name!r}: {reason}; give a video that FFmpeg reads") from exc

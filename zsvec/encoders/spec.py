@@ -1,0 +1,56 @@
+"""What to load: an encoder of a profile, and where and in which number format it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+
+from zsvec.types import Modality
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
+
+
+TEMPERATURES: Mapping[Modality, float] = {"text": 0.01, "image": 0.03}
+
+
+class EncoderSpec(BaseModel):
+    """One encoder of a profile, as a table of a TOML file or of `PROFILES` says it.
+
+    Attributes:
+        family: Which loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm + text model).
+        model: Hub id, timm model name, or path of a local checkpoint.
+        revision: Commit of the hub's repository; pinned, so that vectors stay comparable.
+        weights: Local weight file for a timm architecture; ``package:NAME`` takes an installed package's.
+        text_model: The sentence-transformers text model of `conse`; id, path or ``package:NAME``.
+        image_size: Side of the square input in pixels, where it is not the model's default.
+        modalities: Which references are embedded with it.
+        prompt: The text of a category that has no definition text, from its ``{name}``.
+        temperature: What an expert's similarities are divided by before the softmax.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["clip", "vision", "conse"]
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    weights: str | None = None
+    text_model: str | None = None
+    image_size: PositiveInt | None = None
+    modalities: tuple[Modality, ...] = ("text", "image")
+    prompt: str = "{name}"
+    temperature: Mapping[Modality, Temperature] = TEMPERATURES
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_names_the_category(cls, prompt: str) -> str:
+        if "{name}" not in prompt:
+            raise ValueError("a prompt must contain {name}")
+        return prompt

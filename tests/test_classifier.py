@@ -874,32 +874,32 @@ def test_temperatures_of_the_settings_win_over_calibrated_ones(clf: Classifier, 
         assert dict(experts[name].ranking) != pytest.approx(dict(plain[name].ranking), rel=0.1, abs=0)
 
 
-@pytest.mark.parametrize("false_alarms", [0, 1, 0.0, 1.0, -0.1, 1.5, 5, math.nan, math.inf])
-def test_false_alarms_are_a_fraction(clf: Classifier, false_alarms: float) -> None:
+@pytest.mark.parametrize("false_unknown_rate", [0, 1, 0.0, 1.0, -0.1, 1.5, 5, math.nan, math.inf])
+def test_false_alarms_are_a_fraction(clf: Classifier, false_unknown_rate: float) -> None:
     before = clf.store.calibration()
-    with pytest.raises(InvalidInputError, match=r"false_alarms must be between 0 and 1\. Got "):
-        clf.calibrate(false_alarms=false_alarms)
+    with pytest.raises(InvalidInputError, match=r"false_unknown_rate must be between 0 and 1\. Got "):
+        clf.calibrate(false_unknown_rate=false_unknown_rate)
     assert clf.store.calibration() == before
 
 
-@pytest.mark.parametrize("false_alarms", ["0.1", [0.1], np.array([0.1, 0.2])])
-def test_false_alarms_are_a_number(clf: Classifier, false_alarms: Any) -> None:
-    with pytest.raises(InvalidInputError, match="false_alarms must be"):
-        clf.calibrate(false_alarms=false_alarms)
+@pytest.mark.parametrize("false_unknown_rate", ["0.1", [0.1], np.array([0.1, 0.2])])
+def test_false_alarms_are_a_number(clf: Classifier, false_unknown_rate: Any) -> None:
+    with pytest.raises(InvalidInputError, match="false_unknown_rate must be"):
+        clf.calibrate(false_unknown_rate=false_unknown_rate)
 
 
 def test_false_alarms_are_those_of_the_settings_unless_given(folder: Path) -> None:
-    with fill(open_classifier(folder, false_alarms=0.2), images=8) as clf:
+    with fill(open_classifier(folder, false_unknown_rate=0.2), images=8) as clf:
         kept = clf.store.calibration()
         assert kept is not None
-        assert kept["false_alarms"] == 0.2
-        few, many = (clf.calibrate(false_alarms=fraction).calibration for fraction in (0.01, 0.5))
-        assert (few.false_alarms, many.false_alarms) == (0.01, 0.5)
+        assert kept["false_unknown_rate"] == 0.2
+        few, many = (clf.calibrate(false_unknown_rate=fraction).calibration for fraction in (0.01, 0.5))
+        assert (few.false_unknown_rate, many.false_unknown_rate) == (0.01, 0.5)
         assert (
             few.views.thresholds["clip:image+clip:text+dino:image"]
             < many.views.thresholds["clip:image+clip:text+dino:image"]
         )
-        assert clf.calibrate().calibration.false_alarms == 0.2
+        assert clf.calibrate().calibration.false_unknown_rate == 0.2
 
 
 @pytest.mark.parametrize("content", ["nothing", "texts alone", "one category"])
@@ -987,21 +987,21 @@ def test_false_alarms_that_were_asked_for_are_kept(clf: Classifier, folder: Path
     def kept() -> float:
         calibration = clf.store.calibration()
         assert calibration is not None
-        return float(calibration["false_alarms"])
+        return float(calibration["false_unknown_rate"])
 
     before = clf.store.calibration()
     assert kept() == 0.05
-    clf.calibrate(false_alarms=0.2)
+    clf.calibrate(false_unknown_rate=0.2)
     fill(clf, ("white",))
     assert clf.store.calibration() != before
     assert calibration_states(clf) == ("current", "current")
     assert kept() == 0.2
-    assert clf.calibrate().calibration.false_alarms == 0.2
+    assert clf.calibrate().calibration.false_unknown_rate == 0.2
     clf.close()
     with open_classifier(folder) as clf:
         fill(clf, ("black",))
         assert kept() == 0.2
-    with open_classifier(folder, false_alarms=0.1) as clf:  # the setting wins over what was kept
+    with open_classifier(folder, false_unknown_rate=0.1) as clf:  # the setting wins over what was kept
         fill(clf, ("yellow",))
         assert kept() == 0.1
 

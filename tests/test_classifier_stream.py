@@ -545,7 +545,7 @@ def test_an_endless_stream_takes_no_more_and_more_memory(clf: Classifier) -> Non
 
 
 class Thumbnails:
-    """A trunk that scales to 16 pixels, and knows how large the images were that it was given."""
+    """A backbone that scales to 16 pixels, and knows how large the images were that it was given."""
 
     def __init__(self, side: int | None = 16) -> None:
         self.side = side
@@ -563,24 +563,24 @@ class Thumbnails:
 def test_large_photographs_are_not_decoded_larger_than_encoders_need(
     folder: Path, other: int | None, size: tuple[int, int]
 ) -> None:
-    trunks = [Thumbnails(), Thumbnails(other)]
+    backbones = [Thumbnails(), Thumbnails(other)]
     encoders = [HashEncoder(name, dim=16) for name in ("clip", "dino")]
-    for encoder, trunk in zip(encoders, trunks, strict=True):
-        encoder.trunk = trunk
+    for encoder, backbone in zip(encoders, backbones, strict=True):
+        encoder.backbone = backbone
     photos = {colour: encode(coloured(colour, 100).resize((320, 256)), "JPEG") for colour in COLOURS}
     with open_classifier(folder, *encoders) as clf:
         for colour in COLOURS:
             clf.add_category(colour, [], [photos[colour]])
-        assert [trunk.sizes for trunk in trunks] == [[size] * 3] * 2
+        assert [backbone.sizes for backbone in backbones] == [[size] * 3] * 2
         for colour in COLOURS:
             clf.add_category(colour, [], [photos[colour]])  # known by the hash of the file
-        assert [trunk.sizes for trunk in trunks] == [[size] * 3] * 2
+        assert [backbone.sizes for backbone in backbones] == [[size] * 3] * 2
         found = list(clf.classify_stream([*photos.values(), *map(io.BytesIO, photos.values())]))
         assert [prediction.label for prediction in found] == [*COLOURS] * 2
         assert len(list(clf.embed_stream(photos.values()))) == 3
-        assert [trunk.sizes for trunk in trunks] == [[size] * 12] * 2
+        assert [backbone.sizes for backbone in backbones] == [[size] * 12] * 2
         clf.classify(Image.open(io.BytesIO(photos["red"])))
-        assert trunks[0].sizes[-1] == (320, 256)
+        assert backbones[0].sizes[-1] == (320, 256)
 
 
 # ---- processes

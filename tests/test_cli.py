@@ -563,7 +563,7 @@ def test_evaluate(filled: Callable[..., Result], colours: Path) -> None:
         **all_right([answer["ranking"] for answer in answers]),
         "auroc": 1.0,
         "detected": sum(answer["unknown"] for answer in strangers) / 4,
-        "false_alarms": sum(answer["unknown"] for answer in answers) / 9,
+        "false_unknown_rate": sum(answer["unknown"] for answer in answers) / 9,
         "fusion": "log_linear_views",
         "experts": {
             name: all_right([answer["experts"][name]["ranking"] for answer in answers])
@@ -605,8 +605,8 @@ def test_calibrate_json(filled: Callable[..., Result], hash_encoders: Loading) -
     assert (result.code, result.err) == (0, "")
     assert hash_encoders.embedded() == before
     (found,) = result.objects
-    assert list(found) == ["images", "false_alarms", "threshold", "experts", "before", "after"]
-    assert (found["images"], found["false_alarms"], found["threshold"]) == (9, 0.05, {})
+    assert list(found) == ["images", "false_unknown_rate", "threshold", "experts", "before", "after"]
+    assert (found["images"], found["false_unknown_rate"], found["threshold"]) == (9, 0.05, {})
     assert found["experts"].keys() == {"clip:text", "clip:image", "dino:image"}
     for expert in found["experts"].values():
         assert list(expert) == ["temperature", "spread", "images", "accuracy"]
@@ -627,14 +627,14 @@ def test_calibrate_says_from_where_an_image_is_unknown(filled: Callable[..., Res
     assert filled("import", colours).code == 0
     thresholds = {}
     for fraction in ("0.01", "0.5"):
-        (found,) = filled("calibrate --json --false-alarms", fraction).objects
-        assert (found["images"], found["false_alarms"]) == (24, float(fraction))
+        (found,) = filled("calibrate --json --false-unknown-rate", fraction).objects
+        assert (found["images"], found["false_unknown_rate"]) == (24, float(fraction))
         assert found["threshold"].keys() == {"clip:image+clip:text+dino:image"}
         thresholds[fraction] = found["threshold"]["clip:image+clip:text+dino:image"]
     assert thresholds["0.01"] < thresholds["0.5"]
     unknown = [o["unknown"] for o in filled("classify --json", colours).objects if o["error"] is None]
     assert 0.2 < sum(unknown) / len(unknown) < 0.8
-    result = filled("calibrate --false-alarms 0.125")
+    result = filled("calibrate --false-unknown-rate 0.125")
     assert result.out.splitlines()[-1] == (
         "learned from 24 reference images; unknown is what is farther than 87.5% of them"
     )
@@ -735,12 +735,12 @@ def test_a_store_that_cannot_be_calibrated(
         ("evaluate missing", "cannot list the folder 'missing'"),
         ("evaluate colours/red", "colours/red has no images in sub-folders"),
         ("evaluate colours --unknown missing", "cannot list the folder 'missing'"),
-        ("calibrate --false-alarms 0", "false_alarms must be between 0 and 1. Got 0.0"),
-        ("calibrate --false-alarms 1", "false_alarms must be between 0 and 1. Got 1.0"),
-        ("calibrate --false-alarms 5", "false_alarms must be between 0 and 1. Got 5.0"),
-        ("calibrate --false-alarms -0.1", "false_alarms must be between 0 and 1. Got -0.1"),
-        ("calibrate --false-alarms nan", "false_alarms must be between 0 and 1. Got nan"),
-        ("calibrate --false-alarms many", "--false-alarms"),
+        ("calibrate --false-unknown-rate 0", "false_unknown_rate must be between 0 and 1. Got 0.0"),
+        ("calibrate --false-unknown-rate 1", "false_unknown_rate must be between 0 and 1. Got 1.0"),
+        ("calibrate --false-unknown-rate 5", "false_unknown_rate must be between 0 and 1. Got 5.0"),
+        ("calibrate --false-unknown-rate -0.1", "false_unknown_rate must be between 0 and 1. Got -0.1"),
+        ("calibrate --false-unknown-rate nan", "false_unknown_rate must be between 0 and 1. Got nan"),
+        ("calibrate --false-unknown-rate many", "--false-unknown-rate"),
         ("calibrate nonsense", "nonsense"),
     ],
 )

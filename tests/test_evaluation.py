@@ -139,7 +139,7 @@ def test_an_evaluation_by_hand(folders: Path) -> None:
         # Of the pairs of unknown and known, 0.2 wins one and ties one of three, 0.4 wins three: 4.5 of 6.
         "auroc": pytest.approx(0.75),
         "detected": pytest.approx(1 / 2),  # 0.4 is beyond 0.25, and
-        "false_alarms": pytest.approx(1 / 3),  # of the known images 0.3 is
+        "false_unknown_rate": pytest.approx(1 / 3),  # of the known images 0.3 is
         "fusion": "max",
         "experts": {
             "text": {
@@ -164,7 +164,7 @@ def test_the_object_is_json_and_has_an_auroc_only_with_unknown_images(folders: P
     assert result.auroc is None
     assert list(json.loads(json.dumps(result.to_dict()))) == ["n", "top1", "top3", "top5", "ece", "fusion", "experts"]
     assert list(run(folders, unknown=True).to_dict()) == [
-        *("n", "top1", "top3", "top5", "ece", "auroc", "detected", "false_alarms", "fusion", "experts"),
+        *("n", "top1", "top3", "top5", "ece", "auroc", "detected", "false_unknown_rate", "fusion", "experts"),
     ]
 
 
@@ -283,7 +283,7 @@ def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
         **all_right([answer.ranking for answer in answers]),
         "auroc": 1.0,
         "detected": pytest.approx(sum(answer.unknown for answer in strangers) / len(strangers)),
-        "false_alarms": pytest.approx(sum(answer.unknown for answer in answers) / len(answers)),
+        "false_unknown_rate": pytest.approx(sum(answer.unknown for answer in answers) / len(answers)),
         "fusion": fusion,
         "experts": {
             name: all_right([answer.experts[name].ranking for answer in answers])

@@ -65,7 +65,7 @@ def test_what_a_classifier_can_be_asked() -> None:
         "aclassify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors="],
         "embed_stream": ["images", "*", "batch_size="],
         "classify_vectors": ["vectors", "*", "top_k="],
-        "calibrate": ["*", "false_alarms="],
+        "calibrate": ["*", "false_unknown_rate="],
         "load": [],
         "close": [],
     }
@@ -132,8 +132,8 @@ def described(value: Any) -> bool:
 BY_PROTOCOL = ("zsvec.store.edge.EdgeBackend.", "zsvec.store.server.ServerBackend.")
 # Attributes that the docstring of their protocol describes in a list.
 BY_CLASS = {
-    *(f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "trunk")),
-    "zsvec.encoders.base.Trunk.side",
+    *(f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "backbone")),
+    "zsvec.encoders.base.Backbone.side",
 }
 
 

@@ -40,7 +40,7 @@ from zsvec.inputs.categories import CategoryInput, checked_images, checked_name,
 from zsvec.inputs.images import ImageInput, load_image, source_of
 from zsvec.method.calibration import Calibration, uncalibrated
 from zsvec.method.confusions import Confusions, confusions
-from zsvec.method.fit import FALSE_ALARMS, CalibrationReport, calibrate, largest_sample, quality
+from zsvec.method.fit import FALSE_UNKNOWN_RATE, CalibrationReport, calibrate, largest_sample, quality
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.scoring import Scoring
 from zsvec.search.searcher import Hold, InProcess, Searcher
@@ -252,7 +252,7 @@ class Classifier:
         names = list(dict.fromkeys(map(checked_name, _names(categories) if categories is not None else held)))
         if not names:
             raise InvalidInputError(f"{self.store.location} has no category to draw: name some")
-        made = self._calibrated(self.false_alarms) if held else None
+        made = self._calibrated(self.false_unknown_rate) if held else None
         return make_plan(
             names,
             held,
@@ -556,24 +556,24 @@ class Classifier:
 
     # Calibration
 
-    def calibrate(self, *, false_alarms: float | None = None) -> CalibrationReport:
+    def calibrate(self, *, false_unknown_rate: float | None = None) -> CalibrationReport:
         """Learn temperatures, weights and the threshold of novelty from the references, and keep them in the store.
 
         No encoder runs: every reference image is scored against the others. After a write this is done
         without being asked, while it is cheap (at most `_CHEAP` multiplications); a larger store is marked stale.
 
         Args:
-            false_alarms: Fraction of the images of known categories that may be called unknown; by default the
+            false_unknown_rate: Fraction of the images of known categories that may be called unknown; by default the
                 setting, that of the present calibration, or 0.05.
 
         Raises:
-            InvalidInputError: `false_alarms` is not between 0 and 1.
+            InvalidInputError: `false_unknown_rate` is not between 0 and 1.
             StoreError: There are no two categories, or no reference image.
         """
-        if false_alarms is not None and not (isinstance(false_alarms, Real) and 0 < false_alarms < 1):
-            raise InvalidInputError(f"false_alarms must be between 0 and 1. Got {false_alarms!r} instead")
+        if false_unknown_rate is not None and not (isinstance(false_unknown_rate, Real) and 0 < false_unknown_rate < 1):
+            raise InvalidInputError(f"false_unknown_rate must be between 0 and 1. Got {false_unknown_rate!r} instead")
         former = Calibration.from_dict(self.store.calibration())
-        made = self._calibrate(false_alarms or self.false_alarms)
+        made = self._calibrate(false_unknown_rate or self.false_unknown_rate)
         if made is None:
             raise StoreError(
                 f"{self.store.location} cannot be calibrated: that takes two categories and a reference image"
@@ -585,12 +585,12 @@ class Classifier:
         return CalibrationReport(calibration, quality(before, sample), quality(calibration.views, sample))
 
     @property
-    def false_alarms(self) -> float:
+    def false_unknown_rate(self) -> float:
         """Fraction of the images of known categories that a calibration without another wish lets be called unknown."""
         former = Calibration.from_dict(self.store.calibration())
-        return self.settings.false_alarms or (former.false_alarms if former else FALSE_ALARMS)
+        return self.settings.false_unknown_rate or (former.false_unknown_rate if former else FALSE_UNKNOWN_RATE)
 
-    def _calibrated(self, false_alarms: float) -> tuple[Calibration, LeftOut] | None:
+    def _calibrated(self, false_unknown_rate: float) -> tuple[Calibration, LeftOut] | None:
         """What calibration would be now, and what it is learned from."""
         references, revision = self._searcher.references()
         return calibrate(
@@ -599,12 +599,12 @@ class Classifier:
             revision=revision,
             aggregation=self.scoring.aggregation,
             top_m=self.scoring.top_m,
-            false_alarms=false_alarms,
+            false_unknown_rate=false_unknown_rate,
         )
 
-    def _calibrate(self, false_alarms: float) -> tuple[Calibration, LeftOut] | None:
+    def _calibrate(self, false_unknown_rate: float) -> tuple[Calibration, LeftOut] | None:
         """Calibrate and keep it; where that is not possible any more, keep none."""
-        made = self._calibrated(false_alarms)
+        made = self._calibrated(false_unknown_rate)
         if made is not None:
             self.store.keep_calibration(made[0].to_dict())
         elif self.store.calibration():
@@ -622,7 +622,7 @@ class Classifier:
             categories, references, revision = self._census.update()
             current = kept is not None and kept.revision >= revision
             if not others and not current and self._cost_of_calibrating(categories, references) <= _CHEAP:
-                self._calibrate(self.false_alarms)
+                self._calibrate(self.false_unknown_rate)
 
     def _cost_of_calibrating(self, categories: int, references: Mapping[str, int]) -> float:
         """Multiplications, roughly: products of images and references, and steps of fitting."""

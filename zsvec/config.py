@@ -108,10 +108,10 @@ class Settings(BaseSettings):
         fusion: How the experts are fused: one of the paper's (section 3.3), or a log-linear pool.
         weights: Confidence of each expert for `fixed` fusion; an expert that is not named has 1.
         temperatures: Of experts, such as ``clip:text``, that neither the profile nor calibration shall say. Log-linear
-            fusion of a calibrated store goes by slopes, not by these.
+            fusion of a calibrated store goes by coefficients, not by these.
         calibration: ``auto`` uses the calibration that is kept with the store, and makes one after a write
             while that is cheap; ``off`` takes the temperatures of the profile, as the paper does.
-        false_alarms: Fraction of the images of known categories that calibration lets be called unknown; by
+        false_unknown_rate: Fraction of the images of known categories that calibration lets be called unknown; by
             default that of the calibration that is there, or 0.05.
         unknown_above: Novelty above which an image is unknown; without it, the calibrated 0.5, and
             none where there is no calibrated threshold.
@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     weights: Mapping[str, Annotated[float, Field(gt=0, le=1e9)]] = Field(default_factory=dict)
     temperatures: Mapping[str, Temperature] = Field(default_factory=dict)
     calibration: Literal["auto", "off"] = "auto"
-    false_alarms: float | None = Field(default=None, gt=0, lt=1)
+    false_unknown_rate: float | None = Field(default=None, gt=0, lt=1)
     unknown_above: float | None = Field(default=None, ge=0, le=2)
     unknown_per_category: bool = False
     max_pixels: PositiveInt = 100_000_000

@@ -52,7 +52,7 @@ class Category:
         name: The label.
         version: 1 for the first commit, one more for each later one.
         rev: Microseconds since 1970 of the last commit; grows over the whole catalog.
-        gens: The generations of references that are live. A reference of another one is not there.
+        write_ids: The writes whose references are live. A reference of another one is not there.
         texts: Definition texts.
         references: Number of references of each expert, ``{"clip:text": 2, "clip:image": 5}``.
         metadata: Whatever the user stored with it; JSON.
@@ -61,7 +61,7 @@ class Category:
     name: str
     version: int
     rev: int
-    gens: tuple[str, ...]
+    write_ids: tuple[str, ...]
     texts: tuple[str, ...]
     references: Mapping[str, int]
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -120,14 +120,17 @@ class Prediction:
 
     Attributes:
         source: Where the image came from.
-        label: The most probable category; ``None`` when the image could not be read.
+        label: The most probable category; ``None`` when the image is unknown, or could not be read.
+        nearest: The most probable category, of an unknown image too.
         probability: Its fused probability, 0 to 1.
         unknown: Whether the novelty is above the threshold in force (never, without one).
-        novelty: How far the image is from every category. In a calibrated store 0 to 1; where enough
-            references were left out to tell, the wanted fraction of known images exceeds 0.5. Else a cosine
-            distance, 0 (a reference itself) to 2.
+        novelty: How far the image is from every category, 0 to 1; where enough references were left out to tell,
+            the wanted fraction of known images exceeds 0.5. ``None`` without a calibration.
+        distance: 1 - the cosine to the nearest reference image, under the encoder that sees it farthest; to the
+            nearest text where there are no images. 0 (a reference itself) to 2.
         ranking: The best categories with their fused probabilities, best first.
         experts: What each expert says, by name.
+        fusion: The strategy that ran: the one that was chosen, or what it had to fall back to.
         calibration: Whether the store's calibration was used: ``current``, ``stale`` if categories have
             changed since it was made, ``none`` if there is none, or none for these settings.
         error: Why there is no answer, or ``None``.
@@ -135,11 +138,14 @@ class Prediction:
 
     source: str
     label: str | None = None
+    nearest: str | None = None
     probability: float | None = None
     unknown: bool = False
     novelty: float | None = None
+    distance: float | None = None
     ranking: Ranking = ()
     experts: Mapping[str, ExpertOutput] = field(default_factory=dict)
+    fusion: str | None = None
     calibration: CalibrationState = "none"
     error: str | None = None
 
@@ -148,9 +154,11 @@ class Prediction:
         return {
             "source": self.source,
             "label": self.label,
+            "nearest": self.nearest,
             "probability": self.probability,
             "unknown": self.unknown,
             "novelty": self.novelty,
+            "distance": self.distance,
             "ranking": _labelled(self.ranking),
             "experts": {
                 name: {
@@ -161,6 +169,7 @@ class Prediction:
                 }
                 for name, expert in self.experts.items()
             },
+            "fusion": self.fusion,
             "calibration": self.calibration,
             "error": self.error,
         }
@@ -171,7 +180,8 @@ class Prediction:
         unknown = "unknown; nearest is " if self.unknown else ""
         others = ", ".join(f"{label} {p:.1%}" for label, p in self.ranking[1:3])
         then = f" (then {others})" if others else ""
-        return f"{self.source}: {unknown}{self.label} {self.probability:.1%}{then}, novelty {self.novelty:.2f}"
+        far = f"distance {self.distance:.2f}" if self.novelty is None else f"novelty {self.novelty:.2f}"
+        return f"{self.source}: {unknown}{self.nearest} {self.probability:.1%}{then}, {far}"
 
 
 def _labelled(ranking: Ranking) -> list[dict[str, Any]]:

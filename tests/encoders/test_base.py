@@ -94,7 +94,7 @@ def test_an_encoder_of_texts_alone_still_embeds_the_query() -> None:
 # ---- EncoderSet
 
 
-class CountingTrunk:
+class CountingBackbone:
     side: int | None = None
 
     def __init__(self) -> None:
@@ -110,17 +110,17 @@ class CountingTrunk:
 
 
 class Head(BatchEncoder):
-    def __init__(self, name: str, trunk: CountingTrunk, sign: int = 1) -> None:
+    def __init__(self, name: str, backbone: CountingBackbone, sign: int = 1) -> None:
         fingerprint = Fingerprint(model=name, revision=None, dim=2, preprocessing="")
-        super().__init__(name, fingerprint, trunk=trunk)
+        super().__init__(name, fingerprint, backbone=backbone)
         self.sign = sign
 
     def embed(self, batch: Any, modality: Modality) -> Any:
         return self.sign * np.array(batch)
 
 
-def test_encoders_that_share_a_trunk_run_it_once_a_batch() -> None:
-    shared, own = CountingTrunk(), CountingTrunk()
+def test_encoders_that_share_a_backbone_run_it_once_a_batch() -> None:
+    shared, own = CountingBackbone(), CountingBackbone()
     encoders = EncoderSet([Head("a", shared), Head("b", own), Head("c", shared, -1)], batch_size=3)
     vectors = encoders.encode_images([encoders.preprocess(image) for image in IMAGES])
     assert shared.calls == own.calls == {"preprocess": 5, "forward": 2}
@@ -133,11 +133,11 @@ def test_encoders_that_share_a_trunk_run_it_once_a_batch() -> None:
 @pytest.mark.parametrize(
     ("sides", "side"), [([], None), ([None], None), ([64], 64), ([64, 224, 96], 224), ([64, None], None)]
 )
-def test_the_side_of_a_set_is_enough_for_each_of_its_trunks(sides: list[int | None], side: int | None) -> None:
-    trunks = [CountingTrunk() for _ in sides]
-    for trunk, of in zip(trunks, sides, strict=True):
-        trunk.side = of
-    encoders = [Head(f"{i} {j}", trunk) for i, trunk in enumerate(trunks) for j in range(2)]
+def test_the_side_of_a_set_is_enough_for_each_of_its_backbones(sides: list[int | None], side: int | None) -> None:
+    backbones = [CountingBackbone() for _ in sides]
+    for backbone, of in zip(backbones, sides, strict=True):
+        backbone.side = of
+    encoders = [Head(f"{i} {j}", backbone) for i, backbone in enumerate(backbones) for j in range(2)]
     assert EncoderSet(encoders).side == side
 
 

@@ -82,7 +82,7 @@ def test_vision_is_what_timm_computes(
 def test_images_may_be_as_small_as_they_will_be_scaled(
     name: str, side: int, encoder_named: Callable[[str], Encoder]
 ) -> None:
-    assert side <= (encoder_named(name).trunk.side or 0) <= side + 1
+    assert side <= (encoder_named(name).backbone.side or 0) <= side + 1
 
 
 def test_weights_of_both_file_formats_agree(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_one_image_model_for_all_that_use_it(specs: dict[str, EncoderSpec]) -> N
     encoders = load_encoders(
         {"a": specs["vit"], "b": specs["vit"], "c": specs["vit-96"]}, device="cpu", dtype="float32"
     )
-    assert encoders["a"].trunk is encoders["b"].trunk
-    assert encoders["a"].trunk is not encoders["c"].trunk
-    assert load(specs["vit"]).trunk is not load(specs["vit"]).trunk  # nothing outlives the call
+    assert encoders["a"].backbone is encoders["b"].backbone
+    assert encoders["a"].backbone is not encoders["c"].backbone
+    assert load(specs["vit"]).backbone is not load(specs["vit"]).backbone  # nothing outlives the call
 
 
 @pytest.mark.parametrize("order", [("conse", "vision", "other"), ("other", "vision", "conse")])
@@ -167,10 +167,10 @@ def test_fingerprints_are_of_the_weights_not_of_their_path(
 @pytest.mark.parametrize("name", ["clip", "vit"])
 def test_images_wait_on_the_device(name: str, specs: dict[str, EncoderSpec]) -> None:
     encoder = load_encoder(name, specs[name], device="cuda", dtype="float32")
-    waiting = [encoder.trunk.preprocess(image) for image in IMAGES]
+    waiting = [encoder.backbone.preprocess(image) for image in IMAGES]
     tensors = [tensor for one in waiting for tensor in (one.values() if isinstance(one, dict) else [one])]
     assert all(tensor.is_cuda for tensor in tensors if torch.is_tensor(tensor))
-    vectors = encoder.encode_features(encoder.trunk.forward(waiting))
+    vectors = encoder.encode_features(encoder.backbone.forward(waiting))
     np.testing.assert_allclose(vectors, load(specs[name]).encode_images(IMAGES), atol=1e-3)
 
 

@@ -113,11 +113,11 @@ def test_conse_is_its_definition(
 def test_one_pass_for_both(
     offline: EncoderSet, photographs: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trunk = offline["conse"].trunk
-    assert offline["efficientnet"].trunk is trunk
+    backbone = offline["conse"].backbone
+    assert offline["efficientnet"].backbone is backbone
     passes = []
-    forward = trunk.forward
-    monkeypatch.setattr(trunk, "forward", lambda inputs: passes.append(len(inputs)) or forward(inputs))
+    forward = backbone.forward
+    monkeypatch.setattr(backbone, "forward", lambda inputs: passes.append(len(inputs)) or forward(inputs))
     prepared = [offline.preprocess(image) for image in photographs]
     assert [len(inputs) for inputs in prepared] == [1] * len(photographs)
     vectors = offline.encode_images(prepared)

@@ -187,7 +187,7 @@ def test_prompts_survive_the_compaction_of_many_additions(studio: Studio) -> Non
         studio.clf.add_category("red panda", images=[photo(seed)])
     category = studio.clf.store.category("red panda")
     assert category.version > 40
-    assert len(category.gens) <= 32
+    assert len(category.write_ids) <= 32
     for encoder in ("clip", "dino"):
         found = prompts_in(studio, encoder)
         assert len(found) == 42

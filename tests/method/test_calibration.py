@@ -26,7 +26,7 @@ prop = settings(deadline=None, max_examples=100)
 
 
 def calibrated(
-    experts: Mapping[str, Vectors], aggregation: str = "top_mean", false_alarms: float = 0.05, top_m: int = 5
+    experts: Mapping[str, Vectors], aggregation: str = "top_mean", false_unknown_rate: float = 0.05, top_m: int = 5
 ) -> tuple[Calibration, LeftOut]:
     made = module.calibrate(
         {name: references(of) for name, of in experts.items()},
@@ -34,7 +34,7 @@ def calibrated(
         revision=3,
         aggregation=aggregation,
         top_m=top_m,
-        false_alarms=false_alarms,
+        false_unknown_rate=false_unknown_rate,
     )
     assert made is not None
     return made
@@ -80,8 +80,8 @@ def test_with_one_reference_a_category_the_temperature_is_the_drawn_spread(aggre
         assert (of.images, of.accuracy) == (0, None)
     assert (made.experts["clip:text"].images, made.experts["clip:text"].accuracy) == (3, 1.0)
     for pool in pools(made):
-        for expert, slopes in pool.slopes.items():
-            assert sum(slopes.values()) * made.experts[expert].temperature == pytest.approx(1 / np.sqrt(3))
+        for expert, coefficients in pool.coefficients.items():
+            assert sum(coefficients.values()) * made.experts[expert].temperature == pytest.approx(1 / np.sqrt(3))
         assert pool.thresholds == pool.category_thresholds == {}
         assert not pool.learned
     assert (made.revision, made.aggregation, made.images) == (3, aggregation, 3)
@@ -176,14 +176,14 @@ def test_the_quick_start_is_not_overconfident() -> None:
             revision=1,
             aggregation="top_mean",
             top_m=5,
-            false_alarms=0.05,
+            false_unknown_rate=0.05,
         )
         assert made is not None
         of = made[0].experts["clip:text"]
         assert 0.01 / 3 <= of.temperature <= 0.01 * 3
         for pool in pools(made[0]):
             assert not pool.learned
-            assert pool.slopes["clip:text"]["top_mean"] == pytest.approx(1 / of.temperature / np.sqrt(3))
+            assert pool.coefficients["clip:text"]["top_mean"] == pytest.approx(1 / of.temperature / np.sqrt(3))
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -195,7 +195,7 @@ def test_slopes_are_learned_from_images_of_two_categories_at_least(others: int) 
     for pool in pools(made):
         assert pool.learned == bool(others)
     if not others:
-        assert sum(made.plain.slopes["clip:image"].values()) == pytest.approx(
+        assert sum(made.plain.coefficients["clip:image"].values()) == pytest.approx(
             1 / made.experts["clip:image"].temperature
         )
 
@@ -233,7 +233,7 @@ def test_a_good_expert_weighs_more_than_noise(aggregation: str) -> None:
     experts = {"good:image": clusters(rng, sizes, 1.0), "noise:image": clusters(rng, sizes, 0.0)}
     made, sample = calibrated(experts, aggregation)
     for pool in pools(made):
-        weight = {e: sum(pool.slopes[e].values()) * made.experts[e].spread for e in experts}
+        weight = {e: sum(pool.coefficients[e].values()) * made.experts[e].spread for e in experts}
         assert weight["good:image"] > 2 * weight["noise:image"] > 0
         found = quality(pool, sample)
         assert found is not None
@@ -246,9 +246,9 @@ def test_an_expert_that_is_there_twice_counts_once() -> None:
     once, _ = calibrated({"clip:image": images})
     twice, _ = calibrated({"clip:image": images, "copy:image": images})
     for single, double in zip(pools(once), pools(twice), strict=True):
-        shares = [sum(of.values()) for of in double.slopes.values()]
+        shares = [sum(of.values()) for of in double.coefficients.values()]
         assert shares[0] == pytest.approx(shares[1], rel=1e-3)
-        assert sum(shares) == pytest.approx(sum(single.slopes["clip:image"].values()), rel=0.1)
+        assert sum(shares) == pytest.approx(sum(single.coefficients["clip:image"].values()), rel=0.1)
         assert single.learned
         assert double.learned
 
@@ -256,15 +256,15 @@ def test_an_expert_that_is_there_twice_counts_once() -> None:
 def test_the_other_view_is_used_where_it_differs() -> None:
     rng = np.random.default_rng(5)
     made, _ = calibrated({"clip:image": clusters(rng, {"a": 4, "b": 4}, 1.0), "clip:text": texts(rng, "ab")})
-    assert made.plain.slopes["clip:image"].keys() == {"top_mean"}
-    assert made.views.slopes["clip:image"].keys() == {"top_mean", "prototype"}
-    assert made.views.slopes["clip:text"].keys() == {"top_mean"}
+    assert made.plain.coefficients["clip:image"].keys() == {"top_mean"}
+    assert made.views.coefficients["clip:image"].keys() == {"top_mean", "prototype"}
+    assert made.views.coefficients["clip:text"].keys() == {"top_mean"}
     assert module.other_view("prototype") == "top_mean"
 
 
 def test_uncalibrated_experts_have_equal_shares() -> None:
     pool = module.uncalibrated({"a:image": 0.05, "a:text": 0.01, "b:image": 0.1, "c:image": 0.5}, "mean")
-    assert [of["mean"] for of in pool.slopes.values()] == pytest.approx([10, 50, 5, 1])
+    assert [of["mean"] for of in pool.coefficients.values()] == pytest.approx([10, 50, 5, 1])
 
 
 # ---- experts of few categories
@@ -285,10 +285,10 @@ def test_the_threshold_of_a_category_that_alone_has_an_expert(alone: str) -> Non
     experts: dict[str, Vectors] = {"clip:image": clip, "dino:image": {"a": clip["a"]}}
     if alone == "text":
         experts = {"clip:image": {"a": clip["a"]}, "clip:text": texts(rng, "abc")}
-    made, sample = calibrated(experts, false_alarms=0.1)
+    made, sample = calibrated(experts, false_unknown_rate=0.1)
     for pool in pools(made):
         said = log_linear(
-            expert_evidence(pool.slopes, sample.views)[:, sample.labels == 0], list(sample.views), pool.neutral
+            expert_evidence(pool.coefficients, sample.views)[:, sample.labels == 0], list(sample.views), pool.neutral
         )
         for threshold in (pool.thresholds["+".join(sorted(experts))], pool.category_thresholds["a"]):
             assert np.count_nonzero(said.max(axis=1) < threshold) == 3  # position 2.4 of 0 to 24
@@ -313,7 +313,7 @@ def test_texts_of_an_encoder_without_images_keep_their_temperature() -> None:
 )
 def test_no_images_or_one_category(experts: dict[str, Vectors]) -> None:
     of = {name: references(vectors) for name, vectors in experts.items()}
-    options: dict[str, Any] = {"revision": 1, "aggregation": "mean", "top_m": 5, "false_alarms": 0.05}
+    options: dict[str, Any] = {"revision": 1, "aggregation": "mean", "top_m": 5, "false_unknown_rate": 0.05}
     assert module.calibrate(of, dict.fromkeys(experts, 0.07), **options) is None
 
 
@@ -322,11 +322,11 @@ def test_no_images_or_one_category(experts: dict[str, Vectors]) -> None:
 def test_any_store_gives_finite_numbers(experts: dict[str, Vectors], aggregation: str, top_m: int) -> None:
     made, sample = calibrated(experts, aggregation, top_m=top_m)
     json.dumps(made.to_dict(), allow_nan=False)
-    assert made.experts.keys() == made.plain.slopes.keys() == made.views.slopes.keys() == experts.keys()
+    assert made.experts.keys() == made.plain.coefficients.keys() == made.views.coefficients.keys() == experts.keys()
     for expert, of in made.experts.items():
         assert of.temperature > 1e-4
         for pool in pools(made):
-            assert 0 < sum(pool.slopes[expert].values()) < 1e5
+            assert 0 < sum(pool.coefficients[expert].values()) < 1e5
     for pool in pools(made):
         found = quality(pool, sample)
         assert found is None or (0 <= found.top1 <= 1 and 0 <= found.ece <= 1 and found.cross_entropy >= 0)
@@ -339,21 +339,23 @@ def test_order_of_experts_does_not_matter(experts: dict[str, Vectors], aggregati
     for expert in experts:
         assert after.experts[expert].temperature == pytest.approx(before.experts[expert].temperature, rel=1e-3)
         for was, now in zip(pools(before), pools(after), strict=True):
-            assert now.slopes[expert] == pytest.approx(was.slopes[expert], rel=1e-2)
+            assert now.coefficients[expert] == pytest.approx(was.coefficients[expert], rel=1e-2)
             assert now.neutral.keys() == was.neutral.keys()
 
 
 # ---- thresholds
 
 
-@pytest.mark.parametrize(("false_alarms", "beyond"), [(0.05, 4), (0.1, 8), (0.5, 37), (0.001, 1)])
-def test_the_wanted_fraction_of_left_out_images_is_beyond_the_threshold(false_alarms: float, beyond: int) -> None:
+@pytest.mark.parametrize(("false_unknown_rate", "beyond"), [(0.05, 4), (0.1, 8), (0.5, 37), (0.001, 1)])
+def test_the_wanted_fraction_of_left_out_images_is_beyond_the_threshold(false_unknown_rate: float, beyond: int) -> None:
     # Positions 3.7, 7.4, 37 and 0.074 of 0 to 74.
     rng = np.random.default_rng(9)
     experts = {"clip:image": clusters(rng, dict.fromkeys("abc", 25), 0.7), "clip:text": texts(rng, "abc")}
-    made, sample = calibrated(experts, false_alarms=false_alarms)
+    made, sample = calibrated(experts, false_unknown_rate=false_unknown_rate)
     for pool in pools(made):
-        said = log_linear(expert_evidence(pool.slopes, sample.views), list(sample.views), pool.neutral).max(axis=1)
+        said = log_linear(expert_evidence(pool.coefficients, sample.views), list(sample.views), pool.neutral).max(
+            axis=1
+        )
         (threshold,) = pool.thresholds.values()
         assert np.count_nonzero(novelty(said, np.full(75, threshold)) > 0.5) == beyond
 
@@ -361,12 +363,12 @@ def test_the_wanted_fraction_of_left_out_images_is_beyond_the_threshold(false_al
 def test_the_threshold_of_categories_without_images_is_as_if_others_had_none_either() -> None:
     rng = np.random.default_rng(10)
     images = clusters(rng, dict.fromkeys("abc", 25), 0.7)
-    made, sample = calibrated({"clip:image": images, "clip:text": texts(rng, "abcd")}, false_alarms=0.1)
+    made, sample = calibrated({"clip:image": images, "clip:text": texts(rng, "abcd")}, false_unknown_rate=0.1)
     for pool in pools(made):
         assert pool.thresholds.keys() == {"clip:image+clip:text", "clip:text"}
         beyond = 0
         for i, label in enumerate(sample.labels):
-            evidence = expert_evidence(pool.slopes, sample.views)[:, [i]]
+            evidence = expert_evidence(pool.coefficients, sample.views)[:, [i]]
             evidence[0, 0, label] = NAN
             beyond += log_linear(evidence, list(sample.views), pool.neutral).max() < pool.thresholds["clip:text"]
         assert beyond == 8  # position 7.4 of 0 to 74
@@ -402,7 +404,7 @@ def test_the_likelihood_ratio_of_a_wrong_category_is_one_on_average(covered: str
     made, sample = calibrated({"clip:image": clip, "clip:text": texts(rng, "abcd"), "dino:image": dino})
     for pool in pools(made):
         assert {"clip:image", "clip:text", "dino:image", "clip:image+clip:text+dino:image"} == pool.neutral.keys()
-        evidence = dict(zip(sample.views, expert_evidence(pool.slopes, sample.views), strict=True))
+        evidence = dict(zip(sample.views, expert_evidence(pool.coefficients, sample.views), strict=True))
         for name, neutral in pool.neutral.items():
             ratios = []
             for i, label in enumerate(sample.labels):

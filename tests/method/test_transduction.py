@@ -26,12 +26,12 @@ class Expert:
     """What `Prototypes` sums up.
 
     Attributes:
-        slope: Nats per unit of cosine.
+        coefficient: Nats per unit of cosine.
         references: By column of the evidence, ``(n_references, dim)``, unit rows.
         images: ``(n_images, dim)``, unit rows.
     """
 
-    slope: float
+    coefficient: float
     references: dict[int, np.ndarray]
     images: np.ndarray
 
@@ -40,7 +40,7 @@ class Expert:
         vectors = [self.references[c].astype(np.float32) for c in known]
         images = self.images.astype(np.float32)
         return Prototypes(
-            slope=self.slope,
+            coefficient=self.coefficient,
             categories=np.array(known, dtype=np.intp),
             counts=np.array([len(of) for of in vectors], dtype=np.intp),
             means=np.stack([(images @ of.T).mean(axis=1) for of in vectors], axis=1),
@@ -92,7 +92,9 @@ def slowly(evidence: np.ndarray, experts: Sequence[Expert]) -> np.ndarray:
                     for j in range(n_images):
                         if j not in copies_of(i, expert.images):
                             after += cap * assigned[j, c] * expert.images[j]
-                    moved[i, c] += expert.slope * (cosine(expert.images[i], after) - cosine(expert.images[i], before))
+                    moved[i, c] += expert.coefficient * (
+                        cosine(expert.images[i], after) - cosine(expert.images[i], before)
+                    )
     return moved
 
 
@@ -113,7 +115,7 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[Expert]]:
         known = draw(st.sets(st.integers(0, n_categories - 1)))
         experts.append(
             Expert(
-                slope=draw(st.sampled_from([0.5, 5.0])),
+                coefficient=draw(st.sampled_from([0.5, 5.0])),
                 references={
                     c: unit(centres[c] + 0.5 * rng.normal(size=(draw(st.integers(1, 3)), dim))) for c in sorted(known)
                 },
@@ -239,7 +241,7 @@ def test_references_that_point_in_opposite_directions_move_nothing_far(nearly: f
         expert = Expert(10.0, {0: np.concatenate([half, opposite]), 1: half}, unit(rng.normal(size=(4, 8))))
         evidence = rng.normal(size=(4, 2))
         # A cosine changes by 2 at most.
-        assert np.abs(fast(evidence, [expert]) - evidence).max() <= 2 * expert.slope + 1e-3
+        assert np.abs(fast(evidence, [expert]) - evidence).max() <= 2 * expert.coefficient + 1e-3
 
 
 # ---- as a strategy of fusion

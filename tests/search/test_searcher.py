@@ -503,7 +503,7 @@ def calibration_of(store: Store, **changes: Any) -> Calibration:
         "revision": max(category.rev for category in store.categories(since=0)),
         "aggregation": "top_mean",
         "top_m": TOP_M,
-        "false_alarms": 0.05,
+        "false_unknown_rate": 0.05,
         "images": 4,
         "experts": {"clip:image": ExpertCalibration(0.1, 0.2, 4, 0.75)},
         "plain": pool,
@@ -717,7 +717,7 @@ def test_references_of_a_category_that_changes_meanwhile_are_whole(
 @pytest.mark.parametrize("method", METHODS)
 def test_lost_references_cannot_be_given(backend: Hooked, store: Store, method: str) -> None:
     fill(store, STATE)
-    backend.delete(store.collection("dino"), Where(match={"gen": list(store.category("images only").gens)}))
+    backend.delete(store.collection("dino"), Where(match={"gen": list(store.category("images only").write_ids)}))
     with pytest.raises(StoreError, match="lacks references of 'images only'"):
         searcher(store, method).references()
 
@@ -808,8 +808,8 @@ def test_uncommitted_references_take_no_places(backend: Hooked, store: Store, me
 @pytest.mark.parametrize("encoder", FINGERPRINTS)
 def test_lost_references_are_an_error(backend: Hooked, store: Store, method: str, encoder: str) -> None:
     fill(store, STATE)
-    gens = list(store.category("images only").gens)
-    backend.delete(store.collection(encoder), Where(match={"gen": gens}))
+    write_ids = list(store.category("images only").write_ids)
+    backend.delete(store.collection(encoder), Where(match={"gen": write_ids}))
     assert store.incomplete() == ["images only"]
 
     searching = searcher(store, method)

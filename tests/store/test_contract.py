@@ -148,7 +148,7 @@ def test_many_additions_are_compacted_and_keep_every_vector(deployment: Deployme
     category = store.category("red panda")
 
     assert category.version == 40
-    assert len(category.gens) <= 32
+    assert len(category.write_ids) <= 32
     assert category.references == {"clip:image": 40, "dino:image": 40}
     held = vectors(store.stored("red panda"))
     assert held.keys() == written.keys()
@@ -170,7 +170,7 @@ def test_prompts_are_kept_with_their_images_through_compaction(deployment: Deplo
             prompts = [payload.get("prompt", "-") for payload in deployment.points(encoder).values()]
             assert sorted(prompts) == ["-"] * (len(prompts) - 1) + ["a picture of a.jpg"]
         add(store, "red panda", [str(further)])
-    assert len(store.category("red panda").gens) < 32
+    assert len(store.category("red panda").write_ids) < 32
     assert store.sources(store.category("red panda"))["dino:image"][-2:] == ["a.jpg: a picture of a.jpg", "b.jpg"]
 
 
@@ -297,7 +297,7 @@ def test_categories_since(open_store: OpenStore) -> None:
     changed = {category.name: category for category in store.categories(since)}
 
     assert changed.keys() == {"a", "b", "c"}
-    assert (changed["a"].gens, changed["a"].version) == ((), 2)
+    assert (changed["a"].write_ids, changed["a"].version) == ((), 2)
     assert changed["c"] == store.category("c")
     assert [category.name for category in store.categories(changed["a"].rev)] == ["a"]
     assert store.categories(changed["a"].rev + 1) == []
@@ -331,7 +331,7 @@ def test_query_finds_the_nearest_of_a_modality(deployment: Deployment, open_stor
     nearest = found[1][0]
     assert nearest.payload == {
         "category": "lynx",
-        "gen": store.category("lynx").gens[0],
+        "gen": store.category("lynx").write_ids[0],
         "source": "image 25",
     }
     assert nearest.similarity == pytest.approx(1, abs=1e-5)
@@ -344,7 +344,7 @@ def test_query_finds_the_nearest_of_a_modality(deployment: Deployment, open_stor
 def test_payloads_and_ids_are_as_documented(deployment: Deployment, open_store: OpenStore) -> None:
     store = open_store()
     add(store, "red panda", ["a.jpg"], ["text"], metadata={"k": 1})
-    [gen] = store.category("red panda").gens
+    [gen] = store.category("red panda").write_ids
     namespace = uuid.UUID("6b1f3c80-7a0c-5a52-9d0e-2f6f3a1f5b7e")
 
     def identifier(*parts: str) -> str:
@@ -533,7 +533,7 @@ def test_changes_give_no_category_for_a_calibration(open_store: OpenStore) -> No
     add(store, "a", ["1"])
     store.remove("b")
     categories, again = store.changes_after(record["rev"])
-    assert [(category.name, bool(category.gens)) for category in categories] == [("a", True), ("b", False)]
+    assert [(category.name, bool(category.write_ids)) for category in categories] == [("a", True), ("b", False)]
     assert again in (None, record)
 
 
@@ -580,7 +580,7 @@ def made_from(revision: int) -> dict[str, Any]:
         revision=revision,
         aggregation="max",
         top_m=1,
-        false_alarms=0.05,
+        false_unknown_rate=0.05,
         images=1,
         experts={},
         plain=pool,

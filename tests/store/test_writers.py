@@ -255,7 +255,7 @@ DEADLY: dict[str, tuple[Operation, list[str] | None]] = {
 def test_writer_may_die_between_any_two_calls(
     deployment: Deployment, backend: Hooked, store: Store, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.store.store._GENS_KEPT", 3)
+    monkeypatch.setattr("zsvec.store.store._WRITES_KEPT", 3)
     act, after = DEADLY[operation]
     for survived in itertools.count():
         reset(store)

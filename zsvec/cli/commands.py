@@ -404,7 +404,7 @@ def evaluate(
     if result.auroc is not None:
         output.out.print(
             f"unknown images: AUROC {result.auroc:.3f}; {result.detected:.1%} of them are called unknown, "
-            f"and {result.false_alarms:.1%} of the others"
+            f"and {result.false_unknown_rate:.1%} of the others"
         )
 
 
@@ -447,7 +447,7 @@ def _suite(
 @app.command()
 def calibrate(
     context: typer.Context,
-    false_alarms: Annotated[
+    false_unknown_rate: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
             metavar="FRACTION", help="Images of known categories that may be called unknown.  [default: 0.05]"
@@ -463,7 +463,7 @@ def calibrate(
     from zsvec.cli import output
 
     with context.obj.open() as classifier:
-        report = classifier.calibrate(false_alarms=false_alarms)
+        report = classifier.calibrate(false_unknown_rate=false_unknown_rate)
     if json:
         output.json_line(report.to_dict())
     else:

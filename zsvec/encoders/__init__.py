@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.config import MirrorDtype
-from zsvec.encoders.base import BatchEncoder, Encoder, EncoderSet, Trunk, Vectors
+from zsvec.encoders.base import Backbone, BatchEncoder, Encoder, EncoderSet, Vectors
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec
 from zsvec.errors import InvalidInputError
 from zsvec.method.similarities import References
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from zsvec.search.torch_index import DeviceReferences
 
 __all__ = [
+    "Backbone",
     "BatchEncoder",
     "Encoder",
     "EncoderSet",
-    "Trunk",
     "Vectors",
     "describe_device",
     "load_encoder",
@@ -80,7 +80,7 @@ def load_encoders(
     runtime = choose_runtime(device, dtype).with_uploads()
     if runtime.device.type == "cpu":
         keep_freed_memory()
-    shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "trunks": {}}
+    shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "backbones": {}}
     # Who shares an image model with an encoder that needs float32 gets it from that one, in float32.
     order = sorted(specs, key=lambda name: not _FAMILIES[specs[name].family].needs_float32)
     loaded = {name: _load(name, specs[name], shared) for name in order}

@@ -23,7 +23,7 @@ Vectors: TypeAlias = NDArray[np.float32]
 _LONGEST_TO_SHORTEST = 16
 
 
-class Trunk(Protocol):
+class Backbone(Protocol):
     """What one pass over the pixels computes. Encoders that share the object share the pass.
 
     Attributes:
@@ -49,7 +49,7 @@ class Encoder(Protocol):
         name: What the profile calls it.
         modalities: Which references it embeds. Images can always be embedded: the query is one.
         fingerprint: What its vectors can be compared with.
-        trunk: What it computes from pixels and may share with other encoders.
+        backbone: What it computes from pixels and may share with other encoders.
     """
 
     @property
@@ -59,10 +59,10 @@ class Encoder(Protocol):
     @property
     def fingerprint(self) -> Fingerprint: ...  # noqa: D102
     @property
-    def trunk(self) -> Trunk: ...  # noqa: D102
+    def backbone(self) -> Backbone: ...  # noqa: D102
 
     def encode_features(self, features: Sized) -> Vectors:
-        """Vectors of one output of `Trunk.forward`, float32 (n, dim), rows of unit L2 norm."""
+        """Vectors of one output of `Backbone.forward`, float32 (n, dim), rows of unit L2 norm."""
         ...
 
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
@@ -74,8 +74,8 @@ class Encoder(Protocol):
         ...
 
 
-class ImageTrunk:
-    """The trunk that computes nothing: its encoder gets the images themselves."""
+class ImageBackbone:
+    """The backbone that computes nothing: its encoder gets the images themselves."""
 
     side = None
 
@@ -95,7 +95,7 @@ class BatchEncoder(ABC):
         name: What the profile calls it.
         fingerprint: What its vectors can be compared with; ``fingerprint.dim`` is checked.
         modalities: Which references it embeds.
-        trunk: What turns pixels into the features that `embed` gets; without one, `embed` gets images.
+        backbone: What turns pixels into the features that `embed` gets; without one, `embed` gets images.
         batch_size: How many images or texts `embed` gets at most, when `encode_images` or
             `encode_texts` are called with more.
     """
@@ -106,13 +106,13 @@ class BatchEncoder(ABC):
         fingerprint: Fingerprint,
         *,
         modalities: tuple[Modality, ...] = ("text", "image"),
-        trunk: Trunk | None = None,
+        backbone: Backbone | None = None,
         batch_size: int = 32,
     ) -> None:
         self.name = name
         self.fingerprint = fingerprint
         self.modalities = modalities
-        self.trunk: Trunk = trunk or ImageTrunk()
+        self.backbone: Backbone = backbone or ImageBackbone()
         self.batch_size = batch_size
 
     @abstractmethod
@@ -122,12 +122,12 @@ class BatchEncoder(ABC):
         Must be safe to call from several threads at once.
 
         Args:
-            batch: For images an output of `Trunk.forward`, for texts a list of `str`; never empty.
+            batch: For images an output of `Backbone.forward`, for texts a list of `str`; never empty.
             modality: Which of the two.
         """
 
     def encode_features(self, features: Sized) -> Vectors:
-        """Vectors of one output of `Trunk.forward`, float32 (n, dim), rows of unit L2 norm.
+        """Vectors of one output of `Backbone.forward`, float32 (n, dim), rows of unit L2 norm.
 
         Raises:
             EncoderError: `embed` broke its contract.
@@ -141,7 +141,7 @@ class BatchEncoder(ABC):
             EncoderError: `embed` broke its contract.
         """
         return self._normalised(
-            self._embed(self.trunk.forward([self.trunk.preprocess(image) for image in batch]), "image")
+            self._embed(self.backbone.forward([self.backbone.preprocess(image) for image in batch]), "image")
             for batch in batches(images, self.batch_size)
         )
 
@@ -190,7 +190,7 @@ class BatchEncoder(ABC):
 
 
 class EncoderSet:
-    """The encoders of a profile. Each distinct trunk runs once for all encoders that share it.
+    """The encoders of a profile. Each distinct backbone runs once for all encoders that share it.
 
     ```python
     prepared = [encoders.preprocess(image) for image in images]  # may run in several threads
@@ -199,7 +199,7 @@ class EncoderSet:
 
     Args:
         encoders: The encoders; their names must differ.
-        batch_size: How many images a trunk gets at most in one pass.
+        batch_size: How many images a backbone gets at most in one pass.
         device: Where they run.
 
     Raises:
@@ -214,7 +214,7 @@ class EncoderSet:
             if encoder.name in self._encoders:
                 raise InvalidInputError(f"two encoders are named {encoder.name!r}; give each its own name")
             self._encoders[encoder.name] = encoder
-        self._trunks = list({id(encoder.trunk): encoder.trunk for encoder in self}.values())
+        self._backbones = list({id(encoder.backbone): encoder.backbone for encoder in self}.values())
         self._batch_size = batch_size
         self.device = device
 
@@ -236,14 +236,14 @@ class EncoderSet:
 
     @property
     def side(self) -> int | None:
-        """To how many pixels the shorter side of an image is scaled at most; ``None``: some trunk wants them all."""
-        sides = [trunk.side for trunk in self._trunks]
+        """To how many pixels the shorter side of an image is scaled at most; ``None``: some backbone wants them all."""
+        sides = [backbone.side for backbone in self._backbones]
         known = [side for side in sides if side is not None]
         return max(known) if known and len(known) == len(sides) else None
 
     def preprocess(self, image: Image.Image) -> tuple[Any, ...]:
-        """What the trunks need of one image, once for each distinct trunk. Safe in several threads."""
-        return tuple(trunk.preprocess(image) for trunk in self._trunks)
+        """What the backbones need of one image, once for each distinct backbone. Safe in several threads."""
+        return tuple(backbone.preprocess(image) for backbone in self._backbones)
 
     def encode_images(self, prepared: Sequence[tuple[Any, ...]]) -> dict[str, Vectors]:
         """Vectors of preprocessed images under every encoder.
@@ -265,8 +265,10 @@ class EncoderSet:
 
     def _encode_batch(self, batch: Sequence[tuple[Any, ...]]) -> Mapping[str, Vectors]:
         columns = zip(*batch, strict=True)
-        features = {id(trunk): trunk.forward(inputs) for trunk, inputs in zip(self._trunks, columns, strict=True)}
-        return {encoder.name: encoder.encode_features(features[id(encoder.trunk)]) for encoder in self}
+        features = {
+            id(backbone): backbone.forward(inputs) for backbone, inputs in zip(self._backbones, columns, strict=True)
+        }
+        return {encoder.name: encoder.encode_features(features[id(encoder.backbone)]) for encoder in self}
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -22,7 +22,7 @@ from zsvec.types import Fingerprint, Modality
 _DESCRIBED = ("size", "resample", "crop_size", "image_mean", "image_std")
 
 
-class ClipTrunk:
+class ClipBackbone:
     """The image tower. The model's own processor runs in `preprocess`, so that `forward` only computes."""
 
     def __init__(self, sentences: SentenceModel, runtime: Runtime) -> None:
@@ -91,7 +91,7 @@ def load(
             preprocessing=f"images: {_described(sentences)}; texts: {sentences.description}",
         ),
         modalities=modalities,
-        trunk=ClipTrunk(sentences, runtime),
+        backbone=ClipBackbone(sentences, runtime),
         batch_size=batch_size,
     )
 

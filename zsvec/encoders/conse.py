@@ -21,7 +21,7 @@ from zsvec.encoders.device import Runtime
 from zsvec.encoders.hub import checkpoint_source
 from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.encoders.vision import TimmFeatures, TimmTrunk, Trunks, load_trunk
+from zsvec.encoders.vision import Backbones, TimmBackbone, TimmFeatures, load_backbone
 from zsvec.encoders.weights import Source
 from zsvec.errors import InvalidInputError
 from zsvec.types import Fingerprint, Modality
@@ -69,7 +69,7 @@ def load(
     modalities: tuple[Modality, ...],
     runtime: Runtime,
     batch_size: int,
-    trunks: Trunks,
+    backbones: Backbones,
 ) -> ConseEncoder:
     """Load an ImageNet classifier of timm and a text model of sentence-transformers.
 
@@ -80,24 +80,25 @@ def load(
     # The weights of the mean are a softmax: it would make much of what bfloat16 rounds.
     runtime = replace(runtime, bfloat16=False)
     text_weights = _text_source(spec).load()
-    trunk = load_trunk(spec, runtime, trunks)
-    labels = _labels(name, spec.model, trunk)
+    backbone = load_backbone(spec, runtime, backbones)
+    labels = _labels(name, spec.model, backbone)
     sentences = SentenceModel(text_weights, runtime)
     return ConseEncoder(
         name,
         sentences,
         labels,
         fingerprint=Fingerprint(
-            model=trunk.weights.model,
-            revision=trunk.weights.revision,
+            model=backbone.weights.model,
+            revision=backbone.weights.revision,
             dim=sentences.dim,
             preprocessing=(
-                f"images: {trunk.preprocessing}, mean of the top {TOP_LABELS} of {len(labels)} ImageNet descriptions; "
+                f"images: {backbone.preprocessing}, mean of the top {TOP_LABELS} of {len(labels)} ImageNet "
+                f"descriptions; "
                 f"texts: {text_weights}, {sentences.description}"
             ),
         ),
         modalities=modalities,
-        trunk=trunk,
+        backbone=backbone,
         batch_size=batch_size,
     )
 
@@ -109,8 +110,8 @@ def _text_source(spec: EncoderSpec) -> Source:
     return checkpoint_source(repository, revision or None)
 
 
-def _labels(name: str, model: str, trunk: TimmTrunk) -> list[str]:
-    subset = infer_imagenet_subset(trunk.model)
+def _labels(name: str, model: str, backbone: TimmBackbone) -> list[str]:
+    subset = infer_imagenet_subset(backbone.model)
     if subset is None:
         raise InvalidInputError(f"encoder {name!r}: {model} is no ImageNet classifier; family 'conse' needs one")
     info = ImageNetInfo(subset)

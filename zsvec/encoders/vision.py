@@ -31,8 +31,8 @@ from zsvec.types import Fingerprint, Modality
 _AT_ONCE: Mapping[bool, int] = {False: 4, True: 8}
 _WHOLE_BATCH = sys.maxsize
 
-Trunks = MutableMapping[Any, "TimmTrunk"]
-"""The trunks that one profile has loaded, by what they were loaded from."""
+Backbones = MutableMapping[Any, "TimmBackbone"]
+"""The backbones that one profile has loaded, by what they were loaded from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class TimmFeatures:
         return len(self.pooled)
 
 
-class TimmTrunk:
+class TimmBackbone:
     """A timm model with the preprocessing of its own configuration.
 
     Args:
@@ -142,7 +142,7 @@ def load(
     modalities: tuple[Modality, ...],
     runtime: Runtime,
     batch_size: int,
-    trunks: Trunks,
+    backbones: Backbones,
 ) -> VisionEncoder:
     """Load a timm model, by name from the hub or with a local weight file.
 
@@ -150,36 +150,36 @@ def load(
         InvalidInputError: timm knows no such model.
         WeightsUnavailableError: Its weights cannot be loaded here.
     """
-    trunk = load_trunk(spec, runtime, trunks)
+    backbone = load_backbone(spec, runtime, backbones)
     return VisionEncoder(
         name,
         Fingerprint(
-            model=trunk.weights.model,
-            revision=trunk.weights.revision,
-            dim=trunk.width,
-            preprocessing=trunk.preprocessing,
+            model=backbone.weights.model,
+            revision=backbone.weights.revision,
+            dim=backbone.width,
+            preprocessing=backbone.preprocessing,
         ),
         modalities=modalities,
-        trunk=trunk,
+        backbone=backbone,
         batch_size=batch_size,
     )
 
 
-def load_trunk(spec: EncoderSpec, runtime: Runtime, trunks: Trunks) -> TimmTrunk:
-    """The trunk of an encoder: the same object for all encoders with the same model, weights and input.
+def load_backbone(spec: EncoderSpec, runtime: Runtime, backbones: Backbones) -> TimmBackbone:
+    """The backbone of an encoder: the same object for all encoders with the same model, weights and input.
 
     Raises:
         InvalidInputError: timm knows no such model.
         WeightsUnavailableError: Its weights cannot be loaded here.
     """
     key = (spec.model, spec.revision, spec.weights, spec.image_size)
-    if key not in trunks:
+    if key not in backbones:
         config = _registered(spec.model)
         weights = sources(spec)[0].load()
         # Only transformers are built for one input size; to convolutional nets it makes no difference.
         options = {"img_size": spec.image_size} if spec.image_size and config.fixed_input_size else {}
-        trunks[key] = TimmTrunk(_build(spec.model, weights, options), weights, spec.image_size, runtime)
-    return trunks[key]
+        backbones[key] = TimmBackbone(_build(spec.model, weights, options), weights, spec.image_size, runtime)
+    return backbones[key]
 
 
 def _registered(model: str) -> Any:

@@ -141,14 +141,16 @@ def mislabelled(references: Mapping[str, References], share: float, seed: int) -
     )
 
 
-def answer(references: Mapping[str, References], sample: Sample, scoring: Scoring, false_alarms: float) -> Answers:
+def answer(
+    references: Mapping[str, References], sample: Sample, scoring: Scoring, false_unknown_rate: float
+) -> Answers:
     """Classify a sample by references, calibrated on themselves if the scoring wants that.
 
     Args:
         references: By expert.
         sample: To be classified.
         scoring: How.
-        false_alarms: Fraction of known images that calibration lets be called unknown.
+        false_unknown_rate: Fraction of known images that calibration lets be called unknown.
     """
     names = category_names(references)
     made = None
@@ -160,7 +162,7 @@ def answer(references: Mapping[str, References], sample: Sample, scoring: Scorin
             revision=0,
             aggregation=scoring.aggregation,
             top_m=scoring.top_m,
-            false_alarms=false_alarms,
+            false_unknown_rate=false_unknown_rate,
         )
     parts = []
     for first in range(0, len(sample.sources), _BATCH):

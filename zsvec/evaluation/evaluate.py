@@ -60,7 +60,7 @@ class Evaluation:
         auroc: Area under the ROC curve of novelty, unknown against known images; 0.5 is chance.
             ``None`` without unknown images.
         detected: Fraction of the unknown images that were called unknown; ``None`` without any.
-        false_alarms: Fraction of the known images that were; ``None`` without unknown images.
+        false_unknown_rate: Fraction of the known images that were; ``None`` without unknown images.
         fusion: The strategy.
     """
 
@@ -69,12 +69,12 @@ class Evaluation:
     experts: Mapping[str, Accuracy]
     auroc: float | None
     detected: float | None
-    false_alarms: float | None
+    false_unknown_rate: float | None
     fusion: str
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec evaluate --json`` prints."""
-        unknown = {"auroc": self.auroc, "detected": self.detected, "false_alarms": self.false_alarms}
+        unknown = {"auroc": self.auroc, "detected": self.detected, "false_unknown_rate": self.false_unknown_rate}
         auroc = {} if self.auroc is None else unknown
         experts = {name: asdict(accuracy) for name, accuracy in self.experts.items()}
         return {"n": self.n, **asdict(self.accuracy), **auroc, "fusion": self.fusion, "experts": experts}
@@ -152,14 +152,14 @@ def evaluate(
     if not of_known:
         raise InvalidInputError(f"no image in {folder} can be read")
     predictions, truth = [prediction for prediction, _ in of_known], [label for _, label in of_known]
-    auroc = detected = false_alarms = None
+    auroc = detected = false_unknown_rate = None
     if unknown:
         is_unknown = [label is None for _, label in answered]
         if not any(is_unknown):
             raise InvalidInputError(f"no image in {unknown} can be read")
         auroc = blind_auroc(np.array([prediction.novelty for prediction, _ in answered]), np.array(is_unknown))
         detected = fmean(prediction.unknown for prediction, label in answered if label is None)
-        false_alarms = fmean(prediction.unknown for prediction in predictions)
+        false_unknown_rate = fmean(prediction.unknown for prediction in predictions)
     return Evaluation(
         n=len(of_known),
         accuracy=Accuracy.of([prediction.ranking for prediction in predictions], truth),
@@ -169,6 +169,6 @@ def evaluate(
         },
         auroc=auroc,
         detected=detected,
-        false_alarms=false_alarms,
+        false_unknown_rate=false_unknown_rate,
         fusion=classifier.settings.fusion,
     )

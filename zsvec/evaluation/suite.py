@@ -97,7 +97,7 @@ class _Study:
     references: Mapping[str, References]
     sample: Sample
     scoring: Scoring
-    false_alarms: float
+    false_unknown_rate: float
     splits: Sequence[Split]
     predictions: dict[str, Any] = field(default_factory=dict)
 
@@ -107,7 +107,7 @@ class _Study:
         return any(encoder_and_modality(expert)[1] == "image" for expert in self.references)
 
     def answers(self, references: Mapping[str, References], **choices: Any) -> Answers:
-        return answer(references, self.sample, replace(self.scoring, **choices), self.false_alarms)
+        return answer(references, self.sample, replace(self.scoring, **choices), self.false_unknown_rate)
 
     def row(self, table: str, name: str, said: Answers) -> dict[str, Any]:
         """Metrics of a row of a table, and its predictions for those who want to compute them again."""
@@ -198,7 +198,7 @@ def run(
         references,
         sample,
         replace(classifier.scoring, calibrated=True, unknown_above=None),
-        classifier.false_alarms,
+        classifier.false_unknown_rate,
         paper_splits(shown, kind, range(DRAWS)) if len(shown) > 1 else (),
     )
     tables = []

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Doubles = NDArray[np.float64]
 
 FORMAT = 1  # of what is kept in the store
+# What format 1 calls the fields that have other names here.
+_STORED_NAMES = {"false_unknown_rate": "false_alarms", "coefficients": "slopes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +39,15 @@ class LogLinear:
     """A logarithmic opinion pool.
 
     Attributes:
-        slopes: By expert and aggregation, nats of evidence per unit of similarity.
+        coefficients: By expert and aggregation, nats of evidence per unit of similarity.
         neutral: Evidence of experts, joined by `fusion.pattern`, for a category that they have no reference of.
         thresholds: By the experts that know a category, joined likewise: the evidence that is exceeded by
             all but the false alarms among images of such a category.
         category_thresholds: The same, by category, of those with enough references.
-        learned: Whether images could be left out to learn the slopes from; if not, experts weigh the same.
+        learned: Whether images could be left out to learn the coefficients from; if not, experts weigh the same.
     """
 
-    slopes: Mapping[str, Mapping[str, float]]
+    coefficients: Mapping[str, Mapping[str, float]]
     neutral: Mapping[str, float] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     category_thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -60,7 +62,7 @@ class Calibration:
         revision: Largest ``rev`` in the catalog that it was made from.
         aggregation: The aggregation it was made for.
         top_m: References that ``top_mean`` averaged.
-        false_alarms: Fraction of the images of known categories that may be called unknown.
+        false_unknown_rate: Fraction of the images of known categories that may be called unknown.
         images: Reference images that were left out.
         experts: By name.
         plain: Log-linear fusion of the experts.
@@ -70,7 +72,7 @@ class Calibration:
     revision: int
     aggregation: str
     top_m: int
-    false_alarms: float
+    false_unknown_rate: float
     images: int
     experts: Mapping[str, ExpertCalibration]
     plain: LogLinear
@@ -84,16 +86,26 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the store."""
-        return {"format": FORMAT, **asdict(self)}
+        return {"format": FORMAT, **_renamed(asdict(self), _STORED_NAMES)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
         """What `to_dict` gave; ``None`` for nothing, and for what another version of zsvec wrote."""
         if not values or values.get("format") != FORMAT:
             return None
-        known = {name: value for name, value in values.items() if name != "format"}
-        known["experts"] = {name: ExpertCalibration(**of) for name, of in values["experts"].items()}
-        return cls(**{**known, "plain": LogLinear(**values["plain"]), "views": LogLinear(**values["views"])})
+        fields = _renamed(values, {stored: name for name, stored in _STORED_NAMES.items()})
+        del fields["format"]
+        experts = {name: ExpertCalibration(**expert) for name, expert in fields["experts"].items()}
+        pools = {name: LogLinear(**fields[name]) for name in ("plain", "views")}
+        return cls(**{**fields, "experts": experts, **pools})
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The same record with other names of its fields, those of its pools included."""
+    renamed = {names.get(name, name): value for name, value in values.items()}
+    for pool in ("plain", "views"):
+        renamed[pool] = {names.get(name, name): value for name, value in renamed[pool].items()}
+    return renamed
 
 
 def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLinear:
@@ -108,12 +120,15 @@ def other_view(aggregation: str) -> str:
 
 
 def expert_evidence(
-    slopes: Mapping[str, Mapping[str, float]], views: Mapping[str, Mapping[str, NDArray[np.float32]]]
+    coefficients: Mapping[str, Mapping[str, float]], views: Mapping[str, Mapping[str, NDArray[np.float32]]]
 ) -> Doubles:
     """Evidence of each expert in nats, float64 ``(n_experts, n_images, n_categories)``; NaN where it has none."""
     return np.stack(
         [
-            np.sum([slope * of[view].astype(np.float64) for view, slope in slopes[expert].items()], axis=0)
+            np.sum(
+                [coefficient * of[view].astype(np.float64) for view, coefficient in coefficients[expert].items()],
+                axis=0,
+            )
             for expert, of in views.items()
         ]
     )

@@ -35,7 +35,7 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
         sample: Left-out reference images.
         pool: What they are classified with.
     """
-    evidence = expert_evidence(pool.slopes, sample.views)
+    evidence = expert_evidence(pool.coefficients, sample.views)
     probabilities = np.empty(evidence.shape[1:])
     for some in _alike_in_gaps(evidence):
         probabilities[some] = softmax(log_linear(evidence[:, some], list(sample.views), pool.neutral))

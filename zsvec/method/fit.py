@@ -5,7 +5,7 @@ without images, labels or encoders beyond what the store has. From them:
 
 - the *temperature* of each expert, by cross-entropy (Guo et al., 2017), drawn towards the spread of its
   similarities to wrong categories; with one reference a category nothing can be left out, and it is that spread;
-- the *slopes* of log-linear fusion: how many nats of evidence a unit of similarity is worth (Genest & Zidek,
+- the *coefficients* of log-linear fusion: how many nats of evidence a unit of similarity is worth (Genest & Zidek,
   1986: the logarithmic opinion pool), drawn towards equal weights of the experts;
 - what an expert would say of a category that it has no reference of: *neutral* evidence, such that the
   likelihood ratio of a wrong category is 1 on average. Categories known by texts, by images or by both
@@ -38,7 +38,7 @@ from zsvec.method.similarities import References, category_names
 
 Doubles = NDArray[np.float64]
 
-FALSE_ALARMS = 0.05
+FALSE_UNKNOWN_RATE = 0.05
 LARGEST_SAMPLE = 2048  # images that are left out at most, and fewer where there are many categories:
 _LARGEST_TABLE = 2_000_000  # images by categories, but no fewer than
 _SMALLEST_SAMPLE = 256
@@ -83,7 +83,7 @@ class CalibrationReport:
         made = self.calibration
         return {
             "images": made.images,
-            "false_alarms": made.false_alarms,
+            "false_unknown_rate": made.false_unknown_rate,
             "threshold": made.views.thresholds,
             "experts": {name: asdict(of) for name, of in made.experts.items()},
             "before": self.before and asdict(self.before),
@@ -103,7 +103,7 @@ def calibrate(
     revision: int,
     aggregation: str,
     top_m: int,
-    false_alarms: float,
+    false_unknown_rate: float,
     most: int | None = None,
 ) -> tuple[Calibration, LeftOut] | None:
     """Calibrate a store from its references.
@@ -119,7 +119,7 @@ def calibrate(
         revision: Largest ``rev`` of the catalog that they are from.
         aggregation: A name in `aggregate.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages.
-        false_alarms: Fraction of known images that may be called unknown, between 0 and 1.
+        false_unknown_rate: Fraction of known images that may be called unknown, between 0 and 1.
         most: Reference images that are left out at most; by default `largest_sample`.
 
     Returns:
@@ -140,11 +140,11 @@ def calibrate(
         revision=revision,
         aggregation=aggregation,
         top_m=top_m,
-        false_alarms=false_alarms,
+        false_unknown_rate=false_unknown_rate,
         images=len(sample.labels),
         experts={expert: tried[expert, aggregation] for expert in sample.views},
-        plain=_pool(sample, tried, (aggregation,), false_alarms),
-        views=_pool(sample, tried, (aggregation, other), false_alarms),
+        plain=_pool(sample, tried, (aggregation,), false_unknown_rate),
+        views=_pool(sample, tried, (aggregation, other), false_unknown_rate),
     ), sample
 
 
@@ -188,7 +188,7 @@ def _pool(
     sample: LeftOut,
     tried: Mapping[tuple[str, str], ExpertCalibration],
     views: Sequence[str],
-    false_alarms: float,
+    false_unknown_rate: float,
 ) -> LogLinear:
     experts = list(sample.views)
     keys = [
@@ -202,21 +202,21 @@ def _pool(
     views_of = Counter(expert for expert, _ in keys)
     start = np.array([1 / (views_of[expert] * np.sqrt(len(experts))) for expert, _ in keys])
     weights, learned = _weights(scaled, sample, [experts.index(expert) for expert, _ in keys], start)
-    slopes: dict[str, dict[str, float]] = {}
+    coefficients: dict[str, dict[str, float]] = {}
     for (expert, view), weight in zip(keys, weights, strict=True):
-        slopes.setdefault(expert, {})[view] = float(weight / tried[expert, view].temperature)
-    evidence = expert_evidence(slopes, sample.views)
+        coefficients.setdefault(expert, {})[view] = float(weight / tried[expert, view].temperature)
+    evidence = expert_evidence(coefficients, sample.views)
     neutral = _neutral(evidence, sample)
 
     def thresholds(cases: Iterable[tuple[str, NDArray[np.bool_], NDArray[np.bool_]]]) -> dict[str, float]:
         """By name: from those of the chosen images whose category is known to whom it says."""
         found = {name: _largest(evidence, sample, neutral, known, chosen) for name, known, chosen in cases}
-        return {name: float(np.quantile(of, false_alarms)) for name, of in found.items() if len(of) >= _FEWEST}
+        return {name: float(np.quantile(of, false_unknown_rate)) for name, of in found.items() if len(of) >= _FEWEST}
 
     everywhere = np.ones(len(sample.labels), dtype=bool)
     of_category = (sample.labels == position for position in range(len(sample.categories)))
     return LogLinear(
-        slopes,
+        coefficients,
         neutral,
         thresholds((pattern(experts, known), known, everywhere) for known in np.unique(sample.known, axis=1).T),
         thresholds(
@@ -334,7 +334,7 @@ def _largest(
 
 def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:
     """How a fusion does on the left-out images; ``None`` if none of them has another reference of its category."""
-    evidence = expert_evidence(pool.slopes, sample.views)
+    evidence = expert_evidence(pool.coefficients, sample.views)
     complete = (np.isnan(evidence) == ~sample.known[:, None]).all(axis=(0, 2))
     if not complete.any():
         return None

@@ -24,15 +24,11 @@ def novelty(evidence: Doubles, threshold: Doubles) -> Doubles:
 
 
 def distances(found: Found) -> Doubles:
-    """How far images are from every category, without calibration; float64 ``(n_images,)``, 0 to 2.
-
-    The distance (1 - cosine) to the nearest reference image, under the encoder that sees it farthest;
-    to the nearest text where there are no images. Similarities, as a softmax forgets distance.
-    """
-    compared = image_experts(found) or found.experts
+    """1 - the largest cosine of each image to a reference, float64 ``(n_images,)``, 0 to 2; 2 where none was found."""
+    n_images = len(found.experts[0].similarities)
     out = [
-        max((1 - expert.nearest[i][0].similarity for expert in compared if expert.nearest[i]), default=2.0)
-        for i in range(len(found.experts[0].similarities))
+        1 - max((expert.nearest[i][0].similarity for expert in found.experts if expert.nearest[i]), default=-1.0)
+        for i in range(n_images)
     ]
     clipped: Doubles = np.clip(np.array(out), 0.0, 2.0)
     return clipped

@@ -41,6 +41,8 @@ class Scores:
         fused: float64 ``(n_images, n_categories)``; rows sum to 1.
         novelty: float64 ``(n_images,)``.
         threshold: float64 ``(n_images,)``, novelty above which each is unknown; NaN where that cannot be told.
+        distance: float64 ``(n_images,)``, 1 - the largest cosine to a reference.
+        fusion: The strategy that ran.
     """
 
     probabilities: Doubles
@@ -49,6 +51,8 @@ class Scores:
     fused: Doubles
     novelty: Doubles
     threshold: NDArray[np.float64]
+    distance: Doubles
+    fusion: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,16 +110,20 @@ class Scoring:
                 )
                 for e, expert in enumerate(found.experts)
             }
-            label, probability = fused[i][0]
+            nearest, probability = fused[i][0]
+            unknown = bool(scores.novelty[i] > scores.threshold[i])
             predictions.append(
                 Prediction(
                     source=source,
-                    label=label,
+                    label=None if unknown else nearest,
+                    nearest=nearest,
                     probability=probability,
-                    unknown=bool(scores.novelty[i] > scores.threshold[i]),
-                    novelty=float(scores.novelty[i]),
+                    unknown=unknown,
+                    novelty=None if calibration is None else float(scores.novelty[i]),
+                    distance=float(scores.distance[i]),
                     ranking=fused[i],
                     experts=experts,
+                    fusion=scores.fusion,
                     calibration=state,
                 )
             )
@@ -140,7 +148,7 @@ class Scoring:
         scale = np.array([temperatures[name] for name in names], dtype=np.float32)
         known = ~np.isnan(similarity[:, 0])
         probabilities = softmax(similarity / scale[:, None, None])
-        said = expert_evidence(pool.slopes, views)
+        said = expert_evidence(pool.coefficients, views)
         evidence = log_linear(said, names, pool.neutral)
         if self.fusion in LOG_LINEAR:
             confidence = _shares(pool, names, calibration, temperatures)[:, None].repeat(len(evidence), axis=1)
@@ -160,11 +168,14 @@ class Scoring:
             fused = fuse(probabilities, known, confidence)
         if calibration is not None:
             novel, threshold = self._novelty(found, pool, evidence, known)
+            if self.unknown_above is not None:
+                threshold = np.full(len(fused), self.unknown_above)
         else:
-            novel, threshold = distances(found), np.full(len(fused), np.nan)
-        if self.unknown_above is not None:
-            threshold = np.full(len(fused), self.unknown_above)
-        return Scores(probabilities, known, confidence, fused, novel, threshold)
+            novel = threshold = np.full(len(fused), np.nan)
+        ran = self.fusion
+        if self.fusion in ("log_linear_views", "transductive") and (calibration is None or not found.exact):
+            ran = "log_linear"
+        return Scores(probabilities, known, confidence, fused, novel, threshold, distances(found), ran)
 
     def _pool(self, found: Found, calibration: Calibration | None, temperatures: Mapping[str, float]) -> LogLinear:
         if calibration is None:
@@ -179,7 +190,7 @@ class Scoring:
         """
         out: dict[str, dict[str, NDArray[np.float32]]] = {}
         for expert in found.experts:
-            for name in {self.aggregation: None, **pool.slopes[expert.name]}:
+            for name in {self.aggregation: None, **pool.coefficients[expert.name]}:
                 values = np.full((len(expert.similarities), len(found.categories)), np.nan, dtype=np.float32)
                 values[:, expert.categories] = aggregate(expert.similarities, name, self.top_m)
                 out.setdefault(expert.name, {})[name] = values
@@ -213,15 +224,15 @@ def _shares(
 ) -> Doubles:
     """How far each expert moves the evidence between categories, float64 ``(n_experts,)``."""
     spread = {name: calibration.experts[name].spread if calibration else temperatures[name] for name in names}
-    return np.array([sum(pool.slopes[name].values()) * spread[name] for name in names])
+    return np.array([sum(pool.coefficients[name].values()) * spread[name] for name in names])
 
 
 def _prototypes(found: Found, expert: ExpertSimilarities, pool: LogLinear) -> Prototypes:
-    slopes = pool.slopes[expert.name]
+    coefficients = pool.coefficients[expert.name]
     query = found.queries[encoder_and_modality(expert.name)[0]]
     return Prototypes(
         # Where all aggregations are the same, half of the weight is the prototype's.
-        slope=slopes.get("prototype", sum(slopes.values()) / 2),
+        coefficient=coefficients.get("prototype", sum(coefficients.values()) / 2),
         categories=expert.categories,
         counts=expert.similarities.counts,
         means=aggregate(expert.similarities, "mean", 1),

@@ -29,7 +29,7 @@ class Prototypes:
     """What one expert knows of a batch and of the mean references of its categories.
 
     Attributes:
-        slope: Nats of evidence per unit of cosine to a prototype.
+        coefficient: Nats of evidence per unit of cosine to a prototype.
         categories: int ``(n_known,)``, as columns of the evidence.
         counts: int ``(n_known,)``, references of each.
         means: float32 ``(n_images, n_known)``, mean cosine to the references of each category.
@@ -37,7 +37,7 @@ class Prototypes:
         gram: float32 ``(n_images, n_images)``, cosines within the batch.
     """
 
-    slope: float
+    coefficient: float
     categories: NDArray[np.intp]
     counts: NDArray[np.intp]
     means: NDArray[np.float32]
@@ -61,7 +61,7 @@ def transduce(evidence: Doubles, experts: Sequence[Prototypes]) -> Doubles:
         assigned = softmax(moved)
         moved = evidence.copy()
         for expert, same in zip(experts, copies, strict=True):
-            moved[:, expert.categories] += expert.slope * _gain(expert, same, assigned[:, expert.categories])
+            moved[:, expert.categories] += expert.coefficient * _gain(expert, same, assigned[:, expert.categories])
     return moved
 
 

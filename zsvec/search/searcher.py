@@ -117,11 +117,11 @@ class _Change:
 
     @property
     def grew(self) -> bool:
-        return self.before is not None and set(self.before.gens) <= set(self.after.gens)
+        return self.before is not None and set(self.before.write_ids) <= set(self.after.write_ids)
 
     @property
-    def new_gens(self) -> set[str]:
-        return set(self.after.gens) - set(self.before.gens if self.before else ())
+    def new_write_ids(self) -> set[str]:
+        return set(self.after.write_ids) - set(self.before.write_ids if self.before else ())
 
 
 class Searcher:
@@ -235,7 +235,7 @@ class Searcher:
         changed = []
         for category in later:
             known = self._catalog.get(category.name)
-            if known.version < category.version if known else category.gens:
+            if known.version < category.version if known else category.write_ids:
                 changed.append(_Change(known, category))
         if changed:
             self._change(changed)
@@ -244,7 +244,7 @@ class Searcher:
 
     def _change(self, changed: list[_Change]) -> None:
         catalog = {**self._catalog, **{change.after.name: change.after for change in changed}}
-        catalog = {name: category for name, category in catalog.items() if category.gens}
+        catalog = {name: category for name, category in catalog.items() if category.write_ids}
         size = sum(sum(category.references.values()) for category in catalog.values())
         view: _View = self._mirror if self.method_for(size) == "mirror" else self._qdrant
         if type(view) is type(self._view):
@@ -263,7 +263,9 @@ def _without(catalog: Mapping[str, Category], names: set[str]) -> dict[str, Cate
 
 def _lost(before: Mapping[str, Category], after: Mapping[str, Category]) -> set[str]:
     """Names of the categories whose references of before may have been deleted meanwhile."""
-    return {name for name, old in before.items() if name not in after or set(old.gens) - set(after[name].gens)}
+    return {
+        name for name, old in before.items() if name not in after or set(old.write_ids) - set(after[name].write_ids)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,11 +286,11 @@ class _Part:
         return _Part.of(vectors, self.hashes + other.hashes, self.sources + other.sources)
 
 
-def _fetch(store: Store, gens: Sequence[str]) -> Iterator[tuple[str, dict[str, _Part]]]:
+def _fetch(store: Store, write_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, _Part]]]:
     """The references of these generations: each expert, and its part of each category."""
-    for encoder in store.encoders() if gens else ():
+    for encoder in store.encoders() if write_ids else ():
         rows: dict[Modality, dict[str, list[tuple[Vectors, str, str]]]] = {}
-        for page in store.references(encoder, gens):
+        for page in store.references(encoder, write_ids):
             for payload, vector in zip(page.payloads, page.vectors, strict=True):
                 of = rows.setdefault(payload["modality"], {})
                 of.setdefault(payload["category"], []).append((vector, payload["hash"], payload["source"]))
@@ -343,7 +345,7 @@ class _Mirror:
             for name in dropped & of.keys():
                 del of[name]
                 touched.add(expert)
-        for expert, fetched in _fetch(self.store, [gen for change in changed for gen in change.new_gens]):
+        for expert, fetched in _fetch(self.store, [gen for change in changed for gen in change.new_write_ids]):
             of = parts.setdefault(expert, {})
             for name, part in fetched.items():
                 of[name] = of[name] + part if name in of else part
@@ -467,8 +469,8 @@ class _Qdrant:
         renewed = {change.after.name for change in changed}
         norms = {key: norm for key, norm in self.norms.items() if key[1] in catalog and key[1] not in renewed}
         normed = {name for _, name in norms}
-        gens = [gen for name, category in catalog.items() if name not in normed for gen in category.gens]
-        for expert, parts in _fetch(self.store, gens if wanted else []):
+        write_ids = [gen for name, category in catalog.items() if name not in normed for gen in category.write_ids]
+        for expert, parts in _fetch(self.store, write_ids if wanted else []):
             norms.update({(expert, name): part.norm for name, part in parts.items()})
         return replace(self, catalog=catalog, norms=norms), set()
 
@@ -478,7 +480,7 @@ class _Qdrant:
             len(row) == self.limit and not all(map(self._committed, row)) for of in hits.values() for row in of.rows
         ):
             # References that nobody may see, of a writer at work or dead, take the places of those that count.
-            hits = self._ask(queries, self.catalog, [gen for c in self.catalog.values() for gen in c.gens])
+            hits = self._ask(queries, self.catalog, [gen for c in self.catalog.values() for gen in c.write_ids])
         for _ in range(_ATTEMPTS):
             now = newest()
             if not isinstance(now, _Qdrant):
@@ -491,20 +493,20 @@ class _Qdrant:
             catalog = {**_without(state.catalog, lost), **again}
             norms = {**state.norms, **{key: norm for key, norm in now.norms.items() if key[1] in lost}}
             state = replace(state, catalog=catalog, norms=norms)
-            gens = [gen for category in again.values() for gen in category.gens]
+            write_ids = [gen for category in again.values() for gen in category.write_ids]
             nothing = {expert: _Hits.of([[] for _ in of.rows], self.limit) for expert, of in hits.items()}
-            others = {**nothing, **self._ask(queries, again, gens)}
+            others = {**nothing, **self._ask(queries, again, write_ids)}
             hits = {expert: hits.get(expert, of).with_others(lost, of) for expert, of in others.items()}
         raise _Incomplete(", ".join(map(repr, sorted(lost))))
 
     def _ask(
-        self, queries: Mapping[str, Vectors], catalog: Mapping[str, Category], gens: Sequence[str] | None = None
+        self, queries: Mapping[str, Vectors], catalog: Mapping[str, Category], write_ids: Sequence[str] | None = None
     ) -> dict[str, _Hits]:
         """The nearest references of every expert that has any of these categories."""
         found = {}
         for expert in sorted({expert for category in catalog.values() for expert in category.references}):
             encoder, modality = encoder_and_modality(expert)
-            rows = self.store.query(encoder, modality, queries[encoder], self.limit, gens)
+            rows = self.store.query(encoder, modality, queries[encoder], self.limit, write_ids)
             found[expert] = _Hits.of(rows, self.limit)
         return found
 
@@ -547,4 +549,4 @@ class _Qdrant:
 
     def _committed(self, hit: Hit) -> bool:
         category = self.catalog.get(hit.payload["category"])
-        return category is not None and hit.payload["gen"] in category.gens
+        return category is not None and hit.payload["gen"] in category.write_ids

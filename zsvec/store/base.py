@@ -194,12 +194,12 @@ def record_id(kind: str, name: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{kind}\0{name}"))
 
 
-def new_gen() -> str:
+def new_write_id() -> str:
     """A name for a generation that nobody else takes, which tells when it was begun."""
     return f"{time.time_ns() // 1000:014x}-{uuid.uuid4().hex[:12]}"
 
 
-def gen_age(gen: str) -> float:
+def write_age(gen: str) -> float:
     """Seconds since a generation was begun."""
     return time.time() - int(gen.split("-")[0], 16) / 1e6
 
@@ -225,12 +225,12 @@ def manifest_record(category: Category, writer: str, before: Mapping[str, Any] |
         "category": category.name,
         "version": category.version,
         "rev": category.rev,
-        "gen": list(category.gens),
+        "gen": list(category.write_ids),
         "references": dict(category.references),
         "texts": list(category.texts),
         "metadata": dict(category.metadata),
         "writers": [writer, *(before["writers"] if before else ())][:_WRITERS_KEPT],
-        "deleted": not category.gens,
+        "deleted": not category.write_ids,
     }
     return Record(record_id("category", category.name), payload, expected)
 
@@ -263,7 +263,7 @@ def category_of(payload: Mapping[str, Any]) -> Category:
         name=payload["category"],
         version=payload["version"],
         rev=payload["rev"],
-        gens=tuple(payload["gen"]),
+        write_ids=tuple(payload["gen"]),
         texts=tuple(payload["texts"]),
         references=payload["references"],
         metadata=payload["metadata"],

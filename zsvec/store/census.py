@@ -35,7 +35,7 @@ class Census:
             later, _ = self._store.changes_after(self._revision)
             for category in later:
                 self._total.subtract(self._by_category.pop(category.name, {}))
-                if category.gens:
+                if category.write_ids:
                     self._by_category[category.name] = category.references
                     self._total.update(category.references)
             self._revision = max([self._revision, *(category.rev for category in later)])

@@ -37,18 +37,18 @@ from zsvec.store.base import (
     Write,
     calibration_record,
     category_of,
-    gen_age,
     manifest_record,
-    new_gen,
+    new_write_id,
     point_id,
     record_id,
     store_record,
+    write_age,
 )
 from zsvec.types import CalibrationState, Category, Fingerprint, Modality, encoder_and_modality, expert_name
 
 GRACE = 3600.0  # seconds after which references that no manifest names belong to no living writer
 LATE = 120_000_000  # microseconds that a commit may take, with the difference of its writer's clock
-_GENS_KEPT = 32  # generations of a category beyond which an addition copies them into one
+_WRITES_KEPT = 32  # generations of a category beyond which an addition copies them into one
 _ATTEMPTS = 12
 
 _HIT_FIELDS = ("category", "gen", "source")
@@ -208,10 +208,10 @@ class Store:
         manifest = self._manifests([name]).get(name)
         return None if manifest is None or manifest["deleted"] else category_of(manifest)
 
-    def references(self, encoder: str, gens: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
+    def references(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
         """References of the given generations in one encoder's collection, page by page."""
-        for first in range(0, len(gens), 256):
-            where = Where(match={"gen": list(gens[first : first + 256])})
+        for first in range(0, len(write_ids), 256):
+            where = Where(match={"gen": list(write_ids[first : first + 256])})
             yield from self._backend.scroll(self.collection(encoder), where, vectors=vectors)
 
     def query(
@@ -220,7 +220,7 @@ class Store:
         modality: Modality,
         vectors: NDArray[np.float32],
         limit: int,
-        gens: Sequence[str] | None = None,
+        write_ids: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """The nearest references of each vector, nearest first, committed or not.
 
@@ -229,9 +229,9 @@ class Store:
             modality: Of the references.
             vectors: float32 ``(n, dim)``, unit rows.
             limit: References per vector.
-            gens: Only those of these generations.
+            write_ids: Only those of these generations.
         """
-        where = Where(match={"modality": modality} if gens is None else {"modality": modality, "gen": gens})
+        where = Where(match={"modality": modality} if write_ids is None else {"modality": modality, "gen": write_ids})
         return self._backend.query(self.collection(encoder), vectors, where, limit, _HIT_FIELDS)
 
     def sources(self, category: Category) -> dict[str, list[str]]:
@@ -272,7 +272,7 @@ class Store:
         counted: dict[str, int] = {}
         for expert in category.references:
             encoder, modality = encoder_and_modality(expert)
-            where = Where(match={"gen": list(category.gens), "modality": modality})
+            where = Where(match={"gen": list(category.write_ids), "modality": modality})
             counted[expert] = self._backend.count(self.collection(encoder), where)
         return counted
 
@@ -299,7 +299,7 @@ class Store:
 
     def _references_of(self, category: Category, *, vectors: bool) -> Iterator[Reference]:
         for encoder in dict.fromkeys(encoder_and_modality(expert)[0] for expert in category.references):
-            for page in self.references(encoder, category.gens, vectors=vectors):
+            for page in self.references(encoder, category.write_ids, vectors=vectors):
                 for payload, vector in zip(page.payloads, page.vectors, strict=True):
                     yield Reference(
                         encoder, payload["modality"], payload["hash"], payload["source"], vector, payload.get("prompt")
@@ -376,8 +376,10 @@ class Store:
 
         def attempt() -> bool:
             category = self.category(name)
-            gone = with_changes(category, version=category.version + 1, gens=(), texts=(), references={}, metadata={})
-            plan = _Plan(gone, expected=category.version, fresh=(), gen="", dead=category.gens)
+            gone = with_changes(
+                category, version=category.version + 1, write_ids=(), texts=(), references={}, metadata={}
+            )
+            plan = _Plan(gone, expected=category.version, fresh=(), gen="", dead=category.write_ids)
             return bool(self._carry_out([plan]))
 
         self._until_won(attempt, [name])
@@ -440,30 +442,30 @@ class Store:
 
     def _plan(self, write: Write, current: Category | None) -> _Plan:
         """What has to be written and deleted so that a write is done; nothing if it already is."""
-        held = current if current and current.gens and not write.replace else None
+        held = current if current and current.write_ids and not write.replace else None
         known = self.keys(write.name) if held else set()
         fresh = list({r.key: r for r in write.references if r.key not in known}.values())
-        gens = held.gens if held else ()
+        write_ids = held.write_ids if held else ()
         texts = tuple(dict.fromkeys((*(held.texts if held else ()), *write.texts)))
         metadata = dict(write.metadata if write.metadata is not None else held.metadata if held else {})
         if held and not fresh and (texts, metadata) == (held.texts, held.metadata):
             return _Plan(held, expected=held.version, fresh=(), gen="", dead=())
-        if len(gens) >= _GENS_KEPT:
+        if len(write_ids) >= _WRITES_KEPT:
             fresh = [*self.stored(write.name), *fresh]
-            gens = ()
-        gen = new_gen()
-        counts = Counter(held.references if held and gens else {})
+            write_ids = ()
+        gen = new_write_id()
+        counts = Counter(held.references if held and write_ids else {})
         counts.update(expert_name(reference.encoder, reference.modality) for reference in fresh)
         category = Category(
             name=write.name,
             version=current.version + 1 if current else 1,
             rev=0,
-            gens=(*gens, gen),
+            write_ids=(*write_ids, gen),
             texts=texts,
             references=dict(counts),
             metadata=metadata,
         )
-        dead = tuple(current.gens) if current and not gens else ()
+        dead = tuple(current.write_ids) if current and not write_ids else ()
         return _Plan(category, expected=current.version if current else None, fresh=fresh, gen=gen, dead=dead)
 
     def _carry_out(self, plans: Sequence[_Plan]) -> list[Category]:
@@ -471,7 +473,7 @@ class Store:
         self._put_references(plans)
         won = self._commit([plan.category for plan in plans], [plan.expected for plan in plans])
         dead = [gen for plan in plans for gen in (plan.dead if plan.category.name in won else (plan.gen,))]
-        self._delete_gens(dead)
+        self._delete_writes(dead)
         if won:
             self._sweep({"category": list(won)}, won.values(), None)
         return list(won.values())
@@ -521,12 +523,12 @@ class Store:
             for category in stamped
             if (found := after.get(category.name))
             # The generation outlives the token where many have written since.
-            and (writer in found["writers"] or set(category.gens[-1:]) & set(found["gen"]))
+            and (writer in found["writers"] or set(category.write_ids[-1:]) & set(found["gen"]))
         }
 
-    def _delete_gens(self, gens: Sequence[str]) -> None:
-        for encoder in self.encoders() if gens else ():
-            self._backend.delete(self.collection(encoder), Where(match={"gen": gens}))
+    def _delete_writes(self, write_ids: Sequence[str]) -> None:
+        for encoder in self.encoders() if write_ids else ():
+            self._backend.delete(self.collection(encoder), Where(match={"gen": write_ids}))
 
     def _sweep(self, match: Mapping[str, Sequence[str]], live: Iterable[Category], grace: float | None) -> int:
         """Delete the references that match, that no manifest names and whose writer is gone; how many there were.
@@ -537,14 +539,14 @@ class Store:
             grace: As in `gc`.
         """
         limit = grace if grace is not None else 0.0 if self._backend.exclusive else GRACE
-        where = Where(match=match, exclude={"gen": [gen for category in live for gen in category.gens]})
+        where = Where(match=match, exclude={"gen": [gen for category in live for gen in category.write_ids]})
         found = Counter(
             (payload["category"], payload["gen"])
             for encoder in self.encoders()
             if self._backend.exists(self.collection(encoder))
             for page in self._backend.scroll(self.collection(encoder), where, fields=("category", "gen"))
             for payload in page.payloads
-            if gen_age(payload["gen"]) >= limit
+            if write_age(payload["gen"]) >= limit
         )
         # Asked after the references were found: what was committed in between is named by now.
         named = (
@@ -553,7 +555,7 @@ class Store:
             else set()
         )
         dead = {gen: count for (_, gen), count in found.items() if gen not in named}
-        self._delete_gens(list(dead))
+        self._delete_writes(list(dead))
         return sum(dead.values())
 
 

@@ -96,7 +96,7 @@ class Scoring:
         entropies = entropy(scores.probabilities)
         fused = _rankings(scores.fused, np.arange(len(found.categories)), found.categories, top_k)
         rankings = [
-            _rankings(p, expert.categories, found.categories, top_k)
+            _rankings(p, expert.coverage, found.categories, top_k)
             for p, expert in zip(scores.probabilities, found.experts, strict=True)
         ]
         predictions = []
@@ -192,7 +192,7 @@ class Scoring:
         for expert in found.experts:
             for name in {self.aggregation: None, **pool.coefficients[expert.name]}:
                 values = np.full((len(expert.similarities), len(found.categories)), np.nan, dtype=np.float32)
-                values[:, expert.categories] = aggregate(expert.similarities, name, self.top_m)
+                values[:, expert.coverage] = aggregate(expert.similarities, name, self.top_m)
                 out.setdefault(expert.name, {})[name] = values
         return out
 
@@ -233,7 +233,7 @@ def _prototypes(found: Found, expert: ExpertSimilarities, pool: LogLinear) -> Pr
     return Prototypes(
         # Where all aggregations are the same, half of the weight is the prototype's.
         coefficient=coefficients.get("prototype", sum(coefficients.values()) / 2),
-        categories=expert.categories,
+        categories=expert.coverage,
         counts=expert.similarities.counts,
         means=aggregate(expert.similarities, "mean", 1),
         norms=expert.similarities.norms,

@@ -90,14 +90,14 @@ class ExpertSimilarities:
 
     Attributes:
         name: Of the expert, such as ``clip:image``.
-        categories: int ``(n_known,)``, ascending: the categories it has references of, as positions
+        coverage: int ``(n_covered,)``, ascending: the categories it has references of, as positions
             in `Found.categories`.
         similarities: To their references, grouped by category in this order.
         nearest: For each image its nearest references, nearest first.
     """
 
     name: str
-    categories: NDArray[np.intp]
+    coverage: NDArray[np.intp]
     similarities: Compared
     nearest: Sequence[tuple[Neighbor, ...]]
 

@@ -411,7 +411,7 @@ def _compared(
         found.append(
             ExpertSimilarities(
                 name=expert,
-                categories=known[expert],
+                coverage=known[expert],
                 similarities=similarities,
                 nearest=[
                     tuple(map(Neighbor, map(of.names.__getitem__, owner), cosine, map(of.sources.__getitem__, row)))
@@ -531,7 +531,7 @@ class _Qdrant:
             row[[column[hit.id] for hit in found]] = [hit.similarity for hit in found]
         return ExpertSimilarities(
             name=expert,
-            categories=np.array(known, dtype=np.intp),
+            coverage=np.array(known, dtype=np.intp),
             similarities=Similarities(
                 values=values,
                 starts=np.cumsum([0, *(present[names[i]] for i in known)], dtype=np.intp),

@@ -11,6 +11,9 @@ Modality: TypeAlias = Literal["text", "image"]
 CalibrationState: TypeAlias = Literal["current", "stale", "none"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
+CALIBRATION_FORMAT = 1
+"""Of the calibration that is kept with a store; one of another format counts as none."""
+
 
 def expert_name(encoder: str, modality: Modality) -> str:
     """Name of the expert that compares an image with the references of one encoder and modality."""

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.types import CALIBRATION_FORMAT
+
 Doubles = NDArray[np.float64]
 
-FORMAT = 1  # of what is kept in the store
-# What format 1 calls the fields that have other names here.
+# What the format calls the fields that have other names here.
 _STORED_NAMES = {"false_unknown_rate": "false_alarms", "coefficients": "slopes"}
 
 
@@ -86,12 +87,12 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the store."""
-        return {"format": FORMAT, **_renamed(asdict(self), _STORED_NAMES)}
+        return {"format": CALIBRATION_FORMAT, **_renamed(asdict(self), _STORED_NAMES)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
         """What `to_dict` gave; ``None`` for nothing, and for what another version of zsvec wrote."""
-        if not values or values.get("format") != FORMAT:
+        if not values or values.get("format") != CALIBRATION_FORMAT:
             return None
         fields = _renamed(values, {stored: name for name, stored in _STORED_NAMES.items()})
         del fields["format"]

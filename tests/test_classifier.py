@@ -1038,7 +1038,7 @@ def test_whoever_stops_an_import_early_leaves_a_current_calibration(empty: Class
     inputs = [CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)]) for colour in COLOURS]
     committed = []
 
-    def stop(category: Category) -> None:
+    def stop(category: zsvec.Category) -> None:
         committed.append(category)
         if len(committed) == after:
             raise InterruptedError

@@ -187,7 +187,7 @@ def load(deployment: MemoryDeployment, dump: Path) -> None:
 
 
 def tolerance(kept: float) -> float:
-    return min(1e-6 + 1e-5 * abs(kept), 1e-12 + 1e-4 * abs(kept))
+    return min(1e-6 + 1e-5 * abs(kept), 1e-30 + 1e-4 * abs(kept))
 
 
 def assert_near(got: Mapping[str, float], kept: Mapping[str, float], what: str) -> None:

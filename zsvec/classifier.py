@@ -256,7 +256,7 @@ class Classifier:
         return make_plan(
             names,
             held,
-            confusions(made[1], made[0].views) if made else Confusions(),
+            confusions(made[1], made[0].aggregations) if made else Confusions(),
             self.settings.generation,
             per_category=per_category,
             budget=budget or Budget(),
@@ -579,10 +579,10 @@ class Classifier:
                 f"{self.store.location} cannot be calibrated: that takes two categories and a reference image"
             )
         calibration, sample = made
-        before = uncalibrated({expert: self._temperatures[expert] for expert in sample.views}, calibration.aggregation)
-        if former is not None and former.fits(sample.views, calibration.aggregation, calibration.top_m):
-            before = former.views
-        return CalibrationReport(calibration, quality(before, sample), quality(calibration.views, sample))
+        before = uncalibrated({expert: self._temperatures[expert] for expert in sample.aggregations}, calibration.aggregation)
+        if former is not None and former.fits(sample.aggregations, calibration.aggregation, calibration.top_m):
+            before = former.aggregations
+        return CalibrationReport(calibration, quality(before, sample), quality(calibration.aggregations, sample))
 
     @property
     def false_unknown_rate(self) -> float:

@@ -124,7 +124,7 @@ def mirror_on(device: Device, dtype: MirrorDtype) -> Callable[[References], Devi
 
 
 def rows_times_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What `zsvec.method.linalg.rows_times_rows` returns, made by the threads of encoders on a CPU."""
+    """``a @ b.T``, made by the threads of encoders on a CPU."""
     from zsvec.search import torch_product as product
 
     return product.rows_times_rows(a, b)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsvec.method.leave_one_out import TWIN
-from zsvec.method.linalg import rows_times_rows
 
 Floats = NDArray[np.float32]
 
@@ -46,8 +45,8 @@ def far(images: Floats, texts: Floats, everyday: Floats) -> NDArray[np.bool_]:
     Returns:
         bool ``(n,)``.
     """
-    own = rows_times_rows(images, texts).mean(axis=1)
-    return np.asarray(own <= rows_times_rows(images, everyday).mean(axis=1))
+    own = (images @ texts.T).mean(axis=1)
+    return np.asarray(own <= (images @ everyday.T).mean(axis=1))
 
 
 def copies(images: Mapping[str, Floats], references: Mapping[str, Floats]) -> NDArray[np.intp]:
@@ -71,6 +70,6 @@ def copies(images: Mapping[str, Floats], references: Mapping[str, Floats]) -> ND
         rows = np.arange(first, min(first + size, n))
         alike = np.arange(there + n)[None] < (there + rows)[:, None]
         for encoder, vectors in images.items():
-            alike &= rows_times_rows(vectors[rows], every[encoder]) >= TWIN
+            alike &= vectors[rows] @ every[encoder].T >= TWIN
         found[rows] = np.where(alike.any(axis=1), alike.argmax(axis=1), -1)
     return found

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from zsvec.errors import StoreError
 from zsvec.method.aggregation import Similarities
 from zsvec.method.calibration import Calibration
-from zsvec.method.linalg import largest, rows_times_rows
+from zsvec.method.linalg import largest
 from zsvec.method.similarities import Compared, ExpertSimilarities, Found, References
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Modality, Neighbor, encoder_and_modality, expert_name
@@ -75,7 +75,7 @@ class InProcess:
     """
 
     references: References
-    product: Callable[[Vectors, Vectors], Vectors] = rows_times_rows
+    product: Callable[[Vectors, Vectors], Vectors] = lambda a, b: a @ b.T
 
     def updated(self, references: References, changed: Collection[str]) -> InProcess:
         """See `Held`."""

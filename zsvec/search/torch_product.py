@@ -13,21 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import conv2d
 
-from zsvec.method import linalg as product
-
 _FEW = 4  # rows below which a BLAS is as fast
 _BLOCK = 8192  # rows whose products are in the cache when they are put in their place
 
 
 def rows_times_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What `zsvec.method.linalg.rows_times_rows` returns, but for rounding.
+    """``a @ b.T``, but for rounding.
 
     Args:
         a: float32 ``(n, d)``.
         b: float32 ``(m, d)``, neither of them 0; contiguous, and nobody forbids to write to it.
     """
     if len(a) < _FEW or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return product.rows_times_rows(a, b)
+        return a @ b.T
     kernels = torch.from_numpy(np.array(a))[:, :, None, None]
     pixels = torch.from_numpy(b)[None, :, None, :].permute(0, 3, 1, 2)
     out = np.empty((len(a), len(b)), dtype=np.float32)

@@ -345,7 +345,7 @@ def _paths(sources: list[str], every: int) -> Iterator[ImageInput]:
 
 def _images(path: str | Path) -> Sequence[str | Path]:
     """The images of a folder, or the path itself."""
-    from zsvec.inputs.images import find_images
+    from zsvec.inputs.folders import find_images
 
     is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
     return find_images(Path(path)) if is_folder else [path]
@@ -415,7 +415,7 @@ def _suite(
     from zsvec.errors import MissingExtraError
     from zsvec.evaluation.datasets import DATASETS
     from zsvec.evaluation.suite import run
-    from zsvec.inputs.images import find_images
+    from zsvec.inputs.folders import find_images
 
     try:
         from zsvec.evaluation.publish import publish

@@ -70,7 +70,7 @@ class Workshop:
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with fast_folder() as folder, open_store(load_settings(store=str(folder / "store"))) as opened:
+    with fast_folder() as folder, open_store(str(folder / "store"), namespace="zsvec") as opened:
         yield opened
 
 
@@ -277,7 +277,7 @@ def test_images_are_no_references_where_no_encoder_sees(store: Store) -> None:
     "texts", ["a feline", [""], ["a", " \n"], [None], [b"a"], [["a"]], 5, ["a" * 20_001], ["\ud800"]]
 )
 def test_texts_that_cannot_be_used(workshop: Workshop, texts: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"text.* must|text may have 20,000 characters"):
+    with pytest.raises(InvalidInputError, match=r"text.* must|text may have at most 20,000 characters"):
         workshop.add("cat", texts)
     assert workshop.store.categories() == []
 
@@ -320,7 +320,7 @@ def test_names_as_they_are_stored(workshop: Workshop, name: str, stored: str) ->
         ("a\x1b[31mb", r"in one line. Got 'a\\x1b\[31mb'"),
         ("a\u2028b", r"in one line. Got 'a\\u2028b'"),
         ("a\udcff", r"in one line. Got 'a\\udcff'"),
-        ("x" * 501, "may have 500 characters. Got 501, 'xxx"),
+        ("x" * 501, "at most 500 characters. Got 501, 'xxx"),
         (None, "must be a str. Got None"),
         (5, "must be a str. Got 5"),
         (b"cat", "must be a str. Got b'cat'"),
@@ -431,7 +431,7 @@ CIRCLE["a"] = CIRCLE
         (nested(33), "32 levels. Got .* and 33"),
         (nested(150), "32 levels. Got .* and 150"),  # beyond 127 the embedded engine could not open its store again
         (nested(100_000), "metadata must be a JSON object"),
-        ({"a": "x" * 100_000}, "100,000 characters"),
+        ({"a": "x" * 100_000}, "at most 100,000 characters"),
         ([1], r"mapping of str to JSON. Got \[1\]"),
         ("{}", "mapping of str to JSON. Got '{}'"),
         (5, "mapping of str to JSON. Got 5"),

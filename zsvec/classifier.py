@@ -521,7 +521,7 @@ class Classifier:
             raise InvalidInputError(
                 f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {', '.join(vectors) or 'none'}"
             )
-        queries = {name: checked_vectors(of, fingerprints[name].dim, of=name) for name, of in vectors.items()}
+        queries = {name: checked_vectors(given, fingerprints[name].dim, name=name) for name, given in vectors.items()}
         counts = {name: len(of) for name, of in queries.items()}
         if len(set(counts.values())) > 1:
             raise InvalidInputError(f"each encoder must have vectors of the same images. Got {counts}")

@@ -374,19 +374,19 @@ def broken_encoder(bench: Bench) -> None:
 
 
 def plan(categories: Any, **options: Any) -> Callable[[Bench], Any]:
-    return lambda bench: bench.clf.plan_generation(categories, **options)
+    return lambda bench: bench.clf.generation.plan(categories, **options)
 
 
 def plan_within(**budget: Any) -> Callable[[Bench], Any]:
-    return lambda bench: bench.clf.plan_generation(["new"], budget=Budget(**budget))
+    return lambda bench: bench.clf.generation.plan(["new"], budget=Budget(**budget))
 
 
 def generate_in_a_file(bench: Bench) -> None:
-    bench.clf.generate_references(["new"], folder=bench.file(b""))
+    bench.clf.generation.references(["new"], folder=bench.file(b""))
 
 
 def generate_among_others(bench: Bench) -> None:
-    bench.clf.generate_references(["new"], folder=bench.file(b'{"somebody": "else\'s"}\n', "manifest.jsonl").parent)
+    bench.clf.generation.references(["new"], folder=bench.file(b'{"somebody": "else\'s"}\n', "manifest.jsonl").parent)
 
 
 COUNT = "must be a whole number from 1 up. Got"
@@ -452,7 +452,7 @@ ARGUMENTS = [
     argument("generate: folder with a name too long", plan(["new"], folder="x" * 300), "too long"),
     argument(
         "generate: no key",
-        lambda bench: bench.clf.generate_references(["new"]),
+        lambda bench: bench.clf.generation.references(["new"]),
         "set OPENAI_API_KEY in the environment",
         GenerationError,
     ),

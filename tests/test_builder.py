@@ -105,11 +105,11 @@ def test_a_new_category(workshop: Workshop, tmp_path: Path) -> None:
 
 def test_the_vectors_are_those_of_the_encoders(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline"], [photo(1)])
-    held = {reference.key[:2]: reference.vector for reference in workshop.store.stored("cat")}
+    stored = {reference.key[:2]: reference.vector for reference in workshop.store.stored("cat")}
     clip, dino = workshop.encoders
-    np.testing.assert_allclose(held["clip", "text"], clip.encode_texts(["a feline"])[0], atol=1e-6)
-    np.testing.assert_allclose(held["clip", "image"], clip.encode_images([photo(1)])[0], atol=1e-6)
-    np.testing.assert_allclose(held["dino", "image"], dino.encode_images([photo(1)])[0], atol=1e-6)
+    np.testing.assert_allclose(stored["clip", "text"], clip.encode_texts(["a feline"])[0], atol=1e-6)
+    np.testing.assert_allclose(stored["clip", "image"], clip.encode_images([photo(1)])[0], atol=1e-6)
+    np.testing.assert_allclose(stored["dino", "image"], dino.encode_images([photo(1)])[0], atol=1e-6)
 
 
 def test_an_addition_embeds_only_what_is_new(workshop: Workshop) -> None:
@@ -208,7 +208,7 @@ def test_metadata_is_kept_until_another_is_given(workshop: Workshop) -> None:
 def test_an_image_that_one_encoder_knows_and_another_does_not(workshop: Workshop) -> None:
     image = photo(1)
     workshop.add("cat", [], [image])
-    known = next(held for held in workshop.store.stored("cat") if held.encoder == "clip")
+    known = next(stored for stored in workshop.store.stored("cat") if stored.encoder == "clip")
     workshop.add("cat", ["a feline"], replace=True)
     workshop.store.write([_write("cat", [known])])
     assert workshop.add("cat", [], [image]).references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
@@ -355,10 +355,10 @@ def test_vectors_given_are_stored_at_unit_length_and_not_embedded(workshop: Work
     category = workshop.add("cat", [], vectors={"clip:image": given, "clip:text": [[1.0] + [0.0] * 31]})
     assert category.references == {"clip:image": 3, "clip:text": 1}
     assert workshop.embedded() == {"clip": (0, 0), "dino": (0, 0)}
-    held = np.array([r.vector for r in workshop.store.stored("cat") if r.modality == "image"])
+    stored = np.array([r.vector for r in workshop.store.stored("cat") if r.modality == "image"])
     unit = given / np.linalg.norm(given, axis=1, keepdims=True)
-    order = np.argmax(held @ unit.T, axis=0)
-    np.testing.assert_allclose(held[order], unit, atol=1e-6)
+    order = np.argmax(stored @ unit.T, axis=0)
+    np.testing.assert_allclose(stored[order], unit, atol=1e-6)
     assert workshop.add("cat", [], vectors={"clip:image": given.tolist()}) == category
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import sys
 import threading
@@ -20,11 +19,10 @@ from collections.abc import (
 )
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from numbers import Real
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,13 +31,9 @@ from zsvec.builder import Builder
 from zsvec.config import Settings
 from zsvec.encoders import EncoderSet, mirror_on, rows_times_rows
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
-from zsvec.generation.manifest import DeclinedRecord, ImageRecord
-from zsvec.generation.plan import Budget, Held, Plan, make_plan
-from zsvec.generation.synthesis import Gate, Generated, store_images
-from zsvec.inputs.categories import CategoryInput, checked_images, checked_name, checked_vectors, readable
+from zsvec.inputs.categories import CategoryInput, checked_images, checked_name, checked_vectors
 from zsvec.inputs.images import ImageInput, load_image, source_of
 from zsvec.method.calibration import Calibration, uncalibrated
-from zsvec.method.confusions import Confusions, confusions
 from zsvec.method.fit import FALSE_UNKNOWN_RATE, CalibrationReport, calibrate, largest_sample, quality
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.scoring import Scoring
@@ -49,12 +43,13 @@ from zsvec.store.base import CATALOG
 from zsvec.stream import Flow, StreamStats, ahead, from_async, in_thread, prefetch
 from zsvec.types import Category, Prediction, encoder_and_modality
 
+if TYPE_CHECKING:
+    from zsvec.generation.facet import Generation
+
 Errors = Literal["raise", "report"]
 
 _CHEAP = 2 * 10**10  # multiplications: some half a second on two cores
 _FITTING = 20_000  # multiplications that fitting costs for each image, category and view
-GENERATED = "zsvec-generated"
-"""Folder of what is generated, in the working directory."""
 _NEAREST = 3  # references that a prediction shows for each expert
 _BESIDE_ENCODERS: Hold = partial(InProcess, product=rows_times_rows)
 
@@ -224,103 +219,12 @@ class Classifier:
 
     # Synthesis
 
-    def plan_generation(
-        self,
-        categories: Iterable[str] | None = None,
-        *,
-        per_category: int = 4,
-        budget: Budget | None = None,
-        folder: str | os.PathLike[str] = GENERATED,
-    ) -> Plan:
-        """Plan to draw reference images (paper, section 3.1). Nothing is asked, bought or written, and no key needed.
+    @cached_property
+    def generation(self) -> Generation:
+        """Draws reference images by a language model and an image model."""
+        from zsvec.generation.facet import Generation
 
-        Categories that the stored references confuse come first, and their images will show what they share and
-        what tells them apart.
-
-        Args:
-            categories: Names, new ones too; by default all that the store has.
-            per_category: Images of each that the folder shall hold.
-            budget: The most that these may be and cost, earlier runs over the folder included.
-            folder: Where images and what was paid for them are kept; what is there is not bought again.
-
-        Raises:
-            InvalidInputError: A name cannot be used, there are none, or the price of a model is not known and the
-                budget is in dollars.
-        """
-        _check_count("per_category", per_category)
-        held = {of.name: Held(max((readable(of.name), *of.texts), key=len), _images(of)) for of in self.categories()}
-        names = list(dict.fromkeys(map(checked_name, _names(categories) if categories is not None else held)))
-        if not names:
-            raise InvalidInputError(f"{self.store.location} has no category to draw: name some")
-        made = self._calibrated(self.false_unknown_rate) if held else None
-        return make_plan(
-            names,
-            held,
-            confusions(made[1], made[0].views) if made else Confusions(),
-            self.settings.generation,
-            per_category=per_category,
-            budget=budget or Budget(),
-            folder=Path(folder),
-        )
-
-    def generate(
-        self,
-        plan: Plan,
-        *,
-        keep_flagged: bool = False,
-        track: Callable[[Iterable[ImageRecord | DeclinedRecord]], Iterable[ImageRecord | DeclinedRecord]] = iter,
-    ) -> Generated:
-        """Carry out a plan: describe, compare, draw; then store the images, with the descriptions as texts.
-
-        Killed at any instant, or ended by the budget or an error, it goes on where it was when the same is
-        planned and run again. Images that show nothing, the same as another, or something else are flagged.
-
-        Args:
-            plan: From `plan_generation`.
-            keep_flagged: Whether flagged images are stored as well, if they can be read.
-            track: Iterates what is bought, to show progress.
-
-        Raises:
-            GenerationError: There is no key (``OPENAI_API_KEY``), or the service cannot do it; what has arrived by
-                then is stored, and is its ``generated``.
-            InvalidInputError: The folder is in use, or cannot be used.
-        """
-        from zsvec.generation.run import carry_out  # the package `openai` takes a second to import
-
-        drawn = carry_out(plan, self.settings.generation, track=track)
-        if drawn.error is not None and not drawn.images:
-            raise drawn.error
-        builder = self._builder()
-        references, _ = self._searcher.references()
-        gate = Gate(
-            self.encoders,
-            self._prompts,
-            references,
-            batch_size=self.settings.batch_size,
-            max_pixels=self.settings.max_pixels,
-        )
-        existing = {category.name for category in self.categories()}
-        done = store_images(
-            drawn, plan.folder, gate=gate, builder=builder, existing=existing, keep_flagged=keep_flagged
-        )
-        self._refresh_calibration()
-        if drawn.error is not None:
-            drawn.error.generated = done
-            raise drawn.error
-        return done
-
-    def generate_references(
-        self,
-        categories: Iterable[str] | None = None,
-        *,
-        per_category: int = 4,
-        budget: Budget | None = None,
-        folder: str | os.PathLike[str] = GENERATED,
-        keep_flagged: bool = False,
-    ) -> Generated:
-        """`plan_generation` and `generate` in one."""
-        plan = self.plan_generation(categories, per_category=per_category, budget=budget, folder=folder)
-        return self.generate(plan, keep_flagged=keep_flagged)
+        return Generation(self.store, self.settings.generation, self._searcher, _Calibrator(self), self._builder)
 
     # Classification
 
@@ -689,21 +593,22 @@ def _work_ahead(encoders: EncoderSet) -> bool:
     return encoders.device != "cpu"
 
 
-def _names(categories: object) -> Iterable[Any]:
-    if isinstance(categories, str) or not isinstance(categories, Iterable):
-        raise InvalidInputError(f"categories must be a list of names. Got {categories!r} instead")
-    return categories
-
-
-def _images(category: Category) -> int:
-    """How many reference images a category has."""
-    of_images = (n for expert, n in category.references.items() if encoder_and_modality(expert)[1] == "image")
-    return max(of_images, default=0)
-
-
 def _check_count(name: str, value: object) -> None:
     if not isinstance(value, int) or value < 1:
         raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
+
+
+class _Calibrator:
+    """What `Generation` needs of `zsvec.calibrator.Calibrator`, which takes its place."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+
+    def fitted(self) -> tuple[Calibration, LeftOut] | None:
+        return self._classifier._calibrated(self._classifier.false_unknown_rate)
+
+    def refresh(self) -> None:
+        self._classifier._refresh_calibration()
 
 
 @dataclass(frozen=True, slots=True)

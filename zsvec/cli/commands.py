@@ -504,16 +504,16 @@ def generate(
     Needs OPENAI_API_KEY, and costs money: --dry-run says how much. Interrupt and repeat it freely: what is in the
     folder is not bought again. Models, service and prices are set in zsvec.toml under [generation].
     """
-    from zsvec.classifier import GENERATED
     from zsvec.cli import output
     from zsvec.errors import GenerationError
+    from zsvec.generation.facet import FOLDER
     from zsvec.generation.synthesis import Generated
 
     if bool(names) == every:
         raise typer.BadParameter("name categories, or give --all")
-    where = folder or Path(GENERATED)
+    where = folder or Path(FOLDER)
     with context.obj.open() as classifier:
-        plan = classifier.plan_generation(
+        plan = classifier.generation.plan(
             names if names else None, per_category=per_category, budget=_budget(budget or []), folder=where
         )
         if dry_run and json:
@@ -524,7 +524,7 @@ def generate(
             return
         try:
             with output.progress("drawing", len(plan.places)) as counted:
-                done = classifier.generate(plan, keep_flagged=keep_flagged, track=counted)
+                done = classifier.generation.run(plan, keep_flagged=keep_flagged, track=counted)
         except KeyboardInterrupt:
             output.note(f"stopped; what has arrived is in {where}: run the same again to go on")
             raise

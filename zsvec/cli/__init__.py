@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 
 from zsvec.errors import InvalidInputError, ZSVecError
 
@@ -17,6 +18,7 @@ def main() -> None:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+    warnings.formatwarning = lambda message, *_, **__: f"zsvec: {message}\n"
     try:
         from zsvec.cli.commands import app
 

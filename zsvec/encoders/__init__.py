@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.config import MirrorDtype
 from zsvec.encoders.base import Backbone, BatchEncoder, Encoder, EncoderSet, Vectors
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec
 from zsvec.errors import InvalidInputError
@@ -30,9 +29,7 @@ __all__ = [
     "describe_device",
     "load_encoder",
     "load_encoders",
-    "mirror_on",
     "missing_weights",
-    "rows_times_rows",
 ]
 
 
@@ -105,29 +102,6 @@ def describe_device(device: Device = "auto", dtype: Dtype = "auto") -> str:
     from zsvec.encoders.device import choose_runtime
 
     return str(choose_runtime(device, dtype))
-
-
-@cache
-def mirror_on(device: Device, dtype: MirrorDtype) -> Callable[[References], DeviceReferences]:
-    """What brings references to a device, for `zsvec.search.searcher.Searcher`; the same object for the same arguments.
-
-    Raises:
-        InvalidInputError: The device is not there.
-    """
-    import torch
-
-    from zsvec.encoders.device import choose_runtime
-    from zsvec.search.torch_index import DeviceReferences
-
-    where = choose_runtime(device, "float32").device
-    return partial(DeviceReferences.of, device=where, dtype=getattr(torch, dtype))
-
-
-def rows_times_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What `zsvec.method.linalg.rows_times_rows` returns, made by the threads of encoders on a CPU."""
-    from zsvec.search import torch_product as product
-
-    return product.rows_times_rows(a, b)
 
 
 def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:

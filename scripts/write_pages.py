@@ -12,8 +12,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import typer
 import typer.main
-from annotated_types import BaseMetadata, Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -47,7 +48,7 @@ def commands_page() -> str:
         _options(group),
         _prose(group.epilog),
     ]
-    for name, command in group.commands.items():
+    for name, command in sorted(group.commands.items()):
         arguments = [_argument(p) for p in command.params if p.param_type_name == "argument"]
         usage = " ".join(["zsvec", name, "[OPTIONS]", *arguments])
         parts += [f"## zsvec {name}", f"`{usage}`", _prose(command.help), _options(command)]
@@ -64,11 +65,12 @@ def _argument(parameter: Any) -> str:
 
 
 def _options(command: Any) -> str:
-    rows = [row for parameter in command.params for row in _option(parameter)]
+    context = typer.Context(command)
+    rows = [row for parameter in command.params for row in _option(parameter, context)]
     return _table(("option", ""), rows) if rows else ""
 
 
-def _option(parameter: Any) -> Iterator[tuple[str, str]]:
+def _option(parameter: Any, context: Any) -> Iterator[tuple[str, str]]:
     if getattr(parameter, "hidden", False):
         return
     if parameter.param_type_name == "argument":
@@ -76,11 +78,24 @@ def _option(parameter: Any) -> Iterator[tuple[str, str]]:
         return
     flags = " / ".join([*parameter.opts, *parameter.secondary_opts])
     number = isinstance(parameter.default, int | float) and not parameter.is_flag
-    metavar = "" if parameter.is_flag else f" {parameter.metavar or ('N' if number else 'TEXT')}"
-    yield f"`{flags}{metavar}`", (parameter.help or "") + (f"  [default: {parameter.default}]" if number else "")
+    taken = parameter.metavar or ("N" if number else "TEXT" if parameter.multiple else _choices(parameter, context))
+    default = f"  [default: {parameter.default}]" if number else ""
+    yield f"`{flags}{'' if parameter.is_flag else f' {taken}'}`", (parameter.help or "") + default
+
+
+def _choices(parameter: Any, context: Any) -> str:
+    """The names that an option takes, out of ``--suite <paper>`` or, as other versions of typer say, ``[paper]``."""
+    return re.sub(r"[<>\[\]]", "", parameter.get_help_record(context)[0].split()[-1]).lower()
 
 
 # Settings
+
+
+_ORDER = (
+    "A setting is an argument of `zsvec.open`, a variable of the environment, or a line of a TOML file. Arguments come "
+    "first, then the environment, then `zsvec.toml` in the working directory, then `config.toml` in the user's "
+    "configuration folder (of the application `zsvec`). Mappings are JSON in the environment."
+)
 
 
 def settings_page() -> str:
@@ -91,10 +106,7 @@ def settings_page() -> str:
                 "# Settings",
                 "This page has every setting with its default, its variable and its meaning. It is made by "
                 "`scripts/write_pages.py`.",
-                "A setting is an argument of `zsvec.open`, a variable of the environment, or a line of a TOML file. "
-                "Arguments come first, then the environment, then `zsvec.toml` in the working directory, then "
-                "`config.toml` in the user's configuration folder (of the application `zsvec`). Mappings are JSON in the "
-                "environment.",
+                _ORDER,
                 _fields(Settings, lambda name: f"`ZSVEC_{name.upper()}`"),
                 "## Generation",
                 "The fields of `generation`, in TOML under `[generation]`.",
@@ -168,14 +180,12 @@ def _one_of(names: Iterable[Any]) -> str:
 
 def _bounds(metadata: Iterable[Any]) -> str:
     flat = [part for one in metadata for part in (one.metadata if isinstance(one, FieldInfo) else [one])]
-    found = [
-        f"{words} {getattr(one, attribute):,}"
-        for one in flat
-        if isinstance(one, BaseMetadata) and not isinstance(one, MinLen)
+    return ", ".join(
+        f"{words} {getattr(one, attribute):,g}"
         for kind, (words, attribute) in _BOUNDS.items()
+        for one in flat
         if isinstance(one, kind)
-    ]
-    return ", ".join(found)
+    )
 
 
 def _default(field: FieldInfo) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,11 +14,11 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture
-def write_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def write_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(SCRIPTS)
     import write_pages
 
-    yield write_pages
+    return write_pages
 
 
 @pytest.mark.parametrize("topic", ["commands", "settings"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace as with_changes
 from functools import cached_property
 from numbers import Real
 from types import TracebackType
@@ -431,11 +432,12 @@ class Classifier:
     def _predict(self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow | None) -> list[Prediction]:
         with flow.stage("search") if flow else nullcontext():
             found = self._searcher.search(vectors, _NEAREST, self._index())
-        found = self.scoring.used(found)
-        if not found.experts:
+        # A modality that is not in use any more may still have references.
+        used = tuple(expert for expert in found.experts if expert.name in self.scoring.temperatures)
+        if not used:
             raise self._empty()
         with flow.stage("fuse") if flow else nullcontext():
-            return self.scoring.predict(found, sources, top_k)
+            return self.scoring.predict(with_changes(found, experts=used), sources, top_k)
 
     def _index(self) -> IndexSpec:
         """How references in memory are compared: with our own encoders, once these are loaded, else by numpy."""

@@ -45,7 +45,7 @@ from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.scoring import Scoring
 from zsvec.search.searcher import Hold, InProcess, Searcher
 from zsvec.store import Census, Store
-from zsvec.store.base import CATALOG
+from zsvec.store.schema import CATALOG
 from zsvec.stream import Flow, StreamStats, ahead, from_async, in_thread, prefetch
 from zsvec.types import Category, Prediction, encoder_and_modality
 

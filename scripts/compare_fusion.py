@@ -35,8 +35,8 @@ from zsvec.encoders.spec import TEMPERATURES
 from zsvec.evaluation import labelled_images
 from zsvec.evaluation.metrics import blind_auroc
 from zsvec.inputs.categories import CategoryInput
-from zsvec.inputs.folders import read_categories
-from zsvec.inputs.images import find_images, load_image
+from zsvec.inputs.folders import find_images, read_categories
+from zsvec.inputs.images import load_image
 from zsvec.method.aggregation import aggregate
 from zsvec.method.fit import expected_calibration_error
 from zsvec.method.fusion import STRATEGIES

@@ -70,7 +70,7 @@ class Workshop:
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with fast_folder() as folder, open_store(load_settings(store=str(folder / "store"))) as opened:
+    with fast_folder() as folder, open_store(str(folder / "store"), namespace="zsvec") as opened:
         yield opened
 
 
@@ -105,11 +105,11 @@ def test_a_new_category(workshop: Workshop, tmp_path: Path) -> None:
 
 def test_the_vectors_are_those_of_the_encoders(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline"], [photo(1)])
-    held = {reference.key[:2]: reference.vector for reference in workshop.store.stored("cat")}
+    stored = {reference.key[:2]: reference.vector for reference in workshop.store.stored("cat")}
     clip, dino = workshop.encoders
-    np.testing.assert_allclose(held["clip", "text"], clip.encode_texts(["a feline"])[0], atol=1e-6)
-    np.testing.assert_allclose(held["clip", "image"], clip.encode_images([photo(1)])[0], atol=1e-6)
-    np.testing.assert_allclose(held["dino", "image"], dino.encode_images([photo(1)])[0], atol=1e-6)
+    np.testing.assert_allclose(stored["clip", "text"], clip.encode_texts(["a feline"])[0], atol=1e-6)
+    np.testing.assert_allclose(stored["clip", "image"], clip.encode_images([photo(1)])[0], atol=1e-6)
+    np.testing.assert_allclose(stored["dino", "image"], dino.encode_images([photo(1)])[0], atol=1e-6)
 
 
 def test_an_addition_embeds_only_what_is_new(workshop: Workshop) -> None:
@@ -208,7 +208,7 @@ def test_metadata_is_kept_until_another_is_given(workshop: Workshop) -> None:
 def test_an_image_that_one_encoder_knows_and_another_does_not(workshop: Workshop) -> None:
     image = photo(1)
     workshop.add("cat", [], [image])
-    known = next(held for held in workshop.store.stored("cat") if held.encoder == "clip")
+    known = next(stored for stored in workshop.store.stored("cat") if stored.encoder == "clip")
     workshop.add("cat", ["a feline"], replace=True)
     workshop.store.write([_write("cat", [known])])
     assert workshop.add("cat", [], [image]).references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
@@ -277,7 +277,7 @@ def test_images_are_no_references_where_no_encoder_sees(store: Store) -> None:
     "texts", ["a feline", [""], ["a", " \n"], [None], [b"a"], [["a"]], 5, ["a" * 20_001], ["\ud800"]]
 )
 def test_texts_that_cannot_be_used(workshop: Workshop, texts: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"text.* must|text may have 20,000 characters"):
+    with pytest.raises(InvalidInputError, match=r"text.* must|text may have at most 20,000 characters"):
         workshop.add("cat", texts)
     assert workshop.store.categories() == []
 
@@ -320,7 +320,7 @@ def test_names_as_they_are_stored(workshop: Workshop, name: str, stored: str) ->
         ("a\x1b[31mb", r"in one line. Got 'a\\x1b\[31mb'"),
         ("a\u2028b", r"in one line. Got 'a\\u2028b'"),
         ("a\udcff", r"in one line. Got 'a\\udcff'"),
-        ("x" * 501, "may have 500 characters. Got 501, 'xxx"),
+        ("x" * 501, "at most 500 characters. Got 501, 'xxx"),
         (None, "must be a str. Got None"),
         (5, "must be a str. Got 5"),
         (b"cat", "must be a str. Got b'cat'"),
@@ -355,10 +355,10 @@ def test_vectors_given_are_stored_at_unit_length_and_not_embedded(workshop: Work
     category = workshop.add("cat", [], vectors={"clip:image": given, "clip:text": [[1.0] + [0.0] * 31]})
     assert category.references == {"clip:image": 3, "clip:text": 1}
     assert workshop.embedded() == {"clip": (0, 0), "dino": (0, 0)}
-    held = np.array([r.vector for r in workshop.store.stored("cat") if r.modality == "image"])
+    stored = np.array([r.vector for r in workshop.store.stored("cat") if r.modality == "image"])
     unit = given / np.linalg.norm(given, axis=1, keepdims=True)
-    order = np.argmax(held @ unit.T, axis=0)
-    np.testing.assert_allclose(held[order], unit, atol=1e-6)
+    order = np.argmax(stored @ unit.T, axis=0)
+    np.testing.assert_allclose(stored[order], unit, atol=1e-6)
     assert workshop.add("cat", [], vectors={"clip:image": given.tolist()}) == category
 
 
@@ -431,7 +431,7 @@ CIRCLE["a"] = CIRCLE
         (nested(33), "32 levels. Got .* and 33"),
         (nested(150), "32 levels. Got .* and 150"),  # beyond 127 the embedded engine could not open its store again
         (nested(100_000), "metadata must be a JSON object"),
-        ({"a": "x" * 100_000}, "100,000 characters"),
+        ({"a": "x" * 100_000}, "at most 100,000 characters"),
         ([1], r"mapping of str to JSON. Got \[1\]"),
         ("{}", "mapping of str to JSON. Got '{}'"),
         (5, "mapping of str to JSON. Got 5"),

@@ -14,7 +14,8 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.inputs.categories import CategoryInput
-from zsvec.inputs.images import find_images, load_image
+from zsvec.inputs.folders import find_images
+from zsvec.inputs.images import load_image
 from zsvec.profiles import PROFILES
 
 SIZE = (500, 375)

@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -152,7 +152,7 @@ def _plot(path: Path, title: str, draw: Callable[[Any], None]) -> None:
 def _circumstances(device: str) -> dict[str, Any]:
     return {
         "command": " ".join(sys.argv),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "system": platform.platform(),
             "cpu": _cpu(),

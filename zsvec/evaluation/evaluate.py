@@ -14,7 +14,7 @@ from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import blind_auroc
 from zsvec.inputs.categories import checked_name
-from zsvec.inputs.images import find_images
+from zsvec.inputs.folders import find_images
 from zsvec.method.fit import expected_calibration_error
 from zsvec.types import Prediction, Ranking
 

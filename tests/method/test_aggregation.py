@@ -176,12 +176,18 @@ def test_experts_are_aggregated_into_the_columns_of_what_they_cover() -> None:
         (
             ExpertSimilarities(name="x:image", coverage=np.arange(3), similarities=COMPLETE, nearest=nearest),
             ExpertSimilarities(
-                name="y:text", coverage=np.array([1, 3]), similarities=table([[0.1], [0.2]], [[0.3], [0.4]]), nearest=nearest
+                name="y:text",
+                coverage=np.array([1, 3]),
+                similarities=table([[0.1], [0.2]], [[0.3], [0.4]]),
+                nearest=nearest,
             ),
         ),
     )
     got = aggregate_experts(found, {"y:text": ["mean"], "x:image": ["max", "mean", "max"]}, 5)
-    assert {expert: list(by_name) for expert, by_name in got.items()} == {"x:image": ["max", "mean"], "y:text": ["mean"]}
+    assert {expert: list(by_name) for expert, by_name in got.items()} == {
+        "x:image": ["max", "mean"],
+        "y:text": ["mean"],
+    }
     assert list(got) == ["x:image", "y:text"]
     assert {values.dtype for by_name in got.values() for values in by_name.values()} == {np.dtype(np.float32)}
     nan = np.nan

@@ -119,9 +119,15 @@ def test_by_hand(method: str, third: float) -> None:
     assert got.categories == ("a", "b")
     np.testing.assert_array_equal(got.labels, [0, 0, 1])
     assert list(got.aggregations) == ["clip:text", "clip:image"]
-    np.testing.assert_allclose(got.aggregations["clip:image"][method], [[0.6, 0.0], [0.6, 0.8], [third, NAN]], atol=1e-6)
-    np.testing.assert_allclose(got.aggregations["clip:text"][method], [[0.8, 0.6], [0.96, -0.28], [0.6, -0.8]], atol=1e-6)
-    assert {similarity.dtype for by_name in got.aggregations.values() for similarity in by_name.values()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(
+        got.aggregations["clip:image"][method], [[0.6, 0.0], [0.6, 0.8], [third, NAN]], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        got.aggregations["clip:text"][method], [[0.8, 0.6], [0.96, -0.28], [0.6, -0.8]], atol=1e-6
+    )
+    assert {similarity.dtype for by_name in got.aggregations.values() for similarity in by_name.values()} == {
+        np.dtype(np.float32)
+    }
 
 
 @pytest.mark.parametrize(
@@ -307,7 +313,9 @@ def test_order_of_references_and_of_experts_does_not_matter(experts: dict[str, V
     for expert, was in zip(experts, before.coverage, strict=True):
         np.testing.assert_array_equal(covered[expert], was)
         for method in METHODS:
-            np.testing.assert_allclose(after.aggregations[expert][method], before.aggregations[expert][method], atol=2e-6)
+            np.testing.assert_allclose(
+                after.aggregations[expert][method], before.aggregations[expert][method], atol=2e-6
+            )
 
 
 # ---- how many
@@ -367,7 +375,9 @@ def test_images_that_are_not_taken_are_still_references() -> None:
     ],
 )
 def test_no_images_or_no_second_category(experts: dict[str, Vectors]) -> None:
-    assert leave_one_out({name: references(vectors) for name, vectors in experts.items()}, METHODS, 5, EVERYTHING) is None
+    assert (
+        leave_one_out({name: references(vectors) for name, vectors in experts.items()}, METHODS, 5, EVERYTHING) is None
+    )
 
 
 def test_a_second_category_may_be_covered_by_its_text_alone() -> None:

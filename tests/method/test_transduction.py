@@ -299,7 +299,9 @@ def test_a_batch_that_is_not_compared_with_everything_is_answered_as_without_it(
 def test_both_searches_give_a_batch_the_same_answer() -> None:
     with fast_folder() as folder:
         fill(folder)
-        by = [answers(folder, IMAGES, alone=False, fusion="transductive", index=index) for index in ("memory", "qdrant")]
+        by = [
+            answers(folder, IMAGES, alone=False, fusion="transductive", index=index) for index in ("memory", "qdrant")
+        ]
     for one, other in zip(*map(rankings, by), strict=True):
         assert one == pytest.approx(other, abs=1e-3)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
-from zsvec.errors import EncoderMismatchError, StoreError
+from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
 from zsvec.store.base import Backend, Where
 from zsvec.store.catalog import Catalog
 from zsvec.store.references import ReferenceCollections
+from zsvec.store.schema import CATALOG
 from zsvec.types import Fingerprint
+
+_ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 def bind(
@@ -27,7 +31,14 @@ def bind(
 
 def check_names(catalog: Catalog, names: Iterable[str]) -> None:
     """As `zsvec.store.store.Store.check`."""
-    stored, used = catalog.encoders(), set(names)
+    used = set(names)
+    for name in sorted(used):
+        if name == CATALOG or not _ENCODER_NAME.fullmatch(name):
+            raise InvalidInputError(
+                f"an encoder cannot be named {name!r}: it is part of the name of a collection, so take letters, "
+                f"digits, '_', '-' and '.', and not {CATALOG!r}"
+            )
+    stored = catalog.encoders()
     if stored and set(stored) != used:
         raise EncoderMismatchError(
             f"{catalog.location} has vectors of the encoders {', '.join(sorted(stored))}, and "

@@ -81,6 +81,7 @@ class Store:
         """Refuse encoders of other names than those that the store was written with.
 
         Raises:
+            InvalidInputError: A name cannot be part of the name of a collection.
             EncoderMismatchError: The names differ.
         """
         ownership.check_names(self._catalog, names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -142,8 +142,7 @@ class Embedder:
             One embedding for each image, with its ``error`` if it cannot be read.
         """
         flow = Flow()
-        batches = self.batches(images, batch_size, flow)
-        try:
+        with closing(self.batches(images, batch_size, flow)) as batches, flow:
             for batch, vectors in batches:
                 rows = iter(range(len(batch)))
                 for image in batch:
@@ -152,9 +151,6 @@ class Embedder:
                     else:
                         row = next(rows)
                         yield Embedding(image.source, {name: matrix[row] for name, matrix in vectors.items()})
-        finally:
-            flow.end()
-            batches.close()
 
 
 def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str, Fingerprint]) -> Vectors:

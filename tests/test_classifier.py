@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -130,7 +130,8 @@ def test_classifying_writes_nothing(clf: Classifier) -> None:
 def test_a_reference_itself_is_not_novel(folder: Path) -> None:
     with fill(open_classifier(folder, calibration="off")) as clf:
         prediction = clf.classify(coloured("green", 1))
-    assert prediction.novelty == pytest.approx(0, abs=1e-6)
+    assert prediction.novelty is None
+    assert prediction.distance == pytest.approx(0, abs=1e-6)
     nearest = prediction.experts["dino:image"].neighbors[0]
     assert (nearest.category, nearest.source) == ("green", "image")
     assert nearest.similarity == pytest.approx(1, abs=1e-6)
@@ -264,9 +265,14 @@ def test_an_endless_stream_is_read_a_little_ahead(clf: Classifier) -> None:
 
 def check_evidence(prediction: Prediction, experts: set[str], n_categories: int) -> None:
     """Whatever the settings, for rankings of all categories: the numbers agree with each other."""
-    assert prediction.ranking[0] == (prediction.label, prediction.probability)
+    assert prediction.ranking[0] == (prediction.nearest, prediction.probability)
+    assert prediction.label == (None if prediction.unknown else prediction.nearest)
     assert len(prediction.ranking) == n_categories
-    assert 0 <= prediction.novelty <= (2 if prediction.calibration == "none" else 1)
+    assert (prediction.novelty is None) == (prediction.calibration == "none")
+    assert prediction.novelty is None or 0 <= prediction.novelty <= 1
+    largest = max(expert.neighbors[0].similarity for expert in prediction.experts.values())
+    assert prediction.distance == pytest.approx(1 - largest, abs=1e-6)
+    assert prediction.fusion in STRATEGIES
     assert prediction.experts.keys() == experts
     assert sum(expert.weight for expert in prediction.experts.values()) == pytest.approx(1)
     for ranking in (prediction.ranking, *(expert.ranking for expert in prediction.experts.values())):
@@ -301,15 +307,15 @@ def test_every_setting_gives_complete_evidence_and_both_searches_agree(
         pass
     images = [coloured("red", 100), coloured("orange", 7), coloured("white", 3), coloured("blue", 0)]
     answers: list[list[Prediction]] = []
-    for search in ("mirror", "qdrant", "auto"):
-        with open_classifier(folder, search=search, **settings) as clf:
+    for index in ("memory", "qdrant", "auto"):
+        with open_classifier(folder, index=index, **settings) as clf:
             answers.append(clf.classify(images, top_k=10))
-    for mirror, qdrant, auto in zip(*answers, strict=True):
-        check_evidence(mirror, EXPERTS, len(COLOURS))
+    for memory, qdrant, auto in zip(*answers, strict=True):
+        check_evidence(memory, EXPERTS, len(COLOURS))
         check_evidence(qdrant, EXPERTS, len(COLOURS))
-        assert same(mirror, qdrant)
-        assert same(mirror, auto)
-        assert mirror.calibration == ("none" if calibration == "off" else "current")
+        assert same(memory, qdrant)
+        assert same(memory, auto)
+        assert memory.calibration == ("none" if calibration == "off" else "current")
     assert [answer.label for answer in answers[0]][::3] == ["red", "blue"]
 
 
@@ -321,6 +327,7 @@ def same(one: Prediction, other: Prediction) -> bool:
             "label": prediction.label,
             "calibration": prediction.calibration,
             "novelty": prediction.novelty,
+            "distance": prediction.distance,
             "ranking": dict(prediction.ranking),
             **{f"weight of {name}": expert.weight for name, expert in prediction.experts.items()},
             **{f"entropy of {name}": expert.entropy for name, expert in prediction.experts.items()},
@@ -357,16 +364,17 @@ def test_the_numbers_of_a_case_worked_by_hand(folder: Path) -> None:
     assert expert.entropy == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), abs=1e-6)
     assert [(n.category, n.source) for n in expert.neighbors] == [("b", "vector"), ("a", "vector"), ("b", "vector")]
     assert [n.similarity for n in expert.neighbors] == pytest.approx([0.8, 0.6, -1], abs=1e-6)
-    assert prediction.novelty == pytest.approx(0.2, abs=1e-6)
+    assert prediction.distance == pytest.approx(0.2, abs=1e-6)
+    assert (prediction.novelty, prediction.unknown) == (None, False)
 
 
-def test_novelty_is_that_of_the_expert_that_sees_the_image_farthest(folder: Path) -> None:
+def test_distance_is_that_to_the_nearest_reference_of_any_expert(folder: Path) -> None:
     one, other = (HashEncoder(name, dim=2, modalities=("text", "image")) for name in ("one", "other"))
     with open_classifier(folder, one, other, calibration="off") as clf:
         clf.add_category("a", [], vectors={"one:image": [[1, 0], [3, 4]], "other:image": [[1, 0]]})
-        clf.add_category("b", [], vectors={"one:text": [[-1, 0]]})  # texts do not count where there are images
-        nearest = clf.classify_vectors({"one": [[1, 0], [0, 1], [1, 0]], "other": [[0, 1], [1, 0], [-1, 0]]})
-    assert [prediction.novelty for prediction in nearest] == pytest.approx([1.0, 0.2, 2.0], abs=1e-6)
+        clf.add_category("b", [], vectors={"one:text": [[-1, 0]]})
+        nearest = clf.classify_vectors({"one": [[1, 0], [0, 1], [0, -1]], "other": [[0, 1], [0, 1], [-1, 0]]})
+    assert [prediction.distance for prediction in nearest] == pytest.approx([0.0, 0.2, 1.0], abs=1e-6)
 
 
 def test_fixed_weights_are_shares(folder: Path) -> None:
@@ -388,17 +396,16 @@ def test_the_order_in_which_categories_came_does_not_matter() -> None:
     assert all(same(one, other) for answer in answers[1:] for one, other in zip(answers[0], answer, strict=True))
 
 
-def test_an_image_far_from_all_is_unknown_above_a_threshold(folder: Path) -> None:
+def test_without_a_calibration_there_is_a_distance_and_nothing_is_unknown(folder: Path) -> None:
     known, stranger = coloured("red", 100), coloured("white", 1)
     with fill(open_classifier(folder, calibration="off")) as clf:
-        near, far = (prediction.novelty for prediction in clf.classify([known, stranger]))
-        assert near < 0.2 < far
-        assert not any(prediction.unknown for prediction in clf.classify([known, stranger]))
-    for threshold, expected in {0.0: [True, True], 0.2: [False, True], 2.0: [False, False]}.items():
+        near, far = clf.classify([known, stranger])
+        assert near.distance < far.distance
+    for threshold in (0.0, 0.5, 1.0):
         with open_classifier(folder, unknown_above=threshold, calibration="off") as clf:
-            assert [prediction.unknown for prediction in clf.classify([known, stranger])] == expected
-    with open_classifier(folder, unknown_above=far, calibration="off") as clf:
-        assert not clf.classify(stranger).unknown  # above it, not at it
+            answers = clf.classify([known, stranger])
+            assert [(answer.novelty, answer.unknown) for answer in answers] == [(None, False)] * 2
+            assert [answer.label for answer in answers] == [answer.nearest for answer in answers]
 
 
 def test_a_calibrated_store_can_tell_by_itself_what_is_unknown(folder: Path) -> None:
@@ -408,6 +415,7 @@ def test_a_calibrated_store_can_tell_by_itself_what_is_unknown(folder: Path) -> 
         predictions = clf.classify(images)
         assert [prediction.unknown for prediction in predictions] == expected
         assert [prediction.novelty > 0.5 for prediction in predictions] == expected
+        assert [prediction.label is None for prediction in predictions] == expected
         assert {prediction.calibration for prediction in predictions} == {"current"}
     far = predictions[-1].novelty
     for threshold, above in {0.0: [True] * 4, far: [False] * 4, 1.0: [False] * 4}.items():
@@ -696,8 +704,8 @@ def test_references_of_a_modality_that_is_not_in_use_any_more_are_left_alone(clf
         HashEncoder("clip", dim=32, modalities=("image",)),
         HashEncoder("dino", dim=16, modalities=("image",)),
     )
-    for search in ("mirror", "qdrant"):
-        with open_classifier(folder, *only_images, search=search) as clf:
+    for index in ("memory", "qdrant"):
+        with open_classifier(folder, *only_images, index=index) as clf:
             prediction = clf.classify(coloured("red", 100))
             assert prediction.label == "red"
             assert prediction.experts.keys() == {"clip:image", "dino:image"}
@@ -747,8 +755,9 @@ def test_a_small_store_is_calibrated_without_being_asked(
 
 def test_a_whole_import_is_calibrated_at_its_end(empty: Classifier) -> None:
     inputs = [CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)]) for colour in COLOURS]
-    for done in empty.add_categories(inputs):
-        assert empty.store.calibration() is None, done
+    states = []
+    empty.add_categories(inputs, on_commit=lambda category: states.append(empty.store.calibration()))
+    assert states == [None, None, None]
     assert calibration_states(empty) == ("current", "current")
 
 
@@ -763,7 +772,7 @@ def test_one_category_that_is_left_has_no_calibration(empty: Classifier) -> None
 
 def test_a_large_store_goes_stale_until_it_is_calibrated(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = clf.store.calibration()
-    monkeypatch.setattr("zsvec.classifier._CHEAP", 0)
+    monkeypatch.setattr("zsvec.calibrator._CHEAP", 0)
     changes: list[Callable[[], object]] = [
         lambda: clf.add_category("white", images=[coloured("white", seed) for seed in range(3)]),
         lambda: clf.add_category("white", ["like snow"]),
@@ -784,7 +793,7 @@ def test_a_large_store_goes_stale_until_it_is_calibrated(clf: Classifier, monkey
 def test_a_large_store_is_not_calibrated_for_the_first_time_either(
     empty: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.classifier._CHEAP", 0)
+    monkeypatch.setattr("zsvec.calibrator._CHEAP", 0)
     fill(empty)
     assert calibration_states(empty) == ("none", "none")
     report = empty.calibrate()
@@ -806,7 +815,7 @@ def test_what_is_cheap(clf: Classifier, monkeypatch: pytest.MonkeyPatch, work: s
     products = 12 * (12 + 4) * 32 + 12 * 12 * 16
     # And the fitting of three experts in two views, of each image to each of four categories.
     multiplications = products + 12 * 4 * 3 * 2 * 20_000
-    monkeypatch.setattr("zsvec.classifier._CHEAP", multiplications - (work == "too much"))
+    monkeypatch.setattr("zsvec.calibrator._CHEAP", multiplications - (work == "too much"))
     fill(clf, ("white",))
     assert calibration_states(clf)[0] == ("current" if work == "just enough" else "stale")
 
@@ -853,7 +862,7 @@ def test_a_calibration_without_one_of_the_experts_is_none(clf: Classifier, monke
     assert kept is not None
     assert set(kept["experts"]) == EXPERTS - {"clip:text"}
     assert calibration_states(clf) == ("current", "current")
-    monkeypatch.setattr("zsvec.classifier._CHEAP", 0)
+    monkeypatch.setattr("zsvec.calibrator._CHEAP", 0)
     clf.add_category("red", ["all red"])
     assert calibration_states(clf) == ("none", "stale")
     clf.remove_category("red")
@@ -896,8 +905,8 @@ def test_false_alarms_are_those_of_the_settings_unless_given(folder: Path) -> No
         few, many = (clf.calibrate(false_unknown_rate=fraction).calibration for fraction in (0.01, 0.5))
         assert (few.false_unknown_rate, many.false_unknown_rate) == (0.01, 0.5)
         assert (
-            few.views.thresholds["clip:image+clip:text+dino:image"]
-            < many.views.thresholds["clip:image+clip:text+dino:image"]
+            few.aggregations.thresholds["clip:image+clip:text+dino:image"]
+            < many.aggregations.thresholds["clip:image+clip:text+dino:image"]
         )
         assert clf.calibrate().calibration.false_unknown_rate == 0.2
 
@@ -918,7 +927,7 @@ def test_a_store_that_cannot_be_calibrated(empty: Classifier, folder: Path, cont
 
 
 def test_a_calibration_of_categories_that_are_gone_is_dropped(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zsvec.classifier._CHEAP", 0)
+    monkeypatch.setattr("zsvec.calibrator._CHEAP", 0)
     clf.remove_category("red")
     clf.remove_category("green")
     assert calibration_states(clf) == ("stale", "stale")
@@ -976,7 +985,7 @@ def test_adding_what_is_there_does_not_write_the_calibration_again(
     monkeypatch.setattr(clf.store, "keep_calibration", written.append)
     fill(clf)
     inputs = [CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)]) for colour in COLOURS]
-    assert len(list(clf.add_categories(inputs))) == 3
+    assert len(clf.add_categories(inputs)) == 3
     assert written == []
     assert clf.store.calibration() == kept
     clf.add_category("red", [], [coloured("red", 3)])
@@ -1027,11 +1036,15 @@ def test_a_calibration_for_another_aggregation_is_replaced_only_when_asked(
 @pytest.mark.parametrize("after", [2, 3])
 def test_whoever_stops_an_import_early_leaves_a_current_calibration(empty: Classifier, after: int) -> None:
     inputs = [CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)]) for colour in COLOURS]
-    adding = empty.add_categories(inputs)
-    for _ in itertools.islice(adding, after):
-        pass
-    assert isinstance(adding, Generator)
-    adding.close()
+    committed = []
+
+    def stop(category: zsvec.Category) -> None:
+        committed.append(category)
+        if len(committed) == after:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        empty.add_categories(inputs, on_commit=stop)
     assert len(empty.categories()) >= after
     assert calibration_states(empty) == ("current", "current")
 
@@ -1044,7 +1057,7 @@ def test_an_image_that_fails_leaves_a_current_calibration(empty: Classifier) -> 
     ]
     added: list[str] = []
     with pytest.raises(ImageError):
-        added += [category.name for category in empty.add_categories(inputs)]
+        empty.add_categories(inputs, on_commit=lambda category: added.append(category.name))
     assert "broken" not in [category.name for category in empty.categories()]
     assert calibration_states(empty) == ("current", "current")
 
@@ -1059,14 +1072,14 @@ def test_many_categories_are_not_calibrated_without_being_asked(
         nonlocal calls
         calls += 1
 
-    monkeypatch.setattr("zsvec.classifier.calibrate", count)
+    monkeypatch.setattr("zsvec.calibrator.calibrate", count)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(categories, 2, 48))
     inputs = [
         CategoryInput(name=f"{i:04d}", vectors={"clip:image": of[:, :32], "dino:image": of[:, 32:]})
         for i, of in enumerate(vectors)
     ]
-    assert len(list(empty.add_categories(inputs))) == categories
+    assert len(empty.add_categories(inputs)) == categories
     assert calls == int(calibrated)
 
 
@@ -1123,7 +1136,7 @@ def test_vectors_of_two_encoders_are_of_the_same_images_if_they_are_as_many(
         assert len(digests["clip"] & digests["dino"]) == (4 if learned else 0)
     calibration = empty.calibrate().calibration
     assert calibration.images == (12 if learned else 21)
-    assert calibration.views.learned == calibration.plain.learned == learned
+    assert calibration.aggregations.learned == calibration.plain.learned == learned
 
 
 def test_vectors_that_are_given_again_change_nothing(empty: Classifier) -> None:
@@ -1233,7 +1246,7 @@ def test_an_expert_that_is_not_there(folder: Path, setting: str) -> None:
         ({"profile": "bass"}, r"no profile is named 'bass'; choose one of base, offline, plus"),
         ({"namespace": "a/b"}, r"namespace: .* \(got 'a/b'\)"),
         ({"namespace": ""}, r"namespace: .* \(got ''\)"),
-        ({"search": "both"}, r"search: .*'auto', 'mirror' or 'qdrant' \(got 'both'\)"),
+        ({"index": "both"}, r"index: .*'auto', 'memory' or 'qdrant' \(got 'both'\)"),
         ({"fusion": "sum"}, r"fusion: .* \(got 'sum'\)"),
         ({"aggregation": "median"}, r"aggregation: .* \(got 'median'\)"),
         ({"device": "tpu"}, r"device: .* \(got 'tpu'\)"),

@@ -214,7 +214,7 @@ def test_what_is_committed_elsewhere_is_in_the_very_next_batch(two_handles: tupl
         assert [("white" in dict(prediction.ranking)) for prediction in batch] == [added] * 2
         assert {prediction.label == "white" for prediction in batch} == {added}
         assert eventually(
-            lambda: reader.stats.waiting["encode"] == 1
+            lambda: stream.stats.waiting["encode"] == 1
         )  # the next is embedded already, before the change
     stream.close()
 
@@ -320,43 +320,59 @@ def test_statistics_while_it_runs_and_afterwards(clf: Classifier) -> None:
     images: list[Any] = [*pictures(20), b"", *pictures(20)]
     stream = stream_of(clf, images, batch_size=4, **PATIENT)
     next(stream)
-    running = clf.stats
+    running = stream.stats
     assert (running.images, running.failed) == (4, 0)
     assert running.seconds > 0
     assert set(running.busy) == {"decode", "preprocess", "encode", "search", "fuse"}
     assert all(seconds > 0 for seconds in running.busy.values())
-    assert eventually(lambda: clf.stats.waiting == {"encode": 1, "decode": 8})
+    assert eventually(lambda: stream.stats.waiting == {"encode": 1, "decode": 8})
     assert len(list(stream)) == 40
-    after = clf.stats
+    after = stream.stats
     assert (after.images, after.failed) == (41, 1)
     assert after.waiting == {"encode": 0, "decode": 0}
     assert after.seconds > running.seconds
     assert after.rate == 41 / after.seconds
     assert all(after.busy[stage] >= running.busy[stage] for stage in running.busy)
     time.sleep(0.02)
-    assert clf.stats == after
+    assert stream.stats == after
 
 
 def test_statistics_of_a_stream_that_ended_early_stand_still(clf: Classifier) -> None:
     stream = stream_of(clf, endless(), batch_size=2)
     next(stream)
     stream.close()
-    after = clf.stats
+    after = stream.stats
     time.sleep(0.02)
-    assert clf.stats == after
+    assert stream.stats == after
     assert after.images == 2
 
 
-def test_statistics_are_of_the_stream_that_was_begun_last(clf: Classifier) -> None:
+def test_each_stream_has_its_own_statistics_and_the_classifier_their_sum(clf: Classifier) -> None:
+    before = clf.stats
     first, second = stream_of(clf, pictures(8), batch_size=2), stream_of(clf, pictures(6), batch_size=3)
     next(second)
-    assert clf.stats.images == 3
+    assert (first.stats.images, second.stats.images, clf.stats.images) == (0, 3, before.images + 3)
     next(first)
-    assert clf.stats.images == 2
+    assert (first.stats.images, second.stats.images, clf.stats.images) == (2, 3, before.images + 5)
     assert len(list(second)) == 5
-    assert clf.stats.images == 2
     assert len(list(first)) == 7
-    assert clf.stats.images == 8
+    assert (first.stats.images, second.stats.images) == (8, 6)
+    assert clf.stats.images == before.images + 14
+    assert clf.stats.failed == before.failed
+    assert clf.stats.seconds == pytest.approx(before.seconds + first.stats.seconds + second.stats.seconds)
+    assert clf.stats.busy["encode"] >= first.stats.busy["encode"] + second.stats.busy["encode"]
+
+
+def test_a_single_image_needs_no_thread_and_is_no_stream(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = clf.classify([coloured("red", 100)])
+    before = clf.stats
+
+    def refuse(thread: threading.Thread) -> None:
+        raise AssertionError(f"{thread} was started")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert [clf.classify(coloured("red", 100))] == expected
+    assert clf.stats == before
 
 
 def test_a_classifier_that_has_classified_nothing(folder: Path) -> None:

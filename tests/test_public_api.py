@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,33 @@ import pytest
 
 import zsvec
 from zsvec import errors
+from zsvec.testing import HashEncoder
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_names_of_the_package() -> None:
-    assert zsvec.__all__ == ["Category", "ExpertOutput", "Neighbor", "Prediction", "ZSVecError", "__version__", "open"]
+    assert zsvec.__all__ == [
+        *("Budget", "Category", "CategoryInput", "Classifier", "ExpertOutput", "Neighbor", "Prediction", "ZSVecError"),
+        *("__version__", "open"),
+    ]
     assert all(hasattr(zsvec, name) for name in zsvec.__all__)
+
+
+def test_all_other_names_of_the_package_are_underscored() -> None:
+    code = "import zsvec\nprint(*sorted(name for name in vars(zsvec) if not name.startswith('_')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    modules = {"annotations", "errors", "types"}  # of `from __future__`, and what is imported at once
+    assert set(done.stdout.split()) - modules - {"TYPE_CHECKING"} <= set(zsvec.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Trunk'"):
+        _ = zsvec.Trunk
+
+
+def test_every_error_is_public() -> None:
+    for module in modules():
+        for name, value in vars(importlib.import_module(module)).items():
+            if inspect.isclass(value) and issubclass(value, zsvec.ZSVecError) and not name.startswith("_"):
+                assert value.__module__ == "zsvec.errors", f"{module}.{name}"
 
 
 def test_a_star_import_does_not_import_more() -> None:
@@ -53,12 +74,9 @@ def test_what_a_classifier_can_be_asked() -> None:
     assert parameters(zsvec.open) == ["store=", "*", "encoders=", "**settings"]
     assert methods == {
         "add_category": ["name", "texts=", "images=", "*", "vectors=", "metadata=", "replace="],
-        "add_categories": ["categories", "*", "replace=", "on_error="],
+        "add_categories": ["categories", "*", "replace=", "on_error=", "on_commit="],
         "remove_category": ["name"],
         "categories": [],
-        "plan_generation": ["categories=", "*", "per_category=", "budget=", "folder="],
-        "generate": ["plan", "*", "keep_flagged=", "track="],
-        "generate_references": ["categories=", "*", "per_category=", "budget=", "folder=", "keep_flagged="],
         "classify": ["images", "*", "top_k=", "errors="],
         "aclassify": ["images", "*", "top_k=", "errors="],
         "classify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors="],
@@ -69,6 +87,11 @@ def test_what_a_classifier_can_be_asked() -> None:
         "load": [],
         "close": [],
     }
+    properties = {name for name, member in vars(Classifier).items() if isinstance(member, property | cached_property)}
+    assert properties == {"encoders", "generation", "stats"}
+    with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
+        attributes = {name for name in vars(classifier) if not name.startswith("_")}
+    assert attributes == {"scoring", "settings", "store"}
 
 
 # ---- errors
@@ -129,7 +152,11 @@ def described(value: Any) -> bool:
 
 
 # Implementations of the protocol `zsvec.store.base.Backend`, which describes their methods (so does ruff's D102).
-BY_PROTOCOL = ("zsvec.store.edge.EdgeBackend.", "zsvec.store.server.ServerBackend.")
+BY_PROTOCOL = (
+    "zsvec.store.edge.EdgeBackend.",
+    "zsvec.store.server.ServerBackend.",
+    "zsvec.store.server.MemoryBackend.",
+)
 # Attributes that the docstring of their protocol describes in a list.
 BY_CLASS = {
     *(f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "backbone")),
@@ -151,7 +178,7 @@ def test_the_methods_that_a_protocol_describes_are_all_its_own() -> None:
     for implementation in BY_PROTOCOL:
         module, _, cls = implementation.rstrip(".").rpartition(".")
         made = getattr(importlib.import_module(module), cls)
-        methods = {name for name, member in vars(made).items() if callable(member) and not name.startswith("_")}
+        methods = {name for name in dir(made) if callable(getattr(made, name)) and not name.startswith("_")}
         assert methods == {name for name in vars(Backend) if not name.startswith("_")} - {"location", "exclusive"}
     assert all(member.__doc__ for name, member in vars(Backend).items() if callable(member) and name[0] != "_")
 

@@ -803,7 +803,7 @@ def test_several_streams_in_one_loop(run: Callable[..., Any]) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("error", [FailureError("the source"), asyncio.TimeoutError("the source"), KeyError("it")])
+@pytest.mark.parametrize("error", [FailureError("the source"), TimeoutError("the source"), KeyError("it")])
 def test_a_failure_of_an_async_source_comes_after_what_it_gave(run: Callable[..., Any], error: Exception) -> None:
     got: list[int] = []
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import pytest
 
@@ -19,13 +19,17 @@ IMAGE = ExpertOutput(weight=0.25, entropy=0.0, ranking=(("cat", 1.0),), neighbor
 CAT = Prediction(
     source="photo.jpg",
     label="cat",
+    nearest="cat",
     probability=0.8125,
     unknown=False,
     novelty=0.125,
+    distance=0.25,
     ranking=(("cat", 0.8125), ("dog", 0.125), ("fox", 0.0625)),
     experts={"clip:text": TEXT, "dino:image": IMAGE},
+    fusion="log_linear",
     calibration="current",
 )
+STRANGE = replace(CAT, label=None, unknown=True, novelty=0.7)
 BROKEN = Prediction(source="broken.jpg", error="broken.jpg is empty")
 
 PANDA = Category(
@@ -46,9 +50,11 @@ def test_prediction_to_dict() -> None:
     assert CAT.to_dict() == {
         "source": "photo.jpg",
         "label": "cat",
+        "nearest": "cat",
         "probability": 0.8125,
         "unknown": False,
         "novelty": 0.125,
+        "distance": 0.25,
         "ranking": [
             {"label": "cat", "probability": 0.8125},
             {"label": "dog", "probability": 0.125},
@@ -71,34 +77,39 @@ def test_prediction_to_dict() -> None:
                 "neighbors": [{"category": "cat", "similarity": 0.9, "source": "a.jpg"}],
             },
         },
+        "fusion": "log_linear",
         "calibration": "current",
         "error": None,
     }
 
 
 def test_unknown_prediction_to_dict() -> None:
-    assert replace(CAT, unknown=True).to_dict() == {**CAT.to_dict(), "unknown": True}
+    assert STRANGE.to_dict() == {**CAT.to_dict(), "label": None, "unknown": True, "novelty": 0.7}
 
 
 def test_prediction_of_an_unreadable_image_to_dict() -> None:
     assert BROKEN.to_dict() == {
         "source": "broken.jpg",
         "label": None,
+        "nearest": None,
         "probability": None,
         "unknown": False,
         "novelty": None,
+        "distance": None,
         "ranking": [],
         "experts": {},
+        "fusion": None,
         "calibration": "none",
         "error": "broken.jpg is empty",
     }
 
 
-@pytest.mark.parametrize("prediction", [CAT, BROKEN, replace(CAT, unknown=True)])
+@pytest.mark.parametrize("prediction", [CAT, BROKEN, STRANGE])
 def test_prediction_keys_are_those_of_the_design(prediction: Prediction) -> None:
     said = prediction.to_dict()
     assert list(said) == [
-        *("source", "label", "probability", "unknown", "novelty", "ranking", "experts", "calibration", "error"),
+        *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
+        *("experts", "fusion", "calibration", "error"),
     ]
     for expert in said["experts"].values():
         assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
@@ -147,9 +158,10 @@ def test_dicts_are_copies() -> None:
         (replace(CAT, ranking=(*CAT.ranking, ("owl", 0.0))), str(CAT)),  # three categories are enough
         (replace(CAT, ranking=(("cat", 0.8125),)), "photo.jpg: cat 81.2%, novelty 0.12"),
         (
-            replace(CAT, unknown=True, novelty=0.7),
+            STRANGE,
             "photo.jpg: unknown; nearest is cat 81.2% (then dog 12.5%, fox 6.2%), novelty 0.70",
         ),
+        (replace(CAT, novelty=None), "photo.jpg: cat 81.2% (then dog 12.5%, fox 6.2%), distance 0.25"),
         (BROKEN, "broken.jpg: not classified, broken.jpg is empty"),
     ],
 )
@@ -211,5 +223,5 @@ def test_defaults_are_not_shared() -> None:
 
 
 def test_updated_is_the_last_commit_in_utc() -> None:
-    assert PANDA.updated == datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=timezone.utc)
+    assert PANDA.updated == datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC)
     assert replace(PANDA, rev=0).to_dict()["updated"] == "1970-01-01T00:00:00+00:00"

@@ -11,9 +11,11 @@ with zsvec.open("./animals", profile="offline") as clf:
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import os as _os
+from collections.abc import Iterable as _Iterable
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+from typing import Any as _Any
 
 from zsvec.errors import ZSVecError
 from zsvec.types import Category, ExpertOutput, Neighbor, Prediction
@@ -21,23 +23,46 @@ from zsvec.types import Category, ExpertOutput, Neighbor, Prediction
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
     from zsvec.encoders import Encoder
-
-# Read by OpenBLAS when numpy is first imported: how long its threads spin before they sleep, as a power of
-# two of clock cycles. The default of 26 keeps them in the way of torch; see `zsvec.method.linalg`.
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "18")
+    from zsvec.generation import Budget
+    from zsvec.inputs.categories import CategoryInput
 
 __version__ = "0.1.0"
-__all__ = ["Category", "ExpertOutput", "Neighbor", "Prediction", "ZSVecError", "__version__", "open"]
+__all__ = [
+    "Budget",
+    "Category",
+    "CategoryInput",
+    "Classifier",
+    "ExpertOutput",
+    "Neighbor",
+    "Prediction",
+    "ZSVecError",
+    "__version__",
+    "open",
+]
+
+# What takes longer to import than `import zsvec` should.
+_LATE = {
+    "Budget": "zsvec.generation",
+    "CategoryInput": "zsvec.inputs.categories",
+    "Classifier": "zsvec.classifier",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LATE:
+        return getattr(_import_module(_LATE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def open(  # noqa: A001 - zsvec.open, as there is gzip.open
-    store: str | os.PathLike[str] | None = None, *, encoders: Iterable[Encoder] | None = None, **settings: Any
+    store: str | _os.PathLike[str] | None = None, *, encoders: _Iterable[Encoder] | None = None, **settings: _Any
 ) -> Classifier:
     """Open a store of categories and classify by it.
 
     Args:
-        store: Folder of an embedded store, or ``http://`` or ``https://`` URL of a Qdrant server. Made
-            by the first write. By default ``ZSVEC_STORE``, or ``store`` of ``zsvec.toml``.
+        store: Folder of an embedded store, ``http://`` or ``https://`` URL of a Qdrant server, or ``:memory:`` for a
+            store that is gone when it is closed. Made by the first write. By default ``ZSVEC_STORE``, or ``store``
+            of ``zsvec.toml``.
         encoders: Encoder objects of your own, in the place of a profile's.
         **settings: Any field of `zsvec.config.Settings`, such as ``profile``, ``namespace``,
             ``api_key``, ``device``, ``fusion``; what is not given comes from the environment
@@ -58,7 +83,7 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     from zsvec.encoders.spec import TEMPERATURES
     from zsvec.types import expert_name
 
-    chosen = load_settings(store=os.fspath(store) if isinstance(store, os.PathLike) else store, **settings)
+    chosen = load_settings(store=_os.fspath(store) if isinstance(store, _os.PathLike) else store, **settings)
     if encoders is not None:
         own = EncoderSet(encoders, batch_size=chosen.batch_size)
         return Classifier(

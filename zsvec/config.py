@@ -6,12 +6,15 @@ Order of precedence: arguments, then the environment (``ZSVEC_STORE``, ``ZSVEC_P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import platformdirs
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,6 +22,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -29,13 +33,35 @@ from pydantic_settings import (
 
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, Temperature
 from zsvec.errors import InvalidInputError
+from zsvec.method.aggregation import AGGREGATIONS
+from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
+from zsvec.method.scoring import Scoring
 from zsvec.profiles import PROFILES, Profile
 from zsvec.store import Store, open_store
 
-Aggregation = Literal["mean", "max", "top_mean", "prototype"]
-Fusion = Literal["max", "inverse_entropy", "neg_exp_entropy", "fixed", "log_linear", "log_linear_views", "transductive"]
-MirrorDtype = Literal["float32", "float16"]
-SearchMethod = Literal["auto", "mirror", "qdrant"]
+IndexKind = Literal["auto", "memory", "qdrant"]
+IndexDtype = Literal["float32", "float16"]
+
+# Names of earlier versions: they work, with a warning, until the next.
+_RENAMED = {
+    "search": "index",
+    "mirror_budget": "index_budget",
+    "mirror_device": "index_device",
+    "mirror_dtype": "index_dtype",
+    "false_alarms": "false_unknown_rate",
+}
+_RENAMED_VALUES = {("index", "mirror"): "memory", ("fusion", "max"): "max_confidence"}
+
+
+def _one_of(table: Collection[str]) -> Callable[[str], str]:
+    """Checks that a name is one of a table's."""
+
+    def check(name: str) -> str:
+        if name not in table:
+            raise ValueError(f"must be one of {', '.join(table)}")
+        return name
+
+    return check
 
 
 class ModelPrice(BaseModel):
@@ -97,24 +123,25 @@ class Settings(BaseSettings):
         device: Where the encoders run.
         dtype: Number format of the encoders; `auto` is bfloat16 where the hardware multiplies in it.
         batch_size: Images that an encoder takes at once.
-        search: `mirror` scores in this process, `qdrant` in the database; `auto` decides by size.
-        mirror_budget: Up to how many vectors `auto` takes the mirror.
-        mirror_device: Where the mirror has its vectors; `auto` is with the encoders.
-        mirror_dtype: Their number format on a GPU. In `float16` they take half of the memory, and the 64 that are
-            most similar to an image are compared again in float32.
+        index: Where images are compared with the references: `memory` holds the references in this process or on its
+            GPU, `qdrant` asks the database; `auto` decides by their number.
+        index_budget: Up to how many references `auto` holds in memory.
+        index_device: Where references in memory are; `auto` is with the encoders.
+        index_dtype: Number format of references on a GPU. In `float16` they take half of the memory, and the 64
+            nearest to an image are compared again in float32.
         neighbors: References that one Qdrant query fetches for one image.
         aggregation: From the similarities of a category's references to its logit.
         top_m: References that `top_mean` averages.
-        fusion: How the experts are fused: one of the paper's (section 3.3), or a log-linear pool.
+        fusion: How the experts are fused: one of the paper's strategies (section 3.3), or a log-linear pool.
         weights: Confidence of each expert for `fixed` fusion; an expert that is not named has 1.
-        temperatures: Of experts, such as ``clip:text``, that neither the profile nor calibration shall say. Log-linear
-            fusion of a calibrated store goes by coefficients, not by these.
+        temperatures: By expert, such as ``clip:text``; overrides profile and calibrated temperatures. Log-linear
+            fusion of a calibrated store uses coefficients instead.
         calibration: ``auto`` uses the calibration that is kept with the store, and makes one after a write
             while that is cheap; ``off`` takes the temperatures of the profile, as the paper does.
-        false_unknown_rate: Fraction of the images of known categories that calibration lets be called unknown; by
-            default that of the calibration that is there, or 0.05.
-        unknown_above: Novelty above which an image is unknown; without it, the calibrated 0.5, and
-            none where there is no calibrated threshold.
+        false_unknown_rate: Default target rate of unknown among images of known categories; by default that of the
+            present calibration, or 0.05.
+        unknown_above: Novelty above which an image is unknown; by default the calibrated 0.5, where there is a
+            calibrated threshold. Without a calibration there is no novelty, and no effect.
         unknown_per_category: Whether categories of 20 references and more have thresholds of their own.
         max_pixels: Largest image that is decoded.
         generation: What `zsvec generate` asks and draws with.
@@ -137,22 +164,39 @@ class Settings(BaseSettings):
     device: Device = "auto"
     dtype: Dtype = "auto"
     batch_size: PositiveInt = Field(default=32, le=4096)
-    search: SearchMethod = "auto"
-    mirror_budget: PositiveInt = 200_000
-    mirror_device: Device = "auto"
-    mirror_dtype: MirrorDtype = "float32"
+    index: IndexKind = "auto"
+    index_budget: PositiveInt = 200_000
+    index_device: Device = "auto"
+    index_dtype: IndexDtype = "float32"
     neighbors: PositiveInt = Field(default=256, le=100_000)
-    aggregation: Aggregation = "top_mean"
+    aggregation: Annotated[str, AfterValidator(_one_of(AGGREGATIONS))] = "top_mean"
     top_m: PositiveInt = 5
-    fusion: Fusion = "log_linear_views"
+    fusion: Annotated[str, AfterValidator(_one_of(STRATEGIES))] = DEFAULT_STRATEGY
     weights: Mapping[str, Annotated[float, Field(gt=0, le=1e9)]] = Field(default_factory=dict)
     temperatures: Mapping[str, Temperature] = Field(default_factory=dict)
     calibration: Literal["auto", "off"] = "auto"
     false_unknown_rate: float | None = Field(default=None, gt=0, lt=1)
-    unknown_above: float | None = Field(default=None, ge=0, le=2)
+    unknown_above: float | None = Field(default=None, ge=0, le=1)
     unknown_per_category: bool = False
     max_pixels: PositiveInt = 100_000_000
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_former_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for former, name in _RENAMED.items():
+            variable = f"{cls.model_config['env_prefix']}{former.upper()}"
+            given = values.pop(former, os.environ.get(variable))
+            if given is not None:
+                warnings.warn(f"the setting {former!r} is called {name!r} now", FutureWarning, stacklevel=2)
+                values.setdefault(name, given)
+        for (name, former), value in _RENAMED_VALUES.items():
+            if values.get(name) == former:
+                warnings.warn(
+                    f"{former!r} is called {value!r} now, as a value of {name!r}", FutureWarning, stacklevel=2
+                )
+                values[name] = value
+        return values
 
     @classmethod
     def settings_customise_sources(
@@ -189,6 +233,36 @@ class Settings(BaseSettings):
                 "or define it in zsvec.toml under [profiles]"
             )
         return known[self.profile].encoders
+
+    def scoring(self, temperatures: Mapping[str, float]) -> Scoring:
+        """From similarities to predictions, as these settings say.
+
+        Args:
+            temperatures: By expert, of its profile.
+        """
+        return Scoring(
+            temperatures=temperatures,
+            fixed_temperatures=self.temperatures,
+            aggregation=self.aggregation,
+            top_m=self.top_m,
+            fusion=self.fusion,
+            weights=self.weights,
+            calibrated=self.calibration == "auto",
+            unknown_above=self.unknown_above,
+            unknown_per_category=self.unknown_per_category,
+        )
+
+    def check_experts(self, experts: Collection[str]) -> None:
+        """Refuse weights and temperatures of experts that there are not.
+
+        Raises:
+            InvalidInputError: There are such, or no expert at all.
+        """
+        if not experts:
+            raise InvalidInputError("there are no encoders: give at least one")
+        for expert in {**self.weights, **self.temperatures}:
+            if expert not in experts:
+                raise InvalidInputError(f"there is no expert {expert!r}; there are {', '.join(experts)}")
 
 
 def load_settings(**arguments: Any) -> Settings:

@@ -11,15 +11,25 @@ import asyncio
 import math
 import os
 import time
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, Full, Queue
 from threading import Event, Lock, Thread
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,14 +63,23 @@ class StreamStats:
         """Images a second."""
         return self.images / self.seconds if self.seconds else 0.0
 
+    def __add__(self, other: StreamStats) -> StreamStats:
+        return StreamStats(
+            self.images + other.images,
+            self.failed + other.failed,
+            self.seconds + other.seconds,
+            dict(Counter(self.busy) + Counter(other.busy)),
+            dict(Counter(self.waiting) + Counter(other.waiting)),
+        )
+
 
 class Flow:
-    """What the stages of one stream share.
+    """What the stages of one stream share; as a context manager it ends them.
 
     Attributes:
         stopped: Set when they shall end, or have ended.
-        loop: That `in_thread` iterates for.
-        step: What it waits for of an async source.
+        loop: Event loop served by `in_thread`.
+        step: The task of that loop which waits for the next item of an async source.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -129,6 +148,14 @@ class Flow:
                     raise
         return None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
     def end(self) -> None:
         """Stop all stages, and the clock."""
         self.stopped.set()
@@ -146,6 +173,95 @@ class Flow:
                 dict(self._busy),
                 {name: 0 if self._ended else queue.qsize() for name, queue in self._queues.items()},
             )
+
+
+class Totals:
+    """What all streams of one owner have done so far. Safe in several threads."""
+
+    def __init__(self) -> None:
+        self._ended = StreamStats()
+        self._running: list[Flow] = []
+        self._lock = Lock()
+
+    def add(self, flow: Flow) -> None:
+        """Count a stream, which has just begun and will end."""
+        self.stats()  # the ended streams are added up, so that their number is bounded
+        with self._lock:
+            self._running.append(flow)
+
+    def stats(self) -> StreamStats:
+        """The sum over all streams; their seconds add up, too."""
+        with self._lock:
+            ended = [flow for flow in self._running if flow.stopped.is_set()]
+            self._running = [flow for flow in self._running if flow not in ended]
+            self._ended = sum((flow.stats() for flow in ended), self._ended)
+            return sum((flow.stats() for flow in self._running), self._ended)
+
+
+class Stream(Iterator[Item]):
+    """The items of a stream, with what it does meanwhile; also a context manager that closes it.
+
+    Args:
+        items: Ends the flow when it is closed.
+        flow: Of the stream.
+    """
+
+    def __init__(self, items: Generator[Item, None, None], flow: Flow) -> None:
+        self._items = items
+        self._flow = flow
+
+    def __next__(self) -> Item:
+        return next(self._items)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def stats(self) -> StreamStats:
+        """What the stream has done so far; may be asked from any thread."""
+        return self._flow.stats()
+
+    def close(self) -> None:
+        """End the stream and its threads; nothing more comes."""
+        self._items.close()
+
+
+class AsyncStream(AsyncIterator[Item]):
+    """`Stream` for an event loop; also an asynchronous context manager.
+
+    Args:
+        items: Ends the flow when it is closed.
+        flow: Of the stream.
+    """
+
+    def __init__(self, items: AsyncGenerator[Item, None], flow: Flow) -> None:
+        self._items = items
+        self._flow = flow
+
+    async def __anext__(self) -> Item:
+        return await anext(self._items)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def stats(self) -> StreamStats:
+        """What the stream has done so far; may be asked from any thread."""
+        return self._flow.stats()
+
+    async def aclose(self) -> None:
+        """End the stream and its threads; nothing more comes."""
+        await self._items.aclose()
 
 
 def prefetch(

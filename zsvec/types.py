@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 Modality: TypeAlias = Literal["text", "image"]
@@ -72,7 +72,7 @@ class Category:
     @property
     def updated(self) -> datetime:
         """When the last commit was made (UTC)."""
-        return datetime.fromtimestamp(self.rev / 1e6, tz=timezone.utc)
+        return datetime.fromtimestamp(self.rev / 1e6, tz=UTC)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec list --json`` prints."""

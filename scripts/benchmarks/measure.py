@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -71,7 +71,7 @@ def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 def medians(times: Mapping[str, Sequence[Spent]]) -> dict[str, float]:
     """Median seconds that pass for each action."""
-    return {name: statistics.median(spent.wall for spent in of) for name, of in times.items()}
+    return {name: statistics.median(spent.wall for spent in rounds) for name, rounds in times.items()}
 
 
 def memory() -> tuple[float, float]:
@@ -152,7 +152,7 @@ def _plot(path: Path, title: str, draw: Callable[[Any], None]) -> None:
 def _circumstances(device: str) -> dict[str, Any]:
     return {
         "command": " ".join(sys.argv),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "system": platform.platform(),
             "cpu": _cpu(),

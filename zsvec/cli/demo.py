@@ -20,7 +20,7 @@ from rich.table import Table
 
 import zsvec
 from zsvec.classifier import Classifier
-from zsvec.cli.output import evidence, out
+from zsvec.cli.output import evidence, how_far, out
 from zsvec.errors import MissingExtraError
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.images import load_image
@@ -121,7 +121,7 @@ def run() -> None:
         with watch.step("Load the encoders: EfficientNet-Lite0 for pixels, MiniLM for words; no network"):
             classifier.load()
         with watch.step("Ten categories: five from a sentence, five from their name and the quarters of a photograph"):
-            list(classifier.add_categories(_categories()))
+            classifier.add_categories(_categories())
             out.print(f"  in {folder}, collections " + ", ".join(_collections(classifier)))
         with watch.step("Classify photographs that it has not seen"):
             predictions = _classify(classifier, TESTS)
@@ -165,16 +165,16 @@ def _classify(classifier: Classifier, photos: Sequence[Photo]) -> list[Predictio
 
 
 def _answers(photos: Sequence[Photo], predictions: Sequence[Prediction]) -> Table:
-    table = Table("photograph", "category", "", "or", "novelty", "surest expert", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("photograph", "category", "", "or", "how far", "surest expert", box=SIMPLE_HEAD, pad_edge=False)
     for photo, answer in zip(photos, predictions, strict=True):
-        sure = {name: dict(expert.ranking).get(str(answer.label), 0.0) for name, expert in answer.experts.items()}
+        sure = {name: dict(expert.ranking).get(str(answer.nearest), 0.0) for name, expert in answer.experts.items()}
         surest = max(sure, key=lambda name: sure[name])
         table.add_row(
             escape(photo.name),
             "[bold yellow]unknown[/]" if answer.unknown else f"[bold green]{escape(str(answer.label))}[/]",
             "" if answer.unknown else f"{answer.probability:.0%}",
             ", ".join(f"{escape(label)} {p:.0%}" for label, p in answer.ranking[0 if answer.unknown else 1 : 3]),
-            f"{answer.novelty:.2f}",
+            how_far(answer),
             "" if answer.unknown else f"{surest} {sure[surest]:.0%}",
         )
     return table

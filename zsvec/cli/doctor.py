@@ -16,7 +16,7 @@ from zsvec.encoders import describe_device, missing_weights
 from zsvec.errors import ZSVecError
 
 if TYPE_CHECKING:
-    from zsvec.cli.commands import Target
+    from zsvec.cli.app import Target
 
 _PACKAGES = ("zsvec", "torch", "timm", "sentence-transformers", "qdrant-client", "qdrant-edge-py", "openai")
 
@@ -117,8 +117,8 @@ def _weights(settings: Settings, missing: Mapping[str, str], *, reachable: bool)
 
 def _generation(settings: Settings) -> Finding:
     there = "set" if os.environ.get("OPENAI_API_KEY") else "not set; only `zsvec generate` needs it"
-    of = settings.generation
-    return Finding("generation", True, f"{of.language_model}, {of.image_model}; OPENAI_API_KEY is {there}")
+    models = f"{settings.generation.language_model}, {settings.generation.image_model}"
+    return Finding("generation", True, f"{models}; OPENAI_API_KEY is {there}")
 
 
 def _store(settings: Settings) -> Finding:

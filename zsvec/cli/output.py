@@ -16,13 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
-    from zsvec.classifier import Classifier
     from zsvec.cli.doctor import Finding
     from zsvec.evaluation import Evaluation
     from zsvec.generation import Plan
     from zsvec.generation.synthesis import Generated
     from zsvec.method.fit import CalibrationReport
-    from zsvec.stream import StreamStats
+    from zsvec.stream import Stream, StreamStats
     from zsvec.types import Category, Prediction, Ranking
 
 T = TypeVar("T")
@@ -64,7 +63,7 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[Iterable[T]], I
 
 
 @contextmanager
-def live(classifier: Classifier, wanted: bool) -> Iterator[None]:
+def live(running: Stream[Any], wanted: bool) -> Iterator[None]:
     """What a stream does, on stderr: all the time if that is a terminal, and at the end."""
     if not wanted:
         yield
@@ -73,13 +72,13 @@ def live(classifier: Classifier, wanted: bool) -> Iterator[None]:
         with Live(
             console=err,
             auto_refresh=err.is_terminal,
-            get_renderable=lambda: stream(classifier.stats),
+            get_renderable=lambda: stream(running.stats),
             redirect_stdout=sys.stdout.isatty(),  # else results would go where the statistics go
             transient=True,
         ):
             yield
     finally:  # whatever ends it: of a watch that is always an interruption
-        err.print(stream(classifier.stats))
+        err.print(stream(running.stats))
 
 
 def stream(stats: StreamStats) -> Table:
@@ -96,29 +95,34 @@ def stream(stats: StreamStats) -> Table:
     return table
 
 
-def answer(of: Prediction, *, explain: bool, json: bool) -> None:
+def answer(prediction: Prediction, *, explain: bool, json: bool) -> None:
     """A prediction, for a program or for a person."""
     if json:
-        json_line(of.to_dict())
+        json_line(prediction.to_dict())
     else:
-        prediction(of, explain=explain)
+        _print_prediction(prediction, explain=explain)
 
 
-def prediction(answer: Prediction, *, explain: bool) -> None:
+def _print_prediction(answer: Prediction, *, explain: bool) -> None:
     """A prediction in a line, and with its evidence below."""
     if answer.error is not None:
         out.print(f"[red]{escape(str(answer))}[/red]")
         return
-    label = f"[bold yellow]unknown[/], nearest {escape(answer.label or '')}" if answer.unknown else ""
-    label = label or f"[bold green]{escape(answer.label or '')}[/]"
+    nearest = escape(answer.nearest or "")
+    label = f"[bold yellow]unknown[/], nearest {nearest}" if answer.unknown else f"[bold green]{nearest}[/]"
     then = _ranked(answer.ranking[1:3])
     out.print(
         f"{escape(answer.source)}  {label} {answer.probability:.1%}"
         + (f"  [dim]then {then}[/]" if then else "")
-        + f"  [dim]novelty {answer.novelty:.2f}[/]"
+        + f"  [dim]{how_far(answer)}[/]"
     )
     if explain:
         out.print(evidence(answer))
+
+
+def how_far(answer: Prediction) -> str:
+    """The novelty of an image; without a calibration its distance."""
+    return f"distance {answer.distance:.2f}" if answer.novelty is None else f"novelty {answer.novelty:.2f}"
 
 
 def evidence(answer: Prediction) -> Table:
@@ -148,8 +152,9 @@ def categories(found: Sequence[Category]) -> Table:
 def evaluation(result: Evaluation) -> Table:
     """Accuracies of the fusion and of each expert."""
     table = _table("", "top-1", "top-3", "top-5", "calibration error")
-    for name, of in {f"fusion ({result.fusion})": result.accuracy, **result.experts}.items():
-        table.add_row(name, *(f"{value:.1%}" for value in (of.top1, of.top3, of.top5, of.ece)))
+    for name, accuracy in {f"fusion ({result.fusion})": result.accuracy, **result.experts}.items():
+        values = (accuracy.top1, accuracy.top3, accuracy.top5, accuracy.ece)
+        table.add_row(name, *(f"{value:.1%}" for value in values))
     return table
 
 
@@ -157,47 +162,47 @@ def calibration(report: CalibrationReport) -> None:
     """What a calibration found, and what it changed."""
     made = report.calibration
     experts = _table("expert", "temperature", "images", "says the category of")
-    for name, of in made.experts.items():
-        accuracy = "– (one reference a category)" if of.accuracy is None else f"{of.accuracy:.1%}"
-        experts.add_row(name, f"{of.temperature:.3f}", str(of.images), accuracy)
+    for name, expert in made.experts.items():
+        accuracy = "– (one reference a category)" if expert.accuracy is None else f"{expert.accuracy:.1%}"
+        experts.add_row(name, f"{expert.temperature:.3f}", str(expert.images), accuracy)
     out.print(experts)
     fusion = _table("fusion", "top-1", "cross-entropy", "calibration error")
-    for when, of_fusion in {"before": report.before, "after": report.after}.items():
-        if of_fusion is not None:
-            fusion.add_row(when, f"{of_fusion.top1:.1%}", f"{of_fusion.cross_entropy:.3f} nats", f"{of_fusion.ece:.1%}")
+    for when, quality in {"before": report.before, "after": report.after}.items():
+        if quality is not None:
+            fusion.add_row(when, f"{quality.top1:.1%}", f"{quality.cross_entropy:.3f} nats", f"{quality.ece:.1%}")
     if report.after is not None:
         out.print(fusion)
     out.print(
         f"learned from {made.images} reference images; "
         + (
             f"unknown is what is farther than {1 - made.false_unknown_rate:.1%} of them"
-            if made.views.thresholds
+            if made.aggregations.thresholds
             else "too few have another of their category to tell from where an image is unknown"
         )
     )
 
 
-def plan(of: Plan) -> Table:
+def plan(made: Plan) -> Table:
     """What a run will ask, buy and cost."""
-    asked = ", ".join(f"{n} for {step}" for step, n in of.questions.items() if n)
-    cost = "unknown: no price is known for the models" if of.cost is None else f"about ${of.cost:.2f}"
+    asked = ", ".join(f"{n} for {step}" for step, n in made.questions.items() if n)
+    cost = "unknown: no price is known for the models" if made.cost is None else f"about ${made.cost:.2f}"
     limits = [
-        *([f"{of.budget.images} images"] if of.budget.images is not None else []),
-        *([f"${of.budget.dollars:g}"] if of.budget.dollars is not None else []),
+        *([f"{made.budget.images} images"] if made.budget.images is not None else []),
+        *([f"${made.budget.dollars:g}"] if made.budget.dollars is not None else []),
     ]
-    confused = "; ".join(", ".join(group) for group in of.measured[:5])
+    confused = "; ".join(", ".join(group) for group in made.measured[:5])
     return facts(
         {
-            "categories": f"{len(of.categories)}",
-            "confused by the store": (confused + (" …" if len(of.measured) > 5 else "")) or "none",
-            "questions": f"at most {asked} ({of.models[0]})" if asked else "none",
-            "images to buy": f"{of.affordable} ({of.models[1]})"
-            + (f", and {of.beyond_budget} that the budget does not allow" if of.beyond_budget else ""),
-            "images there": of.there,
+            "categories": f"{len(made.categories)}",
+            "confused by the store": (confused + (" …" if len(made.measured) > 5 else "")) or "none",
+            "questions": f"at most {asked} ({made.models[0]})" if asked else "none",
+            "images to buy": f"{made.affordable} ({made.models[1]})"
+            + (f", and {made.beyond_budget} that the budget does not allow" if made.beyond_budget else ""),
+            "images there": made.there,
             "cost": cost,
-            "spent so far": f"${of.spent:.2f}",
+            "spent so far": f"${made.spent:.2f}",
             "budget": " and ".join(limits) or "none",
-            "folder": of.folder,
+            "folder": made.folder,
         }
     )
 

@@ -1,0 +1,244 @@
+"""What README and pages say is true: their code runs and prints what they state, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.blocks import Block, agree, blocks
+from tests.support import fast_folder, isolated  # noqa: F401
+from zsvec import encoders
+from zsvec.cli.commands import app
+from zsvec.cli.docs import TOPICS, summary
+from zsvec.method.aggregation import AGGREGATIONS
+from zsvec.method.fusion import STRATEGIES
+from zsvec.profiles import PROFILES
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "zsvec" / "docs"
+PAGES = {"README": ROOT / "README.md", **{topic: DOCS / f"{topic}.md" for topic in TOPICS}}
+SERVER = os.environ.get("ZSVEC_TEST_QDRANT_URL")
+
+# The blocks that do not run here, by page. Whoever adds one says so.
+UNRUN = {
+    "README": ["needs-network"],
+    "streams": ["needs-hardware"],
+    "server": ["needs-server", "needs-server"],  # these run when there is one
+    "evaluation": ["needs-time"],
+    "generation": ["needs-key", "needs-key"],
+    "measured": [
+        *("needs-data", "needs-data", "needs-data", "needs-time", "needs-time", "needs-time", "needs-server-tests"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the first block of the quickstart writes."""
+    folder = tmp_path_factory.mktemp("photographs")
+    with contextlib.chdir(folder):
+        exec(blocks(PAGES["quickstart"])[0].code, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, Any]:
+    """Encoders that a page before has loaded."""
+    return {}
+
+
+@pytest.fixture
+def workplace(
+    photographs: Path, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.MonkeyPatch]:
+    """A working folder with the photographs, as every page expects it."""
+    load = encoders.load_encoders
+
+    def load_once(*arguments: Any, **options: Any) -> Any:
+        key = repr((arguments, sorted(options.items())))
+        if key not in loaded:
+            loaded[key] = load(*arguments, **options)
+        return loaded[key]
+
+    monkeypatch.setattr(encoders, "load_encoders", load_once)
+    if SERVER:
+        monkeypatch.setenv("ZSVEC_TEST_QDRANT_URL", SERVER)
+    with fast_folder() as folder:
+        shutil.copytree(photographs, folder, dirs_exist_ok=True)
+        monkeypatch.chdir(folder)
+        yield monkeypatch
+        monkeypatch.undo()
+
+
+def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> list[str]:
+    code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code, namespace)
+    return out.getvalue().splitlines()
+
+
+def run_command(command: str, patch: pytest.MonkeyPatch) -> list[str]:
+    words = shlex.split(os.path.expandvars(command), comments=True)
+    if words[0] == "export":
+        for word in words[1:]:
+            patch.setenv(*word.split("=", 1))
+        return []
+    if words[0] == "zsvec":
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            code = app(words[1:], prog_name="zsvec", standalone_mode=False)
+        assert not code, command
+        return out.getvalue().splitlines()
+    shim = f'zsvec() {{ {shlex.quote(sys.executable)} -m zsvec "$@"; }}'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{shim}\n{command}"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def run_console(block: Block, patch: pytest.MonkeyPatch) -> None:
+    commands: list[tuple[str, list[str]]] = []
+    for line in block.code.splitlines():
+        if line.startswith("$ "):
+            commands.append((line.removeprefix("$ "), []))
+        else:
+            commands[-1][1].append(line)
+    for command, stated in commands:
+        printed = run_command(command, patch)
+        if stated:
+            check(stated, printed)
+
+
+def check(stated: list[str], printed: list[str]) -> None:
+    matched = len(stated) == len(printed) and all(map(agree, stated, printed))
+    assert matched, "\n".join(["the page says", *stated, "and this is printed", *printed])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_code_runs_and_prints_what_the_page_says(name: str, workplace: pytest.MonkeyPatch) -> None:
+    namespace: dict[str, Any] = {"__name__": name}
+    for block in blocks(PAGES[name]):
+        if block.needs and not (block.needs == "needs-server" and SERVER):
+            continue
+        if block.language == "python":
+            printed = run_python(block, PAGES[name], namespace)
+            if block.output is not None:
+                check(block.output, printed)
+        elif block.language == "console":
+            run_console(block, workplace)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_traces_on_the_server() -> Iterator[None]:
+    yield
+    if SERVER:
+        from qdrant_client import QdrantClient
+
+        client = QdrantClient(SERVER)
+        for collection in client.get_collections().collections:
+            if collection.name.startswith("pages__"):
+                client.delete_collection(collection.name)
+
+
+def test_blocks_that_do_not_run_are_listed() -> None:
+    found = {name: [block.needs for block in blocks(page) if block.needs] for name, page in PAGES.items()}
+    assert {name: needs for name, needs in found.items() if needs} == UNRUN
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_blocks_have_a_language_that_is_dealt_with(name: str) -> None:
+    assert {block.language for block in blocks(PAGES[name])} <= {"python", "console", "text", "toml"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_python_has_no_line_that_has_to_be_scrolled(name: str) -> None:
+    assert [line for block in blocks(PAGES[name]) for line in block.code.splitlines() if len(line) > 120] == []
+
+
+# Words and links
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES.values(), ROOT / "CHANGELOG.md"], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            there = page.parent / file if file else page
+            assert there.is_file(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(there), f"{page.name} links to {target}"
+
+
+def test_topics_are_the_pages() -> None:
+    assert sorted(TOPICS) == sorted(path.stem for path in DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_a_page_begins_with_a_title_and_a_sentence(topic: str) -> None:
+    text = PAGES[topic].read_text(encoding="utf-8")
+    assert re.match(r"# \S.*\n\n[A-Z`]", text.replace("zsvec", "Zsvec"))
+    assert 20 < len(summary(text)) < 160
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len(PAGES["README"].read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize(
+    ("topic", "names"), [("decides", STRATEGIES), ("decides", AGGREGATIONS), ("encoders", PROFILES)]
+)
+def test_a_page_has_every_name(topic: str, names: dict[str, Any]) -> None:
+    text = PAGES[topic].read_text(encoding="utf-8")
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("topic", ["architecture", "decides", "generation", "evaluation", "streams"])
+def test_files_that_a_page_names_are_there(topic: str) -> None:
+    named = re.findall(r"`([\w/]+\.(?:py|yml))`", PAGES[topic].read_text(encoding="utf-8"))
+    assert [file for file in named if not any((folder / file).is_file() for folder in (ROOT, ROOT / "zsvec"))] == []
+
+
+# The rules of comparing
+
+
+@pytest.mark.parametrize(
+    ("stated", "printed"),
+    [
+        ("gravel 99.0%, novelty 0.03", "gravel 96.2%, novelty 0.08"),
+        ("new/a.png  lawn …", "new/a.png  lawn 100.0%  then gravel 0.0%"),
+        ("4 images", "4 images"),
+    ],
+)
+def test_lines_that_agree(stated: str, printed: str) -> None:
+    assert agree(stated, printed)
+
+
+@pytest.mark.parametrize(
+    ("stated", "printed"),
+    [
+        ("gravel 99.0%", "gravel 90.0%"),
+        ("novelty 0.03", "novelty 0.50"),
+        ("gravel 99.0%", "lawn 99.0%"),
+        ("4 images", "5 images"),
+        ("… lawn", "lawn and more"),
+    ],
+)
+def test_lines_that_do_not(stated: str, printed: str) -> None:
+    assert not agree(stated, printed)

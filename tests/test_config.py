@@ -1,0 +1,77 @@
+"""Settings: names of earlier versions, and names that come from the tables of the method."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import isolated
+from zsvec.config import load_settings
+from zsvec.errors import InvalidInputError
+from zsvec.method.aggregation import AGGREGATIONS
+from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
+
+__all__ = ["isolated"]
+
+FORMER: list[tuple[str, Any, str, Any]] = [
+    ("search", "qdrant", "index", "qdrant"),
+    ("search", "mirror", "index", "memory"),
+    ("mirror_budget", 7, "index_budget", 7),
+    ("mirror_device", "cpu", "index_device", "cpu"),
+    ("mirror_dtype", "float16", "index_dtype", "float16"),
+    ("false_alarms", 0.2, "false_unknown_rate", 0.2),
+]
+
+
+@pytest.mark.parametrize(("former", "given", "name", "value"), FORMER)
+@pytest.mark.parametrize("by", ["argument", "variable", "file"])
+def test_a_former_name_works_and_names_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, by: str, former: str, given: Any, name: str, value: Any
+) -> None:
+    arguments = {}
+    if by == "argument":
+        arguments = {former: given}
+    elif by == "variable":
+        monkeypatch.setenv(f"ZSVEC_{former.upper()}", str(given))
+    else:
+        Path("zsvec.toml").write_text(f"{former} = {given!r}\n")
+    with warnings.catch_warnings(record=True) as warned:
+        settings = load_settings(**arguments)
+    assert getattr(settings, name) == value
+    assert {warning.category for warning in warned} == {FutureWarning}
+    assert any(f"'{former}'" in str(warning.message) and f"'{name}'" in str(warning.message) for warning in warned)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_new_name_wins() -> None:
+    assert load_settings(search="mirror", index="qdrant").index == "qdrant"
+    assert load_settings(false_alarms=0.1, false_unknown_rate=0.3).false_unknown_rate == 0.3
+
+
+def test_the_former_name_of_a_strategy() -> None:
+    with pytest.warns(FutureWarning, match=r"'max'.*'max_confidence'"):
+        assert load_settings(fusion="max").fusion == "max_confidence"
+
+
+@pytest.mark.parametrize(("setting", "table"), [("fusion", STRATEGIES), ("aggregation", AGGREGATIONS)])
+def test_names_come_from_the_tables(setting: str, table: Any) -> None:
+    for name in table:
+        assert getattr(load_settings(**{setting: name}), setting) == name
+    with pytest.raises(InvalidInputError) as refused:
+        load_settings(**{setting: "psychic"})
+    assert all(name in str(refused.value) for name in (*table, "'psychic'"))
+
+
+def test_defaults_are_of_the_tables() -> None:
+    settings = load_settings()
+    assert settings.fusion == DEFAULT_STRATEGY
+    assert settings.aggregation in AGGREGATIONS
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, 2.0])
+def test_a_threshold_of_novelty_is_one_of_novelty(value: float) -> None:
+    with pytest.raises(InvalidInputError, match="unknown_above"):
+        load_settings(unknown_above=value)

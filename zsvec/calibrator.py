@@ -1,0 +1,135 @@
+"""When a store is calibrated again: after a write while that is cheap, and when somebody asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from numbers import Real
+
+from zsvec.errors import InvalidInputError, StoreError
+from zsvec.method.calibration import Calibration, uncalibrated
+from zsvec.method.fit import FALSE_UNKNOWN_RATE, CalibrationReport, calibrate, largest_sample, quality
+from zsvec.method.leave_one_out import LeftOut
+from zsvec.search.searcher import Searcher
+from zsvec.store import Census, Store
+from zsvec.types import encoder_and_modality
+
+_CHEAP = 2 * 10**10  # multiplications: some half a second on two cores
+_FITTING = 20_000  # multiplications that fitting costs for each image, category and aggregation
+
+
+class Calibrator:
+    """Calibrates a store from its references and keeps the calibration with it.
+
+    Args:
+        store: To calibrate.
+        searcher: Of the store; gives the references.
+        temperatures: By expert, taken where there is nothing to learn from. Other experts are left out.
+        aggregation: The aggregation to calibrate for.
+        top_m: References that ``top_mean`` averages.
+        automatic: Whether `refresh` calibrates.
+        false_unknown_rate: Fraction of the images of known categories that may be called unknown; ``None``: that of
+            the present calibration, or `FALSE_UNKNOWN_RATE`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        searcher: Searcher,
+        *,
+        temperatures: Mapping[str, float],
+        aggregation: str,
+        top_m: int,
+        automatic: bool,
+        false_unknown_rate: float | None,
+    ) -> None:
+        self._store = store
+        self._searcher = searcher
+        self._census = Census(store)
+        self._temperatures = temperatures
+        self._aggregation = aggregation
+        self._top_m = top_m
+        self._automatic = automatic
+        self._wanted_rate = false_unknown_rate
+
+    @property
+    def false_unknown_rate(self) -> float:
+        """The target rate of a calibration for which no other is given."""
+        present = self._present()
+        return self._wanted_rate or (present.false_unknown_rate if present else FALSE_UNKNOWN_RATE)
+
+    def calibrate(self, false_unknown_rate: float | None = None) -> CalibrationReport:
+        """Calibrate now, whatever it costs, and keep it.
+
+        Args:
+            false_unknown_rate: Between 0 and 1; by default the property of this name.
+
+        Raises:
+            InvalidInputError: `false_unknown_rate` is not between 0 and 1.
+            StoreError: There are no two categories, or no reference image.
+        """
+        rate = self.false_unknown_rate if false_unknown_rate is None else false_unknown_rate
+        if not (isinstance(rate, Real) and 0 < rate < 1):
+            raise InvalidInputError(f"false_unknown_rate must be between 0 and 1. Got {rate!r} instead")
+        former = self._present()
+        made = self._keep(rate)
+        if made is None:
+            raise StoreError(
+                f"{self._store.location} cannot be calibrated: that takes two categories and a reference image"
+            )
+        calibration, sample = made
+        before = uncalibrated({expert: self._temperatures[expert] for expert in sample.aggregations}, self._aggregation)
+        if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
+            before = former.aggregations
+        return CalibrationReport(calibration, quality(before, sample), quality(calibration.aggregations, sample))
+
+    def refresh(self) -> None:
+        """Calibrate after a write, if that is cheap and nobody else has done it; else the calibration turns stale."""
+        if not self._automatic:
+            return
+        # What was written is committed: whatever prevents a calibration now, the store is only marked stale by it.
+        with suppress(StoreError):
+            present = self._present()
+            categories, references, revision = self._census.update()
+            others = present is not None and not present.fits((), self._aggregation, self._top_m)
+            current = present is not None and present.revision >= revision
+            if not others and not current and self._cost(categories, references) <= _CHEAP:
+                self._keep(self.false_unknown_rate)
+
+    def fitted(self, false_unknown_rate: float | None = None) -> tuple[Calibration, LeftOut] | None:
+        """What a calibration would be now, and what it is learned from; nothing is kept.
+
+        Args:
+            false_unknown_rate: Between 0 and 1; by default the property of this name.
+
+        Returns:
+            ``None`` where there are no two categories, or no reference image.
+        """
+        references, revision = self._searcher.references()
+        return calibrate(
+            {expert: stored for expert, stored in references.items() if expert in self._temperatures},
+            self._temperatures,
+            revision=revision,
+            aggregation=self._aggregation,
+            top_m=self._top_m,
+            false_unknown_rate=false_unknown_rate or self.false_unknown_rate,
+        )
+
+    def _keep(self, false_unknown_rate: float) -> tuple[Calibration, LeftOut] | None:
+        """Calibrate and keep it; where that is not possible any more, keep none."""
+        made = self.fitted(false_unknown_rate)
+        if made is not None:
+            self._store.keep_calibration(made[0].to_dict())
+        elif self._store.calibration():
+            self._store.keep_calibration({})  # it is of categories that are gone
+        return made
+
+    def _present(self) -> Calibration | None:
+        return Calibration.from_dict(self._store.calibration())
+
+    def _cost(self, categories: int, references: Mapping[str, int]) -> float:
+        """Multiplications, roughly: products of images and references, and steps of fitting."""
+        dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
+        images = min(max(references.values(), default=0), largest_sample(categories))
+        products = sum(images * n * dims[encoder_and_modality(expert)[0]] for expert, n in references.items())
+        return products + images * categories * 2 * len(references) * _FITTING

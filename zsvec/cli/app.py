@@ -1,0 +1,112 @@
+"""The application: the options that stand before a command, and those that commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zsvec import __version__
+
+if TYPE_CHECKING:
+    from zsvec.classifier import Classifier
+    from zsvec.config import Settings
+    from zsvec.store import Store
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Classify images by categories that live in Qdrant. Add, change and remove categories at any time: "
+    "nothing is retrained, nothing is embedded twice.\n\n"
+    "Start with `zsvec demo`; then `zsvec --profile offline import FOLDER` and "
+    "`zsvec --profile offline classify PHOTO`.",
+    epilog="Every setting can also come from the environment (ZSVEC_STORE, ZSVEC_PROFILE, ZSVEC_API_KEY, "
+    "ZSVEC_DEVICE …) or from zsvec.toml. Exit codes: 0 done, 1 failed, 2 wrong usage.",
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Explain = Annotated[bool, typer.Option(help="Show what each expert says, and its nearest references.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Show rate, time of each stage and what waits, live on stderr.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Drop the references it has, instead of adding to them.")]
+Fusion = Annotated[
+    str | None,
+    typer.Option(
+        "--fusion", metavar="NAME", help="How the experts are fused: `zsvec docs decides` lists the strategies."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The options that stand before the command."""
+
+    store: str | None
+    namespace: str | None
+    profile: str | None
+
+    def open(self, **settings: Any) -> Classifier:
+        """The classifier that they name."""
+        import zsvec
+
+        return zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
+
+    def settings(self) -> Settings:
+        """The settings with these options."""
+        from zsvec.config import load_settings
+
+        return load_settings(store=self.store, namespace=self.namespace, profile=self.profile)
+
+    def open_store(self) -> Store:
+        """The store alone, whatever encoders it was made with."""
+        return self.settings().open_store()
+
+
+def find_images(path: str | Path) -> Sequence[str | Path]:
+    """The images of a folder, or the path itself."""
+    from zsvec.inputs import folders
+
+    is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+    return folders.find_images(Path(path)) if is_folder else [path]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zsvec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def target(
+    context: typer.Context,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|DIR", help="Qdrant server, or folder of an embedded store.  [default: ./zsvec-store]"
+        ),
+    ] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(metavar="NS", help="Prefix of the collections that belong to this store.  [default: zsvec]"),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Encoders: base (CLIP + DINOv2), plus (a stronger CLIP), offline (no download needed), or one of "
+            "your own in zsvec.toml.  [default: base]",
+        ),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Keep where to work for the command that follows."""
+    context.obj = Target(store, namespace, profile)

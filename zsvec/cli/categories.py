@@ -1,0 +1,132 @@
+"""The commands that add, remove and show categories."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zsvec.cli.app import Json, Name, Replace, app, find_images
+from zsvec.errors import ImageError
+from zsvec.types import Category
+
+
+@app.command("import")
+def import_(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A sub-folder of reference images per category.")],
+    definitions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Texts that define categories: JSON {category: text or [texts]}, or CSV with the columns category "
+            "and text. A category without any is defined by its name.",
+        ),
+    ] = None,
+    replace_: Replace = False,
+    json: Json = False,
+) -> None:
+    """Add a category per sub-folder of DIR, named as it is.
+
+    Repeat it freely: what is there already is recognised and not embedded again. An image that cannot
+    be read is reported and left out.
+    """
+    from zsvec.cli import output
+    from zsvec.inputs.folders import read_categories, read_definitions
+
+    found = read_categories(folder, read_definitions(definitions) if definitions else None)
+    images = sum(len(list(category.images)) for category in found)
+    unreadable = 0
+
+    def report(source: str, error: ImageError) -> None:
+        nonlocal unreadable
+        unreadable += 1
+        output.note(f"left out: {error}")
+
+    def print_category(category: Category) -> None:
+        output.json_line(category.to_dict())
+
+    start = time.monotonic()
+    with context.obj.open() as classifier, output.progress("importing", images) as counted:
+        inputs = (replace(category, images=counted(category.images)) for category in found)
+        committed = classifier.add_categories(
+            inputs, replace=replace_, on_error=report, on_commit=print_category if json else None
+        )
+    seconds = time.monotonic() - start
+    output.note(f"{len(committed)} categories, {images} images ({unreadable} unreadable) in {seconds:.1f} s")
+    if images and unreadable == images:
+        raise typer.Exit(1)
+
+
+@app.command()
+def add(
+    context: typer.Context,
+    name: Name,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="A text that defines it; by default its name. Repeatable."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="PATH|DIR", help="A reference image, or a folder of them. Repeatable."),
+    ] = None,
+    replace_: Replace = False,
+    json: Json = False,
+) -> None:
+    """Add a category, or references to one that exists. It counts from the next image on, in every process."""
+    from zsvec.cli import output
+
+    images = [path for given in image or [] for path in find_images(given)]
+    with context.obj.open() as classifier:
+        category = classifier.add_category(name, text or None, images, replace=replace_)
+    if json:
+        output.json_line(category.to_dict())
+    else:
+        output.out.print(output.categories([category]))
+
+
+@app.command()
+def remove(context: typer.Context, name: Name) -> None:
+    """Remove a category and its references; the store is calibrated again, if that is cheap."""
+    from zsvec.cli import output
+
+    with context.obj.open() as classifier:
+        classifier.remove_category(name)
+    output.note(f"removed {name}")
+
+
+@app.command("list")
+def list_(context: typer.Context, json: Json = False) -> None:
+    """List the categories with their references."""
+    from zsvec.cli import output
+
+    with context.obj.open_store() as store:
+        found = store.categories()
+        location = store.location
+    if json:
+        for category in found:
+            output.json_line(category.to_dict())
+    elif found:
+        output.out.print(output.categories(found))
+    else:
+        output.note(f"no categories in {location}: add one with `zsvec add` or `zsvec import`")
+
+
+@app.command()
+def show(context: typer.Context, name: Name, json: Json = False) -> None:
+    """Show a category: its texts, its references and where they come from."""
+    from zsvec.cli import output
+    from zsvec.inputs.categories import checked_name
+
+    with context.obj.open_store() as store:
+        category = store.category(checked_name(name))
+        sources = store.sources(category)
+    if json:
+        output.json_line({**category.to_dict(), "metadata": category.metadata, "sources": sources})
+        return
+    output.out.print(output.categories([category]))
+    for expert, origins in sources.items():
+        output.out.print(output.facts({f"{expert} {i}": source for i, source in enumerate(origins, 1)}))

@@ -1,0 +1,95 @@
+"""The commands that classify: once, and as images appear in a folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zsvec.cli.app import Explain, Fusion, Json, Stats, app, find_images
+
+if TYPE_CHECKING:
+    from zsvec.inputs.images import ImageInput
+
+
+@app.command()
+def classify(
+    context: typer.Context,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH|DIR|-…",
+            help="Images, folders of images, videos, cameras (/dev/video0, rtsp://…); - reads paths from stdin.",
+        ),
+    ],
+    top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
+    fusion: Fusion = None,
+    explain: Explain = False,
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="Of videos, each N-th frame.")] = 1,
+    stats: Stats = False,
+    json: Json = False,
+) -> None:
+    """Classify images, each as soon as it is read.
+
+    An image that cannot be read is reported, and the rest goes on.
+    """
+    from zsvec.cli import output
+
+    with (
+        context.obj.open(fusion=fusion) as classifier,
+        classifier.classify_stream(_paths(sources, every), top_k=top_k) as stream,
+        output.live(stream, stats),
+    ):
+        for prediction in stream:
+            output.answer(prediction, explain=explain, json=json)
+        done = stream.stats
+    if done.failed:
+        output.note(f"{done.failed} of {done.images} images could not be read")
+    elif not done.images:
+        output.note("no images")
+    if done.failed and done.failed == done.images:
+        raise typer.Exit(1)
+
+
+@app.command()
+def watch(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where images appear, in sub-folders too.")],
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Says what is done.  [default: .zsvec-watch.jsonl in DIR]"),
+    ] = None,
+    settle: Annotated[float, typer.Option(min=0, help="Seconds without a change after which a file is complete.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
+    explain: Explain = False,
+    stats: Stats = False,
+    json: Json = False,
+) -> None:
+    """Classify images as they appear in a folder, each once, until it is interrupted; then go on where it ended."""
+    from zsvec.cli import output
+    from zsvec.inputs.watch import Watch
+
+    with (
+        context.obj.open() as classifier,
+        Watch(folder, state=state, settle=settle) as watched,
+        classifier.classify_stream(watched, top_k=top_k) as stream,
+        output.live(stream, stats),
+    ):
+        for prediction in stream:
+            output.answer(prediction, explain=explain, json=json)
+            watched.done(prediction.source)
+
+
+def _paths(sources: list[str], every: int) -> Iterator[ImageInput]:
+    from zsvec.inputs.video import CAMERA, VIDEOS, frames
+
+    for source in sources:
+        if source == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        elif Path(source).suffix.lower() in VIDEOS or source.startswith((CAMERA, "rtsp://")):
+            yield from frames(source, every=every)
+        else:
+            yield from find_images(source)

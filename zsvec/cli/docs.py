@@ -1,0 +1,76 @@
+"""The command that shows the pages of the documentation, which ship with the package."""
+
+from __future__ import annotations
+
+import re
+import sys
+from difflib import get_close_matches
+from importlib.resources import files
+from typing import Annotated
+
+import typer
+
+from zsvec.cli.app import app
+
+TOPICS = (
+    "quickstart",
+    "decides",
+    "categories",
+    "unknowns",
+    "streams",
+    "server",
+    "encoders",
+    "evaluation",
+    "generation",
+    "measured",
+    "limits",
+    "architecture",
+    "commands",
+    "settings",
+)
+"""The pages, in the order in which they are read."""
+
+_PAGE_LINK = re.compile(r"\[([^]]+)\]\((\w+)\.md\)")
+_FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)
+
+
+@app.command()
+def docs(topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="The page to show.")] = None) -> None:
+    """Show a page of the documentation, or list its topics.
+
+    A terminal gets it laid out, a pipe gets its Markdown.
+    """
+    from zsvec.cli import output
+
+    if topic is None:
+        output.out.print(output.facts({name: summary(page(name)) for name in TOPICS}))
+        return
+    text = page(topic)
+    if sys.stdout.isatty():
+        from rich.markdown import Markdown
+
+        output.out.print(Markdown(_PAGE_LINK.sub(r"\1 (`zsvec docs \2`)", text)), soft_wrap=False)
+    else:
+        sys.stdout.write(text)
+
+
+def page(topic: str) -> str:
+    """A page as Markdown.
+
+    Raises:
+        InvalidInputError: There is no page of this name.
+    """
+    from zsvec.errors import InvalidInputError
+
+    if topic not in TOPICS:
+        close = get_close_matches(topic.lower(), TOPICS, n=3)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise InvalidInputError(f"no page is called {topic!r}: {hint}The topics are {', '.join(TOPICS)}")
+    return files("zsvec").joinpath("docs", f"{topic}.md").read_text(encoding="utf-8")
+
+
+def summary(text: str) -> str:
+    """The first sentence of a page."""
+    paragraph = next(part for part in text.split("\n\n") if part.strip() and not part.startswith("#"))
+    found = _FIRST_SENTENCE.match(paragraph)
+    return " ".join((found[0] if found else paragraph).split())

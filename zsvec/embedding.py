@@ -1,0 +1,174 @@
+"""Images → vectors: decoded, preprocessed and encoded, with an error for each image that cannot be read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zsvec.encoders import EncoderSet
+from zsvec.errors import ImageError, InvalidInputError
+from zsvec.inputs.categories import checked_vectors
+from zsvec.inputs.images import ImageInput, load_image, source_of
+from zsvec.stream import Flow, ahead, prefetch
+from zsvec.types import Fingerprint
+
+Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""By encoder, float32 ``(n_images, dim)``, rows of unit norm; the same images in each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """An image as the encoders see it.
+
+    Attributes:
+        source: Where the image came from.
+        vectors: By encoder, float32 ``(dim,)``, unit norm; empty if the image could not be read.
+        error: Why not, or ``None``.
+    """
+
+    source: str
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image ready for the encoders, or why it is not.
+
+    Attributes:
+        source: Where the image came from.
+        inputs: What `EncoderSet.encode_images` takes.
+        error: Why the image cannot be read, or ``None``.
+    """
+
+    source: str
+    inputs: Any = None
+    error: ImageError | None = None
+
+
+def _unmeasured(stage: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class Embedder:
+    """Embeds images by encoders that are loaded when they are first needed.
+
+    Args:
+        load: Gives the encoders; called once.
+        max_pixels: Largest image that is decoded.
+    """
+
+    def __init__(self, load: Callable[[], EncoderSet], *, max_pixels: int) -> None:
+        self._load = load
+        self._max_pixels = max_pixels
+        self._lock = threading.RLock()
+        self._side: int | None = None
+        self.loaded: EncoderSet | None = None
+
+    @property
+    def encoders(self) -> EncoderSet:
+        """The encoders.
+
+        Raises:
+            WeightsUnavailableError: Weights can be loaded neither from disk nor from a hub.
+        """
+        with self._lock:
+            if self.loaded is None:
+                loaded = self._load()
+                self._side, self.loaded = loaded.side, loaded
+            return self.loaded
+
+    def prepare(
+        self, image: ImageInput, stage: Callable[[str], AbstractContextManager[None]] = _unmeasured
+    ) -> PreparedImage:
+        """Decode and preprocess one image.
+
+        Args:
+            image: A path, bytes, file, PIL image or array.
+            stage: Measures the time of what is done within it, by name.
+        """
+        encoders = self.encoders
+        try:
+            with stage("decode"):
+                rgb = load_image(image, max_pixels=self._max_pixels, side=self._side)
+        except ImageError as exc:
+            return PreparedImage(source_of(image), error=exc)
+        with stage("preprocess"):
+            return PreparedImage(source_of(image), encoders.preprocess(rgb))
+
+    def encode(self, images: Sequence[PreparedImage]) -> Vectors:
+        """Vectors of the images that can be read, in their order; empty if there is none."""
+        readable = [image.inputs for image in images if image.error is None]
+        return self.encoders.encode_images(readable) if readable else {}
+
+    def batches(
+        self, images: Iterable[ImageInput], batch_size: int, flow: Flow, *, max_wait: float | None = None
+    ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
+        """Batches of images, and the vectors of those that can be read.
+
+        Threads decode ahead of the encoders. On a GPU the encoders work ahead of whoever takes the batches, too. On a
+        CPU that would take cores from a network whose threads wait for each other: two cores classified an eighth less.
+
+        Args:
+            images: Iterated in a thread of its own.
+            batch_size: Images that an encoder takes at once.
+            flow: Of the stream.
+            max_wait: Seconds that a batch waits, from its first image on, for images that have not come.
+        """
+        encoded = self._encoded(images, batch_size, flow, max_wait)
+        return encoded if self.encoders.device == "cpu" else ahead(encoded, flow, "encode")
+
+    def _encoded(
+        self, images: Iterable[ImageInput], batch_size: int, flow: Flow, max_wait: float | None
+    ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
+        def prepare(image: ImageInput) -> PreparedImage:
+            return self.prepare(image, flow.stage)
+
+        for batch in prefetch(prepare, images, batch_size, max_wait=max_wait, flow=flow):
+            with flow.stage("encode"):
+                vectors = self.encode(batch)
+            yield batch, vectors
+
+    def stream(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Embedding]:
+        """Vectors of images as they come, in order and in bounded memory.
+
+        Yields:
+            One embedding for each image, with its ``error`` if it cannot be read.
+        """
+        flow = Flow()
+        with closing(self.batches(images, batch_size, flow)) as batches, flow:
+            for batch, vectors in batches:
+                rows = iter(range(len(batch)))
+                for image in batch:
+                    if image.error is not None:
+                        yield Embedding(image.source, error=str(image.error))
+                    else:
+                        row = next(rows)
+                        yield Embedding(image.source, {name: matrix[row] for name, matrix in vectors.items()})
+
+
+def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str, Fingerprint]) -> Vectors:
+    """Vectors of images that were embedded elsewhere, with rows of unit norm.
+
+    Args:
+        vectors: By encoder, float ``(n_images, dim)`` of any norm.
+        fingerprints: Of all encoders.
+
+    Raises:
+        InvalidInputError: They are of other encoders, of other shapes, zero or not finite.
+    """
+    if set(vectors) != set(fingerprints):
+        raise InvalidInputError(
+            f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {', '.join(vectors) or 'none'}"
+        )
+    queries = {name: checked_vectors(rows, fingerprints[name].dim, name=name) for name, rows in vectors.items()}
+    counts = {name: len(rows) for name, rows in queries.items()}
+    if len(set(counts.values())) > 1:
+        raise InvalidInputError(f"each encoder must have vectors of the same images. Got {counts}")
+    return queries

@@ -11,9 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.encoders.support import needs_gpu
-from tests.store import support
 from tests.store.material import FINGERPRINTS, reference, references, unit_vector
-from tests.store.support import Deployment, EdgeDeployment
+from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
 from zsvec.method.aggregation import aggregate
 from zsvec.method.similarities import Found
 from zsvec.search.base import IndexSpec
@@ -21,6 +20,7 @@ from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write
 from zsvec.store.base import Backend
 from zsvec.store.edge import EdgeBackend
+from zsvec.types import Fingerprint
 
 Floats = NDArray[np.float32]
 # What a store holds: the references of each category.
@@ -55,10 +55,6 @@ class SharedDeployment(EdgeDeployment):
         return self._open[0] if self._open else _SharedBackend(self.folder)
 
 
-# Through the official client; several handles. It evaluates every filter in Python for all that was ever written.
-LocalDeployment: type[Deployment] = getattr(support, "LocalDeployment", support.MemoryDeployment)
-
-
 def deployed(name: str, folder: Path) -> Deployment:
     return {"edge": EdgeDeployment, "shared": SharedDeployment}[name](folder) if name != "local" else LocalDeployment()
 
@@ -82,8 +78,14 @@ class OneWay(Searcher):
 
     spec: IndexSpec
 
-    def search(self, queries: Mapping[str, Floats], nearest: int, spec: IndexSpec | None = None) -> Found:
-        return super().search(queries, nearest, spec or self.spec)
+    def search(
+        self,
+        queries: Mapping[str, Floats],
+        nearest: int,
+        spec: IndexSpec | None = None,
+        fingerprints: Mapping[str, Fingerprint] | None = None,
+    ) -> Found:
+        return super().search(queries, nearest, spec or self.spec, fingerprints)
 
 
 def searcher(store: Store, way: str, *, limit: int = EVERYTHING, budget: int = 0, norms: bool = True) -> OneWay:

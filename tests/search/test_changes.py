@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.search.support import STATE, assert_answers, by_expert, every_way, fill, memory_and_qdrant, queries, searcher
-from tests.store.material import add, references, write_of
+from tests.store.material import FINGERPRINTS, add, references, write_of
 from tests.store.support import Deployment, Hooked
+from zsvec.errors import EncoderMismatchError
 from zsvec.store import Points, Store, edge
 from zsvec.store.base import Where
 
@@ -232,3 +234,41 @@ def test_catalog_of_a_folder_is_read_in_one_instant(
 
     sources = {name: ["1", "2"] if name in (names[0], names[-1]) else ["1"] for name in names}
     assert_answers(searching, {name: references(images=images) for name, images in sources.items()})
+
+
+# Fingerprints
+
+
+@memory_and_qdrant
+def test_fingerprints_are_checked_when_categories_have_changed(
+    store: Store, writer: Store, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[object] = []
+    monkeypatch.setattr(store, "check_fingerprints", checked.append)
+    searching = searcher(store, way)
+
+    def checks() -> int:
+        checked.clear()
+        searching.search(queries(), 1, fingerprints=FINGERPRINTS)
+        assert all(fingerprints is FINGERPRINTS for fingerprints in checked)
+        return len(checked)
+
+    assert checks() == 0
+    add(writer, "lynx", ["1"])
+    assert (checks(), checks()) == (1, 0)
+    add(writer, "lynx", ["2"])
+    searching.references()  # takes the change over, and knows no encoders
+    assert (checks(), checks()) == (1, 0)
+    searching.search(queries(), 1)
+    assert checks() == 0
+
+
+@memory_and_qdrant
+def test_references_of_other_encoders_are_not_searched(store: Store, writer: Store, way: str) -> None:
+    others = {**FINGERPRINTS, "dino": replace(FINGERPRINTS["dino"], revision="another")}
+    add(writer, "lynx", ["1"])
+    searching = searcher(store, way)
+    for _ in range(2):
+        with pytest.raises(EncoderMismatchError, match="dino"):
+            searching.search(queries(), 1, fingerprints=others)
+    searching.search(queries(), 1, fingerprints=FINGERPRINTS)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace as with_changes
 from functools import cached_property
 from numbers import Real
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from numpy.typing import ArrayLike
 
@@ -26,7 +27,7 @@ from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.stream import AsyncStream, Flow, Stream, StreamStats, Totals, from_async, in_thread
-from zsvec.types import Category, Prediction, encoder_and_modality
+from zsvec.types import Category, Fingerprint, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.generation.facet import Generation
@@ -69,6 +70,7 @@ class Classifier:
         self._prompts = prompts
         self._encoder_names = sorted({encoder_and_modality(expert)[0] for expert in temperatures})
         self._embedder = Embedder(load_encoders, max_pixels=settings.max_pixels)
+        self._fingerprints: Mapping[str, Fingerprint] | None = None
         self._totals = Totals()
         self._searcher = Searcher(
             store,
@@ -244,7 +246,7 @@ class Classifier:
                 return list(stream)
         _check_answers(top_k, errors)
         self._encoders_to_read()
-        batch = [self._embedder.prepare(images)]  # type: ignore[arg-type] - a sequence that is no list is no image
+        batch = [self._embedder.prepare(cast("ImageInput", images))]
         (prediction,) = self._answers(batch, self._embedder.encode(batch), top_k, errors, None)
         return prediction
 
@@ -430,12 +432,13 @@ class Classifier:
 
     def _predict(self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow | None) -> list[Prediction]:
         with flow.stage("search") if flow else nullcontext():
-            found = self._searcher.search(vectors, _NEAREST, self._index())
-        found = self.scoring.used(found)
-        if not found.experts:
+            found = self._searcher.search(vectors, _NEAREST, self._index(), self._fingerprints)
+        # A modality that is not in use any more may still have references.
+        used = tuple(expert for expert in found.experts if expert.name in self.scoring.temperatures)
+        if not used:
             raise self._empty()
         with flow.stage("fuse") if flow else nullcontext():
-            return self.scoring.predict(found, sources, top_k)
+            return self.scoring.predict(with_changes(found, experts=used), sources, top_k)
 
     def _index(self) -> IndexSpec:
         """How references in memory are compared: with our own encoders, once these are loaded, else by numpy."""
@@ -459,9 +462,12 @@ class Classifier:
         )
 
     def _encoders_to_read(self) -> None:
-        if not self.store.encoders():
-            raise self._empty()
-        self.store.check_fingerprints(self.encoders.fingerprints)
+        """Load the encoders, once it is known that there is something to read; the search checks them from then on."""
+        if self._fingerprints is None:
+            if not self.store.encoders():
+                raise self._empty()
+            self.store.check_fingerprints(self.encoders.fingerprints)
+            self._fingerprints = self.encoders.fingerprints
 
     def _batch_size(self, given: int | None) -> int:
         size = self.settings.batch_size if given is None else given

@@ -171,7 +171,7 @@ def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str,
         raise InvalidInputError(
             f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {', '.join(vectors) or 'none'}"
         )
-    queries = {name: checked_vectors(rows, fingerprints[name].dim, of=name) for name, rows in vectors.items()}
+    queries = {name: checked_vectors(rows, fingerprints[name].dim, name=name) for name, rows in vectors.items()}
     counts = {name: len(rows) for name, rows in queries.items()}
     if len(set(counts.values())) > 1:
         raise InvalidInputError(f"each encoder must have vectors of the same images. Got {counts}")

@@ -23,7 +23,7 @@ from zsvec.search.base import ATTEMPTS, NUMPY, QDRANT, Change, Incomplete, Index
 from zsvec.search.in_process import InProcess
 from zsvec.search.qdrant_index import QdrantSnapshot
 from zsvec.store import Store
-from zsvec.types import Category
+from zsvec.types import Category, Fingerprint
 
 Answer = TypeVar("Answer")
 
@@ -65,21 +65,29 @@ class Searcher:
         """How the last batch was searched."""
         return "qdrant" if self._snapshot.spec == QDRANT else "memory"
 
-    def search(self, queries: Mapping[str, Vectors], nearest: int, spec: IndexSpec = NUMPY) -> Found:
+    def search(
+        self,
+        queries: Mapping[str, Vectors],
+        nearest: int,
+        spec: IndexSpec = NUMPY,
+        fingerprints: Mapping[str, Fingerprint] | None = None,
+    ) -> Found:
         """Compare images with all committed references.
 
         Args:
             queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
             nearest: How many nearest references to name for each image and expert.
             spec: How references in memory are indexed; another one than that of the batch before indexes them anew.
+            fingerprints: Of the encoders that made the queries; the store is checked for them when categories change.
 
         Raises:
+            EncoderMismatchError: The references come from other encoders.
             InvalidInputError: The device is not there.
             StoreError: Committed references are lost, or do not fit the memory of the device.
         """
 
         def answer() -> Found:
-            snapshot, calibration, changed = self._refresh(spec)
+            snapshot, calibration, changed = self._refresh(spec, fingerprints)
             names, experts = snapshot.search(queries, nearest, lambda: self._refresh(spec)[0])
             stale = calibration is not None and calibration.revision < changed
             return Found(names, experts, queries, calibration, stale)
@@ -112,16 +120,22 @@ class Searcher:
             "writer is active, they were lost; remove the category and add it again"
         )
 
-    def _refresh(self, spec: IndexSpec | None) -> tuple[Snapshot, Calibration | None, int]:
+    def _refresh(
+        self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None = None
+    ) -> tuple[Snapshot, Calibration | None, int]:
         """The store as it is now: to search, how it is calibrated, and the largest ``rev`` of its categories.
 
         Args:
             spec: How references in memory are indexed; ``None``: as for the last batch.
+            fingerprints: As in `search`.
         """
         with self._lock:
             later, calibration = self._store.changes_after(self._seen)
             self._spec = spec or self._spec
-            self._take_over(later)
+            changes = self._changes(later)
+            if changes and fingerprints is not None:
+                self._store.check_fingerprints(fingerprints)
+            self._take_over(changes)
             self._changed = max([self._changed, *(category.rev for category in later)])
             self._seen = max(self._seen, self._changed)
             if calibration is not None and calibration["rev"] != self._calibrated:
@@ -130,14 +144,13 @@ class Searcher:
                 self._seen = max(self._seen, calibration["rev"])
             return self._snapshot, self._calibration, self._changed
 
-    def _take_over(self, later: Sequence[Category]) -> None:
+    def _take_over(self, changes: list[Change]) -> None:
         """Bring the snapshot to the newest catalog, indexed as it shall be.
 
         Raises:
             Incomplete: References of some categories are not there. The snapshot lacks these categories, so they are
                 taken over next time; the others are done.
         """
-        changes = self._changes(later)
         snapshot, catalog = self._snapshot, self._snapshot.catalog
         if changes:
             catalog = {**catalog, **{change.after.name: change.after for change in changes}}

@@ -134,6 +134,7 @@ BY_PROTOCOL = ("zsvec.store.edge.EdgeBackend.", "zsvec.store.server.ServerBacken
 BY_CLASS = {
     *(f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "backbone")),
     "zsvec.encoders.base.Backbone.side",
+    *(f"zsvec.store.server.MemoryBackend.{name}" for name in ("create", "scroll", "versions")),
 }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tests.encoders.support import needs_gpu
 from tests.store.material import FINGERPRINTS, add, reference, references, unit_vector, write_of
-from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, MemoryDeployment, fast_folder
+from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, LocalDeployment, fast_folder
 from zsvec.encoders import mirror_on, rows_times_rows
 from zsvec.errors import StoreError
 from zsvec.method.aggregation import aggregate
@@ -24,7 +24,8 @@ from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear
 from zsvec.method.similarities import Found, References
 from zsvec.search.searcher import Hold, InProcess, Searcher
 from zsvec.store import Reference, Store, Write, edge
-from zsvec.store.base import Points, Where, record_id
+from zsvec.store.base import Points, Where
+from zsvec.store.schema import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -51,7 +52,7 @@ TOP_M = 3
 @pytest.fixture(params=["edge", "memory"])
 def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
     with fast_folder() as folder:
-        opened = EdgeDeployment(folder / "store") if request.param == "edge" else MemoryDeployment()
+        opened = EdgeDeployment(folder / "store") if request.param == "edge" else LocalDeployment()
         yield opened
         opened.close()
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tests.encoders.support import needs_gpu
 from tests.store.material import FINGERPRINTS, add
-from tests.store.support import MemoryDeployment
+from tests.store.support import LocalDeployment
 from tests.support import coloured, isolated, open_classifier  # noqa: F401 - a fixture
 from zsvec import classifier as classifier_module
 from zsvec.classifier import Classifier
@@ -291,7 +291,7 @@ def test_what_is_in_use_does_not_change(device: Any, dtype: Any) -> None:
 
 @pytest.fixture
 def store() -> Store:
-    return (deployment := MemoryDeployment()).open(deployment.backend())
+    return (deployment := LocalDeployment()).open(deployment.backend())
 
 
 def searcher(store: Store, hold: Hold | None = None, method: str = "mirror") -> Searcher:

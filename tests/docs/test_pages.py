@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,19 @@ def workplace(
         monkeypatch.undo()
 
 
+@contextlib.contextmanager
+def captured() -> Iterator[Callable[[], list[str]]]:
+    """Gives a function that says which lines were printed."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    with contextlib.redirect_stdout(file):
+        yield lambda: file.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
+
+
 def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> list[str]:
     code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
-    with contextlib.redirect_stdout(io.StringIO()) as out:
+    with captured() as out:
         exec(code, namespace)
-    return out.getvalue().splitlines()
+    return out()
 
 
 def run_command(command: str, patch: pytest.MonkeyPatch) -> list[str]:
@@ -95,10 +103,10 @@ def run_command(command: str, patch: pytest.MonkeyPatch) -> list[str]:
             patch.setenv(*word.split("=", 1))
         return []
     if words[0] == "zsvec":
-        with contextlib.redirect_stdout(io.StringIO()) as out:
+        with captured() as out:
             code = app(words[1:], prog_name="zsvec", standalone_mode=False)
         assert not code, command
-        return out.getvalue().splitlines()
+        return out()
     shim = f'zsvec() {{ {shlex.quote(sys.executable)} -m zsvec "$@"; }}'
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -2,7 +2,7 @@
 """Strategies of fusion beside the experts that they fuse, on real images.
 
     python scripts/compare_fusion.py strategies SET…   by the number of references a category, over random draws
-    python scripts/compare_fusion.py coverage SET      categories that are known by a text alone among others
+    python scripts/compare_fusion.py coverage SET      categories that have a text alone, among others
 
 SET has the folders `references` and `photos`, each with a sub-folder per category, and possibly `unknown`.
 Every image is embedded once; every store is a real one, calibrated as a user's would be.
@@ -35,8 +35,8 @@ from zsvec.encoders.spec import TEMPERATURES
 from zsvec.evaluation import labelled_images
 from zsvec.evaluation.metrics import blind_auroc
 from zsvec.inputs.categories import CategoryInput
-from zsvec.inputs.folders import read_categories
-from zsvec.inputs.images import find_images, load_image
+from zsvec.inputs.folders import find_images, read_categories
+from zsvec.inputs.images import load_image
 from zsvec.method.aggregation import aggregate
 from zsvec.method.fit import expected_calibration_error
 from zsvec.method.fusion import STRATEGIES
@@ -51,10 +51,10 @@ console = Console(highlight=False, width=180)
 
 
 class Remembered(BatchEncoder):
-    """An encoder that has seen all images before: it is given their numbers, written into a pixel.
+    """An encoder whose images have been embedded before: it reads their numbers from a pixel.
 
     Args:
-        encoder: The one whose vectors are remembered; still asked about texts.
+        encoder: Embeds texts.
         vectors: float32 ``(n_images, dim)``, of all images.
     """
 
@@ -87,7 +87,7 @@ class Images:
 
     Attributes:
         name: Of the set.
-        encoders: By which it is remembered.
+        encoders: With the vectors of all images.
         vectors: By encoder, of all images.
         texts: Definition texts by category; `None`: its name.
         references: Numbers of the reference images, by category.
@@ -105,7 +105,7 @@ class Images:
 
     def queries(self, numbers: Sequence[int]) -> dict[str, NDArray[np.float32]]:
         """Vectors of some images."""
-        return {name: of[list(numbers)] for name, of in self.vectors.items()}
+        return {name: vectors[list(numbers)] for name, vectors in self.vectors.items()}
 
 
 def embed(folder: Path, encoders: EncoderSet) -> Images:
@@ -141,18 +141,18 @@ def opened(images: Images, references: Mapping[str, Sequence[int]]) -> Iterator[
         for name, numbers in references.items()
     ]
     with tempfile.TemporaryDirectory() as scratch, zsvec.open(scratch, encoders=images.encoders) as classifier:
-        list(classifier.add_categories(inputs))
+        classifier.add_categories(inputs)
         yield classifier
 
 
 def search(classifier: Classifier, images: Images, numbers: Sequence[int]) -> Found:
     """The similarities of some images to all references."""
-    searcher = Searcher(classifier.store, method="mirror", budget=0, limit=256, norms=True)
+    searcher = Searcher(classifier.store, kind="memory", budget=0, neighbors=1, norms=True)
     return searcher.search(images.queries(numbers), 3)
 
 
 def temperatures(images: Images) -> dict[str, float]:
-    """Those of the paper's method here: fixed, by modality."""
+    """Fixed temperatures by modality, as in the paper."""
     return {expert_name(e.name, m): max(TEMPERATURES[m], 0.05) for e in images.encoders for m in e.modalities}
 
 
@@ -166,7 +166,13 @@ class Result:
 
     @classmethod
     def of(cls, fused: NDArray[np.float64], novelty: NDArray[np.float64], truth: NDArray[np.intp]) -> Result:
-        """Of the photos, which come first and whose categories are known, and of those of no category."""
+        """Measure.
+
+        Args:
+            fused: float64 ``(n_images, n_categories)``: first the photos of known categories, then those of none.
+            novelty: float64 ``(n_images,)``, larger is more likely unknown.
+            truth: int ``(n_photos,)``, categories of the photos.
+        """
         n = len(truth)
         right = fused[:n].argmax(axis=1) == truth
         unknown = np.arange(len(fused)) >= n
@@ -189,7 +195,7 @@ def results(classifier: Classifier, images: Images) -> dict[str, Result]:
             scoring = Scoring(temperatures=temperatures(images), fusion=strategy, calibrated=is_calibrated)
             scores = scoring.scores(found)
             out[f"{strategy}, {'calibrated' if is_calibrated else 'fixed'}"] = Result.of(
-                scores.fused, scores.novelty, truth
+                scores.fused, scores.novelty if is_calibrated else scores.distance, truth
             )
     return out
 
@@ -214,20 +220,24 @@ def strategies(
             n_draws = 1 if count == fewest == max(map(len, images.references.values())) else draws
             for draw in range(n_draws):
                 random = np.random.default_rng(draw)
-                drawn = {name: random.permutation(of)[:count].tolist() for name, of in images.references.items()}
+                drawn = {
+                    name: random.permutation(numbers)[:count].tolist() for name, numbers in images.references.items()
+                }
                 with opened(images, drawn) as classifier:
                     for name, result in results(classifier, images).items():
                         found[name].append(result)
             table.add_column(f"{count} reference{'s'[: count > 1]}, {n_draws} draw{'s'[: n_draws > 1]}")
-            for name, of in found.items():
-                means = {key: np.array([getattr(result, key) for result in of]) for key in ("top1", "auroc", "ece")}
+            for name, by_draw in found.items():
+                values = {
+                    key: np.array([getattr(result, key) for result in by_draw]) for key in ("top1", "auroc", "ece")
+                }
                 rows[name].append(
-                    f"{100 * means['top1'].mean():5.1f} ±{100 * means['top1'].std():4.1f}  "
-                    + ("  –  " if np.isnan(means["auroc"]).any() else f"{means['auroc'].mean():.3f}")
-                    + f"  {100 * means['ece'].mean():4.1f}"
+                    f"{100 * values['top1'].mean():5.1f} ±{100 * values['top1'].std():4.1f}  "
+                    + ("  –  " if np.isnan(values["auroc"]).any() else f"{values['auroc'].mean():.3f}")
+                    + f"  {100 * values['ece'].mean():4.1f}"
                 )
                 if as_json:
-                    summary = {key: {"mean": values.mean(), "std": values.std()} for key, values in means.items()}
+                    summary = {key: {"mean": drawn.mean(), "std": drawn.std()} for key, drawn in values.items()}
                     if not images.unknown:
                         del summary["auroc"]
                     print(
@@ -252,7 +262,7 @@ def coverage(folder: Path, profile: str = "offline", text_only: int = 8, draws: 
     for draw in range(draws):
         bare = set(np.random.default_rng(draw).permutation(names)[:text_only].tolist())
         everything = {name: [] if name in bare else images.references[name] for name in names}
-        rest = {name: of for name, of in everything.items() if of}
+        rest = {name: numbers for name, numbers in everything.items() if numbers}
         with opened(images, everything) as whole, opened(images, rest) as alone:
             seen = [number for number, _ in images.photos]
             searched = {"whole": search(whole, images, seen), "alone": search(alone, images, seen)}
@@ -260,10 +270,10 @@ def coverage(folder: Path, profile: str = "offline", text_only: int = 8, draws: 
         labels = np.array([name for _, name in images.photos])
         for strategy in STRATEGIES:
             scoring = Scoring(temperatures=temperatures(images), fusion=strategy)
-            fused = {which: scoring.scores(of).fused for which, of in searched.items()}
-            answers = {which: np.array(searched[which].categories)[of.argmax(axis=1)] for which, of in fused.items()}
-            known = np.isin(searched["whole"].categories, list(rest))
-            among = np.array(searched["whole"].categories)[np.where(known, fused["whole"], -1).argmax(axis=1)]
+            fused = {store: scoring.scores(similar).fused for store, similar in searched.items()}
+            answers = {store: np.array(searched[store].categories)[p.argmax(axis=1)] for store, p in fused.items()}
+            in_rest = np.isin(searched["whole"].categories, list(rest))
+            among = np.array(searched["whole"].categories)[np.where(in_rest, fused["whole"], -1).argmax(axis=1)]
             found[strategy].append(
                 [
                     float((answers["whole"] == labels)[has_images].mean()),
@@ -272,8 +282,8 @@ def coverage(folder: Path, profile: str = "offline", text_only: int = 8, draws: 
                     float((answers["alone"] == labels)[has_images].mean()),
                 ]
             )
-    for strategy, of in found.items():
-        table.add_row(strategy, *(f"{100 * mean:.1f} %" for mean in np.mean(of, axis=0)))
+    for strategy, by_draw in found.items():
+        table.add_row(strategy, *(f"{100 * mean:.1f} %" for mean in np.mean(by_draw, axis=0)))
     console.print(
         f"{folder.name}: {len(names) - text_only} categories with images and a text, {text_only} with a text alone; "
         f"mean of {draws} draws"

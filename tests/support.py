@@ -16,7 +16,7 @@ import zsvec
 from tests.store.support import fast_folder
 from zsvec.classifier import Classifier
 from zsvec.config import Settings
-from zsvec.generation.client import SWITCH_VARIABLE
+from zsvec.generation.access import SWITCH_VARIABLE
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
 from zsvec.types import Category

@@ -374,19 +374,19 @@ def broken_encoder(bench: Bench) -> None:
 
 
 def plan(categories: Any, **options: Any) -> Callable[[Bench], Any]:
-    return lambda bench: bench.clf.plan_generation(categories, **options)
+    return lambda bench: bench.clf.generation.plan(categories, **options)
 
 
 def plan_within(**budget: Any) -> Callable[[Bench], Any]:
-    return lambda bench: bench.clf.plan_generation(["new"], budget=Budget(**budget))
+    return lambda bench: bench.clf.generation.plan(["new"], budget=Budget(**budget))
 
 
 def generate_in_a_file(bench: Bench) -> None:
-    bench.clf.generate_references(["new"], folder=bench.file(b""))
+    bench.clf.generation.references(["new"], folder=bench.file(b""))
 
 
 def generate_among_others(bench: Bench) -> None:
-    bench.clf.generate_references(["new"], folder=bench.file(b'{"somebody": "else\'s"}\n', "manifest.jsonl").parent)
+    bench.clf.generation.references(["new"], folder=bench.file(b'{"somebody": "else\'s"}\n', "manifest.jsonl").parent)
 
 
 COUNT = "must be a whole number from 1 up. Got"
@@ -397,7 +397,7 @@ ARGUMENTS = [
     argument("name of two lines", add("red\nblue"), r"printable in one line. Got 'red\nblue'"),
     argument("name with an escape", add("\x1b[2J"), r"printable in one line. Got '\x1b[2J'"),
     argument("name that is no Unicode", add("\ud800"), r"printable in one line. Got '\ud800'"),
-    argument("huge name", add("x" * 10_000_000), "may have 500 characters. Got 10000000, 'xxx"),
+    argument("huge name", add("x" * 10_000_000), "at most 500 characters. Got 10000000, 'xxx"),
     argument("name None", add(None), "must be a str. Got None"),
     argument("name of bytes", add(b"red"), "must be a str. Got b'red'"),
     argument("names twice", add_many(CategoryInput(name="red"), CategoryInput(name=" red")), "'red' is given twice"),
@@ -407,7 +407,7 @@ ARGUMENTS = [
     argument("a number for texts", add("new", 5), "texts must be a list of str. Got 5"),
     argument("empty text", add("new", ["a", ""]), "must be a str that is not empty. Got ''"),
     argument("text None", add("new", [None]), "must be a str that is not empty. Got None"),
-    argument("huge text", add("new", ["x" * 10_000_000]), "may have 20,000 characters. Got 10,000,000, 'xxx"),
+    argument("huge text", add("new", ["x" * 10_000_000]), "at most 20,000 characters. Got 10,000,000, 'xxx"),
     argument("text that is no Unicode", add("new", ["\udcff"]), r"valid Unicode. Got '\udcff'"),
     argument("no texts and no images", add("new", []), "category 'new' has no reference"),
     argument("replaced by nothing", add("red", [], replace=True), "category 'red' has no reference"),
@@ -452,7 +452,7 @@ ARGUMENTS = [
     argument("generate: folder with a name too long", plan(["new"], folder="x" * 300), "too long"),
     argument(
         "generate: no key",
-        lambda bench: bench.clf.generate_references(["new"]),
+        lambda bench: bench.clf.generation.references(["new"]),
         "set OPENAI_API_KEY in the environment",
         GenerationError,
     ),

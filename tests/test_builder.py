@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import zsvec
 from tests.support import encode, fast_folder, isolated, photo, photos, sources, state, write_photos  # noqa: F401
 from zsvec import stream
 from zsvec.builder import Builder
@@ -68,15 +68,41 @@ class Workshop:
         return {encoder.name: (encoder.texts_encoded, encoder.images_encoded) for encoder in self.encoders}
 
 
+@contextmanager
+def new_store() -> Iterator[Store]:
+    with fast_folder() as folder, open_store(str(folder / "store"), namespace="zsvec") as opened:
+        yield opened
+
+
+def workshop_of(store: Store) -> Workshop:
+    return Workshop(store, Encoder("clip", dim=32), Encoder("dino", dim=16, modalities=("image",)))
+
+
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with fast_folder() as folder, open_store(load_settings(store=str(folder / "store"))) as opened:
+    with new_store() as opened:
         yield opened
 
 
 @pytest.fixture
 def workshop(store: Store) -> Workshop:
-    return Workshop(store, Encoder("clip", dim=32), Encoder("dino", dim=16, modalities=("image",)))
+    return workshop_of(store)
+
+
+@pytest.fixture(scope="module")
+def empty() -> Iterator[Workshop]:
+    """A workshop that stays as it is: for what must not be written."""
+    with new_store() as opened:
+        yield workshop_of(opened)
+
+
+@pytest.fixture(scope="module")
+def kennel() -> Iterator[Workshop]:
+    """A workshop with a dog, for tests that may find each other's categories."""
+    with new_store() as opened:
+        made = workshop_of(opened)
+        made.add("dog")
+        yield made
 
 
 @pytest.fixture
@@ -105,11 +131,11 @@ def test_a_new_category(workshop: Workshop, tmp_path: Path) -> None:
 
 def test_the_vectors_are_those_of_the_encoders(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline"], [photo(1)])
-    held = {reference.key[:2]: reference.vector for reference in workshop.store.stored("cat")}
+    stored = {reference.key[:2]: reference.vector for reference in workshop.store.stored("cat")}
     clip, dino = workshop.encoders
-    np.testing.assert_allclose(held["clip", "text"], clip.encode_texts(["a feline"])[0], atol=1e-6)
-    np.testing.assert_allclose(held["clip", "image"], clip.encode_images([photo(1)])[0], atol=1e-6)
-    np.testing.assert_allclose(held["dino", "image"], dino.encode_images([photo(1)])[0], atol=1e-6)
+    np.testing.assert_allclose(stored["clip", "text"], clip.encode_texts(["a feline"])[0], atol=1e-6)
+    np.testing.assert_allclose(stored["clip", "image"], clip.encode_images([photo(1)])[0], atol=1e-6)
+    np.testing.assert_allclose(stored["dino", "image"], dino.encode_images([photo(1)])[0], atol=1e-6)
 
 
 def test_an_addition_embeds_only_what_is_new(workshop: Workshop) -> None:
@@ -208,7 +234,7 @@ def test_metadata_is_kept_until_another_is_given(workshop: Workshop) -> None:
 def test_an_image_that_one_encoder_knows_and_another_does_not(workshop: Workshop) -> None:
     image = photo(1)
     workshop.add("cat", [], [image])
-    known = next(held for held in workshop.store.stored("cat") if held.encoder == "clip")
+    known = next(reference for reference in workshop.store.stored("cat") if reference.encoder == "clip")
     workshop.add("cat", ["a feline"], replace=True)
     workshop.store.write([_write("cat", [known])])
     assert workshop.add("cat", [], [image]).references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
@@ -276,10 +302,10 @@ def test_images_are_no_references_where_no_encoder_sees(store: Store) -> None:
 @pytest.mark.parametrize(
     "texts", ["a feline", [""], ["a", " \n"], [None], [b"a"], [["a"]], 5, ["a" * 20_001], ["\ud800"]]
 )
-def test_texts_that_cannot_be_used(workshop: Workshop, texts: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"text.* must|text may have 20,000 characters"):
-        workshop.add("cat", texts)
-    assert workshop.store.categories() == []
+def test_texts_that_cannot_be_used(empty: Workshop, texts: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"text.* must|text may have at most 20,000 characters"):
+        empty.add("cat", texts)
+    assert empty.store.categories() == []
 
 
 def test_the_longest_text(workshop: Workshop) -> None:
@@ -303,10 +329,10 @@ def test_the_longest_text(workshop: Workshop) -> None:
         (" ".join("ab"), "a b"),
     ],
 )
-def test_names_as_they_are_stored(workshop: Workshop, name: str, stored: str) -> None:
+def test_names_as_they_are_stored(kennel: Workshop, name: str, stored: str) -> None:
     assert checked_name(name) == stored
-    assert workshop.add(name, ["t"]).name == stored
-    assert workshop.add(stored, ["t"]).version == 1
+    assert kennel.add(name, ["t"]).name == stored
+    assert kennel.add(stored, ["t"]).version == 1
 
 
 @pytest.mark.parametrize(
@@ -320,17 +346,17 @@ def test_names_as_they_are_stored(workshop: Workshop, name: str, stored: str) ->
         ("a\x1b[31mb", r"in one line. Got 'a\\x1b\[31mb'"),
         ("a\u2028b", r"in one line. Got 'a\\u2028b'"),
         ("a\udcff", r"in one line. Got 'a\\udcff'"),
-        ("x" * 501, "may have 500 characters. Got 501, 'xxx"),
+        ("x" * 501, "at most 500 characters. Got 501, 'xxx"),
         (None, "must be a str. Got None"),
         (5, "must be a str. Got 5"),
         (b"cat", "must be a str. Got b'cat'"),
         (["cat"], r"must be a str. Got \['cat'\]"),
     ],
 )
-def test_names_that_cannot_be_used(workshop: Workshop, name: Any, message: str) -> None:
+def test_names_that_cannot_be_used(empty: Workshop, name: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        workshop.add(name)
-    assert workshop.store.categories() == []
+        empty.add(name)
+    assert empty.store.categories() == []
 
 
 def test_a_name_given_twice_is_refused_and_what_came_before_is_kept(workshop: Workshop) -> None:
@@ -342,9 +368,9 @@ def test_a_name_given_twice_is_refused_and_what_came_before_is_kept(workshop: Wo
     assert workshop.store.categories() == sorted(built, key=lambda category: category.name)
 
 
-def test_what_is_no_category_is_refused(workshop: Workshop) -> None:
+def test_what_is_no_category_is_refused(empty: Workshop) -> None:
     with pytest.raises(InvalidInputError, match=r"must be CategoryInput objects. Got 'cat'"):
-        list(workshop.builder.build(["cat"]))  # type: ignore[list-item]
+        list(empty.builder.build(["cat"]))  # type: ignore[list-item]
 
 
 # ---- vectors from elsewhere
@@ -355,10 +381,10 @@ def test_vectors_given_are_stored_at_unit_length_and_not_embedded(workshop: Work
     category = workshop.add("cat", [], vectors={"clip:image": given, "clip:text": [[1.0] + [0.0] * 31]})
     assert category.references == {"clip:image": 3, "clip:text": 1}
     assert workshop.embedded() == {"clip": (0, 0), "dino": (0, 0)}
-    held = np.array([r.vector for r in workshop.store.stored("cat") if r.modality == "image"])
+    stored = np.array([r.vector for r in workshop.store.stored("cat") if r.modality == "image"])
     unit = given / np.linalg.norm(given, axis=1, keepdims=True)
-    order = np.argmax(held @ unit.T, axis=0)
-    np.testing.assert_allclose(held[order], unit, atol=1e-6)
+    order = np.argmax(stored @ unit.T, axis=0)
+    np.testing.assert_allclose(stored[order], unit, atol=1e-6)
     assert workshop.add("cat", [], vectors={"clip:image": given.tolist()}) == category
 
 
@@ -391,12 +417,11 @@ NAN = [[float("nan")] + [1.0] * 31]
         ([("clip:image", np.ones((1, 32)))], "must be a mapping of experts to arrays"),
     ],
 )
-def test_vectors_that_cannot_be_used(workshop: Workshop, vectors: Any, message: str) -> None:
-    workshop.add("dog")
-    before = state(workshop.store)
+def test_vectors_that_cannot_be_used(kennel: Workshop, vectors: Any, message: str) -> None:
+    before = state(kennel.store)
     with pytest.raises(InvalidInputError, match=message):
-        workshop.add("cat", vectors=vectors)
-    assert state(workshop.store) == before
+        kennel.add("cat", vectors=vectors)
+    assert state(kennel.store) == before
 
 
 # ---- metadata
@@ -431,16 +456,16 @@ CIRCLE["a"] = CIRCLE
         (nested(33), "32 levels. Got .* and 33"),
         (nested(150), "32 levels. Got .* and 150"),  # beyond 127 the embedded engine could not open its store again
         (nested(100_000), "metadata must be a JSON object"),
-        ({"a": "x" * 100_000}, "100,000 characters"),
+        ({"a": "x" * 100_000}, "at most 100,000 characters"),
         ([1], r"mapping of str to JSON. Got \[1\]"),
         ("{}", "mapping of str to JSON. Got '{}'"),
         (5, "mapping of str to JSON. Got 5"),
     ],
 )
-def test_metadata_that_cannot_be_used(workshop: Workshop, metadata: Any, message: str) -> None:
+def test_metadata_that_cannot_be_used(empty: Workshop, metadata: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        workshop.add("cat", metadata=metadata)
-    assert workshop.store.categories() == []
+        empty.add("cat", metadata=metadata)
+    assert empty.store.categories() == []
 
 
 def test_metadata_survives_closing_the_store() -> None:
@@ -456,10 +481,10 @@ def test_metadata_survives_closing_the_store() -> None:
 # ---- images that cannot be read
 
 
-def test_an_unreadable_image_stores_nothing(workshop: Workshop) -> None:
+def test_an_unreadable_image_stores_nothing(empty: Workshop) -> None:
     with pytest.raises(ImageError, match=r"cannot read 'missing\.jpg'"):
-        workshop.add("cat", ["a feline"], [photo(1), "missing.jpg", photo(2)])
-    assert workshop.store.categories() == []
+        empty.add("cat", ["a feline"], [photo(1), "missing.jpg", photo(2)])
+    assert empty.store.categories() == []
 
 
 def test_an_unreadable_image_leaves_a_category_as_it_was(workshop: Workshop) -> None:
@@ -514,9 +539,9 @@ def test_what_came_before_an_unreadable_image_is_kept_whatever_the_batches(store
     assert built[0].references == {"clip:image": 2, "clip:text": 1}
 
 
-def test_a_larger_image_than_allowed(workshop: Workshop) -> None:
+def test_a_larger_image_than_allowed(empty: Workshop) -> None:
     with pytest.raises(ImageError, match="max_pixels=1000"):
-        workshop.add("cat", [], [photo(1, (40, 26))])
+        empty.add("cat", [], [photo(1, (40, 26))])
 
 
 @pytest.mark.parametrize(
@@ -534,10 +559,10 @@ def test_a_larger_image_than_allowed(workshop: Workshop) -> None:
     ],
     ids=lambda images: type(images).__name__,
 )
-def test_one_image_in_the_place_of_several_is_refused(workshop: Workshop, images: Any) -> None:
+def test_one_image_in_the_place_of_several_is_refused(empty: Workshop, images: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"images must be a list, or another iterable, of images. Got "):
-        workshop.add("cat", images=images)
-    assert workshop.store.categories() == []
+        empty.add("cat", images=images)
+    assert empty.store.categories() == []
 
 
 class Dataset:
@@ -615,19 +640,19 @@ def test_who_stops_after_the_first_category_has_it(workshop: Workshop) -> None:
     assert len(workshop.store.categories()) <= 8
 
 
-def test_no_categories(workshop: Workshop) -> None:
-    assert list(workshop.builder.build([])) == []
-    assert workshop.store.categories() == []
+def test_no_categories(empty: Workshop) -> None:
+    assert list(empty.builder.build([])) == []
+    assert empty.store.categories() == []
 
 
-def test_a_failure_of_the_iterables_is_raised_as_it_is(workshop: Workshop) -> None:
+def test_a_failure_of_the_iterables_is_raised_as_it_is(empty: Workshop) -> None:
     def images() -> Iterator[Image.Image]:
         yield photo(1)
         raise LookupError("no more")
 
     with pytest.raises(LookupError, match="no more"):
-        workshop.add("cat", images=images())
-    assert workshop.store.categories() == []
+        empty.add("cat", images=images())
+    assert empty.store.categories() == []
 
 
 def test_an_encoder_that_fails_stores_nothing(store: Store) -> None:
@@ -773,13 +798,13 @@ def test_definitions_that_are_no_file(tmp_path: Path, make: Callable[[Path], Non
         read_definitions(tmp_path / "a.json")
 
 
-def test_a_row_without_a_text_is_refused_when_it_is_used(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_row_without_a_text_is_refused_when_it_is_used(empty: Workshop, tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("category,text\ncat\n")
     (tmp_path / "pets" / "dog").mkdir(parents=True)
     inputs = read_categories(tmp_path / "pets", read_definitions(file))
     with pytest.raises(InvalidInputError, match=r"definition text must be a str that is not empty. Got ''"):
-        list(workshop.builder.build(inputs))
+        list(empty.builder.build(inputs))
 
 
 def test_importing_a_folder_again_embeds_nothing(workshop: Workshop, tmp_path: Path) -> None:
@@ -794,25 +819,20 @@ def test_importing_a_folder_again_embeds_nothing(workshop: Workshop, tmp_path: P
     assert json.dumps([category.to_dict() for category in first])
 
 
-def test_unreadable_images_do_not_replace_readable_ones(tmp_path: Path) -> None:
+def test_unreadable_images_do_not_replace_readable_ones(workshop: Workshop) -> None:
     good = Image.new("RGB", (8, 8), "red")
-    with zsvec.open(tmp_path / "store", encoders=[HashEncoder()]) as classifier:
-        before = classifier.add_category("red", images=[good])
-        failed: list[str] = []
-        inputs = [CategoryInput(name="red", images=[b"cut"]), CategoryInput(name="blue", images=[good])]
-        added = list(
-            classifier.add_categories(inputs, replace=True, on_error=lambda source, error: failed.append(source))
-        )
-        assert [category.name for category in added] == ["blue"]
-        assert failed == ["bytes"]
-        assert classifier.store.category("red") == before
+    before = workshop.add("red", images=[good])
+    failed: list[str] = []
+    inputs = [CategoryInput(name="red", images=[b"cut"]), CategoryInput(name="blue", images=[good])]
+    added = workshop.builder.build(inputs, replace=True, on_error=lambda source, error: failed.append(source))
+    assert [category.name for category in added] == ["blue"]
+    assert failed == ["bytes"]
+    assert workshop.store.category("red") == before
 
 
-def test_category_without_readable_images_does_not_stop_the_others(tmp_path: Path) -> None:
-    encoder = HashEncoder(modalities=("image",))
-    good = Image.new("RGB", (8, 8), "red")
-    with zsvec.open(tmp_path / "store", encoders=[encoder]) as classifier:
-        inputs = [CategoryInput(name="bad", images=[b"cut"]), CategoryInput(name="good", images=[good])]
-        added = list(classifier.add_categories(inputs, on_error=lambda source, error: None))
-        assert [category.name for category in added] == ["good"]
-        assert [category.name for category in classifier.categories()] == ["good"]
+def test_category_without_readable_images_does_not_stop_the_others(store: Store) -> None:
+    workshop = Workshop(store, Encoder("dino", dim=16, modalities=("image",)))
+    inputs = [CategoryInput(name="bad", images=[b"cut"]), CategoryInput(name="good", images=photos(1))]
+    added = list(workshop.builder.build(inputs, on_error=lambda source, error: None))
+    assert [category.name for category in added] == ["good"]
+    assert [category.name for category in store.categories()] == ["good"]

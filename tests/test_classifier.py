@@ -905,8 +905,8 @@ def test_false_alarms_are_those_of_the_settings_unless_given(folder: Path) -> No
         few, many = (clf.calibrate(false_unknown_rate=fraction).calibration for fraction in (0.01, 0.5))
         assert (few.false_unknown_rate, many.false_unknown_rate) == (0.01, 0.5)
         assert (
-            few.views.thresholds["clip:image+clip:text+dino:image"]
-            < many.views.thresholds["clip:image+clip:text+dino:image"]
+            few.aggregations.thresholds["clip:image+clip:text+dino:image"]
+            < many.aggregations.thresholds["clip:image+clip:text+dino:image"]
         )
         assert clf.calibrate().calibration.false_unknown_rate == 0.2
 
@@ -1136,7 +1136,7 @@ def test_vectors_of_two_encoders_are_of_the_same_images_if_they_are_as_many(
         assert len(digests["clip"] & digests["dino"]) == (4 if learned else 0)
     calibration = empty.calibrate().calibration
     assert calibration.images == (12 if learned else 21)
-    assert calibration.views.learned == calibration.plain.learned == learned
+    assert calibration.aggregations.learned == calibration.plain.learned == learned
 
 
 def test_vectors_that_are_given_again_change_nothing(empty: Classifier) -> None:

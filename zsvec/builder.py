@@ -1,8 +1,10 @@
 """Texts and images of categories → encoders → store.
 
-References of many categories share the encoders' batches, and each category is committed as soon as
-all of its own are embedded. What a category already holds is recognised by its content and not
-embedded again.
+References of many categories share the encoders' batches. A category is committed as soon as all of its references are
+embedded. References that a category already has are recognised by their content and not embedded again.
+
+A category has three shapes on this way: the `CategoryInput` that a user gives, the draft that collects its references
+from several batches, and the `Write` that the store commits.
 """
 
 from __future__ import annotations
@@ -14,72 +16,90 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, ImageError, InvalidInputError
-from zsvec.inputs.categories import (
-    CategoryInput,
-    ReferenceImage,
-    checked_images,
-    checked_metadata,
-    checked_name,
-    checked_texts,
-    checked_vectors,
-    readable,
-)
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_vectors, readable
 from zsvec.inputs.images import content_hash, read_image, source_of
 from zsvec.store import Reference, Store, Write
 from zsvec.stream import prefetch
 from zsvec.types import Category, encoder_and_modality, expert_name
 
 Key: TypeAlias = tuple[str, str, str]
+"""Encoder, modality and content hash of a reference."""
 
 
 @dataclass(slots=True)
 class _Draft:
-    """A category on its way: what it held before, and what has been found for it so far.
+    """A `Write` in the making.
 
     Attributes:
-        category: Its name and metadata.
-        texts: Definition texts; ``None``: the name, in each encoder's prompt.
-        held: References that it had before; with their vectors, if they are to be written again.
-        references: To be written.
-        recognised: Those of `held` that were given again and are left where they are.
+        category: As given, checked.
+        replace: Whether its references take the place of those stored.
+        stored: References that the category has; with their vectors, if they are to be written again.
+        references: References to write.
+        recognised: Those of `stored` that were given again and stay where they are.
         unreadable: How many of its images could not be read.
     """
 
     category: CategoryInput
-    texts: Sequence[str] | None
-    held: Mapping[Key, Reference | None]
+    replace: bool
+    stored: Mapping[Key, Reference | None]
     references: list[Reference] = field(default_factory=list)
     recognised: set[Key] = field(default_factory=set)
     unreadable: int = 0
 
-    def lost_its_images(self, *, replace: bool) -> bool:
-        """Whether it came with images, none of which could be read, and cannot do without them.
+    def texts(self, by_name: str) -> Sequence[str]:
+        """Its definition texts; without any, a new category is defined by its name.
 
-        Then what the category holds must not be replaced by less, and the other categories must not suffer.
+        Args:
+            by_name: The text that its name makes.
+        """
+        if self.category.texts is not None:
+            return self.category.texts
+        return [by_name] if self.replace or not self.stored else []
+
+    def reuse(self, key: Key) -> bool:
+        """Take a stored reference over as it is; whether there is one."""
+        stored = self.stored.get(key)
+        if stored is not None:
+            self.references.append(stored)
+        elif key in self.stored:
+            self.recognised.add(key)
+        return key in self.stored
+
+    @property
+    def empty(self) -> bool:
+        """Whether the category would have no reference."""
+        return not self.references and (self.replace or not self.stored)
+
+    @property
+    def lost_its_images(self) -> bool:
+        """Whether none of the images given could be read, and the category cannot do without them.
+
+        Then it must not replace what is stored by less, and the other categories must not suffer.
         """
         no_images = not any(reference.modality == "image" for reference in self.references)
-        return self.unreadable > 0 and no_images and (replace or not (self.references or self.held))
+        return self.unreadable > 0 and no_images and (self.replace or self.empty)
 
-    def recognises(self, key: Key) -> bool:
-        """Whether the category had this reference already; if so, it is used as it is."""
-        known = self.held.get(key)
-        if known is not None:
-            self.references.append(known)
-        elif key in self.held:
-            self.recognised.add(key)
-        return key in self.held
+    def write(self) -> Write:
+        """What the store commits."""
+        return Write(
+            name=self.category.name,
+            references=self.references,
+            texts=self.texts(readable(self.category.name)),
+            metadata=self.category.metadata,
+            replace=self.replace,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """One image of a draft: ready for the encoders, or already embedded, or unreadable."""
+    """One image of a draft: preprocessed, or already embedded, or unreadable."""
 
     draft: _Draft
-    of: ReferenceImage
+    given: ReferenceImage
     source: str
     hash: str = ""
     prepared: Any = None
@@ -95,21 +115,32 @@ class Builder:
         prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
         batch_size: Images that an encoder takes at once.
         max_pixels: Largest image that is decoded.
+
+    Attributes:
+        encoders: As given.
+        batch_size: As given.
+        max_pixels: As given.
     """
 
     def __init__(
         self, store: Store, encoders: EncoderSet, *, prompts: Mapping[str, str], batch_size: int, max_pixels: int
     ) -> None:
+        self.encoders = encoders
+        self.batch_size = batch_size
+        self.max_pixels = max_pixels
         self._store = store
-        self._encoders = encoders
         self._prompts = prompts
-        self._batch_size = batch_size
-        self._max_pixels = max_pixels
+        self._image_encoders = [encoder.name for encoder in encoders if "image" in encoder.modalities]
+        self._text_encoders = [encoder.name for encoder in encoders if "text" in encoder.modalities]
 
     @property
     def takes_texts(self) -> bool:
-        """Whether a category can be known by a text alone."""
-        return any("text" in encoder.modalities for encoder in self._encoders)
+        """Whether a text alone can define a category."""
+        return bool(self._text_encoders)
+
+    def prompt(self, encoder: str, name: str) -> str:
+        """The text that defines a category by its name, in the words of an encoder."""
+        return self._prompts.get(encoder, "{name}").replace("{name}", readable(name))
 
     def build(
         self,
@@ -134,168 +165,151 @@ class Builder:
         Raises:
             InvalidInputError: A name, text or vector cannot be used, or a category has no reference.
             ImageError: An image cannot be read, and there is no ``on_error``.
+            ConflictError: Another writer removed references that were being added again.
         """
-        for batch in prefetch(self._prepare, self._steps(categories, replace=replace), self._batch_size):
+        for batch in prefetch(self._prepare, self._steps(categories, replace=replace), self.batch_size):
             done, failure = (batch, None) if on_error else _until_failure(batch)
             images = [step for step in done if isinstance(step, _Image)]
-            self._embed([image for image in images if image.error is None])
+            self._embed_images([image for image in images if image.error is None])
             for image in images:
                 if on_error and image.error is not None:
                     image.draft.unreadable += 1
                     on_error(image.source, image.error)
             complete = [step for step in done if isinstance(step, _Draft)]
             if complete:
-                yield from self._commit(complete, replace=replace)
+                yield from self._commit(complete)
             if failure is not None:
                 raise failure
 
     def _steps(
         self, categories: Iterable[CategoryInput], *, replace: bool
     ) -> Iterator[_Draft | tuple[_Draft, ReferenceImage]]:
-        """Each image with its draft, then the draft: it has all its images once it has come through itself."""
+        """Each image with its draft. The draft is yielded after its last image, marking it complete."""
         if not isinstance(categories, Iterable):
             raise InvalidInputError(
                 f"categories must be a list of CategoryInput. Got {reprlib.repr(categories)} instead"
             )
         seen = set()
-        for category in categories:
+        for given in categories:
+            category = checked_category(given)
+            if category.name in seen:
+                raise InvalidInputError(f"category {category.name!r} is given twice: put both in one")
+            seen.add(category.name)
             draft = self._draft(category, replace=replace)
-            if draft.category.name in seen:
-                raise InvalidInputError(f"category {draft.category.name!r} is given twice: put both in one")
-            seen.add(draft.category.name)
-            for image in checked_images(category.images):
+            for image in category.images:
                 yield draft, image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
             yield draft
 
     def _draft(self, category: CategoryInput, *, replace: bool) -> _Draft:
-        if not isinstance(category, CategoryInput):
-            raise InvalidInputError(f"categories must be CategoryInput objects. Got {reprlib.repr(category)} instead")
-        name = checked_name(category.name)
-        texts = checked_texts(category.texts) if category.texts is not None else None
-        metadata = checked_metadata(category.metadata) if category.metadata is not None else None
-        held: Mapping[Key, Reference | None]
+        vectors = {expert: self._checked_vectors(expert, category) for expert in category.vectors}
+        stored: Mapping[Key, Reference | None]
         if replace:
-            held = {reference.key: reference for reference in self._store.stored(name)}
+            stored = {reference.key: reference for reference in self._store.stored(category.name)}
         else:
-            held = dict.fromkeys(self._store.keys(name))
-            if held and texts is None:
-                texts = []
-        draft = _Draft(CategoryInput(name=name, metadata=metadata), texts, held)
-        if not isinstance(category.vectors, Mapping):
-            raise InvalidInputError(
-                f"vectors must be a mapping of experts to arrays. Got {reprlib.repr(category.vectors)} instead"
-            )
-        draft.references.extend(self._given(category.vectors))
-        return draft
+            stored = dict.fromkeys(self._store.keys(category.name))
+        return _Draft(category, replace, stored, list(_references_of_vectors(vectors)))
 
-    def _given(self, vectors: Mapping[str, ArrayLike]) -> Iterator[Reference]:
-        """References whose vectors were made elsewhere."""
-        rows = {expert: self._checked_vectors(expert, given) for expert, given in vectors.items()}
-        for expert, of in rows.items():
-            encoder, modality = encoder_and_modality(expert)
-            # Calibration compares what encoders say of one image: rows side by side have one hash.
-            beside = [other for name, other in sorted(rows.items()) if encoder_and_modality(name)[1] == modality]
-            together = all(len(other) == len(of) for other in beside)
-            for position, row in enumerate(of):
-                same = [other[position] for other in beside] if together else [row]
-                digest = hashlib.sha256(b"".join(vector.tobytes() for vector in same)).hexdigest()
-                yield Reference(encoder, modality, digest, "vector", row)
-
-    def _checked_vectors(self, expert: str, vectors: ArrayLike) -> NDArray[np.float32]:
-        known = [expert_name(e.name, m) for e in self._encoders for m in e.modalities]
-        if expert not in known:
-            raise InvalidInputError(f"there is no expert {expert!r} to give vectors to; there are {', '.join(known)}")
-        return checked_vectors(vectors, self._encoders[encoder_and_modality(expert)[0]].fingerprint.dim, of=expert)
+    def _checked_vectors(self, expert: str, category: CategoryInput) -> NDArray[np.float32]:
+        experts = [expert_name(encoder.name, modality) for encoder in self.encoders for modality in encoder.modalities]
+        if expert not in experts:
+            raise InvalidInputError(f"there is no expert {expert!r} to give vectors to; there are {', '.join(experts)}")
+        encoder, _ = encoder_and_modality(expert)
+        return checked_vectors(category.vectors[expert], self.encoders[encoder].fingerprint.dim, name=expert)
 
     def _prepare(self, step: _Draft | tuple[_Draft, ReferenceImage]) -> _Draft | _Image:
         """Read, recognise, decode and preprocess one image; runs in threads."""
         if isinstance(step, _Draft):
             return step
-        draft, of = step
-        source = source_of(of.image)
+        draft, given = step
+        source = source_of(given.image)
         try:
-            if of.vectors is not None or (draft.held and not hasattr(of.image, "read")):
-                digest = content_hash(of.image, max_pixels=self._max_pixels)
-                if of.vectors is not None or self._holds(draft, digest):
-                    return _Image(draft, of, source, digest)
-            loaded = read_image(of.image, max_pixels=self._max_pixels, side=self._encoders.side)
+            if given.vectors is not None or (draft.stored and not hasattr(given.image, "read")):
+                digest = content_hash(given.image, max_pixels=self.max_pixels)
+                if given.vectors is not None or self._is_stored(draft, digest):
+                    return _Image(draft, given, source, digest)
+            loaded = read_image(given.image, max_pixels=self.max_pixels, side=self.encoders.side)
         except ImageError as exc:
-            return _Image(draft, of, source, error=exc)
-        if self._holds(draft, loaded.content_hash):
-            return _Image(draft, of, source, loaded.content_hash)
-        return _Image(draft, of, source, loaded.content_hash, self._encoders.preprocess(loaded.image))
+            return _Image(draft, given, source, error=exc)
+        if self._is_stored(draft, loaded.content_hash):
+            return _Image(draft, given, source, loaded.content_hash)
+        return _Image(draft, given, source, loaded.content_hash, self.encoders.preprocess(loaded.image))
 
-    def _holds(self, draft: _Draft, digest: str) -> bool:
-        return all((name, "image", digest) in draft.held for name in self._image_encoders())
+    def _is_stored(self, draft: _Draft, digest: str) -> bool:
+        return all((name, "image", digest) in draft.stored for name in self._image_encoders)
 
-    def _image_encoders(self) -> list[str]:
-        return [encoder.name for encoder in self._encoders if "image" in encoder.modalities]
-
-    def _embed(self, images: Sequence[_Image]) -> None:
-        """Add references to their drafts, of new images by the encoders, of known ones from the store."""
+    def _embed_images(self, images: Sequence[_Image]) -> None:
+        """Add the references of images to their drafts: embedded, given with their vectors, or stored."""
         new = [image for image in images if image.prepared is not None]
-        vectors = self._encoders.encode_images([image.prepared for image in new])
-        for name in self._image_encoders():
+        vectors = self.encoders.encode_images([image.prepared for image in new])
+        for name in self._image_encoders:
             for image, vector in zip(new, vectors[name], strict=True):
                 image.draft.references.append(_reference(name, image, vector))
             for image in images:
-                known = image.prepared is None and image.draft.recognises((name, "image", image.hash))
-                if image.of.vectors is not None and not known:
-                    image.draft.references.append(_reference(name, image, image.of.vectors[name]))
+                reused = image.prepared is None and image.draft.reuse((name, "image", image.hash))
+                if image.given.vectors is not None and not reused:
+                    image.draft.references.append(_reference(name, image, image.given.vectors[name]))
 
-    def _commit(self, drafts: Sequence[_Draft], *, replace: bool) -> list[Category]:
-        for encoder in self._encoders:
-            if "text" in encoder.modalities:
-                self._embed_texts(encoder.name, drafts)
+    def _embed_texts(self, encoder: str, drafts: Sequence[_Draft]) -> None:
+        """Add the references of texts to their drafts; a text of several categories is embedded once."""
+        keyed = [
+            (draft, text, (encoder, "text", hashlib.sha256(text.encode()).hexdigest()))
+            for draft in drafts
+            for text in dict.fromkeys(draft.texts(self.prompt(encoder, draft.category.name)))
+        ]
+        new = list(dict.fromkeys(text for draft, text, key in keyed if key not in draft.stored))
+        vectors = dict(zip(new, self.encoders[encoder].encode_texts(new), strict=True))
+        for draft, text, key in keyed:
+            if not draft.reuse(key):
+                draft.references.append(Reference(encoder, "text", key[2], text, vectors[text]))
+
+    def _commit(self, drafts: Sequence[_Draft]) -> list[Category]:
+        """Embed the texts of complete drafts and write all but those that lost their images."""
+        for encoder in self._text_encoders:
+            self._embed_texts(encoder, drafts)
         writes = []
         for draft in drafts:
             name = draft.category.name
-            if draft.lost_its_images(replace=replace):
+            if draft.lost_its_images:
                 continue
-            if not draft.references and (replace or not draft.held):
+            if draft.empty:
                 raise InvalidInputError(
                     f"category {name!r} has no reference: give it a text or an image that the encoders "
-                    f"{', '.join(encoder.name for encoder in self._encoders)} can embed"
+                    f"{', '.join(encoder.name for encoder in self.encoders)} can embed"
                 )
             if draft.recognised and not draft.recognised <= self._store.keys(name):
                 raise ConflictError(
                     f"another writer removed references of {name!r} that were being added again: add them once more"
                 )
-            texts = draft.texts if draft.texts is not None else [readable(name)]
-            writes.append(
-                Write(
-                    name=name,
-                    references=draft.references,
-                    texts=texts,
-                    metadata=draft.category.metadata,
-                    replace=replace,
-                )
-            )
+            writes.append(draft.write())
         return self._store.write(writes)
 
-    def _embed_texts(self, encoder: str, drafts: Sequence[_Draft]) -> None:
-        prompt = self._prompts.get(encoder, "{name}")
-        keyed = [
-            (draft, text, (encoder, "text", hashlib.sha256(text.encode()).hexdigest()))
-            for draft in drafts
-            for text in dict.fromkeys(
-                [prompt.replace("{name}", readable(draft.category.name))] if draft.texts is None else draft.texts
-            )
-        ]
-        new = list(dict.fromkeys(text for draft, text, key in keyed if key not in draft.held))
-        vectors = dict(zip(new, self._encoders[encoder].encode_texts(new), strict=True))
-        for draft, text, key in keyed:
-            if not draft.recognises(key):
-                draft.references.append(Reference(encoder, "text", key[2], text, vectors[text]))
+
+def _references_of_vectors(vectors: Mapping[str, NDArray[np.float32]]) -> Iterator[Reference]:
+    """References embedded elsewhere.
+
+    Calibration compares what the encoders say of one image, by its hash. So rows of the same position have one hash,
+    where all experts of a modality are given as many rows.
+
+    Args:
+        vectors: By expert, float32 ``(n, dim)``, unit rows.
+    """
+    for expert, rows in vectors.items():
+        encoder, modality = encoder_and_modality(expert)
+        beside = [other for name, other in sorted(vectors.items()) if encoder_and_modality(name)[1] == modality]
+        if any(len(other) != len(rows) for other in beside):
+            beside = [rows]
+        for position, row in enumerate(rows):
+            digest = hashlib.sha256(b"".join(other[position].tobytes() for other in beside)).hexdigest()
+            yield Reference(encoder, modality, digest, "vector", row)
 
 
 def _reference(encoder: str, image: _Image, vector: NDArray[np.float32]) -> Reference:
-    source = image.of.source or image.source.encode(errors="backslashreplace").decode()  # file names may be any bytes
-    return Reference(encoder, "image", image.hash, source, vector, image.of.prompt)
+    source = image.given.source or image.source.encode(errors="backslashreplace").decode()  # a path may be any bytes
+    return Reference(encoder, "image", image.hash, source, vector, image.given.prompt)
 
 
 def _until_failure(batch: Sequence[_Draft | _Image]) -> tuple[Sequence[_Draft | _Image], ImageError | None]:
-    """What comes before the first unreadable image, and its error."""
+    """The steps before the first unreadable image, and its error."""
     for position, step in enumerate(batch):
         if isinstance(step, _Image) and step.error is not None:
             return batch[:position], step.error

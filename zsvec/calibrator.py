@@ -78,10 +78,10 @@ class Calibrator:
                 f"{self._store.location} cannot be calibrated: that takes two categories and a reference image"
             )
         calibration, sample = made
-        before = uncalibrated({expert: self._temperatures[expert] for expert in sample.views}, self._aggregation)
-        if former is not None and former.fits(sample.views, self._aggregation, self._top_m):
-            before = former.views
-        return CalibrationReport(calibration, quality(before, sample), quality(calibration.views, sample))
+        before = uncalibrated({expert: self._temperatures[expert] for expert in sample.aggregations}, self._aggregation)
+        if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
+            before = former.aggregations
+        return CalibrationReport(calibration, quality(before, sample), quality(calibration.aggregations, sample))
 
     def refresh(self) -> None:
         """Calibrate after a write, if that is cheap and nobody else has done it; else the calibration turns stale."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from dataclasses import replace as with_changes
 from functools import cached_property
 from numbers import Real
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from numpy.typing import ArrayLike
 
@@ -21,12 +22,11 @@ from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.inputs.categories import CategoryInput, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import CalibrationReport
-from zsvec.method.scoring import Scoring
 from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.stream import AsyncStream, Flow, Stream, StreamStats, Totals, from_async, in_thread
-from zsvec.types import Category, Prediction, encoder_and_modality
+from zsvec.types import Category, Fingerprint, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.generation.facet import Generation
@@ -48,11 +48,6 @@ class Classifier:
         load_encoders: Gives the encoders; called once, when they are first needed.
         temperatures: By expert, what its similarities are divided by; names the encoders.
         prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
-
-    Attributes:
-        store: As given.
-        settings: As given.
-        scoring: From similarities to predictions, as the settings say.
     """
 
     def __init__(
@@ -69,6 +64,7 @@ class Classifier:
         self._prompts = prompts
         self._encoder_names = sorted({encoder_and_modality(expert)[0] for expert in temperatures})
         self._embedder = Embedder(load_encoders, max_pixels=settings.max_pixels)
+        self._fingerprints: Mapping[str, Fingerprint] | None = None
         self._totals = Totals()
         self._searcher = Searcher(
             store,
@@ -77,17 +73,7 @@ class Classifier:
             neighbors=settings.neighbors,
             norms=settings.aggregation == "prototype",
         )
-        self.scoring = Scoring(
-            temperatures=temperatures,
-            fixed_temperatures=settings.temperatures,
-            aggregation=settings.aggregation,
-            top_m=settings.top_m,
-            fusion=settings.fusion,
-            weights=settings.weights,
-            calibrated=settings.calibration == "auto",
-            unknown_above=settings.unknown_above,
-            unknown_per_category=settings.unknown_per_category,
-        )
+        self.scoring = settings.scoring(temperatures)
         self._calibrator = Calibrator(
             store,
             self._searcher,
@@ -114,8 +100,6 @@ class Classifier:
 
     def __repr__(self) -> str:
         return f"<zsvec.Classifier of {self.store.location}, encoders {', '.join(self._encoder_names)}>"
-
-    # Categories
 
     def add_category(
         self,
@@ -213,8 +197,6 @@ class Classifier:
 
         return Generation(self.store, self.settings.generation, self._searcher, self._calibrator, self._builder)
 
-    # Classification
-
     @overload
     def classify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
@@ -244,7 +226,7 @@ class Classifier:
                 return list(stream)
         _check_answers(top_k, errors)
         self._encoders_to_read()
-        batch = [self._embedder.prepare(images)]  # type: ignore[arg-type] - a sequence that is no list is no image
+        batch = [self._embedder.prepare(cast("ImageInput", images))]
         (prediction,) = self._answers(batch, self._embedder.encode(batch), top_k, errors, None)
         return prediction
 
@@ -265,8 +247,7 @@ class Classifier:
     ) -> Stream[Prediction]:
         """Classify images as they come, in order and in bounded memory, endless sources included.
 
-        Threads decode ahead of the encoders, and on a GPU these work ahead of the search. Each batch sees every
-        category committed before it is searched.
+        Threads decode ahead of the encoders. Each batch sees every category committed before it is searched.
 
         Args:
             images: Iterated in a thread of its own.
@@ -295,10 +276,7 @@ class Classifier:
         top_k: int = 5,
         errors: Errors = "report",
     ) -> AsyncStream[Prediction]:
-        """`classify_stream` for an event loop, which goes on meanwhile; its images may come from one, too.
-
-        Cancelled, or closed early (``async with``), it ends its threads.
-        """
+        """`classify_stream` for an event loop, whose images may come from one; cancelled or closed, its threads end."""
         flow = Flow()
         if isinstance(images, AsyncIterable):
             images = from_async(images, flow)
@@ -323,7 +301,8 @@ class Classifier:
         Raises:
             ZSVecError: As `load`.
         """
-        return self._embedder.stream(checked_images(images), self._batch_size(batch_size))
+        size = _checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
+        return self._embedder.stream(checked_images(images), size)
 
     def classify_vectors(self, vectors: Mapping[str, ArrayLike], *, top_k: int = 5) -> list[Prediction]:
         """Classify images that are already embedded.
@@ -336,7 +315,7 @@ class Classifier:
             InvalidInputError: They are of other encoders, of other shapes, zero or not finite.
             StoreError: The store has no category.
         """
-        _check_count("top_k", top_k)
+        _checked_count("top_k", top_k)
         fingerprints = self.store.encoders()
         if not fingerprints:
             raise self._empty()
@@ -344,13 +323,10 @@ class Classifier:
         sources = [f"vector {i}" for i in range(len(next(iter(queries.values()))))]
         return self._predict(sources, queries, top_k, None) if sources else []
 
-    # Calibration
-
     def calibrate(self, *, false_unknown_rate: float | None = None) -> CalibrationReport:
         """Learn temperatures, expert weights and unknown thresholds from the stored references, and keep them there.
 
-        No encoder runs: every reference image is scored against the others. After a write this is done
-        without being asked, while it is cheap; a larger store is marked stale.
+        No encoder runs. After a write this is done without being asked, while it is cheap; a larger store turns stale.
 
         Args:
             false_unknown_rate: Fraction of the images of known categories that may be called unknown; by default the
@@ -361,8 +337,6 @@ class Classifier:
             StoreError: There are no two categories, or no reference image.
         """
         return self._calibrator.calibrate(false_unknown_rate)
-
-    # Life
 
     def load(self) -> None:
         """Load the encoders now, not with the first image.
@@ -390,26 +364,20 @@ class Classifier:
         top_k: int,
         errors: Errors,
     ) -> Generator[Prediction, None, None]:
-        size = self._batch_size(batch_size)
+        size = _checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
         _check_answers(top_k, errors)
         if max_wait_ms is not None and not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms < float("inf")):
             raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {max_wait_ms!r} instead")
         checked = checked_images(images)
 
+        max_wait = None if max_wait_ms is None else float(max_wait_ms) / 1000
+
         def predictions() -> Generator[Prediction, None, None]:
+            self._encoders_to_read()
             self._totals.add(flow)
-            try:
-                self._encoders_to_read()
-                max_wait = None if max_wait_ms is None else float(max_wait_ms) / 1000
-                batches = self._embedder.batches(checked, size, flow, max_wait=max_wait)
-                try:
-                    for batch, vectors in batches:
-                        yield from self._answers(batch, vectors, top_k, errors, flow)
-                finally:
-                    flow.end()
-                    batches.close()
-            finally:
-                flow.end()
+            with closing(self._embedder.batches(checked, size, flow, max_wait=max_wait)) as batches, flow:
+                for batch, vectors in batches:
+                    yield from self._answers(batch, vectors, top_k, errors, flow)
 
         return predictions()
 
@@ -430,12 +398,13 @@ class Classifier:
 
     def _predict(self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow | None) -> list[Prediction]:
         with flow.stage("search") if flow else nullcontext():
-            found = self._searcher.search(vectors, _NEAREST, self._index())
-        found = self.scoring.used(found)
-        if not found.experts:
+            found = self._searcher.search(vectors, _NEAREST, self._index(), self._fingerprints)
+        # A modality that is not in use any more may still have references.
+        used = tuple(expert for expert in found.experts if expert.name in self.scoring.temperatures)
+        if not used:
             raise self._empty()
         with flow.stage("fuse") if flow else nullcontext():
-            return self.scoring.predict(found, sources, top_k)
+            return self.scoring.predict(with_changes(found, experts=used), sources, top_k)
 
     def _index(self) -> IndexSpec:
         """How references in memory are compared: with our own encoders, once these are loaded, else by numpy."""
@@ -459,25 +428,24 @@ class Classifier:
         )
 
     def _encoders_to_read(self) -> None:
-        if not self.store.encoders():
-            raise self._empty()
-        self.store.check_fingerprints(self.encoders.fingerprints)
-
-    def _batch_size(self, given: int | None) -> int:
-        size = self.settings.batch_size if given is None else given
-        _check_count("batch_size", size)
-        return size
+        """Load the encoders, once it is known that there is something to read; the search checks them from then on."""
+        if self._fingerprints is None:
+            if not self.store.encoders():
+                raise self._empty()
+            self.store.check_fingerprints(self.encoders.fingerprints)
+            self._fingerprints = self.encoders.fingerprints
 
     def _empty(self) -> StoreError:
         return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")
 
 
-def _check_count(name: str, value: object) -> None:
+def _checked_count(name: str, value: object) -> int:
     if not isinstance(value, int) or value < 1:
         raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
+    return value
 
 
 def _check_answers(top_k: object, errors: object) -> None:
-    _check_count("top_k", top_k)
+    _checked_count("top_k", top_k)
     if errors not in ("raise", "report"):
         raise InvalidInputError(f"errors must be 'raise' or 'report'. Got {errors!r} instead")

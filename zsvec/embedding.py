@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -142,8 +142,7 @@ class Embedder:
             One embedding for each image, with its ``error`` if it cannot be read.
         """
         flow = Flow()
-        batches = self.batches(images, batch_size, flow)
-        try:
+        with closing(self.batches(images, batch_size, flow)) as batches, flow:
             for batch, vectors in batches:
                 rows = iter(range(len(batch)))
                 for image in batch:
@@ -152,9 +151,6 @@ class Embedder:
                     else:
                         row = next(rows)
                         yield Embedding(image.source, {name: matrix[row] for name, matrix in vectors.items()})
-        finally:
-            flow.end()
-            batches.close()
 
 
 def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str, Fingerprint]) -> Vectors:
@@ -171,7 +167,7 @@ def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str,
         raise InvalidInputError(
             f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {', '.join(vectors) or 'none'}"
         )
-    queries = {name: checked_vectors(rows, fingerprints[name].dim, of=name) for name, rows in vectors.items()}
+    queries = {name: checked_vectors(rows, fingerprints[name].dim, name=name) for name, rows in vectors.items()}
     counts = {name: len(rows) for name, rows in queries.items()}
     if len(set(counts.values())) > 1:
         raise InvalidInputError(f"each encoder must have vectors of the same images. Got {counts}")

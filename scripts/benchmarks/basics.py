@@ -50,15 +50,15 @@ def pipeline(
 
         def open_with_encoders() -> Classifier:
             return zsvec.open(
-                f"{scratch}/{next(stores)}", encoders=list(encoders), batch_size=batch_size, mirror_device=device
+                f"{scratch}/{next(stores)}", encoders=list(encoders), batch_size=batch_size, index_device=device
             )
 
         def import_all() -> None:
             with open_with_encoders() as classifier:
-                list(classifier.add_categories(categories))
+                classifier.add_categories(categories)
 
         with open_with_encoders() as filled:
-            list(filled.add_categories(categories))
+            filled.add_categories(categories)
 
             def classify_all() -> None:
                 for _ in filled.classify_stream(paths):
@@ -86,7 +86,7 @@ def search(
     categories: int = 1_000,
     batch: int = 64,
     rounds: int = 30,
-    limit: Annotated[int, typer.Option(help="References that a Qdrant query fetches for an image.")] = 256,
+    neighbors: Annotated[int, typer.Option(help="References that a Qdrant query fetches for an image.")] = 256,
     device: Device = "auto",
     out: Out = None,
 ) -> None:
@@ -106,20 +106,20 @@ def search(
     ]
     with (
         tempfile.TemporaryDirectory() as scratch,
-        zsvec.open(scratch, encoders=[encoder], mirror_device=device) as filled,
+        zsvec.open(scratch, encoders=[encoder], index_device=device) as filled,
     ):
-        list(filled.add_categories(inputs))
+        filled.add_categories(inputs)
         actions: dict[str, Callable[[], object]] = {"bare product and maximum": bare}
-        for way, aggregation in [("mirror", name) for name in AGGREGATIONS] + [
-            ("qdrant", "max"),
-            ("qdrant", "top_mean"),
-        ]:
-            searcher = Searcher(filled.store, method=way, budget=0, limit=limit, norms=aggregation == "prototype")
+        ways = [("memory", name) for name in AGGREGATIONS] + [("qdrant", "max"), ("qdrant", "top_mean")]
+        for kind, aggregation in ways:
+            searcher = Searcher(
+                filled.store, kind=kind, budget=0, neighbors=neighbors, norms=aggregation == "prototype"
+            )
             scoring = Scoring(temperatures={"bench:image": 0.05}, aggregation=aggregation)
-            actions[f"{way}, {aggregation}"] = lambda search=searcher.search, score=scoring.scores: score(
+            actions[f"{kind}, {aggregation}"] = lambda search=searcher.search, score=scoring.scores: score(
                 search({"bench": queries}, 3)
             )
-        actions["mirror, top_mean, predictions made"] = lambda: filled.classify_vectors({"bench": queries})
+        actions["memory, top_mean, predictions made"] = lambda: filled.classify_vectors({"bench": queries})
         times = medians(interleaved(actions, rounds))
     rows = [
         {"what": name, "ms": 1000 * spent, "× bare": spent / times["bare product and maximum"]}
@@ -153,16 +153,16 @@ def calibrate(
 
     with (
         tempfile.TemporaryDirectory() as scratch,
-        zsvec.open(scratch, encoders=encoders, mirror_device=device) as classifier,
+        zsvec.open(scratch, encoders=encoders, index_device=device) as classifier,
     ):
-        list(classifier.add_categories([category(number) for number in range(categories)]))
+        classifier.add_categories([category(number) for number in range(categories)])
         queries = {name: centre[:1].astype(np.float32) for name, centre in centres.items()}
         classifier.classify_vectors(queries)  # now the vectors are in this process
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         spent = {"calibrate": seconds(classifier.calibrate)}
         extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
         later = iter([category(categories + i) for i in range(5)])
-        added = [seconds(lambda: list(classifier.add_categories([next(later)]))) for _ in range(5)]
+        added = [seconds(lambda: classifier.add_categories([next(later)])) for _ in range(5)]
         spent["add a category"] = statistics.median(added)
     report(
         "calibrate",

@@ -14,7 +14,8 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.inputs.categories import CategoryInput
-from zsvec.inputs.images import find_images, load_image
+from zsvec.inputs.folders import find_images
+from zsvec.inputs.images import load_image
 from zsvec.profiles import PROFILES
 
 SIZE = (500, 375)
@@ -85,11 +86,11 @@ def dino_weights(cache: Path) -> Path:
 def random_categories(encoders: EncoderSet, references: int, categories: int) -> Iterator[CategoryInput]:
     """Categories with so many random references in all experts together: a text each, the rest as images."""
     random = np.random.default_rng(0)
-    of_texts = [encoder for encoder in encoders if "text" in encoder.modalities]
-    images = (references - categories * len(of_texts)) // len(encoders)
+    text_encoders = [encoder for encoder in encoders if "text" in encoder.modalities]
+    images = (references - categories * len(text_encoders)) // len(encoders)
     bounds = np.linspace(0, images, categories + 1).astype(int)
     for number, count in enumerate(np.diff(bounds).tolist()):
-        vectors = {f"{e.name}:text": unit_vectors(random, 1, e.fingerprint.dim) for e in of_texts}
+        vectors = {f"{e.name}:text": unit_vectors(random, 1, e.fingerprint.dim) for e in text_encoders}
         if count:
             vectors |= {f"{e.name}:image": unit_vectors(random, count, e.fingerprint.dim) for e in encoders}
         yield CategoryInput(name=f"category {number:05}", texts=[], vectors=vectors)

@@ -71,7 +71,7 @@ def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 def medians(times: Mapping[str, Sequence[Spent]]) -> dict[str, float]:
     """Median seconds that pass for each action."""
-    return {name: statistics.median(spent.wall for spent in of) for name, of in times.items()}
+    return {name: statistics.median(spent.wall for spent in rounds) for name, rounds in times.items()}
 
 
 def memory() -> tuple[float, float]:

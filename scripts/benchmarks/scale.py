@@ -28,6 +28,7 @@ from benchmarks.measure import (
 )
 from zsvec.classifier import Classifier
 from zsvec.inputs.categories import CategoryInput
+from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
 
@@ -51,20 +52,20 @@ def scale(
     sizes = [1_000] if smallest else [10**3, 10**4, 10**5, *([10**6] if largest else [])]
     searches: list[dict[str, Any]] = []
     added: list[Row] = []
-    held: list[Row] = []
+    used: list[Row] = []
     for size in sizes:
         console.print(f"{size:,} references …")
         random = np.random.default_rng(0)
         vectors, queries = unit_vectors(random, size, dim), unit_vectors(random, batch, dim)
         with _filled(vectors, device) as (classifier, begun):
-            held.append({"references": size, "vectors, MiB": vectors.nbytes / 2**20, **begun(queries)})
+            used.append({"references": size, "vectors, MiB": vectors.nbytes / 2**20, **begun(queries)})
             spent = _searches(classifier, vectors, queries, rounds)
             searches.append({"references": size, **{way: 1e6 * one / batch for way, one in spent.items()}})
-            added.append(_adding(classifier, queries, spent["zsvec, mirror"]))
-        held[-1] = {**held[-1], "peak, GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+            added.append(_adding(classifier, queries, spent["zsvec, in memory"]))
+        used[-1] = {**used[-1], "peak, GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     ways = [way for way in searches[0] if way != "references"]
     compared = [
-        {"references": row["references"], **{way: row["zsvec, mirror"] / row[way] for way in ways if way in row}}
+        {"references": row["references"], **{way: row["zsvec, in memory"] / row[way] for way in ways if way in row}}
         for row in searches
     ]
     report(
@@ -74,10 +75,10 @@ def scale(
             "µs an image: search, aggregation, fusion and predictions of zsvec; bare searches of the others": [
                 {**dict.fromkeys(searches[0], "–"), **row} for row in searches
             ],
-            "zsvec, mirror ÷ this": [{**dict.fromkeys(searches[0], "–"), **row} for row in compared],
+            "zsvec, in memory ÷ this": [{**dict.fromkeys(searches[0], "–"), **row} for row in compared],
             **({"growth": _growth(searches, ways)} if len(sizes) > 1 else {}),
             "adding a category": added,
-            "memory": held,
+            "memory": used,
         },
         out=out,
         draw=lambda axes: _draw(axes, searches, ways),
@@ -91,17 +92,17 @@ def _filled(vectors: Vectors, device: str) -> Iterator[tuple[Classifier, Callabl
     encoder = HashEncoder("bench", dim=vectors.shape[1], modalities=("image",))
     parts = np.split(vectors, range(_PER_CATEGORY, len(vectors), _PER_CATEGORY))
     with tempfile.TemporaryDirectory() as scratch:
-        with zsvec.open(scratch, encoders=[encoder], search="mirror", mirror_device=device) as classifier:
-            filling = seconds(lambda: list(classifier.add_categories(map(_category, range(len(parts)), parts))))
+        with zsvec.open(scratch, encoders=[encoder], index="memory", index_device=device) as classifier:
+            filling = seconds(lambda: classifier.add_categories(map(_category, range(len(parts)), parts)))
             calibrating = seconds(classifier.calibrate)
-        with zsvec.open(scratch, encoders=[encoder], search="mirror", mirror_device=device) as classifier:
+        with zsvec.open(scratch, encoders=[encoder], index="memory", index_device=device) as classifier:
 
             def begin(queries: Vectors) -> Row:
                 before = memory()
                 first = seconds(lambda: classifier.classify_vectors({"bench": queries}))
                 total, own = (after - earlier for after, earlier in zip(memory(), before, strict=True))
                 return {
-                    "mirror, MiB": own,
+                    "index, MiB": own,
                     "with pages of the store's files, MiB": total,
                     "fill, s": filling,
                     "calibrate, s": calibrating,
@@ -125,7 +126,7 @@ def _searches(classifier: Classifier, vectors: Vectors, queries: Vectors, rounds
     # Of unit vectors the nearest by Euclidean distance, for which scikit-learn is fastest, are those by cosine.
     brute = NearestNeighbors(algorithm="brute").fit(vectors)
     actions: dict[str, Callable[[], object]] = {
-        "zsvec, mirror": lambda: classifier.classify_vectors({"bench": queries}),
+        "zsvec, in memory": lambda: classifier.classify_vectors({"bench": queries}),
         "product alone": lambda: queries @ vectors.T,
         "faiss, k=5": lambda: index.search(queries, 5),
         "faiss, k=50": lambda: index.search(queries, 50),
@@ -133,14 +134,12 @@ def _searches(classifier: Classifier, vectors: Vectors, queries: Vectors, rounds
         "scikit-learn, k=50": lambda: brute.kneighbors(queries, 50),
     }
     if len(vectors) <= _QDRANT:
-        by_queries = Classifier(
-            classifier.store,
-            classifier.settings.model_copy(update={"search": "qdrant"}),
-            load_encoders=lambda: classifier.encoders,
-            temperatures=classifier.scoring.temperatures,
-            prompts={},
+        neighbors = classifier.settings.neighbors
+        searcher = Searcher(classifier.store, kind="qdrant", budget=0, neighbors=neighbors, norms=False)
+        sources = [""] * len(queries)
+        actions["zsvec, Qdrant"] = lambda: classifier.scoring.predict(
+            searcher.search({"bench": queries}, 3), sources, top_k=5
         )
-        actions["zsvec, qdrant"] = lambda: by_queries.classify_vectors({"bench": queries})
     return medians(interleaved(actions, rounds))
 
 
@@ -152,7 +151,7 @@ def _adding(classifier: Classifier, queries: Vectors, batch: float, times: int =
     with _counted(classifier.store) as read:
         for number in range(times):
             new = _category(before + number, unit_vectors(random, _PER_CATEGORY, queries.shape[1]))
-            written.append(seconds(lambda new=new: list(classifier.add_categories([new]))))
+            written.append(seconds(lambda new=new: classifier.add_categories([new])))
             noticed.append(seconds(lambda: classifier.classify_vectors({"bench": queries})) - batch)
     return {
         "to so many categories": before,

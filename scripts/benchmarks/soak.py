@@ -58,7 +58,7 @@ class _Seen:
         self.misplaced += prediction.source != str(number)
         if prediction.error is None:
             self.missed += _is_corrupt(number)
-            self.mislabelled += prediction.label != f"stable {_category(number)}"
+            self.mislabelled += prediction.nearest != f"stable {_category(number)}"
         else:
             self.unexpected += not _is_corrupt(number)
 
@@ -104,7 +104,7 @@ def soak(
     seen = _Seen()
     with (
         tempfile.TemporaryDirectory() as scratch,
-        zsvec.open(scratch, encoders=loaded, batch_size=batch_size, mirror_device=device) as classifier,
+        zsvec.open(scratch, encoders=loaded, batch_size=batch_size, index_device=device) as classifier,
         ThreadPoolExecutor(1) as changer,
     ):
         _fill(classifier)
@@ -129,7 +129,7 @@ def soak(
         out=out,
         draw=lambda axes: _draw(axes, seen),
         device=device,
-        raw={"samples": [dict(zip(("seconds", "MiB", "own MiB", "images"), of, strict=True)) for of in seen.samples]},
+        raw={"samples": [dict(zip(("seconds", "MiB", "own MiB", "images"), one, strict=True)) for one in seen.samples]},
         notes=[f"Memory is flat within {_FLAT:.0%} of its median after the first {_WARM_UP:.0%} of the time."],
     )
     console.print("passed" if passes else "FAILED")

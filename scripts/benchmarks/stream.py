@@ -67,13 +67,14 @@ def stream(
             classifier = stack.enter_context(
                 zsvec.open(scratch / way, profile="measured", profiles=profiles, batch_size=batch_size, device=device)
             )
-            list(classifier.add_categories(material.random_categories(classifier.encoders, references, categories)))
+            classifier.add_categories(material.random_categories(classifier.encoders, references, categories))
             classifier.calibrate()
 
             def classify() -> None:
-                for _ in classifier.classify_stream(paths):
-                    pass
-                stats.setdefault(way, []).append(classifier.stats)
+                with classifier.classify_stream(paths) as predictions:
+                    for _ in predictions:
+                        pass
+                    stats.setdefault(way, []).append(predictions.stats)
 
             return classifier.encoders, _Way(images, classify)
 
@@ -102,7 +103,7 @@ def stream(
         "stream",
         f"{images} images, profile {encoders}, {references:,} references, {categories:,} categories, "
         f"batches of {batch_size}",
-        {"rates (medians)": rows, **{f"stages of {way}": _stages(of[1:]) for way, of in stats.items()}},
+        {"rates (medians)": rows, **{f"stages of {way}": _stages(measured[1:]) for way, measured in stats.items()}},
         out=out,
         draw=lambda axes: (axes.barh(list(rates), list(rates.values())), axes.set_xlabel("images/s")),
         device=device,
@@ -122,8 +123,8 @@ def _ratio(times: Mapping[str, Sequence[Spent]], way: str, other: str, share: fl
 
 def _stages(stats: Sequence[StreamStats]) -> list[Row]:
     """Mean time of each stage, and of search and fusion together."""
-    images, elapsed = sum(of.images for of in stats), sum(of.seconds for of in stats)
-    busy = {stage: sum(of.busy[stage] for of in stats) for stage in stats[0].busy}
+    images, elapsed = sum(one.images for one in stats), sum(one.seconds for one in stats)
+    busy = {stage: sum(one.busy[stage] for one in stats) for stage in stats[0].busy}
     busy["search + fuse"] = busy["search"] + busy["fuse"]
     return [
         {

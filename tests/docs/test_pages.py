@@ -97,23 +97,24 @@ def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> list[str]
 
 
 def run_command(command: str, patch: pytest.MonkeyPatch) -> list[str]:
-    words = shlex.split(os.path.expandvars(command), comments=True)
+    before, piped, rest = command.rpartition(" | ")
+    words = shlex.split(os.path.expandvars(rest if piped else command), comments=True)
     if words[0] == "export":
         for word in words[1:]:
             patch.setenv(*word.split("=", 1))
         return []
-    if words[0] == "zsvec":
-        with captured() as out:
-            code = app(words[1:], prog_name="zsvec", standalone_mode=False)
-        assert not code, command
-        return out()
-    shim = f'zsvec() {{ {shlex.quote(sys.executable)} -m zsvec "$@"; }}'
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{shim}\n{command}"], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    if words[0] != "zsvec":
+        return run_shell(command).splitlines()
+    if piped:
+        patch.setattr(sys, "stdin", io.StringIO(run_shell(before)))
+    with captured() as out:
+        code = app(words[1:], prog_name="zsvec", standalone_mode=False)
+    assert not code, command
+    return out()
+
+
+def run_shell(command: str) -> str:
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
 
 
 def run_console(block: Block, patch: pytest.MonkeyPatch) -> None:

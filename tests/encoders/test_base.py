@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from zsvec.encoders import BatchEncoder, EncoderSet
-from zsvec.encoders.base import rgb_of_bearable_shape
+from zsvec.encoders.base import rgb_of_bounded_aspect
 from zsvec.errors import EncoderError, InvalidInputError
 from zsvec.testing import HashEncoder
 from zsvec.types import Fingerprint, Modality
@@ -135,8 +135,8 @@ def test_encoders_that_share_a_backbone_run_it_once_a_batch() -> None:
 )
 def test_the_side_of_a_set_is_enough_for_each_of_its_backbones(sides: list[int | None], side: int | None) -> None:
     backbones = [CountingBackbone() for _ in sides]
-    for backbone, of in zip(backbones, sides, strict=True):
-        backbone.side = of
+    for backbone, needed in zip(backbones, sides, strict=True):
+        backbone.side = needed
     encoders = [Head(f"{i} {j}", backbone) for i, backbone in enumerate(backbones) for j in range(2)]
     assert EncoderSet(encoders).side == side
 
@@ -149,6 +149,7 @@ def test_a_set_gives_what_its_encoders_give() -> None:
         assert encoders[encoder.name] is encoder
     assert encoders.fingerprints == {encoder.name: encoder.fingerprint for encoder in encoders}
     assert len(encoders) == 2
+    assert not encoders.on_torch
 
 
 def test_a_set_without_images_gives_no_rows() -> None:
@@ -175,7 +176,7 @@ def test_an_unknown_name_is_answered_with_those_that_there_are() -> None:
 def test_strips_are_cut_to_their_centre(size: tuple[int, int], kept: tuple[int, int]) -> None:
     image = Image.new("RGB", size)
     image.putpixel((size[0] // 2, size[1] // 2), (255, 0, 0))
-    cut = rgb_of_bearable_shape(image)
+    cut = rgb_of_bounded_aspect(image)
     assert cut.size == kept
     assert (np.asarray(cut) == (255, 0, 0)).all(axis=-1).any()
 

@@ -125,6 +125,7 @@ def test_one_image_model_for_all_that_use_it(specs: dict[str, EncoderSpec]) -> N
     )
     assert encoders["a"].backbone is encoders["b"].backbone
     assert encoders["a"].backbone is not encoders["c"].backbone
+    assert (encoders.device, encoders.on_torch) == ("cpu", True)
     assert load(specs["vit"]).backbone is not load(specs["vit"]).backbone  # nothing outlives the call
 
 
@@ -236,9 +237,9 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_in_it(
     found: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
-    assert choose_runtime("cpu", "auto").bfloat16 is expected
-    assert choose_runtime("cpu", "float32").bfloat16 is False
-    assert choose_runtime("cpu", "bfloat16").bfloat16 is True
+    assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if expected else torch.float32)
+    assert choose_runtime("cpu", "float32").dtype == torch.float32
+    assert choose_runtime("cpu", "bfloat16").dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16 fma", True), ("avx2 fma", False), (None, False)])
@@ -250,7 +251,7 @@ def test_an_older_torch_is_told_by_the_kernel(
         cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(device, "Path", lambda _: cpuinfo)
-    assert choose_runtime("cpu", "auto").bfloat16 is expected
+    assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if expected else torch.float32)
 
 
 def test_the_device_is_described() -> None:

@@ -22,7 +22,7 @@ from zsvec.evaluation.metrics import (
     top_k,
 )
 from zsvec.method.fit import expected_calibration_error
-from zsvec.method.scoring import _rankings
+from zsvec.method.predictions import rankings
 
 prop = settings(deadline=None, max_examples=100)
 
@@ -86,7 +86,7 @@ def test_top_k_is_what_classify_prints(n: int, k: int, seed: int) -> None:
     names = [chr(97 + position) for position in range(n)]
     probabilities = rng.integers(0, 3, (8, n)) / 4  # many ties
     truth = rng.integers(0, n, 8)
-    printed = [[name for name, _ in ranking] for ranking in _rankings(probabilities, np.arange(n), names, k)]
+    printed = [[name for name, _ in ranking] for ranking in rankings(probabilities, np.arange(n), names, k)]
     assert top_k(probabilities, truth, k).tolist() == [
         names[t] in ranking for t, ranking in zip(truth, printed, strict=True)
     ]

@@ -21,7 +21,8 @@ from zsvec.errors import InvalidInputError
 from zsvec.evaluation import labelled_images
 from zsvec.evaluation.publish import publish
 from zsvec.evaluation.suite import DRAWS, Suite, run
-from zsvec.inputs.images import find_images, load_image
+from zsvec.inputs.folders import find_images
+from zsvec.inputs.images import load_image
 from zsvec.types import Fingerprint, Modality
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 190, 40), "blue": (40, 40, 210), "grey": (120, 120, 120)}

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from zsvec.config import GenerationSettings
+from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import ImageRecord, Manifest
-from zsvec.generation.plan import Budget, Held, Plan, make_plan
+from zsvec.generation.plan import Plan, StoredCategory, make_plan
 from zsvec.method.confusions import Confusions
 
 PNG = b"\x89PNG, or so it begins"
@@ -26,12 +27,12 @@ def plan_of(
     *,
     per_category: int = 2,
     budget: Budget | None = None,
-    held: Mapping[str, Held] | None = None,
+    stored: Mapping[str, StoredCategory] | None = None,
     confusions: Confusions | None = None,
 ) -> Plan:
     return make_plan(
         categories,
-        held or {},
+        stored or {},
         confusions or Confusions(),
         settings or settings_of(),
         per_category=per_category,
@@ -54,7 +55,7 @@ def buy(
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All that is in a folder: when each file was changed, and what it holds."""
+    """All that is in a folder: when each file was changed, and its content."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
         for path in folder.rglob("*")

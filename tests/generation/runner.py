@@ -3,7 +3,7 @@
 ``python -m tests.generation.runner`` runs what it reads, in a process for each line, one after the other:
 
 - ``draw FOLDER URL`` carries out a plan;
-- ``store FOLDER URL`` does all that `Classifier.generate` does, into a store of its own;
+- ``store FOLDER URL`` does all that `Generation.run` does, into a store of its own;
 - ``crash FOLDER URL`` draws in ``FOLDER/1``, ``FOLDER/2`` … and dies before its first, second … step to disk, until
   there is none left to die before.
 
@@ -52,8 +52,8 @@ def store(folder: Path, url: str) -> None:
 
     Store.write = told_write  # type: ignore[method-assign]
     with open_classifier(folder, batch_size=2, generation=settings) as classifier:
-        plan = classifier.plan_generation(STORED, per_category=2, folder=folder / "generated")
-        classifier.generate(plan, keep_flagged=True, track=told)
+        plan = classifier.generation.plan(STORED, per_category=2, folder=folder / "generated")
+        classifier.generation.run(plan, keep_flagged=True, track=told)
 
 
 def crash(folder: Path, url: str) -> None:
@@ -83,8 +83,8 @@ def die_before(step: int) -> None:
         return call
 
     os.fsync = counted(os.fsync)
-    for of, name in ((Manifest, "append"), (Path, "mkdir"), (Path, "replace"), (Path, "unlink")):
-        setattr(of, name, counted(getattr(of, name)))
+    for owner, name in ((Manifest, "append"), (Path, "mkdir"), (Path, "replace"), (Path, "unlink")):
+        setattr(owner, name, counted(getattr(owner, name)))
 
 
 def told(results: Iterable[Any]) -> Iterator[Any]:

@@ -107,15 +107,16 @@ class Studio(Service):
         self.clf = zsvec.open(str(folder / "store"), encoders=encoders, generation=generation)
 
     def generate(self, *names: str, **options: Any) -> Generated:
-        return self.clf.generate_references(names or None, folder=self.folder, **options)
+        return self.clf.generation.references(names or None, folder=self.folder, **options)
 
     def prompts(self) -> dict[tuple[str, int], str]:
         """By category and index, what each image in the folder was drawn from."""
-        return {(of.category, of.index): of.prompt for of in images(read_manifest(self.folder), self.folder)}
+        records = images(read_manifest(self.folder), self.folder)
+        return {(record.category, record.index): record.prompt for record in records}
 
     def embedded(self) -> dict[str, tuple[int, int]]:
         """Texts and images that each encoder has embedded so far."""
-        return {of.name: (of.texts_encoded, of.images_encoded) for of in self.encoders}
+        return {encoder.name: (encoder.texts_encoded, encoder.images_encoded) for encoder in self.encoders}
 
     def payloads(self, encoder: str) -> list[Mapping[str, Any]]:
         """Of every point of an encoder's collection."""

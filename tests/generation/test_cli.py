@@ -68,8 +68,9 @@ def summary(done: test_cli.Result) -> str:
     return done.out.splitlines()[-1]
 
 
-def held(run: Run, name: str) -> dict[str, int]:
-    found = {of["category"]: of["references"] for of in run("list --json").objects}
+def references(run: Run, name: str) -> dict[str, int]:
+    """How many references of each expert a category has."""
+    found = {category["category"]: category["references"] for category in run("list --json").objects}
     return found.get(name, {})
 
 
@@ -158,7 +159,7 @@ def test_a_run_for_people(cli: Run, service: Service) -> None:
     assert result.code == 0
     assert result.out == "4 images, 4 of them in the store, 0 flagged; 0 declined by the service; $0.04 spent\n"
     assert facts(result.err)["images to buy"] == "4 (gpt-image-2.6-flare)"
-    assert held(cli, "red panda") == {"clip:text": 2, "clip:image": 2, "dino:image": 2}
+    assert references(cli, "red panda") == {"clip:text": 2, "clip:image": 2, "dino:image": 2}
     assert sorted(path.name for path in FOLDER.glob("images/*/*")) == ["0000.png", "0000.png", "0001.png", "0001.png"]
 
 
@@ -184,8 +185,8 @@ def test_a_run_as_json(cli: Run, service: Service) -> None:
     }
     assert (second["index"], second["stored"], second["error"]) == (1, False, None)
     assert second["flags"] == ["far: no nearer to 'red panda' than to everyday things"]
-    assert [of.pop("error").partition(":")[0] for of in declined] == ["policy", "policy"]
-    assert all("“blue whale”" in of.pop("prompt") for of in declined)
+    assert [image.pop("error").partition(":")[0] for image in declined] == ["policy", "policy"]
+    assert all("“blue whale”" in image.pop("prompt") for image in declined)
     assert declined == [{"category": "blue whale", "index": i, "cost": 0, "stored": False} for i in (0, 1)]
     assert facts(result.err)["categories"] == "2"  # the plan
 
@@ -215,14 +216,14 @@ def test_the_report_says_what_was_left_out_and_why(cli: Run, service: Service) -
         ["red panda", f"{folder}/0003.png", f"copy: the same picture as {folder}/0000.png"],
     ]
     assert summary(result) == "5 images, 1 of them in the store, 4 flagged; 5 declined by the service; $0.05 spent"
-    assert held(cli, "red panda")["dino:image"] == 1
+    assert references(cli, "red panda")["dino:image"] == 1
 
 
 def test_flagged_images_are_kept_on_demand(cli: Run, service: Service) -> None:
     service.pictures["red panda"] = [picture("red", 1), picture("blue", 2)]
     result = cli("generate 'red panda' --per-category 2 --keep-flagged")
     assert result.out == "2 images, 2 of them in the store, 1 flagged; 0 declined by the service; $0.02 spent\n"
-    assert held(cli, "red panda")["dino:image"] == 2
+    assert references(cli, "red panda")["dino:image"] == 2
 
 
 def test_what_is_repeated_is_not_bought_again(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +241,7 @@ def test_all_categories(cli: Run, service: Service) -> None:
     cli("add 'red panda'")
     cli("add 'blue whale'")
     found = cli("generate --all --per-category 1 --json").objects
-    assert [(of["category"], of["stored"]) for of in found] == [("blue whale", True), ("red panda", True)]
+    assert [(image["category"], image["stored"]) for image in found] == [("blue whale", True), ("red panda", True)]
 
 
 def test_show_prints_the_prompts(cli: Run, service: Service) -> None:
@@ -350,10 +351,10 @@ def test_a_service_that_fails_on_its_way(cli: Run, service: Service) -> None:
     result = cli("generate 'red panda' --per-category 3")
     assert (result.code, "the account is out of credit" in result.err) == (1, True)
     assert result.out.startswith("1 images, 1 of them in the store, ")  # what it came to by then
-    assert held(cli, "red panda")["dino:image"] == 1  # what has arrived by then
+    assert references(cli, "red panda")["dino:image"] == 1  # what has arrived by then
     service.fault = lambda request: None
     assert cli("generate 'red panda' --per-category 3").code == 0
-    assert held(cli, "red panda")["dino:image"] == 3
+    assert references(cli, "red panda")["dino:image"] == 3
 
 
 RUNNER = """

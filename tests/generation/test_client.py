@@ -20,11 +20,12 @@ from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, R
 from tests.generation.scripted import Reply, Scripted, Sent, chat, pictures, scripted
 from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError, GenerationUnavailableError
-from zsvec.generation import client as module
-from zsvec.generation import prompts
-from zsvec.generation.client import KEY_VARIABLE, Answer, Client, Declined, Picture
+from zsvec.generation import prompts, retries
+from zsvec.generation.access import KEY_VARIABLE
+from zsvec.generation.client import Client
 from zsvec.generation.prices import Usage
 from zsvec.generation.prompts import Description, Descriptions
+from zsvec.generation.responses import Answer, Declined, Picture
 
 QUESTION = prompts.describe(["lion"])
 PROMPT = "a lion in a meadow"
@@ -278,7 +279,7 @@ def test_a_date_to_wait_for_is_waited_for() -> None:
 
 @pytest.mark.parametrize("wait", ["0", "-1", formatdate(0, usegmt=True), "soon", "nan", ""])
 def test_no_time_to_wait_is_no_leave_to_hammer(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BACK_OFF", lambda state: 0.2)
+    monkeypatch.setattr(retries, "_BACK_OFF", lambda state: 0.2)
     with serving(Fault.rate_limited(wait)) as (server, client):
         assert isinstance(ask(client, "k"), Answer)
     refused, answered = server.entries
@@ -357,7 +358,7 @@ def test_an_end_is_not_waited_for_and_nothing_is_tried_again(call: Call) -> None
 
 # Answers of no use
 
-SPOILED = {
+UNUSABLE = {
     "no JSON at all": (Fault.malformed_content("Sure! Here you are."), "Invalid JSON"),
     "half of it": (Fault.malformed_content('{"categories": [{"name": "lion"'), "Invalid JSON"),
     "a field too few": (Fault.malformed_content('{"categories": [{"name": "lion"}]}'), "appearance: Field required"),
@@ -367,7 +368,7 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize(("fault", "problem"), SPOILED.values(), ids=SPOILED)
+@pytest.mark.parametrize(("fault", "problem"), UNUSABLE.values(), ids=UNUSABLE)
 def test_an_answer_of_no_use_is_asked_for_again_with_another_key(fault: Fault, problem: str) -> None:
     with serving() as (_, client):
         good = client.ask(QUESTION, "k")
@@ -380,7 +381,7 @@ def test_an_answer_of_no_use_is_asked_for_again_with_another_key(fault: Fault, p
     assert answer.usage == Usage(2 * good.usage.input, good.usage.output + len(fault.message) // 4)
 
 
-@pytest.mark.parametrize(("fault", "problem"), SPOILED.values(), ids=SPOILED)
+@pytest.mark.parametrize(("fault", "problem"), UNUSABLE.values(), ids=UNUSABLE)
 def test_answers_of_no_use_are_given_up_and_counted(fault: Fault, problem: str) -> None:
     with serving() as (_, client):
         good = client.ask(QUESTION, "k")
@@ -576,7 +577,7 @@ def test_no_key(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("value", ["sk-first\nsk-second", "sk-schlüssel", "sk-\x1b[0m", "sk-\udcff"])
 def test_a_key_that_cannot_be_sent_is_not_quoted(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, value)
-    with pytest.raises(GenerationError, match="OPENAI_API_KEY holds is no key") as raised:
+    with pytest.raises(GenerationError, match="OPENAI_API_KEY is no key") as raised:
         Client(GenerationSettings())
     assert "sk-" not in whole_traceback(raised.value)
 

@@ -34,7 +34,7 @@ def test_the_images_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
             folder / "store", profile="offline", device="cpu", dtype="float32", generation={"base_url": server.url}
         ) as clf,
     ):
-        done = clf.generate_references(prompts, per_category=1, folder=folder / "generated")
+        done = clf.generation.references(prompts, per_category=1, folder=folder / "generated")
 
         assert len(done.images) == len(prompts) == 197
         assert server.sold(IMAGES).total() == 197
@@ -56,5 +56,5 @@ def test_the_images_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
             assert category.references == {expert: count for expert, count in counts.items() if count}
 
         found = evaluate(clf, DATA / "photos")
-        top1 = {"fusion": found.accuracy.top1, **{expert: of.top1 for expert, of in found.experts.items()}}
+        top1 = {"fusion": found.accuracy.top1, **{expert: accuracy.top1 for expert, accuracy in found.experts.items()}}
         assert top1 == {expert: pytest.approx(value, abs=0.02) for expert, value in MEASURED.items()}

@@ -61,11 +61,11 @@ def description(name: str, appearance: str | None = None) -> dict[str, Any]:
 
 
 def grouped(*groups: Sequence[str]) -> Reply:
-    return {"groups": [list(of) for of in groups]}
+    return {"groups": [list(group) for group in groups]}
 
 
 def compared(groups: Sequence[Group]) -> Reply:
-    return {"groups": [features(*of) for of in groups]}
+    return {"groups": [features(*group) for group in groups]}
 
 
 def features(*names: str) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def test_a_wrong_number_of_compared_groups_cannot_be_told_apart() -> None:
     known = Knowledge()
     oracle, groups = ask_all(known, "abcdef", groups=lambda _: grouped(*pairs), features=too_few)
     assert oracle.asked["features"] == [pairs, [pairs[0]], [pairs[1]], [pairs[2]]]
-    assert {of: found.common for of, found in known.features.items()} == {
+    assert {group: found.common for group, found in known.features.items()} == {
         ("a", "b"): ["a trait of a+b"],
         ("c", "d"): ["a trait of c+d"],
     }
@@ -353,6 +353,6 @@ def test_images_of_a_category_differ(scenes: list[str]) -> None:
 @given(st.lists(st.text("abc", min_size=1), min_size=2, max_size=8, unique=True))
 def test_the_first_images_differ_in_scene_and_viewpoint(scenes: list[str]) -> None:
     shown = [prompts.draw("desk", index, scenes=scenes) for index in range(len(scenes))]
-    for phrases in ([f": {scene}, " for scene in scenes], [f", {view}." for view in prompts.VIEWPOINTS]):
+    for phrases in ([f": {scene}, " for scene in scenes], [f", {place}." for place in prompts.VIEWPOINTS]):
         seen = [phrase for prompt in shown for phrase in phrases if phrase in prompt]
         assert len(set(seen)) == len(seen) == len(shown)

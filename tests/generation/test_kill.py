@@ -19,7 +19,7 @@ from tests.generation.material import plan_of, settings_of
 from tests.generation.runner import CONCURRENCY, FEW, NAMES, STORED
 from tests.support import fast_folder, isolated, open_classifier  # noqa: F401
 from zsvec.classifier import Classifier
-from zsvec.generation.client import KEY_VARIABLE
+from zsvec.generation.access import KEY_VARIABLE
 from zsvec.generation.manifest import AnswerRecord, ImageRecord, images, read_manifest
 from zsvec.generation.run import carry_out
 from zsvec.generation.synthesis import SOURCE
@@ -103,7 +103,7 @@ def while_drawing(seed: int) -> list[Instant]:
     return [*asking, *(("bought", draw.randint(1, 5), draw.uniform(0, LATENCY)) for _ in range(7))]
 
 
-def test_every_image_is_sold_once_by_who_minds_the_keys(folder: Path, runner: Runner) -> None:
+def test_every_image_is_sold_once_by_services_that_honour_the_keys(folder: Path, runner: Runner) -> None:
     with FakeOpenAI(latency=LATENCY) as server:
         kills = sum(runner.run("draw", folder, server, instant) for instant in while_drawing(1859))
         assert not runner.run("draw", folder, server)
@@ -184,7 +184,9 @@ def test_killed_before_each_step_to_disk(folder: Path, runner: Runner) -> None:
             assert [entry.path for entry in asked].count(CHAT) == 3 - answers
             assert [entry.path for entry in asked].count(IMAGES) == 4 - len(there)
             assert there.isdisjoint(entry.subject for entry in asked)
-            assert {(of.category, of.index) for of in drawn.images} == {(name, i) for name in FEW for i in range(2)}
+            assert {(record.category, record.index) for record in drawn.images} == {
+                (name, i) for name in FEW for i in range(2)
+            }
             receipts = [record.receipt for record in read_manifest(step) if isinstance(record, ImageRecord)]
             assert len(receipts) == len(set(receipts)) == len(list(step.glob("images/*/*"))) == 4
             assert list((step / "received").iterdir()) == []

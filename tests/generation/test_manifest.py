@@ -273,7 +273,7 @@ def test_a_file_of_something_else(folder: Path, content: bytes, use: Callable[[P
         use(folder)
     assert file.read_bytes() == content
     file.unlink()
-    with Manifest(folder):  # nobody holds it
+    with Manifest(folder):  # nobody has it open
         pass
 
 

@@ -16,9 +16,10 @@ from tests.generation.scripted import Reply, Scripted, Sent, pictures, scripted
 from tests.support import isolated  # noqa: F401
 from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError, GenerationUnavailableError
-from zsvec.generation import client as module
-from zsvec.generation import prompts
-from zsvec.generation.client import KEY_VARIABLE, SWITCH_VARIABLE, Answer, Client, Picture
+from zsvec.generation import access, prompts
+from zsvec.generation.access import KEY_VARIABLE, SWITCH_VARIABLE
+from zsvec.generation.client import Client
+from zsvec.generation.responses import Answer, Picture
 
 OPENAI = "https://api.openai.com/v1"
 ELSEWHERE = {
@@ -76,7 +77,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_the_switch_is_off() -> None:
     assert os.environ[SWITCH_VARIABLE] == "0"
-    assert module.ALLOW_REQUESTS is False
+    assert access.ALLOW_REQUESTS is False
 
 
 @pytest.mark.usefixtures("isolated")
@@ -113,7 +114,7 @@ def test_nor_that_of_the_environment_or_the_default(
 
 @pytest.mark.parametrize("url", [url for url in ELSEWHERE if url != OPENAI])
 def test_it_is_the_switch_that_does_it(url: str, attempts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ALLOW_REQUESTS", True)
+    monkeypatch.setattr(access, "ALLOW_REQUESTS", True)
     with (
         Client(GenerationSettings(base_url=url, deadline=0.1)) as client,
         pytest.raises(GenerationUnavailableError),

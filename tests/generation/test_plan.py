@@ -13,9 +13,10 @@ from tests.generation.material import buy, plan_of, settings_of, tree
 from tests.support import coloured, fast_folder, isolated, open_classifier  # noqa: F401
 from zsvec.config import GenerationSettings, ModelPrice
 from zsvec.errors import InvalidInputError
-from zsvec.generation.client import KEY_VARIABLE
+from zsvec.generation.access import KEY_VARIABLE
+from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, Manifest
-from zsvec.generation.plan import Budget, Held
+from zsvec.generation.plan import StoredCategory
 from zsvec.method.calibration import LogLinear
 from zsvec.method.confusions import Confusions, confusions
 from zsvec.method.leave_one_out import LeftOut
@@ -37,10 +38,10 @@ def declined(category: str, index: int, code: str = "policy", model: str = IMAGE
 
 
 def test_images_are_bought_where_they_help_most(tmp_path: Path) -> None:
-    held = {"confused": Held("text", images=2), "lonely": Held("text", images=1), "fine": Held("text", images=0)}
+    stored = {name: StoredCategory("text", images) for name, images in (("confused", 2), ("lonely", 1), ("fine", 0))}
     measured = Confusions(lost={"confused": 0.6, "lonely": 0.9, "fine": 0.0})
     plan = plan_of(
-        tmp_path, ["confused", "fine", "lonely", "new"], per_category=3, held=held, confusions=measured
+        tmp_path, ["confused", "fine", "lonely", "new"], per_category=3, stored=stored, confusions=measured
     )  # lost ÷ (1 + images that there are + index)
     assert plan.places == (
         ("new", 0),  # 1 ÷ 1
@@ -64,8 +65,8 @@ def test_categories_take_turns_where_nothing_is_known(tmp_path: Path) -> None:
 
 def test_measured_groups_are_of_the_categories(tmp_path: Path) -> None:
     measured = Confusions(lost={}, partners={"a": ("b", "c"), "b": ("a",), "c": ()})
-    held = {name: Held(f"text of {name}", 1) for name in "abc"}
-    plan = plan_of(tmp_path, ["a", "c", "new"], held=held, confusions=measured)
+    stored = {name: StoredCategory(f"text of {name}", 1) for name in "abc"}
+    plan = plan_of(tmp_path, ["a", "c", "new"], stored=stored, confusions=measured)
     assert plan.measured == (("a", "b", "c"),)
     assert plan.others == {"b": "text of b"}
 
@@ -136,14 +137,14 @@ def test_what_is_known_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_measured_groups_are_compared_and_cost(tmp_path: Path) -> None:
-    held = {name: Held("text", 1) for name in ("a", "b", "c")}
+    stored = {name: StoredCategory("text", 1) for name in ("a", "b", "c")}
     measured = Confusions(partners={"a": ("b",), "b": ("a", "c"), "c": ("b",)})
-    questions = plan_of(tmp_path, ["a"], held=held, confusions=measured).questions
+    questions = plan_of(tmp_path, ["a"], stored=stored, confusions=measured).questions
     assert questions == {"descriptions": 1, "groups": 1, "features": 1}
     many = Confusions(partners=dict.fromkeys(map(str, range(13)), ("a", "b", "c")))
-    held |= {str(i): Held("text", 1) for i in range(13)}
+    stored |= {str(i): StoredCategory("text", 1) for i in range(13)}
     # 13 groups that are measured, and one for each name at most, 6 in a question.
-    assert plan_of(tmp_path, list(map(str, range(13))), held=held, confusions=many).questions["features"] == 5
+    assert plan_of(tmp_path, list(map(str, range(13))), stored=stored, confusions=many).questions["features"] == 5
 
 
 @pytest.mark.parametrize("unknown", ["writer", "painter"])
@@ -171,9 +172,9 @@ def test_budgets_that_cannot_be(budget: dict[str, Any]) -> None:
 
 def test_a_plan_as_json(tmp_path: Path) -> None:
     settings = settings_of(language_model="writer", image_model="painter", prices=PRICES)
-    held = {"b": Held("text", 1)}
+    stored = {"b": StoredCategory("text", 1)}
     plan = plan_of(
-        tmp_path, ["b", "a"], settings, budget=Budget(3, 2.5), held=held, confusions=Confusions({}, {"b": ("c",)})
+        tmp_path, ["b", "a"], settings, budget=Budget(3, 2.5), stored=stored, confusions=Confusions({}, {"b": ("c",)})
     )
     assert plan.to_dict() == {
         "folder": str(tmp_path),
@@ -204,9 +205,9 @@ def test_a_plan_changes_nothing_and_needs_no_key(monkeypatch: pytest.MonkeyPatch
             for name in ("red", "blue"):
                 classifier.add_category(name, images=[coloured(name, seed) for seed in range(2)])
             before, encoded = tree(parent), [encoder.images_encoded for encoder in classifier.encoders]
-            plan = classifier.plan_generation(folder=parent / "generated")
+            plan = classifier.generation.plan(folder=parent / "generated")
             assert len(plan.places) == 7
-            fresh = classifier.plan_generation(["new"], folder=parent / "nowhere")
+            fresh = classifier.generation.plan(["new"], folder=parent / "nowhere")
             assert len(fresh.places) == 4
             assert [encoder.images_encoded for encoder in classifier.encoders] == encoded
             assert tree(parent) == before
@@ -218,10 +219,10 @@ def test_a_plan_changes_nothing_and_needs_no_key(monkeypatch: pytest.MonkeyPatch
 
 def sample(*images: tuple[str, dict[str, float]], categories: str = "abc") -> LeftOut:
     """Images by the probabilities that one expert gives; NaN for what it cannot say."""
-    rows = [[math.log(of.get(name, 1e-9)) if of else math.nan for name in categories] for _, of in images]
+    rows = [[math.log(given.get(name, 1e-9)) if given else math.nan for name in categories] for _, given in images]
     labels = np.array([categories.index(own) for own, _ in images])
-    for row, (own, of) in zip(rows, images, strict=True):
-        if own not in of:
+    for row, (own, given) in zip(rows, images, strict=True):
+        if own not in given:
             row[categories.index(own)] = math.nan
     return LeftOut(
         tuple(categories), labels, np.ones((1, 3), bool), {"clip:image": {"top_mean": np.array(rows, np.float32)}}
@@ -276,7 +277,7 @@ def test_a_store_says_which_of_its_categories_overlap(order: tuple[str, ...]) ->
             colour = {"crimson": "#f01010"}.get(name, name)
             seed = {"crimson": 10, "blue": 20}.get(name, 0)
             classifier.add_category(name, images=[coloured(colour, seed + i) for i in range(4)])
-        plan = classifier.plan_generation(per_category=1)
+        plan = classifier.generation.plan(per_category=1)
         assert {frozenset(group) for group in plan.measured} == {frozenset({"red", "crimson"})}
         assert plan.places[-1] == ("blue", 0)
 
@@ -286,11 +287,11 @@ def test_a_store_of_single_images_is_planned_for_evenly() -> None:
     with fast_folder() as parent, open_classifier(parent, HashEncoder("dino", modalities=("image",))) as classifier:
         for name in ("blue", "green", "red"):
             classifier.add_category(name, images=[coloured(name, 0)])
-        plan = classifier.plan_generation(["red", "new", "blue"], per_category=2)
+        plan = classifier.generation.plan(["red", "new", "blue"], per_category=2)
         assert plan.places == (("new", 0), ("red", 0), ("new", 1), ("blue", 0), ("red", 1), ("blue", 1))
 
 
-def test_nothing_is_asked_about_what_there_is_no_money_to_draw(tmp_path: Path) -> None:
+def test_categories_the_budget_cannot_cover_are_not_described_either(tmp_path: Path) -> None:
     settings = settings_of(language_model="writer", image_model="painter", prices=PRICES)
     names = [f"category {i:03}" for i in range(200)]
     poor = plan_of(tmp_path, names, settings, per_category=2, budget=Budget(dollars=0.1))

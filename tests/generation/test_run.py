@@ -18,10 +18,10 @@ from tests.generation.material import plan_of, settings_of, tree
 from zsvec.errors import GenerationError, GenerationUnavailableError, InvalidInputError
 from zsvec.generation import prompts
 from zsvec.generation import run as module
-from zsvec.generation.client import KEY_VARIABLE
+from zsvec.generation.access import KEY_VARIABLE
+from zsvec.generation.budget import Budget
 from zsvec.generation.features import Knowledge
 from zsvec.generation.manifest import AnswerRecord, ImageRecord, Manifest, read_manifest
-from zsvec.generation.plan import Budget
 from zsvec.generation.run import Drawn, carry_out
 
 PANDAS = ["giant_panda", "red_panda"]
@@ -276,11 +276,11 @@ def test_images_that_are_declined_are_results(tmp_path: Path) -> None:
         assert len(server.entries) == requests
     assert (drawn.error, drawn.out_of_budget) == (None, False)
     assert on_disk(tmp_path) == files("giant_panda")
-    assert sorted((of.category, of.index, of.code, of.cost) for of in drawn.declined) == [
+    assert sorted((record.category, record.index, record.code, record.cost) for record in drawn.declined) == [
         (name, index, "policy", 0.0) for name in ("desk", "red_panda") for index in range(2)
     ]
-    assert all("rejected by the safety system" in of.reason for of in drawn.declined)
-    assert all(f"“{of.category.replace('_', ' ')}”" in of.prompt for of in drawn.declined)
+    assert all("rejected by the safety system" in record.reason for record in drawn.declined)
+    assert all(f"“{record.category.replace('_', ' ')}”" in record.prompt for record in drawn.declined)
 
 
 def test_results_are_tracked_as_they_come(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_an_interruption_loses_nothing(tmp_path: Path, after: int) -> None:
     with FakeOpenAI(latency=0.05) as server:
         with pytest.raises(KeyboardInterrupt) as caught:
             run(server, tmp_path, names, track=track)
-        assert caught.traceback  # it holds on to all that was at work
+        assert caught.traceback  # it refers to all that was at work
         assert workers() == []
         sold = server.sold(IMAGES)
         assert after <= sold.total() < 8
@@ -413,7 +413,7 @@ def test_without_a_key_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(GenerationError, match=KEY_VARIABLE):
             run(server, tmp_path, ["desk"])
         assert server.entries == []
-    with Manifest(tmp_path):  # nobody holds it
+    with Manifest(tmp_path):  # nobody has it open
         pass
 
 

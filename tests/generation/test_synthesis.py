@@ -86,9 +86,12 @@ def test_images_enter_with_their_prompts_under_every_encoder(studio: Studio) -> 
         assert {tuple(sorted(payload)) for payload in images} == {
             ("category", "gen", "hash", "modality", "prompt", "source")
         }
-    held = studio.clf.store.stored("red panda")
-    assert {of.prompt for of in held if of.modality == "image"} == {drawn[key] for key in drawn if "red panda" in key}
-    assert {of.prompt for of in held if of.modality == "text"} == {None}
+    in_store = studio.clf.store.stored("red panda")
+    by_modality = {
+        modality: {reference.prompt for reference in in_store if reference.modality == modality}
+        for modality in ("image", "text")
+    }
+    assert by_modality == {"image": {drawn[key] for key in drawn if "red panda" in key}, "text": {None}}
     shown = sorted(f"generated: {prompt}" for (name, _), prompt in drawn.items() if name == "red panda")
     assert sources(studio.clf.store, "red panda") == {
         "clip:text": [PANDA, "red panda"],
@@ -99,12 +102,16 @@ def test_images_enter_with_their_prompts_under_every_encoder(studio: Studio) -> 
 
 def test_the_vectors_are_those_of_the_images(studio: Studio) -> None:
     done = studio.generate("red panda", per_category=2)
-    held = {(of.encoder, of.hash): of.vector for of in studio.clf.store.stored("red panda") if of.modality == "image"}
+    in_store = {
+        (reference.encoder, reference.hash): reference.vector
+        for reference in studio.clf.store.stored("red panda")
+        if reference.modality == "image"
+    }
     for image in done.images:
         for encoder in coloured_encoders():
             expected = encoder.encode_images([Image.open(image.path)])[0]
-            np.testing.assert_allclose(held[encoder.name, image.record.sha256], expected, atol=1e-6)
-            np.testing.assert_array_equal(image.vectors[encoder.name], held[encoder.name, image.record.sha256])
+            np.testing.assert_allclose(in_store[encoder.name, image.record.sha256], expected, atol=1e-6)
+            np.testing.assert_array_equal(image.vectors[encoder.name], in_store[encoder.name, image.record.sha256])
 
 
 def test_a_new_category_is_known_by_its_name_and_its_description(studio: Studio) -> None:
@@ -139,7 +146,11 @@ def test_names_are_said_in_the_words_of_the_encoder(monkeypatch: pytest.MonkeyPa
 
     heard: list[str] = []
     with studio_of(monkeypatch, Listener(), appearances=APPEARANCES) as studio:
-        monkeypatch.setattr(studio.clf, "_prompts", {"clip": "a photo of a {name}"})
+        clf, encoders = studio.clf, EncoderSet(studio.encoders)
+        clf.store.bind(encoders.fingerprints)
+        prompts = {"clip": "a photo of a {name}"}
+        builder = Builder(clf.store, encoders, prompts=prompts, batch_size=8, max_pixels=10_000)
+        monkeypatch.setattr(clf.generation, "_builder", lambda: builder)
         studio.generate("red_panda", per_category=1)
         assert sources(studio.clf.store, "red_panda")["clip:text"] == ["a photo of a red panda", PANDA]
         everyday = {f"a photo of a {word}" for word in EVERYDAY}
@@ -165,10 +176,10 @@ def test_a_store_whose_encoders_read_no_texts(monkeypatch: pytest.MonkeyPatch) -
         # Nothing can be near to a text or far from it here.
         assert flags(done) == {("red panda", 0): [], ("red panda", 1): ["blank"], ("red panda", 2): []}
         assert done.categories[0].references == {"dino:image": 2}
-        held = state(studio.clf.store)
+        in_store = state(studio.clf.store)
         again = studio.generate("red panda", per_category=3)
         assert stored(again) == {("red panda", 0): True, ("red panda", 1): False, ("red panda", 2): True}
-        assert state(studio.clf.store) == held
+        assert state(studio.clf.store) == in_store
 
 
 def test_an_encoder_of_texts_alone_beside_one_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +246,8 @@ def test_flagged_images_stay_on_disk_and_enter_when_they_shall(
     assert done.flagged == (last,)
     assert last.stored is keep
     assert last.path.read_bytes() == drawn[-1]
-    held = {digest for name, digest in prompts_in(studio, "dino") if name == "red panda"}
-    assert held == {image.record.sha256 for image in done.images[: len(drawn) - (not keep)]}
+    in_store = {digest for name, digest in prompts_in(studio, "dino") if name == "red panda"}
+    assert in_store == {image.record.sha256 for image in done.images[: len(drawn) - (not keep)]}
     assert done.categories[0].texts == ("red panda", PANDA)  # it is known by these all the same
 
 
@@ -264,7 +275,7 @@ def test_an_upload_of_the_same_category_is_there_already(studio: Studio) -> None
 def test_an_upload_that_one_encoder_has_is_not_there_for_all(bench: Bench) -> None:
     studio, store = bench.studio, bench.studio.clf.store
     bench.add(ReferenceImage(image=picture("red", 9), prompt="an upload"))
-    by_clip = [of for of in store.stored("red panda") if of.encoder == "clip"]
+    by_clip = [reference for reference in store.stored("red panda") if reference.encoder == "clip"]
     store.write([Write(name="red panda", references=by_clip, replace=True)])
     studio.pictures["red panda"] = [picture("red", 9)]
     (image,) = studio.generate("red panda", per_category=1).images
@@ -360,7 +371,7 @@ def test_a_store_made_anew_gets_what_was_bought(studio: Studio, monkeypatch: pyt
 
 def test_the_key_is_needed_only_for_what_is_to_be_bought(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert studio.clf.plan_generation(["red panda"], folder=studio.folder).places
+    assert studio.clf.generation.plan(["red panda"], folder=studio.folder).places
     with pytest.raises(GenerationError, match="OPENAI_API_KEY"):
         studio.generate("red panda")
     assert studio.clf.categories() == []
@@ -424,7 +435,7 @@ def test_a_budget_too_small_for_a_question_leaves_the_store_empty(studio: Studio
 @pytest.mark.parametrize("name", ["", " ", "a\nb", None, 5, "x" * 501, b"cat"])
 def test_names_that_cannot_be_used(studio: Studio, name: Any) -> None:
     with pytest.raises(InvalidInputError, match="a category name "):
-        studio.clf.generate_references(["red panda", name], folder=studio.folder)
+        studio.clf.generation.references(["red panda", name], folder=studio.folder)
     assert (studio.requests(), studio.folder.exists()) == ({}, False)
 
 
@@ -439,7 +450,7 @@ def test_names_that_cannot_be_used(studio: Studio, name: Any) -> None:
 )
 def test_what_are_no_names(studio: Studio, categories: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        studio.clf.generate_references(categories, folder=studio.folder)
+        studio.clf.generation.references(categories, folder=studio.folder)
 
 
 @pytest.mark.parametrize("per_category", [0, -1, 2.5, "two", None])
@@ -449,7 +460,7 @@ def test_per_category_is_a_count(studio: Studio, per_category: Any) -> None:
 
 
 def test_names_are_taken_once_and_as_they_are_stored(studio: Studio) -> None:
-    done = studio.clf.generate_references(
+    done = studio.clf.generation.references(
         (n for n in [" red panda", "red panda"]), per_category=1, folder=studio.folder
     )
     assert [category.name for category in done.categories] == ["red panda"]
@@ -464,8 +475,8 @@ def test_an_error_in_the_middle_is_raised_when_what_has_arrived_is_stored(studio
     studio.fault = lambda r: Fault.out_of_quota() if r.path == IMAGES and next(images) >= 3 else None
     with pytest.raises(GenerationError, match="out of credit"):
         studio.generate("red panda", "blue whale", per_category=2)
-    references = {of.name: of.references for of in studio.clf.categories()}
-    assert sum(of.get("dino:image", 0) for of in references.values()) == 3
+    references = {category.name: category.references for category in studio.clf.categories()}
+    assert sum(counts.get("dino:image", 0) for counts in references.values()) == 3
     assert studio.clf.store.calibration()
     studio.fault = lambda request: None
     done = studio.generate("red panda", "blue whale", per_category=2)
@@ -484,7 +495,7 @@ def test_what_the_service_declines_is_told_and_the_rest_is_stored(studio: Studio
     studio.fault = lambda r: Fault.blocked() if r.path == IMAGES and "whale" in r.body["prompt"] else None
     done = studio.generate("red panda", "blue whale", per_category=1)
     assert stored(done) == {("red panda", 0): True}
-    assert [(of.category, of.index, of.code) for of in done.declined] == [("blue whale", 0, "policy")]
+    assert [(record.category, record.index, record.code) for record in done.declined] == [("blue whale", 0, "policy")]
     assert studio.clf.store.category("blue whale").references == {"clip:text": 2}
 
 
@@ -499,10 +510,10 @@ def confused(studio: Studio) -> None:
 
 def test_categories_that_the_store_confuses_are_compared_and_drawn_with_what_they_share(studio: Studio) -> None:
     confused(studio)
-    plan = studio.clf.plan_generation(per_category=1, folder=studio.folder)
+    plan = studio.clf.generation.plan(per_category=1, folder=studio.folder)
     assert set(plan.measured) == {("fox", "panda"), ("panda", "fox")}
     studio.pictures["whale"] = [picture("blue", 20)]
-    assert all(stored(studio.clf.generate(plan)).values())
+    assert all(stored(studio.clf.generation.run(plan)).values())
     asked = [(entry.subject, entry.categories) for entry in studio.server.entries if entry.subject == "features"]
     assert asked == [("features", ("fox", "panda"))]
     prompts = {name: prompt for (name, _), prompt in studio.prompts().items()}
@@ -545,7 +556,7 @@ class Bench:
         made = self.encoders.encode_images([self.encoders.preprocess(image) for image in images])
         for encoder in self.studio.encoders:
             encoder.images_encoded = 0
-        return [{name: of[row] for name, of in made.items()} for row in range(len(images))]
+        return [{name: rows[row] for name, rows in made.items()} for row in range(len(images))]
 
 
 @pytest.fixture
@@ -563,11 +574,15 @@ def test_a_reference_image_with_vectors_is_not_embedded(bench: Bench, tmp_path: 
     assert bench.studio.embedded() == {"clip": (0, 1), "dino": (0, 1)}
     assert category.references == {"clip:image": 2, "dino:image": 2}
     for encoder in ("clip", "dino"):
-        held = {of.hash: of for of in bench.studio.clf.store.stored("red panda") if of.encoder == encoder}
-        kept = held.pop(content_hash(path))
+        in_store = {
+            reference.hash: reference
+            for reference in bench.studio.clf.store.stored("red panda")
+            if reference.encoder == encoder
+        }
+        kept = in_store.pop(content_hash(path))
         assert (kept.source, kept.prompt) == ("generated", "a red panda in snow")
         np.testing.assert_array_equal(kept.vector, vectors[encoder])
-        assert [(of.source, of.prompt) for of in held.values()] == [("image", None)]
+        assert [(reference.source, reference.prompt) for reference in in_store.values()] == [("image", None)]
         assert prompts_in(bench.studio, encoder)["red panda", content_hash(path)] == "a red panda in snow"
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsvec import aggregate as module
-from zsvec.method.aggregation import AGGREGATIONS, Similarities, aggregate
+from zsvec.method import aggregation as module
+from zsvec.method.aggregation import AGGREGATIONS, Similarities, aggregate, aggregate_experts
+from zsvec.method.similarities import ExpertSimilarities, Found
 
 METHODS = ["max", "mean", "prototype", "top_mean"]
 
@@ -163,6 +164,36 @@ def test_no_images(method: str) -> None:
 
 def test_aggregations_by_name() -> None:
     assert sorted(AGGREGATIONS) == METHODS
+    summaries = [aggregation.summary for aggregation in AGGREGATIONS.values()]
+    assert len(set(summaries)) == len(summaries)
+    assert all(summary and "\n" not in summary for summary in summaries)
+
+
+def test_experts_are_aggregated_into_the_columns_of_what_they_cover() -> None:
+    nearest = [(), ()]
+    found = Found(
+        ("a", "b", "c", "d"),
+        (
+            ExpertSimilarities(name="x:image", coverage=np.arange(3), similarities=COMPLETE, nearest=nearest),
+            ExpertSimilarities(
+                name="y:text",
+                coverage=np.array([1, 3]),
+                similarities=table([[0.1], [0.2]], [[0.3], [0.4]]),
+                nearest=nearest,
+            ),
+        ),
+    )
+    got = aggregate_experts(found, {"y:text": ["mean"], "x:image": ["max", "mean", "max"]}, 5)
+    assert {expert: list(by_name) for expert, by_name in got.items()} == {
+        "x:image": ["max", "mean"],
+        "y:text": ["mean"],
+    }
+    assert list(got) == ["x:image", "y:text"]
+    assert {values.dtype for by_name in got.values() for values in by_name.values()} == {np.dtype(np.float32)}
+    nan = np.nan
+    np.testing.assert_allclose(got["x:image"]["max"], [[0.9, 0.7, 0.6, nan], [-0.2, 0.3, 0.8, nan]], atol=1e-6)
+    np.testing.assert_allclose(got["x:image"]["mean"], [[0.9, 0.6, 0.4, nan], [-0.2, 0.2, 0.2, nan]], atol=1e-6)
+    np.testing.assert_allclose(got["y:text"]["mean"], [[nan, 0.1, nan, 0.3], [nan, 0.2, nan, 0.4]], atol=1e-6)
 
 
 # ---- prototype, against vectors
@@ -404,10 +435,10 @@ def test_what_a_search_leaves_out_is_never_underestimated(s: Similarities, metho
         values = s.values[[row]]
         nearest = np.sort(np.argsort(-values[0], kind="stable")[:kept])
         rest = np.delete(values[0], nearest)
-        of = np.searchsorted(s.starts, nearest, side="right") - 1
+        owners = np.searchsorted(s.starts, nearest, side="right") - 1
         found = Similarities(
             values=values[:, nearest],
-            starts=np.cumsum([0, *np.bincount(of, minlength=len(s.counts))], dtype=np.intp),
+            starts=np.cumsum([0, *np.bincount(owners, minlength=len(s.counts))], dtype=np.intp),
             counts=s.counts,
             norms=s.norms,
             floor=np.array([rest.max(initial=-1)], dtype=np.float32),

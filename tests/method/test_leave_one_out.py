@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsvec import leave_one_out as module
+from zsvec.method import leave_one_out as module
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.leave_one_out import TWIN, LeftOut, leave_one_out
 from zsvec.method.similarities import References
@@ -21,10 +21,10 @@ EVERYTHING = 10**9
 prop = settings(deadline=None, max_examples=100)
 
 
-def references(of: Vectors) -> References:
-    names = tuple(sorted(of))
-    parts = [np.array(list(of[name].values()), dtype=np.float32) for name in names]
-    hashes = tuple(digest for name in names for digest in of[name])
+def references(vectors: Vectors) -> References:
+    names = tuple(sorted(vectors))
+    parts = [np.array(list(vectors[name].values()), dtype=np.float32) for name in names]
+    hashes = tuple(digest for name in names for digest in vectors[name])
     return References(
         names=names,
         vectors=np.concatenate(parts),
@@ -38,15 +38,15 @@ def references(of: Vectors) -> References:
 def left_out(
     experts: Mapping[str, Vectors], methods: Sequence[str] = METHODS, m: int = 5, most: int = EVERYTHING
 ) -> LeftOut:
-    found = leave_one_out({name: references(of) for name, of in experts.items()}, methods, m, most)
+    found = leave_one_out({name: references(vectors) for name, vectors in experts.items()}, methods, m, most)
     assert found is not None
     return found
 
 
 def images_of(experts: Mapping[str, Vectors]) -> list[tuple[str, str]]:
     """All reference images, in the order of `LeftOut`: by category, then by hash."""
-    kept = [of for expert, of in experts.items() if expert.endswith(":image")]
-    return sorted({(name, digest) for of in kept for name, found in of.items() for digest in found})
+    kept = [categories for expert, categories in experts.items() if expert.endswith(":image")]
+    return sorted({(name, digest) for categories in kept for name, found in categories.items() for digest in found})
 
 
 def similarity(query: np.ndarray, kept: Sequence[np.ndarray], method: str, m: int) -> float:
@@ -62,8 +62,8 @@ def similarity(query: np.ndarray, kept: Sequence[np.ndarray], method: str, m: in
 def is_twin(experts: Mapping[str, Vectors], category: str, one: str, other: str) -> bool:
     """Whether two images of a category are the same picture to each encoder that has both."""
     cosines = []
-    for expert, of in experts.items():
-        kept = of.get(category, {})
+    for expert, categories in experts.items():
+        kept = categories.get(category, {})
         if expert.endswith(":image") and one in kept and other in kept:
             cosines.append(float(np.dot(kept[one], kept[other])))
     return one != other and bool(cosines) and min(cosines) >= TWIN
@@ -72,7 +72,7 @@ def is_twin(experts: Mapping[str, Vectors], category: str, one: str, other: str)
 def naive(experts: Mapping[str, Vectors], expert: str, method: str, m: int) -> np.ndarray:
     """One image at a time: without it and its twins, aggregate what is left, in double precision."""
     encoder, _, modality = expert.rpartition(":")
-    categories = sorted({name for of in experts.values() for name in of})
+    categories = sorted({name for vectors in experts.values() for name in vectors})
     rows = []
     for category, digest in images_of(experts):
         query = experts.get(f"{encoder}:image", {}).get(category, {}).get(digest)
@@ -118,10 +118,16 @@ def test_by_hand(method: str, third: float) -> None:
     got = left_out(PLANE, [method])
     assert got.categories == ("a", "b")
     np.testing.assert_array_equal(got.labels, [0, 0, 1])
-    assert list(got.views) == ["clip:text", "clip:image"]
-    np.testing.assert_allclose(got.views["clip:image"][method], [[0.6, 0.0], [0.6, 0.8], [third, NAN]], atol=1e-6)
-    np.testing.assert_allclose(got.views["clip:text"][method], [[0.8, 0.6], [0.96, -0.28], [0.6, -0.8]], atol=1e-6)
-    assert {view.dtype for views in got.views.values() for view in views.values()} == {np.dtype(np.float32)}
+    assert list(got.aggregations) == ["clip:text", "clip:image"]
+    np.testing.assert_allclose(
+        got.aggregations["clip:image"][method], [[0.6, 0.0], [0.6, 0.8], [third, NAN]], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        got.aggregations["clip:text"][method], [[0.8, 0.6], [0.96, -0.28], [0.6, -0.8]], atol=1e-6
+    )
+    assert {similarity.dtype for by_name in got.aggregations.values() for similarity in by_name.values()} == {
+        np.dtype(np.float32)
+    }
 
 
 @pytest.mark.parametrize(
@@ -137,15 +143,15 @@ def test_by_hand(method: str, third: float) -> None:
 )
 def test_three_references_by_hand(method: str, m: int, own: list[float]) -> None:
     images: Vectors = {"a": {"1": (1, 0), "2": (0, 1), "3": (0.6, 0.8)}, "b": {"4": (0.8, -0.6)}}
-    got = left_out({"clip:image": images}, [method], m).views["clip:image"][method]
+    got = left_out({"clip:image": images}, [method], m).aggregations["clip:image"][method]
     np.testing.assert_allclose(got[:3, 0], own, atol=1e-6)
     np.testing.assert_allclose(got[:3, 1], [0.8, -0.6, 0.0], atol=1e-6)
 
 
-def test_who_knows_what() -> None:
+def test_who_covers_what() -> None:
     got = left_out({**PLANE, "dino:image": {"b": {"3": (1.0,)}}, "dino:text": {"c": {"t": (1.0,)}}})
     assert got.categories == ("a", "b", "c")
-    np.testing.assert_array_equal(got.known, [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(got.coverage, [[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -153,7 +159,7 @@ def test_an_image_that_one_encoder_lacks(method: str) -> None:
     dino = {"a": {"2": (0.0, 1.0), "5": (1.0, 0.0)}, "b": {"3": (0.8, 0.6)}}
     got = left_out({**PLANE, "dino:image": dino, "dino:text": {"b": {"t": (0.6, 0.8)}}}, [method])
     np.testing.assert_array_equal(got.labels, [0, 0, 0, 1])  # 1, 2, 5 and 3
-    by = {expert: views[method] for expert, views in got.views.items()}
+    by = {expert: by_name[method] for expert, by_name in got.aggregations.items()}
     assert np.isnan(by["dino:image"][0]).all()
     assert np.isnan(by["dino:text"][0]).all()
     assert np.isnan(by["clip:image"][2]).all()
@@ -165,17 +171,17 @@ def test_an_image_that_one_encoder_lacks(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_texts_of_an_encoder_without_images_say_nothing(method: str) -> None:
     got = left_out({**PLANE, "siglip:text": {"a": {"t": (1.0, 0.0)}}}, [method])
-    assert np.isnan(got.views["siglip:text"][method]).all()
-    np.testing.assert_array_equal(got.known[2], [True, False])
+    assert np.isnan(got.aggregations["siglip:text"][method]).all()
+    np.testing.assert_array_equal(got.coverage[2], [True, False])
 
 
 # ---- twins
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_twins_do_not_vouch_for_each_other(method: str) -> None:
+def test_twins_are_no_evidence_for_each_other(method: str) -> None:
     images: Vectors = {"a": {"1": (1, 0), "2": (1, 0), "3": (0.6, 0.8)}, "b": {"4": (1, 0), "5": (0, 1)}}
-    got = left_out({"clip:image": images}, [method], 1).views["clip:image"][method]
+    got = left_out({"clip:image": images}, [method], 1).aggregations["clip:image"][method]
     np.testing.assert_allclose(got[:2, 0], [0.6, 0.6], atol=1e-6)
     # The twins of 1 and 2 in the other category speak, and so do 1 and 2 to their own third.
     b = {"max": 1.0, "mean": 0.5, "top_mean": 1.0, "prototype": np.sqrt(0.5)}[method]
@@ -189,8 +195,8 @@ def test_a_category_of_twins_alone_is_a_category_of_one(method: str) -> None:
     images: Vectors = {"a": {"1": (1, 0), "2": (1, 0)}, "b": {"3": (0, 1), "4": (0.6, 0.8)}}
     texts: Vectors = {"a": {"t": (0.6, 0.8)}, "b": {"t": (0, 1)}}
     got = left_out({"clip:image": images, "clip:text": texts}, [method], 1)
-    np.testing.assert_array_equal(np.isnan(got.views["clip:image"][method]), [[1, 0], [1, 0], [0, 0], [0, 0]])
-    np.testing.assert_allclose(got.views["clip:text"][method][:2], [[0.6, 0.0]] * 2, atol=1e-6)
+    np.testing.assert_array_equal(np.isnan(got.aggregations["clip:image"][method]), [[1, 0], [1, 0], [0, 0], [0, 0]])
+    np.testing.assert_allclose(got.aggregations["clip:text"][method][:2], [[0.6, 0.0]] * 2, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -198,7 +204,7 @@ def test_the_same_picture_to_one_encoder_and_another_to_the_other_is_no_twin(met
     clip: Vectors = {"a": {"1": (1, 0), "2": (1, 0)}, "b": {"3": (0, 1)}}
     dino: Vectors = {"a": {"1": (1, 0), "2": (0.6, 0.8)}, "b": {"3": (0, 1)}}
     for experts in ({"clip:image": clip, "dino:image": dino}, {"dino:image": dino, "clip:image": clip}):
-        got = left_out(experts, [method]).views
+        got = left_out(experts, [method]).aggregations
         np.testing.assert_allclose(got["clip:image"][method][:2, 0], [1.0, 1.0], atol=1e-6)
         np.testing.assert_allclose(got["dino:image"][method][:2, 0], [0.6, 0.6], atol=1e-6)
 
@@ -209,15 +215,15 @@ def test_an_encoder_that_has_only_one_of_two_twins_says_nothing_of_them(method: 
     # The same hash in another category, and there with another one, is of no account either.
     dino: Vectors = {"a": {"1": (1, 0)}, "b": {"1": (1, 0), "2": (0, 1)}}
     got = left_out({"clip:image": clip, "dino:image": dino}, [method])
-    (of_1, of_2, *_) = got.views["clip:image"][method]
-    np.testing.assert_allclose([of_1, of_2], [[NAN, 0], [NAN, 0]], atol=1e-6)
+    (first, second, *_) = got.aggregations["clip:image"][method]
+    np.testing.assert_allclose([first, second], [[NAN, 0], [NAN, 0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_picture_saved_twice_is_left_out_by_all_encoders(method: str) -> None:
     clip: Vectors = {"a": {"1": (1, 0), "2": (1, 0), "4": (0.6, 0.8)}, "b": {"3": (0, 1)}}
     dino: Vectors = {"a": {"1": (0, 1), "2": (0, 1), "4": (0.8, 0.6)}, "b": {"3": (1, 0)}}
-    got = left_out({"clip:image": clip, "dino:image": dino}, [method], 1).views
+    got = left_out({"clip:image": clip, "dino:image": dino}, [method], 1).aggregations
     np.testing.assert_allclose(got["clip:image"][method][:2, 0], [0.6, 0.6], atol=1e-6)
     np.testing.assert_allclose(got["dino:image"][method][:2, 0], [0.6, 0.6], atol=1e-6)
 
@@ -229,7 +235,7 @@ def test_twins_are_nearly_the_same() -> None:
 @pytest.mark.parametrize(("cosine", "own"), [(TWIN - 1e-4, TWIN - 1e-4), (TWIN + 1e-4, NAN)])
 def test_how_alike_twins_are(cosine: float, own: float) -> None:
     images: Vectors = {"a": {"1": (1, 0), "2": (cosine, np.sqrt(1 - cosine**2))}, "b": {"3": (0, 1)}}
-    got = left_out({"clip:image": images}, ["max"]).views["clip:image"]["max"]
+    got = left_out({"clip:image": images}, ["max"]).aggregations["clip:image"]["max"]
     np.testing.assert_allclose(got[:2, 0], [own, own], atol=1e-6)
 
 
@@ -257,7 +263,7 @@ def test_equals_deleting_one_image_after_another(m: int, block: int, monkeypatch
     assert [got.categories[label] for label in got.labels] == [name for name, _ in images_of(experts)]
     for expert in experts:
         for method in METHODS:
-            np.testing.assert_allclose(got.views[expert][method], naive(experts, expert, method, m), atol=2e-6)
+            np.testing.assert_allclose(got.aggregations[expert][method], naive(experts, expert, method, m), atol=2e-6)
 
 
 @st.composite
@@ -268,8 +274,8 @@ def stores(draw: st.DrawFn) -> dict[str, Vectors]:
 
     def vectors(prefix: str, fewest: int) -> Vectors:
         keys = st.sampled_from([f"{prefix}{i}" for i in range(5)])
-        of = st.dictionaries(keys, direction, min_size=1, max_size=5)
-        return draw(st.dictionaries(st.sampled_from(names), of, min_size=fewest))
+        kept = st.dictionaries(keys, direction, min_size=1, max_size=5)
+        return draw(st.dictionaries(st.sampled_from(names), kept, min_size=fewest))
 
     experts = {"clip:image": vectors("", len(names))}
     for name, prefix in (("clip:text", "t"), ("dino:image", ""), ("dino:text", "t")):
@@ -285,29 +291,31 @@ def test_equals_deleting_one_image_after_another_for_any_store(
 ) -> None:
     got = left_out(experts, [method], m)
     for expert in experts:
-        np.testing.assert_allclose(got.views[expert][method], naive(experts, expert, method, m), atol=2e-6)
+        np.testing.assert_allclose(got.aggregations[expert][method], naive(experts, expert, method, m), atol=2e-6)
 
 
 @prop
 @given(stores(), st.randoms(use_true_random=False))
 def test_order_of_references_and_of_experts_does_not_matter(experts: dict[str, Vectors], random: object) -> None:
-    def shuffled(of: Mapping[str, object]) -> dict[str, object]:
-        items = list(of.items())
+    def shuffled(values: Mapping[str, object]) -> dict[str, object]:
+        items = list(values.items())
         random.shuffle(items)  # type: ignore[attr-defined]
         return dict(items)
 
     other: dict[str, Vectors] = {
-        expert: {name: shuffled(of) for name, of in shuffled(categories).items()}  # type: ignore[arg-type, misc]
+        expert: {name: shuffled(vectors) for name, vectors in shuffled(categories).items()}  # type: ignore[arg-type, misc]
         for expert, categories in shuffled(experts).items()
     }
     before, after = left_out(experts), left_out(other)
     assert before.categories == after.categories
     np.testing.assert_array_equal(before.labels, after.labels)
-    known = dict(zip(after.views, after.known, strict=True))
-    for expert, was in zip(experts, before.known, strict=True):
-        np.testing.assert_array_equal(known[expert], was)
+    covered = dict(zip(after.aggregations, after.coverage, strict=True))
+    for expert, was in zip(experts, before.coverage, strict=True):
+        np.testing.assert_array_equal(covered[expert], was)
         for method in METHODS:
-            np.testing.assert_allclose(after.views[expert][method], before.views[expert][method], atol=2e-6)
+            np.testing.assert_allclose(
+                after.aggregations[expert][method], before.aggregations[expert][method], atol=2e-6
+            )
 
 
 # ---- how many
@@ -324,7 +332,7 @@ def fan(sizes: Mapping[str, int]) -> dict[str, Vectors]:
 
 def taken(sizes: Mapping[str, int], most: int) -> dict[str, list[int]]:
     got = left_out(fan(sizes), ["max"], 1, most)
-    which = np.rint(100 * got.views["clip:text"]["max"][:, 0]).astype(int)
+    which = np.rint(100 * got.aggregations["clip:text"]["max"][:, 0]).astype(int)
     return {name: which[got.labels == position].tolist() for position, name in enumerate(got.categories)}
 
 
@@ -350,7 +358,7 @@ def test_another_category_brings_no_other_images_of_the_old_ones(added: str, mos
 
 def test_images_that_are_not_taken_are_still_references() -> None:
     images: Vectors = {"a": {"1": (1, 0), "2": (0.8, 0.6)}, "b": {"3": (0, 1), "4": (0.6, 0.8)}}
-    got = left_out({"clip:image": images}, ["max"], 1, 2).views["clip:image"]["max"]
+    got = left_out({"clip:image": images}, ["max"], 1, 2).aggregations["clip:image"]["max"]
     np.testing.assert_allclose(got, [[0.8, 0.6], [0.6, 0.8]], atol=1e-6)
 
 
@@ -367,10 +375,12 @@ def test_images_that_are_not_taken_are_still_references() -> None:
     ],
 )
 def test_no_images_or_no_second_category(experts: dict[str, Vectors]) -> None:
-    assert leave_one_out({name: references(of) for name, of in experts.items()}, METHODS, 5, EVERYTHING) is None
+    assert (
+        leave_one_out({name: references(vectors) for name, vectors in experts.items()}, METHODS, 5, EVERYTHING) is None
+    )
 
 
-def test_a_second_category_may_be_known_by_its_text_alone() -> None:
+def test_a_second_category_may_be_covered_by_its_text_alone() -> None:
     got = left_out({"clip:image": {"a": {"1": (1.0, 0.0)}}, "clip:text": {"b": {"t": (0.6, 0.8)}}}, ["mean"])
-    np.testing.assert_array_equal(got.views["clip:image"]["mean"], [[NAN, NAN]])
-    np.testing.assert_allclose(got.views["clip:text"]["mean"], [[NAN, 0.6]], atol=1e-6)
+    np.testing.assert_array_equal(got.aggregations["clip:image"]["mean"], [[NAN, NAN]])
+    np.testing.assert_allclose(got.aggregations["clip:text"]["mean"], [[NAN, 0.6]], atol=1e-6)

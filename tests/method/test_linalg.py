@@ -1,90 +1,18 @@
-"""Products of matrices, by numpy and by the threads of the encoders, and their largest values."""
-
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import numpy as np
-import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from zsvec import encoders, product
+from zsvec.method.linalg import largest
 
 prop = settings(deadline=None, max_examples=100)
-Floats = NDArray[np.float32]
-PRODUCTS: dict[str, Callable[[Floats, Floats], Floats]] = {
-    "numpy": product.rows_times_rows,
-    "encoders": encoders.rows_times_rows,
-}
-
-
-@pytest.fixture(params=list(PRODUCTS))
-def rows_times_rows(request: pytest.FixtureRequest) -> Callable[[Floats, Floats], Floats]:
-    return PRODUCTS[request.param]
-
-
-def normal(*shape: int) -> Floats:
-    return np.random.default_rng(list(shape)).standard_normal(shape, dtype=np.float32)
-
-
-def test_products_by_hand(rows_times_rows: Callable[[Floats, Floats], Floats]) -> None:
-    a = np.array([[1, 2], [0, 1], [3, 0], [1, 1], [2, 2]], dtype=np.float32)
-    b = np.array([[1, 0], [2, 1], [0, -1]], dtype=np.float32)
-    assert rows_times_rows(a, b).tolist() == [[1, 4, -2], [0, 1, -1], [3, 6, 0], [1, 3, -1], [2, 6, -2]]
-
-
-@pytest.mark.parametrize(
-    ("n", "m", "d"),
-    [(1, 10, 8), (3, 10, 8), (4, 1, 1), (5, 3, 2), (32, 1000, 384), (33, 8193, 7), (300, 20_000, 33), (0, 5, 4)],
-)
-def test_products_of_any_shape(rows_times_rows: Callable[[Floats, Floats], Floats], n: int, m: int, d: int) -> None:
-    a, b = normal(n, d), normal(m, d)
-    found = rows_times_rows(a, b)
-    assert (found.shape, found.dtype, found.flags.c_contiguous) == ((n, m), np.float32, True)
-    np.testing.assert_allclose(found, a.astype(np.float64) @ b.astype(np.float64).T, atol=1e-5 * np.sqrt(d))
-
-
-def test_vectors_that_nobody_may_write_to(rows_times_rows: Callable[[Floats, Floats], Floats]) -> None:
-    a, b = normal(8, 4), normal(9, 4)
-    a.flags.writeable = False  # as those of images may be; references are the classifier's own
-    np.testing.assert_allclose(rows_times_rows(a, b), a @ b.T, atol=1e-6)
-
-
-def test_products_without_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    monkeypatch.setattr("zsvec.search.torch_product.conv2d", None)
-    a, b = normal(8, 4), normal(9, 4)
-    np.testing.assert_allclose(encoders.rows_times_rows(a, b), a @ b.T, atol=1e-6)
-
-
-@pytest.fixture(params=["autocast", "bfloat16 by default", "another device by default"])
-def program_around(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What the program that uses zsvec may have told torch."""
-    if request.param == "autocast":
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            yield
-    elif request.param == "bfloat16 by default":
-        torch.set_default_dtype(torch.bfloat16)
-        yield
-        torch.set_default_dtype(torch.float32)
-    else:
-        with torch.device("meta"):
-            yield
-
-
-@pytest.mark.usefixtures("program_around")
-def test_products_are_the_same_whatever_torch_was_told() -> None:
-    a, b = normal(8, 40), normal(9, 40)
-    np.testing.assert_allclose(encoders.rows_times_rows(a, b), a @ b.T, atol=1e-5)
 
 
 def test_largest_by_hand() -> None:
     values = np.array([[0.1, 0.5, 0.3, 0.5], [0.2, 0.2, 0.2, 0.1]])
-    assert product.largest(values, 3).tolist() == [[1, 3, 2], [0, 1, 2]]
-    assert product.largest(values, 9).tolist() == [[1, 3, 2, 0], [0, 1, 2, 3]]
+    assert largest(values, 3).tolist() == [[1, 3, 2], [0, 1, 2]]
+    assert largest(values, 9).tolist() == [[1, 3, 2, 0], [0, 1, 2, 3]]
     assert values.tolist() == [[0.1, 0.5, 0.3, 0.5], [0.2, 0.2, 0.2, 0.1]]
 
 
@@ -94,5 +22,5 @@ def test_largest_is_a_stable_sort(n: int, m: int, k: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 5, (n, m)).astype(np.float32)  # many ties
     before = values.copy()
     expected = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(product.largest(values, k), expected)
+    np.testing.assert_array_equal(largest(values, k), expected)
     np.testing.assert_array_equal(values, before)

@@ -36,15 +36,15 @@ class Expert:
     images: np.ndarray
 
     def prototypes(self) -> Prototypes:
-        known = sorted(self.references)
-        vectors = [self.references[c].astype(np.float32) for c in known]
+        covered = sorted(self.references)
+        vectors = [self.references[c].astype(np.float32) for c in covered]
         images = self.images.astype(np.float32)
         return Prototypes(
             coefficient=self.coefficient,
-            categories=np.array(known, dtype=np.intp),
-            counts=np.array([len(of) for of in vectors], dtype=np.intp),
-            means=np.stack([(images @ of.T).mean(axis=1) for of in vectors], axis=1),
-            norms=np.array([np.linalg.norm(of.mean(axis=0)) for of in vectors], dtype=np.float32),
+            categories=np.array(covered, dtype=np.intp),
+            counts=np.array([len(rows) for rows in vectors], dtype=np.intp),
+            means=np.stack([(images @ rows.T).mean(axis=1) for rows in vectors], axis=1),
+            norms=np.array([np.linalg.norm(rows.mean(axis=0)) for rows in vectors], dtype=np.float32),
             gram=images @ images.T,
         )
 
@@ -104,7 +104,7 @@ def fast(evidence: np.ndarray, experts: Sequence[Expert]) -> np.ndarray:
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[Expert]]:
-    """Evidence, and the experts that compare images; some know only some categories."""
+    """Evidence, and the experts that compare images; some cover only some categories."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n_images, n_categories = draw(st.integers(1, 12)), draw(st.integers(1, 4))
     evidence = rng.normal(scale=draw(st.sampled_from([0.1, 3.0, 30.0])), size=(n_images, n_categories))
@@ -112,12 +112,12 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[Expert]]:
     for _ in range(draw(st.integers(1, 3))):
         dim = draw(st.integers(3, 8))
         centres = rng.normal(size=(n_categories, dim))
-        known = draw(st.sets(st.integers(0, n_categories - 1)))
+        covered = draw(st.sets(st.integers(0, n_categories - 1)))
         experts.append(
             Expert(
                 coefficient=draw(st.sampled_from([0.5, 5.0])),
                 references={
-                    c: unit(centres[c] + 0.5 * rng.normal(size=(draw(st.integers(1, 3)), dim))) for c in sorted(known)
+                    c: unit(centres[c] + 0.5 * rng.normal(size=(draw(st.integers(1, 3)), dim))) for c in sorted(covered)
                 },
                 images=unit(centres[rng.integers(n_categories, size=n_images)] + rng.normal(size=(n_images, dim))),
             )
@@ -160,7 +160,7 @@ def test_no_expert_and_no_image() -> None:
     assert fast(np.empty((0, 2)), [Expert(1.0, {0: at(0)}, np.empty((0, 2)))]).shape == (0, 2)
 
 
-def test_a_category_that_nobody_knows_stays_impossible() -> None:
+def test_a_category_that_nobody_covers_stays_impossible() -> None:
     expert = Expert(5.0, {0: at(0), 2: at(90)}, at(10, 20, 80))
     evidence = np.array([[2.0, -np.inf, 0.0], [2.0, -np.inf, 0.0], [0.0, -np.inf, 2.0]])
     got = fast(evidence, [expert])
@@ -269,47 +269,49 @@ def rankings(predictions: Sequence[Prediction]) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("calibration", ["auto", "off"])
-@pytest.mark.parametrize("search", ["mirror", "qdrant"])
+@pytest.mark.parametrize("index", ["memory", "qdrant"])
 @pytest.mark.parametrize("aggregation", ["top_mean", "prototype"])
-def test_one_image_is_answered_as_without_it(calibration: str, search: str, aggregation: str) -> None:
-    options = {"calibration": calibration, "search": search, "aggregation": aggregation}
+def test_one_image_is_answered_as_without_it(calibration: str, index: str, aggregation: str) -> None:
+    options = {"calibration": calibration, "index": index, "aggregation": aggregation}
     with fast_folder() as folder:
         fill(folder, **options)
         alone = answers(folder, IMAGES, alone=True, fusion="transductive", **options)
-        views = answers(folder, IMAGES, alone=True, fusion="log_linear_views", **options)
+        others = answers(folder, IMAGES, alone=True, fusion="log_linear_views", **options)
         together = answers(folder, IMAGES, alone=False, fusion="transductive", **options)
-    for one, other in zip(rankings(alone), rankings(views), strict=True):
+    for one, other in zip(rankings(alone), rankings(others), strict=True):
         assert one == pytest.approx(other, abs=1e-4)
-    assert [p.label for p in alone] == [p.label for p in views]
+    assert [p.label for p in alone] == [p.label for p in others]
     assert any(
         one != pytest.approx(other, abs=1e-3) for one, other in zip(rankings(together), rankings(alone), strict=True)
     )
 
 
 @pytest.mark.parametrize("calibration", ["auto", "off"])
-def test_a_batch_of_which_not_all_is_known_is_answered_as_without_it(calibration: str) -> None:
-    options = {"calibration": calibration, "search": "qdrant", "neighbors": 2}
+def test_a_batch_that_is_not_compared_with_everything_is_answered_as_without_it(calibration: str) -> None:
+    options = {"calibration": calibration, "index": "qdrant", "neighbors": 2}
     with fast_folder() as folder:
         fill(folder, calibration=calibration)
         together = answers(folder, IMAGES, alone=False, fusion="transductive", **options)
-        views = answers(folder, IMAGES, alone=False, fusion="log_linear_views", **options)
-    assert together == views
+        others = answers(folder, IMAGES, alone=False, fusion="log_linear_views", **options)
+    assert together == others
 
 
 def test_both_searches_give_a_batch_the_same_answer() -> None:
     with fast_folder() as folder:
         fill(folder)
-        by = [answers(folder, IMAGES, alone=False, fusion="transductive", search=of) for of in ("mirror", "qdrant")]
+        by = [
+            answers(folder, IMAGES, alone=False, fusion="transductive", index=index) for index in ("memory", "qdrant")
+        ]
     for one, other in zip(*map(rankings, by), strict=True):
         assert one == pytest.approx(other, abs=1e-3)
 
 
-@pytest.mark.parametrize("search", ["mirror", "qdrant"])
-def test_a_batch_of_copies_is_answered_as_the_single_image_is(search: str) -> None:
+@pytest.mark.parametrize("index", ["memory", "qdrant"])
+def test_a_batch_of_copies_is_answered_as_the_single_image_is(index: str) -> None:
     with fast_folder() as folder:
         fill(folder)
-        singles = answers(folder, IMAGES, alone=True, fusion="transductive", search=search)
-        batches = [answers(folder, [image] * 32, alone=False, fusion="transductive", search=search) for image in IMAGES]
+        singles = answers(folder, IMAGES, alone=True, fusion="transductive", index=index)
+        batches = [answers(folder, [image] * 32, alone=False, fusion="transductive", index=index) for image in IMAGES]
     for single, copies in zip(singles, batches, strict=True):
         assert len(copies) == 32
         for prediction in copies:
@@ -321,8 +323,8 @@ def test_novelty_is_that_of_the_image_alone() -> None:
     with fast_folder() as folder:
         fill(folder)
         together = answers(folder, IMAGES, alone=False, fusion="transductive")
-        views = answers(folder, IMAGES, alone=False, fusion="log_linear_views")
-    assert [p.novelty for p in together] == pytest.approx([p.novelty for p in views])
+        others = answers(folder, IMAGES, alone=False, fusion="log_linear_views")
+    assert [p.novelty for p in together] == pytest.approx([p.novelty for p in others])
 
 
 def test_only_experts_that_compare_images_with_images_are_asked() -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.store.support import Deployment, EdgeDeployment, MemoryDeployment, ServerDeployment, fast_folder
+from tests.store.support import (
+    Deployment,
+    EdgeDeployment,
+    LocalDeployment,
+    MemoryDeployment,
+    ServerDeployment,
+    fast_folder,
+)
 from zsvec.store import Store
 
 
@@ -50,15 +57,17 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-@pytest.fixture(params=["edge", "memory", "server"])
+@pytest.fixture(params=["edge", "memory", "local", "server"])
 def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
-    """A place for a store: in this process, in the client's local mode, on a real server."""
+    """A place for a store: in a folder, in memory, in the client's local mode for a server, on a real server."""
     with fast_folder() as folder:
         opened: Deployment
         if request.param == "edge":
             opened = EdgeDeployment(folder / "store")
         elif request.param == "memory":
             opened = MemoryDeployment()
+        elif request.param == "local":
+            opened = LocalDeployment()
         else:
             opened = ServerDeployment(request.getfixturevalue("qdrant_url"))
         yield opened

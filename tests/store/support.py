@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
+import pytest
 import qdrant_edge as qe
 from qdrant_client import QdrantClient, models
 
@@ -20,7 +21,7 @@ from tests.store.material import FINGERPRINTS
 from zsvec.store import Store
 from zsvec.store.base import Backend, Where
 from zsvec.store.edge import EdgeBackend
-from zsvec.store.server import ServerBackend, connect
+from zsvec.store.server import MemoryBackend, ServerBackend, connect
 
 _SHM = Path("/dev/shm")
 
@@ -68,6 +69,9 @@ class Crash(Exception):  # noqa: N818 - what a test throws in, not an error of a
 
 
 # Deployments
+
+LASTING = pytest.mark.parametrize("deployment", ["edge", "local", "server"], indirect=True)
+"""For tests of collections that are there before or after a handle: of somebody else, or reopened."""
 
 
 class Deployment:
@@ -215,7 +219,24 @@ class ClientDeployment(Deployment):
 
 
 class MemoryDeployment(ClientDeployment):
-    exact = False  # the client's local mode normalises again what is normalised
+    """What ``open_store(":memory:")`` opens: it is gone with its handle, and nobody else can have collections in it."""
+
+    shared = False
+    exact = True
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def connect(self) -> Backend:
+        backend = MemoryBackend()
+        self.client = backend._client
+        return backend
+
+
+class LocalDeployment(ClientDeployment):
+    """The client's local mode in the place of a server: several handles share it."""
+
+    exact = False  # for cosine, unit vectors are normalised again
 
     def __init__(self) -> None:
         super().__init__(_SharedLocalClient())

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from qdrant_client import QdrantClient
 
 from tests.store.material import FINGERPRINTS
-from zsvec.config import load_settings
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store import Store, open_store, server
 
@@ -75,7 +73,7 @@ class FakeQdrant:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server, self._beside = two_adjacent(lambda port: ThreadingHTTPServer(("127.0.0.1", port), Handler))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
@@ -96,11 +94,28 @@ class FakeQdrant:
         """Do not answer before the end."""
         self.stopped.wait(30)
 
+    def listen_beside(self) -> None:
+        """From now on somebody listens on the next port, and never answers."""
+        self._beside.listen()
+
     def stop(self) -> None:
         self.stopped.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        self._beside.close()
+
+
+def two_adjacent(serve: Callable[[int], ThreadingHTTPServer]) -> tuple[ThreadingHTTPServer, socket.socket]:
+    """A server, and a socket that keeps the next port and refuses connections until it listens."""
+    for _ in range(100):
+        beside = socket.socket()
+        beside.bind(("127.0.0.1", 0))
+        try:
+            return serve(beside.getsockname()[1] - 1), beside
+        except OSError:  # the port before belongs to somebody else
+            beside.close()
+    raise AssertionError("no two adjacent ports are free")
 
 
 @pytest.fixture
@@ -111,7 +126,7 @@ def qdrant() -> Iterator[FakeQdrant]:
 
 
 def opened(url: str) -> Store:
-    return open_store(load_settings(store=url, namespace="birds", api_key=KEY, timeout=TIMEOUT))
+    return open_store(url, namespace="birds", api_key=KEY, timeout=TIMEOUT)
 
 
 def refusal(url: str, act: Callable[[], Any], expected: type[StoreError], within: float) -> str:
@@ -148,32 +163,25 @@ def test_grpc_is_looked_for_beside_the_rest_port(qdrant: FakeQdrant, monkeypatch
 
     monkeypatch.setattr(server, "QdrantClient", Spy)
     opened(qdrant.url).close()
-    with port_after(qdrant):
-        opened(qdrant.url).close()
+    qdrant.listen_beside()
+    opened(qdrant.url).close()
     assert asked == [int(qdrant.url.rpartition(":")[2]) + 1]
 
 
 def test_rest_is_used_where_something_else_is_beside_it(qdrant: FakeQdrant) -> None:
+    qdrant.listen_beside()
     start = time.monotonic()
-    with port_after(qdrant), opened(qdrant.url) as store:
+    with opened(qdrant.url) as store:
         assert store.categories() == []
     assert time.monotonic() - start < 2.5
     assert qdrant.requests[-1][1] == "/collections/birds__catalog/exists"
 
 
-@contextmanager
-def port_after(qdrant: FakeQdrant) -> Iterator[None]:
-    """Somebody listens on the next port, and never answers."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", int(qdrant.url.rpartition(":")[2]) + 1))
-        listening.listen()
-        yield
-
-
 def test_server_that_is_away() -> None:
-    gone = FakeQdrant()
-    gone.stop()
-    message = refusal(gone.url, lambda: opened(gone.url), StoreUnavailableError, within=2.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        message = refusal(url, lambda: opened(url), StoreUnavailableError, within=2.5)
     assert "did not answer within 1 s" in message
     assert "check that it runs" in message
 
@@ -242,7 +250,7 @@ def test_server_of_a_new_version(qdrant: FakeQdrant, version: str) -> None:
 
 
 def test_busy_server_is_given_the_time_it_asks_for(qdrant: FakeQdrant) -> None:
-    with open_store(load_settings(store=qdrant.url, namespace="birds", timeout=10)) as store:
+    with open_store(qdrant.url, namespace="birds", timeout=10) as store:
         path = "/collections/birds__catalog/exists"
         qdrant.requests.clear()
         qdrant.first([error(429, "too many requests", Retry_After="1")], path)
@@ -260,7 +268,7 @@ def test_busy_server_that_asks_for_more_time_than_there_is(qdrant: FakeQdrant, s
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_passing_failure_is_tried_again(qdrant: FakeQdrant, status: int) -> None:
-    with open_store(load_settings(store=qdrant.url, namespace="birds", timeout=10)) as store:
+    with open_store(qdrant.url, namespace="birds", timeout=10) as store:
         qdrant.first([error(status, "passing")] * 2, "/collections/birds__catalog/exists")
         assert store.categories() == []
 

@@ -14,7 +14,8 @@ from tests.store.material import FINGERPRINTS, add, sources, write_of
 from tests.store.support import Crash, Deployment, Hooked
 from zsvec.errors import CategoryNotFoundError, ConflictError
 from zsvec.store import Store
-from zsvec.store.base import Points, record_id
+from zsvec.store.base import Points
+from zsvec.store.schema import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -138,7 +139,7 @@ def test_removal_of_what_another_removes_first(backend: Hooked, store: Store, ot
         store.remove("red panda")
 
 
-@pytest.mark.parametrize("deployment", ["memory", "server"], indirect=True)
+@pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
 @pytest.mark.parametrize("successors", [1, 10])
 def test_commit_is_recognised_though_others_follow_at_once(
     deployment: Deployment, backend: Hooked, store: Store, other: Store, successors: int
@@ -255,7 +256,7 @@ DEADLY: dict[str, tuple[Operation, list[str] | None]] = {
 def test_writer_may_die_between_any_two_calls(
     deployment: Deployment, backend: Hooked, store: Store, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.store.store._WRITES_KEPT", 3)
+    monkeypatch.setattr("zsvec.store.writing._WRITES_KEPT", 3)
     act, after = DEADLY[operation]
     for survived in itertools.count():
         reset(store)
@@ -386,7 +387,7 @@ def test_calibration_that_loses_a_race_is_committed_after_the_winner(
 
     assert len(came) == others
     assert store.calibration() == other.calibration() == {"of": "me"}
-    assert deployment.points("catalog")[record_id("calibration", "")]["version"] == before + others + 1
+    assert deployment.points("catalog")[record_id("calibration")]["version"] == before + others + 1
 
 
 @pytest.mark.usefixtures("impatient")
@@ -507,7 +508,7 @@ def test_next_write_of_a_category_takes_its_garbage_away(
     assert_no_garbage(deployment, store)
 
 
-@pytest.mark.parametrize("deployment", ["memory", "server"], indirect=True)
+@pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
 def test_writer_that_slept_spares_what_was_committed_meanwhile(
     deployment: Deployment, backend: Hooked, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,7 +527,7 @@ def test_writer_that_slept_spares_what_was_committed_meanwhile(
     assert_no_garbage(deployment, other)
 
 
-@pytest.mark.parametrize("deployment", ["memory", "server"], indirect=True)
+@pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
 def test_collection_of_garbage_spares_a_writer_at_work(
     deployment: Deployment, backend: Hooked, store: Store, other: Store
 ) -> None:

@@ -9,11 +9,13 @@ import io
 import sys
 import warnings
 
+from zsvec.cli.process import prepare_process
 from zsvec.errors import InvalidInputError, ZSVecError
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, values given included, 130 interrupted."""
+    prepare_process()
     # File names may be any bytes, and a terminal of another encoding must not stop an answer.
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):

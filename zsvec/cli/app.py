@@ -71,10 +71,10 @@ class Target:
 
 def find_images(path: str | Path) -> Sequence[str | Path]:
     """The images of a folder, or the path itself."""
-    from zsvec.inputs import images
+    from zsvec.inputs import folders
 
     is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-    return images.find_images(Path(path)) if is_folder else [path]
+    return folders.find_images(Path(path)) if is_folder else [path]
 
 
 def _print_version(wanted: bool) -> None:

@@ -94,7 +94,7 @@ def _suite(
     from zsvec.errors import MissingExtraError
     from zsvec.evaluation.datasets import DATASETS
     from zsvec.evaluation.suite import run
-    from zsvec.inputs.images import find_images
+    from zsvec.inputs.folders import find_images
 
     try:
         from zsvec.evaluation.publish import publish

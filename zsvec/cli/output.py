@@ -176,7 +176,7 @@ def calibration(report: CalibrationReport) -> None:
         f"learned from {made.images} reference images; "
         + (
             f"unknown is what is farther than {1 - made.false_unknown_rate:.1%} of them"
-            if made.views.thresholds
+            if made.aggregations.thresholds
             else "too few have another of their category to tell from where an image is unknown"
         )
     )

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsvec.encoders.base import BatchEncoder, rgb_of_bearable_shape
+from zsvec.encoders.base import BatchEncoder, rgb_of_bounded_aspect
 from zsvec.encoders.device import Runtime
 from zsvec.encoders.hub import checkpoint_source
 from zsvec.encoders.sentence import SentenceModel
@@ -19,11 +19,11 @@ from zsvec.encoders.weights import Source
 from zsvec.errors import InvalidInputError
 from zsvec.types import Fingerprint, Modality
 
-_DESCRIBED = ("size", "resample", "crop_size", "image_mean", "image_std")
+_PREPROCESSING_KEYS = ("size", "resample", "crop_size", "image_mean", "image_std")
 
 
 class ClipBackbone:
-    """The image tower. The model's own processor runs in `preprocess`, so that `forward` only computes."""
+    """The image tower. The model's own processor runs in `preprocess`, and `forward` only computes."""
 
     def __init__(self, sentences: SentenceModel, runtime: Runtime) -> None:
         self._model = sentences.model
@@ -32,8 +32,8 @@ class ClipBackbone:
         self.side = max((side for side in size.values() if isinstance(side, int)), default=None)
 
     def preprocess(self, image: Image.Image) -> Mapping[str, Any]:
-        """What the model's processor makes of one image; tensors (1, …), such as ``pixel_values``."""
-        inputs: Mapping[str, Any] = self._model.preprocess([rgb_of_bearable_shape(image)])
+        """The output of the model's processor for one image: tensors (1, …), such as ``pixel_values``."""
+        inputs: Mapping[str, Any] = self._model.preprocess([rgb_of_bounded_aspect(image)])
         return {k: self._runtime.upload(v) if torch.is_tensor(v) else v for k, v in inputs.items()}
 
     def forward(self, inputs: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
@@ -49,19 +49,19 @@ class ClipBackbone:
 
 
 class ClipEncoder(BatchEncoder):
-    """Images and texts of a CLIP-like model."""
+    """Image and text features of a CLIP-like model."""
 
     def __init__(self, name: str, sentences: SentenceModel, **base: Any) -> None:
         super().__init__(name, **base)
         self._sentences = sentences
 
     def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
-        """Features of the image tower as they are, or of the text tower."""
+        """Features of the image tower, which the backbone has computed, or of the text tower."""
         return batch if modality == "image" else self._sentences.embed_texts(batch)
 
 
 def sources(spec: EncoderSpec) -> list[Source]:
-    """Where its weights come from."""
+    """Where the weights come from."""
     return [checkpoint_source(spec.model, spec.revision)]
 
 
@@ -71,7 +71,7 @@ def load(
     """Load a checkpoint in the format of sentence-transformers or transformers.
 
     Raises:
-        WeightsUnavailableError: Its weights cannot be loaded here.
+        WeightsUnavailableError: The weights cannot be loaded here.
         InvalidInputError: The model does not embed both images and texts.
     """
     weights = sources(spec)[0].load()
@@ -88,7 +88,7 @@ def load(
             model=weights.model,
             revision=weights.revision,
             dim=sentences.dim,
-            preprocessing=f"images: {_described(sentences)}; texts: {sentences.description}",
+            preprocessing=f"images: {_described_processor(sentences)}; texts: {sentences.description}",
         ),
         modalities=modalities,
         backbone=ClipBackbone(sentences, runtime),
@@ -96,9 +96,9 @@ def load(
     )
 
 
-def _described(sentences: SentenceModel) -> str:
+def _described_processor(sentences: SentenceModel) -> str:
     processor = sentences.model.processor.image_processor.to_dict()
-    return ", ".join(f"{key} {_plain(processor[key])}" for key in _DESCRIBED if processor.get(key) is not None)
+    return ", ".join(f"{key} {_plain(processor[key])}" for key in _PREPROCESSING_KEYS if processor.get(key) is not None)
 
 
 def _plain(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""ConSE: a classifier and a text model make an image–text encoder (Norouzi et al., 2014, arXiv:1312.5650).
+"""ConSE: an image–text encoder made of a classifier and a text model (Norouzi et al., 2014, arXiv:1312.5650).
 
-The vector of a text is its sentence embedding. The vector of an image is the mean of the sentence
-embeddings of the classifier's 10 most probable labels, weighted with their probabilities (equation 4).
-Labels are ImageNet's full descriptions, all synonyms included (``tench, Tinca tinca``).
+The vector of a text is its sentence embedding. The vector of an image is the mean of the sentence embeddings of the
+classifier's 10 most probable labels, weighted by their probabilities (equation 4). Labels are ImageNet's full
+descriptions with all synonyms (``tench, Tinca tinca``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
@@ -30,23 +31,23 @@ TOP_LABELS = 10
 
 
 class ConseEncoder(BatchEncoder):
-    """Images by the labels that a classifier finds likely, texts by a text model.
+    """Embeds images by the labels that a classifier finds likely, and texts by a text model.
 
     Args:
-        name: What the profile calls it.
+        name: Its name in the profile.
         sentences: The text model.
-        labels: What the classifier's classes are called, in the order of its logits.
-        **base: What `BatchEncoder` takes.
+        labels: Descriptions of the classifier's classes, in the order of its logits.
+        **base: Further arguments of `BatchEncoder`.
     """
 
     def __init__(self, name: str, sentences: SentenceModel, labels: Sequence[str], **base: Any) -> None:
         super().__init__(name, **base)
         self._sentences = sentences
-        # At once, not in batches: the text model sorts them by length and pads less.
+        # In one batch: the text model sorts texts by length, so that it pads less.
         self._labels = self._normalised([self._embed(labels, "text")])
 
     def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
-        """Sentence embeddings of texts, weighted means of them for images."""
+        """Sentence embeddings of texts; for images, weighted means of the labels' sentence embeddings."""
         return self._sentences.embed_texts(batch) if modality == "text" else self._weighted_labels(batch)
 
     def _weighted_labels(self, features: TimmFeatures) -> NDArray[np.float32]:
@@ -74,11 +75,11 @@ def load(
     """Load an ImageNet classifier of timm and a text model of sentence-transformers.
 
     Raises:
-        InvalidInputError: No text model is named, or the classifier's labels are not ImageNet's.
-        WeightsUnavailableError: The weights of one of them cannot be loaded here.
+        InvalidInputError: The spec names no text model, or the classifier's labels are not ImageNet's.
+        WeightsUnavailableError: The weights of one of the two cannot be loaded here.
     """
-    # The weights of the mean are a softmax: it would make much of what bfloat16 rounds.
-    runtime = replace(runtime, bfloat16=False)
+    # The weights of the mean are a softmax, which amplifies the rounding of bfloat16.
+    runtime = replace(runtime, dtype=torch.float32)
     text_weights = _text_source(spec).load()
     backbone = load_backbone(spec, runtime, backbones)
     labels = _labels(name, spec.model, backbone)

@@ -1,15 +1,13 @@
-"""Where the encoders run and in which number format.
+"""Where encoders run (`choose_device`) and in which number format (`choose_dtype`).
 
-``auto`` takes bfloat16 where the hardware multiplies in it: CUDA devices that say so, and CPUs with
-``amx_bf16`` or ``avx512_bf16``, of which `torch.cpu.get_capabilities` tells. Weights stay float32 and
-autocast (https://docs.pytorch.org/docs/stable/amp.html) rounds what is multiplied. In float32 remain,
-whatever the format: texts, classifier heads, and ConSE with the image model it uses, whose softmax
-turns a rounding of 0.05 in a logit into 0.1 of a similarity.
+The number format ``auto`` is bfloat16 where the hardware multiplies in it: CUDA devices that report so, and CPUs with
+``amx_bf16`` or ``avx512_bf16``. Weights stay float32, and autocast (https://docs.pytorch.org/docs/stable/amp.html)
+rounds the inputs of matrix products and convolutions. Texts, classifier heads, and ConSE with the image model it uses
+are always computed in float32: ConSE's softmax turns a rounding of 0.05 in a logit into 0.1 in a similarity.
 
-Tolerance: bfloat16 moves a similarity by less than `BFLOAT16_TOLERANCE`. The largest change over
-360 × 240 pairs of photographs (Caltech-101) was 0.024 with EfficientNet-Lite0, 0.002 on average, and
-one nearest category in 360 was another. The number format is therefore no part of a fingerprint:
-vectors of both may stand in one store.
+bfloat16 changes a similarity by less than `BFLOAT16_TOLERANCE`. Over 360 × 240 pairs of photographs (Caltech-101) and
+EfficientNet-Lite0, the largest change was 0.024 and the mean 0.002, and the nearest category changed for 1 image of
+360. The number format is therefore no part of a fingerprint: one store may contain vectors of both.
 """
 
 from __future__ import annotations
@@ -31,73 +29,96 @@ BFLOAT16_TOLERANCE = 0.03
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """A device and a number format.
+    """The device and the number format of a model.
 
     Attributes:
         device: Where the weights are and the passes run.
-        bfloat16: Whether matrix products and convolutions are made in bfloat16.
-        uploads: The stream of a CUDA device in which inputs are copied to it, beside what it computes.
+        dtype: Number format of matrix products and convolutions: `torch.float32` or `torch.bfloat16`.
+        uploads: CUDA stream that copies inputs to the device while it computes; ``None`` on other devices.
     """
 
     device: torch.device
-    bfloat16: bool
+    dtype: torch.dtype
     uploads: torch.cuda.Stream | None = None
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """No gradients, and the number format; both hold for the calling thread only."""
+        """Compute without gradients and in `dtype`, in the calling thread only."""
         with torch.inference_mode():
-            if not self.bfloat16:
+            if self.dtype == torch.float32:
                 yield
                 return
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            with torch.autocast(self.device.type, dtype=self.dtype):
                 yield
 
     def with_uploads(self) -> Runtime:
-        """The same, which uploads beside what it computes, where it can."""
+        """The same runtime with a stream for uploads, on a CUDA device."""
         if self.device.type != "cuda":
             return self
         return replace(self, uploads=torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
     def upload(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs on their way to a CUDA device, from pinned memory; on others, where they are. For any thread."""
+        """Start to copy inputs to the device, from pinned memory. Without `uploads`, the inputs. Safe in any thread."""
         if self.uploads is None:
             return inputs
         with torch.cuda.stream(self.uploads):
             return inputs.pin_memory().to(self.device, non_blocking=True)
 
     def wait_for_uploads(self) -> None:
-        """Let what the calling thread computes from now on wait until all that was uploaded is there.
+        """Let what the calling thread computes next wait until all earlier uploads have arrived.
 
-        Who computes keeps the inputs until it has the result: only then may an upload take their memory.
+        The caller must keep the inputs until it has the result: an upload may reuse their memory once they are freed.
         """
         if self.uploads is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.uploads)
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
-        return f"{self.device.type} ({name}), {'bfloat16' if self.bfloat16 else 'float32'}, torch {torch.__version__}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.device.type} ({name}), {dtype}, torch {torch.__version__}"
 
 
 def choose_runtime(device: Device, dtype: Dtype) -> Runtime:
-    """The device and the number format for what the settings say.
+    """The device and the number format for these settings.
 
     Args:
-        device: ``auto`` is the first of CUDA, MPS and the CPU that is there.
-        dtype: ``auto`` is bfloat16 where the hardware multiplies in it, else float32.
+        device: As `choose_device`.
+        dtype: As `choose_dtype`.
 
     Raises:
-        InvalidInputError: The device is not there.
+        InvalidInputError: The device is not available.
     """
-    available = [name for name, is_there in _DEVICES.items() if is_there()]
+    chosen = choose_device(device)
+    return Runtime(device=chosen, dtype=choose_dtype(dtype, chosen))
+
+
+def choose_device(device: Device) -> torch.device:
+    """The device for this setting.
+
+    Args:
+        device: ``auto`` is the first of CUDA, MPS and the CPU that is available.
+
+    Raises:
+        InvalidInputError: The device is not available.
+    """
+    available = [name for name, is_available in _DEVICES.items() if is_available()]
     if device != "auto" and device not in available:
         raise InvalidInputError(
             f"device {device!r} is not available to torch {torch.__version__} here; choose 'auto' or one of: "
             f"{', '.join(available)}"
         )
-    chosen = available[0] if device == "auto" else device
-    bfloat16 = _MULTIPLIES_BFLOAT16[chosen]() if dtype == "auto" else dtype == "bfloat16"
-    return Runtime(device=torch.device(chosen), bfloat16=bfloat16)
+    return torch.device(available[0] if device == "auto" else device)
+
+
+def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """The number format for this setting, on this device.
+
+    Args:
+        dtype: ``auto`` is bfloat16 where the hardware multiplies in it, else float32.
+        device: Where the encoders run.
+    """
+    bfloat16 = _MULTIPLIES_BFLOAT16[device.type]() if dtype == "auto" else dtype == "bfloat16"
+    return torch.bfloat16 if bfloat16 else torch.float32
 
 
 def _cpu_multiplies_bfloat16() -> bool:
@@ -106,7 +127,7 @@ def _cpu_multiplies_bfloat16() -> bool:
     if capabilities is not None:
         found = capabilities()
         return any(found.get(name, False) for name in instructions)
-    # a torch that is too old to tell
+    # older versions of torch do not report capabilities
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and not instructions.isdisjoint(cpuinfo.read_text(encoding="utf-8").split())
 

@@ -1,7 +1,7 @@
-"""The Hugging Face hub, which is spoken to here and nowhere else: loaders get files on disk.
+"""The Hugging Face hub: the one module that makes requests to it. Loaders get files on disk.
 
-A repository is asked for once, without the retries that make the hub's client wait for minutes where
-there is no network, and files that are in its cache already are not fetched again.
+Each load asks once for the repository, without the retries that make the hub's client wait for minutes where there is
+no network. Files that are in the cache are not fetched again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class HubSource:
     Attributes:
         repository: ``owner/name``.
         revision: Commit, tag or branch; without one, the newest commit.
-        choose: Which of its files are needed.
+        choose: From the names of the repository's files to those that are needed.
     """
 
     repository: str
@@ -46,16 +46,16 @@ class HubSource:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
     def load(self) -> Weights:
-        """The folder with its files, from the hub's cache or fetched into it.
+        """The folder of the repository's files, in the hub's cache; what is not in the cache is fetched.
 
         Raises:
             WeightsUnavailableError: The hub cannot be reached or has no such repository, revision or
-                weights, and its cache does not hold them either.
+                weights, and they are not in the cache.
         """
         with quiet_loading():
             try:
                 folder = self._fetch()
-            # Which errors a failed request raises depends on the HTTP client of the installed version.
+            # The errors of a failed request depend on the HTTP client of the installed version.
             except Exception as exc:
                 cached = self._cached()
                 if cached is None:
@@ -64,7 +64,7 @@ class HubSource:
         return Weights(path=folder, model=self.repository, revision=folder.name)
 
     def missing(self) -> str | None:
-        """What would be fetched from the hub, or ``None`` if the weights are in its cache."""
+        """What would be fetched from the hub, in words, or ``None`` if the weights are in the cache."""
         return None if self._cached() else f"{self} from the Hugging Face hub"
 
     def _fetch(self) -> Path:

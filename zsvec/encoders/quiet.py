@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 _LIBRARIES = ("huggingface_hub", "sentence_transformers", "timm", "transformers")
 _logger = logging.getLogger(__name__)
-# What is silenced is global to the process: two loads at once would restore each other's silence.
+# The settings are global to the process: of two loads at once, each would restore the other's silence.
 _loading = threading.RLock()
 
 
@@ -27,17 +27,17 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def quiet_loading() -> Iterator[list[str]]:
-    """Keep the libraries from writing to stdout and stderr; afterwards all is as it was.
+    """Keep the libraries from writing to stdout and stderr, and restore their settings afterwards.
 
     Yields:
-        The warnings that they would have printed, as they come. They are also logged here, as DEBUG.
+        The warnings that the libraries would have printed, as they come. Each is also logged here, as DEBUG.
     """
     collector = _Collector()
     with _loading, ExitStack() as restore:
         for library in _LIBRARIES:
             _redirect(logging.getLogger(library), collector, restore)
         with warnings.catch_warnings():
-            # an environment variable of the hub has the last word, and the hub warns when it differs
+            # an environment variable of the hub takes precedence, and the hub warns where it differs
             warnings.filterwarnings("ignore", "Cannot (dis|en)able progress bars", UserWarning)
             _switch_bars_off(restore)
         yield collector.messages
@@ -56,7 +56,7 @@ def _switch_bars_off(restore: ExitStack) -> None:
 
     restore.callback(disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars)
     disable_progress_bars()
-    # Its switch also moves the hub's, which is therefore restored after it.
+    # transformers' switch also sets the hub's, which is therefore restored after it.
     transformers = sys.modules.get("transformers.utils.logging")
     if transformers is not None and transformers.is_progress_bar_enabled():
         restore.callback(transformers.enable_progress_bar)

@@ -1,4 +1,4 @@
-"""A model of sentence-transformers: loaded without a word, its texts embedded safely from any thread."""
+"""Models of sentence-transformers: loaded silently, and safe to embed texts with from any thread."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.weights import Weights
 from zsvec.errors import WeightsUnavailableError
 
-# A row of the table in which transformers lists parameters that the file does not have.
+# A row of the table in which transformers lists the parameters that the file lacks.
 _MISSING = re.compile(r"^(\S+)\s*\|[^|]*MISSING", re.MULTILINE)
-# Sentence models pool the tokens themselves; the pooler of BERT is often not in the file and never used.
+# Sentence models pool the tokens themselves: BERT's pooler is never used, and missing from many files.
 _UNUSED = re.compile(r"\bpooler\b")
 
 
@@ -31,7 +31,7 @@ class SentenceModel:
 
     Attributes:
         model: The model itself, in evaluation mode, on its device.
-        modalities: What it embeds.
+        modalities: What the model embeds.
         dim: Dimension of its vectors.
 
     Raises:
@@ -42,7 +42,7 @@ class SentenceModel:
         self.model = _load(weights, runtime)
         self.modalities = tuple(self.model.modalities)
         self.dim = int(self.model.get_embedding_dimension() or 0)
-        # The tokenizers are not safe in threads: truncation and padding are set on a shared object.
+        # Tokenizers are not safe in threads: truncation and padding are settings of a shared object.
         self._tokenizing = threading.Lock()
 
     @property
@@ -54,9 +54,9 @@ class SentenceModel:
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of texts in their order, float32 (n, dim), of any norm. Long texts are truncated.
 
-        Computed in float32 whatever the runtime's number format: texts are few, and references.
+        Always computed in float32: texts are few, and each is a reference.
         """
-        # To a model that takes images, a text which is the path or URL of one would be that image.
+        # A model that takes images would open a text that is the path or URL of one.
         inputs = [{"text": text} for text in texts] if "image" in self.modalities else list(texts)
         with self._tokenizing, torch.inference_mode():
             vectors: NDArray[np.float32] = self.model.encode(
@@ -69,7 +69,7 @@ def _load(weights: Weights, runtime: Runtime) -> SentenceTransformer:
     with quiet_loading() as messages:
         try:
             model = SentenceTransformer(str(weights.path), device=str(runtime.device), local_files_only=True)
-        # Readers of configurations, tokenizers and weights raise errors of all kinds on a damaged file.
+        # For a damaged file, the readers of configurations, tokenizers and weights raise errors of all kinds.
         except Exception as exc:
             raise WeightsUnavailableError(
                 f"the checkpoint at {weights.path} cannot be loaded: {exc}; "
@@ -86,7 +86,7 @@ def _load(weights: Weights, runtime: Runtime) -> SentenceTransformer:
 
 
 def _limit_length(model: SentenceTransformer) -> None:
-    """Some tokenizers do not know how many positions their model has and would not truncate."""
+    """Truncate texts to the positions of the model, which some tokenizers do not know."""
     config = model.config
     text_config = getattr(config, "text_config", config)
     positions = getattr(text_config, "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""What to load: an encoder of a profile, and where and in which number format it runs."""
+"""What to load: the spec of an encoder, the device it runs on and its number format."""
 
 from __future__ import annotations
 
@@ -10,30 +10,26 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 from zsvec.types import Modality
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-
 Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
 
-
 TEMPERATURES: Mapping[Modality, float] = {"text": 0.01, "image": 0.03}
+"""Default temperature of an expert, by its modality."""
 
 
 class EncoderSpec(BaseModel):
-    """One encoder of a profile, as a table of a TOML file or of `PROFILES` says it.
+    """One encoder of a profile, as a table of a TOML file or of `zsvec.profiles.PROFILES` gives it.
 
     Attributes:
         family: Which loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm + text model).
         model: Hub id, timm model name, or path of a local checkpoint.
         revision: Commit of the hub's repository; pinned, so that vectors stay comparable.
-        weights: Local weight file for a timm architecture; ``package:NAME`` takes an installed package's.
-        text_model: The sentence-transformers text model of `conse`; id, path or ``package:NAME``.
-        image_size: Side of the square input in pixels, where it is not the model's default.
-        modalities: Which references are embedded with it.
-        prompt: The text of a category that has no definition text, from its ``{name}``.
-        temperature: What an expert's similarities are divided by before the softmax.
+        weights: Local weight file for a timm architecture, or ``package:NAME`` for those of an installed package.
+        text_model: The sentence-transformers text model of `conse`: id, path or ``package:NAME``.
+        image_size: Side of the square input in pixels; by default the model's own.
+        modalities: Which references the encoder embeds.
+        prompt: Text for a category without definition texts; ``{name}`` stands for its name.
+        temperature: Divides the similarities of an expert before the softmax, by modality.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

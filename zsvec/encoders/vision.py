@@ -1,4 +1,4 @@
-"""Image models of timm: DINOv2 (Oquab et al., arXiv:2304.07193) and any other ViT or convolutional net."""
+"""Image models of timm: DINOv2 (Oquab et al., arXiv:2304.07193) and any other ViT or convolutional network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
-from zsvec.encoders.base import BatchEncoder, batches, rgb_of_bearable_shape
+from zsvec.encoders.base import BatchEncoder, batches, rgb_of_bounded_aspect
 from zsvec.encoders.device import Runtime
 from zsvec.encoders.hub import HubSource
 from zsvec.encoders.quiet import quiet_loading
@@ -26,22 +26,22 @@ from zsvec.encoders.weights import LocalSource, Source, Weights, relative_files,
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.types import Fingerprint, Modality
 
-# On a CPU, the activations of so many images stay in its cache (bfloat16 halves them). Against 32 images at
-# once, EfficientNet-Lite0 is 1.4 times as fast in float32, DINOv2 ViT-B/14 1.2 times in bfloat16.
-_AT_ONCE: Mapping[bool, int] = {False: 4, True: 8}
+# Images in one pass on a CPU, so that their activations stay in its cache (bfloat16 halves them). Against 32 images,
+# EfficientNet-Lite0 is 1.4 times as fast in float32, and DINOv2 ViT-B/14 1.2 times in bfloat16.
+_IMAGES_A_PASS: Mapping[torch.dtype, int] = {torch.float32: 4, torch.bfloat16: 8}
 _WHOLE_BATCH = sys.maxsize
 
 Backbones = MutableMapping[Any, "TimmBackbone"]
-"""The backbones that one profile has loaded, by what they were loaded from."""
+"""The backbones that a profile has loaded so far, by model, revision, weights and input size."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimmFeatures:
-    """What a timm model computes of a batch.
+    """What a timm model computes from a batch.
 
     Attributes:
         pooled: The features before the classifier, float32 (n, width).
-        logits: Those of the classifier, float32 (n, classes); without classifier the pooled features.
+        logits: The classifier's logits, float32 (n, classes); without a classifier, the pooled features.
     """
 
     pooled: NDArray[np.float32]
@@ -56,43 +56,43 @@ class TimmBackbone:
 
     Args:
         model: The model, with its weights.
-        weights: Where they come from.
-        image_size: Side of the square input in pixels, where it is not the model's default.
+        weights: Where the weights come from.
+        image_size: Side of the square input in pixels; ``None``: the model's own.
         runtime: Where it runs.
 
     Attributes:
         model: The model, in evaluation mode, on its device.
-        weights: Where its weights come from.
-        side: To how many pixels the shorter side of an image is scaled.
+        weights: Where the weights come from.
+        side: Pixels to which the shorter side of an image is scaled.
         width: Number of pooled features.
-        preprocessing: What happens to the pixels before the model, in words.
+        preprocessing: Preprocessing of the pixels, in words, for a fingerprint.
     """
 
     def __init__(self, model: Any, weights: Weights, image_size: int | None, runtime: Runtime) -> None:
         self.model = model.eval().to(runtime.device, memory_format=torch.channels_last)
         self.weights = weights
         self._runtime = runtime
-        self._at_once = _AT_ONCE[runtime.bfloat16] if runtime.device.type == "cpu" else _WHOLE_BATCH
+        self._images_a_pass = _IMAGES_A_PASS[runtime.dtype] if runtime.device.type == "cpu" else _WHOLE_BATCH
         channels = model.pretrained_cfg.get("input_size", (3,))[0]
-        asked = {"input_size": (channels, image_size, image_size)} if image_size else None
-        config = resolve_model_data_config(model, args=asked)
-        # Resize and crop only. The arithmetic is done on the batch: in each decoding thread it would start
-        # a team of threads of its own, and these would fight the model's for the cores.
+        input_size = {"input_size": (channels, image_size, image_size)} if image_size else None
+        config = resolve_model_data_config(model, args=input_size)
+        # Resize and crop only. Arithmetic is left to the batch: in each decoding thread it would start a team of
+        # threads of its own, which would compete with the model's for the cores.
         self._transform = create_transform(**config, is_training=False, use_prefetcher=True)
         self._mean, self._std = (
             torch.tensor(config[name], device=runtime.device).mul(255).view(1, -1, 1, 1) for name in ("mean", "std")
         )
         self.side = math.ceil(max(config["input_size"][1:]) / config["crop_pct"])
-        self.preprocessing = _described(config)
+        self.preprocessing = _described_config(config)
         self.width = self.forward([torch.zeros(config["input_size"], dtype=torch.uint8)]).pooled.shape[1]
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """One image as the model's configuration wants it, not yet normalised, uint8 (channels, height, width)."""
-        return self._runtime.upload(self._transform(rgb_of_bearable_shape(image)))
+        """One image, scaled and cropped as the model's configuration says, uint8 (channels, height, width)."""
+        return self._runtime.upload(self._transform(rgb_of_bounded_aspect(image)))
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
-        """One pass of the model over a batch."""
-        passes = [self._pass(part) for part in batches(inputs, self._at_once)]
+        """The features of a batch, computed in passes that fit the cache of a CPU."""
+        passes = [self._pass(part) for part in batches(inputs, self._images_a_pass)]
         return TimmFeatures(
             pooled=np.concatenate([features.pooled for features in passes]),
             logits=np.concatenate([features.logits for features in passes]),
@@ -105,7 +105,7 @@ class TimmBackbone:
         with self._runtime.inference():
             features = self.model.forward_features(pixels)
         with torch.inference_mode():
-            # float32 from here: it costs nothing, and a softmax over 1,000 logits is sensitive to rounding
+            # float32 from here: it costs next to nothing, and a softmax over 1,000 logits is sensitive to rounding
             features = features.float()
             pooled = self.model.forward_head(features, pre_logits=True)
             logits = self.model.forward_head(features)
@@ -116,16 +116,16 @@ class VisionEncoder(BatchEncoder):
     """The pooled features of a timm model."""
 
     def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
-        """The pooled features as they are."""
+        """The pooled features, which the backbone has computed."""
         features: TimmFeatures = batch
         return features.pooled
 
 
 def sources(spec: EncoderSpec) -> list[Source]:
-    """Where its weights come from.
+    """Where the weights come from.
 
     Raises:
-        InvalidInputError: timm knows no such model, or no repository that holds its weights.
+        InvalidInputError: timm has no such model, or names no repository with its weights.
     """
     config = _registered(spec.model)
     if spec.weights:
@@ -147,8 +147,8 @@ def load(
     """Load a timm model, by name from the hub or with a local weight file.
 
     Raises:
-        InvalidInputError: timm knows no such model.
-        WeightsUnavailableError: Its weights cannot be loaded here.
+        InvalidInputError: timm has no such model.
+        WeightsUnavailableError: The weights cannot be loaded here.
     """
     backbone = load_backbone(spec, runtime, backbones)
     return VisionEncoder(
@@ -166,17 +166,17 @@ def load(
 
 
 def load_backbone(spec: EncoderSpec, runtime: Runtime, backbones: Backbones) -> TimmBackbone:
-    """The backbone of an encoder: the same object for all encoders with the same model, weights and input.
+    """The backbone of an encoder: the same object for all encoders with the same model, weights and input size.
 
     Raises:
-        InvalidInputError: timm knows no such model.
-        WeightsUnavailableError: Its weights cannot be loaded here.
+        InvalidInputError: timm has no such model.
+        WeightsUnavailableError: The weights cannot be loaded here.
     """
     key = (spec.model, spec.revision, spec.weights, spec.image_size)
     if key not in backbones:
         config = _registered(spec.model)
         weights = sources(spec)[0].load()
-        # Only transformers are built for one input size; to convolutional nets it makes no difference.
+        # Transformers are built for one input size, convolutional networks take any.
         options = {"img_size": spec.image_size} if spec.image_size and config.fixed_input_size else {}
         backbones[key] = TimmBackbone(_build(spec.model, weights, options), weights, spec.image_size, runtime)
     return backbones[key]
@@ -197,7 +197,7 @@ def _build(model: str, weights: Weights, options: Mapping[str, Any]) -> Any:
     with quiet_loading():
         try:
             state = timm.models.load_state_dict(str(path), weights_only=True)
-        # Of a damaged file every reader (zip, pickle, safetensors) raises errors of its own.
+        # For a damaged file, each reader (zip, pickle, safetensors) raises errors of its own.
         except Exception as exc:
             raise WeightsUnavailableError(f"the weight file {path} cannot be read: {exc}; download it again") from exc
         try:
@@ -212,8 +212,8 @@ def _build(model: str, weights: Weights, options: Mapping[str, Any]) -> Any:
 
 
 def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """The model with weights that timm knows how to convert, position embeddings included; strict."""
-    if not state:  # for which timm would go to the hub
+    """The model with weights that timm converts, position embeddings included; all of them must fit."""
+    if not state:  # without weights, timm would ask the hub
         raise ValueError("it holds no weights")
     source = {"state_dict": dict(state), "custom_load": False, "source": None}
     built = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=source, **options)
@@ -222,12 +222,12 @@ def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any])
 
 
 def _load_in_order(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
-    """Load weights of the same network under other names, which agree in order, kind and shape.
+    """Load weights of the same network under other names, if they agree in order, kind and shape.
 
     Returns:
-        Whether they did agree. If not, nothing is loaded.
+        Whether they agree. If not, nothing is loaded.
     """
-    sources, targets = ([*_counted(weights)] for weights in (state, model.state_dict()))
+    sources, targets = ([*_relevant(weights)] for weights in (state, model.state_dict()))
     if [kind for _, *kind in sources] != [kind for _, *kind in targets]:
         return False
     pairs = zip(targets, sources, strict=True)
@@ -235,13 +235,13 @@ def _load_in_order(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) ->
     return True
 
 
-def _counted(state: Mapping[str, torch.Tensor]) -> list[tuple[str, str, torch.Size]]:
-    """Name, kind and shape of what counts for inference; batch normalisation's step counter does not."""
+def _relevant(state: Mapping[str, torch.Tensor]) -> list[tuple[str, str, torch.Size]]:
+    """Name, kind and shape of the weights that inference uses: all but batch normalisation's step counter."""
     kinds = [(name, name.rpartition(".")[2], tensor.shape) for name, tensor in state.items()]
     return [kind for kind in kinds if kind[1] != "num_batches_tracked"]
 
 
-def _described(config: Mapping[str, Any]) -> str:
+def _described_config(config: Mapping[str, Any]) -> str:
     _, height, width = config["input_size"]
     mean, std = (" ".join(f"{number:.4g}" for number in config[key]) for key in ("mean", "std"))
     return (

@@ -1,4 +1,4 @@
-"""Weights on disk: of a path or of an installed package, which files they are, and what identifies them."""
+"""Weights on disk: at a path or in an installed package, which files they are, and how they are identified."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Weights:
 
     Attributes:
         path: The file, or the folder of a checkpoint.
-        model: What a fingerprint calls them: the repository, or ``sha256:…`` of the weights themselves.
-        revision: Commit of the repository, if they come from one.
+        model: Their name in a fingerprint: the repository, or ``sha256:…`` of the weights.
+        revision: Commit of the repository, if the weights come from one.
     """
 
     path: Path
@@ -43,16 +43,16 @@ class Source(Protocol):
     """Where the weights of an encoder come from."""
 
     def load(self) -> Weights:
-        """Get them onto the disk.
+        """The weights, on disk.
 
         Raises:
-            MissingExtraError: They are in a package that is not installed.
-            WeightsUnavailableError: They are not to be had.
+            MissingExtraError: The weights come in a package that is not installed.
+            WeightsUnavailableError: The weights are neither on disk nor available from a hub.
         """
         ...
 
     def missing(self) -> str | None:
-        """What is not on the disk, or ``None`` if all is. Asks no network."""
+        """What is not on disk, in words, or ``None``. Makes no request."""
         ...
 
 
@@ -67,7 +67,7 @@ class LocalSource:
 
         Raises:
             MissingExtraError: The package is not installed.
-            WeightsUnavailableError: No such package is known, nothing is at the path, or it holds no weights.
+            WeightsUnavailableError: The package is unknown, or there are no weights at the path.
         """
         path = _package_path(self.reference) if is_package(self.reference) else Path(self.reference).expanduser()
         if not path.exists():
@@ -75,7 +75,7 @@ class LocalSource:
         return Weights(path=path, model=f"sha256:{_sha256(path)}")
 
     def missing(self) -> str | None:
-        """Why it cannot be loaded, or ``None``."""
+        """Why the weights cannot be loaded, or ``None``."""
         try:
             self.load()
         except (MissingExtraError, WeightsUnavailableError) as exc:
@@ -85,7 +85,7 @@ class LocalSource:
 
 @dataclass(frozen=True, slots=True)
 class _Package:
-    """A distribution of the extra `offline`: its module, and the function in it that tells the path."""
+    """A distribution of the extra `offline`: its module, and the function in it that returns the path."""
 
     module: str
     locate: str
@@ -100,21 +100,21 @@ _PACKAGES: Mapping[str, _Package] = {
 
 
 def is_package(reference: str) -> bool:
-    """Whether it names an installed package."""
+    """Whether a reference is ``package:NAME``."""
     return reference.startswith(_PACKAGE)
 
 
 def checkpoint_files(names: Sequence[str]) -> list[str]:
-    """What sentence-transformers loads: of each folder its weights once, and all small side files.
+    """The files that sentence-transformers loads: the weights of each folder once, and all small side files.
 
-    Empty, when there are no weights.
+    Empty where there are no weights.
     """
     weights = weight_files(names)
     return [*weights, *(name for name in names if _matches(name, *_SIDE_FILES))] if weights else []
 
 
 def weight_files(names: Sequence[str]) -> list[str]:
-    """The weights among the files: of each folder in the first of the known formats that it has."""
+    """The weight files: those of each folder in the first of our formats that the folder has."""
     chosen: dict[PurePosixPath, list[str]] = {}
     for pattern in reversed(_WEIGHTS):
         found: dict[PurePosixPath, list[str]] = {}

@@ -230,7 +230,7 @@ def _array_images(path: Path, pixels: Any, labels: Any, names: Sequence[str], *,
         shape_is_right = pixels.shape[3:] == (3,) if colours else pixels.ndim == 3
         fits = shape_is_right and pixels.dtype == np.uint8 and pixels.size and labels.shape == pixels.shape[:1]
     if not fits or labels.dtype.kind not in "iu":
-        raise InvalidInputError(f"{path} holds no labelled images: {kind}, with labels {label_kind}; get it again")
+        raise InvalidInputError(f"{path} has no labelled images: {kind}, with labels {label_kind}; get it again")
     if labels.min() < 0 or labels.max() >= len(names):
         extremes = f"labels from {labels.min()} to {labels.max()}"
         raise InvalidInputError(f"{path} has {extremes} for {len(names)} categories; get it again")
@@ -297,7 +297,7 @@ def _cifar(name: str, base: Path, batches: Sequence[str], labels_key: str, meta:
     paths = [_existing(name, base / file) for file in (meta_file, *batches)]
     (names,) = _unpickled(paths[0], names_key)
     with _damaged(paths[0]):
-        readable = [checked_name(of.replace("_", " ")) for of in names]
+        readable = [checked_name(name.replace("_", " ")) for name in names]
     parts = []
     for path in paths[1:]:
         pixels, labels = _unpickled(path, "data", labels_key)
@@ -306,5 +306,5 @@ def _cifar(name: str, base: Path, batches: Sequence[str], labels_key: str, meta:
             planes = pixels.reshape(-1, 3, 32, 32)
             _array_images(path, planes.transpose(0, 2, 3, 1), np.asarray(labels), readable)
         parts.append((planes, np.asarray(labels, dtype=np.intp)))
-    planes, labels = (np.concatenate(of) for of in zip(*parts, strict=True))
+    planes, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Dataset(name, ArrayImages(planes.transpose(0, 2, 3, 1), labels, readable))

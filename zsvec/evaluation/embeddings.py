@@ -1,4 +1,4 @@
-"""Test images, embedded once: kept in a folder, so that an interrupted evaluation goes on where it was."""
+"""Test images, embedded once: their vectors are kept in a folder, so that an interrupted evaluation goes on."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Embeddings:
     """A folder of vectors by the content of images and the fingerprints of the encoders.
 
     Args:
-        folder: Made when something is kept in it.
-        classifier: Whose encoders embed what is new.
+        folder: Made when the first vectors are kept.
+        classifier: Whose encoders embed new images.
     """
 
     def __init__(self, folder: Path, classifier: Classifier) -> None:
-        prints = {name: str(of) for name, of in classifier.store.encoders().items()}
+        prints = {name: str(fingerprint) for name, fingerprint in classifier.store.encoders().items()}
         self._folder = folder / hashlib.sha256(repr(sorted(prints.items())).encode()).hexdigest()[:16]
         self._classifier = classifier
-        self._known: dict[str, Mapping[str, NDArray[np.float32]]] = {}
+        self._embedded: dict[str, Mapping[str, NDArray[np.float32]]] = {}
         for chunk in sorted(self._folder.glob("*.npz")):
             try:
                 with chunk.open("rb") as file, np.load(file) as kept:
@@ -40,7 +40,7 @@ class Embeddings:
                 chunk.unlink()  # cut off by a loss of power: embedded again
                 continue
             for row, digest in enumerate(columns.pop("hashes")):
-                self._known[str(digest)] = {name: of[row] for name, of in columns.items()}
+                self._embedded[str(digest)] = {name: vectors[row] for name, vectors in columns.items()}
 
     def of(
         self,
@@ -52,7 +52,7 @@ class Embeddings:
         """Vectors of images, from the folder or from the encoders.
 
         Args:
-            images: To be embedded.
+            images: Images to embed.
             on_error: Called with source and reason for each that cannot be read.
             track: Wraps the images, to show progress.
 
@@ -65,18 +65,17 @@ class Embeddings:
         while chunk := list(islice(numbered, _CHUNK)):
             hashed = [(position, self._hash(image, on_error), image) for position, image in chunk]
             found = [(position, digest, image) for position, digest, image in hashed if digest]
-            self._embed([(digest, image) for _, digest, image in found if digest not in self._known], on_error)
+            self._embed([(digest, image) for _, digest, image in found if digest not in self._embedded], on_error)
             for position, digest, _ in found:
-                if digest in self._known:
+                if digest in self._embedded:
                     positions.append(position)
                     digests.append(digest)
-        names = self._classifier.store.encoders()
-        dims = {name: of.dim for name, of in names.items()}
+        encoders = self._classifier.store.encoders()
         return positions, {
-            name: np.stack([self._known[digest][name] for digest in digests])
+            name: np.stack([self._embedded[digest][name] for digest in digests])
             if digests
-            else np.empty((0, dims[name]), np.float32)
-            for name in names
+            else np.empty((0, fingerprint.dim), np.float32)
+            for name, fingerprint in encoders.items()
         }
 
     def _hash(self, image: ImageInput, on_error: Callable[[str, str], None]) -> str:
@@ -100,10 +99,10 @@ class Embeddings:
             self._keep(made)
 
     def _keep(self, made: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> None:
-        self._known.update(made)
+        self._embedded.update(made)
         self._folder.mkdir(parents=True, exist_ok=True)
         columns: dict[str, Any] = {
-            name: np.stack([of[name] for of in made.values()]) for name in next(iter(made.values()))
+            name: np.stack([vectors[name] for vectors in made.values()]) for name in next(iter(made.values()))
         }
         name = hashlib.sha256("".join(made).encode()).hexdigest()[:16]
         unfinished = self._folder / f"{name}.part"

@@ -14,7 +14,7 @@ from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import blind_auroc
 from zsvec.inputs.categories import checked_name
-from zsvec.inputs.images import find_images
+from zsvec.inputs.folders import find_images
 from zsvec.method.fit import expected_calibration_error
 from zsvec.types import Prediction, Ranking
 
@@ -27,8 +27,8 @@ class Accuracy:
 
     Attributes:
         top1: Fraction of the images whose category is the most probable, 0 to 1.
-        top3: Whose category is among the first 3.
-        top5: Whose category is among the first 5.
+        top3: Fraction of the images whose category is among the first 3.
+        top5: Fraction of the images whose category is among the first 5.
         ece: Expected calibration error of the largest probability, 0 to 1.
     """
 
@@ -57,11 +57,11 @@ class Evaluation:
         n: Images with a known category that could be read.
         accuracy: Of the fused ranking.
         experts: Of each expert alone.
-        auroc: Area under the ROC curve of novelty, unknown against known images; 0.5 is chance.
-            ``None`` without unknown images.
-        detected: Fraction of the unknown images that were called unknown; ``None`` without any.
-        false_unknown_rate: Fraction of the known images that were; ``None`` without unknown images.
-        fusion: The strategy.
+        auroc: Area under the ROC curve of novelty, or of distance without a calibration, unknown against known
+            images; 0.5 is chance. ``None`` without unknown images.
+        detected: Fraction of the unknown images that were called unknown; ``None`` without unknown images.
+        false_unknown_rate: Fraction of the known images that were called unknown; ``None`` without unknown images.
+        fusion: Name of the strategy.
     """
 
     n: int
@@ -100,11 +100,11 @@ def check_labels(categories: Collection[str], labels: Iterable[str], *, images: 
     Args:
         categories: Of the store.
         labels: Of the images.
-        images: What to call them.
+        images: What to call the images.
         location: Of the store.
 
     Raises:
-        InvalidInputError: There are such.
+        InvalidInputError: A label is no category.
     """
     if missing := sorted(set(labels) - set(categories)):
         shown = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
@@ -124,6 +124,9 @@ def evaluate(
 ) -> Evaluation:
     """Classify labelled images and count.
 
+    The AUROC is that of the novelty. Where an image has none, as without a calibration, it is that of the distance to
+    the nearest reference, for all images.
+
     Args:
         classifier: Whose categories include every label.
         folder: A sub-folder of images per category.
@@ -138,37 +141,47 @@ def evaluate(
     strangers = find_images(unknown) if unknown else []
     if unknown and not strangers:
         raise InvalidInputError(f"{unknown} has no images")
-    known = [category.name for category in classifier.categories()]
-    check_labels(known, [label for _, label in labelled], images=str(folder), location=classifier.store.location)
+    categories = [category.name for category in classifier.categories()]
+    check_labels(categories, [label for _, label in labelled], images=str(folder), location=classifier.store.location)
     paths = [path for path, _ in labelled] + strangers
     labels = [label for _, label in labelled] + [None] * len(strangers)
-    answered = []
-    for prediction, label in zip(classifier.classify_stream(track(paths), top_k=_TOP), labels, strict=True):
-        if prediction.error is None:
-            answered.append((prediction, label))
-        else:
-            on_error(prediction)
-    of_known = [(prediction, label) for prediction, label in answered if label is not None]
-    if not of_known:
+    known: list[Prediction] = []
+    truth: list[str] = []
+    foreign: list[Prediction] = []
+    with classifier.classify_stream(track(paths), top_k=_TOP) as stream:
+        for prediction, label in zip(stream, labels, strict=True):
+            if prediction.error is not None:
+                on_error(prediction)
+            elif label is None:
+                foreign.append(prediction)
+            else:
+                known.append(prediction)
+                truth.append(label)
+    if not known:
         raise InvalidInputError(f"no image in {folder} can be read")
-    predictions, truth = [prediction for prediction, _ in of_known], [label for _, label in of_known]
-    auroc = detected = false_unknown_rate = None
-    if unknown:
-        is_unknown = [label is None for _, label in answered]
-        if not any(is_unknown):
-            raise InvalidInputError(f"no image in {unknown} can be read")
-        auroc = blind_auroc(np.array([prediction.novelty for prediction, _ in answered]), np.array(is_unknown))
-        detected = fmean(prediction.unknown for prediction, label in answered if label is None)
-        false_unknown_rate = fmean(prediction.unknown for prediction in predictions)
+    if unknown and not foreign:
+        raise InvalidInputError(f"no image in {unknown} can be read")
     return Evaluation(
-        n=len(of_known),
-        accuracy=Accuracy.of([prediction.ranking for prediction in predictions], truth),
+        n=len(known),
+        accuracy=Accuracy.of([prediction.ranking for prediction in known], truth),
         experts={
-            name: Accuracy.of([prediction.experts[name].ranking for prediction in predictions], truth)
-            for name in predictions[0].experts
+            name: Accuracy.of([prediction.experts[name].ranking for prediction in known], truth)
+            for name in known[0].experts
         },
-        auroc=auroc,
-        detected=detected,
-        false_unknown_rate=false_unknown_rate,
+        auroc=_auroc(known, foreign) if unknown else None,
+        detected=_called_unknown(foreign) if unknown else None,
+        false_unknown_rate=_called_unknown(known) if unknown else None,
         fusion=classifier.settings.fusion,
     )
+
+
+def _auroc(known: Sequence[Prediction], unknown: Sequence[Prediction]) -> float:
+    predictions = [*known, *unknown]
+    scores = [prediction.novelty for prediction in predictions]
+    if None in scores:
+        scores = [prediction.distance for prediction in predictions]
+    return blind_auroc(np.array(scores, dtype=np.float64), np.arange(len(scores)) >= len(known))
+
+
+def _called_unknown(predictions: Sequence[Prediction]) -> float:
+    return fmean(prediction.unknown for prediction in predictions)

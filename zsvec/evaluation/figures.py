@@ -24,8 +24,8 @@ from PIL import Image, ImageFont
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
+from zsvec.evaluation.metrics import Doubles
 from zsvec.method.fit import expected_calibration_error
-from zsvec.method.fusion import Doubles
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#767676"
 # Okabe and Ito's, without the yellow that is lost on white.
@@ -133,9 +133,9 @@ def reliability(probabilities: Doubles, right: NDArray[np.bool_], path: Path) ->
         right: Whether they were, bool ``(n,)``.
         path: Of the PNG.
     """
-    of_bin = np.clip(np.ceil(probabilities * _BINS).astype(int) - 1, 0, _BINS - 1)
-    images = np.bincount(of_bin, minlength=_BINS)
-    hits = np.bincount(of_bin, weights=right, minlength=_BINS)
+    bins = np.clip(np.ceil(probabilities * _BINS).astype(int) - 1, 0, _BINS - 1)
+    images = np.bincount(bins, minlength=_BINS)
+    hits = np.bincount(bins, weights=right, minlength=_BINS)
     accuracy = 100 * np.divide(hits, images, out=np.zeros(_BINS), where=images > 0)
     centres, width = 100 * (np.arange(_BINS) + 0.5) / _BINS, 100 / _BINS
     with _drawn(path, 6, 6.5) as figure:
@@ -148,7 +148,7 @@ def reliability(probabilities: Doubles, right: NDArray[np.bool_], path: Path) ->
         above.set_title(f"Expected calibration error {error}", fontsize=11)
         bars = below.bar(centres, images, width, color=_GREY, edgecolor="white")
         below.bar_label(bars, [f"{n:,}" for n in images], fontsize=6, padding=1)
-        below.set(xlabel="confidence, %", ylabel="images", ylim=(0, 1.25 * max(1, images.max())))
+        below.set(xlabel="confidence, %", ylabel="images", ylim=(0, 1.25 * max(1, int(images.max()))))
         below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         below.yaxis.set_major_formatter("{x:,.0f}")
 
@@ -215,17 +215,17 @@ def neighbourhood(points: Doubles, names: Sequence[str], is_reference: NDArray[n
     size = float(np.clip(9000 / max(1, len(points)), 6, 36))
     with _drawn(path, 6.5 + max((_inches(label, 8) for label in labels), default=0), 6.2) as figure:
         axes = figure.subplots()
-        for of_group, fill, dark in reversed(groups):
+        for in_group, fill, dark in reversed(groups):
             look: dict[str, Any] = {"color": fill, "linewidth": 0.3}
-            x, y = points[of_group & ~is_reference].T
+            x, y = points[in_group & ~is_reference].T
             axes.scatter(x, y, size, marker="o", edgecolor="white", zorder=2, **look)
-            x, y = points[of_group & is_reference].T
+            x, y = points[in_group & is_reference].T
             axes.scatter(x, y, 4 * size, marker="*", edgecolor=dark, zorder=3, **look)
         # A number stands above the middle point of its category, if there is room.
         apart, taken = 0.04 * np.ptp(points, axis=0) if shown else np.zeros(2), np.empty((0, 2))
-        for i, (of_group, fill, _) in enumerate(groups[: len(shown)], 1):
-            away = np.linalg.norm(points[of_group] - np.median(points[of_group], axis=0), axis=1)
-            middle = points[of_group][away.argmin()]
+        for i, (in_group, fill, _) in enumerate(groups[: len(shown)], 1):
+            away = np.linalg.norm(points[in_group] - np.median(points[in_group], axis=0), axis=1)
+            middle = points[in_group][away.argmin()]
             if (np.abs(taken - middle) > apart).any(axis=1).all():
                 taken = np.vstack([taken, middle])
                 box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "edgecolor": fill}
@@ -239,9 +239,12 @@ def neighbourhood(points: Doubles, names: Sequence[str], is_reference: NDArray[n
 def mistakes(found: Sequence[Mistake], path: Path) -> None:
     """Draw the first 24 images that were answered wrongly, each beside the reference nearest to it."""
     tiles = []
-    for of in found[:_MOST_MISTAKES]:
-        answer = f"answer: {_short(of.answer)} ({of.probability:.0%})"
-        tiles += [(of.image, f"is: {_short(of.truth)}", answer), (of.nearest, "nearest:", _short(of.nearest_category))]
+    for mistake in found[:_MOST_MISTAKES]:
+        answer = f"answer: {_short(mistake.answer)} ({mistake.probability:.0%})"
+        tiles += [
+            (mistake.image, f"is: {_short(mistake.truth)}", answer),
+            (mistake.nearest, "nearest:", _short(mistake.nearest_category)),
+        ]
     captions = ["\n".join(_wrapped(line, 1.4, 6.5) for line in lines) for _, *lines in tiles]
     columns = min(_PAIRS_A_ROW, max(1, len(tiles) // 2))
     rows = max(1, -(-len(tiles) // (2 * columns)))

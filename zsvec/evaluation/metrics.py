@@ -1,7 +1,7 @@
 """What an experiment reports: accuracy, AUROC of the unknown, confusions, and how sure that is.
 
 Pure functions of arrays; the order of the images does not matter to any of them. Calibration error is in
-`zsvec.method.calibration`. Images are rows, categories columns, and a label is the number of its column.
+`zsvec.method.fit`. Images are rows, categories columns, and a label is the number of its column.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def bootstrap(values: Doubles, draws: int = 1000, seed: int = 0, level: float = 
         values: float64 ``(n_images,)``, finite, one or more.
         draws: Samples, each as large as the set.
         seed: Of the draws: the same values, in whatever order, have the same interval.
-        level: Fraction of the means that it holds, between 0 and 1.
+        level: Fraction of the means inside the interval, between 0 and 1.
 
     Returns:
         Its lower and its upper end, in the unit of the values.
@@ -180,7 +180,7 @@ def bootstrap_auroc(
         is_unknown: bool ``(n_images,)``.
         draws: Samples.
         seed: Of the draws: the same images, in whatever order, have the same interval.
-        level: Fraction of the areas that it holds, between 0 and 1.
+        level: Fraction of the areas inside the interval, between 0 and 1.
 
     Returns:
         Its lower and its upper end, 0 to 1.
@@ -196,14 +196,14 @@ def bootstrap_auroc(
     unknown, known = np.sort(at[is_unknown]), np.sort(at[~is_unknown])
     rng = np.random.default_rng(seed)
 
-    def sampled(of: Labels) -> Labels:
-        drawn: Labels = np.bincount(of[rng.integers(len(of), size=len(of))], minlength=len(distinct))
-        return drawn
+    def sampled(values: Labels) -> Labels:
+        counts: Labels = np.bincount(values[rng.integers(len(values), size=len(values))], minlength=len(distinct))
+        return counts
 
     def area() -> float:
-        of_known, of_unknown = sampled(known), sampled(unknown)
-        below = np.cumsum(of_known) - of_known / 2  # a tie counts half
-        return float(of_unknown @ below) / (len(known) * len(unknown))
+        known_counts, unknown_counts = sampled(known), sampled(unknown)
+        below = np.cumsum(known_counts) - known_counts / 2  # a tie counts half
+        return float(unknown_counts @ below) / (len(known) * len(unknown))
 
     return _middle((area() for _ in range(draws)), draws, level)
 

@@ -1,4 +1,4 @@
-"""What a suite found, as files: `results.json`, `predictions.json`, figures, and one page to read."""
+"""The results of a suite as files: `results.json`, `predictions.json`, figures, and one page to read."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from PIL import Image
 
 from zsvec.errors import ImageError
 from zsvec.evaluation import figures, metrics
+from zsvec.evaluation.ablations import image_references
 from zsvec.evaluation.report import write_report
 from zsvec.evaluation.suite import Suite
 from zsvec.inputs.images import ImageInput, load_image
-from zsvec.search.searcher import compare
+from zsvec.search.numpy_index import compare
 from zsvec.types import encoder_and_modality
 
 _SHOWN = 12  # categories in the picture of the neighbourhood
@@ -26,7 +27,7 @@ def publish(suite: Suite, folder: Path) -> Path:
 
     Args:
         suite: What `suite.run` gave.
-        folder: Made if it is not there.
+        folder: Made where it does not exist.
 
     Returns:
         The page.
@@ -47,11 +48,11 @@ def _draw(suite: Suite, folder: Path) -> Iterator[tuple[str, str, str]]:
     """Draw each figure that there is something for, and give its name, title and caption."""
     answers, known = suite.answers, suite.sample.known
     names = list(answers.categories)
-    truth = np.array([names.index(str(label)) for label in np.array(suite.sample.truth)[known]])
+    truth = suite.sample.columns(names)
     said = answers.probabilities[known].argmax(axis=1)
     largest = answers.probabilities[known].max(axis=1)
     if suite.results["curves"]:
-        curves = {name: figures.Curve(**of) for name, of in suite.results["curves"].items()}
+        curves = {name: figures.Curve(**curve) for name, curve in suite.results["curves"].items()}
         figures.accuracy_by_references(curves, folder / "references.png")
         yield (
             "references",
@@ -87,15 +88,15 @@ def _draw(suite: Suite, folder: Path) -> Iterator[tuple[str, str, str]]:
 
 def _neighbourhood(suite: Suite) -> tuple[np.ndarray, list[str], np.ndarray] | None:
     """Points, categories, and which are references, of some categories under one image expert."""
-    expert = next((e for e in suite.references if encoder_and_modality(e)[1] == "image"), None)
+    expert = next(iter(image_references(suite.references)), None)
     if expert is None:
         return None
-    of = suite.references[expert]
-    chosen = set(of.names[:: max(1, len(of.names) // _SHOWN)][:_SHOWN])
-    labels = of.labels
+    references = suite.references[expert]
+    chosen = set(references.names[:: max(1, len(references.names) // _SHOWN)][:_SHOWN])
+    labels = references.labels
     rows = [i for i, name in enumerate(labels) if name in chosen]
     tests = [i for i, name in enumerate(suite.sample.truth) if name in chosen]
-    vectors = np.concatenate([of.vectors[rows], suite.sample.vectors[encoder_and_modality(expert)[0]][tests]])
+    vectors = np.concatenate([references.vectors[rows], suite.sample.vectors[encoder_and_modality(expert)[0]][tests]])
     named = [labels[i] for i in rows] + [str(suite.sample.truth[i]) for i in tests]
     return figures.embed_2d(vectors), named, np.arange(len(named)) < len(rows)
 
@@ -105,9 +106,11 @@ def _mistakes(suite: Suite, truth: np.ndarray, said: np.ndarray, largest: np.nda
     names = list(suite.answers.categories)
     rows = np.flatnonzero(suite.sample.known)
     wrong = sorted(np.flatnonzero(said != truth), key=lambda i: -largest[i])[:_MISTAKES]
-    images = {e: of for e, of in suite.references.items() if encoder_and_modality(e)[1] == "image"}
-    queries = {name: of[rows[wrong]] for name, of in suite.sample.vectors.items()} if wrong else {}
-    nearest = compare(images, names, queries, 1).experts if wrong and images else ()
+    if not wrong:
+        return
+    images = image_references(suite.references)
+    queries = {encoder: vectors[rows[wrong]] for encoder, vectors in suite.sample.vectors.items()}
+    nearest = compare(images, names, queries, 1).experts if images else ()
     for position, i in enumerate(wrong):
         image = _picture(suite.images[rows[i]])
         if image is None:
@@ -124,7 +127,7 @@ def _mistakes(suite: Suite, truth: np.ndarray, said: np.ndarray, largest: np.nda
 
 
 def _picture(image: ImageInput) -> Image.Image | None:
-    """An image of a mistake; ``None`` if its file is gone, as a mistake may do without."""
+    """An image of a mistake; ``None`` if its file cannot be read: the mistake is shown without."""
     try:
         return load_image(image)
     except ImageError:

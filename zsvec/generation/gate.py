@@ -1,22 +1,32 @@
 """Which generated images are better left out of a store: blank ones, copies, and those of something else.
 
-Bad references cost accuracy (paper, section 4.3.3). What is found here is flagged; whoever runs it decides.
+Bad references cost accuracy (paper, section 4.3.3). The gate only flags them; the user decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from zsvec.builder import Builder
+from zsvec.errors import ImageError
+from zsvec.generation.manifest import ImageRecord
+from zsvec.inputs.categories import readable
+from zsvec.inputs.images import load_image
 from zsvec.method.leave_one_out import TWIN
-from zsvec.method.linalg import rows_times_rows
+from zsvec.method.similarities import References
+from zsvec.stream import prefetch
+from zsvec.types import expert_name
 
 Floats = NDArray[np.float32]
 
-# What an image is compared with to tell whether it is near to its category: what photographs show otherwise.
+# What photographs show besides: an image that is near to its category is nearer to it than to these.
 EVERYDAY = (
     *("person", "dog", "cat", "bird", "fish", "insect", "reptile", "horse", "tree", "flower"),
     *("fruit", "vegetable", "meal", "bottle", "chair", "bed", "lamp", "book", "computer", "camera"),
@@ -24,13 +34,13 @@ EVERYDAY = (
     *("sky", "forest", "shirt", "shoe", "hat", "bag", "tool", "ball", "musical instrument", "machine"),
 )
 
-_BLOCK = 2**24  # similarities that are held at once
+_BLOCK = 2**24  # similarities in memory at once
 _SIDE = 64
 _CONTRAST = 4.0  # of 255: standard deviation of the pixels, below which there is nothing to see
 
 
 def blank(image: Image.Image) -> bool:
-    """Whether there is nothing to see in an RGB image: it is of one colour, but for noise."""
+    """Whether an RGB image is of one colour, but for noise."""
     small = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
     return bool(small.std(axis=(0, 1)).max() < _CONTRAST)
 
@@ -46,8 +56,8 @@ def far(images: Floats, texts: Floats, everyday: Floats) -> NDArray[np.bool_]:
     Returns:
         bool ``(n,)``.
     """
-    own = rows_times_rows(images, texts).mean(axis=1)
-    return np.asarray(own <= rows_times_rows(images, everyday).mean(axis=1))
+    own = (images @ texts.T).mean(axis=1)
+    return np.asarray(own <= (images @ everyday.T).mean(axis=1))
 
 
 def copies(images: Mapping[str, Floats], references: Mapping[str, Floats]) -> NDArray[np.intp]:
@@ -55,22 +65,144 @@ def copies(images: Mapping[str, Floats], references: Mapping[str, Floats]) -> ND
 
     Args:
         images: By encoder, float32 ``(n, dim)``, unit rows; the same images in each.
-        references: By encoder, float32 ``(n_references, dim)``, unit rows, of pictures that are there already;
-            the same in each.
+        references: By encoder, float32 ``(n_references, dim)``, unit rows, of pictures that are stored;
+            the same pictures in each.
 
     Returns:
-        int ``(n,)``: the position of the first of them, counting the references and then the images before it;
+        int ``(n,)``: the position of the first such picture, counting the references and then the images before it;
         -1 if there is none.
     """
     every = {encoder: np.concatenate([references[encoder], vectors]) for encoder, vectors in images.items()}
     n = max(map(len, images.values()), default=0)
-    there = max(map(len, every.values()), default=0) - n
+    n_references = max(map(len, every.values()), default=0) - n
     found = np.full(n, -1, dtype=np.intp)
-    size = max(1, _BLOCK // max(1, there + n))
+    size = max(1, _BLOCK // max(1, n_references + n))
     for first in range(0, n, size):
         rows = np.arange(first, min(first + size, n))
-        alike = np.arange(there + n)[None] < (there + rows)[:, None]
+        alike = np.arange(n_references + n)[None] < (n_references + rows)[:, None]
         for encoder, vectors in images.items():
-            alike &= rows_times_rows(vectors[rows], every[encoder]) >= TWIN
+            alike &= (vectors[rows] @ every[encoder].T) >= TWIN
         found[rows] = np.where(alike.any(axis=1), alike.argmax(axis=1), -1)
     return found
+
+
+@dataclass(slots=True)
+class GeneratedImage:
+    """A generated image, and what became of it.
+
+    Attributes:
+        record: What was asked for, and what came.
+        path: Of the file.
+        flags: Why the image is better left out of the store; empty if nothing speaks against it.
+        stored: Whether the image is in the store.
+        vectors: By encoder, float32 ``(dim,)``, unit norm, once the gate has looked at it, if it can be read.
+    """
+
+    record: ImageRecord
+    path: Path
+    flags: list[str] = field(default_factory=list)
+    stored: bool = False
+    vectors: Mapping[str, Floats] = field(default_factory=dict, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec generate --json`` prints."""
+        record = self.record.model_dump(include={"category", "index", "prompt", "model", "size", "quality", "cost"})
+        return {**record, "file": str(self.path), "stored": self.stored, "flags": self.flags, "error": None}
+
+
+class Gate:
+    """Looks at generated images: whether each shows its category, and a picture that is not stored yet.
+
+    Args:
+        builder: Its encoders, batches and prompts are used.
+        references: By expert, all that are stored.
+    """
+
+    def __init__(self, builder: Builder, references: Mapping[str, References]) -> None:
+        self._builder = builder
+        self._encoders = builder.encoders
+        stored = {
+            encoder.name: references.get(expert_name(encoder.name, "image"))
+            for encoder in self._encoders
+            if "image" in encoder.modalities
+        }
+        keys = [set(found.keys) if found else set() for found in stored.values()]
+        self._keys = sorted(set.intersection(*keys)) if keys else []  # pictures that every encoder has
+        dims = {name: fingerprint.dim for name, fingerprint in self._encoders.fingerprints.items()}
+        self._stored = {
+            name: _rows(found, self._keys) if found else np.empty((0, dims[name]), np.float32)
+            for name, found in stored.items()
+        }
+
+    @property
+    def stored(self) -> set[tuple[str, str]]:
+        """Category and hash of each reference image that is stored under every encoder."""
+        return set(self._keys)
+
+    def look(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
+        """Flag images that are better left out, and keep the vectors of all that can be read.
+
+        Args:
+            images: None of which is in the store.
+            appearances: By category, its description.
+        """
+        for batch in prefetch(self._prepare, images, self._builder.batch_size):
+            legible = [(image, inputs) for image, inputs in batch if inputs is not None]
+            vectors = self._encoders.encode_images([inputs for _, inputs in legible]) if legible else {}
+            for row, (image, _) in enumerate(legible):
+                image.vectors = {name: rows[row] for name, rows in vectors.items()}
+        seen = [image for image in images if image.vectors]
+        if seen:
+            self._flag_far(seen, appearances)
+        if seen and self._stored:
+            self._flag_copies(seen)
+
+    def _prepare(self, image: GeneratedImage) -> tuple[GeneratedImage, Any]:
+        try:
+            rgb = load_image(image.path, max_pixels=self._builder.max_pixels)
+        except ImageError as exc:
+            image.flags.append(f"unreadable: {exc}")
+            return image, None
+        if blank(rgb):
+            image.flags.append("blank: there is nothing to see in it")
+        return image, self._encoders.preprocess(rgb)
+
+    def _flag_far(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
+        """Flag images that every encoder of texts finds no nearer to their category than to everyday things."""
+        joint = [encoder.name for encoder in self._encoders if "text" in encoder.modalities]  # all take images
+        categories: dict[str, list[GeneratedImage]] = {}
+        for image in images:
+            categories.setdefault(image.record.category, []).append(image)
+        described = [name for name in categories if name in appearances]
+        found = {name: np.full(len(members), bool(joint)) for name, members in categories.items()}
+        for encoder in joint:
+            everyday = self._texts(encoder, EVERYDAY)
+            looks = self._encoders[encoder].encode_texts([appearances[name] for name in described])
+            texts: dict[str, list[Floats]] = {name: [] for name in categories}
+            for name, text in (
+                *zip(categories, self._texts(encoder, list(categories)), strict=True),
+                *zip(described, looks, strict=True),
+            ):
+                texts[name].append(text)
+            for name, members in categories.items():
+                vectors = np.stack([image.vectors[encoder] for image in members])
+                found[name] &= far(vectors, np.stack(texts[name]), everyday)
+        for name, members in categories.items():
+            for position in np.flatnonzero(found[name]):
+                members[position].flags.append(f"far: no nearer to {readable(name)!r} than to everyday things")
+
+    def _texts(self, encoder: str, names: Sequence[str]) -> Floats:
+        return self._encoders[encoder].encode_texts([self._builder.prompt(encoder, name) for name in names])
+
+    def _flag_copies(self, images: Sequence[GeneratedImage]) -> None:
+        vectors = {name: np.stack([image.vectors[name] for image in images]) for name in self._stored}
+        for image, other in zip(images, copies(vectors, self._stored), strict=True):
+            if other >= len(self._keys):
+                image.flags.append(f"copy: the same picture as {images[other - len(self._keys)].path}")
+            elif other >= 0:
+                image.flags.append(f"copy: the same picture as a reference of {self._keys[other][0]!r}")
+
+
+def _rows(references: References, keys: Sequence[tuple[str, str]]) -> Floats:
+    row = {key: position for position, key in enumerate(references.keys)}
+    return references.vectors[[row[key] for key in keys]]

@@ -1,7 +1,7 @@
-"""What a request costs, in US dollars: estimated before it is made, and from its usage afterwards.
+"""What an answer or a drawn image costs, in US dollars: estimated before the request, and from its usage afterwards.
 
-Prices change, and other services have others: those of the settings, ``[generation.prices.MODEL]``,
-come before these.
+Prices change, and other services have others: the prices of the settings, ``[generation.prices.MODEL]``,
+come before the list here. `budget` says how a run keeps to a limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PRICES: Mapping[str, ModelPrice] = {
     ),
 }
 
-_PIXELS = 1024 * 1024  # of the image that `ModelPrice.image_tokens` is of
+_PIXELS = 1024 * 1024  # of the image whose tokens are `ModelPrice.image_tokens`
 _PROMPT_TOKENS = 200  # of an image prompt, roughly
 
 
@@ -43,38 +43,38 @@ class Usage:
 
 
 def price_of(model: str, settings: GenerationSettings) -> ModelPrice | None:
-    """The price of a model, or ``None`` if nobody has said one."""
+    """The price of a model; ``None`` if neither the settings nor `PRICES` have one."""
     return settings.prices.get(model) or PRICES.get(model)
 
 
 def text_cost(usage: Usage, settings: GenerationSettings) -> float | None:
     """Dollars for tokens of the language model; ``None`` if its price is not known."""
     price = price_of(settings.language_model, settings)
-    return None if price is None else _of_tokens(price, usage)
+    return None if price is None else _cost_of_tokens(price, usage)
 
 
 def image_cost(usage: Usage | None, settings: GenerationSettings) -> float | None:
     """Dollars for one image; ``None`` if the price of the image model is not known.
 
     Args:
-        usage: As the service counts it; ``None``: not known, so that the cost is estimated.
-        settings: Name the model, the size and the quality.
+        usage: As the service counts it; ``None``: not counted, so that the cost is estimated.
+        settings: The model, the size and the quality.
     """
     price = price_of(settings.image_model, settings)
     if price is None:
         return None
     if price.image is not None:
         return price.image
-    return _of_tokens(price, Usage(_PROMPT_TOKENS, _image_tokens(price, settings)) if usage is None else usage)
+    return _cost_of_tokens(price, Usage(_PROMPT_TOKENS, _image_tokens(price, settings)) if usage is None else usage)
 
 
-def _of_tokens(price: ModelPrice, usage: Usage) -> float:
+def _cost_of_tokens(price: ModelPrice, usage: Usage) -> float:
     return (usage.input * price.input + usage.output * price.output) / 1e6
 
 
 def _image_tokens(price: ModelPrice, settings: GenerationSettings) -> int:
-    """Of an image as it is asked for; of unknown quality, the most that is known, so that a budget holds."""
+    """Tokens of an image as it is asked for; of unknown quality, the most of any, so that a budget is kept."""
     tokens = price.image_tokens.get(settings.image_quality or "", max(price.image_tokens.values(), default=0))
     width, _, height = settings.image_size.partition("x")
-    known = width.isdecimal() and height.isdecimal()
-    return round(tokens * (int(width) * int(height) / _PIXELS if known else 1))
+    in_pixels = width.isdecimal() and height.isdecimal()
+    return round(tokens * (int(width) * int(height) / _PIXELS if in_pixels else 1))

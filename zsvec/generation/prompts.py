@@ -1,7 +1,7 @@
 """Every prompt, and the form of every answer (paper, section 3.1).
 
-`VERSION` goes with whatever comes of them. Raise it when one changes: answers to older prompts are then
-asked for again, images that were bought stay.
+`VERSION` is kept with every answer and image. Raise it when a prompt changes: questions are then asked again,
+images that were bought stay.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LARGEST_GROUP = 6
 
 
 class _Answer(BaseModel):
-    """With all fields required and no others, its JSON schema is one of strict structured outputs."""
+    """All fields are required and no others allowed, as strict structured outputs demand."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,10 +71,10 @@ class Question(Generic[Form]):
     """One request to the language model.
 
     Attributes:
-        step: Its name.
+        step: Name of the step of the analysis.
         instructions: What to do.
-        data: With what; JSON.
-        form: Of the answer.
+        data: What to do it with; JSON.
+        form: The form of the answer.
     """
 
     step: str
@@ -122,7 +122,7 @@ def compare(groups: Sequence[Sequence[str]], appearances: Mapping[str, str]) -> 
         "phrases naming visible features by which it is told from the other categories of the group.",
         {
             "groups": [
-                [{"name": name, "appearance": appearances.get(name, "")} for name in of_group] for of_group in groups
+                [{"name": name, "appearance": appearances.get(name, "")} for name in members] for members in groups
             ]
         },
         Features,
@@ -159,8 +159,8 @@ def draw(
         name: Of the category, as words.
         index: Of the image within its category.
         scenes: Situations to choose from.
-        common: Features that it shares with categories that it is confused with; empty if it resembles none.
-        distinguishing: Features by which it is told from them.
+        common: Features that the category shares with those it is confused with; empty if it resembles none.
+        distinguishing: Features that tell the category from them.
     """
     places = scenes or SCENES
     turn, position = divmod(index, len(places))
@@ -169,7 +169,7 @@ def draw(
     alike = (
         f" Show the features that it shares with similar things: {'; '.join(common)}."
         if common
-        else ""  # it is drawn without details (paper, section 3.1)
+        else ""  # a category that resembles no other is drawn without details (paper, section 3.1)
     )
     apart = f" Show just as clearly what identifies it: {'; '.join(distinguishing)}." if distinguishing else ""
     return (

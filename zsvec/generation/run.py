@@ -1,8 +1,8 @@
-"""Carries out a plan: asks, draws, keeps. Several requests at once, each result durable before the next step.
+"""Carries out a plan: asks and draws, several requests at once, and keeps each result before the next step.
 
 A run that is killed, or ended by its budget, by an error or by the user, is resumed by running it again:
-what is on disk is not bought again. Requests that were on their way when a process was killed are sent
-again with the same idempotency key.
+purchases on disk are not bought again. Requests that were on their way when a process was killed are sent
+again with the same idempotency key; services that honour ``Idempotency-Key`` bill once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -22,11 +21,14 @@ from typing import Any, TypeAlias, TypeVar
 from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError
 from zsvec.generation import prompts
-from zsvec.generation.client import SPOILED, Client, Declined
+from zsvec.generation.budget import Purse
+from zsvec.generation.client import MOST_UNUSABLE, Client
 from zsvec.generation.features import Asked, Group, Knowledge, analyse
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, settled, spent
-from zsvec.generation.plan import ROUNDING, Plan
+from zsvec.generation.plan import Plan
 from zsvec.generation.prices import image_cost, text_cost
+from zsvec.generation.responses import Declined
+from zsvec.inputs.categories import readable
 
 _log = logging.getLogger(__name__)
 
@@ -37,16 +39,16 @@ Result: TypeAlias = ImageRecord | DeclinedRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """What the folder of a run holds of its categories.
+    """What the folder of a run contains of its categories.
 
     Attributes:
-        categories: Those that were wanted.
-        images: All that there are of them, those of earlier runs included.
+        categories: The categories of the plan.
+        images: All their images, those of earlier runs included.
         declined: Images that the service does not draw.
         knowledge: What was found out about the categories.
-        spent: Dollars, as far as it is known, earlier runs included.
+        spent: Dollars, as far as the costs are known, earlier runs included.
         out_of_budget: Whether the budget ended the run before all was bought.
-        error: What ended it, if it was that.
+        error: The error that ended the run, if one did.
     """
 
     categories: tuple[str, ...]
@@ -67,9 +69,9 @@ class Run:
 
     Args:
         plan: What to do.
-        settings: With what.
-        manifest: Open.
-        client: Open.
+        settings: The models to do it with.
+        manifest: Of the plan's folder, open.
+        client: Of the service, open.
     """
 
     def __init__(self, plan: Plan, settings: GenerationSettings, manifest: Manifest, client: Client) -> None:
@@ -77,15 +79,15 @@ class Run:
         self._settings = settings
         self._manifest = manifest
         self._client = client
-        self._purse = _Purse(plan.budget.dollars, spent(manifest.records, plan.categories))
+        self._purse = Purse(plan.budget.dollars, spent(manifest.records, plan.categories))
         self.knowledge = Knowledge.of(manifest.records)
         self.out_of_budget = False
 
     def analyse(self) -> list[Group]:
-        """Find out what the prompts of the images need; the groups that have been compared."""
+        """Find out what the prompts of the images need, and return the groups that have been compared."""
         plan = self._plan
         names = sorted({name for name, _ in plan.places})
-        # Those that have all their images already are still what the rest are confused with.
+        # A category that has all its images can still be confused with the others.
         others = {**dict.fromkeys(plan.categories, ""), **plan.others}
         try:
             return analyse(self.knowledge, names, others, plan.measured, self._ask)
@@ -94,20 +96,19 @@ class Run:
             return []
 
     def draw(self, groups: Sequence[Group]) -> Generator[Result, None, None]:
-        """Buy the images of the plan, and yield each as it is there.
+        """Buy the images of the plan, and yield each when it is filed.
 
         Raises:
-            GenerationError: The service cannot do it. What has arrived is kept.
+            GenerationError: The service cannot do it. Images that have arrived are kept.
         """
         places = () if self.out_of_budget else self._plan.places
         jobs = [(name, index, self._prompt(name, index, groups)) for name, index in places]
         yield from self._at_once(jobs, self._buy, image_cost(None, self._settings))
 
     def _prompt(self, name: str, index: int, groups: Sequence[Group]) -> str:
-        words = " ".join(name.replace("_", " ").split())
         look = self.knowledge.look(name, groups)
         return prompts.draw(
-            words,
+            readable(name),
             index,
             scenes=look["scenes"],
             common=look["common"],
@@ -122,7 +123,7 @@ class Run:
             for _ in self._at_once(questions, self._answer, estimate):
                 pass
         finally:
-            # In the order of the file, so that a run that resumes this one makes the same prompts of them.
+            # In the order of the file: a run that resumes this one makes the same prompts from it.
             self.knowledge.learn_all(self._manifest.records[before:])
         if self.out_of_budget:
             raise _OutOfBudgetError
@@ -151,7 +152,7 @@ class Run:
         again = sum(
             isinstance(record, ImageRecord) and (record.category, record.index) == (name, index)
             for record in self._manifest.records
-        )  # it was deleted so many times, and shall be another one
+        )  # times that the image was bought and deleted; the next one shall be another
         key = self._key(name, index, prompt, settings.image_model, settings.image_size, settings.image_quality, again)
         picture = self._client.draw(prompt, key)
         if isinstance(picture, Declined):
@@ -183,20 +184,20 @@ class Run:
         return self._manifest.file_image(received)
 
     def _cost_of_nothing(self, declined: Declined) -> float | None:
-        """Of an image that did not come: responses that could not be used were paid for all the same."""
+        """Dollars for an image that did not come: unusable responses were paid for all the same."""
         if declined.usage.output:
             return image_cost(declined.usage, self._settings)
         each = image_cost(None, self._settings)
-        return each and each * SPOILED if declined.code == "unusable" else 0.0
+        return each and each * MOST_UNUSABLE if declined.code == "unusable" else 0.0
 
     def _key(self, *parts: Any) -> str:
         """The same request of the same folder has the same key, in each run."""
         return hashlib.sha256(json.dumps([self._manifest.id, *parts]).encode()).hexdigest()[:32]
 
     def _at_once(self, jobs: Iterable[Job], work: Callable[[Job], Done], estimate: float | None) -> Iterator[Done]:
-        """Do jobs in threads, as many at once as settings and budget allow, and yield what is done.
+        """Do jobs in threads, as many at once as settings and budget allow, and yield their results.
 
-        After an error, or an interruption, nothing more is begun, and what is on its way is waited for: it is
+        After an error, or an interruption, no job is begun, and requests on their way are waited for: they are
         paid for.
         """
         todo = deque(jobs)
@@ -207,7 +208,7 @@ class Run:
                 while todo or pending:
                     while todo and len(pending) < self._settings.concurrency and self._purse.reserve(estimate):
                         pending.add(pool.submit(work, todo.popleft()))
-                    if not pending:  # nor will there be more money
+                    if not pending:  # no job will give money back
                         self.out_of_budget = True
                         return
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -233,38 +234,17 @@ class Run:
             raise failure
 
 
-class _Purse:
-    """Keeps to a limit in dollars; what has been begun is counted by its estimate until its cost is known."""
-
-    def __init__(self, limit: float | None, spent: float) -> None:
-        self._limit = limit
-        self._left = math.inf if limit is None else limit - spent
-
-    def reserve(self, estimate: float | None) -> bool:
-        """Set money aside, if there is enough."""
-        if self._limit is None:
-            return True
-        if estimate is None or estimate > self._left + ROUNDING:
-            return False
-        self._left -= estimate
-        return True
-
-    def pay(self, estimate: float | None, cost: float | None) -> None:
-        """Replace what was set aside by what it cost."""
-        self._left += (estimate or 0.0) - (cost or 0.0)
-
-
 def carry_out(
     plan: Plan,
     settings: GenerationSettings,
     *,
     track: Callable[[Iterable[Result]], Iterable[Result]] = iter,
 ) -> Drawn:
-    """Ask and buy what is planned.
+    """Ask and buy as planned.
 
     Args:
         plan: What to do.
-        settings: With what.
+        settings: The models to do it with.
         track: Iterates the results, one for each image of the plan; to show progress.
 
     Raises:
@@ -275,7 +255,7 @@ def carry_out(
         knowledge, error = Knowledge.of(manifest.records), None
         out_of_budget = plan.excluded > 0
         bought = {(record.category, record.index) for record in images(manifest.records, plan.folder)}
-        declined = {(of.category, of.index) for of in settled(manifest.records, settings.image_model)}
+        declined = {(record.category, record.index) for record in settled(manifest.records, settings.image_model)}
         plan = replace(plan, places=tuple(place for place in plan.places if place not in bought | declined))
         if plan.places:
             with Client(settings) as client:

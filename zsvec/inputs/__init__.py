@@ -1,1 +1,5 @@
-"""The way in: images, categories, folders and sources, checked where they enter."""
+"""The way in: whatever a caller gives, checked where it enters.
+
+`images` reads and decodes an image, `categories` checks what a category is made of, `folders` finds images and
+categories on disk, `watch` gives the images that appear in a folder, and `video` the frames of a video or camera.
+"""

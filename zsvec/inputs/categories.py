@@ -1,4 +1,4 @@
-"""Categories as they are given: names, texts, images, vectors and metadata, checked."""
+"""Categories as a user gives them: `CategoryInput`, and the checks of names, texts, images, vectors and metadata."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,34 +17,25 @@ from PIL import Image
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.images import ImageInput
 
-_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
-
-
-_INVISIBLE = {"Cf", "Zs"}
-
-
 LONGEST_NAME = 500
-
-
 LONGEST_TEXT = 20_000
-
-
 LONGEST_METADATA = 100_000
-
-
 _DEEPEST_METADATA = 32  # far below 128, from where on the embedded engine cannot read its own log again
+
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+_INVISIBLE = {"Cf", "Zs"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceImage:
-    """An image that more is known of than itself.
+    """A reference image with metadata.
 
     Attributes:
         image: The image.
-        source: Where it comes from, in the place of its path.
-        prompt: What it was generated from.
-        vectors: Its vectors by encoder, float32 ``(dim,)``, unit norm, of all that take images; so it is not
-            embedded again.
+        source: Where the image comes from, in the place of its path.
+        prompt: The prompt that the image was generated from.
+        vectors: Vectors by encoder, float32 ``(dim,)``, unit norm, of all encoders of images; with them the image is
+            not embedded again.
     """
 
     image: ImageInput
@@ -74,11 +65,34 @@ class CategoryInput:
     metadata: Mapping[str, Any] | None = None
 
 
+def checked_category(category: object) -> CategoryInput:
+    """A category whose name, texts and metadata are as they are stored.
+
+    Its images are not iterated, and its vectors are not looked at: `checked_vectors` needs their dimension.
+
+    Raises:
+        InvalidInputError: It is no `CategoryInput`, or one of its fields cannot be used.
+    """
+    if not isinstance(category, CategoryInput):
+        raise InvalidInputError(f"categories must be CategoryInput objects. Got {reprlib.repr(category)} instead")
+    if not isinstance(category.vectors, Mapping):
+        raise InvalidInputError(
+            f"vectors must be a mapping of experts to arrays. Got {reprlib.repr(category.vectors)} instead"
+        )
+    return replace(
+        category,
+        name=checked_name(category.name),
+        texts=None if category.texts is None else checked_texts(category.texts),
+        images=checked_images(category.images),
+        metadata=None if category.metadata is None else checked_metadata(category.metadata),
+    )
+
+
 def checked_name(name: object) -> str:
     """A category name as it is stored: Unicode in composed form, without space around it.
 
     Raises:
-        InvalidInputError: It is no text, empty, too long, or has control characters.
+        InvalidInputError: It is no text, empty, longer than `LONGEST_NAME`, or has control characters.
     """
     if not isinstance(name, str):
         raise InvalidInputError(f"a category name must be a str. Got {name!r} instead")
@@ -87,7 +101,7 @@ def checked_name(name: object) -> str:
         raise InvalidInputError(f"a category name must not be empty. Got {name!r}")
     if len(composed) > LONGEST_NAME:
         raise InvalidInputError(
-            f"a category name may have {LONGEST_NAME} characters. Got {len(composed)}, {composed[:40]!r}…"
+            f"a category name may have at most {LONGEST_NAME} characters. Got {len(composed)}, {composed[:40]!r}…"
         )
     if any(unicodedata.category(character) in _UNPRINTABLE for character in composed):
         raise InvalidInputError(f"a category name must be printable in one line. Got {composed!r}")
@@ -98,13 +112,13 @@ def checked_text(text: object) -> str:
     """A definition text without space around it.
 
     Raises:
-        InvalidInputError: It is no text, empty, or too long.
+        InvalidInputError: It is no text, empty, longer than `LONGEST_TEXT`, or no valid Unicode.
     """
     if not isinstance(text, str) or not text.strip():
         raise InvalidInputError(f"a definition text must be a str that is not empty. Got {reprlib.repr(text)} instead")
     if len(text) > LONGEST_TEXT:
         raise InvalidInputError(
-            f"a definition text may have {LONGEST_TEXT:,} characters. Got {len(text):,}, {text[:40]!r}…"
+            f"a definition text may have at most {LONGEST_TEXT:,} characters. Got {len(text):,}, {text[:40]!r}…"
         )
     if any(unicodedata.category(character) == "Cs" for character in text):
         raise InvalidInputError(f"a definition text must be valid Unicode. Got {reprlib.repr(text)}")
@@ -137,13 +151,13 @@ def checked_images(images: object) -> Iterable[Any]:
     return cast("Iterable[Any]", images)
 
 
-def checked_vectors(vectors: ArrayLike, dim: int, *, of: str) -> NDArray[np.float32]:
+def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.float32]:
     """Vectors with rows of unit L2 norm, float32 ``(n, dim)``.
 
     Args:
         vectors: Numbers of this shape, rows of any norm.
-        dim: Of the encoder.
-        of: What to call them in messages.
+        dim: Dimension of the encoder.
+        name: What messages call them: their expert, or their encoder.
 
     Raises:
         InvalidInputError: They are no numbers, of another shape, or a row is zero or not finite.
@@ -151,15 +165,16 @@ def checked_vectors(vectors: ArrayLike, dim: int, *, of: str) -> NDArray[np.floa
     try:
         rows: NDArray[np.float64] = np.asarray(vectors, dtype=np.float64)
     except (TypeError, ValueError) as exc:
-        got = reprlib.repr(vectors)
-        raise InvalidInputError(f"vectors of {of} must be numbers of the shape (n, {dim}). Got {got} instead") from exc
+        raise InvalidInputError(
+            f"vectors of {name} must be numbers of the shape (n, {dim}). Got {reprlib.repr(vectors)} instead"
+        ) from exc
     if rows.ndim != 2 or rows.shape[1] != dim:
-        raise InvalidInputError(f"vectors of {of} must have the shape (n, {dim}). Got {rows.shape} instead")
+        raise InvalidInputError(f"vectors of {name} must have the shape (n, {dim}). Got {rows.shape} instead")
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unusable = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if unusable.size:
         raise InvalidInputError(
-            f"vectors of {of} must be finite and not zero; rows that are not: {unusable[:5].tolist()}"
+            f"vectors of {name} must be finite and not zero; rows that are not: {unusable[:5].tolist()}"
         )
     unit: NDArray[np.float32] = (rows / norms).astype(np.float32)
     return unit
@@ -182,7 +197,7 @@ def checked_metadata(metadata: object) -> dict[str, Any]:
         raise InvalidInputError(f"metadata must be a JSON object, and cannot be written as such: {exc}") from exc
     if len(text) > LONGEST_METADATA or depth > _DEEPEST_METADATA:
         raise InvalidInputError(
-            f"metadata may have {LONGEST_METADATA:,} characters as JSON and {_DEEPEST_METADATA} levels. "
+            f"metadata may have at most {LONGEST_METADATA:,} characters as JSON and {_DEEPEST_METADATA} levels. "
             f"Got {len(text):,} and {depth}, {text[:40]}…"
         )
     return plain

@@ -1,4 +1,4 @@
-"""Categories as people keep them: a folder with one sub-folder of images each, and a file of definitions."""
+"""Folders: the images in one, and categories from one with a sub-folder of images each and a file of definitions."""
 
 from __future__ import annotations
 
@@ -13,20 +13,46 @@ from pydantic import TypeAdapter, ValidationError
 
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import CategoryInput, checked_name
-from zsvec.inputs.images import find_images
+from zsvec.inputs.decoding import SUFFIXES
 
 _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 
 
-def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | None = None) -> list[CategoryInput]:
-    """The categories of a folder and of definitions, by name; either is enough.
+def find_images(folder: Path) -> list[Path]:
+    """Image files under a folder, by their suffix, sorted; hidden files and folders are left out.
 
-    Args:
-        folder: With a sub-folder of images per category, named as it is.
-        definitions: Texts of categories.
+    Linked folders are followed, and each folder is visited once.
 
     Raises:
-        InvalidInputError: It is no folder, has no sub-folder, or a name cannot be used.
+        InvalidInputError: The folder, or one under it, is missing, is no folder, or cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        reason = f"cannot list the folder {error.filename!r}: {error.strerror}"
+        raise InvalidInputError(f"{reason}; give an existing folder that you may read") from error
+
+    found, visited = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        status = Path(root).stat()
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(root, name) for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES]
+    return sorted(found)
+
+
+def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | None = None) -> list[CategoryInput]:
+    """The categories of a folder and of definitions, sorted by name; a category may be in only one of the two.
+
+    Args:
+        folder: Folder with a sub-folder of images per category, whose name is the category's.
+        definitions: Definition texts by category.
+
+    Raises:
+        InvalidInputError: The folder is none, cannot be listed or has no sub-folders, or a name cannot be used.
     """
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise InvalidInputError(f"{folder} is not a folder: give one with a sub-folder of images per category")
@@ -42,8 +68,8 @@ def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | Non
     if not folders:
         raise InvalidInputError(f"{folder} has no sub-folders: put the images of each category in one of its name")
     texts: dict[str, list[str]] = {}
-    for name, of in (definitions or {}).items():
-        texts.setdefault(checked_name(name), []).extend(of)
+    for name, category_texts in (definitions or {}).items():
+        texts.setdefault(checked_name(name), []).extend(category_texts)
     return [
         CategoryInput(name=name, texts=texts.get(name), images=find_images(folders[name]) if name in folders else ())
         for name in sorted({*folders, *texts})
@@ -54,7 +80,7 @@ def read_definitions(file: Path) -> dict[str, list[str]]:
     """Definition texts by category, from JSON ``{category: text or [texts]}`` or CSV ``category,text``.
 
     Raises:
-        InvalidInputError: It cannot be read, or is of another form.
+        InvalidInputError: The file cannot be read, or has another form.
     """
     try:
         content = file.read_text(encoding="utf-8-sig")

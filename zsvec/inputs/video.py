@@ -10,21 +10,25 @@ from PIL import Image
 from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
-
-
+"""Suffixes of video files."""
 CAMERA = "/dev/video"
+"""Beginning of the path of a camera."""
 
 
 def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.Image]:
-    """Frames of a video file, a stream or a camera, as images whose `filename` says which.
+    """Frames of a video file, a stream or a camera.
 
     Args:
-        source: A path, or what FFmpeg opens: ``rtsp://…``, or a device such as ``/dev/video0``.
-        every: Each so many frames, from the first on; those between are not converted.
+        source: A path, a URL that FFmpeg opens (``rtsp://…``), or a device such as ``/dev/video0``.
+        every: Yield one frame in so many, beginning with the first; the others are not converted.
+
+    Yields:
+        RGB images, whose ``filename`` is the source and the number of the frame: ``clip.mp4#25``.
 
     Raises:
         MissingExtraError: PyAV is not installed.
-        ImageError: It cannot be read, or has no video; frames before damage are yielded.
+        InvalidInputError: `every` is no whole number from 1 up.
+        ImageError: The source cannot be read, or has no video. Frames before damage are yielded first.
     """
     try:
         import av

@@ -1,4 +1,4 @@
-"""The images that appear in a folder, each once."""
+"""The images that appear in a folder, each once, whatever happens to files and processes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Lock
 from types import TracebackType
+from typing import NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
 from zsvec.errors import InvalidInputError
-from zsvec.inputs.images import find_images
+from zsvec.inputs.folders import find_images
 
-_Seen = tuple[str, int, int]  # path relative to the folder, bytes, nanoseconds since 1970 of the last change
+
+class _File(NamedTuple):
+    """One state of a file: a file that is replaced or changed is another one.
+
+    Attributes:
+        path: Path relative to the folder.
+        size: Bytes.
+        changed: Nanoseconds since 1970 of the last change.
+    """
+
+    path: str
+    size: int
+    changed: int
 
 
 class Watch:
     """The images that appear in a folder, each once, in the order in which they are complete.
 
-    A file is complete when it has not changed for a while; one that is replaced later is a new one. What has
-    been dealt with is told by `done` and written to a file, so that a later watch goes on where this one ended:
+    A file is complete when it has not changed for `settle` seconds; a file that is replaced later is a new one.
+    `done` writes to a state file that an image has been processed, so that a later watch goes on from there:
 
     ```python
     with Watch("incoming/") as watch:
@@ -32,13 +45,13 @@ class Watch:
     ```
 
     Args:
-        folder: With its sub-folders; hidden files are left out.
-        state: File that says what has been dealt with; by default ``.zsvec-watch.jsonl`` in the folder.
+        folder: Folder to watch, with its sub-folders; hidden files are left out.
+        state: File of the images that are done; by default ``.zsvec-watch.jsonl`` in the folder.
         settle: Seconds without a change after which a file is complete.
         poll: Seconds between two looks at the folder.
 
     Raises:
-        InvalidInputError: The folder or the file cannot be used, or another process watches with this file.
+        InvalidInputError: The folder or the state file cannot be used, or another watch uses this state file.
     """
 
     def __init__(
@@ -48,7 +61,7 @@ class Watch:
         self._settle = settle
         self._poll = poll
         self._closed = Event()
-        self._given: dict[str, list[_Seen]] = {}
+        self._given: dict[str, list[_File]] = {}
         self._giving = Lock()
         find_images(self.folder)
         file = state or self.folder / ".zsvec-watch.jsonl"
@@ -57,7 +70,7 @@ class Watch:
             self._lock.acquire(blocking=False)
             content = file.read_bytes() if file.exists() else b""
             whole = content[: content.rfind(b"\n") + 1]  # a kill may have cut the last line short
-            self._done = {_seen(line) for line in whole.splitlines()}
+            self._done = {_file(line) for line in whole.splitlines()}
             self._state = file.open("r+b" if file.exists() else "w+b")
             self._state.truncate(len(whole))
             self._state.seek(0, os.SEEK_END)
@@ -67,7 +80,7 @@ class Watch:
             self._lock.release()
             raise InvalidInputError(f"{file} cannot be used as the state of a watch: {exc}") from exc
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -76,51 +89,51 @@ class Watch:
         self.close()
 
     def __iter__(self) -> Iterator[Path]:
-        """Paths, as they are complete, until it is closed."""
-        waiting: dict[_Seen, float] = {}
-        given = {seen for of in self._given.values() for seen in of} | self._done
+        """Paths of complete files, until the watch is closed."""
+        waiting: dict[_File, float] = {}
+        given = {file for files in self._given.values() for file in files} | self._done
         while not self._closed.is_set():
             now = time.monotonic()
-            waiting = {seen: waiting.get(seen, now) for seen in self._look() if seen not in given}
-            for seen in sorted(waiting, key=lambda seen: seen[2]):
-                if now - waiting[seen] >= self._settle and not self._closed.is_set():
-                    given.add(seen)
-                    path = self.folder / seen[0]
+            waiting = {file: waiting.get(file, now) for file in self._look() if file not in given}
+            for file in sorted(waiting, key=lambda file: file.changed):
+                if now - waiting[file] >= self._settle and not self._closed.is_set():
+                    given.add(file)
+                    path = self.folder / file.path
                     with self._giving:
-                        self._given.setdefault(str(path), []).append(seen)
+                        self._given.setdefault(str(path), []).append(file)
                     yield path
             self._closed.wait(self._poll)
 
     def done(self, source: str) -> None:
-        """Remember that an image has been dealt with; it is not given again, whatever happens from now on.
+        """Record on disk that an image has been processed: no watch with this state file gives it again.
 
         Args:
-            source: Its path, as it was given; once for each time that it was.
+            source: The path that was given. A file that was replaced and given again is recorded by a second call.
         """
         with self._giving:
             given = self._given.pop(source, [])
-            if given[1:]:  # it was replaced meanwhile, and given again
+            if given[1:]:
                 self._given[source] = given[1:]
-        for seen in given[:1]:
-            self._state.write(json.dumps(seen).encode() + b"\n")
-            self._done.add(seen)
+        for file in given[:1]:
+            self._state.write(json.dumps(file).encode() + b"\n")
+            self._done.add(file)
         self._state.flush()
         os.fsync(self._state.fileno())
 
     def close(self) -> None:
-        """End the iteration, and let go of the state file."""
+        """End the iteration and release the state file."""
         self._closed.set()
         if not self._state.closed:
             self._state.close()
             self._lock.release()
 
-    def _look(self) -> Iterator[_Seen]:
+    def _look(self) -> Iterator[_File]:
         for path in self._find():
             try:
                 status = path.stat()
-            except OSError:  # it has just been taken away
+            except OSError:  # it has just been removed
                 continue
-            yield str(path.relative_to(self.folder)), status.st_size, status.st_mtime_ns
+            yield _File(str(path.relative_to(self.folder)), status.st_size, status.st_mtime_ns)
 
     def _find(self) -> list[Path]:
         try:
@@ -128,10 +141,10 @@ class Watch:
         except (InvalidInputError, OSError) as exc:
             if not isinstance(exc.__cause__ or exc, FileNotFoundError):
                 raise
-        # A sub-folder was taken away while it was looked at: the next look will tell. Or the folder itself was.
+        # A sub-folder was removed while it was listed, and the next look will list the rest; or the folder itself was.
         return [] if self.folder.is_dir() else find_images(self.folder)
 
 
-def _seen(line: bytes) -> _Seen:
+def _file(line: bytes) -> _File:
     path, size, changed = json.loads(line)
-    return str(path), int(size), int(changed)
+    return _File(str(path), int(size), int(changed))

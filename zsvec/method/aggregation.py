@@ -1,20 +1,21 @@
 """Similarities of an image to references → one similarity per category (paper, section 3.2).
 
-Every function here takes the similarities of one expert with the references of a category side by
-side, and gives float32 ``(n_images, n_categories)``. A search that fetches only the nearest
-references leaves some out; each of those counts as the largest similarity it can have, the *floor*.
-With every reference present, nothing is estimated.
+Each aggregation says which references of a category count as evidence: all of them, the nearest, the ``m``
+nearest, or their mean. It takes the similarities of one expert with the references of a category side by
+side, and gives float32 ``(n_images, n_categories)``. A search that fetches only the nearest references
+leaves some out; each of those counts as the largest similarity that it can have, the *floor*. With every
+reference present, nothing is estimated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.similarities import Compared
+from zsvec.method.similarities import Compared, Found
 
 Floats = NDArray[np.float32]
 
@@ -48,8 +49,8 @@ class Similarities:
         return len(self.values)
 
     def aggregate(self, method: str, m: int) -> Floats:
-        """What the function `aggregate` returns."""
-        return AGGREGATIONS[method](self, m)
+        """See the function `aggregate`."""
+        return AGGREGATIONS[method].function(self, m)
 
 
 def maximum(similarities: Similarities, m: int) -> Floats:
@@ -87,7 +88,7 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
         ]
         values, present = np.concatenate(kept, axis=1), np.minimum(present, m)
         starts, longest = np.concatenate([[0], np.cumsum(present)]), int(present.max())
-    # best[i] holds the i-th largest of what has been seen; each pass inserts one more reference of
+    # best[i] is the i-th largest of what has been seen; each pass inserts one more reference of
     # every category that has it. Categories with most references come first, so these are a prefix.
     order = np.argsort(-present, kind="stable")
     n_images, n_categories = len(values), len(present)
@@ -122,16 +123,30 @@ def cosine_to_mean(means: Floats, norms: Floats) -> Floats:
     return np.clip(cosine, -1, 1)  # a mean that counts absent references at the floor can be too long
 
 
-AGGREGATIONS: Mapping[str, Callable[[Similarities, int], Floats]] = {
-    "mean": mean,
-    "max": maximum,
-    "top_mean": top_mean,
-    "prototype": prototype,
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """A way from the similarities to a category's references to one number.
+
+    Attributes:
+        function: The way; takes the similarities and the ``m`` of ``top_mean``.
+        summary: In one line, for help and documentation.
+    """
+
+    function: Callable[[Similarities, int], Floats]
+    summary: str
+
+
+AGGREGATIONS: Mapping[str, Aggregation] = {
+    "mean": Aggregation(mean, "the mean over all references of a category (the paper's)"),
+    "max": Aggregation(maximum, "the nearest reference of a category"),
+    "top_mean": Aggregation(top_mean, "the mean over the nearest references of a category"),
+    "prototype": Aggregation(prototype, "the cosine to the mean reference of a category"),
 }
+"""By name."""
 
 
 def aggregate(similarities: Compared, method: str, m: int) -> Floats:
-    """Similarity of each image to each category.
+    """Similarity of each image to each category that an expert covers.
 
     Args:
         similarities: Of one expert.
@@ -139,6 +154,28 @@ def aggregate(similarities: Compared, method: str, m: int) -> Floats:
         m: References that ``top_mean`` averages; at least 1.
 
     Returns:
-        float32 ``(n_images, n_categories)``, -1 to 1.
+        float32 ``(n_images, n_covered)``, -1 to 1.
     """
     return similarities.aggregate(method, m)
+
+
+def aggregate_experts(found: Found, methods: Mapping[str, Iterable[str]], m: int) -> dict[str, dict[str, Floats]]:
+    """Similarity of each image to every category, for each expert.
+
+    Args:
+        found: The answer of a search.
+        methods: By expert, names in `AGGREGATIONS`.
+        m: References that ``top_mean`` averages; at least 1.
+
+    Returns:
+        By expert, in the order of `found`, and aggregation: float32 ``(n_images, n_categories)``, -1 to 1; NaN where
+        the expert has no reference. Columns are in the order of `Found.categories`.
+    """
+    out: dict[str, dict[str, Floats]] = {}
+    for expert in found.experts:
+        out[expert.name] = {}
+        for method in dict.fromkeys(methods[expert.name]):
+            values = np.full((len(expert.similarities), len(found.categories)), np.nan, dtype=np.float32)
+            values[:, expert.coverage] = aggregate(expert.similarities, method, m)
+            out[expert.name][method] = values
+    return out

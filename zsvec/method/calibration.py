@@ -1,4 +1,4 @@
-"""The record of a calibration: what `zsvec.method.fit` learned from the references, as it is kept with the store."""
+"""The record of a calibration: what `zsvec.method.fit` learned from the stored references, as the store keeps it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zsvec.types import CALIBRATION_FORMAT
 
-Doubles = NDArray[np.float64]
-
-# What the format calls the fields that have other names here.
-_STORED_NAMES = {"false_unknown_rate": "false_alarms", "coefficients": "slopes"}
+# Keys of the stored format whose fields have other names here.
+_STORED_NAMES = {"false_unknown_rate": "false_alarms", "aggregations": "views", "coefficients": "slopes"}
+_POOLS = ("plain", "aggregations")
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertCalibration:
-    """What is known of one expert.
+    """The calibration of one expert.
 
     Attributes:
-        temperature: What its similarities are divided by before the softmax.
-        spread: Standard deviation of an image's similarities to the categories that are not its own; of few
-            pairs of categories it is drawn towards the profile's temperature.
-        images: On how many images it was tried; 0: its temperature is its spread, or the profile's.
-        accuracy: Fraction of them whose category it says, 0 to 1: its reliability. ``None`` without images.
+        temperature: Divisor of its similarities before the softmax; greater than 0.
+        spread: Standard deviation of an image's similarities to the categories that are not its own; with
+            few pairs of categories it is drawn towards the profile's temperature.
+        images: Number of left-out images that the temperature was fitted on; with 0 it is the spread, or the profile's.
+        accuracy: Fraction of these images that the expert alone classifies correctly, 0 to 1. ``None`` without images.
     """
 
     temperature: float
@@ -37,15 +35,15 @@ class ExpertCalibration:
 
 @dataclass(frozen=True, slots=True)
 class LogLinear:
-    """A logarithmic opinion pool.
+    """A logarithmic opinion pool: what `zsvec.method.pool.log_linear` adds up, and from where on an image is unknown.
 
     Attributes:
         coefficients: By expert and aggregation, nats of evidence per unit of similarity.
-        neutral: Evidence of experts, joined by `fusion.pattern`, for a category that they have no reference of.
-        thresholds: By the experts that know a category, joined likewise: the evidence that is exceeded by
-            all but the false alarms among images of such a category.
-        category_thresholds: The same, by category, of those with enough references.
-        learned: Whether images could be left out to learn the coefficients from; if not, experts weigh the same.
+        neutral: By experts, joined by `pool.pattern`: their evidence for a category that they do not cover, in nats.
+        thresholds: By the experts that cover a category, joined likewise: the evidence that all images of such a
+            category exceed, but for the false-unknown rate.
+        category_thresholds: The same by category, for those with enough references.
+        learned: Whether the coefficients were learned from left-out images; if not, all experts weigh the same.
     """
 
     coefficients: Mapping[str, Mapping[str, float]]
@@ -61,13 +59,13 @@ class Calibration:
 
     Attributes:
         revision: Largest ``rev`` in the catalog that it was made from.
-        aggregation: The aggregation it was made for.
+        aggregation: The aggregation that it was made for.
         top_m: References that ``top_mean`` averaged.
-        false_unknown_rate: Fraction of the images of known categories that may be called unknown.
-        images: Reference images that were left out.
+        false_unknown_rate: Fraction of the images of the store's categories that may be called unknown, 0 to 1.
+        images: Number of reference images that were left out.
         experts: By name.
-        plain: Log-linear fusion of the experts.
-        views: The same of two aggregations of each expert.
+        plain: Log-linear pool of one aggregation of each expert.
+        aggregations: Log-linear pool of two aggregations of each expert.
     """
 
     revision: int
@@ -77,59 +75,43 @@ class Calibration:
     images: int
     experts: Mapping[str, ExpertCalibration]
     plain: LogLinear
-    views: LogLinear
+    aggregations: LogLinear
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
-        """Whether it is of these experts and of this aggregation."""
-        by_top_mean = "top_mean" in (aggregation, other_view(aggregation))
+        """Whether it covers these experts and was made for this aggregation."""
+        by_top_mean = "top_mean" in (aggregation, other_aggregation(aggregation))
         same = self.aggregation == aggregation and (self.top_m == top_m or not by_top_mean)
         return same and set(experts) <= self.experts.keys()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the store."""
-        return {"format": CALIBRATION_FORMAT, **_renamed(asdict(self), _STORED_NAMES)}
+        values = asdict(self)
+        pools = {name: _renamed(values[name], _STORED_NAMES) for name in _POOLS}
+        return {"format": CALIBRATION_FORMAT, **_renamed({**values, **pools}, _STORED_NAMES)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
-        """What `to_dict` gave; ``None`` for nothing, and for what another version of zsvec wrote."""
+        """Inverse of `to_dict`; ``None`` for nothing, and for a record of another format."""
         if not values or values.get("format") != CALIBRATION_FORMAT:
             return None
-        fields = _renamed(values, {stored: name for name, stored in _STORED_NAMES.items()})
+        names = {stored: name for name, stored in _STORED_NAMES.items()}
+        fields = _renamed(values, names)
         del fields["format"]
         experts = {name: ExpertCalibration(**expert) for name, expert in fields["experts"].items()}
-        pools = {name: LogLinear(**fields[name]) for name in ("plain", "views")}
+        pools = {name: LogLinear(**_renamed(fields[name], names)) for name in _POOLS}
         return cls(**{**fields, "experts": experts, **pools})
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The same record with other names of its fields, those of its pools included."""
-    renamed = {names.get(name, name): value for name, value in values.items()}
-    for pool in ("plain", "views"):
-        renamed[pool] = {names.get(name, name): value for name, value in renamed[pool].items()}
-    return renamed
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLinear:
-    """Equal weights over given temperatures. k experts count as √k, for they are neither independent nor the same."""
+    """Equal weights over given temperatures. k experts count as √k: they are neither independent nor the same."""
     share = 1 / np.sqrt(max(1, len(temperatures)))
     return LogLinear({expert: {aggregation: share / t} for expert, t in temperatures.items()})
 
 
-def other_view(aggregation: str) -> str:
-    """The aggregation that is looked at besides the chosen one: the prototype, or for it the nearest references."""
+def other_aggregation(aggregation: str) -> str:
+    """The aggregation beside the chosen one: the prototype; the nearest references where that is chosen."""
     return "top_mean" if aggregation == "prototype" else "prototype"
-
-
-def expert_evidence(
-    coefficients: Mapping[str, Mapping[str, float]], views: Mapping[str, Mapping[str, NDArray[np.float32]]]
-) -> Doubles:
-    """Evidence of each expert in nats, float64 ``(n_experts, n_images, n_categories)``; NaN where it has none."""
-    return np.stack(
-        [
-            np.sum(
-                [coefficient * of[view].astype(np.float64) for view, coefficient in coefficients[expert].items()],
-                axis=0,
-            )
-            for expert, of in views.items()
-        ]
-    )

@@ -1,4 +1,4 @@
-"""Which categories the stored references are mistaken for: beyond the paper, which asks a language model."""
+"""Which categories the stored references are confused with: measured, where the paper asks a language model."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.calibration import LogLinear, expert_evidence
-from zsvec.method.fusion import log_linear, softmax
+from zsvec.method.calibration import LogLinear
 from zsvec.method.leave_one_out import LeftOut
+from zsvec.method.logits import softmax
+from zsvec.method.pool import expert_evidence, log_linear
 
-_RARE = 0.02  # of the probability of a category's images, below which another is not confused with it
+_RARE = 0.02  # share of the probability of a category's images, below which another category is no partner
 
 
 @dataclass(frozen=True, slots=True)
 class Confusions:
-    """What becomes of the reference images of a store when each is classified by the others.
+    """The reference images of a store, each classified by the others.
 
     Attributes:
-        lost: By category that has images, how much of their probability goes to other categories, 0 to 1.
-        partners: By category, those that get a noticeable part of it, most first.
+        lost: By category that has images, the share of their probability that other categories get, 0 to 1.
+        partners: By category, the categories that get a noticeable part of it, most first.
     """
 
     lost: Mapping[str, float] = field(default_factory=dict)
@@ -29,16 +30,16 @@ class Confusions:
 
 
 def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
-    """Measure by probabilities, which say more than mistakes where a category has few images.
+    """Measure confusion by probabilities, which say more than mistakes where a category has few images.
 
     Args:
         sample: Left-out reference images.
-        pool: What they are classified with.
+        pool: Classifies them.
     """
-    evidence = expert_evidence(pool.coefficients, sample.views)
+    evidence = expert_evidence(pool.coefficients, sample.aggregations)
     probabilities = np.empty(evidence.shape[1:])
     for some in _alike_in_gaps(evidence):
-        probabilities[some] = softmax(log_linear(evidence[:, some], list(sample.views), pool.neutral))
+        probabilities[some] = softmax(log_linear(evidence[:, some], list(sample.aggregations), pool.neutral))
     lost, partners = {}, {}
     for position in np.unique(sample.labels):
         mean = probabilities[sample.labels == position].mean(axis=0)
@@ -51,12 +52,12 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
 
 
 def _alike_in_gaps(evidence: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
-    """Images of which the same experts have no evidence of the same categories.
+    """Groups of images for which the same experts lack evidence of the same categories.
 
-    The only image of its category is compared with none of its own, so that it counts as one of a category that
-    the experts of images have no reference of.
+    The only image of its category has no other reference to be compared with: it counts as an image of a category
+    that the image experts do not cover.
     """
     gaps = np.isnan(evidence).swapaxes(0, 1).reshape(evidence.shape[1], -1)
-    _, pattern = np.unique(gaps, axis=0, return_inverse=True)
-    for number in range(pattern.max() + 1):
-        yield np.flatnonzero(pattern.ravel() == number)
+    _, group = np.unique(gaps, axis=0, return_inverse=True)
+    for number in range(group.max() + 1):
+        yield np.flatnonzero(group.ravel() == number)

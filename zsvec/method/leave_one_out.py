@@ -1,6 +1,6 @@
 """Each stored reference image against all the other references, as if it were a new image of its category.
 
-This is what calibration learns from: labelled examples that need no images and no encoder, only the
+Calibration learns from these labelled examples. They need no further images and no encoder, only the
 vectors that are stored.
 """
 
@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.aggregation import Similarities, aggregate
-from zsvec.method.linalg import rows_times_rows
 from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
 
 Floats = NDArray[np.float32]
+Twins = Mapping[tuple[str, str], set[str]]
+"""By category and hash of an image, the hashes of the same picture in that category."""
 
 TWIN = 0.99  # cosine from which, if all encoders agree, two images of a category are one picture, saved twice
-_BLOCK = 2**24  # similarities that are held at once
+_BLOCK = 2**24  # similarities in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +31,15 @@ class LeftOut:
     Attributes:
         categories: All of them, by name.
         labels: int ``(n_images,)``, the category of each image, as a position.
-        known: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
-        views: By expert and aggregation, float32 ``(n_images, n_categories)``. NaN where the expert has no
+        coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
+        aggregations: By expert and aggregation, float32 ``(n_images, n_categories)``. NaN where the expert has no
             reference of a category, none but the image itself and its twins, or no vector of the image.
     """
 
     categories: tuple[str, ...]
     labels: NDArray[np.intp]
-    known: NDArray[np.bool_]
-    views: Mapping[str, Mapping[str, Floats]]
+    coverage: NDArray[np.bool_]
+    aggregations: Mapping[str, Mapping[str, Floats]]
 
 
 def leave_one_out(
@@ -47,14 +48,14 @@ def leave_one_out(
     """Score reference images against all references but themselves.
 
     Text experts are scored on the reference images of their encoder. A reference of the same category
-    that is the same picture (cosine above `TWIN` for each encoder that has both) is left out as well: it must
-    not vouch for its twin. The same picture in another category stays.
+    that is the same picture (cosine at least `TWIN` for each encoder that has both) is left out as well: it is no
+    evidence for its twin. The same picture in another category stays.
 
     Args:
         references: By expert.
-        aggregations: Names in `aggregate.AGGREGATIONS`.
+        aggregations: Names in `aggregation.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages.
-        most: Images to take; of more, an equal number of each category as far as they go, by their hash.
+        most: Largest number of images; of more, each category gives an equal number as far as possible, by hash.
 
     Returns:
         The similarities, or ``None`` if there is no reference image or no second category.
@@ -62,35 +63,35 @@ def leave_one_out(
     categories = tuple(category_names(references))
     position = {name: i for i, name in enumerate(categories)}
     rows = {
-        encoder: {key: row for row, key in enumerate(of.keys)}
-        for expert, of in references.items()
+        encoder: {key: row for row, key in enumerate(references[expert].keys)}
+        for expert in references
         for encoder, modality in [encoder_and_modality(expert)]
         if modality == "image"
     }
-    images = _evenly({key for of in rows.values() for key in of}, most)
+    images = _evenly({key for keys in rows.values() for key in keys}, most)
     if not images or len(categories) < 2:
         return None
     twins = _twins(references)
-    views: dict[str, dict[str, Floats]] = {}
-    for expert, of in references.items():
+    scored: dict[str, dict[str, Floats]] = {}
+    for expert, by_expert in references.items():
         encoder, modality = encoder_and_modality(expert)
         row = np.array([rows.get(encoder, {}).get(key, -1) for key in images], dtype=np.intp)
-        columns = np.array([position[name] for name in of.names], dtype=np.intp)
-        views[expert] = {name: np.full((len(images), len(categories)), np.nan, np.float32) for name in aggregations}
-        has = np.flatnonzero(row >= 0)
-        if not has.size:
+        columns = np.array([position[name] for name in by_expert.names], dtype=np.intp)
+        scored[expert] = {name: np.full((len(images), len(categories)), np.nan, np.float32) for name in aggregations}
+        embedded = np.flatnonzero(row >= 0)
+        if not embedded.size:
             continue
         queries = references[expert_name(encoder, "image")].vectors
-        size = max(1, _BLOCK // len(of.vectors))
-        for first in range(0, len(has), size):
-            block = has[first : first + size]
+        size = max(1, _BLOCK // len(by_expert.vectors))
+        for first in range(0, len(embedded), size):
+            block = embedded[first : first + size]
             itself = row[block] if modality == "image" else None
-            found = _score(of, queries[row[block]], itself, twins, aggregations, top_m)
+            found = _score(by_expert, queries[row[block]], itself, twins, aggregations, top_m)
             for name, similarity in found.items():
-                views[expert][name][np.ix_(block, columns)] = similarity
+                scored[expert][name][np.ix_(block, columns)] = similarity
     labels = np.array([position[name] for name, _ in images], dtype=np.intp)
-    known = np.stack([np.isin(categories, of.names) for of in references.values()])
-    return LeftOut(categories, labels, known, views)
+    coverage = np.stack([np.isin(categories, by_expert.names) for by_expert in references.values()])
+    return LeftOut(categories, labels, coverage, scored)
 
 
 def _evenly(images: set[tuple[str, str]], most: int) -> list[tuple[str, str]]:
@@ -103,15 +104,15 @@ def _evenly(images: set[tuple[str, str]], most: int) -> list[tuple[str, str]]:
     return sorted((name, digest) for _, name, digest in sorted(ranked)[:most])
 
 
-def _twins(references: Mapping[str, References]) -> dict[tuple[str, str], set[str]]:
-    """By category and hash of an image, the hashes of the same picture in that category."""
-    encoders = [of for expert, of in references.items() if encoder_and_modality(expert)[1] == "image"]
-    alike = [set(_alike(of)) for of in encoders]
+def _twins(references: Mapping[str, References]) -> Twins:
+    """The same pictures, saved more than once in a category; all encoders that have both must agree."""
+    images = [of_expert for expert, of_expert in references.items() if encoder_and_modality(expert)[1] == "image"]
+    alike = [set(_alike(of_encoder)) for of_encoder in images]
     agreed = set().union(*alike)
-    for of, pairs in zip(encoders, alike, strict=True):
-        held = set(of.keys) if agreed else set()
+    for of_encoder, pairs in zip(images, alike, strict=True):
+        keys = set(of_encoder.keys) if agreed else set()
         agreed -= {
-            (name, one, other) for name, one, other in agreed - pairs if (name, one) in held and (name, other) in held
+            (name, one, other) for name, one, other in agreed - pairs if (name, one) in keys and (name, other) in keys
         }
     twins: dict[tuple[str, str], set[str]] = {}
     for name, one, other in agreed:
@@ -119,48 +120,44 @@ def _twins(references: Mapping[str, References]) -> dict[tuple[str, str], set[st
     return twins
 
 
-def _alike(of: References) -> Iterator[tuple[str, str, str]]:
-    """Category and hashes of images that one encoder takes for the same picture."""
-    for name, start, end in zip(of.names, of.starts, of.starts[1:], strict=False):
-        vectors, hashes = of.vectors[start:end], of.hashes[start:end]
+def _alike(references: References) -> Iterator[tuple[str, str, str]]:
+    """Category and hashes of two images that one encoder takes for the same picture."""
+    for name, start, end in zip(references.names, references.starts, references.starts[1:], strict=False):
+        vectors, hashes = references.vectors[start:end], references.hashes[start:end]
         size = max(1, _BLOCK // len(vectors))
         for first in range(0, len(vectors), size):
-            similar = rows_times_rows(vectors[first : first + size], vectors) >= TWIN
+            similar = vectors[first : first + size] @ vectors.T >= TWIN
             for i, j in zip(*np.nonzero(similar), strict=True):
                 if first + i != j:
                     yield name, hashes[first + i], hashes[j]
 
 
 def _score(
-    of: References,
+    references: References,
     queries: Floats,
     itself: NDArray[np.intp] | None,
-    twins: Mapping[tuple[str, str], set[str]],
+    twins: Twins,
     aggregations: Sequence[str],
     top_m: int,
 ) -> dict[str, Floats]:
     """Similarity of each query to each category, by aggregation; `itself` is the query's row among the references."""
-    values = rows_times_rows(queries, of.vectors)
+    values = queries @ references.vectors.T
     floor = np.full(len(queries), -1, dtype=np.float32)
-    every = Similarities(values, of.starts, np.diff(of.starts), of.norms, floor)
+    every = Similarities(values, references.starts, np.diff(references.starts), references.norms, floor)
     found = {name: aggregate(every, name, top_m) for name in aggregations}
     if itself is not None:
-        own = np.searchsorted(of.starts, itself, side="right") - 1
-        order, others = _others(of, values, itself, own, twins)
+        own = np.searchsorted(references.starts, itself, side="right") - 1
+        order, others = _other_references(references, values, itself, own, twins)
         for name, similarity in found.items():
             similarity[np.arange(len(queries)), own] = np.nan
             similarity[order, own[order]] = aggregate(others, name, top_m)[0] if order.size else np.nan
     return found
 
 
-def _others(
-    of: References,
-    values: Floats,
-    itself: NDArray[np.intp],
-    own: NDArray[np.intp],
-    twins: Mapping[tuple[str, str], set[str]],
+def _other_references(
+    references: References, values: Floats, itself: NDArray[np.intp], own: NDArray[np.intp], twins: Twins
 ) -> tuple[NDArray[np.intp], Similarities]:
-    """The similarities of images to the other references of their own category.
+    """The references of an image's own category that are evidence for it: neither itself nor its twins.
 
     Returns:
         The images that have any, and their similarities laid out as those of one image with a category for each.
@@ -168,17 +165,17 @@ def _others(
     order, kept, counts, norms = [], [], [], []
     for category in np.unique(own):
         images = np.flatnonzero(own == category)
-        start, end = of.starts[category], of.starts[category + 1]
+        start, end = references.starts[category], references.starts[category + 1]
         similarity = values[images, start:end]
         keep = np.ones(similarity.shape, dtype=bool)
         keep[np.arange(len(images)), itself[images] - start] = False
         for i, row in enumerate(itself[images]):
-            if same := twins.get((of.names[category], of.hashes[row])):
-                keep[i] &= [digest not in same for digest in of.hashes[start:end]]
+            if same := twins.get((references.names[category], references.hashes[row])):
+                keep[i] &= [digest not in same for digest in references.hashes[start:end]]
         has = keep.any(axis=1)
         images, similarity, keep = images[has], similarity[has], keep[has]
         count = keep.sum(axis=1)
-        mean = keep.astype(np.float32) @ of.vectors[start:end] / np.maximum(count, 1)[:, None]
+        mean = keep.astype(np.float32) @ references.vectors[start:end] / np.maximum(count, 1)[:, None]
         order.append(images)
         kept.append(similarity[keep])
         counts.append(count)

@@ -1,39 +1,105 @@
-"""How far an image is from every category."""
+"""How novel an image is, and whether it is called unknown."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
-from zsvec.method.similarities import ExpertSimilarities, Found
-from zsvec.types import encoder_and_modality
+from zsvec.method.logits import Logits
+from zsvec.method.pool import pattern
+from zsvec.method.similarities import Found
 
 Doubles = NDArray[np.float64]
 
+HALFWAY = 0.5
+"""Novelty of an image whose evidence is at the threshold of its category."""
 
-def novelty(evidence: Doubles, threshold: Doubles) -> Doubles:
-    """From the evidence for the best category to novelty, 0 to 1; 0.5 at the threshold.
+
+@dataclass(frozen=True, slots=True)
+class Novelty:
+    """How far the images of a batch are from every category.
+
+    Attributes:
+        novelty: float64 ``(n_images,)``, 0 to 1; NaN without a calibration.
+        threshold: float64 ``(n_images,)``, novelty above which an image is unknown; NaN where it cannot be told.
+        unknown: bool ``(n_images,)``, whether the image is called unknown.
+        distance: float64 ``(n_images,)``, 1 - the largest cosine to a reference, 0 to 2.
+    """
+
+    novelty: Doubles
+    threshold: Doubles
+    unknown: NDArray[np.bool_]
+    distance: Doubles
+
+
+def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | None, per_category: bool) -> Novelty:
+    """Novelty of each image, and which images are unknown.
 
     Args:
-        evidence: float64 ``(n_images,)``, nats: the largest of `fusion.log_linear`.
+        logits: What the experts say.
+        calibrated: Whether by a calibration; without one nothing is called unknown.
+        unknown_above: Novelty above which an image is unknown; ``None``: `HALFWAY` where there is a threshold.
+        per_category: Whether categories with enough references have thresholds of their own.
+    """
+    distance = distances(logits.found)
+    if not calibrated:
+        nothing = np.full(len(distance), np.nan)
+        return Novelty(nothing, nothing, is_unknown(nothing, nothing), distance)
+    evidence = evidence_thresholds(logits, per_category=per_category)[logits.pooled.argmax(axis=1)]
+    # Without a threshold, the odds that it is of a category: one random wrong category for each that there is.
+    even = np.where(np.isnan(evidence), np.log(len(logits.found.categories)), evidence)
+    novel = novelty(logits.pooled.max(axis=1), even)
+    threshold = (
+        np.where(np.isnan(evidence), np.nan, HALFWAY) if unknown_above is None else np.full(len(novel), unknown_above)
+    )
+    return Novelty(novel, threshold, is_unknown(novel, threshold), distance)
+
+
+def is_unknown(novelty: Doubles, threshold: Doubles) -> NDArray[np.bool_]:
+    """Whether images are called unknown: their novelty is above the threshold; never where either is NaN."""
+    return novelty > threshold
+
+
+def novelty(evidence: Doubles, threshold: Doubles) -> Doubles:
+    """From the evidence for the best category to novelty, 0 to 1; `HALFWAY` at the threshold.
+
+    Args:
+        evidence: float64 ``(n_images,)``, nats: the largest of `pool.log_linear`.
         threshold: float64 ``(n_images,)``, nats.
     """
+    from scipy.special import expit  # slow to import, and not needed to list the categories of a store
+
     scaled: Doubles = expit(threshold - evidence)
     return scaled
 
 
+def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
+    """Evidence below which an image that is nearest to a category is unknown, float64 ``(n_categories,)``, nats.
+
+    The threshold goes by the experts that cover the category; NaN where calibration learned none for them.
+
+    Args:
+        logits: What the experts say, and the pool with the thresholds.
+        per_category: Whether categories with enough references have thresholds of their own.
+    """
+    coverage, pool, categories = logits.coverage, logits.pool, logits.found.categories
+    # Eight experts to a byte: columns of them are compared faster.
+    _, first, kind = np.unique(np.packbits(coverage, axis=0), axis=1, return_index=True, return_inverse=True)
+    by_kind = [pool.thresholds.get(pattern(logits.experts, covering), np.nan) for covering in coverage[:, first].T]
+    thresholds: Doubles = np.array(by_kind)[kind]
+    if per_category:
+        own = zip(categories, thresholds, strict=True)
+        thresholds = np.array([pool.category_thresholds.get(name, threshold) for name, threshold in own])
+    return thresholds
+
+
 def distances(found: Found) -> Doubles:
     """1 - the largest cosine of each image to a reference, float64 ``(n_images,)``, 0 to 2; 2 where none was found."""
-    n_images = len(found.experts[0].similarities)
     out = [
-        1 - max((expert.nearest[i][0].similarity for expert in found.experts if expert.nearest[i]), default=-1.0)
-        for i in range(n_images)
+        1 - max((neighbors[0].similarity for neighbors in of_image if neighbors), default=-1.0)
+        for of_image in zip(*(expert.nearest for expert in found.experts), strict=True)
     ]
     clipped: Doubles = np.clip(np.array(out), 0.0, 2.0)
     return clipped
-
-
-def image_experts(found: Found) -> list[ExpertSimilarities]:
-    """The experts that compare an image with images."""
-    return [expert for expert in found.experts if encoder_and_modality(expert.name)[1] == "image"]

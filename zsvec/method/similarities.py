@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.calibration import Calibration
-from zsvec.types import Neighbor
+from zsvec.types import Modality, Neighbor
 
 Floats = NDArray[np.float32]
 Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class ClassStatistics:
+    """The references of one expert, summed up by category.
+
+    Attributes:
+        means: float32 ``(n_categories, dim)``, the mean reference of each category; shorter than 1 where they differ.
+        counts: int ``(n_categories,)``, at least 1.
+    """
+
+    means: Vectors
+    counts: NDArray[np.intp]
+
+
+@dataclass(frozen=True)
 class References:
     """All references of one expert, those of a category adjacent.
 
@@ -25,8 +40,8 @@ class References:
         vectors: float32 ``(n_references, dim)``, unit rows.
         starts: int ``(n_categories + 1,)``.
         norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1.
-        hashes: Of their contents.
-        sources: Where they come from.
+        hashes: Content hash of each reference.
+        sources: Where each reference comes from.
     """
 
     names: tuple[str, ...]
@@ -46,14 +61,22 @@ class References:
         """What makes each the same reference under every encoder: category and hash."""
         return list(zip(self.labels, self.hashes, strict=True))
 
+    @cached_property
+    def statistics(self) -> ClassStatistics:
+        """Mean and number of the references of each category; computed when first asked for."""
+        means = np.empty((len(self.names), self.vectors.shape[1]), dtype=np.float32)
+        for mean, (start, end) in zip(means, pairwise(self.starts.tolist()), strict=True):
+            mean[:] = self.vectors[start:end].mean(axis=0, dtype=np.float64)
+        return ClassStatistics(means, np.diff(self.starts))
+
 
 def category_names(references: Mapping[str, References]) -> list[str]:
     """All categories of some experts, by name."""
-    return sorted({name for of in references.values() for name in of.names})
+    return sorted({name for expert in references.values() for name in expert.names})
 
 
 class Compared(Protocol):
-    """What is known of the similarity of a batch of images to the references of one expert, wherever it is kept."""
+    """What is known of the similarity of a batch of images to the references of one expert, on whichever device."""
 
     @property
     def counts(self) -> NDArray[np.intp]:
@@ -62,7 +85,7 @@ class Compared(Protocol):
 
     @property
     def present(self) -> NDArray[np.intp]:
-        """Of how many of them the similarity is known, int ``(n_categories,)``."""
+        """How many of the references of each category were compared, int ``(n_categories,)``."""
         ...
 
     @property
@@ -72,15 +95,15 @@ class Compared(Protocol):
 
     @property
     def floor(self) -> Floats:
-        """The most that the similarity to one of the others can be, float32 ``(n_images,)``."""
+        """The most that the similarity to one of the other references can be, float32 ``(n_images,)``."""
         ...
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         ...
 
     def aggregate(self, method: str, m: int) -> Floats:
-        """What the function `aggregate` returns."""
+        """What `zsvec.method.aggregation.aggregate` returns."""
         ...
 
 
@@ -89,17 +112,30 @@ class ExpertSimilarities:
     """What the references of one expert say of a batch of images.
 
     Attributes:
-        name: Of the expert, such as ``clip:image``.
-        coverage: int ``(n_covered,)``, ascending: the categories it has references of, as positions
+        name: Name of the expert, such as ``clip:image``.
+        coverage: int ``(n_covered,)``, ascending: the categories that the expert has references of, as positions
             in `Found.categories`.
-        similarities: To their references, grouped by category in this order.
+        similarities: Similarities to the references, grouped by category in the order of the coverage.
         nearest: For each image its nearest references, nearest first.
+        statistics: Gives the statistics of the covered categories, in the order of the coverage, for methods that need
+            more than similarities; ``None`` where the search did not read the vectors of every category.
     """
 
     name: str
     coverage: NDArray[np.intp]
     similarities: Compared
     nearest: Sequence[tuple[Neighbor, ...]]
+    statistics: Callable[[], ClassStatistics | None] = field(default=lambda: None, compare=False, repr=False)
+
+    @property
+    def encoder(self) -> str:
+        """The encoder of images and references."""
+        return self.name.rpartition(":")[0]
+
+    @property
+    def modality(self) -> Modality:
+        """What the references are."""
+        return "text" if self.name.endswith(":text") else "image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +143,11 @@ class Found:
     """The answer to a search.
 
     Attributes:
-        categories: The committed ones, by name.
-        experts: Each that has references.
-        queries: The vectors that were searched for, by encoder.
-        calibration: The one that is kept with the store, if there is any.
-        stale: Whether categories have changed since it was made.
+        categories: The committed categories, by name.
+        experts: Each expert that has references.
+        queries: The vectors of the images, by encoder: float32 ``(n_images, dim)``.
+        calibration: The calibration that is kept with the store, if there is one.
+        stale: Whether categories have changed since the calibration was made.
     """
 
     categories: tuple[str, ...]
@@ -124,6 +160,8 @@ class Found:
     def exact(self) -> bool:
         """Whether every image was compared with every reference, and the norms are known."""
         return all(
-            np.array_equal(of.counts, of.present) and (of.floor == -1).all() and np.isfinite(of.norms).all()
-            for of in (expert.similarities for expert in self.experts)
+            np.array_equal(compared.counts, compared.present)
+            and (compared.floor == -1).all()
+            and np.isfinite(compared.norms).all()
+            for compared in (expert.similarities for expert in self.experts)
         )

@@ -1,22 +1,25 @@
-"""The images of a batch help each other: each counts as a soft reference of the categories it seems to be of.
+"""The images of a batch help each other: each is a soft reference of the categories that it seems to belong to.
 
 After the transductive fusions of Zanella & Ben Ayed (TransCLIP, 2024) and OTFusion (arXiv 2506.13723), which
 alternate the assignment of a batch and the prototypes that follow from it. Unlike OTFusion's, the assignment
-has no balanced plan, for the categories of a stream are not balanced; no image vouches for itself or a copy; and the
-images of a batch weigh at most `ANCHOR` times the references of a category, so that it cannot drift away.
+has no balanced plan, for the categories of a stream are not balanced. No image counts as a reference for itself or
+for a copy of itself. The images of a batch weigh at most `ANCHOR` times the references of a category, so that a
+prototype cannot drift away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components
 
-from zsvec.method.fusion import softmax
+from zsvec.method.aggregation import aggregate
 from zsvec.method.leave_one_out import TWIN
+from zsvec.method.logits import softmax
+from zsvec.method.similarities import Found
+from zsvec.types import encoder_and_modality
 
 Doubles = NDArray[np.float64]
 
@@ -26,14 +29,14 @@ _ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Prototypes:
-    """What one expert knows of a batch and of the mean references of its categories.
+    """A batch of images and the mean references of the categories, as one expert sees them.
 
     Attributes:
         coefficient: Nats of evidence per unit of cosine to a prototype.
-        categories: int ``(n_known,)``, as columns of the evidence.
-        counts: int ``(n_known,)``, references of each.
-        means: float32 ``(n_images, n_known)``, mean cosine to the references of each category.
-        norms: float32 ``(n_known,)``, length of the mean reference.
+        categories: int ``(n_covered,)``, as columns of the evidence.
+        counts: int ``(n_covered,)``, number of references of each.
+        means: float32 ``(n_images, n_covered)``, mean cosine to the references of each category, -1 to 1.
+        norms: float32 ``(n_covered,)``, length of the mean reference, 0 to 1.
         gram: float32 ``(n_images, n_images)``, cosines within the batch.
     """
 
@@ -45,12 +48,38 @@ class Prototypes:
     gram: NDArray[np.float32]
 
 
+def prototypes(found: Found, coefficients: Mapping[str, Mapping[str, float]]) -> list[Prototypes]:
+    """The prototypes of the experts that compare images with images.
+
+    Args:
+        found: The answer of the search; every image was compared with every reference.
+        coefficients: By expert and aggregation, nats of evidence per unit of similarity.
+    """
+    out = []
+    for expert in found.experts:
+        encoder, modality = encoder_and_modality(expert.name)
+        if modality == "image":
+            of_aggregations, query = coefficients[expert.name], found.queries[encoder]
+            out.append(
+                Prototypes(
+                    # Where all aggregations are the same, half of the weight is the prototype's.
+                    coefficient=of_aggregations.get("prototype", sum(of_aggregations.values()) / 2),
+                    categories=expert.coverage,
+                    counts=expert.similarities.counts,
+                    means=aggregate(expert.similarities, "mean", 1),
+                    norms=expert.similarities.norms,
+                    gram=query @ query.T,
+                )
+            )
+    return out
+
+
 def transduce(evidence: Doubles, experts: Sequence[Prototypes]) -> Doubles:
     """Evidence with the prototypes moved towards the images of the batch.
 
     Args:
-        evidence: float64 ``(n_images, n_categories)``, nats, of `fusion.log_linear`.
-        experts: Those that compare images with images.
+        evidence: float64 ``(n_images, n_categories)``, nats, from `pool.log_linear`.
+        experts: Of the experts that compare images with images.
 
     Returns:
         float64 ``(n_images, n_categories)``, nats. A batch of one image is left as it is.
@@ -67,13 +96,15 @@ def transduce(evidence: Doubles, experts: Sequence[Prototypes]) -> Doubles:
 
 def _copies(gram: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which images are copies of each other, or of copies, themselves included, bool ``(n_images, n_images)``."""
+    from scipy.sparse.csgraph import connected_components  # slow to import, and no other strategy needs it
+
     _, picture = connected_components(gram >= TWIN, directed=False)
     same: NDArray[np.bool_] = picture[:, None] == picture
     return same
 
 
 def _gain(expert: Prototypes, copies: NDArray[np.bool_], assigned: Doubles) -> Doubles:
-    """By how much the cosine to each prototype changes, float64 ``(n_images, n_known)``."""
+    """By how much the cosine to each prototype changes, float64 ``(n_images, n_covered)``."""
     weight = assigned * np.minimum(1.0, ANCHOR * expert.counts / np.maximum(assigned.sum(axis=0), 1e-12))
     length = expert.counts * expert.norms.astype(np.float64)
     dots = expert.counts * expert.means.astype(np.float64)  # of each image and the sum of the references

@@ -1,4 +1,4 @@
-"""Where categories live: `open_store` for a folder or the URL of a Qdrant server."""
+"""Where categories live: `open_store` for a folder, the URL of a Qdrant server, or memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from importlib import import_module
 from pathlib import Path
 
 from zsvec.errors import InvalidInputError
-from zsvec.store.base import Hit, Points, Reference, Write
+from zsvec.store.base import Hit, Points
 from zsvec.store.census import Census
+from zsvec.store.schema import Reference
 from zsvec.store.store import Store
+from zsvec.store.writing import Write
 
 __all__ = ["Census", "Hit", "Points", "Reference", "Store", "Write", "open_store"]
 
@@ -17,7 +19,8 @@ def open_store(location: str, *, namespace: str, api_key: str | None = None, tim
     """Open a store. Nothing is created before the first write.
 
     Args:
-        location: Folder of an embedded store, or an ``http://`` or ``https://`` URL.
+        location: Folder of an embedded store, or an ``http://`` or ``https://`` URL. ``:memory:`` is a new store in
+            the memory of this process, for tests; it is gone when it is closed.
         namespace: Prefix of the collections that the store owns.
         api_key: Key of the server.
         timeout: Deadline of one operation on a server, in seconds.
@@ -26,6 +29,9 @@ def open_store(location: str, *, namespace: str, api_key: str | None = None, tim
         InvalidInputError: The folder is a file, or the URL is of another kind.
         StoreUnavailableError: The server cannot be reached.
     """
+    if location == ":memory:":
+        server = import_module("zsvec.store.server")
+        return Store(server.MemoryBackend(), namespace)
     if "://" in location:
         if not location.startswith(("http://", "https://")):
             raise InvalidInputError(f"the store {location!r} is neither a folder nor an http:// or https:// URL")

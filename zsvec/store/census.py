@@ -1,4 +1,4 @@
-"""How much a store holds, kept in step with its catalog."""
+"""The number of categories and references of a store, kept in step with its catalog."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from zsvec.store.store import Store
 
 
 class Census:
-    """How many references the committed categories have. After the first `update`, each reads what has changed since.
+    """How many references the committed categories have. After the first, each `update` reads only the changes.
 
-    On a server it reads the last two minutes again, for commits that come late; one that is later still is missed.
+    On a server an update also reads the last two minutes again, for late commits; a commit that is later still
+    is missed.
 
     Args:
-        store: Of which.
+        store: The store to count.
     """
 
     def __init__(self, store: Store) -> None:
@@ -32,11 +33,11 @@ class Census:
             The number of categories; that of their references, by expert; the largest ``rev`` of a commit.
         """
         with self._lock:
-            later, _ = self._store.changes_after(self._revision)
-            for category in later:
+            changed, _ = self._store.changes_after(self._revision)
+            for category in changed:
                 self._total.subtract(self._by_category.pop(category.name, {}))
                 if category.write_ids:
                     self._by_category[category.name] = category.references
                     self._total.update(category.references)
-            self._revision = max([self._revision, *(category.rev for category in later)])
+            self._revision = max([self._revision, *(category.rev for category in changed)])
             return len(self._by_category), dict(+self._total), self._revision

@@ -1,8 +1,8 @@
 """Collections in this process: Qdrant Edge, one folder per collection, write-ahead log on.
 
-One process at a time: the log is locked while a collection is open. What a method has returned
-from survives a killed process; `flush` makes it survive a loss of power. The engine holds the GIL
-and does not survive a fork. It must never `optimize` here: that stops every search for seconds.
+One process at a time: the log is locked while a collection is open. A write survives a killed process
+once its method has returned, and a loss of power after `flush`. The engine keeps the GIL and does not
+survive a fork. `optimize` must never be called here: it stops every search for seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import qdrant_edge as qe
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
-from zsvec.store.base import Hit, Points, Record, Where, stack
+from zsvec.store.base import Hit, Points, Where, stack
 
 _PAGE = 2000
 _CHUNK = 500
@@ -64,7 +64,7 @@ class EdgeBackend:
             return
         with self._calls(collection):
             self._folder.mkdir(parents=True, exist_ok=True)
-            # Under a name of its own until it is complete: a killed process leaves no half collection.
+            # It has another name until it is complete: a killed process leaves no half collection.
             unfinished = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
             unfinished.mkdir()
             shard = qe.EdgeShard.create(
@@ -89,15 +89,15 @@ class EdgeBackend:
                 rows = zip(points.ids[chunk], points.vectors[chunk], points.payloads[chunk], strict=True)
                 shard.update(qe.UpdateOperation.upsert_points([qe.Point(i, v.tolist(), dict(p)) for i, v, p in rows]))
 
-    def put(self, collection: str, records: Sequence[Record]) -> None:
+    def put(self, collection: str, records: Mapping[str, Mapping[str, Any]]) -> None:
         with self._calls(collection):
             shard = self._shard(collection)
-            for record in records:
-                new = record.expected is None
+            for identifier, payload in records.items():
+                new = payload["version"] == 1
                 shard.update(
                     qe.UpdateOperation.upsert_points(
-                        [qe.Point(record.id, [1.0], dict(record.payload))],
-                        None if new else _filter(Where(match={"version": record.expected or 0})),
+                        [qe.Point(identifier, [1.0], dict(payload))],
+                        None if new else _filter(Where(match={"version": payload["version"] - 1})),
                         qe.UpdateMode.InsertOnly if new else qe.UpdateMode.UpdateOnly,
                     )
                 )
@@ -114,7 +114,7 @@ class EdgeBackend:
         if vectors:
             yield from pages
             return
-        with self._calls(collection):  # as of one instant: who reads the catalog must not miss a commit in between
+        with self._calls(collection):  # at one instant: a reader of the catalog must not miss a commit between pages
             found = list(pages)
         yield from found
 
@@ -181,7 +181,7 @@ class EdgeBackend:
 
     def close(self) -> None:
         if os.getpid() != self._pid:
-            return  # they are the parent's
+            return  # the files are the parent's
         with self._lock:
             self._closed = True
             while self._shards:

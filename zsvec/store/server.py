@@ -1,7 +1,7 @@
-"""Collections on a Qdrant server, shared by many processes.
+"""Collections on a Qdrant server, shared by many processes; and in the memory of this one, for tests.
 
-Every call has a deadline, and until then is tried again when the server is away, busy or slow: all
-of them may be repeated without harm. Clients do not survive a fork, so each process opens its own.
+Every call may be repeated without harm: it is tried again while the server is away, busy or slow
+(`_is_transient`), until its deadline. Clients do not survive a fork, so each process opens its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import json
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version as package_version
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +26,7 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
-from zsvec.store.base import Hit, Points, Record, Where, stack
+from zsvec.store.base import Hit, Points, Where, stack
 
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
 _CHUNK = 500  # points a request: below the 32 MB that REST accepts, up to 2,000 dimensions
@@ -43,7 +45,7 @@ _NONSENSE = (
     json.JSONDecodeError,
     UnicodeDecodeError,
     AssertionError,
-)  # what the client raises for an answer that is none
+)  # raised by the client for an answer of no Qdrant
 
 
 def connect(url: str, api_key: str | None, timeout: float) -> ServerBackend:
@@ -56,7 +58,7 @@ def connect(url: str, api_key: str | None, timeout: float) -> ServerBackend:
 
     Raises:
         InvalidInputError: The URL names no host and port.
-        StoreUnavailableError: It cannot be reached, refuses the key, or is too old.
+        StoreUnavailableError: The server cannot be reached, refuses the key, or is too old.
     """
     host, port = _address(url)
     options: dict[str, Any] = {"url": url, "api_key": api_key, "timeout": max(1, round(timeout))}
@@ -69,7 +71,7 @@ def connect(url: str, api_key: str | None, timeout: float) -> ServerBackend:
         raise StoreUnavailableError(
             f"the server at {url} is Qdrant {version}, and zsvec needs {OLDEST[0]}.{OLDEST[1]} or later: upgrade it"
         )
-    # The port beside, never the usual one, which may belong to another server of this host.
+    # The next port, never the usual one, which may belong to another server of this host.
     try:
         socket.create_connection((host, port + 1), timeout=min(timeout, _DOOR)).close()
     except OSError:
@@ -101,7 +103,7 @@ class ServerBackend:
 
     Args:
         client: Of the server.
-        location: What to call it in messages.
+        location: Name of the server in messages.
         timeout: Deadline of one operation, in seconds.
     """
 
@@ -124,12 +126,12 @@ class ServerBackend:
             raise StoreError(f"the store {self.location} is closed: open it again")
 
     def exists(self, collection: str) -> bool:
-        return bool(self._call(self._client.collection_exists, collection))
+        return bool(self._retried(self._client.collection_exists, collection))
 
     def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
         if not self.exists(collection):
             try:
-                self._call(
+                self._retried(
                     self._client.create_collection,
                     collection,
                     vectors_config=models.VectorParams(size=dim, distance=models.Distance.COSINE),
@@ -138,9 +140,9 @@ class ServerBackend:
             except StoreError:
                 if not self.exists(collection):  # else another process has just made it
                     raise
-        present = self._call(self._client.get_collection, collection).payload_schema
+        present = self._retried(self._client.get_collection, collection).payload_schema
         for name in indexes.keys() - present.keys():
-            self._call(self._client.create_payload_index, collection, name, field_schema=_SCHEMAS[indexes[name]])
+            self._retried(self._client.create_payload_index, collection, name, field_schema=_SCHEMAS[indexes[name]])
 
     def upsert(self, collection: str, points: Points) -> None:
         structs = [
@@ -148,28 +150,28 @@ class ServerBackend:
             for identifier, vector, payload in zip(points.ids, points.vectors, points.payloads, strict=True)
         ]
         for first in range(0, len(structs), _CHUNK):
-            self._call(self._client.upsert, collection, structs[first : first + _CHUNK], wait=True)
+            self._retried(self._client.upsert, collection, structs[first : first + _CHUNK], wait=True)
 
-    def put(self, collection: str, records: Sequence[Record]) -> None:
-        new = [record for record in records if record.expected is None]
+    def put(self, collection: str, records: Mapping[str, Mapping[str, Any]]) -> None:
+        new = {identifier: payload for identifier, payload in records.items() if payload["version"] == 1}
         if new:
             self._put(collection, new, None, models.UpdateMode.INSERT_ONLY)
-        for record in records:
-            if record.expected is not None:
-                still = _filter(Where(match={"version": record.expected}))
-                self._put(collection, [record], still, models.UpdateMode.UPDATE_ONLY)
+        for identifier, payload in records.items():
+            if payload["version"] > 1:
+                unchanged = _filter(Where(match={"version": payload["version"] - 1}))
+                self._put(collection, {identifier: payload}, unchanged, models.UpdateMode.UPDATE_ONLY)
 
     def _put(
         self,
         collection: str,
-        records: Sequence[Record],
+        records: Mapping[str, Mapping[str, Any]],
         condition: models.Filter | None,
         mode: models.UpdateMode,
     ) -> None:
-        self._call(
+        self._retried(
             self._client.upsert,
             collection,
-            [models.PointStruct(id=record.id, vector=[1.0], payload=dict(record.payload)) for record in records],
+            [models.PointStruct(id=i, vector=[1.0], payload=dict(payload)) for i, payload in records.items()],
             wait=True,
             ordering=models.WriteOrdering.STRONG,
             update_filter=condition,
@@ -177,7 +179,7 @@ class ServerBackend:
         )
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        found = self._call(
+        found = self._retried(
             self._client.retrieve, collection, list(ids), consistency=models.ReadConsistencyType.MAJORITY
         )
         return {str(record.id): record.payload or {} for record in found}
@@ -187,7 +189,7 @@ class ServerBackend:
     ) -> Iterator[Points]:
         offset = None
         while True:
-            page, offset = self._call(
+            page, offset = self._retried(
                 self._client.scroll,
                 collection,
                 scroll_filter=_filter(where),
@@ -206,7 +208,7 @@ class ServerBackend:
                 return
 
     def newest(self, collection: str) -> int:
-        page, _ = self._call(
+        page, _ = self._retried(
             self._client.scroll,
             collection,
             limit=1,
@@ -225,29 +227,31 @@ class ServerBackend:
         responses = [
             response
             for first in range(0, len(requests), _QUERIES)
-            for response in self._call(self._client.query_batch_points, collection, requests[first : first + _QUERIES])
+            for response in self._retried(
+                self._client.query_batch_points, collection, requests[first : first + _QUERIES]
+            )
         ]
         return [[Hit(str(p.id), p.score, p.payload or {}) for p in response.points] for response in responses]
 
     def delete(self, collection: str, where: Where) -> None:
-        self._call(self._client.delete, collection, models.FilterSelector(filter=_filter(where)), wait=True)
+        self._retried(self._client.delete, collection, models.FilterSelector(filter=_filter(where)), wait=True)
 
     def count(self, collection: str, where: Where) -> int:
-        return int(self._call(self._client.count, collection, count_filter=_filter(where), exact=True).count)
+        return int(self._retried(self._client.count, collection, count_filter=_filter(where), exact=True).count)
 
     def versions(self) -> Mapping[str, str]:
-        return {"qdrant": self._call(self._client.info).version}
+        return {"qdrant": self._retried(self._client.info).version}
 
     def flush(self) -> None:
-        """Nothing to do: the server writes its log to disk on its own schedule."""
+        """Do nothing: the server writes its log to disk on its own schedule."""
 
     def close(self) -> None:
         if os.getpid() == self._pid:  # else the connections are the parent's
             self._closed = True
             self._client.close()
 
-    def _call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Call the client, again while there is time, with its failures as errors of ours."""
+    def _retried(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call the client, again after a passing failure while there is time, with its failures as errors of ours."""
         self.check()
         retrying = Retrying(
             retry=retry_if_exception(_is_transient),
@@ -275,6 +279,49 @@ class ServerBackend:
                     "that it runs and that the URL is right, or allow more time with ZSVEC_TIMEOUT"
                 ) from exc
             raise StoreError(f"the server at {self.location} failed: {_reason(exc)}") from exc
+
+
+class MemoryBackend(ServerBackend):
+    """Collections in the memory of this process, for tests: the client's own, which go when they are closed.
+
+    They have no payload indexes, and every search is a scan in numpy: a few thousand references are plenty.
+    """
+
+    exclusive = True
+
+    def __init__(self) -> None:
+        super().__init__(QdrantClient(":memory:"), ":memory:", timeout=1.0)
+        self._lock = threading.RLock()  # the client is not made for several threads
+
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
+        # Of unit vectors the dot product is the cosine, and for COSINE the client would normalise them again.
+        config = models.VectorParams(size=dim, distance=models.Distance.DOT)
+        with self._lock:
+            if not self.exists(collection):
+                self._retried(self._client.create_collection, collection, vectors_config=config)
+
+    def scroll(
+        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
+    ) -> Iterator[Points]:
+        pages = super().scroll(collection, where, vectors=vectors, fields=fields)
+        if vectors:
+            yield from pages
+            return
+        with self._lock:  # at one instant: a reader of the catalog must not miss a commit between pages
+            found = list(pages)
+        yield from found
+
+    def versions(self) -> Mapping[str, str]:
+        self.check()
+        return {"qdrant-client": package_version("qdrant-client")}
+
+    def _retried(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        self.check()  # before the lock, which a forked process might never get
+        with self._lock:
+            try:
+                return super()._retried(function, *args, **kwargs)
+            except ValueError as exc:  # what a server would answer with an error
+                raise StoreError(f"the store {self.location} failed: {exc}") from exc
 
 
 def _code(exc: BaseException) -> int | grpc.StatusCode | None:

@@ -1,0 +1,110 @@
+"""The encoders of a profile as one: each backbone runs once a batch for all encoders that share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from zsvec.encoders.base import Encoder, Vectors, batches
+from zsvec.encoders.spec import Device
+from zsvec.errors import InvalidInputError
+from zsvec.types import Fingerprint
+
+
+class EncoderSet:
+    """The encoders of a profile. Each distinct backbone runs once for all encoders that share it.
+
+    ```python
+    prepared = [encoders.preprocess(image) for image in images]  # may run in several threads
+    vectors = encoders.encode_images(prepared)                   # {"clip": (n, 512), "dino": (n, 768)}
+    ```
+
+    Args:
+        encoders: The encoders; their names must differ.
+        batch_size: Images that a backbone gets at most in one pass.
+        device: Where the encoders run.
+        on_torch: Whether torch computes them.
+
+    Raises:
+        InvalidInputError: Two encoders have the same name.
+    """
+
+    def __init__(
+        self,
+        encoders: Iterable[Encoder],
+        *,
+        batch_size: int = 32,
+        device: Device = "cpu",
+        on_torch: bool = False,
+    ) -> None:
+        if not isinstance(encoders, Iterable):
+            raise InvalidInputError(f"encoders must be a list of encoders. Got {encoders!r} instead")
+        self._encoders: dict[str, Encoder] = {}
+        for encoder in encoders:
+            if encoder.name in self._encoders:
+                raise InvalidInputError(f"two encoders are named {encoder.name!r}; give each its own name")
+            self._encoders[encoder.name] = encoder
+        self._backbones = list({id(encoder.backbone): encoder.backbone for encoder in self}.values())
+        self._batch_size = batch_size
+        self._on_torch = on_torch
+        self.device = device
+
+    def __iter__(self) -> Iterator[Encoder]:
+        return iter(self._encoders.values())
+
+    def __len__(self) -> int:
+        return len(self._encoders)
+
+    def __getitem__(self, name: str) -> Encoder:
+        if name not in self._encoders:
+            raise InvalidInputError(f"no encoder is named {name!r}; there are {', '.join(self._encoders)}")
+        return self._encoders[name]
+
+    @property
+    def on_torch(self) -> bool:
+        """Whether torch computes the encoders: true of those that `load_encoders` made."""
+        return self._on_torch
+
+    @property
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Fingerprint of each encoder, by name."""
+        return {encoder.name: encoder.fingerprint for encoder in self}
+
+    @property
+    def side(self) -> int | None:
+        """Pixels that an image's shorter side needs at most; ``None``: some backbone needs all of them."""
+        sides = [backbone.side for backbone in self._backbones]
+        scaled = [side for side in sides if side is not None]
+        return max(scaled) if scaled and len(scaled) == len(sides) else None
+
+    def preprocess(self, image: Image.Image) -> tuple[Any, ...]:
+        """The inputs of the distinct backbones for one image. Safe to call from several threads."""
+        return tuple(backbone.preprocess(image) for backbone in self._backbones)
+
+    def encode_images(self, prepared: Sequence[tuple[Any, ...]]) -> dict[str, Vectors]:
+        """Vectors of preprocessed images under every encoder.
+
+        Args:
+            prepared: Outputs of `preprocess`.
+
+        Returns:
+            By name of the encoder: float32 (n, dim), rows of unit L2 norm, in the order of `prepared`.
+
+        Raises:
+            EncoderError: An encoder broke its contract.
+        """
+        parts = [self._encode_batch(batch) for batch in batches(prepared, self._batch_size)]
+        return {
+            name: np.concatenate([np.empty((0, encoder.fingerprint.dim), np.float32), *(part[name] for part in parts)])
+            for name, encoder in self._encoders.items()
+        }
+
+    def _encode_batch(self, batch: Sequence[tuple[Any, ...]]) -> Mapping[str, Vectors]:
+        columns = zip(*batch, strict=True)
+        features = {
+            id(backbone): backbone.forward(inputs) for backbone, inputs in zip(self._backbones, columns, strict=True)
+        }
+        return {encoder.name: encoder.encode_features(features[id(encoder.backbone)]) for encoder in self}

@@ -1,0 +1,110 @@
+"""From the specs of a profile to encoders, through the loader of each one's family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, cast
+
+from zsvec.encoders.base import Encoder
+from zsvec.encoders.encoder_set import EncoderSet
+from zsvec.encoders.spec import Device, Dtype, EncoderSpec
+from zsvec.errors import InvalidInputError
+from zsvec.types import Modality
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """A kind of encoder.
+
+    Attributes:
+        module: Module with the functions ``sources(spec)`` and ``load(name, spec, …)``.
+        modalities: What its encoders can embed.
+        needs_float32: Whether its image model always runs in float32.
+    """
+
+    module: str
+    modalities: tuple[Modality, ...]
+    needs_float32: bool = False
+
+
+_FAMILIES: Mapping[str, _Family] = {
+    "clip": _Family("zsvec.encoders.clip", ("text", "image")),
+    "vision": _Family("zsvec.encoders.vision", ("image",)),
+    "conse": _Family("zsvec.encoders.conse", ("text", "image"), needs_float32=True),
+}
+
+
+def load_encoders(
+    specs: Mapping[str, EncoderSpec], *, device: Device = "auto", dtype: Dtype = "auto", batch_size: int = 32
+) -> EncoderSet:
+    """Load the encoders of a profile. Encoders with the same image model share its backbone.
+
+    Args:
+        specs: The encoders, by name.
+        device: Where they run; ``auto`` is the first of CUDA, MPS and the CPU that is available.
+        dtype: Their number format; ``auto`` is bfloat16 where the hardware multiplies in it, else float32.
+        batch_size: Images that a backbone gets at most in one pass.
+
+    Raises:
+        InvalidInputError: The device is not available, or a spec does not fit its family or model.
+        MissingExtraError: Weights come in a package that is not installed.
+        WeightsUnavailableError: Weights are neither on disk nor available from the hub.
+    """
+    from zsvec.encoders.device import choose_runtime
+
+    runtime = choose_runtime(device, dtype).with_uploads()
+    shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "backbones": {}}
+    # Encoders that need float32 come first, so that those which share their image model get it in float32.
+    order = sorted(specs, key=lambda name: not _FAMILIES[specs[name].family].needs_float32)
+    loaded = {name: _load(name, specs[name], shared) for name in order}
+    return EncoderSet(
+        (loaded[name] for name in specs),
+        batch_size=batch_size,
+        device=cast("Device", runtime.device.type),
+        on_torch=True,
+    )
+
+
+def load_encoder(
+    name: str, spec: EncoderSpec, *, device: Device = "auto", dtype: Dtype = "auto", batch_size: int = 32
+) -> Encoder:
+    """Load one encoder; see `load_encoders`."""
+    return load_encoders({name: spec}, device=device, dtype=dtype, batch_size=batch_size)[name]
+
+
+def describe_device(device: Device = "auto", dtype: Dtype = "auto") -> str:
+    """Device, number format and version of torch that `load_encoders` would use, in words.
+
+    Raises:
+        InvalidInputError: The device is not available.
+    """
+    from zsvec.encoders.device import choose_runtime
+
+    return str(choose_runtime(device, dtype))
+
+
+def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
+    """The weights that are not on disk, in words, by name of the encoder. Makes no request.
+
+    Raises:
+        InvalidInputError: A spec does not fit its family.
+    """
+    found = {
+        name: [source.missing() for source in import_module(_FAMILIES[spec.family].module).sources(spec)]
+        for name, spec in specs.items()
+    }
+    return {name: ", ".join(filter(None, missing)) for name, missing in found.items() if any(missing)}
+
+
+def _load(name: str, spec: EncoderSpec, shared: Mapping[str, Any]) -> Encoder:
+    family = _FAMILIES[spec.family]
+    modalities = tuple(modality for modality in spec.modalities if modality in family.modalities)
+    if not modalities:
+        raise InvalidInputError(
+            f"encoder {name!r}: family {spec.family!r} embeds {', '.join(family.modalities)}; "
+            f"its modalities cannot be {', '.join(spec.modalities) or 'none'}"
+        )
+    encoder: Encoder = import_module(family.module).load(name, spec, modalities=modalities, **shared)
+    return encoder

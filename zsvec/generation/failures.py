@@ -1,0 +1,63 @@
+"""What a failed request means: that it is declined, that it may pass, or an error with its way out."""
+
+from __future__ import annotations
+
+import openai
+
+from zsvec.config import GenerationSettings
+from zsvec.errors import GenerationError
+from zsvec.generation.access import KEY_VARIABLE, Key
+from zsvec.generation.responses import Declined
+from zsvec.generation.retries import PassingError, retry_after
+
+_POLICY = ("content_policy", "moderation", "content_filter", "contentfilter", "safety")
+_PASSING = (408, 409, 429)  # and the errors of a server, from 500 up
+
+
+def declined_or_raise(exc: openai.OpenAIError, url: str, settings: GenerationSettings, key: Key) -> Declined:
+    """What a failed request means.
+
+    Args:
+        exc: The failure.
+        url: Address of the service, for messages.
+        settings: Its models, for messages.
+        key: Taken out of what the service says.
+
+    Returns:
+        Why the service declines the request, if that is what it says.
+
+    Raises:
+        PassingError: The failure may pass.
+        GenerationError: It will not.
+    """
+    if isinstance(exc, openai.APIConnectionError):  # a timeout is one
+        raise PassingError(f"{exc} ({type(exc.__cause__).__name__})") from exc
+    if not isinstance(exc, openai.APIStatusError):
+        raise GenerationError(key.scrubbed(f"{url}: the request cannot be made: {exc}")) from key.quotable(exc)
+    status = exc.status_code
+    message = key.scrubbed(exc.message)
+    if status in (400, 403, 422) and any(word in f"{exc.code or ''} {exc.type or ''}".lower() for word in _POLICY):
+        return Declined("policy", message)
+    if exc.code != "insufficient_quota" and (status in _PASSING or status >= 500):
+        raise PassingError(f"HTTP {status}: {message}", retry_after(exc.response.headers)) from exc
+    cause = key.quotable(exc) if status != 401 else None  # the service may have quoted a part of the key
+    raise GenerationError(key.scrubbed(f"{url} (HTTP {status}): {_advice(exc, message, settings)}")) from cause
+
+
+def _advice(exc: openai.APIStatusError, message: str, settings: GenerationSettings) -> str:
+    """What is wrong, and what to do about it."""
+    if exc.code == "insufficient_quota":
+        return "the account is out of credit: add some, and run it again"
+    if exc.status_code < 400:
+        where = exc.response.headers.get("location", "somewhere else")
+        return f"it redirects to {where}, where the key is not sent: set generation.base_url if it should be"
+    if exc.status_code == 401:
+        return f"it refuses the key in {KEY_VARIABLE}: set one that it knows"
+    if exc.status_code == 403:
+        return f"it does not let the key in {KEY_VARIABLE} do this: {message}"
+    if exc.status_code == 404:
+        return (
+            f"there is no such model or address ({message}); generation.language_model is "
+            f"{settings.language_model!r}, generation.image_model {settings.image_model!r}"
+        )
+    return f"it does not take the request: {message}; check the models, the size and the quality in the settings"

@@ -1,0 +1,196 @@
+"""What comes back from the service, checked: answers, images, and why there are none.
+
+The classes of the package `openai` take whatever comes without a check, so that bodies are read here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from typing import Generic
+
+from pydantic import BaseModel, ValidationError
+
+from zsvec.generation.access import Key
+from zsvec.generation.prices import Usage
+from zsvec.generation.prompts import Form
+
+NO_IMAGE = "there was no image in the response"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Form]):
+    """An answer of the language model.
+
+    Attributes:
+        value: In the form that was asked for.
+        response: Id of the response.
+        usage: Tokens, those of unusable responses before it included.
+    """
+
+    value: Form
+    response: str
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image as it came.
+
+    Attributes:
+        data: The encoded image.
+        response: Id of the response.
+        usage: Tokens, those of unusable responses before it included; ``None`` if the service does not count them.
+        revised_prompt: The prompt that the service made of the one sent, if it says so.
+    """
+
+    data: bytes
+    response: str
+    usage: Usage | None
+    revised_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """Why there is no answer, or no image.
+
+    Attributes:
+        code: ``refusal`` by the model, ``policy`` of the service, ``length``: too long an answer, or
+            ``unusable``: not in the form that was asked for, again and again.
+        reason: In words.
+        usage: Tokens that were paid for all the same.
+    """
+
+    code: str
+    reason: str
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An image, or the address that it can be downloaded from.
+
+    Attributes:
+        data: The encoded image; empty if it is to be downloaded.
+        url: Where to download it from.
+        revised_prompt: As in `Picture`.
+        usage: Tokens; ``None`` if the service does not count them.
+    """
+
+    data: bytes
+    url: str | None
+    revised_prompt: str | None
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A response that cannot be used.
+
+    Attributes:
+        problem: Why not.
+        usage: Tokens that were paid for all the same.
+    """
+
+    problem: str
+    usage: Usage = field(default_factory=Usage)
+
+
+def read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[Form] | Declined | Unusable:
+    """An answer of the language model.
+
+    Args:
+        body: Of the response.
+        request: Its id, where the body has none.
+        form: What the content must be.
+        key: Taken out of everything.
+
+    Returns:
+        `Unusable`, if the body is no chat completion, or its content has another form.
+    """
+    try:
+        reply = _Reply.model_validate_json(body)
+    except ValidationError as exc:
+        return Unusable(_first_problem(exc))
+    usage = reply.usage.as_usage() if reply.usage else Usage()
+    choice = reply.choices[0] if reply.choices else _Choice()
+    if choice.finish_reason == "length":
+        return Declined("length", "the answer was cut off at the longest that the model gives", usage)
+    if choice.finish_reason == "content_filter":
+        return Declined("policy", "the answer was withheld by the content filter of the service", usage)
+    if choice.message.refusal:
+        return Declined("refusal", key.scrubbed(choice.message.refusal), usage)
+    try:
+        value = form.model_validate_json(key.scrubbed(choice.message.content or ""))
+    except ValidationError as exc:
+        return Unusable(_first_problem(exc), usage)
+    return Answer(value, key.scrubbed(reply.id or request), usage)
+
+
+def read_image(body: str, key: Key) -> Delivery | Unusable:
+    """An image of the image model.
+
+    Args:
+        body: Of the response.
+        key: Taken out of the revised prompt.
+
+    Returns:
+        `Unusable`, if the body is no list of images, has none, or one that is not in base64.
+    """
+    try:
+        reply = _Images.model_validate_json(body)
+        image = reply.data[0] if reply.data else _Image()
+        data = base64.b64decode(image.b64_json, validate=True) if image.b64_json else b""
+    except ValidationError as exc:
+        return Unusable(_first_problem(exc))
+    except binascii.Error:
+        return Unusable("the image is not in base64")
+    usage = reply.usage.as_usage() if reply.usage else None
+    if not data and not image.url:
+        return Unusable(NO_IMAGE, usage or Usage())
+    revised = key.scrubbed(image.revised_prompt) if image.revised_prompt else None
+    return Delivery(data, image.url, revised, usage)
+
+
+def _first_problem(exc: ValidationError) -> str:
+    """What is wrong first, without the values, which may be long."""
+    error = exc.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, error['loc'])) or 'the response'}: {error['msg']}"
+
+
+class _Counted(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def as_usage(self) -> Usage:
+        return Usage(self.prompt_tokens + self.input_tokens, self.completion_tokens + self.output_tokens)
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    finish_reason: str | None = None
+    message: _Message = _Message()
+
+
+class _Reply(BaseModel):
+    id: str = ""
+    choices: list[_Choice] = []
+    usage: _Counted | None = None
+
+
+class _Image(BaseModel):
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: str | None = None
+
+
+class _Images(BaseModel):
+    data: list[_Image] | None = None
+    usage: _Counted | None = None

@@ -1,0 +1,113 @@
+"""Similarities per category → what each expert says: its distribution, and its evidence in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.method.calibration import LogLinear
+from zsvec.method.pool import Similarity, expert_evidence, log_linear
+from zsvec.method.similarities import Found
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logits:
+    """What the experts say of a batch of images: all that a strategy of fusion looks at.
+
+    Attributes:
+        found: The answer of the search.
+        coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
+        probabilities: Distribution of each expert, float64 ``(n_experts, n_images, n_categories)``; 0 where the
+            expert has no reference.
+        evidence: Of each expert, float64 ``(n_experts, n_images, n_categories)``, nats; NaN where it has no reference.
+        pooled: Evidence of all experts together, float64 ``(n_images, n_categories)``, nats.
+        pool: The pool that evidence is made by.
+        shares: float64 ``(n_experts,)``, how far each expert moves the evidence between categories.
+        weights: float64 ``(n_experts,)``, the confidences that the settings fix.
+    """
+
+    found: Found
+    coverage: NDArray[np.bool_]
+    probabilities: Doubles
+    evidence: Doubles
+    pooled: Doubles
+    pool: LogLinear
+    shares: Doubles
+    weights: Doubles
+
+    @property
+    def experts(self) -> list[str]:
+        """Their names."""
+        return [expert.name for expert in self.found.experts]
+
+
+def expert_logits(
+    found: Found,
+    similarities: Similarity,
+    pool: LogLinear,
+    *,
+    aggregation: str,
+    temperatures: Sequence[float],
+    spreads: Sequence[float],
+    weights: Sequence[float],
+) -> Logits:
+    """Similarities per category → the distribution and the evidence of each expert.
+
+    Args:
+        found: The answer of the search.
+        similarities: By expert, in the order of `found`, and aggregation.
+        pool: Gives the coefficients of the evidence.
+        aggregation: The one whose similarities, divided by a temperature, are the logits of the distribution.
+        temperatures: Of each expert.
+        spreads: Of each expert, of its similarities to wrong categories.
+        weights: Of each expert, the confidence that the settings fix.
+    """
+    names = list(similarities)
+    similarity = np.stack([similarities[name][aggregation] for name in names])
+    evidence = expert_evidence(pool.coefficients, similarities)
+    shares = [sum(pool.coefficients[name].values()) * spread for name, spread in zip(names, spreads, strict=True)]
+    return Logits(
+        found=found,
+        coverage=~np.isnan(similarity[:, 0]),
+        probabilities=softmax(similarity / np.array(temperatures, dtype=np.float32)[:, None, None]),
+        evidence=evidence,
+        pooled=log_linear(evidence, names, pool.neutral),
+        pool=pool,
+        shares=np.array(shares),
+        weights=np.array(weights, dtype=np.float64),
+    )
+
+
+def softmax(logits: NDArray[np.floating]) -> Doubles:
+    """Distribution over the categories that an expert covers.
+
+    Args:
+        logits: float ``(..., n_categories)``; NaN where the expert has no reference.
+
+    Returns:
+        float64 of the same shape; rows sum to 1, categories that are not covered have 0. A row of NaN gives zeros.
+    """
+    weights: Doubles = logits.astype(np.float64)
+    weights[np.isnan(weights)] = -np.inf
+    top = weights.max(axis=-1, keepdims=True, initial=-np.inf)
+    weights -= np.where(np.isfinite(top), top, 0.0)
+    np.exp(weights, out=weights)
+    total = weights.sum(axis=-1, keepdims=True)
+    weights /= np.where(total > 0, total, 1.0)
+    return weights
+
+
+def entropy(probabilities: Doubles) -> Doubles:
+    """Shannon entropy in nats, float64 ``(...,)``, 0 to ln n_categories.
+
+    Args:
+        probabilities: float64 ``(..., n_categories)``, from `softmax`.
+    """
+    logs: Doubles = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
+    nats: Doubles = np.maximum(-(probabilities * logs).sum(axis=-1), 0.0)
+    return nats

@@ -1,0 +1,82 @@
+"""How the temperature of an expert is chosen: by cross-entropy on left-out images, drawn towards a spread.
+
+The *spread* is the standard deviation of an image's similarities to wrong categories. Where no image can be
+left out (one reference a category), the temperature is the spread; with few pairs of categories the spread
+itself is drawn towards the profile's temperature.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from zsvec.method.calibration import ExpertCalibration
+
+Doubles = NDArray[np.float64]
+
+SHRINKAGE = 1.0
+"""Strength of a prior, as the curvature that so many images give in squared log units."""
+WIDEST = 100.0
+"""Factor by which a fitted number may differ from its prior."""
+_PAIRS = 20  # pairs of categories whose spread counts as much as the profile's temperature
+_ROUNDING = 1e-6  # a smaller spread is rounding
+
+
+def calibrate_expert(similarity: NDArray[np.float32], labels: NDArray[np.intp], default: float) -> ExpertCalibration:
+    """Temperature and accuracy of one expert.
+
+    Args:
+        similarity: float32 ``(n_images, n_categories)``, of left-out images; NaN where it cannot be told.
+        labels: int ``(n_images,)``, the category of each image, as a column.
+        default: The profile's temperature.
+    """
+    own = np.take_along_axis(similarity, labels[:, None], axis=1)[:, 0]
+    wrong = similarity.astype(np.float64)
+    wrong[np.arange(len(labels)), labels] = np.nan
+    spread = _drawn_spread(wrong, labels, default)
+    usable = ~np.isnan(own) & ~np.isnan(wrong).all(axis=1)
+    if not usable.any():
+        return ExpertCalibration(spread if np.isfinite(wrong).any() else default, spread, 0, None)
+    logits = np.where(np.isnan(similarity[usable]), -np.inf, similarity[usable]).astype(np.float64)
+    truth = labels[usable]
+    accuracy = float((logits.argmax(axis=1) == truth).mean())
+    return ExpertCalibration(fit_temperature(logits, truth, spread), spread, len(truth), accuracy)
+
+
+def fit_temperature(similarity: Doubles, truth: NDArray[np.intp], spread: float) -> float:
+    """The temperature of least cross-entropy (Guo et al., 2017), with a normal prior of its logarithm at the spread.
+
+    Args:
+        similarity: float64 ``(n_images, n_categories)``; -inf where the expert has no reference.
+        truth: int ``(n_images,)``, the category of each image, as a column.
+        spread: The temperature without images; greater than 0.
+    """
+
+    def cost(log_temperature: float) -> float:
+        scaled = similarity / np.exp(log_temperature)
+        entropy = logsumexp(scaled, axis=1) - scaled[np.arange(len(truth)), truth]
+        return float(entropy.sum() + SHRINKAGE * (log_temperature - np.log(spread)) ** 2)
+
+    bounds = np.log(spread) + np.log(WIDEST) * np.array([-1, 1])
+    return float(np.exp(minimize_scalar(cost, bounds=bounds, method="bounded").x))
+
+
+def _drawn_spread(wrong: Doubles, labels: NDArray[np.intp], default: float) -> float:
+    """The spread, drawn towards the default the more, the fewer pairs of categories it is told by."""
+    spread = _spread(wrong)
+    if spread <= _ROUNDING:
+        return default
+    pairs = sum((~np.isnan(wrong[labels == own])).any(axis=0).sum() for own in np.unique(labels))
+    trust = pairs / (pairs + _PAIRS)
+    return float(np.exp(trust * np.log(spread) + (1 - trust) * np.log(default)))
+
+
+def _spread(wrong: Doubles) -> float:
+    """Standard deviation of an image's similarities to wrong categories, or over all images if each has one."""
+    several = wrong[(~np.isnan(wrong)).sum(axis=1) > 1]
+    if len(several):
+        return float(np.sqrt(np.nanvar(several, axis=1).mean()))
+    present = wrong[np.isfinite(wrong)]
+    return float(present.std()) if present.size else 0.0

@@ -1,0 +1,116 @@
+"""What evidence wrong categories and new images have: neutral evidence, and the thresholds of the unknown.
+
+- *Neutral* evidence is what an expert would say of a category that it does not cover: such that the likelihood
+  ratio of a wrong category is 1 on average. Categories covered by texts, by images or by both compete fairly by it.
+- A *threshold* is the evidence below which the wanted fraction of images of the store's categories falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from zsvec.method.leave_one_out import LeftOut
+from zsvec.method.pool import log_linear, neutral_evidence, pattern
+
+Doubles = NDArray[np.float64]
+
+_FEWEST = 20  # images from which a threshold can be told
+
+
+def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
+    """Neutral evidence of all experts together, of each alone, and of those that lack references of some category.
+
+    Args:
+        evidence: Of the sample, float64 ``(n_experts, n_images, n_categories)``, from `pool.expert_evidence`.
+        sample: Left-out images.
+
+    Returns:
+        Nats, by the `pool.pattern` of the experts.
+    """
+    experts = list(sample.aggregations)
+    everyone = np.ones((len(experts), 1), dtype=bool)
+    sets = np.unique(np.hstack([everyone, np.eye(len(experts), dtype=bool), ~sample.coverage]), axis=1).T
+    wrong = sample.labels[:, None] != np.arange(len(sample.categories))
+    neutral = {}
+    for chosen in sets[sets.any(axis=1)]:
+        together = evidence[chosen].sum(axis=0)[wrong]
+        together = together[~np.isnan(together)]
+        if together.size:
+            neutral[pattern(experts, chosen)] = float(logsumexp(together) - np.log(together.size))
+    return neutral
+
+
+def learn_thresholds(
+    evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float], false_unknown_rate: float
+) -> dict[str, float]:
+    """Thresholds of images whose category these experts cover, and no others.
+
+    Args:
+        evidence: As in `learn_neutral`.
+        sample: Left-out images.
+        neutral: From `learn_neutral`.
+        false_unknown_rate: Fraction of the images that fall below, 0 to 1.
+
+    Returns:
+        Nats, by the `pool.pattern` of the experts; of those with enough images.
+    """
+    everywhere = np.ones(len(sample.labels), dtype=bool)
+    thresholds = {}
+    for covering in np.unique(sample.coverage, axis=1).T:
+        best = _largest_evidence(evidence, sample, neutral, covering, everywhere)
+        if len(best) >= _FEWEST:
+            thresholds[pattern(list(sample.aggregations), covering)] = float(np.quantile(best, false_unknown_rate))
+    return thresholds
+
+
+def learn_category_thresholds(
+    evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float], false_unknown_rate: float
+) -> dict[str, float]:
+    """Thresholds by category, of those with enough images; arguments as in `learn_thresholds`."""
+    thresholds = {}
+    for position, name in enumerate(sample.categories):
+        own = sample.labels == position
+        if np.count_nonzero(own) >= _FEWEST:
+            best = _largest_evidence(evidence, sample, neutral, sample.coverage[:, position], own)
+            if len(best) >= _FEWEST:
+                thresholds[name] = float(np.quantile(best, false_unknown_rate))
+    return thresholds
+
+
+def _largest_evidence(
+    evidence: Doubles,
+    sample: LeftOut,
+    neutral: Mapping[str, float],
+    covering: NDArray[np.bool_],
+    chosen: NDArray[np.bool_],
+) -> Doubles:
+    """The largest evidence for any category, of each image as if only some experts covered its own category.
+
+    Args:
+        evidence: As in `learn_neutral`.
+        sample: Left-out images. Those that can be compared with everything are used, so their number is smaller.
+        neutral: From `learn_neutral`.
+        covering: bool ``(n_experts,)``, the experts that cover the category of the image.
+        chosen: bool ``(n_images,)``, the images.
+    """
+    experts = list(sample.aggregations)
+    labels = sample.labels[chosen]
+    evidence, images = evidence[:, chosen], np.arange(len(labels))
+    own = evidence[:, images, labels]
+    # What stands in the place of an image's own category is replaced below; a gap there is none of the expert's.
+    evidence[:, images, labels] = np.where(sample.coverage[:, labels], np.nan_to_num(own), np.nan)
+    whole = (np.isnan(evidence) == ~sample.coverage[:, None]).all(axis=(0, 2))
+    complete = ~np.isnan(own[covering]).any(axis=0) & whole
+    if not complete.any():
+        return np.empty(0)
+    evidence, own, labels = evidence[:, complete], own[:, complete], labels[complete]
+    total = log_linear(evidence, experts, neutral)
+    rest = neutral_evidence(evidence, experts, neutral, ~covering) if not covering.all() else 0.0
+    against = neutral_evidence(evidence, experts, neutral, np.ones(len(experts), dtype=bool))
+    total[np.arange(len(total)), labels] = own[covering].sum(axis=0) + rest - against
+    largest: Doubles = total.max(axis=1)
+    return largest

@@ -1,0 +1,96 @@
+"""References in the memory of this process, compared with images by one matrix product a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.method.aggregation import Similarities
+from zsvec.method.linalg import largest
+from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, Found, References
+from zsvec.search.base import Expert, IndexSpec, Vectors
+from zsvec.types import Neighbor
+
+
+def product(a: Vectors, b: Vectors) -> Vectors:
+    """Dot products of all rows of two matrices, float32 ``(n, m)``."""
+    return a @ b.T
+
+
+@dataclass(frozen=True, slots=True)
+class NumpyIndex:
+    """References that numpy compares with images. Implements `zsvec.search.base.Index`.
+
+    Attributes:
+        references: The indexed references.
+        product: Gives the dot products of all rows of two matrices.
+    """
+
+    references: References
+    product: Callable[[Vectors, Vectors], Vectors] = product
+
+    def updated(self, references: References, changed: Collection[str]) -> NumpyIndex:
+        """See `Index`."""
+        return replace(self, references=references)
+
+    def search(self, queries: Vectors, nearest: int, expert: Expert) -> ExpertSimilarities:
+        """See `Index`."""
+        references = self.references
+        values = self.product(queries, references.vectors)
+        floor = np.full(len(queries), -1, dtype=np.float32)
+        rows = largest(values, nearest)
+        cosines = np.take_along_axis(values, rows, axis=1)
+        return ExpertSimilarities(
+            name=expert.name,
+            coverage=expert.coverage,
+            similarities=Similarities(values, references.starts, np.diff(references.starts), references.norms, floor),
+            nearest=neighbors(references, rows, cosines),
+            statistics=self.statistics,
+        )
+
+    def statistics(self) -> ClassStatistics:
+        """See `Index`."""
+        return self.references.statistics
+
+
+def build(references: References, spec: IndexSpec) -> NumpyIndex:
+    """Index references."""
+    return NumpyIndex(references)
+
+
+def neighbors(references: References, rows: NDArray[np.intp], cosines: Vectors) -> list[tuple[Neighbor, ...]]:
+    """The nearest references of each image.
+
+    Args:
+        references: Of one expert.
+        rows: int ``(n_images, k)``, which of them, nearest first.
+        cosines: float32 ``(n_images, k)``, their similarities.
+    """
+    owners = (np.searchsorted(references.starts, rows, side="right") - 1).tolist()
+    names, sources = references.names.__getitem__, references.sources.__getitem__
+    return [
+        tuple(map(Neighbor, map(names, owner), cosine, map(sources, row)))
+        for owner, cosine, row in zip(owners, cosines.tolist(), rows.tolist(), strict=True)
+    ]
+
+
+def compare(
+    references: Mapping[str, References], names: Sequence[str], queries: Mapping[str, Vectors], nearest: int
+) -> Found:
+    """Compare images with references in the memory of this process, without a store.
+
+    Args:
+        references: By expert.
+        names: All categories, ascending.
+        queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
+        nearest: How many nearest references to name for each image and expert.
+    """
+    position = {name: i for i, name in enumerate(names)}
+    found = []
+    for name, indexed in sorted(references.items()):
+        expert = Expert.of(name, indexed.names, position)
+        found.append(NumpyIndex(indexed).search(queries[expert.encoder], nearest, expert))
+    return Found(tuple(names), tuple(found), queries=queries)

@@ -1,0 +1,269 @@
+"""References that Qdrant compares with images: the nearest are known, of the others a bound.
+
+A category must be seen whole over all experts, and the database may change between two questions. So all experts are
+asked first; then the catalog is read again, and the categories that have lost references meanwhile are asked for again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.method.aggregation import Similarities
+from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, References
+from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot, Vectors
+from zsvec.search.references import Part, read, renewed
+from zsvec.store import Hit, Store
+from zsvec.types import Category, Neighbor
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """What one expert found.
+
+    Attributes:
+        rows: For each image the nearest references, nearest first.
+        floor: float32 ``(n_images,)``; the most that the similarity to another reference can be.
+        everything: Whether there is no other reference.
+    """
+
+    rows: Sequence[Sequence[Hit]]
+    floor: Vectors
+    everything: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Hit]], limit: int) -> Hits:
+        """The answer to a query for so many references at most."""
+        floor = [row[-1].similarity if len(row) == limit else -1.0 for row in rows]
+        return cls(rows, np.array(floor, dtype=np.float32), all(len(row) < limit for row in rows))
+
+    def with_others(self, names: set[str], hits: Hits) -> Hits:
+        """These hits, but those of some categories from another query; as one query would have found them."""
+        floor = np.maximum(self.floor, hits.floor)
+        rows = []
+        for row, others, least in zip(self.rows, hits.rows, floor, strict=True):
+            both = [*(hit for hit in row if hit.payload["category"] not in names), *others]
+            rows.append(sorted((hit for hit in both if hit.similarity >= least), key=lambda hit: -hit.similarity))
+        return Hits(rows, floor, self.everything and hits.everything)
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean of a category's references to one expert: float32 ``(dim,)``, and its length, 0 to 1."""
+
+    vector: Vectors
+    norm: float
+
+    @classmethod
+    def of(cls, part: Part) -> Mean:
+        """The mean of references that were read."""
+        return cls(part.vectors.mean(axis=0, dtype=np.float64).astype(np.float32), part.norm)
+
+
+@dataclass(frozen=True, slots=True)
+class QdrantIndex:
+    """The references of one expert in the database.
+
+    What `zsvec.search.base.Index` is for references in this process; but what is compared is what the database found.
+
+    Attributes:
+        expert: Whose references these are.
+        catalog: All categories, by name.
+        counts: Number of references of each category that the expert covers, ascending by name.
+        means: By expert and category, of the references that were read.
+        norms: float32 ``(n_covered,)``; length of the mean of each category's references, NaN if they were not read.
+    """
+
+    expert: Expert
+    catalog: Mapping[str, Category]
+    counts: Mapping[str, int]
+    means: Mapping[tuple[str, str], Mean]
+    norms: Vectors
+
+    @classmethod
+    def of(
+        cls, name: str, catalog: Mapping[str, Category], means: Mapping[tuple[str, str], Mean], names: Sequence[str]
+    ) -> QdrantIndex:
+        """The index of one expert.
+
+        Args:
+            name: Of the expert.
+            catalog: All categories, by name.
+            means: See the attribute.
+            names: Of all categories, ascending.
+        """
+        counts = {category: n for category in names if (n := catalog[category].references.get(name, 0))}
+        norms = [means[name, category].norm if (name, category) in means else np.nan for category in counts]
+        position = {category: i for i, category in enumerate(names)}
+        expert = Expert.of(name, tuple(counts), position)
+        return cls(expert, catalog, counts, means, np.array(norms, dtype=np.float32))
+
+    def committed(self, hit: Hit) -> bool:
+        """Whether a reference is one of the catalog, and not of a writer that is at work or dead."""
+        category = self.catalog.get(hit.payload["category"])
+        return category is not None and hit.payload["gen"] in category.write_ids
+
+    def search(self, hits: Hits, nearest: int) -> ExpertSimilarities:
+        """Compare images with all references: each that any image found is a column.
+
+        Args:
+            hits: What the database found; an image that did not find a reference knows a bound.
+            nearest: How many nearest references to name for each image.
+
+        Raises:
+            Incomplete: A category has more references than the catalog counts, or less.
+        """
+        live = [[hit for hit in row if self.committed(hit)] for row in hits.rows]
+        columns = sorted({(hit.payload["category"], hit.id) for row in live for hit in row})
+        column = {identifier: i for i, (_, identifier) in enumerate(columns)}
+        present = Counter(category for category, _ in columns)
+        torn = {name for name, n in present.items() if n > self.counts.get(name, 0)}
+        if live and hits.everything:
+            torn |= {name for name, n in self.counts.items() if present[name] < n}
+        if torn:
+            raise Incomplete(torn)
+        values = np.repeat(hits.floor[:, None], len(columns), axis=1)
+        for row, found in zip(values, live, strict=True):
+            row[[column[hit.id] for hit in found]] = [hit.similarity for hit in found]
+        return ExpertSimilarities(
+            name=self.expert.name,
+            coverage=self.expert.coverage,
+            similarities=Similarities(
+                values=values,
+                starts=np.cumsum([0, *(present[name] for name in self.counts)], dtype=np.intp),
+                counts=self._counts(),
+                norms=self.norms,
+                floor=hits.floor,
+            ),
+            nearest=[
+                tuple(
+                    Neighbor(hit.payload["category"], hit.similarity, hit.payload["source"]) for hit in found[:nearest]
+                )
+                for found in live
+            ],
+            statistics=self.statistics,
+        )
+
+    def statistics(self) -> ClassStatistics | None:
+        """Statistics of the references of each category; ``None`` unless the norms are known."""
+        if not np.isfinite(self.norms).all():
+            return None
+        means = [self.means[self.expert.name, category].vector for category in self.counts]
+        return ClassStatistics(np.stack(means), self._counts())
+
+    def _counts(self) -> NDArray[np.intp]:
+        return np.array(list(self.counts.values()), dtype=np.intp)
+
+
+@dataclass(frozen=True, slots=True)
+class QdrantSnapshot:
+    """Implements `zsvec.search.base.Snapshot`.
+
+    Attributes:
+        store: To search.
+        limit: References that one query fetches for one image and expert.
+        norms_wanted: Whether the means of all categories are read.
+        catalog: The categories, by name.
+        means: By expert and category, of the references that were read.
+        names: The names of the categories, ascending.
+        indexes: The index of each expert, ascending by name.
+    """
+
+    store: Store
+    limit: int
+    norms_wanted: bool
+    catalog: Mapping[str, Category] = field(default_factory=dict)
+    means: Mapping[tuple[str, str], Mean] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    indexes: Mapping[str, QdrantIndex] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> IndexSpec:
+        """See `Snapshot`."""
+        return QDRANT
+
+    def references(self) -> Mapping[str, References]:
+        """See `Snapshot`: all are read."""
+        found, torn = renewed(self.store, {}, [Change(None, category) for category in self.catalog.values()])
+        if torn:
+            raise Incomplete(torn)
+        return found
+
+    def updated(self, catalog: Mapping[str, Category], changes: Sequence[Change]) -> tuple[QdrantSnapshot, set[str]]:
+        """See `Snapshot`: means are read where they are wanted, or every reference will be seen. Nothing is lacking."""
+        total: Counter[str] = Counter()
+        for category in catalog.values():
+            total.update(category.references)
+        wanted = self.norms_wanted or all(count < self.limit for count in total.values())
+        changed = {change.after.name for change in changes}
+        means = {key: mean for key, mean in self.means.items() if key[1] in catalog and key[1] not in changed}
+        known = {name for _, name in means}
+        unread = [write_id for name in catalog.keys() - known for write_id in catalog[name].write_ids]
+        for expert, parts in read(self.store, unread if wanted else []):
+            means.update({(expert, name): Mean.of(part) for name, part in parts.items()})
+        return self._with(catalog, means), set()
+
+    def search(
+        self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], Snapshot]
+    ) -> tuple[tuple[str, ...], tuple[ExpertSimilarities, ...]]:
+        """See `Snapshot`: answered from this state, and of what is no longer there, from the newest."""
+        state, hits = self, self._ask(self.indexes.values(), queries)
+        if any(self._crowded(index, hits[name]) for name, index in self.indexes.items()):
+            hits = self._ask(self.indexes.values(), queries, _write_ids(self.catalog))
+        for _ in range(ATTEMPTS):
+            now = newest()
+            if not isinstance(now, QdrantSnapshot):
+                return now.search(queries, nearest, newest)
+            lost = _lost(state.catalog, now.catalog)
+            if not lost:
+                return state.names, tuple(index.search(hits[name], nearest) for name, index in state.indexes.items())
+            # Replaced or removed since, they may have been seen in part: they alone are asked for again.
+            again = {name: now.catalog[name] for name in lost & now.catalog.keys()}
+            kept = {name: category for name, category in state.catalog.items() if name not in lost}
+            means = {key: mean for key, mean in now.means.items() if key[1] in lost}
+            state = state._with({**kept, **again}, {**state.means, **means})
+            indexes = [now.indexes[expert] for expert in _experts(again)]
+            nothing = {expert: Hits.of([[] for _ in found.rows], self.limit) for expert, found in hits.items()}
+            others = {**nothing, **self._ask(indexes, queries, _write_ids(again))}
+            hits = {expert: hits.get(expert, found).with_others(lost, found) for expert, found in others.items()}
+        raise Incomplete(lost)
+
+    def _with(self, catalog: Mapping[str, Category], means: Mapping[tuple[str, str], Mean]) -> QdrantSnapshot:
+        names = tuple(sorted(catalog))
+        indexes = {expert: QdrantIndex.of(expert, catalog, means, names) for expert in _experts(catalog)}
+        return replace(self, catalog=catalog, means=means, names=names, indexes=indexes)
+
+    def _crowded(self, index: QdrantIndex, hits: Hits) -> bool:
+        """Whether references that nobody may see take the places of those that count."""
+        return any(len(row) == self.limit and not all(map(index.committed, row)) for row in hits.rows)
+
+    def _ask(
+        self, indexes: Iterable[QdrantIndex], queries: Mapping[str, Vectors], write_ids: Sequence[str] | None = None
+    ) -> dict[str, Hits]:
+        """The nearest references of some experts; of all writes, or of some."""
+        found = {}
+        for expert in (index.expert for index in indexes):
+            rows = self.store.query(expert.encoder, expert.modality, queries[expert.encoder], self.limit, write_ids)
+            found[expert.name] = Hits.of(rows, self.limit)
+        return found
+
+
+def _experts(catalog: Mapping[str, Category]) -> list[str]:
+    return sorted({expert for category in catalog.values() for expert in category.references})
+
+
+def _write_ids(catalog: Mapping[str, Category]) -> list[str]:
+    return [write_id for category in catalog.values() for write_id in category.write_ids]
+
+
+def _lost(before: Mapping[str, Category], after: Mapping[str, Category]) -> set[str]:
+    """Names of the categories of before whose references may have been deleted meanwhile."""
+    return {
+        name
+        for name, old in before.items()
+        if (new := after.get(name)) is not old and (new is None or not set(old.write_ids) <= set(new.write_ids))
+    }

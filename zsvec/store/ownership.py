@@ -1,0 +1,66 @@
+"""Whose a store is: the encoders that made its vectors, and the collections that bear its namespace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
+from zsvec.store.base import Backend, Where
+from zsvec.store.catalog import Catalog
+from zsvec.store.references import ReferenceCollections
+from zsvec.store.schema import CATALOG
+from zsvec.types import Fingerprint
+
+_ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+def bind(
+    backend: Backend, catalog: Catalog, references: ReferenceCollections, fingerprints: Mapping[str, Fingerprint]
+) -> None:
+    """As `zsvec.store.store.Store.bind`."""
+    if not catalog.exists():
+        for collection in (catalog.collection, *map(references.collection, fingerprints)):
+            _refuse_foreign(collection, backend, catalog)
+        catalog.create(fingerprints)
+    check_names(catalog, fingerprints)
+    check_fingerprints(catalog, fingerprints)
+    for name, fingerprint in fingerprints.items():
+        references.create(name, fingerprint.dim)
+
+
+def check_names(catalog: Catalog, names: Iterable[str]) -> None:
+    """As `zsvec.store.store.Store.check`."""
+    used = set(names)
+    for name in sorted(used):
+        if name == CATALOG or not _ENCODER_NAME.fullmatch(name):
+            raise InvalidInputError(
+                f"an encoder cannot be named {name!r}: it is part of the name of a collection, so take letters, "
+                f"digits, '_', '-' and '.', and not {CATALOG!r}"
+            )
+    stored = catalog.encoders()
+    if stored and set(stored) != used:
+        raise EncoderMismatchError(
+            f"{catalog.location} has vectors of the encoders {', '.join(sorted(stored))}, and "
+            f"{', '.join(sorted(used))} are in use: choose the profile it was made with, another namespace, "
+            "or another store"
+        )
+
+
+def check_fingerprints(catalog: Catalog, fingerprints: Mapping[str, Fingerprint]) -> None:
+    """As `zsvec.store.store.Store.check_fingerprints`."""
+    for name, stored in catalog.encoders().items():
+        if stored != fingerprints[name]:
+            raise EncoderMismatchError(
+                f"the vectors of {name!r} in {catalog.location} were made by {stored}, and {fingerprints[name]} is "
+                "in use: open the store with the encoder it was made with, or import again into another namespace"
+            )
+
+
+def _refuse_foreign(collection: str, backend: Backend, catalog: Catalog) -> None:
+    # Points are ours if by now another writer has made the store: its record comes before them.
+    if backend.exists(collection) and backend.count(collection, Where()) and not catalog.exists():
+        raise StoreError(
+            f"{backend.location} already has a collection {collection!r} that zsvec did not make: "
+            "choose another namespace"
+        )

@@ -1,0 +1,114 @@
+"""The collections of references: one per encoder. What is in them counts only where a manifest names its write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.store.base import Backend, Hit, Points, Where
+from zsvec.store.schema import (
+    REFERENCE_INDEXES,
+    Reference,
+    collection_name,
+    point_id,
+    reference_from,
+    reference_payload,
+)
+from zsvec.types import Category, Modality, encoder_and_modality
+
+_HIT_FIELDS = ("category", "gen", "source")
+_WRITE_IDS = 256  # in one filter
+
+
+class ReferenceCollections:
+    """The collections of references of one namespace.
+
+    Args:
+        backend: Where the collections are.
+        namespace: Prefix of their names.
+    """
+
+    def __init__(self, backend: Backend, namespace: str) -> None:
+        self._backend = backend
+        self._namespace = namespace
+
+    def collection(self, encoder: str) -> str:
+        """Name of the collection of an encoder's references."""
+        return collection_name(self._namespace, encoder)
+
+    def create(self, encoder: str, dim: int) -> None:
+        """Make the collection of an encoder, unless it exists."""
+        self._backend.create(self.collection(encoder), dim, REFERENCE_INDEXES)
+
+    # Reading
+
+    def pages(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
+        """References of these writes in one collection, page by page."""
+        for first in range(0, len(write_ids), _WRITE_IDS):
+            where = Where(match={"gen": list(write_ids[first : first + _WRITE_IDS])})
+            yield from self._backend.scroll(self.collection(encoder), where, vectors=vectors)
+
+    def read(self, category: Category, *, vectors: bool = True) -> Iterator[Reference]:
+        """Every reference of a category; without `vectors`, the vectors are empty."""
+        for encoder in dict.fromkeys(encoder_and_modality(expert)[0] for expert in category.references):
+            for page in self.pages(encoder, category.write_ids, vectors=vectors):
+                for payload, vector in zip(page.payloads, page.vectors, strict=True):
+                    yield reference_from(encoder, payload, vector)
+
+    def keys(self, category: Category) -> set[tuple[str, str, str]]:
+        """`Reference.key` of every reference of a category."""
+        return {reference.key for reference in self.read(category, vectors=False)}
+
+    def counts(self, category: Category) -> dict[str, int]:
+        """How many references of a category there are, by expert."""
+        counted: dict[str, int] = {}
+        for expert in category.references:
+            encoder, modality = encoder_and_modality(expert)
+            where = Where(match={"gen": list(category.write_ids), "modality": modality})
+            counted[expert] = self._backend.count(self.collection(encoder), where)
+        return counted
+
+    def query(
+        self,
+        encoder: str,
+        modality: Modality,
+        vectors: NDArray[np.float32],
+        limit: int,
+        write_ids: Sequence[str] | None = None,
+    ) -> list[list[Hit]]:
+        """As `zsvec.store.store.Store.query`."""
+        where = Where(match={"modality": modality} if write_ids is None else {"modality": modality, "gen": write_ids})
+        return self._backend.query(self.collection(encoder), vectors, where, limit, _HIT_FIELDS)
+
+    # Writing
+
+    def put(self, planned: Iterable[tuple[Category, Sequence[Reference]]]) -> None:
+        """Write references of categories, each under the last write id of its category."""
+        rows: dict[str, list[tuple[Category, Reference]]] = {}
+        for category, references in planned:
+            for reference in references:
+                rows.setdefault(reference.encoder, []).append((category, reference))
+        for encoder, pairs in rows.items():
+            points = Points(
+                ids=[point_id(encoder, c.name, r.modality, c.write_ids[-1], r.hash) for c, r in pairs],
+                vectors=np.stack([reference.vector for _, reference in pairs]),
+                payloads=[reference_payload(r, c.name, c.write_ids[-1]) for c, r in pairs],
+            )
+            self._backend.upsert(self.collection(encoder), points)
+
+    def unnamed(
+        self, encoders: Iterable[str], match: Mapping[str, Sequence[str]], named: Sequence[str]
+    ) -> Iterator[tuple[str, str]]:
+        """Category and write id of each reference whose payload matches and whose write id is not named."""
+        where = Where(match=match, exclude={"gen": named})
+        for encoder in encoders:
+            if self._backend.exists(self.collection(encoder)):
+                for page in self._backend.scroll(self.collection(encoder), where, fields=("category", "gen")):
+                    yield from ((payload["category"], payload["gen"]) for payload in page.payloads)
+
+    def delete(self, encoders: Iterable[str], write_ids: Sequence[str]) -> None:
+        """Delete the references of these writes."""
+        for encoder in encoders:
+            self._backend.delete(self.collection(encoder), Where(match={"gen": write_ids}))

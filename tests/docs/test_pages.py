@@ -37,6 +37,7 @@ UNRUN = {
     "server": ["needs-server", "needs-server"],  # these run when there is one
     "evaluation": ["needs-time"],
     "generation": ["needs-key", "needs-key"],
+    "architecture": ["needs-host"],
     "measured": [
         *("needs-data", "needs-data", "needs-data", "needs-time", "needs-time", "needs-time", "needs-server-tests"),
     ],

@@ -227,11 +227,11 @@ def test_forked_process_is_refused_and_does_not_hang(deployment: Deployment, bus
     add(store, "red panda", ["a"])
     writing, forked = threading.Event(), threading.Event()
 
-    def hold(*_: Any) -> None:
+    def pause(*_: Any) -> None:
         writing.set()
         assert forked.wait(30)
 
-    backend.hooks["put"] = hold
+    backend.hooks["put"] = pause
     writer = threading.Thread(target=add, args=(store, "fox", ["a"]))
     if busy:
         writer.start()

@@ -1,11 +1,10 @@
-"""References on a device of torch say what numpy says of them, and a change sends only what is new."""
+"""What torch says of references is what numpy says of them, and a change sends only what is new to a device."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.encoders.support import needs_gpu
+from tests.search.support import STAND_IN, OneWay, SharedDeployment
 from tests.store.material import FINGERPRINTS, add
-from tests.store.support import MemoryDeployment
-from tests.support import coloured, isolated, open_classifier  # noqa: F401 - a fixture
-from zsvec import classifier as classifier_module
-from zsvec.classifier import Classifier
-from zsvec.encoders import load_encoders, mirror_on
-from zsvec.encoders import mirror as module
-from zsvec.encoders.spec import EncoderSpec
+from tests.store.support import Deployment, fast_folder
+from zsvec.encoders.device import choose_runtime
 from zsvec.errors import InvalidInputError, StoreError
 from zsvec.method.aggregation import AGGREGATIONS, aggregate
-from zsvec.method.similarities import References
-from zsvec.search.searcher import Held, Hold, InProcess, Searcher
-from zsvec.search.torch_index import DeviceReferences
+from zsvec.method.similarities import Compared, References
+from zsvec.search import numpy_index
+from zsvec.search import torch_index as module
+from zsvec.search.base import NUMPY, Expert, Index, IndexSpec
+from zsvec.search.numpy_index import NumpyIndex
+from zsvec.search.torch_index import TorchIndex, TorchSimilarities, product
 from zsvec.store import Store
-
-pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
 Floats = NDArray[np.float32]
 
@@ -40,7 +36,7 @@ DEVICES = ["cpu", pytest.param("auto", marks=needs_gpu, id="gpu")]
 ROUNDING = 2e-6
 HALF = 1e-3  # of a cosine in float16
 
-prop = settings(deadline=None, max_examples=60)
+prop = settings(deadline=None, max_examples=40)
 
 
 def unit(rng: np.random.Generator, n: int, dim: int = DIM) -> Floats:
@@ -66,20 +62,40 @@ def of_sizes(sizes: Sequence[int], seed: int = 0) -> References:
     return references_of({f"{i:04}": unit(rng, size) for i, size in enumerate(sizes)})
 
 
+def on(device: Any, dtype: str) -> Callable[[References], TorchIndex]:
+    """Indexes references on a device, on a CPU too."""
+    where = choose_runtime(device, "float32").device
+    return lambda references: TorchIndex.of(references, device=where, dtype=getattr(torch, dtype))
+
+
+def compared(index: Index, queries: Floats, nearest: int) -> tuple[Compared, NDArray[np.intp], Floats]:
+    """The similarities of images; the rows of the nearest references, and their similarities."""
+    references = index.references
+    expert = Expert.of("clip:image", references.names, {name: i for i, name in enumerate(references.names)})
+    found = index.search(queries, nearest, expert)
+    assert (found.name, found.coverage is expert.coverage) == ("clip:image", True)
+    assert len(found.nearest) == len(queries)
+    row = {source: i for i, source in enumerate(references.sources)}
+    shape = len(queries), min(nearest, len(row))
+    rows = np.array([[row[neighbor.source] for neighbor in image] for image in found.nearest], dtype=np.intp)
+    cosines = np.array([[neighbor.similarity for neighbor in image] for image in found.nearest])
+    assert all(neighbor.category == neighbor.source.split(" ")[0] for image in found.nearest for neighbor in image)
+    np.testing.assert_array_equal(cosines.astype(np.float32), cosines)  # nothing computes in other formats
+    return found.similarities, rows.reshape(shape), cosines.astype(np.float32).reshape(shape)
+
+
 def assert_alike(
-    held: Held, queries: Floats, m: int = 3, nearest: int = 5, *, atol: float = ROUNDING, exact: bool = True
+    index: Index, queries: Floats, m: int = 3, nearest: int = 5, *, atol: float = ROUNDING, exact: bool = True
 ) -> None:
     """As numpy says."""
-    expected, _, cosines = InProcess(held.references).compare(queries, nearest)
-    got, rows, found = held.compare(queries, nearest)
+    expected, _, cosines = compared(NumpyIndex(index.references), queries, nearest)
+    got, rows, found = compared(index, queries, nearest)
     assert len(got) == len(expected) == len(queries)
     for name in ("counts", "present", "norms", "floor"):
         np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
-    assert rows.dtype == np.intp
-    assert found.dtype == np.float32
     np.testing.assert_allclose(found, cosines, atol=ROUNDING)
-    np.testing.assert_allclose(np.take_along_axis(queries @ held.references.vectors.T, rows, 1), found, atol=ROUNDING)
-    assert all(len(set(of)) == len(of) for of in rows.tolist())
+    np.testing.assert_allclose(np.take_along_axis(queries @ index.references.vectors.T, rows, 1), found, atol=ROUNDING)
+    assert all(len(set(image)) == len(image) for image in rows.tolist())
     for method in AGGREGATIONS:
         numbers = aggregate(got, method, m)
         assert numbers.dtype == np.float32
@@ -97,11 +113,11 @@ SIZES = st.lists(st.one_of(st.integers(1, 6), st.integers(1, 6), st.integers(7, 
 @prop
 @given(SIZES, st.integers(1, 320), st.integers(0, 400), st.integers(0, 4), st.sampled_from([0, 128, 10**6]))
 def test_answers_are_those_of_numpy(sizes: list[int], m: int, nearest: int, n_images: int, steps: int) -> None:
-    held = mirror_on("cpu", "float32")(of_sizes(sizes))
+    index = on("cpu", "float32")(of_sizes(sizes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_STEPS", steps if m < 40 else 128)
         patch.setattr(module, "_BLOCK", 256)
-        assert_alike(held, unit(np.random.default_rng(1), n_images), m, nearest)
+        assert_alike(index, unit(np.random.default_rng(1), n_images), m, nearest)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -109,8 +125,8 @@ def test_answers_are_those_of_numpy(sizes: list[int], m: int, nearest: int, n_im
 @pytest.mark.parametrize("sizes", [(1,), (1, 1, 1), (350, 1, 2, 1, 64, 65, 3), (16,) * 9, (4, 5, 7, 8, 9)])
 def test_answers_are_those_of_numpy_on_every_device(device: Any, m: int, sizes: tuple[int, ...]) -> None:
     queries = unit(np.random.default_rng(1), 7)
-    assert_alike(mirror_on(device, "float32")(of_sizes(sizes)), queries, m)
-    assert_alike(mirror_on(device, "float16")(of_sizes(sizes)), queries, m, atol=HALF)
+    assert_alike(on(device, "float32")(of_sizes(sizes)), queries, m)
+    assert_alike(on(device, "float16")(of_sizes(sizes)), queries, m, atol=HALF)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -118,18 +134,18 @@ def test_answers_are_those_of_numpy_on_every_device(device: Any, m: int, sizes: 
 def test_references_that_are_equally_near(device: Any, dtype: Any) -> None:
     rng = np.random.default_rng(0)
     same = unit(rng, 1)
-    held = mirror_on(device, dtype)(
+    index = on(device, dtype)(
         references_of({"a": same.repeat(70, axis=0), "b": same, "c": unit(rng, 3), "d": -same.repeat(3, axis=0)})
     )
-    assert_alike(held, np.concatenate([same, -same, unit(rng, 2)]), 2, 72, atol=HALF)
+    assert_alike(index, np.concatenate([same, -same, unit(rng, 2)]), 2, 72, atol=HALF)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_unequal_categories_are_not_filled_up_to_the_longest(device: Any) -> None:
     sizes = [20_000, *[1] * 5_000, *[3] * 500]
-    held = mirror_on(device, "float32")(of_sizes(sizes))
-    assert sum(group.columns.numel() for group in held.groups) <= 2 * sum(sizes)
-    assert_alike(held, unit(np.random.default_rng(1), 2))
+    index = on(device, "float32")(of_sizes(sizes))
+    assert sum(group.columns.numel() for group in index.groups) <= 2 * sum(sizes)
+    assert_alike(index, unit(np.random.default_rng(1), 2))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -139,10 +155,10 @@ def test_leaders_are_compared_in_float32(device: Any) -> None:
     query = unit(rng, 1, 128)
     near = query + 1e-5 * np.arange(40)[:, None].astype(np.float32) * unit(rng, 40, 128) + 0.02 * unit(rng, 1, 128)
     near /= np.linalg.norm(near, axis=1, keepdims=True)
-    parts = {f"near {i:02}": near[[i]] for i in rng.permutation(40)}
-    held = mirror_on(device, "float16")(references_of({**parts, "others": unit(rng, 1000, 128)}))
-    similarities, rows, cosines = held.compare(query, 40)
-    true = query @ held.references.vectors.T
+    parts = {f"near-{i:02}": near[[i]] for i in rng.permutation(40)}
+    index = on(device, "float16")(references_of({**parts, "others": unit(rng, 1000, 128)}))
+    similarities, rows, cosines = compared(index, query, 40)
+    true = query @ index.references.vectors.T
 
     assert len(np.unique((query.astype(np.float16) @ near.T.astype(np.float16)).astype(np.float16))) < 10
     np.testing.assert_allclose(cosines, -np.sort(-true)[:, :40], atol=3e-7)
@@ -155,11 +171,12 @@ def test_leaders_are_compared_in_float32(device: Any) -> None:
 def test_all_that_is_computed_is_on_the_device(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device ``meta``, which computes shapes only and takes no tensor of the CPU."""
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
-    held = DeviceReferences.of(of_sizes([300, 1, 5, 5, 64, 17]), device=torch.device("meta"), dtype=dtype)
-    held = held.updated(of_sizes([300, 1, 5, 6, 64, 17]), {"0003"})
-    similarities, rows, _ = held.compare(unit(np.random.default_rng(0), 4), 3)
+    index = TorchIndex.of(of_sizes([300, 1, 5, 5, 64, 17]), device=torch.device("meta"), dtype=dtype)
+    index = index.updated(of_sizes([300, 1, 5, 6, 64, 17]), {"0003"})
+    similarities, rows, _ = compared(index, unit(np.random.default_rng(0), 4), 3)
     assert rows.shape == (4, 3)
-    for tensor in (held.vectors, similarities.values, *(t for g in held.groups for t in (g.counts, g.columns))):
+    assert isinstance(similarities, TorchSimilarities)
+    for tensor in (index.vectors, similarities.values, *(t for g in index.groups for t in (g.counts, g.columns))):
         assert tensor.device.type == "meta"
     for method in AGGREGATIONS:
         for m in (1, 5, 70):
@@ -167,13 +184,97 @@ def test_all_that_is_computed_is_on_the_device(dtype: torch.dtype, monkeypatch: 
 
 
 def test_float16_takes_half_of_the_memory() -> None:
-    single, half = (mirror_on("cpu", dtype)(of_sizes([8, 8])).vectors for dtype in ("float32", "float16"))
+    single, half = (on("cpu", dtype)(of_sizes([8, 8])).vectors for dtype in ("float32", "float16"))
     assert half.element_size() * half.numel() * 2 == single.element_size() * single.numel()
 
 
 def test_every_aggregation_is_known() -> None:
-    similarities, *_ = mirror_on("cpu", "float32")(of_sizes([2])).compare(unit(np.random.default_rng(0), 1), 1)
+    similarities, *_ = compared(on("cpu", "float32")(of_sizes([2])), unit(np.random.default_rng(0), 1), 1)
     assert all(similarities.aggregate(method, 1).shape == (1, 1) for method in AGGREGATIONS)
+
+
+# ---- products on a CPU
+
+
+def test_on_a_cpu_torch_makes_the_products_only() -> None:
+    index = module.build(of_sizes([3]), IndexSpec("torch", "cpu"))
+    assert isinstance(index, NumpyIndex)
+    assert index.product is product
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+@pytest.mark.parametrize("device", ["cuda", "nowhere"])
+def test_a_device_that_is_not_there(store: Store, device: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"'{device}'"):
+        module.build(of_sizes([3]), IndexSpec("torch", device))
+    add(store, "lynx", ["1", "2"], ["text"])
+    searching = searcher(store, IndexSpec("torch", device))
+    for _ in range(2):
+        with pytest.raises(InvalidInputError, match=f"'{device}'"):
+            numbers(searching)
+    searching.spec = NUMPY
+    assert_numbers(numbers(searching), numbers(searcher(store, NUMPY)))
+
+
+PRODUCTS = [numpy_index.product, product]
+
+
+def normal(*shape: int) -> Floats:
+    return np.random.default_rng(list(shape)).standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_products_by_hand(product: Callable[[Floats, Floats], Floats]) -> None:
+    a = np.array([[1, 2], [0, 1], [3, 0], [1, 1], [2, 2]], dtype=np.float32)
+    b = np.array([[1, 0], [2, 1], [0, -1]], dtype=np.float32)
+    assert product(a, b).tolist() == [[1, 4, -2], [0, 1, -1], [3, 6, 0], [1, 3, -1], [2, 6, -2]]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(
+    ("n", "m", "d"),
+    [(1, 10, 8), (3, 10, 8), (4, 1, 1), (5, 3, 2), (32, 1000, 384), (33, 8193, 7), (300, 20_000, 33), (0, 5, 4)],
+)
+def test_products_of_any_shape(product: Callable[[Floats, Floats], Floats], n: int, m: int, d: int) -> None:
+    a, b = normal(n, d), normal(m, d)
+    found = product(a, b)
+    assert (found.shape, found.dtype, found.flags.c_contiguous) == ((n, m), np.float32, True)
+    np.testing.assert_allclose(found, a.astype(np.float64) @ b.astype(np.float64).T, atol=1e-5 * np.sqrt(d))
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_vectors_that_nobody_may_write_to(product: Callable[[Floats, Floats], Floats]) -> None:
+    a, b = normal(8, 4), normal(9, 4)
+    a.flags.writeable = False  # as those of images may be; references are the index's own
+    np.testing.assert_allclose(product(a, b), a @ b.T, atol=1e-6)
+
+
+def test_products_without_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(module, "conv2d", None)
+    a, b = normal(8, 4), normal(9, 4)
+    np.testing.assert_allclose(product(a, b), a @ b.T, atol=1e-6)
+
+
+@pytest.fixture(params=["autocast", "bfloat16 by default", "another device by default"])
+def program_around(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the program that uses zsvec may have told torch."""
+    if request.param == "autocast":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+    elif request.param == "bfloat16 by default":
+        torch.set_default_dtype(torch.bfloat16)
+        yield
+        torch.set_default_dtype(torch.float32)
+    else:
+        with torch.device("meta"):
+            yield
+
+
+@pytest.mark.usefixtures("program_around")
+def test_products_are_the_same_whatever_torch_was_told() -> None:
+    a, b = normal(8, 40), normal(9, 40)
+    np.testing.assert_allclose(product(a, b), a @ b.T, atol=1e-5)
 
 
 # ---- changes
@@ -204,20 +305,20 @@ def rows_in(sent: list[Floats]) -> list[int]:
 def test_only_categories_that_changed_are_sent(sent: list[Floats], device: Any, dtype: Any) -> None:
     rng = np.random.default_rng(0)
     parts = {name: unit(rng, size) for name, size in {"b": 3, "d": 40, "f": 1, "h": 5}.items()}
-    held = mirror_on(device, dtype)(references_of(parts))
+    index = on(device, dtype)(references_of(parts))
     assert rows_in(sent) == [49]
 
     def change(changed: set[str], **now: Floats | None) -> None:
-        nonlocal held
-        for name, of in now.items():
+        nonlocal index
+        for name, vectors in now.items():
             parts.pop(name, None)
-            if of is not None:
-                parts[name] = of
-        held = held.updated(references_of(parts), changed)
-        fresh = mirror_on(device, dtype)(references_of(parts))
+            if vectors is not None:
+                parts[name] = vectors
+        index = index.updated(references_of(parts), changed)
+        fresh = on(device, dtype)(references_of(parts))
         sent.pop()  # of the fresh one
-        assert torch.equal(held.vectors, fresh.vectors)
-        assert_alike(held, unit(rng, 3), atol=HALF)
+        assert torch.equal(index.vectors, fresh.vectors)
+        assert_alike(index, unit(rng, 3), atol=HALF)
 
     change({"e"}, e=unit(rng, 2))  # new, in the middle
     assert rows_in(sent) == [2]
@@ -237,12 +338,12 @@ def test_only_categories_that_changed_are_sent(sent: list[Floats], device: Any, 
 
 def test_a_category_that_is_said_to_have_changed_is_sent_though_it_looks_the_same(sent: list[Floats]) -> None:
     """The same images, embedded in another number format."""
-    held = mirror_on("cpu", "float32")(of_sizes([3, 3], seed=0))
+    index = on("cpu", "float32")(of_sizes([3, 3], seed=0))
     renewed = of_sizes([3, 3], seed=1)
-    assert renewed.hashes == held.references.hashes
-    held = held.updated(renewed, {"0000", "0001"})
+    assert renewed.hashes == index.references.hashes
+    index = index.updated(renewed, {"0000", "0001"})
     assert rows_in(sent) == [6, 6]
-    np.testing.assert_array_equal(held.vectors[:6], renewed.vectors)
+    np.testing.assert_array_equal(index.vectors[:6], renewed.vectors)
 
 
 @settings(deadline=None, max_examples=30)
@@ -255,60 +356,58 @@ def test_a_category_that_is_said_to_have_changed_is_sent_though_it_looks_the_sam
 def test_after_any_changes_it_is_as_if_made_anew(steps: list[dict[str, int | None]], dtype: Any) -> None:
     rng = np.random.default_rng(0)
     parts = {"always": unit(rng, 4)}
-    held = mirror_on("cpu", dtype)(references_of(parts))
+    index = on("cpu", dtype)(references_of(parts))
     for step in steps:
         for name, size in step.items():
             parts.pop(name, None)
             if size:
                 parts[name] = unit(rng, size)
-        held = held.updated(references_of(parts), step.keys())
-        assert torch.equal(held.vectors, mirror_on("cpu", dtype)(references_of(parts)).vectors)
-    assert_alike(held, unit(rng, 3), atol=HALF)
+        index = index.updated(references_of(parts), step.keys())
+        assert torch.equal(index.vectors, on("cpu", dtype)(references_of(parts)).vectors)
+    assert_alike(index, unit(rng, 3), atol=HALF)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_is_in_use_does_not_change(device: Any, dtype: Any) -> None:
     queries = unit(np.random.default_rng(1), 4)
-    held = mirror_on(device, dtype)(of_sizes([3, 90, 1, 8]))
-    vectors = held.vectors.clone()
-    expected = {method: aggregate(held.compare(queries, 3)[0], method, 2) for method in AGGREGATIONS}
-    begun, *_ = held.compare(queries, 3)
+    index = on(device, dtype)(of_sizes([3, 90, 1, 8]))
+    vectors = index.vectors.clone()
+    expected = {method: aggregate(compared(index, queries, 3)[0], method, 2) for method in AGGREGATIONS}
+    begun, *_ = compared(index, queries, 3)
 
-    later = held
+    later = index
     for seed in range(1, 5):
         later = later.updated(of_sizes([5, 90, 7], seed), {"0000", "0001", "0002", "0003"})
-        later.compare(queries, 3)
+        compared(later, queries, 3)
 
-    assert torch.equal(held.vectors, vectors)
+    assert torch.equal(index.vectors, vectors)
     for method, numbers in expected.items():
         np.testing.assert_array_equal(aggregate(begun, method, 2), numbers)
-        np.testing.assert_array_equal(aggregate(held.compare(queries, 3)[0], method, 2), numbers)
+        np.testing.assert_array_equal(aggregate(compared(index, queries, 3)[0], method, 2), numbers)
 
 
 # ---- in a searcher
 
 
 @pytest.fixture
-def store() -> Store:
-    return (deployment := MemoryDeployment()).open(deployment.backend())
+def deployment() -> Iterator[Deployment]:
+    with fast_folder() as folder:
+        opened = SharedDeployment(folder / "store")
+        yield opened
+        opened.close()
 
 
-def searcher(store: Store, hold: Hold | None = None, method: str = "mirror") -> Searcher:
-    return Searcher(
-        store,
-        method=method,
-        budget=0,
-        limit=100,
-        norms=True,
-        hold=lambda: hold or mirror_on("cpu", "float32"),
-    )
+def searcher(store: Store, spec: IndexSpec = STAND_IN, *, kind: Any = "memory") -> OneWay:
+    made = OneWay(store, kind=kind, budget=0, neighbors=100, norms=True)
+    made.spec = spec
+    return made
 
 
 QUERIES = {name: unit(np.random.default_rng(2), 3, fingerprint.dim) for name, fingerprint in FINGERPRINTS.items()}
 
 
-def numbers(searching: Searcher) -> dict[str, Floats]:
+def numbers(searching: OneWay) -> dict[str, Floats]:
     """What is found, with nothing of the device in it."""
     found = searching.search(QUERIES, nearest=2)
     return {expert.name: aggregate(expert.similarities, "top_mean", 2) for expert in found.experts}
@@ -316,14 +415,14 @@ def numbers(searching: Searcher) -> dict[str, Floats]:
 
 def assert_numbers(got: Mapping[str, Floats], expected: Mapping[str, Floats]) -> None:
     assert got.keys() == expected.keys()
-    for expert, of in got.items():
-        np.testing.assert_allclose(of, expected[expert], atol=ROUNDING)
+    for expert, values in got.items():
+        np.testing.assert_allclose(values, expected[expert], atol=ROUNDING)
 
 
 def test_a_commit_sends_its_category_to_the_device(store: Store, sent: list[Floats]) -> None:
     add(store, "lynx", ["1", "2"], ["text"])
     add(store, "wolf", ["3", "4", "5"])
-    searching, plain = searcher(store), searcher(store, InProcess)
+    searching, plain = searcher(store), searcher(store, NUMPY)
     assert_numbers(numbers(searching), numbers(plain))
     assert sorted(rows_in(sent)) == [1, 5, 5]
 
@@ -355,30 +454,55 @@ def test_a_search_that_has_begun_ends_with_what_it_began_with(store: Store) -> N
 
 def test_references_move_when_the_encoders_do(store: Store, sent: list[Floats]) -> None:
     add(store, "lynx", ["1", "2"], ["text"])
-    hold: Hold = InProcess
-    searching = Searcher(store, method="auto", budget=5, limit=100, norms=True, hold=lambda: hold)
+    searching = OneWay(store, kind="auto", budget=5, neighbors=100, norms=True)
+    searching.spec = NUMPY
     before = numbers(searching)
     assert rows_in(sent) == []
 
-    hold = mirror_on("cpu", "float32")
+    searching.spec = IndexSpec("torch", STAND_IN.device)  # as any other of the same value
     assert_numbers(numbers(searching), before)
     assert sorted(rows_in(sent)) == [1, 2, 2]
+    searching.spec = IndexSpec("torch", STAND_IN.device)
     assert_numbers(numbers(searching), before)
+    assert rows_in(sent) == []
+    assert sorted(searching.references()[0]) == ["clip:image", "clip:text", "dino:image"]
     assert rows_in(sent) == []
 
     add(store, "wolf", ["3"])  # now it is Qdrant that is asked
     numbers(searching)
-    assert searching.method == "qdrant"
-    hold = InProcess
+    assert searching.kind == "qdrant"
+    searching.spec = NUMPY
     numbers(searching)
     store.remove("wolf")
     assert_numbers(numbers(searching), before)
     assert rows_in(sent) == []
 
 
+def test_another_number_format_is_another_index(store: Store, sent: list[Floats]) -> None:
+    add(store, "lynx", ["1", "2"], ["text"])
+    searching = searcher(store)
+    numbers(searching)
+    assert sorted(rows_in(sent)) == [1, 2, 2]
+    searching.spec = IndexSpec("torch", STAND_IN.device, "float16")
+    numbers(searching)
+    assert sorted(rows_in(sent)) == [1, 2, 2]
+
+
+def test_a_spec_may_name_qdrant(store: Store, sent: list[Floats]) -> None:
+    add(store, "lynx", ["1", "2"], ["text"])
+    searching = searcher(store)
+    before = numbers(searching)
+    searching.spec = IndexSpec("qdrant")
+    assert_numbers(numbers(searching), before)
+    assert searching.kind == "qdrant"
+    searching.spec = NUMPY
+    assert_numbers(numbers(searching), before)
+    assert searching.kind == "memory"
+
+
 def test_nothing_is_sent_for_references_alone(store: Store, sent: list[Floats]) -> None:
     add(store, "lynx", ["1", "2"], ["text"])
-    found, _ = searcher(store, method="qdrant").references()
+    found, _ = searcher(store, kind="qdrant").references()
     assert sorted(found) == ["clip:image", "clip:text", "dino:image"]
     assert rows_in(sent) == []
 
@@ -392,7 +516,7 @@ def test_threads_that_search_while_categories_change_see_no_mixture(store: Store
     expected = [numbers(searching)]
     for images in states[1:]:
         add(store, "lynx", images, replace=True)
-        expected.append(numbers(searcher(store, InProcess)))
+        expected.append(numbers(searcher(store, NUMPY)))
     add(store, "lynx", states[0], replace=True)
     numbers(searching)
     done, ready = threading.Event(), threading.Barrier(4)
@@ -404,8 +528,8 @@ def test_threads_that_search_while_categories_change_see_no_mixture(store: Store
             got = numbers(searching)
             (at,) = [
                 i
-                for i, of in enumerate(expected)
-                if all(np.allclose(got[expert], of[expert], atol=ROUNDING) for expert in of)
+                for i, then in enumerate(expected)
+                if all(np.allclose(got[expert], then[expert], atol=ROUNDING) for expert in then)
             ]
             seen.append(at)
             assert not ending or at == len(states) - 1
@@ -419,7 +543,7 @@ def test_threads_that_search_while_categories_change_see_no_mixture(store: Store
             done.wait(0.05)
         done.set()
         seen = [task.result() for task in tasks]
-    assert all(of == sorted(of) for of in seen)
+    assert all(states_seen == sorted(states_seen) for states_seen in seen)
 
 
 def out_of_memory(*_: Any, **__: Any) -> Any:
@@ -432,109 +556,6 @@ def test_too_little_memory_is_told_and_does_no_harm(store: Store, monkeypatch: p
     for name in ("empty", "tensor"):  # of the references, and of a batch
         with monkeypatch.context() as patch:
             patch.setattr(torch, name, out_of_memory)
-            with pytest.raises(StoreError, match=r"do not fit the memory of the device cpu: set mirror_dtype"):
+            with pytest.raises(StoreError, match=r"device cpu.*index_dtype"):
                 searching.search(QUERIES, nearest=2)
-    assert_numbers(numbers(searching), numbers(searcher(store, InProcess)))
-
-
-# ---- in a classifier
-
-
-def test_the_device_of_encoders_is_known(specs: dict[str, EncoderSpec]) -> None:
-    assert load_encoders({"vit": specs["vit"]}, device="cpu").device == "cpu"
-
-
-@needs_gpu
-def test_encoders_run_on_the_gpu(specs: dict[str, EncoderSpec]) -> None:
-    encoders = load_encoders({"vit": specs["vit"]})
-    held = mirror_on(encoders.device, "float32")(of_sizes([2]))
-    assert encoders.device == held.vectors.device.type != "cpu"
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Devices that classifiers put references on; the CPU stands for all."""
-    seen: list[tuple[str, str]] = []
-
-    def on_the_cpu(device: Any, dtype: Any) -> Any:
-        seen.append((device, dtype))
-        return mirror_on("cpu", dtype)
-
-    monkeypatch.setattr(classifier_module, "mirror_on", on_the_cpu)
-    return seen
-
-
-COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
-
-
-def fill(clf: Classifier) -> None:
-    for name in COLOURS:
-        clf.add_category(name, [name], [coloured(name, seed) for seed in range(3)])
-
-
-@pytest.mark.usefixtures("isolated")
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_references_are_where_the_encoders_are(asked: list[tuple[str, str]], tmp_path: Path, dtype: Any) -> None:
-    with open_classifier(tmp_path, mirror_dtype=dtype) as clf:
-        fill(clf)
-        clf.classify(coloured("red", 9))
-        assert asked == []
-        clf.encoders.device = "cuda"
-        clf.classify(coloured("red", 9))
-        assert set(asked) == {("cuda", dtype)}
-
-
-@pytest.mark.usefixtures("isolated")
-def test_encoders_are_not_loaded_to_know_where_they_run(asked: list[tuple[str, str]], tmp_path: Path) -> None:
-    with open_classifier(tmp_path) as clf:
-        fill(clf)
-    with open_classifier(tmp_path) as clf:
-        clf.classify_vectors({"clip": np.ones((1, 32)), "dino": np.ones((1, 16))})
-        assert clf._loaded is None
-    assert asked == []
-
-
-@pytest.mark.usefixtures("isolated")
-def test_the_setting_says_where_references_are(asked: list[tuple[str, str]], tmp_path: Path) -> None:
-    with open_classifier(tmp_path, mirror_device="cpu") as clf:
-        fill(clf)
-        clf.encoders.device = "cuda"
-        clf.classify(coloured("red", 9))
-    assert asked == []
-    with open_classifier(tmp_path, mirror_device="cuda") as clf:
-        clf.classify_vectors({"clip": np.ones((1, 32)), "dino": np.ones((1, 16))})
-    assert set(asked) == {("cuda", "float32")}
-
-
-@pytest.mark.usefixtures("isolated")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
-def test_a_device_that_is_not_there(tmp_path: Path) -> None:
-    with open_classifier(tmp_path) as clf:
-        fill(clf)
-    with open_classifier(tmp_path, mirror_device="cuda") as clf, pytest.raises(InvalidInputError, match="'cuda' is no"):
-        clf.classify(coloured("red", 9))
-
-
-@pytest.mark.usefixtures("isolated", "asked")
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("fusion", ["log_linear_views", "transductive", "inverse_entropy"])
-@pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
-def test_predictions_are_those_of_numpy(tmp_path: Path, dtype: Any, fusion: Any, aggregation: Any) -> None:
-    images = [coloured(name, seed) for name in COLOURS for seed in (20, 21)]
-    said = []
-    for device in ("cpu", "cuda"):
-        chosen = {"mirror_device": device, "mirror_dtype": dtype, "fusion": fusion, "aggregation": aggregation}
-        with open_classifier(tmp_path, **chosen) as clf:
-            if device == "cpu":
-                fill(clf)
-            said.append(clf.classify(images))
-    for plain, on_torch in zip(*said, strict=True):
-        assert plain.label == on_torch.label
-        assert plain.probability == pytest.approx(on_torch.probability, abs=1e-4)
-        assert plain.novelty == pytest.approx(on_torch.novelty, abs=1e-4)
-        for expert, of in plain.experts.items():
-            got = on_torch.experts[expert]
-            assert [n.source for n in of.neighbors] == [n.source for n in got.neighbors]
-            assert [n.similarity for n in of.neighbors] == pytest.approx(
-                [n.similarity for n in got.neighbors], abs=3e-6
-            )
+    assert_numbers(numbers(searching), numbers(searcher(store, NUMPY)))

@@ -3,8 +3,8 @@
 
     python scripts/rooms.py [--json]
 
-A room is a module or package at the top of zsvec. A room is entered when code of another room, or from outside, calls
-it. `zsvec.errors` and generated code (of dataclasses) are no rooms. Exits with 1 if a goal is missed.
+A room is a module or package at the top of zsvec. It is entered when code of another room, or of no room, calls it.
+Errors, the encoders for tests and generated code (of dataclasses) are no rooms. Exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from zsvec.method.scoring import Scoring
 from zsvec.search.searcher import Searcher
 from zsvec.testing import HashEncoder
 
-IGNORED = ("zsvec.errors",)
+IGNORED = ("zsvec.errors", "zsvec.testing")
 SCORING = Scoring.__module__
 MOST_ROOMS = 8
 MOST_RETURNS = 8
@@ -78,13 +78,14 @@ def moves(package: str, action: Callable[[], object], ignored: Collection[str] =
         elif here != there:
             returns.append(Move(here, there))
 
+    before, before_in_threads = sys.getprofile(), threading.getprofile()
     threading.setprofile(observe)
     sys.setprofile(observe)
     try:
         action()
     finally:
-        sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        sys.setprofile(before)
+        threading.setprofile(before_in_threads)  # type: ignore[arg-type]
     return calls, returns
 
 
@@ -95,7 +96,7 @@ def entered(calls: Sequence[Move]) -> list[str]:
 
 
 def _room(module: str | None) -> str:
-    return "" if module is None else ".".join(module.split(".")[:2]).removeprefix("zsvec.")
+    return "" if module is None else module.split(".")[1] if "." in module else module
 
 
 def entered_again(rooms: Sequence[str]) -> list[str]:
@@ -142,13 +143,13 @@ def _pictures(seed: int, count: int = 4) -> list[Image.Image]:
 
 
 def _show(rooms: Sequence[str], again: Sequence[str], returns: dict[str, int], *, passed: bool) -> None:
-    table = Table("what", "measured", "goal", box=SIMPLE_HEAD)
-    table.add_row("rooms of an image", " → ".join(rooms), "")
+    console = Console(highlight=False, width=120)
+    console.print(f"an image: {' → '.join(rooms)}")
+    table = Table("", "measured", "goal", box=SIMPLE_HEAD)
     table.add_row("different rooms", str(len(set(rooms))), f"at most {MOST_ROOMS}")
-    table.add_row("entered again", ", ".join(again) or "none", "none")
+    table.add_row("rooms entered again", ", ".join(again) or "none", "none")
     for strategy, count in returns.items():
         table.add_row(f"returns into {SCORING}, {strategy}", str(count), f"at most {MOST_RETURNS}")
-    console = Console(highlight=False)
     console.print(table)
     console.print("passed" if passed else "FAILED")
 

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 import zsvec.embedding
-from tests.store.support import EdgeDeployment, MemoryDeployment
+from tests.store.support import EdgeDeployment, LocalDeployment
 from tests.support import coloured, encode, fast_folder, isolated, open_classifier, two_encoders  # noqa: F401
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.test_stream import eventually, threads, until, within
@@ -186,7 +186,7 @@ def test_an_encoder_that_fails(folder: Path) -> None:
 @pytest.fixture(params=["the same process", "another process"])
 def two_handles(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Classifier, Classifier]]:
     """A classifier, and one that writes to its store: itself, or one that has only the store in common."""
-    deployment = EdgeDeployment(folder / "store") if request.param == "the same process" else MemoryDeployment()
+    deployment = EdgeDeployment(folder / "store") if request.param == "the same process" else LocalDeployment()
 
     def opened() -> Classifier:
         encoders = EncoderSet(two_encoders())

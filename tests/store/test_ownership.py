@@ -269,6 +269,19 @@ def refusal(operation: Callable[[Store], Any], store: Store) -> str:
 # open_store
 
 
+def test_an_embedded_store_is_opened_without_what_it_does_not_need(tmp_path: Path) -> None:
+    program = f"""\
+import sys
+from zsvec.store import open_store
+with open_store({str(tmp_path / "store")!r}, namespace="birds") as store:
+    store.categories()
+print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"qdrant_edge", "numpy"} <= set(done.stdout.split())
+    assert not {"torch", "scipy", "sklearn", "pydantic", "httpx", "PIL", "qdrant_client"} & set(done.stdout.split())
+
+
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("not a store")

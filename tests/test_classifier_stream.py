@@ -433,7 +433,7 @@ def test_two_streams_by_turns(clf: Classifier) -> None:
 
 def test_streams_in_several_threads(clf: Classifier) -> None:
     images = {colour: [coloured(colour, 100 + i) for i in range(60)] for colour in COLOURS}
-    expected = {colour: [p.label for p in clf.classify(of)] for colour, of in images.items()}
+    expected = {colour: [p.label for p in clf.classify(group)] for colour, group in images.items()}
 
     def classify(colour: str) -> list[str | None]:
         return [p.label for p in clf.classify_stream(iter(images[colour]), batch_size=8)]

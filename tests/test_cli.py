@@ -461,7 +461,14 @@ def test_classify_fusion(filled: Callable[..., Result], new: Path, monkeypatch: 
         fusion: filled(f"classify --json --fusion {fusion}", new / "red.png").objects[0]["experts"]["clip:text"][
             "weight"
         ]
-        for fusion in ("max", "inverse_entropy", "neg_exp_entropy", "fixed", "log_linear", "log_linear_views")
+        for fusion in (
+            "max_confidence",
+            "inverse_entropy",
+            "neg_exp_entropy",
+            "fixed",
+            "log_linear",
+            "log_linear_views",
+        )
     }
     assert weights["fixed"] == pytest.approx(1 / 3)
     assert len(set(weights.values())) == 6
@@ -571,9 +578,9 @@ def test_evaluate(filled: Callable[..., Result], colours: Path) -> None:
         },
     }
     assert "left out: cannot read 'colours/red/broken.jpg'" in result.err
-    (found,) = filled("evaluate --json --fusion max", colours).objects
+    (found,) = filled("evaluate --json --fusion max_confidence", colours).objects
     assert list(found) == ["n", "top1", "top3", "top5", "ece", "fusion", "experts"]
-    assert found["fusion"] == "max"
+    assert found["fusion"] == "max_confidence"
 
 
 def test_evaluate_for_people(filled: Callable[..., Result], colours: Path) -> None:
@@ -647,7 +654,8 @@ def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
     assert lines[0] == ["expert", "temperature", "images", "says", "the", "category", "of"]
     assert lines[2:5] == [
-        [name, f"{of['temperature']:.3f}", "9", f"{of['accuracy']:.1%}"] for name, of in expected["experts"].items()
+        [name, f"{expert['temperature']:.3f}", "9", f"{expert['accuracy']:.1%}"]
+        for name, expert in expected["experts"].items()
     ]
     assert lines[5] == ["fusion", "top-1", "cross-entropy", "calibration", "error"]
     assert [words[:2] for words in lines[7:9]] == [["before", "100.0%"], ["after", "100.0%"]]

@@ -22,7 +22,7 @@ from zsvec import __version__
 from zsvec.cli import main, output
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.store import Store
+from zsvec.store.catalog import Catalog
 from zsvec.testing import HashEncoder
 
 COLOURS = ("blue", "green", "red")
@@ -268,7 +268,7 @@ def test_gc(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> N
         raise SystemExit(9)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "_commit", killed)
+        patched.setattr(Catalog, "commit", killed)
         assert filled("add cat --text 'a feline' --text 'a pet'").code == 9
     assert len(filled("list --json").objects) == 3
     assert filled("gc") == Result(0, "", "2 references deleted\n")

@@ -39,6 +39,7 @@ def test_a_former_name_works_and_names_the_new_one(
     else:
         Path("zsvec.toml").write_text(f"{former} = {given!r}\n")
     with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         settings = load_settings(**arguments)
     assert getattr(settings, name) == value
     assert {warning.category for warning in warned} == {FutureWarning}

@@ -19,7 +19,7 @@ from qdrant_client import models
 
 import zsvec
 from tests.encoders.conftest import needs_offline_weights
-from tests.store.support import MemoryDeployment
+from tests.store.support import LocalDeployment
 from tests.support import fast_folder, isolated, photo, two_encoders  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.errors import CategoryNotFoundError, EncoderMismatchError
@@ -139,7 +139,7 @@ def old(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     encoders = "offline" if "offline" in file else "hash"
     table = json.loads((FIXTURES / schema / "expected" / f"{request.param}.json").read_text())
     with fast_folder() as folder:
-        deployment = MemoryDeployment()
+        deployment = LocalDeployment()
         if file.endswith(".tar.xz"):
             location = str(folder / "store")
             with tarfile.open(FIXTURES / schema / file) as archive:
@@ -167,7 +167,7 @@ def queries(schema: str, encoders: str) -> dict[str, NDArray[np.float32]]:
         return {name.removeprefix(f"{encoders}."): kept[name] for name in kept.files if name.startswith(f"{encoders}.")}
 
 
-def load(deployment: MemoryDeployment, dump: Path) -> None:
+def load(deployment: LocalDeployment, dump: Path) -> None:
     """Put the points of a dump where they came from, past zsvec."""
     for name, of in json.loads(lzma.decompress(dump.read_bytes())).items():
         deployment.client.create_collection(

@@ -161,6 +161,7 @@ BY_PROTOCOL = (
 BY_CLASS = {
     *(f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "backbone")),
     "zsvec.encoders.base.Backbone.side",
+    *(f"zsvec.store.server.MemoryBackend.{name}" for name in ("create", "scroll", "versions")),
 }
 
 

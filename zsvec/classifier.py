@@ -258,8 +258,7 @@ class Classifier:
             errors: For an image that cannot be read, ``report`` a `Prediction` with ``error``, or ``raise``.
 
         Returns:
-            An iterator of one prediction for each image, with its ``stats``. Close it, or use it as a context manager,
-            to stop early: the threads end.
+            An iterator of predictions with its ``stats``. Close it, or use it as a context manager, to stop early.
 
         Raises:
             ZSVecError: As `classify`.
@@ -296,7 +295,7 @@ class Classifier:
             batch_size: Images that an encoder takes at once; by default the setting.
 
         Returns:
-            An iterator of one embedding for each image, with its ``error`` if it cannot be read.
+            An iterator of embeddings, each with its ``error`` if the image cannot be read.
 
         Raises:
             ZSVecError: As `load`.
@@ -339,16 +338,16 @@ class Classifier:
         return self._calibrator.calibrate(false_unknown_rate)
 
     def load(self) -> None:
-        """Load the encoders now, not with the first image.
-
-        Raises:
-            WeightsUnavailableError: Weights can be loaded neither from disk nor from a hub.
-        """
+        """Load the encoders now, not with the first image; raises as `encoders`."""
         _ = self.encoders
 
     @property
     def encoders(self) -> EncoderSet:
-        """The encoders; loaded when they are first asked for."""
+        """The encoders; loaded when they are first asked for.
+
+        Raises:
+            WeightsUnavailableError: Weights can be loaded neither from disk nor from a hub.
+        """
         return self._embedder.encoders
 
     def close(self) -> None:

@@ -112,8 +112,7 @@ class Embedder:
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         """Batches of images, and the vectors of those that can be read.
 
-        Threads decode ahead of the encoders. On a GPU the encoders work ahead of whoever takes the batches, too. On a
-        CPU that would take cores from a network whose threads wait for each other: two cores classified an eighth less.
+        Threads decode ahead of the encoders.
 
         Args:
             images: Iterated in a thread of its own.
@@ -122,7 +121,7 @@ class Embedder:
             max_wait: Seconds that a batch waits, from its first image on, for images that have not come.
         """
         encoded = self._encoded(images, batch_size, flow, max_wait)
-        return encoded if self.encoders.device == "cpu" else ahead(encoded, flow, "encode")
+        return ahead(encoded, flow, "encode") if _work_ahead(self.encoders) else encoded
 
     def _encoded(
         self, images: Iterable[ImageInput], batch_size: int, flow: Flow, max_wait: float | None
@@ -151,6 +150,14 @@ class Embedder:
                     else:
                         row = next(rows)
                         yield Embedding(image.source, {name: matrix[row] for name, matrix in vectors.items()})
+
+
+def _work_ahead(encoders: EncoderSet) -> bool:
+    """Whether encoders work ahead of the search.
+
+    On a CPU it would take cores from a network whose threads wait for each other: two cores classified an eighth less.
+    """
+    return encoders.device != "cpu"
 
 
 def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str, Fingerprint]) -> Vectors:

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from zsvec.method.calibration import LogLinear
+from tests.method.material import logits
 from zsvec.method.confidence import fuse
 from zsvec.method.fusion import STRATEGIES
-from zsvec.method.logits import Logits, softmax
-from zsvec.method.similarities import Found
+from zsvec.method.logits import softmax
 
 LN2 = 0.6931471805599453
 NAN = np.nan
@@ -31,17 +30,7 @@ def fused(
 
 def confidence_by(p: np.ndarray, coverage: np.ndarray, strategy: str, fixed: np.ndarray) -> np.ndarray:
     """The confidences of the experts under one of the paper's strategies."""
-    logits = Logits(
-        found=Found((), ()),
-        coverage=coverage,
-        probabilities=p,
-        evidence=np.empty(p.shape),
-        pooled=np.empty(p.shape[1:]),
-        pool=LogLinear({}),
-        shares=np.ones(len(p)),
-        weights=fixed,
-    )
-    return STRATEGIES[strategy].function(logits).confidence
+    return STRATEGIES[strategy].function(logits(coverage, probabilities=p, weights=fixed)).confidence
 
 
 def imbalance(q: np.ndarray, p: np.ndarray, coverage: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -264,9 +253,9 @@ def cases(draw: st.DrawFn, *, full: bool = False) -> Case:
     some = st.lists(st.booleans(), min_size=n_categories, max_size=n_categories).filter(any)
     coverage = np.array([[True] * n_categories if full else draw(some) for _ in range(n_experts)])
     row = st.lists(st.floats(-100, 100, width=32), min_size=n_categories, max_size=n_categories)
-    logits = np.array([[draw(row) for _ in range(n_images)] for _ in range(n_experts)], dtype=np.float32)
-    logits[np.broadcast_to(~coverage[:, None, :], logits.shape)] = NAN
-    return softmax(logits), coverage, draw_weights(draw, n_experts, n_images)
+    drawn = np.array([[draw(row) for _ in range(n_images)] for _ in range(n_experts)], dtype=np.float32)
+    drawn[np.broadcast_to(~coverage[:, None, :], drawn.shape)] = NAN
+    return softmax(drawn), coverage, draw_weights(draw, n_experts, n_images)
 
 
 @prop
@@ -376,9 +365,9 @@ def test_only_text_covers_one_category(case: Case, data: st.DataObject) -> None:
     assume(p.shape[2] > 1)
     coverage = coverage.copy()
     coverage[1:, 0] = False
-    logits = np.log(np.maximum(p, 1e-6))  # mixed enough for the rest to be reached
-    logits[1:, :, 0] = NAN
-    p = softmax(logits)
+    mixed = np.log(np.maximum(p, 1e-6))  # enough for the rest to be reached
+    mixed[1:, :, 0] = NAN
+    p = softmax(mixed)
     np.testing.assert_allclose(fuse(p, coverage, w)[:, 0], p[0, :, 0], rtol=1e-6)
 
 

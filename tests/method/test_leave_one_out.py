@@ -7,32 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.method.material import METHODS, Vectors, references, stores, unit
 from zsvec.method import leave_one_out as module
-from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.leave_one_out import TWIN, LeftOut, leave_one_out
-from zsvec.method.similarities import References
-
-Vectors = Mapping[str, Mapping[str, Sequence[float]]]  # by category and hash
 
 NAN = np.nan
-METHODS = sorted(AGGREGATIONS)
 EVERYTHING = 10**9
 
 prop = settings(deadline=None, max_examples=100)
-
-
-def references(vectors: Vectors) -> References:
-    names = tuple(sorted(vectors))
-    parts = [np.array(list(vectors[name].values()), dtype=np.float32) for name in names]
-    hashes = tuple(digest for name in names for digest in vectors[name])
-    return References(
-        names=names,
-        vectors=np.concatenate(parts),
-        starts=np.cumsum([0, *map(len, parts)], dtype=np.intp),
-        norms=np.array([np.linalg.norm(part.mean(axis=0, dtype=np.float64)) for part in parts], dtype=np.float32),
-        hashes=hashes,
-        sources=hashes,
-    )
 
 
 def left_out(
@@ -89,12 +71,6 @@ def naive(experts: Mapping[str, Vectors], expert: str, method: str, m: int) -> n
             row[c] = similarity(np.array(query, dtype=float), list(kept.values()), method, m)
         rows.append(row)
     return np.array(rows)
-
-
-def unit(rng: np.random.Generator, n: int, dim: int = 8) -> dict[str, Sequence[float]]:
-    vectors = rng.normal(size=(n, dim))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return {f"{int(rng.integers(10**9)):09d}": list(vector) for vector in vectors}
 
 
 # ---- tables worked by hand
@@ -264,24 +240,6 @@ def test_equals_deleting_one_image_after_another(m: int, block: int, monkeypatch
     for expert in experts:
         for method in METHODS:
             np.testing.assert_allclose(got.aggregations[expert][method], naive(experts, expert, method, m), atol=2e-6)
-
-
-@st.composite
-def stores(draw: st.DrawFn) -> dict[str, Vectors]:
-    """A few references on a coarse grid, so that many are twins and none is nearly one."""
-    direction = st.tuples(*[st.integers(0, 2)] * 3).filter(any).map(lambda v: tuple(np.array(v) / np.linalg.norm(v)))
-    names = ["a", "b", "c", "d"][: draw(st.integers(2, 4))]
-
-    def vectors(prefix: str, fewest: int) -> Vectors:
-        keys = st.sampled_from([f"{prefix}{i}" for i in range(5)])
-        kept = st.dictionaries(keys, direction, min_size=1, max_size=5)
-        return draw(st.dictionaries(st.sampled_from(names), kept, min_size=fewest))
-
-    experts = {"clip:image": vectors("", len(names))}
-    for name, prefix in (("clip:text", "t"), ("dino:image", ""), ("dino:text", "t")):
-        if draw(st.booleans()):
-            experts[name] = vectors(prefix, 1)
-    return experts
 
 
 @prop

@@ -284,7 +284,7 @@ class ServerBackend:
 class MemoryBackend(ServerBackend):
     """Collections in the memory of this process, for tests: the client's own, which go when they are closed.
 
-    They have no payload indexes, and every search is a scan in numpy: a few thousand references are plenty.
+    Without payload indexes, every filter looks at every point there ever was: good for some hundred references.
     """
 
     exclusive = True

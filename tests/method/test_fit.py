@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.method.material import METHODS, Vectors, calibrated, clusters, pools, references, stores, texts
+from zsvec.method import fit
+from zsvec.method.calibration import ExpertCalibration, other_aggregation
+from zsvec.method.fit import calibrate, expected_calibration_error, largest_sample, quality
+from zsvec.method.pool import expert_evidence, log_linear
+
+NAN = np.nan
+
+prop = settings(deadline=None, max_examples=100)
+
+
+# ---- weights
+
+
+@pytest.mark.parametrize("aggregation", METHODS)
+def test_a_good_expert_weighs_more_than_noise(aggregation: str) -> None:
+    rng = np.random.default_rng(4)
+    sizes = dict.fromkeys("abcd", 15)
+    experts = {"good:image": clusters(rng, sizes, 1.0), "noise:image": clusters(rng, sizes, 0.0)}
+    made, sample = calibrated(experts, aggregation)
+    for pool in pools(made):
+        weight = {e: sum(pool.coefficients[e].values()) * made.experts[e].spread for e in experts}
+        assert weight["good:image"] > 2 * weight["noise:image"] > 0
+        found = quality(pool, sample)
+        assert found is not None
+        assert found.top1 > 0.9
+    assert (made.experts["good:image"].accuracy or 0) > 0.9 > 0.6 > (made.experts["noise:image"].accuracy or 0)
+
+
+def test_an_expert_that_is_there_twice_counts_once() -> None:
+    images = clusters(np.random.default_rng(14), dict.fromkeys("abc", 200), 0.5)
+    once, _ = calibrated({"clip:image": images})
+    twice, _ = calibrated({"clip:image": images, "copy:image": images})
+    for single, double in zip(pools(once), pools(twice), strict=True):
+        shares = [sum(by_name.values()) for by_name in double.coefficients.values()]
+        assert shares[0] == pytest.approx(shares[1], rel=1e-3)
+        assert sum(shares) == pytest.approx(sum(single.coefficients["clip:image"].values()), rel=0.1)
+        assert single.learned
+        assert double.learned
+
+
+def test_the_other_aggregation_is_used_where_it_differs() -> None:
+    rng = np.random.default_rng(5)
+    made, _ = calibrated({"clip:image": clusters(rng, {"a": 4, "b": 4}, 1.0), "clip:text": texts(rng, "ab")})
+    assert made.plain.coefficients["clip:image"].keys() == {"top_mean"}
+    assert made.aggregations.coefficients["clip:image"].keys() == {"top_mean", "prototype"}
+    assert made.aggregations.coefficients["clip:text"].keys() == {"top_mean"}
+    assert other_aggregation("prototype") == "top_mean"
+
+
+# ---- the sample
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_coefficients_are_learned_from_images_of_two_categories_at_least(others: int) -> None:
+    # The one or two images of b: with one, nothing but images of a can be left out.
+    rng = np.random.default_rng(16)
+    images = clusters(rng, {"a": 10, "b": 1 + others}, 1.0)
+    made, _ = calibrated({"clip:image": images})
+    for pool in pools(made):
+        assert pool.learned == bool(others)
+    if not others:
+        assert sum(made.plain.coefficients["clip:image"].values()) == pytest.approx(
+            1 / made.experts["clip:image"].temperature
+        )
+
+
+@pytest.mark.parametrize(
+    ("categories", "expected"),
+    [
+        (0, 2048),
+        (10, 2048),
+        (976, 2048),  # 2,000,000 / 976 = 2049.2
+        (1000, 2000),
+        (4000, 500),
+        (10**5, 256),
+    ],
+)
+def test_the_more_categories_the_fewer_images_are_left_out(categories: int, expected: int) -> None:
+    assert largest_sample(categories) == expected
+
+
+def test_as_many_images_are_left_out_as_the_sample_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = clusters(np.random.default_rng(17), dict.fromkeys("abcd", 10), 1.0)
+    monkeypatch.setattr(fit, "_LARGEST_TABLE", 100)
+    monkeypatch.setattr(fit, "_SMALLEST_SAMPLE", 8)
+    made, sample = calibrated({"clip:image": images})
+    assert made.images == len(sample.labels) == 25
+
+
+# ---- experts of few categories
+
+
+def test_an_expert_of_one_category_has_nothing_to_be_tried_on() -> None:
+    rng = np.random.default_rng(6)
+    clip = clusters(rng, {"a": 5, "b": 5}, 1.0)
+    made, _ = calibrated({"clip:image": clip, "dino:image": {"a": clip["a"]}})
+    assert made.experts["dino:image"] == ExpertCalibration(0.07, 0.07, 0, None)
+    assert made.experts["clip:image"].images == 10
+
+
+@pytest.mark.parametrize("alone", ["image", "text"])
+def test_the_threshold_of_a_category_that_alone_has_an_expert(alone: str) -> None:
+    rng = np.random.default_rng(7)
+    clip = clusters(rng, dict.fromkeys("abc", 25), 1.0)
+    experts: dict[str, Vectors] = {"clip:image": clip, "dino:image": {"a": clip["a"]}}
+    if alone == "text":
+        experts = {"clip:image": {"a": clip["a"]}, "clip:text": texts(rng, "abc")}
+    made, sample = calibrated(experts, false_unknown_rate=0.1)
+    for pool in pools(made):
+        said = log_linear(
+            expert_evidence(pool.coefficients, sample.aggregations)[:, sample.labels == 0],
+            list(sample.aggregations),
+            pool.neutral,
+        )
+        for threshold in (pool.thresholds["+".join(sorted(experts))], pool.category_thresholds["a"]):
+            assert np.count_nonzero(said.max(axis=1) < threshold) == 3  # position 2.4 of 0 to 24
+
+
+def test_texts_of_an_encoder_without_images_keep_their_temperature() -> None:
+    rng = np.random.default_rng(8)
+    images = clusters(rng, dict.fromkeys("ab", 5), 1.0)
+    made, sample = calibrated({"siglip:text": texts(rng, "ab"), "dino:image": images})
+    assert made.experts["siglip:text"] == ExpertCalibration(0.07, 0.07, 0, None)
+    assert made.experts["dino:image"].images == 10
+    assert quality(made.plain, sample) is None
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        {},
+        {"clip:text": {"a": {"t": (1, 0)}, "b": {"t": (0, 1)}}},
+        {"clip:image": {"a": {"1": (1, 0), "2": (0, 1)}}, "clip:text": {"a": {"t": (0, 1)}}},
+    ],
+)
+def test_no_images_or_one_category(experts: dict[str, Vectors]) -> None:
+    stored = {name: references(vectors) for name, vectors in experts.items()}
+    options: dict[str, Any] = {"revision": 1, "aggregation": "mean", "top_m": 5, "false_unknown_rate": 0.05}
+    assert calibrate(stored, dict.fromkeys(experts, 0.07), **options) is None
+
+
+@prop
+@given(stores(), st.sampled_from(METHODS), st.integers(1, 3))
+def test_any_store_gives_finite_numbers(experts: dict[str, Vectors], aggregation: str, top_m: int) -> None:
+    made, sample = calibrated(experts, aggregation, top_m=top_m)
+    json.dumps(made.to_dict(), allow_nan=False)
+    assert (
+        made.experts.keys() == made.plain.coefficients.keys() == made.aggregations.coefficients.keys() == experts.keys()
+    )
+    for expert, fitted in made.experts.items():
+        assert fitted.temperature > 1e-4
+        for pool in pools(made):
+            assert 0 < sum(pool.coefficients[expert].values()) < 1e5
+    for pool in pools(made):
+        found = quality(pool, sample)
+        assert found is None or (0 <= found.top1 <= 1 and 0 <= found.ece <= 1 and found.cross_entropy >= 0)
+
+
+@prop
+@given(stores(), st.sampled_from(METHODS))
+def test_order_of_experts_does_not_matter(experts: dict[str, Vectors], aggregation: str) -> None:
+    before, after = (calibrated(order, aggregation)[0] for order in (experts, dict(reversed(experts.items()))))
+    for expert in experts:
+        assert after.experts[expert].temperature == pytest.approx(before.experts[expert].temperature, rel=1e-3)
+        for was, now in zip(pools(before), pools(after), strict=True):
+            assert now.coefficients[expert] == pytest.approx(was.coefficients[expert], rel=1e-2)
+            assert now.neutral.keys() == was.neutral.keys()
+
+
+# ---- expected calibration error
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "right", "bins", "expected"),
+    [
+        ([1.0, 1.0], [True, True], 15, 0.0),
+        ([1.0, 1.0], [True, False], 15, 0.5),
+        ([0.75, 0.75, 0.75, 0.75], [True, True, True, False], 15, 0.0),
+        # |1.7 - 1| in the last bin, |0.3 - 1| in that of 0.3
+        ([0.85, 0.85, 0.3], [True, False, True], 5, 1.4 / 3),
+        # A bin has its upper edge: 0.1 and 0.2 are together, 0.3 is not.
+        ([0.1, 0.2], [False, True], 5, 0.35),
+        ([0.3, 0.2], [False, True], 5, (0.3 + 0.8) / 2),
+        ([0.0, 0.1], [False, False], 10, 0.05),
+        ([0.9, 1.0], [False, True], 1, 0.45),
+    ],
+)
+def test_expected_calibration_error_by_hand(
+    probabilities: list[float], right: list[bool], bins: int, expected: float
+) -> None:
+    assert expected_calibration_error(probabilities, right, bins) == pytest.approx(expected, abs=1e-12)

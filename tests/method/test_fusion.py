@@ -1,0 +1,134 @@
+"""The table of strategies, and which one runs. The mathematics is tested where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.method.material import Vectors, calibrated, clusters, searched, texts
+from zsvec.method.calibration import Calibration
+from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
+from zsvec.method.scoring import Scoring
+
+PAPERS = ("max_confidence", "inverse_entropy", "neg_exp_entropy", "fixed")
+NAMES = (*PAPERS, "log_linear", "log_linear_views", "transductive")
+
+
+def test_strategies_by_name() -> None:
+    assert tuple(STRATEGIES) == NAMES
+    assert DEFAULT_STRATEGY in STRATEGIES
+    summaries = [strategy.summary for strategy in STRATEGIES.values()]
+    assert len(set(summaries)) == len(summaries)
+    assert all(summary and "\n" not in summary for summary in summaries)
+
+
+def fallbacks(name: str) -> Iterator[str]:
+    while fallback := STRATEGIES[name].fallback:
+        yield fallback
+        name = fallback
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_strategy_that_needs_something_falls_back_to_one_that_needs_nothing(name: str) -> None:
+    *_, last = (name, *fallbacks(name))
+    strategy = STRATEGIES[last]
+    assert not any([strategy.needs_exact, strategy.needs_calibration, strategy.needs_images])
+
+
+def test_what_strategies_need() -> None:
+    assert {name for name, strategy in STRATEGIES.items() if strategy.needs_exact} == {
+        "log_linear_views",
+        "transductive",
+    }
+    assert {name for name, strategy in STRATEGIES.items() if strategy.needs_calibration} == {"log_linear_views"}
+    assert {name for name, strategy in STRATEGIES.items() if strategy.needs_images} == {"transductive"}
+    assert {name for name, strategy in STRATEGIES.items() if strategy.by_batch} == {"transductive"}
+    assert {name for name, strategy in STRATEGIES.items() if not strategy.several_aggregations} == {"log_linear"}
+
+
+# ---- which one runs
+
+TEMPERATURES = {"clip:text": 0.05, "clip:image": 0.07, "dino:image": 0.07}
+
+
+@pytest.fixture(scope="module")
+def experts() -> Mapping[str, Vectors]:
+    rng = np.random.default_rng(0)
+    sizes = {"a": 4, "b": 3, "c": 6}
+    return {
+        "clip:text": texts(rng, "abcd"),
+        "clip:image": clusters(rng, sizes, 0.8),
+        "dino:image": clusters(rng, sizes, 0.8),
+    }
+
+
+@pytest.fixture(scope="module")
+def calibration(experts: Mapping[str, Vectors]) -> Calibration:
+    return calibrated(experts)[0]
+
+
+@pytest.fixture(scope="module")
+def queries(experts: Mapping[str, Vectors]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    images = {expert.removesuffix(":image"): vectors for expert, vectors in experts.items() if "image" in expert}
+    near = {
+        encoder: np.array([next(iter(of_category.values())) for of_category in vectors.values()])
+        for encoder, vectors in images.items()
+    }
+    vectors = {encoder: rows + 0.1 * rng.normal(size=rows.shape) for encoder, rows in near.items()}
+    return {encoder: rows / np.linalg.norm(rows, axis=1, keepdims=True) for encoder, rows in vectors.items()}
+
+
+def unchanged(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ({}, unchanged(*NAMES)),
+        ({"bound": 0.2}, unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-2:], "log_linear")),
+        ({"calibration": None}, unchanged(*PAPERS, "log_linear", "transductive") | {"log_linear_views": "log_linear"}),
+        ({"calibrated": False}, unchanged(*PAPERS, "log_linear", "transductive") | {"log_linear_views": "log_linear"}),
+        # The calibration is of another way of scoring.
+        ({"top_m": 4}, unchanged(*PAPERS, "log_linear", "transductive") | {"log_linear_views": "log_linear"}),
+        (
+            {"calibration": None, "bound": 0.2},
+            unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-2:], "log_linear"),
+        ),
+        ({"only": "text"}, unchanged(*NAMES) | {"transductive": "log_linear_views"}),
+        (
+            {"only": "text", "calibration": None},
+            unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-2:], "log_linear"),
+        ),
+        ({"only": "image"}, unchanged(*NAMES)),
+    ],
+)
+def test_the_strategy_that_runs_is_named_and_is_the_one_that_runs(
+    case: dict[str, Any],
+    expected: dict[str, str],
+    experts: Mapping[str, Vectors],
+    calibration: Calibration,
+    queries: dict[str, np.ndarray],
+) -> None:
+    options = dict(case)
+    kept = {name: vectors for name, vectors in experts.items() if options.get("only", "") in name}
+    options.pop("only", None)
+    found = searched(
+        kept, queries, calibration=options.pop("calibration", calibration), bound=options.pop("bound", None)
+    )
+    assert found.exact == ("bound" not in case)
+    scores = {name: Scoring(temperatures=TEMPERATURES, fusion=name, **options).scores(found) for name in STRATEGIES}
+    assert {name: of_name.fusion for name, of_name in scores.items()} == expected
+    for name, ran in expected.items():
+        np.testing.assert_array_equal(scores[name].fused, scores[ran].fused)
+        np.testing.assert_array_equal(scores[name].confidence, scores[ran].confidence)
+        for prediction in Scoring(temperatures=TEMPERATURES, fusion=name, **options).predict(found, "xyz", 2):
+            assert prediction.fusion == ran
+    # Those that run under their own names differ.
+    distinct = [scores[name].fused for name, ran in expected.items() if name == ran]
+    if len(kept) > 1:
+        assert len({fused.tobytes() for fused in distinct}) == len(distinct)

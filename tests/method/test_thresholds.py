@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from tests.method.material import calibrated, clusters, pools, texts
+from zsvec.method.novelty import novelty
+from zsvec.method.pool import expert_evidence, log_linear
+
+NAN = np.nan
+
+prop = settings(deadline=None, max_examples=100)
+
+
+@pytest.mark.parametrize(("false_unknown_rate", "beyond"), [(0.05, 4), (0.1, 8), (0.5, 37), (0.001, 1)])
+def test_the_wanted_fraction_of_left_out_images_is_beyond_the_threshold(false_unknown_rate: float, beyond: int) -> None:
+    # Positions 3.7, 7.4, 37 and 0.074 of 0 to 74.
+    rng = np.random.default_rng(9)
+    experts = {"clip:image": clusters(rng, dict.fromkeys("abc", 25), 0.7), "clip:text": texts(rng, "abc")}
+    made, sample = calibrated(experts, false_unknown_rate=false_unknown_rate)
+    for pool in pools(made):
+        said = log_linear(
+            expert_evidence(pool.coefficients, sample.aggregations), list(sample.aggregations), pool.neutral
+        ).max(axis=1)
+        (threshold,) = pool.thresholds.values()
+        assert np.count_nonzero(novelty(said, np.full(75, threshold)) > 0.5) == beyond
+
+
+def test_the_threshold_of_categories_without_images_is_as_if_others_had_none_either() -> None:
+    rng = np.random.default_rng(10)
+    images = clusters(rng, dict.fromkeys("abc", 25), 0.7)
+    made, sample = calibrated({"clip:image": images, "clip:text": texts(rng, "abcd")}, false_unknown_rate=0.1)
+    for pool in pools(made):
+        assert pool.thresholds.keys() == {"clip:image+clip:text", "clip:text"}
+        beyond = 0
+        for i, label in enumerate(sample.labels):
+            evidence = expert_evidence(pool.coefficients, sample.aggregations)[:, [i]]
+            evidence[0, 0, label] = NAN
+            beyond += log_linear(evidence, list(sample.aggregations), pool.neutral).max() < pool.thresholds["clip:text"]
+        assert beyond == 8  # position 7.4 of 0 to 74
+
+
+def test_a_threshold_takes_twenty_images() -> None:
+    rng = np.random.default_rng(11)
+    for sizes, everyone, own in [
+        ({"a": 20, "b": 19}, True, {"a"}),
+        ({"a": 18, "b": 2}, True, set()),
+        ({"a": 18, "b": 1}, False, set()),
+        ({"a": 19, "b": 1}, False, set()),  # the only one of b is not found by another
+    ]:
+        made, _ = calibrated({"clip:image": clusters(rng, sizes, 1.0)})
+        for pool in pools(made):
+            assert ("clip:image" in pool.thresholds) == everyone
+            assert pool.category_thresholds.keys() == own
+
+
+# ---- neutral evidence
+
+
+@pytest.mark.parametrize("covered", ["abcd", "ab"])
+def test_the_likelihood_ratio_of_a_wrong_category_is_one_on_average(covered: str) -> None:
+    rng = np.random.default_rng(12)
+    clip = clusters(rng, dict.fromkeys("abcd", 6), 0.7)
+    dino = clusters(rng, dict.fromkeys(covered, 6), 0.7)
+    made, sample = calibrated({"clip:image": clip, "clip:text": texts(rng, "abcd"), "dino:image": dino})
+    for pool in pools(made):
+        assert {"clip:image", "clip:text", "dino:image", "clip:image+clip:text+dino:image"} == pool.neutral.keys()
+        evidence = dict(zip(sample.aggregations, expert_evidence(pool.coefficients, sample.aggregations), strict=True))
+        for name, neutral in pool.neutral.items():
+            ratios = []
+            for i, label in enumerate(sample.labels):
+                for c in range(len(sample.categories)):
+                    said = sum(evidence[expert][i, c] for expert in name.split("+"))
+                    if c != label and not np.isnan(said):
+                        ratios.append(np.exp(said - neutral))
+            assert len(ratios) == (72 if "dino" not in name or covered == "abcd" else 12)
+            assert np.mean(ratios) == pytest.approx(1.0)

@@ -10,7 +10,7 @@ from tests.search.support import STAND_IN, deployed
 from tests.store.support import Deployment, Hooked, fast_folder
 from zsvec.method.similarities import References
 from zsvec.search import torch_index
-from zsvec.search.base import Index, IndexSpec
+from zsvec.search.base import Index, IndexSpec, Vectors
 from zsvec.search.torch_index import TorchIndex
 from zsvec.store import Store
 
@@ -51,3 +51,17 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         return TorchIndex.of(references, device=torch.device("cpu"), dtype=dtype)
 
     monkeypatch.setattr(torch_index, "build", build_anywhere)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Vectors]:
+    """What is sent to a device."""
+    seen: list[Vectors] = []
+    send = torch_index._sent
+
+    def watched(rows: Vectors, *args: Any) -> torch.Tensor:
+        seen.append(rows)
+        return send(rows, *args)
+
+    monkeypatch.setattr(torch_index, "_sent", watched)
+    return seen

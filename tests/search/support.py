@@ -14,7 +14,7 @@ from tests.encoders.support import needs_gpu
 from tests.store.material import FINGERPRINTS, reference, references, unit_vector
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
 from zsvec.method.aggregation import aggregate
-from zsvec.method.similarities import Found
+from zsvec.method.similarities import Found, References
 from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write
@@ -30,6 +30,7 @@ Answer = dict[str, dict[str, Floats]]
 
 EVERYTHING = 1000
 TOP_M = 3
+ROUNDING = 2e-6
 
 STAND_IN = IndexSpec("torch", "stand-in")
 """A device that is the CPU, and treated as a GPU is: see the fixture `stand_in`."""
@@ -230,3 +231,35 @@ def painted(name: str, version: int) -> Write:
 
 def paint(encoder: str, version: int) -> Floats:
     return unit_vector(FINGERPRINTS[encoder].dim, f"{encoder} version {version}")
+
+
+# References without a store
+
+
+def unit(rng: np.random.Generator, n: int, dim: int = 24) -> Floats:
+    vectors = rng.standard_normal((n, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def references_of(parts: Mapping[str, Floats]) -> References:
+    names = tuple(sorted(parts))
+    rows = [f"{name} {i}" for name in names for i in range(len(parts[name]))]
+    return References(
+        names=names,
+        vectors=np.concatenate([parts[name] for name in names]),
+        starts=np.cumsum([0, *(len(parts[name]) for name in names)], dtype=np.intp),
+        norms=np.array([np.linalg.norm(parts[name].mean(axis=0)) for name in names], dtype=np.float32),
+        hashes=tuple(rows),
+        sources=tuple(rows),
+    )
+
+
+def of_sizes(sizes: Sequence[int], seed: int = 0) -> References:
+    rng = np.random.default_rng(seed)
+    return references_of({f"{i:04}": unit(rng, size) for i, size in enumerate(sizes)})
+
+
+def rows_in(sent: list[Floats]) -> list[int]:
+    sizes = [len(rows) for rows in sent]
+    sent.clear()
+    return sizes

@@ -193,13 +193,13 @@ def test_statistics_are_those_of_what_is_committed(store: Store, writer: Store, 
 
 
 @pytest.mark.parametrize(
-    ("norms", "limit", "known"),
+    ("norms", "limit", "read"),
     [(True, 2, True), (False, 2, False), (False, EVERYTHING, True), (True, EVERYTHING, True)],
 )
-def test_qdrant_has_statistics_where_vectors_were_read(store: Store, norms: bool, limit: int, known: bool) -> None:
+def test_qdrant_has_statistics_where_vectors_were_read(store: Store, norms: bool, limit: int, read: bool) -> None:
     fill(store, STATE)
     found = searcher(store, "qdrant", norms=norms, limit=limit).search(queries(), nearest=1)
-    assert [expert.statistics() is not None for expert in found.experts] == [known] * 3
+    assert [expert.statistics() is not None for expert in found.experts] == [read] * 3
 
 
 def test_an_answer_keeps_the_statistics_of_its_state(store: Store) -> None:

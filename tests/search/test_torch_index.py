@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,51 +13,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.encoders.support import needs_gpu
-from tests.search.support import STAND_IN, OneWay, SharedDeployment
-from tests.store.material import FINGERPRINTS, add
-from tests.store.support import Deployment, fast_folder
+from tests.search.support import ROUNDING, of_sizes, references_of, rows_in, unit
 from zsvec.encoders.device import choose_runtime
-from zsvec.errors import InvalidInputError, StoreError
 from zsvec.method.aggregation import AGGREGATIONS, aggregate
 from zsvec.method.similarities import Compared, References
-from zsvec.search import numpy_index
 from zsvec.search import torch_index as module
-from zsvec.search.base import NUMPY, Expert, Index, IndexSpec
+from zsvec.search.base import Expert, Index, IndexSpec
 from zsvec.search.numpy_index import NumpyIndex
 from zsvec.search.torch_index import TorchIndex, TorchSimilarities, product
-from zsvec.store import Store
 
 Floats = NDArray[np.float32]
 
-DIM = 24
 DEVICES = ["cpu", pytest.param("auto", marks=needs_gpu, id="gpu")]
-ROUNDING = 2e-6
 HALF = 1e-3  # of a cosine in float16
 
 prop = settings(deadline=None, max_examples=40)
-
-
-def unit(rng: np.random.Generator, n: int, dim: int = DIM) -> Floats:
-    vectors = rng.standard_normal((n, dim)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def references_of(parts: Mapping[str, Floats]) -> References:
-    names = tuple(sorted(parts))
-    rows = [f"{name} {i}" for name in names for i in range(len(parts[name]))]
-    return References(
-        names=names,
-        vectors=np.concatenate([parts[name] for name in names]),
-        starts=np.cumsum([0, *(len(parts[name]) for name in names)], dtype=np.intp),
-        norms=np.array([np.linalg.norm(parts[name].mean(axis=0)) for name in names], dtype=np.float32),
-        hashes=tuple(rows),
-        sources=tuple(rows),
-    )
-
-
-def of_sizes(sizes: Sequence[int], seed: int = 0) -> References:
-    rng = np.random.default_rng(seed)
-    return references_of({f"{i:04}": unit(rng, size) for i, size in enumerate(sizes)})
 
 
 def on(device: Any, dtype: str) -> Callable[[References], TorchIndex]:
@@ -193,111 +161,13 @@ def test_every_aggregation_is_known() -> None:
     assert all(similarities.aggregate(method, 1).shape == (1, 1) for method in AGGREGATIONS)
 
 
-# ---- products on a CPU
-
-
 def test_on_a_cpu_torch_makes_the_products_only() -> None:
     index = module.build(of_sizes([3]), IndexSpec("torch", "cpu"))
     assert isinstance(index, NumpyIndex)
     assert index.product is product
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
-@pytest.mark.parametrize("device", ["cuda", "nowhere"])
-def test_a_device_that_is_not_there(store: Store, device: str) -> None:
-    with pytest.raises(InvalidInputError, match=f"'{device}'"):
-        module.build(of_sizes([3]), IndexSpec("torch", device))
-    add(store, "lynx", ["1", "2"], ["text"])
-    searching = searcher(store, IndexSpec("torch", device))
-    for _ in range(2):
-        with pytest.raises(InvalidInputError, match=f"'{device}'"):
-            numbers(searching)
-    searching.spec = NUMPY
-    assert_numbers(numbers(searching), numbers(searcher(store, NUMPY)))
-
-
-PRODUCTS = [numpy_index.product, product]
-
-
-def normal(*shape: int) -> Floats:
-    return np.random.default_rng(list(shape)).standard_normal(shape, dtype=np.float32)
-
-
-@pytest.mark.parametrize("product", PRODUCTS)
-def test_products_by_hand(product: Callable[[Floats, Floats], Floats]) -> None:
-    a = np.array([[1, 2], [0, 1], [3, 0], [1, 1], [2, 2]], dtype=np.float32)
-    b = np.array([[1, 0], [2, 1], [0, -1]], dtype=np.float32)
-    assert product(a, b).tolist() == [[1, 4, -2], [0, 1, -1], [3, 6, 0], [1, 3, -1], [2, 6, -2]]
-
-
-@pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize(
-    ("n", "m", "d"),
-    [(1, 10, 8), (3, 10, 8), (4, 1, 1), (5, 3, 2), (32, 1000, 384), (33, 8193, 7), (300, 20_000, 33), (0, 5, 4)],
-)
-def test_products_of_any_shape(product: Callable[[Floats, Floats], Floats], n: int, m: int, d: int) -> None:
-    a, b = normal(n, d), normal(m, d)
-    found = product(a, b)
-    assert (found.shape, found.dtype, found.flags.c_contiguous) == ((n, m), np.float32, True)
-    np.testing.assert_allclose(found, a.astype(np.float64) @ b.astype(np.float64).T, atol=1e-5 * np.sqrt(d))
-
-
-@pytest.mark.parametrize("product", PRODUCTS)
-def test_vectors_that_nobody_may_write_to(product: Callable[[Floats, Floats], Floats]) -> None:
-    a, b = normal(8, 4), normal(9, 4)
-    a.flags.writeable = False  # as those of images may be; references are the index's own
-    np.testing.assert_allclose(product(a, b), a @ b.T, atol=1e-6)
-
-
-def test_products_without_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    monkeypatch.setattr(module, "conv2d", None)
-    a, b = normal(8, 4), normal(9, 4)
-    np.testing.assert_allclose(product(a, b), a @ b.T, atol=1e-6)
-
-
-@pytest.fixture(params=["autocast", "bfloat16 by default", "another device by default"])
-def program_around(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What the program that uses zsvec may have told torch."""
-    if request.param == "autocast":
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            yield
-    elif request.param == "bfloat16 by default":
-        torch.set_default_dtype(torch.bfloat16)
-        yield
-        torch.set_default_dtype(torch.float32)
-    else:
-        with torch.device("meta"):
-            yield
-
-
-@pytest.mark.usefixtures("program_around")
-def test_products_are_the_same_whatever_torch_was_told() -> None:
-    a, b = normal(8, 40), normal(9, 40)
-    np.testing.assert_allclose(product(a, b), a @ b.T, atol=1e-5)
-
-
 # ---- changes
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
-    """What is sent to a device."""
-    seen: list[Floats] = []
-    send = module._sent
-
-    def watched(rows: Floats, *args: Any) -> torch.Tensor:
-        seen.append(rows)
-        return send(rows, *args)
-
-    monkeypatch.setattr(module, "_sent", watched)
-    return seen
-
-
-def rows_in(sent: list[Floats]) -> list[int]:
-    sizes = [len(rows) for rows in sent]
-    sent.clear()
-    return sizes
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -385,177 +255,3 @@ def test_what_is_in_use_does_not_change(device: Any, dtype: Any) -> None:
     for method, numbers in expected.items():
         np.testing.assert_array_equal(aggregate(begun, method, 2), numbers)
         np.testing.assert_array_equal(aggregate(compared(index, queries, 3)[0], method, 2), numbers)
-
-
-# ---- in a searcher
-
-
-@pytest.fixture
-def deployment() -> Iterator[Deployment]:
-    with fast_folder() as folder:
-        opened = SharedDeployment(folder / "store")
-        yield opened
-        opened.close()
-
-
-def searcher(store: Store, spec: IndexSpec = STAND_IN, *, kind: Any = "memory") -> OneWay:
-    made = OneWay(store, kind=kind, budget=0, neighbors=100, norms=True)
-    made.spec = spec
-    return made
-
-
-QUERIES = {name: unit(np.random.default_rng(2), 3, fingerprint.dim) for name, fingerprint in FINGERPRINTS.items()}
-
-
-def numbers(searching: OneWay) -> dict[str, Floats]:
-    """What is found, with nothing of the device in it."""
-    found = searching.search(QUERIES, nearest=2)
-    return {expert.name: aggregate(expert.similarities, "top_mean", 2) for expert in found.experts}
-
-
-def assert_numbers(got: Mapping[str, Floats], expected: Mapping[str, Floats]) -> None:
-    assert got.keys() == expected.keys()
-    for expert, values in got.items():
-        np.testing.assert_allclose(values, expected[expert], atol=ROUNDING)
-
-
-def test_a_commit_sends_its_category_to_the_device(store: Store, sent: list[Floats]) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    add(store, "wolf", ["3", "4", "5"])
-    searching, plain = searcher(store), searcher(store, NUMPY)
-    assert_numbers(numbers(searching), numbers(plain))
-    assert sorted(rows_in(sent)) == [1, 5, 5]
-
-    for change, rows in (
-        (lambda: add(store, "panda", ["6"]), [1, 1]),
-        (lambda: add(store, "wolf", ["7"]), [4, 4]),
-        (lambda: add(store, "lynx", ["8"], replace=True), [1, 1]),  # its text was the only one: that expert is gone
-        (lambda: add(store, "lynx", [], ["again"]), [1]),
-        (lambda: store.remove("wolf"), []),
-        (lambda: None, []),
-    ):
-        change()
-        assert_numbers(numbers(searching), numbers(plain))
-        assert sorted(rows_in(sent)) == rows
-
-
-def test_a_search_that_has_begun_ends_with_what_it_began_with(store: Store) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    add(store, "wolf", ["3", "4", "5"])
-    searching = searcher(store)
-    before = numbers(searching)
-    begun = searching.search(QUERIES, nearest=2)
-    store.remove("lynx")
-    add(store, "wolf", ["6"], replace=True)
-    assert numbers(searching).keys() == {"clip:image", "dino:image"}
-    assert begun.categories == ("lynx", "wolf")
-    assert_numbers({e.name: aggregate(e.similarities, "top_mean", 2) for e in begun.experts}, before)
-
-
-def test_references_move_when_the_encoders_do(store: Store, sent: list[Floats]) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    searching = OneWay(store, kind="auto", budget=5, neighbors=100, norms=True)
-    searching.spec = NUMPY
-    before = numbers(searching)
-    assert rows_in(sent) == []
-
-    searching.spec = IndexSpec("torch", STAND_IN.device)  # as any other of the same value
-    assert_numbers(numbers(searching), before)
-    assert sorted(rows_in(sent)) == [1, 2, 2]
-    searching.spec = IndexSpec("torch", STAND_IN.device)
-    assert_numbers(numbers(searching), before)
-    assert rows_in(sent) == []
-    assert sorted(searching.references()[0]) == ["clip:image", "clip:text", "dino:image"]
-    assert rows_in(sent) == []
-
-    add(store, "wolf", ["3"])  # now it is Qdrant that is asked
-    numbers(searching)
-    assert searching.kind == "qdrant"
-    searching.spec = NUMPY
-    numbers(searching)
-    store.remove("wolf")
-    assert_numbers(numbers(searching), before)
-    assert rows_in(sent) == []
-
-
-def test_another_number_format_is_another_index(store: Store, sent: list[Floats]) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    searching = searcher(store)
-    numbers(searching)
-    assert sorted(rows_in(sent)) == [1, 2, 2]
-    searching.spec = IndexSpec("torch", STAND_IN.device, "float16")
-    numbers(searching)
-    assert sorted(rows_in(sent)) == [1, 2, 2]
-
-
-def test_a_spec_may_name_qdrant(store: Store, sent: list[Floats]) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    searching = searcher(store)
-    before = numbers(searching)
-    searching.spec = IndexSpec("qdrant")
-    assert_numbers(numbers(searching), before)
-    assert searching.kind == "qdrant"
-    searching.spec = NUMPY
-    assert_numbers(numbers(searching), before)
-    assert searching.kind == "memory"
-
-
-def test_nothing_is_sent_for_references_alone(store: Store, sent: list[Floats]) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    found, _ = searcher(store, kind="qdrant").references()
-    assert sorted(found) == ["clip:image", "clip:text", "dino:image"]
-    assert rows_in(sent) == []
-
-
-def test_threads_that_search_while_categories_change_see_no_mixture(store: Store) -> None:
-    """Each answer is that of one of the states that there were, and no thread goes back."""
-    states = [["1", "2"], ["3"], ["4", "5", "6"], ["1"], [str(i) for i in range(20)]]
-    add(store, "wolf", ["7", "8"])
-    add(store, "lynx", states[0])
-    searching = searcher(store)
-    expected = [numbers(searching)]
-    for images in states[1:]:
-        add(store, "lynx", images, replace=True)
-        expected.append(numbers(searcher(store, NUMPY)))
-    add(store, "lynx", states[0], replace=True)
-    numbers(searching)
-    done, ready = threading.Event(), threading.Barrier(4)
-
-    def search() -> list[int]:
-        seen = []
-        ready.wait()
-        while not (ending := done.is_set()) or not seen or seen[-1] != len(states) - 1:
-            got = numbers(searching)
-            (at,) = [
-                i
-                for i, then in enumerate(expected)
-                if all(np.allclose(got[expert], then[expert], atol=ROUNDING) for expert in then)
-            ]
-            seen.append(at)
-            assert not ending or at == len(states) - 1
-        return seen
-
-    with ThreadPoolExecutor(3) as pool:
-        tasks = [pool.submit(search) for _ in range(3)]
-        ready.wait()
-        for images in states[1:]:
-            add(store, "lynx", images, replace=True)
-            done.wait(0.05)
-        done.set()
-        seen = [task.result() for task in tasks]
-    assert all(states_seen == sorted(states_seen) for states_seen in seen)
-
-
-def out_of_memory(*_: Any, **__: Any) -> Any:
-    raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
-
-
-def test_too_little_memory_is_told_and_does_no_harm(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    searching = searcher(store)
-    for name in ("empty", "tensor"):  # of the references, and of a batch
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, name, out_of_memory)
-            with pytest.raises(StoreError, match=r"device cpu.*index_dtype"):
-                searching.search(QUERIES, nearest=2)
-    assert_numbers(numbers(searching), numbers(searcher(store, NUMPY)))

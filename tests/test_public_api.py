@@ -129,12 +129,13 @@ def described(value: Any) -> bool:
 
 
 # Implementations of the protocol `zsvec.store.base.Backend`, which describes their methods (so does ruff's D102).
-BY_PROTOCOL = ("zsvec.store.edge.EdgeBackend.", "zsvec.store.server.ServerBackend.")
+BY_PROTOCOL = tuple(
+    f"zsvec.store.{name}." for name in ("edge.EdgeBackend", "memory.MemoryBackend", "server.ServerBackend")
+)
 # Attributes that the docstring of their protocol describes in a list.
 BY_CLASS = {
     *(f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "backbone")),
     "zsvec.encoders.base.Backbone.side",
-    *(f"zsvec.store.server.MemoryBackend.{name}" for name in ("create", "scroll", "versions")),
 }
 
 

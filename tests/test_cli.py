@@ -387,7 +387,8 @@ def test_classify_json(filled: Callable[..., Result], new: Path, monkeypatch: py
     assert (result.code, result.err) == (0, "")
     (found,) = result.objects
     assert list(found) == [
-        *("source", "label", "probability", "unknown", "novelty", "ranking", "experts", "calibration", "error"),
+        *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
+        *("experts", "fusion", "calibration", "error"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
     assert found["calibration"] == "current"
@@ -401,8 +402,9 @@ def test_classify_json(filled: Callable[..., Result], new: Path, monkeypatch: py
         assert {entry["label"] for entry in expert["ranking"]} == set(COLOURS)
     monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
     (plain,) = filled("classify --json", new / "red.png").objects
-    assert (plain["label"], plain["calibration"]) == ("red", "none")
-    assert 0 < plain["novelty"] < 0.2
+    assert (plain["label"], plain["calibration"], plain["novelty"]) == ("red", "none", None)
+    assert 0 < plain["distance"] < 0.2
+    assert (found["fusion"], plain["fusion"]) == ("log_linear_views", "log_linear")
 
 
 def test_classify_paths_and_folders_in_order(filled: Callable[..., Result], new: Path) -> None:
@@ -502,11 +504,14 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(filled: Callable[.
     assert missing == {
         "source": "missing.png",
         "label": None,
+        "nearest": None,
         "probability": None,
         "unknown": False,
         "novelty": None,
+        "distance": None,
         "ranking": [],
         "experts": {},
+        "fusion": None,
         "calibration": "none",
         "error": "cannot read 'missing.png': No such file or directory; check the path and its permissions",
     }
@@ -684,7 +689,7 @@ def test_calibrate_with_one_reference_a_category(cli: Callable[..., Result], new
 
 def test_calibrate_makes_a_stale_store_current(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("zsvec.classifier._CHEAP", 0)
+        patched.setattr("zsvec.calibrator._CHEAP", 0)
         assert filled("add white --image colours/red/0.png").code == 0
     for command, key in (("info --json", "calibration"), ("classify --json colours/red/0.png", "calibration")):
         assert [o[key] for o in filled(command).objects] == ["stale"]
@@ -763,7 +768,7 @@ def test_wrong_usage(filled: Callable[..., Result], command: str, message: str) 
     assert filled("list --json") == before
 
 
-@pytest.mark.parametrize("setting", ["ZSVEC_FUSION", "ZSVEC_BATCH_SIZE", "ZSVEC_SEARCH", "ZSVEC_DEVICE"])
+@pytest.mark.parametrize("setting", ["ZSVEC_FUSION", "ZSVEC_BATCH_SIZE", "ZSVEC_INDEX", "ZSVEC_DEVICE"])
 def test_a_wrong_value_in_the_environment(
     cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
@@ -781,7 +786,7 @@ def test_what_fails_is_no_wrong_usage(cli: Callable[..., Result], new: Path) -> 
     assert cli("--profile base add cat").code == 0
     result = cli("--profile offline add dog")
     assert (result.code, result.out) == (1, "")
-    assert "holds vectors of the encoders clip, dino" in result.err
+    assert "vectors of the encoders clip, dino" in result.err
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,7 @@ def test_it_is_written_on(old: Old) -> None:
             clf.remove_category(last)
         report = clf.calibrate()
         kept = old.held["calibration"]["calibration"]
-        assert report.calibration.false_alarms == kept.get("false_alarms", 0.05)
+        assert report.calibration.false_unknown_rate == kept.get("false_alarms", 0.05)
 
     with old.open() as clf:
         now = categories_of(clf)
@@ -388,8 +388,8 @@ def test_many_generations_are_added_to(old: Old) -> None:
 def test_other_encoders_are_refused(old: Old) -> None:
     names = list(old.held["encoders"])
     others: dict[str, tuple[list[HashEncoder], str]] = {
-        "other names": ([HashEncoder("clip"), HashEncoder("vit")], "holds vectors of the encoders"),
-        "one is missing": ([HashEncoder(names[0])], "holds vectors of the encoders"),
+        "other names": ([HashEncoder("clip"), HashEncoder("vit")], "vectors of the encoders"),
+        "one is missing": ([HashEncoder(names[0])], "vectors of the encoders"),
         "another dimension": ([HashEncoder(name, dim=48) for name in names], "were made by"),
     }
     for encoders, message in others.values():

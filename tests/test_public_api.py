@@ -155,13 +155,13 @@ def described(value: Any) -> bool:
 BY_PROTOCOL = (
     "zsvec.store.edge.EdgeBackend.",
     "zsvec.store.server.ServerBackend.",
-    "zsvec.store.server.MemoryBackend.",
+    "zsvec.store.memory.MemoryBackend.",
 )
 # Attributes that the docstring of their protocol describes in a list.
 BY_CLASS = {
     *(f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "backbone")),
     "zsvec.encoders.base.Backbone.side",
-    *(f"zsvec.store.server.MemoryBackend.{name}" for name in ("create", "scroll", "versions")),
+    *(f"zsvec.store.memory.MemoryBackend.{name}" for name in ("create", "scroll", "versions")),
 }
 
 

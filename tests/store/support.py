@@ -22,7 +22,8 @@ from tests.store.material import FINGERPRINTS
 from zsvec.store import Store
 from zsvec.store.base import Backend, Where
 from zsvec.store.edge import EdgeBackend
-from zsvec.store.server import MemoryBackend, ServerBackend, connect
+from zsvec.store.memory import MemoryBackend
+from zsvec.store.server import ServerBackend, connect
 
 _SHM = Path("/dev/shm")
 
@@ -236,19 +237,17 @@ class ClientDeployment(Deployment):
         return {field: info.data_type.value for field, info in schema.items()}
 
 
-class MemoryDeployment(ClientDeployment):
+class MemoryDeployment(Deployment):
     """What ``open_store(":memory:")`` opens: it is gone with its handle, and nobody else can have collections in it."""
 
     shared = False
     exact = True
 
-    def __init__(self) -> None:
-        super().__init__(None)
-
     def connect(self) -> Backend:
-        backend = MemoryBackend()
-        self.client = backend._client
-        return backend
+        return MemoryBackend()
+
+    def collections(self) -> set[str]:
+        return {name for backend in self._open for name in backend._collections}
 
 
 class LocalDeployment(ClientDeployment):

@@ -479,12 +479,14 @@ def test_classify_fusion(filled: Callable[..., Result], new: Path, monkeypatch: 
     assert found["experts"]["clip:text"]["weight"] == pytest.approx(1 / 3)
 
 
-def test_classify_unknown(filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classify_without_a_calibration(
+    filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_photos(new, [7])
     monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
     monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "0.2")
-    assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [True, False]
-    assert filled("classify new/7.png").out.startswith("new/7.png  unknown, nearest ")
+    assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [False, False]
+    assert "  distance 0." in filled("classify new/7.png").out
 
 
 def test_classify_unknown_in_a_calibrated_store(filled: Callable[..., Result], colours: Path, new: Path) -> None:

@@ -226,8 +226,8 @@ class Classifier:
                 return list(stream)
         _check_answers(top_k, errors)
         self._encoders_to_read()
-        batch = [self._embedder.prepare(cast("ImageInput", images))]
-        (prediction,) = self._answers(batch, self._embedder.encode(batch), top_k, errors, None)
+        image, vectors = self._embedder.embed(cast("ImageInput", images))
+        (prediction,) = self._answers([image], vectors, top_k, errors, None)
         return prediction
 
     async def aclassify(

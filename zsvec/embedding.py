@@ -84,7 +84,12 @@ class Embedder:
                 self._side, self.loaded = loaded.side, loaded
             return self.loaded
 
-    def prepare(
+    def embed(self, image: ImageInput) -> tuple[PreparedImage, Vectors]:
+        """One image and its vectors, in the calling thread."""
+        prepared = self._prepare(image)
+        return prepared, self._encode([prepared])
+
+    def _prepare(
         self, image: ImageInput, stage: Callable[[str], AbstractContextManager[None]] = _unmeasured
     ) -> PreparedImage:
         """Decode and preprocess one image.
@@ -102,7 +107,7 @@ class Embedder:
         with stage("preprocess"):
             return PreparedImage(source_of(image), encoders.preprocess(rgb))
 
-    def encode(self, images: Sequence[PreparedImage]) -> Vectors:
+    def _encode(self, images: Sequence[PreparedImage]) -> Vectors:
         """Vectors of the images that can be read, in their order; empty if there is none."""
         readable = [image.inputs for image in images if image.error is None]
         return self.encoders.encode_images(readable) if readable else {}
@@ -127,11 +132,11 @@ class Embedder:
         self, images: Iterable[ImageInput], batch_size: int, flow: Flow, max_wait: float | None
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         def prepare(image: ImageInput) -> PreparedImage:
-            return self.prepare(image, flow.stage)
+            return self._prepare(image, flow.stage)
 
         for batch in prefetch(prepare, images, batch_size, max_wait=max_wait, flow=flow):
             with flow.stage("encode"):
-                vectors = self.encode(batch)
+                vectors = self._encode(batch)
             yield batch, vectors
 
     def stream(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Embedding]:

@@ -113,9 +113,9 @@ def test_limited_search_gives_bounds(store: Store, limit: int) -> None:
     every = {method: (answer(found, method), truth(STATE, asked, method)) for method in ("max", "mean", "top_mean")}
 
     for got, true in every.values():
-        for expert, categories in true.items():
-            assert got[expert].keys() == categories.keys()
-            assert all((got[expert][name] >= values - 2e-6).all() for name, values in categories.items())
+        for expert_name, categories in true.items():
+            assert got[expert_name].keys() == categories.keys()
+            assert all((got[expert_name][name] >= values - 2e-6).all() for name, values in categories.items())
     got, true = every["max"]
     for expert in found.experts:
         for i, neighbors in enumerate(expert.nearest):

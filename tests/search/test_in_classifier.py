@@ -40,7 +40,7 @@ def test_the_device_of_encoders_is_known(specs: dict[str, EncoderSpec]) -> None:
 @needs_gpu
 def test_encoders_run_on_the_gpu(specs: dict[str, EncoderSpec]) -> None:
     device = load_encoders(specs).device
-    vectors = np.ones((1, 4), dtype=np.float32) / 2
+    vectors = np.full((1, 4), 0.5, dtype=np.float32)
     references = References(("a",), vectors, np.array([0, 1]), np.ones(1, dtype=np.float32), ("1",), ("1",))
     index = torch_index.build(references, IndexSpec("torch", device))
     assert isinstance(index, TorchIndex)

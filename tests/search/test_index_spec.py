@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -74,14 +74,15 @@ def test_a_commit_sends_its_category_to_the_device(store: Store, sent: list[Floa
     assert_numbers(numbers(searching), numbers(plain))
     assert sorted(rows_in(sent)) == [1, 5, 5]
 
-    for change, rows in (
+    changes: list[tuple[Callable[[], None], list[int]]] = [
         (lambda: add(store, "panda", ["6"]), [1, 1]),
         (lambda: add(store, "wolf", ["7"]), [4, 4]),
         (lambda: add(store, "lynx", ["8"], replace=True), [1, 1]),  # its text was the only one: that expert is gone
         (lambda: add(store, "lynx", [], ["again"]), [1]),
         (lambda: store.remove("wolf"), []),
         (lambda: None, []),
-    ):
+    ]
+    for change, rows in changes:
         change()
         assert_numbers(numbers(searching), numbers(plain))
         assert sorted(rows_in(sent)) == rows

@@ -86,9 +86,10 @@ def test_uncommitted_references_take_no_places(backend: Hooked, store: Store, wa
     for expert in found.experts:
         assert sorted(neighbor.source for neighbor in expert.nearest[0]) == ["1", "2", "3"]
     for aggregation in ("max", "mean"):
-        for expert, categories in truth(state, asked, aggregation).items():
+        got = answer(found, aggregation)
+        for expert_name, categories in truth(state, asked, aggregation).items():
             for name, values in categories.items():
-                np.testing.assert_allclose(answer(found, aggregation)[expert][name], values, atol=2e-6)
+                np.testing.assert_allclose(got[expert_name][name], values, atol=2e-6)
 
 
 @memory_and_qdrant

@@ -92,6 +92,7 @@ def _suite(
 ) -> None:
     from zsvec.cli import output
     from zsvec.errors import MissingExtraError
+    from zsvec.cli.process import single_threaded
     from zsvec.evaluation.datasets import DATASETS
     from zsvec.evaluation.suite import run
     from zsvec.inputs.folders import find_images
@@ -114,7 +115,8 @@ def _suite(
             on_error=lambda source, reason: output.note(f"left out: {source}: {reason}"),
             say=output.note,
         )
-    page = publish(found, to)
+    with single_threaded():
+        page = publish(found, to)
     if json:
         output.json_line(found.results)
     else:

@@ -24,6 +24,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _SPINNING_VARIABLE, _SPINNING_CYCLES = "OPENBLAS_THREAD_TIMEOUT", "18"
 _MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
@@ -40,6 +42,18 @@ def prepare_process() -> None:
     """
     os.environ.setdefault(_SPINNING_VARIABLE, _SPINNING_CYCLES)
     _keep_freed_memory()
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """One thread for BLAS and OpenMP, so that figures are the same each time.
+
+    Threads add up in any order, and t-SNE makes much of the last digit.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
 
 
 def _keep_freed_memory() -> None:

@@ -22,7 +22,6 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
 from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 
 from zsvec.evaluation.metrics import Doubles
 from zsvec.method.fit import expected_calibration_error
@@ -192,9 +191,8 @@ def embed_2d(vectors: NDArray[np.float32], seed: int = 0) -> Doubles:
         return np.zeros((n, 2))
     # Principal components make a better start, where there are two of them.
     start = "pca" if n > 3 and np.linalg.matrix_rank(vectors - vectors.mean(axis=0)) > 1 else "random"
-    with threadpool_limits(1):  # threads add up in any order, and t-SNE makes much of the last digit
-        tsne = TSNE(metric="cosine", perplexity=min(30, (n - 1) / 3), init=start, random_state=seed)
-        return np.asarray(tsne.fit_transform(vectors), dtype=np.float64)
+    tsne = TSNE(metric="cosine", perplexity=min(30, (n - 1) / 3), init=start, random_state=seed)
+    return np.asarray(tsne.fit_transform(vectors), dtype=np.float64)
 
 
 def neighbourhood(points: Doubles, names: Sequence[str], is_reference: NDArray[np.bool_], path: Path) -> None:

@@ -91,8 +91,8 @@ def _suite(
     target: Target, folder: Path, unknown: Path | None, dataset: Dataset, report: Path | None, json: bool
 ) -> None:
     from zsvec.cli import output
-    from zsvec.errors import MissingExtraError
     from zsvec.cli.process import single_threaded
+    from zsvec.errors import MissingExtraError
     from zsvec.evaluation.datasets import DATASETS
     from zsvec.evaluation.suite import run
     from zsvec.inputs.folders import find_images

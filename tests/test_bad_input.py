@@ -40,7 +40,8 @@ from zsvec.errors import (
 )
 from zsvec.generation import Budget
 from zsvec.inputs.categories import CategoryInput
-from zsvec.store.base import Points, Where, record_id
+from zsvec.store.base import Points, Where
+from zsvec.store.schema import record_id
 from zsvec.testing import HashEncoder
 
 KNOWN = coloured("red", 100)
@@ -336,8 +337,8 @@ def stream(images: Any, **options: Any) -> Callable[[Bench], Any]:
     return lambda bench: list(bench.clf.classify_stream(images, **options))
 
 
-def query(**of: Any) -> Callable[[Bench], Any]:
-    return lambda bench: bench.clf.classify_vectors(of)
+def query(**vectors: Any) -> Callable[[Bench], Any]:
+    return lambda bench: bench.clf.classify_vectors(vectors)
 
 
 def remove(name: Any) -> Callable[[Bench], Any]:
@@ -570,7 +571,7 @@ OPENINGS = [
     opening("unknown profile", "no profile is named 'bass'; choose one of base, offline, plus", profile="bass"),
     opening("namespace", "(got 'a/b')", namespace="a/b"),
     opening("empty namespace", "(got '')", namespace=""),
-    opening("search", "(got 'both')", search="both"),
+    opening("index", "(got 'both')", index="both"),
     opening("fusion", "(got 'sum')", fusion="sum"),
     opening("aggregation", "(got 'median')", aggregation="median"),
     opening("device", "(got 'tpu')", device="tpu"),
@@ -581,7 +582,7 @@ OPENINGS = [
     opening("negative weight", "(got -1)", weights={"clip:text": -1}),
     opening("zero batch", "batch_size: Input should be greater than 0 (got 0)", batch_size=0),
     opening("words for a number", "(got 'many')", batch_size="many"),
-    opening("threshold", "unknown_above: Input should be less than or equal to 2 (got 7)", unknown_above=7),
+    opening("threshold", "unknown_above: Input should be less than or equal to 1 (got 7)", unknown_above=7),
     opening("unknown setting", "temprature: Extra inputs are not permitted (got 1)", temprature=1),
     opening("no encoders", "there are no encoders", encoders=[]),
     opening("encoders of one name", "two encoders are named 'clip'", encoders=[CLIP, CLIP]),
@@ -760,7 +761,7 @@ COMMANDS = [
     command("namespace", 2, "(got 'a b')", "--namespace|a b|list"),
     command("store: ftp", 2, "'ftp://host'", "--store|ftp://host|list"),
     command("store: file", 2, "'photo.jpg' is a file", "--store|photo.jpg|list", empty_file),
-    command("other encoders", 1, "holds vectors of the encoders clip, dino", "--profile|offline|add|new"),
+    command("other encoders", 1, "vectors of the encoders clip, dino", "--profile|offline|add|new"),
 ]
 
 

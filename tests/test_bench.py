@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,19 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tests.encoders.tiny_checkpoints import VIT, save_clip, save_vit
-from tests.support import isolated  # noqa: F401
+from tests.support import fast_folder, isolated  # noqa: F401
 from zsvec.encoders.spec import EncoderSpec
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 STAGES = {"decode", "preprocess", "encode", "search", "fuse", "search + fuse"}
+
+
+@pytest.fixture(autouse=True)
+def fast_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The scripts keep their stores in temporary folders. That of the test is made before."""
+    with fast_folder() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        yield
 
 
 @pytest.fixture
@@ -49,7 +58,7 @@ def test_stream(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_pa
     for way in ("classify_stream", "classify_stream, CLIP alone"):
         assert [row[f"{way} ÷ this"] for row in rates if row["way"] == way] == [1.0]
     assert len(rates) == 6
-    assert [{row["stage"] for row in of} for of in stages] == [STAGES] * 2
+    assert [{row["stage"] for row in table} for table in stages] == [STAGES] * 2
     assert {"torch", "numpy", "python"} <= set(figures["versions"])
 
 

@@ -551,7 +551,7 @@ def test_classify_vectors_says_what_classify_says(clf: Classifier, encoders: tup
     answers = clf.classify_vectors(vectors)
     assert [answer.source for answer in answers] == ["vector 0", "vector 1", "vector 2"]
     assert all(same(one, other) for one, other in zip(answers, clf.classify(images), strict=True))
-    longer = clf.classify_vectors({name: (7 * of.astype(float)).tolist() for name, of in vectors.items()}, top_k=1)
+    longer = clf.classify_vectors({name: (7 * rows.astype(float)).tolist() for name, rows in vectors.items()}, top_k=1)
     assert [answer.label for answer in longer] == [answer.label for answer in answers]
     assert all(len(answer.ranking) == 1 for answer in longer)
 
@@ -663,7 +663,7 @@ def test_encoders_of_other_names_are_refused_at_once(
 ) -> None:
     before = state(clf.store)
     clf.close()
-    with pytest.raises(EncoderMismatchError, match=r"holds vectors of the encoders clip, dino, and .* are in use"):
+    with pytest.raises(EncoderMismatchError, match=r"encoders clip, dino, and .* are in use"):
         open_classifier(folder, *others)
     with open_classifier(folder) as again:
         assert state(again.store) == before
@@ -901,7 +901,7 @@ def test_false_alarms_are_those_of_the_settings_unless_given(folder: Path) -> No
     with fill(open_classifier(folder, false_unknown_rate=0.2), images=8) as clf:
         kept = clf.store.calibration()
         assert kept is not None
-        assert kept["false_unknown_rate"] == 0.2
+        assert kept["false_alarms"] == 0.2
         few, many = (clf.calibrate(false_unknown_rate=fraction).calibration for fraction in (0.01, 0.5))
         assert (few.false_unknown_rate, many.false_unknown_rate) == (0.01, 0.5)
         assert (
@@ -996,7 +996,7 @@ def test_false_alarms_that_were_asked_for_are_kept(clf: Classifier, folder: Path
     def kept() -> float:
         calibration = clf.store.calibration()
         assert calibration is not None
-        return float(calibration["false_unknown_rate"])
+        return float(calibration["false_alarms"])
 
     before = clf.store.calibration()
     assert kept() == 0.05
@@ -1076,8 +1076,8 @@ def test_many_categories_are_not_calibrated_without_being_asked(
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(categories, 2, 48))
     inputs = [
-        CategoryInput(name=f"{i:04d}", vectors={"clip:image": of[:, :32], "dino:image": of[:, 32:]})
-        for i, of in enumerate(vectors)
+        CategoryInput(name=f"{i:04d}", vectors={"clip:image": rows[:, :32], "dino:image": rows[:, 32:]})
+        for i, rows in enumerate(vectors)
     ]
     assert len(empty.add_categories(inputs)) == categories
     assert calls == int(calibrated)
@@ -1093,8 +1093,8 @@ def test_the_quick_start_is_not_overconfident(empty: Classifier) -> None:
         rest = unit_rows(rest) * np.sqrt(1 - to_cat**2 - to_panda**2)[:, None]
         return np.hstack([to_cat[:, None], to_panda[:, None], rest])
 
-    def unit_rows(of: np.ndarray) -> np.ndarray:
-        rows: np.ndarray = of / np.linalg.norm(of, axis=1, keepdims=True)
+    def unit_rows(matrix: np.ndarray) -> np.ndarray:
+        rows: np.ndarray = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
         return rows
 
     cats = clip_images(np.array([0.27, 0.28]), np.array([0.2, 0.2001]))
@@ -1147,11 +1147,11 @@ def test_vectors_that_are_given_again_change_nothing(empty: Classifier) -> None:
     again = [
         given,
         dict(reversed(given.items())),
-        {expert: (5 * of).tolist() for expert, of in given.items()},
-        {expert: of[::-1] for expert, of in given.items()},
-        {expert: of[1:3] for expert, of in given.items()},
-        {expert: np.repeat(of, 2, axis=0) for expert, of in given.items()},
-        {expert: of for expert, of in given.items() if expert != "clip:text"},
+        {expert: (5 * rows).tolist() for expert, rows in given.items()},
+        {expert: rows[::-1] for expert, rows in given.items()},
+        {expert: rows[1:3] for expert, rows in given.items()},
+        {expert: np.repeat(rows, 2, axis=0) for expert, rows in given.items()},
+        {expert: rows for expert, rows in given.items() if expert != "clip:text"},
     ]
     for vectors in again:
         assert empty.add_category("a", [], vectors=vectors) == category
@@ -1310,24 +1310,24 @@ def test_arguments_over_environment_over_file_over_user_file(
     assert opened() == ("./zsvec-store", "zsvec", 32, "log_linear_views")
     user = tmp_path / "user" / "zsvec" / "config.toml"
     user.parent.mkdir(parents=True)
-    user.write_text('store = "./user"\nnamespace = "user"\nbatch_size = 1\nfusion = "max"\n')
-    assert opened() == ("./user", "user", 1, "max")
+    user.write_text('store = "./user"\nnamespace = "user"\nbatch_size = 1\nfusion = "max_confidence"\n')
+    assert opened() == ("./user", "user", 1, "max_confidence")
     Path("zsvec.toml").write_text('store = "./file"\nnamespace = "file"\nbatch_size = 2\n')
-    assert opened() == ("./file", "file", 2, "max")
+    assert opened() == ("./file", "file", 2, "max_confidence")
     monkeypatch.setenv("ZSVEC_STORE", "./environment")
     monkeypatch.setenv("ZSVEC_NAMESPACE", "environment")
-    assert opened() == ("./environment", "environment", 2, "max")
-    assert opened(store=str(folder / "argument")) == (str(folder / "argument"), "environment", 2, "max")
+    assert opened() == ("./environment", "environment", 2, "max_confidence")
+    assert opened(store=str(folder / "argument")) == (str(folder / "argument"), "environment", 2, "max_confidence")
     assert opened(store=None, fusion="fixed") == ("./environment", "environment", 2, "fixed")
 
 
 def test_mappings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZSVEC_WEIGHTS", '{"clip:text": 2.5}')
     monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "0.5")
-    monkeypatch.setenv("ZSVEC_SEARCH", "qdrant")
+    monkeypatch.setenv("ZSVEC_INDEX", "qdrant")
     with zsvec.open(encoders=two_encoders()) as clf:
         assert clf.settings.weights == {"clip:text": 2.5}
-        assert (clf.settings.unknown_above, clf.settings.search) == (0.5, "qdrant")
+        assert (clf.settings.unknown_above, clf.settings.index) == (0.5, "qdrant")
     monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "high")
     with pytest.raises(InvalidInputError, match=r"unknown_above: .* \(got 'high'\)"):
         zsvec.open(encoders=two_encoders())

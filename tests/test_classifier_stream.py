@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import zsvec.classifier
-from tests.store.support import EdgeDeployment, MemoryDeployment
+import zsvec.embedding
+from tests.store.support import EdgeDeployment, LocalDeployment
 from tests.support import coloured, encode, fast_folder, isolated, open_classifier, two_encoders  # noqa: F401
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.test_stream import eventually, threads, until, within
@@ -43,7 +43,7 @@ DEADLINE = 30.0
 @pytest.fixture(autouse=True)
 def working_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders work ahead of the search, as on a GPU; tests/test_classifier.py has streams as on a CPU."""
-    monkeypatch.setattr(zsvec.classifier, "_work_ahead", lambda encoders: True)
+    monkeypatch.setattr(zsvec.embedding, "_work_ahead", lambda encoders: True)
 
 
 PATIENT = {"max_wait_ms": 1000 * DEADLINE}  # batches are full, however busy the machine is
@@ -115,11 +115,12 @@ def test_answers_come_in_the_order_of_the_images_whichever_is_decoded_first(clf:
     data = [encode(image) for image in kinds]
     seconds = np.random.default_rng(0).exponential(0.0005, 2000)
     images = (Slow(data[i % 60], f"image {i}", seconds[i]) for i in range(2000))
-    found = list(clf.classify_stream(images, top_k=2))
+    stream = clf.classify_stream(images, top_k=2)
+    found = list(stream)
     assert [p.source for p in found] == [f"image {i}" for i in range(2000)]
     assert [p.label for p in found] == [expected[i % 60][0] for i in range(2000)]
     assert [p.probability for p in found] == pytest.approx([expected[i % 60][1] for i in range(2000)], abs=1e-4)
-    assert (clf.stats.images, clf.stats.failed) == (2000, 0)
+    assert (stream.stats.images, stream.stats.failed) == (2000, 0)
 
 
 def test_one_corrupt_image_of_a_hundred_costs_one_answer_of_a_hundred(clf: Classifier) -> None:
@@ -136,7 +137,8 @@ def test_one_corrupt_image_of_a_hundred_costs_one_answer_of_a_hundred(clf: Class
             data = kinds[i % 30]
             yield Slow(damaged(data, i) if i in bad else data, f"image {i}", 0)
 
-    found = list(clf.classify_stream(images(), batch_size=16))
+    stream = clf.classify_stream(images(), batch_size=16)
+    found = list(stream)
     assert [p.source for p in found] == [f"image {i}" for i in range(1000)]
     assert {i for i, p in enumerate(found) if p.error is not None} == bad
     for i, prediction in enumerate(found):
@@ -145,7 +147,7 @@ def test_one_corrupt_image_of_a_hundred_costs_one_answer_of_a_hundred(clf: Class
             assert f"cannot read image {i}: " in (prediction.error or "")
         else:
             assert prediction.label == expected[i % 30]
-    assert (clf.stats.images, clf.stats.failed) == (1000, 10)
+    assert (stream.stats.images, stream.stats.failed) == (1000, 10)
 
 
 @pytest.mark.parametrize("at", [0, 5, 7, 8])
@@ -184,7 +186,7 @@ def test_an_encoder_that_fails(folder: Path) -> None:
 @pytest.fixture(params=["the same process", "another process"])
 def two_handles(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Classifier, Classifier]]:
     """A classifier, and one that writes to its store: itself, or one that has only the store in common."""
-    deployment = EdgeDeployment(folder / "store") if request.param == "the same process" else MemoryDeployment()
+    deployment = EdgeDeployment(folder / "store") if request.param == "the same process" else LocalDeployment()
 
     def opened() -> Classifier:
         encoders = EncoderSet(two_encoders())
@@ -431,7 +433,7 @@ def test_two_streams_by_turns(clf: Classifier) -> None:
 
 def test_streams_in_several_threads(clf: Classifier) -> None:
     images = {colour: [coloured(colour, 100 + i) for i in range(60)] for colour in COLOURS}
-    expected = {colour: [p.label for p in clf.classify(of)] for colour, of in images.items()}
+    expected = {colour: [p.label for p in clf.classify(group)] for colour, group in images.items()}
 
     def classify(colour: str) -> list[str | None]:
         return [p.label for p in clf.classify_stream(iter(images[colour]), batch_size=8)]
@@ -455,12 +457,13 @@ def test_the_same_answers_in_an_event_loop(clf: Classifier, source: Callable[[It
     expected = list(clf.classify_stream(images, batch_size=4, top_k=2, **PATIENT))
 
     async def collect() -> list[Prediction]:
-        stream = clf.aclassify_stream(source(images), batch_size=4, top_k=2, **PATIENT)
-        return [prediction async for prediction in stream]
+        async with clf.aclassify_stream(source(images), batch_size=4, top_k=2, **PATIENT) as stream:
+            found = [prediction async for prediction in stream]
+        assert (stream.stats.images, stream.stats.failed) == (20, 1)
+        return found
 
     assert asyncio.run(collect()) == expected
     assert sum(p.error is not None for p in expected) == 1
-    assert (clf.stats.images, clf.stats.failed) == (20, 1)
 
 
 def test_an_event_loop_gets_the_same_errors(clf: Classifier) -> None:

@@ -22,7 +22,7 @@ from zsvec import __version__
 from zsvec.cli import main, output
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.store import Store
+from zsvec.store.catalog import Catalog
 from zsvec.testing import HashEncoder
 
 COLOURS = ("blue", "green", "red")
@@ -268,7 +268,7 @@ def test_gc(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> N
         raise SystemExit(9)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "_commit", killed)
+        patched.setattr(Catalog, "commit", killed)
         assert filled("add cat --text 'a feline' --text 'a pet'").code == 9
     assert len(filled("list --json").objects) == 3
     assert filled("gc") == Result(0, "", "2 references deleted\n")
@@ -387,7 +387,8 @@ def test_classify_json(filled: Callable[..., Result], new: Path, monkeypatch: py
     assert (result.code, result.err) == (0, "")
     (found,) = result.objects
     assert list(found) == [
-        *("source", "label", "probability", "unknown", "novelty", "ranking", "experts", "calibration", "error"),
+        *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
+        *("experts", "fusion", "calibration", "error"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
     assert found["calibration"] == "current"
@@ -401,8 +402,9 @@ def test_classify_json(filled: Callable[..., Result], new: Path, monkeypatch: py
         assert {entry["label"] for entry in expert["ranking"]} == set(COLOURS)
     monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
     (plain,) = filled("classify --json", new / "red.png").objects
-    assert (plain["label"], plain["calibration"]) == ("red", "none")
-    assert 0 < plain["novelty"] < 0.2
+    assert (plain["label"], plain["calibration"], plain["novelty"]) == ("red", "none", None)
+    assert 0 < plain["distance"] < 0.2
+    assert (found["fusion"], plain["fusion"]) == ("log_linear_views", "log_linear")
 
 
 def test_classify_paths_and_folders_in_order(filled: Callable[..., Result], new: Path) -> None:
@@ -461,7 +463,14 @@ def test_classify_fusion(filled: Callable[..., Result], new: Path, monkeypatch: 
         fusion: filled(f"classify --json --fusion {fusion}", new / "red.png").objects[0]["experts"]["clip:text"][
             "weight"
         ]
-        for fusion in ("max", "inverse_entropy", "neg_exp_entropy", "fixed", "log_linear", "log_linear_views")
+        for fusion in (
+            "max_confidence",
+            "inverse_entropy",
+            "neg_exp_entropy",
+            "fixed",
+            "log_linear",
+            "log_linear_views",
+        )
     }
     assert weights["fixed"] == pytest.approx(1 / 3)
     assert len(set(weights.values())) == 6
@@ -470,12 +479,14 @@ def test_classify_fusion(filled: Callable[..., Result], new: Path, monkeypatch: 
     assert found["experts"]["clip:text"]["weight"] == pytest.approx(1 / 3)
 
 
-def test_classify_unknown(filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classify_without_a_calibration(
+    filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_photos(new, [7])
     monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
     monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "0.2")
-    assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [True, False]
-    assert filled("classify new/7.png").out.startswith("new/7.png  unknown, nearest ")
+    assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [False, False]
+    assert "  distance 0." in filled("classify new/7.png").out
 
 
 def test_classify_unknown_in_a_calibrated_store(filled: Callable[..., Result], colours: Path, new: Path) -> None:
@@ -495,11 +506,14 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(filled: Callable[.
     assert missing == {
         "source": "missing.png",
         "label": None,
+        "nearest": None,
         "probability": None,
         "unknown": False,
         "novelty": None,
+        "distance": None,
         "ranking": [],
         "experts": {},
+        "fusion": None,
         "calibration": "none",
         "error": "cannot read 'missing.png': No such file or directory; check the path and its permissions",
     }
@@ -571,9 +585,9 @@ def test_evaluate(filled: Callable[..., Result], colours: Path) -> None:
         },
     }
     assert "left out: cannot read 'colours/red/broken.jpg'" in result.err
-    (found,) = filled("evaluate --json --fusion max", colours).objects
+    (found,) = filled("evaluate --json --fusion max_confidence", colours).objects
     assert list(found) == ["n", "top1", "top3", "top5", "ece", "fusion", "experts"]
-    assert found["fusion"] == "max"
+    assert found["fusion"] == "max_confidence"
 
 
 def test_evaluate_for_people(filled: Callable[..., Result], colours: Path) -> None:
@@ -647,7 +661,8 @@ def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
     assert lines[0] == ["expert", "temperature", "images", "says", "the", "category", "of"]
     assert lines[2:5] == [
-        [name, f"{of['temperature']:.3f}", "9", f"{of['accuracy']:.1%}"] for name, of in expected["experts"].items()
+        [name, f"{expert['temperature']:.3f}", "9", f"{expert['accuracy']:.1%}"]
+        for name, expert in expected["experts"].items()
     ]
     assert lines[5] == ["fusion", "top-1", "cross-entropy", "calibration", "error"]
     assert [words[:2] for words in lines[7:9]] == [["before", "100.0%"], ["after", "100.0%"]]
@@ -676,7 +691,7 @@ def test_calibrate_with_one_reference_a_category(cli: Callable[..., Result], new
 
 def test_calibrate_makes_a_stale_store_current(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("zsvec.classifier._CHEAP", 0)
+        patched.setattr("zsvec.calibrator._CHEAP", 0)
         assert filled("add white --image colours/red/0.png").code == 0
     for command, key in (("info --json", "calibration"), ("classify --json colours/red/0.png", "calibration")):
         assert [o[key] for o in filled(command).objects] == ["stale"]
@@ -755,7 +770,7 @@ def test_wrong_usage(filled: Callable[..., Result], command: str, message: str) 
     assert filled("list --json") == before
 
 
-@pytest.mark.parametrize("setting", ["ZSVEC_FUSION", "ZSVEC_BATCH_SIZE", "ZSVEC_SEARCH", "ZSVEC_DEVICE"])
+@pytest.mark.parametrize("setting", ["ZSVEC_FUSION", "ZSVEC_BATCH_SIZE", "ZSVEC_INDEX", "ZSVEC_DEVICE"])
 def test_a_wrong_value_in_the_environment(
     cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
@@ -773,7 +788,7 @@ def test_what_fails_is_no_wrong_usage(cli: Callable[..., Result], new: Path) -> 
     assert cli("--profile base add cat").code == 0
     result = cli("--profile offline add dog")
     assert (result.code, result.out) == (1, "")
-    assert "holds vectors of the encoders clip, dino" in result.err
+    assert "vectors of the encoders clip, dino" in result.err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,13 +15,21 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tests.support import coloured, encode, isolated, two_encoders  # noqa: F401
+from tests.support import coloured, encode, fast_folder, isolated, two_encoders  # noqa: F401
 from zsvec.encoders import EncoderSet
 from zsvec.method.fusion import STRATEGIES
 
 COLOURS = ("blue", "green", "red")
 EXPERTS = ("clip:image", "clip:text", "dino:image")
 SCRIPT = Path(__file__).parents[1] / "scripts" / "compare_fusion.py"
+
+
+@pytest.fixture(autouse=True)
+def fast_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The scripts keep their stores in temporary folders. That of the test is made before."""
+    with fast_folder() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        yield
 
 
 @pytest.fixture
@@ -61,7 +70,7 @@ def test_a_set_is_embedded_once_and_remembered(script: ModuleType, folder: Path)
     images = script.embed(folder, encoders)
 
     assert images.name == "colours"
-    assert {name: list(of) for name, of in images.references.items()} == {
+    assert {name: list(numbers) for name, numbers in images.references.items()} == {
         "blue": [0, 1, 2],
         "green": [3, 4, 5],
         "red": [6, 7, 8],
@@ -69,18 +78,18 @@ def test_a_set_is_embedded_once_and_remembered(script: ModuleType, folder: Path)
     assert [name for _, name in images.photos] == ["blue"] * 2 + ["green"] * 2 + ["red"] * 2
     assert [number for number, _ in images.photos] == list(range(9, 15))
     assert list(images.unknown) == [15, 16]
-    assert {name: of.shape for name, of in images.vectors.items()} == {"clip": (17, 32), "dino": (17, 16)}
+    assert {name: vectors.shape for name, vectors in images.vectors.items()} == {"clip": (17, 32), "dino": (17, 16)}
     for number in (0, 255, 256, 70_000):
         assert script.number_of(script.pixel(number)) == number
     before = [encoder.images_encoded for encoder in encoders]
     with script.opened(images, images.references) as classifier:
         for category in classifier.categories():
             assert category.references == {"clip:image": 3, "clip:text": 1, "dino:image": 3}
-            held = [
+            stored = [
                 r.vector for r in classifier.store.stored(category.name) if (r.encoder, r.modality) == ("dino", "image")
             ]
             wanted = images.vectors["dino"][images.references[category.name]]
-            np.testing.assert_allclose(sorted(map(list, held)), sorted(map(list, wanted)), atol=1e-6)
+            np.testing.assert_allclose(sorted(map(list, stored)), sorted(map(list, wanted)), atol=1e-6)
         assert classifier.store.info()["calibration"] == "current"
         found = script.results(classifier, images)
     assert [encoder.images_encoded for encoder in encoders] == before == [17, 17]
@@ -95,7 +104,8 @@ def test_a_set_is_embedded_once_and_remembered(script: ModuleType, folder: Path)
 def test_strategies(script: ModuleType, folder: Path) -> None:
     lines = run(script, "strategies", folder, "--references", 1, "--references", 3, "--draws", 2, "--json")
     found = [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
-    assert [(o["references"], o["draws"]) for o in found] == [(1, 2)] * 17 + [(3, 1)] * 17
+    rows = len(EXPERTS) + 2 * len(STRATEGIES)
+    assert [(o["references"], o["draws"]) for o in found] == [(1, 2)] * rows + [(3, 1)] * rows
     assert {o["set"] for o in found} == {"colours"}
     for one in found:
         assert list(one) == ["set", "references", "draws", "name", "top1", "auroc", "ece"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,12 @@ def test_a_former_name_works_and_names_the_new_one(
         monkeypatch.setenv(f"ZSVEC_{former.upper()}", str(given))
     else:
         Path("zsvec.toml").write_text(f"{former} = {given!r}\n")
-    with pytest.warns(FutureWarning, match=rf"'{former}'.*'{name}'"):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         settings = load_settings(**arguments)
     assert getattr(settings, name) == value
+    assert {warning.category for warning in warned} == {FutureWarning}
+    assert any(f"'{former}'" in str(warning.message) and f"'{name}'" in str(warning.message) for warning in warned)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -63,7 +65,7 @@ class Given:
     """Stands for a classifier: predictions by the name of the image."""
 
     def __init__(self, predictions: Mapping[str, Prediction], categories: Sequence[str]) -> None:
-        self.settings = SimpleNamespace(fusion="max")
+        self.settings = SimpleNamespace(fusion="max_confidence")
         self.store = SimpleNamespace(location="here")
         self._predictions = predictions
         self._categories = categories
@@ -72,22 +74,31 @@ class Given:
     def categories(self) -> list[Any]:
         return [SimpleNamespace(name=name) for name in self._categories]
 
-    def classify_stream(self, images: Iterable[Path], *, top_k: int) -> Iterator[Prediction]:
+    def classify_stream(self, images: Iterable[Path], *, top_k: int) -> AbstractContextManager[Iterator[Prediction]]:
         assert top_k == 5
+        return closing(self._answers(images))
+
+    def _answers(self, images: Iterable[Path]) -> Iterator[Prediction]:
         for path in images:
             self.asked.append(path.name)
             yield self._predictions[path.name]
 
 
 def prediction(novelty: float, fused: Ranking, **experts: Ranking) -> Prediction:
+    unknown = novelty > 0.25
     return Prediction(
         source="",
-        label=fused[0][0],
+        label=None if unknown else fused[0][0],
+        nearest=fused[0][0],
         probability=fused[0][1],
         novelty=novelty,
-        unknown=novelty > 0.25,
+        distance=0.5,
+        unknown=unknown,
         ranking=fused,
-        experts={name: ExpertOutput(weight=1.0, entropy=0.0, ranking=of, neighbors=()) for name, of in experts.items()},
+        experts={
+            name: ExpertOutput(weight=1.0, entropy=0.0, ranking=ranked, neighbors=())
+            for name, ranked in experts.items()
+        },
     )
 
 
@@ -140,7 +151,7 @@ def test_an_evaluation_by_hand(folders: Path) -> None:
         "auroc": pytest.approx(0.75),
         "detected": pytest.approx(1 / 2),  # 0.4 is beyond 0.25, and
         "false_unknown_rate": pytest.approx(1 / 3),  # of the known images 0.3 is
-        "fusion": "max",
+        "fusion": "max_confidence",
         "experts": {
             "text": {
                 "top1": pytest.approx(1 / 3),
@@ -180,8 +191,21 @@ def test_the_object_is_json_and_has_an_auroc_only_with_unknown_images(folders: P
 )
 def test_auroc_by_hand(folders: Path, known: tuple[float, ...], unknown: tuple[float, ...], auroc: float) -> None:
     novelty = dict(zip(("cat1.png", "cat2.png", "dog1.png", "fox1.png", "fox2.png"), known + unknown, strict=True))
-    given = {name: prediction(of, ranking("cat")) for name, of in novelty.items()}
+    given = {name: prediction(value, ranking("cat")) for name, value in novelty.items()}
     assert run(folders, unknown=True, predictions={**given, "broken.png": BROKEN}).auroc == pytest.approx(auroc)
+    uncalibrated = {name: replace(given[name], novelty=None, distance=2 * value) for name, value in novelty.items()}
+    assert run(folders, unknown=True, predictions={**uncalibrated, "broken.png": BROKEN}).auroc == pytest.approx(auroc)
+
+
+def test_auroc_of_distances_where_one_image_has_no_novelty(folders: Path) -> None:
+    """As when a calibration comes or goes meanwhile: novelty and distance are not compared with each other."""
+    distances = {"cat1.png": 0.1, "cat2.png": 0.2, "dog1.png": 0.3, "fox1.png": 0.4, "fox2.png": 0.25}
+    given = {
+        name: replace(PREDICTIONS[name], novelty=0.9 if name == "cat1.png" else None, distance=distance)
+        for name, distance in distances.items()
+    }
+    result = run(folders, unknown=True, predictions={**given, "broken.png": BROKEN})
+    assert result.auroc == pytest.approx(5 / 6)
 
 
 def test_progress_sees_every_image_once(folders: Path) -> None:

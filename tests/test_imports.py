@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("stream",),
         (
+            "inputs.decoding",
             "inputs.images",
             "inputs.categories",
             "inputs.folders",

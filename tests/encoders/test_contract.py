@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,18 @@ def reader(request: pytest.FixtureRequest, encoder_named: Callable[[str], Encode
     return encoder_named(request.param)
 
 
+@cache
+def image_vectors(encoder: Encoder) -> np.ndarray:
+    """Vectors of `IMAGES`, computed once."""
+    return encoder.encode_images(IMAGES)
+
+
+@cache
+def text_vectors(encoder: Encoder) -> np.ndarray:
+    """Vectors of `TEXTS`, computed once."""
+    return encoder.encode_texts(TEXTS)
+
+
 def check(vectors: np.ndarray, number: int, encoder: Encoder) -> None:
     assert vectors.shape == (number, encoder.fingerprint.dim)
     assert vectors.dtype == np.float32
@@ -48,14 +61,14 @@ def check(vectors: np.ndarray, number: int, encoder: Encoder) -> None:
 
 
 def test_images_are_unit_rows(encoder: Encoder) -> None:
-    vectors = encoder.encode_images(IMAGES)
+    vectors = image_vectors(encoder)
     check(vectors, len(IMAGES), encoder)
     similarities = vectors @ vectors.T
     assert np.max(similarities - np.eye(len(IMAGES))) < 1 - 1e-4  # different images, different vectors
 
 
 def test_texts_are_unit_rows(reader: Encoder) -> None:
-    vectors = reader.encode_texts(TEXTS)
+    vectors = text_vectors(reader)
     check(vectors, len(TEXTS), reader)
     similarities = vectors @ vectors.T
     assert np.max(similarities - np.eye(len(TEXTS))) < 1 - 1e-4
@@ -64,28 +77,28 @@ def test_texts_are_unit_rows(reader: Encoder) -> None:
 def test_images_keep_their_order(encoder: Encoder) -> None:
     order = [3, 0, 4, 1, 2]
     moved = encoder.encode_images([IMAGES[index] for index in order])
-    np.testing.assert_allclose(moved, encoder.encode_images(IMAGES)[order], atol=FLOAT32)
+    np.testing.assert_allclose(moved, image_vectors(encoder)[order], atol=FLOAT32)
 
 
 def test_texts_keep_their_order(reader: Encoder) -> None:
     order = [3, 0, 4, 1, 2]
     moved = reader.encode_texts([TEXTS[index] for index in order])
-    np.testing.assert_allclose(moved, reader.encode_texts(TEXTS)[order], atol=FLOAT32)
+    np.testing.assert_allclose(moved, text_vectors(reader)[order], atol=FLOAT32)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_batches_make_no_difference(encoder: BatchEncoder, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, texts = encoder.encode_images(IMAGES), "text" in encoder.modalities and encoder.encode_texts(TEXTS)
+    images, texts = image_vectors(encoder), text_vectors(encoder) if "text" in encoder.modalities else None
     monkeypatch.setattr(encoder, "batch_size", size)
     np.testing.assert_allclose(encoder.encode_images(IMAGES), images, atol=FLOAT32)
-    if texts is not False:
+    if texts is not None:
         np.testing.assert_allclose(encoder.encode_texts(TEXTS), texts, atol=FLOAT32)
 
 
 def test_a_set_makes_no_difference(encoder: Encoder) -> None:
     encoders = EncoderSet([encoder], batch_size=2)
     vectors = encoders.encode_images([encoders.preprocess(image) for image in IMAGES])
-    np.testing.assert_allclose(vectors[encoder.name], encoder.encode_images(IMAGES), atol=FLOAT32)
+    np.testing.assert_allclose(vectors[encoder.name], image_vectors(encoder), atol=FLOAT32)
 
 
 def test_the_same_image_twice_is_the_same_vector(encoder: Encoder) -> None:
@@ -140,9 +153,9 @@ def test_a_text_is_never_opened_as_an_image(
 
 def test_threads_make_no_difference(encoder: Encoder) -> None:
     encoders = EncoderSet([encoder])
-    expected = encoder.encode_images(IMAGES)
+    expected = image_vectors(encoder)
     texts = TEXTS if "text" in encoder.modalities else []
-    expected_texts = encoder.encode_texts(texts) if texts else None
+    expected_texts = text_vectors(encoder) if texts else None
 
     def work(seed: int) -> None:
         order = np.random.default_rng(seed).permutation(len(IMAGES))

@@ -102,9 +102,8 @@ def test_conse_is_its_definition(
     info = timm.data.ImageNetInfo()
     expected = []
     for row in probabilities:
-        vector = np.zeros(384)
-        for label in sorted(range(1000), key=lambda label: -row[label])[:10]:
-            vector += row[label] * sentences.encode(info.index_to_description(label))
+        top = sorted(range(1000), key=lambda label: -row[label])[:10]
+        vector = row[top] @ sentences.encode([info.index_to_description(label) for label in top])
         expected.append(vector / np.linalg.norm(vector))
     np.testing.assert_allclose(offline["conse"].encode_images(photographs), expected, atol=1e-4)
     np.testing.assert_allclose(offline["conse"].encode_texts(TEXTS), sentences.encode(TEXTS), atol=1e-5)
@@ -139,8 +138,8 @@ def test_large_photographs_are_decoded_smaller_and_say_the_same(
     offline: EncoderSet, photographs: list[Image.Image], shorter: int, becomes: int
 ) -> None:
     assert offline.side == 256
-    of_data = [Image.open(path) for path in sorted((DATA / "caltech24" / "photos").rglob("*.jpg"))[::120]]
-    files = [jpeg(image, shorter) for image in photographs + of_data]  # those of the data are scaled up most
+    data_set = [Image.open(path) for path in sorted((DATA / "caltech24" / "photos").rglob("*.jpg"))[::120]]
+    files = [jpeg(image, shorter) for image in photographs + data_set]  # those of the data are scaled up most
     whole = [load_image(file) for file in files]
     smaller = [load_image(file, side=offline.side) for file in files]
     assert [{min(image.size) for image in images} for images in (whole, smaller)] == [{shorter}, {becomes}]

@@ -60,7 +60,7 @@ def _python2(value: Any) -> bytes:
         made += b"(" + _global("numpy", "ndarray") + _python2((0,)) + _python2("b") + b"tR"
         return made + b"(" + _python2(1) + _python2(value.shape) + kind + b"I00\n" + _python2(value.tobytes()) + b"tb"
     if isinstance(value, dict):
-        return b"(" + b"".join(_python2(key) + _python2(of) for key, of in value.items()) + b"d"
+        return b"(" + b"".join(_python2(key) + _python2(item) for key, item in value.items()) + b"d"
     if isinstance(value, list | tuple):
         return b"(" + b"".join(map(_python2, value)) + (b"l" if isinstance(value, list) else b"t")
     if value is None:

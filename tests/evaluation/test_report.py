@@ -197,9 +197,9 @@ def test_nothing_is_taken_for_html(folder: Path) -> None:
     def evil(value: Any) -> Any:
         """The same with something evil in each text that may be anything."""
         if isinstance(value, dict):
-            return {key: of if key in kept else evil(of) for key, of in value.items()}
+            return {key: item if key in kept else evil(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [evil(of) for of in value]
+            return [evil(item) for item in value]
         return f"{value}{EVIL}" if isinstance(value, str) else value
 
     text, page = written(folder, **{**evil(RESULTS), "references": {EVIL: 24}, "versions": {EVIL: EVIL}})

@@ -7,20 +7,26 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
+from PIL import Image
 
-from tests.support import coloured, encode, fast_folder, isolated, open_classifier  # noqa: F401
+import zsvec
+from tests.support import encode, isolated  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.encoders import BatchEncoder
 from zsvec.errors import InvalidInputError
-from zsvec.evaluation import labelled_images
+from zsvec.evaluation import labelled_images, metrics, study, tables
 from zsvec.evaluation.publish import publish
 from zsvec.evaluation.suite import DRAWS, Suite, run
+from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
 from zsvec.types import Fingerprint, Modality
@@ -57,35 +63,71 @@ def write_colours(folder: Path, counts: int, seed: int) -> None:
             (folder / name / f"{i}.png").write_bytes(encode(coloured_pixels(pixels)))
 
 
-def coloured_pixels(pixels: Any) -> Any:
-    from PIL import Image
-
+def coloured_pixels(pixels: Any) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def write_folders(folder: Path) -> None:
+    write_colours(folder / "references", 7, 0)
+    write_colours(folder / "photos", 6, 1)
+    (folder / "unknown").mkdir()
+    random = np.random.default_rng(2)
+    for i in range(9):
+        pixels = np.clip(random.normal(STRANGE, 30, (6, 8, 3)), 0, 255)
+        (folder / "unknown" / f"{i}.png").write_bytes(encode(coloured_pixels(pixels)))
+
+
+def two_colours() -> list[Colours]:
+    return [Colours("clip", ("text", "image"), 1.0), Colours("dino", ("image",), 0.1)]
+
+
+@contextmanager
+def opened(folders: Path, encoders: list[Colours]) -> Iterator[Classifier]:
+    """A store of the references."""
+    inputs = [CategoryInput(name=name, images=sorted((folders / "references" / name).iterdir())) for name in COLOURS]
+    with zsvec.open(":memory:", encoders=encoders) as classifier:
+        classifier.add_categories(inputs)
+        yield classifier
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    write_colours(tmp_path / "references", 7, 0)
-    write_colours(tmp_path / "photos", 6, 1)
-    (tmp_path / "unknown").mkdir()
-    random = np.random.default_rng(2)
-    for i in range(9):
-        pixels = np.clip(random.normal(STRANGE, 30, (6, 8, 3)), 0, 255)
-        (tmp_path / "unknown" / f"{i}.png").write_bytes(encode(coloured_pixels(pixels)))
+    write_folders(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def encoders() -> list[Colours]:
-    return [Colours("clip", ("text", "image"), 1.0), Colours("dino", ("image",), 0.1)]
+    return two_colours()
 
 
 @pytest.fixture
-def classifier(folders: Path, encoders: list[Colours]) -> Iterator[Classifier]:
-    with open_classifier(folders, *encoders) as classifier:  # type: ignore[arg-type]
-        for name in COLOURS:
-            classifier.add_category(name, images=sorted((folders / "references" / name).iterdir()))
+def classifier(folders: Path, encoders: list[Colours], monkeypatch: pytest.MonkeyPatch) -> Iterator[Classifier]:
+    """A store of its own for the test, and a suite of few draws."""
+    monkeypatch.setattr(tables, "DRAWS", 1)
+    for name in ("bootstrap", "bootstrap_auroc"):
+        monkeypatch.setattr(study, name, partial(getattr(metrics, name), draws=10))
+    with opened(folders, encoders) as classifier:
         yield classifier
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the whole suite found, and the page it was published as."""
+
+    classifier: Classifier
+    found: Suite
+    page: Path
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluated]:
+    """Of all draws; made once, for tests that look at it."""
+    folders = tmp_path_factory.mktemp("colours")
+    write_folders(folders)
+    with opened(folders, two_colours()) as classifier:
+        found = suite(classifier, folders)
+        yield Evaluated(classifier, found, publish(found, folders / "report"))
 
 
 def suite(classifier: Classifier, folders: Path, **options: Any) -> Suite:
@@ -112,12 +154,12 @@ def again(images: list[dict[str, Any]], said: dict[str, Any], splits: list[list[
     known = [images[i] for i in where]
     ranked = [[said["categories"][c] for c in said["top"][i]] for i in where]
     values = {
-        f"top{k}": statistics.fmean(image["category"] in of[:k] for image, of in zip(known, ranked, strict=True))
+        f"top{k}": statistics.fmean(image["category"] in names[:k] for image, names in zip(known, ranked, strict=True))
         for k in (1, 3, 5)
     }
     gaps: Counter[int] = Counter()
-    for image, of, probability in zip(known, ranked, [said["probability"][i] for i in where], strict=True):
-        gaps[max(0, math.ceil(probability * 15) - 1)] += (image["category"] == of[0]) - probability
+    for image, names, probability in zip(known, ranked, [said["probability"][i] for i in where], strict=True):
+        gaps[max(0, math.ceil(probability * 15) - 1)] += (image["category"] == names[0]) - probability
     values["ece"] = sum(map(abs, gaps.values())) / len(known)
     values["auroc"] = pairs_right(said["novelty"], [image["category"] is None for image in images])
     values["paper_auroc"] = statistics.fmean(
@@ -127,18 +169,17 @@ def again(images: list[dict[str, Any]], said: dict[str, Any], splits: list[list[
     return values
 
 
-def test_every_number_can_be_computed_from_the_predictions(classifier: Classifier, folders: Path) -> None:
-    page = publish(suite(classifier, folders), folders / "report")
-
+def test_every_number_can_be_computed_from_the_predictions(evaluated: Evaluated) -> None:
+    page = evaluated.page
     assert page.read_text(encoding="utf-8").startswith("<!")
-    results = json.loads((folders / "report" / "results.json").read_text(encoding="utf-8"))
-    predictions = json.loads((folders / "report" / "predictions.json").read_text(encoding="utf-8"))
+    results = json.loads((page.parent / "results.json").read_text(encoding="utf-8"))
+    predictions = json.loads((page.parent / "predictions.json").read_text(encoding="utf-8"))
     splits = results["splits"]["known"]
     assert len(predictions["images"]) == 24 + 9
     checked = 0
     for table in results["tables"]:
         for row in table["rows"]:
-            of_row = [
+            metrics_of_row = [
                 again(predictions["images"], said, splits)
                 for name, said in predictions["rows"].items()
                 if name == f"{table['id']}/{row['name']}"
@@ -148,19 +189,19 @@ def test_every_number_can_be_computed_from_the_predictions(classifier: Classifie
                 )
             ]
             if table["id"] == "stages":
-                assert not of_row
+                assert not metrics_of_row
                 continue
-            assert len(of_row) == (DRAWS if row["name"].startswith("one reference image") else 1), row["name"]
+            assert len(metrics_of_row) == (DRAWS if row["name"].startswith("one reference image") else 1), row["name"]
             for key, value in row["values"].items():
-                assert value == pytest.approx(statistics.fmean(values[key] for values in of_row), abs=1e-9), key
+                assert value == pytest.approx(statistics.fmean(values[key] for values in metrics_of_row), abs=1e-9), key
                 checked += 1
             for key, (low, high) in row["interval"].items():
                 assert low <= row["values"][key] <= high
     assert checked > 200
 
 
-def test_tables_are_those_of_the_paper(classifier: Classifier, folders: Path) -> None:
-    results = suite(classifier, folders).results
+def test_tables_are_those_of_the_paper(evaluated: Evaluated) -> None:
+    results = evaluated.found.results
     tables = {table["id"]: {row["name"]: row["values"] for row in table["rows"]} for table in results["tables"]}
     assert [table["paper"] for table in results["tables"]] == [
         "table 2",
@@ -180,17 +221,19 @@ def test_tables_are_those_of_the_paper(classifier: Classifier, folders: Path) ->
     assert tables["quality"]["50% under a wrong category"]["ece"] > tables["quality"]["as they are"]["ece"]
 
 
-def test_the_default_row_is_what_the_classifier_says(classifier: Classifier, folders: Path) -> None:
-    found = suite(classifier, folders)
+def test_the_default_row_is_what_the_classifier_says(evaluated: Evaluated) -> None:
+    found, classifier = evaluated.found, evaluated.classifier
     name = next(name for name in found.predictions["rows"] if name.startswith("single/fusion by default"))
     said = found.predictions["rows"][name]
     classifier.calibrate()
     images = [image["source"] for image in found.predictions["images"]]
-    for prediction, novelty in zip(classifier.classify(images), said["novelty"], strict=True):
+    predictions = classifier.classify(images)
+    for prediction, novelty in zip(predictions, said["novelty"], strict=True):
         assert prediction.novelty == pytest.approx(novelty, abs=1e-6)
-    for prediction, top, probability in zip(classifier.classify(images), said["top"], said["probability"], strict=True):
-        assert prediction.label == said["categories"][top[0]]
+    for prediction, top, probability in zip(predictions, said["top"], said["probability"], strict=True):
+        assert prediction.nearest == said["categories"][top[0]]
         assert prediction.probability == pytest.approx(probability, abs=1e-6)
+    assert [prediction.unknown for prediction in predictions] == said["unknown"]
 
 
 def test_an_interrupted_suite_embeds_nothing_twice(
@@ -267,7 +310,7 @@ def test_a_store_of_texts_has_no_tables_of_reference_images(classifier: Classifi
 
 
 def test_a_store_of_one_category(folders: Path, encoders: list[Colours]) -> None:
-    with open_classifier(folders / "one", *encoders) as classifier:  # type: ignore[arg-type]
+    with zsvec.open(":memory:", encoders=encoders) as classifier:
         classifier.add_category("red", images=sorted((folders / "references" / "red").iterdir()))
         photos = [(path, label) for path, label in labelled_images(folders / "photos") if label == "red"]
         assert publish(run(classifier, photos, folder=folders / "r", name="reds"), folders / "r").is_file()

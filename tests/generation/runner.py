@@ -18,11 +18,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tests.generation.material import plan_of, settings_of
 from tests.support import open_classifier
+from zsvec.errors import GenerationUnavailableError
+from zsvec.generation.client import Client
 from zsvec.generation.manifest import Manifest
 from zsvec.generation.run import carry_out
 from zsvec.store import Store
@@ -112,6 +115,13 @@ def in_a_process(program: str, folder: str, url: str) -> int:
     os._exit(0)
 
 
+def warm_up() -> None:
+    """Import now what the first request imports, not in each process."""
+    with suppress(GenerationUnavailableError), Client(settings_of(deadline=0.01)) as client:  # nobody is there
+        client.draw("a lion", "")
+
+
 if __name__ == "__main__":
+    warm_up()
     for line in sys.stdin:
         say(f"ended {in_a_process(*line.split())}")

@@ -19,7 +19,7 @@ from tests.generation.material import plan_of, settings_of
 from tests.generation.runner import CONCURRENCY, FEW, NAMES, STORED
 from tests.support import fast_folder, isolated, open_classifier  # noqa: F401
 from zsvec.classifier import Classifier
-from zsvec.generation.access import KEY_VARIABLE
+from zsvec.generation.access import KEY_VARIABLE, SWITCH_VARIABLE
 from zsvec.generation.manifest import AnswerRecord, ImageRecord, images, read_manifest
 from zsvec.generation.run import carry_out
 from zsvec.generation.synthesis import SOURCE
@@ -69,11 +69,18 @@ class Runner:
         raise AssertionError("the runner has ended")
 
 
-@pytest.fixture
-def runner(folder: Path) -> Iterator[Runner]:
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """One process for the module: it forks for each program."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ZSVEC_")}
+    user = str(tmp_path_factory.mktemp("user"))
+    environment = {**kept, SWITCH_VARIABLE: "0", KEY_VARIABLE: KEY, "XDG_CONFIG_HOME": user}
     command = [sys.executable, "-m", "tests.generation.runner"]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         yield Runner(process)
+        process.kill()
 
 
 def bought(folder: Path) -> list[ImageRecord]:

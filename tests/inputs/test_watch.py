@@ -384,12 +384,14 @@ def test_a_torn_last_line_is_as_if_it_had_not_been_written(incoming: Path) -> No
 def test_a_state_that_is_none(incoming: Path, line: bytes) -> None:
     state = put(incoming / STATE, b'["a.png", 1, 2]\n' + line + b"\n")
     before = state.read_bytes()
-    with pytest.raises(InvalidInputError, match=r"zsvec-watch\.jsonl cannot be used as the state of a watch: ") as held:
+    with pytest.raises(
+        InvalidInputError, match=r"zsvec-watch\.jsonl cannot be used as the state of a watch: "
+    ) as error:
         Watch(incoming)
     assert state.read_bytes() == before
     state.unlink()
     Watch(incoming).close()  # nothing is left open, or locked
-    del held  # not even while the error is
+    del error  # not even while the error is
 
 
 @pytest.mark.parametrize("state", ["a folder", "in a file"])

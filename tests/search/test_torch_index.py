@@ -1,11 +1,8 @@
-"""References on a device of torch say what numpy says of them, and a change sends only what is new."""
+"""What torch says of references is what numpy says of them, and a change sends only what is new to a device."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,70 +13,57 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.encoders.support import needs_gpu
-from tests.store.material import FINGERPRINTS, add
-from tests.store.support import MemoryDeployment
-from tests.support import coloured, isolated, open_classifier  # noqa: F401 - a fixture
-from zsvec import classifier as classifier_module
-from zsvec.classifier import Classifier
-from zsvec.encoders import load_encoders, mirror_on
-from zsvec.encoders import mirror as module
-from zsvec.encoders.spec import EncoderSpec
-from zsvec.errors import InvalidInputError, StoreError
+from tests.search.support import ROUNDING, of_sizes, references_of, rows_in, unit
+from zsvec.encoders.device import choose_runtime
 from zsvec.method.aggregation import AGGREGATIONS, aggregate
-from zsvec.method.similarities import References
-from zsvec.search.searcher import Held, Hold, InProcess, Searcher
-from zsvec.search.torch_index import DeviceReferences
-from zsvec.store import Store
-
-pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+from zsvec.method.similarities import Compared, References
+from zsvec.search import torch_index as module
+from zsvec.search.base import Expert, Index, IndexSpec
+from zsvec.search.numpy_index import NumpyIndex
+from zsvec.search.torch_index import TorchIndex, TorchSimilarities, product
 
 Floats = NDArray[np.float32]
 
-DIM = 24
 DEVICES = ["cpu", pytest.param("auto", marks=needs_gpu, id="gpu")]
-ROUNDING = 2e-6
 HALF = 1e-3  # of a cosine in float16
 
-prop = settings(deadline=None, max_examples=60)
+prop = settings(deadline=None, max_examples=40)
 
 
-def unit(rng: np.random.Generator, n: int, dim: int = DIM) -> Floats:
-    vectors = rng.standard_normal((n, dim)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def on(device: Any, dtype: str) -> Callable[[References], TorchIndex]:
+    """Indexes references on a device, on a CPU too."""
+    where = choose_runtime(device, "float32").device
+    return lambda references: TorchIndex.of(references, device=where, dtype=getattr(torch, dtype))
 
 
-def references_of(parts: Mapping[str, Floats]) -> References:
-    names = tuple(sorted(parts))
-    rows = [f"{name} {i}" for name in names for i in range(len(parts[name]))]
-    return References(
-        names=names,
-        vectors=np.concatenate([parts[name] for name in names]),
-        starts=np.cumsum([0, *(len(parts[name]) for name in names)], dtype=np.intp),
-        norms=np.array([np.linalg.norm(parts[name].mean(axis=0)) for name in names], dtype=np.float32),
-        hashes=tuple(rows),
-        sources=tuple(rows),
-    )
-
-
-def of_sizes(sizes: Sequence[int], seed: int = 0) -> References:
-    rng = np.random.default_rng(seed)
-    return references_of({f"{i:04}": unit(rng, size) for i, size in enumerate(sizes)})
+def compared(index: Index, queries: Floats, nearest: int) -> tuple[Compared, NDArray[np.intp], Floats]:
+    """The similarities of images; the rows of the nearest references, and their similarities."""
+    references = index.references
+    expert = Expert.of("clip:image", references.names, {name: i for i, name in enumerate(references.names)})
+    found = index.search(queries, nearest, expert)
+    assert (found.name, found.coverage is expert.coverage) == ("clip:image", True)
+    assert len(found.nearest) == len(queries)
+    row = {source: i for i, source in enumerate(references.sources)}
+    shape = len(queries), min(nearest, len(row))
+    rows = np.array([[row[neighbor.source] for neighbor in image] for image in found.nearest], dtype=np.intp)
+    cosines = np.array([[neighbor.similarity for neighbor in image] for image in found.nearest])
+    assert all(neighbor.category == neighbor.source.split(" ")[0] for image in found.nearest for neighbor in image)
+    np.testing.assert_array_equal(cosines.astype(np.float32), cosines)  # nothing computes in other formats
+    return found.similarities, rows.reshape(shape), cosines.astype(np.float32).reshape(shape)
 
 
 def assert_alike(
-    held: Held, queries: Floats, m: int = 3, nearest: int = 5, *, atol: float = ROUNDING, exact: bool = True
+    index: Index, queries: Floats, m: int = 3, nearest: int = 5, *, atol: float = ROUNDING, exact: bool = True
 ) -> None:
     """As numpy says."""
-    expected, _, cosines = InProcess(held.references).compare(queries, nearest)
-    got, rows, found = held.compare(queries, nearest)
+    expected, _, cosines = compared(NumpyIndex(index.references), queries, nearest)
+    got, rows, found = compared(index, queries, nearest)
     assert len(got) == len(expected) == len(queries)
     for name in ("counts", "present", "norms", "floor"):
         np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
-    assert rows.dtype == np.intp
-    assert found.dtype == np.float32
     np.testing.assert_allclose(found, cosines, atol=ROUNDING)
-    np.testing.assert_allclose(np.take_along_axis(queries @ held.references.vectors.T, rows, 1), found, atol=ROUNDING)
-    assert all(len(set(of)) == len(of) for of in rows.tolist())
+    np.testing.assert_allclose(np.take_along_axis(queries @ index.references.vectors.T, rows, 1), found, atol=ROUNDING)
+    assert all(len(set(image)) == len(image) for image in rows.tolist())
     for method in AGGREGATIONS:
         numbers = aggregate(got, method, m)
         assert numbers.dtype == np.float32
@@ -97,11 +81,11 @@ SIZES = st.lists(st.one_of(st.integers(1, 6), st.integers(1, 6), st.integers(7, 
 @prop
 @given(SIZES, st.integers(1, 320), st.integers(0, 400), st.integers(0, 4), st.sampled_from([0, 128, 10**6]))
 def test_answers_are_those_of_numpy(sizes: list[int], m: int, nearest: int, n_images: int, steps: int) -> None:
-    held = mirror_on("cpu", "float32")(of_sizes(sizes))
+    index = on("cpu", "float32")(of_sizes(sizes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_STEPS", steps if m < 40 else 128)
         patch.setattr(module, "_BLOCK", 256)
-        assert_alike(held, unit(np.random.default_rng(1), n_images), m, nearest)
+        assert_alike(index, unit(np.random.default_rng(1), n_images), m, nearest)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -109,8 +93,8 @@ def test_answers_are_those_of_numpy(sizes: list[int], m: int, nearest: int, n_im
 @pytest.mark.parametrize("sizes", [(1,), (1, 1, 1), (350, 1, 2, 1, 64, 65, 3), (16,) * 9, (4, 5, 7, 8, 9)])
 def test_answers_are_those_of_numpy_on_every_device(device: Any, m: int, sizes: tuple[int, ...]) -> None:
     queries = unit(np.random.default_rng(1), 7)
-    assert_alike(mirror_on(device, "float32")(of_sizes(sizes)), queries, m)
-    assert_alike(mirror_on(device, "float16")(of_sizes(sizes)), queries, m, atol=HALF)
+    assert_alike(on(device, "float32")(of_sizes(sizes)), queries, m)
+    assert_alike(on(device, "float16")(of_sizes(sizes)), queries, m, atol=HALF)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -118,18 +102,18 @@ def test_answers_are_those_of_numpy_on_every_device(device: Any, m: int, sizes: 
 def test_references_that_are_equally_near(device: Any, dtype: Any) -> None:
     rng = np.random.default_rng(0)
     same = unit(rng, 1)
-    held = mirror_on(device, dtype)(
+    index = on(device, dtype)(
         references_of({"a": same.repeat(70, axis=0), "b": same, "c": unit(rng, 3), "d": -same.repeat(3, axis=0)})
     )
-    assert_alike(held, np.concatenate([same, -same, unit(rng, 2)]), 2, 72, atol=HALF)
+    assert_alike(index, np.concatenate([same, -same, unit(rng, 2)]), 2, 72, atol=HALF)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_unequal_categories_are_not_filled_up_to_the_longest(device: Any) -> None:
     sizes = [20_000, *[1] * 5_000, *[3] * 500]
-    held = mirror_on(device, "float32")(of_sizes(sizes))
-    assert sum(group.columns.numel() for group in held.groups) <= 2 * sum(sizes)
-    assert_alike(held, unit(np.random.default_rng(1), 2))
+    index = on(device, "float32")(of_sizes(sizes))
+    assert sum(group.columns.numel() for group in index.groups) <= 2 * sum(sizes)
+    assert_alike(index, unit(np.random.default_rng(1), 2))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -139,10 +123,10 @@ def test_leaders_are_compared_in_float32(device: Any) -> None:
     query = unit(rng, 1, 128)
     near = query + 1e-5 * np.arange(40)[:, None].astype(np.float32) * unit(rng, 40, 128) + 0.02 * unit(rng, 1, 128)
     near /= np.linalg.norm(near, axis=1, keepdims=True)
-    parts = {f"near {i:02}": near[[i]] for i in rng.permutation(40)}
-    held = mirror_on(device, "float16")(references_of({**parts, "others": unit(rng, 1000, 128)}))
-    similarities, rows, cosines = held.compare(query, 40)
-    true = query @ held.references.vectors.T
+    parts = {f"near-{i:02}": near[[i]] for i in rng.permutation(40)}
+    index = on(device, "float16")(references_of({**parts, "others": unit(rng, 1000, 128)}))
+    similarities, rows, cosines = compared(index, query, 40)
+    true = query @ index.references.vectors.T
 
     assert len(np.unique((query.astype(np.float16) @ near.T.astype(np.float16)).astype(np.float16))) < 10
     np.testing.assert_allclose(cosines, -np.sort(-true)[:, :40], atol=3e-7)
@@ -155,11 +139,12 @@ def test_leaders_are_compared_in_float32(device: Any) -> None:
 def test_all_that_is_computed_is_on_the_device(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device ``meta``, which computes shapes only and takes no tensor of the CPU."""
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
-    held = DeviceReferences.of(of_sizes([300, 1, 5, 5, 64, 17]), device=torch.device("meta"), dtype=dtype)
-    held = held.updated(of_sizes([300, 1, 5, 6, 64, 17]), {"0003"})
-    similarities, rows, _ = held.compare(unit(np.random.default_rng(0), 4), 3)
+    index = TorchIndex.of(of_sizes([300, 1, 5, 5, 64, 17]), device=torch.device("meta"), dtype=dtype)
+    index = index.updated(of_sizes([300, 1, 5, 6, 64, 17]), {"0003"})
+    similarities, rows, _ = compared(index, unit(np.random.default_rng(0), 4), 3)
     assert rows.shape == (4, 3)
-    for tensor in (held.vectors, similarities.values, *(t for g in held.groups for t in (g.counts, g.columns))):
+    assert isinstance(similarities, TorchSimilarities)
+    for tensor in (index.vectors, similarities.values, *(t for g in index.groups for t in (g.counts, g.columns))):
         assert tensor.device.type == "meta"
     for method in AGGREGATIONS:
         for m in (1, 5, 70):
@@ -167,36 +152,22 @@ def test_all_that_is_computed_is_on_the_device(dtype: torch.dtype, monkeypatch: 
 
 
 def test_float16_takes_half_of_the_memory() -> None:
-    single, half = (mirror_on("cpu", dtype)(of_sizes([8, 8])).vectors for dtype in ("float32", "float16"))
+    single, half = (on("cpu", dtype)(of_sizes([8, 8])).vectors for dtype in ("float32", "float16"))
     assert half.element_size() * half.numel() * 2 == single.element_size() * single.numel()
 
 
 def test_every_aggregation_is_known() -> None:
-    similarities, *_ = mirror_on("cpu", "float32")(of_sizes([2])).compare(unit(np.random.default_rng(0), 1), 1)
+    similarities, *_ = compared(on("cpu", "float32")(of_sizes([2])), unit(np.random.default_rng(0), 1), 1)
     assert all(similarities.aggregate(method, 1).shape == (1, 1) for method in AGGREGATIONS)
 
 
+def test_on_a_cpu_torch_makes_the_products_only() -> None:
+    index = module.build(of_sizes([3]), IndexSpec("torch", "cpu"))
+    assert isinstance(index, NumpyIndex)
+    assert index.product is product
+
+
 # ---- changes
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
-    """What is sent to a device."""
-    seen: list[Floats] = []
-    send = module._sent
-
-    def watched(rows: Floats, *args: Any) -> torch.Tensor:
-        seen.append(rows)
-        return send(rows, *args)
-
-    monkeypatch.setattr(module, "_sent", watched)
-    return seen
-
-
-def rows_in(sent: list[Floats]) -> list[int]:
-    sizes = [len(rows) for rows in sent]
-    sent.clear()
-    return sizes
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -204,20 +175,20 @@ def rows_in(sent: list[Floats]) -> list[int]:
 def test_only_categories_that_changed_are_sent(sent: list[Floats], device: Any, dtype: Any) -> None:
     rng = np.random.default_rng(0)
     parts = {name: unit(rng, size) for name, size in {"b": 3, "d": 40, "f": 1, "h": 5}.items()}
-    held = mirror_on(device, dtype)(references_of(parts))
+    index = on(device, dtype)(references_of(parts))
     assert rows_in(sent) == [49]
 
     def change(changed: set[str], **now: Floats | None) -> None:
-        nonlocal held
-        for name, of in now.items():
+        nonlocal index
+        for name, vectors in now.items():
             parts.pop(name, None)
-            if of is not None:
-                parts[name] = of
-        held = held.updated(references_of(parts), changed)
-        fresh = mirror_on(device, dtype)(references_of(parts))
+            if vectors is not None:
+                parts[name] = vectors
+        index = index.updated(references_of(parts), changed)
+        fresh = on(device, dtype)(references_of(parts))
         sent.pop()  # of the fresh one
-        assert torch.equal(held.vectors, fresh.vectors)
-        assert_alike(held, unit(rng, 3), atol=HALF)
+        assert torch.equal(index.vectors, fresh.vectors)
+        assert_alike(index, unit(rng, 3), atol=HALF)
 
     change({"e"}, e=unit(rng, 2))  # new, in the middle
     assert rows_in(sent) == [2]
@@ -237,12 +208,12 @@ def test_only_categories_that_changed_are_sent(sent: list[Floats], device: Any, 
 
 def test_a_category_that_is_said_to_have_changed_is_sent_though_it_looks_the_same(sent: list[Floats]) -> None:
     """The same images, embedded in another number format."""
-    held = mirror_on("cpu", "float32")(of_sizes([3, 3], seed=0))
+    index = on("cpu", "float32")(of_sizes([3, 3], seed=0))
     renewed = of_sizes([3, 3], seed=1)
-    assert renewed.hashes == held.references.hashes
-    held = held.updated(renewed, {"0000", "0001"})
+    assert renewed.hashes == index.references.hashes
+    index = index.updated(renewed, {"0000", "0001"})
     assert rows_in(sent) == [6, 6]
-    np.testing.assert_array_equal(held.vectors[:6], renewed.vectors)
+    np.testing.assert_array_equal(index.vectors[:6], renewed.vectors)
 
 
 @settings(deadline=None, max_examples=30)
@@ -255,286 +226,32 @@ def test_a_category_that_is_said_to_have_changed_is_sent_though_it_looks_the_sam
 def test_after_any_changes_it_is_as_if_made_anew(steps: list[dict[str, int | None]], dtype: Any) -> None:
     rng = np.random.default_rng(0)
     parts = {"always": unit(rng, 4)}
-    held = mirror_on("cpu", dtype)(references_of(parts))
+    index = on("cpu", dtype)(references_of(parts))
     for step in steps:
         for name, size in step.items():
             parts.pop(name, None)
             if size:
                 parts[name] = unit(rng, size)
-        held = held.updated(references_of(parts), step.keys())
-        assert torch.equal(held.vectors, mirror_on("cpu", dtype)(references_of(parts)).vectors)
-    assert_alike(held, unit(rng, 3), atol=HALF)
+        index = index.updated(references_of(parts), step.keys())
+        assert torch.equal(index.vectors, on("cpu", dtype)(references_of(parts)).vectors)
+    assert_alike(index, unit(rng, 3), atol=HALF)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_is_in_use_does_not_change(device: Any, dtype: Any) -> None:
     queries = unit(np.random.default_rng(1), 4)
-    held = mirror_on(device, dtype)(of_sizes([3, 90, 1, 8]))
-    vectors = held.vectors.clone()
-    expected = {method: aggregate(held.compare(queries, 3)[0], method, 2) for method in AGGREGATIONS}
-    begun, *_ = held.compare(queries, 3)
+    index = on(device, dtype)(of_sizes([3, 90, 1, 8]))
+    vectors = index.vectors.clone()
+    expected = {method: aggregate(compared(index, queries, 3)[0], method, 2) for method in AGGREGATIONS}
+    begun, *_ = compared(index, queries, 3)
 
-    later = held
+    later = index
     for seed in range(1, 5):
         later = later.updated(of_sizes([5, 90, 7], seed), {"0000", "0001", "0002", "0003"})
-        later.compare(queries, 3)
+        compared(later, queries, 3)
 
-    assert torch.equal(held.vectors, vectors)
+    assert torch.equal(index.vectors, vectors)
     for method, numbers in expected.items():
         np.testing.assert_array_equal(aggregate(begun, method, 2), numbers)
-        np.testing.assert_array_equal(aggregate(held.compare(queries, 3)[0], method, 2), numbers)
-
-
-# ---- in a searcher
-
-
-@pytest.fixture
-def store() -> Store:
-    return (deployment := MemoryDeployment()).open(deployment.backend())
-
-
-def searcher(store: Store, hold: Hold | None = None, method: str = "mirror") -> Searcher:
-    return Searcher(
-        store,
-        method=method,
-        budget=0,
-        limit=100,
-        norms=True,
-        hold=lambda: hold or mirror_on("cpu", "float32"),
-    )
-
-
-QUERIES = {name: unit(np.random.default_rng(2), 3, fingerprint.dim) for name, fingerprint in FINGERPRINTS.items()}
-
-
-def numbers(searching: Searcher) -> dict[str, Floats]:
-    """What is found, with nothing of the device in it."""
-    found = searching.search(QUERIES, nearest=2)
-    return {expert.name: aggregate(expert.similarities, "top_mean", 2) for expert in found.experts}
-
-
-def assert_numbers(got: Mapping[str, Floats], expected: Mapping[str, Floats]) -> None:
-    assert got.keys() == expected.keys()
-    for expert, of in got.items():
-        np.testing.assert_allclose(of, expected[expert], atol=ROUNDING)
-
-
-def test_a_commit_sends_its_category_to_the_device(store: Store, sent: list[Floats]) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    add(store, "wolf", ["3", "4", "5"])
-    searching, plain = searcher(store), searcher(store, InProcess)
-    assert_numbers(numbers(searching), numbers(plain))
-    assert sorted(rows_in(sent)) == [1, 5, 5]
-
-    for change, rows in (
-        (lambda: add(store, "panda", ["6"]), [1, 1]),
-        (lambda: add(store, "wolf", ["7"]), [4, 4]),
-        (lambda: add(store, "lynx", ["8"], replace=True), [1, 1]),  # its text was the only one: that expert is gone
-        (lambda: add(store, "lynx", [], ["again"]), [1]),
-        (lambda: store.remove("wolf"), []),
-        (lambda: None, []),
-    ):
-        change()
-        assert_numbers(numbers(searching), numbers(plain))
-        assert sorted(rows_in(sent)) == rows
-
-
-def test_a_search_that_has_begun_ends_with_what_it_began_with(store: Store) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    add(store, "wolf", ["3", "4", "5"])
-    searching = searcher(store)
-    before = numbers(searching)
-    begun = searching.search(QUERIES, nearest=2)
-    store.remove("lynx")
-    add(store, "wolf", ["6"], replace=True)
-    assert numbers(searching).keys() == {"clip:image", "dino:image"}
-    assert begun.categories == ("lynx", "wolf")
-    assert_numbers({e.name: aggregate(e.similarities, "top_mean", 2) for e in begun.experts}, before)
-
-
-def test_references_move_when_the_encoders_do(store: Store, sent: list[Floats]) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    hold: Hold = InProcess
-    searching = Searcher(store, method="auto", budget=5, limit=100, norms=True, hold=lambda: hold)
-    before = numbers(searching)
-    assert rows_in(sent) == []
-
-    hold = mirror_on("cpu", "float32")
-    assert_numbers(numbers(searching), before)
-    assert sorted(rows_in(sent)) == [1, 2, 2]
-    assert_numbers(numbers(searching), before)
-    assert rows_in(sent) == []
-
-    add(store, "wolf", ["3"])  # now it is Qdrant that is asked
-    numbers(searching)
-    assert searching.method == "qdrant"
-    hold = InProcess
-    numbers(searching)
-    store.remove("wolf")
-    assert_numbers(numbers(searching), before)
-    assert rows_in(sent) == []
-
-
-def test_nothing_is_sent_for_references_alone(store: Store, sent: list[Floats]) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    found, _ = searcher(store, method="qdrant").references()
-    assert sorted(found) == ["clip:image", "clip:text", "dino:image"]
-    assert rows_in(sent) == []
-
-
-def test_threads_that_search_while_categories_change_see_no_mixture(store: Store) -> None:
-    """Each answer is that of one of the states that there were, and no thread goes back."""
-    states = [["1", "2"], ["3"], ["4", "5", "6"], ["1"], [str(i) for i in range(20)]]
-    add(store, "wolf", ["7", "8"])
-    add(store, "lynx", states[0])
-    searching = searcher(store)
-    expected = [numbers(searching)]
-    for images in states[1:]:
-        add(store, "lynx", images, replace=True)
-        expected.append(numbers(searcher(store, InProcess)))
-    add(store, "lynx", states[0], replace=True)
-    numbers(searching)
-    done, ready = threading.Event(), threading.Barrier(4)
-
-    def search() -> list[int]:
-        seen = []
-        ready.wait()
-        while not (ending := done.is_set()) or not seen or seen[-1] != len(states) - 1:
-            got = numbers(searching)
-            (at,) = [
-                i
-                for i, of in enumerate(expected)
-                if all(np.allclose(got[expert], of[expert], atol=ROUNDING) for expert in of)
-            ]
-            seen.append(at)
-            assert not ending or at == len(states) - 1
-        return seen
-
-    with ThreadPoolExecutor(3) as pool:
-        tasks = [pool.submit(search) for _ in range(3)]
-        ready.wait()
-        for images in states[1:]:
-            add(store, "lynx", images, replace=True)
-            done.wait(0.05)
-        done.set()
-        seen = [task.result() for task in tasks]
-    assert all(of == sorted(of) for of in seen)
-
-
-def out_of_memory(*_: Any, **__: Any) -> Any:
-    raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
-
-
-def test_too_little_memory_is_told_and_does_no_harm(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    add(store, "lynx", ["1", "2"], ["text"])
-    searching = searcher(store)
-    for name in ("empty", "tensor"):  # of the references, and of a batch
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, name, out_of_memory)
-            with pytest.raises(StoreError, match=r"do not fit the memory of the device cpu: set mirror_dtype"):
-                searching.search(QUERIES, nearest=2)
-    assert_numbers(numbers(searching), numbers(searcher(store, InProcess)))
-
-
-# ---- in a classifier
-
-
-def test_the_device_of_encoders_is_known(specs: dict[str, EncoderSpec]) -> None:
-    assert load_encoders({"vit": specs["vit"]}, device="cpu").device == "cpu"
-
-
-@needs_gpu
-def test_encoders_run_on_the_gpu(specs: dict[str, EncoderSpec]) -> None:
-    encoders = load_encoders({"vit": specs["vit"]})
-    held = mirror_on(encoders.device, "float32")(of_sizes([2]))
-    assert encoders.device == held.vectors.device.type != "cpu"
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Devices that classifiers put references on; the CPU stands for all."""
-    seen: list[tuple[str, str]] = []
-
-    def on_the_cpu(device: Any, dtype: Any) -> Any:
-        seen.append((device, dtype))
-        return mirror_on("cpu", dtype)
-
-    monkeypatch.setattr(classifier_module, "mirror_on", on_the_cpu)
-    return seen
-
-
-COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
-
-
-def fill(clf: Classifier) -> None:
-    for name in COLOURS:
-        clf.add_category(name, [name], [coloured(name, seed) for seed in range(3)])
-
-
-@pytest.mark.usefixtures("isolated")
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_references_are_where_the_encoders_are(asked: list[tuple[str, str]], tmp_path: Path, dtype: Any) -> None:
-    with open_classifier(tmp_path, mirror_dtype=dtype) as clf:
-        fill(clf)
-        clf.classify(coloured("red", 9))
-        assert asked == []
-        clf.encoders.device = "cuda"
-        clf.classify(coloured("red", 9))
-        assert set(asked) == {("cuda", dtype)}
-
-
-@pytest.mark.usefixtures("isolated")
-def test_encoders_are_not_loaded_to_know_where_they_run(asked: list[tuple[str, str]], tmp_path: Path) -> None:
-    with open_classifier(tmp_path) as clf:
-        fill(clf)
-    with open_classifier(tmp_path) as clf:
-        clf.classify_vectors({"clip": np.ones((1, 32)), "dino": np.ones((1, 16))})
-        assert clf._loaded is None
-    assert asked == []
-
-
-@pytest.mark.usefixtures("isolated")
-def test_the_setting_says_where_references_are(asked: list[tuple[str, str]], tmp_path: Path) -> None:
-    with open_classifier(tmp_path, mirror_device="cpu") as clf:
-        fill(clf)
-        clf.encoders.device = "cuda"
-        clf.classify(coloured("red", 9))
-    assert asked == []
-    with open_classifier(tmp_path, mirror_device="cuda") as clf:
-        clf.classify_vectors({"clip": np.ones((1, 32)), "dino": np.ones((1, 16))})
-    assert set(asked) == {("cuda", "float32")}
-
-
-@pytest.mark.usefixtures("isolated")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
-def test_a_device_that_is_not_there(tmp_path: Path) -> None:
-    with open_classifier(tmp_path) as clf:
-        fill(clf)
-    with open_classifier(tmp_path, mirror_device="cuda") as clf, pytest.raises(InvalidInputError, match="'cuda' is no"):
-        clf.classify(coloured("red", 9))
-
-
-@pytest.mark.usefixtures("isolated", "asked")
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("fusion", ["log_linear_views", "transductive", "inverse_entropy"])
-@pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
-def test_predictions_are_those_of_numpy(tmp_path: Path, dtype: Any, fusion: Any, aggregation: Any) -> None:
-    images = [coloured(name, seed) for name in COLOURS for seed in (20, 21)]
-    said = []
-    for device in ("cpu", "cuda"):
-        chosen = {"mirror_device": device, "mirror_dtype": dtype, "fusion": fusion, "aggregation": aggregation}
-        with open_classifier(tmp_path, **chosen) as clf:
-            if device == "cpu":
-                fill(clf)
-            said.append(clf.classify(images))
-    for plain, on_torch in zip(*said, strict=True):
-        assert plain.label == on_torch.label
-        assert plain.probability == pytest.approx(on_torch.probability, abs=1e-4)
-        assert plain.novelty == pytest.approx(on_torch.novelty, abs=1e-4)
-        for expert, of in plain.experts.items():
-            got = on_torch.experts[expert]
-            assert [n.source for n in of.neighbors] == [n.source for n in got.neighbors]
-            assert [n.similarity for n in of.neighbors] == pytest.approx(
-                [n.similarity for n in got.neighbors], abs=3e-6
-            )
+        np.testing.assert_array_equal(aggregate(compared(index, queries, 3)[0], method, 2), numbers)

@@ -14,7 +14,7 @@ from tests.store.material import FINGERPRINTS, write_of
 from zsvec.store import Store, Write
 from zsvec.store.edge import EdgeBackend
 
-NAMES = [f"category {i:02}" for i in range(90)]
+NAMES = [f"category {i:02}" for i in range(45)]
 BATCH = 3  # categories a write
 
 

@@ -57,8 +57,8 @@ def vectors(references: Iterable[Reference]) -> dict[Key, NDArray[np.float32]]:
 
 
 def sources(store: Store, name: str) -> dict[str, list[str]]:
-    """What a category holds, read through the store: sources by expert, sorted."""
+    """Sources of a category's references, read through the store: by expert, sorted."""
     found: dict[str, list[str]] = {}
-    for held in store.stored(name):
-        found.setdefault(f"{held.encoder}:{held.modality}", []).append(held.source)
-    return {expert: sorted(of) for expert, of in sorted(found.items())}
+    for stored in store.stored(name):
+        found.setdefault(f"{stored.encoder}:{stored.modality}", []).append(stored.source)
+    return {expert: sorted(origins) for expert, origins in sorted(found.items())}

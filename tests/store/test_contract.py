@@ -29,9 +29,9 @@ from tests.store.material import (
 )
 from tests.store.support import LASTING, Deployment, EdgeDeployment, LocalDeployment, MemoryDeployment, fast_folder
 from zsvec.errors import CategoryNotFoundError
-from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.store import Store, Write
 from zsvec.store.schema import record_id
+from zsvec.types import CALIBRATION_FORMAT
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -81,12 +81,12 @@ def test_what_is_written_is_read_back(deployment: Deployment, open_store: OpenSt
     assert category.references == {"clip:text": 1, "clip:image": 2, "dino:image": 2}
     assert category.metadata == {"wikidata": "Q41050"}
     assert before - 1 <= category.updated.timestamp() <= time.time() + 1
-    held = {reference.key: reference for reference in store.stored("red panda")}
-    assert held.keys() == {reference.key for reference in written} == store.keys("red panda")
+    stored = {reference.key: reference for reference in store.stored("red panda")}
+    assert stored.keys() == {reference.key for reference in written} == store.keys("red panda")
     for expected in written:
-        assert held[expected.key].source == expected.source
-        np.testing.assert_allclose(held[expected.key].vector, expected.vector, atol=0 if deployment.exact else 1e-6)
-        assert held[expected.key].vector.dtype == np.float32
+        assert stored[expected.key].source == expected.source
+        np.testing.assert_allclose(stored[expected.key].vector, expected.vector, atol=0 if deployment.exact else 1e-6)
+        assert stored[expected.key].vector.dtype == np.float32
 
 
 def test_same_again_writes_nothing(deployment: Deployment) -> None:
@@ -150,10 +150,10 @@ def test_many_additions_are_compacted_and_keep_every_vector(deployment: Deployme
     assert category.version == 40
     assert len(category.write_ids) <= 32
     assert category.references == {"clip:image": 40, "dino:image": 40}
-    held = vectors(store.stored("red panda"))
-    assert held.keys() == written.keys()
+    stored = vectors(store.stored("red panda"))
+    assert stored.keys() == written.keys()
     for key, vector in written.items():
-        np.testing.assert_allclose(held[key], vector, atol=0 if deployment.exact else 1e-6)
+        np.testing.assert_allclose(stored[key], vector, atol=0 if deployment.exact else 1e-6)
     assert deployment.sizes() == {"clip": 40, "dino": 40}
     assert store.incomplete() == []
 
@@ -161,11 +161,11 @@ def test_many_additions_are_compacted_and_keep_every_vector(deployment: Deployme
 def test_prompts_are_kept_with_their_images_through_compaction(deployment: Deployment, open_store: OpenStore) -> None:
     store = open_store()
     written = references(texts=["text"], images=["a.jpg", "b.jpg"])
-    drawn = [replace(of, prompt=f"a picture of {of.source}") if of.source == "a.jpg" else of for of in written]
+    drawn = [replace(r, prompt=f"a picture of {r.source}") if r.source == "a.jpg" else r for r in written]
     store.write([Write(name="red panda", references=drawn)])
-    expected = {of.key: of.prompt for of in drawn}
+    expected = {r.key: r.prompt for r in drawn}
     for further in range(35):
-        assert {of.key: of.prompt for of in store.stored("red panda") if of.key in expected} == expected
+        assert {r.key: r.prompt for r in store.stored("red panda") if r.key in expected} == expected
         for encoder in FINGERPRINTS:
             prompts = [payload.get("prompt", "-") for payload in deployment.points(encoder).values()]
             assert sorted(prompts) == ["-"] * (len(prompts) - 1) + ["a picture of a.jpg"]
@@ -318,14 +318,14 @@ def test_query_finds_the_nearest_of_a_modality(deployment: Deployment, open_stor
     images, texts = [f"image {i}" for i in range(30)], [f"text {i}" for i in range(5)]
     add(store, "red panda", images[:20], texts)
     add(store, "lynx", images[20:])
-    held = {r.source: r.vector for r in references(texts, images) if r.encoder == "clip"}
-    queries = np.stack([unit_vector(16, "query one"), held["image 25"], held["text 3"]])
+    stored = {r.source: r.vector for r in references(texts, images) if r.encoder == "clip"}
+    queries = np.stack([unit_vector(16, "query one"), stored["image 25"], stored["text 3"]])
 
     found = store.query("clip", "image", queries, limit=7)
 
     assert len(found) == 3
     for query, hits in zip(queries, found, strict=True):
-        cosines = sorted(((float(held[source] @ query), source) for source in images), reverse=True)[:7]
+        cosines = sorted(((float(stored[source] @ query), source) for source in images), reverse=True)[:7]
         assert [hit.payload["source"] for hit in hits] == [source for _, source in cosines]
         np.testing.assert_allclose([hit.similarity for hit in hits], [cosine for cosine, _ in cosines], atol=1e-5)
     nearest = found[1][0]
@@ -377,15 +377,28 @@ def test_payloads_and_ids_are_as_documented(deployment: Deployment, open_store: 
 
 @pytest.mark.parametrize("deployment", ["edge", "server"], indirect=True)
 def test_payload_indexes_are_there_before_data(deployment: EdgeDeployment, open_store: OpenStore) -> None:
-    store = open_store()
-    names = [f"{deployment.namespace}__{name}" for name in ("catalog", *FINGERPRINTS)]
-    store.close()
-    indexes = {name.rpartition("__")[2]: deployment.indexes(name) for name in names}
+    open_store().close()
+    assert indexes(deployment) == INDEXES
 
-    keywords = dict.fromkeys(["category", "modality", "gen"], "keyword")
-    assert indexes["clip"].items() >= keywords.items()
-    assert indexes["dino"].items() >= keywords.items()
-    assert indexes["catalog"] == {"kind": "keyword", "category": "keyword", "gen": "keyword", "rev": "integer"}
+
+@pytest.mark.parametrize("deployment", ["edge", "server"], indirect=True)
+def test_payload_indexes_that_a_killed_process_left_out_are_made(
+    deployment: EdgeDeployment, open_store: OpenStore
+) -> None:
+    backend = deployment.connect()
+    for name, dim in (("catalog", 1), ("clip", FINGERPRINTS["clip"].dim)):
+        backend.create(f"{deployment.namespace}__{name}", dim, {})
+    backend.close()
+    open_store().close()
+    assert indexes(deployment) == INDEXES
+
+
+KEYWORDS = dict.fromkeys(["category", "modality", "gen"], "keyword")
+INDEXES = {"clip": KEYWORDS, "dino": KEYWORDS, "catalog": {"kind": "keyword", "rev": "integer"}}
+
+
+def indexes(deployment: EdgeDeployment) -> dict[str, dict[str, str]]:
+    return {name: deployment.indexes(f"{deployment.namespace}__{name}") for name in INDEXES}
 
 
 def test_nothing_is_made_before_the_first_write(deployment: Deployment) -> None:
@@ -577,17 +590,7 @@ def test_calibration_is_no_category(deployment: Deployment, open_store: OpenStor
 
 
 def made_from(revision: int) -> dict[str, Any]:
-    pool = LogLinear({})
-    return Calibration(
-        revision=revision,
-        aggregation="max",
-        top_m=1,
-        false_unknown_rate=0.05,
-        images=1,
-        experts={},
-        plain=pool,
-        views=pool,
-    ).to_dict()
+    return {"format": CALIBRATION_FORMAT, "revision": revision, "experts": {"clip:image": {"temperature": 0.01}}}
 
 
 def test_a_calibration_of_an_earlier_state_does_not_replace_a_later_one(open_store: OpenStore) -> None:

@@ -227,11 +227,11 @@ def test_forked_process_is_refused_and_does_not_hang(deployment: Deployment, bus
     add(store, "red panda", ["a"])
     writing, forked = threading.Event(), threading.Event()
 
-    def hold(*_: Any) -> None:
+    def pause(*_: Any) -> None:
         writing.set()
         assert forked.wait(30)
 
-    backend.hooks["put"] = hold
+    backend.hooks["put"] = pause
     writer = threading.Thread(target=add, args=(store, "fox", ["a"]))
     if busy:
         writer.start()
@@ -267,6 +267,19 @@ def refusal(operation: Callable[[Store], Any], store: Store) -> str:
 
 
 # open_store
+
+
+def test_an_embedded_store_is_opened_without_what_it_does_not_need(tmp_path: Path) -> None:
+    program = f"""\
+import sys
+from zsvec.store import open_store
+with open_store({str(tmp_path / "store")!r}, namespace="birds") as store:
+    store.categories()
+print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"qdrant_edge", "numpy"} <= set(done.stdout.split())
+    assert not {"torch", "scipy", "sklearn", "pydantic", "httpx", "PIL", "qdrant_client"} & set(done.stdout.split())
 
 
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

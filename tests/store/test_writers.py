@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.store.material import FINGERPRINTS, add, sources, write_of
-from tests.store.support import Crash, Deployment, Hooked
+from tests.store.support import LASTING, Crash, Deployment, Hooked
 from zsvec.errors import CategoryNotFoundError, ConflictError
 from zsvec.store import Store
 from zsvec.store.base import Points
@@ -252,6 +252,7 @@ DEADLY: dict[str, tuple[Operation, list[str] | None]] = {
 }
 
 
+@LASTING  # a store in memory dies with its writer
 @pytest.mark.parametrize("operation", DEADLY)
 def test_writer_may_die_between_any_two_calls(
     deployment: Deployment, backend: Hooked, store: Store, operation: str, monkeypatch: pytest.MonkeyPatch
@@ -259,7 +260,7 @@ def test_writer_may_die_between_any_two_calls(
     monkeypatch.setattr("zsvec.store.writing._WRITES_KEPT", 3)
     act, after = DEADLY[operation]
     for survived in itertools.count():
-        reset(store)
+        reset(deployment, store)
         before = contents(store)
         died = dies(backend, survived, lambda: act(store))
 
@@ -292,13 +293,11 @@ def dies(backend: Hooked, calls: int, act: Callable[[], Any]) -> bool:
     return False
 
 
-def reset(store: Store) -> None:
-    for category in store.categories():
-        store.remove(category.name)
+def reset(deployment: Deployment, store: Store) -> None:
+    deployment.clear(store)
     add(store, "red panda", ["old"], ["old text"])
     for i in range(3):
         add(store, "many", [str(i)])
-    store.gc(grace=0)
 
 
 def contents(store: Store) -> dict[str, Any]:
@@ -373,20 +372,20 @@ def test_calibration_that_loses_a_race_is_committed_after_the_winner(
     deployment: Deployment, backend: Hooked, store: Store, other: Store, before: int, others: int
 ) -> None:
     for _ in range(before):
-        store.keep_calibration({"of": "old"})
+        store.keep_calibration({"by": "old"})
     came: list[int] = []
 
     def come_first(*_: Any) -> None:
-        other.keep_calibration({"of": "them"})
+        other.keep_calibration({"by": "them"})
         came.append(1)
         if len(came) < others:
             backend.hooks["put"] = come_first
 
     backend.hooks["put"] = come_first
-    store.keep_calibration({"of": "me"})
+    store.keep_calibration({"by": "me"})
 
     assert len(came) == others
-    assert store.calibration() == other.calibration() == {"of": "me"}
+    assert store.calibration() == other.calibration() == {"by": "me"}
     assert deployment.points("catalog")[record_id("calibration")]["version"] == before + others + 1
 
 
@@ -396,45 +395,45 @@ def test_calibration_that_always_loses_gives_up(backend: Hooked, store: Store, o
 
     def interfere(*_: Any) -> None:
         came.append(len(came))
-        other.keep_calibration({"of": came[-1]})
+        other.keep_calibration({"by": came[-1]})
         backend.hooks["put"] = interfere
 
     backend.hooks["put"] = interfere
     with pytest.raises(ConflictError, match=r"calibration.*at each of \d+ attempts.*try again"):
-        store.keep_calibration({"of": "me"})
+        store.keep_calibration({"by": "me"})
     backend.hooks.clear()
 
     assert len(came) > 3
-    assert store.calibration() == {"of": came[-1]}
+    assert store.calibration() == {"by": came[-1]}
     assert images(store) == ["old"]
 
 
 def test_categories_and_calibrations_do_not_conflict(backend: Hooked, store: Store, other: Store) -> None:
-    backend.hooks["put"] = lambda *_: other.keep_calibration({"of": "them"})
+    backend.hooks["put"] = lambda *_: other.keep_calibration({"by": "them"})
     [category] = store.write([write_of("red panda", ["mine"])])
     assert category.version == 2
-    assert store.calibration() == {"of": "them"}
+    assert store.calibration() == {"by": "them"}
 
     backend.hooks["put"] = lambda *_: add(other, "red panda", ["theirs"])
     puts = backend.calls["put"]
-    store.keep_calibration({"of": "me"})
+    store.keep_calibration({"by": "me"})
     assert backend.calls["put"] - puts == (2 if other is store else 1)
-    assert store.calibration() == {"of": "me"}
+    assert store.calibration() == {"by": "me"}
     assert images(store) == ["mine", "old", "theirs"]
 
 
 @pytest.mark.parametrize("before", [0, 1])
 def test_calibration_survives_a_writer_that_dies(backend: Hooked, store: Store, before: int) -> None:
     for _ in range(before):
-        store.keep_calibration({"of": "old"})
+        store.keep_calibration({"by": "old"})
     kept = store.calibration()
     for survived in itertools.count():
-        died = dies(backend, survived, lambda: store.keep_calibration({"of": "new"}))
-        assert store.calibration() in (kept, {"of": "new"})
+        died = dies(backend, survived, lambda: store.keep_calibration({"by": "new"}))
+        assert store.calibration() in (kept, {"by": "new"})
         assert images(store) == ["old"]
         if not died:
             break
-    assert store.calibration() == {"of": "new"}
+    assert store.calibration() == {"by": "new"}
     assert survived > 2
 
 
@@ -443,12 +442,12 @@ def test_many_threads_calibrate(deployment: Deployment, store: Store) -> None:
 
     def work(writer: int) -> None:
         for i in range(3):
-            writers[writer].keep_calibration({"of": [writer, i]})
+            writers[writer].keep_calibration({"by": [writer, i]})
 
     with ThreadPoolExecutor(len(writers)) as pool:
         list(pool.map(work, range(len(writers))))
 
-    assert store.calibration() in [{"of": [writer, 2]} for writer in range(4)]
+    assert store.calibration() in [{"by": [writer, 2]} for writer in range(4)]
 
 
 # Garbage

@@ -18,6 +18,8 @@ Doubles = NDArray[np.float64]
 Labels = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
+_AT_ONCE = 2**16  # numbers that a bootstrap draws at once
+
 
 def top_k(probabilities: Doubles, truth: Labels, k: int) -> Flags:
     """Whether the category of each image is among the first k of its ranking; the mean is the accuracy.
@@ -167,7 +169,13 @@ def bootstrap(values: Doubles, draws: int = 1000, seed: int = 0, level: float = 
     _check_finite(values)
     ordered, rng = np.sort(values.astype(np.float64)), np.random.default_rng(seed)
     n = len(ordered)
-    return _middle((float(ordered[rng.integers(n, size=n)].mean()) for _ in range(draws)), draws, level)
+    at_once = max(1, _AT_ONCE // n)
+    means = (
+        float(mean)
+        for first in range(0, draws, at_once)
+        for mean in ordered[rng.integers(n, size=(min(at_once, draws - first), n))].mean(axis=1)
+    )
+    return _middle(means, draws, level)
 
 
 def bootstrap_auroc(

@@ -106,13 +106,12 @@ def answer(
         found = compare(references, names, queries, nearest=1)
         parts.append(scoring.scores(replace(found, calibration=made[0] if made else None)))
     novelty = np.concatenate([part.novelty for part in parts])
-    threshold = np.concatenate([part.threshold for part in parts])
     return Answers(
         categories=names,
         probabilities=np.concatenate([part.fused for part in parts]),
         novelty=np.where(np.isnan(novelty), np.concatenate([part.distance for part in parts]), novelty),
-        unknown=novelty > threshold,
-        threshold=threshold,
+        unknown=np.concatenate([part.unknown for part in parts]),
+        threshold=np.concatenate([part.threshold for part in parts]),
     )
 
 

@@ -1,4 +1,4 @@
-"""What has been bought, on disk: a folder that a run can be killed over and resumed from.
+"""Purchases on disk: a folder from which a run that was killed can be resumed.
 
 ```
 FOLDER/manifest.jsonl          one record a line: each answer, each image, each refusal
@@ -8,8 +8,7 @@ FOLDER/received/…              images on their way: written whole, with their 
 
 A line of the manifest is appended and made durable in one piece; a line that a kill has torn is dropped
 when the folder is opened again. An image arrives as one file, with its record, under its final name or not
-at all, so that whatever was received is filed sooner or later, once. An image that has been deleted is not
-there, and is bought again.
+at all, so that each image received is filed sooner or later, once. An image that was deleted is bought again.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class FolderRecord(_Record):
     """The first line.
 
     Attributes:
-        id: Makes requests for this folder others than those for another.
+        id: Part of the idempotency keys, so that no two folders share a purchase.
     """
 
     kind: Literal["folder"] = "folder"
@@ -63,13 +62,13 @@ class AnswerRecord(_Record):
     """An answer of the language model.
 
     Attributes:
-        step: Of the analysis.
+        step: Name of the step of the analysis.
         version: Of the prompts.
-        about: What was asked about: names, or groups of names.
+        about: Subjects of the question: names, or groups of names.
         answer: As it came; ``None`` if it was declined.
-        declined: Code and reason, if so.
-        model: That gave it.
-        response: Its id.
+        declined: Code and reason, if it was declined.
+        model: The language model.
+        response: Id of the response.
         cost: In dollars, if known.
     """
 
@@ -88,14 +87,14 @@ class ImageRecord(_Record):
     """An image that was bought.
 
     Attributes:
-        category: What it shall show.
+        category: The category to show.
         index: Its place among the images of the category.
-        prompt: What was asked for.
-        revised_prompt: What the service made of it, if it says so.
+        prompt: As it was sent.
+        revised_prompt: The prompt that the service made of it, if it says so.
         version: Of the prompts.
-        model: That drew it.
-        size: That was asked for.
-        quality: That was asked for.
+        model: The image model.
+        size: As it was asked for.
+        quality: As it was asked for.
         response: Id of the response.
         seconds: From request to response.
         cost: In dollars, if known.
@@ -125,12 +124,12 @@ class DeclinedRecord(_Record):
     """An image that the service does not draw.
 
     Attributes:
-        category: What it should have shown.
+        category: The category to show.
         index: Its place among the images of the category.
-        prompt: What was asked for.
-        code: As in `client.Declined`.
+        prompt: As it was sent.
+        code: As in `responses.Declined`.
         reason: In words.
-        model: That was asked.
+        model: The image model.
         cost: In dollars, if known.
     """
 
@@ -145,8 +144,8 @@ class DeclinedRecord(_Record):
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec generate --json`` prints."""
-        known = self.model_dump(include={"category", "index", "prompt", "cost"})
-        return {**known, "stored": False, "error": f"{self.code}: {self.reason}"}
+        record = self.model_dump(include={"category", "index", "prompt", "cost"})
+        return {**record, "stored": False, "error": f"{self.code}: {self.reason}"}
 
 
 Record: TypeAlias = Annotated[FolderRecord | AnswerRecord | ImageRecord | DeclinedRecord, Field(discriminator="kind")]
@@ -273,7 +272,7 @@ def read_manifest(folder: Path) -> list[Record]:
 
 
 def images(records: Sequence[Record], folder: Path) -> Iterator[ImageRecord]:
-    """The images that are there, or received and yet to be filed; one of each place: the latest."""
+    """The images that are filed, or received and yet to be filed; of each place the latest."""
     latest = {(record.category, record.index): record for record in records if isinstance(record, ImageRecord)}
     for record in latest.values():
         if (folder / record.file).is_file() or (folder / "received" / f"{record.receipt}.json").is_file():
@@ -281,13 +280,13 @@ def images(records: Sequence[Record], folder: Path) -> Iterator[ImageRecord]:
 
 
 def settled(records: Sequence[Record], model: str) -> list[DeclinedRecord]:
-    """Images that an image model has declined to draw, so that it is not asked again; what failed may be."""
+    """Images that an image model has declined to draw, and is not asked for again; a failure may be asked again."""
     declined = [record for record in records if isinstance(record, DeclinedRecord)]
     return [record for record in declined if record.model == model and record.code != "unusable"]
 
 
 def spent(records: Sequence[Record], categories: Sequence[str]) -> float:
-    """Dollars paid for images of some categories, and for answers about them, as far as it is known."""
+    """Dollars paid for images of some categories, and for answers about them, as far as the costs are known."""
     wanted = set(categories)
     return sum(
         record.cost or 0.0

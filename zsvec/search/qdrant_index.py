@@ -1,4 +1,4 @@
-"""References that Qdrant compares with images: the nearest are known, of the others a bound.
+"""References that Qdrant compares with images: it gives the nearest, and so a bound for the others.
 
 A category must be seen whole over all experts, and the database may change between two questions. So all experts are
 asked first; then the catalog is read again, and the categories that have lost references meanwhile are asked for again.
@@ -149,7 +149,7 @@ class QdrantIndex:
         )
 
     def statistics(self) -> ClassStatistics | None:
-        """Statistics of the references of each category; ``None`` unless the norms are known."""
+        """Statistics of the references of each category; ``None`` unless all norms are there."""
         if not np.isfinite(self.norms).all():
             return None
         means = [self.means[self.expert.name, category].vector for category in self.counts]
@@ -201,8 +201,8 @@ class QdrantSnapshot:
         wanted = self.norms_wanted or all(count < self.limit for count in total.values())
         changed = {change.after.name for change in changes}
         means = {key: mean for key, mean in self.means.items() if key[1] in catalog and key[1] not in changed}
-        known = {name for _, name in means}
-        unread = [write_id for name in catalog.keys() - known for write_id in catalog[name].write_ids]
+        averaged = {name for _, name in means}
+        unread = [write_id for name in catalog.keys() - averaged for write_id in catalog[name].write_ids]
         for expert, parts in read(self.store, unread if wanted else []):
             means.update({(expert, name): Mean.of(part) for name, part in parts.items()})
         return self._with(catalog, means), set()

@@ -58,6 +58,7 @@ class Searcher:
         self._calibrated = 0  # the ``rev`` of its commit
         self._seen = 0  # the largest `rev` of the catalog, and
         self._changed = 0  # of its categories
+        self._unchecked = False  # whether categories have changed since the fingerprints were checked
         self._lock = threading.Lock()
 
     @property
@@ -88,7 +89,7 @@ class Searcher:
 
         def answer() -> Found:
             snapshot, calibration, changed = self._refresh(spec, fingerprints)
-            names, experts = snapshot.search(queries, nearest, lambda: self._refresh(spec)[0])
+            names, experts = snapshot.search(queries, nearest, lambda: self._refresh(spec, fingerprints)[0])
             stale = calibration is not None and calibration.revision < changed
             return Found(names, experts, queries, calibration, stale)
 
@@ -133,8 +134,10 @@ class Searcher:
             later, calibration = self._store.changes_after(self._seen)
             self._spec = spec or self._spec
             changes = self._changes(later)
-            if changes and fingerprints is not None:
+            self._unchecked = self._unchecked or bool(changes)
+            if self._unchecked and fingerprints is not None:
                 self._store.check_fingerprints(fingerprints)
+                self._unchecked = False
             self._take_over(changes)
             self._changed = max([self._changed, *(category.rev for category in later)])
             self._seen = max(self._seen, self._changed)

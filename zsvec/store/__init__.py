@@ -8,6 +8,7 @@ from pathlib import Path
 from zsvec.errors import InvalidInputError
 from zsvec.store.base import Hit, Points
 from zsvec.store.census import Census
+from zsvec.store.memory import MemoryBackend
 from zsvec.store.schema import Reference
 from zsvec.store.store import Store
 from zsvec.store.writing import Write
@@ -30,8 +31,7 @@ def open_store(location: str, *, namespace: str, api_key: str | None = None, tim
         StoreUnavailableError: The server cannot be reached.
     """
     if location == ":memory:":
-        server = import_module("zsvec.store.server")
-        return Store(server.MemoryBackend(), namespace)
+        return Store(MemoryBackend(), namespace)
     if "://" in location:
         if not location.startswith(("http://", "https://")):
             raise InvalidInputError(f"the store {location!r} is neither a folder nor an http:// or https:// URL")

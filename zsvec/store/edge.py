@@ -60,26 +60,30 @@ class EdgeBackend:
         return (self._folder / collection).is_dir()
 
     def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
-        if self.exists(collection):
-            return
         with self._calls(collection):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            # It has another name until it is complete: a killed process leaves no half collection.
-            unfinished = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
-            unfinished.mkdir()
-            shard = qe.EdgeShard.create(
-                str(unfinished),
-                qe.EdgeConfig(
-                    vectors=qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine),
-                    hnsw_config=qe.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
-                ),
-            )
-            for field, kind in indexes.items():
-                shard.update(qe.UpdateOperation.create_field_index(field, _SCHEMAS[kind]))
-            shard.close()
-            unfinished.rename(self._folder / collection)
-            for leftover in self._folder.glob(f".{collection}.*"):
-                shutil.rmtree(leftover)
+            if not self.exists(collection):
+                self._create(collection, dim)
+            # After the renaming: the first load of a shard with new indexes takes as long again as making them.
+            # And always: a process that was killed here has left some out.
+            shard = self._shard(collection)
+            for field in indexes.keys() - shard.info().payload_schema.keys():
+                shard.update(qe.UpdateOperation.create_field_index(field, _SCHEMAS[indexes[field]]))
+
+    def _create(self, collection: str, dim: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # It has another name until it is complete: a killed process leaves no half collection.
+        unfinished = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
+        unfinished.mkdir()
+        qe.EdgeShard.create(
+            str(unfinished),
+            qe.EdgeConfig(
+                vectors=qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine),
+                hnsw_config=qe.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
+            ),
+        ).close()
+        unfinished.rename(self._folder / collection)
+        for leftover in self._folder.glob(f".{collection}.*"):
+            shutil.rmtree(leftover)
 
     def upsert(self, collection: str, points: Points) -> None:
         with self._calls(collection):

@@ -26,18 +26,8 @@ from zsvec.types import CALIBRATION_FORMAT, Category, Fingerprint, Modality
 
 SCHEMA = 1
 CATALOG = "catalog"
-REFERENCE_INDEXES: Mapping[str, str] = {
-    "category": "keyword",
-    "modality": "keyword",
-    "gen": "keyword",
-    "rev": "integer",
-}
-CATALOG_INDEXES: Mapping[str, str] = {
-    "kind": "keyword",
-    "category": "keyword",
-    "gen": "keyword",
-    "rev": "integer",
-}
+REFERENCE_INDEXES: Mapping[str, str] = {"category": "keyword", "modality": "keyword", "gen": "keyword"}
+CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 
 _NAMESPACE = uuid.UUID("6b1f3c80-7a0c-5a52-9d0e-2f6f3a1f5b7e")
 _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its own after others have written

@@ -1,4 +1,4 @@
-"""Collections on a Qdrant server, shared by many processes; and in the memory of this one, for tests.
+"""Collections on a Qdrant server, shared by many processes.
 
 Every call may be repeated without harm: it is tried again while the server is away, busy or slow
 (`_is_transient`), until its deadline. Clients do not survive a fork, so each process opens its own.
@@ -10,9 +10,7 @@ import json
 import os
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version as package_version
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -279,49 +277,6 @@ class ServerBackend:
                     "that it runs and that the URL is right, or allow more time with ZSVEC_TIMEOUT"
                 ) from exc
             raise StoreError(f"the server at {self.location} failed: {_reason(exc)}") from exc
-
-
-class MemoryBackend(ServerBackend):
-    """Collections in the memory of this process, for tests: the client's own, which go when they are closed.
-
-    They have no payload indexes, and every search is a scan in numpy: a few thousand references are plenty.
-    """
-
-    exclusive = True
-
-    def __init__(self) -> None:
-        super().__init__(QdrantClient(":memory:"), ":memory:", timeout=1.0)
-        self._lock = threading.RLock()  # the client is not made for several threads
-
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
-        # Of unit vectors the dot product is the cosine, and for COSINE the client would normalise them again.
-        config = models.VectorParams(size=dim, distance=models.Distance.DOT)
-        with self._lock:
-            if not self.exists(collection):
-                self._retried(self._client.create_collection, collection, vectors_config=config)
-
-    def scroll(
-        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
-    ) -> Iterator[Points]:
-        pages = super().scroll(collection, where, vectors=vectors, fields=fields)
-        if vectors:
-            yield from pages
-            return
-        with self._lock:  # at one instant: a reader of the catalog must not miss a commit between pages
-            found = list(pages)
-        yield from found
-
-    def versions(self) -> Mapping[str, str]:
-        self.check()
-        return {"qdrant-client": package_version("qdrant-client")}
-
-    def _retried(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        self.check()  # before the lock, which a forked process might never get
-        with self._lock:
-            try:
-                return super()._retried(function, *args, **kwargs)
-            except ValueError as exc:  # what a server would answer with an error
-                raise StoreError(f"the store {self.location} failed: {exc}") from exc
 
 
 def _code(exc: BaseException) -> int | grpc.StatusCode | None:

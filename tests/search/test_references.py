@@ -1,0 +1,220 @@
+"""The references of a store by expert and category, and their statistics."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.search.support import (
+    EVERYTHING,
+    NAMES,
+    REFERENCES,
+    STATE,
+    State,
+    by_expert,
+    every_way,
+    fill,
+    means,
+    memory_and_qdrant,
+    newest_rev,
+    painted,
+    queries,
+    searcher,
+)
+from tests.search.test_calibration import calibration_of
+from tests.store.material import add, references
+from tests.store.support import Hooked
+from zsvec.errors import StoreError
+from zsvec.method.aggregation import Similarities, aggregate
+from zsvec.method.similarities import ExpertSimilarities, References
+from zsvec.search import numpy_index
+from zsvec.search.searcher import Searcher
+from zsvec.store import Store
+from zsvec.store.base import Where
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+
+def vectors_of(indexed: References) -> dict[str, dict[str, tuple[list[float], str]]]:
+    """Vector and source of each reference, by category and hash."""
+    assert list(indexed.names) == sorted(indexed.names)
+    assert indexed.starts[0] == 0
+    assert indexed.starts[-1] == len(indexed.vectors) == len(indexed.hashes) == len(indexed.sources)
+    return {
+        name: {
+            indexed.hashes[row]: (indexed.vectors[row].tolist(), indexed.sources[row])
+            for row in range(indexed.starts[i], indexed.starts[i + 1])
+        }
+        for i, name in enumerate(indexed.names)
+    }
+
+
+def assert_references(searching: Searcher, state: State, revision: int) -> None:
+    got, seen = searching.references()
+    expected = by_expert(state)
+    assert seen == revision
+    assert got.keys() == expected.keys()
+    for expert, names in expected.items():
+        found = vectors_of(got[expert])
+        assert found.keys() == names.keys()
+        assert len(got[expert].vectors) == sum(map(len, names.values()))
+        for i, (name, stored) in enumerate(sorted(names.items())):
+            assert {digest: source for digest, (_, source) in found[name].items()} == {r.hash: r.source for r in stored}
+            for one in stored:
+                np.testing.assert_allclose(found[name][one.hash][0], one.vector, atol=1e-6)
+            norm = np.linalg.norm(np.mean([r.vector for r in stored], axis=0))
+            assert got[expert].norms[i] == pytest.approx(norm, abs=1e-6)
+
+
+@memory_and_qdrant
+@pytest.mark.parametrize("limit", [2, EVERYTHING])
+def test_references_are_all_that_is_committed(store: Store, writer: Store, way: str, limit: int) -> None:
+    searching = searcher(store, way, limit=limit, norms=False)
+    assert searching.references() == ({}, 0)
+    state = dict(STATE)
+    fill(store, state)
+    assert_references(searching, state, newest_rev(writer))
+    assert_references(searching, state, newest_rev(writer))
+
+    add(writer, "both", ["11"])
+    state["both"] = [*state["both"], *references(images=["11"])]
+    assert_references(searching, state, newest_rev(writer))
+
+    writer.keep_calibration(calibration_of(writer).to_dict())
+    assert_references(searching, state, newest_rev(writer))
+
+    writer.remove("many")
+    del state["many"]
+    assert_references(searching, state, newest_rev(writer))
+    assert searching.kind == ("qdrant" if way == "qdrant" else "memory")
+    found = searching.search(queries(), nearest=1)
+    assert found.categories == tuple(sorted(state))
+
+
+@memory_and_qdrant
+@pytest.mark.parametrize("action", ["replace", "remove", "replace and remove", "add again"])
+def test_references_of_a_category_that_changes_meanwhile_are_whole(
+    backend: Hooked, store: Store, writer: Store, way: str, action: str
+) -> None:
+    """Whichever call the change comes before."""
+    for position in itertools.count():
+        store.write([painted(name, 0) for name in NAMES])
+        before = newest_rev(store)
+        searching = searcher(store, way)
+
+        def come_between(*_: Any, **__: Any) -> None:
+            for version in range(1, 3) if action != "remove" else ():
+                if action == "add again":
+                    writer.remove("lynx")
+                writer.write([painted("lynx", version)])
+            if "remove" in action:
+                writer.remove("lynx")
+
+        at = backend.calls.total() + position
+        backend.hooks[at] = come_between
+        got, seen = searching.references()
+        came = backend.hooks.pop(at, None) is None
+
+        shown = {
+            tuple((name, *{source for _, source in rows.values()}, len(rows)) for name, rows in vectors_of(one).items())
+            for one in got.values()
+        }
+        rest = (("red panda", "0", REFERENCES), ("wolf", "0", REFERENCES))
+        old = {(("lynx", "0", REFERENCES), *rest)}
+        new = {rest} if "remove" in action else {(("lynx", "2", REFERENCES), *rest)}
+        assert shown in (old, new)
+        revision = newest_rev(store)
+        assert seen == (revision if shown == new else before)
+        if not came:
+            break
+    assert position > 2
+
+
+@memory_and_qdrant
+def test_lost_references_cannot_be_given(backend: Hooked, store: Store, way: str) -> None:
+    fill(store, STATE)
+    backend.delete(store.collection("dino"), Where(match={"gen": list(store.category("images only").write_ids)}))
+    with pytest.raises(StoreError, match="'images only'"):
+        searcher(store, way).references()
+
+
+# Statistics of categories
+
+
+def test_statistics_by_hand() -> None:
+    vectors = np.array([[1, 0], [0, 1], [0, 1], [0.6, 0.8]], dtype=np.float32)
+    starts = np.array([0, 2, 4], dtype=np.intp)
+    norms = np.linalg.norm([[0.5, 0.5], [0.3, 0.9]], axis=1).astype(np.float32)
+    found = References(("a", "b"), vectors, starts, norms, tuple("1234"), tuple("1234"))
+    assert found.statistics.means.dtype == np.float32
+    np.testing.assert_array_equal(found.statistics.means, np.array([[0.5, 0.5], [0.3, 0.9]], dtype=np.float32))
+    assert found.statistics.counts.tolist() == [2, 2]
+    assert found.statistics is found.statistics
+    assert numpy_index.NumpyIndex(found).statistics() is found.statistics
+
+
+def assert_statistics(searching: Searcher, state: State) -> None:
+    found = searching.search(queries(), nearest=1)
+    expected = means(state)
+    assert [expert.name for expert in found.experts] == sorted(expected)
+    for expert in found.experts:
+        assert (expert.encoder, expert.modality) == tuple(expert.name.split(":"))
+        statistics = expert.statistics()
+        assert statistics is not None
+        categories = [found.categories[position] for position in expert.coverage]
+        assert statistics.means.dtype == np.float32
+        np.testing.assert_allclose(
+            statistics.means, np.stack([expected[expert.name][name] for name in categories]), atol=1e-6
+        )
+        np.testing.assert_array_equal(statistics.counts, expert.similarities.counts)
+        # A class-wise method has all it needs: here the one that the similarities give as well.
+        length = np.linalg.norm(statistics.means, axis=1)
+        prototype = found.queries[expert.encoder] @ (statistics.means / length[:, None]).T
+        np.testing.assert_allclose(prototype, aggregate(expert.similarities, "prototype", 1), atol=2e-6)
+
+
+@every_way
+def test_statistics_are_those_of_what_is_committed(store: Store, writer: Store, way: str) -> None:
+    searching = searcher(store, way)
+    state = dict(STATE)
+    fill(store, state)
+    assert_statistics(searching, state)
+
+    add(writer, "both", ["11"])
+    state["both"] = [*state["both"], *references(images=["11"])]
+    add(writer, "text only", ["12"], replace=True)
+    state["text only"] = references(images=["12"])
+    writer.remove("many")
+    del state["many"]
+    assert_statistics(searching, state)
+
+
+@pytest.mark.parametrize(
+    ("norms", "limit", "read"),
+    [(True, 2, True), (False, 2, False), (False, EVERYTHING, True), (True, EVERYTHING, True)],
+)
+def test_qdrant_has_statistics_where_vectors_were_read(store: Store, norms: bool, limit: int, read: bool) -> None:
+    fill(store, STATE)
+    found = searcher(store, "qdrant", norms=norms, limit=limit).search(queries(), nearest=1)
+    assert [expert.statistics() is not None for expert in found.experts] == [read] * 3
+
+
+def test_an_answer_keeps_the_statistics_of_its_state(store: Store) -> None:
+    for way in ("numpy", "qdrant"):
+        fill(store, {"lynx": references(images=["1", "2"])})
+        searching = searcher(store, way)
+        found = searching.search(queries(), nearest=1)
+        add(store, "lynx", ["3"], replace=True)
+        searching.search(queries(), nearest=1)
+        statistics = [expert.statistics() for expert in found.experts]
+        assert [kept.counts.tolist() for kept in statistics if kept] == [[2], [2]]
+
+
+def test_answers_made_without_a_search_have_no_statistics() -> None:
+    one = np.ones(1, dtype=np.float32)
+    similarities = Similarities(one[None], np.array([0, 1]), np.array([1]), one, -one)
+    nobody = ExpertSimilarities(name="a:b:text", coverage=np.array([0]), similarities=similarities, nearest=[])
+    assert (nobody.statistics(), nobody.encoder, nobody.modality) == (None, "a:b", "text")

@@ -1,0 +1,147 @@
+"""Collections in the memory of this process, for tests: dicts and numpy, no engine. Closing drops them."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.errors import StoreError
+from zsvec.store.base import Hit, Points, Where, stack
+
+# By id, the vector and the payload; a record has no vector.
+_Collection: TypeAlias = dict[str, tuple[NDArray[np.float32] | None, Mapping[str, Any]]]
+
+
+class MemoryBackend:
+    """Collections as dicts. A filter looks at every point, and a search is one product."""
+
+    exclusive = True
+    location = ":memory:"
+
+    def __init__(self) -> None:
+        self._collections: dict[str, _Collection] = {}
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
+
+    def check(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreError(
+                f"the store {self.location} was opened before this process was forked: open one in the process that "
+                "uses it"
+            )
+        if self._closed:
+            raise StoreError(f"the store {self.location} is closed: open it again")
+
+    def exists(self, collection: str) -> bool:
+        self.check()
+        return collection in self._collections
+
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
+        self.check()
+        self._collections.setdefault(collection, {})
+
+    def upsert(self, collection: str, points: Points) -> None:
+        with self._open(collection) as stored:
+            for identifier, vector, payload in zip(points.ids, points.vectors, points.payloads, strict=True):
+                stored[identifier] = vector.copy(), _copy(payload)
+
+    def put(self, collection: str, records: Mapping[str, Mapping[str, Any]]) -> None:
+        with self._open(collection) as stored:
+            for identifier, payload in records.items():
+                before = stored[identifier][1]["version"] if identifier in stored else 0
+                if before == payload["version"] - 1:
+                    stored[identifier] = None, _copy(payload)
+
+    def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        with self._open(collection) as stored:
+            return {identifier: _copy(stored[identifier][1]) for identifier in ids if identifier in stored}
+
+    def scroll(
+        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
+    ) -> Iterator[Points]:
+        with self._open(collection) as stored:
+            found = _matching(stored, where)
+            points = Points(
+                ids=list(found),
+                vectors=stack([vector if vectors else None for vector, _ in found.values()]),
+                payloads=[_copy(payload, fields) for _, payload in found.values()],
+            )
+        yield points
+
+    def newest(self, collection: str) -> int:
+        with self._open(collection) as stored:
+            return max((payload["rev"] for _, payload in stored.values() if "rev" in payload), default=0)
+
+    def query(
+        self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
+    ) -> list[list[Hit]]:
+        with self._open(collection) as stored:
+            found = _matching(stored, where)
+            ids = list(found)
+            references = stack([vector for vector, _ in found.values()]) if found else np.empty((0, vectors.shape[1]))
+            cosines = vectors @ references.T
+            nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :limit]
+            return [
+                [Hit(ids[i], float(row[i]), _copy(found[ids[i]][1], fields)) for i in order]
+                for row, order in zip(cosines, nearest, strict=True)
+            ]
+
+    def delete(self, collection: str, where: Where) -> None:
+        with self._open(collection) as stored:
+            for identifier in _matching(stored, where):
+                del stored[identifier]
+
+    def count(self, collection: str, where: Where) -> int:
+        with self._open(collection) as stored:
+            return len(_matching(stored, where))
+
+    def versions(self) -> Mapping[str, str]:
+        self.check()
+        return {}
+
+    def flush(self) -> None:
+        """Do nothing: there is no disk."""
+
+    def close(self) -> None:
+        self._closed = True
+        self._collections = {}
+
+    @contextmanager
+    def _open(self, collection: str) -> Iterator[_Collection]:
+        """The points of a collection, for one call at a time."""
+        self.check()  # before the lock, which a forked process might never get
+        with self._lock:
+            if collection not in self._collections:
+                raise StoreError(f"the store {self.location} has no collection {collection!r}")
+            yield self._collections[collection]
+
+
+def _copy(payload: Mapping[str, Any], fields: Sequence[str] | None = None) -> dict[str, Any]:
+    """A payload as JSON gives it back, reduced to `fields` if given."""
+    copied: dict[str, Any] = json.loads(json.dumps(payload))
+    return copied if fields is None else {field: copied[field] for field in fields if field in copied}
+
+
+def _matching(stored: _Collection, where: Where) -> _Collection:
+    match, exclude = _sets(where.match), _sets(where.exclude)
+
+    def matches(payload: Mapping[str, Any]) -> bool:
+        return (
+            all(payload.get(field) in values for field, values in match.items())
+            and not any(payload.get(field) in values for field, values in exclude.items())
+            and (where.since is None or payload.get("rev", -1) >= where.since)
+        )
+
+    return {identifier: point for identifier, point in stored.items() if matches(point[1])}
+
+
+def _sets(conditions: Mapping[str, str | int | Sequence[str]]) -> dict[str, set[str | int]]:
+    return {field: {v} if isinstance(v, str | int) else set(v) for field, v in conditions.items()}

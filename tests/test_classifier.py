@@ -74,8 +74,11 @@ def encoders() -> tuple[HashEncoder, HashEncoder]:
 
 
 @pytest.fixture
-def empty(folder: Path, encoders: tuple[HashEncoder, HashEncoder]) -> Iterator[Classifier]:
-    with open_classifier(folder, *encoders) as opened:
+def empty(request: pytest.FixtureRequest, encoders: tuple[HashEncoder, HashEncoder]) -> Iterator[Classifier]:
+    """On a store in memory; in the folder, for a test that opens it again."""
+    in_folder = "folder" in request.fixturenames
+    store = request.getfixturevalue("folder") / "store" if in_folder else ":memory:"
+    with zsvec.open(store, encoders=encoders) as opened:
         yield opened
 
 

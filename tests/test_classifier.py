@@ -1414,3 +1414,27 @@ def test_store_can_be_given_as_a_path(tmp_path: Path) -> None:
         classifier.add_category("red", images=[Image.new("RGB", (8, 8), "red")])
     with zsvec.open(str(tmp_path / "store"), encoders=[HashEncoder()]) as classifier:
         assert [category.name for category in classifier.categories()] == ["red"]
+
+
+def test_a_process_with_texts_alone_leaves_the_calibration_of_others(clf: Classifier) -> None:
+    kept = clf.store.calibration()
+    assert kept
+    texts = Classifier(
+        clf.store,
+        load_settings(),
+        load_encoders=lambda: clf.encoders,
+        temperatures={"clip:text": 0.01, "dino:text": 0.01},
+        prompts={},
+    )
+    with pytest.raises(StoreError, match="cannot be calibrated"):
+        texts.calibrate()
+    texts.remove_category("red")
+    assert clf.store.calibration() == kept
+
+
+def test_another_process_writes_first_with_other_encoders() -> None:
+    with zsvec.open(":memory:", encoders=two_encoders()) as clf:
+        fill(clf)
+        others = EncoderSet([HashEncoder("siglip", dim=8), HashEncoder("dino", dim=16, modalities=("image",))])
+        with pytest.raises(EncoderMismatchError, match="siglip"):
+            clf.store.check_fingerprints(others.fingerprints)

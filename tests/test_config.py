@@ -52,6 +52,26 @@ def test_the_new_name_wins() -> None:
     assert load_settings(false_alarms=0.1, false_unknown_rate=0.3).false_unknown_rate == 0.3
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_former_name_has_the_place_of_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("zsvec.toml").write_text('index = "memory"\n')
+    assert load_settings(search="qdrant").index == "qdrant"
+    monkeypatch.setenv("ZSVEC_SEARCH", "qdrant")
+    assert load_settings().index == "qdrant"
+    monkeypatch.setenv("ZSVEC_INDEX", "auto")
+    assert load_settings().index == "auto"
+    assert load_settings(search="mirror").index == "memory"
+
+
+def test_tables_of_both_files_are_joined(tmp_path: Path) -> None:
+    user = tmp_path / "user" / "zsvec" / "config.toml"
+    user.parent.mkdir(parents=True)
+    user.write_text('[generation]\nconcurrency = 3\nlanguage_model = "theirs"\n')
+    Path("zsvec.toml").write_text('[generation]\nlanguage_model = "ours"\n')
+    settings = load_settings().generation
+    assert (settings.concurrency, settings.language_model) == (3, "ours")
+
+
 def test_the_former_name_of_a_strategy() -> None:
     with pytest.warns(FutureWarning, match=r"'max'.*'max_confidence'"):
         assert load_settings(fusion="max").fusion == "max_confidence"

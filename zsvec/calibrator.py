@@ -27,7 +27,7 @@ class Calibrator:
         temperatures: By expert, taken where there is nothing to learn from. Other experts are left out.
         aggregation: The aggregation to calibrate for.
         top_m: References that ``top_mean`` averages.
-        automatic: Whether `refresh` calibrates.
+        automatic: Whether `calibrate_if_cheap` calibrates.
         false_unknown_rate: Fraction of the images of known categories that may be called unknown; ``None``: that of
             the present calibration, or `FALSE_UNKNOWN_RATE`.
     """
@@ -83,17 +83,20 @@ class Calibrator:
             before = former.aggregations
         return CalibrationReport(calibration, quality(before, sample), quality(calibration.aggregations, sample))
 
-    def refresh(self) -> None:
-        """Calibrate after a write, if that is cheap and nobody else has done it; else the calibration turns stale."""
+    def calibrate_if_cheap(self) -> None:
+        """Calibrate after a write if that is cheap and the stored calibration is outdated; else it turns stale.
+
+        A calibration for another aggregation stays.
+        """
         if not self._automatic:
             return
-        # What was written is committed: whatever prevents a calibration now, the store is only marked stale by it.
+        # The write is committed: if calibration fails, the stored one just becomes stale.
         with suppress(StoreError):
             present = self._present()
             categories, references, revision = self._census.update()
-            others = present is not None and not present.fits((), self._aggregation, self._top_m)
+            for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
             current = present is not None and present.revision >= revision
-            if not others and not current and self._cost(categories, references) <= _CHEAP:
+            if not for_others and not current and self._cost(categories, references) <= _CHEAP:
                 self._keep(self.false_unknown_rate)
 
     def fitted(self, false_unknown_rate: float | None = None) -> tuple[Calibration, LeftOut] | None:
@@ -116,13 +119,18 @@ class Calibrator:
         )
 
     def _keep(self, false_unknown_rate: float) -> tuple[Calibration, LeftOut] | None:
-        """Calibrate and keep it; where that is not possible any more, keep none."""
+        """Calibrate and keep it; where the store cannot be calibrated any more, keep none."""
         made = self.fitted(false_unknown_rate)
         if made is not None:
             self._store.keep_calibration(made[0].to_dict())
-        elif self._store.calibration():
+        elif self._store.calibration() and not self._calibratable():
             self._store.keep_calibration({})  # it is of categories that are gone
         return made
+
+    def _calibratable(self) -> bool:
+        """Whether a process with other experts could calibrate the store."""
+        categories, references, _ = self._census.update()
+        return categories > 1 and any(encoder_and_modality(expert)[1] == "image" for expert in references)
 
     def _present(self) -> Calibration | None:
         return Calibration.from_dict(self._store.calibration())

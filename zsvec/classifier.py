@@ -22,7 +22,7 @@ from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.inputs.categories import CategoryInput, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import CalibrationReport
-from zsvec.search.base import IndexSpec
+from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.stream import AsyncStream, Flow, Stream, StreamStats, Totals, from_async, in_thread
@@ -121,7 +121,7 @@ class Classifier:
             texts: Definition texts. Without any, a new category gets its name for one.
             images: Reference images: paths, bytes, files, PIL images, arrays.
             vectors: References embedded elsewhere by the same encoder: ``{"clip:image": (n, dim)}``. They are
-                recognised when those of the same encoders are given together again.
+                recognised if the same experts are given together again.
             metadata: JSON to keep with the category.
             replace: Whether these references take the place of those that the category has.
 
@@ -172,9 +172,9 @@ class Classifier:
                 if on_commit is not None:
                     on_commit(category)
         except Exception:
-            self._calibrator.refresh()  # of what is committed
+            self._calibrator.calibrate_if_cheap()  # of what is committed
             raise
-        self._calibrator.refresh()
+        self._calibrator.calibrate_if_cheap()
         return committed
 
     def remove_category(self, name: str) -> None:
@@ -184,7 +184,7 @@ class Classifier:
             CategoryNotFoundError: There is none of this name.
         """
         self.store.remove(checked_name(name))
-        self._calibrator.refresh()
+        self._calibrator.calibrate_if_cheap()
 
     def categories(self) -> list[Category]:
         """The committed categories, by name."""
@@ -230,6 +230,12 @@ class Classifier:
         (prediction,) = self._answers([image], vectors, top_k, errors, None)
         return prediction
 
+    @overload
+    async def aclassify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
+    @overload
+    async def aclassify(
+        self, images: Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise"
+    ) -> list[Prediction]: ...
     async def aclassify(
         self, images: ImageInput | Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise"
     ) -> Prediction | list[Prediction]:
@@ -284,7 +290,7 @@ class Classifier:
 
     @property
     def stats(self) -> StreamStats:
-        """What all streams together have done so far; may be asked from any thread."""
+        """What all streams of predictions together have done so far; may be asked from any thread."""
         return self._totals.stats()
 
     def embed_stream(self, images: Iterable[ImageInput], *, batch_size: int | None = None) -> Iterator[Embedding]:
@@ -343,11 +349,7 @@ class Classifier:
 
     @property
     def encoders(self) -> EncoderSet:
-        """The encoders; loaded when they are first asked for.
-
-        Raises:
-            WeightsUnavailableError: Weights can be loaded neither from disk nor from a hub.
-        """
+        """The encoders, loaded when first asked for; WeightsUnavailableError where there are no weights."""
         return self._embedder.encoders
 
     def close(self) -> None:
@@ -373,8 +375,8 @@ class Classifier:
 
         def predictions() -> Generator[Prediction, None, None]:
             self._encoders_to_read()
-            self._totals.add(flow)
-            with closing(self._embedder.batches(checked, size, flow, max_wait=max_wait)) as batches, flow:
+            batches = self._embedder.batches(checked, size, flow, max_wait=max_wait)
+            with self._totals.counting(flow), closing(batches), flow:
                 for batch, vectors in batches:
                     yield from self._answers(batch, vectors, top_k, errors, flow)
 
@@ -401,19 +403,16 @@ class Classifier:
         # A modality that is not in use any more may still have references.
         used = tuple(expert for expert in found.experts if expert.name in self.scoring.temperatures)
         if not used:
-            raise self._empty()
+            raise self._empty()  # or known by other modalities alone
         with flow.stage("fuse") if flow else nullcontext():
             return self.scoring.predict(with_changes(found, experts=used), sources, top_k)
 
     def _index(self) -> IndexSpec:
-        """How references in memory are compared: with our own encoders, once these are loaded, else by numpy."""
-        encoders = self._embedder.loaded
+        encoders = self._embedder.loaded  # until they are, numpy compares
         device = self.settings.index_device
         if device == "auto":
             device = encoders.device if encoders else "cpu"
-        if device != "cpu":
-            return IndexSpec("torch", device, self.settings.index_dtype)
-        return IndexSpec("torch" if encoders and encoders.on_torch else "numpy")
+        return in_memory(device, self.settings.index_dtype, torch_encodes=bool(encoders and encoders.on_torch))
 
     def _builder(self) -> Builder:
         encoders = self.encoders
@@ -427,7 +426,7 @@ class Classifier:
         )
 
     def _encoders_to_read(self) -> None:
-        """Load the encoders, once it is known that there is something to read; the search checks them from then on."""
+        """Load the encoders and check them against the store, unless it is empty; then the search checks them."""
         if self._fingerprints is None:
             if not self.store.encoders():
                 raise self._empty()

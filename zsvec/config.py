@@ -6,7 +6,6 @@ Order of precedence: arguments, then the environment (``ZSVEC_STORE``, ``ZSVEC_P
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -22,10 +21,11 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
-    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -62,6 +62,38 @@ def _one_of(table: Collection[str]) -> Callable[[str], str]:
         return name
 
     return check
+
+
+def _by_present_names(values: dict[str, Any]) -> dict[str, Any]:
+    """What one source says, by the present names; a present name beside its former one wins."""
+    for former, name in _RENAMED.items():
+        if former in values:
+            warnings.warn(f"the setting {former!r} is called {name!r} now", FutureWarning, stacklevel=1)
+            value = values.pop(former)
+            values.setdefault(name, value)
+    for (name, former), value in _RENAMED_VALUES.items():
+        if values.get(name) == former:
+            message = f"{former!r} is called {value!r} now, as a value of {name!r}"
+            warnings.warn(message, FutureWarning, stacklevel=1)
+            values[name] = value
+    return values
+
+
+class _Arguments(InitSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        return _by_present_names(super().__call__())
+
+
+class _Environment(EnvSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        variables = {former: self.env_vars.get(f"{self.env_prefix}{former}".lower()) for former in _RENAMED}
+        given = {former: value for former, value in variables.items() if value is not None}
+        return _by_present_names({**super().__call__(), **given})
+
+
+class _File(TomlConfigSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        return _by_present_names(super().__call__())
 
 
 class ModelPrice(BaseModel):
@@ -181,23 +213,6 @@ class Settings(BaseSettings):
     max_pixels: PositiveInt = 100_000_000
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _take_former_names(cls, values: dict[str, Any]) -> dict[str, Any]:
-        for former, name in _RENAMED.items():
-            variable = f"{cls.model_config['env_prefix']}{former.upper()}"
-            given = values.pop(former, os.environ.get(variable))
-            if given is not None:
-                warnings.warn(f"the setting {former!r} is called {name!r} now", FutureWarning, stacklevel=2)
-                values.setdefault(name, given)
-        for (name, former), value in _RENAMED_VALUES.items():
-            if values.get(name) == former:
-                warnings.warn(
-                    f"{former!r} is called {value!r} now, as a value of {name!r}", FutureWarning, stacklevel=2
-                )
-                values[name] = value
-        return values
-
     @classmethod
     def settings_customise_sources(
         cls,
@@ -208,7 +223,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, environment, TOML files; first one wins."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.toml_files)
+        arguments = _Arguments(settings_cls, init_settings())
+        return arguments, _Environment(settings_cls), *(_File(settings_cls, file) for file in reversed(cls.toml_files))
 
     def open_store(self) -> Store:
         """The store that is named.

@@ -11,7 +11,7 @@ import asyncio
 import math
 import os
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -27,7 +27,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, Full, Queue
-from threading import Event, Lock, Thread
+from threading import Event, Lock, RLock, Thread
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -45,7 +45,7 @@ class StreamStats:
     """What a stream has done so far.
 
     Attributes:
-        images: How many have come out.
+        images: How many have been classified or could not be read; of a batch, all at once.
         failed: How many of them could not be read.
         seconds: Since its first stage began, until its end.
         busy: Seconds of work by stage, added up over its threads; on a GPU a stage that waits for it is busy.
@@ -68,8 +68,11 @@ class StreamStats:
             self.images + other.images,
             self.failed + other.failed,
             self.seconds + other.seconds,
-            dict(Counter(self.busy) + Counter(other.busy)),
-            dict(Counter(self.waiting) + Counter(other.waiting)),
+            {stage: self.busy.get(stage, 0.0) + other.busy.get(stage, 0.0) for stage in {**self.busy, **other.busy}},
+            {
+                stage: self.waiting.get(stage, 0) + other.waiting.get(stage, 0)
+                for stage in {**self.waiting, **other.waiting}
+            },
         )
 
 
@@ -158,9 +161,9 @@ class Flow:
 
     def end(self) -> None:
         """Stop all stages, and the clock."""
-        self.stopped.set()
         with self._lock:
             self._ended = self._ended or time.monotonic()
+        self.stopped.set()
 
     def stats(self) -> StreamStats:
         """What has been done so far; may be called from any thread."""
@@ -181,20 +184,24 @@ class Totals:
     def __init__(self) -> None:
         self._ended = StreamStats()
         self._running: list[Flow] = []
-        self._lock = Lock()
+        # A stream that is collected as garbage ends wherever its thread is, within `stats` too.
+        self._lock = RLock()
 
-    def add(self, flow: Flow) -> None:
-        """Count a stream, which has just begun and will end."""
-        self.stats()  # the ended streams are added up, so that their number is bounded
+    @contextmanager
+    def counting(self, flow: Flow) -> Iterator[None]:
+        """Count a stream, which begins and ends within."""
         with self._lock:
             self._running.append(flow)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.remove(flow)
+                self._ended += flow.stats()
 
     def stats(self) -> StreamStats:
         """The sum over all streams; their seconds add up, too."""
         with self._lock:
-            ended = [flow for flow in self._running if flow.stopped.is_set()]
-            self._running = [flow for flow in self._running if flow not in ended]
-            self._ended = sum((flow.stats() for flow in ended), self._ended)
             return sum((flow.stats() for flow in self._running), self._ended)
 
 

@@ -1,7 +1,7 @@
-"""What the command line changes in its own process: how long threads of OpenBLAS spin, and which memory is kept.
+"""What the command line changes in its own process: threads, memory, streams and the form of warnings.
 
-The library changes nothing process-wide: these are choices of the program, and the command line is one. Both make
-encoders on a CPU faster and change no result.
+The library changes nothing process-wide: these are choices of the program, and the command line is one. The first two
+make encoders on a CPU faster and change no result.
 
 **Threads.** After a matrix product, threads of OpenBLAS spin for tens of milliseconds while they wait for the next
 one, and take the cores from the network that runs meanwhile: a product of microseconds cost a batch of
@@ -11,6 +11,9 @@ clock cycles, 26 by default. OpenBLAS reads it when numpy is first imported.
 **Memory.** The GNU C library returns large arrays (from 128 KiB to 32 MiB up, depending on what has been freed
 before) and the ends of its heaps to the system as soon as they are free, and the system clears every page again for
 the next step of a network: 3,500 page faults an image, which made EfficientNet-Lite0 1.4 times slower.
+
+**Streams and warnings.** Bytes of file names that are no text, and characters that a terminal cannot show, are passed
+on escaped. A warning is one line, without the place in the code.
 
 A program that uses zsvec as a library gets the same from its environment, set before Python starts:
 
@@ -22,8 +25,10 @@ OPENBLAS_THREAD_TIMEOUT=18 MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOL
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,12 +40,17 @@ _M_MMAP_THRESHOLD = (-3, 2**25)  # bytes of the largest array that comes from a 
 
 
 def prepare_process() -> None:
-    """Let threads of OpenBLAS sleep soon, and the GNU C library keep freed memory, for the whole process.
+    """Make the choices above, for the whole process.
 
     To be called before numpy is imported. A variable of OpenBLAS or of the C library that the user has set is
     respected, and other systems and C libraries are left as they are.
     """
     os.environ.setdefault(_SPINNING_VARIABLE, _SPINNING_CYCLES)
+    # File names may be any bytes, and a terminal of another encoding must not stop an answer.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+    warnings.formatwarning = lambda message, *_, **__: f"zsvec: {message}\n"
     _keep_freed_memory()
 
 

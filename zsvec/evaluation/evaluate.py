@@ -61,7 +61,7 @@ class Evaluation:
             images; 0.5 is chance. ``None`` without unknown images.
         detected: Fraction of the unknown images that were called unknown; ``None`` without unknown images.
         false_unknown_rate: Fraction of the known images that were called unknown; ``None`` without unknown images.
-        fusion: Name of the strategy.
+        fusion: Name of the strategy that ran.
     """
 
     n: int
@@ -171,7 +171,7 @@ def evaluate(
         auroc=_auroc(known, foreign) if unknown else None,
         detected=_called_unknown(foreign) if unknown else None,
         false_unknown_rate=_called_unknown(known) if unknown else None,
-        fusion=classifier.settings.fusion,
+        fusion=str(known[0].fusion),
     )
 
 

@@ -126,7 +126,7 @@ class Generation:
             existing={category.name for category in self._store.categories()},
             keep_flagged=keep_flagged,
         )
-        self._calibrator.refresh()
+        self._calibrator.calibrate_if_cheap()
         if drawn.error is not None:
             drawn.error.generated = done
             raise drawn.error

@@ -38,6 +38,19 @@ NUMPY = IndexSpec("numpy")
 QDRANT = IndexSpec("qdrant")
 
 
+def in_memory(device: str, dtype: str, *, torch_encodes: bool) -> IndexSpec:
+    """Which engine compares images with references in memory.
+
+    Args:
+        device: Where the references are.
+        dtype: Their number format on a GPU.
+        torch_encodes: Whether encoders run on torch in this process, whose threads then compute the products.
+    """
+    if device != "cpu":
+        return IndexSpec("torch", device, dtype)
+    return IndexSpec("torch") if torch_encodes else NUMPY
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Expert:
     """An expert in a snapshot.

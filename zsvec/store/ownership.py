@@ -23,7 +23,6 @@ def bind(
         for collection in (catalog.collection, *map(references.collection, fingerprints)):
             _refuse_foreign(collection, backend, catalog)
         catalog.create(fingerprints)
-    check_names(catalog, fingerprints)
     check_fingerprints(catalog, fingerprints)
     for name, fingerprint in fingerprints.items():
         references.create(name, fingerprint.dim)
@@ -49,6 +48,7 @@ def check_names(catalog: Catalog, names: Iterable[str]) -> None:
 
 def check_fingerprints(catalog: Catalog, fingerprints: Mapping[str, Fingerprint]) -> None:
     """As `zsvec.store.store.Store.check_fingerprints`."""
+    check_names(catalog, fingerprints)
     for name, stored in catalog.encoders().items():
         if stored != fingerprints[name]:
             raise EncoderMismatchError(

@@ -74,8 +74,11 @@ def encoders() -> tuple[HashEncoder, HashEncoder]:
 
 
 @pytest.fixture
-def empty(folder: Path, encoders: tuple[HashEncoder, HashEncoder]) -> Iterator[Classifier]:
-    with open_classifier(folder, *encoders) as opened:
+def empty(request: pytest.FixtureRequest, encoders: tuple[HashEncoder, HashEncoder]) -> Iterator[Classifier]:
+    """On a store in memory; in the folder, for a test that opens it again."""
+    in_folder = "folder" in request.fixturenames
+    store = request.getfixturevalue("folder") / "store" if in_folder else ":memory:"
+    with zsvec.open(store, encoders=encoders) as opened:
         yield opened
 
 
@@ -291,32 +294,37 @@ def check_evidence(prediction: Prediction, experts: set[str], n_categories: int)
         assert all(-1.000001 <= similarity <= 1.000001 for similarity in similarities)
 
 
+def beside(clf: Classifier, **settings: Any) -> Classifier:
+    """Another classifier over the same open store."""
+    return Classifier(
+        clf.store,
+        load_settings(**settings),
+        load_encoders=lambda: clf.encoders,
+        temperatures=clf.scoring.temperatures,
+        prompts={},
+    )
+
+
 @pytest.mark.parametrize("calibration", ["auto", "off"])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("fusion", STRATEGIES)
-def test_every_setting_gives_complete_evidence_and_both_searches_agree(
-    folder: Path, aggregation: str, fusion: str, calibration: str
-) -> None:
-    settings: dict[str, Any] = {
-        "aggregation": aggregation,
-        "fusion": fusion,
-        "top_m": 2,
-        "calibration": calibration,
-    }
-    with fill(open_classifier(folder, **settings)):
-        pass
+def test_every_setting_gives_complete_evidence_and_both_searches_agree(aggregation: str, calibration: str) -> None:
+    settings: dict[str, Any] = {"aggregation": aggregation, "top_m": 2, "calibration": calibration}
     images = [coloured("red", 100), coloured("orange", 7), coloured("white", 3), coloured("blue", 0)]
-    answers: list[list[Prediction]] = []
-    for index in ("memory", "qdrant", "auto"):
-        with open_classifier(folder, index=index, **settings) as clf:
-            answers.append(clf.classify(images, top_k=10))
-    for memory, qdrant, auto in zip(*answers, strict=True):
-        check_evidence(memory, EXPERTS, len(COLOURS))
-        check_evidence(qdrant, EXPERTS, len(COLOURS))
-        assert same(memory, qdrant)
-        assert same(memory, auto)
-        assert memory.calibration == ("none" if calibration == "off" else "current")
-    assert [answer.label for answer in answers[0]][::3] == ["red", "blue"]
+    with zsvec.open(":memory:", encoders=two_encoders(), **settings) as clf:
+        fill(clf)
+        vectors = clf.encoders.encode_images([clf.encoders.preprocess(image) for image in images])
+        for fusion in STRATEGIES:
+            memory_answers, qdrant_answers, auto_answers = (
+                beside(clf, index=index, fusion=fusion, **settings).classify_vectors(vectors, top_k=10)
+                for index in ("memory", "qdrant", "auto")
+            )
+            for memory, qdrant, auto in zip(memory_answers, qdrant_answers, auto_answers, strict=True):
+                check_evidence(memory, EXPERTS, len(COLOURS))
+                check_evidence(qdrant, EXPERTS, len(COLOURS))
+                assert same(memory, qdrant)
+                assert same(memory, auto)
+                assert memory.calibration == ("none" if calibration == "off" else "current")
+            assert [answer.label for answer in memory_answers][::3] == ["red", "blue"]
 
 
 def same(one: Prediction, other: Prediction) -> bool:
@@ -1131,7 +1139,9 @@ def test_vectors_of_two_encoders_are_of_the_same_images_if_they_are_as_many(
     for seed, name in enumerate("abc"):
         empty.add_category(name, ["t"], vectors=given_vectors(seed, {"clip:image": 4, "dino:image": n_dino}))
         digests = {
-            encoder: {digest for of, modality, digest in empty.store.keys(name) if (of, modality) == (encoder, "image")}
+            encoder: {
+                digest for owner, modality, digest in empty.store.keys(name) if (owner, modality) == (encoder, "image")
+            }
             for encoder in ("clip", "dino")
         }
         assert (len(digests["clip"]), len(digests["dino"])) == (4, n_dino)

@@ -374,8 +374,8 @@ def test_many_generations_are_added_to(old: Old) -> None:
         assert category["references"] == {"clip:image": 34, "dino:image": 34, "clip:text": 1}
         assert len(category["gens"]) < 32
         assert set(old.held["categories"][name]["hashes"]["clip:image"]) < set(category["hashes"]["clip:image"])
-        neighbors = [said_of(of)["neighbors"]["clip:image"] for of in clf.classify_vectors(old.queries)]
-    kept = [of["clip:image"] for of in old.table["neighbors"]]
+        neighbors = [said_of(prediction)["neighbors"]["clip:image"] for prediction in clf.classify_vectors(old.queries)]
+    kept = [nearest["clip:image"] for nearest in old.table["neighbors"]]
     alike = [i for i, nearest in enumerate(kept) if all(near[0] == name and near[1] > 0.9 for near in nearest)]
     assert alike
     for i in alike:  # what has been added is like nothing

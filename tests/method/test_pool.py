@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsvec.method.logits import softmax
-from zsvec.method.pool import expert_evidence, log_linear, neutral_evidence, pattern
+from zsvec.method.pool import covering_sets, expert_evidence, log_linear, neutral_evidence, pattern
 
 NAN = np.nan
 
@@ -47,6 +47,16 @@ def test_evidence_of_an_expert_adds_up_its_aggregations() -> None:
 )
 def test_pattern(chosen: list[bool], expected: str) -> None:
     assert pattern(["dino:image", "clip:text", "clip:image"], np.array(chosen)) == expected
+
+
+@pytest.mark.parametrize("n_experts", [1, 3, 8, 9, 70])
+@pytest.mark.parametrize("n_categories", [1, 40])
+def test_covering_sets_are_the_different_columns(n_experts: int, n_categories: int) -> None:
+    rng = np.random.default_rng(n_experts)
+    coverage = rng.random((n_experts, 5))[:, rng.integers(5, size=n_categories)] < 0.5
+    sets, of_category = covering_sets(coverage)
+    np.testing.assert_array_equal(sets[of_category].T, coverage)
+    assert len({tuple(covering) for covering in sets.tolist()}) == len(sets) <= min(5, n_categories)
 
 
 def test_log_linear_of_full_coverage_by_hand() -> None:

@@ -107,7 +107,7 @@ def _weighed_evidence(logits: Logits) -> tuple[Doubles, Doubles]:
     confidence = logits.shares[:, None].repeat(n_images, axis=1)
     if logits.pool.learned or n_experts == 1:
         return logits.pooled, confidence
-    # Nothing is known of the experts' worth in general, so it is taken from each image (paper, option 3).
+    # Their worth in general was not learned, so it is taken from each image (paper, option 3).
     weights = neg_exp_entropy(logits.probabilities)
     weights = weights * n_experts / weights.sum(axis=0)
     evidence = log_linear(logits.evidence, logits.experts, logits.pool.neutral, weights)
@@ -132,15 +132,15 @@ STRATEGIES: Mapping[str, Strategy] = {
     ),
     "inverse_entropy": Strategy(
         function=partial(_by_confidence, inverse_entropy),
-        summary="the same, weighted by 1 / entropy (paper, option 2 and its default)",
+        summary="mean of the experts' distributions, weighted by 1 / entropy (paper, option 2 and its default)",
     ),
     "neg_exp_entropy": Strategy(
         function=partial(_by_confidence, neg_exp_entropy),
-        summary="the same, weighted by exp(-entropy) (paper, option 3)",
+        summary="mean of the experts' distributions, weighted by exp(-entropy) (paper, option 3)",
     ),
     "fixed": Strategy(
         function=_fixed,
-        summary="the same, with weights from the settings",
+        summary="mean of the experts' distributions, by the weights of the settings (paper)",
     ),
     "log_linear": Strategy(
         function=_log_linear,
@@ -149,14 +149,14 @@ STRATEGIES: Mapping[str, Strategy] = {
     ),
     "log_linear_views": Strategy(
         function=_log_linear,
-        summary="the same of two aggregations of each expert; log_linear without a calibration",
+        summary="sum of the evidence of two aggregations of each expert; without a calibration, log_linear",
         needs_exact=True,
         needs_calibration=True,
         fallback="log_linear",
     ),
     "transductive": Strategy(
         function=_transductive,
-        summary="the same, and the images of a batch help each other; only where every reference is compared",
+        summary="log_linear_views, and the images of a batch help each other",
         needs_exact=True,
         needs_images=True,
         by_batch=True,

@@ -69,12 +69,13 @@ def expert_logits(
     """
     names = list(similarities)
     similarity = np.stack([similarities[name][aggregation] for name in names])
+    probabilities = softmax(similarity / np.array(temperatures, dtype=np.float32)[:, None, None])
     evidence = expert_evidence(pool.coefficients, similarities)
     shares = [sum(pool.coefficients[name].values()) * spread for name, spread in zip(names, spreads, strict=True)]
     return Logits(
         found=found,
         coverage=~np.isnan(similarity[:, 0]),
-        probabilities=softmax(similarity / np.array(temperatures, dtype=np.float32)[:, None, None]),
+        probabilities=probabilities,
         evidence=evidence,
         pooled=log_linear(evidence, names, pool.neutral),
         pool=pool,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.logits import Logits
-from zsvec.method.pool import pattern
+from zsvec.method.pool import covering_sets, pattern
 from zsvec.method.similarities import Found
 
 Doubles = NDArray[np.float64]
@@ -85,10 +85,9 @@ def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
         per_category: Whether categories with enough references have thresholds of their own.
     """
     coverage, pool, categories = logits.coverage, logits.pool, logits.found.categories
-    # Eight experts to a byte: columns of them are compared faster.
-    _, first, kind = np.unique(np.packbits(coverage, axis=0), axis=1, return_index=True, return_inverse=True)
-    by_kind = [pool.thresholds.get(pattern(logits.experts, covering), np.nan) for covering in coverage[:, first].T]
-    thresholds: Doubles = np.array(by_kind)[kind]
+    sets, of_category = covering_sets(coverage)
+    by_set = [pool.thresholds.get(pattern(logits.experts, covering), np.nan) for covering in sets]
+    thresholds: Doubles = np.array(by_set)[of_category]
     if per_category:
         own = zip(categories, thresholds, strict=True)
         thresholds = np.array([pool.category_thresholds.get(name, threshold) for name, threshold in own])

@@ -62,9 +62,10 @@ def log_linear(
     total: Doubles = np.einsum("en,enc->nc", weights, filled)
     if not whole:
         total[:, ~coverage.any(axis=0)] = -np.inf
-        for missing in np.unique(~coverage, axis=1).T:
-            if missing.any() and not missing.all():
-                total[:, (~coverage == missing[:, None]).all(axis=0)] += absent(missing)
+        sets, of_category = covering_sets(coverage)
+        for number, covering in enumerate(sets):
+            if covering.any() and not covering.all():
+                total[:, of_category == number] += absent(~covering)
     return total - absent(np.ones(len(experts), dtype=bool))
 
 
@@ -93,6 +94,21 @@ def neutral_evidence(
     top = said.max(axis=1)
     mean: Doubles = top + np.log(np.exp(said - top[:, None]).mean(axis=1))
     return mean
+
+
+def covering_sets(coverage: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+    """The sets of experts that cover some category.
+
+    Args:
+        coverage: bool ``(n_experts, n_categories)``.
+
+    Returns:
+        bool ``(n_sets, n_experts)``, all different; int ``(n_categories,)``, the set of each category.
+    """
+    packed = np.packbits(coverage, axis=0)  # eight experts to a byte: categories are compared faster
+    codes, axis = (packed[0], None) if len(packed) == 1 else (packed, 1)
+    _, first, set_of_each = np.unique(codes, axis=axis, return_index=True, return_inverse=True)
+    return coverage[:, first].T, set_of_each.ravel()
 
 
 def pattern(experts: Sequence[str], chosen: NDArray[np.bool_]) -> str:

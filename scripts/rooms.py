@@ -13,6 +13,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from itertools import groupby
 from types import FrameType
 from typing import Annotated, NamedTuple
@@ -85,7 +86,7 @@ def moves(package: str, action: Callable[[], object], ignored: Collection[str] =
         action()
     finally:
         sys.setprofile(before)
-        threading.setprofile(before_in_threads)  # type: ignore[arg-type]
+        threading.setprofile(before_in_threads)
     return calls, returns
 
 
@@ -120,7 +121,7 @@ def main(as_json: Annotated[bool, typer.Option("--json", help="Print one object.
         returns = {}
         for strategy in STRATEGIES:
             scoring = Scoring(temperatures=classifier.scoring.temperatures, fusion=strategy)
-            _, all_returns = moves("zsvec", lambda scoring=scoring: scoring.predict(found, [""], 5), IGNORED)
+            _, all_returns = moves("zsvec", partial(scoring.predict, found, [""], 5), IGNORED)
             returns[strategy] = sum(move.target == SCORING for move in all_returns)
     rooms = entered(calls)
     again = entered_again(rooms)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import typer
 import typer.main
@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from typer.core import TyperGroup
 
 from zsvec.cli.commands import app
 from zsvec.config import GenerationSettings, ModelPrice, Settings
@@ -37,7 +38,7 @@ _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), L
 
 def commands_page() -> str:
     """Every command with its help."""
-    group = typer.main.get_command(app)
+    group = cast("TyperGroup", typer.main.get_command(app))
     parts = [
         "# Commands",
         "This page has every command with its help, as `zsvec COMMAND --help` prints it. It is made by "

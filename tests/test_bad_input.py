@@ -122,6 +122,7 @@ def bench(shared: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         out, err = capsys.readouterr()
         for line in out.splitlines():
             json.loads(line)
+        assert isinstance(stop.value.code, int)
         return stop.value.code, err
 
     shared.scratch, shared.patch, shared.run = Path.cwd(), pytest.MonkeyPatch(), run
@@ -403,7 +404,7 @@ ARGUMENTS = [
     argument("name of bytes", add(b"red"), "must be a str. Got b'red'"),
     argument("names twice", add_many(CategoryInput(name="red"), CategoryInput(name=" red")), "'red' is given twice"),
     argument("names for categories", add_many("new"), "must be CategoryInput objects. Got 'new'"),
-    argument("no categories", lambda bench: list(bench.clf.add_categories(None)), "list of CategoryInput. Got None"),
+    argument("no categories", lambda bench: list(bench.clf.add_categories(None)), "list of CategoryInput. Got None"),  # type: ignore[arg-type]
     argument("one str for texts", add("new", "a feline"), "texts must be a list of str. Got 'a feline'"),
     argument("a number for texts", add("new", 5), "texts must be a list of str. Got 5"),
     argument("empty text", add("new", ["a", ""]), "must be a str that is not empty. Got ''"),

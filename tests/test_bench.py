@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tests.encoders.tiny_checkpoints import VIT, save_clip, save_vit
 from tests.support import fast_folder, isolated  # noqa: F401

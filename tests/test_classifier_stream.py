@@ -46,7 +46,7 @@ def working_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zsvec.embedding, "_work_ahead", lambda encoders: True)
 
 
-PATIENT = {"max_wait_ms": 1000 * DEADLINE}  # batches are full, however busy the machine is
+PATIENT: dict[str, Any] = {"max_wait_ms": 1000 * DEADLINE}  # batches are full, however busy the machine is
 
 
 def fill(classifier: Classifier) -> Classifier:

@@ -66,8 +66,8 @@ def run(script: ModuleType, *arguments: Any) -> str:
 
 
 def test_a_set_is_embedded_once_and_remembered(script: ModuleType, folder: Path) -> None:
-    encoders = EncoderSet(two_encoders())
-    images = script.embed(folder, encoders)
+    encoders = two_encoders()
+    images = script.embed(folder, EncoderSet(encoders))
 
     assert images.name == "colours"
     assert {name: list(numbers) for name, numbers in images.references.items()} == {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +78,7 @@ class Given:
         assert top_k == 5
         return closing(self._answers(images))
 
-    def _answers(self, images: Iterable[Path]) -> Iterator[Prediction]:
+    def _answers(self, images: Iterable[Path]) -> Generator[Prediction]:
         for path in images:
             self.asked.append(path.name)
             yield self._predictions[path.name]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -54,12 +54,14 @@ def test_a_star_import_does_not_import_more() -> None:
 
 def parameters(function: Any) -> list[str]:
     """Parameters as one calls them: ``*`` before those that need their name, ``=`` after those with a default."""
+    prefixes: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     named: list[str] = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in named:
             named.append("*")
-        prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-        named.append(prefix + parameter.name + ("" if parameter.default is parameter.empty else "="))
+        named.append(
+            prefixes.get(parameter.kind, "") + parameter.name + ("" if parameter.default is parameter.empty else "=")
+        )
     return named[1:] if named[:1] == ["self"] else named
 
 
@@ -115,7 +117,7 @@ def test_the_tree_is_as_it_is_drawn() -> None:
             depth = len(found[1]) // 4
             parents[depth:] = [found[2]]
             drawn[found[2]] = parents[depth - 1] if depth else "Exception"
-    assert drawn == {error.__name__: error.__base__.__name__ for error in ERRORS}
+    assert drawn == {error.__name__: cast("type", error.__base__).__name__ for error in ERRORS}
 
 
 # ---- words

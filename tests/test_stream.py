@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import os
 import sys
 import threading
 import time
@@ -100,7 +101,7 @@ def test_order_is_kept_whichever_is_ready_first() -> None:
 
 
 def test_the_function_runs_in_several_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
     together = threading.Barrier(3, timeout=DEADLINE)
     arrivals = [arrival for batch in prefetch(lambda _: together.wait(), range(3), 8) for arrival in batch]
     assert sorted(arrivals) == [0, 1, 2]
@@ -120,7 +121,7 @@ def test_nothing_starts_before_the_first_batch_is_wanted() -> None:
 @pytest.mark.usefixtures("patient")
 def test_a_source_is_read_ahead_by_a_bounded_number_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = 2
-    monkeypatch.setattr(module.os, "cpu_count", lambda: workers)
+    monkeypatch.setattr(os, "cpu_count", lambda: workers)
     batch_size, consumed, furthest = 5, 0, 0
 
     def source() -> Iterator[int]:
@@ -346,7 +347,7 @@ def test_a_source_that_blocks_does_not_hold_up_who_stops_early() -> None:
 
 
 def test_what_has_not_begun_when_one_stops_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     source, begun, go_on = Source(), [], threading.Event()
 
     def wait_after_the_first(i: int) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -205,7 +206,7 @@ def test_frozen(value: object, attribute: str) -> None:
 
 
 @pytest.mark.parametrize("value", [CAT, PANDA, TEXT, Fingerprint(model="m", revision=None, dim=2, preprocessing="")])
-def test_keyword_only(value: object) -> None:
+def test_keyword_only(value: Any) -> None:
     with pytest.raises(TypeError, match="positional argument"):
         type(value)("x", 1)
 

@@ -6,6 +6,7 @@ import resource
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,9 @@ import numpy as np
 import typer
 
 import zsvec
-from benchmarks.measure import Device, Out, interleaved, medians, report, seconds, unit_vectors
+from benchmarks.measure import Device, Out, Row, interleaved, medians, report, seconds, unit_vectors
 from zsvec.classifier import Classifier
+from zsvec.config import IndexKind
 from zsvec.encoders import load_encoders
 from zsvec.evaluation import labelled_images
 from zsvec.inputs.categories import CategoryInput
@@ -36,7 +38,7 @@ def pipeline(
     out: Out = None,
 ) -> None:
     """Rates of import and of classification, as shares of the rate of a plain loop over the same images."""
-    encoders = load_encoders(PROFILES[profile].encoders, device=device, dtype="auto", batch_size=batch_size)
+    encoders = load_encoders(PROFILES[profile].encoders, device=device, dtype="auto", batch_size=batch_size)  # type: ignore[arg-type]
     paths = [path for path, _ in labelled_images(folder)]
     categories = read_categories(folder)
 
@@ -66,7 +68,7 @@ def pipeline(
 
             actions = {"plain loop": plain_loop, "import": import_all, "classify": classify_all}
             times = medians(interleaved(actions, rounds))
-    rows = [
+    rows: list[Row] = [
         {"what": name, "images/s": len(paths) / spent, "of the plain loop": times["plain loop"] / spent}
         for name, spent in times.items()
     ]
@@ -99,6 +101,9 @@ def search(
     def bare() -> None:
         np.maximum.reduceat(queries @ vectors.T, bounds[:-1], axis=1)
 
+    def searched_and_scored(searcher: Searcher, scoring: Scoring) -> None:
+        scoring.scores(searcher.search({"bench": queries}, 3))
+
     encoder = HashEncoder("bench", dim=dim, modalities=("image",))
     parts = np.split(vectors, bounds[1:-1])
     inputs = [
@@ -110,18 +115,17 @@ def search(
     ):
         filled.add_categories(inputs)
         actions: dict[str, Callable[[], object]] = {"bare product and maximum": bare}
-        ways = [("memory", name) for name in AGGREGATIONS] + [("qdrant", "max"), ("qdrant", "top_mean")]
+        ways: list[tuple[IndexKind, str]] = [("memory", name) for name in AGGREGATIONS]
+        ways += [("qdrant", "max"), ("qdrant", "top_mean")]
         for kind, aggregation in ways:
             searcher = Searcher(
                 filled.store, kind=kind, budget=0, neighbors=neighbors, norms=aggregation == "prototype"
             )
             scoring = Scoring(temperatures={"bench:image": 0.05}, aggregation=aggregation)
-            actions[f"{kind}, {aggregation}"] = lambda search=searcher.search, score=scoring.scores: score(
-                search({"bench": queries}, 3)
-            )
+            actions[f"{kind}, {aggregation}"] = partial(searched_and_scored, searcher, scoring)
         actions["memory, top_mean, predictions made"] = lambda: filled.classify_vectors({"bench": queries})
         times = medians(interleaved(actions, rounds))
-    rows = [
+    rows: list[Row] = [
         {"what": name, "ms": 1000 * spent, "× bare": spent / times["bare product and maximum"]}
         for name, spent in times.items()
     ]

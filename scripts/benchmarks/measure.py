@@ -95,7 +95,7 @@ def report(
     tables: Mapping[str, Sequence[Row]],
     *,
     out: Path | None,
-    draw: Callable[[Any], None],
+    draw: Callable[[Any], object],
     device: str = "auto",
     notes: Sequence[str] = (),
     raw: Mapping[str, Any] | None = None,
@@ -139,7 +139,7 @@ def _text(value: str | float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _plot(path: Path, title: str, draw: Callable[[Any], None]) -> None:
+def _plot(path: Path, title: str, draw: Callable[[Any], object]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

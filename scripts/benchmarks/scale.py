@@ -7,6 +7,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -151,7 +152,7 @@ def _adding(classifier: Classifier, queries: Vectors, batch: float, times: int =
     with _counted(classifier.store) as read:
         for number in range(times):
             new = _category(before + number, unit_vectors(random, _PER_CATEGORY, queries.shape[1]))
-            written.append(seconds(lambda new=new: classifier.add_categories([new])))
+            written.append(seconds(partial(classifier.add_categories, [new])))
             noticed.append(seconds(lambda: classifier.classify_vectors({"bench": queries})) - batch)
     return {
         "to so many categories": before,
@@ -182,7 +183,7 @@ def _counted(store: Store) -> Iterator[list[int]]:
 
 def _growth(searches: list[dict[str, Any]], ways: list[str]) -> list[Row]:
     """The exponent of each way's time, and what more references cost at the large end."""
-    rows = []
+    rows: list[Row] = []
     for way in ways:
         points = [(row["references"], row[way]) for row in searches if way in row]
         counts, times = np.array(points).T

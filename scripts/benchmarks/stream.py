@@ -90,7 +90,7 @@ def stream(
         }
         times = interleaved({name: way.run for name, way in ways.items()}, rounds)
     rates = {name: ways[name].images / spent for name, spent in medians(times).items()}
-    rows = [
+    rows: list[Row] = [
         {
             "way": name,
             "images/s": rate,

@@ -58,7 +58,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EncoderSpec]:
 
 
 @pytest.fixture(scope="session")
-def encoder_named(specs: dict[str, EncoderSpec], request: pytest.FixtureRequest) -> Iterator[Callable[[str], Encoder]]:
+def encoder_named(specs: dict[str, EncoderSpec], request: pytest.FixtureRequest) -> Callable[[str], Encoder]:
     """Loads an encoder at its first use, on the CPU and in float32."""
     loaded: dict[str, Encoder] = {"hash": HashEncoder()}
 

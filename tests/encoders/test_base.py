@@ -38,13 +38,13 @@ class Told(BatchEncoder):
 
 def test_rows_are_normalised_one_by_one() -> None:
     vectors = Told([3, 4], [0, -2], [1e-30, 0]).encode_texts(TEXTS)
-    np.testing.assert_allclose(vectors, [[0.6, 0.8], [0, -1], [1, 0]], atol=1e-7)
+    np.testing.assert_allclose(vectors, [[0.6, 0.8], [0.0, -1.0], [1.0, 0.0]], atol=1e-7)
     assert vectors.dtype == np.float32
 
 
 def test_rows_of_any_finite_size_have_unit_norm() -> None:
     vectors = Told([3e38, 3e38], [1e-44, 0]).encode_texts(TEXTS[:2])
-    np.testing.assert_allclose(vectors, [[2**-0.5, 2**-0.5], [1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(vectors, [[2**-0.5, 2**-0.5], [1.0, 0.0]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

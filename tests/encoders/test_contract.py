@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -43,13 +43,13 @@ def reader(request: pytest.FixtureRequest, encoder_named: Callable[[str], Encode
 
 
 @cache
-def image_vectors(encoder: Encoder) -> np.ndarray:
+def image_vectors(encoder: BatchEncoder) -> np.ndarray:
     """Vectors of `IMAGES`, computed once."""
     return encoder.encode_images(IMAGES)
 
 
 @cache
-def text_vectors(encoder: Encoder) -> np.ndarray:
+def text_vectors(encoder: BatchEncoder) -> np.ndarray:
     """Vectors of `TEXTS`, computed once."""
     return encoder.encode_texts(TEXTS)
 
@@ -60,27 +60,27 @@ def check(vectors: np.ndarray, number: int, encoder: Encoder) -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=FLOAT32)
 
 
-def test_images_are_unit_rows(encoder: Encoder) -> None:
+def test_images_are_unit_rows(encoder: BatchEncoder) -> None:
     vectors = image_vectors(encoder)
     check(vectors, len(IMAGES), encoder)
     similarities = vectors @ vectors.T
     assert np.max(similarities - np.eye(len(IMAGES))) < 1 - 1e-4  # different images, different vectors
 
 
-def test_texts_are_unit_rows(reader: Encoder) -> None:
+def test_texts_are_unit_rows(reader: BatchEncoder) -> None:
     vectors = text_vectors(reader)
     check(vectors, len(TEXTS), reader)
     similarities = vectors @ vectors.T
     assert np.max(similarities - np.eye(len(TEXTS))) < 1 - 1e-4
 
 
-def test_images_keep_their_order(encoder: Encoder) -> None:
+def test_images_keep_their_order(encoder: BatchEncoder) -> None:
     order = [3, 0, 4, 1, 2]
     moved = encoder.encode_images([IMAGES[index] for index in order])
     np.testing.assert_allclose(moved, image_vectors(encoder)[order], atol=FLOAT32)
 
 
-def test_texts_keep_their_order(reader: Encoder) -> None:
+def test_texts_keep_their_order(reader: BatchEncoder) -> None:
     order = [3, 0, 4, 1, 2]
     moved = reader.encode_texts([TEXTS[index] for index in order])
     np.testing.assert_allclose(moved, text_vectors(reader)[order], atol=FLOAT32)
@@ -95,7 +95,7 @@ def test_batches_make_no_difference(encoder: BatchEncoder, size: int, monkeypatc
         np.testing.assert_allclose(encoder.encode_texts(TEXTS), texts, atol=FLOAT32)
 
 
-def test_a_set_makes_no_difference(encoder: Encoder) -> None:
+def test_a_set_makes_no_difference(encoder: BatchEncoder) -> None:
     encoders = EncoderSet([encoder], batch_size=2)
     vectors = encoders.encode_images([encoders.preprocess(image) for image in IMAGES])
     np.testing.assert_allclose(vectors[encoder.name], image_vectors(encoder), atol=FLOAT32)
@@ -151,7 +151,7 @@ def test_a_text_is_never_opened_as_an_image(
     np.testing.assert_allclose(reader.encode_texts(texts), vectors, atol=FLOAT32)
 
 
-def test_threads_make_no_difference(encoder: Encoder) -> None:
+def test_threads_make_no_difference(encoder: BatchEncoder) -> None:
     encoders = EncoderSet([encoder])
     expected = image_vectors(encoder)
     texts = TEXTS if "text" in encoder.modalities else []
@@ -162,7 +162,7 @@ def test_threads_make_no_difference(encoder: Encoder) -> None:
         prepared = [encoders.preprocess(IMAGES[index]) for index in order]
         np.testing.assert_allclose(encoders.encode_images(prepared)[encoder.name], expected[order], atol=FLOAT32)
         if expected_texts is not None:
-            chosen: Sequence[int] = order[: 1 + seed % len(TEXTS)]
+            chosen = order[: 1 + seed % len(TEXTS)]
             got = encoder.encode_texts([texts[index] for index in chosen])
             np.testing.assert_allclose(got, expected_texts[chosen], atol=FLOAT32)
 

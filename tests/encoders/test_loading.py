@@ -86,6 +86,7 @@ def test_images_may_be_as_small_as_they_will_be_scaled(
 
 
 def test_weights_of_both_file_formats_agree(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    assert specs["vit"].weights is not None
     state = torch.load(specs["vit"].weights, weights_only=True)
     save_file(state, tmp_path / "vit.safetensors")
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "trained.pth")
@@ -333,6 +334,7 @@ def test_a_weight_file_runs_no_code(specs: dict[str, EncoderSpec], tmp_path: Pat
 
 
 def test_weights_of_another_model(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    assert specs["vit"].weights is not None
     state = torch.load(specs["vit"].weights, weights_only=True)
     del state["norm.bias"]
     torch.save(state, tmp_path / "partial.pth")

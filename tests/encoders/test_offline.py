@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +117,12 @@ def test_one_pass_for_both(
     assert offline["efficientnet"].backbone is backbone
     passes = []
     forward = backbone.forward
-    monkeypatch.setattr(backbone, "forward", lambda inputs: passes.append(len(inputs)) or forward(inputs))
+
+    def counted(inputs: Sequence[Any]) -> Any:
+        passes.append(len(inputs))
+        return forward(inputs)
+
+    monkeypatch.setattr(backbone, "forward", counted)
     prepared = [offline.preprocess(image) for image in photographs]
     assert [len(inputs) for inputs in prepared] == [1] * len(photographs)
     vectors = offline.encode_images(prepared)

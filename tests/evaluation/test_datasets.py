@@ -369,7 +369,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
         (lambda root: write_svhn(root / "test_32x32.mat", pixels(1, 2, 32, 32, 3), [1]), "svhn", r"\(1,\)"),
         (lambda root: write_svhn(root / "test_32x32.mat", pixels(1, 2, 32, 32, 3), [1, 11]), "svhn", "to 11"),
         (lambda root: write_svhn(root / "test_32x32.mat", pixels(1, 2, 32, 32, 4), [1, 2]), "svhn", "32, 4"),
-        (lambda root: write_svhn(root / "test_32x32.mat", np.ones((2, 9, 9, 3)), [1, 2]), "svhn", "float64"),
+        (lambda root: write_svhn(root / "test_32x32.mat", np.ones((2, 9, 9, 3)), [1, 2]), "svhn", "float64"),  # type: ignore[arg-type]
         (lambda root: savemat(root / "test_32x32.mat", {"y": np.ones(3)}), "svhn", "'X'"),
         (lambda root: write_cifar10(root, "test_batch", pixels(1, 2, 32, 32, 3), [1]), "cifar10", r"\(1,\)"),
         (lambda root: write_cifar10(root, "test_batch", pixels(1, 2, 32, 32, 3), [1, -1]), "cifar10", "from -1 to 1"),
@@ -397,8 +397,8 @@ def test_pickles_of_something_else(tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="get it again"):
             DATASETS["cifar10"](tmp_path, False)
     path = tmp_path / "cifar-10-batches-py/batches.meta"
-    for content in ({"label_names": 3}, {"label_names": [1, 2]}, {"label_names": [""]}):
-        path.write_bytes(python2(content))
+    for names in (3, [1, 2], [""]):
+        path.write_bytes(python2({"label_names": names}))
         with pytest.raises(InvalidInputError, match="get it again"):
             DATASETS["cifar10"](tmp_path, False)
 

@@ -253,7 +253,7 @@ BOTH = ~KNOWN[TRUTH]
         (lambda: top_k(P[:0], TRUTH[:0], 1), "no images"),
         (lambda: top_k(P, TRUTH + 1, 1), "from -1 to 3"),
         (lambda: top_k(P, TRUTH - 2, 1), "from -1 to 3"),
-        (lambda: top_k(P, TRUTH / 1, 1), "Got float64"),
+        (lambda: top_k(P, TRUTH / 1, 1), "Got float64"),  # type: ignore[arg-type]
         (lambda: top_k(BAD_NUMBER, TRUTH, 1), "NaN"),
         (lambda: paper_unknown_score(P, KNOWN[:3]), "does not fit"),
         (lambda: paper_unknown_score(P, np.array([0, 1, 2, 3])), "a bool for each"),

@@ -25,7 +25,8 @@ from zsvec.encoders import BatchEncoder
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation import labelled_images, metrics, study, tables
 from zsvec.evaluation.publish import publish
-from zsvec.evaluation.suite import DRAWS, Suite, run
+from zsvec.evaluation.suite import Suite, run
+from zsvec.evaluation.tables import DRAWS
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
@@ -50,7 +51,7 @@ class Colours(BatchEncoder):
         self.embedded += len(batch)
         return [self._vector(np.asarray(image).reshape(-1, 3).mean(axis=0)) for image in batch]
 
-    def _vector(self, colour: ArrayLike) -> ArrayLike:
+    def _vector(self, colour: ArrayLike) -> np.ndarray:
         return np.append((np.asarray(colour, dtype=float) - 127) / 127, self.weight)
 
 

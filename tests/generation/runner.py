@@ -28,7 +28,8 @@ from zsvec.errors import GenerationUnavailableError
 from zsvec.generation.client import Client
 from zsvec.generation.manifest import Manifest
 from zsvec.generation.run import carry_out
-from zsvec.store import Store
+from zsvec.store import Store, Write
+from zsvec.types import Category
 
 NAMES = [f"{colour} thing{i:02}" for i in range(24) for colour in ("blue", "red")]
 STORED = NAMES[:20]
@@ -48,8 +49,8 @@ def store(folder: Path, url: str) -> None:
     settings = settings_of(url, concurrency=CONCURRENCY)
     write = Store.write
 
-    def told_write(self: Store, *args: Any) -> Any:
-        written = write(self, *args)
+    def told_write(self: Store, writes: Sequence[Write]) -> list[Category]:
+        written = write(self, writes)
         say("stored")
         return written
 

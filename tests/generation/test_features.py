@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from zsvec.generation import prompts
 from zsvec.generation.features import Asked, Group, Knowledge, analyse, chosen_groups
-from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, FolderRecord
+from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, FolderRecord, Record
 
 Reply = Mapping[str, Any] | str  # an answer, or why there is none
 
@@ -253,7 +253,7 @@ def test_chosen_groups(names: str, groups: list[Group], chosen: list[Group]) -> 
 
 
 def test_answers_are_known_from_a_manifest() -> None:
-    records = [
+    records: list[Record] = [
         FolderRecord(id="1"),
         record("descriptions", ["a", "b"], described(["a"])),
         record("groups", ["a", "b"], grouped(("a", "b", "a"))),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -109,7 +110,7 @@ def test_files_are_named_by_what_they_are(folder: Path, data: bytes, suffix: str
 def test_images_may_come_at_once(folder: Path) -> None:
     places = [(name, index) for name in ("cat", "dog", "red panda") for index in range(20)]
     with Manifest(folder) as manifest, ThreadPoolExecutor(8) as pool:
-        records = list(pool.map(lambda place: buy(manifest, *place, data=PNG + repr(place).encode()), places))
+        records = list(pool.map(lambda place: buy(manifest, place[0], place[1], PNG + repr(place).encode()), places))
     assert {record.receipt for record in bought(folder)} == {record.receipt for record in records}
     assert {(folder / record.file).read_bytes() for record in records} == {PNG + repr(p).encode() for p in places}
 
@@ -374,7 +375,7 @@ def test_strange_names_can_be_imported_too(folder: Path) -> None:
         assert len(list(images(manifest.records, folder))) == len(files)
     assert {path.parent.parent for path in files} == {folder / "images"}
     found = read_categories(folder / "images")
-    assert sorted(path for category in found for path in category.images) == sorted(files)
+    assert sorted(cast("Path", path) for category in found for path in category.images) == sorted(files)
 
 
 def is_name(text: str) -> bool:

@@ -204,12 +204,13 @@ def test_a_plan_changes_nothing_and_needs_no_key(monkeypatch: pytest.MonkeyPatch
         with open_classifier(parent) as classifier:
             for name in ("red", "blue"):
                 classifier.add_category(name, images=[coloured(name, seed) for seed in range(2)])
-            before, encoded = tree(parent), [encoder.images_encoded for encoder in classifier.encoders]
+            encoders: list[Any] = list(classifier.encoders)
+            before, encoded = tree(parent), [encoder.images_encoded for encoder in encoders]
             plan = classifier.generation.plan(folder=parent / "generated")
             assert len(plan.places) == 7
             fresh = classifier.generation.plan(["new"], folder=parent / "nowhere")
             assert len(fresh.places) == 4
-            assert [encoder.images_encoded for encoder in classifier.encoders] == encoded
+            assert [encoder.images_encoded for encoder in encoders] == encoded
             assert tree(parent) == before
             assert not (parent / "nowhere").exists()
 

@@ -93,7 +93,7 @@ def test_two_hundred_categories(tmp_path: Path) -> None:
     # each category described, and compared with the one of its name
     assert drawn.knowledge.descriptions.keys() == set(names)
     assert drawn.knowledge.features.keys() == {(f"blue_thing{i:02}", f"red_thing{i:02}") for i in range(100)}
-    steps = Counter(entry.subject for entry in entries.values() if entry.path == CHAT)
+    steps: Counter[Any] = Counter(entry.subject for entry in entries.values() if entry.path == CHAT)
     assert steps == {"descriptions": 20, "groups": 5, "features": 17}
     assert all(steps[step] <= plan.questions[step] for step in steps)
 

@@ -7,7 +7,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -44,8 +44,9 @@ class TestOrientation:
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
         stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-        options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}.get(format_name, {})
-        data = encode(stored, "PNG" if format_name == "PIL" else format_name, exif=exif, **options)
+        options: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}
+        file_format = "PNG" if format_name == "PIL" else format_name
+        data = encode(stored, file_format, exif=exif, **options.get(format_name, {}))
         loaded = load_image(Image.open(io.BytesIO(data)) if format_name == "PIL" else data)
         np.testing.assert_allclose(np.asarray(loaded, int), upright.astype(int), atol=4 if format_name == "JPEG" else 0)
 
@@ -137,7 +138,7 @@ class TestSide:
     def test_every_kind_of_file(self, kind: str, tmp_path: Path) -> None:
         data = encode(self.gradient((400, 300)), "JPEG")
         (tmp_path / "a.jpg").write_bytes(data)
-        image = {"path": tmp_path / "a.jpg", "bytes": data, "file": io.BytesIO(data)}[kind]
+        image: Any = {"path": tmp_path / "a.jpg", "bytes": data, "file": io.BytesIO(data)}[kind]
         assert load_image(image, side=10).size == (50, 38)
 
     def test_of_several_pictures_the_first(self) -> None:
@@ -351,7 +352,7 @@ class TestAnimations:
         frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "blue", "lime")]
         options = {"lossless": True} if format_name == "WEBP" else {}
         data = encode(frames[0], format_name, save_all=True, append_images=frames[1:], **options)
-        with Image.open(io.BytesIO(data)) as image:
+        with cast("Any", Image.open(io.BytesIO(data))) as image:
             assert image.n_frames == 3
         np.testing.assert_array_equal(np.asarray(load_image(data)), np.asarray(frames[0]))
 

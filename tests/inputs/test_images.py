@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pytest
@@ -87,8 +87,12 @@ class TestKindsOfInput:
         data = encode(photo, "PNG")
         reading, writing = os.pipe()
         with ThreadPoolExecutor(1) as pool, os.fdopen(reading, "rb") as file:
-            with_close = os.fdopen(writing, "wb")
-            written = pool.submit(lambda: (with_close.write(data), with_close.close()))
+
+            def write() -> None:
+                with os.fdopen(writing, "wb") as pipe:
+                    pipe.write(data)
+
+            written = pool.submit(write)
             loaded = read_image(file)
             written.result()
         np.testing.assert_array_equal(np.asarray(loaded.image), np.asarray(photo))
@@ -107,7 +111,7 @@ class TestKindsOfInput:
                 buffer[: len(part)] = part
                 return len(part)
 
-        np.testing.assert_array_equal(np.asarray(load_image(Trickle())), np.asarray(photo))
+        np.testing.assert_array_equal(np.asarray(load_image(cast("BinaryIO", Trickle()))), np.asarray(photo))
 
 
 class Unreadable(io.RawIOBase):

@@ -106,9 +106,10 @@ def searched(
         stored = references(vectors)
         values = vectors_of[expert.rpartition(":")[0]] @ stored.vectors.T
         near = np.argsort(-values, axis=1, kind="stable")[:, :3]
-        starts, kept = stored.starts, np.ones(values.shape[1], dtype=bool)
+        starts = stored.starts
+        kept: np.ndarray = np.ones(values.shape[1], dtype=bool)
         if bound is not None:
-            kept = (values > bound).any(axis=0)
+            kept = np.any(values > bound, axis=0)
             starts = np.concatenate([[0], np.cumsum(kept)])[starts]
         found.append(
             ExpertSimilarities(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 
 from zsvec.method import aggregation as module
 from zsvec.method.aggregation import AGGREGATIONS, Similarities, aggregate, aggregate_experts
@@ -18,7 +20,7 @@ prop = settings(deadline=None, max_examples=100)
 
 
 def table(
-    *categories: Sequence[Sequence[float]],
+    *categories: ArrayLike,
     counts: Sequence[int] | None = None,
     norms: Sequence[float] | None = None,
     floor: Sequence[float] | None = None,
@@ -293,7 +295,7 @@ def tables(draw: st.DrawFn, *, complete: bool = False) -> Similarities:
     )
 
 
-def with_changes(s: Similarities, **changes: object) -> Similarities:
+def with_changes(s: Similarities, **changes: Any) -> Similarities:
     return Similarities(
         **{name: changes.get(name, getattr(s, name)) for name in ("values", "starts", "counts", "norms", "floor")}
     )

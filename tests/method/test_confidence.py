@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 
 from tests.method.material import logits
 from zsvec.method.confidence import fuse
@@ -18,9 +20,7 @@ NAN = np.nan
 prop = settings(deadline=None, max_examples=100)
 
 
-def fused(
-    experts: Sequence[Sequence[float]], weights: Sequence[float], coverage: Sequence[Sequence[bool]] | None = None
-) -> np.ndarray:
+def fused(experts: ArrayLike, weights: Sequence[float], coverage: Sequence[Sequence[bool]] | None = None) -> np.ndarray:
     """The fused distribution of one image. A probability of NaN: the expert does not cover the category."""
     p = np.array(experts, dtype=np.float64)
     covered = ~np.isnan(p) if coverage is None else np.array(coverage)
@@ -242,7 +242,7 @@ def test_two_images_with_partial_coverage() -> None:
 Case = tuple[np.ndarray, np.ndarray, np.ndarray]  # probabilities (e, n, c), coverage (e, c), confidence (e, n)
 
 
-def draw_weights(draw: st.DrawFn, n_experts: int, n_images: int, decades: float = 6) -> np.ndarray:
+def draw_weights(draw: Callable[..., Any], n_experts: int, n_images: int, decades: float = 6) -> np.ndarray:
     exponents = st.lists(st.floats(-decades, decades), min_size=n_images, max_size=n_images)
     return 10 ** np.array([draw(exponents) for _ in range(n_experts)])
 

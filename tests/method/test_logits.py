@@ -61,7 +61,7 @@ def test_softmax_is_per_row_and_double() -> None:
     logits = np.array([[[0.0, np.log(3)], [NAN, 2.0]], [[NAN, NAN], [1.0, 1.0]]], dtype=np.float32)
     got = softmax(logits)
     assert got.dtype == np.float64
-    np.testing.assert_allclose(got, [[[0.25, 0.75], [0, 1]], [[0, 0], [0.5, 0.5]]], atol=1e-7)
+    np.testing.assert_allclose(got, [[[0.25, 0.75], [0.0, 1.0]], [[0.0, 0.0], [0.5, 0.5]]], atol=1e-7)
 
 
 @prop

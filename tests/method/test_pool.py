@@ -75,7 +75,7 @@ def test_log_linear_of_partial_coverage_by_hand() -> None:
 
 def test_log_linear_without_neutral_evidence_takes_the_mean_likelihood() -> None:
     # Of the image expert (2 + 4) / 2 = 3, of the text (1 + 5 + 6) / 3 = 4, of both 12.
-    got = pooled(np.log([[2, 4, NAN], [1, 5, 6]]), {})
+    got = pooled(np.log([[2.0, 4.0, NAN], [1.0, 5.0, 6.0]]), {})
     np.testing.assert_allclose(got, np.log([2 / 12, 20 / 12, 6 * 3 / 12]), rtol=1e-12)
 
 

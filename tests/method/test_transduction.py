@@ -331,9 +331,10 @@ def test_only_experts_that_compare_images_with_images_are_asked() -> None:
     with fast_folder() as folder, open_classifier(folder) as clf:
         clf.add_category("cat", ["a feline"])
         clf.add_category("dog", ["a canine"])
-        found = clf._searcher.search({"clip": at(10, 20) @ np.eye(2, 32), "dino": at(10, 20) @ np.eye(2, 16)}, 1)
+        queries: dict[str, Any] = {"clip": at(10, 20) @ np.eye(2, 32), "dino": at(10, 20) @ np.eye(2, 16)}
+        found = clf._searcher.search(queries, 1)
         scores = [
             Scoring(temperatures={"clip:text": 0.1}, fusion=fusion).scores(found).fused
             for fusion in ("transductive", "log_linear_views")
         ]
-    np.testing.assert_array_equal(*scores)
+    np.testing.assert_array_equal(scores[0], scores[1])

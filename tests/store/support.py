@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import qdrant_edge as qe
@@ -247,7 +247,7 @@ class MemoryDeployment(Deployment):
         return MemoryBackend()
 
     def collections(self) -> set[str]:
-        return {name for backend in self._open for name in backend._collections}
+        return {name for backend in cast("list[MemoryBackend]", self._open) for name in backend._collections}
 
 
 class LocalDeployment(ClientDeployment):
@@ -311,7 +311,7 @@ class _SharedLocalClient:
         return call
 
 
-_FOREIGN_PAYLOADS = [
+_FOREIGN_PAYLOADS: list[dict[str, Any]] = [
     {"category": "red panda", "modality": "image", "gen": "00000000000001-aaaaaaaaaaaa"},
     {"kind": "category", "category": "red panda", "version": 1, "rev": 1, "gen": [], "deleted": True},
     {"somebody": "else's"},

@@ -509,7 +509,12 @@ def test_calibration_has_a_larger_revision_than_every_category(
     yesterday = time.time_ns() - 86_400 * 10**9
     monkeypatch.setattr(time, "time_ns", lambda: yesterday)
     last = newest(store)
-    for step in (lambda: add(store, "b", ["1"]), lambda: store.remove("a"), lambda: add(store, "a", ["2"])):
+    steps: list[Callable[[], object]] = [
+        lambda: add(store, "b", ["1"]),
+        lambda: store.remove("a"),
+        lambda: add(store, "a", ["2"]),
+    ]
+    for step in steps:
         store.keep_calibration(CALIBRATION)
         rev = deployment.points("catalog")[record_id("calibration")]["rev"]
         assert rev > last
@@ -658,7 +663,8 @@ class Model:
 
     def write(self, write: Write) -> None:
         before = (self.texts.get(write.name), self.keys.get(write.name))
-        kept_texts, kept_keys = ((), set()) if write.replace or before[0] is None else before
+        kept_texts = () if write.replace else self.texts.get(write.name, ())
+        kept_keys = set() if write.replace else self.keys.get(write.name, set())
         self.texts[write.name] = tuple(dict.fromkeys([*kept_texts, *write.texts]))
         self.keys[write.name] = kept_keys | {reference.key for reference in write.references}
         if write.replace or before != (self.texts[write.name], self.keys[write.name]):

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from qdrant_client import QdrantClient
@@ -159,7 +159,7 @@ def test_grpc_is_looked_for_beside_the_rest_port(qdrant: FakeQdrant, monkeypatch
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             if options["prefer_grpc"]:
-                asked.append(self._client._grpc_port)
+                asked.append(cast("Any", self._client)._grpc_port)
 
     monkeypatch.setattr(server, "QdrantClient", Spy)
     opened(qdrant.url).close()

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -307,7 +308,7 @@ def contents(store: Store) -> dict[str, Any]:
 def test_first_writer_may_die_between_any_two_calls(deployment: Deployment, backend: Hooked) -> None:
     for survived in itertools.count():
         store = Store(backend, f"{deployment.namespace}-{survived}")
-        died = dies(backend, survived, lambda store=store: store.bind(FINGERPRINTS))
+        died = dies(backend, survived, partial(store.bind, FINGERPRINTS))
 
         assert store.categories() == []
         assert store.gc() == 0

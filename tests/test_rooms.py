@@ -1,15 +1,20 @@
-"""The counter of rooms, on a house of four rooms that is made here."""
+"""The counter of rooms, on a house of four rooms that is made here; then the house itself."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
+
+from tests.support import isolated  # noqa: F401
+from zsvec.method.fusion import STRATEGIES
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "rooms.py"
 HOUSE = {
@@ -157,3 +162,32 @@ def test_an_error_passes_and_nothing_is_observed_afterwards(script: ModuleType, 
     with pytest.raises(ValueError, match="burnt"):
         script.moves("house", hall.fail)
     assert sys.getprofile() is before
+
+
+# ---- the house
+
+
+def test_an_image_enters_each_room_once_and_scoring_is_one_line(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.main(as_json=True)  # a missed goal raises
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["passed"] is True
+    rooms = measured["image"]["rooms"]
+    assert rooms[0] == "classifier"
+    assert {"inputs", "encoders", "search", "store", "method"} <= set(rooms)
+    assert len(set(rooms)) == len(rooms) <= 8
+    assert measured["returns_into_scoring"].keys() == STRATEGIES.keys()
+    assert all(0 < returns <= 8 for returns in measured["returns_into_scoring"].values())
+
+
+def test_a_missed_goal_is_said(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "MOST_ROOMS", 2)
+    with pytest.raises(typer.Exit) as stopped:
+        script.main()
+    assert stopped.value.exit_code == 1
+    shown = capsys.readouterr().out
+    assert "FAILED" in shown
+    assert "at most 2" in shown

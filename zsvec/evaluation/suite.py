@@ -39,7 +39,7 @@ class Suite:
     """Everything that the suite found.
 
     Attributes:
-        results: What is written to `results.json`; see the README for its schema.
+        results: What is written to `results.json`; see `zsvec docs evaluation` for its schema.
         predictions: The answers for each image by table and row: enough to compute every number again.
         answers: Of the default strategy.
         sample: The test images, embedded.

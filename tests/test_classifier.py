@@ -273,8 +273,8 @@ def check_evidence(prediction: Prediction, experts: set[str], n_categories: int)
     assert len(prediction.ranking) == n_categories
     assert (prediction.novelty is None) == (prediction.calibration == "none")
     assert prediction.novelty is None or 0 <= prediction.novelty <= 1
-    largest = max(expert.neighbors[0].similarity for expert in prediction.experts.values())
-    assert prediction.distance == pytest.approx(1 - largest, abs=1e-6)
+    images = [expert for name, expert in prediction.experts.items() if name.endswith(":image")]
+    assert prediction.distance == pytest.approx(max(1 - expert.neighbors[0].similarity for expert in images), abs=1e-6)
     assert prediction.fusion in STRATEGIES
     assert prediction.experts.keys() == experts
     assert sum(expert.weight for expert in prediction.experts.values()) == pytest.approx(1)
@@ -376,13 +376,13 @@ def test_the_numbers_of_a_case_worked_by_hand(folder: Path) -> None:
     assert (prediction.novelty, prediction.unknown) == (None, False)
 
 
-def test_distance_is_that_to_the_nearest_reference_of_any_expert(folder: Path) -> None:
+def test_distance_is_that_of_the_encoder_that_sees_the_image_farthest() -> None:
     one, other = (HashEncoder(name, dim=2, modalities=("text", "image")) for name in ("one", "other"))
-    with open_classifier(folder, one, other, calibration="off") as clf:
+    with zsvec.open(":memory:", encoders=[one, other], calibration="off") as clf:
         clf.add_category("a", [], vectors={"one:image": [[1, 0], [3, 4]], "other:image": [[1, 0]]})
-        clf.add_category("b", [], vectors={"one:text": [[-1, 0]]})
-        nearest = clf.classify_vectors({"one": [[1, 0], [0, 1], [0, -1]], "other": [[0, 1], [0, 1], [-1, 0]]})
-    assert [prediction.distance for prediction in nearest] == pytest.approx([0.0, 0.2, 1.0], abs=1e-6)
+        clf.add_category("b", [], vectors={"one:text": [[-1, 0]]})  # texts do not count where there are images
+        answers = clf.classify_vectors({"one": [[1, 0], [0, 1], [1, 0]], "other": [[0, 1], [1, 0], [-1, 0]]})
+    assert [answer.distance for answer in answers] == pytest.approx([1.0, 0.2, 2.0], abs=1e-6)
 
 
 def test_fixed_weights_are_shares(folder: Path) -> None:

@@ -79,6 +79,7 @@ def said_of(prediction: Prediction) -> dict[str, Any]:
         "ranking": dict(prediction.ranking),
         "unknown": prediction.unknown,
         "novelty": prediction.novelty,
+        "distance": prediction.distance,
         "weights": {name: expert.weight for name, expert in experts},
         "entropy": {name: expert.entropy for name, expert in experts},
         "best": {name: dict(expert.ranking[:3]) for name, expert in experts},
@@ -218,10 +219,10 @@ def assert_said(old: Old, calibration: str, variant: str, said: list[dict[str, A
         assert got["calibration"] == kept["calibration"], what
         assert_ranked(got["ranking"], answer["ranking"], what)
         assert got["unknown"] == answer["unknown"], what
-        if kept["calibration"] == "none":  # then it was a distance, in the place of a novelty
-            assert got["novelty"] is None, what
-        else:
-            assert_near({"novelty": got["novelty"]}, {"novelty": answer["novelty"]}, what)
+        # Without a calibration, what is a distance now was in the place of the novelty.
+        far = "distance" if kept["calibration"] == "none" else "novelty"
+        assert_near({far: got[far]}, {far: answer["novelty"]}, what)
+        assert (got["novelty"] is None) == (far == "distance"), what
         assert_near(got["weights"], answer["weights"], f"{what}, weights")
         for name, expert in kept["experts"][i].items():
             assert_near({name: got["entropy"][name]}, {name: expert["entropy"]}, f"{what}, entropy")

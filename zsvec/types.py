@@ -129,7 +129,8 @@ class Prediction:
         unknown: Whether the novelty is above the threshold in force (never, without one).
         novelty: How far the image is from every category, 0 to 1; where enough references were left out to tell,
             the wanted fraction of known images exceeds 0.5. ``None`` without a calibration.
-        distance: 1 - the largest cosine to a reference, over all experts: 0 (a reference itself) to 2.
+        distance: 1 - the largest cosine to a reference image, under the encoder that sees the image farthest; to a text
+            where there are no images. 0 (a reference itself) to 2.
         ranking: The best categories with their fused probabilities, best first.
         experts: What each expert says, by name.
         fusion: The strategy that ran: the one that was chosen, or what it had to fall back to.

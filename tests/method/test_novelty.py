@@ -28,7 +28,8 @@ def test_unknown_is_what_is_above_its_threshold() -> None:
 def said(names: list[str], coverage: Any, pooled: Any, categories: str = "ab", **pool: Any) -> Logits:
     nearest = [()] * len(pooled)
     found: Any = SimpleNamespace(
-        experts=[SimpleNamespace(name=name, nearest=nearest) for name in names], categories=tuple(categories)
+        experts=[SimpleNamespace(name=name, modality=name.split(":")[1], nearest=nearest) for name in names],
+        categories=tuple(categories),
     )
     return logits(np.array(coverage, dtype=bool), found=found, pooled=np.array(pooled), pool=LogLinear({}, **pool))
 
@@ -100,11 +101,18 @@ def test_without_a_calibration_there_is_no_novelty_and_nothing_is_unknown(unknow
     np.testing.assert_array_equal(got.distance, [2.0, 2.0])  # nothing was found
 
 
-def test_the_distance_is_that_of_the_nearest_reference_of_any_expert() -> None:
+def test_the_distance_is_that_under_the_encoder_that_sees_the_image_farthest() -> None:
     experts = {
-        "x:text": {"a": {"t": (0.6, 0.8)}},
-        "y:image": {"a": {"1": (1.0, 0.0)}, "b": {"2": (-1.0, 0.0), "3": (0.0, -1.0)}},
+        "x:image": {"a": {"1": (1.0, 0.0), "2": (0.6, 0.8)}},
+        "y:image": {"a": {"3": (1.0, 0.0)}, "b": {"4": (-0.6, -0.8)}},
+        "y:text": {"b": {"t": (-1.0, 0.0)}},  # texts do not count where there are images
     }
-    x, y = np.array([[1, 0], [0.6, 0.8], [0, -1]]), np.array([[0.8, 0.6], [0, 1], [0, 1]])
-    # To the text 0.6, 1 and -0.8; to the images 0.8, -0.8, -0.6; 0, 0, -1; and the same.
-    np.testing.assert_allclose(distances(searched(experts, {"x": x, "y": y})), [0.2, 0.0, 1.0], atol=1e-6)
+    x, y = np.array([[1, 0], [0, 1], [1, 0]]), np.array([[0, 1], [1, 0], [-1, 0]])
+    # The largest cosines are 1, 0.8, 1 under x, and 0, 1, 0.6 under y.
+    np.testing.assert_allclose(distances(searched(experts, {"x": x, "y": y})), [1.0, 0.2, 0.4], atol=1e-6)
+
+
+def test_the_distance_is_that_to_a_text_where_there_are_no_images() -> None:
+    experts = {"x:text": {"a": {"t": (0.6, 0.8)}}}
+    found = searched(experts, {"x": np.array([[1, 0], [0, 1], [-0.6, -0.8]])})
+    np.testing.assert_allclose(distances(found), [0.4, 0.2, 2.0], atol=1e-6)

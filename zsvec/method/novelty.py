@@ -25,7 +25,7 @@ class Novelty:
         novelty: float64 ``(n_images,)``, 0 to 1; NaN without a calibration.
         threshold: float64 ``(n_images,)``, novelty above which an image is unknown; NaN where it cannot be told.
         unknown: bool ``(n_images,)``, whether the image is called unknown.
-        distance: float64 ``(n_images,)``, 1 - the largest cosine to a reference, 0 to 2.
+        distance: float64 ``(n_images,)``, 0 to 2, of `distances`.
     """
 
     novelty: Doubles
@@ -95,10 +95,16 @@ def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
 
 
 def distances(found: Found) -> Doubles:
-    """1 - the largest cosine of each image to a reference, float64 ``(n_images,)``, 0 to 2; 2 where none was found."""
+    """How far images are from all references, without a calibration, float64 ``(n_images,)``, 0 to 2.
+
+    1 - the largest cosine to a reference image, under the encoder that sees the image farthest: as encoders differ in
+    what they tell apart, one that sees it far away is right more often. To a text where there are no images; 2 where
+    nothing was found.
+    """
+    compared = [expert for expert in found.experts if expert.modality == "image"] or found.experts
     out = [
-        1 - max((neighbors[0].similarity for neighbors in of_image if neighbors), default=-1.0)
-        for of_image in zip(*(expert.nearest for expert in found.experts), strict=True)
+        max((1 - neighbors[0].similarity for neighbors in of_image if neighbors), default=2.0)
+        for of_image in zip(*(expert.nearest for expert in compared), strict=True)
     ]
     clipped: Doubles = np.clip(np.array(out), 0.0, 2.0)
     return clipped

@@ -28,7 +28,7 @@ class Scores:
         novelty: float64 ``(n_images,)``, 0 to 1; NaN without a calibration.
         threshold: float64 ``(n_images,)``, novelty above which each is unknown; NaN where that cannot be told.
         unknown: bool ``(n_images,)``, whether each is called unknown.
-        distance: float64 ``(n_images,)``, 1 - the largest cosine to a reference, 0 to 2.
+        distance: float64 ``(n_images,)``, 0 to 2, of `novelty.distances`.
         fusion: The strategy that ran, a name in `fusion.STRATEGIES`.
         calibration: Whether by a calibration, and by one of the present categories.
     """

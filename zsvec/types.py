@@ -182,8 +182,14 @@ class Prediction:
         unknown = "unknown; nearest is " if self.unknown else ""
         others = ", ".join(f"{label} {p:.1%}" for label, p in self.ranking[1:3])
         then = f" (then {others})" if others else ""
-        far = f"distance {self.distance:.2f}" if self.novelty is None else f"novelty {self.novelty:.2f}"
-        return f"{self.source}: {unknown}{self.nearest} {self.probability:.1%}{then}, {far}"
+        return f"{self.source}: {unknown}{self.nearest} {self.probability:.1%}{then}, {how_far(self)}"
+
+
+def how_far(prediction: Prediction) -> str:
+    """The novelty of an image in words; without a calibration, its distance."""
+    if prediction.novelty is None:
+        return f"distance {prediction.distance:.2f}"
+    return f"novelty {prediction.novelty:.2f}"
 
 
 def _labelled(ranking: Ranking) -> list[dict[str, Any]]:

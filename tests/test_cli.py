@@ -660,7 +660,7 @@ def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest
     result = filled("calibrate")
     assert (result.code, result.err) == (0, "")
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
-    assert lines[0] == ["expert", "temperature", "images", "says", "the", "category", "of"]
+    assert lines[0] == ["expert", "temperature", "images", "accuracy"]
     assert lines[2:5] == [
         [name, f"{expert['temperature']:.3f}", "9", f"{expert['accuracy']:.1%}"]
         for name, expert in expected["experts"].items()

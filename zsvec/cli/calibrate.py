@@ -45,7 +45,7 @@ def _print_report(report: CalibrationReport) -> None:
     from zsvec.cli import output
 
     made = report.calibration
-    experts = output.new_table("expert", "temperature", "images", "says the category of")
+    experts = output.new_table("expert", "temperature", "images", "accuracy")
     for name, expert in made.experts.items():
         accuracy = "– (one reference a category)" if expert.accuracy is None else f"{expert.accuracy:.1%}"
         experts.add_row(name, f"{expert.temperature:.3f}", str(expert.images), accuracy)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
-from zsvec.method.confidence import confidences, fuse, inverse_entropy, max_confidence, neg_exp_entropy
 from zsvec.method.logits import Logits, softmax
+from zsvec.method.paper_fusion import confidences, fuse, inverse_entropy, max_confidence, neg_exp_entropy
 from zsvec.method.pool import log_linear
 from zsvec.method.similarities import Found
 from zsvec.method.transduction import prototypes, transduce

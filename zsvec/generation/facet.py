@@ -14,7 +14,7 @@ from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Plan, StoredCategory, make_plan
 from zsvec.generation.synthesis import Generated, store_images
-from zsvec.inputs.categories import checked_name, readable
+from zsvec.inputs.categories import as_words, checked_name
 from zsvec.method.confusions import Confusions, confusions
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
@@ -155,4 +155,4 @@ def _names(categories: object) -> Iterable[Any]:
 def _stored(category: Category) -> StoredCategory:
     """Its longest text, and how many reference images it has."""
     counts = [n for expert, n in category.references.items() if encoder_and_modality(expert)[1] == "image"]
-    return StoredCategory(max((readable(category.name), *category.texts), key=len), max(counts, default=0))
+    return StoredCategory(max((as_words(category.name), *category.texts), key=len), max(counts, default=0))

@@ -17,7 +17,7 @@ from PIL import Image
 from zsvec.builder import Builder
 from zsvec.errors import ImageError
 from zsvec.generation.manifest import ImageRecord
-from zsvec.inputs.categories import readable
+from zsvec.inputs.categories import as_words
 from zsvec.inputs.images import load_image
 from zsvec.method.leave_one_out import TWIN
 from zsvec.method.similarities import References
@@ -189,7 +189,7 @@ class Gate:
                 found[name] &= far(vectors, np.stack(texts[name]), everyday)
         for name, members in categories.items():
             for position in np.flatnonzero(found[name]):
-                members[position].flags.append(f"far: no nearer to {readable(name)!r} than to everyday things")
+                members[position].flags.append(f"far: no nearer to {as_words(name)!r} than to everyday things")
 
     def _texts(self, encoder: str, names: Sequence[str]) -> Floats:
         return self._encoders[encoder].encode_texts([self._builder.prompt(encoder, name) for name in names])

@@ -28,7 +28,7 @@ from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord,
 from zsvec.generation.plan import Plan
 from zsvec.generation.prices import image_cost, text_cost
 from zsvec.generation.responses import Declined
-from zsvec.inputs.categories import readable
+from zsvec.inputs.categories import as_words
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Run:
     def _prompt(self, name: str, index: int, groups: Sequence[Group]) -> str:
         look = self.knowledge.look(name, groups)
         return prompts.draw(
-            readable(name),
+            as_words(name),
             index,
             scenes=look["scenes"],
             common=look["common"],

@@ -215,6 +215,6 @@ def _depth(value: object) -> int:
     return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
 
 
-def readable(name: str) -> str:
+def as_words(name: str) -> str:
     """A category name as words: folder names often have underscores for spaces."""
     return " ".join(name.replace("_", " ").split())

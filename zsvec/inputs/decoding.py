@@ -41,7 +41,7 @@ FORMATS = {
 }
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
-_DRAFT = 2  # times the size to which it will be scaled, in which a JPEG file is decoded at least
+_DRAFT = 2  # a JPEG file is decoded at least this many times as large as it will be scaled to
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -1,4 +1,4 @@
-"""Anything that contains an image → an RGB ``PIL.Image``, within limits, and the hash of its content.
+"""Paths, bytes, files, arrays and PIL images → an RGB ``PIL.Image``, and the hash of its content.
 
 `read_image` gives both with one read. Every failure is an `ImageError`. Nothing changes the state of the process
 (Pillow's globals, the filters of `warnings`), so that many threads may read images. `zsvec.inputs.decoding` says how

@@ -37,7 +37,6 @@ from zsvec.evaluation.metrics import blind_auroc
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import find_images, read_categories
 from zsvec.inputs.images import load_image
-from zsvec.method.aggregation import aggregate
 from zsvec.method.fit import expected_calibration_error
 from zsvec.method.fusion import STRATEGIES
 from zsvec.method.scoring import Scoring
@@ -188,7 +187,7 @@ def results(classifier: Classifier, images: Images) -> dict[str, Result]:
     out = {}
     calibrated = Scoring(temperatures=temperatures(images)).scores(found)
     for expert, probabilities in zip(found.experts, calibrated.probabilities, strict=True):
-        largest = aggregate(expert.similarities, "top_mean", 5).max(axis=1)
+        largest = expert.similarities.aggregate("top_mean", 5).max(axis=1)
         out[expert.name] = Result.of(probabilities, -largest.astype(np.float64), truth)
     for strategy in STRATEGIES:
         for is_calibrated in (False, True):

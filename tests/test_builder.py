@@ -21,7 +21,7 @@ from zsvec.builder import Builder
 from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError
-from zsvec.inputs.categories import CategoryInput, checked_name, readable
+from zsvec.inputs.categories import CategoryInput, as_words, checked_name
 from zsvec.inputs.folders import read_categories, read_definitions
 from zsvec.store import Store, open_store
 from zsvec.testing import HashEncoder
@@ -260,8 +260,8 @@ def test_a_category_without_texts_is_defined_by_its_name_in_the_prompt_of_each_e
     ("name", "words"),
     [("red_panda", "red panda"), ("_a__b_ c_", "a b c"), ("T-34/85", "T-34/85"), ("{name}", "{name}")],
 )
-def test_readable(name: str, words: str) -> None:
-    assert readable(name) == words
+def test_as_words(name: str, words: str) -> None:
+    assert as_words(name) == words
 
 
 def test_a_category_that_exists_gets_no_text_of_its_name(workshop: Workshop) -> None:

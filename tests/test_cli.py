@@ -650,7 +650,8 @@ def test_calibrate_says_from_where_an_image_is_unknown(filled: Callable[..., Res
     assert 0.2 < sum(unknown) / len(unknown) < 0.8
     result = filled("calibrate --false-unknown-rate 0.125")
     assert result.out.splitlines()[-1] == (
-        "learned from 24 reference images; unknown is what is farther than 87.5% of them"
+        "learned from 24 reference images; an image is unknown if it is farther from every category than 87.5% of "
+        "these images"
     )
 
 
@@ -659,7 +660,7 @@ def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest
     result = filled("calibrate")
     assert (result.code, result.err) == (0, "")
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
-    assert lines[0] == ["expert", "temperature", "images", "says", "the", "category", "of"]
+    assert lines[0] == ["expert", "temperature", "images", "accuracy"]
     assert lines[2:5] == [
         [name, f"{expert['temperature']:.3f}", "9", f"{expert['accuracy']:.1%}"]
         for name, expert in expected["experts"].items()
@@ -668,7 +669,7 @@ def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest
     assert [words[:2] for words in lines[7:9]] == [["before", "100.0%"], ["after", "100.0%"]]
     assert [words[3] for words in lines[7:9]] == ["nats"] * 2
     assert " ".join(lines[9]) == (
-        "learned from 9 reference images; too few have another of their category to tell from where an image is unknown"
+        "learned from 9 reference images; no threshold: too few of these images share their category with another"
     )
     assert len(lines) == 10
     monkeypatch.setattr(output.out, "width", 30)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from zsvec import stream as module
-from zsvec.stream import Flow, StreamStats, ahead, from_async, in_thread, prefetch
+from zsvec.stream import Flow, StreamStats, ahead, iterate_async_source, iterate_in_thread, prefetch
 
 DEADLINE = 30.0
 
@@ -537,7 +537,7 @@ def test_nothing_has_been_done_yet() -> None:
 
 def test_counts_and_rate() -> None:
     flow = Flow()
-    flow.queue("decode", 1)
+    flow.new_queue("decode", 1)
     flow.count(5, 1)
     flow.count(3, 0)
     time.sleep(0.02)
@@ -551,7 +551,7 @@ def test_time_runs_from_the_first_stage_to_the_end() -> None:
     flow = Flow()
     time.sleep(0.05)  # such as encoders take to load
     made = time.monotonic()
-    flow.queue("decode", 1)
+    flow.new_queue("decode", 1)
     time.sleep(0.02)
     running = flow.stats().seconds
     assert 0.02 <= running <= time.monotonic() - made
@@ -618,7 +618,7 @@ def test_they_may_be_asked_while_stages_begin(monkeypatch: pytest.MonkeyPatch) -
         with ThreadPoolExecutor(2) as pool:
             asking = [pool.submit(ask) for _ in range(2)]
             for i in range(500):
-                flow.queue(f"stage {i}", 1)
+                flow.new_queue(f"stage {i}", 1)
                 with flow.stage(f"stage {i}"):
                     flow.count(1, 0)
             over.set()
@@ -630,7 +630,7 @@ def test_they_may_be_asked_while_stages_begin(monkeypatch: pytest.MonkeyPatch) -
 
 def test_handing_over_ends_when_the_stream_is_stopped() -> None:
     flow = Flow()
-    queue = flow.queue("decode", 1)
+    queue = flow.new_queue("decode", 1)
     assert flow.put(queue, 1)
     stopping = threading.Timer(0.05, flow.end)
     stopping.start()
@@ -641,7 +641,7 @@ def test_handing_over_ends_when_the_stream_is_stopped() -> None:
 
 def test_taking_over_ends_when_the_stream_is_stopped() -> None:
     flow = Flow()
-    queue = flow.queue("decode", 1)
+    queue = flow.new_queue("decode", 1)
     with pytest.raises(Empty):
         flow.get(queue, time.monotonic() - 1)
     before = time.monotonic()
@@ -687,8 +687,8 @@ class AsyncSource:
 def stream_of(source: Any, batch_size: int = 4, flow: Flow | None = None) -> AsyncGenerator[Any, None]:
     """What `aclassify_stream` is made of."""
     flow = flow or Flow()
-    items = from_async(source, flow) if hasattr(source, "__aiter__") else source
-    return in_thread(encoded(items, batch_size, flow, max_wait=0.05), flow)
+    items = iterate_async_source(source, flow) if hasattr(source, "__aiter__") else source
+    return iterate_in_thread(encoded(items, batch_size, flow, max_wait=0.05), flow)
 
 
 @pytest.fixture
@@ -869,7 +869,7 @@ def test_what_a_loop_iterates_is_closed_in_its_thread_before_closing_is_over(run
     kept, flow = ten_noting_their_thread(at), Flow()
 
     async def main() -> None:
-        stream = in_thread(kept, flow)
+        stream = iterate_in_thread(kept, flow)
         assert await anext(stream) == 0
         await stream.aclose()
         assert at == ["zsvec-async_0"] * 2

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, ImageError, InvalidInputError
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_vectors, readable
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, as_words, checked_category, checked_vectors
 from zsvec.inputs.images import content_hash, read_image, source_of
 from zsvec.store import Reference, Store, Write
 from zsvec.stream import prefetch
@@ -36,11 +36,11 @@ class _Draft:
 
     Attributes:
         category: As given, checked.
-        replace: Whether its references take the place of those stored.
-        stored: References that the category has; with their vectors, if they are to be written again.
+        replace: Whether the draft's references replace the stored ones.
+        stored: Stored references of the category; with their vectors, if they are to be written again.
         references: References to write.
-        recognised: Those of `stored` that were given again and stay where they are.
-        unreadable: How many of its images could not be read.
+        recognised: Stored references that were given again; they are not written again.
+        unreadable: Number of images that could not be read.
     """
 
     category: CategoryInput
@@ -51,17 +51,17 @@ class _Draft:
     unreadable: int = 0
 
     def texts(self, by_name: str) -> Sequence[str]:
-        """Its definition texts; without any, a new category is defined by its name.
+        """The definition texts; without any, a new category is defined by its name.
 
         Args:
-            by_name: The text that its name makes.
+            by_name: The text to define it by.
         """
         if self.category.texts is not None:
             return self.category.texts
         return [by_name] if self.replace or not self.stored else []
 
     def reuse(self, key: Key) -> bool:
-        """Take a stored reference over as it is; whether there is one."""
+        """Reuse a stored reference. Returns False if none has this key."""
         stored = self.stored.get(key)
         if stored is not None:
             self.references.append(stored)
@@ -76,9 +76,9 @@ class _Draft:
 
     @property
     def lost_its_images(self) -> bool:
-        """Whether none of the images given could be read, and the category cannot do without them.
+        """Whether no given image could be read and the category needs one.
 
-        Then it must not replace what is stored by less, and the other categories must not suffer.
+        Such a draft is skipped: it must not replace stored references.
         """
         no_images = not any(reference.modality == "image" for reference in self.references)
         return self.unreadable > 0 and no_images and (self.replace or self.empty)
@@ -88,7 +88,7 @@ class _Draft:
         return Write(
             name=self.category.name,
             references=self.references,
-            texts=self.texts(readable(self.category.name)),
+            texts=self.texts(as_words(self.category.name)),
             metadata=self.category.metadata,
             replace=self.replace,
         )
@@ -111,7 +111,7 @@ class Builder:
 
     Args:
         store: Bound to these encoders.
-        encoders: What embeds the references.
+        encoders: They embed the references.
         prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
         batch_size: Images that an encoder takes at once.
         max_pixels: Largest image that is decoded.
@@ -140,7 +140,7 @@ class Builder:
 
     def prompt(self, encoder: str, name: str) -> str:
         """The text that defines a category by its name, in the words of an encoder."""
-        return self._prompts.get(encoder, "{name}").replace("{name}", readable(name))
+        return self._prompts.get(encoder, "{name}").replace("{name}", as_words(name))
 
     def build(
         self,
@@ -154,10 +154,9 @@ class Builder:
         Args:
             categories: At most one of each name.
             replace: Whether the references of a category that exists are replaced, not added to.
-            on_error: Called with source and error for each unreadable image, which is then left out;
-                without it, the first one is raised and its category not written. A category that is
-                to be replaced, or that would have no reference, is left as it is if none of its images
-                can be read.
+            on_error: Called with source and error for each unreadable image, which is then left out; by default, the
+                first error is raised and its category not written. If no image of a category can be read, and the
+                category is to be replaced or would have no reference, it is not written.
 
         Yields:
             Each category when it is committed, in order.

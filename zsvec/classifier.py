@@ -25,7 +25,7 @@ from zsvec.method.fit import CalibrationReport
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
-from zsvec.stream import AsyncStream, Flow, Stream, StreamStats, Totals, from_async, in_thread
+from zsvec.stream import AsyncStream, Flow, Stream, StreamStats, Totals, iterate_async_source, iterate_in_thread
 from zsvec.types import Category, Fingerprint, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
@@ -284,9 +284,9 @@ class Classifier:
         """`classify_stream` for an event loop, whose images may come from one; cancelled or closed, its threads end."""
         flow = Flow()
         if isinstance(images, AsyncIterable):
-            images = from_async(images, flow)
+            images = iterate_async_source(images, flow)
         predictions = self._predictions(images, flow, batch_size, max_wait_ms, top_k, errors)
-        return AsyncStream(in_thread(predictions, flow), flow)
+        return AsyncStream(iterate_in_thread(predictions, flow), flow)
 
     @property
     def stats(self) -> StreamStats:

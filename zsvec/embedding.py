@@ -29,7 +29,7 @@ class Embedding:
     Attributes:
         source: Where the image came from.
         vectors: By encoder, float32 ``(dim,)``, unit norm; empty if the image could not be read.
-        error: Why not, or ``None``.
+        error: Why the image could not be read, or ``None``.
     """
 
     source: str
@@ -57,10 +57,10 @@ def _unmeasured(stage: str) -> AbstractContextManager[None]:
 
 
 class Embedder:
-    """Embeds images by encoders that are loaded when they are first needed.
+    """Embeds images. The encoders are loaded when they are first needed.
 
     Args:
-        load: Gives the encoders; called once.
+        load: Returns the encoders; called once.
         max_pixels: Largest image that is decoded.
     """
 
@@ -96,7 +96,7 @@ class Embedder:
 
         Args:
             image: A path, bytes, file, PIL image or array.
-            stage: Measures the time of what is done within it, by name.
+            stage: Context manager that measures the time of a stage, by its name.
         """
         encoders = self.encoders
         try:
@@ -122,8 +122,8 @@ class Embedder:
         Args:
             images: Iterated in a thread of its own.
             batch_size: Images that an encoder takes at once.
-            flow: Of the stream.
-            max_wait: Seconds that a batch waits, from its first image on, for images that have not come.
+            flow: Shared by the stages of the stream.
+            max_wait: Seconds, from its first image, after which an incomplete batch is passed on.
         """
         encoded = self._encoded(images, batch_size, flow, max_wait)
         return ahead(encoded, flow, "encode") if _work_ahead(self.encoders) else encoded
@@ -140,7 +140,7 @@ class Embedder:
             yield batch, vectors
 
     def stream(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Embedding]:
-        """Vectors of images as they come, in order and in bounded memory.
+        """Vectors of images, in order and in bounded memory.
 
         Yields:
             One embedding for each image, with its ``error`` if it cannot be read.
@@ -160,7 +160,7 @@ class Embedder:
 def _work_ahead(encoders: EncoderSet) -> bool:
     """Whether encoders work ahead of the search.
 
-    On a CPU it would take cores from a network whose threads wait for each other: two cores classified an eighth less.
+    Not on a CPU: the search would compete with the network for cores. Two cores classified an eighth fewer images.
     """
     return encoders.device != "cpu"
 
@@ -173,7 +173,7 @@ def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str,
         fingerprints: Of all encoders.
 
     Raises:
-        InvalidInputError: They are of other encoders, of other shapes, zero or not finite.
+        InvalidInputError: Vectors are of other encoders or of another shape, zero, or not finite.
     """
     if set(vectors) != set(fingerprints):
         raise InvalidInputError(

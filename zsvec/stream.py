@@ -1,8 +1,7 @@
 """Stages in threads: each works ahead of the next, in order, in bounded memory, and is measured.
 
-Items are prepared by several threads (`prefetch`), batches may be encoded by one (`ahead`), and whoever
-iterates the last stage does the rest. `Flow` is what the stages of one stream share: it stops them, and
-counts what they do.
+Several threads prepare items (`prefetch`), and one may encode batches (`ahead`). The consumer's thread does the rest.
+The stages of a stream share a `Flow`, which stops and measures them.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WAIT = 0.05
-"""Seconds that a batch which is not full waits for items that have not come."""
+"""Seconds, from its first item, after which an incomplete batch is passed on."""
 _POLL = 0.1
 _END: Any = object()
 
@@ -48,8 +47,8 @@ class StreamStats:
         images: How many have been classified or could not be read; of a batch, all at once.
         failed: How many of them could not be read.
         seconds: Since its first stage began, until its end.
-        busy: Seconds of work by stage, added up over its threads; on a GPU a stage that waits for it is busy.
-        waiting: What is ready for the next stage, by the stage that it comes from: images, or batches.
+        busy: Seconds of work by stage, summed over threads. Waiting for a GPU counts as work.
+        waiting: Results that a stage has finished and the next has not taken, by the finished stage. Images or batches.
     """
 
     images: int = 0
@@ -80,13 +79,13 @@ class Flow:
     """What the stages of one stream share; as a context manager it ends them.
 
     Attributes:
-        stopped: Set when they shall end, or have ended.
-        loop: Event loop served by `in_thread`.
-        step: The task of that loop which waits for the next item of an async source.
+        stopped: Set when the stages shall end, or have ended.
+        loop: Event loop served by `iterate_in_thread`.
+        pending_read: The task of that loop which waits for the next item of an async source.
     """
 
     loop: asyncio.AbstractEventLoop
-    step: asyncio.Task[Any] | None = None
+    pending_read: asyncio.Task[Any] | None = None
 
     def __init__(self) -> None:
         self.stopped = Event()
@@ -109,13 +108,13 @@ class Flow:
                 self._busy[name] += spent
 
     def count(self, images: int, failed: int) -> None:
-        """Count what comes out."""
+        """Count results that the stream has yielded."""
         with self._lock:
             self._images += images
             self._failed += failed
 
-    def queue(self, name: str, size: int) -> Queue[Any]:
-        """What a stage hands over, a bounded number."""
+    def new_queue(self, name: str, size: int) -> Queue[Any]:
+        """A queue between a stage of this name and the next, for at most `size` results."""
         queue: Queue[Any] = Queue(maxsize=size)
         with self._lock:
             self._queues[name] = queue
@@ -123,7 +122,7 @@ class Flow:
         return queue
 
     def put(self, queue: Queue[Any], item: Any) -> bool:
-        """Hand over when there is room; whether anybody still wants it."""
+        """Put an item once the queue has room. Returns False if the stream was stopped first."""
         while not self.stopped.is_set():
             try:
                 queue.put(item, timeout=_POLL)
@@ -133,14 +132,14 @@ class Flow:
         return False
 
     def get(self, queue: Queue[Any], due: float = math.inf) -> Any:
-        """Take what is handed over, as soon as there is something; ``None`` once stopped.
+        """Take the next item; ``None`` once the stream has stopped.
 
         Args:
-            queue: Of the stage before.
-            due: On the monotonic clock, until when it waits.
+            queue: Queue of the stage before.
+            due: Time on the monotonic clock until which to wait for an item.
 
         Raises:
-            queue.Empty: There was nothing until then.
+            queue.Empty: No item arrived before `due`.
         """
         while not self.stopped.is_set():
             left = max(0.0, due - time.monotonic())
@@ -206,11 +205,11 @@ class Totals:
 
 
 class Stream(Iterator[Item]):
-    """The items of a stream, with what it does meanwhile; also a context manager that closes it.
+    """The items of a stream, and its statistics. As a context manager it closes the stream.
 
     Args:
-        items: Ends the flow when it is closed.
-        flow: Of the stream.
+        items: Generator that ends the flow when it is closed.
+        flow: Shared by the stages of the stream.
     """
 
     def __init__(self, items: Generator[Item, None, None], flow: Flow) -> None:
@@ -234,7 +233,7 @@ class Stream(Iterator[Item]):
         return self._flow.stats()
 
     def close(self) -> None:
-        """End the stream and its threads; nothing more comes."""
+        """End the stream and its threads; no more items are yielded."""
         self._items.close()
 
 
@@ -242,8 +241,8 @@ class AsyncStream(AsyncIterator[Item]):
     """`Stream` for an event loop; also an asynchronous context manager.
 
     Args:
-        items: Ends the flow when it is closed.
-        flow: Of the stream.
+        items: Generator that ends the flow when it is closed.
+        flow: Shared by the stages of the stream.
     """
 
     def __init__(self, items: AsyncGenerator[Item, None], flow: Flow) -> None:
@@ -267,7 +266,7 @@ class AsyncStream(AsyncIterator[Item]):
         return self._flow.stats()
 
     async def aclose(self) -> None:
-        """End the stream and its threads; nothing more comes."""
+        """End the stream and its threads; no more items are yielded."""
         await self._items.aclose()
 
 
@@ -281,23 +280,22 @@ def prefetch(
 ) -> Iterator[list[Result]]:
     """Apply a function in threads and yield its results in batches, in the order of the items.
 
-    While a batch is being used, up to two more are made ready. A batch is full unless the items end
+    While the caller uses a batch, up to two more are prepared. A batch is full unless the items end
     or their source pauses.
 
     Args:
         function: Called in several threads at once.
         items: Iterated in a thread of its own.
         batch_size: Results per batch.
-        max_wait: Seconds that a batch waits, from its first item on, for items that have not come yet; by default
-            `MAX_WAIT`.
-        flow: Of the stream, which whoever made it ends; by default one of its own.
+        max_wait: Seconds, from its first item, after which an incomplete batch is passed on; by default `MAX_WAIT`.
+        flow: Shared by the stages of the stream; the caller ends it. By default prefetch makes and ends its own.
 
     Yields:
         1 to ``batch_size`` results.
 
     Raises:
-        Exception: What ``function`` or the iteration raised, in the place of the result. Whoever stops
-            early closes the iterator: threads end, and what has not begun is given up.
+        Exception: What ``function`` or the iteration raised, in the place of the result. Close the iterator to stop
+            early: its threads end, and items not yet begun are dropped.
     """
     shared = flow or Flow()
     feeder = _Feeder(function, items, shared, ahead=2 * batch_size)
@@ -332,7 +330,7 @@ def prefetch(
 
 
 class _Feeder(Thread, Generic[Item, Result]):
-    """Submits each item to a pool and keeps the futures in order, a bounded number of them."""
+    """Submits each item to a pool and keeps a bounded number of futures, in order."""
 
     def __init__(self, function: Callable[[Item], Result], items: Iterable[Item], flow: Flow, ahead: int) -> None:
         super().__init__(name="zsvec-feed", daemon=True)  # a source that blocks must not keep the process alive
@@ -340,14 +338,14 @@ class _Feeder(Thread, Generic[Item, Result]):
         self._items = items
         self._flow = flow
         self._pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="zsvec-decode")
-        self._waiting: Queue[Future[Result] | None] = flow.queue("decode", ahead)
+        self._waiting: Queue[Future[Result] | None] = flow.new_queue("decode", ahead)
 
     def run(self) -> None:
         try:
             for item in self._items:
                 if self._flow.stopped.is_set() or not self._offer(self._pool.submit(self._function, item)):
                     return
-        except BaseException as exc:  # noqa: BLE001 - not handled here: whoever takes the future gets it
+        except BaseException as exc:  # noqa: BLE001 - not handled here: `Future.result` raises it
             failed: Future[Result] = Future()
             failed.set_exception(exc)
             self._offer(failed)
@@ -357,7 +355,7 @@ class _Feeder(Thread, Generic[Item, Result]):
         return self._flow.put(self._waiting, future)
 
     def take(self, due: float) -> Future[Result] | None:
-        """The next future, or ``None`` after the last, or once stopped; `queue.Empty` if there is none by then."""
+        """The next future; ``None`` after the last, or once stopped. Raises `queue.Empty` as `Flow.get` does."""
         future: Future[Result] | None = self._flow.get(self._waiting, due)
         return future
 
@@ -366,17 +364,17 @@ class _Feeder(Thread, Generic[Item, Result]):
 
 
 def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Generator[Result, None, None]:
-    """Iterate in a thread of its own, one batch ahead of whoever takes them.
+    """Run a stage in its own thread, one batch ahead of the consumer. Ends the flow.
 
     Args:
-        batches: Closed in that thread.
-        flow: Of the stream.
-        stage: What to call it.
+        batches: Results of the stage; closed in that thread.
+        flow: Shared by the stages of the stream.
+        stage: Name of the stage in the statistics.
 
     Raises:
-        Exception: What the iteration raised, after what came before it.
+        Exception: What the iteration raised, after the batches before it.
     """
-    queue = flow.queue(stage, 1)
+    queue = flow.new_queue(stage, 1)
 
     def run() -> None:
         failure: BaseException | None = None
@@ -384,7 +382,7 @@ def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Gen
             for batch in batches:
                 if not flow.put(queue, (batch, None)):
                     break
-        except BaseException as exc:  # noqa: BLE001 - not handled here: whoever takes the batches gets it
+        except BaseException as exc:  # noqa: BLE001 - not handled here: the consumer raises it
             failure = exc
         finally:
             batches.close()
@@ -405,12 +403,12 @@ def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Gen
         thread.join()
 
 
-async def in_thread(items: Generator[Item, None, None], flow: Flow) -> AsyncGenerator[Item, None]:
-    """Iterate in a thread of its own, so that the event loop goes on meanwhile.
+async def iterate_in_thread(items: Generator[Item, None, None], flow: Flow) -> AsyncGenerator[Item, None]:
+    """Iterate in a thread of its own, so that the event loop can run other tasks. Ends the flow.
 
     Args:
         items: Closed in that thread, also if the loop's task is cancelled.
-        flow: Of the stream.
+        flow: Shared by the stages of the stream.
     """
     flow.loop = loop = asyncio.get_running_loop()
     pool = ThreadPoolExecutor(1, thread_name_prefix="zsvec-async")
@@ -419,21 +417,21 @@ async def in_thread(items: Generator[Item, None, None], flow: Flow) -> AsyncGene
             yield item
     finally:
         flow.end()
-        if flow.step is not None:
-            flow.step.cancel()
+        if flow.pending_read is not None:
+            flow.pending_read.cancel()
         closing = loop.run_in_executor(pool, items.close)
         pool.shutdown(wait=False)
-        await asyncio.shield(closing)  # it goes on if this is cancelled, too
+        await asyncio.shield(closing)  # closing goes on if this task is cancelled, too
 
 
-def from_async(items: AsyncIterable[Item], flow: Flow) -> Iterator[Item]:
-    """Iterate, in any thread but the loop's, what comes from the event loop; ends when the flow is stopped."""
+def iterate_async_source(items: AsyncIterable[Item], flow: Flow) -> Iterator[Item]:
+    """Iterate an async source in any thread but the event loop's. Ends when the flow is stopped."""
     iterator = aiter(items)
 
     async def following() -> Any:
         if flow.stopped.is_set():
             return _END
-        flow.step = asyncio.current_task()
+        flow.pending_read = asyncio.current_task()
         return await anext(iterator, _END)
 
     while not flow.stopped.is_set():

@@ -55,7 +55,7 @@ class Category:
         name: The label.
         version: 1 for the first commit, one more for each later one.
         rev: Microseconds since 1970 of the last commit; grows over the whole catalog.
-        write_ids: The writes whose references are live. A reference of another one is not there.
+        write_ids: Ids of the writes whose references count. References of other writes are ignored.
         texts: Definition texts.
         references: Number of references of each expert, ``{"clip:text": 2, "clip:image": 5}``.
         metadata: Whatever the user stored with it; JSON.
@@ -127,8 +127,8 @@ class Prediction:
         nearest: The most probable category, of an unknown image too.
         probability: Its fused probability, 0 to 1.
         unknown: Whether the novelty is above the threshold in force (never, without one).
-        novelty: How far the image is from every category, 0 to 1; where enough references were left out to tell,
-            the wanted fraction of known images exceeds 0.5. ``None`` without a calibration.
+        novelty: Novelty, 0 to 1. With a calibrated threshold, `false_unknown_rate` of the known images exceed 0.5.
+            ``None`` without a calibration.
         distance: 1 - the largest cosine to a reference image, under the encoder that sees the image farthest; to a text
             where there are no images. 0 (a reference itself) to 2.
         ranking: The best categories with their fused probabilities, best first.
@@ -183,8 +183,14 @@ class Prediction:
         unknown = "unknown; nearest is " if self.unknown else ""
         others = ", ".join(f"{label} {p:.1%}" for label, p in self.ranking[1:3])
         then = f" (then {others})" if others else ""
-        far = f"distance {self.distance:.2f}" if self.novelty is None else f"novelty {self.novelty:.2f}"
-        return f"{self.source}: {unknown}{self.nearest} {self.probability:.1%}{then}, {far}"
+        return f"{self.source}: {unknown}{self.nearest} {self.probability:.1%}{then}, {how_far(self)}"
+
+
+def how_far(prediction: Prediction) -> str:
+    """The novelty of an image in words; without a calibration, its distance."""
+    if prediction.novelty is None:
+        return f"distance {prediction.distance:.2f}"
+    return f"novelty {prediction.novelty:.2f}"
 
 
 def _labelled(ranking: Ranking) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from zsvec.method import aggregation as module
-from zsvec.method.aggregation import AGGREGATIONS, Similarities, aggregate, aggregate_experts
+from zsvec.method.aggregation import AGGREGATIONS, Similarities, aggregate_experts
 from zsvec.method.similarities import ExpertSimilarities, Found
 
 METHODS = ["max", "mean", "prototype", "top_mean"]
@@ -93,7 +93,7 @@ PARTIAL = table(
     ],
 )
 def test_every_reference_present(method: str, m: int, expected: list[list[float]]) -> None:
-    got = aggregate(COMPLETE, method, m)
+    got = COMPLETE.aggregate(method, m)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -114,7 +114,7 @@ def test_every_reference_present(method: str, m: int, expected: list[list[float]
     ],
 )
 def test_absent_references_count_as_the_floor(method: str, m: int, expected: list[list[float]]) -> None:
-    np.testing.assert_allclose(aggregate(PARTIAL, method, m), expected, atol=1e-6)
+    np.testing.assert_allclose(PARTIAL.aggregate(method, m), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_absent_references_count_as_the_floor(method: str, m: int, expected: lis
 def test_the_floor_is_no_reference_of_a_complete_category(method: str, m: int, expected: list[list[float]]) -> None:
     # The first category is complete and below the floor, the second has only an absent reference.
     s = table([[0.1, 0.2, 0.3]], [[]], counts=[3, 1], norms=[0.5, 1.0], floor=[0.7])
-    np.testing.assert_allclose(aggregate(s, method, m), expected, atol=1e-6)
+    np.testing.assert_allclose(s.aggregate(method, m), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -140,26 +140,26 @@ def test_the_floor_is_no_reference_of_a_complete_category(method: str, m: int, e
 )
 def test_an_absent_reference_can_be_nearer_than_a_present_one(method: str, m: int, expected: float) -> None:
     s = table([[0.3]], counts=[2], norms=[0.8], floor=[0.7])
-    np.testing.assert_allclose(aggregate(s, method, m), [[expected]], atol=1e-6)
+    np.testing.assert_allclose(s.aggregate(method, m), [[expected]], atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("m", [1, 2, 9])
 def test_nothing_present_at_all(method: str, m: int) -> None:
     s = table([[], []], [[], []], counts=[1, 3], floor=[0.25, -0.75])
-    np.testing.assert_array_equal(aggregate(s, method, m), [[0.25, 0.25], [-0.75, -0.75]])
+    np.testing.assert_array_equal(s.aggregate(method, m), [[0.25, 0.25], [-0.75, -0.75]])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_empty_categories_between_filled_ones(method: str) -> None:
     s = table([[]], [[0.5]], [[]], [[]], [[0.25]], [[]], counts=[1] * 6, floor=[-0.5])
-    np.testing.assert_array_equal(aggregate(s, method, 1), [[-0.5, 0.5, -0.5, -0.5, 0.25, -0.5]])
+    np.testing.assert_array_equal(s.aggregate(method, 1), [[-0.5, 0.5, -0.5, -0.5, 0.25, -0.5]])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_images(method: str) -> None:
     s = table(np.empty((0, 3)), np.empty((0, 70)))
-    got = aggregate(s, method, 2)
+    got = s.aggregate(method, 2)
     assert got.shape == (0, 2)
     assert got.dtype == np.float32
 
@@ -209,7 +209,7 @@ def unit(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
 def test_prototype_is_the_cosine_to_the_normalised_mean_by_hand() -> None:
     # The references (1, 0) and (0, 1) have the mean (1/2, 1/2), of length √½ and direction 45°.
     s = table([[1.0, 0.0], [0.6, 0.8]], norms=[np.sqrt(0.5)])
-    np.testing.assert_allclose(aggregate(s, "prototype", 1), [[np.cos(np.pi / 4)], [1.4 / np.sqrt(2)]], atol=1e-6)
+    np.testing.assert_allclose(s.aggregate("prototype", 1), [[np.cos(np.pi / 4)], [1.4 / np.sqrt(2)]], atol=1e-6)
 
 
 @pytest.mark.parametrize("sizes", [(1, 2, 3), (5, 1, 90, 12), (300,)])
@@ -219,7 +219,7 @@ def test_prototype_is_the_cosine_to_the_normalised_mean_of_vectors(sizes: tuple[
     means = np.stack([vectors.mean(axis=0) for vectors in references])
     norms = np.linalg.norm(means, axis=1)
     s = table(*(images @ vectors.T for vectors in references), norms=list(norms))
-    np.testing.assert_allclose(aggregate(s, "prototype", 1), images @ (means / norms[:, None]).T, atol=1e-5)
+    np.testing.assert_allclose(s.aggregate("prototype", 1), images @ (means / norms[:, None]).T, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -232,13 +232,13 @@ def test_prototype_is_the_cosine_to_the_normalised_mean_of_vectors(sizes: tuple[
 )
 def test_prototype_stays_a_cosine(present: list[float], norm: float, expected: float) -> None:
     s = table([present], counts=[2 * len(present)], norms=[norm], floor=[0.9])
-    np.testing.assert_allclose(aggregate(s, "prototype", 1), [[expected]], atol=1e-6)
+    np.testing.assert_allclose(s.aggregate("prototype", 1), [[expected]], atol=1e-6)
 
 
 def test_references_that_cancel_are_at_most_a_cosine_away() -> None:
     # v and -v: the similarities cancel up to rounding, and so does the length of the mean.
     s = table([[0.3, np.nextafter(np.float32(-0.3), np.float32(0))]], norms=[0.0])
-    assert np.abs(aggregate(s, "prototype", 1)).max() <= 1.0
+    assert np.abs(s.aggregate("prototype", 1)).max() <= 1.0
 
 
 # ---- long categories
@@ -251,10 +251,10 @@ def test_long_categories_match_one_pass_per_reference(m: int, monkeypatch: pytes
     blocks = [rng.uniform(-0.5, 1, size=(4, n)) for n in sizes]
     s = table(*blocks, counts=counts, floor=[-0.5, -0.6, -0.7, -0.9])
     assert max(sizes) > module._LONG
-    by_partition = aggregate(s, "top_mean", m)
+    by_partition = s.aggregate("top_mean", m)
     np.testing.assert_allclose(by_partition, naive(s, "top_mean", m), atol=1e-5)
     monkeypatch.setattr(module, "_LONG", 10_000)
-    np.testing.assert_array_equal(by_partition, aggregate(s, "top_mean", m))
+    np.testing.assert_array_equal(by_partition, s.aggregate("top_mean", m))
 
 
 @pytest.mark.parametrize("size", [64, 65, 66, 500])
@@ -262,7 +262,7 @@ def test_long_category_by_hand(size: int) -> None:
     # 0, 1/size, 2/size … in disorder: the mean of the best three is the second of them.
     row = np.random.default_rng(size).permutation(size) / size
     s = table([row], [[0.5]])
-    np.testing.assert_allclose(aggregate(s, "top_mean", 3), [[(size - 2) / size, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(s.aggregate("top_mean", 3), [[(size - 2) / size, 0.5]], atol=1e-6)
 
 
 # ---- properties
@@ -308,7 +308,7 @@ ms = st.integers(1, 9)
 @prop
 @given(tables(), methods, ms)
 def test_equals_one_category_at_a_time(s: Similarities, method: str, m: int) -> None:
-    got = aggregate(s, method, m)
+    got = s.aggregate(method, m)
     assert got.dtype == np.float32
     assert got.shape == (len(s.values), len(s.counts))
     np.testing.assert_allclose(got, naive(s, method, m), atol=1e-5)
@@ -318,8 +318,8 @@ def test_equals_one_category_at_a_time(s: Similarities, method: str, m: int) -> 
 @given(tables(), ms, st.integers(0, 6))
 def test_partition_changes_nothing(s: Similarities, m: int, long: int) -> None:
     with patch.object(module, "_LONG", long):
-        got = aggregate(s, "top_mean", m)
-    np.testing.assert_array_equal(got, aggregate(s, "top_mean", m))
+        got = s.aggregate("top_mean", m)
+    np.testing.assert_array_equal(got, s.aggregate("top_mean", m))
 
 
 @prop
@@ -330,7 +330,7 @@ def test_inputs_are_left_as_they_are(s: Similarities, method: str, m: int) -> No
     for name in names:
         getattr(s, name).flags.writeable = False
     with patch.object(module, "_LONG", 2):
-        aggregate(s, method, m)
+        s.aggregate(method, m)
     for name in names:
         np.testing.assert_array_equal(getattr(s, name), before[name])
 
@@ -345,7 +345,7 @@ def test_order_of_references_does_not_matter(s: Similarities, method: str, m: in
         shuffled.append(block[:, columns])
     other = with_changes(s, values=np.concatenate(shuffled, axis=1))
     atol = 0.0 if method in ("max", "top_mean") else 1e-5  # those two do not even round differently
-    np.testing.assert_allclose(aggregate(other, method, m), aggregate(s, method, m), rtol=0, atol=atol)
+    np.testing.assert_allclose(other.aggregate(method, m), s.aggregate(method, m), rtol=0, atol=atol)
 
 
 @prop
@@ -361,7 +361,7 @@ def test_order_of_categories_permutes_columns(s: Similarities, method: str, m: i
         counts=s.counts[order],
         norms=s.norms[order],
     )
-    np.testing.assert_array_equal(aggregate(other, method, m), aggregate(s, method, m)[:, order])
+    np.testing.assert_array_equal(other.aggregate(method, m), s.aggregate(method, m)[:, order])
 
 
 @prop
@@ -373,7 +373,7 @@ def test_a_duplicated_reference_changes_no_maximum(s: Similarities, category: in
     blocks[category] = np.concatenate([blocks[category], blocks[category][:, [column]]], axis=1)
     other = table(*blocks, floor=list(s.floor))
     assert other.counts.sum() == s.counts.sum() + 1
-    np.testing.assert_array_equal(aggregate(other, "max", 1), aggregate(s, "max", 1))
+    np.testing.assert_array_equal(other.aggregate("max", 1), s.aggregate("max", 1))
 
 
 @prop
@@ -383,7 +383,7 @@ def test_means_lie_between_smallest_and_largest(s: Similarities, m: int) -> None
     for c, block in enumerate(blocks_of(s)):
         absent = s.floor if s.counts[c] > block.shape[1] else np.inf
         smallest[:, c] = np.minimum(block.min(axis=1, initial=np.inf), absent)
-    mean, best, largest = (aggregate(s, method, m) for method in ("mean", "top_mean", "max"))
+    mean, best, largest = (s.aggregate(method, m) for method in ("mean", "top_mean", "max"))
     assert (smallest <= mean + 1e-5).all()
     assert (mean <= best + 1e-5).all()
     assert (best <= largest + 1e-5).all()
@@ -392,14 +392,14 @@ def test_means_lie_between_smallest_and_largest(s: Similarities, m: int) -> None
 @prop
 @given(tables())
 def test_top_mean_of_one_is_the_maximum(s: Similarities) -> None:
-    np.testing.assert_array_equal(aggregate(s, "top_mean", 1), aggregate(s, "max", 1))
+    np.testing.assert_array_equal(s.aggregate("top_mean", 1), s.aggregate("max", 1))
 
 
 @prop
 @given(tables(), st.integers(0, 3))
 def test_top_mean_of_all_is_the_mean(s: Similarities, more: int) -> None:
     m = int(s.counts.max()) + more
-    np.testing.assert_allclose(aggregate(s, "top_mean", m), aggregate(s, "mean", m), atol=1e-5)
+    np.testing.assert_allclose(s.aggregate("top_mean", m), s.aggregate("mean", m), atol=1e-5)
 
 
 @prop
@@ -408,7 +408,7 @@ def test_with_everything_present_the_floor_is_irrelevant(
     s: Similarities, method: str, m: int, data: st.DataObject
 ) -> None:
     floor = np.array([data.draw(cosines) for _ in s.floor], dtype=np.float32)
-    np.testing.assert_array_equal(aggregate(with_changes(s, floor=floor), method, m), aggregate(s, method, m))
+    np.testing.assert_array_equal(with_changes(s, floor=floor).aggregate(method, m), s.aggregate(method, m))
 
 
 @prop
@@ -419,14 +419,14 @@ def test_monotone_in_each_similarity(s: Similarities, method: str, m: int, data:
         for j in range(values.shape[1]):
             if data.draw(st.booleans()):
                 values[i, j] = data.draw(st.floats(float(values[i, j]), 1, width=32))
-    assert (aggregate(with_changes(s, values=values), method, m) >= aggregate(s, method, m)).all()
+    assert (with_changes(s, values=values).aggregate(method, m) >= s.aggregate(method, m)).all()
 
 
 @prop
 @given(tables(), methods, ms, st.data())
 def test_monotone_in_the_floor(s: Similarities, method: str, m: int, data: st.DataObject) -> None:
     floor = np.array([data.draw(st.floats(float(f), 1, width=32)) for f in s.floor], dtype=np.float32)
-    assert (aggregate(with_changes(s, floor=floor), method, m) >= aggregate(s, method, m)).all()
+    assert (with_changes(s, floor=floor).aggregate(method, m) >= s.aggregate(method, m)).all()
 
 
 @prop
@@ -446,7 +446,7 @@ def test_what_a_search_leaves_out_is_never_underestimated(s: Similarities, metho
             floor=np.array([rest.max(initial=-1)], dtype=np.float32),
         )
         everything = with_changes(s, values=values, floor=s.floor[[row]])
-        got, full = aggregate(found, method, m), aggregate(everything, method, m)
+        got, full = found.aggregate(method, m), everything.aggregate(method, m)
         assert (got >= full - 1e-5).all()
         if len(rest) == 0:
             np.testing.assert_array_equal(got, full)

@@ -45,7 +45,6 @@ def test_what_strategies_need() -> None:
     }
     assert {name for name, strategy in STRATEGIES.items() if strategy.needs_calibration} == {"log_linear_views"}
     assert {name for name, strategy in STRATEGIES.items() if strategy.needs_images} == {"transductive"}
-    assert {name for name, strategy in STRATEGIES.items() if strategy.by_batch} == {"transductive"}
     assert {name for name, strategy in STRATEGIES.items() if not strategy.several_aggregations} == {"log_linear"}
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from tests.encoders.support import needs_gpu
 from tests.store.material import FINGERPRINTS, reference, references, unit_vector
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
-from zsvec.method.aggregation import aggregate
 from zsvec.method.similarities import Found, References
 from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher
@@ -183,7 +182,7 @@ def answer(found: Found, method: str) -> Answer:
         expert.name: dict(
             zip(
                 [found.categories[position] for position in expert.coverage],
-                aggregate(expert.similarities, method, TOP_M).T,
+                expert.similarities.aggregate(method, TOP_M).T,
                 strict=True,
             )
         )

@@ -21,7 +21,7 @@ from tests.search.support import (
 )
 from tests.store.material import FINGERPRINTS, add, references
 from tests.store.support import Deployment, Hooked
-from zsvec.method.aggregation import AGGREGATIONS, aggregate
+from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.similarities import Found
 from zsvec.store import Store
 
@@ -99,7 +99,7 @@ def test_no_category_and_no_image(deployment: Deployment, backend: Hooked, way: 
     assert found.categories == ("red panda",)
     for expert in found.experts:
         assert list(expert.nearest) == []
-        assert aggregate(expert.similarities, "max", 1).shape == (0, 1)
+        assert expert.similarities.aggregate("max", 1).shape == (0, 1)
     assert_answers(searching, {"red panda": references(["a"], ["1", "2"])})
 
 

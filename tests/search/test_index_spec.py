@@ -16,7 +16,6 @@ from tests.search.support import ROUNDING, STAND_IN, OneWay, SharedDeployment, o
 from tests.store.material import FINGERPRINTS, add
 from tests.store.support import Deployment, fast_folder
 from zsvec.errors import InvalidInputError, StoreError
-from zsvec.method.aggregation import aggregate
 from zsvec.search import torch_index as module
 from zsvec.search.base import NUMPY, IndexSpec
 from zsvec.store import Store
@@ -44,7 +43,7 @@ QUERIES = {name: unit(np.random.default_rng(2), 3, fingerprint.dim) for name, fi
 def numbers(searching: OneWay) -> dict[str, Floats]:
     """What is found, with nothing of the device in it."""
     found = searching.search(QUERIES, nearest=2)
-    return {expert.name: aggregate(expert.similarities, "top_mean", 2) for expert in found.experts}
+    return {expert.name: expert.similarities.aggregate("top_mean", 2) for expert in found.experts}
 
 
 def assert_numbers(got: Mapping[str, Floats], expected: Mapping[str, Floats]) -> None:
@@ -98,7 +97,7 @@ def test_a_search_that_has_begun_ends_with_what_it_began_with(store: Store) -> N
     add(store, "wolf", ["6"], replace=True)
     assert numbers(searching).keys() == {"clip:image", "dino:image"}
     assert begun.categories == ("lynx", "wolf")
-    assert_numbers({e.name: aggregate(e.similarities, "top_mean", 2) for e in begun.experts}, before)
+    assert_numbers({e.name: e.similarities.aggregate("top_mean", 2) for e in begun.experts}, before)
 
 
 def test_references_move_when_the_encoders_do(store: Store, sent: list[Floats]) -> None:

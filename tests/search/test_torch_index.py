@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tests.encoders.support import needs_gpu
 from tests.search.support import ROUNDING, of_sizes, references_of, rows_in, unit
 from zsvec.encoders.device import choose_runtime
-from zsvec.method.aggregation import AGGREGATIONS, aggregate
+from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.similarities import Compared, References
 from zsvec.search import torch_index as module
 from zsvec.search.base import Expert, Index, IndexSpec
@@ -65,11 +65,11 @@ def assert_alike(
     np.testing.assert_allclose(np.take_along_axis(queries @ index.references.vectors.T, rows, 1), found, atol=ROUNDING)
     assert all(len(set(image)) == len(image) for image in rows.tolist())
     for method in AGGREGATIONS:
-        numbers = aggregate(got, method, m)
+        numbers = got.aggregate(method, m)
         assert numbers.dtype == np.float32
         scale = np.float32(1) if method != "prototype" else np.maximum(expected.norms, 1e-6)
         np.testing.assert_allclose(
-            numbers * scale, aggregate(expected, method, m) * scale, atol=atol, err_msg=f"{method} {m}"
+            numbers * scale, expected.aggregate(method, m) * scale, atol=atol, err_msg=f"{method} {m}"
         )
 
 
@@ -132,7 +132,7 @@ def test_leaders_are_compared_in_float32(device: Any) -> None:
     np.testing.assert_allclose(cosines, -np.sort(-true)[:, :40], atol=3e-7)
     assert set(rows[0]) == set(np.argsort(-true[0])[:40])
     for method in AGGREGATIONS:
-        np.testing.assert_allclose(aggregate(similarities, method, 5)[0, :40], true[0, :40], atol=3e-7)
+        np.testing.assert_allclose(similarities.aggregate(method, 5)[0, :40], true[0, :40], atol=3e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -243,7 +243,7 @@ def test_what_is_in_use_does_not_change(device: Any, dtype: Any) -> None:
     queries = unit(np.random.default_rng(1), 4)
     index = on(device, dtype)(of_sizes([3, 90, 1, 8]))
     vectors = index.vectors.clone()
-    expected = {method: aggregate(compared(index, queries, 3)[0], method, 2) for method in AGGREGATIONS}
+    expected = {method: compared(index, queries, 3)[0].aggregate(method, 2) for method in AGGREGATIONS}
     begun, *_ = compared(index, queries, 3)
 
     later = index
@@ -253,5 +253,5 @@ def test_what_is_in_use_does_not_change(device: Any, dtype: Any) -> None:
 
     assert torch.equal(index.vectors, vectors)
     for method, numbers in expected.items():
-        np.testing.assert_array_equal(aggregate(begun, method, 2), numbers)
-        np.testing.assert_array_equal(aggregate(compared(index, queries, 3)[0], method, 2), numbers)
+        np.testing.assert_array_equal(begun.aggregate(method, 2), numbers)
+        np.testing.assert_array_equal(compared(index, queries, 3)[0].aggregate(method, 2), numbers)

@@ -34,7 +34,6 @@ from tests.search.support import (
 from tests.store.material import FINGERPRINTS, references, unit_vector
 from tests.store.support import Crash, Deployment, Hooked
 from zsvec.errors import StoreError
-from zsvec.method.aggregation import aggregate
 from zsvec.method.similarities import Found
 from zsvec.store import Reference, Store, Write
 from zsvec.store.base import Where
@@ -121,7 +120,7 @@ def seen_versions(found: Found, versions: Sequence[int]) -> dict[str, int]:
         assert list(expert.similarities.counts) == [REFERENCES] * len(found.categories)
         np.testing.assert_allclose(expert.similarities.norms, 1, atol=1e-5)
         cosine = np.array([paint(encoder, version) @ paint(encoder, 0) for version in versions])
-        largest, mean = (aggregate(expert.similarities, method, 1)[0] for method in ("max", "mean"))
+        largest, mean = (expert.similarities.aggregate(method, 1)[0] for method in ("max", "mean"))
         np.testing.assert_allclose(largest, mean, atol=2e-6)  # the references of each are all the same
         for name, value in zip(found.categories, largest, strict=True):
             nearest = int(np.abs(cosine - value).argmin())
@@ -252,11 +251,11 @@ def shows(found: Found, name: str, state: State, asked: Mapping[str, Floats]) ->
         column = list(expert.coverage).index(position)
         vectors = np.stack([reference.vector for reference in stored[expert.name][name]])
         cosine = vectors @ asked[expert.name.split(":")[0]][0]
-        best = aggregate(expert.similarities, "max", TOP_M)[0, column]
+        best = expert.similarities.aggregate("max", TOP_M)[0, column]
         if (
             expert.similarities.counts[column] != len(vectors)
             or abs(expert.similarities.norms[column] - np.linalg.norm(vectors.mean(axis=0))) > 1e-5
-            or aggregate(expert.similarities, "mean", TOP_M)[0, column] < cosine.mean() - 2e-6
+            or expert.similarities.aggregate("mean", TOP_M)[0, column] < cosine.mean() - 2e-6
             or best < cosine.max() - 2e-6
             or (expert.similarities.present[column] and best > cosine.max() + 2e-6)
         ):

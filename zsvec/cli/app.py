@@ -34,8 +34,10 @@ app = typer.Typer(
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Explain = Annotated[bool, typer.Option(help="Show what each expert says, and its nearest references.")]
-Stats = Annotated[bool, typer.Option("--stats", help="Show rate, time of each stage and what waits, live on stderr.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Drop the references it has, instead of adding to them.")]
+Stats = Annotated[
+    bool, typer.Option("--stats", help="Show the rate, and the time and the queue of each stage, live on stderr.")
+]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace stored references, instead of adding to them.")]
 Fusion = Annotated[
     str | None,
     typer.Option(
@@ -46,14 +48,14 @@ Fusion = Annotated[
 
 @dataclass(frozen=True)
 class Target:
-    """The options that stand before the command."""
+    """The global options, which stand before the command."""
 
     store: str | None
     namespace: str | None
     profile: str | None
 
     def open(self, **settings: Any) -> Classifier:
-        """The classifier that they name."""
+        """The classifier with these options."""
         import zsvec
 
         return zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
@@ -65,12 +67,12 @@ class Target:
         return load_settings(store=self.store, namespace=self.namespace, profile=self.profile)
 
     def open_store(self) -> Store:
-        """The store alone, whatever encoders it was made with."""
+        """The store alone, without encoders."""
         return self.settings().open_store()
 
 
-def find_images(path: str | Path) -> Sequence[str | Path]:
-    """The images of a folder, or the path itself."""
+def images_at(path: str | Path) -> Sequence[str | Path]:
+    """The images in a folder, or the path itself if it is no folder."""
     from zsvec.inputs import folders
 
     is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
@@ -108,5 +110,5 @@ def target(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Keep where to work for the command that follows."""
+    """Keep the global options for the command."""
     context.obj = Target(store, namespace, profile)

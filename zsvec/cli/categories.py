@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import Json, Name, Replace, app, find_images
+from zsvec.cli.app import Json, Name, Replace, app, images_at
 from zsvec.errors import ImageError
 from zsvec.types import Category
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @app.command("import")
 def import_(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A sub-folder of reference images per category.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with a sub-folder of reference images for each category.")
+    ],
     definitions: Annotated[
         Path | None,
         typer.Option(
@@ -29,10 +35,10 @@ def import_(
     replace_: Replace = False,
     json: Json = False,
 ) -> None:
-    """Add a category per sub-folder of DIR, named as it is.
+    """Add a category for each sub-folder of DIR, named like the folder.
 
-    Repeat it freely: what is there already is recognised and not embedded again. An image that cannot
-    be read is reported and left out.
+    Repeat the command freely: stored images are recognised and not embedded again. Unreadable images are reported
+    and left out.
     """
     from zsvec.cli import output
     from zsvec.inputs.folders import read_categories, read_definitions
@@ -44,10 +50,10 @@ def import_(
     def report(source: str, error: ImageError) -> None:
         nonlocal unreadable
         unreadable += 1
-        output.note(f"left out: {error}")
+        output.print_note(f"left out: {error}")
 
     def print_category(category: Category) -> None:
-        output.json_line(category.to_dict())
+        output.print_json(category.to_dict())
 
     start = time.monotonic()
     with context.obj.open() as classifier, output.progress("importing", images) as counted:
@@ -56,7 +62,7 @@ def import_(
             inputs, replace=replace_, on_error=report, on_commit=print_category if json else None
         )
     seconds = time.monotonic() - start
-    output.note(f"{len(committed)} categories, {images} images ({unreadable} unreadable) in {seconds:.1f} s")
+    output.print_note(f"{len(committed)} categories, {images} images ({unreadable} unreadable) in {seconds:.1f} s")
     if images and unreadable == images:
         raise typer.Exit(1)
 
@@ -67,7 +73,7 @@ def add(
     name: Name,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="A text that defines it; by default its name. Repeatable."),
+        typer.Option("--text", help="A text that defines the category; by default its name. Repeatable."),
     ] = None,
     image: Annotated[
         list[Path] | None,
@@ -76,31 +82,31 @@ def add(
     replace_: Replace = False,
     json: Json = False,
 ) -> None:
-    """Add a category, or references to one that exists. It counts from the next image on, in every process."""
+    """Add a category, or references to one that exists. Every process uses them from its next image on."""
     from zsvec.cli import output
 
-    images = [path for given in image or [] for path in find_images(given)]
+    images = [path for given in image or [] for path in images_at(given)]
     with context.obj.open() as classifier:
         category = classifier.add_category(name, text or None, images, replace=replace_)
     if json:
-        output.json_line(category.to_dict())
+        output.print_json(category.to_dict())
     else:
-        output.out.print(output.categories([category]))
+        output.out.print(_categories_table([category]))
 
 
 @app.command()
 def remove(context: typer.Context, name: Name) -> None:
-    """Remove a category and its references; the store is calibrated again, if that is cheap."""
+    """Remove a category and its references. A small store is then calibrated again."""
     from zsvec.cli import output
 
     with context.obj.open() as classifier:
         classifier.remove_category(name)
-    output.note(f"removed {name}")
+    output.print_note(f"removed {name}")
 
 
 @app.command("list")
 def list_(context: typer.Context, json: Json = False) -> None:
-    """List the categories with their references."""
+    """List the categories, with how many references each has."""
     from zsvec.cli import output
 
     with context.obj.open_store() as store:
@@ -108,16 +114,16 @@ def list_(context: typer.Context, json: Json = False) -> None:
         location = store.location
     if json:
         for category in found:
-            output.json_line(category.to_dict())
+            output.print_json(category.to_dict())
     elif found:
-        output.out.print(output.categories(found))
+        output.out.print(_categories_table(found))
     else:
-        output.note(f"no categories in {location}: add one with `zsvec add` or `zsvec import`")
+        output.print_note(f"no categories in {location}: add one with `zsvec add` or `zsvec import`")
 
 
 @app.command()
 def show(context: typer.Context, name: Name, json: Json = False) -> None:
-    """Show a category: its texts, its references and where they come from."""
+    """Show a category: its texts, and the source of each reference."""
     from zsvec.cli import output
     from zsvec.inputs.categories import checked_name
 
@@ -125,8 +131,24 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
         category = store.category(checked_name(name))
         sources = store.sources(category)
     if json:
-        output.json_line({**category.to_dict(), "metadata": category.metadata, "sources": sources})
+        output.print_json({**category.to_dict(), "metadata": category.metadata, "sources": sources})
         return
-    output.out.print(output.categories([category]))
+    output.out.print(_categories_table([category]))
     for expert, origins in sources.items():
-        output.out.print(output.facts({f"{expert} {i}": source for i, source in enumerate(origins, 1)}))
+        output.out.print(output.facts_table({f"{expert} {i}": source for i, source in enumerate(origins, 1)}))
+
+
+def _categories_table(categories: Sequence[Category]) -> Table:
+    """A row for each category, with the number of its references of each expert."""
+    from rich.markup import escape
+
+    from zsvec.cli import output
+
+    experts = sorted({expert for category in categories for expert in category.references})
+    table = output.new_table("category", "version", "updated", "texts", *experts)
+    for category in categories:
+        counts = [str(category.references.get(expert, "–")) for expert in experts]
+        text = output.shortened("; ".join(category.texts))
+        updated = f"{category.updated.astimezone():%Y-%m-%d %H:%M}"
+        table.add_row(escape(category.name), str(category.version), updated, escape(text), *counts)
+    return table

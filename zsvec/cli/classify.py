@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import Explain, Fusion, Json, Stats, app, find_images
+from zsvec.cli.app import Explain, Fusion, Json, Stats, app, images_at
 
 if TYPE_CHECKING:
     from zsvec.inputs.images import ImageInput
@@ -40,16 +40,16 @@ def classify(
 
     with (
         context.obj.open(fusion=fusion) as classifier,
-        classifier.classify_stream(_paths(sources, every), top_k=top_k) as stream,
+        classifier.classify_stream(_images(sources, every), top_k=top_k) as stream,
         output.live(stream, stats),
     ):
         for prediction in stream:
-            output.answer(prediction, explain=explain, json=json)
+            output.print_prediction(prediction, explain=explain, json=json)
         done = stream.stats
     if done.failed:
-        output.note(f"{done.failed} of {done.images} images could not be read")
+        output.print_note(f"{done.failed} of {done.images} images could not be read")
     elif not done.images:
-        output.note("no images")
+        output.print_note("no images")
     if done.failed and done.failed == done.images:
         raise typer.Exit(1)
 
@@ -60,7 +60,9 @@ def watch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where images appear, in sub-folders too.")],
     state: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Says what is done.  [default: .zsvec-watch.jsonl in DIR]"),
+        typer.Option(
+            metavar="FILE", help="File that records which images are done.  [default: .zsvec-watch.jsonl in DIR]"
+        ),
     ] = None,
     settle: Annotated[float, typer.Option(min=0, help="Seconds without a change after which a file is complete.")] = 1,
     top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
@@ -68,7 +70,7 @@ def watch(
     stats: Stats = False,
     json: Json = False,
 ) -> None:
-    """Classify images as they appear in a folder, each once, until it is interrupted; then go on where it ended."""
+    """Classify each image that appears in a folder, once, until interrupted. The next run continues there."""
     from zsvec.cli import output
     from zsvec.inputs.watch import Watch
 
@@ -79,11 +81,11 @@ def watch(
         output.live(stream, stats),
     ):
         for prediction in stream:
-            output.answer(prediction, explain=explain, json=json)
+            output.print_prediction(prediction, explain=explain, json=json)
             watched.done(prediction.source)
 
 
-def _paths(sources: list[str], every: int) -> Iterator[ImageInput]:
+def _images(sources: list[str], every: int) -> Iterator[ImageInput]:
     from zsvec.inputs.video import CAMERA, VIDEOS, frames
 
     for source in sources:
@@ -92,4 +94,4 @@ def _paths(sources: list[str], every: int) -> Iterator[ImageInput]:
         elif Path(source).suffix.lower() in VIDEOS or source.startswith((CAMERA, "rtsp://")):
             yield from frames(source, every=every)
         else:
-            yield from find_images(source)
+            yield from images_at(source)

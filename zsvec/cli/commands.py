@@ -1,6 +1,8 @@
-"""All commands of `zsvec`: importing this registers them with the application, in the order that help shows."""
+"""All commands of `zsvec`: importing this registers them with the application."""
 
-from zsvec.cli import categories, classify, docs, evaluate, generate, store
+# ruff: noqa: I001 - help lists the commands in the order of these imports, and of the functions in each module:
+# people need the first ones first.
+from zsvec.cli import demo, categories, classify, evaluate, calibrate, generate, maintenance, docs
 from zsvec.cli.app import app
 
-__all__ = ["app", "categories", "classify", "docs", "evaluate", "generate", "store"]
+__all__ = ["app", "calibrate", "categories", "classify", "demo", "docs", "evaluate", "generate", "maintenance"]

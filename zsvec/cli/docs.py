@@ -43,7 +43,7 @@ def docs(topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="The 
     from zsvec.cli import output
 
     if topic is None:
-        output.out.print(output.facts({name: summary(page(name)) for name in TOPICS}))
+        output.out.print(output.facts_table({name: summary(page(name)) for name in TOPICS}))
         return
     text = page(topic)
     if sys.stdout.isatty():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from rich.markup import escape
+from rich.table import Table
 
+from zsvec.cli import output
 from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
 from zsvec.errors import ZSVecError
@@ -62,11 +65,22 @@ def examine(target: Target) -> Iterator[Finding]:
     except ZSVecError as exc:
         yield Finding("weights", False, str(exc), "correct the encoders of the profile in zsvec.toml")
     else:
-        hub = _hub(needed=bool(missing))
-        yield hub
-        yield _weights(settings, missing, reachable=hub.detail.startswith("reached"))
+        url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        problem = _problem_of_hub(url)
+        yield _hub(url, problem, needed=bool(missing))
+        yield _weights(settings, missing, reachable=problem is None)
     yield _generation(settings)
     yield _guarded("store", lambda: _store(settings))
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """A row for each finding, with the advice below its detail."""
+    table = output.new_table("", "", "", box=None, show_header=False)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
+        advice = f"\n[yellow]{escape(finding.advice)}[/]" if finding.advice else ""
+        table.add_row(mark, finding.what, escape(finding.detail) + advice)
+    return table
 
 
 def _guarded(what: str, examination: Callable[[], Finding]) -> Finding:
@@ -91,14 +105,19 @@ def _version(package: str) -> str:
         return ""
 
 
-def _hub(*, needed: bool) -> Finding:
-    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+def _problem_of_hub(url: str) -> str | None:
+    """Why the hub cannot be reached; ``None`` if it can."""
     try:
         httpx.head(url, timeout=3, follow_redirects=True)
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
-        detail = f"{url} cannot be reached ({type(exc).__name__})"
-        return Finding("hub", not needed, detail if needed else f"{detail}; not needed")
-    return Finding("hub", True, f"reached {url}")
+        return type(exc).__name__
+    return None
+
+
+def _hub(url: str, problem: str | None, *, needed: bool) -> Finding:
+    if problem is None:
+        return Finding("hub", True, f"reached {url}")
+    return Finding("hub", not needed, f"{url} cannot be reached ({problem})" + ("" if needed else "; not needed"))
 
 
 def _weights(settings: Settings, missing: Mapping[str, str], *, reachable: bool) -> Finding:

@@ -1,4 +1,4 @@
-"""The commands that measure and that learn: evaluate, calibrate."""
+"""The command that measures accuracy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import typer
 from zsvec.cli.app import Fusion, Json, Target, app
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from zsvec.evaluation import Evaluation
     from zsvec.types import Prediction
 
 
@@ -34,10 +37,12 @@ class Dataset(StrEnum):
 @app.command()
 def evaluate(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A sub-folder of images per category.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with a sub-folder of images for each category.")
+    ],
     unknown: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Images of no category: measures how well novelty tells them apart."),
+        typer.Option(metavar="DIR", help="Images of no category, to measure how well novelty tells them apart."),
     ] = None,
     fusion: Fusion = None,
     suite: Annotated[
@@ -56,7 +61,7 @@ def evaluate(
     """Measure accuracy on images whose categories are known.
 
     With --suite paper: every table and figure of the paper, on the references of the store and these images,
-    as a page to read and as JSON. What is embedded is kept in the folder of the report, so that it can be
+    as a page to read and as JSON. Embeddings are kept in the folder of the report, so that the command can be
     interrupted and repeated.
     """
     from zsvec.cli import output
@@ -68,17 +73,17 @@ def evaluate(
         _suite(context.obj, folder, unknown, dataset, report, json)
         return
     if report is not None or dataset is not Dataset.FOLDER:
-        raise typer.BadParameter("--report and --dataset are of --suite paper")
+        raise typer.BadParameter("--report and --dataset need --suite paper")
 
     def left_out(prediction: Prediction) -> None:
-        output.note(f"left out: {prediction.error}")
+        output.print_note(f"left out: {prediction.error}")
 
     with context.obj.open(fusion=fusion) as classifier, output.progress("classifying", None) as counted:
         result = measure(classifier, folder, unknown, on_error=left_out, track=counted)
     if json:
-        output.json_line(result.to_dict())
+        output.print_json(result.to_dict())
         return
-    output.out.print(output.evaluation(result))
+    output.out.print(_accuracy_table(result))
     output.out.print(f"{result.n} images")
     if result.auroc is not None:
         output.out.print(
@@ -112,40 +117,25 @@ def _suite(
             folder=to,
             name="/".join(folder.resolve().parts[-2:]),
             track=counted,
-            on_error=lambda source, reason: output.note(f"left out: {source}: {reason}"),
-            say=output.note,
+            on_error=lambda source, reason: output.print_note(f"left out: {source}: {reason}"),
+            say=output.print_note,
         )
     with single_threaded():
         page = publish(found, to)
     if json:
-        output.json_line(found.results)
+        output.print_json(found.results)
     else:
         for sentence in found.results["summary"]:
             output.out.print(sentence)
-    output.note(f"report: {page}")
+    output.print_note(f"report: {page}")
 
 
-@app.command()
-def calibrate(
-    context: typer.Context,
-    false_unknown_rate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="FRACTION", help="Images of known categories that may be called unknown.  [default: 0.05]"
-        ),
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Learn from the references how much each expert is worth, and from where an image is unknown.
-
-    Needs no images and no encoder, and is kept with the store for all who read it. Small stores are
-    calibrated after each change; `zsvec info` says whether this one has to be.
-    """
+def _accuracy_table(result: Evaluation) -> Table:
+    """A row for the fusion, and for each expert alone."""
     from zsvec.cli import output
 
-    with context.obj.open() as classifier:
-        report = classifier.calibrate(false_unknown_rate=false_unknown_rate)
-    if json:
-        output.json_line(report.to_dict())
-    else:
-        output.calibration(report)
+    table = output.new_table("", "top-1", "top-3", "top-5", "calibration error")
+    for name, accuracy in {f"fusion ({result.fusion})": result.accuracy, **result.experts}.items():
+        values = (accuracy.top1, accuracy.top3, accuracy.top5, accuracy.ece)
+        table.add_row(name, *(f"{value:.1%}" for value in values))
+    return table

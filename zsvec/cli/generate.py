@@ -1,4 +1,4 @@
-"""The command that draws references."""
+"""The command that draws reference images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import typer
 from zsvec.cli.app import Json, app
 
 if TYPE_CHECKING:
-    from zsvec.generation import Budget
+    from rich.table import Table
+
+    from zsvec.generation import Budget, Plan
+    from zsvec.generation.synthesis import Generated
 
 
 @app.command()
@@ -28,8 +31,8 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="N|USD",
-            help="The most that the folder may hold of these categories, 40 (images), or have cost for them, 2.50usd; "
-            "both if given twice.",
+            help="Limit for these categories, earlier runs included: 40 (images) or 2.50usd. Give it twice to set "
+            "both.",
         ),
     ] = None,
     folder: Annotated[
@@ -40,14 +43,15 @@ def generate(
         False
     ),
     keep_flagged: Annotated[
-        bool, typer.Option("--keep-flagged", help="Store images, too, that show nothing, a copy or something else.")
+        bool,
+        typer.Option("--keep-flagged", help="Also store images flagged as blank, as copies, or as something else."),
     ] = False,
     json: Json = False,
 ) -> None:
     """Draw reference images: a language model says how categories look, an image model draws them.
 
-    Needs OPENAI_API_KEY, and costs money: --dry-run says how much. Interrupt and repeat it freely: what is in the
-    folder is not bought again. Models, service and prices are set in zsvec.toml under [generation].
+    Needs OPENAI_API_KEY, and costs money: --dry-run says how much. Interrupt and repeat the command freely: images
+    and answers in the folder are not bought again. Models, service and prices are set in zsvec.toml under [generation].
     """
     from zsvec.cli import output
     from zsvec.errors import GenerationError
@@ -62,26 +66,26 @@ def generate(
             names if names else None, per_category=per_category, budget=_budget(budget or []), folder=where
         )
         if dry_run and json:
-            output.json_line(plan.to_dict())
+            output.print_json(plan.to_dict())
         else:
-            (output.out if dry_run else output.err).print(output.plan(plan))
+            (output.out if dry_run else output.err).print(_plan_table(plan))
         if dry_run:
             return
         try:
             with output.progress("drawing", len(plan.places)) as counted:
                 done = classifier.generation.run(plan, keep_flagged=keep_flagged, track=counted)
         except KeyboardInterrupt:
-            output.note(f"stopped; what has arrived is in {where}: run the same again to go on")
+            output.print_note(f"stopped; what has arrived is in {where}: run the same again to go on")
             raise
         except GenerationError as exc:
             if isinstance(exc.generated, Generated):
-                output.generated(exc.generated, json=json)
+                _print_generated(exc.generated, json=json)
             raise
-    output.generated(done, json=json)
+    _print_generated(done, json=json)
 
 
 def _budget(given: Sequence[str]) -> Budget:
-    """``40`` is of images, ``2.50usd`` of dollars."""
+    """Limits as given on the command line: ``40`` images, ``2.50usd``."""
     from zsvec.generation import Budget
 
     limits: dict[str, Any] = {}
@@ -95,3 +99,67 @@ def _budget(given: Sequence[str]) -> Budget:
         else:
             raise typer.BadParameter(f"--budget takes a number of images, such as 40, or 2.50usd. Got {text!r}")
     return Budget(**limits)
+
+
+def _plan_table(plan: Plan) -> Table:
+    """What a run will ask, buy and cost."""
+    from zsvec.cli import output
+
+    asked = ", ".join(f"{n} for {step}" for step, n in plan.questions.items() if n)
+    cost = "unknown: no price is known for the models" if plan.cost is None else f"about ${plan.cost:.2f}"
+    limits = [
+        *([f"{plan.budget.images} images"] if plan.budget.images is not None else []),
+        *([f"${plan.budget.dollars:g}"] if plan.budget.dollars is not None else []),
+    ]
+    confused = "; ".join(", ".join(group) for group in plan.measured[:5])
+    return output.facts_table(
+        {
+            "categories": f"{len(plan.categories)}",
+            "confused by the store": (confused + (" …" if len(plan.measured) > 5 else "")) or "none",
+            "questions": f"at most {asked} ({plan.models[0]})" if asked else "none",
+            "images to buy": f"{plan.affordable} ({plan.models[1]})"
+            + (f", and {plan.beyond_budget} that the budget does not allow" if plan.beyond_budget else ""),
+            "images there": plan.there,
+            "cost": cost,
+            "spent so far": f"${plan.spent:.2f}",
+            "budget": " and ".join(limits) or "none",
+            "folder": plan.folder,
+        }
+    )
+
+
+def _print_generated(done: Generated, *, json: bool) -> None:
+    """Print what was stored, what was left out, and why."""
+    from zsvec.cli import output
+
+    if json:
+        for image in done.images:
+            output.print_json(image.to_dict())
+        for declined in done.declined:
+            output.print_json(declined.to_dict())
+    else:
+        left_out = _left_out_table(done)
+        if left_out.row_count:
+            output.out.print(left_out)
+        stored = sum(image.stored for image in done.images)
+        output.out.print(
+            f"{len(done.images)} images, {stored} of them in the store, {len(done.flagged)} flagged; "
+            f"{len(done.declined)} declined by the service; ${done.spent:.2f} spent"
+        )
+    if done.out_of_budget:
+        output.print_note("the budget ended it: with a larger one, run the same again to go on")
+
+
+def _left_out_table(done: Generated) -> Table:
+    """Images that were not stored, or not drawn."""
+    from rich.markup import escape
+
+    from zsvec.cli import output
+
+    table = output.new_table("category", "image", "left out because")
+    for image in done.images:
+        if not image.stored:
+            table.add_row(escape(image.record.category), escape(str(image.path)), escape("; ".join(image.flags)))
+    for declined in done.declined:
+        table.add_row(escape(declined.category), "–", escape(f"{declined.code}: {declined.reason}"))
+    return table

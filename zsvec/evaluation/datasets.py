@@ -214,7 +214,7 @@ def _existing(name: str, *paths: Path) -> Path:
 
 @contextmanager
 def _damaged(path: Path) -> Iterator[None]:
-    """Say which file cannot be read."""
+    """Map errors of reading a file to one that names the file."""
     try:
         yield
     # Not a list: gzip, pickle and scipy.io each raise a dozen kinds of errors for damaged files.
@@ -224,7 +224,7 @@ def _damaged(path: Path) -> Iterator[None]:
 
 
 def _array_images(path: Path, pixels: Any, labels: Any, names: Sequence[str], *, colours: bool = True) -> ArrayImages:
-    """Check what a file had in it."""
+    """Check the content of a file."""
     with _damaged(path):
         kind, label_kind = f"{pixels.dtype} {pixels.shape}", f"{labels.dtype} {labels.shape}"
         shape_is_right = pixels.shape[3:] == (3,) if colours else pixels.ndim == 3

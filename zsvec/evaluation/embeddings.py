@@ -1,4 +1,4 @@
-"""Test images, embedded once: their vectors are kept in a folder, so that an interrupted evaluation goes on."""
+"""Vectors of test images, kept in a folder, so that an interrupted evaluation continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zsvec.classifier import Classifier
 from zsvec.errors import ImageError
 from zsvec.inputs.images import ImageInput, content_hash, source_of
 
-_CHUNK = 64  # images that an interruption can cost
+_CHUNK = 64  # images that are embedded again after an interruption, at most
 
 
 class Embeddings:

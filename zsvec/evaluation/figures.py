@@ -36,7 +36,7 @@ _MIDDLE: dict[str, Any] = {"ha": "center", "va": "center"}
 _MOST_ROWS, _MOST_CONFUSED, _MOST_NUMBERED = 40, 30, 24
 _MOST_MISTAKES, _PAIRS_A_ROW, _THUMB = 24, 4, 256
 _BINS, _LONGEST = 15, 60  # _LONGEST: characters of a name
-# Letters that matplotlib's own font lacks are taken from those of these that are installed.
+# Fonts for letters that matplotlib's own font lacks; those that are not installed are ignored.
 _FONTS = ("Noto Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai")
 
 
@@ -57,7 +57,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """An image of the category ``truth`` that was answered otherwise, with a probability of 0 to 1.
+    """An image of the category ``truth`` that was classified wrongly, with a probability of 0 to 1.
 
     ``nearest`` is the reference image nearest to it, of ``nearest_category``; ``None`` if there is none to show.
     """

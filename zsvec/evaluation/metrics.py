@@ -1,4 +1,4 @@
-"""What an experiment reports: accuracy, AUROC of the unknown, confusions, and how sure that is.
+"""What an experiment reports: accuracy, AUROC of unknown images, confusions, and confidence intervals.
 
 Pure functions of arrays; the order of the images does not matter to any of them. Calibration error is in
 `zsvec.method.fit`. Images are rows, categories columns, and a label is the number of its column.

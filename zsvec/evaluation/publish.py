@@ -26,8 +26,8 @@ def publish(suite: Suite, folder: Path) -> Path:
     """Write everything into a folder.
 
     Args:
-        suite: What `suite.run` gave.
-        folder: Made where it does not exist.
+        suite: Result of `suite.run`.
+        folder: Folder to write; made if it does not exist.
 
     Returns:
         The page.
@@ -45,7 +45,7 @@ def publish(suite: Suite, folder: Path) -> Path:
 
 
 def _draw(suite: Suite, folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Draw each figure that there is something for, and give its name, title and caption."""
+    """Draw each figure that has data, and yield its name, title and caption."""
     answers, known = suite.answers, suite.sample.known
     names = list(answers.categories)
     truth = suite.sample.columns(names)

@@ -84,7 +84,7 @@ def _table(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _best(table: Mapping[str, Any], column: Mapping[str, Any]) -> str | None:
-    """The best value of a column as it is shown: what looks the same is as good."""
+    """The best value of a column, rounded as shown: equal texts are equally good."""
     values = [row["values"].get(column["key"]) for row in table["rows"]]
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     if not numbers or column.get("best") not in ("high", "low"):

@@ -1,4 +1,4 @@
-"""Which categories are known and which are not, in the experiments on unknown images."""
+"""Known and unknown categories of the experiments on unknown images."""
 
 from __future__ import annotations
 

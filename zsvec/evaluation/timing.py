@@ -9,7 +9,6 @@ from typing import Any
 from zsvec.classifier import Classifier
 from zsvec.evaluation.study import Study
 from zsvec.inputs.images import ImageInput, load_image
-from zsvec.method.aggregation import aggregate
 from zsvec.method.similarities import category_names
 from zsvec.search.numpy_index import compare
 
@@ -42,7 +41,7 @@ def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -
         vectors = timed("encode", lambda: encoders.encode_images(prepared))
         found = timed("search", lambda: compare(study.references, names, vectors, 3))
         timed(
-            "aggregate", lambda: [aggregate(e.similarities, scoring.aggregation, scoring.top_m) for e in found.experts]
+            "aggregate", lambda: [e.similarities.aggregate(scoring.aggregation, scoring.top_m) for e in found.experts]
         )
         timed("fuse", lambda: scoring.scores(found))
 

@@ -1,4 +1,4 @@
-"""The most that a run may buy and cost, and how it is kept to."""
+"""What a run may cost: its limits in images and dollars, and how the limit in dollars is kept."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that a folder may contain of the categories of a run, and have cost for them, earlier runs included.
+    """Limits for the categories of a run in one folder, earlier runs included.
 
     Attributes:
-        images: At most so many images; ``None``: as many as are planned.
-        dollars: For answers and images, at most; ``None``: without a limit.
+        images: Largest number of images in the folder; ``None``: as many as are planned.
+        dollars: Most dollars spent on answers and images; ``None``: no limit.
     """
 
     images: int | None = None
@@ -31,10 +31,10 @@ class Budget:
 
 
 class Purse:
-    """Keeps a run to its budget in dollars. A request that has begun counts by its estimate until its cost is known.
+    """Keeps a run within its budget in dollars. A request counts by its estimate until its cost is known.
 
     Args:
-        limit: Dollars; ``None``: without a limit.
+        limit: Dollars; ``None``: no limit.
         spent: Dollars that earlier runs have cost.
     """
 
@@ -43,7 +43,7 @@ class Purse:
         self._left = math.inf if limit is None else limit - spent
 
     def reserve(self, estimate: float | None) -> bool:
-        """Set money aside for a request, if there is enough."""
+        """Set the estimated cost of a request aside. Returns False if too little is left."""
         if self._limit is None:
             return True
         if estimate is None or estimate > self._left + ROUNDING:
@@ -52,5 +52,5 @@ class Purse:
         return True
 
     def pay(self, estimate: float | None, cost: float | None) -> None:
-        """Replace what was set aside by the cost."""
+        """Replace the reserved estimate by the cost."""
         self._left += (estimate or 0.0) - (cost or 0.0)

@@ -60,7 +60,7 @@ class Client:
         self._openai.close()
 
     def stop(self) -> None:
-        """Try nothing again from now on: calls that wait for that end with an error."""
+        """Retry nothing from now on: calls that wait for their next attempt end with an error."""
         self._retries.stop()
 
     def ask(self, question: Question[Form], idempotency_key: str) -> Answer[Form] | Declined:
@@ -155,7 +155,7 @@ class Client:
         return response.text, response.headers.get("x-request-id", "")
 
     def _downloaded(self, url: str) -> bytes:
-        """An image that the service has put somewhere, empty if it is not there; the key is not sent there."""
+        """Download an image from the address that the service gave, without the key; empty if it is not there."""
         host = host_of(url)
         if host is None:
             raise GenerationError(

@@ -14,7 +14,7 @@ from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Plan, StoredCategory, make_plan
 from zsvec.generation.synthesis import Generated, store_images
-from zsvec.inputs.categories import checked_name, readable
+from zsvec.inputs.categories import as_words, checked_name
 from zsvec.method.confusions import Confusions, confusions
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
@@ -30,14 +30,14 @@ Track = Callable[[Iterable[ImageRecord | DeclinedRecord]], Iterable[ImageRecord 
 
 
 class Generation:
-    """Draws reference images of the categories of a store; a classifier has it as ``clf.generation``.
+    """Draws reference images for the categories of a store. It is ``clf.generation`` of a classifier.
 
     Args:
         store: Where the categories are.
         settings: The service and its models.
-        searcher: Over the references of the store.
-        calibrator: Says what the store confuses, and calibrates after a write.
-        builder: Gives the builder of the store; called once the images have been drawn.
+        searcher: Searches the references of the store.
+        calibrator: Measures which categories the store confuses, and calibrates after a write.
+        builder: Returns the builder of the store; called after the images have been drawn.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Generation:
         budget: Budget | None = None,
         folder: str | os.PathLike[str] = FOLDER,
     ) -> Plan:
-        """Plan to draw reference images. Nothing is asked, bought or written, and no key needed.
+        """Plan to draw reference images. Planning makes no request, writes nothing and needs no key.
 
         Categories that the stored references confuse come first. Their images will show the features that they share,
         and those that tell them apart.
@@ -153,6 +153,6 @@ def _names(categories: object) -> Iterable[Any]:
 
 
 def _stored(category: Category) -> StoredCategory:
-    """Its longest text, and how many reference images it has."""
+    """A category's longest text, and how many reference images it has."""
     counts = [n for expert, n in category.references.items() if encoder_and_modality(expert)[1] == "image"]
-    return StoredCategory(max((readable(category.name), *category.texts), key=len), max(counts, default=0))
+    return StoredCategory(max((as_words(category.name), *category.texts), key=len), max(counts, default=0))

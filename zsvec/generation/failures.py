@@ -1,4 +1,4 @@
-"""What a failed request means: that it is declined, that it may pass, or an error with its way out."""
+"""What a failed request means: declined, a temporary failure, or an error that says what to do."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Knowledge:
                 self.learn(record)
 
     def learn(self, record: AnswerRecord) -> None:
-        """Take over what an answer says about its subjects. A question about one subject alone settles it."""
+        """Learn what an answer says about its subjects. A question about one subject is not asked again."""
         about = [_subject(subject) for subject in record.about]
         if record.answer is not None:
             learn = {"descriptions": self._describe, "groups": self._group, "features": self._compare}[record.step]
@@ -71,7 +71,7 @@ class Knowledge:
             self.declined[record.step, about[0]] = record.declined or "unusable: it was left out of the answer"
 
     def missing(self, step: str, subjects: Iterable[Any]) -> list[Any]:
-        """Subjects that have not been asked about, or were left out of the answer to a question about several."""
+        """Subjects that were never asked about, or that an answer about several subjects left out."""
         return [
             subject
             for subject in subjects
@@ -131,7 +131,7 @@ def analyse(
     measured: Sequence[Group],
     ask: Callable[[Sequence[Asked]], None],
 ) -> list[Group]:
-    """Find out all that the image prompts of some categories need.
+    """Ask for everything that the image prompts of some categories need.
 
     Args:
         knowledge: Earlier answers; `ask` adds to it.

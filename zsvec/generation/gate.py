@@ -1,4 +1,4 @@
-"""Which generated images are better left out of a store: blank ones, copies, and those of something else.
+"""Flags generated images that a store should not have: blank images, copies, and images of something else.
 
 Bad references cost accuracy (paper, section 4.3.3). The gate only flags them; the user decides.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 from zsvec.builder import Builder
 from zsvec.errors import ImageError
 from zsvec.generation.manifest import ImageRecord
-from zsvec.inputs.categories import readable
+from zsvec.inputs.categories import as_words
 from zsvec.inputs.images import load_image
 from zsvec.method.leave_one_out import TWIN
 from zsvec.method.similarities import References
@@ -26,7 +26,7 @@ from zsvec.types import expert_name
 
 Floats = NDArray[np.float32]
 
-# What photographs show besides: an image that is near to its category is nearer to it than to these.
+# Everyday things. An image that shows its category is nearer to the category than to these.
 EVERYDAY = (
     *("person", "dog", "cat", "bird", "fish", "insect", "reptile", "horse", "tree", "flower"),
     *("fruit", "vegetable", "meal", "bottle", "chair", "bed", "lamp", "book", "computer", "camera"),
@@ -36,11 +36,11 @@ EVERYDAY = (
 
 _BLOCK = 2**24  # similarities in memory at once
 _SIDE = 64
-_CONTRAST = 4.0  # of 255: standard deviation of the pixels, below which there is nothing to see
+_CONTRAST = 4.0  # of 255: standard deviation of the pixels below which an image is blank
 
 
 def blank(image: Image.Image) -> bool:
-    """Whether an RGB image is of one colour, but for noise."""
+    """Whether an RGB image has one colour only, except for noise."""
     small = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
     return bool(small.std(axis=(0, 1)).max() < _CONTRAST)
 
@@ -88,12 +88,12 @@ def copies(images: Mapping[str, Floats], references: Mapping[str, Floats]) -> ND
 
 @dataclass(slots=True)
 class GeneratedImage:
-    """A generated image, and what became of it.
+    """A generated image, its flags, and whether it was stored.
 
     Attributes:
-        record: What was asked for, and what came.
-        path: Of the file.
-        flags: Why the image is better left out of the store; empty if nothing speaks against it.
+        record: The request and its result.
+        path: Path of the file.
+        flags: Why the store should not have the image; empty if there is no reason.
         stored: Whether the image is in the store.
         vectors: By encoder, float32 ``(dim,)``, unit norm, once the gate has looked at it, if it can be read.
     """
@@ -114,8 +114,8 @@ class Gate:
     """Looks at generated images: whether each shows its category, and a picture that is not stored yet.
 
     Args:
-        builder: Its encoders, batches and prompts are used.
-        references: By expert, all that are stored.
+        builder: Builder whose encoders, batch size and prompts are used.
+        references: All stored references, by expert.
     """
 
     def __init__(self, builder: Builder, references: Mapping[str, References]) -> None:
@@ -140,7 +140,7 @@ class Gate:
         return set(self._keys)
 
     def look(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
-        """Flag images that are better left out, and keep the vectors of all that can be read.
+        """Flag images that the store should not have, and keep the vectors of all readable images.
 
         Args:
             images: None of which is in the store.
@@ -189,7 +189,7 @@ class Gate:
                 found[name] &= far(vectors, np.stack(texts[name]), everyday)
         for name, members in categories.items():
             for position in np.flatnonzero(found[name]):
-                members[position].flags.append(f"far: no nearer to {readable(name)!r} than to everyday things")
+                members[position].flags.append(f"far: no nearer to {as_words(name)!r} than to everyday things")
 
     def _texts(self, encoder: str, names: Sequence[str]) -> Floats:
         return self._encoders[encoder].encode_texts([self._builder.prompt(encoder, name) for name in names])

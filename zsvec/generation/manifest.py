@@ -99,8 +99,8 @@ class ImageRecord(_Record):
         seconds: From request to response.
         cost: In dollars, if known.
         sha256: Of the file; also the ``hash`` of the reference in the store.
-        file: Relative to the folder.
-        receipt: Names this purchase.
+        file: Path relative to the folder.
+        receipt: Id of this purchase.
     """
 
     kind: Literal["image"] = "image"
@@ -153,7 +153,7 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 class _Received(BaseModel):
-    """An image on its way: everything about it in one file."""
+    """An image that was received and not yet filed: image and record in one file."""
 
     record: ImageRecord
     data: str
@@ -241,7 +241,7 @@ class Manifest:
         return file
 
     def file_image(self, received: Path) -> ImageRecord:
-        """Put a received image in its place and into the manifest; done again after a kill, it is there once."""
+        """Move a received image to its place and add its record. Repeated after a kill, it is still there once."""
         with _usable(self.folder):
             whole = _read_received(received)
             path = self.folder / whole.record.file

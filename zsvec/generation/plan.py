@@ -59,12 +59,12 @@ class Plan:
         others: Texts of the other categories of the store, which these may be confused with.
         measured: Groups that the store confuses.
         places: Images to buy, by category and index, the most useful first.
-        affordable: How many of `places` the budget allows, as estimated; if they cost less, more are bought.
+        affordable: Estimated number of `places` that the budget allows. If images cost less, more are bought.
         excluded: How many images were left out of `places`: those beyond a budget in images, and those of
             categories that the budget cannot cover.
-        there: How many images of these categories are in the folder.
+        there: Number of images of these categories in the folder.
         questions: Requests to the language model, by step; of the step ``features`` at most so many.
-        budget: That will be kept to.
+        budget: Limits of the run.
         spent: Dollars that have been spent on these categories in this folder.
         cost_of_questions: Estimated, in dollars; ``None`` if the price of the language model is not known.
         cost_of_image: Estimated, in dollars; ``None`` if the price of the image model is not known.
@@ -198,7 +198,7 @@ def make_plan(
 
 
 def _worth(place: tuple[str, int], stored: Mapping[str, StoredCategory], confusions: Confusions) -> float:
-    """The probability that its category loses to others, shared among the images that the category then has."""
+    """The probability that the category is confused with others, divided by the images that it then has."""
     name, index = place
     images = stored[name].images if name in stored else 0
     return confusions.lost.get(name, 1.0) / (1 + images + index)
@@ -207,7 +207,7 @@ def _worth(place: tuple[str, int], stored: Mapping[str, StoredCategory], confusi
 def _questions(
     knowledge: Knowledge, names: Sequence[str], every: Sequence[str], measured: Sequence[Group]
 ) -> tuple[dict[str, int], Usage]:
-    """How many questions there are to ask, at most, and their tokens, roughly."""
+    """Upper bound of the number of questions, and a rough estimate of their tokens."""
     undescribed, ungrouped = knowledge.missing("descriptions", names), knowledge.missing("groups", names)
     groups = knowledge.missing("features", chosen_groups(names, [*measured, *knowledge.groups], every))
     # Each category that is not grouped yet may be in `MOST_GROUPS` groups, and shares each with another one.

@@ -1,4 +1,4 @@
-"""What comes back from the service, checked: answers, images, and why there are none.
+"""Checked responses of the service: answers, images, and reasons why there is none.
 
 The classes of the package `openai` take whatever comes without a check, so that bodies are read here.
 """
@@ -104,7 +104,7 @@ def read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[F
         body: Of the response.
         request: Its id, where the body has none.
         form: What the content must be.
-        key: Taken out of everything.
+        key: Removed from all texts.
 
     Returns:
         `Unusable`, if the body is no chat completion, or its content has another form.
@@ -154,7 +154,7 @@ def read_image(body: str, key: Key) -> Delivery | Unusable:
 
 
 def _first_problem(exc: ValidationError) -> str:
-    """What is wrong first, without the values, which may be long."""
+    """The first validation error, without the values, which may be long."""
     error = exc.errors(include_input=False, include_url=False)[0]
     return f"{'.'.join(map(str, error['loc'])) or 'the response'}: {error['msg']}"
 

@@ -1,4 +1,4 @@
-"""When a request is tried again: after a failure that may pass, until the deadline, at growing intervals.
+"""When a request is tried again: after a temporary failure, until the deadline, at growing intervals.
 
 `failures` says which failures may pass. A service that says when to come back (``Retry-After``) is asked again then.
 """
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 
 class PassingError(Exception):
-    """A failure that may pass.
+    """A temporary failure.
 
     Attributes:
         retry_after: Seconds to wait, if the service says so.
@@ -60,7 +60,7 @@ class Retries:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """Try nothing again from now on: requests that wait for that end with an error."""
+        """Retry nothing from now on: requests that wait for their next attempt end with an error."""
         self._stopping.set()
 
     def run(self, attempt: Callable[[], Result]) -> Result:

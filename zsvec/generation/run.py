@@ -28,7 +28,7 @@ from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord,
 from zsvec.generation.plan import Plan
 from zsvec.generation.prices import image_cost, text_cost
 from zsvec.generation.responses import Declined
-from zsvec.inputs.categories import readable
+from zsvec.inputs.categories import as_words
 
 _log = logging.getLogger(__name__)
 
@@ -39,15 +39,15 @@ Result: TypeAlias = ImageRecord | DeclinedRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """What the folder of a run contains of its categories.
+    """The purchases in the folder of a run that concern its categories.
 
     Attributes:
         categories: The categories of the plan.
         images: All their images, those of earlier runs included.
         declined: Images that the service does not draw.
-        knowledge: What was found out about the categories.
+        knowledge: The answers about the categories.
         spent: Dollars, as far as the costs are known, earlier runs included.
-        out_of_budget: Whether the budget ended the run before all was bought.
+        out_of_budget: Whether the budget ended the run before every image was bought.
         error: The error that ended the run, if one did.
     """
 
@@ -84,7 +84,7 @@ class Run:
         self.out_of_budget = False
 
     def analyse(self) -> list[Group]:
-        """Find out what the prompts of the images need, and return the groups that have been compared."""
+        """Ask for what the prompts of the images need, and return the compared groups."""
         plan = self._plan
         names = sorted({name for name, _ in plan.places})
         # A category that has all its images can still be confused with the others.
@@ -108,7 +108,7 @@ class Run:
     def _prompt(self, name: str, index: int, groups: Sequence[Group]) -> str:
         look = self.knowledge.look(name, groups)
         return prompts.draw(
-            readable(name),
+            as_words(name),
             index,
             scenes=look["scenes"],
             common=look["common"],
@@ -184,18 +184,18 @@ class Run:
         return self._manifest.file_image(received)
 
     def _cost_of_nothing(self, declined: Declined) -> float | None:
-        """Dollars for an image that did not come: unusable responses were paid for all the same."""
+        """Dollars spent on an image that was not received: unusable responses are paid for, too."""
         if declined.usage.output:
             return image_cost(declined.usage, self._settings)
         each = image_cost(None, self._settings)
         return each and each * MOST_UNUSABLE if declined.code == "unusable" else 0.0
 
     def _key(self, *parts: Any) -> str:
-        """The same request of the same folder has the same key, in each run."""
+        """The idempotency key of a request: the same in each run over the same folder."""
         return hashlib.sha256(json.dumps([self._manifest.id, *parts]).encode()).hexdigest()[:32]
 
     def _at_once(self, jobs: Iterable[Job], work: Callable[[Job], Done], estimate: float | None) -> Iterator[Done]:
-        """Do jobs in threads, as many at once as settings and budget allow, and yield their results.
+        """Run jobs in threads, as many at once as settings and budget allow, and yield their results.
 
         After an error, or an interruption, no job is begun, and requests on their way are waited for: they are
         paid for.
@@ -245,7 +245,7 @@ def carry_out(
     Args:
         plan: What to do.
         settings: The models to do it with.
-        track: Iterates the results, one for each image of the plan; to show progress.
+        track: Wraps the iteration over the images of the plan, for example to show progress.
 
     Raises:
         InvalidInputError: The folder is in use, or cannot be used.

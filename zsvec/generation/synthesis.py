@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zsvec.generation.run import Drawn  # with it, the package `openai`, which takes a second to import
 
 SOURCE = "generated"
-"""Of the references that come from here."""
+"""Source of the references that are generated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Generated:
         declined: Images that the service does not draw, and why.
         categories: The categories that were committed.
         spent: Dollars, as far as the costs are known, earlier runs included.
-        out_of_budget: Whether the budget ended the run before all was bought.
+        out_of_budget: Whether the budget ended the run before every image was bought.
     """
 
     images: tuple[GeneratedImage, ...]
@@ -41,7 +41,7 @@ class Generated:
 
     @property
     def flagged(self) -> tuple[GeneratedImage, ...]:
-        """The images that are better left out."""
+        """The images with a flag: those that the store should not have."""
         return tuple(image for image in self.images if image.flags)
 
 
@@ -54,14 +54,14 @@ def store_images(
     existing: set[str],
     keep_flagged: bool,
 ) -> Generated:
-    """Put drawn images into a store, but for flagged ones, and the descriptions with them.
+    """Store drawn images, except for flagged ones, with the descriptions as texts.
 
     Args:
         drawn: The images and descriptions.
-        folder: Where they are.
-        builder: Of the store.
-        references: By expert, all that are stored.
-        existing: Names of the categories of the store.
+        folder: Folder of the images.
+        builder: Builder of the store.
+        references: All stored references, by expert.
+        existing: Names of the categories in the store.
         keep_flagged: Whether flagged images that can be read are stored as well.
     """
     gate = Gate(builder, references)
@@ -102,7 +102,7 @@ def _inputs(
     *,
     with_texts_alone: bool,
 ) -> Iterator[CategoryInput]:
-    """The categories that have something to store."""
+    """The categories with an image or a text to store."""
     for name in categories:
         references = [
             ReferenceImage(image=image.path, source=SOURCE, prompt=image.record.prompt, vectors=image.vectors)

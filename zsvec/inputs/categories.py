@@ -32,10 +32,10 @@ class ReferenceImage:
 
     Attributes:
         image: The image.
-        source: Where the image comes from, in the place of its path.
+        source: Where the image comes from; by default its path.
         prompt: The prompt that the image was generated from.
-        vectors: Vectors by encoder, float32 ``(dim,)``, unit norm, of all encoders of images; with them the image is
-            not embedded again.
+        vectors: Vector of each image encoder, float32 ``(dim,)``, unit norm. An image with vectors is not embedded
+            again.
     """
 
     image: ImageInput
@@ -71,7 +71,7 @@ def checked_category(category: object) -> CategoryInput:
     Its images are not iterated, and its vectors are not looked at: `checked_vectors` needs their dimension.
 
     Raises:
-        InvalidInputError: It is no `CategoryInput`, or one of its fields cannot be used.
+        InvalidInputError: The category is no `CategoryInput`, or one of its fields cannot be used.
     """
     if not isinstance(category, CategoryInput):
         raise InvalidInputError(f"categories must be CategoryInput objects. Got {reprlib.repr(category)} instead")
@@ -157,7 +157,7 @@ def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.fl
     Args:
         vectors: Numbers of this shape, rows of any norm.
         dim: Dimension of the encoder.
-        name: What messages call them: their expert, or their encoder.
+        name: Their expert or encoder, for messages.
 
     Raises:
         InvalidInputError: They are no numbers, of another shape, or a row is zero or not finite.
@@ -181,7 +181,7 @@ def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.fl
 
 
 def checked_metadata(metadata: object) -> dict[str, Any]:
-    """Metadata as it comes back from a store.
+    """Metadata as a store returns it.
 
     Raises:
         InvalidInputError: It is no JSON object, has numbers beyond 64 bits, or is too long or too deep.
@@ -215,6 +215,6 @@ def _depth(value: object) -> int:
     return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
 
 
-def readable(name: str) -> str:
-    """A category name as words: folder names often have underscores for spaces."""
+def as_words(name: str) -> str:
+    """A category name with spaces for underscores, which folder names often have."""
     return " ".join(name.replace("_", " ").split())

@@ -1,4 +1,4 @@
-"""Image content → an 8-bit RGB ``PIL.Image``, within a limit of pixels: formats, orientation, depth, alpha.
+"""Image content → an 8-bit RGB ``PIL.Image``: formats, orientation, depth, alpha, and the limits of memory.
 
 Errors here say what is wrong; `zsvec.inputs.images` adds which image it is.
 """
@@ -17,6 +17,15 @@ from PIL import ExifTags, Image, ImageFile
 
 from zsvec.errors import ImageError
 
+MAX_PIXELS = 100_000_000
+"""Largest image that is decoded by default.
+
+Peak memory of each thread that decodes, measured on PNG and TIFF files, in bytes a pixel: 4 for RGB (400 MB), 8 for
+RGBA or an image that is turned upright, 13 for 16-bit and 26 for 32-bit grey.
+"""
+MAX_BYTES = 2**30
+"""Most bytes that are read of one image: above what `MAX_PIXELS` take, so that only an endless stream is cut off."""
+
 # Raster formats that Pillow recognises by their first bytes and decodes in process, with their suffixes. Not EPS,
 # which is a program, nor ICO, which Pillow decodes before its size is known. Some builds have no AVIF.
 FORMATS = {
@@ -32,7 +41,7 @@ FORMATS = {
 }
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
-_DRAFT = 2  # times the size to which it will be scaled, in which a JPEG file is decoded at least
+_DRAFT = 2  # a JPEG file is decoded at least this many times as large as it will be scaled to
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -1,4 +1,4 @@
-"""Folders: the images in one, and categories from one with a sub-folder of images each and a file of definitions."""
+"""The images in a folder; categories from a folder with a sub-folder for each, and from a file of definitions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find_images(folder: Path) -> list[Path]:
     Linked folders are followed, and each folder is visited once.
 
     Raises:
-        InvalidInputError: The folder, or one under it, is missing, is no folder, or cannot be listed.
+        InvalidInputError: The folder or a sub-folder is missing, is no folder, or cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -52,7 +52,7 @@ def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | Non
         definitions: Definition texts by category.
 
     Raises:
-        InvalidInputError: The folder is none, cannot be listed or has no sub-folders, or a name cannot be used.
+        InvalidInputError: `folder` is no folder, cannot be listed or has no sub-folders, or a name cannot be used.
     """
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise InvalidInputError(f"{folder} is not a folder: give one with a sub-folder of images per category")

@@ -1,8 +1,8 @@
-"""Anything that contains an image → an RGB ``PIL.Image``, within limits, and the hash of its content.
+"""Paths, bytes, files, arrays and PIL images → an RGB ``PIL.Image``, and the hash of its content.
 
 `read_image` gives both with one read. Every failure is an `ImageError`. Nothing changes the state of the process
-(Pillow's globals, the filters of `warnings`), so that many threads may read images. `MAX_PIXELS` and `MAX_BYTES` bound
-the memory that one image takes.
+(Pillow's globals, the filters of `warnings`), so that many threads may read images. `zsvec.inputs.decoding` says how
+much memory an image takes.
 """
 
 from __future__ import annotations
@@ -23,18 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsvec.errors import ImageError
-from zsvec.inputs.decoding import check_array, decode
+from zsvec.inputs.decoding import MAX_BYTES, MAX_PIXELS, check_array, decode
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
-
-MAX_PIXELS = 100_000_000
-"""Largest image that is decoded by default.
-
-Bytes a pixel that decoding took at its peak, measured on PNG and TIFF files, in each thread that decodes: 4 for RGB
-(400 MB), 8 for RGBA or an image that is turned upright, 13 for 16-bit and 26 for 32-bit grey.
-"""
-MAX_BYTES = 2**30
-"""Most bytes that are read of one image, above what `MAX_PIXELS` take: an endless stream must end somewhere."""
 
 _CHUNK = 2**20
 

@@ -49,7 +49,7 @@ def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.
                     image = frame.to_image()  # type: ignore[no-untyped-call]
                     image.filename = f"{name}#{number}"
                     yield image
-            if number < 0:  # FFmpeg finds nothing wrong with some formats that are cut short
+            if number < 0:  # FFmpeg reports no error for some truncated formats
                 raise ImageError(f"cannot read {name!r}: it has no frame; give a video that FFmpeg reads")
     except (av.FFmpegError, OSError) as exc:
         reason = exc.strerror or exc

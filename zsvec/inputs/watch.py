@@ -1,4 +1,4 @@
-"""The images that appear in a folder, each once, whatever happens to files and processes."""
+"""The images that appear in a folder: each is yielded once, even if files change or processes are killed."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Watch:
         for path in self._find():
             try:
                 status = path.stat()
-            except OSError:  # it has just been removed
+            except OSError:  # the file has just been removed
                 continue
             yield _File(str(path.relative_to(self.folder)), status.st_size, status.st_mtime_ns)
 
@@ -141,7 +141,7 @@ class Watch:
         except (InvalidInputError, OSError) as exc:
             if not isinstance(exc.__cause__ or exc, FileNotFoundError):
                 raise
-        # A sub-folder was removed while it was listed, and the next look will list the rest; or the folder itself was.
+        # A sub-folder was removed while it was listed: the next look lists the rest. If the folder is gone, raise.
         return [] if self.folder.is_dir() else find_images(self.folder)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.similarities import Compared, Found
+from zsvec.method.similarities import Found
 
 Floats = NDArray[np.float32]
 
@@ -49,7 +49,7 @@ class Similarities:
         return len(self.values)
 
     def aggregate(self, method: str, m: int) -> Floats:
-        """See the function `aggregate`."""
+        """See `zsvec.method.similarities.Compared.aggregate`."""
         return AGGREGATIONS[method].function(self, m)
 
 
@@ -145,20 +145,6 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
 """By name."""
 
 
-def aggregate(similarities: Compared, method: str, m: int) -> Floats:
-    """Similarity of each image to each category that an expert covers.
-
-    Args:
-        similarities: Of one expert.
-        method: A name in `AGGREGATIONS`.
-        m: References that ``top_mean`` averages; at least 1.
-
-    Returns:
-        float32 ``(n_images, n_covered)``, -1 to 1.
-    """
-    return similarities.aggregate(method, m)
-
-
 def aggregate_experts(found: Found, methods: Mapping[str, Iterable[str]], m: int) -> dict[str, dict[str, Floats]]:
     """Similarity of each image to every category, for each expert.
 
@@ -176,6 +162,6 @@ def aggregate_experts(found: Found, methods: Mapping[str, Iterable[str]], m: int
         out[expert.name] = {}
         for method in dict.fromkeys(methods[expert.name]):
             values = np.full((len(expert.similarities), len(found.categories)), np.nan, dtype=np.float32)
-            values[:, expert.coverage] = aggregate(expert.similarities, method, m)
+            values[:, expert.coverage] = expert.similarities.aggregate(method, m)
             out[expert.name][method] = values
     return out

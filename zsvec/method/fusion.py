@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
-from zsvec.method.confidence import confidences, fuse, inverse_entropy, max_confidence, neg_exp_entropy
 from zsvec.method.logits import Logits, softmax
+from zsvec.method.paper_fusion import confidences, fuse, inverse_entropy, max_confidence, neg_exp_entropy
 from zsvec.method.pool import log_linear
 from zsvec.method.similarities import Found
 from zsvec.method.transduction import prototypes, transduce
@@ -45,7 +45,6 @@ class Strategy:
         needs_exact: Whether every image must have been compared with every reference.
         needs_calibration: Whether a calibration is needed.
         needs_images: Whether an expert must compare images with images.
-        by_batch: Whether the answer for an image depends on the other images of its batch.
         fallback: The strategy that runs instead where something is missing.
     """
 
@@ -55,7 +54,6 @@ class Strategy:
     needs_exact: bool = False
     needs_calibration: bool = False
     needs_images: bool = False
-    by_batch: bool = False
     fallback: str | None = None
 
 
@@ -159,7 +157,6 @@ STRATEGIES: Mapping[str, Strategy] = {
         summary="log_linear_views, and the images of a batch help each other",
         needs_exact=True,
         needs_images=True,
-        by_batch=True,
         fallback="log_linear_views",
     ),
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.aggregation import Similarities, aggregate
+from zsvec.method.aggregation import Similarities
 from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
 
@@ -144,13 +144,13 @@ def _score(
     values = queries @ references.vectors.T
     floor = np.full(len(queries), -1, dtype=np.float32)
     every = Similarities(values, references.starts, np.diff(references.starts), references.norms, floor)
-    found = {name: aggregate(every, name, top_m) for name in aggregations}
+    found = {name: every.aggregate(name, top_m) for name in aggregations}
     if itself is not None:
         own = np.searchsorted(references.starts, itself, side="right") - 1
         order, others = _other_references(references, values, itself, own, twins)
         for name, similarity in found.items():
             similarity[np.arange(len(queries)), own] = np.nan
-            similarity[order, own[order]] = aggregate(others, name, top_m)[0] if order.size else np.nan
+            similarity[order, own[order]] = others.aggregate(name, top_m)[0] if order.size else np.nan
     return found
 
 

@@ -103,7 +103,15 @@ class Compared(Protocol):
         ...
 
     def aggregate(self, method: str, m: int) -> Floats:
-        """What `zsvec.method.aggregation.aggregate` returns."""
+        """Similarity of each image to each category that the expert covers.
+
+        Args:
+            method: A name in `zsvec.method.aggregation.AGGREGATIONS`.
+            m: References that ``top_mean`` averages; at least 1.
+
+        Returns:
+            float32 ``(n_images, n_covered)``, -1 to 1.
+        """
         ...
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.aggregation import aggregate
 from zsvec.method.leave_one_out import TWIN
 from zsvec.method.logits import softmax
 from zsvec.method.similarities import Found
@@ -66,7 +65,7 @@ def prototypes(found: Found, coefficients: Mapping[str, Mapping[str, float]]) ->
                     coefficient=of_aggregations.get("prototype", sum(of_aggregations.values()) / 2),
                     categories=expert.coverage,
                     counts=expert.similarities.counts,
-                    means=aggregate(expert.similarities, "mean", 1),
+                    means=expert.similarities.aggregate("mean", 1),
                     norms=expert.similarities.norms,
                     gram=query @ query.T,
                 )

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import Change, Expert, Index, IndexSpec, Snapshot, Vectors
-from zsvec.search.references import renewed
+from zsvec.search.layout import renewed
 from zsvec.store import Store
 from zsvec.types import Category
 

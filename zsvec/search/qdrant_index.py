@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zsvec.method.aggregation import Similarities
 from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, References
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot, Vectors
-from zsvec.search.references import Part, read, renewed
+from zsvec.search.layout import Part, read, renewed
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Neighbor
 

@@ -254,7 +254,7 @@ class TorchSimilarities:
         return np.full(len(self), -1, dtype=np.float32)
 
     def aggregate(self, method: str, m: int) -> Vectors:
-        """What `zsvec.method.aggregation.aggregate` returns.
+        """See `zsvec.method.similarities.Compared.aggregate`.
 
         Raises:
             StoreError: This does not fit the memory of the device.

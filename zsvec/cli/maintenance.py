@@ -1,4 +1,4 @@
-"""The commands about the store and the installation: info, doctor, gc, demo."""
+"""The commands that look after the store and the installation: info, doctor, gc."""
 
 from __future__ import annotations
 
@@ -8,50 +8,39 @@ from zsvec.cli.app import Json, app
 
 
 @app.command()
-def demo() -> None:
-    """Show the whole story in a minute: real photographs, a category added live, an answer that changes.
-
-    Works offline, in a temporary folder that is removed afterwards.
-    """
-    from zsvec.cli.demo import run
-
-    run()
-
-
-@app.command()
 def info(context: typer.Context, json: Json = False) -> None:
-    """Show what the store holds, what made its vectors, and what serves it."""
+    """Show what is in the store, which encoders made its vectors, and which engine serves it."""
     from zsvec.cli import output
 
     with context.obj.open_store() as store:
         found = store.info()
     if json:
-        output.json_line(found)
+        output.print_json(found)
     else:
-        output.out.print(output.facts(found))
+        output.out.print(output.facts_table(found))
 
 
 @app.command()
 def doctor(context: typer.Context, json: Json = False) -> None:
     """Say what works here (encoders, GPU, hub, weights, store) and what to do about the rest."""
     from zsvec.cli import output
-    from zsvec.cli.doctor import examine
+    from zsvec.cli.doctor import examine, findings_table
 
     findings = list(examine(context.obj))
     for finding in findings:
         if json:
-            output.json_line(finding.to_dict())
+            output.print_json(finding.to_dict())
     if not json:
-        output.out.print(output.findings(findings))
+        output.out.print(findings_table(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
 
 @app.command()
 def gc(context: typer.Context) -> None:
-    """Delete references that a writer left behind when it was killed. Nobody sees them; they take space."""
+    """Delete references left behind by killed writers. No reader sees them, but they take space."""
     from zsvec.cli import output
 
     with context.obj.open_store() as store:
         deleted = store.gc()
-    output.note(f"{deleted} references deleted")
+    output.print_note(f"{deleted} references deleted")

@@ -28,7 +28,7 @@ from tests.search.test_calibration import calibration_of
 from tests.store.material import add, references
 from tests.store.support import Hooked
 from zsvec.errors import StoreError
-from zsvec.method.aggregation import Similarities, aggregate
+from zsvec.method.aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search import numpy_index
 from zsvec.search.searcher import Searcher
@@ -173,7 +173,7 @@ def assert_statistics(searching: Searcher, state: State) -> None:
         # A class-wise method has all it needs: here the one that the similarities give as well.
         length = np.linalg.norm(statistics.means, axis=1)
         prototype = found.queries[expert.encoder] @ (statistics.means / length[:, None]).T
-        np.testing.assert_allclose(prototype, aggregate(expert.similarities, "prototype", 1), atol=2e-6)
+        np.testing.assert_allclose(prototype, expert.similarities.aggregate("prototype", 1), atol=2e-6)
 
 
 @every_way

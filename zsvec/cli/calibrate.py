@@ -1,0 +1,67 @@
+"""The command that calibrates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zsvec.cli.app import Json, app
+
+if TYPE_CHECKING:
+    from zsvec.method.fit import CalibrationReport
+
+
+@app.command()
+def calibrate(
+    context: typer.Context,
+    false_unknown_rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="Images of known categories that may be called unknown.  [default: the setting, the present "
+            "calibration's rate, or 0.05]",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Learn from the references how much each expert weighs, and how far an unknown image is from every category.
+
+    Needs no images and no encoders. The calibration is kept with the store, for all its readers. Small stores are
+    calibrated after each change; `zsvec info` says whether the calibration is stale.
+    """
+    from zsvec.cli import output
+
+    with context.obj.open() as classifier:
+        report = classifier.calibrate(false_unknown_rate=false_unknown_rate)
+    if json:
+        output.print_json(report.to_dict())
+    else:
+        _print_report(report)
+
+
+def _print_report(report: CalibrationReport) -> None:
+    """Print what the calibration learned, and how it changed the fusion."""
+    from zsvec.cli import output
+
+    made = report.calibration
+    experts = output.new_table("expert", "temperature", "images", "accuracy")
+    for name, expert in made.experts.items():
+        accuracy = "– (one reference a category)" if expert.accuracy is None else f"{expert.accuracy:.1%}"
+        experts.add_row(name, f"{expert.temperature:.3f}", str(expert.images), accuracy)
+    output.out.print(experts)
+    fusion = output.new_table("fusion", "top-1", "cross-entropy", "calibration error")
+    for when, quality in {"before": report.before, "after": report.after}.items():
+        if quality is not None:
+            fusion.add_row(when, f"{quality.top1:.1%}", f"{quality.cross_entropy:.3f} nats", f"{quality.ece:.1%}")
+    if report.after is not None:
+        output.out.print(fusion)
+    output.out.print(
+        f"learned from {made.images} reference images; "
+        + (
+            f"an image is unknown if it is farther from every category than {1 - made.false_unknown_rate:.1%} of these "
+            "images"
+            if made.aggregations.thresholds
+            else "no threshold: too few of these images share their category with another"
+        )
+    )

@@ -33,6 +33,7 @@ from pydantic_settings import (
 
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, Temperature
 from zsvec.errors import InvalidInputError
+from zsvec.inputs.decoding import MAX_PIXELS
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.method.scoring import Scoring
@@ -210,7 +211,7 @@ class Settings(BaseSettings):
     false_unknown_rate: float | None = Field(default=None, gt=0, lt=1)
     unknown_above: float | None = Field(default=None, ge=0, le=1)
     unknown_per_category: bool = False
-    max_pixels: PositiveInt = 100_000_000
+    max_pixels: PositiveInt = MAX_PIXELS
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
 
     @classmethod

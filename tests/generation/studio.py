@@ -36,12 +36,12 @@ class ColourEncoder(HashEncoder):
     def __init__(self, name: str = "clip", **options: Any) -> None:
         super().__init__(name, dim=4, **options)
 
-    def _of_text(self, text: str) -> NDArray[np.float64]:
+    def _text_vector(self, text: str) -> NDArray[np.float64]:
         words = re.findall(r"\w+", text.lower())
         named = [float(colour in words) for colour in COLOURS]
         return np.array([*named, float(not any(named))])
 
-    def _of_image(self, image: Image.Image) -> NDArray[np.float64]:
+    def _image_vector(self, image: Image.Image) -> NDArray[np.float64]:
         mean = np.asarray(image.convert("RGB"), dtype=np.float64).mean(axis=(0, 1))
         strongest = np.equal(mean, mean.max())
         return np.array([*(strongest - strongest.mean()), 0.1])

@@ -140,9 +140,9 @@ def test_without_a_description_a_new_category_is_known_by_its_name(studio: Studi
 
 def test_names_are_said_in_the_words_of_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     class Listener(ColourEncoder):
-        def _of_text(self, text: str) -> Any:
+        def _text_vector(self, text: str) -> Any:
             heard.append(text)
-            return super()._of_text(text)
+            return super()._text_vector(text)
 
     heard: list[str] = []
     with studio_of(monkeypatch, Listener(), appearances=APPEARANCES) as studio:
@@ -315,7 +315,7 @@ def test_far_is_what_all_encoders_of_texts_say(monkeypatch: pytest.MonkeyPatch) 
     class Blind(ColourEncoder):
         """Finds every image near to every text but to everyday words."""
 
-        def _of_text(self, text: str) -> Any:
+        def _text_vector(self, text: str) -> Any:
             return np.array([0, 0, 0, 1.0 if "panda" in text else -1.0])
 
     with studio_of(monkeypatch, ColourEncoder(), Blind("blind")) as studio:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -34,8 +36,12 @@ def qdrant_url(request: pytest.FixtureRequest) -> str:
     missing = _missing_for_docker()
     if missing:
         pytest.skip(f"no Qdrant server to test: ZSVEC_TEST_QDRANT_URL is not set, and {missing}")
-    services = request.getfixturevalue("docker_services")
-    url = f"http://{request.getfixturevalue('docker_ip')}:{services.port_for('qdrant', 6333)}"
+    with pytest.MonkeyPatch.context() as environment:
+        port = _free_port()
+        environment.setenv("ZSVEC_QDRANT_PORT", str(port))
+        environment.setenv("ZSVEC_QDRANT_GRPC_PORT", str(port + 1))
+        services = request.getfixturevalue("docker_services")
+        url = f"http://{request.getfixturevalue('docker_ip')}:{services.port_for('qdrant', 6333)}"
     services.wait_until_responsive(check=lambda: _is_ready(url), timeout=60, pause=0.2)
     return url
 
@@ -48,6 +54,16 @@ def _missing_for_docker() -> str | None:
         if done.returncode:
             return f"`{' '.join(command)}` fails: {(done.stderr or done.stdout).strip()[:200]}"
     return None
+
+
+def _free_port() -> int:
+    """One that nobody listens on, nor on the next: gRPC is looked for there, and each test process has a server."""
+    while True:
+        with socket.socket() as rest, socket.socket() as grpc, suppress(OSError, OverflowError):
+            rest.bind(("127.0.0.1", 0))
+            port: int = rest.getsockname()[1]
+            grpc.bind(("127.0.0.1", port + 1))
+            return port
 
 
 def _is_ready(url: str) -> bool:

@@ -18,6 +18,10 @@ SOURCES = [
 ]
 
 
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
 def variables(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """Names that are bound: variables, arguments, attributes and fields, with their lines."""
     for node in ast.walk(tree):
@@ -29,7 +33,7 @@ def variables(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.attr, node.lineno
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
 def test_no_variable_is_called_of(path: Path) -> None:
     assert [line for name, line in variables(ast.parse(path.read_text(encoding="utf-8"))) if name == "of"] == []
 
@@ -52,7 +56,7 @@ FORMER = (
 EXCEPT = {"zsvec/config.py", "zsvec/method/calibration.py", "zsvec/evaluation/datasets.py"}
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(ROOT / "zsvec")], ids=str)
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(ROOT / "zsvec")], ids=_name)
 def test_former_words_are_gone(path: Path) -> None:
     if str(path.relative_to(ROOT)) in EXCEPT:
         return

@@ -149,7 +149,7 @@ def described(value: Any) -> bool:
     if not isinstance(value, tuple):
         return bool(inspect.cleandoc(value.__doc__ or ""))
     cls, name, function = value
-    inherited = [vars(base).get(name) for base in cls.__mro__[1:]]
+    inherited = [vars(base)[name] for base in cls.__mro__[1:] if name in vars(base)]
     return bool(function.__doc__) or any(getattr(member, "__doc__", None) for member in inherited)
 
 

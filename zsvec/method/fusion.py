@@ -15,7 +15,6 @@ from zsvec.method.paper_fusion import confidences, fuse, inverse_entropy, max_co
 from zsvec.method.pool import log_linear
 from zsvec.method.similarities import Found
 from zsvec.method.transduction import prototypes, transduce
-from zsvec.types import encoder_and_modality
 
 Doubles = NDArray[np.float64]
 
@@ -73,7 +72,7 @@ def choose_strategy(
         A name in `STRATEGIES`: `name`, or the nearest of its fallbacks whose needs are met; and the pool.
     """
     exact = found.exact
-    images = any(encoder_and_modality(expert.name)[1] == "image" for expert in found.experts)
+    images = any(expert.modality == "image" for expert in found.experts)
     strategy = STRATEGIES[name]
     while strategy.fallback and (
         (strategy.needs_exact and not exact)

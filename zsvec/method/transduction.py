@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from zsvec.method.leave_one_out import TWIN
 from zsvec.method.logits import softmax
 from zsvec.method.similarities import Found
-from zsvec.types import encoder_and_modality
 
 Doubles = NDArray[np.float64]
 
@@ -56,9 +55,8 @@ def prototypes(found: Found, coefficients: Mapping[str, Mapping[str, float]]) ->
     """
     out = []
     for expert in found.experts:
-        encoder, modality = encoder_and_modality(expert.name)
-        if modality == "image":
-            of_aggregations, query = coefficients[expert.name], found.queries[encoder]
+        if expert.modality == "image":
+            of_aggregations, query = coefficients[expert.name], found.queries[expert.encoder]
             out.append(
                 Prototypes(
                     # Where all aggregations are the same, half of the weight is the prototype's.

@@ -40,7 +40,7 @@ from zsvec.inputs.images import load_image
 from zsvec.method.fit import expected_calibration_error
 from zsvec.method.fusion import STRATEGIES
 from zsvec.method.scoring import Scoring
-from zsvec.method.similarities import Found
+from zsvec.method.similarities import SearchResult
 from zsvec.profiles import PROFILES
 from zsvec.search.searcher import Searcher
 from zsvec.types import Modality, expert_name
@@ -144,7 +144,7 @@ def opened(images: Images, references: Mapping[str, Sequence[int]]) -> Iterator[
         yield classifier
 
 
-def search(classifier: Classifier, images: Images, numbers: Sequence[int]) -> Found:
+def search(classifier: Classifier, images: Images, numbers: Sequence[int]) -> SearchResult:
     """The similarities of some images to all references."""
     searcher = Searcher(classifier.store, kind="memory", budget=0, neighbors=1, norms=True)
     return searcher.search(images.queries(numbers), 3)

@@ -268,7 +268,7 @@ def test_the_rule_sees(module: str, source: str) -> None:
         ("zsvec.search.torch_index", "import torch\nfrom zsvec.encoders import device"),
         ("zsvec.inputs.folders", "from zsvec.inputs.images import x\nfrom zsvec.inputs import categories"),
         ("zsvec.generation.client", "from openai import OpenAI"),
-        ("zsvec.search", "from zsvec.store import Store\nfrom zsvec.method.similarities import Found"),
+        ("zsvec.search", "from zsvec.store import Store\nfrom zsvec.method.similarities import SearchResult"),
         ("zsvec.classifier", "from zsvec.search.searcher import Searcher\nfrom zsvec.builder import Builder"),
         ("zsvec", "from zsvec.classifier import Classifier\nfrom . import errors"),
         ("zsvec.cli", "import zsvec\nfrom zsvec import __version__, open\nfrom zsvec.cli import demo, doctor"),

@@ -8,7 +8,7 @@ from numbers import Real
 
 from zsvec.errors import InvalidInputError, StoreError
 from zsvec.method.calibration import Calibration, uncalibrated
-from zsvec.method.fit import FALSE_UNKNOWN_RATE, CalibrationReport, calibrate, largest_sample, quality
+from zsvec.method.fit import FALSE_UNKNOWN_RATE, CalibrationReport, fit_calibration, largest_sample, quality
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.search.searcher import Searcher
 from zsvec.store import Census, Store
@@ -109,7 +109,7 @@ class Calibrator:
             ``None`` where there are no two categories, or no reference image.
         """
         references, revision = self._searcher.references()
-        return calibrate(
+        return fit_calibration(
             {expert: stored for expert, stored in references.items() if expert in self._temperatures},
             self._temperatures,
             revision=revision,

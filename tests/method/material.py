@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from zsvec.method.aggregation import AGGREGATIONS, Similarities
 from zsvec.method.calibration import Calibration, LogLinear
-from zsvec.method.fit import calibrate
+from zsvec.method.fit import fit_calibration
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.logits import Logits
-from zsvec.method.similarities import ExpertSimilarities, Found, References
+from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 from zsvec.types import Neighbor
 
 Vectors = Mapping[str, Mapping[str, Sequence[float]]]  # by category and hash
@@ -61,7 +61,7 @@ def stores(draw: st.DrawFn) -> dict[str, Vectors]:
 def calibrated(
     experts: Mapping[str, Vectors], aggregation: str = "top_mean", false_unknown_rate: float = 0.05, top_m: int = 5
 ) -> tuple[Calibration, LeftOut]:
-    made = calibrate(
+    made = fit_calibration(
         {name: references(vectors) for name, vectors in experts.items()},
         dict.fromkeys(experts, 0.07),
         revision=3,
@@ -97,7 +97,7 @@ def searched(
     *,
     calibration: Calibration | None = None,
     bound: float | None = None,
-) -> Found:
+) -> SearchResult:
     """What a search finds; with a bound, only the references that are nearer than it to some image."""
     names = tuple(sorted({name for vectors in experts.values() for name in vectors}))
     vectors_of = {encoder: vectors.astype(np.float32) for encoder, vectors in queries.items()}
@@ -120,7 +120,7 @@ def searched(
                     starts=starts,
                     counts=np.diff(stored.starts),
                     norms=stored.norms,
-                    floor=np.full(len(values), -1 if bound is None else bound, dtype=np.float32),
+                    bound=np.full(len(values), -1 if bound is None else bound, dtype=np.float32),
                 ),
                 nearest=[
                     tuple(Neighbor(stored.labels[j], float(row[j]), stored.sources[j]) for j in order)
@@ -128,14 +128,14 @@ def searched(
                 ],
             )
         )
-    return Found(names, tuple(found), vectors_of, calibration)
+    return SearchResult(names, tuple(found), vectors_of, calibration)
 
 
 def logits(coverage: np.ndarray, **fields: object) -> Logits:
     """What the experts say, where only some of it matters."""
     shape = (len(coverage), 1, coverage.shape[1])
     anything = {
-        "found": Found((), ()),
+        "found": SearchResult((), ()),
         "probabilities": np.full(shape, np.nan),
         "evidence": np.full(shape, np.nan),
         "pooled": np.full(shape[1:], np.nan),

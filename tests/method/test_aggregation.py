@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from zsvec.method import aggregation as module
 from zsvec.method.aggregation import AGGREGATIONS, Similarities, aggregate_experts
-from zsvec.method.similarities import ExpertSimilarities, Found
+from zsvec.method.similarities import ExpertSimilarities, SearchResult
 
 METHODS = ["max", "mean", "prototype", "top_mean"]
 
@@ -23,7 +23,7 @@ def table(
     *categories: ArrayLike,
     counts: Sequence[int] | None = None,
     norms: Sequence[float] | None = None,
-    floor: Sequence[float] | None = None,
+    bound: Sequence[float] | None = None,
 ) -> Similarities:
     """Similarities of categories, each given as the row of its present references for every image."""
     blocks = [np.array(rows, dtype=np.float32) for rows in categories]
@@ -34,7 +34,7 @@ def table(
         starts=np.cumsum([0, *present], dtype=np.intp),
         counts=np.array(present if counts is None else counts, dtype=np.intp),
         norms=np.ones(len(blocks), dtype=np.float32) if norms is None else np.array(norms, dtype=np.float32),
-        floor=np.full(n_images, -1, dtype=np.float32) if floor is None else np.array(floor, dtype=np.float32),
+        bound=np.full(n_images, -1, dtype=np.float32) if bound is None else np.array(bound, dtype=np.float32),
     )
 
 
@@ -43,11 +43,11 @@ def blocks_of(s: Similarities) -> list[np.ndarray]:
 
 
 def naive(s: Similarities, method: str, m: int) -> np.ndarray:
-    """One category of one image at a time, in double precision; an absent reference is at the floor."""
+    """One category of one image at a time, in double precision; an absent reference is at the bound."""
     out = np.empty((len(s.values), len(s.counts)))
     for c, block in enumerate(blocks_of(s)):
         for i, row in enumerate(block.astype(float)):
-            every = sorted([*row, *[float(s.floor[i])] * (s.counts[c] - len(row))], reverse=True)
+            every = sorted([*row, *[float(s.bound[i])] * (s.counts[c] - len(row))], reverse=True)
             assert len(every) == s.counts[c]
             average = sum(every) / len(every)
             out[i, c] = {
@@ -76,7 +76,7 @@ PARTIAL = table(
     [[], []],  # 0 of 2
     counts=[2, 4, 3, 2],
     norms=[1.0, 0.5, 0.5, 0.8],
-    floor=[0.1, -0.5],
+    bound=[0.1, -0.5],
 )
 
 
@@ -129,8 +129,8 @@ def test_absent_references_count_as_the_floor(method: str, m: int, expected: lis
     ],
 )
 def test_the_floor_is_no_reference_of_a_complete_category(method: str, m: int, expected: list[list[float]]) -> None:
-    # The first category is complete and below the floor, the second has only an absent reference.
-    s = table([[0.1, 0.2, 0.3]], [[]], counts=[3, 1], norms=[0.5, 1.0], floor=[0.7])
+    # The first category is complete and below the bound, the second has only an absent reference.
+    s = table([[0.1, 0.2, 0.3]], [[]], counts=[3, 1], norms=[0.5, 1.0], bound=[0.7])
     np.testing.assert_allclose(s.aggregate(method, m), expected, atol=1e-6)
 
 
@@ -139,20 +139,20 @@ def test_the_floor_is_no_reference_of_a_complete_category(method: str, m: int, e
     [("max", 1, 0.7), ("mean", 1, 0.5), ("top_mean", 1, 0.7), ("top_mean", 2, 0.5), ("prototype", 1, 0.625)],
 )
 def test_an_absent_reference_can_be_nearer_than_a_present_one(method: str, m: int, expected: float) -> None:
-    s = table([[0.3]], counts=[2], norms=[0.8], floor=[0.7])
+    s = table([[0.3]], counts=[2], norms=[0.8], bound=[0.7])
     np.testing.assert_allclose(s.aggregate(method, m), [[expected]], atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("m", [1, 2, 9])
 def test_nothing_present_at_all(method: str, m: int) -> None:
-    s = table([[], []], [[], []], counts=[1, 3], floor=[0.25, -0.75])
+    s = table([[], []], [[], []], counts=[1, 3], bound=[0.25, -0.75])
     np.testing.assert_array_equal(s.aggregate(method, m), [[0.25, 0.25], [-0.75, -0.75]])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_empty_categories_between_filled_ones(method: str) -> None:
-    s = table([[]], [[0.5]], [[]], [[]], [[0.25]], [[]], counts=[1] * 6, floor=[-0.5])
+    s = table([[]], [[0.5]], [[]], [[]], [[0.25]], [[]], counts=[1] * 6, bound=[-0.5])
     np.testing.assert_array_equal(s.aggregate(method, 1), [[-0.5, 0.5, -0.5, -0.5, 0.25, -0.5]])
 
 
@@ -173,7 +173,7 @@ def test_aggregations_by_name() -> None:
 
 def test_experts_are_aggregated_into_the_columns_of_what_they_cover() -> None:
     nearest = [(), ()]
-    found = Found(
+    found = SearchResult(
         ("a", "b", "c", "d"),
         (
             ExpertSimilarities(name="x:image", coverage=np.arange(3), similarities=COMPLETE, nearest=nearest),
@@ -225,13 +225,13 @@ def test_prototype_is_the_cosine_to_the_normalised_mean_of_vectors(sizes: tuple[
 @pytest.mark.parametrize(
     ("present", "norm", "expected"),
     [
-        ([0.9, 0.9], 0.8, 1.0),  # two more at the floor of 0.9: more than any cosine
+        ([0.9, 0.9], 0.8, 1.0),  # two more at the bound of 0.9: more than any cosine
         ([-0.9, -0.9], 0.1, 0.0),  # -0.9 and 0.9 cancel
         ([0.9], 0.0, 1.0),  # a mean of length 0 has no direction; finite all the same
     ],
 )
 def test_prototype_stays_a_cosine(present: list[float], norm: float, expected: float) -> None:
-    s = table([present], counts=[2 * len(present)], norms=[norm], floor=[0.9])
+    s = table([present], counts=[2 * len(present)], norms=[norm], bound=[0.9])
     np.testing.assert_allclose(s.aggregate("prototype", 1), [[expected]], atol=1e-6)
 
 
@@ -249,7 +249,7 @@ def test_long_categories_match_one_pass_per_reference(m: int, monkeypatch: pytes
     rng = np.random.default_rng(m)
     sizes, counts = [100, 1, 0, 65, 64, 3, 70], [100, 4, 2, 65, 90, 3, 71]
     blocks = [rng.uniform(-0.5, 1, size=(4, n)) for n in sizes]
-    s = table(*blocks, counts=counts, floor=[-0.5, -0.6, -0.7, -0.9])
+    s = table(*blocks, counts=counts, bound=[-0.5, -0.6, -0.7, -0.9])
     assert max(sizes) > module._LONG
     by_partition = s.aggregate("top_mean", m)
     np.testing.assert_allclose(by_partition, naive(s, "top_mean", m), atol=1e-5)
@@ -291,13 +291,13 @@ def tables(draw: st.DrawFn, *, complete: bool = False) -> Similarities:
         starts=starts,
         counts=np.array([present + absent for present, absent in sizes], dtype=np.intp),
         norms=np.array([draw(st.floats(0.0625, 1, width=32)) for _ in sizes], dtype=np.float32),
-        floor=np.array([draw(cosines) for _ in range(n_images)], dtype=np.float32),
+        bound=np.array([draw(cosines) for _ in range(n_images)], dtype=np.float32),
     )
 
 
 def with_changes(s: Similarities, **changes: Any) -> Similarities:
     return Similarities(
-        **{name: changes.get(name, getattr(s, name)) for name in ("values", "starts", "counts", "norms", "floor")}
+        **{name: changes.get(name, getattr(s, name)) for name in ("values", "starts", "counts", "norms", "bound")}
     )
 
 
@@ -325,7 +325,7 @@ def test_partition_changes_nothing(s: Similarities, m: int, long: int) -> None:
 @prop
 @given(tables(), methods, ms)
 def test_inputs_are_left_as_they_are(s: Similarities, method: str, m: int) -> None:
-    names = ("values", "starts", "counts", "norms", "floor")
+    names = ("values", "starts", "counts", "norms", "bound")
     before = {name: getattr(s, name).copy() for name in names}
     for name in names:
         getattr(s, name).flags.writeable = False
@@ -371,7 +371,7 @@ def test_a_duplicated_reference_changes_no_maximum(s: Similarities, category: in
     blocks = blocks_of(s)
     column = data.draw(st.integers(0, blocks[category].shape[1] - 1))
     blocks[category] = np.concatenate([blocks[category], blocks[category][:, [column]]], axis=1)
-    other = table(*blocks, floor=list(s.floor))
+    other = table(*blocks, bound=list(s.bound))
     assert other.counts.sum() == s.counts.sum() + 1
     np.testing.assert_array_equal(other.aggregate("max", 1), s.aggregate("max", 1))
 
@@ -381,7 +381,7 @@ def test_a_duplicated_reference_changes_no_maximum(s: Similarities, category: in
 def test_means_lie_between_smallest_and_largest(s: Similarities, m: int) -> None:
     smallest = np.empty((len(s.values), len(s.counts)))
     for c, block in enumerate(blocks_of(s)):
-        absent = s.floor if s.counts[c] > block.shape[1] else np.inf
+        absent = s.bound if s.counts[c] > block.shape[1] else np.inf
         smallest[:, c] = np.minimum(block.min(axis=1, initial=np.inf), absent)
     mean, best, largest = (s.aggregate(method, m) for method in ("mean", "top_mean", "max"))
     assert (smallest <= mean + 1e-5).all()
@@ -407,8 +407,8 @@ def test_top_mean_of_all_is_the_mean(s: Similarities, more: int) -> None:
 def test_with_everything_present_the_floor_is_irrelevant(
     s: Similarities, method: str, m: int, data: st.DataObject
 ) -> None:
-    floor = np.array([data.draw(cosines) for _ in s.floor], dtype=np.float32)
-    np.testing.assert_array_equal(with_changes(s, floor=floor).aggregate(method, m), s.aggregate(method, m))
+    bound = np.array([data.draw(cosines) for _ in s.bound], dtype=np.float32)
+    np.testing.assert_array_equal(with_changes(s, bound=bound).aggregate(method, m), s.aggregate(method, m))
 
 
 @prop
@@ -425,8 +425,8 @@ def test_monotone_in_each_similarity(s: Similarities, method: str, m: int, data:
 @prop
 @given(tables(), methods, ms, st.data())
 def test_monotone_in_the_floor(s: Similarities, method: str, m: int, data: st.DataObject) -> None:
-    floor = np.array([data.draw(st.floats(float(f), 1, width=32)) for f in s.floor], dtype=np.float32)
-    assert (with_changes(s, floor=floor).aggregate(method, m) >= s.aggregate(method, m)).all()
+    bound = np.array([data.draw(st.floats(float(f), 1, width=32)) for f in s.bound], dtype=np.float32)
+    assert (with_changes(s, bound=bound).aggregate(method, m) >= s.aggregate(method, m)).all()
 
 
 @prop
@@ -443,9 +443,9 @@ def test_what_a_search_leaves_out_is_never_underestimated(s: Similarities, metho
             starts=np.cumsum([0, *np.bincount(owners, minlength=len(s.counts))], dtype=np.intp),
             counts=s.counts,
             norms=s.norms,
-            floor=np.array([rest.max(initial=-1)], dtype=np.float32),
+            bound=np.array([rest.max(initial=-1)], dtype=np.float32),
         )
-        everything = with_changes(s, values=values, floor=s.floor[[row]])
+        everything = with_changes(s, values=values, bound=s.bound[[row]])
         got, full = found.aggregate(method, m), everything.aggregate(method, m)
         assert (got >= full - 1e-5).all()
         if len(rest) == 0:

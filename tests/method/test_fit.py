@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.method.material import METHODS, Vectors, calibrated, clusters, pools, references, stores, texts
 from zsvec.method import fit
 from zsvec.method.calibration import ExpertCalibration, other_aggregation
-from zsvec.method.fit import calibrate, expected_calibration_error, largest_sample, quality
-from zsvec.method.pool import expert_evidence, log_linear
+from zsvec.method.fit import expected_calibration_error, fit_calibration, largest_sample, quality
+from zsvec.method.opinion_pool import expert_evidence, log_linear
 
 NAN = np.nan
 
@@ -147,7 +147,7 @@ def test_texts_of_an_encoder_without_images_keep_their_temperature() -> None:
 def test_no_images_or_one_category(experts: dict[str, Vectors]) -> None:
     stored = {name: references(vectors) for name, vectors in experts.items()}
     options: dict[str, Any] = {"revision": 1, "aggregation": "mean", "top_m": 5, "false_unknown_rate": 0.05}
-    assert calibrate(stored, dict.fromkeys(experts, 0.07), **options) is None
+    assert fit_calibration(stored, dict.fromkeys(experts, 0.07), **options) is None
 
 
 @prop

@@ -10,7 +10,7 @@ from tests.method.material import logits, searched
 from zsvec.method.calibration import LogLinear
 from zsvec.method.logits import Logits
 from zsvec.method.novelty import distances, evidence_thresholds, image_novelty, is_unknown, novelty
-from zsvec.method.pool import pattern
+from zsvec.method.opinion_pool import pattern
 
 NAN = np.nan
 

@@ -14,7 +14,7 @@ from zsvec.method import scoring as module
 from zsvec.method.fusion import STRATEGIES
 from zsvec.method.predictions import rankings
 from zsvec.method.scoring import Scoring
-from zsvec.method.similarities import Found
+from zsvec.method.similarities import SearchResult
 
 TEMPERATURES = {"clip:text": 0.05, "clip:image": 0.07, "dino:image": 0.07}
 
@@ -31,7 +31,7 @@ def experts() -> Mapping[str, Vectors]:
 
 
 @pytest.fixture(scope="module")
-def found(experts: Mapping[str, Vectors]) -> Found:
+def found(experts: Mapping[str, Vectors]) -> SearchResult:
     """Four images near to references of a, and four at random."""
     rng = np.random.default_rng(1)
     queries = {}
@@ -45,7 +45,7 @@ def found(experts: Mapping[str, Vectors]) -> Found:
 # ---- one straight line
 
 
-def returns_to_scoring(scoring: Scoring, found: Found) -> int:
+def returns_to_scoring(scoring: Scoring, found: SearchResult) -> int:
     """How often control comes back from another module of zsvec to scoring while a batch is predicted."""
     count = 0
 
@@ -83,7 +83,7 @@ def test_scoring_calls_each_step_once(
     calibrated: bool,
     options: dict[str, Any],
     experts: Mapping[str, Vectors],
-    found: Found,
+    found: SearchResult,
 ) -> None:
     given = searched(experts, found.queries, calibration=found.calibration if calibrated else None, bound=bound)
     assert 4 <= returns_to_scoring(Scoring(temperatures=TEMPERATURES, fusion=fusion, **options), given) <= 8
@@ -92,7 +92,7 @@ def test_scoring_calls_each_step_once(
 # ---- what is chosen
 
 
-def test_a_fixed_temperature_goes_before_a_calibrated_one_and_that_before_the_default(found: Found) -> None:
+def test_a_fixed_temperature_goes_before_a_calibrated_one_and_that_before_the_default(found: SearchResult) -> None:
     scoring = Scoring(temperatures={**TEMPERATURES, "new:image": 0.2}, fixed_temperatures={"clip:image": 0.03})
     assert found.calibration is not None
     fitted = {name: expert.temperature for name, expert in found.calibration.experts.items()}
@@ -109,7 +109,7 @@ def test_a_fixed_temperature_goes_before_a_calibrated_one_and_that_before_the_de
     ("options", "used"),
     [({}, True), ({"calibrated": False}, False), ({"aggregation": "mean"}, False), ({"top_m": 4}, False)],
 )
-def test_a_calibration_is_used_where_it_fits(found: Found, options: dict[str, Any], used: bool) -> None:
+def test_a_calibration_is_used_where_it_fits(found: SearchResult, options: dict[str, Any], used: bool) -> None:
     scoring = Scoring(temperatures=TEMPERATURES, **options)
     assert scoring.calibration(found) is (found.calibration if used else None)
     for stale in (False, True):
@@ -121,7 +121,7 @@ def test_a_calibration_is_used_where_it_fits(found: Found, options: dict[str, An
 # ---- predictions
 
 
-def test_coverage_is_where_an_expert_has_references(found: Found) -> None:
+def test_coverage_is_where_an_expert_has_references(found: SearchResult) -> None:
     scores = Scoring(temperatures=TEMPERATURES).scores(found)
     np.testing.assert_array_equal(scores.coverage, [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
     assert (scores.probabilities[~scores.coverage.astype(bool)[:, None].repeat(8, axis=1)] == 0).all()
@@ -129,7 +129,7 @@ def test_coverage_is_where_an_expert_has_references(found: Found) -> None:
 
 @pytest.mark.parametrize("fusion", STRATEGIES)
 @pytest.mark.parametrize("unknown_above", [None, 0.0])
-def test_predictions_say_what_the_scores_are(found: Found, fusion: str, unknown_above: float | None) -> None:
+def test_predictions_say_what_the_scores_are(found: SearchResult, fusion: str, unknown_above: float | None) -> None:
     scoring = Scoring(temperatures=TEMPERATURES, fusion=fusion, unknown_above=unknown_above)
     scores, predictions = scoring.scores(found), scoring.predict(found, list("abcdefgh"), 2)
     assert [p.source for p in predictions] == list("abcdefgh")

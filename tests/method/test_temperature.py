@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 
 from tests.method.material import METHODS, Vectors, calibrated, pools, references, unit
-from zsvec.method.fit import calibrate
+from zsvec.method.fit import fit_calibration
 
 NAN = np.nan
 
@@ -123,7 +123,7 @@ def test_the_quick_start_is_not_overconfident() -> None:
             "dino:image": {"cat": unit(rng, 2, 8)},
         }
         experts["dino:image"] = {"cat": dict(zip(clip, experts["dino:image"]["cat"].values(), strict=True))}
-        made = calibrate(
+        made = fit_calibration(
             {name: references(vectors) for name, vectors in experts.items()},
             profile,
             revision=1,

@@ -6,7 +6,7 @@ from hypothesis import settings
 
 from tests.method.material import calibrated, clusters, pools, texts
 from zsvec.method.novelty import novelty
-from zsvec.method.pool import expert_evidence, log_linear
+from zsvec.method.opinion_pool import expert_evidence, log_linear
 
 NAN = np.nan
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.encoders.support import needs_gpu
 from tests.store.material import FINGERPRINTS, reference, references, unit_vector
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
-from zsvec.method.similarities import Found, References
+from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write
@@ -84,7 +84,7 @@ class OneWay(Searcher):
         nearest: int,
         spec: IndexSpec | None = None,
         fingerprints: Mapping[str, Fingerprint] | None = None,
-    ) -> Found:
+    ) -> SearchResult:
         return super().search(queries, nearest, spec or self.spec, fingerprints)
 
 
@@ -177,7 +177,7 @@ def truth(state: State, asked: Mapping[str, Floats], method: str) -> Answer:
     }
 
 
-def answer(found: Found, method: str) -> Answer:
+def answer(found: SearchResult, method: str) -> Answer:
     return {
         expert.name: dict(
             zip(

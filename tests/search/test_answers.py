@@ -22,7 +22,7 @@ from tests.search.support import (
 from tests.store.material import FINGERPRINTS, add, references
 from tests.store.support import Deployment, Hooked
 from zsvec.method.aggregation import AGGREGATIONS
-from zsvec.method.similarities import Found
+from zsvec.method.similarities import SearchResult
 from zsvec.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -88,11 +88,11 @@ def test_any_number_of_nearest_references(store: Store, way: str) -> None:
 def test_no_category_and_no_image(deployment: Deployment, backend: Hooked, way: str) -> None:
     store = Store(backend, deployment.namespace)
     searching = searcher(store, way)
-    assert searching.search(queries(), nearest=1) == Found((), ())
+    assert searching.search(queries(), nearest=1) == SearchResult((), ())
     assert searching.kind == ("qdrant" if way == "qdrant" else "memory")
 
     store.bind(FINGERPRINTS)
-    assert searching.search(queries(), nearest=1) == Found((), ())
+    assert searching.search(queries(), nearest=1) == SearchResult((), ())
 
     add(store, "red panda", ["1", "2"], ["a"])
     found = searching.search(queries(0), nearest=1)
@@ -120,9 +120,9 @@ def test_limited_search_gives_bounds(store: Store, limit: int) -> None:
     for expert in found.experts:
         for i, neighbors in enumerate(expert.nearest):
             fetched = {neighbor.category for neighbor in neighbors}
-            floor = neighbors[-1].similarity
+            bound = neighbors[-1].similarity
             for name, values in got[expert.name].items():
-                expected = true[expert.name][name][i] if name in fetched else floor
+                expected = true[expert.name][name][i] if name in fetched else bound
                 assert values[i] == pytest.approx(expected, abs=2e-6)
     # Where all that counts was fetched, so is the mean of the best exact.
     got, true = every["top_mean"]

@@ -59,7 +59,7 @@ def assert_alike(
     expected, _, cosines = compared(NumpyIndex(index.references), queries, nearest)
     got, rows, found = compared(index, queries, nearest)
     assert len(got) == len(expected) == len(queries)
-    for name in ("counts", "present", "norms", "floor"):
+    for name in ("counts", "present", "norms", "bound"):
         np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
     np.testing.assert_allclose(found, cosines, atol=ROUNDING)
     np.testing.assert_allclose(np.take_along_axis(queries @ index.references.vectors.T, rows, 1), found, atol=ROUNDING)

@@ -34,7 +34,7 @@ from tests.search.support import (
 from tests.store.material import FINGERPRINTS, references, unit_vector
 from tests.store.support import Crash, Deployment, Hooked
 from zsvec.errors import StoreError
-from zsvec.method.similarities import Found
+from zsvec.method.similarities import SearchResult
 from zsvec.store import Reference, Store, Write
 from zsvec.store.base import Where
 
@@ -109,7 +109,7 @@ def test_lost_references_are_an_error(backend: Hooked, store: Store, way: str, e
     assert_answers(searching, {name: stored for name, stored in STATE.items() if name != "images only"})
 
 
-def seen_versions(found: Found, versions: Sequence[int]) -> dict[str, int]:
+def seen_versions(found: SearchResult, versions: Sequence[int]) -> dict[str, int]:
     """Which version of each category the answer to version 0 shows: the same, and whole, in every expert."""
     seen: dict[str, set[int]] = {name: set() for name in found.categories}
     assert [expert.name for expert in found.experts] == ["clip:image", "clip:text", "dino:image", "dino:text"]
@@ -238,7 +238,7 @@ def test_bounds_hold_for_what_changes_during_a_search(
     assert position > 4
 
 
-def shows(found: Found, name: str, state: State, asked: Mapping[str, Floats]) -> bool:
+def shows(found: SearchResult, name: str, state: State, asked: Mapping[str, Floats]) -> bool:
     """Whether an answer is one for this state of a category: exact where it was found, and nowhere too small."""
     assert name in found.categories
     position = found.categories.index(name)

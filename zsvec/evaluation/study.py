@@ -20,7 +20,7 @@ from zsvec.evaluation.metrics import (
     top_k,
 )
 from zsvec.evaluation.splits import Split
-from zsvec.method.fit import calibrate, expected_calibration_error
+from zsvec.method.fit import expected_calibration_error, fit_calibration
 from zsvec.method.scoring import Scoring
 from zsvec.method.similarities import References, category_names
 from zsvec.search.numpy_index import compare
@@ -92,7 +92,7 @@ def answer(
     made = None
     if scoring.calibrated:
         temperatures = {expert: scoring.temperatures[expert] for expert in references}
-        made = calibrate(
+        made = fit_calibration(
             references,
             temperatures,
             revision=0,

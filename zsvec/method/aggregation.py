@@ -3,7 +3,7 @@
 Each aggregation says which references of a category count as evidence: all of them, the nearest, the ``m``
 nearest, or their mean. It takes the similarities of one expert with the references of a category side by
 side, and gives float32 ``(n_images, n_categories)``. A search that fetches only the nearest references
-leaves some out; each of those counts as the largest similarity that it can have, the *floor*. With every
+leaves some out; each of those counts as the largest similarity that it can have, the *bound*. With every
 reference present, nothing is estimated.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.similarities import Found
+from zsvec.method.similarities import SearchResult
 
 Floats = NDArray[np.float32]
 
@@ -31,14 +31,14 @@ class Similarities:
         starts: int ``(n_categories + 1,)``; category ``c`` has the columns ``starts[c]:starts[c + 1]``.
         counts: int ``(n_categories,)``; references that the category has, present or not; at least 1.
         norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1; NaN if unknown.
-        floor: float32 ``(n_images,)``; the most that the similarity to an absent reference can be.
+        bound: float32 ``(n_images,)``; the most that the similarity to an absent reference can be.
     """
 
     values: Floats
     starts: NDArray[np.intp]
     counts: NDArray[np.intp]
     norms: Floats
-    floor: Floats
+    bound: Floats
 
     @property
     def present(self) -> NDArray[np.intp]:
@@ -57,7 +57,7 @@ def maximum(similarities: Similarities, m: int) -> Floats:
     """Similarity of the nearest reference of each category."""
     present = similarities.present
     filled = present > 0
-    out = np.where(similarities.counts > present, similarities.floor[:, None], np.float32(-np.inf))
+    out = np.where(similarities.counts > present, similarities.bound[:, None], np.float32(-np.inf))
     if filled.any():
         nearest = np.maximum.reduceat(similarities.values, similarities.starts[:-1][filled], axis=1)
         out[:, filled] = np.maximum(out[:, filled], nearest)
@@ -72,7 +72,7 @@ def mean(similarities: Similarities, m: int) -> Floats:
     total[:, filled] = np.add.reduceat(similarities.values, similarities.starts[filled], axis=1)
     absent = (counts - present).astype(np.float32)
     if absent.any():
-        total += absent * similarities.floor[:, None]
+        total += absent * similarities.bound[:, None]
     return np.divide(total, counts.astype(np.float32), out=total)
 
 
@@ -96,7 +96,7 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
     best = np.full((int(wanted.max(initial=1)), n_images, n_categories), -np.inf, dtype=np.float32)
     seen = int(absent.max(initial=0))
     for rank, row in enumerate(best[:seen]):
-        np.copyto(row, similarities.floor[:, None], where=absent[order] > rank)
+        np.copyto(row, similarities.bound[:, None], where=absent[order] > rank)
     for rank in range(longest):
         k = np.count_nonzero(present > rank)
         candidate = values.take(starts[order[:k]] + rank, axis=1)
@@ -120,7 +120,7 @@ def prototype(similarities: Similarities, m: int) -> Floats:
 def cosine_to_mean(means: Floats, norms: Floats) -> Floats:
     """From mean similarities ``(n_images, n_categories)`` to the cosines with mean references of these lengths."""
     cosine = means / np.maximum(norms, np.float32(1e-12))
-    return np.clip(cosine, -1, 1)  # a mean that counts absent references at the floor can be too long
+    return np.clip(cosine, -1, 1)  # a mean that counts absent references at the bound can be too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,9 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
 """By name."""
 
 
-def aggregate_experts(found: Found, methods: Mapping[str, Iterable[str]], m: int) -> dict[str, dict[str, Floats]]:
+def aggregate_experts(
+    found: SearchResult, methods: Mapping[str, Iterable[str]], m: int
+) -> dict[str, dict[str, Floats]]:
     """Similarity of each image to every category, for each expert.
 
     Args:
@@ -155,7 +157,7 @@ def aggregate_experts(found: Found, methods: Mapping[str, Iterable[str]], m: int
 
     Returns:
         By expert, in the order of `found`, and aggregation: float32 ``(n_images, n_categories)``, -1 to 1; NaN where
-        the expert has no reference. Columns are in the order of `Found.categories`.
+        the expert has no reference. Columns are in the order of `SearchResult.categories`.
     """
     out: dict[str, dict[str, Floats]] = {}
     for expert in found.experts:

@@ -35,11 +35,11 @@ class ExpertCalibration:
 
 @dataclass(frozen=True, slots=True)
 class LogLinear:
-    """A logarithmic opinion pool: what `zsvec.method.pool.log_linear` adds up, and from where on an image is unknown.
+    """A logarithmic opinion pool: what `opinion_pool.log_linear` adds up, and from where on an image is unknown.
 
     Attributes:
         coefficients: By expert and aggregation, nats of evidence per unit of similarity.
-        neutral: By experts, joined by `pool.pattern`: their evidence for a category that they do not cover, in nats.
+        neutral: By experts, joined by `opinion_pool.pattern`: nats of evidence for a category that they do not cover.
         thresholds: By the experts that cover a category, joined likewise: the evidence that all images of such a
             category exceed, but for the false-unknown rate.
         category_thresholds: The same by category, for those with enough references.

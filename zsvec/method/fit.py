@@ -24,7 +24,7 @@ from scipy.special import logsumexp
 from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear, other_aggregation
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.logits import softmax
-from zsvec.method.pool import expert_evidence, log_linear
+from zsvec.method.opinion_pool import expert_evidence, log_linear
 from zsvec.method.similarities import References, category_names
 from zsvec.method.temperature import SHRINKAGE, WIDEST, calibrate_expert
 from zsvec.method.thresholds import learn_category_thresholds, learn_neutral, learn_thresholds
@@ -87,7 +87,7 @@ def largest_sample(n_categories: int) -> int:
     return min(LARGEST_SAMPLE, max(_SMALLEST_SAMPLE, _LARGEST_TABLE // max(1, n_categories)))
 
 
-def calibrate(
+def fit_calibration(
     references: Mapping[str, References],
     temperatures: Mapping[str, float],
     *,

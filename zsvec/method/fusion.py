@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
+from zsvec.method.entropy_fusion import confidences, fuse, inverse_entropy, max_confidence, neg_exp_entropy
 from zsvec.method.logits import Logits, softmax
-from zsvec.method.paper_fusion import confidences, fuse, inverse_entropy, max_confidence, neg_exp_entropy
-from zsvec.method.pool import log_linear
-from zsvec.method.similarities import Found
+from zsvec.method.opinion_pool import log_linear
+from zsvec.method.similarities import SearchResult
 from zsvec.method.transduction import prototypes, transduce
 
 Doubles = NDArray[np.float64]
@@ -57,7 +57,7 @@ class Strategy:
 
 
 def choose_strategy(
-    name: str, found: Found, calibration: Calibration | None, temperatures: Mapping[str, float], aggregation: str
+    name: str, found: SearchResult, calibration: Calibration | None, temperatures: Mapping[str, float], aggregation: str
 ) -> tuple[str, LogLinear]:
     """The strategy that runs, and the pool that it makes evidence by.
 

@@ -142,8 +142,8 @@ def _score(
 ) -> dict[str, Floats]:
     """Similarity of each query to each category, by aggregation; `itself` is the query's row among the references."""
     values = queries @ references.vectors.T
-    floor = np.full(len(queries), -1, dtype=np.float32)
-    every = Similarities(values, references.starts, np.diff(references.starts), references.norms, floor)
+    bound = np.full(len(queries), -1, dtype=np.float32)
+    every = Similarities(values, references.starts, np.diff(references.starts), references.norms, bound)
     found = {name: every.aggregate(name, top_m) for name in aggregations}
     if itself is not None:
         own = np.searchsorted(references.starts, itself, side="right") - 1
@@ -186,5 +186,5 @@ def _other_references(
         starts=np.concatenate([[0], np.cumsum(count)]),
         counts=count,
         norms=np.concatenate(norms),
-        floor=np.array([-1], dtype=np.float32),
+        bound=np.array([-1], dtype=np.float32),
     )

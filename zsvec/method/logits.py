@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.calibration import LogLinear
-from zsvec.method.pool import Similarity, expert_evidence, log_linear
-from zsvec.method.similarities import Found
+from zsvec.method.opinion_pool import Similarity, expert_evidence, log_linear
+from zsvec.method.similarities import SearchResult
 
 Doubles = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ class Logits:
         weights: float64 ``(n_experts,)``, the confidences that the settings fix.
     """
 
-    found: Found
+    found: SearchResult
     coverage: NDArray[np.bool_]
     probabilities: Doubles
     evidence: Doubles
@@ -47,7 +47,7 @@ class Logits:
 
 
 def expert_logits(
-    found: Found,
+    found: SearchResult,
     similarities: Similarity,
     pool: LogLinear,
     *,

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.logits import Logits
-from zsvec.method.pool import covering_sets, pattern
-from zsvec.method.similarities import Found
+from zsvec.method.opinion_pool import covering_sets, pattern
+from zsvec.method.similarities import SearchResult
 
 Doubles = NDArray[np.float64]
 
@@ -66,7 +66,7 @@ def novelty(evidence: Doubles, threshold: Doubles) -> Doubles:
     """From the evidence for the best category to novelty, 0 to 1; `HALFWAY` at the threshold.
 
     Args:
-        evidence: float64 ``(n_images,)``, nats: the largest of `pool.log_linear`.
+        evidence: float64 ``(n_images,)``, nats: the largest of `opinion_pool.log_linear`.
         threshold: float64 ``(n_images,)``, nats.
     """
     from scipy.special import expit  # slow to import, and not needed to list the categories of a store
@@ -94,7 +94,7 @@ def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
     return thresholds
 
 
-def distances(found: Found) -> Doubles:
+def distances(found: SearchResult) -> Doubles:
     """How far images are from all references, without a calibration, float64 ``(n_images,)``, 0 to 2.
 
     1 - the largest cosine to a reference image, under the encoder that sees the image farthest: as encoders differ in

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.linalg import largest
 from zsvec.method.logits import entropy
-from zsvec.method.similarities import Found
+from zsvec.method.similarities import SearchResult
 from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking
 
 Doubles = NDArray[np.float64]
@@ -45,7 +45,7 @@ class Scores:
     calibration: CalibrationState
 
 
-def predictions(found: Found, scores: Scores, sources: Sequence[str], top_k: int) -> list[Prediction]:
+def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top_k: int) -> list[Prediction]:
     """One prediction per image.
 
     Args:

@@ -14,7 +14,7 @@ from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES, choose_strategy
 from zsvec.method.logits import expert_logits
 from zsvec.method.novelty import image_novelty
 from zsvec.method.predictions import Scores, predictions
-from zsvec.method.similarities import Found
+from zsvec.method.similarities import SearchResult
 from zsvec.types import Prediction
 
 
@@ -45,7 +45,7 @@ class Scoring:
     unknown_above: float | None = None
     unknown_per_category: bool = False
 
-    def predict(self, found: Found, sources: Sequence[str], top_k: int) -> list[Prediction]:
+    def predict(self, found: SearchResult, sources: Sequence[str], top_k: int) -> list[Prediction]:
         """One prediction per image.
 
         Args:
@@ -55,7 +55,7 @@ class Scoring:
         """
         return predictions(found, self.scores(found), sources, top_k)
 
-    def scores(self, found: Found) -> Scores:
+    def scores(self, found: SearchResult) -> Scores:
         """The distribution of each expert, its confidence, what they fuse to, and how novel the images are.
 
         Args:
@@ -98,7 +98,7 @@ class Scoring:
             calibration="none" if calibration is None else "stale" if found.stale else "current",
         )
 
-    def calibration(self, found: Found) -> Calibration | None:
+    def calibration(self, found: SearchResult) -> Calibration | None:
         """The calibration of the store, if it was made for this way of scoring and for all the experts."""
         calibration = found.calibration
         if calibration is None or not self.calibrated:

@@ -94,7 +94,7 @@ class Compared(Protocol):
         ...
 
     @property
-    def floor(self) -> Floats:
+    def bound(self) -> Floats:
         """The most that the similarity to one of the other references can be, float32 ``(n_images,)``."""
         ...
 
@@ -122,7 +122,7 @@ class ExpertSimilarities:
     Attributes:
         name: Name of the expert, such as ``clip:image``.
         coverage: int ``(n_covered,)``, ascending: the categories that the expert has references of, as positions
-            in `Found.categories`.
+            in `SearchResult.categories`.
         similarities: Similarities to the references, grouped by category in the order of the coverage.
         nearest: For each image its nearest references, nearest first.
         statistics: Gives the statistics of the covered categories, in the order of the coverage, for methods that need
@@ -147,7 +147,7 @@ class ExpertSimilarities:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """The answer to a search.
 
     Attributes:
@@ -169,7 +169,7 @@ class Found:
         """Whether every image was compared with every reference, and the norms are known."""
         return all(
             np.array_equal(compared.counts, compared.present)
-            and (compared.floor == -1).all()
+            and (compared.bound == -1).all()
             and np.isfinite(compared.norms).all()
             for compared in (expert.similarities for expert in self.experts)
         )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from zsvec.method.leave_one_out import LeftOut
-from zsvec.method.pool import log_linear, neutral_evidence, pattern
+from zsvec.method.opinion_pool import log_linear, neutral_evidence, pattern
 
 Doubles = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
         sample: Left-out images.
 
     Returns:
-        Nats, by the `pool.pattern` of the experts.
+        Nats, by the `opinion_pool.pattern` of the experts.
     """
     experts = list(sample.aggregations)
     everyone = np.ones((len(experts), 1), dtype=bool)
@@ -56,7 +56,7 @@ def learn_thresholds(
         false_unknown_rate: Fraction of the images that fall below, 0 to 1.
 
     Returns:
-        Nats, by the `pool.pattern` of the experts; of those with enough images.
+        Nats, by the `opinion_pool.pattern` of the experts; of those with enough images.
     """
     everywhere = np.ones(len(sample.labels), dtype=bool)
     thresholds = {}

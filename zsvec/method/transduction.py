@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.leave_one_out import TWIN
 from zsvec.method.logits import softmax
-from zsvec.method.similarities import Found
+from zsvec.method.similarities import SearchResult
 
 Doubles = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ class Prototypes:
     gram: NDArray[np.float32]
 
 
-def prototypes(found: Found, coefficients: Mapping[str, Mapping[str, float]]) -> list[Prototypes]:
+def prototypes(found: SearchResult, coefficients: Mapping[str, Mapping[str, float]]) -> list[Prototypes]:
     """The prototypes of the experts that compare images with images.
 
     Args:
@@ -75,7 +75,7 @@ def transduce(evidence: Doubles, experts: Sequence[Prototypes]) -> Doubles:
     """Evidence with the prototypes moved towards the images of the batch.
 
     Args:
-        evidence: float64 ``(n_images, n_categories)``, nats, from `pool.log_linear`.
+        evidence: float64 ``(n_images, n_categories)``, nats, from `opinion_pool.log_linear`.
         experts: Of the experts that compare images with images.
 
     Returns:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.aggregation import Similarities
 from zsvec.method.linalg import largest
-from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, Found, References
+from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, References, SearchResult
 from zsvec.search.base import Expert, IndexSpec, Vectors
 from zsvec.types import Neighbor
 
@@ -40,13 +40,13 @@ class NumpyIndex:
         """See `Index`."""
         references = self.references
         values = self.product(queries, references.vectors)
-        floor = np.full(len(queries), -1, dtype=np.float32)
+        bound = np.full(len(queries), -1, dtype=np.float32)
         rows = largest(values, nearest)
         cosines = np.take_along_axis(values, rows, axis=1)
         return ExpertSimilarities(
             name=expert.name,
             coverage=expert.coverage,
-            similarities=Similarities(values, references.starts, np.diff(references.starts), references.norms, floor),
+            similarities=Similarities(values, references.starts, np.diff(references.starts), references.norms, bound),
             nearest=neighbors(references, rows, cosines),
             statistics=self.statistics,
         )
@@ -79,7 +79,7 @@ def neighbors(references: References, rows: NDArray[np.intp], cosines: Vectors) 
 
 def compare(
     references: Mapping[str, References], names: Sequence[str], queries: Mapping[str, Vectors], nearest: int
-) -> Found:
+) -> SearchResult:
     """Compare images with references in the memory of this process, without a store.
 
     Args:
@@ -93,4 +93,4 @@ def compare(
     for name, indexed in sorted(references.items()):
         expert = Expert.of(name, indexed.names, position)
         found.append(NumpyIndex(indexed).search(queries[expert.encoder], nearest, expert))
-    return Found(tuple(names), tuple(found), queries=queries)
+    return SearchResult(tuple(names), tuple(found), queries=queries)

@@ -27,28 +27,28 @@ class Hits:
 
     Attributes:
         rows: For each image the nearest references, nearest first.
-        floor: float32 ``(n_images,)``; the most that the similarity to another reference can be.
+        bound: float32 ``(n_images,)``; the most that the similarity to another reference can be.
         everything: Whether there is no other reference.
     """
 
     rows: Sequence[Sequence[Hit]]
-    floor: Vectors
+    bound: Vectors
     everything: bool
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Hit]], limit: int) -> Hits:
         """The answer to a query for so many references at most."""
-        floor = [row[-1].similarity if len(row) == limit else -1.0 for row in rows]
-        return cls(rows, np.array(floor, dtype=np.float32), all(len(row) < limit for row in rows))
+        bound = [row[-1].similarity if len(row) == limit else -1.0 for row in rows]
+        return cls(rows, np.array(bound, dtype=np.float32), all(len(row) < limit for row in rows))
 
     def with_others(self, names: set[str], hits: Hits) -> Hits:
         """These hits, but those of some categories from another query; as one query would have found them."""
-        floor = np.maximum(self.floor, hits.floor)
+        bound = np.maximum(self.bound, hits.bound)
         rows = []
-        for row, others, least in zip(self.rows, hits.rows, floor, strict=True):
+        for row, others, least in zip(self.rows, hits.rows, bound, strict=True):
             both = [*(hit for hit in row if hit.payload["category"] not in names), *others]
             rows.append(sorted((hit for hit in both if hit.similarity >= least), key=lambda hit: -hit.similarity))
-        return Hits(rows, floor, self.everything and hits.everything)
+        return Hits(rows, bound, self.everything and hits.everything)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class QdrantIndex:
             torn |= {name for name, n in self.counts.items() if present[name] < n}
         if torn:
             raise Incomplete(torn)
-        values = np.repeat(hits.floor[:, None], len(columns), axis=1)
+        values = np.repeat(hits.bound[:, None], len(columns), axis=1)
         for row, found in zip(values, live, strict=True):
             row[[column[hit.id] for hit in found]] = [hit.similarity for hit in found]
         return ExpertSimilarities(
@@ -137,7 +137,7 @@ class QdrantIndex:
                 starts=np.cumsum([0, *(present[name] for name in self.counts)], dtype=np.intp),
                 counts=self._counts(),
                 norms=self.norms,
-                floor=hits.floor,
+                bound=hits.bound,
             ),
             nearest=[
                 tuple(

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from zsvec.errors import StoreError
 from zsvec.method.calibration import Calibration
-from zsvec.method.similarities import Found, References
+from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import ATTEMPTS, NUMPY, QDRANT, Change, Incomplete, IndexSpec, Snapshot, Vectors
 from zsvec.search.in_process import InProcess
 from zsvec.search.qdrant_index import QdrantSnapshot
@@ -72,7 +72,7 @@ class Searcher:
         nearest: int,
         spec: IndexSpec = NUMPY,
         fingerprints: Mapping[str, Fingerprint] | None = None,
-    ) -> Found:
+    ) -> SearchResult:
         """Compare images with all committed references.
 
         Args:
@@ -87,11 +87,11 @@ class Searcher:
             StoreError: Committed references are lost, or do not fit the memory of the device.
         """
 
-        def answer() -> Found:
+        def answer() -> SearchResult:
             snapshot, calibration, changed = self._refresh(spec, fingerprints)
             names, experts = snapshot.search(queries, nearest, lambda: self._refresh(spec, fingerprints)[0])
             stale = calibration is not None and calibration.revision < changed
-            return Found(names, experts, queries, calibration, stale)
+            return SearchResult(names, experts, queries, calibration, stale)
 
         return self._until_whole(answer)
 

@@ -249,7 +249,7 @@ class TorchSimilarities:
         return self.index.references.norms
 
     @property
-    def floor(self) -> Vectors:
+    def bound(self) -> Vectors:
         """-1 for each image."""
         return np.full(len(self), -1, dtype=np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["ZSVEC_ALLOW_REQUESTS"] = "0"  # before anything of zsvec is imported
@@ -10,3 +11,9 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 for name in [name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")]:
     del os.environ[name]
+
+
+def pytest_collection_finish() -> None:
+    """Hide from the garbage collector what is imported by now: it lives as long as the process, and is most of all."""
+    gc.collect()
+    gc.freeze()

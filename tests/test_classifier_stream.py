@@ -26,7 +26,7 @@ import zsvec.embedding
 from tests.store.support import EdgeDeployment, LocalDeployment
 from tests.support import coloured, encode, fast_folder, isolated, open_classifier, two_encoders  # noqa: F401
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
-from tests.test_stream import eventually, threads, until, within
+from tests.test_stream import eventually, short_polls, threads, until, within  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
@@ -113,14 +113,14 @@ def test_answers_come_in_the_order_of_the_images_whichever_is_decoded_first(clf:
     kinds = pictures(60)
     expected = [(p.label, p.probability) for p in clf.classify(kinds)]
     data = [encode(image) for image in kinds]
-    seconds = np.random.default_rng(0).exponential(0.0005, 2000)
-    images = (Slow(data[i % 60], f"image {i}", seconds[i]) for i in range(2000))
+    seconds = np.random.default_rng(0).exponential(0.0005, 1000)
+    images = (Slow(data[i % 60], f"image {i}", seconds[i]) for i in range(1000))
     stream = clf.classify_stream(images, top_k=2)
     found = list(stream)
-    assert [p.source for p in found] == [f"image {i}" for i in range(2000)]
-    assert [p.label for p in found] == [expected[i % 60][0] for i in range(2000)]
-    assert [p.probability for p in found] == pytest.approx([expected[i % 60][1] for i in range(2000)], abs=1e-4)
-    assert (stream.stats.images, stream.stats.failed) == (2000, 0)
+    assert [p.source for p in found] == [f"image {i}" for i in range(1000)]
+    assert [p.label for p in found] == [expected[i % 60][0] for i in range(1000)]
+    assert [p.probability for p in found] == pytest.approx([expected[i % 60][1] for i in range(1000)], abs=1e-4)
+    assert (stream.stats.images, stream.stats.failed) == (1000, 0)
 
 
 def test_one_corrupt_image_of_a_hundred_costs_one_answer_of_a_hundred(clf: Classifier) -> None:
@@ -483,7 +483,7 @@ def test_an_event_loop_goes_on_meanwhile(clf: Classifier) -> None:
     release = threading.Event()
 
     async def main() -> None:
-        async with aclosing(clf.aclassify_stream([Slow(encode(coloured("red", 100)), "slow", 0.3)])) as stream:
+        async with aclosing(clf.aclassify_stream([Slow(encode(coloured("red", 100)), "slow", 0.1)])) as stream:
             waiting = asyncio.ensure_future(anext(stream))
             turns = 0
             while not waiting.done():
@@ -543,15 +543,15 @@ def test_an_endless_stream_takes_no_more_and_more_memory(clf: Classifier) -> Non
     def arrays(n: int) -> Iterator[np.ndarray]:
         return (rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(n))
 
-    stream = stream_of(clf, arrays(3400), batch_size=16)
-    assert len(list(itertools.islice(stream, 400))) == 400  # caches fill, once
+    stream = stream_of(clf, arrays(2000), batch_size=16)
+    assert len(list(itertools.islice(stream, 200))) == 200  # caches fill, once
     peaks = []
     tracemalloc.start()
     try:
-        for _ in range(2):
+        for images in (300, 1500):
             gc.collect()
             tracemalloc.reset_peak()
-            assert sum(1 for _ in itertools.islice(stream, 1500)) == 1500
+            assert sum(1 for _ in itertools.islice(stream, images)) == images
             peaks.append(tracemalloc.get_traced_memory()[1])
     finally:
         tracemalloc.stop()

@@ -22,6 +22,12 @@ from zsvec.stream import Flow, StreamStats, ahead, iterate_async_source, iterate
 DEADLINE = 30.0
 
 
+@pytest.fixture(autouse=True)
+def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that waits sees soon that its stream has stopped: most tests end with that."""
+    monkeypatch.setattr(module, "_POLL", 0.01)
+
+
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches wait until they are full, so that a busy machine does not make them smaller."""
@@ -198,7 +204,7 @@ def test_a_batch_waits_from_its_first_item_on_not_from_its_last() -> None:
             yield i
             time.sleep(0.02)  # always less than a batch waits
 
-    stream = prefetch(same, trickle(), 10_000, max_wait=0.3)
+    stream = prefetch(same, trickle(), 10_000, max_wait=0.1)
     first = next(stream)
     assert 1 <= len(first) < DEADLINE / 0.02 / 2  # it did not go on for as long as something came
     assert next(stream)[0] == first[-1] + 1
@@ -210,13 +216,13 @@ def test_a_batch_waits_as_long_as_it_is_told_and_no_batch_waits_for_another() ->
 
     def source() -> Iterator[int]:
         for i in range(2):
-            time.sleep(0.25)  # longer than a batch waits
+            time.sleep(0.15)  # longer than a batch waits
             came.append(time.monotonic())
             yield i
 
-    got = [(batch, time.monotonic()) for batch in prefetch(same, source(), 10, max_wait=0.2)]
+    got = [(batch, time.monotonic()) for batch in prefetch(same, source(), 10, max_wait=0.1)]
     assert [batch for batch, _ in got] == [[0], [1]]
-    assert got[0][1] - came[0] >= 0.2
+    assert got[0][1] - came[0] >= 0.1
     # The second is not made to wait: its source has ended.
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import typer.main
 
 os.environ["ZSVEC_ALLOW_REQUESTS"] = "0"  # before anything of zsvec is imported
 # Teams of threads gain nothing on what is as small as here, and wait for each other where several tests run at once.
@@ -17,3 +22,11 @@ def pytest_collection_finish() -> None:
     """Hide from the garbage collector what is imported by now: it lives as long as the process, and is most of all."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_command_line() -> Iterator[None]:
+    """The command line is made once from its functions, not for each command that is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield

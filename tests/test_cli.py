@@ -90,8 +90,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         yield run
 
 
-@pytest.fixture
-def colours() -> Path:
+def write_colours() -> Path:
     """A folder with three pictures of each colour, and a file that is none."""
     folder = Path("colours")
     for colour in COLOURS:
@@ -100,6 +99,11 @@ def colours() -> Path:
             (folder / colour / f"{seed}.png").write_bytes(encode(coloured(colour, seed)))
     (folder / "red" / "broken.jpg").touch()
     return folder
+
+
+@pytest.fixture
+def colours() -> Path:
+    return write_colours()
 
 
 @pytest.fixture
@@ -115,6 +119,28 @@ def new() -> Path:
 @pytest.fixture
 def filled(cli: Callable[..., Result], colours: Path) -> Callable[..., Result]:
     assert cli("import", colours).code == 0
+    return cli
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The store that `filled` has, once for all tests that write nothing to it."""
+    with fast_folder() as folder, pytest.MonkeyPatch.context() as patch:
+        store = str(folder / "store")
+        patch.setattr("zsvec.encoders.load_encoders", Loading())
+        patch.chdir(tmp_path_factory.mktemp("imported"))
+        patch.setattr(sys, "argv", ["zsvec", "--store", store, "import", str(write_colours())])
+        with pytest.raises(SystemExit, match="^0$"):
+            main()
+        yield store
+
+
+@pytest.fixture
+def stocked(
+    imported: str, cli: Callable[..., Result], colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """`filled` for tests that write nothing."""
+    monkeypatch.setenv("ZSVEC_STORE", imported)
     return cli
 
 
@@ -217,11 +243,11 @@ def test_add_of_an_unreadable_image_adds_nothing(cli: Callable[..., Result], new
     assert cli("list --json").objects == []
 
 
-def test_list(filled: Callable[..., Result]) -> None:
-    result = filled("list --json")
+def test_list(stocked: Callable[..., Result]) -> None:
+    result = stocked("list --json")
     assert (result.code, result.err) == (0, "")
     assert [without_time(found) for found in result.objects] == IMPORTED
-    result = filled("list")
+    result = stocked("list")
     assert (result.code, result.err) == (0, "")
     rows = [line.split() for line in result.out.splitlines() if line.strip()]
     assert rows[0] == ["category", "version", "updated", "texts", "clip:image", "clip:text", "dino:image"]
@@ -238,8 +264,8 @@ def test_list_of_nothing(cli: Callable[..., Result]) -> None:
     assert not Path(os.environ["ZSVEC_STORE"]).exists()
 
 
-def test_show(filled: Callable[..., Result]) -> None:
-    (found,) = filled("show red --json").objects
+def test_show(stocked: Callable[..., Result]) -> None:
+    (found,) = stocked("show red --json").objects
     images = [f"colours/red/{seed}.png" for seed in range(3)]
     assert found.pop("metadata") == {}
     assert found.pop("sources") == {
@@ -248,7 +274,7 @@ def test_show(filled: Callable[..., Result]) -> None:
         "dino:image": images,
     }
     assert without_time(found) == IMPORTED[2]
-    result = filled("show red")
+    result = stocked("show red")
     assert (result.code, result.err) == (0, "")
     assert all(expected in result.out for expected in ("a photo of a red", *images))
 
@@ -313,8 +339,8 @@ def ward(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
     return missing
 
 
-def test_doctor_finds_nothing(filled: Callable[..., Result], ward: Callable[..., None]) -> None:
-    result = filled("doctor --json")
+def test_doctor_finds_nothing(stocked: Callable[..., Result], ward: Callable[..., None]) -> None:
+    result = stocked("doctor --json")
     assert (result.code, result.err) == (0, "")
     assert [list(found) for found in result.objects] == [["what", "ok", "detail", "advice"]] * 7
     found = {o["what"]: o for o in result.objects}
@@ -324,7 +350,7 @@ def test_doctor_finds_nothing(filled: Callable[..., Result], ward: Callable[...,
     assert found["device"]["detail"] == "auto, auto"
     assert found["hub"]["detail"] == "http://127.0.0.1:9 cannot be reached (ConnectError); not needed"
     assert found["store"]["detail"].endswith("3 categories, 21 references, calibration: current")
-    result = filled("doctor")
+    result = stocked("doctor")
     assert (result.code, result.err) == (0, "")
     assert [line.split()[:2] for line in result.out.splitlines()] == [["ok", what] for what in found]
 
@@ -342,21 +368,21 @@ def test_doctor_finds_a_calibration_that_is_stale(
     assert "run `zsvec calibrate`" in found["advice"]
 
 
-def test_doctor_finds_what_is_missing(filled: Callable[..., Result], ward: Callable[..., None]) -> None:
+def test_doctor_finds_what_is_missing(stocked: Callable[..., Result], ward: Callable[..., None]) -> None:
     ward({"clip": "some/model"})
-    result = filled("doctor --json")
+    result = stocked("doctor --json")
     assert result.code == 1
     found = {o["what"]: o for o in result.objects}
     assert [what for what, o in found.items() if not o["ok"]] == ["hub", "weights"]
     assert "clip: some/model" in found["weights"]["detail"]
     assert "--profile offline" in found["weights"]["advice"]
-    result = filled("doctor")
+    result = stocked("doctor")
     assert result.code == 1
     assert "--profile offline" in result.out
 
 
-def test_doctor_of_other_encoders(filled: Callable[..., Result], ward: Callable[..., None]) -> None:
-    result = filled("--profile offline doctor --json")
+def test_doctor_of_other_encoders(stocked: Callable[..., Result], ward: Callable[..., None]) -> None:
+    result = stocked("--profile offline doctor --json")
     assert result.code == 1
     found = result.objects[-1]
     assert (found["what"], found["ok"]) == ("store", False)
@@ -382,8 +408,8 @@ def test_doctor_of_wrong_settings(cli: Callable[..., Result], ward: Callable[...
 # ---- classify
 
 
-def test_classify_json(filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = filled("classify --json", new / "red.png")
+def test_classify_json(stocked: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = stocked("classify --json", new / "red.png")
     assert (result.code, result.err) == (0, "")
     (found,) = result.objects
     assert list(found) == [
@@ -401,14 +427,14 @@ def test_classify_json(filled: Callable[..., Result], new: Path, monkeypatch: py
         assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
         assert {entry["label"] for entry in expert["ranking"]} == set(COLOURS)
     monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
-    (plain,) = filled("classify --json", new / "red.png").objects
+    (plain,) = stocked("classify --json", new / "red.png").objects
     assert (plain["label"], plain["calibration"], plain["novelty"]) == ("red", "none", None)
     assert 0 < plain["distance"] < 0.2
     assert (found["fusion"], plain["fusion"]) == ("log_linear_views", "log_linear")
 
 
-def test_classify_paths_and_folders_in_order(filled: Callable[..., Result], new: Path) -> None:
-    result = filled("classify --json", new / "red.png", new, f"./{new}/blue.png")
+def test_classify_paths_and_folders_in_order(stocked: Callable[..., Result], new: Path) -> None:
+    result = stocked("classify --json", new / "red.png", new, f"./{new}/blue.png")
     assert [(o["source"], o["label"]) for o in result.objects] == [
         ("new/red.png", "red"),
         ("new/blue.png", "blue"),
@@ -417,9 +443,9 @@ def test_classify_paths_and_folders_in_order(filled: Callable[..., Result], new:
     ]
 
 
-def test_classify_from_stdin(filled: Callable[..., Result], new: Path) -> None:
+def test_classify_from_stdin(stocked: Callable[..., Result], new: Path) -> None:
     stdin = "new/red.png\r\n\n   \nmissing.png\nnew/blue.png"
-    result = filled("classify --json new/blue.png - new/red.png", stdin=stdin)
+    result = stocked("classify --json new/blue.png - new/red.png", stdin=stdin)
     assert [(o["source"], o["label"]) for o in result.objects] == [
         ("new/blue.png", "blue"),
         ("new/red.png", "red"),
@@ -429,8 +455,8 @@ def test_classify_from_stdin(filled: Callable[..., Result], new: Path) -> None:
     ]
 
 
-def test_classify_for_people(filled: Callable[..., Result], new: Path) -> None:
-    result = filled("classify", new)
+def test_classify_for_people(stocked: Callable[..., Result], new: Path) -> None:
+    result = stocked("classify", new)
     assert (result.code, result.err) == (0, "")
     blue, red = result.out.splitlines()
     assert blue.startswith("new/blue.png  blue ")
@@ -439,8 +465,8 @@ def test_classify_for_people(filled: Callable[..., Result], new: Path) -> None:
     assert "novelty 0.0" in red
 
 
-def test_classify_explains(filled: Callable[..., Result], new: Path) -> None:
-    result = filled("classify --explain", new / "red.png")
+def test_classify_explains(stocked: Callable[..., Result], new: Path) -> None:
+    result = stocked("classify --explain", new / "red.png")
     assert (result.code, result.err) == (0, "")
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
     assert lines[1] == ["expert", "weight", "entropy", "says", "nearest", "references"]
@@ -453,14 +479,14 @@ def test_classify_explains(filled: Callable[..., Result], new: Path) -> None:
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_classify_top_k(filled: Callable[..., Result], new: Path, top_k: int) -> None:
-    (found,) = filled(f"classify --json --top-k {top_k}", new / "red.png").objects
+def test_classify_top_k(stocked: Callable[..., Result], new: Path, top_k: int) -> None:
+    (found,) = stocked(f"classify --json --top-k {top_k}", new / "red.png").objects
     assert [len(found["ranking"]), *(len(e["ranking"]) for e in found["experts"].values())] == [top_k] * 4
 
 
-def test_classify_fusion(filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classify_fusion(stocked: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {
-        fusion: filled(f"classify --json --fusion {fusion}", new / "red.png").objects[0]["experts"]["clip:text"][
+        fusion: stocked(f"classify --json --fusion {fusion}", new / "red.png").objects[0]["experts"]["clip:text"][
             "weight"
         ]
         for fusion in (
@@ -475,18 +501,18 @@ def test_classify_fusion(filled: Callable[..., Result], new: Path, monkeypatch: 
     assert weights["fixed"] == pytest.approx(1 / 3)
     assert len(set(weights.values())) == 6
     monkeypatch.setenv("ZSVEC_FUSION", "fixed")
-    (found,) = filled("classify --json", new / "red.png").objects
+    (found,) = stocked("classify --json", new / "red.png").objects
     assert found["experts"]["clip:text"]["weight"] == pytest.approx(1 / 3)
 
 
 def test_classify_without_a_calibration(
-    filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch
+    stocked: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_photos(new, [7])
     monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
     monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "0.2")
-    assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [False, False]
-    assert "  distance 0." in filled("classify new/7.png").out
+    assert [o["unknown"] for o in stocked("classify --json new/7.png new/red.png").objects] == [False, False]
+    assert "  distance 0." in stocked("classify new/7.png").out
 
 
 def test_classify_unknown_in_a_calibrated_store(filled: Callable[..., Result], colours: Path, new: Path) -> None:
@@ -499,8 +525,8 @@ def test_classify_unknown_in_a_calibrated_store(filled: Callable[..., Result], c
     assert filled("classify new/7.png").out.startswith("new/7.png  unknown, nearest ")
 
 
-def test_an_unreadable_image_is_reported_and_the_rest_goes_on(filled: Callable[..., Result], new: Path) -> None:
-    result = filled("classify --json missing.png new/red.png colours/red/broken.jpg")
+def test_an_unreadable_image_is_reported_and_the_rest_goes_on(stocked: Callable[..., Result], new: Path) -> None:
+    result = stocked("classify --json missing.png new/red.png colours/red/broken.jpg")
     assert result.code == 0
     missing, red, broken = result.objects
     assert missing == {
@@ -520,24 +546,24 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(filled: Callable[.
     assert red["label"] == "red"
     assert broken["error"].startswith("cannot read 'colours/red/broken.jpg': it is empty")
     assert result.err == "2 of 3 images could not be read\n"
-    result = filled("classify missing.png new/red.png")
+    result = stocked("classify missing.png new/red.png")
     assert result.out.splitlines()[0].startswith("missing.png: not classified, cannot read 'missing.png'")
     assert result.out.splitlines()[1].startswith("new/red.png  red ")
 
 
-def test_no_image_can_be_read(filled: Callable[..., Result]) -> None:
-    result = filled("classify --json missing.png")
+def test_no_image_can_be_read(stocked: Callable[..., Result]) -> None:
+    result = stocked("classify --json missing.png")
     assert (result.code, len(result.objects), result.err) == (1, 1, "1 of 1 images could not be read\n")
 
 
-def test_no_image_at_all(filled: Callable[..., Result]) -> None:
+def test_no_image_at_all(stocked: Callable[..., Result]) -> None:
     Path("empty").mkdir()
-    assert filled("classify --json empty") == Result(0, "", "no images\n")
-    assert filled("classify -") == Result(0, "", "no images\n")
+    assert stocked("classify --json empty") == Result(0, "", "no images\n")
+    assert stocked("classify -") == Result(0, "", "no images\n")
 
 
 def test_a_folder_that_cannot_be_listed_comes_after_what_was_read(
-    filled: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch
+    stocked: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("locked").mkdir()
     listed = os.scandir
@@ -548,7 +574,7 @@ def test_a_folder_that_cannot_be_listed_comes_after_what_was_read(
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    result = filled("classify --json new/red.png locked")
+    result = stocked("classify --json new/red.png locked")
     assert result.code == 2
     assert [o["label"] for o in result.objects] == ["red"]
     assert "cannot list the folder 'locked': Permission denied" in result.err
@@ -557,13 +583,13 @@ def test_a_folder_that_cannot_be_listed_comes_after_what_was_read(
 # ---- evaluate
 
 
-def test_evaluate(filled: Callable[..., Result], colours: Path) -> None:
+def test_evaluate(stocked: Callable[..., Result], colours: Path) -> None:
     write_photos(Path("noise"), range(4))
-    result = filled("evaluate --json --unknown noise", colours)
+    result = stocked("evaluate --json --unknown noise", colours)
     assert result.code == 0
-    answers = [answer for answer in filled("classify --json", colours).objects if answer["error"] is None]
+    answers = [answer for answer in stocked("classify --json", colours).objects if answer["error"] is None]
     assert len(answers) == 9
-    strangers = filled("classify --json", Path("noise")).objects
+    strangers = stocked("classify --json", Path("noise")).objects
 
     def all_right(rankings: list[list[dict[str, Any]]]) -> dict[str, Any]:
         # What is always right is off by what its best probability lacks.
@@ -585,23 +611,23 @@ def test_evaluate(filled: Callable[..., Result], colours: Path) -> None:
         },
     }
     assert "left out: cannot read 'colours/red/broken.jpg'" in result.err
-    (found,) = filled("evaluate --json --fusion max_confidence", colours).objects
+    (found,) = stocked("evaluate --json --fusion max_confidence", colours).objects
     assert list(found) == ["n", "top1", "top3", "top5", "ece", "fusion", "experts"]
     assert found["fusion"] == "max_confidence"
 
 
-def test_evaluate_for_people(filled: Callable[..., Result], colours: Path) -> None:
+def test_evaluate_for_people(stocked: Callable[..., Result], colours: Path) -> None:
     write_photos(Path("noise"), range(4))
-    result = filled("evaluate --fusion fixed --unknown noise", colours)
+    result = stocked("evaluate --fusion fixed --unknown noise", colours)
     assert result.code == 0
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
     assert lines[0] == ["top-1", "top-3", "top-5", "calibration", "error"]
-    (found,) = filled("evaluate --json --fusion fixed", colours).objects
+    (found,) = stocked("evaluate --json --fusion fixed", colours).objects
     assert lines[2] == ["fusion", "(fixed)", "100.0%", "100.0%", "100.0%", f"{found['ece']:.1%}"]
     assert {words[0] for words in lines[3:-2]} == {"clip:text", "clip:image", "dino:image"}
     assert " ".join(lines[-2]) == "9 images"
     assert " ".join(lines[-1]).startswith("unknown images: AUROC 1.000; ")
-    assert filled("evaluate", colours).out.splitlines()[-1] == "9 images"
+    assert stocked("evaluate", colours).out.splitlines()[-1] == "9 images"
 
 
 # ---- calibrate
@@ -760,15 +786,15 @@ def test_a_store_that_cannot_be_calibrated(
         ("calibrate nonsense", "nonsense"),
     ],
 )
-def test_wrong_usage(filled: Callable[..., Result], command: str, message: str) -> None:
-    before = filled("list --json")
-    result = filled(command)
+def test_wrong_usage(stocked: Callable[..., Result], command: str, message: str) -> None:
+    before = stocked("list --json")
+    result = stocked(command)
     assert result.code == 2
     assert message in result.err + result.out
     assert "Traceback" not in result.err
     if command:
         assert result.out == ""
-    assert filled("list --json") == before
+    assert stocked("list --json") == before
 
 
 @pytest.mark.parametrize("setting", ["ZSVEC_FUSION", "ZSVEC_BATCH_SIZE", "ZSVEC_INDEX", "ZSVEC_DEVICE"])
@@ -797,8 +823,8 @@ def test_what_fails_is_no_wrong_usage(cli: Callable[..., Result], new: Path) -> 
     ["classify {}", "import {}", "evaluate {}", "add x --image {}", "--store {} list"],
     ids=lambda c: c.split()[0],
 )
-def test_a_name_that_is_too_long_for_the_file_system(filled: Callable[..., Result], command: str) -> None:
-    result = filled(command.format("x" * 5000))
+def test_a_name_that_is_too_long_for_the_file_system(stocked: Callable[..., Result], command: str) -> None:
+    result = stocked(command.format("x" * 5000))
     assert result.code in (1, 2)
     assert "xxx" in result.out + result.err
     assert "too long" in result.out + result.err or "not a folder" in result.err
@@ -839,11 +865,11 @@ def test_any_name(filled: Callable[..., Result], new: Path, name: str) -> None:
     assert filled("remove --", name).err == f"removed {name}\n"
 
 
-def test_file_names_as_they_are(filled: Callable[..., Result]) -> None:
+def test_file_names_as_they_are(stocked: Callable[..., Result]) -> None:
     for name in ("[red]a[b].png", ":cat:.png", "小熊猫.png"):
         Path(name).write_bytes(encode(coloured("red", 100)))
-        assert filled("classify", name).out.startswith(f"{name}  red ")
-        assert [o["source"] for o in filled("classify --json -", stdin=f"{name}\n").objects] == [name]
+        assert stocked("classify", name).out.startswith(f"{name}  red ")
+        assert [o["source"] for o in stocked("classify --json -", stdin=f"{name}\n").objects] == [name]
 
 
 @pytest.mark.parametrize("width", [30, 50, 80])
@@ -901,7 +927,7 @@ def finish(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
     return process.returncode, (out or b"").decode(), err.decode()
 
 
-def test_the_first_answer_comes_before_stdin_is_closed(filled: Callable[..., Result], new: Path) -> None:
+def test_the_first_answer_comes_before_stdin_is_closed(stocked: Callable[..., Result], new: Path) -> None:
     process = start("classify", "-", "--json")
     assert process.stdin
     assert process.stdout
@@ -915,7 +941,7 @@ def test_the_first_answer_comes_before_stdin_is_closed(filled: Callable[..., Res
 
 
 @pytest.mark.parametrize("options", [["--json"], []], ids=["json", "people"])
-def test_ctrl_c(filled: Callable[..., Result], new: Path, options: list[str]) -> None:
+def test_ctrl_c(stocked: Callable[..., Result], new: Path, options: list[str]) -> None:
     process = start("classify", "-", *options)
     assert process.stdin
     assert process.stdout
@@ -925,11 +951,11 @@ def test_ctrl_c(filled: Callable[..., Result], new: Path, options: list[str]) ->
     process.send_signal(signal.SIGINT)
     assert process.wait(DEADLINE) == 130  # with stdin still open
     assert finish(process)[1:] == ("", "")
-    assert len(filled("list --json").objects) == 3
+    assert len(stocked("list --json").objects) == 3
 
 
 @pytest.mark.parametrize("options", [["--json"], []], ids=["json", "people"])
-def test_a_reader_that_has_enough(filled: Callable[..., Result], new: Path, options: list[str]) -> None:
+def test_a_reader_that_has_enough(stocked: Callable[..., Result], new: Path, options: list[str]) -> None:
     process = start("classify", "-", *options)
     assert process.stdin
     assert process.stdout
@@ -953,7 +979,7 @@ def write_for_ever(file: int, data: bytes) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
 @pytest.mark.parametrize("options", [["--json"], []], ids=["json", "people"])
-def test_a_full_disk(filled: Callable[..., Result], options: list[str]) -> None:
+def test_a_full_disk(stocked: Callable[..., Result], options: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         code, _, err = finish(start("list", *options, stdout=full))
     assert code == 1
@@ -978,7 +1004,7 @@ def test_a_second_process_on_an_embedded_store(filled: Callable[..., Result], ne
     assert len(filled("list --json").objects) == 3
 
 
-def test_file_names_that_are_no_unicode(filled: Callable[..., Result], new: Path) -> None:
+def test_file_names_that_are_no_unicode(stocked: Callable[..., Result], new: Path) -> None:
     with open(b"new/\xff.png", "wb") as file:  # noqa: PTH123 - a path of bytes
         file.write(encode(coloured("red", 100)))
     strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer.main
+
+if TYPE_CHECKING:
+    from zsvec.encoders import EncoderSet
 
 os.environ["ZSVEC_ALLOW_REQUESTS"] = "0"  # before anything of zsvec is imported
 # Teams of threads gain nothing on what is as small as here, and wait for each other where several tests run at once.
@@ -30,3 +34,21 @@ def one_command_line() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
         yield
+
+
+@pytest.fixture(scope="session")
+def load_once() -> Callable[..., EncoderSet]:
+    """Stands for `load_encoders` where the encoders may be those of a test before: real ones take seconds to load."""
+    from zsvec.encoders import describe_device, load_encoders
+
+    loaded: dict[tuple[str, str, int], EncoderSet] = {}
+
+    def load(
+        specs: Mapping[str, Any], *, device: Any = "auto", dtype: Any = "auto", batch_size: int = 32
+    ) -> EncoderSet:
+        key = repr(dict(specs)), describe_device(device, dtype), batch_size
+        if key not in loaded:
+            loaded[key] = load_encoders(specs, device=device, dtype=dtype, batch_size=batch_size)
+        return loaded[key]
+
+    return load

@@ -130,7 +130,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setattr("zsvec.encoders.load_encoders", Loading())
         patch.chdir(tmp_path_factory.mktemp("imported"))
         patch.setattr(sys, "argv", ["zsvec", "--store", store, "import", str(write_colours())])
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             main()
         yield store
 

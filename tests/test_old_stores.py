@@ -22,6 +22,7 @@ from tests.encoders.conftest import needs_offline_weights
 from tests.store.support import LocalDeployment
 from tests.support import fast_folder, isolated, photo, two_encoders  # noqa: F401
 from zsvec.classifier import Classifier
+from zsvec.encoders import EncoderSet
 from zsvec.errors import CategoryNotFoundError, EncoderMismatchError
 from zsvec.testing import HashEncoder
 from zsvec.types import Prediction
@@ -138,11 +139,14 @@ RECOGNISED = ("edge-hash", "server-hash")
 
 
 @pytest.fixture(params=STORES)
-def old(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Old]:
+def old(
+    request: pytest.FixtureRequest, load_once: Callable[..., EncoderSet], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Old]:
     """A copy of a store, which a test may write to."""
     schema, file, namespace = STORES[request.param]
     encoders = "offline" if "offline" in file else "hash"
     table = json.loads((FIXTURES / schema / "expected" / f"{request.param}.json").read_text())
+    monkeypatch.setattr("zsvec.encoders.load_encoders", load_once)
     with fast_folder() as folder:
         deployment = LocalDeployment()
         if file.endswith(".tar.xz"):

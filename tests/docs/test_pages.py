@@ -21,6 +21,7 @@ from tests.support import fast_folder, isolated  # noqa: F401
 from zsvec import encoders
 from zsvec.cli.commands import app
 from zsvec.cli.docs import TOPICS, summary
+from zsvec.encoders import EncoderSet
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import STRATEGIES
 from zsvec.profiles import PROFILES
@@ -53,25 +54,11 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def loaded() -> dict[str, Any]:
-    """Encoders that a page before has loaded."""
-    return {}
-
-
 @pytest.fixture
 def workplace(
-    photographs: Path, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    photographs: Path, load_once: Callable[..., EncoderSet], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[pytest.MonkeyPatch]:
     """A working folder with the photographs, as every page expects it."""
-    load = encoders.load_encoders
-
-    def load_once(*arguments: Any, **options: Any) -> Any:
-        key = repr((arguments, sorted(options.items())))
-        if key not in loaded:
-            loaded[key] = load(*arguments, **options)
-        return loaded[key]
-
     monkeypatch.setattr(encoders, "load_encoders", load_once)
     if SERVER:
         monkeypatch.setenv("ZSVEC_TEST_QDRANT_URL", SERVER)

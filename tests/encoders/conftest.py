@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.encoders import tiny_checkpoints as tiny
-from zsvec.encoders import Encoder, EncoderSet, load_encoder, load_encoders
+from zsvec.encoders import Encoder, EncoderSet, load_encoder
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.profiles import PROFILES
 from zsvec.testing import HashEncoder
@@ -32,10 +32,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def offline() -> EncoderSet:
+def offline(load_once: Callable[..., EncoderSet]) -> EncoderSet:
     """The encoders of the profile `offline`."""
     needs_offline_weights()
-    return load_encoders(OFFLINE, device="cpu", dtype="float32")
+    return load_once(OFFLINE, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import zsvec
 from tests.encoders.conftest import needs_offline_weights
 from tests.generation.fake_openai import IMAGES, KEY, FakeOpenAI, folder_artist
 from tests.support import fast_folder, isolated  # noqa: F401
+from zsvec.encoders import EncoderSet
 from zsvec.evaluation import evaluate
 
 DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[3] / "shared" / "data") / "tinyimagenet-dalle"
@@ -21,8 +23,9 @@ FLAGGED = {"cardigan", "go-kart", "gondola", "ice_cream", "ice_lolly", "plate"}
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"there is no {DATA}: set ZSVEC_DATA to the folder of the research data")
-def test_the_images_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_of_the_paper(load_once: Callable[..., EncoderSet], monkeypatch: pytest.MonkeyPatch) -> None:
     needs_offline_weights()
+    monkeypatch.setattr("zsvec.encoders.load_encoders", load_once)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with (DATA / "classes.csv").open(encoding="utf-8") as file:
         prompts = {row["category"]: row["dalle_prompt"] for row in csv.DictReader(file)}

@@ -23,7 +23,7 @@ from tests.support import encode, isolated  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.encoders import BatchEncoder
 from zsvec.errors import InvalidInputError
-from zsvec.evaluation import labelled_images, metrics, study, tables
+from zsvec.evaluation import labelled_images, metrics, study
 from zsvec.evaluation.publish import publish
 from zsvec.evaluation.suite import Suite, run
 from zsvec.evaluation.tables import DRAWS
@@ -105,7 +105,8 @@ def encoders() -> list[Colours]:
 @pytest.fixture
 def classifier(folders: Path, encoders: list[Colours], monkeypatch: pytest.MonkeyPatch) -> Iterator[Classifier]:
     """A store of its own for the test, and a suite of few draws."""
-    monkeypatch.setattr(tables, "DRAWS", 1)
+    for module in ("tables", "suite"):
+        monkeypatch.setattr(f"zsvec.evaluation.{module}.DRAWS", 1)
     for name in ("bootstrap", "bootstrap_auroc"):
         monkeypatch.setattr(study, name, partial(getattr(metrics, name), draws=10))
     with opened(folders, encoders) as classifier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import threading
 import time
@@ -53,8 +54,8 @@ def the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of what a client waits by itself before it tries again."""
-    monkeypatch.setattr(retries, "_BACK_OFF", lambda state, usual=retries._BACK_OFF: usual(state) / 10)
+    """A hundredth of what a client waits by itself before it tries again."""
+    monkeypatch.setattr(retries, "_BACK_OFF", lambda state, usual=retries._BACK_OFF: usual(state) / 100)
 
 
 @contextmanager
@@ -260,10 +261,10 @@ def test_a_download_that_fails_is_tried_again_and_nothing_is_bought_again() -> N
 
 @both
 def test_seconds_to_wait_are_waited(call: Call) -> None:
-    with serving(Fault.rate_limited(1)) as (server, client):
+    with serving(Fault.rate_limited(0.3)) as (server, client):
         assert isinstance(call(client, "k"), Answer | Picture)
     refused, answered = server.entries
-    assert answered.started - refused.ended > 0.99
+    assert answered.started - refused.ended > 0.29
 
 
 def test_a_date_to_wait_for_is_waited_for() -> None:
@@ -274,7 +275,7 @@ def test_a_date_to_wait_for_is_waited_for() -> None:
         came.append(time.time())
         if request.number:
             return None
-        due.append(int(time.time()) + 2)
+        due.append(math.ceil(time.time() + 0.2))
         return Fault.rate_limited(formatdate(due[0], usegmt=True))
 
     with serving(fault=refuse_first) as (_, client):
@@ -285,11 +286,11 @@ def test_a_date_to_wait_for_is_waited_for() -> None:
 
 @pytest.mark.parametrize("wait", ["0", "-1", formatdate(0, usegmt=True), "soon", "nan", ""])
 def test_no_time_to_wait_is_no_leave_to_hammer(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "_BACK_OFF", lambda state: 0.2)
+    monkeypatch.setattr(retries, "_BACK_OFF", lambda state: 0.05)
     with serving(Fault.rate_limited(wait)) as (server, client):
         assert isinstance(ask(client, "k"), Answer)
     refused, answered = server.entries
-    assert answered.started - refused.ended > 0.19
+    assert answered.started - refused.ended > 0.04
 
 
 @both
@@ -327,8 +328,8 @@ def test_more_to_wait_than_the_deadline_ends_it_at_once(call: Call, wait: str, d
 )
 def test_a_deadline_ends_it(call: Call, fault: Fault, problem: str) -> None:
     with (
-        serving(fault=always(fault), deadline=0.4, timeout=0.3 if fault.name == "delay" else 180) as (server, client),
-        pytest.raises(GenerationUnavailableError, match=f"{server.url}/? did not do it within 0.4 s: .*{problem}"),
+        serving(fault=always(fault), deadline=0.1, timeout=0.1 if fault.name == "delay" else 180) as (server, client),
+        pytest.raises(GenerationUnavailableError, match=f"{server.url}/? did not do it within 0.1 s: .*{problem}"),
     ):
         call(client, "k")
     assert set(keys(server)) <= {"k"}
@@ -338,8 +339,8 @@ def test_nobody_there() -> None:
     with FakeOpenAI() as server:
         pass
     with (
-        Client(GenerationSettings(base_url=server.url, deadline=0.3)) as client,
-        pytest.raises(GenerationUnavailableError, match=rf"{server.url}/? .*0.3 s: .*\(ConnectError\)"),
+        Client(GenerationSettings(base_url=server.url, deadline=0.1)) as client,
+        pytest.raises(GenerationUnavailableError, match=rf"{server.url}/? .*0.1 s: .*\(ConnectError\)"),
     ):
         client.ask(QUESTION, "k")
 

@@ -1,12 +1,15 @@
-"""A program that imports categories into an embedded store, for `test_kill` to kill.
+"""A program that imports categories into embedded stores, for `test_kill` to kill.
 
-``python -m tests.store.importer FOLDER`` says ``ready`` when it begins, and the name of each category,
-a line each, when the store has acknowledged it.
+``python -m tests.store.importer`` imports into each folder that it reads, in a process for each line, one after the
+other. A process says ``ready PID`` when it begins, and the name of each category, a line each, when the store has
+acknowledged it. When it has ended, ``ended`` is said, with its exit code.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,7 +37,26 @@ def write_all(folder: Path) -> Iterator[str]:
                 yield category.name
 
 
+def say(line: str) -> None:
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())  # in one piece: a line is said, or it is not
+
+
+def in_a_process(folder: str) -> int:
+    """Import into a folder; the exit code."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+    try:
+        say(f"ready {os.getpid()}")
+        for name in write_all(Path(folder)):
+            say(name)
+    except BaseException:  # noqa: BLE001 - it must not go on in the loop of its parent
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    print("ready", flush=True)  # noqa: T201
-    for name in write_all(Path(sys.argv[1])):
-        print(name, flush=True)  # noqa: T201
+    for line in sys.stdin:
+        say(f"ended {in_a_process(line.rstrip())}")

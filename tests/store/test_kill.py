@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,19 +40,31 @@ def states() -> list[State]:
 STATES = states()
 
 
-def killed(folder: Path, lines: int, delay: float) -> int:
-    """Run the importer, kill it some seconds after it has said so many lines: batches that it acknowledged."""
-    command = [sys.executable, "-m", "tests.store.importer", str(folder)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+@pytest.fixture(scope="module")
+def killed() -> Iterator[Callable[[Path, int, float], int]]:
+    """Runs the importer, and kills it some seconds after it has said so many lines: batches that it acknowledged."""
+    command = [sys.executable, "-m", "tests.store.importer"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        said = [process.stdout.readline() for _ in range(lines)]
-        time.sleep(delay)  # the instant is the point
+        asked, told = process.stdin, process.stdout
+
+        def run(folder: Path, lines: int, delay: float) -> int:
+            print(folder, file=asked, flush=True)
+            said: list[str] = []
+            for line in told:
+                if line.startswith("ended "):
+                    assert line in (f"ended {-signal.SIGKILL}\n", "ended 0\n")
+                    return -(-len(said[1:]) // BATCH)  # a batch is acknowledged before its first line
+                said.append(line)
+                if len(said) == lines:
+                    time.sleep(delay)  # the instant is the point
+                    with suppress(ProcessLookupError):
+                        os.kill(int(said[0].removeprefix("ready ")), signal.SIGKILL)
+            raise AssertionError("the importer has ended")
+
+        yield run
         process.kill()
-        said += process.stdout.readlines()
-    assert process.returncode in (-signal.SIGKILL, 0)
-    assert said[0] == "ready\n"
-    acknowledged = [line for line in said[1:] if line.endswith("\n")]
-    return -(-len(acknowledged) // BATCH)  # a batch is acknowledged before its first line
 
 
 def assert_whole(folder: Path, acknowledged: int) -> None:
@@ -93,7 +108,7 @@ def instants() -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize(("lines", "delay"), instants())
-def test_killed_import(lines: int, delay: float) -> None:
+def test_killed_import(killed: Callable[[Path, int, float], int], lines: int, delay: float) -> None:
     with fast_folder() as parent:
         folder = parent / "store"
         assert_whole(folder, killed(folder, lines, delay))
@@ -101,7 +116,7 @@ def test_killed_import(lines: int, delay: float) -> None:
         assert_complete(folder)
 
 
-def test_import_that_is_killed_again_and_again() -> None:
+def test_import_that_is_killed_again_and_again(killed: Callable[[Path, int, float], int]) -> None:
     draw = random.Random(1859)
     with fast_folder() as parent:
         folder, acknowledged = parent / "store", 0

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import zsvec.encoders
-from tests.test_cli import Loading
+from tests.generation.colour_encoder import coloured_encoders
 from zsvec.cli import main
+from zsvec.encoders import EncoderSet
+
+
+def load_encoders(specs: Any, **options: Any) -> EncoderSet:
+    return EncoderSet(coloured_encoders())
+
 
 if __name__ == "__main__":
-    zsvec.encoders.load_encoders = Loading()  # type: ignore[assignment]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+    zsvec.encoders.load_encoders = load_encoders
     main()

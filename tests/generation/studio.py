@@ -1,4 +1,4 @@
-"""A classifier, and a service that draws for it what a test has laid out; and an encoder that is easily foreseen."""
+"""A classifier and a service that draws for it what a test has laid out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 import zsvec
+from tests.generation.colour_encoder import COLOURS, coloured_encoders
 from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request
 from tests.store.support import fast_folder
 from tests.support import encode, photo
@@ -23,28 +22,6 @@ from zsvec.generation.manifest import images, read_manifest
 from zsvec.generation.synthesis import Generated
 from zsvec.store.base import Where
 from zsvec.testing import HashEncoder
-
-COLOURS = ("red", "green", "blue")
-
-
-class ColourEncoder(HashEncoder):
-    """Sees of an image its strongest colour, which is near to texts that name it and far from those that name another.
-
-    To a text that names none, all images are near a little.
-    """
-
-    def __init__(self, name: str = "clip", **options: Any) -> None:
-        super().__init__(name, dim=4, **options)
-
-    def _text_vector(self, text: str) -> NDArray[np.float64]:
-        words = re.findall(r"\w+", text.lower())
-        named = [float(colour in words) for colour in COLOURS]
-        return np.array([*named, float(not any(named))])
-
-    def _image_vector(self, image: Image.Image) -> NDArray[np.float64]:
-        mean = np.asarray(image.convert("RGB"), dtype=np.float64).mean(axis=(0, 1))
-        strongest = np.equal(mean, mean.max())
-        return np.array([*(strongest - strongest.mean()), 0.1])
 
 
 def tinted(colour: str, seed: int) -> Image.Image:
@@ -55,11 +32,6 @@ def tinted(colour: str, seed: int) -> Image.Image:
 def picture(colour: str, seed: int) -> bytes:
     """A PNG of `tinted`."""
     return encode(tinted(colour, seed))
-
-
-def coloured_encoders() -> tuple[HashEncoder, HashEncoder]:
-    """``clip`` knows colours, ``dino`` tells one picture from another."""
-    return ColourEncoder(), HashEncoder("dino", dim=64, modalities=("image",))
 
 
 class Service:

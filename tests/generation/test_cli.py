@@ -10,17 +10,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests import test_cli
 from tests.generation.fake_openai import CHAT, IMAGES, KEY, Fault, Request
-from tests.generation.studio import Service, coloured_encoders, picture
+from tests.generation.fast_cli import load_encoders
+from tests.generation.studio import Service, picture
 from tests.support import encode, isolated  # noqa: F401
 from zsvec.cli import output
-from zsvec.encoders import EncoderSet
 from zsvec.generation.manifest import read_manifest
 
 cli = test_cli.cli  # the fixture
@@ -40,10 +39,6 @@ deadline = 1
 [generation.prices."gpt-image-2.6-flare"]
 image = 0.01
 """
-
-
-def load_encoders(specs: Any, **options: Any) -> EncoderSet:
-    return EncoderSet(coloured_encoders())
 
 
 @pytest.fixture
@@ -357,17 +352,6 @@ def test_a_service_that_fails_on_its_way(cli: Run, service: Service) -> None:
     assert references(cli, "red panda")["dino:image"] == 3
 
 
-RUNNER = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
-import zsvec.encoders
-from tests.generation.test_cli import load_encoders
-zsvec.encoders.load_encoders = load_encoders
-from zsvec.cli import main
-main()
-"""
-
-
 @pytest.mark.parametrize("options", [["--json"], []], ids=["json", "people"])
 def test_ctrl_c(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
     drawing, interrupted = threading.Event(), threading.Event()
@@ -382,7 +366,10 @@ def test_ctrl_c(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch, opt
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     arguments = ["generate", "red panda", "--per-category", "4", *options]
     process = subprocess.Popen(
-        [sys.executable, "-c", RUNNER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.generation.fast_cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert drawing.wait(DEADLINE)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.generation.colour_encoder import ColourEncoder, coloured_encoders
 from tests.generation.fake_openai import IMAGES, Fault
-from tests.generation.studio import ColourEncoder, Studio, coloured_encoders, name_in, picture, studio_of, tinted
+from tests.generation.studio import Studio, name_in, picture, studio_of, tinted
 from tests.support import encode, isolated, photo, sources, state  # noqa: F401
 from zsvec.builder import Builder
 from zsvec.encoders import EncoderSet

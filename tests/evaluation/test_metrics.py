@@ -24,7 +24,7 @@ from zsvec.evaluation.metrics import (
 from zsvec.method.fit import expected_calibration_error
 from zsvec.method.predictions import rankings
 
-prop = settings(deadline=None, max_examples=100)
+prop = settings(deadline=None, max_examples=50)
 
 A, B, C, D = range(4)
 KNOWN = np.array([True, True, False, False])  # C and D are the open set

@@ -16,7 +16,7 @@ from zsvec.method.similarities import ExpertSimilarities, SearchResult
 
 METHODS = ["max", "mean", "prototype", "top_mean"]
 
-prop = settings(deadline=None, max_examples=100)
+prop = settings(deadline=None, max_examples=50)
 
 
 def table(

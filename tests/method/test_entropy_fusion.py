@@ -17,7 +17,7 @@ from zsvec.method.logits import softmax
 LN2 = 0.6931471805599453
 NAN = np.nan
 
-prop = settings(deadline=None, max_examples=100)
+prop = settings(deadline=None, max_examples=50)
 
 
 def fused(experts: ArrayLike, weights: Sequence[float], coverage: Sequence[Sequence[bool]] | None = None) -> np.ndarray:

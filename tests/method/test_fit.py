@@ -16,7 +16,7 @@ from zsvec.method.opinion_pool import expert_evidence, log_linear
 
 NAN = np.nan
 
-prop = settings(deadline=None, max_examples=100)
+prop = settings(deadline=None, max_examples=40)
 
 
 # ---- weights

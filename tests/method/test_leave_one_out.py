@@ -14,7 +14,7 @@ from zsvec.method.leave_one_out import TWIN, LeftOut, leave_one_out
 NAN = np.nan
 EVERYTHING = 10**9
 
-prop = settings(deadline=None, max_examples=100)
+prop = settings(deadline=None, max_examples=40)
 
 
 def left_out(

@@ -12,7 +12,7 @@ from zsvec.method.opinion_pool import covering_sets, expert_evidence, log_linear
 
 NAN = np.nan
 
-prop = settings(deadline=None, max_examples=100)
+prop = settings(deadline=None, max_examples=50)
 
 Pool = tuple[np.ndarray, tuple[str, ...], dict[str, float]]  # evidence, experts, neutral
 

@@ -18,7 +18,7 @@ from zsvec.types import Prediction
 
 ROUNDS = 5
 
-prop = settings(deadline=None, max_examples=60)
+prop = settings(deadline=None, max_examples=40)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,18 @@
-"""No test reaches a service that costs money: neither here nor in a process that it starts."""
+"""Servers that tests share. And none reaches a service that costs money, neither here nor in a process it starts."""
 
 from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.qdrant import Node, any_server, running_cluster
+
+if TYPE_CHECKING:
+    from tests.store.support import ServerDeployment
 
 os.environ["ZSVEC_ALLOW_REQUESTS"] = "0"  # before anything of zsvec is imported
 # Teams of threads gain nothing on what is as small as here, and wait for each other where several tests run at once.
@@ -17,3 +26,31 @@ def pytest_collection_finish() -> None:
     """Hide from the garbage collector what is imported by now: it lives as long as the process, and is most of all."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def qdrant_url() -> Iterator[str]:
+    """URL of a real server that this process shares with nobody, unless the environment names one."""
+    from tests.store.support import fast_folder
+
+    with fast_folder() as folder, any_server(folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def qdrant_cluster() -> Iterator[list[Node]]:
+    """Three nodes of one cluster, all of them up: whoever stops one starts it again."""
+    from tests.store.support import fast_folder
+
+    with fast_folder() as folder, running_cluster(folder) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def server(qdrant_url: str) -> Iterator[ServerDeployment]:
+    """A namespace of the test's own on a real server, deleted afterwards."""
+    from tests.store.support import ServerDeployment
+
+    deployment = ServerDeployment(qdrant_url)
+    yield deployment
+    deployment.close()

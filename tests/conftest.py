@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import certifi
 import pytest
 
 from tests.qdrant import Node, any_server, running_cluster
@@ -29,6 +31,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
+def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``SSL_CERT_FILE`` may name: each client reads all certificates, and none is needed on the loopback."""
+    end = "-----END CERTIFICATE-----\n"
+    file = tmp_path_factory.mktemp("certificates") / "one.pem"
+    file.write_text(Path(certifi.where()).read_text(encoding="utf-8").partition(end)[0] + end, encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
 def qdrant_url() -> Iterator[str]:
     """URL of a real server that this process shares with nobody, unless the environment names one."""
     from tests.store.support import fast_folder
@@ -47,10 +58,11 @@ def qdrant_cluster() -> Iterator[list[Node]]:
 
 
 @pytest.fixture
-def server(qdrant_url: str) -> Iterator[ServerDeployment]:
+def server(qdrant_url: str, one_certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerDeployment]:
     """A namespace of the test's own on a real server, deleted afterwards."""
     from tests.store.support import ServerDeployment
 
+    monkeypatch.setenv("SSL_CERT_FILE", str(one_certificate))
     deployment = ServerDeployment(qdrant_url)
     yield deployment
     deployment.close()

@@ -28,7 +28,6 @@ _PORTS = range(20_000, 32_000, 4)  # below those that the system gives to connec
 _SETTINGS = {
     "QDRANT__SERVICE__HOST": "127.0.0.1",
     "QDRANT__TELEMETRY_DISABLED": "true",
-    "QDRANT__STORAGE__WAL__WAL_CAPACITY_MB": "1",  # each shard reserves it, and folders may be in memory
 }
 # Becomes the server, which Linux then kills together with the thread that started it, however that ends.
 _BECOME = """
@@ -50,7 +49,8 @@ def any_server(folder: Path) -> Iterator[str]:
         with running_server(folder) as node:
             yield node.url
     else:
-        with composed(COMPOSE_FILE) as (url, _):
+        missing = "no Qdrant: ZSVEC_TEST_QDRANT_URL is not set; there is no qdrant command"
+        with composed(COMPOSE_FILE, missing) as (url, _):
             yield url
 
 
@@ -196,13 +196,20 @@ def _free_ports() -> Iterator[int]:
 
 
 @contextmanager
-def composed(file: Path, **environment: str) -> Iterator[tuple[str, Callable[..., str]]]:
+def composed(
+    file: Path, without: str = "no Qdrant in a container", **environment: str
+) -> Iterator[tuple[str, Callable[..., str]]]:
     """The server of a compose file, up as long as the block; skips where there is no Docker.
 
+    Args:
+        file: Its ports are ``ZSVEC_QDRANT_PORT`` and ``ZSVEC_QDRANT_GRPC_PORT``.
+        without: What it means that there is no Docker.
+        environment: Other variables of the file.
+
     Returns:
-        Its URL, and what runs a command of Docker Compose on it.
+        The URL, and what runs a command of Docker Compose on the file.
     """
-    command = _compose()
+    command = _compose(without)
     with _free_ports() as port:
         url = f"http://127.0.0.1:{port}"
         variables = {
@@ -226,9 +233,9 @@ def composed(file: Path, **environment: str) -> Iterator[tuple[str, Callable[...
             compose("down", "--volumes")
 
 
-def _compose() -> list[str]:
+def _compose(without: str) -> list[str]:
     """The command of Docker Compose that works here: Docker's plugin, or the program of its own."""
-    reasons = ["ZSVEC_TEST_QDRANT_URL is not set", "there is no qdrant command"]
+    reasons = [without]
     for command in (["docker", "compose"], ["docker-compose"]):
         if not shutil.which(command[0]):
             reasons.append(f"there is no {command[0]} command")
@@ -238,7 +245,7 @@ def _compose() -> list[str]:
             return command
         said = (done.stderr + done.stdout).strip().splitlines()
         reasons.append(f"`{' '.join(command)} ps` fails: {said[0] if said else done.returncode}")
-    pytest.skip(f"no Qdrant server: {'; '.join(reasons)}")
+    pytest.skip("; ".join(reasons))
 
 
 def _run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:

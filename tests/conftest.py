@@ -1,28 +1,26 @@
-"""No test reaches a service that costs money: neither here nor in a process that it starts."""
+"""Servers that tests share. And none reaches a service that costs money, neither here nor in a process it starts."""
 
 from __future__ import annotations
 
 import gc
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer.main
 
+from tests.qdrant import Node, any_server, running_cluster
+
 if TYPE_CHECKING:
+    from tests.store.support import ServerDeployment
     from zsvec.encoders import EncoderSet
 
 os.environ["ZSVEC_ALLOW_REQUESTS"] = "0"  # before anything of zsvec is imported
 # Teams of threads gain nothing on what is as small as here, and wait for each other where several tests run at once.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-# What is written to be read again, and synced, need not outlive the machine.
-if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 2**30:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 for name in [name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")]:
     del os.environ[name]
 
@@ -57,3 +55,31 @@ def load_once() -> Callable[..., EncoderSet]:
         return loaded[key]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def qdrant_url() -> Iterator[str]:
+    """URL of a real server that this process shares with nobody, unless the environment names one."""
+    from tests.store.support import fast_folder
+
+    with fast_folder() as folder, any_server(folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def qdrant_cluster() -> Iterator[list[Node]]:
+    """Three nodes of one cluster, all of them up: whoever stops one starts it again."""
+    from tests.store.support import fast_folder
+
+    with fast_folder() as folder, running_cluster(folder) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def server(qdrant_url: str) -> Iterator[ServerDeployment]:
+    """A namespace of the test's own on a real server, deleted afterwards."""
+    from tests.store.support import ServerDeployment
+
+    deployment = ServerDeployment(qdrant_url)
+    yield deployment
+    deployment.close()

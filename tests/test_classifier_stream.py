@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 import zsvec.embedding
-from tests.store.support import EdgeDeployment, LocalDeployment
+from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
 from tests.support import coloured, encode, fast_folder, isolated, open_classifier, two_encoders  # noqa: F401
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.test_stream import eventually, short_polls, threads, until, within  # noqa: F401
@@ -183,11 +183,18 @@ def test_an_encoder_that_fails(folder: Path) -> None:
 # ---- what is committed meanwhile
 
 
-@pytest.fixture(params=["the same process", "another process"])
+@pytest.fixture(params=["the same process", "another process", "a server"])
 def two_handles(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Classifier, Classifier]]:
     """A classifier, and one that writes to its store: itself, or one that has only the store in common."""
+    if request.param == "a server":
+        yield handles_of(request.getfixturevalue("server"))
+        return
     deployment = EdgeDeployment(folder / "store") if request.param == "the same process" else LocalDeployment()
+    yield handles_of(deployment)
+    deployment.close()
 
+
+def handles_of(deployment: Deployment) -> tuple[Classifier, Classifier]:
     def opened() -> Classifier:
         encoders = EncoderSet(two_encoders())
         return Classifier(
@@ -199,8 +206,7 @@ def two_handles(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[
         )
 
     reader = opened()
-    yield fill(reader), opened() if deployment.shared else reader
-    deployment.close()
+    return fill(reader), opened() if deployment.shared else reader
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests.store.support import ServerDeployment
 from tests.support import coloured, encode, fast_folder, isolated, write_photos  # noqa: F401
 from zsvec import __version__
 from zsvec.cli import main, output
@@ -403,6 +404,34 @@ def test_doctor_of_wrong_settings(cli: Callable[..., Result], ward: Callable[...
     assert result.code == 1
     assert [(o["what"], o["ok"]) for o in result.objects] == [("packages", True), ("settings", False)]
     assert "'nonsense'" in result.objects[1]["detail"]
+
+
+# ---- a server
+
+
+@pytest.mark.usefixtures("ward")
+def test_a_store_on_a_server(
+    cli: Callable[..., Result], server: ServerDeployment, colours: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZSVEC_STORE", server.url)
+    monkeypatch.setenv("ZSVEC_NAMESPACE", server.namespace)
+    assert cli("list --json") == Result(0, "", "")
+    assert [without_time(found) for found in cli("import --json", colours).objects] == IMPORTED
+    assert [without_time(found) for found in cli("list --json").objects] == IMPORTED
+    assert cli("add cat --text 'a feline'").code == 0
+    assert {o["source"]: o["label"] for o in cli("classify --json", new).objects} == {
+        "new/blue.png": "blue",
+        "new/red.png": "red",
+    }
+    assert cli("remove cat").code == 0
+    (found,) = cli("info --json").objects
+    assert (found["store"], found["namespace"]) == (server.url, server.namespace)
+    assert (found["categories"], found["calibration"]) == (3, "current")
+    assert found["qdrant"].count(".") == 2
+    doctor = cli("doctor --json").objects[-1]
+    assert (doctor["what"], doctor["ok"]) == ("store", True)
+    assert "3 categories, 21 references" in doctor["detail"]
+    assert cli("gc") == Result(0, "", "0 references deleted\n")
 
 
 # ---- classify

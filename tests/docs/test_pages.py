@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.docs.blocks import Block, agree, blocks
+from tests.store.support import ServerDeployment
 from tests.support import fast_folder, isolated  # noqa: F401
 from zsvec import encoders
 from zsvec.cli.commands import app
@@ -29,13 +31,12 @@ from zsvec.profiles import PROFILES
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "zsvec" / "docs"
 PAGES = {"README": ROOT / "README.md", **{topic: DOCS / f"{topic}.md" for topic in TOPICS}}
-SERVER = os.environ.get("ZSVEC_TEST_QDRANT_URL")
 
 # The blocks that do not run here, by page. Whoever adds one says so.
 UNRUN = {
     "README": ["needs-network"],
     "streams": ["needs-hardware"],
-    "server": ["needs-server", "needs-server"],  # these run when there is one
+    "server": ["needs-docker", *["needs-server"] * 4],  # the latter run where there is one
     "evaluation": ["needs-time"],
     "generation": ["needs-key", "needs-key"],
     "architecture": ["needs-host"],
@@ -60,8 +61,6 @@ def workplace(
 ) -> Iterator[pytest.MonkeyPatch]:
     """A working folder with the photographs, as every page expects it."""
     monkeypatch.setattr(encoders, "load_encoders", load_once)
-    if SERVER:
-        monkeypatch.setenv("ZSVEC_TEST_QDRANT_URL", SERVER)
     with fast_folder() as folder:
         shutil.copytree(photographs, folder, dirs_exist_ok=True)
         monkeypatch.chdir(folder)
@@ -123,30 +122,30 @@ def check(stated: list[str], printed: list[str]) -> None:
     assert matched, "\n".join(["the page says", *stated, "and this is printed", *printed])
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_code_runs_and_prints_what_the_page_says(name: str, workplace: pytest.MonkeyPatch) -> None:
+def run_page(name: str, chosen: list[Block], patch: pytest.MonkeyPatch) -> None:
     namespace: dict[str, Any] = {"__name__": name}
-    for block in blocks(PAGES[name]):
-        if block.needs and not (block.needs == "needs-server" and SERVER):
-            continue
+    for block in chosen:
         if block.language == "python":
             printed = run_python(block, PAGES[name], namespace)
             if block.output is not None:
                 check(block.output, printed)
         elif block.language == "console":
-            run_console(block, workplace)
+            run_console(block, patch)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _no_traces_on_the_server() -> Iterator[None]:
-    yield
-    if SERVER:
-        from qdrant_client import QdrantClient
+@pytest.mark.parametrize("name", PAGES)
+def test_code_runs_and_prints_what_the_page_says(name: str, workplace: pytest.MonkeyPatch) -> None:
+    run_page(name, [block for block in blocks(PAGES[name]) if not block.needs], workplace)
 
-        client = QdrantClient(SERVER)
-        for collection in client.get_collections().collections:
-            if collection.name.startswith("pages__"):
-                client.delete_collection(collection.name)
+
+@pytest.mark.parametrize("name", [name for name, needs in UNRUN.items() if "needs-server" in needs])
+def test_code_for_a_server_runs_on_one(name: str, server: ServerDeployment, workplace: pytest.MonkeyPatch) -> None:
+    def here(code: str) -> str:
+        return code.replace("http://localhost:6333", server.url).replace("garden", server.namespace)
+
+    workplace.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # `zsvec doctor` asks whether the hub is there
+    chosen = [block for block in blocks(PAGES[name]) if block.needs == "needs-server"]
+    run_page(name, [replace(block, code=here(block.code)) for block in chosen], workplace)
 
 
 def test_blocks_that_do_not_run_are_listed() -> None:

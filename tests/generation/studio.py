@@ -71,12 +71,15 @@ class Studio(Service):
         folder: Of what is generated.
     """
 
-    def __init__(self, folder: Path, appearances: Mapping[str, str], encoders: tuple[HashEncoder, ...]) -> None:
+    def __init__(
+        self, folder: Path, appearances: Mapping[str, str], encoders: tuple[HashEncoder, ...], place: Mapping[str, str]
+    ) -> None:
         super().__init__(appearances)
         self.folder = folder / "generated"
         self.encoders = encoders
+        settings = {"store": str(folder / "store"), **place}
         generation = {"base_url": self.server.url, "concurrency": 1}
-        self.clf = zsvec.open(str(folder / "store"), encoders=encoders, generation=generation)
+        self.clf = zsvec.open(encoders=encoders, generation=generation, **settings)
 
     def generate(self, *names: str, **options: Any) -> Generated:
         return self.clf.generation.references(names or None, folder=self.folder, **options)
@@ -106,11 +109,11 @@ def name_in(prompt: str) -> str:
 
 @contextmanager
 def studio_of(
-    monkeypatch: pytest.MonkeyPatch, *encoders: HashEncoder, appearances: Mapping[str, str] | None = None
+    monkeypatch: pytest.MonkeyPatch, *encoders: HashEncoder, appearances: Mapping[str, str] | None = None, **place: str
 ) -> Iterator[Studio]:
-    """A studio with its key in the environment; by default with `coloured_encoders`."""
+    """A studio with its key in the environment; by default with `coloured_encoders`, and a store in a folder."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with fast_folder() as folder:
-        studio = Studio(folder, appearances or {}, encoders or coloured_encoders())
+        studio = Studio(folder, appearances or {}, encoders or coloured_encoders(), place)
         with studio.server, studio.clf:
             yield studio

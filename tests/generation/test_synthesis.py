@@ -15,6 +15,7 @@ from PIL import Image
 from tests.generation.colour_encoder import ColourEncoder, coloured_encoders
 from tests.generation.fake_openai import IMAGES, Fault
 from tests.generation.studio import Studio, name_in, picture, studio_of, tinted
+from tests.store.support import ServerDeployment
 from tests.support import encode, isolated, photo, sources, state  # noqa: F401
 from zsvec.builder import Builder
 from zsvec.encoders import EncoderSet
@@ -99,6 +100,20 @@ def test_images_enter_with_their_prompts_under_every_encoder(studio: Studio) -> 
         "clip:image": shown,
         "dino:image": shown,
     }
+
+
+def test_a_store_on_a_server_takes_them_as_a_folder_does(
+    monkeypatch: pytest.MonkeyPatch, server: ServerDeployment
+) -> None:
+    held = []
+    for place in ({}, {"store": server.url, "namespace": server.namespace}):
+        with studio_of(monkeypatch, appearances=APPEARANCES, **place) as studio:
+            assert all(stored(studio.generate("red panda", "blue whale", per_category=2)).values())
+            asked = studio.requests()
+            assert all(stored(studio.generate("red panda", "blue whale", per_category=2)).values())
+            assert studio.requests() == asked  # all of it is there
+            held.append({name: sources(studio.clf.store, name) for name in ("red panda", "blue whale")})
+    assert held[0] == held[1]
 
 
 def test_the_vectors_are_those_of_the_images(studio: Studio) -> None:

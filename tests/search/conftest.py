@@ -17,6 +17,9 @@ from zsvec.store import Store
 
 @pytest.fixture(params=["edge", "shared"])
 def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
+    if request.param == "server":
+        yield request.getfixturevalue("server")
+        return
     with fast_folder() as folder:
         opened = deployed(request.param, folder / "store")
         yield opened

@@ -65,12 +65,14 @@ def _places(*pairs: Any) -> pytest.MarkDecorator:
 
 # What is compared with images where, in all stores that answer differently.
 every_way = _places(
-    *((place, way) for place in ("edge", "local") for way in ("numpy", "qdrant")),
+    *((place, way) for place in ("edge", "local", "server") for way in ("numpy", "qdrant")),
     *(("edge", way) for way in ("torch", "device")),
     pytest.param("edge", "gpu", marks=needs_gpu),
 )
 # Where references are looked up in this process or asked for, in all stores that change differently.
-memory_and_qdrant = _places(*((place, way) for place in ("edge", "shared") for way in ("numpy", "qdrant")))
+memory_and_qdrant = _places(
+    *((place, way) for place in ("edge", "shared", "server") for way in ("numpy", "qdrant")),
+)
 
 
 class OneWay(Searcher):

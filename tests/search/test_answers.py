@@ -27,7 +27,7 @@ from zsvec.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
-every_store = pytest.mark.parametrize("deployment", ["edge", "local"], indirect=True)
+every_store = pytest.mark.parametrize("deployment", ["edge", "local", "server"], indirect=True)
 
 
 @every_way

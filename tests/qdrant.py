@@ -1,0 +1,277 @@
+"""Qdrant servers to test with: the one that there is, or processes of a test's own, alone or as a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+COMPOSE_FILE = Path(__file__).parents[1] / "docker" / "docker-compose.tests.yml"
+DEADLINE = 60.0
+
+_NAMED = os.environ.get("ZSVEC_TEST_QDRANT_URL")  # read now: tests hide the variables of zsvec from each other
+_PORTS = range(20_000, 32_000, 4)  # below those that the system gives to connections, in fours
+_SETTINGS = {
+    "QDRANT__SERVICE__HOST": "127.0.0.1",
+    "QDRANT__TELEMETRY_DISABLED": "true",
+}
+# Becomes the server, which Linux then kills together with the thread that started it, however that ends.
+_BECOME = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the tests are gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@contextmanager
+def any_server(folder: Path) -> Iterator[str]:
+    """URL of a server: of the one that the environment names, else of a process, else of a container; else skips."""
+    if _NAMED:
+        yield _NAMED
+    elif shutil.which("qdrant"):
+        with running_server(folder) as node:
+            yield node.url
+    else:
+        missing = "no Qdrant: ZSVEC_TEST_QDRANT_URL is not set; there is no qdrant command"
+        with composed(COMPOSE_FILE, missing) as (url, _):
+            yield url
+
+
+# Processes
+
+
+class Node:
+    """A Qdrant in a process of its own.
+
+    Attributes:
+        url: Of its REST interface; gRPC is on the next port.
+        peer: Where other nodes of its cluster reach it.
+        folder: Of its data, and of its log.
+        process: The server; another one after `restart`.
+    """
+
+    def __init__(self, program: str, folder: Path, port: int, environment: Mapping[str, str]) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.peer = f"http://127.0.0.1:{port + 2}"
+        self.folder = folder
+        self._program = program
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("QDRANT_")},
+            **_SETTINGS,
+            "QDRANT__SERVICE__HTTP_PORT": str(port),
+            "QDRANT__SERVICE__GRPC_PORT": str(port + 1),
+            "QDRANT__CLUSTER__P2P__PORT": str(port + 2),
+            "QDRANT_URI": self.peer,
+            **environment,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        self.process = self._start()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the server answers."""
+        wait_until(lambda: answers(self.url) or self.process.poll() is not None, self.log)
+        assert self.process.poll() is None, f"Qdrant does not start:\n{self.log()}"
+
+    def kill(self) -> None:
+        """End the server at once, as a loss of power would."""
+        self.process.kill()
+        self.process.wait()
+
+    def pause(self) -> None:
+        """Stop the server where it stands: connections to it stay open, and nothing answers."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Kill the server, if it runs, and start it again on its data and ports; this thread must outlive it."""
+        self.kill()
+        self.process = self._start()
+        self.wait_until_ready()
+
+    def get(self, path: str) -> Any:
+        """The result of a request to the REST interface."""
+        headers = {"api-key": self._environment.get("QDRANT__SERVICE__API_KEY", "")}
+        with urlopen(Request(self.url + path, headers=headers), timeout=DEADLINE) as response:
+            return json.load(response)["result"]
+
+    def log(self) -> str:
+        """The end of what it has printed."""
+        return self._log.read_text(errors="replace")[-5000:]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), self._program],
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "qdrant.log"
+
+
+@contextmanager
+def running_server(folder: Path, **environment: str) -> Iterator[Node]:
+    """A server in a process of its own, from the `qdrant` on the PATH; skips where there is none.
+
+    Args:
+        folder: Where it keeps its data and its log.
+        environment: Settings as Qdrant takes them, such as ``QDRANT__SERVICE__API_KEY``.
+    """
+    program = shutil.which("qdrant")
+    if program is None:
+        pytest.skip("no Qdrant to start: there is no qdrant command")
+    with _free_ports() as port:
+        node = Node(program, folder, port, environment)
+        try:
+            node.wait_until_ready()
+            yield node
+        finally:
+            node.kill()
+
+
+@contextmanager
+def running_cluster(folder: Path, nodes: int = 3, **environment: str) -> Iterator[list[Node]]:
+    """Servers that are one cluster; the first was its first leader."""
+    clustered = {"QDRANT__CLUSTER__ENABLED": "true", **environment}
+    with ExitStack() as stack:
+        started: list[Node] = []
+        for number in range(nodes):
+            joining = {"QDRANT_BOOTSTRAP": started[0].peer} if started else {}
+            started.append(stack.enter_context(running_server(folder / str(number), **clustered, **joining)))
+        wait_until(
+            lambda: all(_is_member(node.get("/cluster"), nodes) for node in started),
+            lambda: "\n".join(node.log() for node in started),
+        )
+        yield started
+
+
+def _is_member(cluster: Mapping[str, Any], nodes: int) -> bool:
+    """Whether a node knows as many, and the leader among them, and has a vote."""
+    consensus = cluster["raft_info"]
+    return len(cluster["peers"]) == nodes and consensus["leader"] is not None and consensus["is_voter"]
+
+
+@contextmanager
+def _free_ports() -> Iterator[int]:
+    """The first of three free ports. The fourth is taken: a sign to other tests, also while a server is down."""
+    for first in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as sign:
+            try:
+                sign.bind(("127.0.0.1", first + 3))
+                for port in range(first, first + 3):
+                    with socket.socket() as probe:
+                        probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            yield first
+            return
+
+
+# Containers
+
+
+@contextmanager
+def composed(
+    file: Path, without: str = "no Qdrant in a container", **environment: str
+) -> Iterator[tuple[str, Callable[..., str]]]:
+    """The server of a compose file, up as long as the block; skips where there is no Docker.
+
+    Args:
+        file: Its ports are ``ZSVEC_QDRANT_PORT`` and ``ZSVEC_QDRANT_GRPC_PORT``.
+        without: What it means that there is no Docker.
+        environment: Other variables of the file.
+
+    Returns:
+        The URL, and what runs a command of Docker Compose on the file.
+    """
+    command = _compose(without)
+    with _free_ports() as port:
+        url = f"http://127.0.0.1:{port}"
+        variables = {
+            "COMPOSE_FILE": str(file),
+            "COMPOSE_PROJECT_NAME": f"zsvec-test-{uuid.uuid4().hex[:12]}",
+            "ZSVEC_QDRANT_PORT": str(port),
+            "ZSVEC_QDRANT_GRPC_PORT": str(port + 1),
+            **environment,
+        }
+
+        def compose(*arguments: str) -> str:
+            done = _run([*command, *arguments], **variables)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        try:
+            compose("up", "--detach")
+            wait_until(lambda: answers(url), lambda: compose("logs"))
+            yield url, compose
+        finally:
+            compose("down", "--volumes")
+
+
+def _compose(without: str) -> list[str]:
+    """The command of Docker Compose that works here: Docker's plugin, or the program of its own."""
+    reasons = [without]
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if not shutil.which(command[0]):
+            reasons.append(f"there is no {command[0]} command")
+            continue
+        done = _run([*command, "ps"], COMPOSE_FILE=str(COMPOSE_FILE))  # which asks the engine, too
+        if done.returncode == 0:
+            return command
+        said = (done.stderr + done.stdout).strip().splitlines()
+        reasons.append(f"`{' '.join(command)} ps` fails: {said[0] if said else done.returncode}")
+    pytest.skip("; ".join(reasons))
+
+
+def _run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+# Waiting
+
+
+def answers(url: str) -> bool:
+    """Whether a server is there and ready."""
+    try:
+        with urlopen(f"{url}/readyz", timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], explain: Callable[[], str] = str) -> None:
+    """Wait for a condition.
+
+    Args:
+        condition: Is asked again and again.
+        explain: Says why it may not hold, if it does not before the deadline.
+    """
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"waited {DEADLINE:g} s in vain:\n{explain()}"
+        time.sleep(0.02)

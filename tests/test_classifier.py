@@ -1082,7 +1082,7 @@ def test_many_categories_are_not_calibrated_without_being_asked(
         nonlocal calls
         calls += 1
 
-    monkeypatch.setattr("zsvec.calibrator.calibrate", count)
+    monkeypatch.setattr("zsvec.calibrator.fit_calibration", count)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(categories, 2, 48))
     inputs = [

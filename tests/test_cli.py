@@ -23,7 +23,7 @@ from zsvec import __version__
 from zsvec.cli import main, output
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.store.catalog import Catalog
+from zsvec.store import writing
 from zsvec.testing import HashEncoder
 
 COLOURS = ("blue", "green", "red")
@@ -295,7 +295,7 @@ def test_gc(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> N
         raise SystemExit(9)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Catalog, "commit", killed)
+        patched.setattr(writing, "commit", killed)
         assert filled("add cat --text 'a feline' --text 'a pet'").code == 9
     assert len(filled("list --json").objects) == 3
     assert filled("gc") == Result(0, "", "2 references deleted\n")
@@ -310,6 +310,7 @@ def test_info(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) ->
         "store": os.environ["ZSVEC_STORE"],
         "namespace": "zsvec",
         "categories": 3,
+        "unreadable": [],
         "references": {"clip:text": 3, "clip:image": 9, "dino:image": 9},
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
@@ -443,7 +444,7 @@ def test_classify_json(stocked: Callable[..., Result], new: Path, monkeypatch: p
     (found,) = result.objects
     assert list(found) == [
         *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("experts", "fusion", "calibration", "error"),
+        *("experts", "fusion", "calibration", "incomplete", "error"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
     assert found["calibration"] == "current"
@@ -570,6 +571,7 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(stocked: Callable[
         "experts": {},
         "fusion": None,
         "calibration": "none",
+        "incomplete": [],
         "error": "cannot read 'missing.png': No such file or directory; check the path and its permissions",
     }
     assert red["label"] == "red"

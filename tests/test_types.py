@@ -80,6 +80,7 @@ def test_prediction_to_dict() -> None:
         },
         "fusion": "log_linear",
         "calibration": "current",
+        "incomplete": [],
         "error": None,
     }
 
@@ -101,6 +102,7 @@ def test_prediction_of_an_unreadable_image_to_dict() -> None:
         "experts": {},
         "fusion": None,
         "calibration": "none",
+        "incomplete": [],
         "error": "broken.jpg is empty",
     }
 
@@ -110,7 +112,7 @@ def test_prediction_keys_are_those_of_the_design(prediction: Prediction) -> None
     said = prediction.to_dict()
     assert list(said) == [
         *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("experts", "fusion", "calibration", "error"),
+        *("experts", "fusion", "calibration", "incomplete", "error"),
     ]
     for expert in said["experts"].values():
         assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]

@@ -53,8 +53,8 @@ class Category:
 
     Attributes:
         name: The label.
-        version: 1 for the first commit, one more for each later one.
-        rev: Microseconds since 1970 of the last commit; grows over the whole catalog.
+        version: 1 for the first commit, and higher for each later one.
+        rev: Microseconds since 1970 of the last change, by the clock of its writer; above all that it had seen.
         write_ids: Ids of the writes whose references count. References of other writes are ignored.
         texts: Definition texts.
         references: Number of references of each expert, ``{"clip:text": 2, "clip:image": 5}``.
@@ -136,6 +136,8 @@ class Prediction:
         fusion: The strategy that ran: the one that was chosen, or what it had to fall back to.
         calibration: Whether the store's calibration was used: ``current``, ``stale`` if categories have
             changed since it was made, ``none`` if there is none, or none for these settings.
+        incomplete: Committed categories of which not all references could be read at the moment. They count as they
+            were before, or not at all.
         error: Why there is no answer, or ``None``.
     """
 
@@ -150,6 +152,7 @@ class Prediction:
     experts: Mapping[str, ExpertOutput] = field(default_factory=dict)
     fusion: str | None = None
     calibration: CalibrationState = "none"
+    incomplete: tuple[str, ...] = ()
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,6 +177,7 @@ class Prediction:
             },
             "fusion": self.fusion,
             "calibration": self.calibration,
+            "incomplete": list(self.incomplete),
             "error": self.error,
         }
 

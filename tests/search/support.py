@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.encoders.support import needs_gpu
-from tests.store.material import FINGERPRINTS, reference, references, unit_vector
+from tests.store.material import FINGERPRINTS, commits, reference, references, unit_vector
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
 from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import IndexSpec
@@ -122,7 +122,7 @@ def fill(store: Store, state: State) -> None:
 
 
 def newest_rev(store: Store) -> int:
-    return max(category.rev for category in store.categories(since=0))
+    return max(category.rev for category in commits(store))
 
 
 # The oracle

@@ -167,7 +167,7 @@ def test_only_what_changed_is_fetched(deployment: Deployment, way: str, norms: b
 def filled_with_six(store: Store, deployment: Deployment) -> list[str]:
     """The names of six new categories, in the order of the pages of the catalog."""
     fill(store, {name: references(images=["1"]) for name in "abcdef"})
-    return [record["category"] for record in deployment.points("catalog").values() if record["kind"] == "category"]
+    return [record["category"] for record in deployment.points("catalog").values() if record["kind"] == "manifest"]
 
 
 class Interrupted(Hooked):
@@ -221,7 +221,7 @@ def test_catalog_of_a_folder_is_read_in_one_instant(
     filter_of = edge._filter
 
     def slow_filter(where: Where) -> Any:
-        if threading.current_thread() is not later and where.since is not None:
+        if threading.current_thread() is not later and where.or_match is not None:
             requests.append(where)
             if len(requests) == 2:
                 later.start()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.store import Reference, Store, Write
-from zsvec.types import Fingerprint, Modality
+from zsvec.store import Cursor, Reference, Store, Write
+from zsvec.types import Category, Fingerprint, Modality
 
 Key = tuple[str, str, str]
 
@@ -50,6 +50,11 @@ def write_of(name: str, images: Iterable[str] = (), texts: Sequence[str] = (), *
 
 def add(store: Store, name: str, images: Iterable[str] = (), texts: Sequence[str] = (), **changes: Any) -> None:
     store.write([write_of(name, images, texts, **changes)])
+
+
+def commits(store: Store) -> list[Category]:
+    """The last commit of each category that ever was."""
+    return list(store.look(Cursor(), {}).categories)
 
 
 def vectors(references: Iterable[Reference]) -> dict[Key, NDArray[np.float32]]:

@@ -14,9 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, cast
 
+import httpx
 import pytest
 import qdrant_edge as qe
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from tests.store.material import FINGERPRINTS
 from zsvec.store import Store
@@ -37,8 +39,9 @@ class Hooked:
 
     Attributes:
         inner: The backend that does the work.
-        hooks: What to call, once, with the arguments of the next call of a method, before it; or,
-            under a number, before the call that follows on so many calls of any method.
+        hooks: What to call, once, with the arguments of the next call of a method, before it; under ``commit``, before
+            the next that puts a manifest or a calibration; under a number, before the call that follows on so many
+            calls of any method.
         dies_at: Number of calls from which on every one raises `Crash`, as if the process had died.
         calls: How often each method was called.
     """
@@ -59,7 +62,9 @@ class Hooked:
             if so_far == self.dies_at:
                 raise Crash
             self.calls[name] += 1
-            for hook in (self.hooks.pop(so_far, None), self.hooks.pop(name, None)):
+            commits = name == "put" and args[1][0].payload["kind"] in ("manifest", "calibration")
+            names: list[str | int] = [so_far, name, "commit"] if commits else [so_far, name]
+            for hook in [self.hooks.pop(which, None) for which in names]:
                 if hook is not None:
                     hook(*args, **kwargs)
             return attribute(*args, **kwargs)
@@ -127,8 +132,14 @@ class Deployment:
             identifier: payload for page in pages for identifier, payload in zip(page.ids, page.payloads, strict=True)
         }
 
-    def sizes(self) -> dict[str, int]:
-        """Number of points of each encoder's collection."""
+    def sizes(self, after: Store | None = None) -> dict[str, int]:
+        """Number of points of each encoder's collection.
+
+        Args:
+            after: A handle that first collects what was replaced: where others may be reading, that stays for a while.
+        """
+        if after is not None and self.shared:
+            after.gc(grace=0)
         return {encoder: len(self.points(encoder)) for encoder in FINGERPRINTS}
 
     def connect(self) -> Backend:
@@ -312,7 +323,12 @@ class _SharedLocalClient:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with self._lock:
-                return method(*args, **kwargs)
+                try:
+                    return method(*args, **kwargs)
+                except ValueError as exc:  # a server says it so
+                    if "not found" not in str(exc):
+                        raise
+                    raise UnexpectedResponse(404, "Not Found", str(exc).encode(), httpx.Headers()) from exc
 
         return call
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.store.material import add
+from tests.store.material import add, commits
 from tests.store.support import Deployment
 from zsvec.store import Census, Store
 
@@ -24,7 +24,7 @@ def counted(store: Store) -> tuple[int, dict[str, int], int]:
     total: Counter[str] = Counter()
     for category in categories:
         total.update(category.references)
-    return len(categories), dict(total), max((category.rev for category in store.categories(since=0)), default=0)
+    return len(categories), dict(total), max((category.rev for category in commits(store)), default=0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -55,17 +55,18 @@ def test_reads_only_what_has_changed(open_store: OpenStore, monkeypatch: pytest.
     census = Census(store)
     census.update()
     add(store, "f", ["f"])
-    read: list[int] = []
-    changes_after = store.changes_after
+    read: list[str] = []
+    look = store.look
 
-    def noting(rev: int) -> Any:
-        read.append(rev)
-        return changes_after(rev)
+    def noting(*args: Any) -> Any:
+        found = look(*args)
+        read.extend(category.name for category in found.categories)
+        return found
 
-    monkeypatch.setattr(store, "changes_after", noting)
+    monkeypatch.setattr(store, "look", noting)
     categories, references, revision = census.update()
     assert (categories, set(references.values())) == (6, {6})
-    assert read == [max(store.category(name).rev for name in "abcde")]
+    assert read == ["f"]
     assert revision == store.category("f").rev
 
 

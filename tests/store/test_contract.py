@@ -19,6 +19,7 @@ from tests.store.material import (
     FINGERPRINTS,
     Key,
     add,
+    commits,
     content_hash,
     reference,
     references,
@@ -27,9 +28,17 @@ from tests.store.material import (
     vectors,
     write_of,
 )
-from tests.store.support import LASTING, Deployment, EdgeDeployment, LocalDeployment, MemoryDeployment, fast_folder
+from tests.store.support import (
+    LASTING,
+    ClientDeployment,
+    Deployment,
+    EdgeDeployment,
+    LocalDeployment,
+    MemoryDeployment,
+    fast_folder,
+)
 from zsvec.errors import CategoryNotFoundError
-from zsvec.store import Store, Write
+from zsvec.store import Cursor, Look, Store, Write
 from zsvec.store.schema import record_id
 from zsvec.types import CALIBRATION_FORMAT
 
@@ -135,7 +144,7 @@ def test_replacement_leaves_only_the_new(deployment: Deployment, open_store: Ope
     assert (category.texts, category.metadata) == (("new",), {})
     assert sources(store, "red panda") == {"clip:image": ["b", "c"], "clip:text": ["new"], "dino:image": ["b", "c"]}
     assert sources(store, "lynx") == {"clip:image": ["a"], "dino:image": ["a"]}
-    assert deployment.sizes() == {"clip": 4, "dino": 3}
+    assert deployment.sizes(after=store) == {"clip": 4, "dino": 3}
 
 
 def test_many_additions_are_compacted_and_keep_every_vector(deployment: Deployment, open_store: OpenStore) -> None:
@@ -154,7 +163,7 @@ def test_many_additions_are_compacted_and_keep_every_vector(deployment: Deployme
     assert stored.keys() == written.keys()
     for key, vector in written.items():
         np.testing.assert_allclose(stored[key], vector, atol=0 if deployment.exact else 1e-6)
-    assert deployment.sizes() == {"clip": 40, "dino": 40}
+    assert deployment.sizes(after=store) == {"clip": 40, "dino": 40}
     assert store.incomplete() == []
 
 
@@ -166,6 +175,7 @@ def test_prompts_are_kept_with_their_images_through_compaction(deployment: Deplo
     expected = {r.key: r.prompt for r in drawn}
     for further in range(35):
         assert {r.key: r.prompt for r in store.stored("red panda") if r.key in expected} == expected
+        deployment.sizes(after=store)
         for encoder in FINGERPRINTS:
             prompts = [payload.get("prompt", "-") for payload in deployment.points(encoder).values()]
             assert sorted(prompts) == ["-"] * (len(prompts) - 1) + ["a picture of a.jpg"]
@@ -182,7 +192,7 @@ def test_removed_category_can_be_added_again(deployment: Deployment, open_store:
 
     assert store.categories() == []
     assert store.stored("red panda") == []
-    assert deployment.sizes() == {"clip": 0, "dino": 0}
+    assert deployment.sizes(after=store) == {"clip": 0, "dino": 0}
     with pytest.raises(CategoryNotFoundError, match="'red panda'"):
         store.category("red panda")
     with pytest.raises(CategoryNotFoundError, match="'red panda'"):
@@ -285,22 +295,51 @@ def test_awkward_names_are_kept_apart(deployment: Deployment, open_store: OpenSt
     for name in AWKWARD_NAMES:
         store.remove(name)
     assert store.categories() == []
-    assert deployment.sizes() == {"clip": 0, "dino": 0}
+    assert deployment.sizes(after=store) == {"clip": 0, "dino": 0}
 
 
-def test_categories_since(open_store: OpenStore) -> None:
+def test_a_look_finds_what_has_changed(open_store: OpenStore) -> None:
     store = open_store()
     for name in ("a", "b", "c"):
         add(store, name, ["1"])
-    since = store.category("b").rev
-    store.remove("a")
-    changed = {category.name: category for category in store.categories(since)}
+    first = store.look(Cursor(), {})
+    assert first.categories == store.categories()
+    known = {category.name: category.version for category in first.categories}
+    assert store.look(first.cursor, known).categories == []
 
-    assert changed.keys() == {"a", "b", "c"}
+    store.remove("a")
+    add(store, "c", ["2"])
+    look = store.look(first.cursor, known)
+    changed = {category.name: category for category in look.categories}
+    assert changed.keys() == {"a", "c"}
     assert (changed["a"].write_ids, changed["a"].version) == ((), 2)
     assert changed["c"] == store.category("c")
-    assert [category.name for category in store.categories(changed["a"].rev)] == ["a"]
-    assert store.categories(changed["a"].rev + 1) == []
+    assert not look.reset
+    known |= {category.name: category.version for category in look.categories}
+    assert store.look(look.cursor, known).categories == []
+    assert store.look(look.cursor, known, whole=True).categories == []
+    assert [c.name for c in store.look(look.cursor, {**known, "b": 0}, whole=True).categories] == ["b"]
+
+
+@pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
+def test_a_look_finds_that_the_store_was_dropped(deployment: ClientDeployment, open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
+    for name in ("a", "b"):
+        add(store, name, ["1"])
+    look = store.look(Cursor(), {})
+    known = {category.name: category.version for category in look.categories}
+    for collection in deployment.collections():
+        if deployment.namespace in collection:
+            deployment.client.delete_collection(collection)
+    gone = store.look(look.cursor, known)
+    assert (gone.reset, gone.categories, gone.cursor) == (True, (), Cursor())
+
+    other.bind(FINGERPRINTS)
+    add(other, "a", ["2"])
+    again = store.look(look.cursor, known)
+    assert again.reset
+    assert again.categories == [other.category("a")]
+    assert store.look(again.cursor, {"a": 1}).categories == []
 
 
 def test_revisions_grow_though_the_clock_goes_back(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,19 +399,22 @@ def test_payloads_and_ids_are_as_documented(deployment: Deployment, open_store: 
     catalog = deployment.points("catalog")
     manifest = catalog[identifier("category", "red panda")]
     assert manifest == {
-        "kind": "category",
+        "kind": "manifest",
+        "store": catalog[identifier("store", "")]["id"],
         "category": "red panda",
         "version": 1,
         "rev": store.category("red panda").rev,
-        "gen": [gen],
+        "changed": store.category("red panda").rev,
+        "writes": [gen],
         "references": {"clip:text": 1, "clip:image": 1, "dino:image": 1},
         "texts": ["text"],
         "metadata": {"k": 1},
         "writers": manifest["writers"],
-        "deleted": False,
+        "removed": False,
     }
     assert len(manifest["writers"]) == 1
-    assert catalog[identifier("store", "")]["schema"] == 1
+    assert catalog[identifier("store", "")]["schema"] == 2
+    assert len(catalog) == 2
 
 
 @pytest.mark.parametrize("deployment", ["edge", "server"], indirect=True)
@@ -405,14 +447,13 @@ def test_nothing_is_made_before_the_first_write(deployment: Deployment) -> None:
     store = Store(deployment.backend(), deployment.namespace)
 
     assert store.categories() == []
-    assert store.categories(since=0) == []
     assert store.encoders() == {}
     assert store.stored("red panda") == []
     assert store.keys("red panda") == set()
     assert store.incomplete() == []
     assert store.gc() == 0
     assert store.calibration() is None
-    assert store.changes_after(0) == ([], None)
+    assert store.look(Cursor(), {}) == Look(Cursor())
     assert store.info()["calibration"] == "none"
     store.check(["anything"])
     store.check_fingerprints(FINGERPRINTS)
@@ -466,7 +507,7 @@ CALIBRATION = {"revision": 7, "experts": {"clip:image": [0.25, None]}, "Ã©": "å°
 
 def newest(store: Store) -> int:
     """The largest ``rev`` of the categories, removed ones included."""
-    return max(category.rev for category in store.categories(since=0))
+    return max(category.rev for category in commits(store))
 
 
 def test_calibration_is_kept_and_read_back(deployment: Deployment, open_store: OpenStore) -> None:
@@ -491,10 +532,11 @@ def test_calibration_is_replaced_by_any_handle(deployment: Deployment, open_stor
         record = deployment.points("catalog")[record_id("calibration")]
         assert record == {
             "kind": "calibration",
+            "store": deployment.points("catalog")[record_id("store")]["id"],
             "version": i,
             "rev": record["rev"],
-            "writer": record["writer"],
-            "calibration": {"number": i},
+            "writers": record["writers"],
+            "fitted": {"number": i},
         }
     other.keep_calibration({})
     assert not store.calibration()
@@ -523,52 +565,21 @@ def test_calibration_has_a_larger_revision_than_every_category(
         assert last > rev
 
 
-@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
-def test_changes_give_a_calibration_once(open_store: OpenStore) -> None:
+def test_a_look_gives_a_calibration_once(open_store: OpenStore) -> None:
     store = open_store()
     add(store, "a", ["1"])
-    seen = store.category("a").rev
-    for number in range(2):
+    known = {"a": 1}
+    cursor = store.look(Cursor(), {}).cursor
+    for number in range(3):
         store.keep_calibration({"number": number})
-        categories, record = store.changes_after(seen)
-        assert categories == []
-        assert record is not None
-        assert record["calibration"] == {"number": number}
-        seen = record["rev"]
-        assert store.changes_after(seen) == ([], None)
+        look = store.look(cursor, known)
+        assert (look.categories, look.calibration) == ([], {"number": number})
+        cursor = look.cursor
+        assert store.look(cursor, known).calibration is None
 
     add(store, "b", ["1"])
-    assert store.changes_after(seen) == ([store.category("b")], None)
-
-
-def test_changes_give_no_category_for_a_calibration(open_store: OpenStore) -> None:
-    store = open_store()
-    store.keep_calibration(CALIBRATION)
-    categories, record = store.changes_after(0)
-    assert categories == []
-    assert record is not None
-    assert record["calibration"] == CALIBRATION
-
-    add(store, "b", ["1"])
-    add(store, "a", ["1"])
-    store.remove("b")
-    categories, again = store.changes_after(record["rev"])
-    assert [(category.name, bool(category.write_ids)) for category in categories] == [("a", True), ("b", False)]
-    assert again in (None, record)
-
-
-@pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
-def test_changes_give_a_calibration_whose_writer_was_late(
-    deployment: Deployment, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = open_store()
-    store.keep_calibration(CALIBRATION)
-    rev = deployment.points("catalog")[record_id("calibration")]["rev"]
-
-    _, record = store.changes_after(rev + 100_000_000)
-    assert record is not None
-    assert record["rev"] == rev
-    assert store.changes_after(rev + 130_000_000) == ([], None)
+    look = store.look(cursor, known)
+    assert (look.categories, look.calibration) == ([store.category("b")], None)
 
 
 def test_calibration_is_no_category(deployment: Deployment, open_store: OpenStore) -> None:
@@ -576,20 +587,19 @@ def test_calibration_is_no_category(deployment: Deployment, open_store: OpenStor
     store.keep_calibration(CALIBRATION)
 
     assert store.categories() == []
-    assert store.categories(since=0) == []
     assert store.keys("") == set()
     add(store, "red panda", ["a"], ["text"])
     before = store.categories()
     store.keep_calibration({"revision": 9, "another": "one"})
 
     assert store.categories() == before
-    assert store.categories(since=0) == before
+    assert commits(store) == before
     assert store.info()["categories"] == 1
     assert store.incomplete() == []
     assert store.gc(grace=0) == 0
     add(store, "red panda", ["b"], replace=True)
     store.remove("red panda")
-    assert store.gc(grace=0) == 0
+    assert store.gc(grace=0) == (5 if deployment.shared else 0)
     assert store.calibration() == {"revision": 9, "another": "one"}
     assert store.encoders() == FINGERPRINTS
 
@@ -686,7 +696,8 @@ def check_against_model(deployment: Deployment, operations: list[tuple[str, str,
             store.close()
             store = deployment.open()
         elif operation == "gc":
-            assert store.gc(grace=0) == 0
+            collected = store.gc(grace=0)
+            assert not collected or deployment.shared  # what was replaced goes at once where nobody else reads
         elif name in model.keys:
             store.remove(name)
             model.remove(name)
@@ -701,7 +712,7 @@ def check_against_model(deployment: Deployment, operations: list[tuple[str, str,
         }
         for name, category in categories.items():
             assert category.references == Counter(f"{encoder}:{modality}" for encoder, modality, _ in model.keys[name])
-    assert sum(deployment.sizes().values()) == sum(len(keys) for keys in model.keys.values())
+    assert sum(deployment.sizes(after=store).values()) == sum(len(keys) for keys in model.keys.values())
 
 
 @settings(max_examples=60, deadline=None)

@@ -147,7 +147,7 @@ def test_rest_is_used_where_grpc_is_not_there(qdrant: FakeQdrant) -> None:
     with opened(qdrant.url) as store:
         qdrant.requests.clear()
         assert store.categories() == []
-    assert [path for _, path, _ in qdrant.requests] == ["/collections/birds__catalog/exists"]
+    assert [path for _, path, _ in qdrant.requests] == ["/collections/birds__catalog/points/scroll"]
     assert qdrant.keys == {KEY}
 
 
@@ -174,7 +174,7 @@ def test_rest_is_used_where_something_else_is_beside_it(qdrant: FakeQdrant) -> N
     with opened(qdrant.url) as store:
         assert store.categories() == []
     assert time.monotonic() - start < 2.5
-    assert qdrant.requests[-1][1] == "/collections/birds__catalog/exists"
+    assert qdrant.requests[-1][1] == "/collections/birds__catalog/points/scroll"
 
 
 def test_server_that_is_away() -> None:
@@ -228,7 +228,9 @@ def test_server_that_refuses_the_key(qdrant: FakeQdrant, status: int, while_open
 
 @pytest.mark.parametrize("status", [403, 405])
 def test_server_that_is_read_only(qdrant: FakeQdrant, status: int) -> None:
-    qdrant.answer = lambda method, _: error(status, "this server is read-only") if method != "GET" else None
+    qdrant.answer = lambda method, path: (
+        error(status, "this server is read-only") if method != "GET" and not path.endswith("/scroll") else None
+    )
     store = opened(qdrant.url)
     assert store.categories() == []
     message = refusal(qdrant.url, lambda: store.bind(FINGERPRINTS), StoreUnavailableError, within=1)
@@ -251,7 +253,7 @@ def test_server_of_a_new_version(qdrant: FakeQdrant, version: str) -> None:
 
 def test_busy_server_is_given_the_time_it_asks_for(qdrant: FakeQdrant) -> None:
     with open_store(qdrant.url, namespace="birds", timeout=10) as store:
-        path = "/collections/birds__catalog/exists"
+        path = "/collections/birds__catalog/points/scroll"
         qdrant.requests.clear()
         qdrant.first([error(429, "too many requests", Retry_After="1")], path)
         assert store.categories() == []
@@ -269,7 +271,7 @@ def test_busy_server_that_asks_for_more_time_than_there_is(qdrant: FakeQdrant, s
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_passing_failure_is_tried_again(qdrant: FakeQdrant, status: int) -> None:
     with open_store(qdrant.url, namespace="birds", timeout=10) as store:
-        qdrant.first([error(status, "passing")] * 2, "/collections/birds__catalog/exists")
+        qdrant.first([error(status, "passing")] * 2, "/collections/birds__catalog/points/scroll")
         assert store.categories() == []
 
 

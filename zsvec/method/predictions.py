@@ -87,6 +87,7 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
                 experts=experts,
                 fusion=scores.fusion,
                 calibration=scores.calibration,
+                incomplete=found.incomplete,
             )
         )
     return out

@@ -156,6 +156,7 @@ class SearchResult:
         queries: The vectors of the images, by encoder: float32 ``(n_images, dim)``.
         calibration: The calibration that is kept with the store, if there is one.
         stale: Whether categories have changed since the calibration was made.
+        incomplete: Committed categories of which not all can be read now: they are as they were before, or not there.
     """
 
     categories: tuple[str, ...]
@@ -163,6 +164,7 @@ class SearchResult:
     queries: Mapping[str, Vectors] = field(default_factory=dict, compare=False)
     calibration: Calibration | None = None
     stale: bool = False
+    incomplete: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:

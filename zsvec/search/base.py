@@ -134,6 +134,7 @@ class Incomplete(Exception):  # noqa: N818 - a signal within the search, not an 
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(", ".join(map(repr, sorted(names))))
+        self.names = set(names)
 
 
 class Snapshot(Protocol):
@@ -158,7 +159,9 @@ class Snapshot(Protocol):
         ...
 
     def updated(self, catalog: Mapping[str, Category], changes: Sequence[Change]) -> tuple[Snapshot, set[str]]:
-        """The state after some changes; and the names of categories that it lacks, as not all references are there.
+        """The state after some changes; and the names of categories of which not all references are there.
+
+        These are in it as they were before, or not at all.
 
         Args:
             catalog: All categories, after the changes.

@@ -70,7 +70,8 @@ class InProcess:
                 return build(references, self.spec)
             return index if index.references is references else index.updated(references, changed)
 
-        whole = {name: category for name, category in catalog.items() if name not in torn}
+        was = {name: self.catalog[name] for name in torn & self.catalog.keys()}
+        whole = {name: category for name, category in catalog.items() if name not in torn} | was
         names = tuple(sorted(whole))
         position = {name: i for i, name in enumerate(names)}
         indexes = [

@@ -71,9 +71,10 @@ def renewed(
 
     Returns:
         The references of each expert that has any: the same object, where the changes do not concern it. And the names
-        of the changed categories of which not all references are there; they are left out.
+        of the changed categories of which not all references are there; they are as they were before.
     """
     parts = {expert: _split(references) for expert, references in before.items()}
+    kept = {change.after.name: _pick(parts, change.after.name) for change in changes}
     touched = set()
     dropped = {change.after.name for change in changes if not change.grew}
     for expert, categories in parts.items():
@@ -94,12 +95,19 @@ def renewed(
             for expert in counts:
                 del parts[expert][name]
                 touched.add(expert)
+            for expert, part in kept[name].items():
+                parts[expert][name] = part
+                touched.add(expert)
     after = {
         expert: _joined(categories) if expert in touched else before[expert]
         for expert, categories in parts.items()
         if categories
     }
     return after, torn
+
+
+def _pick(parts: Mapping[str, Mapping[str, Part]], name: str) -> dict[str, Part]:
+    return {expert: categories[name] for expert, categories in parts.items() if name in categories}
 
 
 def _joined(parts: Mapping[str, Part]) -> References:

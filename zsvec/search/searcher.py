@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeVar
 
-from zsvec.errors import StoreError
 from zsvec.method.calibration import Calibration
 from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import ATTEMPTS, NUMPY, QDRANT, Change, Incomplete, IndexSpec, Snapshot, Vectors
 from zsvec.search.in_process import InProcess
 from zsvec.search.qdrant_index import QdrantSnapshot
-from zsvec.store import Store
+from zsvec.store import Cursor, Store
 from zsvec.types import Category, Fingerprint
 
 Answer = TypeVar("Answer")
+
+COMPARED = 120.0
+"""Seconds after which the whole catalog is looked at again, for commits whose writer died before it published them."""
 
 
 class Searcher:
@@ -51,15 +54,23 @@ class Searcher:
         self._store = store
         self._budget = {"auto": budget, "memory": math.inf, "qdrant": -1}[kind]
         self._qdrant = QdrantSnapshot(store, neighbors, norms)
-        self._size = 0  # references that the catalog counts
         self._spec = NUMPY  # of references in memory
-        self._snapshot = self._empty(NUMPY if self._budget >= 0 else QDRANT)
-        self._calibration: Calibration | None = None
-        self._calibrated = 0  # the ``rev`` of its commit
-        self._seen = 0  # the largest `rev` of the catalog, and
-        self._changed = 0  # of its categories
-        self._unchecked = False  # whether categories have changed since the fingerprints were checked
         self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know nothing of the store."""
+        self._snapshot = self._empty(NUMPY if self._budget >= 0 else QDRANT)
+        self._size = 0  # references that the catalog counts
+        self._calibration: Calibration | None = None
+        self._cursor = Cursor()
+        self._versions: dict[str, int] = {}  # of all categories that were ever seen
+        self._changed = 0  # the largest rev of the catalog's categories
+        self._unchecked = False  # whether categories have changed since the fingerprints were checked
+        self._compared = time.monotonic()  # when the whole catalog was last looked at
+        self._lacking: dict[str, Category] = {}  # committed, and not all references are there
+        self._given_up: set[str] = set()  # of those, what no answer waits for
+        self._unreadable: set[str] = set()
 
     @property
     def kind(self) -> Literal["memory", "qdrant"]:
@@ -84,23 +95,20 @@ class Searcher:
         Raises:
             EncoderMismatchError: The references come from other encoders.
             InvalidInputError: The device is not there.
-            StoreError: Committed references are lost, or do not fit the memory of the device.
+            StoreError: References do not fit the memory of the device.
         """
 
         def answer() -> SearchResult:
             snapshot, calibration, changed = self._refresh(spec, fingerprints)
             names, experts = snapshot.search(queries, nearest, lambda: self._refresh(spec, fingerprints)[0])
             stale = calibration is not None and calibration.revision < changed
-            return SearchResult(names, experts, queries, calibration, stale)
+            incomplete = tuple(sorted({*self._given_up, *self._unreadable}))
+            return SearchResult(names, experts, queries, calibration, stale, incomplete)
 
         return self._until_whole(answer)
 
     def references(self) -> tuple[Mapping[str, References], int]:
-        """All references, by expert, and the largest ``rev`` of the categories they belong to.
-
-        Raises:
-            StoreError: Committed references are lost.
-        """
+        """All references, by expert, and the largest ``rev`` of the categories they belong to."""
 
         def answer() -> tuple[Mapping[str, References], int]:
             snapshot, _, changed = self._refresh(None)
@@ -109,17 +117,16 @@ class Searcher:
         return self._until_whole(answer)
 
     def _until_whole(self, answer: Callable[[], Answer]) -> Answer:
-        """Try again while references that are counted are not there."""
-        problem = ""
-        for _ in range(ATTEMPTS):
+        """Try again while references that are counted are not there; then answer without what they belong to."""
+        for attempt in range(ATTEMPTS):
             try:
                 return answer()
             except Incomplete as exc:
-                problem = str(exc)
-        raise StoreError(
-            f"references of {problem} in {self._store.location} are still missing after {ATTEMPTS} attempts: if no "
-            "writer is active, they were lost; remove the category and add it again"
-        )
+                torn = exc.names
+                time.sleep(0.001 * 2**attempt)
+        with self._lock:
+            self._given_up |= torn
+        return answer()
 
     def _refresh(
         self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None = None
@@ -129,30 +136,44 @@ class Searcher:
         Args:
             spec: How references in memory are indexed; ``None``: as for the last batch.
             fingerprints: As in `search`.
+
+        Raises:
+            Incomplete: References of some categories are not there. The others are done.
         """
         with self._lock:
-            later, calibration = self._store.changes_after(self._seen)
+            whole = time.monotonic() - self._compared >= COMPARED
+            look = self._store.look(self._cursor, self._versions, whole=whole)
+            if look.reset:
+                self._begin()
+            if whole:
+                self._compared, self._given_up = time.monotonic(), set()
             self._spec = spec or self._spec
-            changes = self._changes(later)
+            later = {category.name: category for category in look.categories}
+            changes = self._changes({**self._lacking, **later}.values())
             self._unchecked = self._unchecked or bool(changes)
             if self._unchecked and fingerprints is not None:
                 self._store.check_fingerprints(fingerprints)
                 self._unchecked = False
-            self._take_over(changes)
-            self._changed = max([self._changed, *(category.rev for category in later)])
-            self._seen = max(self._seen, self._changed)
-            if calibration is not None and calibration["rev"] != self._calibrated:
-                self._calibrated = calibration["rev"]
-                self._calibration = Calibration.from_dict(calibration["calibration"])  # of another format: none
-                self._seen = max(self._seen, calibration["rev"])
+            self._given_up -= later.keys()
+            torn = self._take_over(changes)
+            self._lacking = {change.after.name: change.after for change in changes if change.after.name in torn}
+            if self.kind == "memory":
+                self._given_up &= torn
+            self._unreadable = (self._unreadable - later.keys()) | set(look.unreadable)
+            self._versions.update((name, category.version) for name, category in later.items())
+            self._changed = max([self._changed, *(category.rev for category in later.values())])
+            self._cursor = look.cursor
+            if look.calibration is not None:
+                self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
+            if torn - self._given_up:
+                raise Incomplete(torn - self._given_up)
             return self._snapshot, self._calibration, self._changed
 
-    def _take_over(self, changes: list[Change]) -> None:
+    def _take_over(self, changes: list[Change]) -> set[str]:
         """Bring the snapshot to the newest catalog, indexed as it shall be.
 
-        Raises:
-            Incomplete: References of some categories are not there. The snapshot lacks these categories, so they are
-                taken over next time; the others are done.
+        Returns:
+            The categories whose references are not all there: they are as they were before, or missing.
         """
         snapshot, catalog = self._snapshot, self._snapshot.catalog
         if changes:
@@ -166,19 +187,21 @@ class Searcher:
             else:  # nothing of the other way is known, so everything is new to it
                 snapshot = self._empty(spec)
                 changes = [Change(None, category) for category in catalog.values()]
+        if spec == QDRANT and self._given_up & catalog.keys():
+            changes = [*changes, *(Change(None, catalog[name]) for name in self._given_up & catalog.keys())]
+            catalog = {name: category for name, category in catalog.items() if name not in self._given_up}
         torn: set[str] = set()
         if changes:
             snapshot, torn = snapshot.updated(catalog, changes)
         self._snapshot = snapshot
-        if torn:
-            raise Incomplete(torn)
+        return torn
 
-    def _changes(self, later: Sequence[Category]) -> list[Change]:
+    def _changes(self, later: Iterable[Category]) -> list[Change]:
         """What a look at the catalog found that the snapshot does not have."""
         changes = []
         for category in later:
             before = self._snapshot.catalog.get(category.name)
-            if before.version < category.version if before else category.write_ids:
+            if before.version != category.version if before else category.write_ids:
                 changes.append(Change(before, category))
         return changes
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from zsvec.errors import InvalidInputError
 from zsvec.store.base import Hit, Points
 from zsvec.store.census import Census
+from zsvec.store.look import Cursor, Look
 from zsvec.store.memory import MemoryBackend
 from zsvec.store.schema import Reference
 from zsvec.store.store import Store
 from zsvec.store.writing import Write
 
-__all__ = ["Census", "Hit", "Points", "Reference", "Store", "Write", "open_store"]
+__all__ = ["Census", "Cursor", "Hit", "Look", "Points", "Reference", "Store", "Write", "open_store"]
 
 
 def open_store(location: str, *, namespace: str, api_key: str | None = None, timeout: float = 60.0) -> Store:

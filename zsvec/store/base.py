@@ -12,11 +12,27 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A filter over payloads: all of `match`, none of `exclude`, and ``rev`` at least `since`."""
+    """A filter over payloads: all of `match`, none of `exclude`, and ``rev`` at least `since`; or all of `or_match`."""
 
     match: Mapping[str, str | int | Sequence[str]] = field(default_factory=dict)
     exclude: Mapping[str, Sequence[str]] = field(default_factory=dict)
     since: int | None = None
+    or_match: Mapping[str, str | int | Sequence[str]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A record to write by compare-and-set.
+
+    Attributes:
+        id: Of the record.
+        payload: What is written.
+        expected: What the record must match that is there; ``None``: there must be none of this id.
+    """
+
+    id: str
+    payload: Mapping[str, Any]
+    expected: Mapping[str, str | int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +80,19 @@ class Backend(Protocol):
     def upsert(self, collection: str, points: Points) -> None:
         """Write points; the same ids again change nothing."""
 
-    def put(self, collection: str, records: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write records by compare-and-set, without saying which were written.
-
-        Args:
-            collection: Of 1-d vectors.
-            records: Payloads by id. One of ``version`` 1 is written if its id is new, any other if the stored
-                ``version`` is one below its own.
-        """
+    def put(self, collection: str, puts: Sequence[Put]) -> None:
+        """Write records to a collection of 1-d vectors, each by compare-and-set, without saying which were written."""
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Payloads of those of the points that exist, by id."""
+        """Payloads of those of the points that exist, by id; a collection that does not exist has none."""
 
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[Points]:
-        """All matching points, page by page; payloads reduced to `fields` if given."""
+        """All matching points, page by page; payloads reduced to `fields` if given. The collection may not exist."""
 
-    def newest(self, collection: str) -> int:
-        """The largest ``rev`` in a collection, 0 if there is none."""
+    def newest(self, collection: str, where: Where) -> int:
+        """The largest ``rev`` of the matching points, 0 if there is none."""
 
     def query(
         self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
@@ -91,6 +101,9 @@ class Backend(Protocol):
 
     def delete(self, collection: str, where: Where) -> None:
         """Delete all matching points."""
+
+    def drop(self, collection: str, ids: Sequence[str]) -> None:
+        """Delete the points of these ids."""
 
     def count(self, collection: str, where: Where) -> int:
         """Exact number of matching points."""

@@ -1,33 +1,59 @@
-"""The catalog of a store: its records, read whole and replaced by compare-and-set.
+"""The catalog of a store: its records, read and replaced by compare-and-set.
 
-A category is committed by its manifest: references that no manifest names are not there.
+A category is committed by its manifest: references that no manifest names are not there. Clocks are not trusted: what
+orders the commits for readers is their ``rev``, which grows with every commit that its writer has seen.
 """
 
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 from zsvec.errors import CategoryNotFoundError, StoreError
-from zsvec.store.base import Backend, Where
+from zsvec.store.base import Backend, Put, Where
 from zsvec.store.schema import (
     CATALOG,
     CATALOG_INDEXES,
+    CATEGORY_KINDS,
     SCHEMA,
     calibrated_revision,
-    calibration_payload,
+    calibration_from,
     category_from,
     collection_name,
-    manifest_payload,
     record_id,
     store_payload,
 )
 from zsvec.types import CalibrationState, Category, Fingerprint
 
-LATE = 120_000_000  # microseconds that a commit may take, with the difference of its writer's clock
+SLACK = 1_000_000
+"""How much smaller than the newest the ``rev`` of a commit may be that is acknowledged."""
+COMMITS = Where(match={"kind": [*CATEGORY_KINDS, "calibration"]})
+STORE = {"kind": "store"}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Records that were read in one request.
+
+    Attributes:
+        store: Id of the store; empty for one of schema 1.
+        manifests: Of categories that were ever committed, by name.
+        foreign: Records in the places of manifests that belong to a store that was dropped.
+    """
+
+    store: str
+    manifests: Mapping[str, Mapping[str, Any]]
+    foreign: Mapping[str, Mapping[str, Any]]
+
+    def categories(self) -> dict[str, Category]:
+        """The last commit of each category, by name; a removed one has no write ids.
+
+        Raises:
+            StoreError: This version cannot read a manifest.
+        """
+        return {name: category_from(manifest) for name, manifest in self.manifests.items()}
 
 
 class Catalog:
@@ -38,13 +64,14 @@ class Catalog:
         namespace: Prefix of their names.
 
     Attributes:
+        backend: Where the collections are.
         collection: Name of the collection of the records.
         location: Folder or URL, and namespace.
         exclusive: Whether no other process can write.
     """
 
     def __init__(self, backend: Backend, namespace: str) -> None:
-        self._backend = backend
+        self.backend = backend
         self.collection = collection_name(namespace, CATALOG)
         self.location = f"{backend.location} (namespace {namespace})"
         self.exclusive = backend.exclusive
@@ -53,67 +80,57 @@ class Catalog:
 
     def create(self, fingerprints: Mapping[str, Fingerprint]) -> None:
         """Make the catalog, and the record of the store unless another writer has just made it."""
-        self._backend.create(self.collection, 1, CATALOG_INDEXES)
-        self._backend.put(self.collection, {record_id("store"): store_payload(fingerprints)})
+        self.backend.create(self.collection, 1, CATALOG_INDEXES)
+        self.backend.put(self.collection, [Put(record_id("store"), store_payload(fingerprints))])
 
-    def exists(self) -> bool:
-        """Whether the store has its record.
+    def store(self) -> Mapping[str, Any] | None:
+        """The record of the store, if there is one.
 
         Raises:
-            StoreError: The store has another schema.
+            StoreError: The store has a schema that this version does not know.
         """
-        return self._store() is not None
+        record = self.retrieve([record_id("store")]).get(record_id("store"))
+        if record is None:
+            return None
+        self.check_schema(record)
+        return record
+
+    def check_schema(self, store: Mapping[str, Any]) -> None:
+        """Refuse the record of a store that a later version wrote.
+
+        Raises:
+            StoreError: It has a schema that this version does not know.
+        """
+        if store["schema"] > SCHEMA:
+            raise StoreError(
+                f"{self.location} has schema {store['schema']} and this version of zsvec knows {SCHEMA}: upgrade zsvec"
+            )
 
     def encoders(self) -> dict[str, Fingerprint]:
         """Fingerprint of each encoder whose vectors are stored; empty before the first write.
 
         Raises:
-            StoreError: The store has another schema.
+            StoreError: The store has a schema that this version does not know.
         """
-        store = self._store()
+        store = self.store()
         return {name: Fingerprint(**fields) for name, fields in store["encoders"].items()} if store else {}
 
-    def _store(self) -> Mapping[str, Any] | None:
-        record = self._record(record_id("store"))
-        if record and record["schema"] != SCHEMA:
-            raise StoreError(
-                f"{self.location} has schema {record['schema']} and this version of zsvec knows {SCHEMA}: "
-                "use the version it was made with"
-            )
-        return record
+    # Reading
 
-    # Categories
+    def categories(self) -> tuple[list[Category], list[str]]:
+        """Committed categories, by name, and the names of those whose manifest this version cannot read."""
+        categories, unreadable = readable(self.manifests())
+        return [category for category in categories if category.write_ids], unreadable
 
-    def categories(self, since: int | None = None) -> list[Category]:
-        """Committed categories, by name.
-
-        Args:
-            since: Only commits of this ``rev`` or later, removals included: those categories have no write ids.
-        """
-        found = map(category_from, self._scroll(Where(match={"kind": "category"}, since=since)))
-        return _by_name(category for category in found if since is not None or category.write_ids)
-
-    def changes_after(self, rev: int) -> tuple[list[Category], Mapping[str, Any] | None]:
-        """Commits after one of this ``rev`` was seen, and possibly a few from before.
-
-        Where others write as well, a commit that was late may have a smaller ``rev`` than one that was seen.
-
-        Returns:
-            The categories, the removed ones without write ids; and the record of the calibration, if it is new.
-        """
-        since = rev + 1 if self.exclusive else max(0, rev - LATE)
-        records = self._scroll(Where(match={"kind": ["category", "calibration"]}, since=since))
-        calibrations = [record for record in records if record["kind"] == "calibration"]
-        categories = _by_name(category_from(record) for record in records if record["kind"] == "category")
-        return categories, calibrations[0] if calibrations else None
-
-    def latest(self, names: Iterable[str]) -> dict[str, Category]:
-        """The last commit of each category that was ever committed; a removed one has no write ids."""
-        return {name: category_from(manifest) for name, manifest in self._manifests(names).items()}
+    def manifests(self) -> list[Mapping[str, Any]]:
+        """The manifests of all categories that were ever committed."""
+        records = self.scroll(Where(match={"kind": list(CATEGORY_KINDS)}, or_match=STORE))
+        store = store_id(records)
+        return [record for record in records if record["kind"] != "store" and belongs(record, store)]
 
     def find(self, name: str) -> Category | None:
         """The committed category of this name, if there is one."""
-        category = self.latest([name]).get(name)
+        category = self.state([name]).categories().get(name)
         return category if category and category.write_ids else None
 
     def category(self, name: str) -> Category:
@@ -124,94 +141,99 @@ class Catalog:
         """
         category = self.find(name)
         if category is None:
-            raise CategoryNotFoundError(
-                f"there is no category {name!r} in {self.location}: `zsvec list` shows those there are"
-            )
+            raise self.not_found(name)
         return category
 
-    def commit(self, categories: Sequence[Category]) -> dict[str, Category]:
-        """Commit categories by compare-and-set of their manifests.
+    def not_found(self, name: str) -> CategoryNotFoundError:
+        """The error of who asks for a category that is not there."""
+        return CategoryNotFoundError(
+            f"there is no category {name!r} in {self.location}: `zsvec list` shows those there are"
+        )
 
-        Args:
-            categories: Each with the version above the one that it replaces; the commit sets its ``rev``.
-
-        Returns:
-            Those whose commit won, by name, as committed. The others had been changed by somebody else.
-        """
-        if not categories:
-            return {}
-        names = [category.name for category in categories]
-        writer = uuid.uuid4().hex
-        before = self._manifests(names)
-        rev = self._next_rev()
-        stamped = [replace(category, rev=rev + i) for i, category in enumerate(categories)]
-        manifests = {
-            record_id("category", category.name): manifest_payload(category, writer, before.get(category.name))
-            for category in stamped
-        }
-        self._backend.put(self.collection, manifests)
-        after = self._manifests(names)
-        return {
-            category.name: category
-            for category in stamped
-            if (found := after.get(category.name))
-            # The write id outlives the token where many have written since.
-            and (writer in found["writers"] or set(category.write_ids[-1:]) & set(found["gen"]))
-        }
+    def state(self, names: Iterable[str]) -> State:
+        """The manifests of some categories, and the store they are in."""
+        places = {record_id("category", name): name for name in names}
+        found = self.retrieve([record_id("store"), *places])
+        store = store_id(found.values())
+        named = {places[place]: record for place, record in found.items() if place in places}
+        return State(
+            store,
+            {name: record for name, record in named.items() if belongs(record, store)},
+            {name: record for name, record in named.items() if not belongs(record, store)},
+        )
 
     # The calibration
 
     def calibration(self) -> Mapping[str, Any] | None:
         """The calibration that is kept; ``None``, or empty, if there is none."""
-        record = self._record(record_id("calibration"))
-        return record["calibration"] if record else None
+        record = self.calibration_record()[1]
+        return calibration_from(record) if record else None
 
     def calibration_state(self) -> CalibrationState:
         """Whether categories have changed since the calibration was made."""
         revision = calibrated_revision(self.calibration())
         if revision is None:
             return "none"
-        return "stale" if self.categories(revision + 1) else "current"
+        categories, _ = readable(self.manifests())
+        return "stale" if any(category.rev > revision for category in categories) else "current"
 
-    def commit_calibration(self, calibration: Mapping[str, Any]) -> bool:
-        """Commit a calibration by compare-and-set, unless the one that is kept was made from a later state.
-
-        Returns:
-            False if somebody else committed one at the same time.
-        """
-        identifier = record_id("calibration")
-        before = self._record(identifier)
-        kept = calibrated_revision(before["calibration"]) if before else None
-        if kept is not None and calibration and kept > calibration.get("revision", kept):
-            return True
-        writer = uuid.uuid4().hex
-        record = calibration_payload(calibration, writer, self._next_rev(), before)
-        self._backend.put(self.collection, {identifier: record})
-        after = self._record(identifier)
-        return after is not None and after["writer"] == writer
+    def calibration_record(self) -> tuple[str, Mapping[str, Any] | None]:
+        """The id of the store, and the record of the calibration."""
+        found = self.retrieve([record_id("store"), record_id("calibration")])
+        store = store_id(found.values())
+        record = found.get(record_id("calibration"))
+        return store, record if record and belongs(record, store) else None
 
     # Records
 
-    def _next_rev(self) -> int:
+    def put(self, puts: Sequence[Put]) -> None:
+        """Write records, each by compare-and-set."""
+        self.backend.put(self.collection, puts)
+
+    def drop(self, ids: Sequence[str]) -> None:
+        """Delete records."""
+        self.backend.drop(self.collection, ids)
+
+    def newest(self) -> int:
+        """The largest ``rev`` of a commit; 0 if there is none."""
+        return self.backend.newest(self.collection, COMMITS)
+
+    def next_rev(self) -> int:
         """Microseconds now, and above the newest commit, whatever the clocks of other writers say."""
-        return max(time.time_ns() // 1000, self._backend.newest(self.collection) + 1)
+        return max(time.time_ns() // 1000, self.newest() + 1)
 
-    def _record(self, identifier: str) -> Mapping[str, Any] | None:
-        if not self._backend.exists(self.collection):
-            return None
-        return self._backend.retrieve(self.collection, [identifier]).get(identifier)
+    def scroll(self, where: Where, fields: Sequence[str] | None = None) -> list[Mapping[str, Any]]:
+        """All matching records."""
+        return [
+            record for page in self.backend.scroll(self.collection, where, fields=fields) for record in page.payloads
+        ]
 
-    def _manifests(self, names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-        if not self._backend.exists(self.collection):
-            return {}
-        found = self._backend.retrieve(self.collection, [record_id("category", name) for name in names])
-        return {manifest["category"]: manifest for manifest in found.values()}
-
-    def _scroll(self, where: Where) -> list[Mapping[str, Any]]:
-        if not self._backend.exists(self.collection):
-            return []
-        return [record for page in self._backend.scroll(self.collection, where) for record in page.payloads]
+    def retrieve(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        """Those of the records that exist, by id."""
+        return self.backend.retrieve(self.collection, ids)
 
 
-def _by_name(categories: Iterable[Category]) -> list[Category]:
-    return sorted(categories, key=lambda category: category.name)
+def store_id(records: Iterable[Mapping[str, Any]]) -> str:
+    """Id of the store whose record is among these; empty for one of schema 1."""
+    return next((record.get("id", "") for record in records if record["kind"] == "store"), "")
+
+
+def belongs(record: Mapping[str, Any], store: str) -> bool:
+    """Whether a record is of this store; those of schema 1 do not say whose they are."""
+    return record.get("store", store) == store and "moved" not in record
+
+
+def id_of(record: Mapping[str, Any]) -> str:
+    """Where a manifest or a calibration is kept."""
+    return record_id("calibration") if record["kind"] == "calibration" else record_id("category", record["category"])
+
+
+def readable(manifests: Iterable[Mapping[str, Any]]) -> tuple[list[Category], list[str]]:
+    """The categories of some manifests, by name, and the names of those whose manifest cannot be read."""
+    categories, unreadable = [], []
+    for manifest in manifests:
+        try:
+            categories.append(category_from(manifest))
+        except StoreError:
+            unreadable.append(str(manifest["category"]))
+    return sorted(categories, key=lambda category: category.name), sorted(unreadable)

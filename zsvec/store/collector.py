@@ -1,49 +1,183 @@
-"""The collector of garbage: it deletes the references that no manifest names."""
+"""The collector of garbage: it deletes what no manifest names and no writer can commit any more.
+
+A write declares first what it may leave behind: its *intent*. So the collector need not look through the references.
+It *fences* a category before it deletes references that a writer may still be about to commit: it raises the version of
+the manifest, so that every commit that was planned before is lost. No clock decides that: how old an intent is only
+says whether it is polite to end the attempt of a writer, or to take from a reader what it may be reading.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from zsvec.store.catalog import Catalog
+from zsvec.errors import StoreError
+from zsvec.store.base import Put, Where
+from zsvec.store.catalog import Catalog, id_of
 from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import write_age
+from zsvec.store.schema import category_from, expected, intent_payload, manifest_payload, record_id
 from zsvec.types import Category
 
-GRACE = 3600.0  # seconds after which references that no manifest names belong to no living writer
+READERS = 60.0
+"""Seconds that replaced references stay for readers that have just read the manifest that named them."""
+WRITERS = 3600.0
+"""Seconds that a writer has from its intent to its commit, before a collector makes it begin anew."""
+
+_AT_ONCE = 100  # intents that are settled after one write
 
 
-def collect(
-    catalog: Catalog,
-    references: ReferenceCollections,
-    *,
-    among: Mapping[str, Category] | None = None,
-    grace: float | None = None,
-) -> int:
-    """Delete the references that no manifest names and whose writer is gone.
+class Collector:
+    """The garbage of one store.
 
     Args:
         catalog: Its manifests name the writes that are live.
         references: What to delete from.
-        among: Only references of these categories, which have just been committed; by default all.
-        grace: Age of a write, in seconds, from which its writer is gone; by default `GRACE`, or 0 where no
-            other process can write.
-
-    Returns:
-        How many references were deleted.
     """
-    if grace is None:
-        grace = 0.0 if catalog.exclusive else GRACE
-    live = catalog.categories() if among is None else among.values()
-    match = {} if among is None else {"category": list(among)}
-    unnamed = references.unnamed(catalog.encoders(), match, [w for category in live for w in category.write_ids])
-    old = Counter((name, write_id) for name, write_id in unnamed if write_age(write_id) >= grace)
-    if not old:
-        return 0
-    # Read after the references were found: a commit in between names its write by now.
-    latest = catalog.latest({name for name, _ in old}).values()
-    named = {write_id for category in latest for write_id in category.write_ids}
-    dead = {write_id: count for (_, write_id), count in old.items() if write_id not in named}
-    if dead:
-        references.delete(catalog.encoders(), list(dead))
-    return sum(dead.values())
+
+    def __init__(self, catalog: Catalog, references: ReferenceCollections) -> None:
+        self._catalog = catalog
+        self._references = references
+        # Where no other process can write, every writer is gone but this one, which is not writing now.
+        self._readers, self._writers = (0.0, 0.0) if catalog.exclusive else (READERS, WRITERS)
+        self._open: set[str] = set()  # intents of writes of this process
+        self._due = 0.0  # when to look for intents: at first, for those that others have left
+
+    @contextmanager
+    def intent(
+        self, store: str, writes: Mapping[str, str], replaced: Mapping[str, Sequence[str]]
+    ) -> Iterator[set[str]]:
+        """Say what a write may leave behind, before it does; and delete what may go, after it.
+
+        Args:
+            store: Id of the store.
+            writes: The write id under which references of each category are to be written.
+            replaced: The write ids that each category loses by the commit.
+
+        Yields:
+            For the names of the categories whose commits won.
+        """
+        identifier, won = str(uuid.uuid4()), set[str]()
+        leaves = bool(writes) or any(replaced.values())
+        if leaves:
+            payload = intent_payload(identifier, store, time.time_ns() // 1000, writes, replaced)
+            self._catalog.put([Put(identifier, payload)])
+        self._open.add(identifier)
+        try:
+            yield won
+        finally:
+            self._open.remove(identifier)
+        lost = [write_id for name, write_id in writes.items() if name not in won]
+        if lost:
+            self._references.delete(self._catalog.encoders(), lost)
+        if leaves and not any(replaced.get(name) for name in won):
+            self._catalog.drop([identifier])
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._readers
+            self._settle(self._intents()[:_AT_ONCE], self._readers, self._writers)
+
+    def collect(self, grace: float | None = None) -> int:
+        """As `zsvec.store.store.Store.gc`."""
+        readers, writers = (self._readers, self._writers) if grace is None else (grace, grace)
+        found = set(self._references.writes(self._catalog.encoders()))
+        at_work = {w for intent in self._all_intents() for w in _write_ids(intent)}
+        return self._settle(self._intents(), readers, writers) + self._sweep(found, at_work)
+
+    def _all_intents(self) -> list[Mapping[str, Any]]:
+        store = self._catalog.state([]).store
+        found = self._catalog.scroll(Where(match={"kind": "intent"}))
+        return sorted((intent for intent in found if intent["store"] == store), key=lambda intent: intent["rev"])
+
+    def _intents(self) -> list[Mapping[str, Any]]:
+        """Those that no write of this process is at, oldest first."""
+        return [intent for intent in self._all_intents() if intent["id"] not in self._open]
+
+    def _settle(self, intents: Iterable[Mapping[str, Any]], readers: float, writers: float) -> int:
+        """Delete what old intents have left behind, and say how many references that were."""
+        deleted = 0
+        now = time.time_ns() // 1000
+        for intent in intents:
+            age = (now - intent["rev"]) / 1e6
+            if age < readers:
+                continue
+            now_there = self._catalog.state({*intent["writes"], *intent["replaced"]}).manifests
+            open_writes = {
+                name: write_id
+                for name, write_id in intent["writes"].items()
+                if write_id not in _named(now_there.get(name))
+            }
+            if (open_writes and age < writers) or not intent["replaced"].keys() <= now_there.keys():
+                continue
+            fenced = self._fence(open_writes, now_there)
+            if fenced is None:
+                continue
+            named = {name: _named(manifest) for name, manifest in {**now_there, **fenced}.items()}
+            dead = [w for name, w in open_writes.items() if w not in named[name]]
+            dead += [w for name, old in intent["replaced"].items() for w in old if w not in named[name]]
+            deleted += self._references.delete(self._catalog.encoders(), dead) if dead else 0
+            self._catalog.drop([intent["id"]])
+        return deleted
+
+    def _fence(
+        self, names: Iterable[str], manifests: Mapping[str, Mapping[str, Any]]
+    ) -> Mapping[str, Mapping[str, Any]] | None:
+        """Raise the versions of categories, and give their manifests; ``None`` if that does not show."""
+        names = list(names)
+        if not names:
+            return {}
+        store, rev = self._catalog.state([]).store, self._catalog.next_rev()
+        puts = [
+            _raised(manifests[name]) if name in manifests else _tombstone(name, store, rev + i)
+            for i, name in enumerate(names)
+        ]
+        self._catalog.put(puts)
+        now = self._catalog.state(names).manifests
+        high = all(name in now and now[name]["version"] > _version(manifests.get(name)) for name in names)
+        return now if high else None
+
+    def _sweep(self, found: Iterable[tuple[str, str]], at_work: Container[str]) -> int:
+        """Delete references of writes that nothing speaks of.
+
+        Args:
+            found: Category and write id of all references that there were before the intents were read.
+            at_work: The write ids of all intents.
+
+        Raises:
+            StoreError: Categories have no manifest. They may have been lost, so nothing is deleted.
+        """
+        manifests = {manifest["category"]: manifest for manifest in self._catalog.manifests()}
+        live = {name: set(category_from(manifest).write_ids) for name, manifest in manifests.items()}
+        unnamed = [(name, w) for name, w in found if w not in at_work and w not in live.get(name, ())]
+        orphans = sorted({name for name, _ in unnamed} - live.keys())
+        if orphans:
+            raise StoreError(
+                f"references of {', '.join(map(repr, orphans))} in {self._catalog.location} belong to no category, and "
+                "no writer was about to commit them: the catalog may have lost them, so nothing of them was deleted. "
+                "Add these categories again, or add and remove them, and collect then"
+            )
+        dead = [w for _, w in unnamed]
+        return self._references.delete(self._catalog.encoders(), dead) if dead else 0
+
+
+def _named(manifest: Mapping[str, Any] | None) -> tuple[str, ...]:
+    return category_from(manifest).write_ids if manifest else ()
+
+
+def _write_ids(intent: Mapping[str, Any]) -> list[str]:
+    return [*intent["writes"].values(), *(w for old in intent["replaced"].values() for w in old)]
+
+
+def _version(manifest: Mapping[str, Any] | None) -> int:
+    return manifest["version"] if manifest else 0
+
+
+def _raised(manifest: Mapping[str, Any]) -> Put:
+    return Put(id_of(manifest), {**manifest, "version": manifest["version"] + 1}, expected(manifest))
+
+
+def _tombstone(name: str, store: str, rev: int) -> Put:
+    category = Category(name=name, version=1, rev=rev, write_ids=(), texts=(), references={})
+    manifest = manifest_payload(category, store, uuid.uuid4().hex, None)
+    return Put(record_id("category", name), {**manifest, "changed": 0})  # it was nothing and is nothing

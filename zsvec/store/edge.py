@@ -22,7 +22,7 @@ import qdrant_edge as qe
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
-from zsvec.store.base import Hit, Points, Where, stack
+from zsvec.store.base import Hit, Points, Put, Where, stack
 
 _PAGE = 2000
 _CHUNK = 500
@@ -93,20 +93,21 @@ class EdgeBackend:
                 rows = zip(points.ids[chunk], points.vectors[chunk], points.payloads[chunk], strict=True)
                 shard.update(qe.UpdateOperation.upsert_points([qe.Point(i, v.tolist(), dict(p)) for i, v, p in rows]))
 
-    def put(self, collection: str, records: Mapping[str, Mapping[str, Any]]) -> None:
+    def put(self, collection: str, puts: Sequence[Put]) -> None:
         with self._calls(collection):
             shard = self._shard(collection)
-            for identifier, payload in records.items():
-                new = payload["version"] == 1
+            for put in puts:
                 shard.update(
                     qe.UpdateOperation.upsert_points(
-                        [qe.Point(identifier, [1.0], dict(payload))],
-                        None if new else _filter(Where(match={"version": payload["version"] - 1})),
-                        qe.UpdateMode.InsertOnly if new else qe.UpdateMode.UpdateOnly,
+                        [qe.Point(put.id, [1.0], dict(put.payload))],
+                        None if put.expected is None else _filter(Where(match=put.expected)),
+                        qe.UpdateMode.InsertOnly if put.expected is None else qe.UpdateMode.UpdateOnly,
                     )
                 )
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        if not self.exists(collection):
+            return {}
         with self._calls(collection):
             found = self._shard(collection).retrieve(list(ids), True, False)
         return {str(record.id): record.payload or {} for record in found}
@@ -114,6 +115,8 @@ class EdgeBackend:
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[Points]:
+        if not self.exists(collection):
+            return
         pages = self._pages(collection, where, vectors, fields)
         if vectors:
             yield from pages
@@ -142,9 +145,13 @@ class EdgeBackend:
             if offset is None:
                 return
 
-    def newest(self, collection: str) -> int:
+    def newest(self, collection: str, where: Where) -> int:
         request = qe.ScrollRequest(
-            limit=1, with_payload=["rev"], with_vector=False, order_by=qe.OrderBy("rev", qe.Direction.Desc)
+            limit=1,
+            filter=_filter(where),
+            with_payload=["rev"],
+            with_vector=False,
+            order_by=qe.OrderBy("rev", qe.Direction.Desc),
         )
         with self._calls(collection):
             page, _ = self._shard(collection).scroll(request)
@@ -170,6 +177,10 @@ class EdgeBackend:
     def delete(self, collection: str, where: Where) -> None:
         with self._calls(collection):
             self._shard(collection).update(qe.UpdateOperation.delete_points_by_filter(_filter(where)))
+
+    def drop(self, collection: str, ids: Sequence[str]) -> None:
+        with self._calls(collection):
+            self._shard(collection).update(qe.UpdateOperation.delete_points(list(ids)))
 
     def count(self, collection: str, where: Where) -> int:
         with self._calls(collection):
@@ -227,12 +238,17 @@ class EdgeBackend:
 
 
 def _filter(where: Where) -> qe.Filter:
-    must: list[Any] = [_condition(field, value) for field, value in where.match.items()]
+    must = _conditions(where.match)
     if where.since is not None:
         must.append(qe.FieldCondition(key="rev", range=qe.RangeFloat(gte=float(where.since))))
-    return qe.Filter(must=must, must_not=[_condition(field, values) for field, values in where.exclude.items()])
+    chosen = qe.Filter(must=must, must_not=_conditions(where.exclude))
+    return chosen if where.or_match is None else qe.Filter(should=[chosen, qe.Filter(must=_conditions(where.or_match))])
 
 
-def _condition(field: str, value: str | int | Sequence[str]) -> qe.FieldCondition:
-    match = qe.MatchValue(value) if isinstance(value, str | int) else qe.MatchAny(list(value))
-    return qe.FieldCondition(key=field, match=match)
+def _conditions(match: Mapping[str, str | int | Sequence[str]]) -> list[Any]:
+    return [
+        qe.FieldCondition(
+            key=field, match=qe.MatchValue(value) if isinstance(value, str | int) else qe.MatchAny(list(value))
+        )
+        for field, value in match.items()
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Hit, Points, Where, stack
+from zsvec.store.base import Hit, Points, Put, Where, stack
 
 # By id, the vector and the payload; a record has no vector.
 _Collection: TypeAlias = dict[str, tuple[NDArray[np.float32] | None, Mapping[str, Any]]]
@@ -53,20 +53,24 @@ class MemoryBackend:
             for identifier, vector, payload in zip(points.ids, points.vectors, points.payloads, strict=True):
                 stored[identifier] = vector.copy(), _copy(payload)
 
-    def put(self, collection: str, records: Mapping[str, Mapping[str, Any]]) -> None:
+    def put(self, collection: str, puts: Sequence[Put]) -> None:
         with self._open(collection) as stored:
-            for identifier, payload in records.items():
-                before = stored[identifier][1]["version"] if identifier in stored else 0
-                if before == payload["version"] - 1:
-                    stored[identifier] = None, _copy(payload)
+            for put in puts:
+                before = stored[put.id][1] if put.id in stored else None
+                if (before is None) if put.expected is None else before and _matches(before, Where(match=put.expected)):
+                    stored[put.id] = None, _copy(put.payload)
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        if not self.exists(collection):
+            return {}
         with self._open(collection) as stored:
             return {identifier: _copy(stored[identifier][1]) for identifier in ids if identifier in stored}
 
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[Points]:
+        if not self.exists(collection):
+            return
         with self._open(collection) as stored:
             found = _matching(stored, where)
             points = Points(
@@ -76,9 +80,9 @@ class MemoryBackend:
             )
         yield points
 
-    def newest(self, collection: str) -> int:
+    def newest(self, collection: str, where: Where) -> int:
         with self._open(collection) as stored:
-            return max((payload["rev"] for _, payload in stored.values() if "rev" in payload), default=0)
+            return max((payload["rev"] for _, payload in _matching(stored, where).values()), default=0)
 
     def query(
         self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
@@ -98,6 +102,11 @@ class MemoryBackend:
         with self._open(collection) as stored:
             for identifier in _matching(stored, where):
                 del stored[identifier]
+
+    def drop(self, collection: str, ids: Sequence[str]) -> None:
+        with self._open(collection) as stored:
+            for identifier in ids:
+                stored.pop(identifier, None)
 
     def count(self, collection: str, where: Where) -> int:
         with self._open(collection) as stored:
@@ -131,17 +140,16 @@ def _copy(payload: Mapping[str, Any], fields: Sequence[str] | None = None) -> di
 
 
 def _matching(stored: _Collection, where: Where) -> _Collection:
-    match, exclude = _sets(where.match), _sets(where.exclude)
-
-    def matches(payload: Mapping[str, Any]) -> bool:
-        return (
-            all(payload.get(field) in values for field, values in match.items())
-            and not any(payload.get(field) in values for field, values in exclude.items())
-            and (where.since is None or payload.get("rev", -1) >= where.since)
-        )
-
-    return {identifier: point for identifier, point in stored.items() if matches(point[1])}
+    return {identifier: point for identifier, point in stored.items() if _matches(point[1], where)}
 
 
-def _sets(conditions: Mapping[str, str | int | Sequence[str]]) -> dict[str, set[str | int]]:
-    return {field: {v} if isinstance(v, str | int) else set(v) for field, v in conditions.items()}
+def _matches(payload: Mapping[str, Any], where: Where) -> bool:
+    return (
+        all(payload.get(field) in _values(wanted) for field, wanted in where.match.items())
+        and not any(payload.get(field) in _values(unwanted) for field, unwanted in where.exclude.items())
+        and (where.since is None or payload.get("rev", -1) >= where.since)
+    ) or (where.or_match is not None and _matches(payload, Where(match=where.or_match)))
+
+
+def _values(wanted: str | int | Sequence[str]) -> Container[str | int]:
+    return {wanted} if isinstance(wanted, str | int) else set(wanted)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
 from zsvec.store.base import Backend, Where
 from zsvec.store.catalog import Catalog
+from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import CATALOG
 from zsvec.types import Fingerprint
@@ -19,11 +20,12 @@ def bind(
     backend: Backend, catalog: Catalog, references: ReferenceCollections, fingerprints: Mapping[str, Fingerprint]
 ) -> None:
     """As `zsvec.store.store.Store.bind`."""
-    if not catalog.exists():
+    if catalog.store() is None:
         for collection in (catalog.collection, *map(references.collection, fingerprints)):
             _refuse_foreign(collection, backend, catalog)
         catalog.create(fingerprints)
     check_fingerprints(catalog, fingerprints)
+    migrate(catalog, references)
     for name, fingerprint in fingerprints.items():
         references.create(name, fingerprint.dim)
 
@@ -59,7 +61,7 @@ def check_fingerprints(catalog: Catalog, fingerprints: Mapping[str, Fingerprint]
 
 def _refuse_foreign(collection: str, backend: Backend, catalog: Catalog) -> None:
     # Points are ours if by now another writer has made the store: its record comes before them.
-    if backend.exists(collection) and backend.count(collection, Where()) and not catalog.exists():
+    if backend.exists(collection) and backend.count(collection, Where()) and catalog.store() is None:
         raise StoreError(
             f"{backend.location} already has a collection {collection!r} that zsvec did not make: "
             "choose another namespace"

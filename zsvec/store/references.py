@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,17 +98,19 @@ class ReferenceCollections:
             )
             self._backend.upsert(self.collection(encoder), points)
 
-    def unnamed(
-        self, encoders: Iterable[str], match: Mapping[str, Sequence[str]], named: Sequence[str]
-    ) -> Iterator[tuple[str, str]]:
-        """Category and write id of each reference whose payload matches and whose write id is not named."""
-        where = Where(match=match, exclude={"gen": named})
+    def writes(self, encoders: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Category and write id of every reference that there is."""
         for encoder in encoders:
-            if self._backend.exists(self.collection(encoder)):
-                for page in self._backend.scroll(self.collection(encoder), where, fields=("category", "gen")):
-                    yield from ((payload["category"], payload["gen"]) for payload in page.payloads)
+            for page in self._backend.scroll(self.collection(encoder), Where(), fields=("category", "gen")):
+                yield from ((payload["category"], payload["gen"]) for payload in page.payloads)
 
-    def delete(self, encoders: Iterable[str], write_ids: Sequence[str]) -> None:
-        """Delete the references of these writes."""
+    def delete(self, encoders: Iterable[str], write_ids: Sequence[str]) -> int:
+        """Delete the references of these writes, and say how many there were."""
+        deleted = 0
         for encoder in encoders:
-            self._backend.delete(self.collection(encoder), Where(match={"gen": write_ids}))
+            for first in range(0, len(write_ids), _WRITE_IDS):
+                where = Where(match={"gen": list(write_ids[first : first + _WRITE_IDS])})
+                pages = self._backend.scroll(self.collection(encoder), where, fields=("gen",))
+                deleted += sum(len(page.ids) for page in pages)
+                self._backend.delete(self.collection(encoder), where)
+        return deleted

@@ -3,28 +3,35 @@
 A store owns the collections of one namespace: one per encoder, whose points are references, and the
 catalog, whose points are records:
 
-- one record for the store: the version of this schema and the fingerprint of each encoder;
-- one manifest per category, which names the writes whose references are live (payload key ``gen``);
-- one record for the calibration.
+- one record for the store: the version of this schema, an id of its own, and the fingerprint of each encoder;
+- one manifest per category, which names the writes whose references are live;
+- one record for the calibration;
+- one intent per write that is under way, or has left something to be deleted: whatever it may leave behind.
 
-Every record has a version, 1 when it is new and one more for each replacement, and is written by compare-and-set
-(`zsvec.store.catalog`). The keys of the payloads are the format of stores on disk.
+Every record has a version, 1 when it is new and one more for each replacement, and the id of its store; it is written
+by compare-and-set of both (`zsvec.store.commit`). What orders the commits for readers is their ``rev``; a manifest also
+keeps the one of its last change (``changed``), for it may get another without a change. The keys of the payloads are
+the format of stores on disk.
+
+Schema 1 had manifests of kind ``category``, no ids of stores, and no intents. Both are read; `zsvec.store.migration`
+turns the one into the other.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.errors import StoreError
 from zsvec.types import CALIBRATION_FORMAT, Category, Fingerprint, Modality
 
-SCHEMA = 1
+SCHEMA = 2
 CATALOG = "catalog"
 REFERENCE_INDEXES: Mapping[str, str] = {"category": "keyword", "modality": "keyword", "gen": "keyword"}
 CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
@@ -50,7 +57,7 @@ def record_id(kind: str, name: str = "") -> str:
     """Id of a record of the catalog.
 
     Args:
-        kind: ``store``, ``category`` or ``calibration``.
+        kind: ``store``, ``category`` or ``calibration``, or ``moved`` for the record that stops readers of schema 1.
         name: Of the category.
     """
     return str(uuid.uuid5(_NAMESPACE, f"{kind}\0{name}"))
@@ -61,9 +68,9 @@ def new_write_id() -> str:
     return f"{time.time_ns() // 1000:014x}-{uuid.uuid4().hex[:12]}"
 
 
-def write_age(write_id: str) -> float:
-    """Seconds since a write began."""
-    return time.time() - int(write_id.split("-")[0], 16) / 1e6
+def write_time(write_id: str) -> int:
+    """When a write began, in microseconds since 1970 by the clock of its writer."""
+    return int(write_id.split("-")[0], 16)
 
 
 # References
@@ -115,64 +122,160 @@ def reference_from(encoder: str, payload: Mapping[str, Any], vector: NDArray[np.
 # Records
 
 
+CATEGORY_KINDS = ("manifest", "category")  # of schema 2, and 1
+LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "moved")
+"""What tells whether a record has changed."""
+
+
 def store_payload(fingerprints: Mapping[str, Fingerprint]) -> dict[str, Any]:
-    """The record of a store: one for all encoders, so that it is there whole or not at all."""
+    """The record of a new store: one for all encoders, so that it is there whole or not at all."""
     encoders = {name: asdict(fingerprint) for name, fingerprint in fingerprints.items()}
-    return {"kind": "store", "schema": SCHEMA, "version": 1, "encoders": encoders}
+    return {"kind": "store", "schema": SCHEMA, "version": 1, "id": uuid.uuid4().hex, "encoders": encoders}
 
 
-def manifest_payload(category: Category, writer: str, before: Mapping[str, Any] | None) -> dict[str, Any]:
+def expected(record: Mapping[str, Any]) -> dict[str, str | int]:
+    """What a record must match to be the one that was read."""
+    version: int = record["version"]
+    return {"version": version, "store": record["store"]} if "store" in record else {"version": version}
+
+
+def manifest_payload(category: Category, store: str, writer: str, before: Mapping[str, Any] | None) -> dict[str, Any]:
     """The manifest that commits a category; without write ids, the category is removed.
 
     Args:
         category: The category to commit.
+        store: Id of the store.
         writer: Token by which the writer recognises its own commit.
         before: The manifest that is replaced, if there is one.
     """
     return {
-        "kind": "category",
+        "kind": "manifest",
+        "store": store,
         "category": category.name,
         "version": category.version,
         "rev": category.rev,
-        "gen": list(category.write_ids),
+        "changed": category.rev,
+        "writes": list(category.write_ids),
         "references": dict(category.references),
         "texts": list(category.texts),
         "metadata": dict(category.metadata),
         "writers": [writer, *(before["writers"] if before else ())][:_WRITERS_KEPT],
-        "deleted": not category.write_ids,
+        "removed": not category.write_ids,
+    }
+
+
+def migrated_manifest(record: Mapping[str, Any], store: str) -> dict[str, Any]:
+    """A manifest of schema 1 as one of schema 2: the same commit, with a version that no writer of schema 1 expects."""
+    kept = {key: value for key, value in record.items() if key not in ("kind", "gen", "deleted")}
+    version = record["version"] + 1
+    return {
+        **kept,
+        "kind": "manifest",
+        "store": store,
+        "version": version,
+        "writes": record["gen"],
+        "removed": not record["gen"],
     }
 
 
 def category_from(manifest: Mapping[str, Any]) -> Category:
-    """The category that a manifest commits."""
-    return Category(
-        name=manifest["category"],
-        version=manifest["version"],
-        rev=manifest["rev"],
-        write_ids=tuple(manifest["gen"]),
-        texts=tuple(manifest["texts"]),
-        references=manifest["references"],
-        metadata=manifest["metadata"],
-    )
+    """The category that a manifest commits.
+
+    Raises:
+        StoreError: It is not as this version of zsvec writes it.
+    """
+    try:
+        return Category(
+            name=manifest["category"],
+            version=manifest["version"],
+            rev=manifest.get("changed", manifest["rev"]),
+            write_ids=tuple(manifest["writes" if manifest["kind"] == "manifest" else "gen"]),
+            texts=tuple(manifest["texts"]),
+            references=manifest["references"],
+            metadata=manifest["metadata"],
+        )
+    except (KeyError, TypeError) as exc:
+        raise StoreError(
+            f"the manifest of {manifest.get('category')!r} cannot be read ({exc!r}): a newer version of zsvec, or "
+            "somebody else, wrote it; upgrade zsvec"
+        ) from exc
 
 
 def calibration_payload(
-    calibration: Mapping[str, Any], writer: str, rev: int, before: Mapping[str, Any] | None
+    calibration: Mapping[str, Any], store: str, writer: str, rev: int, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The record that commits a calibration.
 
     Args:
         calibration: JSON.
+        store: Id of the store.
         writer: Token by which the writer recognises its own commit.
         rev: Of this commit.
         before: The record that is replaced, if there is one.
     """
     return {
         "kind": "calibration",
+        "store": store,
         "version": before["version"] + 1 if before else 1,
         "rev": rev,
-        "writer": writer,
-        "calibration": dict(calibration),
+        "writers": [writer, *(before.get("writers", ()) if before else ())][:_WRITERS_KEPT],
+        "fitted": dict(calibration),
+    }
+
+
+def stopper_payload(rev: int) -> dict[str, Any]:
+    """A record that readers of schema 1 take for a category, and cannot go on from: they find no reference of it.
+
+    Args:
+        rev: Above all that such a reader has seen.
+    """
+    return {
+        "kind": "category",
+        "moved": True,
+        "category": "(this store has schema 2: upgrade zsvec)",
+        "version": 1,
+        "rev": rev,
+        "gen": ["schema-2"],
+        "references": {"schema-2:text": 1},
+        "texts": [],
+        "metadata": {},
+        "writers": [],
+        "deleted": False,
+    }
+
+
+def migrated_calibration(record: Mapping[str, Any], store: str) -> dict[str, Any]:
+    """A calibration of schema 1 as one of schema 2."""
+    payload = calibration_payload(record["calibration"], store, record["writer"], record["rev"], None)
+    return {**payload, "version": record["version"] + 1}
+
+
+def calibration_from(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The calibration of a record; empty if it is none that this version knows."""
+    calibration: Mapping[str, Any] = record.get("fitted", record.get("calibration", {}))
+    return calibration
+
+
+def intent_payload(
+    identifier: str, store: str, rev: int, writes: Mapping[str, str], replaced: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The record of what a write may leave behind.
+
+    Args:
+        identifier: Of the record.
+        store: Id of the store.
+        rev: When the write began.
+        writes: The write id under which references of each category are written.
+        replaced: The write ids that each category loses by the commit.
+    """
+    return {
+        "kind": "intent",
+        "id": identifier,
+        "store": store,
+        "version": 1,
+        "rev": rev,
+        "writes": dict(writes),
+        "replaced": {name: list(write_ids) for name, write_ids in replaced.items() if write_ids},
     }
 
 

@@ -24,7 +24,7 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
-from zsvec.store.base import Hit, Points, Where, stack
+from zsvec.store.base import Hit, Points, Put, Where, stack
 
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
 _CHUNK = 500  # points a request: below the 32 MB that REST accepts, up to 2,000 dimensions
@@ -35,6 +35,7 @@ _DOOR = 2.0  # seconds to find out whether the gRPC port is open
 _URL = TypeAdapter(HttpUrl)
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
 _REFUSED = {401, 403, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+_MISSING = {404, grpc.StatusCode.NOT_FOUND}
 _TRANSIENT = {
     *(408, 429, 500, 502, 503, 504),
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -150,35 +151,26 @@ class ServerBackend:
         for first in range(0, len(structs), _CHUNK):
             self._retried(self._client.upsert, collection, structs[first : first + _CHUNK], wait=True)
 
-    def put(self, collection: str, records: Mapping[str, Mapping[str, Any]]) -> None:
-        new = {identifier: payload for identifier, payload in records.items() if payload["version"] == 1}
-        if new:
-            self._put(collection, new, None, models.UpdateMode.INSERT_ONLY)
-        for identifier, payload in records.items():
-            if payload["version"] > 1:
-                unchanged = _filter(Where(match={"version": payload["version"] - 1}))
-                self._put(collection, {identifier: payload}, unchanged, models.UpdateMode.UPDATE_ONLY)
+    def put(self, collection: str, puts: Sequence[Put]) -> None:
+        new = [put for put in puts if put.expected is None]
+        for first in range(0, len(new), _CHUNK):
+            self._put(collection, [_upsert(new[first : first + _CHUNK], None, models.UpdateMode.INSERT_ONLY)])
+        others = [
+            _upsert([put], _filter(Where(match=put.expected)), models.UpdateMode.UPDATE_ONLY)
+            for put in puts
+            if put.expected is not None
+        ]
+        for first in range(0, len(others), _CHUNK):
+            self._put(collection, others[first : first + _CHUNK])
 
-    def _put(
-        self,
-        collection: str,
-        records: Mapping[str, Mapping[str, Any]],
-        condition: models.Filter | None,
-        mode: models.UpdateMode,
-    ) -> None:
+    def _put(self, collection: str, operations: Sequence[models.UpsertOperation]) -> None:
         self._retried(
-            self._client.upsert,
-            collection,
-            [models.PointStruct(id=i, vector=[1.0], payload=dict(payload)) for i, payload in records.items()],
-            wait=True,
-            ordering=models.WriteOrdering.STRONG,
-            update_filter=condition,
-            update_mode=mode,
+            self._client.batch_update_points, collection, operations, wait=True, ordering=models.WriteOrdering.STRONG
         )
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         found = self._retried(
-            self._client.retrieve, collection, list(ids), consistency=models.ReadConsistencyType.MAJORITY
+            self._client.retrieve, collection, list(ids), consistency=models.ReadConsistencyType.QUORUM, missing=[]
         )
         return {str(record.id): record.payload or {} for record in found}
 
@@ -195,7 +187,8 @@ class ServerBackend:
                 offset=offset,
                 with_payload=True if fields is None else list(fields),
                 with_vectors=vectors,
-                consistency=models.ReadConsistencyType.MAJORITY,
+                consistency=models.ReadConsistencyType.QUORUM,
+                missing=([], None),
             )
             yield Points(
                 ids=[str(record.id) for record in page],
@@ -205,10 +198,11 @@ class ServerBackend:
             if offset is None:
                 return
 
-    def newest(self, collection: str) -> int:
+    def newest(self, collection: str, where: Where) -> int:
         page, _ = self._retried(
             self._client.scroll,
             collection,
+            scroll_filter=_filter(where),
             limit=1,
             with_payload=["rev"],
             order_by=models.OrderBy(key="rev", direction=models.Direction.DESC),
@@ -234,6 +228,9 @@ class ServerBackend:
     def delete(self, collection: str, where: Where) -> None:
         self._retried(self._client.delete, collection, models.FilterSelector(filter=_filter(where)), wait=True)
 
+    def drop(self, collection: str, ids: Sequence[str]) -> None:
+        self._retried(self._client.delete, collection, models.PointIdsList(points=list(ids)), wait=True)
+
     def count(self, collection: str, where: Where) -> int:
         return int(self._retried(self._client.count, collection, count_filter=_filter(where), exact=True).count)
 
@@ -248,8 +245,15 @@ class ServerBackend:
             self._closed = True
             self._client.close()
 
-    def _retried(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Call the client, again after a passing failure while there is time, with its failures as errors of ours."""
+    def _retried(self, function: Callable[..., Any], /, *args: Any, missing: Any = None, **kwargs: Any) -> Any:
+        """Call the client, again after a passing failure while there is time, with its failures as errors of ours.
+
+        Args:
+            function: Of the client.
+            args: For it.
+            missing: The answer where the collection does not exist; by default that is an error.
+            kwargs: For the function.
+        """
         self.check()
         retrying = Retrying(
             retry=retry_if_exception(_is_transient),
@@ -261,6 +265,8 @@ class ServerBackend:
             return retrying(function, *args, **kwargs)
         except (ApiException, QdrantException, grpc.RpcError, RuntimeError, *_NONSENSE) as exc:
             code = _code(exc)
+            if missing is not None and code in _MISSING:
+                return missing
             if _is_nonsense(exc):
                 raise StoreUnavailableError(
                     f"the server at {self.location} gives an answer that cannot be read ({_reason(exc)}): "
@@ -312,13 +318,26 @@ def _reason(exc: BaseException) -> str:
     return details or str(exc) or type(exc).__name__
 
 
+def _upsert(puts: Sequence[Put], condition: models.Filter | None, mode: models.UpdateMode) -> models.UpsertOperation:
+    points = [models.PointStruct(id=put.id, vector=[1.0], payload=dict(put.payload)) for put in puts]
+    return models.UpsertOperation(upsert=models.PointsList(points=points, update_filter=condition, update_mode=mode))
+
+
 def _filter(where: Where) -> models.Filter:
-    must: list[Any] = [_condition(name, value) for name, value in where.match.items()]
+    must = _conditions(where.match)
     if where.since is not None:
         must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since)))
-    return models.Filter(must=must, must_not=[_condition(name, values) for name, values in where.exclude.items()])
+    chosen = models.Filter(must=must, must_not=_conditions(where.exclude))
+    if where.or_match is None:
+        return chosen
+    return models.Filter(should=[chosen, models.Filter(must=_conditions(where.or_match))])
 
 
-def _condition(name: str, value: str | int | Sequence[str]) -> models.FieldCondition:
-    match = models.MatchValue(value=value) if isinstance(value, str | int) else models.MatchAny(any=list(value))
-    return models.FieldCondition(key=name, match=match)
+def _conditions(match: Mapping[str, str | int | Sequence[str]]) -> list[Any]:
+    return [
+        models.FieldCondition(
+            key=name,
+            match=models.MatchValue(value=value) if isinstance(value, str | int) else models.MatchAny(any=list(value)),
+        )
+        for name, value in match.items()
+    ]

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from zsvec.store import ownership, writing
 from zsvec.store.base import Backend, Hit, Points
 from zsvec.store.catalog import Catalog
-from zsvec.store.collector import collect
+from zsvec.store.collector import Collector
+from zsvec.store.look import Cursor, Look, look
+from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference
 from zsvec.store.writing import Write
@@ -35,6 +37,7 @@ class Store:
         self.namespace = namespace
         self._catalog = Catalog(backend, namespace)
         self._references = ReferenceCollections(backend, namespace)
+        self._collector = Collector(self._catalog, self._references)
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -96,23 +99,22 @@ class Store:
 
     # Reading
 
-    def categories(self, since: int | None = None) -> list[Category]:
-        """Committed categories, by name.
+    def categories(self) -> list[Category]:
+        """Committed categories, by name; without those whose manifest this version cannot read (see `info`)."""
+        return self._catalog.categories()[0]
+
+    def look(self, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False) -> Look:
+        """What was committed since the last look: all that was acknowledged before this one began.
 
         Args:
-            since: Only commits of this ``rev`` or later, removals included: those categories have no write ids.
+            cursor: That the last look gave; for the first, ``Cursor()``.
+            known: Version of each category that the reader has.
+            whole: Whether to compare all categories. That finds commits whose writer died before it published them.
+
+        Raises:
+            StoreError: The store has a schema that this version does not know.
         """
-        return self._catalog.categories(since)
-
-    def changes_after(self, rev: int) -> tuple[list[Category], Mapping[str, Any] | None]:
-        """Commits after one of this ``rev`` was seen, and possibly a few from before.
-
-        Where others write as well, a commit that was late may have a smaller ``rev`` than one that was seen.
-
-        Returns:
-            The categories, the removed ones without write ids; and the record of the calibration, if it is new.
-        """
-        return self._catalog.changes_after(rev)
+        return look(self._catalog, cursor, known, whole=whole)
 
     def category(self, name: str) -> Category:
         """The committed category of this name.
@@ -165,7 +167,7 @@ class Store:
 
     def info(self) -> dict[str, Any]:
         """Place, size, encoders and calibration of the store, and versions of its engine; JSON."""
-        categories = self.categories()
+        categories, unreadable = self._catalog.categories()
         references: Counter[str] = Counter()
         for category in categories:
             references.update(category.references)
@@ -174,6 +176,7 @@ class Store:
             "namespace": self.namespace,
             **self._backend.versions(),
             "categories": len(categories),
+            "unreadable": unreadable,
             "references": dict(references),
             "encoders": {name: str(fingerprint) for name, fingerprint in self.encoders().items()},
             "calibration": self._catalog.calibration_state(),
@@ -203,13 +206,13 @@ class Store:
             writes: At most one per category.
 
         Returns:
-            The categories as committed, in order.
+            The categories as they are then, in order.
 
         Raises:
             ConflictError: Others changed a category at each attempt. The other categories are committed.
         """
         with self._writing():
-            return writing.write_categories(self._catalog, self._references, writes)
+            return writing.write_categories(self._catalog, self._references, self._collector, writes)
 
     def remove(self, name: str) -> None:
         """Remove a category and its references.
@@ -219,7 +222,7 @@ class Store:
             ConflictError: Others changed it at each attempt.
         """
         with self._writing():
-            writing.remove_category(self._catalog, self._references, name)
+            writing.remove_category(self._catalog, self._references, self._collector, name)
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
         """Commit a calibration in the place of the one that is there; an empty one is none.
@@ -240,7 +243,8 @@ class Store:
                 hour, or 0 where no other process can write.
         """
         with self._writing():
-            return collect(self._catalog, self._references, grace=grace)
+            migrate(self._catalog, self._references)
+            return self._collector.collect(grace)
 
     def flush(self) -> None:
         """Make all that is committed survive a loss of power; a killed process never loses it."""

@@ -1,9 +1,9 @@
-"""Writing categories: references first, then the commit, then what nobody sees any more is deleted.
+"""Writing categories: an intent, references, the commit, and only then the acknowledgement.
 
-A category is planned on its last commit. The references that it lacks go to every encoder's collection
-under a new write id, its manifest is replaced by compare-and-set (`Catalog.commit`), and the references of
-writes that the winner no longer names are deleted. A writer that loses plans again on what is there by then; one that
-dies leaves references that no manifest names, for the collector.
+A category is planned on its last commit. What the write may leave behind is declared (`zsvec.store.collector`). The
+references that it lacks go to every encoder's collection under a new write id, its manifest is replaced by
+compare-and-set (`zsvec.store.commit`), and the commit is published to all readers. References that the winner no longer
+names are left to the collector. A writer that loses plans again on what is there by then, under a new write id.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any, TypeAlias
 from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_attempt, wait_random_exponential
 
 from zsvec.errors import ConflictError
-from zsvec.store.catalog import Catalog
-from zsvec.store.collector import collect
+from zsvec.store.catalog import Catalog, State
+from zsvec.store.collector import Collector
+from zsvec.store.commit import commit, commit_calibration, publish
 from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import Reference, new_write_id
+from zsvec.store.schema import Reference, category_from, new_write_id
 from zsvec.types import Category, expert_name
 
 _WRITES_KEPT = 32  # write ids of a category, beyond which an addition copies all its references into one write
@@ -48,39 +49,53 @@ class Write:
     replace: bool = False
 
 
-def write_categories(catalog: Catalog, references: ReferenceCollections, writes: Sequence[Write]) -> list[Category]:
+def write_categories(
+    catalog: Catalog, references: ReferenceCollections, collector: Collector, writes: Sequence[Write]
+) -> list[Category]:
     """As `zsvec.store.store.Store.write`."""
     done: dict[str, Category] = {}
     pending = {write.name: write for write in writes}
 
     def attempt() -> bool:
-        latest = catalog.latest(pending)
+        before = catalog.state(pending)
+        latest = before.categories()
         plans = [_plan(write, latest.get(name), references) for name, write in pending.items()]
-        complete = {category.name: category for category, _ in plans if category is latest.get(category.name)}
-        won = _carry_out(catalog, references, [plan for plan in plans if plan[0].name not in complete], latest)
-        for name, category in {**complete, **won}.items():
-            done[name] = category
-            del pending[name]
+        complete = [category.name for category, _ in plans if category is latest.get(category.name)]
+        changes = [plan for plan in plans if plan[0].name not in complete]
+        manifests = _carry_out(catalog, references, collector, changes, before)
+        if complete and not catalog.exclusive:  # others may have changed them since
+            manifests |= catalog.state(complete).manifests
+        wanted = {category.name: category.write_ids for category, _ in plans}
+        there = {name: category_from(manifest) for name, manifest in publish(catalog, manifests, complete).items()}
+        if catalog.exclusive:
+            there |= {name: latest[name] for name in complete}
+        for name, category in there.items():
+            if set(wanted[name]) <= set(category.write_ids):
+                done[name] = category
+                del pending[name]
         return not pending
 
     _until_won(attempt, pending, catalog.location)
     return [done[write.name] for write in writes]
 
 
-def remove_category(catalog: Catalog, references: ReferenceCollections, name: str) -> None:
+def remove_category(catalog: Catalog, references: ReferenceCollections, collector: Collector, name: str) -> None:
     """As `zsvec.store.store.Store.remove`."""
 
     def attempt() -> bool:
-        category = catalog.category(name)
+        before = catalog.state([name])
+        category = before.categories().get(name)
+        if category is None or not category.write_ids:
+            raise catalog.not_found(name)
         removed = replace(category, version=category.version + 1, write_ids=(), texts=(), references={}, metadata={})
-        return bool(_carry_out(catalog, references, [(removed, ())], {name: category}))
+        return bool(publish(catalog, _carry_out(catalog, references, collector, [(removed, ())], before)))
 
     _until_won(attempt, [name], catalog.location)
 
 
 def keep_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> None:
     """As `zsvec.store.store.Store.keep_calibration`."""
-    _until_won(lambda: catalog.commit_calibration(calibration), [], catalog.location)
+    _until_won(lambda: commit_calibration(catalog, calibration), [], catalog.location)
 
 
 def _plan(write: Write, current: Category | None, references: ReferenceCollections) -> _Plan:
@@ -111,20 +126,22 @@ def _plan(write: Write, current: Category | None, references: ReferenceCollectio
 
 
 def _carry_out(
-    catalog: Catalog, references: ReferenceCollections, plans: Sequence[_Plan], latest: Mapping[str, Category]
-) -> dict[str, Category]:
-    """Write references, commit, and delete what no manifest names any more: the commits that won, by name."""
-    references.put(plans)
-    won = catalog.commit([category for category, _ in plans])
-    dead: list[str] = []
-    for category, _ in plans:
-        before = latest[category.name].write_ids if category.name in latest else ()
-        kept, other = (category.write_ids, before) if category.name in won else (before, category.write_ids)
-        dead.extend(write_id for write_id in other if write_id not in kept)
-    if dead:
-        references.delete(catalog.encoders(), dead)
-    if won:
-        collect(catalog, references, among=won)
+    catalog: Catalog, references: ReferenceCollections, collector: Collector, plans: Sequence[_Plan], before: State
+) -> dict[str, Mapping[str, Any]]:
+    """Write references and commit: the manifests of the commits that won, by category."""
+    if not plans:
+        return {}
+    latest = before.categories()
+    writes = {category.name: category.write_ids[-1] for category, fresh in plans if fresh}
+    replaced = {
+        category.name: [w for w in latest[category.name].write_ids if w not in category.write_ids]
+        for category, _ in plans
+        if category.name in latest
+    }
+    with collector.intent(before.store, writes, replaced) as winners:
+        references.put(plans)
+        won = commit(catalog, [category for category, _ in plans], before)
+        winners.update(won)
     return won
 
 

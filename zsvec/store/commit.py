@@ -1,0 +1,177 @@
+"""Committing: manifests replaced by compare-and-set, and what their writer can know of the outcome.
+
+A commit is *lost* only if the manifest has a version as high without the writer's token. Anything else that is no win
+is *unknown*: no answer, a time-out, a look that does not show it. Then the same record is tried again, which can land
+but once. A won commit is acknowledged when it is published: when the next look of every reader finds it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from zsvec.errors import StoreError, StoreUnavailableError
+from zsvec.store.base import Put
+from zsvec.store.catalog import SLACK, Catalog, State, id_of
+from zsvec.store.schema import (
+    calibrated_revision,
+    calibration_from,
+    calibration_payload,
+    expected,
+    manifest_payload,
+    record_id,
+)
+from zsvec.types import Category
+
+STEP = 1_000
+"""Between the revs of one write's commits: few of them are within `SLACK`, so a look at all of these takes no time."""
+
+_LOOKS = 8  # at records that do not show yet what was written
+
+
+def commit(catalog: Catalog, categories: Sequence[Category], before: State) -> dict[str, Mapping[str, Any]]:
+    """Commit categories by compare-and-set of their manifests.
+
+    Args:
+        catalog: Of the store.
+        categories: Each with the version above the one that it replaces; the commit chooses its ``rev``.
+        before: What they were planned on.
+
+    Returns:
+        Of those whose commit won, by name, the manifest that was there right after it: this one, or a later one. The
+        others had been changed by somebody else: they are lost for good.
+
+    Raises:
+        StoreUnavailableError: It could not be found out whether a commit won.
+        StoreError: The store was dropped.
+    """
+    writer, rev = uuid.uuid4().hex, catalog.next_rev()
+    puts = {
+        category.name: _put(replace(category, rev=rev + i * STEP), writer, before)
+        for i, category in enumerate(categories)
+    }
+    won: dict[str, Mapping[str, Any]] = {}
+    for attempt in _attempts(catalog, puts):
+        with attempt:
+            catalog.put(list(puts.values()))
+            now = catalog.state(puts)
+            _check_same(catalog, before.store, now.store)
+            for name, put in list(puts.items()):
+                manifest = now.manifests.get(name)
+                outcome = _outcome(put, manifest, writer, put.payload["writes"][-1:])
+                if outcome != "unknown":
+                    del puts[name]
+                if outcome == "won" and manifest:
+                    won[name] = manifest
+            if puts:
+                raise _UnknownError
+    return won
+
+
+def publish(
+    catalog: Catalog, manifests: Mapping[str, Mapping[str, Any]], unchanged: Container[str] = ()
+) -> Mapping[str, Mapping[str, Any]]:
+    """Make sure that the next look of every reader finds these categories as they are.
+
+    Whoever wrote a manifest: where its ``rev`` is too far below the newest, it gets a new one.
+
+    Args:
+        catalog: Of the store.
+        manifests: As they were read after they were committed, by category.
+        unchanged: Categories that were found as they were wanted, so that they have not changed now.
+
+    Returns:
+        The manifests that are there now.
+    """
+    while manifests and not catalog.exclusive:
+        newest = catalog.newest()
+        late = [manifest for manifest in manifests.values() if manifest["rev"] < newest - SLACK]
+        if not late:
+            break
+        catalog.put([_restamped(m, newest + 1 + i, unchanged) for i, m in enumerate(late)])
+        manifests = catalog.state(manifests).manifests
+    return manifests
+
+
+def commit_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> bool:
+    """Commit a calibration by compare-and-set, unless the one that is kept was made from a later state.
+
+    Returns:
+        False if somebody else committed one at the same time.
+
+    Raises:
+        StoreUnavailableError: It could not be found out whether the commit won.
+        StoreError: The store was dropped.
+    """
+    store, before = catalog.calibration_record()
+    kept = calibrated_revision(calibration_from(before)) if before else None
+    if kept is not None and calibration and kept > calibration.get("revision", kept):
+        return True
+    writer = uuid.uuid4().hex
+    payload = calibration_payload(calibration, store, writer, catalog.next_rev(), before)
+    put = Put(record_id("calibration"), payload, expected(before) if before else None)
+    outcome = "unknown"
+    for attempt in _attempts(catalog, ["the calibration"]):
+        with attempt:
+            catalog.put([put])
+            now, after = catalog.calibration_record()
+            _check_same(catalog, store, now)
+            outcome = _outcome(put, after, writer, ())
+            if outcome == "unknown":
+                raise _UnknownError
+    return outcome == "won"
+
+
+def _put(category: Category, writer: str, before: State) -> Put:
+    manifest = before.manifests.get(category.name)
+    there = manifest or before.foreign.get(category.name)
+    payload = manifest_payload(category, before.store, writer, manifest)
+    return Put(record_id("category", category.name), payload, expected(there) if there else None)
+
+
+def _restamped(manifest: Mapping[str, Any], rev: int, unchanged: Container[str]) -> Put:
+    changed = manifest.get("changed", manifest["rev"]) if manifest["category"] in unchanged else rev
+    payload = {**manifest, "version": manifest["version"] + 1, "rev": rev, "changed": changed}
+    return Put(id_of(manifest), payload, expected(manifest))
+
+
+def _attempts(catalog: Catalog, names: Collection[str]) -> Retrying:
+    """Try again what may still come to show."""
+
+    def give_up(_: object) -> None:
+        raise StoreUnavailableError(
+            f"{catalog.location} does not say whether {', '.join(map(repr, names))} was committed: look with "
+            "`zsvec list` when the server is well, and do it again if it is not there"
+        )
+
+    return Retrying(
+        stop=stop_after_attempt(_LOOKS),
+        wait=wait_random_exponential(multiplier=0.05, max=2.0),
+        retry=retry_if_exception_type(_UnknownError),
+        retry_error_callback=give_up,
+    )
+
+
+class _UnknownError(Exception):
+    """The catalog shows neither that a commit won nor that it lost."""
+
+
+def _outcome(
+    put: Put, found: Mapping[str, Any] | None, writer: str, write_ids: Sequence[str]
+) -> Literal["won", "lost", "unknown"]:
+    """What the record says of a commit that is there after it. What does not show may be on its way."""
+    if found is None:
+        return "unknown"
+    # The write id outlives the token where many have written since.
+    if writer in found.get("writers", ()) or set(write_ids) & set(found.get("writes", ())):
+        return "won"
+    return "lost" if found["version"] >= put.payload["version"] else "unknown"
+
+
+def _check_same(catalog: Catalog, store: str, now: str) -> None:
+    if store != now:
+        raise StoreError(f"{catalog.location} was dropped while it was written: do it again, in the new one")

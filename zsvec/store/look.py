@@ -1,0 +1,88 @@
+"""How a reader keeps in step with the catalog: a look finds every commit that was acknowledged before it began.
+
+A look asks for the commits since a little before the newest that the reader had seen when the look *before* began:
+while a look goes through its pages, commits arrive that it misses, and that are older than what it finds on a later
+page. Writers acknowledge a commit only when it is among the newest (`zsvec.store.commit.publish`). So no clock matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from zsvec.store.catalog import COMMITS, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
+from zsvec.store.schema import LOOK_FIELDS, calibration_from
+from zsvec.types import Category
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a reader has seen the commits of a store.
+
+    Attributes:
+        store: Id of the store; empty for one of schema 1, ``None`` before the first look at one that is there.
+        newest: The largest ``rev`` it has seen.
+        before: The largest it had seen when its last look began.
+        calibration: Version of the calibration it has seen.
+    """
+
+    store: str | None = None
+    newest: int = 0
+    before: int = 0
+    calibration: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at the catalog found.
+
+    Attributes:
+        cursor: For the next look.
+        categories: Those that have changed, by name; removed ones have no write ids.
+        calibration: The calibration, if it has changed; an empty one is none.
+        reset: Whether the store of the look before was dropped: what the reader has of it is nothing any more.
+        unreadable: Categories whose manifests this version cannot read.
+    """
+
+    cursor: Cursor
+    categories: Sequence[Category] = ()
+    calibration: Mapping[str, Any] | None = None
+    reset: bool = False
+    unreadable: Sequence[str] = ()
+
+
+def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False) -> Look:
+    """As `zsvec.store.store.Store.look`."""
+    fresh = cursor.store is None
+    where = COMMITS if fresh or whole else replace(COMMITS, since=_since(catalog, cursor))
+    at_once = catalog.exclusive or fresh  # else what has changed is found out first: most of it is known
+    records = catalog.scroll(replace(where, or_match=STORE), fields=None if at_once else LOOK_FIELDS)
+    stores = [record for record in records if record["kind"] == "store"]
+    if not stores:
+        return Look(Cursor(), reset=not fresh)
+    catalog.check_schema(stores[0])
+    store = store_id(stores)
+    if cursor.store and cursor.store != store:
+        return replace(look(catalog, Cursor(), {}), reset=True)
+    records = [record for record in records if record["kind"] != "store" and belongs(record, store)]
+    changed = [record for record in records if _version_seen(record, known, cursor) != record["version"]]
+    after = Cursor(store, max([cursor.newest, *(record["rev"] for record in records)]), cursor.newest)
+    if changed and not at_once:
+        found = catalog.retrieve([id_of(record) for record in changed])
+        if len(found) < len(changed):  # replicas differ at the moment: the next look must find them again
+            after = cursor
+        changed = list(found.values())
+    calibrations = [record for record in changed if record["kind"] == "calibration"]
+    after = replace(after, calibration=calibrations[0]["version"] if calibrations else cursor.calibration)
+    categories, unreadable = readable(record for record in changed if record["kind"] != "calibration")
+    return Look(after, categories, calibration_from(calibrations[0]) if calibrations else None, False, unreadable)
+
+
+def _since(catalog: Catalog, cursor: Cursor) -> int:
+    # Where no other process writes, revs grow from commit to commit, and a look sees one instant.
+    return cursor.newest + 1 if catalog.exclusive else max(0, cursor.before - SLACK)
+
+
+def _version_seen(record: Mapping[str, Any], known: Mapping[str, int], cursor: Cursor) -> int:
+    return cursor.calibration if record["kind"] == "calibration" else known.get(record["category"], 0)

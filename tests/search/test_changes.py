@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -196,9 +197,17 @@ def test_commit_between_two_pages_of_the_catalog_is_not_missed(
     store = deployment.open(backend)
     names = filled_with_six(store, deployment)
     searching = searcher(store, way)
-
-    backend.after_page = lambda: store.write([write_of(name, ["2"]) for name in (names[0], names[-1])])
     searching.search(queries(), nearest=1)
+    begun = time.time_ns()
+
+    def act() -> None:
+        for seconds, name in enumerate((names[0], names[-1]), 10):
+            monkeypatch.setattr(time, "time_ns", lambda: begun + seconds * 10**10)  # noqa: B023
+            add(store, name, ["2"])
+
+    backend.after_page = act
+    for _ in range(2):
+        searching.search(queries(), nearest=1)
 
     assert backend.after_page is None
     sources = {name: ["1", "2"] if name in (names[0], names[-1]) else ["1"] for name in names}

@@ -14,7 +14,7 @@ import pytest
 from tests.store.material import FINGERPRINTS, add, sources, write_of
 from tests.store.support import LASTING, Crash, Deployment, Hooked
 from zsvec.errors import CategoryNotFoundError, ConflictError
-from zsvec.store import Store
+from zsvec.store import Cursor, Store
 from zsvec.store.base import Points
 from zsvec.store.schema import record_id
 
@@ -557,3 +557,48 @@ def test_a_collector_that_slept_spares_what_was_committed_meanwhile(
         assert_no_garbage(deployment, store)
     backend.hooks.clear()
     assert position > 8
+
+
+@pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
+def test_a_commit_on_a_late_commit_of_a_dead_writer_is_seen(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W chooses a rev, sleeps, and lands. X plans on that, chooses, sleeps, lands and dies. W finds what X has left."""
+    clock = [time.time_ns()]
+    monkeypatch.setattr(time, "time_ns", lambda: clock[0])
+    beside = deployment.backend()
+    x, reader = deployment.open(beside), deployment.open()
+    known = {category.name: category.version for category in reader.categories()}
+    cursor = reader.look(Cursor(), {}).cursor
+
+    def others_go_on(*_: Any) -> None:
+        nonlocal cursor
+        for _round in range(2):
+            clock[0] += 10 * 10**9
+            add(other, "fox", [str(clock[0])])
+            look = reader.look(cursor, known)
+            known.update({category.name: category.version for category in look.categories})
+            cursor = look.cursor
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Crash
+
+    def x_dies(*_: Any) -> None:
+        others_go_on()
+        beside.hooks["retrieve"] = die
+
+    def x_writes(*_: Any) -> None:
+        beside.hooks["commit"] = x_dies
+        with pytest.raises(Crash):
+            add(x, "red panda", ["x"])
+
+    def w_sleeps(*_: Any) -> None:
+        others_go_on()
+        backend.hooks["retrieve"] = x_writes
+
+    backend.hooks["commit"] = w_sleeps
+    add(store, "red panda", ["w"])
+
+    [seen] = reader.look(cursor, known).categories
+    assert seen == store.category("red panda")
+    assert images(store) == ["old", "w", "x"]

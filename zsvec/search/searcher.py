@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeVar
 
+from zsvec.errors import StoreUnavailableError
 from zsvec.method.calibration import Calibration
 from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import ATTEMPTS, NUMPY, QDRANT, Change, Incomplete, IndexSpec, Snapshot, Vectors
@@ -118,15 +119,19 @@ class Searcher:
 
     def _until_whole(self, answer: Callable[[], Answer]) -> Answer:
         """Try again while references that are counted are not there; then answer without what they belong to."""
-        for attempt in range(ATTEMPTS):
+        for attempt in range(3 * ATTEMPTS):
             try:
                 return answer()
             except Incomplete as exc:
-                torn = exc.names
-                time.sleep(0.001 * 2**attempt)
-        with self._lock:
-            self._given_up |= torn
-        return answer()
+                if attempt < ATTEMPTS:
+                    time.sleep(0.001 * 2**attempt)
+                else:
+                    with self._lock:
+                        self._given_up |= exc.names
+        raise StoreUnavailableError(
+            f"categories of {self._store.location} are replaced faster than they can be read: "
+            "try again when it is less busy"
+        )
 
     def _refresh(
         self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None = None

@@ -7,6 +7,7 @@ page. Writers acknowledge a commit only when it is among the newest (`zsvec.stor
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from zsvec.store.catalog import COMMITS, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
 from zsvec.store.schema import LOOK_FIELDS, calibration_from
 from zsvec.types import Category
+
+_PAUSES = (0.01, 0.05, 0.2)  # seconds before records that were just there are asked for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,15 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     changed = [record for record in records if _version_seen(record, known, cursor) != record["version"]]
     after = Cursor(store, max([cursor.newest, *(record["rev"] for record in records)]), cursor.newest)
     if changed and not at_once:
-        found = catalog.retrieve([id_of(record) for record in changed])
-        if len(found) < len(changed):  # replicas differ at the moment: the next look must find them again
-            after = cursor
+        places = [id_of(record) for record in changed]
+        found = catalog.retrieve(places)
+        for pause in _PAUSES:
+            if len(found) == len(places):
+                break
+            time.sleep(pause)  # replicas differ at the moment
+            found = {**found, **catalog.retrieve([place for place in places if place not in found])}
+        if len(found) < len(places):
+            after = cursor  # so that the next look finds them again
         changed = list(found.values())
     calibrations = [record for record in changed if record["kind"] == "calibration"]
     after = replace(after, calibration=calibrations[0]["version"] if calibrations else cursor.calibration)

@@ -1,0 +1,305 @@
+"""A server in simulation: several processes, whose clocks differ, take turns at its calls, and anything may go wrong.
+
+Each process is a thread that waits for its turn before every call of its backend, so histories are as
+random as their seed. Of the store under test nothing is simulated.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from zsvec.errors import StoreUnavailableError
+from zsvec.store.base import Hit, Points, Put, Where
+from zsvec.store.memory import MemoryBackend
+
+HOURS = 3600.0
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How often what goes wrong, for each call of a backend.
+
+    Attributes:
+        pause: The process sleeps, up to two hours.
+        kill: The process ends.
+        lost: A write is made, and its answer is lost.
+        late: A write is given up, and lands later.
+        dropped: A read leaves out a record that was made a moment ago, as a quorum does whose replicas differ.
+    """
+
+    pause: float = 0.01
+    kill: float = 0.0
+    lost: float = 0.01
+    late: float = 0.01
+    dropped: float = 0.05
+
+
+class World:
+    """Time, the server's collections, and whose turn it is.
+
+    Args:
+        seed: Of the history.
+        faults: What goes wrong.
+    """
+
+    def __init__(self, seed: int, faults: Faults) -> None:
+        self.random = random.Random(seed)
+        self.faults = faults
+        self.server = MemoryBackend()
+        self.now = 1.8e9  # seconds since 1970
+        self.steps = 0
+        self.processes: list[Process] = []
+        self.late: list[tuple[int, Callable[[], None]]] = []
+        self.fresh: dict[str, int] = {}  # step in which a record was made that nobody has seen
+        self.removals: dict[str, int] = {}  # rev of the last removal of a category
+        self._turn = threading.Condition()
+
+    def start(self, name: str, work: Callable[[Process], None], skew: float = 0.0) -> Process:
+        """Begin a process."""
+        process = Process(self, name, work, skew)
+        self.processes.append(process)
+        return process
+
+    def run(self, steps: int) -> None:
+        """Let the processes take turns."""
+        for _ in range(steps):
+            self.steps += 1
+            self.now += self.random.uniform(0.0001, 0.04)
+            for landing in [landing for landing in self.late if landing[0] <= self.steps]:
+                self.late.remove(landing)
+                landing[1]()
+            awake = [p for p in self.processes if p.alive and p.asleep_until <= self.steps]
+            if awake:
+                self.random.choice(awake).step()
+
+    def finish(self) -> None:
+        """End the processes where they are."""
+        for process in self.processes:
+            process.kill()
+        for _, land in self.late:
+            land()
+        self.late = []
+
+
+class Process:
+    """A thread that waits for its turn before each call of its backend.
+
+    Attributes:
+        skew: How much its clock is ahead, in seconds.
+        asleep_until: The step before which it has no turn.
+        error: What ended it, unless it was killed.
+    """
+
+    def __init__(self, world: World, name: str, work: Callable[[Process], None], skew: float) -> None:
+        self.world, self.name, self.skew = world, name, skew
+        self.asleep_until = 0
+        self.alive = True
+        self.error: BaseException | None = None
+        self._killed = False
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, args=(work,), name=f"simulated {name}", daemon=True)
+        _CLOCKS[self._thread.name] = self
+        self._thread.start()
+
+    def step(self) -> None:
+        """Give it a turn, and wait until it wants another."""
+        self._go.release()
+        self._done.acquire()
+
+    def kill(self) -> None:
+        """End it at its next call."""
+        if self.alive:
+            self._killed = True
+            self.step()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Called by the process itself: until its next turn."""
+        self._done.release()
+        self._go.acquire()
+        if self._killed:
+            raise Killed
+
+    def _run(self, work: Callable[[Process], None]) -> None:
+        self._go.acquire()
+        try:
+            if not self._killed:
+                work(self)
+        except Killed:
+            pass
+        except BaseException as exc:  # noqa: BLE001 - it is shown by who looks at the process
+            self.error = exc
+        self.alive = False
+        self._done.release()
+
+
+_CLOCKS: dict[str, Process] = {}
+
+
+@pytest.fixture
+def simulated_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Simulated processes have a time of their own, and sleep by giving up turns."""
+    real = time.time_ns, time.monotonic, time.sleep
+
+    def time_ns() -> int:
+        process = _CLOCKS.get(threading.current_thread().name)
+        return int((process.world.now + process.skew) * 1e9) if process else real[0]()
+
+    def monotonic() -> float:
+        process = _CLOCKS.get(threading.current_thread().name)
+        return process.world.now if process else real[1]()
+
+    def sleep(seconds: float) -> None:
+        process = _CLOCKS.get(threading.current_thread().name)
+        if process:
+            process.asleep_until = process.world.steps + min(int(seconds / 0.02), 50)
+            process.wait()
+        else:
+            real[2](seconds)
+
+    monkeypatch.setattr(time, "time_ns", time_ns)
+    monkeypatch.setattr(time, "monotonic", monotonic)
+    monkeypatch.setattr(time, "sleep", sleep)
+    yield
+    _CLOCKS.clear()
+
+
+@dataclass
+class SimulatedBackend:
+    """A process's connection to the server of a world.
+
+    Attributes:
+        world: Where it is.
+        process: Whose it is; ``None`` for one that nothing interferes with.
+    """
+
+    world: World
+    process: Process | None = None
+    location: str = "simulated"
+    exclusive: bool = field(default=False, init=False)
+
+    def _turn(self) -> None:
+        if self.process is None:
+            return
+        self.process.wait()
+        chance, faults = self.world.random.random(), self.world.faults
+        if chance < faults.kill:
+            raise Killed
+        if chance < faults.kill + faults.pause:
+            self.process.asleep_until = self.world.steps + self.world.random.randint(20, 400)
+            if self.world.random.random() < 0.2:
+                self.world.now += self.world.random.uniform(0, 2 * HOURS)
+            self.process.wait()
+
+    def check(self) -> None:
+        self.world.server.check()
+
+    def exists(self, collection: str) -> bool:
+        self._turn()
+        return self.world.server.exists(collection)
+
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
+        self._turn()
+        self.world.server.create(collection, dim, indexes)
+
+    def upsert(self, collection: str, points: Points) -> None:
+        self._write(lambda: self.world.server.upsert(collection, points))
+
+    def put(self, collection: str, puts: Sequence[Put]) -> None:
+        for put in self.world.random.sample(list(puts), len(puts)):  # each lands on its own
+            self._write(lambda put=put: self._put(collection, put))  # type: ignore[misc]
+
+    def _put(self, collection: str, put: Put) -> None:
+        if not self.world.server.retrieve(collection, [put.id]):
+            self.world.fresh[put.id] = self.world.steps
+        self.world.server.put(collection, [put])
+        if put.payload.get("removed") and self.world.server.retrieve(collection, [put.id])[put.id] == put.payload:
+            self.world.removals[put.payload["category"]] = put.payload["rev"]
+
+    def delete(self, collection: str, where: Where) -> None:
+        self._write(lambda: self.world.server.delete(collection, where))
+
+    def drop(self, collection: str, ids: Sequence[str]) -> None:
+        self._write(lambda: self.world.server.drop(collection, ids))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        self._turn()
+        chance, faults = self.world.random.random() if self.process else 1.0, self.world.faults
+        if chance < faults.late:
+            self.world.late.append((self.world.steps + self.world.random.randint(1, 300), write))
+            raise StoreUnavailableError("simulated: given up, and may land")
+        write()
+        if chance < faults.late + faults.lost:
+            raise StoreUnavailableError("simulated: the answer is lost")
+
+    def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        self._turn()
+        found = self.world.server.retrieve(collection, ids)
+        return {place: payload for place, payload in found.items() if self._shown(place)}
+
+    def scroll(
+        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
+    ) -> Iterator[Points]:
+        self._turn()
+        [points] = list(self.world.server.scroll(collection, where, vectors=vectors, fields=fields)) or [_NOTHING]
+        middle = len(points.ids) // 2
+        for part in (slice(0, middle), slice(middle, None)):
+            self._turn()  # what changes meanwhile may be seen or not; a page that was read stays as it is
+            there = {place for page in self.world.server.scroll(collection, where) for place in page.ids}
+            kept = [
+                i for i, place in enumerate(points.ids[part], part.start or 0) if place in there and self._shown(place)
+            ]
+            now = self.world.server.retrieve(collection, [points.ids[i] for i in kept]) if fields is None else {}
+            yield Points(
+                [points.ids[i] for i in kept],
+                points.vectors[kept] if len(kept) else points.vectors[:0],
+                [now.get(points.ids[i], points.payloads[i]) for i in kept],
+            )
+
+    def _shown(self, place: str) -> bool:
+        """What one reader has seen, all replicas have."""
+        new = self.world.steps - self.world.fresh.get(place, -1000) < 4
+        if self.process and new and self.world.random.random() < self.world.faults.dropped:
+            return False
+        self.world.fresh.pop(place, None)
+        return True
+
+    def newest(self, collection: str, where: Where) -> int:
+        self._turn()
+        return self.world.server.newest(collection, where)
+
+    def query(
+        self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
+    ) -> list[list[Hit]]:
+        self._turn()
+        return self.world.server.query(collection, vectors, where, limit, fields)
+
+    def count(self, collection: str, where: Where) -> int:
+        self._turn()
+        return self.world.server.count(collection, where)
+
+    def versions(self) -> Mapping[str, str]:
+        return {}
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+_NOTHING = Points([], np.empty((0, 0), dtype=np.float32), [])

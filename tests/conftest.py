@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import certifi
 import pytest
 import typer.main
 
@@ -23,6 +26,9 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 for name in [name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")]:
     del os.environ[name]
+# What is written to be read again, and synced, need not outlive the machine.
+if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
 
 def pytest_collection_finish() -> None:
@@ -58,6 +64,15 @@ def load_once() -> Callable[..., EncoderSet]:
 
 
 @pytest.fixture(scope="session")
+def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``SSL_CERT_FILE`` may name: each client reads all certificates, and none is needed on the loopback."""
+    end = "-----END CERTIFICATE-----\n"
+    file = tmp_path_factory.mktemp("certificates") / "one.pem"
+    file.write_text(Path(certifi.where()).read_text(encoding="utf-8").partition(end)[0] + end, encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
 def qdrant_url() -> Iterator[str]:
     """URL of a real server that this process shares with nobody, unless the environment names one."""
     from tests.store.support import fast_folder
@@ -76,10 +91,11 @@ def qdrant_cluster() -> Iterator[list[Node]]:
 
 
 @pytest.fixture
-def server(qdrant_url: str) -> Iterator[ServerDeployment]:
+def server(qdrant_url: str, one_certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerDeployment]:
     """A namespace of the test's own on a real server, deleted afterwards."""
     from tests.store.support import ServerDeployment
 
+    monkeypatch.setenv("SSL_CERT_FILE", str(one_certificate))
     deployment = ServerDeployment(qdrant_url)
     yield deployment
     deployment.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,9 @@ import typer.main
 from tests.qdrant import Node, any_server, running_cluster
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tests.store.support import ServerDeployment
     from zsvec.encoders import EncoderSet
 
@@ -51,13 +54,26 @@ def load_once() -> Callable[..., EncoderSet]:
     from zsvec.encoders import describe_device, load_encoders
 
     loaded: dict[tuple[str, str, int], EncoderSet] = {}
+    embedded: dict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = {}
 
     def load(
         specs: Mapping[str, Any], *, device: Any = "auto", dtype: Any = "auto", batch_size: int = 32
     ) -> EncoderSet:
+        from zsvec.encoders.sentence import SentenceModel
+
+        embed_texts = SentenceModel.embed_texts
+
+        def embed_once(model: SentenceModel, texts: Sequence[str]) -> NDArray[np.float32]:
+            """The thousand labels of ConSE take most of the time, and are embedded in float32 whatever the format."""
+            if (key := (repr(dict(specs)), tuple(texts))) not in embedded:
+                embedded[key] = embed_texts(model, texts)
+            return embedded[key]
+
         key = repr(dict(specs)), describe_device(device, dtype), batch_size
         if key not in loaded:
-            loaded[key] = load_encoders(specs, device=device, dtype=dtype, batch_size=batch_size)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(SentenceModel, "embed_texts", embed_once)
+                loaded[key] = load_encoders(specs, device=device, dtype=dtype, batch_size=batch_size)
         return loaded[key]
 
     return load

@@ -34,8 +34,16 @@ if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
 
+gc.disable()  # while tests are collected: nearly all that is made is modules, which stay
+
+
 def pytest_collection_finish() -> None:
-    """Hide from the garbage collector what is imported by now: it lives as long as the process, and is most of all."""
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_garbage_collections() -> None:
+    """Hide from the garbage collector what outlives a module: imports, above all. It went through them in each test."""
     gc.collect()
     gc.freeze()
 

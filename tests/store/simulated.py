@@ -212,7 +212,7 @@ class SimulatedBackend:
         self._turn()
         return self.world.server.exists(collection)
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         self._turn()
         self.world.server.create(collection, dim, indexes)
 
@@ -294,6 +294,9 @@ class SimulatedBackend:
 
     def versions(self) -> Mapping[str, str]:
         return {}
+
+    def placement(self, collection: str) -> None:
+        """There are no nodes."""
 
     def flush(self) -> None:
         """Do nothing."""

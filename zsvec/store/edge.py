@@ -59,7 +59,7 @@ class EdgeBackend:
         self.check()
         return (self._folder / collection).is_dir()
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):
             if not self.exists(collection):
                 self._create(collection, dim)
@@ -188,6 +188,9 @@ class EdgeBackend:
 
     def versions(self) -> Mapping[str, str]:
         return {"qdrant-edge": version("qdrant-edge-py")}
+
+    def placement(self, collection: str) -> None:
+        self.check()
 
     def flush(self) -> None:
         for collection in list(self._shards):

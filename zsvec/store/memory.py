@@ -44,7 +44,7 @@ class MemoryBackend:
         self.check()
         return collection in self._collections
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         self.check()
         self._collections.setdefault(collection, {})
 
@@ -115,6 +115,9 @@ class MemoryBackend:
     def versions(self) -> Mapping[str, str]:
         self.check()
         return {}
+
+    def placement(self, collection: str) -> None:
+        self.check()
 
     def flush(self) -> None:
         """Do nothing: there is no disk."""

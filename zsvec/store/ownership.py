@@ -61,7 +61,8 @@ def check_fingerprints(catalog: Catalog, fingerprints: Mapping[str, Fingerprint]
 
 def _refuse_foreign(collection: str, backend: Backend, catalog: Catalog) -> None:
     # Points are ours if by now another writer has made the store: its record comes before them.
-    if backend.exists(collection) and backend.count(collection, Where()) and catalog.store() is None:
+    pages = backend.scroll(collection, Where(), fields=())
+    if any(page.ids for page in pages) and catalog.store() is None:
         raise StoreError(
             f"{backend.location} already has a collection {collection!r} that zsvec did not make: "
             "choose another namespace"

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -180,7 +181,13 @@ class Store:
             "references": dict(references),
             "encoders": {name: str(fingerprint) for name, fingerprint in self.encoders().items()},
             "calibration": self._catalog.calibration_state(),
+            **self._placements(),
         }
+
+    def _placements(self) -> dict[str, Any]:
+        names = [self._catalog.collection, *map(self.collection, self.encoders())] if self._catalog.store() else []
+        found = {name: placement for name in names if (placement := self._backend.placement(name))}
+        return {"collections": {name: asdict(placement) for name, placement in found.items()}} if found else {}
 
     def incomplete(self) -> list[str]:
         """Names of the categories that lack references which their manifest counts; empty unless data was lost."""

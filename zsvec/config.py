@@ -155,6 +155,8 @@ class Settings(BaseSettings):
             default what ``SSL_CERT_FILE`` names.
         timeout: Deadline of one operation on a server, in seconds. If it is set, it is also that of the first contact,
             which otherwise is given up after 5 s.
+        max_staleness: Seconds for which references in memory go on answering from the last whole state of the store
+            while a server is away; each answer says how old that is (`Prediction.stale_seconds`).
         replicas: Copies of each collection that zsvec makes in a cluster; by default as the server chooses.
         shards: Parts of each collection of references that zsvec makes in a cluster; by default likewise.
         write_consistency: Copies that must have a write before it is acknowledged, of collections that zsvec makes; by
@@ -201,6 +203,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     ca_certificate: Path | None = None
     timeout: float = Field(default=60.0, gt=0, le=86_400)
+    max_staleness: float = Field(default=0.0, ge=0, le=86_400)
     replicas: PositiveInt | None = None
     shards: PositiveInt | None = None
     write_consistency: PositiveInt | None = None

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,6 +208,9 @@ class SimulatedBackend:
 
     def check(self) -> None:
         self.world.server.check()
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def exists(self, collection: str) -> bool:
         self._turn()

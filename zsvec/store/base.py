@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -88,6 +89,9 @@ class Backend(Protocol):
 
     def check(self) -> None:
         """Refuse to be used once closed, or in a process forked from that which opened it."""
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        """Give each request of this thread no more than so many seconds, in a block."""
 
     def exists(self, collection: str) -> bool:
         """Whether there is a collection of this name."""

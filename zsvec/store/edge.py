@@ -12,7 +12,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,9 @@ class EdgeBackend:
             )
         if self._closed:
             raise StoreError(f"the store {self.location} is closed: open it again")
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def exists(self, collection: str) -> bool:
         self.check()

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -39,6 +39,9 @@ class MemoryBackend:
             )
         if self._closed:
             raise StoreError(f"the store {self.location} is closed: open it again")
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def exists(self, collection: str) -> bool:
         self.check()

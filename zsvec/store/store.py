@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
@@ -57,6 +57,10 @@ class Store:
     def collection(self, encoder: str) -> str:
         """Name of the collection of an encoder's references."""
         return self._references.collection(encoder)
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        """Give each request of this thread no more than so many seconds, in a block; an embedded store makes none."""
+        return self._backend.within(seconds)
 
     # Encoders
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -47,6 +48,9 @@ class ServerBackend:
 
     def check(self) -> None:
         self._connection.check()
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        return self._connection.within(seconds)
 
     def exists(self, collection: str) -> bool:
         return self._connection.call(lambda client, _: client.collection_exists(collection))

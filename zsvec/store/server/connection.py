@@ -7,13 +7,15 @@ until its deadline. Clients do not survive a fork, so each process opens its own
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -73,8 +75,18 @@ class Connection:
         self._nodes = nodes
         self._clients: dict[int, QdrantClient] = {}
         self._asked = 0  # the node
+        self._patience = ContextVar("patience", default=math.inf)  # seconds for each request
         self._pid = os.getpid()
         self._closed = False
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """As `zsvec.store.base.Backend.within`."""
+        before = self._patience.set(seconds)
+        try:
+            yield
+        finally:
+            self._patience.reset(before)
 
     def check(self) -> None:
         """As `zsvec.store.base.Backend.check`."""
@@ -86,21 +98,20 @@ class Connection:
         if self._closed:
             raise StoreError(f"the store {self.location} is closed: open it again")
 
-    def call(self, request: _Request[_T], *, missing: Any = None, deadline: float | None = None) -> _T:
+    def call(self, request: _Request[_T], *, missing: Any = None) -> _T:
         """Ask, again after a passing failure while there is time, with failures as errors of ours.
 
         Args:
             request: Takes the client of a node, and after how many seconds it is to give up there (``None``: as the
                 client is made).
             missing: The answer where the collection does not exist; by default that is an error.
-            deadline: In seconds, if it is not that of the connection.
 
         Raises:
             StoreUnavailableError: There was no answer in time, or the server refuses.
             StoreError: It failed.
         """
         self.check()
-        deadline = self._timeout if deadline is None else deadline
+        deadline = min(self._timeout, self._patience.get())
         retrying = Retrying(
             retry=retry_if_exception(_is_transient),
             stop=stop_before_delay(deadline),
@@ -128,11 +139,12 @@ class Connection:
     def _ask(self, request: _Request[_T], attempt: int) -> _T:
         node = self._asked
         # A node that is slow and not away is waited for longer when all others have been asked.
-        patience = _PATIENCE * 2 ** ((attempt - 1) // len(self._nodes)) if len(self._nodes) > 1 else None
+        turn = _PATIENCE * 2 ** ((attempt - 1) // len(self._nodes)) if len(self._nodes) > 1 else math.inf
+        seconds = min(turn, self._patience.get())
         try:
             if node not in self._clients:
                 self._clients[node] = self._nodes[node]()
-            return request(self._clients[node], patience)
+            return request(self._clients[node], None if seconds == math.inf else math.ceil(seconds))
         except (ApiException, QdrantException, grpc.RpcError) as exc:
             if _is_transient(exc) and not _is_busy(exc):
                 self._asked = (node + 1) % len(self._nodes)
@@ -196,7 +208,8 @@ def connect(
         )
 
     connection = Connection(", ".join(urls), timeout, [partial(contact, url) for url in urls])
-    connection.call(lambda client, _: client, deadline=first_contact)
+    with connection.within(first_contact):
+        connection.call(lambda client, _: client)
     return connection
 
 

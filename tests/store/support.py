@@ -176,7 +176,7 @@ class EdgeDeployment(Deployment):
         return EdgeBackend(self.folder)
 
     def collections(self) -> set[str]:
-        return {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
+        return {path.name for path in self.folder.glob("[!.]*")}
 
     def make_foreign(self, collection: str) -> None:
         folder = self.folder / collection

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import qdrant_edge as qe
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
@@ -64,8 +65,10 @@ class EdgeBackend:
 
     def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):
-            if not self.exists(collection):
-                self._create(collection, dim)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._folder / ".lock"):
+                if not self.exists(collection):
+                    self._create(collection, dim)
             # After the renaming: the first load of a shard with new indexes takes as long again as making them.
             # And always: a process that was killed here has left some out.
             shard = self._shard(collection)
@@ -73,7 +76,6 @@ class EdgeBackend:
                 shard.update(qe.UpdateOperation.create_field_index(field, _SCHEMAS[indexes[field]]))
 
     def _create(self, collection: str, dim: int) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         # It has another name until it is complete: a killed process leaves no half collection.
         unfinished = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
         unfinished.mkdir()

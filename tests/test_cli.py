@@ -429,7 +429,9 @@ def test_a_store_on_a_server(
     assert (found["store"], found["namespace"]) == (server.url, server.namespace)
     assert (found["categories"], found["calibration"]) == (3, "current")
     assert found["qdrant"].count(".") == 2
-    doctor = cli("doctor --json").objects[-1]
+    *nodes, doctor = cli(f"doctor {server.url} --json").objects[6:]
+    assert [found["what"] for found in nodes] == [f"node {server.url}", "rights", "limits", "copies", "catalog"]
+    assert all(found["ok"] for found in nodes)
     assert (doctor["what"], doctor["ok"]) == ("store", True)
     assert "3 categories, 21 references" in doctor["detail"]
     assert cli("gc") == Result(0, "", "0 references deleted\n")
@@ -866,7 +868,7 @@ def test_help_and_version(cli: Callable[..., Result]) -> None:
     assert cli("--version") == Result(0, f"zsvec {__version__}\n", "")
     result = cli("--help")
     commands = ["demo", "import", "add", "remove", "list", "show", "classify", "evaluate", "calibrate"]
-    commands += ["generate", "info", "doctor", "gc"]
+    commands += ["generate", "info", "doctor", "init", "gc"]
     assert result.code == 0
     assert all(f" {command} " in result.out for command in commands)
     for command in commands:

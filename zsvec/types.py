@@ -203,3 +203,24 @@ def how_far(prediction: Prediction) -> str:
 
 def _labelled(ranking: Ranking) -> list[dict[str, Any]]:
     return [{"label": label, "probability": probability} for label, probability in ranking]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was examined.
+
+    Attributes:
+        what: The thing.
+        ok: Whether it works, or is not needed.
+        detail: What was found.
+        advice: What to do; empty if nothing.
+    """
+
+    what: str
+    ok: bool
+    detail: str
+    advice: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec doctor --json`` prints."""
+        return asdict(self)

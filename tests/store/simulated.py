@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from zsvec.errors import StoreUnavailableError
 from zsvec.store.base import Hit, Points, Put, Where
 from zsvec.store.memory import MemoryBackend
+from zsvec.types import Finding
 
 HOURS = 3600.0
 
@@ -301,6 +302,9 @@ class SimulatedBackend:
 
     def placement(self, collection: str) -> None:
         """There are no nodes."""
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        return iter(())
 
     def flush(self) -> None:
         """Do nothing."""

@@ -27,7 +27,7 @@ from zsvec.store.edge import EdgeBackend
 from zsvec.store.memory import MemoryBackend
 from zsvec.store.server import connect
 from zsvec.store.server.backend import ServerBackend
-from zsvec.store.server.connection import Connection
+from zsvec.store.server.connection import Connection, Node
 
 _SHM = Path("/dev/shm")
 _BLOCK = 4096
@@ -278,7 +278,7 @@ class LocalDeployment(ClientDeployment):
         super().__init__(_SharedLocalClient())
 
     def connect(self) -> Backend:
-        return ServerBackend(Connection(":memory:", 5, [lambda: self.client]))
+        return ServerBackend(Connection(":memory:", 5, [Node(":memory:", lambda: (self.client, False))]))
 
     def clear(self, store: Store) -> None:
         """Drop the collections: the client's filters look at every point that ever was."""

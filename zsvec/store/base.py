@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.types import Finding
+
 FIRST_CONTACT = 5.0
 """Seconds after which a server that cannot be reached is given up when a store is opened."""
 
@@ -142,6 +144,15 @@ class Backend(Protocol):
 
     def placement(self, collection: str) -> Placement | None:
         """How a collection is spread over nodes; ``None`` where there are none."""
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        """What can be found out of the deployment; of one without servers, nothing.
+
+        Args:
+            catalog: Name of the catalog's collection.
+            references: Names of the collections of references.
+            repair: Whether to make the copies of the catalog agree.
+        """
 
     def flush(self) -> None:
         """Make everything written survive a loss of power."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store.base import Hit, Points, Put, Where, stack
+from zsvec.types import Finding
 
 _PAGE = 2000
 _CHUNK = 500
@@ -196,6 +197,9 @@ class EdgeBackend:
 
     def placement(self, collection: str) -> None:
         self.check()
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        return iter(())
 
     def flush(self) -> None:
         for collection in list(self._shards):

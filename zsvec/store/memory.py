@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
 from zsvec.store.base import Hit, Points, Put, Where, stack
+from zsvec.types import Finding
 
 # By id, the vector and the payload; a record has no vector.
 _Collection: TypeAlias = dict[str, tuple[NDArray[np.float32] | None, Mapping[str, Any]]]
@@ -121,6 +122,9 @@ class MemoryBackend:
 
     def placement(self, collection: str) -> None:
         self.check()
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        return iter(())
 
     def flush(self) -> None:
         """Do nothing: there is no disk."""

@@ -22,7 +22,7 @@ from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference
 from zsvec.store.writing import Write
-from zsvec.types import Category, Fingerprint, Modality, expert_name
+from zsvec.types import Category, Finding, Fingerprint, Modality, expert_name
 
 
 class Store:
@@ -200,6 +200,32 @@ class Store:
             for category in self.categories()
             if self._references.counts(category) != dict(category.references)
         ]
+
+    def check_up(self, *, repair: bool = False) -> Iterator[Finding]:
+        """What is to be said of the deployment and of what is in it, with what to do.
+
+        Args:
+            repair: Whether to make the copies of the catalog agree, where they do not.
+        """
+        encoders = self.encoders()
+        collections = [self.collection(encoder) for encoder in encoders]
+        yield from self._backend.check_up(self._catalog.collection, collections, repair=repair)
+        if damaged := self.incomplete():
+            names = ", ".join(map(repr, damaged[:5]))
+            yield Finding(
+                "references", False, f"those of {names} are not all there", "remove these categories and add them again"
+            )
+        if unreadable := self._catalog.categories()[1]:
+            yield Finding(
+                "manifests", False, f"those of {', '.join(map(repr, unreadable[:5]))} cannot be read", "upgrade zsvec"
+            )
+        if garbage := self._references.garbage(self._catalog.categories()[0], encoders):
+            yield Finding(
+                "garbage",
+                True,
+                f"{garbage} references that no category names",
+                "run `zsvec gc`, if no writer is at work",
+            )
 
     def calibration(self) -> Mapping[str, Any] | None:
         """The calibration that is kept with the store; ``None``, or empty, if there is none."""

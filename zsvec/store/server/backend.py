@@ -18,9 +18,11 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from zsvec.errors import StoreError
 from zsvec.store.base import Hit, Placement, Points, Put, Where, stack
+from zsvec.store.server.checkup import check_up
 from zsvec.store.server.connection import Connection
 from zsvec.store.server.limits import Limits
 from zsvec.store.server.replicas import UNKNOWN, Replicas
+from zsvec.types import Finding
 
 _CONSENSUS = 1.0  # seconds for which what the consensus says of copies is believed
 
@@ -181,18 +183,20 @@ class ServerBackend:
 
     def newest(self, collection: str, where: Where) -> int:
         # Of one active copy: a quorum would leave out a record that is being replaced, and readers may have seen it.
-        def ask(client: QdrantClient, patience: int | None) -> list[models.Record]:
-            page, _ = client.scroll(
-                collection,
-                scroll_filter=_filter(where, Limits()),
-                limit=1,
-                with_payload=["rev"],
-                order_by=models.OrderBy(key="rev", direction=models.Direction.DESC),
-                timeout=patience,
+        def ask(limits: Limits) -> list[models.Record]:
+            page, _ = self._connection.call(
+                lambda client, patience: client.scroll(
+                    collection,
+                    scroll_filter=_filter(where, limits),
+                    limit=1,
+                    with_payload=["rev"],
+                    order_by=models.OrderBy(key="rev", direction=models.Direction.DESC),
+                    timeout=patience,
+                )
             )
             return page
 
-        page = self._connection.call(ask)
+        page = self._within_limits(collection, ask)
         return int((page[0].payload or {})["rev"]) if page else 0
 
     def query(
@@ -207,12 +211,10 @@ class ServerBackend:
             found: list[list[Hit]] = []
             for some in _chunks(vectors, limits.queries):
                 rows: list[list[Hit]] = [[] for _ in some]
-                for first in range(0, limit, limits.page):
-                    size = min(limits.page, limit - first)
-                    page = self._nearest(collection, some, _filter(where, limits), first, size, fields)
-                    for row, hits in zip(rows, page, strict=True):
-                        row.extend(hits)
-                    if all(len(hits) < size for hits in page):
+                while size := min(limits.page, limit - len(rows[0])):
+                    pages = self._nearest(collection, some, rows, where, size, fields, limits)
+                    rows = [[*row, *page] for row, page in zip(rows, pages, strict=True)]
+                    if len(pages[0]) < size:  # all vectors have as many references
                         break
                 found += rows
             return found
@@ -223,16 +225,21 @@ class ServerBackend:
         self,
         collection: str,
         vectors: NDArray[np.float32],
-        condition: models.Filter,
-        first: int,
+        before: Sequence[Sequence[Hit]],
+        where: Where,
         size: int,
         fields: Sequence[str],
+        limits: Limits,
     ) -> list[list[Hit]]:
+        """The nearest points but those that were found before; an offset would mix up those that are as near."""
         requests = [
             models.QueryRequest(
-                query=vector.tolist(), filter=condition, offset=first, limit=size, with_payload=list(fields)
+                query=vector.tolist(),
+                filter=_filter(where, limits, [hit.id for hit in hits]),
+                limit=size,
+                with_payload=list(fields),
             )
-            for vector in vectors
+            for vector, hits in zip(vectors, before, strict=True)
         ]
         responses = self._connection.call(
             lambda client, patience: client.query_batch_points(collection, requests, timeout=patience)
@@ -275,6 +282,9 @@ class ServerBackend:
         info = self._connection.call(lambda client, _: client.get_collection(collection))
         params = info.config.params
         return Placement(params.replication_factor, params.shard_number, params.write_consistency_factor)
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        return check_up(self._connection, catalog, references, repair=repair)
 
     def flush(self) -> None:
         """Do nothing: the server writes its log to disk on its own schedule."""
@@ -328,11 +338,13 @@ def _upsert(puts: Sequence[Put], condition: models.Filter | None, mode: models.U
     return models.UpsertOperation(upsert=models.PointsList(points=points, update_filter=condition, update_mode=mode))
 
 
-def _filter(where: Where, limits: Limits) -> models.Filter:
+def _filter(where: Where, limits: Limits, without: Sequence[str] = ()) -> models.Filter:
     must = _conditions(where.match, limits)
     if where.since is not None:
         must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since)))
-    chosen = models.Filter(must=must, must_not=_conditions(where.exclude, limits))
+    must_not = _conditions(where.exclude, limits)
+    must_not += [models.HasIdCondition(has_id=list(ids)) for ids in _chunks(without, limits.values)]
+    chosen = models.Filter(must=must, must_not=must_not)
     if where.or_match is None:
         return chosen
     return models.Filter(should=[chosen, models.Filter(must=_conditions(where.or_match, limits))])

@@ -53,8 +53,42 @@ _NONSENSE = (
     AssertionError,
 )  # raised by the client for an answer of no Qdrant
 
+FAILURES = (ApiException, QdrantException, grpc.RpcError, RuntimeError, *_NONSENSE)
+"""What the client raises."""
+
 _T = TypeVar("_T")
 _Request = Callable[[QdrantClient, int | None], _T]
+
+
+class Node:
+    """One server of a deployment.
+
+    Args:
+        url: Of its REST interface.
+        contact: Gives its client, and whether that speaks gRPC. It may raise the client's errors.
+
+    Attributes:
+        url: Of its REST interface.
+        speaks_grpc: Whether it does, as far as is known.
+    """
+
+    def __init__(self, url: str, contact: Callable[[], tuple[QdrantClient, bool]]) -> None:
+        self.url = url
+        self.speaks_grpc = False
+        self._contact = contact
+        self._client: QdrantClient | None = None
+
+    @property
+    def client(self) -> QdrantClient:
+        """Its client, made at the first contact."""
+        if self._client is None:
+            self._client, self.speaks_grpc = self._contact()
+        return self._client
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._client is not None:
+            self._client.close()
 
 
 class Connection:
@@ -63,17 +97,17 @@ class Connection:
     Args:
         location: Name of the deployment in messages.
         timeout: Deadline of one request, in seconds.
-        nodes: What makes the client of each node, at its first contact. It may raise the client's errors.
+        nodes: At least one.
 
     Attributes:
         location: Name of the deployment in messages.
+        nodes: Its nodes.
     """
 
-    def __init__(self, location: str, timeout: float, nodes: Sequence[Callable[[], QdrantClient]]) -> None:
+    def __init__(self, location: str, timeout: float, nodes: Sequence[Node]) -> None:
         self.location = location
+        self.nodes = nodes
         self._timeout = timeout
-        self._nodes = nodes
-        self._clients: dict[int, QdrantClient] = {}
         self._asked = 0  # the node
         self._patience = ContextVar("patience", default=math.inf)  # seconds for each request
         self._pid = os.getpid()
@@ -123,31 +157,29 @@ class Connection:
                 with attempt:
                     answer: _T = self._ask(request, attempt.retry_state.attempt_number)
                     return answer
-        except (ApiException, QdrantException, grpc.RpcError, RuntimeError, *_NONSENSE) as exc:
+        except FAILURES as exc:
             if missing is not None and code_of(exc) in _MISSING:
                 return cast("_T", missing)
-            raise self._error(exc, deadline) from exc
+            raise self.error(exc, deadline) from exc
         raise AssertionError("tenacity ends with an answer or an error")
 
     def close(self) -> None:
         """Let go of the connections; not of those of the process that this one was forked from."""
         if os.getpid() == self._pid:
             self._closed = True
-            for client in self._clients.values():
-                client.close()
+            for node in self.nodes:
+                node.close()
 
     def _ask(self, request: _Request[_T], attempt: int) -> _T:
         node = self._asked
         # A node that is slow and not away is waited for longer when all others have been asked.
-        turn = _PATIENCE * 2 ** ((attempt - 1) // len(self._nodes)) if len(self._nodes) > 1 else math.inf
+        turn = _PATIENCE * 2 ** ((attempt - 1) // len(self.nodes)) if len(self.nodes) > 1 else math.inf
         seconds = min(turn, self._patience.get())
         try:
-            if node not in self._clients:
-                self._clients[node] = self._nodes[node]()
-            return request(self._clients[node], None if seconds == math.inf else math.ceil(seconds))
+            return request(self.nodes[node].client, None if seconds == math.inf else math.ceil(seconds))
         except (ApiException, QdrantException, grpc.RpcError) as exc:
             if _is_transient(exc) and not _is_busy(exc):
-                self._asked = (node + 1) % len(self._nodes)
+                self._asked = (node + 1) % len(self.nodes)
             raise
 
     def _wait(self, state: RetryCallState) -> float:
@@ -155,17 +187,23 @@ class Connection:
         exc = state.outcome.exception() if state.outcome else None
         if isinstance(exc, ResourceExhaustedResponse):
             return float(exc.retry_after_s)
-        if state.attempt_number < len(self._nodes):
+        if state.attempt_number < len(self.nodes):
             return 0.0
         return wait_random_exponential(multiplier=0.1, max=5.0)(state)
 
-    def _error(self, exc: BaseException, deadline: float) -> StoreError:
+    def error(self, exc: BaseException, deadline: float) -> StoreError:
+        """The error of ours for a failure of the client.
+
+        Args:
+            exc: One of `FAILURES`.
+            deadline: How long was tried, in seconds.
+        """
         reason = _reason(exc)
         if _is_nonsense(exc):
             return StoreUnavailableError(
                 f"the server at {self.location} gives an answer that cannot be read ({reason}): is it a Qdrant?"
             )
-        if code_of(exc) in _REFUSED:
+        if is_refusal(exc):
             return StoreUnavailableError(
                 f"the server at {self.location} refuses this ({reason}): give a key that may do it, by ZSVEC_API_KEY"
             )
@@ -196,9 +234,9 @@ def connect(
     if authorities and any(url.startswith("https:") for url in urls):
         options |= _authorities(Path(authorities))
 
-    def contact(url: str) -> QdrantClient:
+    def contact(url: str) -> tuple[QdrantClient, bool]:
         port = _grpc_port(url, {**options, "timeout": first_contact if alone else _PATIENCE})
-        return QdrantClient(
+        client = QdrantClient(
             url=url,
             api_key=api_key,
             timeout=max(1, round(timeout if alone else _PATIENCE)),
@@ -206,8 +244,9 @@ def connect(
             prefer_grpc=port is not None,
             **{**options, "grpc_options": dict(options["grpc_options"])},  # the client adds to what it is given
         )
+        return client, port is not None
 
-    connection = Connection(", ".join(urls), timeout, [partial(contact, url) for url in urls])
+    connection = Connection(", ".join(urls), timeout, [Node(url, partial(contact, url)) for url in urls])
     with connection.within(first_contact):
         connection.call(lambda client, _: client)
     return connection
@@ -327,6 +366,11 @@ def code_of(exc: BaseException) -> int | grpc.StatusCode | None:
     if isinstance(exc, UnexpectedResponse):
         return exc.status_code
     return exc.code() if isinstance(exc, grpc.RpcError) and isinstance(exc, grpc.Call) else None
+
+
+def is_refusal(exc: BaseException) -> bool:
+    """Whether the key may not do what was asked."""
+    return code_of(exc) in _REFUSED
 
 
 def _is_nonsense(exc: BaseException) -> bool:

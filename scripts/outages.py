@@ -6,7 +6,7 @@
 
 Three writers replace 20 categories, four readers read all of them before each batch, each in a process of its own. The
 references of a category tell which commit they are of. A batch is *stale* if a category is older in it than the last
-commit that was acknowledged before the batch began, *torn* if references of two commits are in a category, and *missing*
+commit that was acknowledged before the batch began, *torn* if references of two commits are in one, and *missing*
 if a committed category is neither there nor named as incomplete. Needs a `qdrant` command on the PATH.
 """
 

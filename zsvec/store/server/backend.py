@@ -6,6 +6,7 @@ What a collection allows at once (`Limits`) and where its copies are (`Replicas`
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -19,11 +20,13 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from zsvec.errors import StoreError
 from zsvec.store.base import Hit, Placement, Points, Put, Where, stack
 from zsvec.store.server.checkup import check_up
-from zsvec.store.server.connection import Connection
+from zsvec.store.server.connection import FAILURES, Connection, is_refusal
 from zsvec.store.server.limits import Limits
-from zsvec.store.server.replicas import UNKNOWN, Replicas
+from zsvec.store.server.replicas import UNKNOWN, Consistency, Replicas
 from zsvec.types import Finding
 
+_MAJORITY = models.ReadConsistencyType.MAJORITY
+_AWAY = 10.0  # seconds for which a node that has not answered is taken for away, whatever the consensus says
 _CONSENSUS = 1.0  # seconds for which what the consensus says of copies is believed
 
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
@@ -46,6 +49,7 @@ class ServerBackend:
         self._placement = placement or Placement()
         self.location = connection.location
         self._limits: dict[str, Limits] = {}
+        self._without_majority = 0.0  # until when no copy is asked that may be away
         self._replicas: dict[str, tuple[float, Replicas]] = {}  # until when they are believed
 
     def check(self) -> None:
@@ -125,12 +129,10 @@ class ServerBackend:
         )
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        found = self._connection.call(
-            lambda client, patience: client.retrieve(
-                collection,
-                list(ids),
-                consistency=self._copies(client, collection).consistency,
-                timeout=patience,
+        found: list[models.Record] = self._read(
+            collection,
+            lambda client, patience, consistency: client.retrieve(
+                collection, list(ids), consistency=consistency, timeout=patience
             ),
             missing=[],
         )
@@ -165,21 +167,21 @@ class ServerBackend:
         fields: Sequence[str] | None,
         limits: Limits,
     ) -> tuple[list[models.Record], Any, bool]:
-        def ask(client: QdrantClient, patience: int | None) -> tuple[list[models.Record], Any, bool]:
-            copies = self._copies(client, collection)
-            page, following = client.scroll(
+        page, following = self._read(
+            collection,
+            lambda client, patience, consistency: client.scroll(
                 collection,
                 scroll_filter=_filter(where, limits),
                 limit=limits.page,
                 offset=offset,
                 with_payload=True if fields is None else list(fields),
                 with_vectors=vectors,
-                consistency=copies.consistency,
+                consistency=consistency,
                 timeout=patience,
-            )
-            return page, following, copies.copied
-
-        return self._connection.call(ask, missing=([], None, False))
+            ),
+            missing=([], None),
+        )
+        return page, following, self._replicas.get(collection, (0.0, UNKNOWN))[1].copied
 
     def newest(self, collection: str, where: Where) -> int:
         # Of one active copy: a quorum would leave out a record that is being replaced, and readers may have seen it.
@@ -309,14 +311,52 @@ class ServerBackend:
         self._limits[collection] = Limits.of(self._connection.call(ask, missing=models.StrictModeConfigOutput()))
         return self._limits[collection]
 
+    def _read(
+        self, collection: str, read: Callable[[QdrantClient, int | None, Consistency], _T], *, missing: Any
+    ) -> _T:
+        """Read what copies agree on."""
+
+        def ask(client: QdrantClient, patience: int | None) -> _T:
+            copies = self._copies(client, collection)
+            consistency = copies.consistency
+            if consistency == _MAJORITY and time.monotonic() < self._without_majority:
+                consistency = models.ReadConsistencyType.QUORUM
+            try:
+                return read(client, patience, consistency)
+            except FAILURES:
+                if consistency == _MAJORITY:
+                    self._without_majority = time.monotonic() + _AWAY
+                elif copies.paired and consistency != 1:
+                    self._notice(client, collection, patience)
+                raise
+
+        return self._connection.call(ask, missing=missing)
+
     def _copies(self, client: QdrantClient, collection: str) -> Replicas:
         """Where the copies of a collection are, as far as the node says."""
         until, copies = self._replicas.get(collection, (0.0, UNKNOWN))
         if time.monotonic() >= until:
             copies = _replicas(client, collection)
-            believed = _CONSENSUS if copies.copied else 60 * _CONSENSUS
-            self._replicas[collection] = time.monotonic() + believed, copies
+            self._believe(collection, copies)
         return copies
+
+    def _believe(self, collection: str, copies: Replicas) -> None:
+        seconds = _CONSENSUS if copies.copied else 60 * _CONSENSUS
+        self._replicas[collection] = time.monotonic() + seconds, copies
+
+    def _notice(self, client: QdrantClient, collection: str, patience: int | None) -> None:
+        """Let the cluster find out which of two copies is away: the consensus knows it when a write has failed there.
+
+        This one writes nothing. Whoever may not write goes on with one copy.
+        """
+        nothing = models.PointIdsList(points=[str(uuid.uuid4())])
+        try:
+            client.delete(collection, nothing, wait=True, timeout=patience)
+        except FAILURES as exc:
+            if is_refusal(exc):
+                self._believe(collection, Replicas([{0: True, 1: False}]))
+                return
+        self._replicas.pop(collection, None)
 
 
 def _replicas(client: QdrantClient, collection: str) -> Replicas:

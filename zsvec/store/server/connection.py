@@ -46,6 +46,7 @@ _TRANSIENT = {
     *(408, 429, 500, 502, 503, 504),
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED),
     *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),  # of a node that has not noticed yet that another is away
+    grpc.StatusCode.CANCELLED,  # by the server, after the time that the request gave it
 }
 _NONSENSE = (
     json.JSONDecodeError,

@@ -37,14 +37,23 @@ class Replicas:
         return any(len(peers) > 1 for peers in self.shards)
 
     @property
-    def consistency(self) -> Consistency:
-        """Of reads: a quorum; one copy where there are two and the other is known not to be active.
+    def paired(self) -> bool:
+        """Whether there is a shard with two copies: a quorum of these is both."""
+        return any(len(peers) == 2 for peers in self.shards)
 
-        ``majority`` would need every copy. With one of two gone there is no quorum, and none is needed: a write is
-        acknowledged by all copies that are active.
+    @property
+    def consistency(self) -> Consistency:
+        """Of reads.
+
+        A majority of all copies where there are three or more and all are active: it needs every one of them, and gives
+        what most have. Else a quorum, which reads as few as make a majority and leaves out what these differ in. One
+        copy where there are two and the other is known not to be active: a write is acknowledged by all that are.
         """
-        alone = any(len(peers) == 2 and sum(peers.values()) == 1 for peers in self.shards)
-        return 1 if alone else models.ReadConsistencyType.QUORUM
+        if any(len(peers) == 2 and sum(peers.values()) == 1 for peers in self.shards):
+            return 1
+        if any(len(peers) > 2 for peers in self.shards) and all(all(peers.values()) for peers in self.shards):
+            return models.ReadConsistencyType.MAJORITY
+        return models.ReadConsistencyType.QUORUM
 
     @property
     def ordering(self) -> models.WriteOrdering:

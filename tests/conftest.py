@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import certifi
 import pytest
 import typer.main
 
 from tests.qdrant import Node, any_server, running_cluster
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tests.store.support import ServerDeployment
     from zsvec.encoders import EncoderSet
 
@@ -23,10 +29,21 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 for name in [name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")]:
     del os.environ[name]
+# What is written to be read again, and synced, need not outlive the machine.
+if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+
+
+gc.disable()  # while tests are collected: nearly all that is made is modules, which stay
 
 
 def pytest_collection_finish() -> None:
-    """Hide from the garbage collector what is imported by now: it lives as long as the process, and is most of all."""
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_garbage_collections() -> None:
+    """Hide from the garbage collector what outlives a module: imports, above all. It went through them in each test."""
     gc.collect()
     gc.freeze()
 
@@ -45,16 +62,38 @@ def load_once() -> Callable[..., EncoderSet]:
     from zsvec.encoders import describe_device, load_encoders
 
     loaded: dict[tuple[str, str, int], EncoderSet] = {}
+    embedded: dict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = {}
 
     def load(
         specs: Mapping[str, Any], *, device: Any = "auto", dtype: Any = "auto", batch_size: int = 32
     ) -> EncoderSet:
+        from zsvec.encoders.sentence import SentenceModel
+
+        embed_texts = SentenceModel.embed_texts
+
+        def embed_once(model: SentenceModel, texts: Sequence[str]) -> NDArray[np.float32]:
+            """The thousand labels of ConSE take most of the time, and are embedded in float32 whatever the format."""
+            if (key := (repr(dict(specs)), tuple(texts))) not in embedded:
+                embedded[key] = embed_texts(model, texts)
+            return embedded[key]
+
         key = repr(dict(specs)), describe_device(device, dtype), batch_size
         if key not in loaded:
-            loaded[key] = load_encoders(specs, device=device, dtype=dtype, batch_size=batch_size)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(SentenceModel, "embed_texts", embed_once)
+                loaded[key] = load_encoders(specs, device=device, dtype=dtype, batch_size=batch_size)
         return loaded[key]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``SSL_CERT_FILE`` may name: each client reads all certificates, and none is needed on the loopback."""
+    end = "-----END CERTIFICATE-----\n"
+    file = tmp_path_factory.mktemp("certificates") / "one.pem"
+    file.write_text(Path(certifi.where()).read_text(encoding="utf-8").partition(end)[0] + end, encoding="utf-8")
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +115,11 @@ def qdrant_cluster() -> Iterator[list[Node]]:
 
 
 @pytest.fixture
-def server(qdrant_url: str) -> Iterator[ServerDeployment]:
+def server(qdrant_url: str, one_certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerDeployment]:
     """A namespace of the test's own on a real server, deleted afterwards."""
     from tests.store.support import ServerDeployment
 
+    monkeypatch.setenv("SSL_CERT_FILE", str(one_certificate))
     deployment = ServerDeployment(qdrant_url)
     yield deployment
     deployment.close()

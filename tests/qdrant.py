@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ DEADLINE = 60.0
 
 _NAMED = os.environ.get("ZSVEC_TEST_QDRANT_URL")  # read now: tests hide the variables of zsvec from each other
 _PORTS = range(20_000, 32_000, 4)  # below those that the system gives to connections, in fours
+_ANYBODY = ssl._create_unverified_context()
 _SETTINGS = {
     "QDRANT__SERVICE__HOST": "127.0.0.1",
     "QDRANT__TELEMETRY_DISABLED": "true",
@@ -68,7 +70,7 @@ class Node:
     """
 
     def __init__(self, program: str, folder: Path, port: int, environment: Mapping[str, str]) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"{'https' if 'QDRANT__SERVICE__ENABLE_TLS' in environment else 'http'}://127.0.0.1:{port}"
         self.peer = f"http://127.0.0.1:{port + 2}"
         self.folder = folder
         self._program = program
@@ -132,6 +134,17 @@ class Node:
     @property
     def _log(self) -> Path:
         return self.folder / "qdrant.log"
+
+
+def restart_all(nodes: Sequence[Node]) -> None:
+    """Kill all nodes of a cluster and start them together: none of them is ready before most of them run."""
+    for node in nodes:
+        node.kill()
+    for node in nodes:
+        node.process = node._start()
+    for node in nodes:
+        node.wait_until_ready()
+    wait_until(lambda: all(_is_member(node.get("/cluster"), len(nodes)) for node in nodes))
 
 
 @contextmanager
@@ -258,7 +271,7 @@ def _run(command: Sequence[str], **environment: str) -> subprocess.CompletedProc
 def answers(url: str) -> bool:
     """Whether a server is there and ready."""
     try:
-        with urlopen(f"{url}/readyz", timeout=1):
+        with urlopen(f"{url}/readyz", timeout=1, context=_ANYBODY if url.startswith("https:") else None):
             return True
     except OSError:
         return False

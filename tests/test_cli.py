@@ -429,7 +429,9 @@ def test_a_store_on_a_server(
     assert (found["store"], found["namespace"]) == (server.url, server.namespace)
     assert (found["categories"], found["calibration"]) == (3, "current")
     assert found["qdrant"].count(".") == 2
-    doctor = cli("doctor --json").objects[-1]
+    *nodes, doctor = cli(f"doctor {server.url} --json").objects[6:]
+    assert [found["what"] for found in nodes] == [f"node {server.url}", "rights", "limits", "copies", "catalog"]
+    assert all(found["ok"] for found in nodes)
     assert (doctor["what"], doctor["ok"]) == ("store", True)
     assert "3 categories, 21 references" in doctor["detail"]
     assert cli("gc") == Result(0, "", "0 references deleted\n")
@@ -444,7 +446,7 @@ def test_classify_json(stocked: Callable[..., Result], new: Path, monkeypatch: p
     (found,) = result.objects
     assert list(found) == [
         *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("experts", "fusion", "calibration", "incomplete", "error"),
+        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
     assert found["calibration"] == "current"
@@ -572,6 +574,7 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(stocked: Callable[
         "fusion": None,
         "calibration": "none",
         "incomplete": [],
+        "stale_seconds": 0.0,
         "error": "cannot read 'missing.png': No such file or directory; check the path and its permissions",
     }
     assert red["label"] == "red"
@@ -865,7 +868,7 @@ def test_help_and_version(cli: Callable[..., Result]) -> None:
     assert cli("--version") == Result(0, f"zsvec {__version__}\n", "")
     result = cli("--help")
     commands = ["demo", "import", "add", "remove", "list", "show", "classify", "evaluate", "calibrate"]
-    commands += ["generate", "info", "doctor", "gc"]
+    commands += ["generate", "info", "doctor", "init", "gc"]
     assert result.code == 0
     assert all(f" {command} " in result.out for command in commands)
     for command in commands:

@@ -72,8 +72,8 @@ def test_the_file_starts_a_server_that_asks_for_the_key() -> None:
     with composed(PEOPLES_FILE, ZSVEC_API_KEY=KEY) as (url, compose):
         compose("exec", "-T", "qdrant", *health_check())
         with pytest.raises(StoreUnavailableError, match="ZSVEC_API_KEY"):
-            connect(url, "another key", 10)
-        backend = connect(url, KEY, 10)
+            connect([url], api_key="another key", timeout=10)
+        backend = connect([url], api_key=KEY, timeout=10)
         assert not backend.exists("zsvec__catalog")
         backend.close()
 

@@ -156,7 +156,7 @@ def described(value: Any) -> bool:
 # Implementations of the protocol `zsvec.store.base.Backend`, which describes their methods (so does ruff's D102).
 BY_PROTOCOL = (
     "zsvec.store.edge.EdgeBackend.",
-    "zsvec.store.server.ServerBackend.",
+    "zsvec.store.server.backend.ServerBackend.",
     "zsvec.store.memory.MemoryBackend.",
 )
 # Attributes that the docstring of their protocol describes in a list.

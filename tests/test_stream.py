@@ -544,11 +544,11 @@ def test_nothing_has_been_done_yet() -> None:
 def test_counts_and_rate() -> None:
     flow = Flow()
     flow.new_queue("decode", 1)
-    flow.count(5, 1)
-    flow.count(3, 0)
+    flow.count(5, 1, 2)
+    flow.count(3, 0, 0)
     time.sleep(0.02)
     stats = flow.stats()
-    assert (stats.images, stats.failed) == (8, 1)
+    assert (stats.images, stats.failed, stats.stale) == (8, 1, 2)
     assert stats.seconds >= 0.02
     assert stats.rate == 8 / stats.seconds
 
@@ -626,7 +626,7 @@ def test_they_may_be_asked_while_stages_begin(monkeypatch: pytest.MonkeyPatch) -
             for i in range(500):
                 flow.new_queue(f"stage {i}", 1)
                 with flow.stage(f"stage {i}"):
-                    flow.count(1, 0)
+                    flow.count(1, 0, 0)
             over.set()
             assert all(future.result() for future in asking)
     finally:

@@ -81,6 +81,7 @@ def test_prediction_to_dict() -> None:
         "fusion": "log_linear",
         "calibration": "current",
         "incomplete": [],
+        "stale_seconds": 0.0,
         "error": None,
     }
 
@@ -103,6 +104,7 @@ def test_prediction_of_an_unreadable_image_to_dict() -> None:
         "fusion": None,
         "calibration": "none",
         "incomplete": [],
+        "stale_seconds": 0.0,
         "error": "broken.jpg is empty",
     }
 
@@ -112,7 +114,7 @@ def test_prediction_keys_are_those_of_the_design(prediction: Prediction) -> None
     said = prediction.to_dict()
     assert list(said) == [
         *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("experts", "fusion", "calibration", "incomplete", "error"),
+        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error"),
     ]
     for expert in said["experts"].values():
         assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]

@@ -72,6 +72,7 @@ class Classifier:
             budget=settings.index_budget,
             neighbors=settings.neighbors,
             norms=settings.aggregation == "prototype",
+            max_staleness=settings.max_staleness,
         )
         self.scoring = settings.scoring(temperatures)
         self._calibrator = Calibrator(
@@ -343,6 +344,16 @@ class Classifier:
         """
         return self._calibrator.calibrate(false_unknown_rate)
 
+    def create(self) -> None:
+        """Make the collections of the store, if there are none: afterwards a key that may write to them is enough.
+
+        Raises:
+            EncoderMismatchError: The store was made with other encoders.
+            StoreError: A collection of a name that is needed belongs to somebody else.
+            StoreUnavailableError: The key may not make collections.
+        """
+        self.store.bind(self.encoders.fingerprints)
+
     def load(self) -> None:
         """Load the encoders now, not with the first image; raises as `encoders`."""
         _ = self.encoders
@@ -386,9 +397,11 @@ class Classifier:
         self, batch: Sequence[PreparedImage], vectors: Vectors, top_k: int, errors: Errors, flow: Flow | None
     ) -> Iterator[Prediction]:
         sources = [image.source for image in batch if image.error is None]
-        answers = iter(self._predict(sources, vectors, top_k, flow) if sources else ())
+        answered = self._predict(sources, vectors, top_k, flow) if sources else []
         if flow is not None:
-            flow.count(len(batch), len(batch) - len(sources))
+            stale = sum(answer.stale_seconds > 0 for answer in answered)
+            flow.count(len(batch), len(batch) - len(sources), stale)
+        answers = iter(answered)
         for image in batch:
             if image.error is None:
                 yield next(answers)

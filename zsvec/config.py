@@ -38,7 +38,7 @@ from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.method.scoring import Scoring
 from zsvec.profiles import PROFILES, Profile
-from zsvec.store import Store, open_store
+from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 
 IndexKind = Literal["auto", "memory", "qdrant"]
 IndexDtype = Literal["float32", "float16"]
@@ -147,10 +147,20 @@ class Settings(BaseSettings):
     """What a classifier is opened with.
 
     Attributes:
-        store: Folder of an embedded store, or the URL of a Qdrant server.
+        store: Folder of an embedded store, or the URL of a Qdrant server; or several URLs of one deployment with commas
+            between them, of which the next is asked where one does not answer.
         namespace: Prefix of the collections that this store owns in a deployment.
         api_key: Key of the server.
-        timeout: Deadline of one operation on a server, in seconds.
+        ca_certificate: PEM file of the authorities to trust in the place of the usual ones, for REST and gRPC; by
+            default what ``SSL_CERT_FILE`` names.
+        timeout: Deadline of one operation on a server, in seconds. If it is set, it is also that of the first contact,
+            which otherwise is given up after 5 s.
+        max_staleness: Seconds for which references in memory go on answering from the last whole state of the store
+            while a server is away; each answer says how old that is (`Prediction.stale_seconds`).
+        replicas: Copies of each collection that zsvec makes in a cluster; by default as the server chooses.
+        shards: Parts of each collection of references that zsvec makes in a cluster; by default likewise.
+        write_consistency: Copies that must have a write before it is acknowledged, of collections that zsvec makes; by
+            default likewise.
         profile: Name of a profile, of `PROFILES` or of `profiles`.
         profiles: Further profiles, by name.
         device: Where the encoders run.
@@ -191,7 +201,12 @@ class Settings(BaseSettings):
     store: str = Field(default="./zsvec-store", min_length=1)
     namespace: str = Field(default="zsvec", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
     api_key: SecretStr | None = None
+    ca_certificate: Path | None = None
     timeout: float = Field(default=60.0, gt=0, le=86_400)
+    max_staleness: float = Field(default=0.0, ge=0, le=86_400)
+    replicas: PositiveInt | None = None
+    shards: PositiveInt | None = None
+    write_consistency: PositiveInt | None = None
     profile: str = "base"
     profiles: Mapping[str, Profile] = Field(default_factory=dict)
     device: Device = "auto"
@@ -235,7 +250,15 @@ class Settings(BaseSettings):
             StoreUnavailableError: Likewise.
         """
         key = self.api_key.get_secret_value() if self.api_key else None
-        return open_store(self.store, namespace=self.namespace, api_key=key, timeout=self.timeout)
+        return open_store(
+            self.store,
+            namespace=self.namespace,
+            api_key=key,
+            ca_certificate=self.ca_certificate,
+            timeout=self.timeout,
+            first_contact=self.timeout if "timeout" in self.model_fields_set else FIRST_CONTACT,
+            placement=Placement(self.replicas, self.shards, self.write_consistency),
+        )
 
     def encoder_specs(self) -> Mapping[str, EncoderSpec]:
         """The encoders of the chosen profile, by name.

@@ -46,6 +46,7 @@ class StreamStats:
     Attributes:
         images: How many have been classified or could not be read; of a batch, all at once.
         failed: How many of them could not be read.
+        stale: How many of them were answered from an earlier state of the store, while that was away.
         seconds: Since its first stage began, until its end.
         busy: Seconds of work by stage, summed over threads. Waiting for a GPU counts as work.
         waiting: Results that a stage has finished and the next has not taken, by the finished stage. Images or batches.
@@ -53,6 +54,7 @@ class StreamStats:
 
     images: int = 0
     failed: int = 0
+    stale: int = 0
     seconds: float = 0.0
     busy: Mapping[str, float] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class StreamStats:
         return StreamStats(
             self.images + other.images,
             self.failed + other.failed,
+            self.stale + other.stale,
             self.seconds + other.seconds,
             {stage: self.busy.get(stage, 0.0) + other.busy.get(stage, 0.0) for stage in {**self.busy, **other.busy}},
             {
@@ -91,7 +94,7 @@ class Flow:
         self.stopped = Event()
         self._queues: dict[str, Queue[Any]] = {}
         self._busy: defaultdict[str, float] = defaultdict(float)
-        self._images = self._failed = 0
+        self._images = self._failed = self._stale = 0
         self._begun: float | None = None
         self._ended: float | None = None
         self._lock = Lock()
@@ -107,11 +110,12 @@ class Flow:
             with self._lock:
                 self._busy[name] += spent
 
-    def count(self, images: int, failed: int) -> None:
+    def count(self, images: int, failed: int, stale: int) -> None:
         """Count results that the stream has yielded."""
         with self._lock:
             self._images += images
             self._failed += failed
+            self._stale += stale
 
     def new_queue(self, name: str, size: int) -> Queue[Any]:
         """A queue between a stage of this name and the next, for at most `size` results."""
@@ -171,6 +175,7 @@ class Flow:
             return StreamStats(
                 self._images,
                 self._failed,
+                self._stale,
                 now - (self._begun or now),
                 dict(self._busy),
                 {name: 0 if self._ended else queue.qsize() for name, queue in self._queues.items()},

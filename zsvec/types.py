@@ -138,6 +138,8 @@ class Prediction:
             changed since it was made, ``none`` if there is none, or none for these settings.
         incomplete: Committed categories of which not all references could be read at the moment. They count as they
             were before, or not at all.
+        stale_seconds: How long ago the state of the store was read that answered, while the store is away; 0 if it is
+            not away (`max_staleness`).
         error: Why there is no answer, or ``None``.
     """
 
@@ -153,6 +155,7 @@ class Prediction:
     fusion: str | None = None
     calibration: CalibrationState = "none"
     incomplete: tuple[str, ...] = ()
+    stale_seconds: float = 0.0
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,6 +181,7 @@ class Prediction:
             "fusion": self.fusion,
             "calibration": self.calibration,
             "incomplete": list(self.incomplete),
+            "stale_seconds": self.stale_seconds,
             "error": self.error,
         }
 
@@ -199,3 +203,24 @@ def how_far(prediction: Prediction) -> str:
 
 def _labelled(ranking: Ranking) -> list[dict[str, Any]]:
     return [{"label": label, "probability": probability} for label, probability in ranking]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was examined.
+
+    Attributes:
+        what: The thing.
+        ok: Whether it works, or is not needed.
+        detail: What was found.
+        advice: What to do; empty if nothing.
+    """
+
+    what: str
+    ok: bool
+    detail: str
+    advice: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec doctor --json`` prints."""
+        return asdict(self)

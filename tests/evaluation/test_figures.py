@@ -135,17 +135,23 @@ def test_figures_are_the_same_when_the_data_are(pictures: dict[str, np.ndarray],
     assert same(drawn(draw, *data, folder=tmp_path), pictures[case])
 
 
-def test_no_more_mistakes_than_24(tmp_path: Path) -> None:
-    many = [mistake(probability=i / 30) for i in range(30)]
-    assert same(drawn(figures.mistakes, many, folder=tmp_path), drawn(figures.mistakes, many[:24], folder=tmp_path))
+def test_no_more_mistakes_than_24(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert figures._MOST_MISTAKES == 24
+    monkeypatch.setattr(figures, "_MOST_MISTAKES", 4)
+    many = [mistake(probability=i / 30) for i in range(6)]
+    shown = drawn(figures.mistakes, many, folder=tmp_path)
+    assert same(shown, drawn(figures.mistakes, many[:4], folder=tmp_path))
+    assert not same(shown, drawn(figures.mistakes, many[:3], folder=tmp_path))
 
 
-def test_of_many_categories_the_most_confused_are_shown(tmp_path: Path) -> None:
-    matrix = np.diag(np.full(50, 5))
-    matrix[:30, :30] += 1
-    short = [str(i) for i in range(50)]
+def test_of_many_categories_the_most_confused_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_MOST_ROWS", 15)
+    monkeypatch.setattr(figures, "_MOST_CONFUSED", 10)
+    matrix = np.diag(np.full(20, 5))
+    matrix[:10, :10] += 1
+    short = [str(i) for i in range(20)]
     shown = drawn(figures.confusion, matrix, short, folder=tmp_path)
-    matrix[40, 40] = 9  # not among them
+    matrix[14, 14] = 9  # not among them
     assert same(shown, drawn(figures.confusion, matrix, short, folder=tmp_path))
     matrix[3, 3] = 9
     assert not same(shown, drawn(figures.confusion, matrix, short, folder=tmp_path))

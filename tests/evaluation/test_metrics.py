@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import (
@@ -108,6 +109,14 @@ def test_confusion_of_one_category_and_of_no_image() -> None:
     assert confusion(TRUTH[:0], ANSWERS[:0], 2).tolist() == [[0, 0], [0, 0]]
 
 
+@prop
+@given(st.integers(2, 300), st.integers(1, 50), st.sampled_from([np.uint16, np.int32, np.intp]), st.integers(0, 2**32))
+def test_confusion_is_that_of_scikit_learn(n: int, images: int, kind: type[np.integer[Any]], seed: int) -> None:
+    truth, answers = np.random.default_rng(seed).integers(n, size=(2, images)).astype(kind)
+    expected = confusion_matrix(truth, answers, labels=np.arange(n))
+    assert np.array_equal(confusion(truth, answers, n), expected)
+
+
 # ---- the unknown
 
 
@@ -133,6 +142,15 @@ def test_auroc_of_novelty() -> None:
     # Of the known 0.1, 0.2, 0.3, 0.1, 0.4, 0.5 there are below an unknown one, ties counting half:
     # 0.5: 5 + 1/2; 0.9: 6; 0.1: 2/2; 0.6: 6; 0.3: 3 + 1/2; 0.8: 6. Together 28 of 36.
     assert blind_auroc(NOVELTY, ~KNOWN[TRUTH]) == pytest.approx(28 / 36)
+
+
+@prop
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**32))
+def test_auroc_is_that_of_scikit_learn(known: int, unknown: int, values: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    novelty = rng.choice(rng.normal(size=values), known + unknown)  # with ties within and across
+    is_unknown = rng.permutation(np.repeat([False, True], [known, unknown]))
+    assert blind_auroc(novelty, is_unknown) == pytest.approx(roc_auc_score(is_unknown, novelty), rel=1e-13, abs=1e-15)
 
 
 # ---- intervals

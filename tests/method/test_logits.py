@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
-from zsvec.method.logits import entropy, softmax
+from zsvec.method.logits import entropy, logsumexp, softmax
 
 LN2 = 0.6931471805599453
 NAN = np.nan
@@ -78,6 +79,36 @@ def test_softmax_sums_to_one_and_ignores_what_is_added_to_all(logits: list[float
     assert p.sum() == pytest.approx(0.0 if np.isnan(row).all() else 1.0, abs=1e-12)
     np.testing.assert_allclose(softmax(row + shift), p, atol=1e-9)
     np.testing.assert_allclose(softmax(row[~np.isnan(row)]), p[~np.isnan(row)], atol=1e-12)
+
+
+# ---- logsumexp
+
+
+@pytest.mark.parametrize(
+    ("logits", "expected"),
+    [
+        ([0.0, np.log(3)], np.log(4)),
+        ([7.0] * 4, 7 + 2 * LN2),
+        ([5.0], 5.0),
+        ([-np.inf, 2.0], 2.0),
+        ([1000.0, -1000.0], 1000.0),
+        ([-1000.0, -1000.0], -1000 + LN2),
+        ([1e300, -1e300], 1e300),
+    ],
+)
+def test_logsumexp_by_hand(logits: list[float], expected: float) -> None:
+    np.testing.assert_allclose(logsumexp(np.array([logits, logits])), [expected] * 2, rtol=1e-15)
+    assert logsumexp(np.array(logits)).shape == ()
+
+
+@prop
+@given(st.integers(1, 5), st.integers(1, 9), st.sampled_from([1e-3, 1.0, 1e3]), st.integers(0, 2**32))
+def test_logsumexp_is_that_of_scipy(rows: int, n: int, scale: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = scale * rng.normal(size=(2, rows, n))
+    logits[rng.random(logits.shape) < 0.2] = -np.inf
+    logits[..., 0] = scale
+    np.testing.assert_allclose(logsumexp(logits), special.logsumexp(logits, axis=-1), rtol=1e-12, atol=1e-14)
 
 
 # ---- entropy

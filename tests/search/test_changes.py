@@ -16,6 +16,7 @@ from tests.store.support import Deployment, Hooked
 from zsvec.errors import EncoderMismatchError
 from zsvec.store import Points, Store, edge
 from zsvec.store.base import Where
+from zsvec.store.server.limits import Limits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -192,7 +193,7 @@ def test_commit_between_two_pages_of_the_catalog_is_not_missed(
     deployment: Deployment, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zsvec.store.edge._PAGE", 2)
-    monkeypatch.setattr("zsvec.store.server._PAGE", 2)
+    monkeypatch.setattr(Limits, "of", classmethod(lambda cls, _: cls(page=2)))
     backend = Interrupted(deployment)
     store = deployment.open(backend)
     names = filled_with_six(store, deployment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,10 @@ def test_references_of_a_category_that_changes_meanwhile_are_whole(
 
 
 @memory_and_qdrant
-def test_references_are_given_without_a_category_that_lacks_some(backend: Hooked, store: Store, way: str) -> None:
+def test_references_are_given_without_a_category_that_lacks_some(
+    backend: Hooked, store: Store, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     fill(store, STATE)
     backend.delete(store.collection("dino"), Where(match={"gen": list(store.category("images only").write_ids)}))
     found, _ = searcher(store, way).references()

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from zsvec.errors import StoreUnavailableError
 from zsvec.store.base import Hit, Points, Put, Where
 from zsvec.store.memory import MemoryBackend
+from zsvec.types import Finding
 
 HOURS = 3600.0
 
@@ -208,11 +210,14 @@ class SimulatedBackend:
     def check(self) -> None:
         self.world.server.check()
 
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def exists(self, collection: str) -> bool:
         self._turn()
         return self.world.server.exists(collection)
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         self._turn()
         self.world.server.create(collection, dim, indexes)
 
@@ -294,6 +299,12 @@ class SimulatedBackend:
 
     def versions(self) -> Mapping[str, str]:
         return {}
+
+    def placement(self, collection: str) -> None:
+        """There are no nodes."""
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        return iter(())
 
     def flush(self) -> None:
         """Do nothing."""

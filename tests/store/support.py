@@ -25,7 +25,9 @@ from zsvec.store import Store
 from zsvec.store.base import Backend, Where
 from zsvec.store.edge import EdgeBackend
 from zsvec.store.memory import MemoryBackend
-from zsvec.store.server import ServerBackend, connect
+from zsvec.store.server import connect
+from zsvec.store.server.backend import ServerBackend
+from zsvec.store.server.connection import Connection, Node
 
 _SHM = Path("/dev/shm")
 _BLOCK = 4096
@@ -174,7 +176,7 @@ class EdgeDeployment(Deployment):
         return EdgeBackend(self.folder)
 
     def collections(self) -> set[str]:
-        return {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
+        return {path.name for path in self.folder.glob("[!.]*")}
 
     def make_foreign(self, collection: str) -> None:
         folder = self.folder / collection
@@ -276,7 +278,7 @@ class LocalDeployment(ClientDeployment):
         super().__init__(_SharedLocalClient())
 
     def connect(self) -> Backend:
-        return ServerBackend(self.client, ":memory:", timeout=5)
+        return ServerBackend(Connection(":memory:", 5, [Node(":memory:", lambda: (self.client, False))]))
 
     def clear(self, store: Store) -> None:
         """Drop the collections: the client's filters look at every point that ever was."""
@@ -298,7 +300,7 @@ class ServerDeployment(ClientDeployment):
         self.namespace = f"zsvec-test-{uuid.uuid4().hex[:12]}"
 
     def connect(self) -> Backend:
-        return connect(self.url, None, 30)
+        return connect([self.url], timeout=30)
 
     def close(self) -> None:
         super().close()
@@ -317,6 +319,13 @@ class _SharedLocalClient:
 
     def close(self) -> None:
         pass
+
+    def collection_cluster_info(self, collection: str) -> models.CollectionClusterInfo:
+        """As a server says that is alone."""
+        shard = models.LocalShardInfo(shard_id=0, points_count=0, state=models.ReplicaState.ACTIVE)
+        return models.CollectionClusterInfo(
+            peer_id=1, shard_count=1, local_shards=[shard], remote_shards=[], shard_transfers=[]
+        )
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.local, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -14,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.store.material import FINGERPRINTS, add, sources, unit_vector, write_of
+from tests.store.material import FINGERPRINTS, add, reference, sources, unit_vector, write_of
 from tests.store.support import LASTING, Deployment, EdgeDeployment, MemoryDeployment
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, StoreLockedError
-from zsvec.store import Store, open_store
+from zsvec.store import Store, Write, open_store
 from zsvec.store.base import Put
+from zsvec.store.catalog import Catalog
 from zsvec.store.schema import record_id
 from zsvec.types import Fingerprint
 
@@ -87,6 +89,24 @@ def test_store_of_another_schema_is_refused(deployment: Deployment) -> None:
             OPERATIONS[operation](store)
     with pytest.raises(StoreError, match=r"schema 3 .* knows 2"):
         store.check(FINGERPRINTS)
+
+
+@pytest.mark.parametrize("name", ["x__clip", "images", "inbox", "catalog"])
+def test_encoder_names_that_could_be_of_another_collection_are_refused(deployment: Deployment, name: str) -> None:
+    store = Store(deployment.backend(), deployment.namespace)
+    for operation in (store.bind, store.check):
+        with pytest.raises(InvalidInputError, match=repr(name)):
+            operation({name: CLIP})
+
+
+@pytest.mark.parametrize("name", ["x__clip", "images"])
+def test_stores_that_have_such_names_are_opened(deployment: Deployment, name: str) -> None:
+    backend = deployment.backend()
+    Catalog(backend, deployment.namespace).create({name: CLIP})
+    store = Store(backend, deployment.namespace)
+    store.bind({name: CLIP})
+    store.write([Write(name="red panda", references=[replace(reference("clip", "image", "a"), encoder=name)])])
+    assert store.info()["references"] == {f"{name}:image": 1}
 
 
 # Collections
@@ -307,6 +327,33 @@ def test_folder_is_opened_by_its_name(deployment: EdgeDeployment, monkeypatch: p
     with open_store("~/store", namespace="birds") as store:
         assert [category.name for category in store.categories()] == ["red panda"]
     assert deployment.collections() == {"birds__catalog", "birds__clip", "birds__dino"}
+
+
+def make(folder: Path, begin: Any, sender: Connection) -> None:
+    begin.wait()
+    try:
+        with open_store(str(folder), namespace="birds") as store:
+            store.bind(FINGERPRINTS)
+            add(store, f"of {os.getpid()}", ["a"])
+        sender.send("made")
+    except StoreLockedError:
+        sender.send("locked")
+
+
+def test_two_processes_that_make_one_folder_do_not_stop_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for attempt in range(5):
+        receiver, sender = context.Pipe(duplex=False)
+        begin = context.Barrier(2)
+        makers = [context.Process(target=make, args=(tmp_path / str(attempt), begin, sender)) for _ in range(2)]
+        for maker in makers:
+            maker.start()
+        said = [receiver.recv() for _ in makers]
+        for maker in makers:
+            maker.join()
+        assert "made" in said
+        with open_store(str(tmp_path / str(attempt)), namespace="birds") as store:
+            assert len(store.categories()) == said.count("made")
 
 
 @pytest.mark.parametrize("deployment", ["edge"], indirect=True)

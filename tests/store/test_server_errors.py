@@ -7,20 +7,23 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, cast
+from typing import Any
 
+import grpc
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import grpc as protocol
 
 from tests.store.material import FINGERPRINTS
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
-from zsvec.store import Store, open_store, server
+from zsvec.store import Store, open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 
 KEY = "s3cr3t-k3y"
 TIMEOUT = 1.0  # the shortest that the client knows
+SHORT = 0.5  # enough where requests are answered, or refused, at once
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -45,13 +48,13 @@ class FakeQdrant:
         url: Where it is.
         answer: Gives the answer to a method and a path, or ``None`` for the usual one.
         requests: Method, path and time of each request.
-        keys: The API keys that were sent.
+        keys: The API key of each request.
     """
 
     def __init__(self) -> None:
         self.answer: Callable[[str, str], Answer | None] = lambda method, path: None
         self.requests: list[tuple[str, str, float]] = []
-        self.keys: set[str | None] = set()
+        self.keys: list[str | None] = []
         self.stopped = threading.Event()
         fake = self
 
@@ -60,7 +63,7 @@ class FakeQdrant:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 path = self.path.partition("?")[0]
                 fake.requests.append((self.command, path, time.monotonic()))
-                fake.keys.add(self.headers.get("api-key"))
+                fake.keys.append(self.headers.get("api-key"))
                 status, headers, body = fake.answer(self.command, path) or fake.usual(path)
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -94,6 +97,10 @@ class FakeQdrant:
         """Do not answer before the end."""
         self.stopped.wait(30)
 
+    def leave_beside(self) -> None:
+        """Leave the next port to somebody else."""
+        self._beside.close()
+
     def listen_beside(self) -> None:
         """From now on somebody listens on the next port, and never answers."""
         self._beside.listen()
@@ -125,8 +132,15 @@ def qdrant() -> Iterator[FakeQdrant]:
     fake.stop()
 
 
-def opened(url: str) -> Store:
-    return open_store(url, namespace="birds", api_key=KEY, timeout=TIMEOUT)
+@pytest.fixture
+def another(qdrant: FakeQdrant) -> Iterator[FakeQdrant]:
+    fake = FakeQdrant()
+    yield fake
+    fake.stop()
+
+
+def opened(*urls: str, **options: Any) -> Store:
+    return open_store(",".join(urls), **{"namespace": "birds", "api_key": KEY, "timeout": TIMEOUT, **options})
 
 
 def refusal(url: str, act: Callable[[], Any], expected: type[StoreError], within: float) -> str:
@@ -147,25 +161,23 @@ def test_rest_is_used_where_grpc_is_not_there(qdrant: FakeQdrant) -> None:
     with opened(qdrant.url) as store:
         qdrant.requests.clear()
         assert store.categories() == []
-    assert [path for _, path, _ in qdrant.requests] == ["/collections/birds__catalog/points/scroll"]
-    assert qdrant.keys == {KEY}
+    catalog = "/collections/birds__catalog"
+    assert [path for _, path, _ in qdrant.requests] == [catalog, f"{catalog}/cluster", f"{catalog}/points/scroll"]
+    assert qdrant.keys == [None, KEY, KEY, KEY]  # who is not known to be a Qdrant does not see it
 
 
 def test_grpc_is_looked_for_beside_the_rest_port(qdrant: FakeQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another port of the host, such as the usual one, may belong to another deployment."""
-    asked: list[int] = []
+    asked: list[str] = []
 
-    class Spy(QdrantClient):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            if options["prefer_grpc"]:
-                asked.append(cast("Any", self._client)._grpc_port)
+    def spy(address: str) -> grpc.Channel:
+        asked.append(address)
+        return insecure_channel(address)
 
-    monkeypatch.setattr(server, "QdrantClient", Spy)
+    insecure_channel = grpc.insecure_channel
+    monkeypatch.setattr(grpc, "insecure_channel", spy)
     opened(qdrant.url).close()
-    qdrant.listen_beside()
-    opened(qdrant.url).close()
-    assert asked == [int(qdrant.url.rpartition(":")[2]) + 1]
+    assert asked == [f"127.0.0.1:{int(qdrant.url.rpartition(':')[2]) + 1}"]
 
 
 def test_rest_is_used_where_something_else_is_beside_it(qdrant: FakeQdrant) -> None:
@@ -173,24 +185,136 @@ def test_rest_is_used_where_something_else_is_beside_it(qdrant: FakeQdrant) -> N
     start = time.monotonic()
     with opened(qdrant.url) as store:
         assert store.categories() == []
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 2
     assert qdrant.requests[-1][1] == "/collections/birds__catalog/points/scroll"
+
+
+class Eavesdropper(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers any call as a Qdrant of the same version, and remembers what it was called with."""
+
+    def __init__(self) -> None:
+        self.metadata: list[str] = []
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        self.metadata += [f"{name}: {value}" for name, value in details.invocation_metadata]
+        reply = protocol.HealthCheckReply(version="1.18.3", commit="another")
+        return grpc.unary_unary_rpc_method_handler(lambda *_: reply.SerializeToString())
+
+
+def test_key_is_not_shown_to_whom_listens_beside(qdrant: FakeQdrant) -> None:
+    heard = Eavesdropper()
+    beside = grpc.server(ThreadPoolExecutor(1), handlers=[heard])
+    qdrant.leave_beside()
+    beside.add_insecure_port(f"127.0.0.1:{int(qdrant.url.rpartition(':')[2]) + 1}")
+    beside.start()
+    with opened(qdrant.url) as store:
+        assert store.categories() == []
+    beside.stop(None)
+    assert heard.metadata
+    assert KEY not in "".join(heard.metadata)
+    assert qdrant.requests[-1][1] == "/collections/birds__catalog/points/scroll"
+
+
+# Several nodes
+
+
+def scrolls(fake: FakeQdrant) -> int:
+    return sum(path.endswith("/scroll") for _, path, _ in fake.requests)
+
+
+def test_next_node_is_asked_where_the_first_is_away(qdrant: FakeQdrant) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        start = time.monotonic()
+        with opened(f"http://127.0.0.1:{silent.getsockname()[1]}", qdrant.url, timeout=10) as store:
+            assert store.categories() == []
+    assert time.monotonic() - start < 1.5
+    assert scrolls(qdrant) == 1
+
+
+@pytest.mark.parametrize("while_open", [False, True])
+def test_next_node_is_asked_where_one_does_not_answer(
+    qdrant: FakeQdrant, another: FakeQdrant, while_open: bool
+) -> None:
+    if not while_open:
+        qdrant.answer = qdrant.stall
+    with opened(qdrant.url, another.url, timeout=10) as store:
+        qdrant.answer = qdrant.stall
+        start = time.monotonic()
+        assert store.categories() == []
+        assert time.monotonic() - start < 4
+        assert store.categories() == []
+    assert scrolls(another) == 2  # it stays with who has answered
+    assert time.monotonic() - start < 4.5
+
+
+def test_slow_nodes_are_given_more_time(qdrant: FakeQdrant, another: FakeQdrant) -> None:
+    def slow(method: str, path: str) -> Answer | None:
+        if path.endswith("/scroll"):
+            time.sleep(2.5)
+        return None
+
+    with opened(qdrant.url, another.url, timeout=20) as store:
+        qdrant.answer = another.answer = slow
+        assert store.categories() == []
+
+
+def test_busy_node_is_not_left(qdrant: FakeQdrant, another: FakeQdrant) -> None:
+    with opened(qdrant.url, another.url, timeout=10) as store:
+        qdrant.first([error(429, "too many requests", Retry_After="1")], "/collections/birds__catalog/points/scroll")
+        assert store.categories() == []
+    assert not another.requests
+
+
+def test_nodes_that_are_all_away() -> None:
+    with socket.socket() as one, socket.socket() as two:
+        urls = []
+        for silent in (one, two):
+            silent.bind(("127.0.0.1", 0))
+            urls.append(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        message = refusal(", ".join(urls), lambda: opened(*urls), StoreUnavailableError, within=2.5)
+    assert "did not answer within 1 s" in message
+
+
+def test_node_of_an_old_version(qdrant: FakeQdrant, another: FakeQdrant) -> None:
+    """It would ignore conditions of writes."""
+    another.answer = lambda *_: root("1.16.3")
+    store = opened(qdrant.url, another.url)
+    qdrant.answer = lambda *_: error(503, "going away")
+    message = refusal(another.url, store.categories, StoreUnavailableError, within=2.5)
+    assert f"{another.url} is Qdrant 1.16.3" in message
+
+
+def test_one_of_several_urls_of_another_kind() -> None:
+    with pytest.raises(InvalidInputError, match="'ftp://b'"):
+        opened("http://a", "ftp://b")
+
+
+# Away, slow, busy
+
+
+def test_first_contact_does_not_take_as_long_as_an_operation() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        message = refusal(url, lambda: opened(url, timeout=60, first_contact=1), StoreUnavailableError, within=2.5)
+    assert "did not answer within 1 s" in message
 
 
 def test_server_that_is_away() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        message = refusal(url, lambda: opened(url), StoreUnavailableError, within=2.5)
-    assert "did not answer within 1 s" in message
+        message = refusal(url, lambda: opened(url, timeout=SHORT), StoreUnavailableError, within=2.5)
+    assert "did not answer within 0.5 s" in message
     assert "check that it runs" in message
 
 
 def test_server_that_goes_away(qdrant: FakeQdrant) -> None:
-    store = opened(qdrant.url)
+    store = opened(qdrant.url, timeout=SHORT)
     qdrant.stop()
     message = refusal(qdrant.url, store.categories, StoreUnavailableError, within=2.5)
-    assert "did not answer within 1 s" in message
+    assert "did not answer within 0.5 s" in message
 
 
 @pytest.mark.parametrize("url", ["http://", "http://:6333", "http://host:port", "http://host:99999", "https:///path"])
@@ -278,7 +402,7 @@ def test_passing_failure_is_tried_again(qdrant: FakeQdrant, status: int) -> None
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_failure_that_stays(qdrant: FakeQdrant, status: int) -> None:
     qdrant.answer = lambda *_: error(status, "out of order")
-    message = refusal(qdrant.url, lambda: opened(qdrant.url), StoreUnavailableError, within=2.5)
+    message = refusal(qdrant.url, lambda: opened(qdrant.url, timeout=SHORT), StoreUnavailableError, within=2.5)
     assert "out of order" in message
     assert len(qdrant.requests) > 1
 

@@ -329,7 +329,7 @@ def test_two_first_writers_at_once(deployment: Deployment, backend: Hooked) -> N
         namespace = f"{deployment.namespace}-{position}"
         mine, theirs = Store(backend, namespace), Store(backend.inner, namespace)
 
-        def come_first(*_: Any, theirs: Store = theirs) -> None:
+        def come_first(*_: Any, theirs: Store = theirs, **__: Any) -> None:
             theirs.bind(FINGERPRINTS)
             add(theirs, "red panda", ["theirs"])
 

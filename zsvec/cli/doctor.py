@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 from rich.markup import escape
@@ -18,6 +17,7 @@ from zsvec.cli import output
 from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
 from zsvec.errors import ZSVecError
+from zsvec.types import Finding
 
 if TYPE_CHECKING:
     from zsvec.cli.app import Target
@@ -25,29 +25,13 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "timm", "sentence-transformers", "qdrant-client", "qdrant-edge-py", "openai")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was examined.
+def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
+    """Look at the installation, the device, the weights of the profile, and the store.
 
-    Attributes:
-        what: The thing.
-        ok: Whether it works, or is not needed.
-        detail: What was found.
-        advice: What to do; empty if nothing.
+    Args:
+        target: The options before the command.
+        repair: Whether to make the copies of the catalog agree, where they do not.
     """
-
-    what: str
-    ok: bool
-    detail: str
-    advice: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The object that ``zsvec doctor --json`` prints."""
-        return asdict(self)
-
-
-def examine(target: Target) -> Iterator[Finding]:
-    """Look at the installation, the device, the weights of the profile, and the store."""
     yield _guarded("packages", _packages)
     try:
         settings = target.settings()
@@ -71,7 +55,7 @@ def examine(target: Target) -> Iterator[Finding]:
         yield _hub(url, problem, needed=bool(missing))
         yield _weights(settings, missing, reachable=problem is None)
     yield _generation(settings)
-    yield _guarded("store", lambda: _store(settings))
+    yield from _store(settings, repair=repair)
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
@@ -142,21 +126,18 @@ def _generation(settings: Settings) -> Finding:
     return Finding("generation", True, f"{models}; OPENAI_API_KEY is {there}")
 
 
-def _store(settings: Settings) -> Finding:
-    with settings.open_store() as store:
-        store.check(settings.encoder_specs())
-        found, damaged = store.info(), store.incomplete()
-    if damaged:
-        names = ", ".join(map(repr, damaged[:5]))
-        return Finding(
-            "store",
-            False,
-            f"{found['store']} has lost references of {names}",
-            "remove these categories and add them again",
-        )
+def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
+    try:
+        with settings.open_store() as store:
+            store.check(settings.encoder_specs())
+            yield from store.check_up(repair=repair)
+            found = store.info()
+    except ZSVecError as exc:
+        yield Finding("store", False, str(exc))
+        return
     references = sum(found["references"].values())
     stale = found["calibration"] == "stale"
-    return Finding(
+    yield Finding(
         "store",
         True,
         f"{found['store']}: {found['categories']} categories, {references} references, "

@@ -1,6 +1,9 @@
-"""The commands that look after the store and the installation: info, doctor, gc."""
+"""The commands that look after the store and the installation: info, doctor, init, gc."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
@@ -21,12 +24,23 @@ def info(context: typer.Context, json: Json = False) -> None:
 
 
 @app.command()
-def doctor(context: typer.Context, json: Json = False) -> None:
-    """Say what works here (encoders, GPU, hub, weights, store) and what to do about the rest."""
+def doctor(
+    context: typer.Context,
+    store: Annotated[
+        str | None,
+        typer.Argument(metavar="[URL|DIR]", help="The store, as --store."),
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make the copies of a catalog in a cluster agree, where they do not.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say what works here (encoders, GPU, hub, weights, store, each node of a server) and what to do about the rest."""
     from zsvec.cli import output
     from zsvec.cli.doctor import examine, findings_table
 
-    findings = list(examine(context.obj))
+    target = replace(context.obj, store=store) if store else context.obj
+    findings = list(examine(target, repair=repair))
     for finding in findings:
         if json:
             output.print_json(finding.to_dict())
@@ -34,6 +48,16 @@ def doctor(context: typer.Context, json: Json = False) -> None:
         output.out.print(findings_table(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def init(context: typer.Context) -> None:
+    """Make the collections of the store, which a key with fewer rights can fill then. Writes make them too."""
+    from zsvec.cli import output
+
+    with context.obj.open() as classifier:
+        classifier.create()
+        output.print_note(f"{classifier.store.location} is there")
 
 
 @app.command()

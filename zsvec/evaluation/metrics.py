@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from zsvec.errors import InvalidInputError
 
@@ -118,7 +117,9 @@ def blind_auroc(novelty: Doubles, is_unknown: Flags) -> float:
         InvalidInputError: The shapes differ, a value is not finite, or the images are all known or all unknown.
     """
     _check_scores(novelty, is_unknown)
-    return float(roc_auc_score(is_unknown, novelty))
+    known, unknown = np.sort(novelty[~is_unknown]), novelty[is_unknown]
+    below, up_to = (int(np.searchsorted(known, unknown, side).sum()) for side in ("left", "right"))
+    return (below + up_to) / (2 * len(known) * len(unknown))  # of whole numbers: rounded once
 
 
 def confusion(truth: Labels, answers: Labels, n: int) -> NDArray[np.int64]:
@@ -139,9 +140,8 @@ def confusion(truth: Labels, answers: Labels, n: int) -> NDArray[np.int64]:
         raise InvalidInputError(f"answers of shape {answers.shape} do not fit truth {truth.shape}")
     _check_labels(truth, n)
     _check_labels(answers, n)
-    if n == 1 or not len(truth):  # of which scikit-learn warns, and which it refuses
-        return np.full((n, n), len(truth), dtype=np.int64)
-    counts: NDArray[np.int64] = confusion_matrix(truth, answers, labels=np.arange(n)).astype(np.int64)
+    counts = np.zeros((n, n), dtype=np.int64)
+    np.add.at(counts, (truth, answers), 1)
     return counts
 
 

@@ -18,12 +18,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import logsumexp
 
 from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear, other_aggregation
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
-from zsvec.method.logits import softmax
+from zsvec.method.logits import logsumexp, softmax
 from zsvec.method.opinion_pool import expert_evidence, log_linear
 from zsvec.method.similarities import References, category_names
 from zsvec.method.temperature import SHRINKAGE, WIDEST, calibrate_expert
@@ -236,13 +234,15 @@ def _least_cross_entropy(logits: Doubles, truth: NDArray[np.intp], start: Double
         truth: int ``(n_images,)``, the category of each image, as a column.
         start: float64 ``(n_aggregations,)``, positive.
     """
+    from scipy.optimize import minimize  # slow to import, and not needed to classify
+
     prior = np.log(start)
     right = logits[:, np.arange(len(truth)), truth]
 
     def cost(logs: Doubles) -> tuple[float, Doubles]:
         weight = np.exp(logs)
         fused = np.tensordot(weight, logits, axes=1)
-        total = logsumexp(fused, axis=1)
+        total = logsumexp(fused)
         expected = np.einsum("nc,vnc->vn", np.exp(fused - total[:, None]), logits)
         off = logs - prior
         return (

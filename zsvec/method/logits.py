@@ -103,6 +103,20 @@ def softmax(logits: NDArray[np.floating]) -> Doubles:
     return weights
 
 
+def logsumexp(logits: Doubles) -> Doubles:
+    """Logarithm of the sum of the exponentials of each row.
+
+    Args:
+        logits: float64 ``(..., n)``, no NaN, and a finite value in each row; others may be -inf.
+
+    Returns:
+        float64 ``(...,)``.
+    """
+    top = logits.max(axis=-1, keepdims=True)
+    logs: Doubles = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
+    return logs
+
+
 def entropy(probabilities: Doubles) -> Doubles:
     """Shannon entropy in nats, float64 ``(...,)``, 0 to ln n_categories.
 

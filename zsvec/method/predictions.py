@@ -88,6 +88,7 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
                 fusion=scores.fusion,
                 calibration=scores.calibration,
                 incomplete=found.incomplete,
+                stale_seconds=found.stale_seconds,
             )
         )
     return out

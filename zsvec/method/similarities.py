@@ -157,6 +157,7 @@ class SearchResult:
         calibration: The calibration that is kept with the store, if there is one.
         stale: Whether categories have changed since the calibration was made.
         incomplete: Committed categories of which not all can be read now: they are as they were before, or not there.
+        stale_seconds: How long ago the store was read, because it is away; 0 if it is not.
     """
 
     categories: tuple[str, ...]
@@ -165,6 +166,7 @@ class SearchResult:
     calibration: Calibration | None = None
     stale: bool = False
     incomplete: tuple[str, ...] = ()
+    stale_seconds: float = 0.0
 
     @property
     def exact(self) -> bool:

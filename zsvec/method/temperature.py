@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from zsvec.method.calibration import ExpertCalibration
+from zsvec.method.logits import logsumexp
 
 Doubles = NDArray[np.float64]
 
@@ -53,10 +52,11 @@ def fit_temperature(similarity: Doubles, truth: NDArray[np.intp], spread: float)
         truth: int ``(n_images,)``, the category of each image, as a column.
         spread: The temperature without images; greater than 0.
     """
+    from scipy.optimize import minimize_scalar  # slow to import, and not needed to classify
 
     def cost(log_temperature: float) -> float:
         scaled = similarity / np.exp(log_temperature)
-        entropy = logsumexp(scaled, axis=1) - scaled[np.arange(len(truth)), truth]
+        entropy = logsumexp(scaled) - scaled[np.arange(len(truth)), truth]
         return float(entropy.sum() + SHRINKAGE * (log_temperature - np.log(spread)) ** 2)
 
     bounds = np.log(spread) + np.log(WIDEST) * np.array([-1, 1])

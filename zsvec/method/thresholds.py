@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from zsvec.method.leave_one_out import LeftOut
+from zsvec.method.logits import logsumexp
 from zsvec.method.opinion_pool import log_linear, neutral_evidence, pattern
 
 Doubles = NDArray[np.float64]

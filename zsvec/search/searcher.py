@@ -15,6 +15,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Literal, TypeVar
 
 from zsvec.errors import StoreUnavailableError
@@ -31,6 +32,8 @@ Answer = TypeVar("Answer")
 COMPARED = 120.0
 """Seconds after which the whole catalog is looked at again, for commits whose writer died before it published them."""
 
+_PATIENCE = 1.0  # seconds that a store has for an answer where the references in memory may answer without it
+
 
 class Searcher:
     """Searches a store, in step with its catalog.
@@ -41,6 +44,7 @@ class Searcher:
         budget: References of all experts that ``auto`` keeps in memory at most.
         neighbors: References that one query of Qdrant fetches for one image and expert.
         norms: Whether the means of all categories are needed (for `zsvec.method.aggregation.prototype`).
+        max_staleness: Seconds for which references in memory answer as they are while the store is away.
     """
 
     def __init__(
@@ -51,10 +55,12 @@ class Searcher:
         budget: int,
         neighbors: int,
         norms: bool,
+        max_staleness: float = 0.0,
     ) -> None:
         self._store = store
         self._budget = {"auto": budget, "memory": math.inf, "qdrant": -1}[kind]
         self._qdrant = QdrantSnapshot(store, neighbors, norms)
+        self._max_staleness = max_staleness
         self._spec = NUMPY  # of references in memory
         self._lock = threading.Lock()
         self._begin()
@@ -72,6 +78,8 @@ class Searcher:
         self._lacking: dict[str, Category] = {}  # committed, and not all references are there
         self._given_up: set[str] = set()  # of those, what no answer waits for
         self._unreadable: set[str] = set()
+        self._read = -math.inf  # when the store was last read
+        self._ask_again = -math.inf  # when, if it did not answer
 
     @property
     def kind(self) -> Literal["memory", "qdrant"]:
@@ -104,7 +112,7 @@ class Searcher:
             names, experts = snapshot.search(queries, nearest, lambda: self._refresh(spec, fingerprints)[0])
             stale = calibration is not None and calibration.revision < changed
             incomplete = tuple(sorted({*self._given_up, *self._unreadable}))
-            return SearchResult(names, experts, queries, calibration, stale, incomplete)
+            return SearchResult(names, experts, queries, calibration, stale, incomplete, self._staleness())
 
         return self._until_whole(answer)
 
@@ -146,33 +154,55 @@ class Searcher:
             Incomplete: References of some categories are not there. The others are done.
         """
         with self._lock:
-            whole = time.monotonic() - self._compared >= COMPARED
-            look = self._store.look(self._cursor, self._versions, whole=whole)
-            if look.reset:
-                self._begin()
-            if whole:
-                self._compared, self._given_up = time.monotonic(), set()
-            self._spec = spec or self._spec
-            later = {category.name: category for category in look.categories}
-            changes = self._changes({**self._lacking, **later}.values())
-            self._unchecked = self._unchecked or bool(changes)
-            if self._unchecked and fingerprints is not None:
-                self._store.check_fingerprints(fingerprints)
-                self._unchecked = False
-            self._given_up -= later.keys()
-            torn = self._take_over(changes)
-            self._lacking = {change.after.name: change.after for change in changes if change.after.name in torn}
-            if self.kind == "memory":
-                self._given_up &= torn
-            self._unreadable = (self._unreadable - later.keys()) | set(look.unreadable)
-            self._versions.update((name, category.version) for name, category in later.items())
-            self._changed = max([self._changed, *(category.rev for category in later.values())])
-            self._cursor = look.cursor
-            if look.calibration is not None:
-                self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
-            if torn - self._given_up:
-                raise Incomplete(torn - self._given_up)
+            begun = time.monotonic()
+            may_go_on = self._may_go_on(begun)
+            if not may_go_on or begun >= self._ask_again:
+                try:
+                    with self._store.within(_PATIENCE) if may_go_on else nullcontext():
+                        self._catch_up(spec, fingerprints)
+                    self._read, self._ask_again = begun, -math.inf
+                except StoreUnavailableError:
+                    if not self._may_go_on(begun):
+                        raise
+                    self._ask_again = time.monotonic() + 2 * _PATIENCE
             return self._snapshot, self._calibration, self._changed
+
+    def _may_go_on(self, now: float) -> bool:
+        """Whether what is in memory may answer without the store."""
+        return self.kind == "memory" and now - self._read < self._max_staleness
+
+    def _staleness(self) -> float:
+        """Seconds since the store was read, while it is away; else 0."""
+        return 0.0 if self._ask_again == -math.inf else time.monotonic() - self._read
+
+    def _catch_up(self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None) -> None:
+        """As `_refresh`."""
+        whole = time.monotonic() - self._compared >= COMPARED
+        look = self._store.look(self._cursor, self._versions, whole=whole)
+        if look.reset:
+            self._begin()
+        if whole:
+            self._compared, self._given_up = time.monotonic(), set()
+        self._spec = spec or self._spec
+        later = {category.name: category for category in look.categories}
+        changes = self._changes({**self._lacking, **later}.values())
+        self._unchecked = self._unchecked or bool(changes)
+        if self._unchecked and fingerprints is not None:
+            self._store.check_fingerprints(fingerprints)
+            self._unchecked = False
+        self._given_up -= later.keys()
+        torn = self._take_over(changes)
+        self._lacking = {change.after.name: change.after for change in changes if change.after.name in torn}
+        if self.kind == "memory":
+            self._given_up &= torn
+        self._unreadable = (self._unreadable - later.keys()) | set(look.unreadable)
+        self._versions.update((name, category.version) for name, category in later.items())
+        self._changed = max([self._changed, *(category.rev for category in later.values())])
+        self._cursor = look.cursor
+        if look.calibration is not None:
+            self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
+        if torn - self._given_up:
+            raise Incomplete(torn - self._given_up)
 
     def _take_over(self, changes: list[Change]) -> set[str]:
         """Bring the snapshot to the newest catalog, indexed as it shall be.

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from zsvec.errors import InvalidInputError
-from zsvec.store.base import Hit, Points
+from zsvec.store.base import FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.census import Census
 from zsvec.store.look import Cursor, Look
 from zsvec.store.memory import MemoryBackend
@@ -14,30 +14,64 @@ from zsvec.store.schema import Reference
 from zsvec.store.store import Store
 from zsvec.store.writing import Write
 
-__all__ = ["Census", "Cursor", "Hit", "Look", "Points", "Reference", "Store", "Write", "open_store"]
+__all__ = [
+    "FIRST_CONTACT",
+    "Census",
+    "Cursor",
+    "Hit",
+    "Look",
+    "Placement",
+    "Points",
+    "Reference",
+    "Store",
+    "Write",
+    "open_store",
+]
 
 
-def open_store(location: str, *, namespace: str, api_key: str | None = None, timeout: float = 60.0) -> Store:
+def open_store(
+    location: str,
+    *,
+    namespace: str,
+    api_key: str | None = None,
+    ca_certificate: Path | None = None,
+    timeout: float = 60.0,
+    first_contact: float = FIRST_CONTACT,
+    placement: Placement | None = None,
+) -> Store:
     """Open a store. Nothing is created before the first write.
 
     Args:
-        location: Folder of an embedded store, or an ``http://`` or ``https://`` URL. ``:memory:`` is a new store in
-            the memory of this process, for tests; it is gone when it is closed.
+        location: Folder of an embedded store, or an ``http://`` or ``https://`` URL, or several of one deployment with
+            commas between them. ``:memory:`` is a new store in the memory of this process, for tests; it is gone when
+            it is closed.
         namespace: Prefix of the collections that the store owns.
         api_key: Key of the server.
+        ca_certificate: PEM file of the authorities to trust, in the place of the usual ones.
         timeout: Deadline of one operation on a server, in seconds.
+        first_contact: The same of the first operation, by which the server is found, if it is shorter.
+        placement: Of the collections that are made on a server.
 
     Raises:
-        InvalidInputError: The folder is a file, or the URL is of another kind.
+        InvalidInputError: The folder is a file, or a URL is of another kind, or the certificates cannot be read.
         StoreUnavailableError: The server cannot be reached.
     """
     if location == ":memory:":
         return Store(MemoryBackend(), namespace)
     if "://" in location:
-        if not location.startswith(("http://", "https://")):
-            raise InvalidInputError(f"the store {location!r} is neither a folder nor an http:// or https:// URL")
-        server = import_module("zsvec.store.server")
-        return Store(server.connect(location, api_key, timeout), namespace)
+        urls = [url.strip() for url in location.split(",")]
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise InvalidInputError(f"the store {url!r} is neither a folder nor an http:// or https:// URL")
+        backend = import_module("zsvec.store.server").connect(
+            urls,
+            api_key=api_key,
+            ca_certificate=ca_certificate,
+            timeout=timeout,
+            first_contact=first_contact,
+            placement=placement,
+        )
+        return Store(backend, namespace)
     try:
         folder = Path(location).expanduser()
         taken = folder.exists() and not folder.is_dir()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zsvec.types import Finding
+
+FIRST_CONTACT = 5.0
+"""Seconds after which a server that cannot be reached is given up when a store is opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,21 @@ class Hit:
     payload: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How a collection is spread over the nodes of a cluster; ``None``: as the server chooses.
+
+    Attributes:
+        replicas: Copies of each shard.
+        shards: Parts of the collection.
+        write_consistency: Copies that must have a write before it is acknowledged.
+    """
+
+    replicas: int | None = None
+    shards: int | None = None
+    write_consistency: int | None = None
+
+
 class Backend(Protocol):
     """Collections of points, in process or on a server.
 
@@ -71,11 +92,21 @@ class Backend(Protocol):
     def check(self) -> None:
         """Refuse to be used once closed, or in a process forked from that which opened it."""
 
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        """Give each request of this thread no more than so many seconds, in a block."""
+
     def exists(self, collection: str) -> bool:
         """Whether there is a collection of this name."""
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
-        """Make a collection for exact cosine search with its payload indexes; keep one that exists."""
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+        """Make a collection for exact cosine search with its payload indexes; keep one that exists.
+
+        Args:
+            collection: Its name.
+            dim: Of its vectors.
+            indexes: Kind of each payload index, by key.
+            ordered: Whether its writes have one order, so that it is one shard.
+        """
 
     def upsert(self, collection: str, points: Points) -> None:
         """Write points; the same ids again change nothing."""
@@ -110,6 +141,18 @@ class Backend(Protocol):
 
     def versions(self) -> Mapping[str, str]:
         """What runs the backend, for `zsvec info`."""
+
+    def placement(self, collection: str) -> Placement | None:
+        """How a collection is spread over nodes; ``None`` where there are none."""
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        """What can be found out of the deployment; of one without servers, nothing.
+
+        Args:
+            catalog: Name of the catalog's collection.
+            references: Names of the collections of references.
+            repair: Whether to make the copies of the catalog agree.
+        """
 
     def flush(self) -> None:
         """Make everything written survive a loss of power."""

@@ -80,7 +80,7 @@ class Catalog:
 
     def create(self, fingerprints: Mapping[str, Fingerprint]) -> None:
         """Make the catalog, and the record of the store unless another writer has just made it."""
-        self.backend.create(self.collection, 1, CATALOG_INDEXES)
+        self.backend.create(self.collection, 1, CATALOG_INDEXES, ordered=True)
         self.backend.put(self.collection, [Put(record_id("store"), store_payload(fingerprints))])
 
     def store(self) -> Mapping[str, Any] | None:

@@ -94,10 +94,12 @@ class Collector:
         """Those that no write of this process is at, oldest first."""
         return [intent for intent in self._all_intents() if intent["id"] not in self._open]
 
-    def _settle(self, intents: Iterable[Mapping[str, Any]], readers: float, writers: float) -> int:
+    def _settle(self, intents: Sequence[Mapping[str, Any]], readers: float, writers: float) -> int:
         """Delete what old intents have left behind, and say how many references that were."""
         deleted = 0
         now = time.time_ns() // 1000
+        # What somebody has replaced was committed, and nobody is about to.
+        replaced = {write_id for intent in intents for old in intent["replaced"].values() for write_id in old}
         for intent in intents:
             age = (now - intent["rev"]) / 1e6
             if age < readers:
@@ -106,7 +108,7 @@ class Collector:
             open_writes = {
                 name: write_id
                 for name, write_id in intent["writes"].items()
-                if write_id not in _named(now_there.get(name))
+                if write_id not in replaced and write_id not in _named(now_there.get(name))
             }
             if (open_writes and age < writers) or not intent["replaced"].keys() <= now_there.keys():
                 continue
@@ -145,21 +147,22 @@ class Collector:
             at_work: The write ids of all intents.
 
         Raises:
-            StoreError: Categories have no manifest. They may have been lost, so nothing is deleted.
+            StoreError: Categories have no manifest. They may have been lost, so nothing of theirs is deleted.
         """
         manifests = {manifest["category"]: manifest for manifest in self._catalog.manifests()}
         live = {name: set(category_from(manifest).write_ids) for name, manifest in manifests.items()}
         unnamed = [(name, w) for name, w in found if w not in at_work and w not in live.get(name, ())]
         orphans = {name for name, _ in unnamed} - live.keys()
         orphans -= self._catalog.state(orphans).manifests.keys()  # where replicas differ, one look shows too little
+        dead = [w for name, w in unnamed if name in live]
+        deleted = self._references.delete(self._catalog.encoders(), dead) if dead else 0
         if orphans:
             raise StoreError(
                 f"references of {', '.join(map(repr, sorted(orphans)))} in {self._catalog.location} belong to no "
                 "category, and no writer was about to commit them: the catalog may have lost them, so nothing of them "
                 "was deleted. Add these categories again, or add and remove them, and collect then"
             )
-        dead = [w for name, w in unnamed if name in live]
-        return self._references.delete(self._catalog.encoders(), dead) if dead else 0
+        return deleted
 
 
 def _named(manifest: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -12,17 +12,19 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import qdrant_edge as qe
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store.base import Hit, Points, Put, Where, stack
+from zsvec.types import Finding
 
 _PAGE = 2000
 _CHUNK = 500
@@ -55,14 +57,19 @@ class EdgeBackend:
         if self._closed:
             raise StoreError(f"the store {self.location} is closed: open it again")
 
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def exists(self, collection: str) -> bool:
         self.check()
         return (self._folder / collection).is_dir()
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):
-            if not self.exists(collection):
-                self._create(collection, dim)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._folder / ".lock"):
+                if not self.exists(collection):
+                    self._create(collection, dim)
             # After the renaming: the first load of a shard with new indexes takes as long again as making them.
             # And always: a process that was killed here has left some out.
             shard = self._shard(collection)
@@ -70,7 +77,6 @@ class EdgeBackend:
                 shard.update(qe.UpdateOperation.create_field_index(field, _SCHEMAS[indexes[field]]))
 
     def _create(self, collection: str, dim: int) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         # It has another name until it is complete: a killed process leaves no half collection.
         unfinished = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
         unfinished.mkdir()
@@ -188,6 +194,12 @@ class EdgeBackend:
 
     def versions(self) -> Mapping[str, str]:
         return {"qdrant-edge": version("qdrant-edge-py")}
+
+    def placement(self, collection: str) -> None:
+        self.check()
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        return iter(())
 
     def flush(self) -> None:
         for collection in list(self._shards):

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
 from zsvec.store.base import Hit, Points, Put, Where, stack
+from zsvec.types import Finding
 
 # By id, the vector and the payload; a record has no vector.
 _Collection: TypeAlias = dict[str, tuple[NDArray[np.float32] | None, Mapping[str, Any]]]
@@ -40,11 +41,14 @@ class MemoryBackend:
         if self._closed:
             raise StoreError(f"the store {self.location} is closed: open it again")
 
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def exists(self, collection: str) -> bool:
         self.check()
         return collection in self._collections
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str]) -> None:
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         self.check()
         self._collections.setdefault(collection, {})
 
@@ -115,6 +119,12 @@ class MemoryBackend:
     def versions(self) -> Mapping[str, str]:
         self.check()
         return {}
+
+    def placement(self, collection: str) -> None:
+        self.check()
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        return iter(())
 
     def flush(self) -> None:
         """Do nothing: there is no disk."""

@@ -13,6 +13,7 @@ from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import CATALOG
 from zsvec.types import Fingerprint
 
+_RESERVED = {CATALOG, "images", "inbox"}
 _ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -20,6 +21,7 @@ def bind(
     backend: Backend, catalog: Catalog, references: ReferenceCollections, fingerprints: Mapping[str, Fingerprint]
 ) -> None:
     """As `zsvec.store.store.Store.bind`."""
+    check_names(catalog, fingerprints)
     if catalog.store() is None:
         for collection in (catalog.collection, *map(references.collection, fingerprints)):
             _refuse_foreign(collection, backend, catalog)
@@ -32,14 +34,15 @@ def bind(
 
 def check_names(catalog: Catalog, names: Iterable[str]) -> None:
     """As `zsvec.store.store.Store.check`."""
-    used = set(names)
+    used, stored = set(names), catalog.encoders()
     for name in sorted(used):
-        if name == CATALOG or not _ENCODER_NAME.fullmatch(name):
+        # With two underscores, a namespace and an encoder could have the collection of two others.
+        new = name not in stored and (name in _RESERVED or "__" in name)
+        if new or name == CATALOG or not _ENCODER_NAME.fullmatch(name):
             raise InvalidInputError(
                 f"an encoder cannot be named {name!r}: it is part of the name of a collection, so take letters, "
-                f"digits, '_', '-' and '.', and not {CATALOG!r}"
+                f"digits, '-', '.' and single '_', and not {', '.join(map(repr, sorted(_RESERVED)))}"
             )
-    stored = catalog.encoders()
     if stored and set(stored) != used:
         raise EncoderMismatchError(
             f"{catalog.location} has vectors of the encoders {', '.join(sorted(stored))}, and "
@@ -61,7 +64,8 @@ def check_fingerprints(catalog: Catalog, fingerprints: Mapping[str, Fingerprint]
 
 def _refuse_foreign(collection: str, backend: Backend, catalog: Catalog) -> None:
     # Points are ours if by now another writer has made the store: its record comes before them.
-    if backend.exists(collection) and backend.count(collection, Where()) and catalog.store() is None:
+    pages = backend.scroll(collection, Where(), fields=())
+    if any(page.ids for page in pages) and catalog.store() is None:
         raise StoreError(
             f"{backend.location} already has a collection {collection!r} that zsvec did not make: "
             "choose another namespace"

@@ -70,6 +70,11 @@ class ReferenceCollections:
             counted[expert] = self._backend.count(self.collection(encoder), where)
         return counted
 
+    def garbage(self, categories: Iterable[Category], encoders: Iterable[str]) -> int:
+        """How many references there are beyond those that these categories count."""
+        named = sum(sum(category.references.values()) for category in categories)
+        return max(0, sum(self._backend.count(self.collection(encoder), Where()) for encoder in encoders) - named)
+
     def query(
         self,
         encoder: str,

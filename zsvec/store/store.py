@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference
 from zsvec.store.writing import Write
-from zsvec.types import Category, Fingerprint, Modality, expert_name
+from zsvec.types import Category, Finding, Fingerprint, Modality, expert_name
 
 
 class Store:
@@ -56,6 +57,10 @@ class Store:
     def collection(self, encoder: str) -> str:
         """Name of the collection of an encoder's references."""
         return self._references.collection(encoder)
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        """Give each request of this thread no more than so many seconds, in a block; an embedded store makes none."""
+        return self._backend.within(seconds)
 
     # Encoders
 
@@ -180,7 +185,13 @@ class Store:
             "references": dict(references),
             "encoders": {name: str(fingerprint) for name, fingerprint in self.encoders().items()},
             "calibration": self._catalog.calibration_state(),
+            **self._placements(),
         }
+
+    def _placements(self) -> dict[str, Any]:
+        names = [self._catalog.collection, *map(self.collection, self.encoders())] if self._catalog.store() else []
+        found = {name: placement for name in names if (placement := self._backend.placement(name))}
+        return {"collections": {name: asdict(placement) for name, placement in found.items()}} if found else {}
 
     def incomplete(self) -> list[str]:
         """Names of the categories that lack references which their manifest counts; empty unless data was lost."""
@@ -189,6 +200,32 @@ class Store:
             for category in self.categories()
             if self._references.counts(category) != dict(category.references)
         ]
+
+    def check_up(self, *, repair: bool = False) -> Iterator[Finding]:
+        """What is to be said of the deployment and of what is in it, with what to do.
+
+        Args:
+            repair: Whether to make the copies of the catalog agree, where they do not.
+        """
+        encoders = self.encoders()
+        collections = [self.collection(encoder) for encoder in encoders]
+        yield from self._backend.check_up(self._catalog.collection, collections, repair=repair)
+        if damaged := self.incomplete():
+            names = ", ".join(map(repr, damaged[:5]))
+            yield Finding(
+                "references", False, f"those of {names} are not all there", "remove these categories and add them again"
+            )
+        if unreadable := self._catalog.categories()[1]:
+            yield Finding(
+                "manifests", False, f"those of {', '.join(map(repr, unreadable[:5]))} cannot be read", "upgrade zsvec"
+            )
+        if garbage := self._references.garbage(self._catalog.categories()[0], encoders):
+            yield Finding(
+                "garbage",
+                True,
+                f"{garbage} references that no category names",
+                "run `zsvec gc`, if no writer is at work",
+            )
 
     def calibration(self) -> Mapping[str, Any] | None:
         """The calibration that is kept with the store; ``None``, or empty, if there is none."""

@@ -1,0 +1,238 @@
+#!/usr/bin/env python
+"""What writers and readers of one store see while servers are killed, lost and paused.
+
+    python -m scripts.outages                       every case, one after the other, from the root of the repository
+    python -m scripts.outages --seconds 20 killed   one of them: quiet, killed, nodes, leader, paused
+
+Three writers replace 20 categories, four readers read all of them before each batch, each in a process of its own. The
+references of a category tell which commit they are of. A batch is *stale* if a category is older in it than the last
+commit that was acknowledged before the batch began, *torn* if references of two commits are in one, and *missing*
+if a committed category is neither there nor named as incomplete. Needs a `qdrant` command on the PATH.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tests.qdrant import Node, running_cluster, running_server
+from tests.search.support import REFERENCES, painted, queries
+from tests.store.material import FINGERPRINTS
+from zsvec.errors import ConflictError, StoreError
+from zsvec.search.searcher import Searcher
+from zsvec.store import Placement, Store, open_store
+
+WRITERS, READERS, CATEGORIES = 3, 4, 20
+NAMESPACE = "outages"
+PAUSE = 45.0  # seconds that a paused node is away
+
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class Commits:
+    """What a writer did: per acknowledged commit its category, mark, version, and when it was acknowledged."""
+
+    acknowledged: list[tuple[str, int, int, float]] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    longest: float = 0.0
+
+
+@dataclass
+class Batches:
+    """What a reader saw: when each batch began, the marks in each category, and the categories named incomplete."""
+
+    seen: list[tuple[float, dict[str, frozenset[int]], tuple[str, ...]]] = field(default_factory=list)
+    torn: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    longest: float = 0.0
+
+
+def write(urls: str, number: int, until: float, results: Any) -> None:
+    """Replace categories, one after the other."""
+    done, rng = Commits(), np.random.default_rng(number)
+    with open_store(urls, namespace=NAMESPACE) as store:
+        mark = number
+        while time.monotonic() < until:
+            mark += WRITERS  # no two writers have the same
+            name = f"category {rng.integers(CATEGORIES)}"
+            begun = time.monotonic()
+            try:
+                (category,) = store.write([painted(name, mark)])
+            except (StoreError, ConflictError) as exc:
+                done.refused[str(exc)[:120]] += 1
+            else:
+                done.acknowledged.append((name, mark, category.version, time.monotonic()))
+            done.longest = max(done.longest, time.monotonic() - begun)
+    results.put(done)
+
+
+def read(urls: str, until: float, results: Any) -> None:
+    """Read everything before each batch."""
+    done, asked = Batches(), queries(1)
+    with open_store(urls, namespace=NAMESPACE) as store:
+        searching = Searcher(store, kind="memory", budget=0, neighbors=1, norms=False)
+        while time.monotonic() < until:
+            begun = time.monotonic()
+            try:
+                incomplete = searching.search(asked, nearest=1).incomplete
+                marks, torn = marks_of(searching)
+                done.seen.append((begun, marks, incomplete))
+                done.torn += torn
+            except StoreError as exc:
+                done.failed[str(exc)[:120]] += 1
+            done.longest = max(done.longest, time.monotonic() - begun)
+    results.put(done)
+
+
+def marks_of(searching: Searcher) -> tuple[dict[str, frozenset[int]], int]:
+    """The marks of each category, and how many categories are torn."""
+    marks: dict[str, list[int]] = {}
+    for references in searching.references()[0].values():
+        for name, first, last in zip(references.names, references.starts, references.starts[1:], strict=False):
+            marks.setdefault(name, []).extend(int(source) for source in references.sources[first:last])
+    whole = 2 * len(FINGERPRINTS) * REFERENCES
+    torn = sum(len(set(found)) > 1 or len(found) != whole for found in marks.values())
+    return {name: frozenset(found) for name, found in marks.items()}, torn
+
+
+def judge(commits: list[Commits], batches: list[Batches], store: Store) -> dict[str, Any]:
+    """A row of the table."""
+    acknowledged = sorted((one for done in commits for one in done.acknowledged), key=lambda one: one[3])
+    versions = {(name, mark): version for name, mark, version, _ in acknowledged}
+    stale = missing = 0
+    for done in batches:
+        newest: dict[str, int] = {}
+        waiting = iter(acknowledged)
+        following = next(waiting, None)
+        for begun, marks, incomplete in done.seen:
+            while following and following[3] <= begun:
+                newest[following[0]] = max(newest.get(following[0], 0), following[2])
+                following = next(waiting, None)
+            for name in newest.keys() - set(incomplete):
+                if name not in marks:
+                    missing += 1
+                elif any(versions.get((name, mark), newest[name]) < newest[name] for mark in marks[name]):
+                    stale += 1
+    last: dict[str, int] = {}
+    for name, _, version, _ in acknowledged:
+        last[name] = max(last.get(name, 0), version)
+    now = {category.name: category.version for category in store.categories()}
+    lost = sum(now.get(name, 0) < version for name, version in last.items())
+    failures: Counter[str] = Counter()
+    for counted in [*(done.refused for done in commits), *(done.failed for done in batches)]:
+        failures.update(counted)
+    for reason, times in failures.most_common(5):
+        Console(stderr=True).print(f"{times} × {reason}")
+    return {
+        "commits": len(acknowledged),
+        "batches": sum(len(done.seen) for done in batches),
+        "longest commit": f"{max(done.longest for done in commits):.1f} s",
+        "longest batch": f"{max(done.longest for done in batches):.1f} s",
+        "incomplete": sum(bool(incomplete) for done in batches for _, _, incomplete in done.seen),
+        "refused": sum(done.refused.total() for done in commits),
+        "failed": sum(done.failed.total() for done in batches),
+        "torn": sum(done.torn for done in batches),
+        "stale": stale,
+        "missing": missing,
+        "lost": lost,
+    }
+
+
+def run(urls: str, replicas: int | None, seconds: float, outage: Callable[[], None]) -> dict[str, Any]:
+    """Writers and readers for some seconds, and meanwhile the outage."""
+    placement = Placement(replicas=replicas)
+    with open_store(urls, namespace=NAMESPACE, placement=placement) as store:
+        store.bind(FINGERPRINTS)
+        store.write([painted(f"category {i}", 0) for i in range(CATEGORIES)])
+        results, until = _SPAWN.Queue(), time.monotonic() + seconds + 8  # to begin with
+        workers = [_SPAWN.Process(target=write, args=(urls, number, until, results)) for number in range(WRITERS)]
+        workers += [_SPAWN.Process(target=read, args=(urls, until, results)) for _ in range(READERS)]
+        for worker in workers:
+            worker.start()
+        time.sleep(8)
+        outage()
+        done = [results.get(timeout=seconds + 180) for _ in workers]
+        for worker in workers:
+            worker.join()
+        commits = [one for one in done if isinstance(one, Commits)]
+        return judge(commits, [one for one in done if isinstance(one, Batches)], store)
+
+
+# Outages
+
+
+def killed(node: Node, seconds: float, times: int = 5) -> None:
+    """A server killed and started again, some times."""
+    for _ in range(times):
+        time.sleep(seconds / (times + 1))
+        node.restart()
+
+
+def in_turn(nodes: list[Node], seconds: float) -> None:
+    """Each node killed for a while."""
+    for node in nodes:
+        time.sleep(seconds / (3 * len(nodes)))
+        node.kill()
+        time.sleep(seconds / (3 * len(nodes)))
+        node.restart()
+
+
+def leader_lost(nodes: list[Node], seconds: float) -> None:
+    """The node whose peer is the highest, which orders the writes, killed for good."""
+    time.sleep(seconds / 4)
+    max(nodes, key=lambda node: int(node.get("/cluster")["peer_id"])).kill()
+
+
+def paused(nodes: list[Node], seconds: float) -> None:
+    """One node stopped where it stands, and resumed."""
+    time.sleep(seconds / 12)
+    nodes[1].pause()
+    time.sleep(min(PAUSE, seconds * 3 / 4))
+    nodes[1].resume()
+
+
+def main(
+    cases: Annotated[list[str] | None, typer.Argument(help="Of quiet, killed, nodes, leader, paused.")] = None,
+    seconds: Annotated[float, typer.Option(help="Of each case.")] = 60.0,
+    replicas: Annotated[list[int], typer.Option(help="Copies of the collections in a cluster.")] = [2, 3],  # noqa: B006
+) -> None:
+    """Run the cases and print a table."""
+    rows: dict[str, dict[str, Any]] = {}
+    for case in cases or ["quiet", "killed", "nodes", "leader", "paused"]:
+        for copies in [None] if case in ("quiet", "killed") else replicas:
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                if copies is None:
+                    with running_server(folder) as node:
+                        act = (lambda: None) if case == "quiet" else (lambda: killed(node, seconds))  # noqa: B023
+                        rows[case] = run(node.url, None, seconds, act)
+                else:
+                    with running_cluster(folder) as nodes:
+                        outage = {"nodes": in_turn, "leader": leader_lost, "paused": paused}[case]
+                        urls = ",".join(node.url for node in nodes)
+                        rows[f"{case}, {copies} copies"] = run(
+                            urls,
+                            copies,
+                            seconds,
+                            lambda: outage(nodes, seconds),  # noqa: B023
+                        )
+    table = Table("", *next(iter(rows.values())))
+    for case, row in rows.items():
+        table.add_row(case, *map(str, row.values()))
+    Console(width=200).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

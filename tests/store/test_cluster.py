@@ -1,0 +1,152 @@
+"""A store in a cluster of three: nodes that are killed, paused and lost, copies that differ."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ResponseHandlingException
+
+from tests.qdrant import Node, restart_all
+from tests.search.support import assert_answers, searcher
+from tests.store.material import FINGERPRINTS, add, references, write_of
+from zsvec.store import Placement, Store, open_store
+from zsvec.store.schema import record_id
+
+STATE = {name: references(images=[name]) for name in ("lynx", "red panda", "wolf")}
+
+
+@pytest.fixture
+def nodes(qdrant_cluster: list[Node]) -> Iterator[list[Node]]:
+    """The cluster; whatever a test does to it, all of it is there again after it, and empty."""
+    yield qdrant_cluster
+    for node in qdrant_cluster:
+        if node.process.poll() is not None:
+            node.restart()
+    with closing(QdrantClient(qdrant_cluster[0].url, check_compatibility=False, timeout=60)) as client:
+        for collection in client.get_collections().collections:
+            client.delete_collection(collection.name)
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"zsvec-test-{uuid.uuid4().hex[:12]}"
+
+
+def opened(nodes: list[Node], namespace: str, replicas: int | None = None) -> Store:
+    urls = ",".join(node.url for node in nodes)
+    return open_store(urls, namespace=namespace, timeout=60, placement=Placement(replicas=replicas))
+
+
+def filled(nodes: list[Node], namespace: str, replicas: int | None = None) -> Store:
+    store = opened(nodes, namespace, replicas)
+    store.bind(FINGERPRINTS)
+    store.write([write_of(name, [name]) for name in STATE])
+    return store
+
+
+def peer(node: Node) -> int:
+    return int(node.get("/cluster")["peer_id"])
+
+
+def test_what_a_store_is_made_with_is_what_it_has(nodes: list[Node], namespace: str) -> None:
+    urls = nodes[0].url
+    placement = Placement(replicas=2, shards=3, write_consistency=2)
+    with open_store(urls, namespace=namespace, placement=placement) as store:
+        store.bind(FINGERPRINTS)
+        catalog, clip = (store.info()["collections"][store.collection(name)] for name in ("catalog", "clip"))
+    assert clip == {"replicas": 2, "shards": 3, "write_consistency": 2}
+    assert catalog == {"replicas": 2, "shards": 1, "write_consistency": 2}  # its commits have one order
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_store_goes_on_without_any_one_node(nodes: list[Node], namespace: str, replicas: int, which: int) -> None:
+    with filled(nodes, namespace, replicas) as store:
+        reader = searcher(store, "numpy")
+        assert_answers(reader, STATE)
+        nodes[which].kill()
+        begun = time.monotonic()
+        add(store, "fox", ["fox"])
+        store.remove("wolf")
+        state = {"fox": references(images=["fox"]), **{name: STATE[name] for name in ("lynx", "red panda")}}
+        for way in (reader, searcher(store, "numpy"), searcher(store, "qdrant")):
+            assert_answers(way, state)
+        assert time.monotonic() - begun < 30
+        nodes[which].restart()
+        for node in nodes:  # by whichever is asked
+            with opened([node], namespace) as alone:
+                assert_answers(searcher(alone, "numpy"), state)
+
+
+def test_writes_do_not_wait_for_a_leader_that_is_lost(nodes: list[Node], namespace: str) -> None:
+    with filled(nodes, namespace, 3) as store:
+        max(nodes, key=peer).kill()
+        add(store, "before it is known", ["1"])
+        begun = time.monotonic()
+        for number in range(5):
+            add(store, f"number {number}", ["1"])
+        assert time.monotonic() - begun < 10
+        assert len(store.categories()) == len(STATE) + 6
+
+
+def test_a_node_that_is_paused_is_left_for_another(nodes: list[Node], namespace: str) -> None:
+    with filled(nodes, namespace, 3) as store:
+        reader = searcher(store, "numpy")
+        assert_answers(reader, STATE)
+        nodes[0].pause()
+        try:
+            begun = time.monotonic()
+            assert_answers(reader, STATE)
+            assert time.monotonic() - begun < 10
+        finally:
+            nodes[0].resume()
+
+
+# Copies that differ
+
+
+def test_copies_that_agree(nodes: list[Node], namespace: str) -> None:
+    with filled(nodes, namespace, 3) as store:
+        found = {finding.what: finding for finding in store.check_up()}
+    assert found["catalog"].detail == "its copies agree"
+    assert found["copies"].detail == "3 nodes, 3 copies of each shard"
+    assert [what for what in found if what.startswith("node")] == [f"node {node.url}" for node in nodes]
+
+
+def test_one_copy_is_said(nodes: list[Node], namespace: str) -> None:
+    with filled(nodes, namespace, 1) as store:
+        found = {finding.what: finding for finding in store.check_up()}
+    assert not found["copies"].ok
+    assert "replication_factor" in found["copies"].advice
+
+
+def test_copies_that_differ_are_named_and_healed(nodes: list[Node], namespace: str) -> None:
+    """A write that reaches one copy, because all nodes die: it was not acknowledged, and may still come to be."""
+    with filled(nodes, namespace, 3) as store:
+        catalog, place = store.collection("catalog"), record_id("category", "lynx")
+        alone = QdrantClient(nodes[0].url, check_compatibility=False, timeout=30)
+        (manifest,) = alone.retrieve(catalog, [place])
+        payload = {**(manifest.payload or {}), "version": 2, "metadata": {"seen": "by one"}}
+        for node in nodes[1:]:
+            node.kill()
+        with pytest.raises(ResponseHandlingException):
+            alone.upsert(catalog, [models.PointStruct(id=place, vector=[1.0], payload=payload)], timeout=3)
+        alone.close()
+        restart_all(nodes)
+
+    with opened(nodes, namespace) as store:
+        assert store.category("lynx").version == 1  # as most copies have it
+        assert_answers(searcher(store, "numpy"), STATE)
+        found = {finding.what: finding for finding in store.check_up()}
+        assert not found["catalog"].ok
+        assert "lynx" in found["catalog"].detail
+        assert "--repair" in found["catalog"].advice
+        assert {finding.what: finding.ok for finding in store.check_up(repair=True)}["catalog"]
+        assert all(finding.ok for finding in store.check_up())
+        assert (store.category("lynx").version, store.category("lynx").metadata) == (3, {"seen": "by one"})
+        assert_answers(searcher(store, "numpy"), STATE)

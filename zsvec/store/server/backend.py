@@ -1,0 +1,402 @@
+"""Collections on a Qdrant server, shared by many processes.
+
+What a collection allows at once (`Limits`) and where its copies are (`Replicas`) is read from the server.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from zsvec.errors import StoreError
+from zsvec.store.base import Hit, Placement, Points, Put, Where, stack
+from zsvec.store.server.checkup import check_up
+from zsvec.store.server.connection import FAILURES, Connection, is_refusal
+from zsvec.store.server.limits import Limits
+from zsvec.store.server.replicas import UNKNOWN, Consistency, Replicas
+from zsvec.types import Finding
+
+_MAJORITY = models.ReadConsistencyType.MAJORITY
+_AWAY = 10.0  # seconds for which a node that has not answered is taken for away, whatever the consensus says
+_CONSENSUS = 1.0  # seconds for which what the consensus says of copies is believed
+
+_SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
+
+_T = TypeVar("_T")
+
+
+class ServerBackend:
+    """Collections reached through a `Connection`.
+
+    Args:
+        connection: To the deployment.
+        placement: Of the collections that are made.
+    """
+
+    exclusive = False
+
+    def __init__(self, connection: Connection, placement: Placement | None = None) -> None:
+        self._connection = connection
+        self._placement = placement or Placement()
+        self.location = connection.location
+        self._limits: dict[str, Limits] = {}
+        self._without_majority = 0.0  # until when no copy is asked that may be away
+        self._replicas: dict[str, tuple[float, Replicas]] = {}  # until when they are believed
+
+    def check(self) -> None:
+        self._connection.check()
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        return self._connection.within(seconds)
+
+    def exists(self, collection: str) -> bool:
+        return self._connection.call(lambda client, _: client.collection_exists(collection))
+
+    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+        if not self.exists(collection):
+            try:
+                self._connection.call(
+                    lambda client, patience: client.create_collection(
+                        collection,
+                        vectors_config=models.VectorParams(size=dim, distance=models.Distance.COSINE),
+                        hnsw_config=models.HnswConfigDiff(m=0),
+                        shard_number=1 if ordered else self._placement.shards,
+                        replication_factor=self._placement.replicas,
+                        write_consistency_factor=self._placement.write_consistency,
+                        timeout=patience,
+                    )
+                )
+            except StoreError:
+                if not self.exists(collection):  # else another process has just made it
+                    raise
+        present = self._connection.call(lambda client, _: client.get_collection(collection)).payload_schema
+        for name in indexes.keys() - present.keys():
+            self._connection.call(
+                lambda client, patience, name=name: client.create_payload_index(  # type: ignore[misc]
+                    collection, name, field_schema=_SCHEMAS[indexes[name]], timeout=patience
+                )
+            )
+
+    def upsert(self, collection: str, points: Points) -> None:
+        structs = [
+            models.PointStruct(id=identifier, vector=vector.tolist(), payload=dict(payload))
+            for identifier, vector, payload in zip(points.ids, points.vectors, points.payloads, strict=True)
+        ]
+
+        def write(limits: Limits) -> None:
+            for some in _chunks(structs, limits.points):
+                self._connection.call(
+                    lambda client, patience, some=some: client.upsert(  # type: ignore[misc]
+                        collection, some, wait=True, timeout=patience
+                    )
+                )
+
+        self._within_limits(collection, write)
+
+    def put(self, collection: str, puts: Sequence[Put]) -> None:
+        def write(limits: Limits) -> None:
+            new = [put for put in puts if put.expected is None]
+            for some in _chunks(new, limits.points):
+                self._put(collection, [_upsert(some, None, models.UpdateMode.INSERT_ONLY)])
+            others = [
+                _upsert([put], _filter(Where(match=put.expected), limits), models.UpdateMode.UPDATE_ONLY)
+                for put in puts
+                if put.expected is not None
+            ]
+            for operations in _chunks(others, limits.points):
+                self._put(collection, operations)
+
+        self._within_limits(collection, write)
+
+    def _put(self, collection: str, operations: Sequence[models.UpsertOperation]) -> None:
+        self._connection.call(
+            lambda client, patience: client.batch_update_points(
+                collection,
+                operations,
+                wait=True,
+                ordering=self._copies(client, collection).ordering,
+                timeout=patience,
+            )
+        )
+
+    def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        found: list[models.Record] = self._read(
+            collection,
+            lambda client, patience, consistency: client.retrieve(
+                collection, list(ids), consistency=consistency, timeout=patience
+            ),
+            missing=[],
+        )
+        return {str(record.id): record.payload or {} for record in found}
+
+    def scroll(
+        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
+    ) -> Iterator[Points]:
+        offset: Any = None
+        last: str | None = None
+        while True:
+            read = partial(self._page, collection, where, offset, vectors, fields)
+            page, offset, copied = self._within_limits(collection, read)
+            fresh = [record for record in page if str(record.id) != last]
+            yield Points(
+                ids=[str(record.id) for record in fresh],
+                vectors=stack([record.vector for record in fresh]),
+                payloads=[record.payload or {} for record in fresh],
+            )
+            if offset is None and not (copied and fresh):
+                return
+            # A quorum leaves out what is on its way, and then takes a page that got short for the last.
+            last = str(fresh[-1].id) if fresh else last
+            offset = last if offset is None else offset
+
+    def _page(
+        self,
+        collection: str,
+        where: Where,
+        offset: Any,
+        vectors: bool,
+        fields: Sequence[str] | None,
+        limits: Limits,
+    ) -> tuple[list[models.Record], Any, bool]:
+        page, following = self._read(
+            collection,
+            lambda client, patience, consistency: client.scroll(
+                collection,
+                scroll_filter=_filter(where, limits),
+                limit=limits.page,
+                offset=offset,
+                with_payload=True if fields is None else list(fields),
+                with_vectors=vectors,
+                consistency=consistency,
+                timeout=patience,
+            ),
+            missing=([], None),
+        )
+        return page, following, self._replicas.get(collection, (0.0, UNKNOWN))[1].copied
+
+    def newest(self, collection: str, where: Where) -> int:
+        # Of one active copy: a quorum would leave out a record that is being replaced, and readers may have seen it.
+        def ask(limits: Limits) -> list[models.Record]:
+            page, _ = self._connection.call(
+                lambda client, patience: client.scroll(
+                    collection,
+                    scroll_filter=_filter(where, limits),
+                    limit=1,
+                    with_payload=["rev"],
+                    order_by=models.OrderBy(key="rev", direction=models.Direction.DESC),
+                    timeout=patience,
+                )
+            )
+            return page
+
+        page = self._within_limits(collection, ask)
+        return int((page[0].payload or {})["rev"]) if page else 0
+
+    def query(
+        self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
+    ) -> list[list[Hit]]:
+        def search(limits: Limits) -> list[list[Hit]]:
+            if not limits.exact:
+                raise StoreError(
+                    f"the strict mode of {collection!r} at {self.location} forbids exact search (search_allow_exact), "
+                    "and the collection has no other index: allow it, or compare in this process with index=memory"
+                )
+            found: list[list[Hit]] = []
+            for some in _chunks(vectors, limits.queries):
+                rows: list[list[Hit]] = [[] for _ in some]
+                while size := min(limits.page, limit - len(rows[0])):
+                    pages = self._nearest(collection, some, rows, where, size, fields, limits)
+                    rows = [[*row, *page] for row, page in zip(rows, pages, strict=True)]
+                    if len(pages[0]) < size:  # all vectors have as many references
+                        break
+                found += rows
+            return found
+
+        return self._within_limits(collection, search)
+
+    def _nearest(
+        self,
+        collection: str,
+        vectors: NDArray[np.float32],
+        before: Sequence[Sequence[Hit]],
+        where: Where,
+        size: int,
+        fields: Sequence[str],
+        limits: Limits,
+    ) -> list[list[Hit]]:
+        """The nearest points but those that were found before; an offset would mix up those that are as near."""
+        requests = [
+            models.QueryRequest(
+                query=vector.tolist(),
+                filter=_filter(where, limits, [hit.id for hit in hits]),
+                limit=size,
+                with_payload=list(fields),
+            )
+            for vector, hits in zip(vectors, before, strict=True)
+        ]
+        responses = self._connection.call(
+            lambda client, patience: client.query_batch_points(collection, requests, timeout=patience)
+        )
+        return [[Hit(str(p.id), p.score, p.payload or {}) for p in response.points] for response in responses]
+
+    def delete(self, collection: str, where: Where) -> None:
+        self._within_limits(
+            collection,
+            lambda limits: self._connection.call(
+                lambda client, patience: client.delete(
+                    collection, models.FilterSelector(filter=_filter(where, limits)), wait=True, timeout=patience
+                )
+            ),
+        )
+
+    def drop(self, collection: str, ids: Sequence[str]) -> None:
+        self._connection.call(
+            lambda client, patience: client.delete(
+                collection, models.PointIdsList(points=list(ids)), wait=True, timeout=patience
+            )
+        )
+
+    def count(self, collection: str, where: Where) -> int:
+        def count(limits: Limits) -> int:
+            if not limits.exact:
+                return sum(len(page.ids) for page in self.scroll(collection, where, fields=()))
+            return self._connection.call(
+                lambda client, patience: client.count(
+                    collection, count_filter=_filter(where, limits), exact=True, timeout=patience
+                )
+            ).count
+
+        return self._within_limits(collection, count)
+
+    def versions(self) -> Mapping[str, str]:
+        return {"qdrant": self._connection.call(lambda client, _: client.info()).version}
+
+    def placement(self, collection: str) -> Placement | None:
+        info = self._connection.call(lambda client, _: client.get_collection(collection))
+        params = info.config.params
+        return Placement(params.replication_factor, params.shard_number, params.write_consistency_factor)
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        return check_up(self._connection, catalog, references, repair=repair)
+
+    def flush(self) -> None:
+        """Do nothing: the server writes its log to disk on its own schedule."""
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _within_limits(self, collection: str, request: Callable[[Limits], _T]) -> _T:
+        """Ask for no more at once than the collection allows; again where that has changed since it was read."""
+        limits = self._limits.get(collection) or self._read_limits(collection)
+        try:
+            return request(limits)
+        except StoreError as exc:
+            if type(exc) is not StoreError or self._read_limits(collection) == limits:
+                raise
+            return request(self._limits[collection])
+
+    def _read_limits(self, collection: str) -> Limits:
+        def ask(client: QdrantClient, _: int | None) -> models.StrictModeConfigOutput | None:
+            return client.get_collection(collection).config.strict_mode_config
+
+        self._limits[collection] = Limits.of(self._connection.call(ask, missing=models.StrictModeConfigOutput()))
+        return self._limits[collection]
+
+    def _read(
+        self, collection: str, read: Callable[[QdrantClient, int | None, Consistency], _T], *, missing: Any
+    ) -> _T:
+        """Read what copies agree on."""
+
+        def ask(client: QdrantClient, patience: int | None) -> _T:
+            copies = self._copies(client, collection)
+            consistency = copies.consistency
+            if consistency == _MAJORITY and time.monotonic() < self._without_majority:
+                consistency = models.ReadConsistencyType.QUORUM
+            try:
+                return read(client, patience, consistency)
+            except FAILURES:
+                if consistency == _MAJORITY:
+                    self._without_majority = time.monotonic() + _AWAY
+                elif copies.paired and consistency != 1:
+                    self._notice(client, collection, patience)
+                raise
+
+        return self._connection.call(ask, missing=missing)
+
+    def _copies(self, client: QdrantClient, collection: str) -> Replicas:
+        """Where the copies of a collection are, as far as the node says."""
+        until, copies = self._replicas.get(collection, (0.0, UNKNOWN))
+        if time.monotonic() >= until:
+            copies = _replicas(client, collection)
+            self._believe(collection, copies)
+        return copies
+
+    def _believe(self, collection: str, copies: Replicas) -> None:
+        seconds = _CONSENSUS if copies.copied else 60 * _CONSENSUS
+        self._replicas[collection] = time.monotonic() + seconds, copies
+
+    def _notice(self, client: QdrantClient, collection: str, patience: int | None) -> None:
+        """Let the cluster find out which of two copies is away: the consensus knows it when a write has failed there.
+
+        This one writes nothing. Whoever may not write goes on with one copy.
+        """
+        nothing = models.PointIdsList(points=[str(uuid.uuid4())])
+        try:
+            client.delete(collection, nothing, wait=True, timeout=patience)
+        except FAILURES as exc:
+            if is_refusal(exc):
+                self._believe(collection, Replicas([{0: True, 1: False}]))
+                return
+        self._replicas.pop(collection, None)
+
+
+def _replicas(client: QdrantClient, collection: str) -> Replicas:
+    try:
+        return Replicas.of(client.collection_cluster_info(collection))
+    except UnexpectedResponse as exc:
+        if exc.status_code in {401, 403, 404}:  # a key that may not ask, or no such collection yet
+            return UNKNOWN
+        raise
+
+
+def _chunks(rows: Any, size: int) -> Iterator[Any]:
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
+
+
+def _upsert(puts: Sequence[Put], condition: models.Filter | None, mode: models.UpdateMode) -> models.UpsertOperation:
+    points = [models.PointStruct(id=put.id, vector=[1.0], payload=dict(put.payload)) for put in puts]
+    return models.UpsertOperation(upsert=models.PointsList(points=points, update_filter=condition, update_mode=mode))
+
+
+def _filter(where: Where, limits: Limits, without: Sequence[str] = ()) -> models.Filter:
+    must = _conditions(where.match, limits)
+    if where.since is not None:
+        must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since)))
+    must_not = _conditions(where.exclude, limits)
+    must_not += [models.HasIdCondition(has_id=list(ids)) for ids in _chunks(without, limits.values)]
+    chosen = models.Filter(must=must, must_not=must_not)
+    if where.or_match is None:
+        return chosen
+    return models.Filter(should=[chosen, models.Filter(must=_conditions(where.or_match, limits))])
+
+
+def _conditions(match: Mapping[str, str | int | Sequence[str]], limits: Limits) -> list[Any]:
+    return [_condition(name, value, limits) for name, value in match.items()]
+
+
+def _condition(name: str, value: str | int | Sequence[str], limits: Limits) -> Any:
+    if isinstance(value, str | int):
+        return models.FieldCondition(key=name, match=models.MatchValue(value=value))
+    if len(value) <= limits.values:
+        return models.FieldCondition(key=name, match=models.MatchAny(any=list(value)))
+    return models.Filter(should=[_condition(name, some, limits) for some in _chunks(value, limits.values)])

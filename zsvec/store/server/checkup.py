@@ -1,0 +1,185 @@
+"""What can be found out of a deployment: its nodes, what a key may do, its limits, and whether its copies agree."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+from qdrant_client import QdrantClient, models
+
+from zsvec.store.server.connection import FAILURES, Connection, Node, is_refusal
+from zsvec.store.server.limits import Limits
+from zsvec.store.server.replicas import Consistency, Replicas
+from zsvec.types import Finding
+
+_ROUND_TRIPS = 5
+_PATIENCE = 5.0  # seconds
+_REFUSED = "give a key with more rights, by ZSVEC_API_KEY"
+
+_Records: TypeAlias = dict[str, Mapping[str, Any]]  # of a catalog, by id
+
+
+def check_up(connection: Connection, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+    """As `zsvec.store.base.Backend.check_up`."""
+    clients = []
+    for node in connection.nodes:
+        found = _node(connection, node)
+        clients += [node.client] if found.ok else []
+        yield found
+    if not connection.call(lambda client, _: client.collection_exists(catalog)):
+        return
+    yield _rights(connection, catalog)
+    yield _limits(connection, [catalog, *references])
+    yield _copies(connection, [catalog, *references])
+    yield _agreement(connection, clients, catalog, repair=repair)
+
+
+def _node(connection: Connection, node: Node) -> Finding:
+    """Whether a node answers, and how fast."""
+    what = f"node {node.url}"
+    try:
+        version = node.client.info().version
+        rest = _milliseconds(node.client.http.service_api.root)
+        by_grpc = _milliseconds(node.client.info)
+    except FAILURES as exc:
+        return Finding(what, False, str(connection.error(exc, _PATIENCE)), "start it, or leave its URL out")
+    if node.speaks_grpc:
+        return Finding(what, True, f"Qdrant {version}; REST {rest:.1f} ms, gRPC {by_grpc:.1f} ms")
+    advice = "publish the port of gRPC next to that of REST: reading vectors takes less than half of the time then"
+    return Finding(what, True, f"Qdrant {version}; REST {rest:.1f} ms, no gRPC on the next port", advice)
+
+
+def _milliseconds(request: Callable[[], object]) -> float:
+    """Median of a few round trips."""
+    spent = []
+    for _ in range(_ROUND_TRIPS):
+        start = time.perf_counter()
+        request()
+        spent.append(time.perf_counter() - start)
+    return 1000 * statistics.median(spent)
+
+
+def _rights(connection: Connection, catalog: str) -> Finding:
+    """What the key may do, by requests that change nothing."""
+    nothing = models.PointIdsList(points=[str(uuid.uuid4())])
+    vectors = models.VectorParams(size=1, distance=models.Distance.COSINE)
+    may = {
+        "read": _may(connection, lambda client: client.scroll(catalog, limit=1, with_payload=False)),
+        "write": _may(connection, lambda client: client.delete(catalog, nothing)),
+        # The collection is there, so the answer is an error, but not of the rights.
+        "make collections": _may(connection, lambda client: client.create_collection(catalog, vectors)),
+    }
+    said = ", ".join(right if allowed else f"not {right}" for right, allowed in may.items())
+    if not may["read"]:
+        return Finding("rights", False, said, _REFUSED)
+    if not may["write"]:
+        return Finding("rights", True, said, f"this key classifies; to add and remove, {_REFUSED}")
+    return Finding("rights", True, said)
+
+
+def _may(connection: Connection, request: Callable[[QdrantClient], object]) -> bool:
+    try:
+        request(connection.call(lambda client, _: client))
+    except FAILURES as exc:
+        return not is_refusal(exc)
+    return True
+
+
+def _limits(connection: Connection, collections: Sequence[str]) -> Finding:
+    """What the strict mode of the collections leaves of a request."""
+    limits = [
+        Limits.of(connection.call(lambda client, _: client.get_collection(name)).config.strict_mode_config)  # noqa: B023
+        for name in collections
+    ]
+    if all(found == Limits() for found in limits):
+        return Finding("limits", True, "none that matters")
+    least = {name: min(getattr(found, name) for found in limits) for name in ("page", "points", "queries", "values")}
+    sizes = ", ".join(f"{name} {size}" for name, size in least.items())
+    exact = all(found.exact for found in limits[1:])
+    advice = "" if exact else "allow it (search_allow_exact), or compare in this process with index=memory"
+    return Finding("limits", True, f"strict mode: {sizes}{'' if exact else ', no exact search'}", advice)
+
+
+def _copies(connection: Connection, collections: Sequence[str]) -> Finding:
+    """Where the collections are, and whether all copies are active."""
+    cluster = connection.call(lambda client, _: client.cluster_status())
+    if cluster.status != "enabled":
+        return Finding("copies", True, "a server alone, one copy", "a cluster with two or three copies survives a node")
+    copies = {
+        name: Replicas.of(connection.call(lambda client, _: client.collection_cluster_info(name)))  # noqa: B023
+        for name in collections
+    }
+    away = sorted({peer for found in copies.values() for shard in found.shards for peer, ok in shard.items() if not ok})
+    fewest = min(len(shard) for found in copies.values() for shard in found.shards)
+    said = f"{len(cluster.peers)} nodes, {fewest} copies of each shard"
+    if away:
+        return Finding("copies", False, f"{said}; not active on peer {', '.join(map(str, away))}", "start that node")
+    advice = "" if fewest > 1 else "one node less stops the store: give its collections replication_factor 2 or 3"
+    return Finding("copies", fewest > 1, said, advice)
+
+
+# Copies of the catalog
+
+
+def _agreement(connection: Connection, clients: Sequence[QdrantClient], catalog: str, *, repair: bool) -> Finding:
+    """Whether the copies of the catalog hold the same records; a conditional write may have reached one alone."""
+    info = connection.call(lambda client, _: client.collection_cluster_info(catalog))
+    if not Replicas.of(info).copied:
+        return Finding("catalog", True, "one copy, which agrees with itself")
+    differing = _differing(clients, catalog)
+    if differing:
+        time.sleep(1.0)  # what is just being written differs for a moment
+        again = _differing(clients, catalog)
+        differing = {place: record for place, record in differing.items() if again.get(place) == record}
+    if not differing:
+        return Finding("catalog", True, "its copies agree")
+    names = ", ".join(sorted(str(record.get("category", record["kind"])) for record in differing.values()))
+    if not repair:
+        return Finding("catalog", False, f"its copies differ in {names}", "run `zsvec doctor --repair`")
+    for place, record in differing.items():
+        connection.call(partial(_heal, catalog, place, record))
+    left = _differing(clients, catalog)
+    return Finding("catalog", not left, f"its copies differed in {names}" + ("" if left else ", and agree again"))
+
+
+def _differing(clients: Sequence[QdrantClient], catalog: str) -> _Records:
+    """The newest of each record on which not all copies agree, as far as the nodes that can be asked have it."""
+    agreed = _records(clients[0], catalog, models.ReadConsistencyType.ALL)
+    found = [_records(clients[0], catalog, models.ReadConsistencyType.QUORUM)]
+    found += [_records(client, catalog, 1) for client in clients]  # its own copy, where it has one
+    newest: _Records = {}
+    for records in found:
+        for place, record in records.items():
+            if "version" in record and record["version"] > newest.get(place, {"version": 0})["version"]:
+                newest[place] = record
+    return {place: record for place, record in newest.items() if agreed.get(place) != record}
+
+
+def _records(client: QdrantClient, catalog: str, consistency: Consistency) -> _Records:
+    found: _Records = {}
+    offset: Any = None
+    while True:
+        page, following = client.scroll(catalog, limit=1000, offset=offset, consistency=consistency)
+        fresh = [record for record in page if str(record.id) not in found]
+        found |= {str(record.id): record.payload or {} for record in fresh}
+        if not fresh:
+            return found
+        offset = following or fresh[-1].id
+
+
+def _heal(catalog: str, place: str, record: Mapping[str, Any], client: QdrantClient, patience: int | None) -> None:
+    """Write a record above all versions that were seen, wherever there is none above them."""
+    point = models.PointStruct(id=place, vector=[1.0], payload={**record, "version": record["version"] + 1})
+    seen = models.FieldCondition(key="version", range=models.Range(lte=record["version"]))
+    client.upsert(
+        catalog,
+        [point],
+        update_filter=models.Filter(must=[seen]),
+        wait=True,
+        ordering=models.WriteOrdering.MEDIUM,
+        timeout=patience,
+    )

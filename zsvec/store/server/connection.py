@@ -1,0 +1,397 @@
+"""How a server is reached: its first contact, its certificate, the next node where one does not answer, and failures.
+
+Every request may be repeated without harm. It is tried again while the server is away, busy or slow (`_is_transient`),
+until its deadline. Clients do not survive a fork, so each process opens its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+import grpc
+import httpx
+from pydantic import HttpUrl, TypeAdapter, ValidationError
+from qdrant_client import QdrantClient
+from qdrant_client import grpc as protocol
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
+
+from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
+
+OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
+
+_PATIENCE = 2  # seconds, at first, from which another node is asked where there are several
+_SILENCE = (0.5, 2.0)  # seconds that the port beside has for its answer, at least and at most …
+_ROUND_TRIPS = 50  # … and in round trips of the REST port
+_GRPC_OPTIONS = {"grpc.compression_enabled_algorithms_bitset": 1}  # identity: compressed floats are no smaller
+
+_URL = TypeAdapter(HttpUrl)
+_REFUSED = {401, 403, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+_MISSING = {404, grpc.StatusCode.NOT_FOUND}
+_TRANSIENT = {
+    *(408, 429, 500, 502, 503, 504),
+    *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),  # of a node that has not noticed yet that another is away
+    grpc.StatusCode.CANCELLED,  # by the server, after the time that the request gave it
+}
+_NONSENSE = (
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    AssertionError,
+)  # raised by the client for an answer of no Qdrant
+
+FAILURES = (ApiException, QdrantException, grpc.RpcError, RuntimeError, *_NONSENSE)
+"""What the client raises."""
+
+_T = TypeVar("_T")
+_Request = Callable[[QdrantClient, int | None], _T]
+
+
+class Node:
+    """One server of a deployment.
+
+    Args:
+        url: Of its REST interface.
+        contact: Gives its client, and whether that speaks gRPC. It may raise the client's errors.
+
+    Attributes:
+        url: Of its REST interface.
+        speaks_grpc: Whether it does, as far as is known.
+    """
+
+    def __init__(self, url: str, contact: Callable[[], tuple[QdrantClient, bool]]) -> None:
+        self.url = url
+        self.speaks_grpc = False
+        self._contact = contact
+        self._client: QdrantClient | None = None
+
+    @property
+    def client(self) -> QdrantClient:
+        """Its client, made at the first contact."""
+        if self._client is None:
+            self._client, self.speaks_grpc = self._contact()
+        return self._client
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._client is not None:
+            self._client.close()
+
+
+class Connection:
+    """The nodes of one deployment, of which one is asked, and the next where it does not answer.
+
+    Args:
+        location: Name of the deployment in messages.
+        timeout: Deadline of one request, in seconds.
+        nodes: At least one.
+
+    Attributes:
+        location: Name of the deployment in messages.
+        nodes: Its nodes.
+    """
+
+    def __init__(self, location: str, timeout: float, nodes: Sequence[Node]) -> None:
+        self.location = location
+        self.nodes = nodes
+        self._timeout = timeout
+        self._asked = 0  # the node
+        self._patience = ContextVar("patience", default=math.inf)  # seconds for each request
+        self._pid = os.getpid()
+        self._closed = False
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """As `zsvec.store.base.Backend.within`."""
+        before = self._patience.set(seconds)
+        try:
+            yield
+        finally:
+            self._patience.reset(before)
+
+    def check(self) -> None:
+        """As `zsvec.store.base.Backend.check`."""
+        if os.getpid() != self._pid:
+            raise StoreError(
+                f"the connection to {self.location} was opened before this process was forked: "
+                "open the store in the process that uses it"
+            )
+        if self._closed:
+            raise StoreError(f"the store {self.location} is closed: open it again")
+
+    def call(self, request: _Request[_T], *, missing: Any = None) -> _T:
+        """Ask, again after a passing failure while there is time, with failures as errors of ours.
+
+        Args:
+            request: Takes the client of a node, and after how many seconds it is to give up there (``None``: as the
+                client is made).
+            missing: The answer where the collection does not exist; by default that is an error.
+
+        Raises:
+            StoreUnavailableError: There was no answer in time, or the server refuses.
+            StoreError: It failed.
+        """
+        self.check()
+        deadline = min(self._timeout, self._patience.get())
+        retrying = Retrying(
+            retry=retry_if_exception(_is_transient),
+            stop=stop_before_delay(deadline),
+            wait=self._wait,
+            reraise=True,
+        )
+        try:
+            for attempt in retrying:
+                with attempt:
+                    answer: _T = self._ask(request, attempt.retry_state.attempt_number)
+                    return answer
+        except FAILURES as exc:
+            if missing is not None and code_of(exc) in _MISSING:
+                return cast("_T", missing)
+            raise self.error(exc, deadline) from exc
+        raise AssertionError("tenacity ends with an answer or an error")
+
+    def close(self) -> None:
+        """Let go of the connections; not of those of the process that this one was forked from."""
+        if os.getpid() == self._pid:
+            self._closed = True
+            for node in self.nodes:
+                node.close()
+
+    def _ask(self, request: _Request[_T], attempt: int) -> _T:
+        node = self._asked
+        # A node that is slow and not away is waited for longer when all others have been asked.
+        turn = _PATIENCE * 2 ** ((attempt - 1) // len(self.nodes)) if len(self.nodes) > 1 else math.inf
+        seconds = min(turn, self._patience.get())
+        try:
+            return request(self.nodes[node].client, None if seconds == math.inf else math.ceil(seconds))
+        except (ApiException, QdrantException, grpc.RpcError) as exc:
+            if _is_transient(exc) and not _is_busy(exc):
+                self._asked = (node + 1) % len(self.nodes)
+            raise
+
+    def _wait(self, state: RetryCallState) -> float:
+        """As long as a busy server asks for, none for a node not asked yet, else a growing random time; seconds."""
+        exc = state.outcome.exception() if state.outcome else None
+        if isinstance(exc, ResourceExhaustedResponse):
+            return float(exc.retry_after_s)
+        if state.attempt_number < len(self.nodes):
+            return 0.0
+        return wait_random_exponential(multiplier=0.1, max=5.0)(state)
+
+    def error(self, exc: BaseException, deadline: float) -> StoreError:
+        """The error of ours for a failure of the client.
+
+        Args:
+            exc: One of `FAILURES`.
+            deadline: How long was tried, in seconds.
+        """
+        reason = _reason(exc)
+        if _is_nonsense(exc):
+            return StoreUnavailableError(
+                f"the server at {self.location} gives an answer that cannot be read ({reason}): is it a Qdrant?"
+            )
+        if is_refusal(exc):
+            return StoreUnavailableError(
+                f"the server at {self.location} refuses this ({reason}): give a key that may do it, by ZSVEC_API_KEY"
+            )
+        if problem := _tls_problem(exc):
+            return StoreUnavailableError(f"the server at {self.location} cannot be talked to in private: {problem}")
+        if _is_transient(exc):
+            return StoreUnavailableError(
+                f"the server at {self.location} did not answer within {deadline:g} s ({reason}): check that it runs "
+                "and that the URL is right, or allow more time with ZSVEC_TIMEOUT"
+            )
+        return StoreError(f"the server at {self.location} failed: {reason}")
+
+
+def connect(
+    urls: Sequence[str],
+    *,
+    api_key: str | None,
+    ca_certificate: Path | None,
+    timeout: float,
+    first_contact: float,
+) -> Connection:
+    """As `zsvec.store.server.connect`."""
+    for url in urls:
+        _address(url)
+    alone = len(urls) == 1
+    options: dict[str, Any] = {"check_compatibility": False, "grpc_options": _GRPC_OPTIONS}
+    authorities = ca_certificate or os.environ.get("SSL_CERT_FILE")
+    if authorities and any(url.startswith("https:") for url in urls):
+        options |= _authorities(Path(authorities))
+
+    def contact(url: str) -> tuple[QdrantClient, bool]:
+        port = _grpc_port(url, {**options, "timeout": first_contact if alone else _PATIENCE})
+        client = QdrantClient(
+            url=url,
+            api_key=api_key,
+            timeout=max(1, round(timeout if alone else _PATIENCE)),
+            grpc_port=port or 0,
+            prefer_grpc=port is not None,
+            **{**options, "grpc_options": dict(options["grpc_options"])},  # the client adds to what it is given
+        )
+        return client, port is not None
+
+    connection = Connection(", ".join(urls), timeout, [Node(url, partial(contact, url)) for url in urls])
+    with connection.within(first_contact):
+        connection.call(lambda client, _: client)
+    return connection
+
+
+def _grpc_port(url: str, options: Mapping[str, Any]) -> int | None:
+    """Where a server speaks gRPC, if beside its REST port it does; the key is not needed, and not shown to it.
+
+    Raises:
+        StoreUnavailableError: It is too old, or no Qdrant.
+    """
+    with closing(QdrantClient(url=url, **{**options, "grpc_options": None})) as rest:
+        start = time.monotonic()
+        try:
+            found = rest.info()
+        except ResponseHandlingException as exc:
+            if isinstance(exc.source, httpx.TransportError) and url.startswith("http:") and _speaks_tls(url):
+                raise ResponseHandlingException(ssl.SSLError("it speaks TLS: give it as https://")) from exc
+            raise
+        patience = min(max(_SILENCE[0], _ROUND_TRIPS * (time.monotonic() - start)), _SILENCE[1])
+    _check_version(url, found.version)
+    # The next port, never the usual one, which may belong to another server of this host.
+    host, port = _address(url)
+    beside = _version_beside(f"{host}:{port + 1}", options, url, patience)
+    return port + 1 if beside == (found.version, found.commit or "") else None
+
+
+def _version_beside(address: str, options: Mapping[str, Any], url: str, patience: float) -> tuple[str, str] | None:
+    """Version and commit of the Qdrant at a gRPC port, which is not given the key before it is known who it is."""
+    if url.startswith("https:"):
+        trusted = grpc.ssl_channel_credentials(options["grpc_options"].get("root_certificates"))
+        channel = grpc.secure_channel(address, trusted)
+    else:
+        channel = grpc.insecure_channel(address)
+    try:
+        stub = protocol.QdrantStub(channel)  # type: ignore[no-untyped-call]
+        said = stub.HealthCheck(protocol.HealthCheckRequest(), timeout=patience)
+    except grpc.RpcError:  # nobody, or somebody else
+        return None
+    finally:
+        channel.close()
+    return said.version, said.commit
+
+
+def _check_version(url: str, version: str) -> None:
+    number = re.match(r"(\d+)\.(\d+)", version)
+    if not number:
+        raise StoreUnavailableError(f"the server at {url} says that its version is {version!r}: is it a Qdrant?")
+    if tuple(map(int, number.groups())) < OLDEST:
+        raise StoreUnavailableError(
+            f"the server at {url} is Qdrant {version}, and zsvec needs {OLDEST[0]}.{OLDEST[1]} or later: upgrade it"
+        )
+
+
+def _address(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 6333
+        _URL.validate_python(url)
+    except ValueError as exc:
+        reason = exc.errors()[0]["msg"] if isinstance(exc, ValidationError) else exc
+        raise InvalidInputError(f"the store {url!r} is no URL: {reason}") from exc
+    if not host:
+        raise InvalidInputError(f"the store {url!r} names no host: give one, such as http://localhost:6333")
+    return host, port
+
+
+# Certificates
+
+
+def _authorities(file: Path) -> dict[str, Any]:
+    """What makes REST and gRPC trust the authorities of a file."""
+    try:
+        return {
+            "verify": ssl.create_default_context(cafile=file),
+            "grpc_options": {**_GRPC_OPTIONS, "root_certificates": file.read_bytes()},
+        }
+    except (OSError, ssl.SSLError) as exc:
+        raise InvalidInputError(f"the file of certificates {str(file)!r} cannot be read: {exc}") from exc
+
+
+def _speaks_tls(url: str) -> bool:
+    """Whether who answers at the port of a URL shakes hands as a server of TLS does, whoever it is."""
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection(_address(url), _SILENCE[1]) as plain, anybody.wrap_socket(plain):
+            return True
+    except OSError:  # an ssl.SSLError too
+        return False
+
+
+def _causes(exc: BaseException | None) -> Iterator[BaseException]:
+    while exc is not None:
+        yield exc
+        exc = exc.source if isinstance(exc, ResponseHandlingException) else exc.__cause__ or exc.__context__
+
+
+def _tls_problem(exc: BaseException) -> str | None:
+    """What is wrong with the private connection, and what to do; ``None`` if that is not what failed."""
+    for cause in _causes(exc):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate is not trusted ({cause.verify_message}): give the file of your authority's "
+                "certificates as ca_certificate, and call the server by the name that its certificate has"
+            )
+        if isinstance(cause, ssl.SSLError):
+            return str(cause)
+    return None
+
+
+# Failures
+
+
+def code_of(exc: BaseException) -> int | grpc.StatusCode | None:
+    """The status of REST or gRPC that a failure came with."""
+    if isinstance(exc, UnexpectedResponse):
+        return exc.status_code
+    return exc.code() if isinstance(exc, grpc.RpcError) and isinstance(exc, grpc.Call) else None
+
+
+def is_refusal(exc: BaseException) -> bool:
+    """Whether the key may not do what was asked."""
+    return code_of(exc) in _REFUSED
+
+
+def _is_nonsense(exc: BaseException) -> bool:
+    return isinstance(exc.source if isinstance(exc, ResponseHandlingException) else exc, (*_NONSENSE, ValidationError))
+
+
+def _is_busy(exc: BaseException) -> bool:
+    return isinstance(exc, ResourceExhaustedResponse) or code_of(exc) in {429, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def _is_transient(exc: BaseException) -> bool:
+    if isinstance(exc, ResponseHandlingException):
+        return not _is_nonsense(exc) and _tls_problem(exc) is None
+    return _is_busy(exc) or code_of(exc) in _TRANSIENT
+
+
+def _reason(exc: BaseException) -> str:
+    if isinstance(exc, UnexpectedResponse):
+        return f"HTTP {exc.status_code}: {exc.content.decode(errors='replace')[:300]}"
+    if isinstance(exc, ResponseHandlingException):
+        return str(exc.source) or type(exc.source).__name__
+    details = exc.details() if isinstance(exc, grpc.Call) else None
+    return details or str(exc) or type(exc).__name__

@@ -29,7 +29,14 @@ from zsvec.profiles import Profile
 
 FOLDER = Path(__file__).parents[1] / "zsvec" / "docs"
 _CHOICES: Mapping[str, Iterable[str]] = {"aggregation": AGGREGATIONS, "fusion": STRATEGIES}
-_NAMES = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", SecretStr: "text, kept secret"}
+_NAMES = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "`true` or `false`",
+    SecretStr: "text, kept secret",
+    Path: "path",
+}
 _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
 
 

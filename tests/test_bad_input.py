@@ -622,6 +622,7 @@ OPENINGS = [
     opening("store with a name too long", "xxx", store="x" * 300),
     opening("store URL with a space in its host", "http://a b", store="http://a b"),
     opening("store of an unknown user", NOBODY, store=NOBODY),
+    opening("no scheme", "'host:6333' looks like a server: write http://host:6333", store="host:6333"),
     opening("ftp", "'ftp://host' is neither a folder nor an http:// or https:// URL", store="ftp://host"),
     opening("URL without a host", "'http://'", store="http://"),
     opening("URL with a wrong port", "'http://host:port'", store="http://host:port"),

@@ -96,3 +96,12 @@ def test_defaults_are_of_the_tables() -> None:
 def test_a_threshold_of_novelty_is_one_of_novelty(value: float) -> None:
     with pytest.raises(InvalidInputError, match="unknown_above"):
         load_settings(unknown_above=value)
+
+
+def test_a_folder_that_is_called_like_a_server_is_opened_if_it_is_there() -> None:
+    with pytest.raises(InvalidInputError, match=r"write http://localhost:6333"):
+        load_settings(store="localhost:6333").open_store()
+    Path("localhost:6333").mkdir()
+    for store in ("localhost:6333", "./localhost:6334"):
+        with load_settings(store=store).open_store() as opened:
+            assert store.removeprefix("./") in opened.location

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support import isolated
-from zsvec.config import load_settings
+from zsvec.config import OTHER_VARIABLES, Settings, load_settings
 from zsvec.errors import InvalidInputError
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
@@ -105,3 +106,45 @@ def test_a_folder_that_is_called_like_a_server_is_opened_if_it_is_there() -> Non
     for store in ("localhost:6333", "./localhost:6334"):
         with load_settings(store=store).open_store() as opened:
             assert store.removeprefix("./") in opened.location
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_DEVCE", "cuda")
+    with pytest.warns(UserWarning, match=r"ZSVEC_DEVCE is no setting.*did you mean ZSVEC_DEVICE\?"):
+        assert load_settings().device == "auto"
+
+
+def test_a_variable_that_resembles_no_setting_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_QQQQ", "1")
+    with pytest.warns(UserWarning, match=r"ZSVEC_QQQQ is no setting and has no effect$"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        *((variable, "1") for variable in OTHER_VARIABLES),
+        ("ZSVEC_GENERATION__CONCURRENCY", "3"),
+        ("ZSVEC_WEIGHTS__clip", "1"),
+        ("zsvec_device", "cpu"),
+        ("ZSVECTOR_HOME", "1"),
+    ],
+)
+def test_a_variable_that_something_reads_is_no_cause_of_a_warning(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    load_settings()
+
+
+def test_every_variable_of_the_code_is_a_setting_or_in_the_table() -> None:
+    root = Path(__file__).parents[1]
+    text = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("zsvec", "scripts", "docker")
+        for path in (root / folder).rglob("*")
+        if path.suffix in (".py", ".yml", ".md")
+    )
+    named = set(re.findall(r"\bZSVEC_[A-Z][A-Z_]*[A-Z]\b", text))
+    settings = {f"ZSVEC_{name.upper()}" for name in Settings.model_fields}
+    assert {name for name in named if name.partition("__")[0] not in settings} <= OTHER_VARIABLES.keys()

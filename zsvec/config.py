@@ -7,7 +7,8 @@ Order of precedence: arguments, then the environment (``ZSVEC_STORE``, ``ZSVEC_P
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -43,6 +44,15 @@ from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 IndexKind = Literal["auto", "memory", "qdrant"]
 IndexDtype = Literal["float32", "float16"]
 
+# Variables with the prefix of the settings that are none, and who reads them.
+OTHER_VARIABLES = {
+    "ZSVEC_ALLOW_REQUESTS": "zsvec.generation.access",
+    "ZSVEC_DATA": "tests that need the research data",
+    "ZSVEC_QDRANT_GRPC_PORT": "docker/docker-compose.yml",
+    "ZSVEC_QDRANT_PORT": "docker/docker-compose.yml",
+    "ZSVEC_TEST_QDRANT_URL": "tests that need a server",
+}
+
 # Names of earlier versions: they work, with a warning, until the next.
 _RENAMED = {
     "search": "index",
@@ -63,6 +73,12 @@ def _one_of(table: Collection[str]) -> Callable[[str], str]:
         return name
 
     return check
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question to append to an error; empty if no name is near."""
+    near = get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _by_present_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -87,9 +103,19 @@ class _Arguments(InitSettingsSource):
 
 class _Environment(EnvSettingsSource):
     def __call__(self) -> dict[str, Any]:
+        self._warn_of_unknown()
         variables = {former: self.env_vars.get(f"{self.env_prefix}{former}".lower()) for former in _RENAMED}
         given = {former: value for former, value in variables.items() if value is not None}
         return _by_present_names({**super().__call__(), **given})
+
+    def _warn_of_unknown(self) -> None:
+        """Name the variables with our prefix that nothing reads. No error: other programs may read them."""
+        settings = [f"{self.env_prefix}{name.upper()}" for name in (*self.settings_cls.model_fields, *_RENAMED)]
+        for variable in sorted(map(str.upper, self.env_vars)):
+            ours = variable.startswith(self.env_prefix) and variable not in OTHER_VARIABLES
+            if ours and variable.partition(self.env_nested_delimiter or "__")[0] not in settings:
+                message = f"the variable {variable} is no setting and has no effect{_did_you_mean(variable, settings)}"
+                warnings.warn(message, UserWarning, stacklevel=1)
 
 
 class _File(TomlConfigSettingsSource):

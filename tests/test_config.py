@@ -110,7 +110,7 @@ def test_a_folder_that_is_called_like_a_server_is_opened_if_it_is_there() -> Non
 
 def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZSVEC_DEVCE", "cuda")
-    with pytest.warns(UserWarning, match=r"ZSVEC_DEVCE is no setting.*did you mean ZSVEC_DEVICE\?"):
+    with pytest.warns(UserWarning, match=r"ZSVEC_DEVCE is no setting.*did you mean 'ZSVEC_DEVICE'\?"):
         assert load_settings().device == "auto"
 
 
@@ -148,3 +148,29 @@ def test_every_variable_of_the_code_is_a_setting_or_in_the_table() -> None:
     named = set(re.findall(r"\bZSVEC_[A-Z][A-Z_]*[A-Z]\b", text))
     settings = {f"ZSVEC_{name.upper()}" for name in Settings.model_fields}
     assert {name for name in named if name.partition("__")[0] not in settings} <= OTHER_VARIABLES.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"profle": "offline"}, "there is no setting 'profle'; did you mean 'profile'?"),
+        (
+            {"generation": {"concurency": 7}},
+            "there is no setting 'generation.concurency'; did you mean 'generation.concurrency'?",
+        ),
+        ({"apikey": "secret"}, "there is no setting 'apikey'; did you mean 'api_key'?"),
+        ({"fusion": "sum"}, "fusion: must be one of"),
+    ],
+)
+def test_an_error_names_the_setting_and_the_nearest(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        load_settings(**given)
+    assert says in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("variable", ["ZSVEC_TEMPERATURES", "ZSVEC_GENERATION__PRICES"])
+def test_a_variable_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "high")
+    with pytest.raises(InvalidInputError, match=f"{variable} in the environment .* JSON"):
+        load_settings()

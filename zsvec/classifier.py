@@ -7,8 +7,6 @@ from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterat
 from contextlib import closing, nullcontext
 from dataclasses import replace as with_changes
 from functools import cached_property
-from numbers import Real
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from numpy.typing import ArrayLike
@@ -16,7 +14,7 @@ from numpy.typing import ArrayLike
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
 from zsvec.config import Settings
-from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors, checked_queries
+from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors, checked_count, checked_queries, checked_wait
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.inputs.categories import CategoryInput, checked_images, checked_name
@@ -63,7 +61,7 @@ class Classifier:
         self.settings = settings
         self._prompts = prompts
         self._encoder_names = sorted({encoder_and_modality(expert)[0] for expert in temperatures})
-        self._embedder = Embedder(load_encoders, max_pixels=settings.max_pixels)
+        self._embedder = Embedder(load_encoders, max_pixels=settings.max_pixels, check=store.check_open)
         self._fingerprints: Mapping[str, Fingerprint] | None = None
         self._totals = Totals()
         self._searcher = Searcher(
@@ -94,9 +92,7 @@ class Classifier:
     def __enter__(self) -> Classifier:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -224,7 +220,7 @@ class Classifier:
         """
         if isinstance(images, list | tuple):
             with self.classify_stream(images, top_k=top_k, errors=errors) as stream:
-                return list(stream)
+                return list(stream) if images else []
         _check_answers(top_k, errors)
         self._encoders_to_read()
         image, vectors = self._embedder.embed(cast("ImageInput", images))
@@ -307,7 +303,7 @@ class Classifier:
         Raises:
             ZSVecError: As `load`.
         """
-        size = _checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
+        size = checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
         return self._embedder.stream(checked_images(images), size)
 
     def classify_vectors(self, vectors: Mapping[str, ArrayLike], *, top_k: int = 5) -> list[Prediction]:
@@ -321,7 +317,7 @@ class Classifier:
             InvalidInputError: They are of other encoders, of other shapes, zero or not finite.
             StoreError: The store has no category.
         """
-        _checked_count("top_k", top_k)
+        checked_count("top_k", top_k)
         fingerprints = self.store.encoders()
         if not fingerprints:
             raise self._empty()
@@ -376,13 +372,10 @@ class Classifier:
         top_k: int,
         errors: Errors,
     ) -> Generator[Prediction, None, None]:
-        size = _checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
+        size = checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
         _check_answers(top_k, errors)
-        if max_wait_ms is not None and not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms < float("inf")):
-            raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {max_wait_ms!r} instead")
+        max_wait = checked_wait(max_wait_ms)
         checked = checked_images(images)
-
-        max_wait = None if max_wait_ms is None else float(max_wait_ms) / 1000
 
         def predictions() -> Generator[Prediction, None, None]:
             self._encoders_to_read()
@@ -450,13 +443,7 @@ class Classifier:
         return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")
 
 
-def _checked_count(name: str, value: object) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
-    return value
-
-
 def _check_answers(top_k: object, errors: object) -> None:
-    _checked_count("top_k", top_k)
+    checked_count("top_k", top_k)
     if errors not in ("raise", "report"):
         raise InvalidInputError(f"errors must be 'raise' or 'report'. Got {errors!r} instead")

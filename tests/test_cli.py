@@ -592,8 +592,8 @@ def test_no_image_can_be_read(stocked: Callable[..., Result]) -> None:
 
 def test_no_image_at_all(stocked: Callable[..., Result]) -> None:
     Path("empty").mkdir()
-    assert stocked("classify --json empty") == Result(0, "", "no images\n")
-    assert stocked("classify -") == Result(0, "", "no images\n")
+    assert stocked("classify --json empty") == Result(1, "", "nothing was classified: there are no images in empty\n")
+    assert stocked("classify - empty") == Result(1, "", "nothing was classified: there are no images in stdin, empty\n")
 
 
 def test_a_folder_that_cannot_be_listed_comes_after_what_was_read(
@@ -798,6 +798,12 @@ def test_a_store_that_cannot_be_calibrated(
         ("--namespace a/b list", "namespace"),
         ("--store '' list", "store: "),
         ("--store localhost:6333 list", "'localhost:6333' looks like a server: write http://localhost:6333"),
+        ("--store :memory: list", "':memory:' would be gone when this command ends: give a folder"),
+        ("--store :memory: add x", "':memory:' would be gone when this command ends: give a folder"),
+        ("classify x.png --store y", "--store stands before the command: zsvec --store … classify"),
+        ("import --profile offline x", "--profile stands before the command"),
+        ("list --namespace=y", "--namespace stands before the command"),
+        ("classify --nonsense x", "--nonsense"),
         ("--store ftp://x list", "'ftp://x' is neither a folder nor an http:// or https:// URL"),
         ("--store colours/red/0.png list", "'colours/red/0.png' is a file"),
         ("show nonsense", "there is no category 'nonsense'"),
@@ -1084,3 +1090,24 @@ def test_as_a_module() -> None:
         [sys.executable, "-m", "zsvec", "--version"], capture_output=True, text=True, timeout=DEADLINE, check=True
     )
     assert (done.stdout, done.stderr) == (f"zsvec {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["show", "remove"])
+def test_a_name_that_is_misspelt_is_told_the_nearest(filled: Callable[..., Result], command: str) -> None:
+    result = filled(f"{command} gren")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.endswith("did you mean 'green'?\n")
+    assert "did you mean" not in filled(f"{command} xyz").err
+
+
+def test_an_evaluation_says_that_the_store_is_empty(cli: Callable[..., Result], colours: Path) -> None:
+    result = cli("evaluate", colours)
+    assert (result.code, result.out) == (1, "")
+    assert "has no category yet" in result.err
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.jpg", "s3://bucket/a.jpg"])
+def test_urls_are_not_fetched_and_that_is_said(stocked: Callable[..., Result], url: str) -> None:
+    result = stocked("classify", url)
+    assert result.code == 1
+    assert "URLs are not fetched" in result.out

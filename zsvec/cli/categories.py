@@ -45,10 +45,18 @@ def import_(
     and left out.
     """
     from zsvec.cli import output
-    from zsvec.inputs.folders import read_categories, read_definitions
+    from zsvec.inputs.folders import category_folders, read_categories, read_definitions
 
     found = read_categories(folder, read_definitions(definitions) if definitions else None)
     images = sum(len(list(category.images)) for category in found)
+    folders = category_folders(folder)
+    bare = [category.name for category in found if not list(category.images)]
+    notes = {
+        "no images in the folders": [name for name in bare if name in folders],
+        "no folder for the definitions of": [name for name in bare if name not in folders],
+    }
+    if bare:
+        output.print_note("; ".join(f"{what} {', '.join(names)}" for what, names in notes.items() if names))
     unreadable = 0
 
     def report(source: str, error: ImageError) -> None:

@@ -27,6 +27,7 @@ from zsvec.store import writing
 from zsvec.testing import HashEncoder
 
 COLOURS = ("blue", "green", "red")
+CURRENT = "the calibration was already current: nothing has changed\n"
 DEADLINE = 60.0
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
@@ -718,7 +719,7 @@ def test_calibrate_says_from_where_an_image_is_unknown(filled: Callable[..., Res
 def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     (expected,) = filled("calibrate --json").objects
     result = filled("calibrate")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.err) == (0, CURRENT)
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
     assert lines[0] == ["expert", "temperature", "images", "accuracy"]
     assert lines[2:5] == [
@@ -745,7 +746,7 @@ def test_calibrate_with_one_reference_a_category(cli: Callable[..., Result], new
     assert (found["images"], found["threshold"], found["before"], found["after"]) == (2, {}, None, None)
     assert found["experts"]["dino:image"]["accuracy"] is None
     result = cli("calibrate")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.err) == (0, CURRENT)
     assert result.out.count("– (one reference a category)") == 2
     assert "cross-entropy" not in result.out
 
@@ -757,7 +758,10 @@ def test_calibrate_makes_a_stale_store_current(filled: Callable[..., Result], mo
     for command, key in (("info --json", "calibration"), ("classify --json colours/red/0.png", "calibration")):
         assert [o[key] for o in filled(command).objects] == ["stale"]
     assert dict(line.split()[:2] for line in filled("info").out.splitlines())["calibration"] == "stale"
-    assert filled("calibrate").code == 0
+    result = filled("calibrate")
+    assert (result.code, result.err) == (0, "")
+    assert filled("calibrate").err == CURRENT
+    assert filled("calibrate --false-unknown-rate 0.2").err == ""
     for command, key in (("info --json", "calibration"), ("classify --json colours/red/0.png", "calibration")):
         assert [o[key] for o in filled(command).objects] == ["current"]
 
@@ -1111,3 +1115,18 @@ def test_urls_are_not_fetched_and_that_is_said(stocked: Callable[..., Result], u
     result = stocked("classify", url)
     assert result.code == 1
     assert "URLs are not fetched" in result.out
+
+
+def test_import_names_folders_without_images_and_definitions_without_a_folder(
+    cli: Callable[..., Result], colours: Path
+) -> None:
+    for name in ("empty", "__MACOSX", ".git", "zsvec__catalog", "zsvec__clip"):
+        (colours / name).mkdir()
+    Path("texts.json").write_text('{"red": "red things", "rde": "red things"}')
+    result = cli("import", colours, "--definitions", "texts.json")
+    assert result.code == 0
+    assert "no images in the folders empty; no folder for the definitions of rde" in result.err.splitlines()
+    names = [found["category"] for found in cli("list --json").objects]
+    assert names == sorted([*COLOURS, "empty", "rde"])
+    (colours / "empty").rmdir()
+    assert "no images" not in cli("import", colours).err

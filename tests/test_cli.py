@@ -1130,3 +1130,14 @@ def test_import_names_folders_without_images_and_definitions_without_a_folder(
     assert names == sorted([*COLOURS, "empty", "rde"])
     (colours / "empty").rmdir()
     assert "no images" not in cli("import", colours).err
+
+
+def test_info_is_in_words_and_one_is_singular(cli: Callable[..., Result], new: Path) -> None:
+    (Path("one") / "red").mkdir(parents=True)
+    (new / "red.png").rename("one/red/red.png")
+    assert cli("import one").err.startswith("1 category, 1 image (0 unreadable)")
+    lines = [line.split() for line in cli("info").out.splitlines()]
+    assert ["unreadable", "none"] in lines
+    assert {("references", "clip:image:", "1"), ("clip:text:", "1")} <= set(map(tuple, lines))
+    assert not set("{}[]'") & set(cli("info").out)
+    assert cli("--namespace other info").out.count("none") == 4  # unreadable, references, encoders, calibration

@@ -67,7 +67,7 @@ def _print_report(report: CalibrationReport) -> None:
     if report.after is not None:
         output.out.print(fusion)
     output.out.print(
-        f"learned from {made.images} reference images; "
+        f"learned from {output.counted(made.images, 'reference image')}; "
         + (
             f"an image is unknown if it is farther from every category than {1 - made.false_unknown_rate:.1%} of these "
             "images"

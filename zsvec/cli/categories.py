@@ -74,7 +74,8 @@ def import_(
             inputs, replace=replace_, on_error=report, on_commit=print_category if json else None
         )
     seconds = time.monotonic() - start
-    output.print_note(f"{len(committed)} categories, {images} images ({unreadable} unreadable) in {seconds:.1f} s")
+    what = f"{output.counted(len(committed), 'category', 'categories')}, {output.counted(images, 'image')}"
+    output.print_note(f"{what} ({unreadable} unreadable) in {seconds:.1f} s")
     if images and unreadable == images:
         raise typer.Exit(1)
 

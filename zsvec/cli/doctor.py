@@ -140,7 +140,8 @@ def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
     yield Finding(
         "store",
         True,
-        f"{found['store']}: {found['categories']} categories, {references} references, "
+        f"{found['store']}: {output.counted(found['categories'], 'category', 'categories')}, "
+        f"{output.counted(references, 'reference')}, "
         f"calibration: {found['calibration']}",
         "run `zsvec calibrate`: categories have changed since the last time" if stale else "",
     )

@@ -84,7 +84,7 @@ def evaluate(
         output.print_json(result.to_dict())
         return
     output.out.print(_accuracy_table(result))
-    output.out.print(f"{result.n} images")
+    output.out.print(output.counted(result.n, "image"))
     if result.auroc is not None:
         output.out.print(
             f"unknown images: AUROC {result.auroc:.3f}; {result.detected:.1%} of them are called unknown, "

@@ -67,4 +67,4 @@ def gc(context: typer.Context) -> None:
 
     with context.obj.open_store() as store:
         deleted = store.gc()
-    output.print_note(f"{deleted} references deleted")
+    output.print_note(f"{output.counted(deleted, 'reference')} deleted")

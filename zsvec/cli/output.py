@@ -86,9 +86,8 @@ def stream_table(stats: StreamStats) -> Table:
         share = f"{spent / stats.seconds:.0%}" if stats.seconds else "–"
         waiting = stats.waiting.get(stage)
         table.add_row(stage, f"{spent:.1f} s", share, "" if waiting is None else str(waiting))
-    table.caption = (
-        f"{stats.images} images in {stats.seconds:.1f} s, {stats.rate:.1f} a second, {stats.failed} unreadable"
-    )
+    images = counted(stats.images, "image")
+    table.caption = f"{images} in {stats.seconds:.1f} s, {stats.rate:.1f} a second, {stats.failed} unreadable"
     return table
 
 
@@ -128,8 +127,22 @@ def facts_table(values: Mapping[str, Any]) -> Table:
     """Names and their values."""
     table = new_table("", "", box=None, show_header=False)
     for name, value in values.items():
-        table.add_row(f"[dim]{escape(name)}[/]", escape(str(value)))
+        table.add_row(f"[dim]{escape(name)}[/]", escape(_worded(value)))
     return table
+
+
+def _worded(value: Any) -> str:
+    """A value for people: a line for each entry of a table, and a list with commas."""
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {one}" for name, one in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number of things, such as ``1 image`` or ``2 categories``; `many` is `one` with an s where it is not given."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def new_table(*headers: str, box: Box | None = SIMPLE_HEAD, **options: Any) -> Table:

@@ -29,7 +29,14 @@ from zsvec.profiles import Profile
 
 FOLDER = Path(__file__).parents[1] / "zsvec" / "docs"
 _CHOICES: Mapping[str, Iterable[str]] = {"aggregation": AGGREGATIONS, "fusion": STRATEGIES}
-_NAMES = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", SecretStr: "text, kept secret"}
+_NAMES = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "`true` or `false`",
+    SecretStr: "text, kept secret",
+    Path: "path",
+}
 _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
 
 
@@ -95,7 +102,8 @@ def _choices(parameter: Any, context: Any) -> str:
 _ORDER = (
     "A setting is an argument of `zsvec.open`, a variable of the environment, or a line of a TOML file. Arguments come "
     "first, then the environment, then `zsvec.toml` in the working directory, then `config.toml` in the user's "
-    "configuration folder (of the application `zsvec`). Mappings are JSON in the environment."
+    "configuration folder (of the application `zsvec`). Mappings are JSON in the environment. A "
+    "variable that begins with `ZSVEC_` and that nothing reads is named in a warning."
 )
 
 

@@ -578,13 +578,15 @@ OPENINGS = [
     opening("device", "(got 'tpu')", device="tpu"),
     opening("dtype", "(got 'int8')", dtype="int8"),
     opening("negative temperature", "(got -1.0)", temperatures={"clip:text": -1.0}),
-    opening("temperature of no expert", "no expert 'dino:text'", temperatures={"dino:text": 1.0}),
-    opening("weight of no expert", "no expert 'clip:audio'", weights={"clip:audio": 1.0}),
+    opening(
+        "temperature of no expert", "temperatures: there is no expert 'dino:text'", temperatures={"dino:text": 1.0}
+    ),
+    opening("weight of no expert", "weights: there is no expert 'clip:audio'", weights={"clip:audio": 1.0}),
     opening("negative weight", "(got -1)", weights={"clip:text": -1}),
     opening("zero batch", "batch_size: Input should be greater than 0 (got 0)", batch_size=0),
     opening("words for a number", "(got 'many')", batch_size="many"),
     opening("threshold", "unknown_above: Input should be less than or equal to 1 (got 7)", unknown_above=7),
-    opening("unknown setting", "temprature: Extra inputs are not permitted (got 1)", temprature=1),
+    opening("unknown setting", "no setting 'temprature'; did you mean 'temperatures'?", temprature=1),
     opening("no encoders", "there are no encoders", encoders=[]),
     opening("encoders of one name", "two encoders are named 'clip'", encoders=[CLIP, CLIP]),
     opening("encoder named catalog", "cannot be named 'catalog'", encoders=[HashEncoder("catalog")]),
@@ -622,6 +624,7 @@ OPENINGS = [
     opening("store with a name too long", "xxx", store="x" * 300),
     opening("store URL with a space in its host", "http://a b", store="http://a b"),
     opening("store of an unknown user", NOBODY, store=NOBODY),
+    opening("no scheme", "'host:6333' looks like a server: write http://host:6333", store="host:6333"),
     opening("ftp", "'ftp://host' is neither a folder nor an http:// or https:// URL", store="ftp://host"),
     opening("URL without a host", "'http://'", store="http://"),
     opening("URL with a wrong port", "'http://host:port'", store="http://host:port"),
@@ -633,11 +636,13 @@ OPENINGS = [
         timeout=0.2,
     ),
     Row("opening: server that is no Qdrant", no_qdrant, StoreUnavailableError, "is it a Qdrant?"),
-    opening("settings file: unknown name", "stor: Extra inputs are not permitted", before=settings_file(b"stor = 1")),
+    opening(
+        "settings file: unknown name", "no setting 'stor'; did you mean 'store'?", before=settings_file(b"stor = 1")
+    ),
     opening("settings file: no TOML", "zsvec.toml", before=settings_file(b"store = ")),
     opening("settings file: no Unicode", "zsvec.toml", before=settings_file(b"\xff")),
     opening("generation: ftp", "generation.base_url: String should match", generation={"base_url": "ftp://x"}),
-    opening("generation: unknown name", "generation.colour: Extra inputs are not", generation={"colour": "red"}),
+    opening("generation: unknown name", "there is no setting 'generation.colour'", generation={"colour": "red"}),
     opening("generation: no requests at once", "generation.concurrency: Input", generation={"concurrency": 0}),
     opening("generation: words for seconds", "(got 'soon')", generation={"timeout": "soon"}),
     opening("generation: empty model", "generation.image_model: String should", generation={"image_model": ""}),
@@ -648,12 +653,12 @@ OPENINGS = [
     ),
     opening(
         "generation: unknown kind of price",
-        "generation.prices.mine.per_image: Extra inputs are not permitted (got 1)",
+        "there is no setting 'generation.prices.mine.per_image'",
         generation={"prices": {"mine": {"per_image": 1}}},
     ),
     opening(
         "generation: a key in the settings file",
-        "generation.api_key: Extra inputs are not permitted",
+        "there is no setting 'generation.api_key'",
         before=settings_file(b'[generation]\napi_key = "sk-secret"'),
     ),
     opening(
@@ -662,7 +667,11 @@ OPENINGS = [
         before=environment("ZSVEC_GENERATION__BASE_URL", "ftp://x"),
     ),
     opening("environment", "(got 'sum')", before=environment("ZSVEC_FUSION", "sum")),
-    opening("environment: no JSON", "weights", before=environment("ZSVEC_WEIGHTS", "high")),
+    opening(
+        "environment: no JSON",
+        "ZSVEC_WEIGHTS in the environment is a table and must be JSON",
+        before=environment("ZSVEC_WEIGHTS", "high"),
+    ),
 ]
 
 

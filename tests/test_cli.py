@@ -797,6 +797,7 @@ def test_a_store_that_cannot_be_calibrated(
         ("--profile nonsense classify x", "no profile is named 'nonsense'; choose one of base, offline, plus"),
         ("--namespace a/b list", "namespace"),
         ("--store '' list", "store: "),
+        ("--store localhost:6333 list", "'localhost:6333' looks like a server: write http://localhost:6333"),
         ("--store ftp://x list", "'ftp://x' is neither a folder nor an http:// or https:// URL"),
         ("--store colours/red/0.png list", "'colours/red/0.png' is a file"),
         ("show nonsense", "there is no category 'nonsense'"),

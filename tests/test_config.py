@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support import isolated
-from zsvec.config import load_settings
+from zsvec.config import OTHER_VARIABLES, Settings, load_settings
 from zsvec.errors import InvalidInputError
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
@@ -96,3 +97,80 @@ def test_defaults_are_of_the_tables() -> None:
 def test_a_threshold_of_novelty_is_one_of_novelty(value: float) -> None:
     with pytest.raises(InvalidInputError, match="unknown_above"):
         load_settings(unknown_above=value)
+
+
+def test_a_folder_that_is_called_like_a_server_is_opened_if_it_is_there() -> None:
+    with pytest.raises(InvalidInputError, match=r"write http://localhost:6333"):
+        load_settings(store="localhost:6333").open_store()
+    Path("localhost:6333").mkdir()
+    for store in ("localhost:6333", "./localhost:6334"):
+        with load_settings(store=store).open_store() as opened:
+            assert store.removeprefix("./") in opened.location
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_DEVCE", "cuda")
+    with pytest.warns(UserWarning, match=r"ZSVEC_DEVCE is no setting.*did you mean 'ZSVEC_DEVICE'\?"):
+        assert load_settings().device == "auto"
+
+
+def test_a_variable_that_resembles_no_setting_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_QQQQ", "1")
+    with pytest.warns(UserWarning, match=r"ZSVEC_QQQQ is no setting and has no effect$"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        *((variable, "1") for variable in OTHER_VARIABLES),
+        ("ZSVEC_GENERATION__CONCURRENCY", "3"),
+        ("ZSVEC_WEIGHTS__clip", "1"),
+        ("zsvec_device", "cpu"),
+        ("ZSVECTOR_HOME", "1"),
+    ],
+)
+def test_a_variable_that_something_reads_is_no_cause_of_a_warning(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    load_settings()
+
+
+def test_every_variable_of_the_code_is_a_setting_or_in_the_table() -> None:
+    root = Path(__file__).parents[1]
+    text = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("zsvec", "scripts", "docker")
+        for path in (root / folder).rglob("*")
+        if path.suffix in (".py", ".yml", ".md")
+    )
+    named = set(re.findall(r"\bZSVEC_[A-Z][A-Z_]*[A-Z]\b", text))
+    settings = {f"ZSVEC_{name.upper()}" for name in Settings.model_fields}
+    assert {name for name in named if name.partition("__")[0] not in settings} <= OTHER_VARIABLES.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"profle": "offline"}, "there is no setting 'profle'; did you mean 'profile'?"),
+        (
+            {"generation": {"concurency": 7}},
+            "there is no setting 'generation.concurency'; did you mean 'generation.concurrency'?",
+        ),
+        ({"apikey": "secret"}, "there is no setting 'apikey'; did you mean 'api_key'?"),
+        ({"fusion": "sum"}, "fusion: must be one of"),
+    ],
+)
+def test_an_error_names_the_setting_and_the_nearest(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        load_settings(**given)
+    assert says in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("variable", ["ZSVEC_TEMPERATURES", "ZSVEC_GENERATION__PRICES"])
+def test_a_variable_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "high")
+    with pytest.raises(InvalidInputError, match=f"{variable} in the environment .* JSON"):
+        load_settings()

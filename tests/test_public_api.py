@@ -209,7 +209,7 @@ def test_what_is_not_described_is_seen() -> None:
 
 
 def test_one_version() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", zsvec.__version__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?(\.dev\d+)?", zsvec.__version__)
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'dynamic = ["version"]' in pyproject
     assert 'path = "zsvec/__init__.py"' in pyproject

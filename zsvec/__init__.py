@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zsvec.generation import Budget
     from zsvec.inputs.categories import CategoryInput
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "Budget",
     "Category",

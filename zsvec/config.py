@@ -7,7 +7,8 @@ Order of precedence: arguments, then the environment (``ZSVEC_STORE``, ``ZSVEC_P
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,6 +23,8 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -43,6 +46,15 @@ from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 IndexKind = Literal["auto", "memory", "qdrant"]
 IndexDtype = Literal["float32", "float16"]
 
+# Variables with the prefix of the settings that are none, and who reads them.
+OTHER_VARIABLES = {
+    "ZSVEC_ALLOW_REQUESTS": "zsvec.generation.access",
+    "ZSVEC_DATA": "tests that need the research data",
+    "ZSVEC_QDRANT_GRPC_PORT": "docker/docker-compose.yml",
+    "ZSVEC_QDRANT_PORT": "docker/docker-compose.yml",
+    "ZSVEC_TEST_QDRANT_URL": "tests that need a server",
+}
+
 # Names of earlier versions: they work, with a warning, until the next.
 _RENAMED = {
     "search": "index",
@@ -63,6 +75,12 @@ def _one_of(table: Collection[str]) -> Callable[[str], str]:
         return name
 
     return check
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question to append to an error; empty if no name is near."""
+    near = get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _by_present_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -87,9 +105,30 @@ class _Arguments(InitSettingsSource):
 
 class _Environment(EnvSettingsSource):
     def __call__(self) -> dict[str, Any]:
+        self._warn_of_unknown()
         variables = {former: self.env_vars.get(f"{self.env_prefix}{former}".lower()) for former in _RENAMED}
         given = {former: value for former, value in variables.items() if value is not None}
         return _by_present_names({**super().__call__(), **given})
+
+    def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
+        try:
+            return super().prepare_field_value(field_name, field, value, value_is_complex)
+        except ValueError as exc:
+            variable = f"{self.env_prefix}{field_name}".lower()
+            given = [name.upper() for name in self.env_vars if name == variable or name.startswith(f"{variable}__")]
+            raise InvalidInputError(
+                f"{' or '.join(sorted(given))} in the environment is a table and must be JSON, "
+                f'such as {{"a": 1}}: {exc}'
+            ) from exc
+
+    def _warn_of_unknown(self) -> None:
+        """Name the variables with our prefix that nothing reads. No error: other programs may read them."""
+        settings = [f"{self.env_prefix}{name.upper()}" for name in (*self.settings_cls.model_fields, *_RENAMED)]
+        for variable in sorted(map(str.upper, self.env_vars)):
+            ours = variable.startswith(self.env_prefix) and variable not in OTHER_VARIABLES
+            if ours and variable.partition(self.env_nested_delimiter or "__")[0] not in settings:
+                message = f"the variable {variable} is no setting and has no effect{_did_you_mean(variable, settings)}"
+                warnings.warn(message, UserWarning, stacklevel=1)
 
 
 class _File(TomlConfigSettingsSource):
@@ -300,9 +339,10 @@ class Settings(BaseSettings):
         """
         if not experts:
             raise InvalidInputError("there are no encoders: give at least one")
-        for expert in {**self.weights, **self.temperatures}:
-            if expert not in experts:
-                raise InvalidInputError(f"there is no expert {expert!r}; there are {', '.join(experts)}")
+        for setting, table in {"weights": self.weights, "temperatures": self.temperatures}.items():
+            for expert in table:
+                if expert not in experts:
+                    raise InvalidInputError(f"{setting}: there is no expert {expert!r}; there are {', '.join(experts)}")
 
 
 def load_settings(**arguments: Any) -> Settings:
@@ -317,16 +357,24 @@ def load_settings(**arguments: Any) -> Settings:
     try:
         settings = Settings(**{name: value for name, value in arguments.items() if value is not None})
     except ValidationError as exc:
-        problems = "; ".join(
-            f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
-            + ("" if "api_key" in error["loc"] else f" (got {error['input']!r})")
-            for error in exc.errors()
-        )
-        raise InvalidInputError(f"settings cannot be used: {problems}") from exc
-    except (ValueError, OSError) as exc:  # a file that is no TOML, or a variable that is no JSON
+        raise InvalidInputError(f"settings cannot be used: {'; '.join(map(_problem, exc.errors()))}") from exc
+    except (ValueError, OSError) as exc:  # a file that is no TOML
         files = [str(file) for file in Settings.toml_files if file.is_file()]
         raise InvalidInputError(
             f"settings cannot be used: {exc}; correct {' or '.join([*files, 'the environment'])}"
         ) from exc
     settings.encoder_specs()
     return settings
+
+
+def _problem(error: ErrorDetails) -> str:
+    """One thing that is wrong with settings, in words that say which, and nothing of a key."""
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        table = name.rpartition(".")[0]
+        tables: Mapping[str, type[BaseModel]] = {"": Settings, "generation": GenerationSettings}
+        known = tables[table].model_fields if table in tables else ()
+        near = _did_you_mean(name, [f"{table}.{field}".lstrip(".") for field in known])
+        return f"there is no setting {name!r}{near}"
+    value = "" if "api_key" in error["loc"] else f" (got {error['input']!r})"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}{value}"

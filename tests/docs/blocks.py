@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FENCE = re.compile(r"^```(\S*) *(\S*)$")
-_NUMBER_OR_GAP = re.compile(r"(\d+\.\d+)|…")
+_NUMBER_OR_GAP = re.compile(r"(?<![$\d])(\d+\.\d+)|…")  # no money: prices are the same everywhere
 _FRACTION, _PERCENT = 0.1, 10.0  # by which numbers may differ: other machines encode in other number formats
 
 
@@ -57,7 +57,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def agree(stated: str, printed: str) -> bool:
-    """Whether a line is the one that a page states: ``…`` stands for anything, and numbers may differ a little."""
+    """Whether a line is the one that a page states: ``…`` stands for anything; numbers, but not money, may differ."""
     pattern, position = "", 0
     for match in _NUMBER_OR_GAP.finditer(stated):
         pattern += re.escape(stated[position : match.start()]) + (r"(\d+\.\d+)" if match[1] else ".*?")

@@ -220,6 +220,7 @@ def test_files_that_a_page_names_are_there(topic: str) -> None:
         ("gravel 99.0%, novelty 0.03", "gravel 96.2%, novelty 0.08"),
         ("new/a.png  lawn …", "new/a.png  lawn 100.0%  then gravel 0.0%"),
         ("4 images", "4 images"),
+        ("8 $0.06", "8 $0.06"),
     ],
 )
 def test_lines_that_agree(stated: str, printed: str) -> None:
@@ -233,6 +234,8 @@ def test_lines_that_agree(stated: str, printed: str) -> None:
         ("novelty 0.03", "novelty 0.50"),
         ("gravel 99.0%", "lawn 99.0%"),
         ("4 images", "5 images"),
+        ("8 $0.06", "8 $0.05"),
+        ("8 $10.06", "8 $10.05"),
         ("… lawn", "lawn and more"),
     ],
 )

@@ -28,7 +28,8 @@ app = typer.Typer(
     "Start with `zsvec demo`; then `zsvec --profile offline import FOLDER` and "
     "`zsvec --profile offline classify PHOTO`.",
     epilog="Every setting can also come from the environment (ZSVEC_STORE, ZSVEC_PROFILE, ZSVEC_API_KEY, "
-    "ZSVEC_DEVICE …) or from zsvec.toml. Exit codes: 0 done, 1 failed, 2 wrong usage.",
+    "ZSVEC_DEVICE …) or from zsvec.toml. Exit codes: 0 done, 1 failed, 2 wrong usage, "
+    "130 interrupted.",
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]

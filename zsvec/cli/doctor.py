@@ -12,6 +12,7 @@ import httpx
 from rich.markup import escape
 from rich.table import Table
 
+from zsvec import __version__
 from zsvec.cli import output
 from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
@@ -21,7 +22,7 @@ from zsvec.types import Finding
 if TYPE_CHECKING:
     from zsvec.cli.app import Target
 
-_PACKAGES = ("zsvec", "torch", "timm", "sentence-transformers", "qdrant-client", "qdrant-edge-py", "openai")
+_PACKAGES = ("torch", "timm", "sentence-transformers", "qdrant-client", "qdrant-edge-py", "openai")
 
 
 def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
@@ -75,7 +76,8 @@ def _guarded(what: str, examination: Callable[[], Finding]) -> Finding:
 
 
 def _packages() -> Finding:
-    versions = {package: _version(package) for package in _PACKAGES}
+    # The version of the code that runs: an editable installation keeps the number of the day it was made.
+    versions = {"zsvec": __version__, **{package: _version(package) for package in _PACKAGES}}
     found = [f"Python {platform.python_version()}", *(f"{package} {v}" for package, v in versions.items() if v)]
     missing = [package for package, v in versions.items() if not v]
     advice = f"pip install {' '.join(missing)}" if missing else ""

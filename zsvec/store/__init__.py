@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -53,9 +55,13 @@ def open_store(
         placement: Of the collections that are made on a server.
 
     Raises:
-        InvalidInputError: The folder is a file, or a URL is of another kind, or the certificates cannot be read.
+        InvalidInputError: The folder is a file or looks like ``host:port``, or a URL is of another kind, or the
+            certificates cannot be read.
         StoreUnavailableError: The server cannot be reached.
     """
+    is_folder = os.path.isdir(location)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+    if re.fullmatch(r"[^/\\]+:\d+", location) and not is_folder:
+        raise InvalidInputError(f"the store {location!r} looks like a server: write http://{location}, or https://")
     if location == ":memory:":
         return Store(MemoryBackend(), namespace)
     if "://" in location:

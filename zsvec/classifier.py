@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
-from zsvec.config import Settings
+from zsvec.config import Settings, check_answers, checked_count
 from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors, checked_queries
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
@@ -225,7 +225,7 @@ class Classifier:
         if isinstance(images, list | tuple):
             with self.classify_stream(images, top_k=top_k, errors=errors) as stream:
                 return list(stream)
-        _check_answers(top_k, errors)
+        check_answers(top_k, errors)
         self._encoders_to_read()
         image, vectors = self._embedder.embed(cast("ImageInput", images))
         (prediction,) = self._answers([image], vectors, top_k, errors, None)
@@ -307,7 +307,7 @@ class Classifier:
         Raises:
             ZSVecError: As `load`.
         """
-        size = _checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
+        size = checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
         return self._embedder.stream(checked_images(images), size)
 
     def classify_vectors(self, vectors: Mapping[str, ArrayLike], *, top_k: int = 5) -> list[Prediction]:
@@ -321,7 +321,7 @@ class Classifier:
             InvalidInputError: They are of other encoders, of other shapes, zero or not finite.
             StoreError: The store has no category.
         """
-        _checked_count("top_k", top_k)
+        checked_count("top_k", top_k)
         fingerprints = self.store.encoders()
         if not fingerprints:
             raise self._empty()
@@ -345,13 +345,7 @@ class Classifier:
         return self._calibrator.calibrate(false_unknown_rate)
 
     def create(self) -> None:
-        """Make the collections of the store, if there are none: afterwards a key that may write to them is enough.
-
-        Raises:
-            EncoderMismatchError: The store was made with other encoders.
-            StoreError: A collection of a name that is needed belongs to somebody else.
-            StoreUnavailableError: The key may not make collections.
-        """
+        """Make the collections of the store; then a key that may write to them is enough. Raises as a write does."""
         self.store.bind(self.encoders.fingerprints)
 
     def load(self) -> None:
@@ -376,8 +370,8 @@ class Classifier:
         top_k: int,
         errors: Errors,
     ) -> Generator[Prediction, None, None]:
-        size = _checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
-        _check_answers(top_k, errors)
+        size = checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
+        check_answers(top_k, errors)
         if max_wait_ms is not None and not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms < float("inf")):
             raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {max_wait_ms!r} instead")
         checked = checked_images(images)
@@ -448,15 +442,3 @@ class Classifier:
 
     def _empty(self) -> StoreError:
         return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")
-
-
-def _checked_count(name: str, value: object) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
-    return value
-
-
-def _check_answers(top_k: object, errors: object) -> None:
-    _checked_count("top_k", top_k)
-    if errors not in ("raise", "report"):
-        raise InvalidInputError(f"errors must be 'raise' or 'report'. Got {errors!r} instead")

@@ -6,7 +6,11 @@ import asyncio
 import io
 import itertools
 import math
+import os
+import pickle
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -102,8 +106,83 @@ def test_a_list_gives_a_list_in_order(clf: Classifier) -> None:
     images = [coloured(colour, 100) for colour in ("blue", "red", "green", "red")]
     assert [prediction.label for prediction in clf.classify(images)] == ["blue", "red", "green", "red"]
     assert clf.classify(tuple(images)) == clf.classify(images)
-    assert clf.classify([]) == []
     assert [prediction.label for prediction in clf.classify(images[:1])] == ["blue"]
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["empty store", "three categories"])
+def test_no_images_give_no_predictions(folder: Path, filled: bool) -> None:
+    with open_classifier(folder) as clf:
+        if filled:
+            fill(clf)
+        assert clf.classify([]) == []
+        assert clf.classify(()) == []
+        with pytest.raises(InvalidInputError, match="top_k"):
+            clf.classify([], top_k=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("loaded", [False, True], ids=["encoders not loaded", "encoders loaded"])
+def test_a_fork_is_refused_before_anything_is_embedded(folder: Path, loaded: bool) -> None:
+    """The threads of torch are not in a fork, and whoever needs them waits for ever: so do these encoders."""
+    home = os.getpid()
+
+    class Torch(HashEncoder):
+        def embed(self, batch: Any, modality: Modality) -> Any:
+            return super().embed(batch, modality) if os.getpid() == home else time.sleep(1e6)
+
+    image = coloured("red", 1)
+    with open_classifier(folder, Torch("clip")) as classifier:
+        if loaded:
+            fill(classifier)
+            classifier.classify(image)
+        calls: list[Callable[[], object]] = [
+            lambda: classifier.classify(image),
+            lambda: classifier.classify([image]),
+            lambda: list(classifier.classify_stream([image])),
+            lambda: list(classifier.embed_stream([image])),
+            lambda: classifier.add_category("new", images=[image]),
+            classifier.load,
+        ]
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                said = [_refusal(call) for call in calls]
+                os.write(writer, repr([text for text in said if "before this process was forked" not in text]).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        ended = _wait(child)
+        with os.fdopen(reader) as pipe:
+            assert (ended, pipe.read()) == (True, "[]")
+
+
+def _refusal(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except StoreError as error:
+        return str(error)
+    return "not refused"
+
+
+def _wait(child: int) -> bool:
+    """Whether a process ends by itself before the deadline; it is killed otherwise."""
+    deadline = time.monotonic() + DEADLINE
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_a_classifier_cannot_be_pickled_and_says_what_to_do(folder: Path) -> None:
+    with open_classifier(folder) as classifier:
+        for thing in (classifier, classifier.store):
+            with pytest.raises(TypeError, match=r"cannot be pickled.*zsvec\.open"):
+                pickle.dumps(thing)
 
 
 def test_every_kind_of_input_gives_the_same_answer(clf: Classifier, tmp_path: Path) -> None:
@@ -598,7 +677,6 @@ def test_vectors_that_cannot_be_used(clf: Classifier, vectors: Any, message: str
     "action",
     [
         lambda clf: clf.classify(coloured("red", 1)),
-        lambda clf: clf.classify([]),
         lambda clf: list(clf.classify_stream([b""])),
         lambda clf: clf.classify_vectors({"clip": np.ones((1, 32)), "dino": np.ones((1, 16))}),
     ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,10 +64,13 @@ class Embedder:
     Args:
         load: Returns the encoders; called once.
         max_pixels: Largest image that is decoded.
+        check: Raises an error in a process forked from that which made the embedder.
     """
 
-    def __init__(self, load: Callable[[], EncoderSet], *, max_pixels: int) -> None:
+    def __init__(self, load: Callable[[], EncoderSet], *, max_pixels: int, check: Callable[[], None]) -> None:
         self._load = load
+        self._check = check
+        self._pid = os.getpid()
         self._max_pixels = max_pixels
         self._lock = threading.RLock()
         self._side: int | None = None
@@ -76,8 +81,11 @@ class Embedder:
         """The encoders.
 
         Raises:
+            StoreError: This process was forked since.
             WeightsUnavailableError: Weights can be loaded neither from disk nor from a hub.
         """
+        if os.getpid() != self._pid:
+            self._check()  # before the lock and the encoders: their threads are not in a fork, and would be waited for
         with self._lock:
             if self.loaded is None:
                 loaded = self._load()
@@ -163,6 +171,22 @@ def _work_ahead(encoders: EncoderSet) -> bool:
     Not on a CPU: the search would compete with the network for cores. Two cores classified an eighth fewer images.
     """
     return encoders.device != "cpu"
+
+
+def checked_count(name: str, value: object) -> int:
+    """A whole number from 1 up; InvalidInputError for anything else."""
+    if not isinstance(value, int) or value < 1:
+        raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
+    return value
+
+
+def checked_wait(max_wait_ms: float | None) -> float | None:
+    """Milliseconds from 0 up as seconds, ``None`` as it is; InvalidInputError for anything else."""
+    if max_wait_ms is None:
+        return None
+    if not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms < float("inf")):
+        raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {max_wait_ms!r} instead")
+    return float(max_wait_ms) / 1000
 
 
 def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str, Fingerprint]) -> Vectors:

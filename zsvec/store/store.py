@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,12 @@ class Store:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the store {self.location}, or a classifier that has it open, cannot be pickled: "
+            "call zsvec.open in each process"
+        )
+
     @property
     def location(self) -> str:
         """Folder or URL, and namespace."""
@@ -57,6 +63,14 @@ class Store:
     def collection(self, encoder: str) -> str:
         """Name of the collection of an encoder's references."""
         return self._references.collection(encoder)
+
+    def check_open(self) -> None:
+        """Refuse to be used once closed, or in a process forked from that which opened it. Asks no server.
+
+        Raises:
+            StoreError: It is so.
+        """
+        self._backend.check()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
         """Give each request of this thread no more than so many seconds, in a block; an embedded store makes none."""

@@ -175,8 +175,8 @@ class Connection:
 
     def _ask(self, request: _Request[_T], attempt: int) -> _T:
         node = self._asked
-        # Nodes that are slow and not away are waited for longer when all have been asked several times.
-        turn = _PATIENCE * 2 ** ((attempt - 1) // (4 * len(self.nodes))) if len(self.nodes) > 1 else math.inf
+        # Nodes that are slow and not away are waited for longer when all have been asked twice.
+        turn = _PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))) if len(self.nodes) > 1 else math.inf
         seconds = min(turn, self._patience.get())
         try:
             return request(self.nodes[node].client, None if seconds == math.inf else math.ceil(seconds))

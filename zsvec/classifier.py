@@ -13,13 +13,8 @@ from numpy.typing import ArrayLike
 
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
-<<<<<<< HEAD
-from zsvec.config import Settings, check_answers, checked_count
-from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors, checked_queries
-=======
 from zsvec.config import Settings
 from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors, checked_count, checked_queries, checked_wait
->>>>>>> wt-eyes
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.inputs.categories import CategoryInput, checked_images, checked_name
@@ -225,13 +220,8 @@ class Classifier:
         """
         if isinstance(images, list | tuple):
             with self.classify_stream(images, top_k=top_k, errors=errors) as stream:
-<<<<<<< HEAD
-                return list(stream)
-        check_answers(top_k, errors)
-=======
                 return list(stream) if images else []
         _check_answers(top_k, errors)
->>>>>>> wt-eyes
         self._encoders_to_read()
         image, vectors = self._embedder.embed(cast("ImageInput", images))
         (prediction,) = self._answers([image], vectors, top_k, errors, None)
@@ -377,14 +367,8 @@ class Classifier:
         errors: Errors,
     ) -> Generator[Prediction, None, None]:
         size = checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
-<<<<<<< HEAD
-        check_answers(top_k, errors)
-        if max_wait_ms is not None and not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms < float("inf")):
-            raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {max_wait_ms!r} instead")
-=======
         _check_answers(top_k, errors)
         max_wait = checked_wait(max_wait_ms)
->>>>>>> wt-eyes
         checked = checked_images(images)
 
         def predictions() -> Generator[Prediction, None, None]:
@@ -451,12 +435,9 @@ class Classifier:
 
     def _empty(self) -> StoreError:
         return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")
-<<<<<<< HEAD
-=======
 
 
 def _check_answers(top_k: object, errors: object) -> None:
     checked_count("top_k", top_k)
     if errors not in ("raise", "report"):
         raise InvalidInputError(f"errors must be 'raise' or 'report'. Got {errors!r} instead")
->>>>>>> wt-eyes

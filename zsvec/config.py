@@ -378,25 +378,3 @@ def _problem(error: ErrorDetails) -> str:
         return f"there is no setting {name!r}{near}"
     value = "" if "api_key" in error["loc"] else f" (got {error['input']!r})"
     return f"{name}: {error['msg'].removeprefix('Value error, ')}{value}"
-
-
-def checked_count(name: str, value: object) -> int:
-    """A number that must be at least 1.
-
-    Raises:
-        InvalidInputError: It is not.
-    """
-    if not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
-    return value
-
-
-def check_answers(top_k: object, errors: object) -> None:
-    """Refuse what nobody can be answered with.
-
-    Raises:
-        InvalidInputError: `top_k` is no count, or `errors` neither ``raise`` nor ``report``.
-    """
-    checked_count("top_k", top_k)
-    if errors not in ("raise", "report"):
-        raise InvalidInputError(f"errors must be 'raise' or 'report'. Got {errors!r} instead")

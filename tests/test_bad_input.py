@@ -270,7 +270,7 @@ IMAGES = [
     image("no pixels", lambda bench: bench.file(png((0, 5))), "photo.jpg': "),
     image("folder", made(Path.mkdir), "photo.jpg': it is a folder"),
     image("missing", lambda bench: "no such file.jpg", "'no such file.jpg': No such file or directory"),
-    image("URL", lambda bench: "https://example.com/a.jpg", "'https://example.com/a.jpg': No such file"),
+    image("URL", lambda bench: "https://example.com/a.jpg", "'https://example.com/a.jpg': URLs are not fetched"),
     image("empty path", lambda bench: "", "cannot read ''"),
     image("zero byte in the path", lambda bench: "a\0b.jpg", r"cannot read 'a\x00b.jpg': "),
     image("path too long", lambda bench: "x" * 5000, "File name too long"),

@@ -27,6 +27,7 @@ from zsvec.store import writing
 from zsvec.testing import HashEncoder
 
 COLOURS = ("blue", "green", "red")
+CURRENT = "the calibration was already current: nothing has changed\n"
 DEADLINE = 60.0
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
@@ -599,8 +600,8 @@ def test_no_image_can_be_read(stocked: Callable[..., Result]) -> None:
 
 def test_no_image_at_all(stocked: Callable[..., Result]) -> None:
     Path("empty").mkdir()
-    assert stocked("classify --json empty") == Result(0, "", "no images\n")
-    assert stocked("classify -") == Result(0, "", "no images\n")
+    assert stocked("classify --json empty") == Result(1, "", "nothing was classified: there are no images in empty\n")
+    assert stocked("classify - empty") == Result(1, "", "nothing was classified: there are no images in stdin, empty\n")
 
 
 def test_a_folder_that_cannot_be_listed_comes_after_what_was_read(
@@ -725,7 +726,7 @@ def test_calibrate_says_from_where_an_image_is_unknown(filled: Callable[..., Res
 def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     (expected,) = filled("calibrate --json").objects
     result = filled("calibrate")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.err) == (0, CURRENT)
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
     assert lines[0] == ["expert", "temperature", "images", "accuracy"]
     assert lines[2:5] == [
@@ -752,7 +753,7 @@ def test_calibrate_with_one_reference_a_category(cli: Callable[..., Result], new
     assert (found["images"], found["threshold"], found["before"], found["after"]) == (2, {}, None, None)
     assert found["experts"]["dino:image"]["accuracy"] is None
     result = cli("calibrate")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.err) == (0, CURRENT)
     assert result.out.count("– (one reference a category)") == 2
     assert "cross-entropy" not in result.out
 
@@ -764,7 +765,10 @@ def test_calibrate_makes_a_stale_store_current(filled: Callable[..., Result], mo
     for command, key in (("info --json", "calibration"), ("classify --json colours/red/0.png", "calibration")):
         assert [o[key] for o in filled(command).objects] == ["stale"]
     assert dict(line.split()[:2] for line in filled("info").out.splitlines())["calibration"] == "stale"
-    assert filled("calibrate").code == 0
+    result = filled("calibrate")
+    assert (result.code, result.err) == (0, "")
+    assert filled("calibrate").err == CURRENT
+    assert filled("calibrate --false-unknown-rate 0.2").err == ""
     for command, key in (("info --json", "calibration"), ("classify --json colours/red/0.png", "calibration")):
         assert [o[key] for o in filled(command).objects] == ["current"]
 
@@ -805,6 +809,12 @@ def test_a_store_that_cannot_be_calibrated(
         ("--namespace a/b list", "namespace"),
         ("--store '' list", "store: "),
         ("--store localhost:6333 list", "'localhost:6333' looks like a server: write http://localhost:6333"),
+        ("--store :memory: list", "':memory:' would be gone when this command ends: give a folder"),
+        ("--store :memory: add x", "':memory:' would be gone when this command ends: give a folder"),
+        ("classify x.png --store y", "--store stands before the command: zsvec --store … classify"),
+        ("import --profile offline x", "--profile stands before the command"),
+        ("list --namespace=y", "--namespace stands before the command"),
+        ("classify --nonsense x", "--nonsense"),
         ("--store ftp://x list", "'ftp://x' is neither a folder nor an http:// or https:// URL"),
         ("--store colours/red/0.png list", "'colours/red/0.png' is a file"),
         ("show nonsense", "there is no category 'nonsense'"),
@@ -1091,3 +1101,39 @@ def test_as_a_module() -> None:
         [sys.executable, "-m", "zsvec", "--version"], capture_output=True, text=True, timeout=DEADLINE, check=True
     )
     assert (done.stdout, done.stderr) == (f"zsvec {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["show", "remove"])
+def test_a_name_that_is_misspelt_is_told_the_nearest(filled: Callable[..., Result], command: str) -> None:
+    result = filled(f"{command} gren")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.endswith("did you mean 'green'?\n")
+    assert "did you mean" not in filled(f"{command} xyz").err
+
+
+def test_an_evaluation_says_that_the_store_is_empty(cli: Callable[..., Result], colours: Path) -> None:
+    result = cli("evaluate", colours)
+    assert (result.code, result.out) == (1, "")
+    assert "has no category yet" in result.err
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.jpg", "s3://bucket/a.jpg"])
+def test_urls_are_not_fetched_and_that_is_said(stocked: Callable[..., Result], url: str) -> None:
+    result = stocked("classify", url)
+    assert result.code == 1
+    assert "URLs are not fetched" in result.out
+
+
+def test_import_names_folders_without_images_and_definitions_without_a_folder(
+    cli: Callable[..., Result], colours: Path
+) -> None:
+    for name in ("empty", "__MACOSX", ".git", "zsvec__catalog", "zsvec__clip"):
+        (colours / name).mkdir()
+    Path("texts.json").write_text('{"red": "red things", "rde": "red things"}')
+    result = cli("import", colours, "--definitions", "texts.json")
+    assert result.code == 0
+    assert "no images in the folders empty; no folder for the definitions of rde" in result.err.splitlines()
+    names = [found["category"] for found in cli("list --json").objects]
+    assert names == sorted([*COLOURS, "empty", "rde"])
+    (colours / "empty").rmdir()
+    assert "no images" not in cli("import", colours).err

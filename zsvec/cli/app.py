@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from zsvec import __version__
 
@@ -18,7 +19,23 @@ if TYPE_CHECKING:
     from zsvec.store import Store
 
 
+class _Group(TyperGroup):
+    """The commands. An option that stands before the command, given behind it, is told where it belongs."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except Exception as exc:  # the class of an unknown option lies elsewhere in other versions of typer
+            option = getattr(exc, "option_name", None)
+            if any(option in parameter.opts for parameter in self.params):
+                raise typer.BadParameter(
+                    f"{option} stands before the command: zsvec {option} … {ctx.invoked_subcommand} …"
+                ) from exc
+            raise
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,13 +76,24 @@ class Target:
         """The classifier with these options."""
         import zsvec
 
+        self.settings()  # refuses a store that is not to last
         return zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
 
     def settings(self) -> Settings:
-        """The settings with these options."""
-        from zsvec.config import load_settings
+        """The settings with these options.
 
-        return load_settings(store=self.store, namespace=self.namespace, profile=self.profile)
+        Raises:
+            InvalidInputError: They cannot be used, or the store would be gone when the command ends.
+        """
+        from zsvec.config import load_settings
+        from zsvec.errors import InvalidInputError
+
+        settings = load_settings(store=self.store, namespace=self.namespace, profile=self.profile)
+        if settings.store == ":memory:":
+            raise InvalidInputError(
+                "the store ':memory:' would be gone when this command ends: give a folder or the URL of a server"
+            )
+        return settings
 
     def open_store(self) -> Store:
         """The store alone, without encoders."""

@@ -9,6 +9,7 @@ import typer
 from zsvec.cli.app import Json, app
 
 if TYPE_CHECKING:
+    from zsvec.method.calibration import Calibration
     from zsvec.method.fit import CalibrationReport
 
 
@@ -31,13 +32,22 @@ def calibrate(
     calibrated after each change; `zsvec info` says whether the calibration is stale.
     """
     from zsvec.cli import output
+    from zsvec.method.calibration import Calibration
 
     with context.obj.open() as classifier:
+        before = Calibration.from_dict(classifier.store.calibration())
         report = classifier.calibrate(false_unknown_rate=false_unknown_rate)
     if json:
         output.print_json(report.to_dict())
-    else:
-        _print_report(report)
+        return
+    _print_report(report)
+    if before is not None and _learned_from(before) == _learned_from(report.calibration):
+        output.print_note("the calibration was already current: nothing has changed")
+
+
+def _learned_from(made: Calibration) -> tuple[object, ...]:
+    """What decides a calibration; its numbers come back from a store with other last digits."""
+    return made.revision, made.false_unknown_rate, made.aggregation, made.top_m, sorted(made.experts)
 
 
 def _print_report(report: CalibrationReport) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zsvec.cli.app import Json, Name, Replace, app, images_at
-from zsvec.errors import ImageError
+from zsvec.errors import CategoryNotFoundError, ImageError
 from zsvec.types import Category
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from zsvec.store import Store
 
 
 @app.command("import")
@@ -41,10 +45,18 @@ def import_(
     and left out.
     """
     from zsvec.cli import output
-    from zsvec.inputs.folders import read_categories, read_definitions
+    from zsvec.inputs.folders import category_folders, read_categories, read_definitions
 
     found = read_categories(folder, read_definitions(definitions) if definitions else None)
     images = sum(len(list(category.images)) for category in found)
+    folders = category_folders(folder)
+    bare = [category.name for category in found if not list(category.images)]
+    notes = {
+        "no images in the folders": [name for name in bare if name in folders],
+        "no folder for the definitions of": [name for name in bare if name not in folders],
+    }
+    if bare:
+        output.print_note("; ".join(f"{what} {', '.join(names)}" for what, names in notes.items() if names))
     unreadable = 0
 
     def report(source: str, error: ImageError) -> None:
@@ -99,7 +111,7 @@ def remove(context: typer.Context, name: Name) -> None:
     """Remove a category and its references. A small store is then calibrated again."""
     from zsvec.cli import output
 
-    with context.obj.open() as classifier:
+    with context.obj.open() as classifier, _nearest_name(name, classifier.store):
         classifier.remove_category(name)
     output.print_note(f"removed {name}")
 
@@ -128,7 +140,8 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
     from zsvec.inputs.categories import checked_name
 
     with context.obj.open_store() as store:
-        category = store.category(checked_name(name))
+        with _nearest_name(name, store):
+            category = store.category(checked_name(name))
         sources = store.sources(category)
     if json:
         output.print_json({**category.to_dict(), "metadata": category.metadata, "sources": sources})
@@ -136,6 +149,16 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
     output.out.print(_categories_table([category]))
     for expert, origins in sources.items():
         output.out.print(output.facts_table({f"{expert} {i}": source for i, source in enumerate(origins, 1)}))
+
+
+@contextmanager
+def _nearest_name(name: str, store: Store) -> Iterator[None]:
+    """Add the nearest name, if there is one, to the error that there is no category of this one."""
+    try:
+        yield
+    except CategoryNotFoundError as exc:
+        near = get_close_matches(name, [category.name for category in store.categories()], n=1)
+        raise CategoryNotFoundError(f"{exc}{f'; did you mean {near[0]!r}?' if near else ''}") from exc
 
 
 def _categories_table(categories: Sequence[Category]) -> Table:

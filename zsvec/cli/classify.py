@@ -34,7 +34,7 @@ def classify(
 ) -> None:
     """Classify images, each as soon as it is read.
 
-    An image that cannot be read is reported, and the rest goes on.
+    An image that cannot be read is reported, and the rest goes on. Fails if nothing was classified.
     """
     from zsvec.cli import output
 
@@ -49,8 +49,9 @@ def classify(
     if done.failed:
         output.print_note(f"{done.failed} of {done.images} images could not be read")
     elif not done.images:
-        output.print_note("no images")
-    if done.failed and done.failed == done.images:
+        places = ", ".join("stdin" if source == "-" else source for source in sources)
+        output.print_note(f"nothing was classified: there are no images in {places}")
+    if done.failed == done.images:
         raise typer.Exit(1)
 
 

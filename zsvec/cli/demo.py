@@ -11,6 +11,6 @@ def demo() -> None:
 
     Works offline, in a temporary folder that is removed afterwards.
     """
-    from zsvec.cli.story import tell
+    from zsvec.cli.demo_story import tell
 
     tell()

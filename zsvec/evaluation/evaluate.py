@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from zsvec.classifier import Classifier
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, StoreError
 from zsvec.evaluation.metrics import blind_auroc
 from zsvec.inputs.categories import checked_name
 from zsvec.inputs.folders import find_images
@@ -104,8 +104,11 @@ def check_labels(categories: Collection[str], labels: Iterable[str], *, images: 
         location: Of the store.
 
     Raises:
+        StoreError: The store has no category.
         InvalidInputError: A label is no category.
     """
+    if not categories:
+        raise StoreError(f"{location} has no category yet: add one with `zsvec add` or `zsvec import`")
     if missing := sorted(set(labels) - set(categories)):
         shown = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
         raise InvalidInputError(
@@ -135,6 +138,7 @@ def evaluate(
         track: Wraps the images, to show progress.
 
     Raises:
+        StoreError: The store has no category.
         InvalidInputError: A folder has no images, or a label is no category of the store.
     """
     labelled = labelled_images(folder)

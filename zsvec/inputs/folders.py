@@ -52,21 +52,9 @@ def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | Non
         definitions: Definition texts by category.
 
     Raises:
-        InvalidInputError: `folder` is no folder, cannot be listed or has no sub-folders, or a name cannot be used.
+        InvalidInputError: As `category_folders`, or the name of a definition cannot be used.
     """
-    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-        raise InvalidInputError(f"{folder} is not a folder: give one with a sub-folder of images per category")
-    folders: dict[str, Path] = {}
-    try:
-        paths = sorted(path for path in folder.iterdir() if _visible_folder(path))
-    except OSError as exc:
-        raise InvalidInputError(f"{folder} cannot be listed: {exc.strerror}; give one that you may read") from exc
-    for path in paths:
-        same = folders.setdefault(checked_name(path.name), path)
-        if same is not path:
-            raise InvalidInputError(f"{str(same)!r} and {str(path)!r} name the same category: put them together")
-    if not folders:
-        raise InvalidInputError(f"{folder} has no sub-folders: put the images of each category in one of its name")
+    folders = category_folders(folder)
     texts: dict[str, list[str]] = {}
     for name, category_texts in (definitions or {}).items():
         texts.setdefault(checked_name(name), []).extend(category_texts)
@@ -74,6 +62,34 @@ def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | Non
         CategoryInput(name=name, texts=texts.get(name), images=find_images(folders[name]) if name in folders else ())
         for name in sorted({*folders, *texts})
     ]
+
+
+def category_folders(folder: Path) -> dict[str, Path]:
+    """The sub-folders of a folder, by the name of the category that each is of.
+
+    Hidden ones are left out, and what is nobody's images: `__MACOSX`, which archives bring, and the collections of an
+    embedded store that is kept in the same folder.
+
+    Raises:
+        InvalidInputError: `folder` is no folder, cannot be listed or has no sub-folders, or a name cannot be used.
+    """
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+        raise InvalidInputError(f"{folder} is not a folder: give one with a sub-folder of images per category")
+    folders: dict[str, Path] = {}
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as exc:
+        raise InvalidInputError(f"{folder} cannot be listed: {exc.strerror}; give one that you may read") from exc
+    stores = [path.name.removesuffix("catalog") for path in paths if path.name.endswith("__catalog")]
+    for path in paths:
+        if path.name == "__MACOSX" or path.name.startswith(tuple(stores)):
+            continue
+        same = folders.setdefault(checked_name(path.name), path)
+        if same is not path:
+            raise InvalidInputError(f"{str(same)!r} and {str(path)!r} name the same category: put them together")
+    if not folders:
+        raise InvalidInputError(f"{folder} has no sub-folders: put the images of each category in one of its name")
+    return folders
 
 
 def read_definitions(file: Path) -> dict[str, list[str]]:
@@ -113,7 +129,3 @@ def _from_csv(file: Path, content: str) -> dict[str, list[str]]:
     except csv.Error as exc:
         raise InvalidInputError(f"the definitions {file} are no CSV after line {rows.line_num}: {exc}") from exc
     return texts
-
-
-def _visible_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import reprlib
 import stat
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from zsvec.inputs.decoding import MAX_BYTES, MAX_PIXELS, check_array, decode
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
 
 _CHUNK = 2**20
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path has one of the two slashes; a drive has one letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,8 @@ def _read_path(path: Path) -> bytes:
         with path.open("rb") as file:
             return _read_file(file)
     except OSError as error:
+        if _URL.match(str(path)):
+            raise ImageError("URLs are not fetched; download it, and give the file or its bytes") from error
         reason = error.strerror or error
         raise ImageError(f"{reason}; check the path and its permissions") from error
 

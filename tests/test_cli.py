@@ -431,7 +431,14 @@ def test_a_store_on_a_server(
     assert (found["categories"], found["calibration"]) == (3, "current")
     assert found["qdrant"].count(".") == 2
     *nodes, doctor = cli(f"doctor {server.url} --json").objects[6:]
-    assert [found["what"] for found in nodes] == [f"node {server.url}", "rights", "limits", "copies", "catalog"]
+    assert [found["what"] for found in nodes] == [
+        f"node {server.url}",
+        "rights",
+        "limits",
+        "copies",
+        "catalog",
+        "garbage",
+    ]
     assert all(found["ok"] for found in nodes)
     assert (doctor["what"], doctor["ok"]) == ("store", True)
     assert "3 categories, 21 references" in doctor["detail"]

@@ -78,6 +78,7 @@ def test_what_a_classifier_can_be_asked() -> None:
         "add_category": ["name", "texts=", "images=", "*", "vectors=", "metadata=", "replace="],
         "add_categories": ["categories", "*", "replace=", "on_error=", "on_commit="],
         "remove_category": ["name"],
+        "create": [],
         "categories": [],
         "classify": ["images", "*", "top_k=", "errors="],
         "aclassify": ["images", "*", "top_k=", "errors="],

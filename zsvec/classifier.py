@@ -341,13 +341,7 @@ class Classifier:
         return self._calibrator.calibrate(false_unknown_rate)
 
     def create(self) -> None:
-        """Make the collections of the store, if there are none: afterwards a key that may write to them is enough.
-
-        Raises:
-            EncoderMismatchError: The store was made with other encoders.
-            StoreError: A collection of a name that is needed belongs to somebody else.
-            StoreUnavailableError: The key may not make collections.
-        """
+        """Make the collections of the store; then a key that may write to them is enough. Raises as a write does."""
         self.store.bind(self.encoders.fingerprints)
 
     def load(self) -> None:

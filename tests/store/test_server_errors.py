@@ -218,6 +218,12 @@ def test_key_is_not_shown_to_whom_listens_beside(qdrant: FakeQdrant) -> None:
 # Several nodes
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next node is asked after the shortest time that the client knows."""
+    monkeypatch.setattr("zsvec.store.server.connection._PATIENCE", 1)
+
+
 def scrolls(fake: FakeQdrant) -> int:
     return sum(path.endswith("/scroll") for _, path, _ in fake.requests)
 
@@ -232,6 +238,7 @@ def test_next_node_is_asked_where_the_first_is_away(qdrant: FakeQdrant) -> None:
     assert scrolls(qdrant) == 1
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("while_open", [False, True])
 def test_next_node_is_asked_where_one_does_not_answer(
     qdrant: FakeQdrant, another: FakeQdrant, while_open: bool
@@ -242,16 +249,17 @@ def test_next_node_is_asked_where_one_does_not_answer(
         qdrant.answer = qdrant.stall
         start = time.monotonic()
         assert store.categories() == []
-        assert time.monotonic() - start < 4
+        assert time.monotonic() - start < 2.5
         assert store.categories() == []
     assert scrolls(another) == 2  # it stays with who has answered
-    assert time.monotonic() - start < 4.5
+    assert time.monotonic() - start < 3
 
 
+@pytest.mark.usefixtures("impatient")
 def test_slow_nodes_are_given_more_time(qdrant: FakeQdrant, another: FakeQdrant) -> None:
     def slow(method: str, path: str) -> Answer | None:
         if path.endswith("/scroll"):
-            time.sleep(2.5)
+            time.sleep(1.2)
         return None
 
     with opened(qdrant.url, another.url, timeout=20) as store:

@@ -5,6 +5,7 @@ What a collection allows at once (`Limits`) and where its copies are (`Replicas`
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from zsvec.errors import StoreError
+from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.store.base import Hit, Placement, Points, Put, Where, stack
 from zsvec.store.server.checkup import check_up
 from zsvec.store.server.connection import FAILURES, Connection, is_refusal
@@ -27,6 +28,7 @@ from zsvec.types import Finding
 
 _MAJORITY = models.ReadConsistencyType.MAJORITY
 _AWAY = 10.0  # seconds for which a node that has not answered is taken for away, whatever the consensus says
+_NOTICED = 15.0  # seconds after which a cluster has noticed that a node stands still
 _CONSENSUS = 1.0  # seconds for which what the consensus says of copies is believed
 
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
@@ -49,6 +51,9 @@ class ServerBackend:
         self._placement = placement or Placement()
         self.location = connection.location
         self._limits: dict[str, Limits] = {}
+        self._lock = threading.Lock()
+        self._noticing: set[str] = set()  # collections whose copies are being tried
+        connection.when_away = self._find_out_who_is_away
         self._without_majority = 0.0  # until when no copy is asked that may be away
         self._replicas: dict[str, tuple[float, Replicas]] = {}  # until when they are believed
 
@@ -326,8 +331,6 @@ class ServerBackend:
             except FAILURES:
                 if consistency == _MAJORITY:
                     self._without_majority = time.monotonic() + _AWAY
-                elif copies.paired and consistency != 1:
-                    self._notice(client, collection, patience)
                 raise
 
         return self._connection.call(ask, missing=missing)
@@ -344,19 +347,33 @@ class ServerBackend:
         seconds = _CONSENSUS if copies.copied else 60 * _CONSENSUS
         self._replicas[collection] = time.monotonic() + seconds, copies
 
-    def _notice(self, client: QdrantClient, collection: str, patience: int | None) -> None:
-        """Let the cluster find out which of two copies is away: the consensus knows it when a write has failed there.
+    def _find_out_who_is_away(self) -> None:
+        """Let the cluster notice, in the background, which copies do not answer.
 
-        This one writes nothing. Whoever may not write goes on with one copy.
+        The consensus takes them for active until a write to them has failed, and a node that stands still fails it only
+        after some ten seconds. So this writes nothing, to all copies at once.
         """
+        with self._lock:
+            for collection, (_, copies) in self._replicas.items():
+                if copies.copied and collection not in self._noticing:
+                    self._noticing.add(collection)
+                    threading.Thread(target=self._notice, args=(collection, copies), daemon=True).start()
+
+    def _notice(self, collection: str, copies: Replicas) -> None:
         nothing = models.PointIdsList(points=[str(uuid.uuid4())])
         try:
-            client.delete(collection, nothing, wait=True, timeout=patience)
-        except FAILURES as exc:
-            if is_refusal(exc):
+            with self.within(_NOTICED):
+                self._connection.call(
+                    lambda client, _: client.delete(collection, nothing, wait=True, timeout=round(_NOTICED))
+                )
+            self._replicas.pop(collection, None)
+        except StoreUnavailableError as exc:
+            if is_refusal(exc.__cause__) and copies.paired:  # who may not write goes on with one copy
                 self._believe(collection, Replicas([{0: True, 1: False}]))
-                return
-        self._replicas.pop(collection, None)
+        except StoreError:
+            pass  # it was closed, or dropped
+        finally:
+            self._noticing.discard(collection)
 
 
 def _replicas(client: QdrantClient, collection: str) -> Replicas:

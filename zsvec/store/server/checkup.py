@@ -106,8 +106,8 @@ def _limits(connection: Connection, collections: Sequence[str]) -> Finding:
 
 def _copies(connection: Connection, collections: Sequence[str]) -> Finding:
     """Where the collections are, and whether all copies are active."""
-    cluster = connection.call(lambda client, _: client.cluster_status())
-    if cluster.status != "enabled":
+    nodes = _nodes(connection)
+    if nodes == 1:
         return Finding("copies", True, "a server alone, one copy", "a cluster with two or three copies survives a node")
     copies = {
         name: Replicas.of(connection.call(lambda client, _: client.collection_cluster_info(name)))  # noqa: B023
@@ -115,11 +115,26 @@ def _copies(connection: Connection, collections: Sequence[str]) -> Finding:
     }
     away = sorted({peer for found in copies.values() for shard in found.shards for peer, ok in shard.items() if not ok})
     fewest = min(len(shard) for found in copies.values() for shard in found.shards)
-    said = f"{len(cluster.peers)} nodes, {fewest} copies of each shard"
+    said = f"{nodes or 'an unknown number of'} nodes, {fewest} copies of each shard"
     if away:
         return Finding("copies", False, f"{said}; not active on peer {', '.join(map(str, away))}", "start that node")
     advice = "" if fewest > 1 else "one node less stops the store: give its collections replication_factor 2 or 3"
-    return Finding("copies", fewest > 1, said, advice)
+    return Finding("copies", fewest > 1 or nodes is None, said, advice)
+
+
+def _nodes(connection: Connection) -> int | None:
+    """How many nodes there are; ``None`` if the key may not know."""
+
+    def ask(client: QdrantClient, _: int | None) -> int | None:
+        try:
+            cluster = client.cluster_status()
+        except FAILURES as exc:
+            if is_refusal(exc):
+                return None
+            raise
+        return len(cluster.peers) if isinstance(cluster, models.ClusterStatusOneOf1) else 1
+
+    return connection.call(ask)
 
 
 # Copies of the catalog

@@ -103,11 +103,13 @@ class Connection:
     Attributes:
         location: Name of the deployment in messages.
         nodes: Its nodes.
+        when_away: Is called when a node, or one behind it, has not answered; before it is tried again.
     """
 
     def __init__(self, location: str, timeout: float, nodes: Sequence[Node]) -> None:
         self.location = location
         self.nodes = nodes
+        self.when_away: Callable[[], None] = lambda: None
         self._timeout = timeout
         self._asked = 0  # the node
         self._patience = ContextVar("patience", default=math.inf)  # seconds for each request
@@ -173,14 +175,15 @@ class Connection:
 
     def _ask(self, request: _Request[_T], attempt: int) -> _T:
         node = self._asked
-        # A node that is slow and not away is waited for longer when all others have been asked.
-        turn = _PATIENCE * 2 ** ((attempt - 1) // len(self.nodes)) if len(self.nodes) > 1 else math.inf
+        # Nodes that are slow and not away are waited for longer when all have been asked twice.
+        turn = _PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))) if len(self.nodes) > 1 else math.inf
         seconds = min(turn, self._patience.get())
         try:
             return request(self.nodes[node].client, None if seconds == math.inf else math.ceil(seconds))
         except (ApiException, QdrantException, grpc.RpcError) as exc:
             if _is_transient(exc) and not _is_busy(exc):
                 self._asked = (node + 1) % len(self.nodes)
+                self.when_away()
             raise
 
     def _wait(self, state: RetryCallState) -> float:
@@ -190,7 +193,7 @@ class Connection:
             return float(exc.retry_after_s)
         if state.attempt_number < len(self.nodes):
             return 0.0
-        return wait_random_exponential(multiplier=0.1, max=5.0)(state)
+        return wait_random_exponential(multiplier=0.1, max=5.0 if len(self.nodes) == 1 else 0.5)(state)
 
     def error(self, exc: BaseException, deadline: float) -> StoreError:
         """The error of ours for a failure of the client.
@@ -362,14 +365,14 @@ def _tls_problem(exc: BaseException) -> str | None:
 # Failures
 
 
-def code_of(exc: BaseException) -> int | grpc.StatusCode | None:
+def code_of(exc: BaseException | None) -> int | grpc.StatusCode | None:
     """The status of REST or gRPC that a failure came with."""
     if isinstance(exc, UnexpectedResponse):
         return exc.status_code
     return exc.code() if isinstance(exc, grpc.RpcError) and isinstance(exc, grpc.Call) else None
 
 
-def is_refusal(exc: BaseException) -> bool:
+def is_refusal(exc: BaseException | None) -> bool:
     """Whether the key may not do what was asked."""
     return code_of(exc) in _REFUSED
 

@@ -342,7 +342,7 @@ def make(folder: Path, begin: Any, sender: Connection) -> None:
 
 def test_two_processes_that_make_one_folder_do_not_stop_each_other(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    for attempt in range(5):
+    for attempt in range(10):
         receiver, sender = context.Pipe(duplex=False)
         begin = context.Barrier(2)
         makers = [context.Process(target=make, args=(tmp_path / str(attempt), begin, sender)) for _ in range(2)]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import qdrant_edge as qe
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
@@ -44,6 +44,7 @@ class EdgeBackend:
         self._folder = folder
         self.location = str(folder)
         self._shards: dict[str, qe.EdgeShard] = {}
+        self._held: dict[str, FileLock] = {}
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._closed = False
@@ -67,9 +68,9 @@ class EdgeBackend:
     def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._folder / ".lock"):
-                if not self.exists(collection):
-                    self._create(collection, dim)
+            self._hold(collection)
+            if not self.exists(collection):
+                self._create(collection, dim)
             # After the renaming: the first load of a shard with new indexes takes as long again as making them.
             # And always: a process that was killed here has left some out.
             shard = self._shard(collection)
@@ -211,16 +212,40 @@ class EdgeBackend:
             return  # the files are the parent's
         with self._lock:
             self._closed = True
-            while self._shards:
-                collection, shard = self._shards.popitem()
-                with self._failures(collection):
-                    shard.flush()
-                    shard.close()
+            try:
+                while self._shards:
+                    collection, shard = self._shards.popitem()
+                    with self._failures(collection):
+                        shard.flush()
+                        shard.close()
+            finally:
+                while self._held:
+                    self._held.popitem()[1].release()
 
     def _shard(self, collection: str) -> qe.EdgeShard:
         if collection not in self._shards:
+            self._hold(collection)
             self._shards[collection] = qe.EdgeShard.load(str(self._folder / collection))
         return self._shards[collection]
+
+    def _hold(self, collection: str) -> None:
+        """Keep a collection for this handle: the engine's own lock is free again while a shard is still being closed.
+
+        Who loads it then reads what the other one has not written yet, and overwrites it.
+        """
+        if collection not in self._held:
+            lock = FileLock(self._folder / f".lock-{collection}", timeout=0, thread_local=False)
+            try:
+                lock.acquire()
+            except Timeout as exc:
+                raise self._locked() from exc
+            self._held[collection] = lock
+
+    def _locked(self) -> StoreLockedError:
+        return StoreLockedError(
+            f"the embedded store {self.location} is already open, here or in another process: close it "
+            "there, or share one store by running a Qdrant server and giving its URL"
+        )
 
     @contextmanager
     def _calls(self, collection: str) -> Iterator[None]:
@@ -242,10 +267,7 @@ class EdgeBackend:
             ) from exc
         except Exception as exc:  # the engine raises nothing narrower
             if "WouldBlock" in str(exc):
-                raise StoreLockedError(
-                    f"the embedded store {self.location} is already open, here or in another process: close it "
-                    "there, or share one store by running a Qdrant server and giving its URL"
-                ) from exc
+                raise self._locked() from exc
             raise StoreError(f"collection {collection!r} of the embedded store {self.location} failed: {exc}") from exc
 
 

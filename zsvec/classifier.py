@@ -287,8 +287,8 @@ class Classifier:
 
     @property
     def stats(self) -> StreamStats:
-        """What all streams of predictions together have done so far; may be asked from any thread."""
-        return self._totals.stats()
+        """What all streams of predictions together have done so far, and the store's counters; from any thread."""
+        return with_changes(self._totals.stats(), store=self.store.stats())
 
     def embed_stream(self, images: Iterable[ImageInput], *, batch_size: int | None = None) -> Iterator[Embedding]:
         """Vectors of images as they come, in order and in bounded memory; for `classify_vectors`, or for keeping.

@@ -22,7 +22,6 @@ from collections.abc import (
     Mapping,
 )
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, Full, Queue
@@ -50,6 +49,7 @@ class StreamStats:
         seconds: Since its first stage began, until its end.
         busy: Seconds of work by stage, summed over threads. Waiting for a GPU counts as work.
         waiting: Results that a stage has finished and the next has not taken, by the finished stage. Images or batches.
+        store: Counters of the store's writes (`zsvec.store.store.Store.stats`), in the totals of a classifier.
     """
 
     images: int = 0
@@ -58,6 +58,7 @@ class StreamStats:
     seconds: float = 0.0
     busy: Mapping[str, float] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)
+    store: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -442,7 +443,7 @@ def iterate_async_source(items: AsyncIterable[Item], flow: Flow) -> Iterator[Ite
     while not flow.stopped.is_set():
         future = asyncio.run_coroutine_threadsafe(following(), flow.loop)
         while not future.done() and not flow.stopped.is_set():
-            with suppress(FutureTimeoutError):
+            with suppress(TimeoutError):
                 future.exception(_POLL)
         if not future.done() or (item := future.result()) is _END:
             return

@@ -602,3 +602,38 @@ def test_a_commit_on_a_late_commit_of_a_dead_writer_is_seen(
     [seen] = reader.look(cursor, known).categories
     assert seen == store.category("red panda")
     assert images(store) == ["old", "w", "x"]
+
+
+@pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
+def test_second_stamps_are_counted(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit between whose plan and whose end somebody writes with a clock that is ahead."""
+    real = time.time_ns
+
+    def ahead(*_: Any) -> None:
+        monkeypatch.setattr(time, "time_ns", lambda: real() + 30 * 10**9)
+        add(other, "lynx", ["1"])
+        monkeypatch.setattr(time, "time_ns", real)
+
+    assert store.stats() == {"second_stamps": 0, "unknown_outcomes": 0}
+    backend.hooks["commit"] = ahead
+    add(store, "wolf", ["1"])
+    assert store.stats() == {"second_stamps": 1, "unknown_outcomes": 0}
+    assert other.stats() == {"second_stamps": 0, "unknown_outcomes": 0}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
+def test_unknown_outcomes_are_counted(backend: Hooked, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look after the commit that does not show it."""
+    retrieve = backend.inner.retrieve
+    backend.hooks["commit"] = lambda *_: monkeypatch.setattr(
+        backend.inner, "retrieve", lambda *asked: next(looks, None) or retrieve(*asked)
+    )
+    looks = iter(
+        [{record_id("store"): retrieve(store.collection("catalog"), [record_id("store")])[record_id("store")]}]
+    )
+    add(store, "wolf", ["1"])
+    assert store.stats()["unknown_outcomes"] == 1
+    assert images(store, "wolf") == ["1"]

@@ -7,6 +7,7 @@ orders the commits for readers is their ``rev``, which grows with every commit t
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,7 @@ class Catalog:
         collection: Name of the collection of the records.
         location: Folder or URL, and namespace.
         exclusive: Whether no other process can write.
+        counts: How often what is rare has happened, by its name: see `zsvec.store.store.Store.stats`.
     """
 
     def __init__(self, backend: Backend, namespace: str) -> None:
@@ -75,6 +77,7 @@ class Catalog:
         self.collection = collection_name(namespace, CATALOG)
         self.location = f"{backend.location} (namespace {namespace})"
         self.exclusive = backend.exclusive
+        self.counts: Counter[str] = Counter(second_stamps=0, unknown_outcomes=0)
 
     # The store
 

@@ -68,6 +68,7 @@ def commit(catalog: Catalog, categories: Sequence[Category], before: State) -> d
                 if outcome == "won" and manifest:
                     won[name] = manifest
             if puts:
+                catalog.counts["unknown_outcomes"] += len(puts)
                 raise _UnknownError
     return won
 
@@ -92,6 +93,7 @@ def publish(
         late = [manifest for manifest in manifests.values() if manifest["rev"] < newest - SLACK]
         if not late:
             break
+        catalog.counts["second_stamps"] += len(late)
         catalog.put([_restamped(m, newest + 1 + i, unchanged) for i, m in enumerate(late)])
         manifests = catalog.state(manifests).manifests
     return manifests
@@ -122,6 +124,7 @@ def commit_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> bool
             _check_same(catalog, store, now)
             outcome = _outcome(put, after, writer, ())
             if outcome == "unknown":
+                catalog.counts["unknown_outcomes"] += 1
                 raise _UnknownError
     return outcome == "won"
 

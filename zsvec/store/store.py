@@ -207,6 +207,14 @@ class Store:
         found = {name: placement for name in names if (placement := self._backend.placement(name))}
         return {"collections": {name: asdict(placement) for name, placement in found.items()}} if found else {}
 
+    def stats(self) -> dict[str, int]:
+        """How often, with this handle, what is rare has happened.
+
+        ``second_stamps``: commits that were stamped anew, because others had written meanwhile; ``unknown_outcomes``:
+        commits that did not show at once, and were looked for, or tried, again.
+        """
+        return dict(self._catalog.counts)
+
     def incomplete(self) -> list[str]:
         """Names of the categories that lack references which their manifest counts; empty unless data was lost."""
         return [

@@ -670,7 +670,7 @@ def test_ctrl_c_ends_a_watch_and_another_goes_on(filled: Callable[..., Result]) 
         assert process.wait(DEADLINE) == 130
         _, out, err = finish(process)
         assert out == ""
-        assert ("1 images in " in err) if option == "--stats" else err == ""
+        assert ("1 image in " in err) if option == "--stats" else err == ""
     assert [json.loads(line)[0] for line in state.read_text().splitlines()] == ["a.png", "b.png"]
     assert len(filled("list --json").objects) == 3
 

@@ -164,6 +164,9 @@ class Connection:
             if missing is not None and code_of(exc) in _MISSING:
                 return cast("_T", missing)
             raise self.error(exc, deadline) from exc
+        except ValueError:  # of gRPC, where another thread has closed the connection meanwhile
+            self.check()
+            raise
         raise AssertionError("tenacity ends with an answer or an error")
 
     def close(self) -> None:

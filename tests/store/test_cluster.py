@@ -119,6 +119,15 @@ def test_copies_that_agree(nodes: list[Node], namespace: str) -> None:
     assert [what for what in found if what.startswith("node")] == [f"node {node.url}" for node in nodes]
 
 
+def test_copies_are_compared_within_strict_limits(nodes: list[Node], namespace: str) -> None:
+    with filled(nodes, namespace, 3) as store:
+        mode = models.StrictModeConfig(enabled=True, max_query_limit=1)
+        with closing(QdrantClient(nodes[0].url, check_compatibility=False, timeout=60)) as client:
+            client.update_collection(store.collection("catalog"), strict_mode_config=mode)
+        found = {finding.what: finding for finding in store.check_up()}
+    assert found["catalog"].detail == "its copies agree"
+
+
 def test_one_copy_is_said(nodes: list[Node], namespace: str) -> None:
     with filled(nodes, namespace, 1) as store:
         found = {finding.what: finding for finding in store.check_up()}

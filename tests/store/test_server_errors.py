@@ -293,6 +293,15 @@ def test_node_of_an_old_version(qdrant: FakeQdrant, another: FakeQdrant) -> None
     assert f"{another.url} is Qdrant 1.16.3" in message
 
 
+def test_a_node_of_an_old_version_is_found_by_a_check_up(qdrant: FakeQdrant, another: FakeQdrant) -> None:
+    another.answer = lambda *_: root("1.16.3")
+    with opened(qdrant.url, another.url) as store:
+        good, bad = store.check_up()
+    assert (good.ok, bad.ok) == (True, False)
+    assert "is Qdrant 1.16.3" in bad.detail
+    assert "upgrade it" in bad.advice
+
+
 def test_one_of_several_urls_of_another_kind() -> None:
     with pytest.raises(InvalidInputError, match="'ftp://b'"):
         opened("http://a", "ftp://b")

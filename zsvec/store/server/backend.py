@@ -354,7 +354,7 @@ class ServerBackend:
         after some ten seconds. So this writes nothing, to all copies at once.
         """
         with self._lock:
-            for collection, (_, copies) in self._replicas.items():
+            for collection, (_, copies) in list(self._replicas.items()):  # other threads add to it
                 if copies.copied and collection not in self._noticing:
                     self._noticing.add(collection)
                     threading.Thread(target=self._notice, args=(collection, copies), daemon=True).start()
@@ -366,7 +366,7 @@ class ServerBackend:
                 self._connection.call(
                     lambda client, _: client.delete(collection, nothing, wait=True, timeout=round(_NOTICED))
                 )
-            self._replicas.pop(collection, None)
+            self._replicas[collection] = 0.0, copies  # to be looked at again
         except StoreUnavailableError as exc:
             if is_refusal(exc.__cause__) and copies.paired:  # who may not write goes on with one copy
                 self._believe(collection, Replicas([{0: True, 1: False}]))

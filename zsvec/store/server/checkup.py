@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from qdrant_client import QdrantClient, models
 
+from zsvec.errors import StoreError
 from zsvec.store.server.connection import FAILURES, Connection, Node, is_refusal
 from zsvec.store.server.limits import Limits
 from zsvec.store.server.replicas import Consistency, Replicas
@@ -35,7 +36,10 @@ def check_up(connection: Connection, catalog: str, references: Sequence[str], *,
     yield _rights(connection, catalog)
     yield _limits(connection, [catalog, *references])
     yield _copies(connection, [catalog, *references])
-    yield _agreement(connection, clients, catalog, repair=repair)
+    try:
+        yield _agreement(connection, clients, catalog, repair=repair)
+    except FAILURES as exc:  # of the nodes that are asked past the connection
+        yield Finding("catalog", False, str(connection.error(exc, _PATIENCE)), "look again when all nodes are well")
 
 
 def _node(connection: Connection, node: Node) -> Finding:
@@ -45,6 +49,8 @@ def _node(connection: Connection, node: Node) -> Finding:
         version = node.client.info().version
         rest = _milliseconds(node.client.http.service_api.root)
         by_grpc = _milliseconds(node.client.info)
+    except StoreError as exc:  # too old, or no Qdrant
+        return Finding(what, False, str(exc), "upgrade it, or leave its URL out")
     except FAILURES as exc:
         return Finding(what, False, str(connection.error(exc, _PATIENCE)), "start it, or leave its URL out")
     if node.speaks_grpc:
@@ -145,10 +151,12 @@ def _agreement(connection: Connection, clients: Sequence[QdrantClient], catalog:
     info = connection.call(lambda client, _: client.collection_cluster_info(catalog))
     if not Replicas.of(info).copied:
         return Finding("catalog", True, "one copy, which agrees with itself")
-    differing = _differing(clients, catalog)
+    strict = connection.call(lambda client, _: client.get_collection(catalog)).config.strict_mode_config
+    page = Limits.of(strict).page
+    differing = _differing(clients, catalog, page)
     if differing:
         time.sleep(1.0)  # what is just being written differs for a moment
-        again = _differing(clients, catalog)
+        again = _differing(clients, catalog, page)
         differing = {place: record for place, record in differing.items() if again.get(place) == record}
     if not differing:
         return Finding("catalog", True, "its copies agree")
@@ -157,15 +165,15 @@ def _agreement(connection: Connection, clients: Sequence[QdrantClient], catalog:
         return Finding("catalog", False, f"its copies differ in {names}", "run `zsvec doctor --repair`")
     for place, record in differing.items():
         connection.call(partial(_heal, catalog, place, record))
-    left = _differing(clients, catalog)
+    left = _differing(clients, catalog, page)
     return Finding("catalog", not left, f"its copies differed in {names}" + ("" if left else ", and agree again"))
 
 
-def _differing(clients: Sequence[QdrantClient], catalog: str) -> _Records:
+def _differing(clients: Sequence[QdrantClient], catalog: str, page: int) -> _Records:
     """The newest of each record on which not all copies agree, as far as the nodes that can be asked have it."""
-    agreed = _records(clients[0], catalog, models.ReadConsistencyType.ALL)
-    found = [_records(clients[0], catalog, models.ReadConsistencyType.QUORUM)]
-    found += [_records(client, catalog, 1) for client in clients]  # its own copy, where it has one
+    agreed = _records(clients[0], catalog, models.ReadConsistencyType.ALL, page)
+    found = [_records(clients[0], catalog, models.ReadConsistencyType.QUORUM, page)]
+    found += [_records(client, catalog, 1, page) for client in clients]  # its own copy, where it has one
     newest: _Records = {}
     for records in found:
         for place, record in records.items():
@@ -174,16 +182,16 @@ def _differing(clients: Sequence[QdrantClient], catalog: str) -> _Records:
     return {place: record for place, record in newest.items() if agreed.get(place) != record}
 
 
-def _records(client: QdrantClient, catalog: str, consistency: Consistency) -> _Records:
+def _records(client: QdrantClient, catalog: str, consistency: Consistency, size: int) -> _Records:
     found: _Records = {}
     offset: Any = None
     while True:
-        page, following = client.scroll(catalog, limit=1000, offset=offset, consistency=consistency)
+        page, following = client.scroll(catalog, limit=size, offset=offset, consistency=consistency)
         fresh = [record for record in page if str(record.id) not in found]
         found |= {str(record.id): record.payload or {} for record in fresh}
-        if not fresh:
+        if not fresh and following is None:
             return found
-        offset = following or fresh[-1].id
+        offset = following or page[-1].id
 
 
 def _heal(catalog: str, place: str, record: Mapping[str, Any], client: QdrantClient, patience: int | None) -> None:

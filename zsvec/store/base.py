@@ -1,7 +1,8 @@
-"""What a Qdrant deployment must offer to be the place of a store."""
+"""What a Qdrant deployment must offer to be the place of a store, and what every such place needs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.errors import StoreError
 from zsvec.types import Finding
 
 FIRST_CONTACT = 5.0
@@ -78,6 +80,38 @@ class Placement:
     replicas: int | None = None
     shards: int | None = None
     write_consistency: int | None = None
+
+
+class Handle:
+    """What keeps an open store to the process that opened it, until it is closed.
+
+    Args:
+        location: Name of the store in messages.
+    """
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self._pid = os.getpid()
+        self._closed = False
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is another one than that which opened the store."""
+        return os.getpid() != self._pid
+
+    def check(self) -> None:
+        """As `Backend.check`."""
+        if self.forked:
+            raise StoreError(
+                f"the store {self._location} was opened before this process was forked: open it in the process that "
+                "uses it"
+            )
+        if self._closed:
+            raise StoreError(f"the store {self._location} is closed: open it again")
+
+    def close(self) -> None:
+        """Refuse from now on."""
+        self._closed = True
 
 
 class Backend(Protocol):

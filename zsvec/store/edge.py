@@ -7,7 +7,6 @@ survive a fork. `optimize` must never be called here: it stops every search for 
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 import uuid
@@ -23,7 +22,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
-from zsvec.store.base import Hit, Points, Put, Where, stack
+from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
 from zsvec.types import Finding
 
 _PAGE = 2000
@@ -46,17 +45,10 @@ class EdgeBackend:
         self._shards: dict[str, qe.EdgeShard] = {}
         self._held: dict[str, FileLock] = {}
         self._lock = threading.RLock()
-        self._pid = os.getpid()
-        self._closed = False
+        self._handle = Handle(self.location)
 
     def check(self) -> None:
-        if os.getpid() != self._pid:
-            raise StoreError(
-                f"the embedded store {self.location} was opened before this process was forked and would hang: "
-                "open it in the process that uses it"
-            )
-        if self._closed:
-            raise StoreError(f"the store {self.location} is closed: open it again")
+        self._handle.check()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
         return nullcontext()
@@ -208,10 +200,10 @@ class EdgeBackend:
                 self._shard(collection).flush()
 
     def close(self) -> None:
-        if os.getpid() != self._pid:
+        if self._handle.forked:
             return  # the files are the parent's
         with self._lock:
-            self._closed = True
+            self._handle.close()
             try:
                 while self._shards:
                     collection, shard = self._shards.popitem()

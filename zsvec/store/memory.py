@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Hit, Points, Put, Where, stack
+from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
 from zsvec.types import Finding
 
 # By id, the vector and the payload; a record has no vector.
@@ -29,17 +28,10 @@ class MemoryBackend:
     def __init__(self) -> None:
         self._collections: dict[str, _Collection] = {}
         self._lock = threading.Lock()
-        self._pid = os.getpid()
-        self._closed = False
+        self._handle = Handle(self.location)
 
     def check(self) -> None:
-        if os.getpid() != self._pid:
-            raise StoreError(
-                f"the store {self.location} was opened before this process was forked: open one in the process that "
-                "uses it"
-            )
-        if self._closed:
-            raise StoreError(f"the store {self.location} is closed: open it again")
+        self._handle.check()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
         return nullcontext()
@@ -130,7 +122,7 @@ class MemoryBackend:
         """Do nothing: there is no disk."""
 
     def close(self) -> None:
-        self._closed = True
+        self._handle.close()
         self._collections = {}
 
     @contextmanager

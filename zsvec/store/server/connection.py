@@ -31,6 +31,7 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
+from zsvec.store.base import Handle
 
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
 
@@ -113,8 +114,7 @@ class Connection:
         self._timeout = timeout
         self._asked = 0  # the node
         self._patience = ContextVar("patience", default=math.inf)  # seconds for each request
-        self._pid = os.getpid()
-        self._closed = False
+        self._handle = Handle(location)
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
@@ -127,13 +127,7 @@ class Connection:
 
     def check(self) -> None:
         """As `zsvec.store.base.Backend.check`."""
-        if os.getpid() != self._pid:
-            raise StoreError(
-                f"the connection to {self.location} was opened before this process was forked: "
-                "open the store in the process that uses it"
-            )
-        if self._closed:
-            raise StoreError(f"the store {self.location} is closed: open it again")
+        self._handle.check()
 
     def call(self, request: _Request[_T], *, missing: Any = None) -> _T:
         """Ask, again after a passing failure while there is time, with failures as errors of ours.
@@ -171,8 +165,8 @@ class Connection:
 
     def close(self) -> None:
         """Let go of the connections; not of those of the process that this one was forked from."""
-        if os.getpid() == self._pid:
-            self._closed = True
+        if not self._handle.forked:
+            self._handle.close()
             for node in self.nodes:
                 node.close()
 

@@ -103,7 +103,11 @@ _ORDER = (
     "A setting is an argument of `zsvec.open`, a variable of the environment, or a line of a TOML file. Arguments come "
     "first, then the environment, then `zsvec.toml` in the working directory, then `config.toml` in the user's "
     "configuration folder (of the application `zsvec`). Mappings are JSON in the environment. A "
-    "variable that begins with `ZSVEC_` and that nothing reads is named in a warning."
+    "variable that begins with `ZSVEC_` and that nothing reads is named in a warning.\n\n"
+    "Anybody may have put a `zsvec.toml` into the working directory, with a clone or an archive. So `api_key`, "
+    "`allow_http`, `ca_certificate`, `profiles`, `generation`, and a `store` that is no folder below it, are refused "
+    "there until you have looked at the file and said `zsvec trust` in its folder. A file that changes or moves is to "
+    "be trusted again; `zsvec trust --revoke` takes it back."
 )
 
 

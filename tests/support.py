@@ -19,6 +19,7 @@ from zsvec.config import Settings
 from zsvec.generation.access import SWITCH_VARIABLE
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
+from zsvec.trust import trust
 from zsvec.types import Category
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "photos",
     "sources",
     "state",
+    "trusted_settings",
     "two_encoders",
     "write_photos",
 ]
@@ -46,6 +48,13 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Settings, "toml_files", (user / "zsvec" / "config.toml", Path("zsvec.toml")))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
+
+
+def trusted_settings(toml: str) -> None:
+    """Write the ``zsvec.toml`` of the working folder, and trust it."""
+    file = Settings.toml_files[1]
+    file.write_text(toml)
+    trust(file, Settings.marks())
 
 
 def photo(seed: int, size: tuple[int, int] = (8, 6)) -> Image.Image:

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import zsvec
-from tests.support import coloured, encode, fast_folder, isolated, photo, state, two_encoders  # noqa: F401
+from tests.support import coloured, encode, fast_folder, isolated, photo, state, trusted_settings, two_encoders  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.cli import main
 from zsvec.encoders import EncoderSet
@@ -507,6 +507,14 @@ def settings_file(content: bytes) -> Callable[[Bench], None]:
     return write
 
 
+def trusted_file(toml: str) -> Callable[[Bench], None]:
+    def write(bench: Bench) -> None:
+        bench.close()
+        trusted_settings(toml)
+
+    return write
+
+
 def environment(name: str, value: str) -> Callable[[Bench], None]:
     def set_it(bench: Bench) -> None:
         bench.close()
@@ -659,6 +667,11 @@ OPENINGS = [
     opening(
         "generation: a key in the settings file",
         "there is no setting 'generation.api_key'",
+        before=trusted_file('[generation]\napi_key = "sk-secret"'),
+    ),
+    opening(
+        "settings file: a service, and no trust",
+        "sets generation, which only a file that you trust may",
         before=settings_file(b'[generation]\napi_key = "sk-secret"'),
     ),
     opening(

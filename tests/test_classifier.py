@@ -31,6 +31,7 @@ from tests.support import (
     photo,
     sources,
     state,
+    trusted_settings,
     two_encoders,
 )
 from zsvec.classifier import Classifier
@@ -1443,7 +1444,7 @@ temperature = { image = 2.0 }
 
 
 def test_a_profile_of_ones_own(folder: Path, loading: Loading) -> None:
-    Path("zsvec.toml").write_text(PROFILE)
+    trusted_settings(PROFILE)
     with zsvec.open(str(folder / "store"), dtype="float32", calibration="off") as clf:
         assert repr(clf).endswith("encoders clip, vit>")
         clf.add_category("red_panda", images=[coloured("red", 1)])
@@ -1484,7 +1485,7 @@ def test_the_offline_profile_by_name(folder: Path, loading: Loading) -> None:
     ],
 )
 def test_a_settings_file_that_cannot_be_used(toml: str, message: str) -> None:
-    Path("zsvec.toml").write_text(toml)
+    trusted_settings(toml)
     with pytest.raises(InvalidInputError, match=message):
         zsvec.open("./s")
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.store.support import ServerDeployment
-from tests.support import coloured, encode, fast_folder, isolated, write_photos  # noqa: F401
+from tests.support import coloured, encode, fast_folder, isolated, trusted_settings, write_photos  # noqa: F401
 from zsvec import __version__
 from zsvec.cli import main, output
 from zsvec.encoders import EncoderSet
@@ -894,7 +894,7 @@ def test_help_and_version(cli: Callable[..., Result]) -> None:
 
 
 def test_a_profile_of_ones_own(cli: Callable[..., Result]) -> None:
-    Path("zsvec.toml").write_text('profile = "mine"\n[profiles.mine.encoders.vit]\nfamily = "clip"\nmodel = "m"\n')
+    trusted_settings('profile = "mine"\n[profiles.mine.encoders.vit]\nfamily = "clip"\nmodel = "m"\n')
     assert [o["references"] for o in cli("add cat --json").objects] == [{"vit:text": 1}]
 
 

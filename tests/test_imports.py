@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (("encoders",), ("store",), ("method",)),
-    (("profiles", "config"), ("search", "embedding")),
+    (("profiles", "trust", "config"), ("search", "embedding")),
     (("builder", "calibrator"),),
     (("generation",),),
     (("classifier", "zsvec"),),

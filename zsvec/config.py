@@ -1,7 +1,8 @@
 """Settings and profiles: everything that can be chosen, checked where it enters.
 
 Order of precedence: arguments, then the environment (``ZSVEC_STORE``, ``ZSVEC_PROFILE`` …), then
-``zsvec.toml`` in the working directory, then ``config.toml`` in the user's configuration folder.
+``zsvec.toml`` in the working directory, as far as the user trusts that, then ``config.toml`` in the user's
+configuration folder.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -42,6 +44,7 @@ from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.method.scoring import Scoring
 from zsvec.profiles import PROFILES, Profile
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
+from zsvec.trust import is_private, read_if_trusted
 
 IndexKind = Literal["auto", "memory", "qdrant"]
 IndexDtype = Literal["float32", "float16"]
@@ -136,6 +139,13 @@ class _File(TomlConfigSettingsSource):
         return _by_present_names(super().__call__())
 
 
+class _LocalFile(_File):
+    """That of the working directory, which anybody may have put there."""
+
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        return read_if_trusted(Path(str(file_path)), Settings.marks())
+
+
 class ModelPrice(BaseModel):
     """What a generative model costs, in US dollars.
 
@@ -159,6 +169,8 @@ class GenerationSettings(BaseModel):
 
     Attributes:
         base_url: Of any service with OpenAI's interface; by default ``OPENAI_BASE_URL``, or OpenAI's own.
+        allow_http: Whether the key may be sent to another machine where others on the way can read it, by ``http://``;
+            for a private network.
         language_model: Describes categories and says which are alike; needs structured outputs.
         image_model: Draws.
         image_size: Width and height in pixels. Encoders see some 224 of them.
@@ -172,6 +184,7 @@ class GenerationSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_url: str | None = Field(default=None, pattern=r"^https?://")
+    allow_http: bool = False
     language_model: str = Field(default="gpt-6-luna", min_length=1)
     image_model: str = Field(default="gpt-image-2.6-flare", min_length=1)
     image_size: str = Field(default="1024x1024", min_length=1)
@@ -190,6 +203,8 @@ class Settings(BaseSettings):
             between them, of which the next is asked where one does not answer.
         namespace: Prefix of the collections that this store owns in a deployment.
         api_key: Key of the server.
+        allow_http: Whether the key may be sent to another machine where others on the way can read it, by ``http://``;
+            for a private network.
         ca_certificate: PEM file of the authorities to trust in the place of the usual ones, for REST and gRPC; by
             default what ``SSL_CERT_FILE`` names.
         timeout: Deadline of one operation on a server, in seconds. If it is set, it is also that of the first contact,
@@ -232,7 +247,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="ZSVEC_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
     )
-    toml_files: ClassVar[tuple[Path, ...]] = (
+    toml_files: ClassVar[tuple[Path, Path]] = (
         Path(platformdirs.user_config_dir("zsvec")) / "config.toml",
         Path("zsvec.toml"),
     )
@@ -240,6 +255,7 @@ class Settings(BaseSettings):
     store: str = Field(default="./zsvec-store", min_length=1)
     namespace: str = Field(default="zsvec", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
     api_key: SecretStr | None = None
+    allow_http: bool = False
     ca_certificate: Path | None = None
     timeout: float = Field(default=60.0, gt=0, le=86_400)
     max_staleness: float = Field(default=0.0, ge=0, le=86_400)
@@ -279,15 +295,28 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, environment, TOML files; first one wins."""
         arguments = _Arguments(settings_cls, init_settings())
-        return arguments, _Environment(settings_cls), *(_File(settings_cls, file) for file in reversed(cls.toml_files))
+        users, local = cls.toml_files
+        return arguments, _Environment(settings_cls), _LocalFile(settings_cls, local), _File(settings_cls, users)
+
+    @classmethod
+    def marks(cls) -> Path:
+        """Folder of what the user trusts."""
+        return cls.toml_files[0].parent / "trusted"
 
     def open_store(self) -> Store:
         """The store that is named.
 
         Raises:
-            InvalidInputError: As `zsvec.store.open_store`.
+            InvalidInputError: As `zsvec.store.open_store`, or others could read the key on its way.
             StoreUnavailableError: Likewise.
         """
+        if self.api_key and "://" in self.store and not self.allow_http:
+            for url in self.store.split(","):
+                if not is_private(url.strip()):
+                    raise InvalidInputError(
+                        f"others on the way to {url.strip()!r} could read the key: use https://, or set allow_http "
+                        "(ZSVEC_ALLOW_HTTP=true) where the network is private"
+                    )
         key = self.api_key.get_secret_value() if self.api_key else None
         return open_store(
             self.store,

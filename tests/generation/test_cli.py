@@ -18,7 +18,7 @@ from tests import test_cli
 from tests.generation.fake_openai import CHAT, IMAGES, KEY, Fault, Request
 from tests.generation.fast_cli import load_encoders
 from tests.generation.studio import Service, picture
-from tests.support import encode, isolated  # noqa: F401
+from tests.support import encode, isolated, trusted_settings  # noqa: F401
 from zsvec.cli import output
 from zsvec.generation.manifest import read_manifest
 
@@ -49,7 +49,7 @@ def service(cli: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     made = Service(APPEARANCES)
     with made.server:
-        Path("zsvec.toml").write_text(SETTINGS.format(url=made.server.url))
+        trusted_settings(SETTINGS.format(url=made.server.url))
         yield made
 
 
@@ -128,7 +128,7 @@ def test_a_dry_run_after_a_run_knows_what_is_there(cli: Run, service: Service) -
 
 def test_a_plan_without_prices_says_so(cli: Run, service: Service) -> None:
     settings = Path("zsvec.toml").read_text()
-    Path("zsvec.toml").write_text(settings.replace("concurrency = 1", 'image_model = "my-own"'))
+    trusted_settings(settings.replace("concurrency = 1", 'image_model = "my-own"'))
     assert facts(cli("generate cat --dry-run").out)["cost"] == "unknown: no price is known for the models"
     assert cli("generate cat --dry-run --json").objects[0]["cost"] is None
     result = cli("generate cat --budget 1usd --dry-run")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from zsvec.errors import GenerationError
+from zsvec.trust import is_private
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
@@ -65,11 +66,16 @@ class Key:
         return error
 
 
-def base_url(configured: str | None, key: Key) -> str:
+def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
     """The address of the service: as configured, that of ``OPENAI_BASE_URL``, or OpenAI's own.
 
+    Args:
+        configured: By the settings.
+        key: What is sent there.
+        allow_http: Whether others on the way may read it.
+
     Raises:
-        GenerationError: No request can be made to it.
+        GenerationError: No request can be made to it, or others could read the key.
     """
     url = configured or os.environ.get(URL_VARIABLE, "").strip() or _DEFAULT_URL
     if host_of(url) is None:
@@ -77,6 +83,13 @@ def base_url(configured: str | None, key: Key) -> str:
             key.scrubbed(
                 f"{url!r} is not the address of a service: correct generation.base_url or {URL_VARIABLE}, "
                 "which begins with http:// or https://"
+            )
+        )
+    if not (allow_http or is_private(url)):
+        raise GenerationError(
+            key.scrubbed(
+                f"others on the way to {url!r} could read {KEY_VARIABLE}: use https://, or set generation.allow_http "
+                "where the network is private"
             )
         )
     return url

@@ -44,7 +44,7 @@ class Client:
     def __init__(self, settings: GenerationSettings) -> None:
         self._settings = settings
         self._key = Key.from_environment()
-        url = base_url(settings.base_url, self._key)
+        url = base_url(settings.base_url, self._key, allow_http=settings.allow_http)
         # A redirection would take the key to another place.
         transport = openai.DefaultHttpxClient(follow_redirects=False, timeout=settings.timeout)
         self._openai = openai.OpenAI(api_key=self._key.value, base_url=url, max_retries=0, http_client=transport)

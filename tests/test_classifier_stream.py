@@ -357,7 +357,7 @@ def test_statistics_of_a_stream_that_ended_early_stand_still(clf: Classifier) ->
 
 def test_each_stream_has_its_own_statistics_and_the_classifier_their_sum(clf: Classifier) -> None:
     before = clf.stats
-    assert before.store == {"second_stamps": 0, "unknown_outcomes": 0}
+    assert before.store == {"second_stamps": 0, "unknown_outcomes": 0, "healed_records": 0}
     first, second = stream_of(clf, pictures(8), batch_size=2), stream_of(clf, pictures(6), batch_size=3)
     next(second)
     assert (first.stats.images, second.stats.images, clf.stats.images) == (0, 3, before.images + 3)

@@ -306,6 +306,9 @@ class SimulatedBackend:
     def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
         return iter(())
 
+    def heal(self, collection: str, ids: Sequence[str]) -> int:
+        return 0
+
     def flush(self) -> None:
         """Do nothing."""
 

@@ -320,6 +320,9 @@ class _SharedLocalClient:
     def close(self) -> None:
         pass
 
+    def cluster_status(self) -> models.ClusterStatusOneOf:
+        return models.ClusterStatusOneOf(status="disabled")
+
     def collection_cluster_info(self, collection: str) -> models.CollectionClusterInfo:
         """As a server says that is alone."""
         shard = models.LocalShardInfo(shard_id=0, points_count=0, state=models.ReplicaState.ACTIVE)

@@ -59,8 +59,11 @@ def test_what_a_store_is_made_with_is_what_it_has(nodes: list[Node], namespace: 
     with open_store(urls, namespace=namespace, placement=placement) as store:
         store.bind(FINGERPRINTS)
         catalog, clip = (store.info()["collections"][store.collection(name)] for name in ("catalog", "clip"))
+        with closing(QdrantClient(urls, check_compatibility=False)) as client:
+            params = client.get_collection(store.collection("clip")).config.params
     assert clip == {"replicas": 2, "shards": 3, "write_consistency": 2}
     assert catalog == {"replicas": 2, "shards": 1, "write_consistency": 2}  # its commits have one order
+    assert params.read_fan_out_delay_ms  # a copy that stands still does not hold a read that has another one
 
 
 @pytest.mark.parametrize("replicas", [2, 3])
@@ -135,14 +138,24 @@ def test_one_copy_is_said(nodes: list[Node], namespace: str) -> None:
     assert "replication_factor" in found["copies"].advice
 
 
+def copies_of(nodes: list[Node], collection: str) -> list[Node]:
+    """The nodes that have a copy of a collection of one shard."""
+    found = nodes[0].get(f"/collections/{collection}/cluster")
+    peers = {shard["peer_id"] for shard in found["remote_shards"]}
+    peers |= {found["peer_id"]} if found["local_shards"] else set()
+    return [node for node in nodes if peer(node) in peers]
+
+
 def written_to_one_copy(nodes: list[Node], catalog: str, name: str) -> None:
     """The next version of a category, written while all other nodes are dead; then all of them die and come back."""
     place = record_id("category", name)
-    with closing(QdrantClient(nodes[0].url, check_compatibility=False, timeout=30)) as client:
+    chosen = copies_of(nodes, catalog)[0]
+    with closing(QdrantClient(chosen.url, check_compatibility=False, timeout=30)) as client:
         (manifest,) = client.retrieve(catalog, [place])
         payload = {**(manifest.payload or {}), "version": 2, "metadata": {"seen": "by one"}}
-        for node in nodes[1:]:
-            node.kill()
+        for node in nodes:
+            if node is not chosen:
+                node.kill()
         with pytest.raises(ResponseHandlingException):
             client.upsert(catalog, [models.PointStruct(id=place, vector=[1.0], payload=payload)], timeout=3)
     restart_all(nodes)
@@ -157,7 +170,7 @@ def test_copies_that_differ_are_named_and_healed(nodes: list[Node], namespace: s
         with opened(nodes, namespace) as store:
             found = {finding.what: finding for finding in store.check_up()}
             assert_answers(searcher(store, "numpy"), STATE)
-            assert store.category(name).version == (2 if found["catalog"].ok else 1)  # as most copies have it
+            assert store.category(name).version == (2 if found["catalog"].ok else 1), found  # as most copies have it
             if found["catalog"].ok:
                 continue
             assert name in found["catalog"].detail
@@ -167,4 +180,21 @@ def test_copies_that_differ_are_named_and_healed(nodes: list[Node], namespace: s
             assert (store.category(name).version, store.category(name).metadata) == (3, {"seen": "by one"})
             assert_answers(searcher(store, "numpy"), STATE)
             return
+    pytest.skip("the cluster has healed itself each time")
+
+
+def test_who_writes_to_a_record_whose_two_copies_differ_makes_them_agree(nodes: list[Node], namespace: str) -> None:
+    filled(nodes, namespace, 2).close()
+    for name in STATE:
+        with opened(nodes, namespace) as store:
+            written_to_one_copy(nodes, store.collection("catalog"), name)
+        with opened(nodes, namespace) as store:
+            differed = name not in {category.name for category in store.categories()}
+            add(store, name, ["new"])
+            assert store.category(name).metadata == {"seen": "by one"} if differed else {}
+            assert store.stats()["healed_records"] == differed
+            assert_answers(searcher(store, "numpy"), {**STATE, name: references(images=[name, "new"])})
+            if differed:
+                assert all(finding.ok for finding in store.check_up())
+                return
     pytest.skip("the cluster has healed itself each time")

@@ -39,6 +39,7 @@ from tests.store.support import (
 )
 from zsvec.errors import CategoryNotFoundError
 from zsvec.store import Cursor, Look, Store, Write
+from zsvec.store.base import Where
 from zsvec.store.schema import record_id
 from zsvec.types import CALIBRATION_FORMAT
 
@@ -602,6 +603,15 @@ def test_calibration_is_no_category(deployment: Deployment, open_store: OpenStor
     assert store.gc(grace=0) == (5 if deployment.shared else 0)
     assert store.calibration() == {"revision": 9, "another": "one"}
     assert store.encoders() == FINGERPRINTS
+
+
+def test_a_collection_that_is_not_there_has_no_points(open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "red panda", ["a"])
+    backend, collection = store._backend, store.collection("nobody")
+    assert sum(len(page.ids) for page in backend.scroll(collection, Where())) == 0
+    assert backend.count(collection, Where()) == 0
+    assert backend.retrieve(collection, [str(uuid.uuid4())]) == {}
 
 
 def made_from(revision: int) -> dict[str, Any]:

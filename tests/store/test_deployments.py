@@ -234,6 +234,9 @@ def test_a_check_up_of_a_server(server: ServerDeployment) -> None:
     server.client.delete(collection, models.FilterSelector(filter=models.Filter(must=[])), wait=True)
     found = {finding.what: finding for finding in store.check_up()}
     assert not found["references"].ok
+    server.client.delete_collection(collection)
+    found = {finding.what: finding for finding in store.check_up()}
+    assert collection in found["collections"].detail
 
 
 def test_a_check_up_where_one_of_two_nodes_is_away(server: ServerDeployment) -> None:

@@ -616,11 +616,11 @@ def test_second_stamps_are_counted(
         add(other, "lynx", ["1"])
         monkeypatch.setattr(time, "time_ns", real)
 
-    assert store.stats() == {"second_stamps": 0, "unknown_outcomes": 0}
+    assert store.stats() == {"second_stamps": 0, "unknown_outcomes": 0, "healed_records": 0}
     backend.hooks["commit"] = ahead
     add(store, "wolf", ["1"])
-    assert store.stats() == {"second_stamps": 1, "unknown_outcomes": 0}
-    assert other.stats() == {"second_stamps": 0, "unknown_outcomes": 0}
+    assert store.stats() == {"second_stamps": 1, "unknown_outcomes": 0, "healed_records": 0}
+    assert other.stats() == {"second_stamps": 0, "unknown_outcomes": 0, "healed_records": 0}
 
 
 @pytest.mark.usefixtures("impatient")

@@ -171,7 +171,7 @@ class Backend(Protocol):
         """Delete the points of these ids."""
 
     def count(self, collection: str, where: Where) -> int:
-        """Exact number of matching points."""
+        """Exact number of matching points. The collection may not exist."""
 
     def versions(self) -> Mapping[str, str]:
         """What runs the backend, for `zsvec info`."""
@@ -187,6 +187,9 @@ class Backend(Protocol):
             references: Names of the collections of references.
             repair: Whether to make the copies of the catalog agree.
         """
+
+    def heal(self, collection: str, ids: Sequence[str]) -> int:
+        """Make the copies of records agree: how many did not. Nothing to do where there is one copy."""
 
     def flush(self) -> None:
         """Make everything written survive a loss of power."""

@@ -77,7 +77,7 @@ class Catalog:
         self.collection = collection_name(namespace, CATALOG)
         self.location = f"{backend.location} (namespace {namespace})"
         self.exclusive = backend.exclusive
-        self.counts: Counter[str] = Counter(second_stamps=0, unknown_outcomes=0)
+        self.counts: Counter[str] = Counter(second_stamps=0, unknown_outcomes=0, healed_records=0)
 
     # The store
 
@@ -196,6 +196,15 @@ class Catalog:
     def drop(self, ids: Sequence[str]) -> None:
         """Delete records."""
         self.backend.drop(self.collection, ids)
+
+    def heal(self, names: Iterable[str]) -> int:
+        """Make the copies of the manifests of categories agree: how many did not.
+
+        What copies differ in shows to nobody. That a node died at the wrong moment can leave it so.
+        """
+        healed = self.backend.heal(self.collection, [record_id("category", name) for name in names])
+        self.counts["healed_records"] += healed
+        return healed
 
     def newest(self) -> int:
         """The largest ``rev`` of a commit; 0 if there is none."""

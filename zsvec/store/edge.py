@@ -182,6 +182,8 @@ class EdgeBackend:
             self._shard(collection).update(qe.UpdateOperation.delete_points(list(ids)))
 
     def count(self, collection: str, where: Where) -> int:
+        if not self.exists(collection):
+            return 0
         with self._calls(collection):
             return int(self._shard(collection).count(qe.CountRequest(exact=True, filter=_filter(where))))
 
@@ -193,6 +195,9 @@ class EdgeBackend:
 
     def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
         return iter(())
+
+    def heal(self, collection: str, ids: Sequence[str]) -> int:
+        return 0
 
     def flush(self) -> None:
         for collection in list(self._shards):

@@ -105,6 +105,8 @@ class MemoryBackend:
                 stored.pop(identifier, None)
 
     def count(self, collection: str, where: Where) -> int:
+        if not self.exists(collection):
+            return 0
         with self._open(collection) as stored:
             return len(_matching(stored, where))
 
@@ -117,6 +119,9 @@ class MemoryBackend:
 
     def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
         return iter(())
+
+    def heal(self, collection: str, ids: Sequence[str]) -> int:
+        return 0
 
     def flush(self) -> None:
         """Do nothing: there is no disk."""

@@ -211,7 +211,8 @@ class Store:
         """How often, with this handle, what is rare has happened.
 
         ``second_stamps``: commits that were stamped anew, because others had written meanwhile; ``unknown_outcomes``:
-        commits that did not show at once, and were looked for, or tried, again.
+        commits that did not show at once, and were looked for, or tried, again; ``healed_records``: records of a
+        cluster whose copies differed, and were made to agree.
         """
         return dict(self._catalog.counts)
 

@@ -84,6 +84,8 @@ def remove_category(catalog: Catalog, references: ReferenceCollections, collecto
 
     def attempt() -> bool:
         before = catalog.state([name])
+        if name not in before.manifests and catalog.heal([name]):
+            before = catalog.state([name])
         category = before.categories().get(name)
         if category is None or not category.write_ids:
             raise catalog.not_found(name)

@@ -16,19 +16,21 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
-from qdrant_client.http.exceptions import UnexpectedResponse
 
 from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.store.base import Hit, Placement, Points, Put, Where, stack
+from zsvec.store.server import peers
 from zsvec.store.server.checkup import check_up
-from zsvec.store.server.connection import FAILURES, Connection, is_refusal
+from zsvec.store.server.connection import FAILURES, NOTICED, Connection, is_missing, is_refusal
+from zsvec.store.server.filters import chunks, filter_of
+from zsvec.store.server.healing import Records, differing, heal
 from zsvec.store.server.limits import Limits
 from zsvec.store.server.replicas import UNKNOWN, Consistency, Replicas
 from zsvec.types import Finding
 
 _MAJORITY = models.ReadConsistencyType.MAJORITY
 _AWAY = 10.0  # seconds for which a node that has not answered is taken for away, whatever the consensus says
-_NOTICED = 15.0  # seconds after which a cluster has noticed that a node stands still
+_FAN_OUT = 500  # milliseconds after which a node that reads asks one more copy
 _CONSENSUS = 1.0  # seconds for which what the consensus says of copies is believed
 
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
@@ -50,6 +52,7 @@ class ServerBackend:
         self._connection = connection
         self._placement = placement or Placement()
         self.location = connection.location
+        self._checked = False  # the versions of all peers
         self._limits: dict[str, Limits] = {}
         self._lock = threading.Lock()
         self._noticing: set[str] = set()  # collections whose copies are being tried
@@ -67,7 +70,11 @@ class ServerBackend:
         return self._connection.call(lambda client, _: client.collection_exists(collection))
 
     def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+        if not self._checked:
+            peers.check(self._connection)
+            self._checked = True
         if not self.exists(collection):
+            fan_out = models.CollectionParamsDiff(read_fan_out_delay_ms=_FAN_OUT)
             try:
                 self._connection.call(
                     lambda client, patience: client.create_collection(
@@ -78,7 +85,14 @@ class ServerBackend:
                         replication_factor=self._placement.replicas,
                         write_consistency_factor=self._placement.write_consistency,
                         timeout=patience,
-                    )
+                    ),
+                    writes=True,
+                )
+                self._connection.call(
+                    lambda client, patience: client.update_collection(
+                        collection, collection_params=fan_out, timeout=patience
+                    ),
+                    writes=True,
                 )
             except StoreError:
                 if not self.exists(collection):  # else another process has just made it
@@ -88,7 +102,8 @@ class ServerBackend:
             self._connection.call(
                 lambda client, patience, name=name: client.create_payload_index(  # type: ignore[misc]
                     collection, name, field_schema=_SCHEMAS[indexes[name]], timeout=patience
-                )
+                ),
+                writes=True,
             )
 
     def upsert(self, collection: str, points: Points) -> None:
@@ -98,11 +113,12 @@ class ServerBackend:
         ]
 
         def write(limits: Limits) -> None:
-            for some in _chunks(structs, limits.points):
+            for some in chunks(structs, limits.points):
                 self._connection.call(
                     lambda client, patience, some=some: client.upsert(  # type: ignore[misc]
                         collection, some, wait=True, timeout=patience
-                    )
+                    ),
+                    writes=True,
                 )
 
         self._within_limits(collection, write)
@@ -110,14 +126,14 @@ class ServerBackend:
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         def write(limits: Limits) -> None:
             new = [put for put in puts if put.expected is None]
-            for some in _chunks(new, limits.points):
+            for some in chunks(new, limits.points):
                 self._put(collection, [_upsert(some, None, models.UpdateMode.INSERT_ONLY)])
             others = [
-                _upsert([put], _filter(Where(match=put.expected), limits), models.UpdateMode.UPDATE_ONLY)
+                _upsert([put], filter_of(Where(match=put.expected), limits), models.UpdateMode.UPDATE_ONLY)
                 for put in puts
                 if put.expected is not None
             ]
-            for operations in _chunks(others, limits.points):
+            for operations in chunks(others, limits.points):
                 self._put(collection, operations)
 
         self._within_limits(collection, write)
@@ -130,7 +146,8 @@ class ServerBackend:
                 wait=True,
                 ordering=self._copies(client, collection).ordering,
                 timeout=patience,
-            )
+            ),
+            writes=True,
         )
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
@@ -176,7 +193,7 @@ class ServerBackend:
             collection,
             lambda client, patience, consistency: client.scroll(
                 collection,
-                scroll_filter=_filter(where, limits),
+                scroll_filter=filter_of(where, limits),
                 limit=limits.page,
                 offset=offset,
                 with_payload=True if fields is None else list(fields),
@@ -194,7 +211,7 @@ class ServerBackend:
             page, _ = self._connection.call(
                 lambda client, patience: client.scroll(
                     collection,
-                    scroll_filter=_filter(where, limits),
+                    scroll_filter=filter_of(where, limits),
                     limit=1,
                     with_payload=["rev"],
                     order_by=models.OrderBy(key="rev", direction=models.Direction.DESC),
@@ -216,7 +233,7 @@ class ServerBackend:
                     "and the collection has no other index: allow it, or compare in this process with index=memory"
                 )
             found: list[list[Hit]] = []
-            for some in _chunks(vectors, limits.queries):
+            for some in chunks(vectors, limits.queries):
                 rows: list[list[Hit]] = [[] for _ in some]
                 while size := min(limits.page, limit - len(rows[0])):
                     pages = self._nearest(collection, some, rows, where, size, fields, limits)
@@ -242,7 +259,7 @@ class ServerBackend:
         requests = [
             models.QueryRequest(
                 query=vector.tolist(),
-                filter=_filter(where, limits, [hit.id for hit in hits]),
+                filter=filter_of(where, limits, [hit.id for hit in hits]),
                 limit=size,
                 with_payload=list(fields),
             )
@@ -258,8 +275,9 @@ class ServerBackend:
             collection,
             lambda limits: self._connection.call(
                 lambda client, patience: client.delete(
-                    collection, models.FilterSelector(filter=_filter(where, limits)), wait=True, timeout=patience
-                )
+                    collection, models.FilterSelector(filter=filter_of(where, limits)), wait=True, timeout=patience
+                ),
+                writes=True,
             ),
         )
 
@@ -267,7 +285,8 @@ class ServerBackend:
         self._connection.call(
             lambda client, patience: client.delete(
                 collection, models.PointIdsList(points=list(ids)), wait=True, timeout=patience
-            )
+            ),
+            writes=True,
         )
 
     def count(self, collection: str, where: Where) -> int:
@@ -276,8 +295,9 @@ class ServerBackend:
                 return sum(len(page.ids) for page in self.scroll(collection, where, fields=()))
             return self._connection.call(
                 lambda client, patience: client.count(
-                    collection, count_filter=_filter(where, limits), exact=True, timeout=patience
-                )
+                    collection, count_filter=filter_of(where, limits), exact=True, timeout=patience
+                ),
+                missing=models.CountResult(count=0),
             ).count
 
         return self._within_limits(collection, count)
@@ -292,6 +312,20 @@ class ServerBackend:
 
     def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
         return check_up(self._connection, catalog, references, repair=repair)
+
+    def heal(self, collection: str, ids: Sequence[str]) -> int:
+        def read(client: QdrantClient, consistency: Consistency) -> Records:
+            found = client.retrieve(collection, list(ids), consistency=consistency)
+            return {str(record.id): record.payload or {} for record in found}
+
+        def find(client: QdrantClient, _: int | None) -> Records:
+            if not self._copies(client, collection).copied:
+                return {}
+            return differing([node.client for node in self._connection.nodes if node.is_well()], read)
+
+        found = self._connection.call(find)
+        heal(self._connection, collection, found)
+        return len(found)
 
     def flush(self) -> None:
         """Do nothing: the server writes its log to disk on its own schedule."""
@@ -326,6 +360,8 @@ class ServerBackend:
             consistency = copies.consistency
             if consistency == _MAJORITY and time.monotonic() < self._without_majority:
                 consistency = models.ReadConsistencyType.QUORUM
+            if collection in self._noticing:  # as soon as that has happened, an answer takes no time
+                patience = 1
             try:
                 return read(client, patience, consistency)
             except FAILURES:
@@ -362,9 +398,10 @@ class ServerBackend:
     def _notice(self, collection: str, copies: Replicas) -> None:
         nothing = models.PointIdsList(points=[str(uuid.uuid4())])
         try:
-            with self.within(_NOTICED):
+            with self.within(NOTICED):
                 self._connection.call(
-                    lambda client, _: client.delete(collection, nothing, wait=True, timeout=round(_NOTICED))
+                    lambda client, patience: client.delete(collection, nothing, wait=True, timeout=patience),
+                    writes=True,
                 )
             self._replicas[collection] = 0.0, copies  # to be looked at again
         except StoreUnavailableError as exc:
@@ -379,41 +416,12 @@ class ServerBackend:
 def _replicas(client: QdrantClient, collection: str) -> Replicas:
     try:
         return Replicas.of(client.collection_cluster_info(collection))
-    except UnexpectedResponse as exc:
-        if exc.status_code in {401, 403, 404}:  # a key that may not ask, or no such collection yet
+    except FAILURES as exc:
+        if is_refusal(exc) or is_missing(exc):  # a key that may not ask, or no such collection yet
             return UNKNOWN
         raise
-
-
-def _chunks(rows: Any, size: int) -> Iterator[Any]:
-    for first in range(0, len(rows), size):
-        yield rows[first : first + size]
 
 
 def _upsert(puts: Sequence[Put], condition: models.Filter | None, mode: models.UpdateMode) -> models.UpsertOperation:
     points = [models.PointStruct(id=put.id, vector=[1.0], payload=dict(put.payload)) for put in puts]
     return models.UpsertOperation(upsert=models.PointsList(points=points, update_filter=condition, update_mode=mode))
-
-
-def _filter(where: Where, limits: Limits, without: Sequence[str] = ()) -> models.Filter:
-    must = _conditions(where.match, limits)
-    if where.since is not None:
-        must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since)))
-    must_not = _conditions(where.exclude, limits)
-    must_not += [models.HasIdCondition(has_id=list(ids)) for ids in _chunks(without, limits.values)]
-    chosen = models.Filter(must=must, must_not=must_not)
-    if where.or_match is None:
-        return chosen
-    return models.Filter(should=[chosen, models.Filter(must=_conditions(where.or_match, limits))])
-
-
-def _conditions(match: Mapping[str, str | int | Sequence[str]], limits: Limits) -> list[Any]:
-    return [_condition(name, value, limits) for name, value in match.items()]
-
-
-def _condition(name: str, value: str | int | Sequence[str], limits: Limits) -> Any:
-    if isinstance(value, str | int):
-        return models.FieldCondition(key=name, match=models.MatchValue(value=value))
-    if len(value) <= limits.values:
-        return models.FieldCondition(key=name, match=models.MatchAny(any=list(value)))
-    return models.Filter(should=[_condition(name, some, limits) for some in _chunks(value, limits.values)])

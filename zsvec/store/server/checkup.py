@@ -5,14 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreError
-from zsvec.store.server.connection import FAILURES, Connection, Node, is_refusal
+from zsvec.store.server import peers
+from zsvec.store.server.connection import FAILURES, Connection, Node, check_version, is_refusal
+from zsvec.store.server.healing import Records, differing, heal
 from zsvec.store.server.limits import Limits
 from zsvec.store.server.replicas import Consistency, Replicas
 from zsvec.types import Finding
@@ -20,8 +22,6 @@ from zsvec.types import Finding
 _ROUND_TRIPS = 5
 _PATIENCE = 5.0  # seconds
 _REFUSED = "give a key with more rights, by ZSVEC_API_KEY"
-
-_Records: TypeAlias = dict[str, Mapping[str, Any]]  # of a catalog, by id
 
 
 def check_up(connection: Connection, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
@@ -31,15 +31,31 @@ def check_up(connection: Connection, catalog: str, references: Sequence[str], *,
         found = _node(connection, node)
         clients += [node.client] if found.ok else []
         yield found
-    if not connection.call(lambda client, _: client.collection_exists(catalog)):
+    if not _exists(connection, catalog):
         return
+    there = [name for name in references if _exists(connection, name)]
+    if lost := [name for name in references if name not in there]:
+        advice = "restore them from a backup, or import the categories again"
+        yield Finding("collections", False, f"there is no {', '.join(lost)}", advice)
     yield _rights(connection, catalog)
-    yield _limits(connection, [catalog, *references])
-    yield _copies(connection, [catalog, *references])
+    yield _limits(connection, [catalog, *there])
+    copies = {
+        name: Replicas.of(connection.call(lambda client, _: client.collection_cluster_info(name)))  # noqa: B023
+        for name in [catalog, *there]
+    }
+    yield _copies(_nodes(connection), list(copies.values()))
+    yield from _peers(connection)
+    if not copies[catalog].copied:
+        yield Finding("catalog", True, "one copy, which agrees with itself")
+        return
     try:
         yield _agreement(connection, clients, catalog, repair=repair)
     except FAILURES as exc:  # of the nodes that are asked past the connection
         yield Finding("catalog", False, str(connection.error(exc, _PATIENCE)), "look again when all nodes are well")
+
+
+def _exists(connection: Connection, collection: str) -> bool:
+    return connection.call(lambda client, _: client.collection_exists(collection))
 
 
 def _node(connection: Connection, node: Node) -> Finding:
@@ -110,17 +126,13 @@ def _limits(connection: Connection, collections: Sequence[str]) -> Finding:
     return Finding("limits", True, f"strict mode: {sizes}{'' if exact else ', no exact search'}", advice)
 
 
-def _copies(connection: Connection, collections: Sequence[str]) -> Finding:
+def _copies(nodes: int | None, collections: Sequence[Replicas]) -> Finding:
     """Where the collections are, and whether all copies are active."""
-    nodes = _nodes(connection)
     if nodes == 1:
         return Finding("copies", True, "a server alone, one copy", "a cluster with two or three copies survives a node")
-    copies = {
-        name: Replicas.of(connection.call(lambda client, _: client.collection_cluster_info(name)))  # noqa: B023
-        for name in collections
-    }
-    away = sorted({peer for found in copies.values() for shard in found.shards for peer, ok in shard.items() if not ok})
-    fewest = min(len(shard) for found in copies.values() for shard in found.shards)
+    shards = [shard for copies in collections for shard in copies.shards]
+    away = sorted({peer for shard in shards for peer, active in shard.items() if not active})
+    fewest = min(map(len, shards))
     said = f"{nodes or 'an unknown number of'} nodes, {fewest} copies of each shard"
     if away:
         return Finding("copies", False, f"{said}; not active on peer {', '.join(map(str, away))}", "start that node")
@@ -143,47 +155,44 @@ def _nodes(connection: Connection) -> int | None:
     return connection.call(ask)
 
 
+def _peers(connection: Connection) -> Iterator[Finding]:
+    """The version of each peer of a cluster, of those too whose URLs were not given."""
+    try:
+        found = peers.versions(connection)
+        for uri, version in found.items():
+            check_version(uri, version)
+    except StoreError as exc:
+        yield Finding("peers", False, str(exc), "upgrade all nodes, and start those that are away")
+        return
+    if found:
+        yield Finding("peers", True, ", ".join(f"{uri} Qdrant {version}" for uri, version in sorted(found.items())))
+
+
 # Copies of the catalog
 
 
 def _agreement(connection: Connection, clients: Sequence[QdrantClient], catalog: str, *, repair: bool) -> Finding:
     """Whether the copies of the catalog hold the same records; a conditional write may have reached one alone."""
-    info = connection.call(lambda client, _: client.collection_cluster_info(catalog))
-    if not Replicas.of(info).copied:
-        return Finding("catalog", True, "one copy, which agrees with itself")
     strict = connection.call(lambda client, _: client.get_collection(catalog)).config.strict_mode_config
     page = Limits.of(strict).page
-    differing = _differing(clients, catalog, page)
-    if differing:
+    read = partial(_records, catalog, page)
+    found = differing(clients, read)
+    if found:
         time.sleep(1.0)  # what is just being written differs for a moment
-        again = _differing(clients, catalog, page)
-        differing = {place: record for place, record in differing.items() if again.get(place) == record}
-    if not differing:
+        again = differing(clients, read)
+        found = {place: record for place, record in found.items() if again.get(place) == record}
+    if not found:
         return Finding("catalog", True, "its copies agree")
-    names = ", ".join(sorted(str(record.get("category", record["kind"])) for record in differing.values()))
+    names = ", ".join(sorted(str(record.get("category", record["kind"])) for record in found.values()))
     if not repair:
         return Finding("catalog", False, f"its copies differ in {names}", "run `zsvec doctor --repair`")
-    for place, record in differing.items():
-        connection.call(partial(_heal, catalog, place, record))
-    left = _differing(clients, catalog, page)
+    heal(connection, catalog, found)
+    left = differing(clients, read)
     return Finding("catalog", not left, f"its copies differed in {names}" + ("" if left else ", and agree again"))
 
 
-def _differing(clients: Sequence[QdrantClient], catalog: str, page: int) -> _Records:
-    """The newest of each record on which not all copies agree, as far as the nodes that can be asked have it."""
-    agreed = _records(clients[0], catalog, models.ReadConsistencyType.ALL, page)
-    found = [_records(clients[0], catalog, models.ReadConsistencyType.QUORUM, page)]
-    found += [_records(client, catalog, 1, page) for client in clients]  # its own copy, where it has one
-    newest: _Records = {}
-    for records in found:
-        for place, record in records.items():
-            if "version" in record and record["version"] > newest.get(place, {"version": 0})["version"]:
-                newest[place] = record
-    return {place: record for place, record in newest.items() if agreed.get(place) != record}
-
-
-def _records(client: QdrantClient, catalog: str, consistency: Consistency, size: int) -> _Records:
-    found: _Records = {}
+def _records(catalog: str, size: int, client: QdrantClient, consistency: Consistency) -> Records:
+    found: Records = {}
     offset: Any = None
     while True:
         page, following = client.scroll(catalog, limit=size, offset=offset, consistency=consistency)
@@ -192,17 +201,3 @@ def _records(client: QdrantClient, catalog: str, consistency: Consistency, size:
         if not fresh and following is None:
             return found
         offset = following or page[-1].id
-
-
-def _heal(catalog: str, place: str, record: Mapping[str, Any], client: QdrantClient, patience: int | None) -> None:
-    """Write a record above all versions that were seen, wherever there is none above them."""
-    point = models.PointStruct(id=place, vector=[1.0], payload={**record, "version": record["version"] + 1})
-    seen = models.FieldCondition(key="version", range=models.Range(lte=record["version"]))
-    client.upsert(
-        catalog,
-        [point],
-        update_filter=models.Filter(must=[seen]),
-        wait=True,
-        ordering=models.WriteOrdering.MEDIUM,
-        timeout=patience,
-    )

@@ -33,9 +33,11 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.base import Handle
 
+NOTICED = 15.0  # seconds after which a cluster has noticed that a node stands still, and goes on without it
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
 
 _PATIENCE = 2  # seconds, at first, from which another node is asked where there are several
+_WELL = 0.5  # seconds within which a node that is well says so
 _SILENCE = (0.5, 2.0)  # seconds that the port beside has for its answer, at least and at most …
 _ROUND_TRIPS = 50  # … and in round trips of the REST port
 _GRPC_OPTIONS = {"grpc.compression_enabled_algorithms_bitset": 1}  # identity: compressed floats are no smaller
@@ -68,16 +70,20 @@ class Node:
     Args:
         url: Of its REST interface.
         contact: Gives its client, and whether that speaks gRPC. It may raise the client's errors.
+        verify: Whom to believe that it is this node, as httpx takes it.
 
     Attributes:
         url: Of its REST interface.
         speaks_grpc: Whether it does, as far as is known.
     """
 
-    def __init__(self, url: str, contact: Callable[[], tuple[QdrantClient, bool]]) -> None:
+    def __init__(
+        self, url: str, contact: Callable[[], tuple[QdrantClient, bool]], verify: ssl.SSLContext | bool = True
+    ) -> None:
         self.url = url
         self.speaks_grpc = False
         self._contact = contact
+        self._verify = verify
         self._client: QdrantClient | None = None
 
     @property
@@ -86,6 +92,13 @@ class Node:
         if self._client is None:
             self._client, self.speaks_grpc = self._contact()
         return self._client
+
+    def is_well(self) -> bool:
+        """Whether it says so at once; it needs no key for that."""
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=_WELL, verify=self._verify).is_success
+        except httpx.HTTPError:
+            return False
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -129,13 +142,15 @@ class Connection:
         """As `zsvec.store.base.Backend.check`."""
         self._handle.check()
 
-    def call(self, request: _Request[_T], *, missing: Any = None) -> _T:
+    def call(self, request: _Request[_T], *, missing: Any = None, writes: bool = False) -> _T:
         """Ask, again after a passing failure while there is time, with failures as errors of ours.
 
         Args:
             request: Takes the client of a node, and after how many seconds it is to give up there (``None``: as the
                 client is made).
             missing: The answer where the collection does not exist; by default that is an error.
+            writes: Whether all copies have to do it: the node that is asked is then given the time to notice that one
+                does not.
 
         Raises:
             StoreUnavailableError: There was no answer in time, or the server refuses.
@@ -152,10 +167,10 @@ class Connection:
         try:
             for attempt in retrying:
                 with attempt:
-                    answer: _T = self._ask(request, attempt.retry_state.attempt_number)
+                    answer: _T = self._ask(request, attempt.retry_state.attempt_number, writes=writes)
                     return answer
         except FAILURES as exc:
-            if missing is not None and code_of(exc) in _MISSING:
+            if missing is not None and is_missing(exc):
                 return cast("_T", missing)
             raise self.error(exc, deadline) from exc
         except ValueError:  # of gRPC, where another thread has closed the connection meanwhile
@@ -170,18 +185,30 @@ class Connection:
             for node in self.nodes:
                 node.close()
 
-    def _ask(self, request: _Request[_T], attempt: int) -> _T:
+    def _ask(self, request: _Request[_T], attempt: int, *, writes: bool) -> _T:
         node = self._asked
-        # Nodes that are slow and not away are waited for longer when all have been asked twice.
-        turn = _PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))) if len(self.nodes) > 1 else math.inf
-        seconds = min(turn, self._patience.get())
+        seconds = min(self._turn(attempt, writes=writes), self._patience.get())
         try:
             return request(self.nodes[node].client, None if seconds == math.inf else math.ceil(seconds))
         except (ApiException, QdrantException, grpc.RpcError) as exc:
             if _is_transient(exc) and not _is_busy(exc):
-                self._asked = (node + 1) % len(self.nodes)
                 self.when_away()
+                self._asked = self._next(node)
             raise
+
+    def _turn(self, attempt: int, *, writes: bool) -> float:
+        """How long a node is waited for, in seconds."""
+        if len(self.nodes) == 1:
+            return math.inf
+        if writes and attempt > 1:
+            return NOTICED
+        # Nodes that are slow and not away are waited for longer when all have been asked twice.
+        return float(_PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))))
+
+    def _next(self, node: int) -> int:
+        """The next node that is well, or the next one."""
+        others = [(node + step) % len(self.nodes) for step in range(1, len(self.nodes))]
+        return next((other for other in others if self.nodes[other].is_well()), (node + 1) % len(self.nodes))
 
     def _wait(self, state: RetryCallState) -> float:
         """As long as a busy server asks for, none for a node not asked yet, else a growing random time; seconds."""
@@ -247,7 +274,9 @@ def connect(
         )
         return client, port is not None
 
-    connection = Connection(", ".join(urls), timeout, [Node(url, partial(contact, url)) for url in urls])
+    connection = Connection(
+        ", ".join(urls), timeout, [Node(url, partial(contact, url), options.get("verify", True)) for url in urls]
+    )
     with connection.within(first_contact):
         connection.call(lambda client, _: client)
     return connection
@@ -268,7 +297,7 @@ def _grpc_port(url: str, options: Mapping[str, Any]) -> int | None:
                 raise ResponseHandlingException(ssl.SSLError("it speaks TLS: give it as https://")) from exc
             raise
         patience = min(max(_SILENCE[0], _ROUND_TRIPS * (time.monotonic() - start)), _SILENCE[1])
-    _check_version(url, found.version)
+    check_version(url, found.version)
     # The next port, never the usual one, which may belong to another server of this host.
     host, port = _address(url)
     beside = _version_beside(f"{host}:{port + 1}", options, url, patience)
@@ -292,7 +321,12 @@ def _version_beside(address: str, options: Mapping[str, Any], url: str, patience
     return said.version, said.commit
 
 
-def _check_version(url: str, version: str) -> None:
+def check_version(url: str, version: str) -> None:
+    """Refuse a server that does not know conditional writes.
+
+    Raises:
+        StoreUnavailableError: It is too old, or no Qdrant.
+    """
     number = re.match(r"(\d+)\.(\d+)", version)
     if not number:
         raise StoreUnavailableError(f"the server at {url} says that its version is {version!r}: is it a Qdrant?")
@@ -362,7 +396,7 @@ def _tls_problem(exc: BaseException) -> str | None:
 # Failures
 
 
-def code_of(exc: BaseException | None) -> int | grpc.StatusCode | None:
+def _code_of(exc: BaseException | None) -> int | grpc.StatusCode | None:
     """The status of REST or gRPC that a failure came with."""
     if isinstance(exc, UnexpectedResponse):
         return exc.status_code
@@ -371,7 +405,12 @@ def code_of(exc: BaseException | None) -> int | grpc.StatusCode | None:
 
 def is_refusal(exc: BaseException | None) -> bool:
     """Whether the key may not do what was asked."""
-    return code_of(exc) in _REFUSED
+    return _code_of(exc) in _REFUSED
+
+
+def is_missing(exc: BaseException | None) -> bool:
+    """Whether there is no such collection."""
+    return _code_of(exc) in _MISSING
 
 
 def _is_nonsense(exc: BaseException) -> bool:
@@ -379,13 +418,13 @@ def _is_nonsense(exc: BaseException) -> bool:
 
 
 def _is_busy(exc: BaseException) -> bool:
-    return isinstance(exc, ResourceExhaustedResponse) or code_of(exc) in {429, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    return isinstance(exc, ResourceExhaustedResponse) or _code_of(exc) in {429, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 def _is_transient(exc: BaseException) -> bool:
     if isinstance(exc, ResponseHandlingException):
         return not _is_nonsense(exc) and _tls_problem(exc) is None
-    return _is_busy(exc) or code_of(exc) in _TRANSIENT
+    return _is_busy(exc) or _code_of(exc) in _TRANSIENT
 
 
 def _reason(exc: BaseException) -> str:

@@ -5,9 +5,6 @@ What a collection allows at once (`Limits`) and where its copies are (`Replicas`
 
 from __future__ import annotations
 
-import threading
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -17,21 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
-from zsvec.errors import StoreError, StoreUnavailableError
+from zsvec.errors import StoreError
 from zsvec.store.base import Hit, Placement, Points, Put, Where, stack
 from zsvec.store.server import peers
 from zsvec.store.server.checkup import check_up
-from zsvec.store.server.connection import FAILURES, NOTICED, Connection, is_missing, is_refusal
+from zsvec.store.server.connection import Connection
+from zsvec.store.server.copies import Copies
 from zsvec.store.server.filters import chunks, filter_of
 from zsvec.store.server.healing import Records, differing, heal
 from zsvec.store.server.limits import Limits
-from zsvec.store.server.replicas import UNKNOWN, Consistency, Replicas
+from zsvec.store.server.replicas import Consistency
 from zsvec.types import Finding
 
-_MAJORITY = models.ReadConsistencyType.MAJORITY
-_AWAY = 10.0  # seconds for which a node that has not answered is taken for away, whatever the consensus says
 _FAN_OUT = 500  # milliseconds after which a node that reads asks one more copy
-_CONSENSUS = 1.0  # seconds for which what the consensus says of copies is believed
 
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
 
@@ -54,11 +49,7 @@ class ServerBackend:
         self.location = connection.location
         self._checked = False  # the versions of all peers
         self._limits: dict[str, Limits] = {}
-        self._lock = threading.Lock()
-        self._noticing: set[str] = set()  # collections whose copies are being tried
-        connection.when_away = self._find_out_who_is_away
-        self._without_majority = 0.0  # until when no copy is asked that may be away
-        self._replicas: dict[str, tuple[float, Replicas]] = {}  # until when they are believed
+        self._copies = Copies(connection)
 
     def check(self) -> None:
         self._connection.check()
@@ -85,14 +76,12 @@ class ServerBackend:
                         replication_factor=self._placement.replicas,
                         write_consistency_factor=self._placement.write_consistency,
                         timeout=patience,
-                    ),
-                    writes=True,
+                    )
                 )
                 self._connection.call(
                     lambda client, patience: client.update_collection(
                         collection, collection_params=fan_out, timeout=patience
-                    ),
-                    writes=True,
+                    )
                 )
             except StoreError:
                 if not self.exists(collection):  # else another process has just made it
@@ -102,8 +91,7 @@ class ServerBackend:
             self._connection.call(
                 lambda client, patience, name=name: client.create_payload_index(  # type: ignore[misc]
                     collection, name, field_schema=_SCHEMAS[indexes[name]], timeout=patience
-                ),
-                writes=True,
+                )
             )
 
     def upsert(self, collection: str, points: Points) -> None:
@@ -114,11 +102,11 @@ class ServerBackend:
 
         def write(limits: Limits) -> None:
             for some in chunks(structs, limits.points):
-                self._connection.call(
-                    lambda client, patience, some=some: client.upsert(  # type: ignore[misc]
+                self._copies.write(
+                    collection,
+                    lambda client, patience, _, some=some: client.upsert(  # type: ignore[misc]
                         collection, some, wait=True, timeout=patience
                     ),
-                    writes=True,
                 )
 
         self._within_limits(collection, write)
@@ -139,19 +127,15 @@ class ServerBackend:
         self._within_limits(collection, write)
 
     def _put(self, collection: str, operations: Sequence[models.UpsertOperation]) -> None:
-        self._connection.call(
-            lambda client, patience: client.batch_update_points(
-                collection,
-                operations,
-                wait=True,
-                ordering=self._copies(client, collection).ordering,
-                timeout=patience,
+        self._copies.write(
+            collection,
+            lambda client, patience, copies: client.batch_update_points(
+                collection, operations, wait=True, ordering=copies.ordering, timeout=patience
             ),
-            writes=True,
         )
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        found: list[models.Record] = self._read(
+        found: list[models.Record] = self._copies.read(
             collection,
             lambda client, patience, consistency: client.retrieve(
                 collection, list(ids), consistency=consistency, timeout=patience
@@ -189,7 +173,7 @@ class ServerBackend:
         fields: Sequence[str] | None,
         limits: Limits,
     ) -> tuple[list[models.Record], Any, bool]:
-        page, following = self._read(
+        page, following = self._copies.read(
             collection,
             lambda client, patience, consistency: client.scroll(
                 collection,
@@ -203,7 +187,7 @@ class ServerBackend:
             ),
             missing=([], None),
         )
-        return page, following, self._replicas.get(collection, (0.0, UNKNOWN))[1].copied
+        return page, following, self._connection.call(lambda client, _: self._copies.of(client, collection)).copied
 
     def newest(self, collection: str, where: Where) -> int:
         # Of one active copy: a quorum would leave out a record that is being replaced, and readers may have seen it.
@@ -273,20 +257,20 @@ class ServerBackend:
     def delete(self, collection: str, where: Where) -> None:
         self._within_limits(
             collection,
-            lambda limits: self._connection.call(
-                lambda client, patience: client.delete(
+            lambda limits: self._copies.write(
+                collection,
+                lambda client, patience, _: client.delete(
                     collection, models.FilterSelector(filter=filter_of(where, limits)), wait=True, timeout=patience
                 ),
-                writes=True,
             ),
         )
 
     def drop(self, collection: str, ids: Sequence[str]) -> None:
-        self._connection.call(
-            lambda client, patience: client.delete(
+        self._copies.write(
+            collection,
+            lambda client, patience, _: client.delete(
                 collection, models.PointIdsList(points=list(ids)), wait=True, timeout=patience
             ),
-            writes=True,
         )
 
     def count(self, collection: str, where: Where) -> int:
@@ -319,7 +303,7 @@ class ServerBackend:
             return {str(record.id): record.payload or {} for record in found}
 
         def find(client: QdrantClient, _: int | None) -> Records:
-            if not self._copies(client, collection).copied:
+            if not self._copies.of(client, collection).copied:
                 return {}
             return differing([node.client for node in self._connection.nodes if node.is_well()], read)
 
@@ -349,77 +333,6 @@ class ServerBackend:
 
         self._limits[collection] = Limits.of(self._connection.call(ask, missing=models.StrictModeConfigOutput()))
         return self._limits[collection]
-
-    def _read(
-        self, collection: str, read: Callable[[QdrantClient, int | None, Consistency], _T], *, missing: Any
-    ) -> _T:
-        """Read what copies agree on."""
-
-        def ask(client: QdrantClient, patience: int | None) -> _T:
-            copies = self._copies(client, collection)
-            consistency = copies.consistency
-            if consistency == _MAJORITY and time.monotonic() < self._without_majority:
-                consistency = models.ReadConsistencyType.QUORUM
-            if collection in self._noticing:  # as soon as that has happened, an answer takes no time
-                patience = 1
-            try:
-                return read(client, patience, consistency)
-            except FAILURES:
-                if consistency == _MAJORITY:
-                    self._without_majority = time.monotonic() + _AWAY
-                raise
-
-        return self._connection.call(ask, missing=missing)
-
-    def _copies(self, client: QdrantClient, collection: str) -> Replicas:
-        """Where the copies of a collection are, as far as the node says."""
-        until, copies = self._replicas.get(collection, (0.0, UNKNOWN))
-        if time.monotonic() >= until:
-            copies = _replicas(client, collection)
-            self._believe(collection, copies)
-        return copies
-
-    def _believe(self, collection: str, copies: Replicas) -> None:
-        seconds = _CONSENSUS if copies.copied else 60 * _CONSENSUS
-        self._replicas[collection] = time.monotonic() + seconds, copies
-
-    def _find_out_who_is_away(self) -> None:
-        """Let the cluster notice, in the background, which copies do not answer.
-
-        The consensus takes them for active until a write to them has failed, and a node that stands still fails it only
-        after some ten seconds. So this writes nothing, to all copies at once.
-        """
-        with self._lock:
-            for collection, (_, copies) in list(self._replicas.items()):  # other threads add to it
-                if copies.copied and collection not in self._noticing:
-                    self._noticing.add(collection)
-                    threading.Thread(target=self._notice, args=(collection, copies), daemon=True).start()
-
-    def _notice(self, collection: str, copies: Replicas) -> None:
-        nothing = models.PointIdsList(points=[str(uuid.uuid4())])
-        try:
-            with self.within(NOTICED):
-                self._connection.call(
-                    lambda client, patience: client.delete(collection, nothing, wait=True, timeout=patience),
-                    writes=True,
-                )
-            self._replicas[collection] = 0.0, copies  # to be looked at again
-        except StoreUnavailableError as exc:
-            if is_refusal(exc.__cause__) and copies.paired:  # who may not write goes on with one copy
-                self._believe(collection, Replicas([{0: True, 1: False}]))
-        except StoreError:
-            pass  # it was closed, or dropped
-        finally:
-            self._noticing.discard(collection)
-
-
-def _replicas(client: QdrantClient, collection: str) -> Replicas:
-    try:
-        return Replicas.of(client.collection_cluster_info(collection))
-    except FAILURES as exc:
-        if is_refusal(exc) or is_missing(exc):  # a key that may not ask, or no such collection yet
-            return UNKNOWN
-        raise
 
 
 def _upsert(puts: Sequence[Put], condition: models.Filter | None, mode: models.UpdateMode) -> models.UpsertOperation:

@@ -33,11 +33,10 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.base import Handle
 
-NOTICED = 15.0  # seconds after which a cluster has noticed that a node stands still, and goes on without it
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
 
 _PATIENCE = 2  # seconds, at first, from which another node is asked where there are several
-_WELL = 0.5  # seconds within which a node that is well says so
+_WELL = 0.25  # seconds within which a node that is well says so
 _SILENCE = (0.5, 2.0)  # seconds that the port beside has for its answer, at least and at most …
 _ROUND_TRIPS = 50  # … and in round trips of the REST port
 _GRPC_OPTIONS = {"grpc.compression_enabled_algorithms_bitset": 1}  # identity: compressed floats are no smaller
@@ -83,7 +82,7 @@ class Node:
         self.url = url
         self.speaks_grpc = False
         self._contact = contact
-        self._verify = verify
+        self._verify = verify if url.startswith("https:") else False  # to make a context of all authorities takes long
         self._client: QdrantClient | None = None
 
     @property
@@ -129,6 +128,11 @@ class Connection:
         self._patience = ContextVar("patience", default=math.inf)  # seconds for each request
         self._handle = Handle(location)
 
+    @property
+    def deadline(self) -> float:
+        """Seconds that a request of this thread may take."""
+        return min(self._timeout, self._patience.get())
+
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """As `zsvec.store.base.Backend.within`."""
@@ -142,22 +146,20 @@ class Connection:
         """As `zsvec.store.base.Backend.check`."""
         self._handle.check()
 
-    def call(self, request: _Request[_T], *, missing: Any = None, writes: bool = False) -> _T:
+    def call(self, request: _Request[_T], *, missing: Any = None) -> _T:
         """Ask, again after a passing failure while there is time, with failures as errors of ours.
 
         Args:
             request: Takes the client of a node, and after how many seconds it is to give up there (``None``: as the
                 client is made).
             missing: The answer where the collection does not exist; by default that is an error.
-            writes: Whether all copies have to do it: the node that is asked is then given the time to notice that one
-                does not.
 
         Raises:
             StoreUnavailableError: There was no answer in time, or the server refuses.
             StoreError: It failed.
         """
         self.check()
-        deadline = min(self._timeout, self._patience.get())
+        deadline = self.deadline
         retrying = Retrying(
             retry=retry_if_exception(_is_transient),
             stop=stop_before_delay(deadline),
@@ -167,7 +169,7 @@ class Connection:
         try:
             for attempt in retrying:
                 with attempt:
-                    answer: _T = self._ask(request, attempt.retry_state.attempt_number, writes=writes)
+                    answer: _T = self._ask(request, attempt.retry_state.attempt_number)
                     return answer
         except FAILURES as exc:
             if missing is not None and is_missing(exc):
@@ -185,30 +187,24 @@ class Connection:
             for node in self.nodes:
                 node.close()
 
-    def _ask(self, request: _Request[_T], attempt: int, *, writes: bool) -> _T:
+    def _ask(self, request: _Request[_T], attempt: int) -> _T:
         node = self._asked
-        seconds = min(self._turn(attempt, writes=writes), self._patience.get())
+        # Nodes that are slow and not away are waited for longer when all have been asked twice.
+        turn = _PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))) if len(self.nodes) > 1 else math.inf
+        seconds = min(turn, self._patience.get())
         try:
             return request(self.nodes[node].client, None if seconds == math.inf else math.ceil(seconds))
         except (ApiException, QdrantException, grpc.RpcError) as exc:
             if _is_transient(exc) and not _is_busy(exc):
                 self.when_away()
-                self._asked = self._next(node)
+                self.turn(node + 1)
             raise
 
-    def _turn(self, attempt: int, *, writes: bool) -> float:
-        """How long a node is waited for, in seconds."""
-        if len(self.nodes) == 1:
-            return math.inf
-        if writes and attempt > 1:
-            return NOTICED
-        # Nodes that are slow and not away are waited for longer when all have been asked twice.
-        return float(_PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))))
-
-    def _next(self, node: int) -> int:
-        """The next node that is well, or the next one."""
-        others = [(node + step) % len(self.nodes) for step in range(1, len(self.nodes))]
-        return next((other for other in others if self.nodes[other].is_well()), (node + 1) % len(self.nodes))
+    def turn(self, first: int | None = None) -> None:
+        """Turn to the next node that is well, from the one that is asked or the `first` on; or just to that."""
+        first = self._asked if first is None else first
+        order = [(first + step) % len(self.nodes) for step in range(len(self.nodes))]
+        self._asked = next((node for node in order if self.nodes[node].is_well()), order[0])
 
     def _wait(self, state: RetryCallState) -> float:
         """As long as a busy server asks for, none for a node not asked yet, else a growing random time; seconds."""

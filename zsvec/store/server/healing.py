@@ -40,7 +40,7 @@ def differing(clients: Sequence[QdrantClient], read: Read) -> Records:
 def heal(connection: Connection, catalog: str, records: Records) -> None:
     """Write records above all versions that were seen, wherever there is none above them."""
     for place, record in records.items():
-        connection.call(partial(_write, catalog, place, record), writes=True)
+        connection.call(partial(_write, catalog, place, record))
 
 
 def _write(catalog: str, place: str, record: Mapping[str, Any], client: QdrantClient, patience: int | None) -> None:

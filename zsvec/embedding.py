@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError
+from zsvec.flow import Flow
 from zsvec.inputs.categories import checked_vectors
 from zsvec.inputs.images import ImageInput, load_image, source_of
-from zsvec.stream import Flow, ahead, prefetch
+from zsvec.stream import ahead, prefetch
 from zsvec.types import Fingerprint
 
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]

@@ -394,6 +394,16 @@ def test_a_state_that_is_none(incoming: Path, line: bytes) -> None:
     del error  # not even while the error is
 
 
+@pytest.mark.parametrize("name", [STATE, f"{STATE}.lock"])
+def test_a_link_in_the_folder_is_not_written_through(incoming: Path, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text('{"of": "somebody else"}')
+    (incoming / name).symlink_to(victim)
+    with pytest.raises(InvalidInputError, match="leads out of"):
+        Watch(incoming)
+    assert victim.read_text() == '{"of": "somebody else"}'
+
+
 @pytest.mark.parametrize("state", ["a folder", "in a file"])
 def test_a_state_that_cannot_be_written(incoming: Path, tmp_path: Path, state: str) -> None:
     (tmp_path / "folder").mkdir()

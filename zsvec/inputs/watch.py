@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 from filelock import FileLock, Timeout
 
 from zsvec.errors import InvalidInputError
-from zsvec.inputs.folders import find_images
+from zsvec.inputs.folders import find_images, inside
 
 
 class _File(NamedTuple):
@@ -64,8 +64,9 @@ class Watch:
         self._given: dict[str, list[_File]] = {}
         self._giving = Lock()
         find_images(self.folder)
-        file = state or self.folder / ".zsvec-watch.jsonl"
-        self._lock = FileLock(f"{file}.lock")
+        file = state or inside(self.folder, self.folder / ".zsvec-watch.jsonl")
+        lock = file.with_name(f"{file.name}.lock")
+        self._lock = FileLock(lock if state else inside(self.folder, lock))
         try:
             self._lock.acquire(blocking=False)
             content = file.read_bytes() if file.exists() else b""

@@ -180,7 +180,7 @@ class Manifest:
             for path in (self._file, self._received, folder / ".lock"):
                 inside(folder, path)
             self._received.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock")
+            lock = FileLock(folder / ".lock", thread_local=False)
             try:
                 lock.acquire(blocking=False)
             except Timeout as exc:

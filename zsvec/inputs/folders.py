@@ -6,8 +6,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -35,22 +36,32 @@ def inside(folder: Path, path: Path) -> Path:
     )
 
 
-def find_images(folder: Path) -> list[Path]:
+def unlisted(error: OSError) -> NoReturn:
+    """Refuse a folder that cannot be listed."""
+    reason = f"cannot list the folder {error.filename!r}: {error.strerror}"
+    raise InvalidInputError(f"{reason}; give an existing folder that you may read") from error
+
+
+def find_images(folder: Path, *, on_error: Callable[[OSError], object] = unlisted) -> list[Path]:
     """Image files under a folder, by their suffix, sorted; hidden files and folders are left out.
 
     Linked folders are followed, and each folder is visited once.
 
+    Args:
+        folder: Where to begin.
+        on_error: Called for the folder or a sub-folder that is missing, is no folder, or cannot be listed, and which
+            is then left out; by default, it is refused.
+
     Raises:
-        InvalidInputError: The folder or a sub-folder is missing, is no folder, or cannot be listed.
+        InvalidInputError: A folder is refused.
     """
-
-    def refuse(error: OSError) -> None:
-        reason = f"cannot list the folder {error.filename!r}: {error.strerror}"
-        raise InvalidInputError(f"{reason}; give an existing folder that you may read") from error
-
     found, visited = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        status = Path(root).stat()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=on_error):
+        try:
+            status = Path(root).stat()
+        except OSError as error:
+            on_error(error)
+            continue
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue

@@ -113,7 +113,8 @@ class Watch:
                     given.add(file)
                     with self._giving:
                         files = self._given.setdefault(str(path), [])
-                        files += [file] if file not in files else []
+                        if file not in files:
+                            files.append(file)
                     yield path
             self._closed.wait(self._poll)
 

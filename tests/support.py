@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageSequence
 
 import zsvec
 from tests.store.support import fast_folder
@@ -23,6 +23,8 @@ from zsvec.trust import trust
 from zsvec.types import Category
 
 __all__ = [
+    "REUSING",
+    "Reusing",
     "coloured",
     "encode",
     "fast_folder",
@@ -64,6 +66,62 @@ def photo(seed: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
 
 def photos(*seeds: int) -> list[Image.Image]:
     return [photo(seed) for seed in seeds]
+
+
+class Reusing:
+    """Sources of images that use one object again for the next image, or close it."""
+
+    def __init__(self, images: Sequence[Image.Image]) -> None:
+        self._images = [image.copy() for image in images]
+
+    def array(self) -> Iterator[Any]:
+        buffer = np.empty_like(np.asarray(self._images[0]))
+        for image in self._images:
+            buffer[:] = np.asarray(image)
+            yield buffer
+
+    def buffer(self) -> Iterator[Any]:
+        buffer = bytearray()
+        for image in self._images:
+            buffer[:] = encode(image, "BMP")
+            yield buffer
+
+    def view(self) -> Iterator[Any]:
+        view = memoryview(bytearray(encode(self._images[0], "BMP")))
+        for image in self._images:
+            view[:] = encode(image, "BMP")
+            yield view
+
+    def file(self) -> Iterator[Any]:
+        file = io.BytesIO()
+        for image in self._images:
+            file.seek(0)
+            file.write(encode(image, "BMP"))
+            file.seek(0)
+            yield file
+
+    def closed_file(self) -> Iterator[Any]:
+        for image in self._images:
+            with io.BytesIO(encode(image)) as file:
+                yield file
+
+    def image(self) -> Iterator[Any]:
+        canvas = Image.new("RGB", self._images[0].size)
+        for image in self._images:
+            canvas.paste(image)
+            yield canvas
+
+    def pages(self) -> Iterator[Any]:
+        data = encode(self._images[0], "TIFF", save_all=True, append_images=self._images[1:])
+        yield from ImageSequence.Iterator(Image.open(io.BytesIO(data)))
+
+    def closed_image(self) -> Iterator[Any]:
+        for image in self._images:
+            with Image.open(io.BytesIO(encode(image))) as opened:
+                yield opened
+
+
+REUSING = ("array", "buffer", "view", "file", "closed_file", "image", "pages", "closed_image")
 
 
 def encode(image: Image.Image, format_name: str = "PNG", **options: Any) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import encode, fast_folder, isolated, photo, photos, sources, state, write_photos  # noqa: F401
+from tests.support import REUSING, Reusing, encode, fast_folder, isolated, photo, photos, sources, state, write_photos  # noqa: F401
 from zsvec import stream
 from zsvec.builder import Builder
 from zsvec.config import load_settings
@@ -188,6 +188,19 @@ def test_arrays_and_images_are_recognised_by_their_pixels(workshop: Workshop) ->
     first = workshop.add("cat", [], [photo(1), np.asarray(photo(2))])
     assert workshop.add("cat", [], [photo(1).copy(), np.array(photo(2))]) == first
     assert workshop.embedded()["clip"] == (0, 2)
+
+
+@pytest.mark.parametrize("kind", REUSING)
+def test_a_source_may_use_its_object_again(workshop: Workshop, kind: str) -> None:
+    images = photos(*range(12))
+    workshop.add("apart", [], [encode(image) for image in images])
+    workshop.add("in one object", [], getattr(Reusing(images), kind)())
+    apart, in_one = (
+        sorted((reference.encoder, reference.vector.tobytes()) for reference in workshop.store.stored(name))
+        for name in ("apart", "in one object")
+    )
+    assert len(set(apart)) == 2 * 12
+    assert in_one == apart
 
 
 def test_the_same_image_twice_is_one_reference(workshop: Workshop) -> None:

@@ -24,7 +24,16 @@ from PIL import Image
 
 import zsvec.embedding
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
-from tests.support import coloured, encode, fast_folder, isolated, open_classifier, two_encoders  # noqa: F401
+from tests.support import (  # noqa: F401
+    REUSING,
+    Reusing,
+    coloured,
+    encode,
+    fast_folder,
+    isolated,
+    open_classifier,
+    two_encoders,
+)
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.test_stream import eventually, short_polls, threads, until, within  # noqa: F401
 from zsvec.classifier import Classifier
@@ -178,6 +187,20 @@ def test_an_encoder_that_fails(folder: Path) -> None:
                 got.append(prediction.label)  # noqa: PERF401 - what came before is of interest
         assert got == [p.label for p in clf.classify(good)]
         assert eventually(lambda: not threads())
+
+
+@pytest.mark.parametrize("kind", REUSING)
+def test_a_source_may_use_its_object_again(clf: Classifier, kind: str) -> None:
+    images = pictures(24)
+    expected = [clf.classify(np.asarray(image)).label for image in images]
+    assert set(expected) == set(COLOURS)
+    found = list(clf.classify_stream(getattr(Reusing(images), kind)(), batch_size=8))
+    assert [(p.label, p.error) for p in found] == [(label, None) for label in expected]
+
+
+def test_one_image_of_a_file_may_be_given_many_times(clf: Classifier) -> None:
+    image = Image.open(io.BytesIO(encode(coloured("red", 100).resize((640, 480)), "JPEG")))
+    assert {(p.label, p.error) for p in clf.classify([image] * 16, errors="report")} == {("red", None)}
 
 
 # ---- what is committed meanwhile

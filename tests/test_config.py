@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,43 @@ def test_an_error_names_the_setting_and_the_nearest(given: dict[str, Any], says:
         load_settings(**given)
     assert says in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+PLANTED = "5318008"
+LEAKY: dict[str, Any] = {
+    "a number": {"api_key": int(PLANTED)},
+    "a list": {"api_key": [PLANTED]},
+    "a mistyped name": {"api_kye": PLANTED},
+    "a key in the place of a table": {"generation": PLANTED},
+    "a key in the wrong table": {"generation": {"api_key": PLANTED}},
+    "a table in the place of a store": {"store": {"api_key": PLANTED}},
+    "a password in an address": {"generation": {"base_url": f"ftp://me:{PLANTED}@localhost"}},
+    "a password in the URL of a store": {"store": f"http://me:{PLANTED}@localhost:9"},
+    "a password in one of several": {"store": f"http://localhost:9,http://me:{PLANTED}@localhost:8"},
+    "a password in the URL of nothing": {"store": f"ftp://me:{PLANTED}@localhost:9"},
+    "a password without a scheme": {"store": f"me:{PLANTED}@localhost:9"},
+    "a key with a line in it": {"store": "http://localhost:9", "api_key": f"{PLANTED}\nx"},
+    "a key that is not of ASCII": {"store": "http://localhost:9", "api_key": f"{PLANTED}é"},
+}
+
+
+@pytest.mark.parametrize("by", ["argument", "file"])
+@pytest.mark.parametrize("given", LEAKY.values(), ids=LEAKY)
+def test_no_message_has_a_key_or_a_password_in_it(given: dict[str, Any], by: str) -> None:
+    if by == "file":
+        tables = sorted(given.items(), key=lambda item: isinstance(item[1], dict))
+        Path("zsvec.toml").write_text(
+            "".join(
+                f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+                if isinstance(table, dict)
+                else f"{name} = {json.dumps(table)}\n"
+                for name, table in tables
+            )
+        )
+        given = {}
+    with pytest.raises(InvalidInputError) as refused:
+        load_settings(**given).open_store()
+    assert PLANTED not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize("variable", ["ZSVEC_TEMPERATURES", "ZSVEC_GENERATION__PRICES"])

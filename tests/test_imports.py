@@ -21,7 +21,7 @@ LONGEST = 450  # lines of a module
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("errors",), ("types",)),
     (
-        ("stream",),
+        ("flow", "stream"),
         (
             "inputs.decoding",
             "inputs.images",
@@ -209,6 +209,7 @@ def test_imports_go_downwards(module: str) -> None:
         ("zsvec.generation.facet", "from zsvec.classifier import Classifier"),
         ("zsvec.classifier", "from zsvec import __version__"),
         ("zsvec.stream", "from zsvec.evaluation import metrics"),
+        ("zsvec.flow", "from zsvec.stream import prefetch"),
         ("zsvec.evaluation", "from zsvec.cli import main"),
         ("zsvec", "from zsvec.cli import main"),
         ("zsvec.builder", "from zsvec.testing import HashEncoder"),

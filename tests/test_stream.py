@@ -5,6 +5,7 @@ import gc
 import itertools
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 
 from zsvec import stream as module
-from zsvec.stream import Flow, StreamStats, ahead, iterate_async_source, iterate_in_thread, prefetch
+from zsvec.flow import Flow, StreamStats, Totals
+from zsvec.stream import Stream, ahead, iterate_async_source, iterate_in_thread, prefetch
 
 DEADLINE = 30.0
 
@@ -114,6 +116,7 @@ def test_the_function_runs_in_several_threads_at_once(monkeypatch: pytest.Monkey
 
 
 def test_nothing_starts_before_the_first_batch_is_wanted() -> None:
+    assert eventually(lambda: not threads())  # of the streams before
     source = Source()
     stream = prefetch(same, source, 4)
     assert (source.read, threads()) == (0, [])
@@ -389,8 +392,8 @@ def as_generator(items: Iterable[Any]) -> Generator[Any, None, None]:
 def test_ahead_keeps_the_order() -> None:
     flow = Flow()
     assert list(ahead(as_generator(range(100)), flow, "encode")) == list(range(100))
-    assert flow.stopped.is_set()
-    assert threads() == []
+    assert flow.stopped
+    assert eventually(lambda: not threads())
 
 
 def test_ahead_is_one_batch_ahead() -> None:
@@ -416,9 +419,10 @@ def ten_noting_their_thread(at: list[str]) -> Generator[int, None, None]:
 
 def test_it_works_in_a_thread_of_its_own_which_closes_what_it_iterates() -> None:
     at: list[str] = []
-    stream = ahead(ten_noting_their_thread(at), Flow(), "encode")
+    flow = Flow()
+    stream = Stream(ahead(ten_noting_their_thread(at), flow, "encode"), flow)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert at == ["zsvec-encode"] * 2
     assert threads() == []
 
@@ -435,7 +439,7 @@ def test_ahead_fails_after_what_came_before(error: BaseException) -> None:
         got.extend(stream)
     assert got == [0, 1, 2]
     assert next(stream, "over") == "over"
-    assert threads() == []
+    assert eventually(lambda: not threads())
 
 
 @pytest.mark.parametrize("where", ["source", "function"])
@@ -530,6 +534,87 @@ def test_what_is_not_wanted_any_more_is_not_made_a_batch_of() -> None:
     assert batches == [[0, 1]]
 
 
+# ---- a stream that nobody holds
+
+
+@pytest.mark.parametrize("stage", ["decode", "encode"])
+def test_who_drops_a_stream_waits_for_nobody(stage: str) -> None:
+    release, begun = threading.Event(), threading.Event()
+
+    def work(i: int) -> int:
+        if i:
+            begun.set()
+            assert release.wait(3 * DEADLINE)
+        return i
+
+    def one_by_one() -> Generator[int, None, None]:
+        yield from map(work, itertools.count())
+
+    stream: Any = prefetch(work, Source(), 1) if stage == "decode" else ahead(one_by_one(), Flow(), "encode")
+    next(stream)
+    assert begun.wait(DEADLINE)
+    held = [stream]
+    del stream
+    within(held.clear)
+    release.set()
+    assert eventually(lambda: not threads())
+
+
+class Request:
+    """Holds its stream, and is held by itself."""
+
+    def __init__(self, stream: Iterator[Any]) -> None:
+        self.stream = stream
+        self.me = self
+
+
+def test_streams_may_be_garbage_wherever_it_is_collected() -> None:
+    totals, before = Totals(), gc.get_threshold()
+
+    def counted(flow: Flow) -> Iterator[int]:
+        totals.add(flow)
+        yield from encoded(itertools.count(), 2, flow)
+
+    def drop_many() -> None:
+        kept: list[Request] = []
+        for i in range(150):
+            request = Request(prefetch(same, itertools.count(), 2) if i % 3 else counted(Flow()))
+            next(request.stream)
+            kept = [*kept[-3:], request]
+            totals.stats()
+
+    gc.set_threshold(20, 2, 2)  # in any thread, within any lock
+    try:
+        within(drop_many)
+    finally:
+        gc.set_threshold(*before)
+    gc.collect()
+    assert eventually(lambda: not threads())
+    assert (totals.stats().waiting, totals.stats().rate) == ({"decode": 0, "encode": 0}, 0)
+
+
+def test_a_process_ends_with_a_stream_open_once_its_threads_have_finished_what_they_had_begun() -> None:
+    program = """if True:
+        import itertools, time
+        from zsvec.stream import prefetch
+
+        def work(i):
+            if i:
+                began.append(i)
+                time.sleep(0.05)
+                print("finished", flush=True)
+
+        began = []
+        stream = prefetch(work, itertools.count(), 1)
+        next(stream)
+        while not began:
+            time.sleep(0.001)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "finished" in done.stdout
+
+
 # ---- what has been done
 
 
@@ -543,7 +628,7 @@ def test_nothing_has_been_done_yet() -> None:
 
 def test_counts_and_rate() -> None:
     flow = Flow()
-    flow.new_queue("decode", 1)
+    flow.new_channel("decode", 1)
     flow.count(5, 1, 2)
     flow.count(3, 0, 0)
     time.sleep(0.02)
@@ -557,7 +642,7 @@ def test_time_runs_from_the_first_stage_to_the_end() -> None:
     flow = Flow()
     time.sleep(0.05)  # such as encoders take to load
     made = time.monotonic()
-    flow.new_queue("decode", 1)
+    flow.new_channel("decode", 1)
     time.sleep(0.02)
     running = flow.stats().seconds
     assert 0.02 <= running <= time.monotonic() - made
@@ -624,7 +709,7 @@ def test_they_may_be_asked_while_stages_begin(monkeypatch: pytest.MonkeyPatch) -
         with ThreadPoolExecutor(2) as pool:
             asking = [pool.submit(ask) for _ in range(2)]
             for i in range(500):
-                flow.new_queue(f"stage {i}", 1)
+                flow.new_channel(f"stage {i}", 1)
                 with flow.stage(f"stage {i}"):
                     flow.count(1, 0, 0)
             over.set()
@@ -636,28 +721,28 @@ def test_they_may_be_asked_while_stages_begin(monkeypatch: pytest.MonkeyPatch) -
 
 def test_handing_over_ends_when_the_stream_is_stopped() -> None:
     flow = Flow()
-    queue = flow.new_queue("decode", 1)
-    assert flow.put(queue, 1)
+    channel = flow.new_channel("decode", 1)
+    assert channel.put(1)
     stopping = threading.Timer(0.05, flow.end)
     stopping.start()
-    assert within(lambda: flow.put(queue, 2)) is False  # there was no room
-    assert flow.get(queue) is None  # nobody is to go on, though there is something
+    assert within(lambda: channel.put(2)) is False  # there was no room
+    assert channel.get() is None  # nobody is to go on, though there is something
     stopping.join()
 
 
 def test_taking_over_ends_when_the_stream_is_stopped() -> None:
     flow = Flow()
-    queue = flow.new_queue("decode", 1)
+    channel = flow.new_channel("decode", 1)
     with pytest.raises(Empty):
-        flow.get(queue, time.monotonic() - 1)
+        channel.get(time.monotonic() - 1)
     before = time.monotonic()
     with pytest.raises(Empty):
-        flow.get(queue, before + 0.25)
+        channel.get(before + 0.25)
     assert time.monotonic() >= before + 0.25
     stopping = threading.Timer(0.05, flow.end)
     stopping.start()
-    assert within(lambda: flow.get(queue)) is None
-    assert flow.get(queue, time.monotonic() + 3600) is None
+    assert within(channel.get) is None
+    assert channel.get(time.monotonic() + 3600) is None
     stopping.join()
 
 

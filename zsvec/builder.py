@@ -13,6 +13,7 @@ import hashlib
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as with_changes
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, ImageError, InvalidInputError
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, as_words, checked_category, checked_vectors
-from zsvec.inputs.images import content_hash, read_image, source_of
+from zsvec.inputs.decoding import opened
+from zsvec.inputs.images import content_hash, read_image, source_of, taken
 from zsvec.store import Reference, Store, Write
 from zsvec.stream import prefetch
 from zsvec.types import Category, encoder_and_modality, expert_name
@@ -182,8 +184,8 @@ class Builder:
 
     def _steps(
         self, categories: Iterable[CategoryInput], *, replace: bool
-    ) -> Iterator[_Draft | tuple[_Draft, ReferenceImage]]:
-        """Each image with its draft. The draft is yielded after its last image, marking it complete."""
+    ) -> Iterator[_Draft | _Image | tuple[_Draft, ReferenceImage]]:
+        """Each image with its draft, taken before its source goes on. A draft after its last image is complete."""
         if not isinstance(categories, Iterable):
             raise InvalidInputError(
                 f"categories must be a list of CategoryInput. Got {reprlib.repr(categories)} instead"
@@ -196,7 +198,12 @@ class Builder:
             seen.add(category.name)
             draft = self._draft(category, replace=replace)
             for image in category.images:
-                yield draft, image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
+                reference = image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
+                if opened(reference.image):
+                    yield self._prepare((draft, reference))
+                else:
+                    own = taken(reference.image, max_pixels=self.max_pixels)
+                    yield draft, with_changes(reference, image=own)
             yield draft
 
     def _draft(self, category: CategoryInput, *, replace: bool) -> _Draft:
@@ -215,9 +222,9 @@ class Builder:
         encoder, _ = encoder_and_modality(expert)
         return checked_vectors(category.vectors[expert], self.encoders[encoder].fingerprint.dim, name=expert)
 
-    def _prepare(self, step: _Draft | tuple[_Draft, ReferenceImage]) -> _Draft | _Image:
+    def _prepare(self, step: _Draft | _Image | tuple[_Draft, ReferenceImage]) -> _Draft | _Image:
         """Read, recognise, decode and preprocess one image; runs in threads."""
-        if isinstance(step, _Draft):
+        if not isinstance(step, tuple):
             return step
         draft, given = step
         source = source_of(given.image)

@@ -17,13 +17,14 @@ from zsvec.config import Settings
 from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors, checked_count, checked_queries, checked_wait
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
+from zsvec.flow import Flow, StreamStats, Totals
 from zsvec.inputs.categories import CategoryInput, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import CalibrationReport
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
-from zsvec.stream import AsyncStream, Flow, Stream, StreamStats, Totals, iterate_async_source, iterate_in_thread
+from zsvec.stream import AsyncStream, Stream, iterate_async_source, iterate_in_thread
 from zsvec.types import Category, Fingerprint, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
@@ -374,7 +375,8 @@ class Classifier:
         def predictions() -> Generator[Prediction, None, None]:
             self._encoders_to_read()
             batches = self._embedder.batches(checked, size, flow, max_wait=max_wait)
-            with self._totals.counting(flow), closing(batches), flow:
+            self._totals.add(flow)
+            with closing(batches), flow:
                 for batch, vectors in batches:
                     yield from self._answers(batch, vectors, top_k, errors, flow)
 

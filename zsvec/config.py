@@ -245,7 +245,12 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="ZSVEC_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+        env_prefix="ZSVEC_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        hide_input_in_errors=True,  # a traceback shows the error of pydantic, too
     )
     toml_files: ClassVar[tuple[Path, Path]] = (
         Path(platformdirs.user_config_dir("zsvec")) / "config.toml",
@@ -405,5 +410,8 @@ def _problem(error: ErrorDetails) -> str:
         known = tables[table].model_fields if table in tables else ()
         near = _did_you_mean(name, [f"{table}.{field}".lstrip(".") for field in known])
         return f"there is no setting {name!r}{near}"
-    value = "" if "api_key" in error["loc"] else f" (got {error['input']!r})"
+    given = error["input"]
+    plain = isinstance(given, int | float) or (isinstance(given, str) and "@" not in given)  # name:password@host
+    hidden = "api_key" in error["loc"] or error["type"] == "model_type" or not plain
+    value = "" if hidden else f" (got {given!r})"
     return f"{name}: {error['msg'].removeprefix('Value error, ')}{value}"

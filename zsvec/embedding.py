@@ -15,9 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError
+from zsvec.flow import Flow
 from zsvec.inputs.categories import checked_vectors
-from zsvec.inputs.images import ImageInput, load_image, source_of
-from zsvec.stream import Flow, ahead, prefetch
+from zsvec.inputs.decoding import opened
+from zsvec.inputs.images import ImageInput, load_image, source_of, taken
+from zsvec.stream import ahead, prefetch
 from zsvec.types import Fingerprint
 
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
@@ -139,10 +141,14 @@ class Embedder:
     def _encoded(
         self, images: Iterable[ImageInput], batch_size: int, flow: Flow, max_wait: float | None
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
-        def prepare(image: ImageInput) -> PreparedImage:
-            return self._prepare(image, flow.stage)
+        def take(image: ImageInput) -> ImageInput | PreparedImage:
+            return prepare(image) if opened(image) else taken(image, max_pixels=self._max_pixels)
 
-        for batch in prefetch(prepare, images, batch_size, max_wait=max_wait, flow=flow):
+        def prepare(image: ImageInput | PreparedImage) -> PreparedImage:
+            return image if isinstance(image, PreparedImage) else self._prepare(image, flow.stage)
+
+        taking = map(take, images)  # in the thread of the source, before that goes on
+        for batch in prefetch(prepare, taking, batch_size, max_wait=max_wait, flow=flow):
             with flow.stage("encode"):
                 vectors = self._encode(batch)
             yield batch, vectors

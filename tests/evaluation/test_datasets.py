@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,9 @@ def test_svhn(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shown(dataset), test)
 
 
-@pytest.mark.parametrize("pickled", [python2, lambda value: pickle.dumps(value, protocol=3)], ids=["python2", "now"])
+@pytest.mark.parametrize(
+    "pickled", [python2, *(partial(pickle.dumps, protocol=protocol) for protocol in (3, 4))], ids=["python2", "3", "4"]
+)
 def test_cifar10(tmp_path: Path, pickled: Pickler) -> None:
     parts = [pixels(number, 2, 32, 32, 3) for number in range(6)]
     for number in range(1, 6):
@@ -446,6 +449,76 @@ def test_a_pickle_calls_nothing_but_numpy(tmp_path: Path, protocol: int, file: s
         DATASETS["cifar10"](tmp_path, False)
     assert isinstance(refused.value.__cause__, pickle.UnpicklingError)
     assert not touched.exists()
+
+
+def addresses() -> bytes:
+    """An array of objects whose addresses are bytes of the file, made by numpy's own constructors."""
+    kind = _global("numpy", "dtype") + b"(" + _python2("O") + b"\x89\x88tR"
+    kind += _python2((3, "|", None, None, None, -1, -1, 0)) + b"b"
+    made = _global("numpy.core.multiarray", "_reconstruct")
+    made += b"(" + _global("numpy", "ndarray") + _python2((0,)) + _python2("b") + b"tR"
+    return made + b"(" + _python2(1) + _python2((2,)) + kind + b"I00\n" + _python2(b"A" * 16) + b"tb"
+
+
+READS = """if True:
+    import pickletools, random, sys
+    from pathlib import Path
+    from zsvec.errors import InvalidInputError
+    from zsvec.evaluation.datasets import DATASETS
+
+    root, rng = Path(sys.argv[1]), random.Random(5)
+    codes = [code.code.encode("latin-1") for code in pickletools.opcodes]
+    base = root / "cifar-10-batches-py"
+
+    def read():
+        try:
+            DATASETS["cifar10"](root, False)
+        except InvalidInputError:
+            return 1
+        return 0
+
+    refused = read()
+    for file in ("batches.meta", "test_batch"):
+        wholes = [path.read_bytes() for path in sorted(root.glob(f"*.{file}"))]
+        for _ in range(500):
+            damaged = bytearray(rng.choice(wholes))
+            for _ in range(rng.randrange(1, 4)):
+                end = rng.randrange(2)
+                at = len(damaged) - 1 - rng.randrange(60) if end else rng.randrange(200)
+                damaged[at : at + rng.randrange(3)] = rng.choice([*codes, rng.randbytes(1)])
+            (base / file).write_bytes(damaged)
+            refused += read()
+        (base / file).write_bytes(wholes[0])
+    print(refused)
+"""
+
+
+def test_damaged_pickles_and_those_of_attackers_are_errors(tmp_path: Path) -> None:
+    images = pixels(1, 2, 32, 32, 3)
+    picklers: list[Pickler] = [python2, *(partial(pickle.dumps, protocol=p) for p in (2, 3, 4))]
+    for number, pickled in enumerate(picklers):
+        write_cifar10(tmp_path, "test_batch", images, [1, 2], pickled)
+        for file in ("batches.meta", "test_batch"):
+            (tmp_path / f"{number}.{file}").write_bytes((tmp_path / "cifar-10-batches-py" / file).read_bytes())
+    names = b"\x80\x02(" + _python2("label_names") + addresses() + b"d."
+    (tmp_path / "cifar-10-batches-py/batches.meta").write_bytes(names)
+    read = subprocess.run(
+        [sys.executable, "-c", READS, tmp_path], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert (read.returncode, read.stderr) == (0, "")
+    assert int(read.stdout) > 700  # of 1,001
+
+
+def test_lists_in_lists_are_refused(tmp_path: Path) -> None:
+    write_cifar10(tmp_path, "test_batch", pixels(1, 2, 32, 32, 3), [1, 2])
+    labels: list[Any] = [1]
+    labels += [labels, labels]  # nobody could count what is in it
+    path = tmp_path / "cifar-10-batches-py/test_batch"
+    for content in ({"data": rows(pixels(1, 2, 32, 32, 3)), "labels": labels}, {(1, 2): 3}, [1]):
+        path.write_bytes(pickle.dumps(content, 3))
+        with pytest.raises(InvalidInputError, match="get it again") as refused:
+            DATASETS["cifar10"](tmp_path, False)
+        assert isinstance(refused.value.__cause__, pickle.UnpicklingError)
 
 
 def test_reading_needs_no_torch() -> None:

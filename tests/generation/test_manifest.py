@@ -239,6 +239,77 @@ def test_reading_changes_nothing(folder: Path) -> None:
     assert tree(folder) == before
 
 
+# Folders from elsewhere
+
+
+def received(folder: Path, file: str) -> None:
+    """An image on its way to a file."""
+    with Manifest(folder) as manifest:
+        path = manifest.receive(b"what somebody else wants to be there", **purchase("cat", 0))
+    whole = json.loads(path.read_bytes())
+    whole["record"]["file"] = file
+    path.write_text(json.dumps(whole))
+
+
+def linked(folder: Path, victim: Path, name: str) -> None:
+    received(folder, "images/cat/victim")
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        path.rename(victim.parent / "received")
+    path.unlink(missing_ok=True)
+    path.symlink_to({"images": victim.parent.parent, "images/cat": victim.parent}.get(name, victim))
+
+
+LEADING_OUT: dict[str, Callable[[Path, Path], None]] = {
+    "an absolute path": lambda folder, victim: received(folder, str(victim)),
+    "a path of the folder above": lambda folder, victim: received(folder, "images/../../cat/victim"),
+    "a path with a zero": lambda folder, victim: received(folder, "images/\0"),
+    **{
+        f"a link for {name}": lambda folder, victim, name=name: linked(folder, victim, name)  # type: ignore[misc]
+        for name in ("images", "images/cat", "images/cat/victim", "manifest.jsonl", ".lock", "received")
+    },
+}
+
+
+@pytest.mark.parametrize("lead_out", LEADING_OUT.values(), ids=LEADING_OUT)
+def test_a_folder_never_leads_out_of_itself(folder: Path, lead_out: Callable[[Path, Path], None]) -> None:
+    victim = folder.parent / "cat" / "victim"
+    victim.parent.mkdir(parents=True)
+    victim.touch()
+    lead_out(folder, victim)
+    before = tree(folder.parent)
+    with pytest.raises(InvalidInputError, match=r"leads out of .*: remove it|cannot be a path"):
+        Manifest(folder)
+    after = tree(folder.parent)
+    assert {name: after[name] for name in before if name.startswith("cat")} == {
+        name: before[name] for name in before if name.startswith("cat")
+    }
+    assert victim.read_bytes() == b""
+
+
+def test_what_a_run_begins_to_write_replaces_a_link_of_its_name(folder: Path) -> None:
+    victim = folder.parent / "victim"
+    received(folder, "images/cat/0000.bin")
+    (folder / "images" / "cat").mkdir(parents=True)
+    victim.touch()
+    (folder / "images" / "cat" / ".0000.bin.part").symlink_to(victim)
+    with Manifest(folder) as manifest:
+        (image,) = images(manifest.records, folder)
+        assert (folder / image.file).read_bytes() == b"what somebody else wants to be there"
+    assert victim.read_bytes() == b""
+
+
+@pytest.mark.parametrize("file", ["/private.png", "../private.png", "images/cat/../../../private.png"])
+def test_images_from_out_of_the_folder_are_not_read(folder: Path, file: str) -> None:
+    with Manifest(folder) as manifest:
+        record = buy(manifest, "cat", 0)
+    (folder.parent / "private.png").write_bytes(PNG)
+    for forged in ({"file": file}, {"file": "images/none.png", "receipt": f"../../{file}"}):
+        with pytest.raises(InvalidInputError, match="leads out of"):
+            list(images([record.model_copy(update=forged)], folder))
+
+
 # Folders that cannot be used
 
 

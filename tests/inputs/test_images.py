@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 
 from tests.inputs.pictures import ALL_FORMATS, LOSSLESS, claims, encode, png, row
 from zsvec.errors import ImageError
-from zsvec.inputs.images import content_hash, load_image, read_image, source_of
+from zsvec.inputs.images import content_hash, load_image, read_image, source_of, taken
 
 
 class TestKindsOfInput:
@@ -57,6 +57,20 @@ class TestKindsOfInput:
 
     def test_an_rgb_image_is_returned_as_it_is(self, photo: Image.Image) -> None:
         assert load_image(photo) is photo
+
+    def test_an_image_of_a_file_is_not_returned_itself(self, photo: Image.Image) -> None:
+        second = photo.transpose(Image.Transpose.ROTATE_180)
+        image = Image.open(io.BytesIO(encode(photo, "TIFF", save_all=True, append_images=[second])))
+        first = load_image(image)
+        image.seek(1)
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(photo))
+
+    def test_an_image_is_turned_upright_once(self, photo: Image.Image) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        upright = load_image(encode(photo, "PNG", exif=exif))
+        assert upright.size == photo.size[::-1]
+        np.testing.assert_array_equal(np.asarray(load_image(upright)), np.asarray(upright))
 
     def test_the_image_of_the_caller_is_not_changed(self) -> None:
         exif = Image.Exif()
@@ -203,6 +217,16 @@ class TestBadInput:
             assert value in str(caught.value)
             assert len(str(caught.value)) < 5300
 
+    @pytest.mark.parametrize(("make", "value"), BAD, ids=[value for _, value in BAD])
+    def test_what_is_taken_fails_as_it_would_have(self, make: Callable[[], Any], value: str) -> None:
+        errors = []
+        for image in (make(), taken(make())):
+            with pytest.raises(ImageError) as caught:
+                load_image(image)
+            errors.append(str(caught.value))
+        assert errors[1].replace("<_io.BytesIO", "<") == errors[0].replace("<_io.BytesIO", "<")
+        assert source_of(taken(make())) == source_of(make())
+
     @pytest.mark.parametrize(
         "make", [lambda: None, lambda: io.StringIO("a"), lambda: "no-such", lambda: np.zeros(3), closed_image]
     )
@@ -267,6 +291,33 @@ class TestBadInput:
     def test_a_device(self) -> None:
         with pytest.raises(ImageError, match=r"'/dev/zero': it is a device"):
             load_image("/dev/zero")
+
+
+class TestTaken:
+    def test_what_is_taken_stays_as_it_was(self, photo: Image.Image) -> None:
+        data = encode(photo, "PNG")
+        array, buffer, image = np.array(photo), bytearray(data), photo.copy()
+        file, frame = io.BytesIO(data), photo.copy()
+        frame.filename = "clip.mp4#3"  # type: ignore[attr-defined]
+        given_: list[Any] = [array, buffer, memoryview(buffer), file, image, frame]
+        names = [source_of(one) for one in given_]
+        hashes = [content_hash(one) for one in given_]
+        copies = [taken(one) for one in given_]
+        array[:] = 0
+        buffer[:] = bytes(len(buffer))
+        file.close()
+        image.paste("red", (0, 0, *image.size))
+        frame.close()
+        assert [source_of(one) for one in copies] == names
+        assert [content_hash(one) for one in copies] == hashes
+        for copy in copies:
+            np.testing.assert_array_equal(np.asarray(load_image(copy)), np.asarray(photo))
+
+    def test_an_array_that_is_too_large_is_not_copied(self) -> None:
+        huge = np.broadcast_to(np.uint8(0), (10**6, 10**6, 3))
+        for function in (load_image, content_hash, lambda image: load_image(taken(image))):
+            with pytest.raises(ImageError, match="1000000 × 1000000 pixels are more than max_pixels=100000000"):
+                function(huge)
 
 
 class TestThreads:

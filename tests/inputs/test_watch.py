@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -103,9 +104,9 @@ class Looks:
         monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(watching, "find_images", self._find)
 
-    def _find(self, folder: Path) -> list[Path]:
+    def _find(self, folder: Path, **options: Any) -> list[Path]:
         self._looks += 1
-        return find_images(folder)
+        return find_images(folder, **options)
 
     def look(self, *, after: float = 0) -> None:
         """Let time pass, and wait until the folder has been looked at, from the beginning of a look to its end."""
@@ -219,24 +220,57 @@ def test_a_file_that_is_replaced_is_a_new_one(incoming: Path, watch: Callable[..
     assert reader.nothing()
 
 
-def test_a_folder_in_it_that_is_taken_away_while_it_is_looked_at(
-    incoming: Path, watch: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.EACCES, errno.EIO])
+def test_a_folder_in_it_that_cannot_be_listed_for_a_while(
+    incoming: Path, watch: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    gone = 0
-
-    def find(folder: Path) -> list[Path]:
-        nonlocal gone
-        gone += 1
-        if gone % 2:
-            find_images(folder / "not there any more")
-        return find_images(folder)
-
-    reader = watch()
-    monkeypatch.setattr(watching, "find_images", find)
     put(incoming / "a.png")
-    assert reader.next() == "a.png"
-    assert eventually(lambda: gone > 4)
+    put(incoming / "sub" / "b.png")
+    scandir, failed = os.scandir, 0
+
+    def scan(path: Any) -> Any:
+        nonlocal failed
+        if str(path).endswith("sub") and failed < 4:
+            failed += 1
+            raise OSError(error, os.strerror(error), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    reader = watch()
+    assert reader.several(2) == ["a.png", "sub/b.png"]
+    assert failed == 4
     assert reader.error is None
+
+
+def test_a_file_that_cannot_be_opened_for_a_while(
+    incoming: Path, watch: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(incoming / "a.png", changed=1000)
+    put(incoming / "b.png", changed=1001)
+    path_open, locked, tried = Path.open, {"a.png"}, 0
+
+    def opens(path: Path, *args: Any, **options: Any) -> Any:
+        nonlocal tried
+        tried += path.name == "a.png"
+        if path.name in locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return path_open(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", opens)
+    reader = watch()
+    assert reader.next() == "b.png"
+    assert eventually(lambda: tried > 3)
+    locked.clear()
+    assert reader.next() == "a.png"
+    locked.add("a.png")
+    reader.watch.done(str(incoming / "a.png"))  # whose answer is that it could not be read
+    reader.watch.done(str(incoming / "b.png"))
+    reader.watch.close()
+    locked.clear()
+    assert watch().next() == "a.png"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{str(incoming / 'a.png')!r} cannot be read: Permission denied; it is looked at again"
+    ]
 
 
 def test_the_folder_itself_is_taken_away(incoming: Path, watch: Callable[..., Reader], tmp_path: Path) -> None:
@@ -271,6 +305,28 @@ def test_closing_while_there_is_more(incoming: Path) -> None:
             if path.name == "1.png":
                 watched.close()
     assert path.name == "1.png"
+
+
+def test_any_thread_may_close_it(incoming: Path) -> None:
+    watched = Watch(incoming)
+    closing = threading.Thread(target=watched.close)
+    closing.start()
+    closing.join()
+    Watch(incoming).close()
+
+
+def test_what_an_iteration_gave_and_nobody_has_done_the_next_one_gives_again(incoming: Path) -> None:
+    for number in range(4):
+        put(incoming / f"{number}.png", changed=1000 + number)
+    with Watch(incoming, settle=0, poll=0.001) as watched:
+        some = iter(watched)
+        assert [next(some).name for _ in range(3)] == ["0.png", "1.png", "2.png"]
+        watched.done(str(incoming / "0.png"))
+        others = iter(watched)
+        assert [next(others).name for _ in range(3)] == ["1.png", "2.png", "3.png"]
+        for number in range(1, 4):
+            watched.done(str(incoming / f"{number}.png"))
+    assert remembered(incoming) == [f"{number}.png" for number in range(4)]
 
 
 # ---- each once, across restarts
@@ -392,6 +448,27 @@ def test_a_state_that_is_none(incoming: Path, line: bytes) -> None:
     state.unlink()
     Watch(incoming).close()  # nothing is left open, or locked
     del error  # not even while the error is
+
+
+@pytest.mark.parametrize("name", [STATE, f"{STATE}.lock"])
+def test_a_link_in_the_folder_is_not_written_through(incoming: Path, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text('{"of": "somebody else"}')
+    (incoming / name).symlink_to(victim)
+    with pytest.raises(InvalidInputError, match="leads out of"):
+        Watch(incoming)
+    assert victim.read_text() == '{"of": "somebody else"}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"of": "somebody else"}', b'["a", "b"]', b'["a.png", 1, 2]\n{"x": 1}', b"text", b"5", b'["a.png",1,2]', b"\0"],
+)
+def test_a_file_that_is_no_state_stays_as_it_is(incoming: Path, content: bytes) -> None:
+    state = put(incoming / "settings.json", content)
+    with pytest.raises(InvalidInputError, match=r"settings\.json cannot be used as the state of a watch: it ends in"):
+        Watch(incoming, state=state)
+    assert state.read_bytes() == content
 
 
 @pytest.mark.parametrize("state", ["a folder", "in a file"])

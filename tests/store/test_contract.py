@@ -37,7 +37,7 @@ from tests.store.support import (
     MemoryDeployment,
     fast_folder,
 )
-from zsvec.errors import CategoryNotFoundError
+from zsvec.errors import CategoryNotFoundError, ZSVecError
 from zsvec.store import Cursor, Look, Store, Write
 from zsvec.store.base import Where
 from zsvec.store.schema import record_id
@@ -499,6 +499,27 @@ def test_flushed_store_can_be_copied_while_open(deployment: EdgeDeployment, open
     assert copied.categories() == store.categories()
     assert sources(copied, "red panda") == {"clip:image": ["a"], "clip:text": ["text"], "dino:image": ["a"]}
     copy.close()
+
+
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+@pytest.mark.parametrize("what", ["lock", "collection", "file"])
+def test_a_link_in_a_store_is_not_written_through(deployment: EdgeDeployment, open_store: OpenStore, what: str) -> None:
+    store = open_store()
+    add(store, "red panda", ["a"])
+    store.close()
+    (catalog,) = (path for path in deployment.folder.glob("*__catalog") if path.is_dir())
+    link = {
+        "lock": deployment.folder / f".lock-{catalog.name}",
+        "collection": catalog,
+        "file": next(path for path in sorted(catalog.rglob("*")) if path.is_file()),
+    }[what]
+    victim = deployment.folder.with_name("victim")
+    link.rename(victim)
+    link.symlink_to(victim)
+    before = victim.stat()
+    with pytest.raises(ZSVecError, match="leads out of"):
+        open_store().categories()
+    assert victim.stat() == before
 
 
 # Calibration

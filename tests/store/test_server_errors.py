@@ -215,6 +215,13 @@ def test_key_is_not_shown_to_whom_listens_beside(qdrant: FakeQdrant) -> None:
     assert qdrant.requests[-1][1] == "/collections/birds__catalog/points/scroll"
 
 
+def test_what_is_around_a_key_is_not_sent(qdrant: FakeQdrant) -> None:
+    with open_store(qdrant.url, namespace="birds", api_key=f" {KEY}\n", timeout=TIMEOUT) as store:
+        assert store.categories() == []
+    assert set(qdrant.keys) <= {KEY, None}
+    assert KEY in qdrant.keys
+
+
 # Several nodes
 
 

@@ -18,7 +18,8 @@ from rich.table import Column, Table
 from zsvec.types import how_far
 
 if TYPE_CHECKING:
-    from zsvec.stream import Stream, StreamStats
+    from zsvec.flow import StreamStats
+    from zsvec.stream import Stream
     from zsvec.types import Prediction, Ranking
 
 T = TypeVar("T")

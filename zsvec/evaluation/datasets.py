@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import gzip
 import math
-import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from scipy.io import loadmat
 
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.evaluate import labelled_images
+from zsvec.evaluation.pickles import plain_dict
 from zsvec.inputs.categories import checked_name
 from zsvec.inputs.images import ImageInput
 
@@ -256,38 +256,11 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     return values.reshape(shape)
 
 
-def _dtype(name: str, align: int = 0, copy: int = 0) -> np.dtype[Any]:
-    """As `numpy.dtype`, which in 2.4.0 to 2.4.4 warns of flags that are no bool: Python 2 wrote 0 and 1."""
-    return np.dtype(name, align=bool(align), copy=bool(copy))
-
-
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # its module is named differently in numpy 1 and 2
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads numbers, texts, lists, dicts and numpy arrays. A pickle can name any function to be called: not here."""
-
-    _allowed: Mapping[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): _dtype,
-        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    }
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, encoding="latin1")  # what Python 2 wrote, bytes kept as they are
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"it wants to call {module}.{name}, and only numpy arrays may be in it")
-        return self._allowed[module, name]
-
-
 def _unpickled(path: Path, *keys: str) -> list[Any]:
     """Values of a pickled dict."""
-    with _damaged(path), path.open("rb") as file:
-        found = _ArrayUnpickler(file).load()
-    if not isinstance(found, dict) or not found.keys() >= set(keys):
+    with _damaged(path):
+        found = plain_dict(path.read_bytes())
+    if not found.keys() >= set(keys):
         raise InvalidInputError(f"{path} has no {' and '.join(keys)}; it is damaged or another file, get it again")
     return [found[key] for key in keys]
 
@@ -302,6 +275,8 @@ def _cifar(name: str, base: Path, batches: Sequence[str], labels_key: str, meta:
     for path in paths[1:]:
         pixels, labels = _unpickled(path, "data", labels_key)
         with _damaged(path):
+            if not isinstance(pixels, np.ndarray) or not isinstance(labels, list | np.ndarray):
+                raise TypeError(f"its data are of {type(pixels).__name__}, its labels of {type(labels).__name__}")
             # a row is the red, the green and the blue plane
             planes = pixels.reshape(-1, 3, 32, 32)
             _array_images(path, planes.transpose(0, 2, 3, 1), np.asarray(labels), readable)

@@ -9,6 +9,7 @@ FOLDER/received/…              images on their way: written whole, with their 
 A line of the manifest is appended and made durable in one piece; a line that a kill has torn is dropped
 when the folder is opened again. An image arrives as one file, with its record, under its final name or not
 at all, so that each image received is filed sooner or later, once. An image that was deleted is bought again.
+The folder may come from elsewhere: nothing that its records or links say leads out of it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from zsvec.errors import InvalidInputError
+from zsvec.inputs.folders import inside
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
 _UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|\.$")
@@ -175,8 +177,10 @@ class Manifest:
         self._received = folder / "received"
         self._writing = threading.Lock()
         with _usable(folder), ExitStack() as opened:
+            for path in (self._file, self._received, folder / ".lock"):
+                inside(folder, path)
             self._received.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock")
+            lock = FileLock(folder / ".lock", thread_local=False)
             try:
                 lock.acquire(blocking=False)
             except Timeout as exc:
@@ -244,7 +248,7 @@ class Manifest:
         """Move a received image to its place and add its record. Repeated after a kill, it is still there once."""
         with _usable(self.folder):
             whole = _read_received(received)
-            path = self.folder / whole.record.file
+            path = inside(self.folder, self.folder / whole.record.file)
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, base64.b64decode(whole.data))
             if whole.record.receipt not in self._filed:
@@ -257,25 +261,30 @@ def read_manifest(folder: Path) -> list[Record]:
     """The records of a folder, which may not exist; nothing is changed.
 
     Raises:
-        InvalidInputError: It cannot be read, or is of something else.
+        InvalidInputError: It cannot be read, is of something else, or leads out of itself.
     """
     with _usable(folder):
         if folder.exists() and not folder.is_dir():
             raise InvalidInputError(f"{folder} is not a folder: give one for what is generated, which may be new")
         arrived = []
-        for file in sorted((folder / "received").glob("*.json")):
+        for file in sorted(inside(folder, folder / "received").glob("*.json")):
             with suppress(FileNotFoundError):  # a run at work has filed it meanwhile
                 arrived.append(_read_received(file).record)
-        records = _read(folder / "manifest.jsonl", cut=False)
+        records = _read(inside(folder, folder / "manifest.jsonl"), cut=False)
     filed = {record.receipt for record in records if isinstance(record, ImageRecord)}
     return [*records, *(record for record in arrived if record.receipt not in filed)]
 
 
 def images(records: Sequence[Record], folder: Path) -> Iterator[ImageRecord]:
-    """The images that are filed, or received and yet to be filed; of each place the latest."""
+    """The images that are filed, or received and yet to be filed; of each place the latest.
+
+    Raises:
+        InvalidInputError: A record leads out of the folder.
+    """
     latest = {(record.category, record.index): record for record in records if isinstance(record, ImageRecord)}
     for record in latest.values():
-        if (folder / record.file).is_file() or (folder / "received" / f"{record.receipt}.json").is_file():
+        paths = folder / record.file, folder / "received" / f"{record.receipt}.json"
+        if any(inside(folder, path).is_file() for path in paths):
             yield record
 
 
@@ -348,7 +357,8 @@ def _usable(folder: Path) -> Iterator[None]:
 def _write(path: Path, data: bytes) -> None:
     """Write a file whole, or not at all, and durably."""
     partial = path.with_name(f".{path.name}.part")
-    with partial.open("wb") as file:
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:  # not what a link of this name leads to
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

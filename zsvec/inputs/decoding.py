@@ -74,12 +74,20 @@ def decode(content: bytes | NDArray[Any] | Image.Image, max_pixels: int, side: i
         _check_size(image.size, image.format, max_pixels)
         image.load()
     else:
-        check_array(content)
-        _check_size((content.shape[1], content.shape[0]), None, max_pixels)
+        check_array(content, max_pixels)
         image = _from_array(content)
     rgb = _to_rgb(image)
     turn = _TURNS.get(_orientation(image))
-    return rgb if turn is None else rgb.transpose(turn)
+    if turn is not None:
+        upright = rgb.transpose(turn)
+        upright.info.clear()  # who reads it again must not turn it again
+        return upright
+    return rgb.copy() if rgb is content and opened(content) else rgb
+
+
+def opened(image: object) -> bool:
+    """Whether it is a PIL image of a file: its owner may turn it to another picture of the file, or close that."""
+    return isinstance(image, ImageFile.ImageFile)
 
 
 class _Encoded(io.BytesIO):
@@ -186,8 +194,8 @@ def _16_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def check_array(array: NDArray[Any]) -> None:
-    """Check that shape and dtype are those of an image.
+def check_array(array: NDArray[Any], max_pixels: int) -> None:
+    """Check that shape and dtype are those of an image of at most `max_pixels`.
 
     Raises:
         ImageError: They are not.
@@ -199,6 +207,7 @@ def check_array(array: NDArray[Any]) -> None:
         )
     if not (dtype.kind in "bf" or (dtype.kind == "u" and dtype.itemsize <= 2)):
         raise ImageError(f"dtype {dtype} is no image; give uint8, uint16, bool, or float within [0, 1]")
+    _check_size((shape[1], shape[0]), None, max_pixels)
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

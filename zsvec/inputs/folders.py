@@ -6,8 +6,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,22 +19,49 @@ from zsvec.inputs.decoding import SUFFIXES
 _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 
 
-def find_images(folder: Path) -> list[Path]:
+def inside(folder: Path, path: Path) -> Path:
+    """A path below a folder, as it is given; whoever made the folder does not decide which other files are written.
+
+    Raises:
+        InvalidInputError: It leads out of the folder, by ``..`` or by a symbolic link, or to nowhere.
+    """
+    try:
+        target = path.resolve()
+        if target.is_relative_to(folder.resolve()):
+            return path
+    except (OSError, ValueError, RuntimeError) as exc:  # a NUL in it, or a link to itself
+        raise InvalidInputError(f"{str(path)!r} cannot be a path in {folder}: {exc}; take another folder") from exc
+    raise InvalidInputError(
+        f"{str(path)!r} leads out of {folder}, to {target}: remove it, or take a folder that you trust"
+    )
+
+
+def unlisted(error: OSError) -> NoReturn:
+    """Refuse a folder that cannot be listed."""
+    reason = f"cannot list the folder {error.filename!r}: {error.strerror}"
+    raise InvalidInputError(f"{reason}; give an existing folder that you may read") from error
+
+
+def find_images(folder: Path, *, on_error: Callable[[OSError], object] = unlisted) -> list[Path]:
     """Image files under a folder, by their suffix, sorted; hidden files and folders are left out.
 
     Linked folders are followed, and each folder is visited once.
 
+    Args:
+        folder: Where to begin.
+        on_error: Called for the folder or a sub-folder that is missing, is no folder, or cannot be listed, and which
+            is then left out; by default, it is refused.
+
     Raises:
-        InvalidInputError: The folder or a sub-folder is missing, is no folder, or cannot be listed.
+        InvalidInputError: A folder is refused.
     """
-
-    def refuse(error: OSError) -> None:
-        reason = f"cannot list the folder {error.filename!r}: {error.strerror}"
-        raise InvalidInputError(f"{reason}; give an existing folder that you may read") from error
-
     found, visited = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        status = Path(root).stat()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=on_error):
+        try:
+            status = Path(root).stat()
+        except OSError as error:
+            on_error(error)
+            continue
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsvec.errors import ImageError
-from zsvec.inputs.decoding import MAX_BYTES, MAX_PIXELS, check_array, decode
+from zsvec.inputs.decoding import MAX_BYTES, MAX_PIXELS, check_array, decode, opened
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
 
@@ -54,7 +54,7 @@ def read_image(image: ImageInput, *, max_pixels: int = MAX_PIXELS, side: int | N
     with _image_errors(image):
         content = _content(image)
         rgb = decode(content, max_pixels, side)
-        return LoadedImage(rgb, _digest(rgb if isinstance(content, Image.Image) else content))
+        return LoadedImage(rgb, _digest(rgb if isinstance(content, Image.Image) else content, max_pixels))
 
 
 def load_image(image: ImageInput, *, max_pixels: int = MAX_PIXELS, side: int | None = None) -> Image.Image:
@@ -67,9 +67,9 @@ def load_image(image: ImageInput, *, max_pixels: int = MAX_PIXELS, side: int | N
 
     Args:
         image: A path; encoded bytes; a binary file, read from its position to the end and, if it can seek,
-            put back; a PIL image, returned itself if it needs no change; or an array of shape (height, width) or
-            (height, width, channels), channels being 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), and dtype
-            uint8, uint16 (white is 65535), bool, or float within [0, 1].
+            put back; a PIL image, returned itself if it needs no change and is of no file; or an array of shape
+            (height, width) or (height, width, channels), channels being 1 (grey), 2 (grey, alpha), 3 (RGB) or
+            4 (RGBA), and dtype uint8, uint16 (white is 65535), bool, or float within [0, 1].
         max_pixels: A larger image is refused by its header. For TIFF, Pillow's own ``MAX_IMAGE_PIXELS`` is a limit
             too, because its decoder warns above it.
         side: Pixels to which the shorter side will be scaled. A much larger JPEG file is then decoded at 1/2, 1/4
@@ -89,14 +89,14 @@ def content_hash(image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> str:
     """SHA-256 of the content of an image, in hexadecimal.
 
     The content of a path, bytes or a file is the encoded bytes, which are not decoded; that of a PIL image its size
-    and its pixels in RGB, at most `max_pixels`; that of an array its dtype, shape and values.
+    and its pixels in RGB; that of an array its dtype, shape and values. These two have at most `max_pixels`.
 
     Raises:
         ImageError: The image cannot be read, or is no image.
     """
     with _image_errors(image):
         content = _content(image)
-        return _digest(decode(content, max_pixels) if isinstance(content, Image.Image) else content)
+        return _digest(decode(content, max_pixels) if isinstance(content, Image.Image) else content, max_pixels)
 
 
 def source_of(image: ImageInput) -> str:
@@ -113,6 +113,43 @@ def source_of(image: ImageInput) -> str:
         name = getattr(image, "name", None)
         return name if isinstance(name, str) and name else "file"
     return type(image).__name__
+
+
+def taken(image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ImageInput:
+    """The image as it is now, whatever its source makes of the object before the image is read.
+
+    A source may use an array, a buffer or a file again for its next image, or close it. So arrays and PIL images are
+    copied, and files read to their end; what cannot be read now is an error later. Paths are returned as they are. So
+    are PIL images of files (`opened`), which must be read at once: a copy would be decoded, and large.
+    """
+    if isinstance(image, str | os.PathLike | bytes) or opened(image):
+        return image
+    try:
+        content = _content(image)
+        if isinstance(content, Image.Image):
+            copy = content.copy()
+            copy.filename = source_of(image)  # type: ignore[attr-defined]
+            return copy
+        if isinstance(content, np.ndarray):
+            check_array(content, max_pixels)
+            return content.copy()
+    except Exception as error:  # noqa: BLE001 - not handled here: who reads the file gets it
+        return _TakenFile(source_of(image), error)
+    return _TakenFile(source_of(image), content) if hasattr(image, "read") else content
+
+
+class _TakenFile(io.BytesIO):
+    """What is left to be read in a file, or why that cannot be read."""
+
+    def __init__(self, name: str, content: bytes | Exception) -> None:
+        super().__init__(b"" if isinstance(content, Exception) else content)
+        self.name = name
+        self._error = content if isinstance(content, Exception) else None
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._error is not None:
+            raise self._error
+        return super().read(size)
 
 
 @contextmanager
@@ -184,13 +221,13 @@ def _read_file(file: BinaryIO) -> bytes:
     return b"".join(chunks)
 
 
-def _digest(content: bytes | NDArray[Any] | Image.Image) -> str:
+def _digest(content: bytes | NDArray[Any] | Image.Image, max_pixels: int) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     if isinstance(content, Image.Image):
         kind, values = f"{content.mode} {content.size}", memoryview(content.tobytes())
     else:
-        check_array(content)
+        check_array(content, max_pixels)
         kind, values = f"{content.dtype.str} {content.shape}", np.ascontiguousarray(content).data
     digest = hashlib.sha256(kind.encode())
     digest.update(values)

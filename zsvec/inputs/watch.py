@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,11 @@ from typing import NamedTuple, Self
 from filelock import FileLock, Timeout
 
 from zsvec.errors import InvalidInputError
-from zsvec.inputs.folders import find_images
+from zsvec.inputs.folders import find_images, inside, unlisted
+
+_log = logging.getLogger(__name__)
+# How a line of ours may look that a kill has cut short. Another last line is of another file, which stays as it is.
+_TORN = re.compile(rb'(\[("([^"\\]|\\.)*(\\|"(,( (\d+(,( (\d+\]?)?)?)?)?)?)?)?)?)?')
 
 
 class _File(NamedTuple):
@@ -34,7 +40,8 @@ class _File(NamedTuple):
 class Watch:
     """The images that appear in a folder, each once, in the order in which they are complete.
 
-    A file is complete when it has not changed for `settle` seconds; a file that is replaced later is a new one.
+    A file is complete when it has not changed for `settle` seconds, and can be opened; a file that is replaced later is
+    a new one. What cannot be opened, or listed, is looked at again, and named in the log.
     `done` writes to a state file that an image has been processed, so that a later watch goes on from there:
 
     ```python
@@ -63,13 +70,16 @@ class Watch:
         self._closed = Event()
         self._given: dict[str, list[_File]] = {}
         self._giving = Lock()
-        find_images(self.folder)
-        file = state or self.folder / ".zsvec-watch.jsonl"
-        self._lock = FileLock(f"{file}.lock")
+        self._logged: set[str] = set()
+        self._find()
+        file = state or inside(self.folder, self.folder / ".zsvec-watch.jsonl")
+        lock = file.with_name(f"{file.name}.lock")
+        # Any thread may close it.
+        self._lock = FileLock(lock if state else inside(self.folder, lock), thread_local=False)
         try:
             self._lock.acquire(blocking=False)
             content = file.read_bytes() if file.exists() else b""
-            whole = content[: content.rfind(b"\n") + 1]  # a kill may have cut the last line short
+            whole = _whole_lines(content)
             self._done = {_file(line) for line in whole.splitlines()}
             self._state = file.open("r+b" if file.exists() else "w+b")
             self._state.truncate(len(whole))
@@ -89,23 +99,29 @@ class Watch:
         self.close()
 
     def __iter__(self) -> Iterator[Path]:
-        """Paths of complete files, until the watch is closed."""
+        """Paths of complete files that are not done, until the watch is closed."""
         waiting: dict[_File, float] = {}
-        given = {file for files in self._given.values() for file in files} | self._done
+        given = set(self._done)
+        with self._giving:
+            self._given.clear()  # by an iteration that has ended, and that may have lost some on their way
         while not self._closed.is_set():
             now = time.monotonic()
             waiting = {file: waiting.get(file, now) for file in self._look() if file not in given}
             for file in sorted(waiting, key=lambda file: file.changed):
-                if now - waiting[file] >= self._settle and not self._closed.is_set():
+                path = self.folder / file.path
+                if now - waiting[file] >= self._settle and not self._closed.is_set() and self._opens(path):
                     given.add(file)
-                    path = self.folder / file.path
                     with self._giving:
-                        self._given.setdefault(str(path), []).append(file)
+                        files = self._given.setdefault(str(path), [])
+                        if file not in files:
+                            files.append(file)
                     yield path
             self._closed.wait(self._poll)
 
     def done(self, source: str) -> None:
         """Record on disk that an image has been processed: no watch with this state file gives it again.
+
+        What cannot be opened at the moment is not recorded: the next watch gives it again.
 
         Args:
             source: The path that was given. A file that was replaced and given again is recorded by a second call.
@@ -114,7 +130,7 @@ class Watch:
             given = self._given.pop(source, [])
             if given[1:]:
                 self._given[source] = given[1:]
-        for file in given[:1]:
+        for file in given[:1] if self._opens(Path(source)) else ():
             self._state.write(json.dumps(file).encode() + b"\n")
             self._done.add(file)
         self._state.flush()
@@ -136,13 +152,37 @@ class Watch:
             yield _File(str(path.relative_to(self.folder)), status.st_size, status.st_mtime_ns)
 
     def _find(self) -> list[Path]:
+        return find_images(self.folder, on_error=self._leave_out)
+
+    def _leave_out(self, error: OSError) -> None:
+        """Leave out a sub-folder that cannot be listed now."""
+        if Path(error.filename) == self.folder:
+            unlisted(error)
+        if not isinstance(error, FileNotFoundError):  # it has just been removed
+            self._log(error)
+
+    def _opens(self, path: Path) -> bool:
         try:
-            return find_images(self.folder)
-        except (InvalidInputError, OSError) as exc:
-            if not isinstance(exc.__cause__ or exc, FileNotFoundError):
-                raise
-        # A sub-folder was removed while it was listed: the next look lists the rest. If the folder is gone, raise.
-        return [] if self.folder.is_dir() else find_images(self.folder)
+            if path.is_file():  # to open a pipe may take for ever
+                path.open("rb").close()
+        except OSError as error:
+            self._log(error)
+            return False
+        return True
+
+    def _log(self, error: OSError) -> None:
+        """Say once what cannot be read now."""
+        if error.filename not in self._logged:
+            self._logged.add(error.filename)
+            _log.warning("%r cannot be read: %s; it is looked at again", error.filename, error.strerror)
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """The lines of a state, but for one that a kill has cut short; ValueError if its end is of something else."""
+    whole = content[: content.rfind(b"\n") + 1]
+    if not _TORN.fullmatch(content, len(whole)):
+        raise ValueError(f"it ends in {content[len(whole) :][:40]!r}, which no watch wrote; give another file")
+    return whole
 
 
 def _file(line: bytes) -> _File:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
+from zsvec.inputs.folders import inside
 from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
 from zsvec.types import Finding
 
@@ -222,7 +223,11 @@ class EdgeBackend:
     def _shard(self, collection: str) -> qe.EdgeShard:
         if collection not in self._shards:
             self._hold(collection)
-            self._shards[collection] = qe.EdgeShard.load(str(self._folder / collection))
+            folder = self._folder / collection
+            for path in (folder, *folder.rglob("*")):
+                if path.is_symlink():
+                    inside(self._folder, path)  # the engine follows it, and writes
+            self._shards[collection] = qe.EdgeShard.load(str(folder))
         return self._shards[collection]
 
     def _hold(self, collection: str) -> None:
@@ -231,7 +236,8 @@ class EdgeBackend:
         Who loads it then reads what the other one has not written yet, and overwrites it.
         """
         if collection not in self._held:
-            lock = FileLock(self._folder / f".lock-{collection}", timeout=0, thread_local=False)
+            file = inside(self._folder, self._folder / f".lock-{collection}")
+            lock = FileLock(file, timeout=0, thread_local=False)
             try:
                 lock.acquire()
             except Timeout as exc:

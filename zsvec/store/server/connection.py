@@ -252,6 +252,7 @@ def connect(
     """As `zsvec.store.server.connect`."""
     for url in urls:
         _address(url)
+    api_key = None if api_key is None else _sendable(api_key)
     alone = len(urls) == 1
     options: dict[str, Any] = {"check_compatibility": False, "grpc_options": _GRPC_OPTIONS}
     authorities = ca_certificate or os.environ.get("SSL_CERT_FILE")
@@ -330,6 +331,21 @@ def check_version(url: str, version: str) -> None:
         raise StoreUnavailableError(
             f"the server at {url} is Qdrant {version}, and zsvec needs {OLDEST[0]}.{OLDEST[1]} or later: upgrade it"
         )
+
+
+def _sendable(key: str) -> str:
+    """A key without what an editor or a shell puts around it.
+
+    Raises:
+        InvalidInputError: It cannot be sent; the packages underneath would quote it.
+    """
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidInputError(
+            "the key of the store has characters that cannot be sent (line breaks, or none of ASCII): give it anew, by "
+            "api_key or ZSVEC_API_KEY"
+        )
+    return key
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -6,7 +6,7 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,17 @@ def one_command_line() -> Iterator[None]:
     """The command line is made once from its functions, not for each command that is run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vectors_read_when_needed() -> Iterator[None]:
+    """The engine fills 32 MiB of memory for each collection that it opens; those of tests hold a handful of vectors."""
+    import qdrant_edge
+
+    with pytest.MonkeyPatch.context() as patch:
+        lazy = partial(qdrant_edge.EdgeVectorParams, memory=qdrant_edge.Memory.Cold)
+        patch.setattr(qdrant_edge, "EdgeVectorParams", lazy)
         yield
 
 

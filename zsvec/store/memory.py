@@ -166,10 +166,9 @@ def _test(where: Where) -> Callable[[Mapping[str, Any]], bool]:
         for field, values in wanted:
             if payload.get(field) not in values:
                 return False
-        for field, values in unwanted:
-            if payload.get(field) in values:
-                return False
-        return since is None or payload.get("rev", -1) >= since
+        return not any(payload.get(field) in values for field, values in unwanted) and (
+            since is None or payload.get("rev", -1) >= since
+        )
 
     return chosen if otherwise is None else lambda payload: chosen(payload) or otherwise(payload)
 

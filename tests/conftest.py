@@ -6,7 +6,7 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 os.environ["ZSVEC_ALLOW_REQUESTS"] = "0"  # before anything of zsvec is imported
 # Teams of threads gain nothing on what is as small as here, and wait for each other where several tests run at once.
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 for name in [name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")]:
     del os.environ[name]
@@ -53,6 +53,17 @@ def one_command_line() -> Iterator[None]:
     """The command line is made once from its functions, not for each command that is run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vectors_read_when_needed() -> Iterator[None]:
+    """The engine fills 32 MiB of memory for each collection that it opens; those of tests hold a handful of vectors."""
+    import qdrant_edge
+
+    with pytest.MonkeyPatch.context() as patch:
+        lazy = partial(qdrant_edge.EdgeVectorParams, memory=qdrant_edge.Memory.Cold)
+        patch.setattr(qdrant_edge, "EdgeVectorParams", lazy)
         yield
 
 

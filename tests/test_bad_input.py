@@ -58,6 +58,7 @@ class Bench:
         scratch: Of the row, and where it runs.
         patch: Undone after the row.
         run: Runs a command line on the store: its exit code, and what it printed on stderr.
+        before: What the store contained before the first row; nothing changes it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,6 +66,7 @@ class Bench:
         self.scratch = Path()
         self.patch = pytest.MonkeyPatch()
         self.run: Callable[[list[str]], tuple[int, str]] = lambda arguments: (-1, "")
+        self.before: Any = None
         self._classifier: Classifier | None = None
 
     @property
@@ -104,6 +106,7 @@ def shared() -> Iterator[Bench]:
         for colour in ("red", "blue"):
             images = [coloured(colour, seed) for seed in range(3)]
             bench.clf.add_category(colour, [f"all {colour}"], images, metadata={"of": colour})
+        bench.before = bench.contents()
         yield bench
         bench.close()
 
@@ -793,7 +796,6 @@ ROWS = [*IMAGES, *ARGUMENTS, *OPENINGS, *COMMANDS]
 
 @pytest.mark.parametrize("row", [pytest.param(row, marks=row.marks, id=row.name) for row in ROWS])
 def test_bad_input_gives_an_error_of_ours_and_does_no_harm(bench: Bench, row: Row) -> None:
-    before = bench.contents()
     try:
         if isinstance(row.error, int):
             code, message = row.do(bench)
@@ -809,7 +811,7 @@ def test_bad_input_gives_an_error_of_ours_and_does_no_harm(bench: Bench, row: Ro
     finally:
         bench.patch.undo()
         Path("zsvec.toml").unlink(missing_ok=True)
-        assert bench.contents() == before
+        assert bench.contents() == bench.before
 
 
 def test_the_rows_differ() -> None:
@@ -830,6 +832,5 @@ def test_what_is_fine_is_not_refused(bench: Bench) -> None:
         np.asarray(frames[0])[::-1, ::-1],
         memoryview(encode(frames[0])),
     ]
-    before = bench.contents()
     assert [prediction.label for prediction in bench.clf.classify(fine)] == ["red"] * len(fine)
-    assert bench.contents() == before
+    assert bench.contents() == bench.before

@@ -18,14 +18,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.generation.fake_openai import FakeOpenAI
 from tests.generation.material import plan_of, settings_of
 from tests.support import open_classifier
-from zsvec.errors import GenerationUnavailableError
-from zsvec.generation.client import Client
 from zsvec.generation.manifest import Manifest
 from zsvec.generation.run import carry_out
 from zsvec.store import Store, Write
@@ -117,9 +116,10 @@ def in_a_process(program: str, folder: str, url: str) -> int:
 
 
 def warm_up() -> None:
-    """Import now what the first request imports, not in each process."""
-    with suppress(GenerationUnavailableError), Client(settings_of(deadline=0.01)) as client:  # nobody is there
-        client.draw("a lion", "")
+    """Import and build now what the first requests and answers need, not in each process."""
+    with TemporaryDirectory() as folder, FakeOpenAI() as server:
+        settings = settings_of(server.url)
+        carry_out(plan_of(Path(folder), FEW, settings), settings)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,6 @@ class World:
         self.late: list[tuple[int, Callable[[], None]]] = []
         self.fresh: dict[str, int] = {}  # step in which a record was made that nobody has seen
         self.removals: dict[str, int] = {}  # rev of the last removal of a category
-        self._turn = threading.Condition()
 
     def start(self, name: str, work: Callable[[Process], None], skew: float = 0.0) -> Process:
         """Begin a process."""
@@ -111,7 +110,9 @@ class Process:
         self.alive = True
         self.error: BaseException | None = None
         self._killed = False
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._go, self._done = threading.Lock(), threading.Lock()  # quicker than any other way to hand over
+        self._go.acquire()
+        self._done.acquire()
         self._thread = threading.Thread(target=self._run, args=(work,), name=f"simulated {name}", daemon=True)
         _CLOCKS[self._thread.name] = self
         self._thread.start()
@@ -264,7 +265,7 @@ class SimulatedBackend:
         middle = len(points.ids) // 2
         for part in (slice(0, middle), slice(middle, None)):
             self._turn()  # what changes meanwhile may be seen or not; a page that was read stays as it is
-            there = {place for page in self.world.server.scroll(collection, where) for place in page.ids}
+            there = {place for page in self.world.server.scroll(collection, where, fields=()) for place in page.ids}
             kept = [
                 i for i, place in enumerate(points.ids[part], part.start or 0) if place in there and self._shown(place)
             ]

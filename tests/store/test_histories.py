@@ -108,6 +108,8 @@ class History:
         ]
         for round_ in range(steps // 100):
             self.world.run(100)
+            if self.wrong:
+                break
             for i, process in enumerate(slots):
                 if not process.alive:
                     if process.error:

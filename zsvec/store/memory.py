@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
@@ -53,7 +53,7 @@ class MemoryBackend:
         with self._open(collection) as stored:
             for put in puts:
                 before = stored[put.id][1] if put.id in stored else None
-                if (before is None) if put.expected is None else before and _matches(before, Where(match=put.expected)):
+                if (before is None) if put.expected is None else before and _test(Where(match=put.expected))(before):
                     stored[put.id] = None, _copy(put.payload)
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
@@ -142,20 +142,32 @@ class MemoryBackend:
 
 def _copy(payload: Mapping[str, Any], fields: Sequence[str] | None = None) -> dict[str, Any]:
     """A payload as JSON gives it back, reduced to `fields` if given."""
-    copied: dict[str, Any] = json.loads(json.dumps(payload))
-    return copied if fields is None else {field: copied[field] for field in fields if field in copied}
+    kept = payload if fields is None else {field: payload[field] for field in fields if field in payload}
+    copied: dict[str, Any] = json.loads(json.dumps(kept)) if kept else {}
+    return copied
 
 
 def _matching(stored: _Collection, where: Where) -> _Collection:
-    return {identifier: point for identifier, point in stored.items() if _matches(point[1], where)}
+    matches = _test(where)
+    return {identifier: point for identifier, point in stored.items() if matches(point[1])}
 
 
-def _matches(payload: Mapping[str, Any], where: Where) -> bool:
-    return (
-        all(payload.get(field) in _values(wanted) for field, wanted in where.match.items())
-        and not any(payload.get(field) in _values(unwanted) for field, unwanted in where.exclude.items())
-        and (where.since is None or payload.get("rev", -1) >= where.since)
-    ) or (where.or_match is not None and _matches(payload, Where(match=where.or_match)))
+def _test(where: Where) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a payload matches; what is wanted is made ready once, not for each payload."""
+    wanted = [(field, _values(values)) for field, values in where.match.items()]
+    unwanted = [(field, _values(values)) for field, values in where.exclude.items()]
+    since = where.since
+    otherwise = None if where.or_match is None else _test(Where(match=where.or_match))
+
+    def chosen(payload: Mapping[str, Any]) -> bool:
+        for field, values in wanted:
+            if payload.get(field) not in values:
+                return False
+        return not any(payload.get(field) in values for field, values in unwanted) and (
+            since is None or payload.get("rev", -1) >= since
+        )
+
+    return chosen if otherwise is None else lambda payload: chosen(payload) or otherwise(payload)
 
 
 def _values(wanted: str | int | Sequence[str]) -> Container[str | int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import isolated
+from tests.support import isolated, trusted_settings
 from zsvec.config import OTHER_VARIABLES, Settings, load_settings
 from zsvec.errors import InvalidInputError
 from zsvec.method.aggregation import AGGREGATIONS
@@ -70,7 +70,7 @@ def test_tables_of_both_files_are_joined(tmp_path: Path) -> None:
     user = tmp_path / "user" / "zsvec" / "config.toml"
     user.parent.mkdir(parents=True)
     user.write_text('[generation]\nconcurrency = 3\nlanguage_model = "theirs"\n')
-    Path("zsvec.toml").write_text('[generation]\nlanguage_model = "ours"\n')
+    trusted_settings('[generation]\nlanguage_model = "ours"\n')
     settings = load_settings().generation
     assert (settings.concurrency, settings.language_model) == (3, "ours")
 

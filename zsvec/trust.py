@@ -1,4 +1,4 @@
-"""Whom a user trusts: settings files of working directories, and addresses that keys are sent to.
+"""Whom a user trusts: settings files of working directories, addresses that keys are sent to, paths in folders.
 
 Anybody may have put a ``zsvec.toml`` into the working directory: with a clone, an archive, a shared folder. What it
 says of places, keys, weights and services has no effect until the user has said that this file may. A mark says so, in
@@ -97,6 +97,23 @@ def is_private(url: str) -> bool:
         return parts.scheme == "https" or parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
     except ValueError:  # a name of another machine, or no address at all
         return False
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """A path below a folder, as it is given; whoever made the folder does not decide which other files are written.
+
+    Raises:
+        InvalidInputError: It leads out of the folder, by ``..`` or by a symbolic link, or to nowhere.
+    """
+    try:
+        target = path.resolve()
+        if target.is_relative_to(folder.resolve()):
+            return path
+    except (OSError, ValueError, RuntimeError) as exc:  # a NUL in it, or a link to itself
+        raise InvalidInputError(f"{str(path)!r} cannot be a path in {folder}: {exc}; take another folder") from exc
+    raise InvalidInputError(
+        f"{str(path)!r} leads out of {folder}, to {target}: remove it, or take a folder that you trust"
+    )
 
 
 def _read(file: Path) -> tuple[bytes, dict[str, Any]]:

@@ -88,7 +88,7 @@ def test_the_switch_stays_off_where_settings_are_taken_away() -> None:
 
 @pytest.mark.parametrize(("url", "host"), ELSEWHERE.items(), ids=ELSEWHERE)
 def test_no_other_host_is_asked(url: str, host: str, attempts: list[str]) -> None:
-    with Client(GenerationSettings(base_url=url, deadline=0.1)) as client:
+    with Client(GenerationSettings(base_url=url, allow_http=True, deadline=0.1)) as client:
         for call in (lambda: client.ask(QUESTION, "k"), lambda: client.draw("a lion", "k")):
             with pytest.raises(GenerationError) as raised:
                 call()
@@ -116,7 +116,7 @@ def test_nor_that_of_the_environment_or_the_default(
 def test_it_is_the_switch_that_does_it(url: str, attempts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "ALLOW_REQUESTS", True)
     with (
-        Client(GenerationSettings(base_url=url, deadline=0.1)) as client,
+        Client(GenerationSettings(base_url=url, allow_http=True, deadline=0.1)) as client,
         pytest.raises(GenerationUnavailableError),
     ):
         client.ask(QUESTION, "k")
@@ -126,7 +126,7 @@ def test_it_is_the_switch_that_does_it(url: str, attempts: list[str], monkeypatc
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST"])
 def test_this_machine_is_asked(host: str, attempts: list[str]) -> None:
     with FakeOpenAI() as server:
-        settings = GenerationSettings(base_url=server.url.replace("127.0.0.1", host))
+        settings = GenerationSettings(base_url=server.url.replace("127.0.0.1", host), allow_http=True)
         with Client(settings) as client:
             assert isinstance(client.ask(QUESTION, "k"), Answer)
             assert isinstance(client.draw("a lion", "k"), Picture)

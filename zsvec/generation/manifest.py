@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from zsvec.errors import InvalidInputError
-from zsvec.inputs.folders import inside
+from zsvec.trust import inside
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
 _UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|\.$")

@@ -19,23 +19,6 @@ from zsvec.inputs.decoding import SUFFIXES
 _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 
 
-def inside(folder: Path, path: Path) -> Path:
-    """A path below a folder, as it is given; whoever made the folder does not decide which other files are written.
-
-    Raises:
-        InvalidInputError: It leads out of the folder, by ``..`` or by a symbolic link, or to nowhere.
-    """
-    try:
-        target = path.resolve()
-        if target.is_relative_to(folder.resolve()):
-            return path
-    except (OSError, ValueError, RuntimeError) as exc:  # a NUL in it, or a link to itself
-        raise InvalidInputError(f"{str(path)!r} cannot be a path in {folder}: {exc}; take another folder") from exc
-    raise InvalidInputError(
-        f"{str(path)!r} leads out of {folder}, to {target}: remove it, or take a folder that you trust"
-    )
-
-
 def unlisted(error: OSError) -> NoReturn:
     """Refuse a folder that cannot be listed."""
     reason = f"cannot list the folder {error.filename!r}: {error.strerror}"

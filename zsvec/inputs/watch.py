@@ -16,7 +16,8 @@ from typing import NamedTuple, Self
 from filelock import FileLock, Timeout
 
 from zsvec.errors import InvalidInputError
-from zsvec.inputs.folders import find_images, inside, unlisted
+from zsvec.inputs.folders import find_images, unlisted
+from zsvec.trust import inside
 
 _log = logging.getLogger(__name__)
 # How a line of ours may look that a kill has cut short. Another last line is of another file, which stays as it is.

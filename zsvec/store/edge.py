@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
-from zsvec.inputs.folders import inside
 from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
+from zsvec.trust import inside
 from zsvec.types import Finding
 
 _PAGE = 2000

@@ -187,7 +187,7 @@ class ServerBackend:
             ),
             missing=([], None),
         )
-        return page, following, self._connection.call(lambda client, _: self._copies.of(client, collection)).copied
+        return page, following, self._copies.known(collection).copied
 
     def newest(self, collection: str, where: Where) -> int:
         # Of one active copy: a quorum would leave out a record that is being replaced, and readers may have seen it.

@@ -87,9 +87,10 @@ class Copies:
         """
 
         def ask(client: QdrantClient, patience: int | None) -> _T:
-            if self.of(client, collection).paired:  # both are needed, until one is known to be away
-                self._wait_until_noticed(collection)
             copies = self.of(client, collection)
+            if copies.paired and collection in self._noticing:  # both are needed, until one is known to be away
+                self._wait_until_noticed(collection)
+                copies = self.of(client, collection)
             consistency = copies.consistency
             if consistency == _MAJORITY and time.monotonic() < self._without_majority:
                 consistency = models.ReadConsistencyType.QUORUM
@@ -107,6 +108,10 @@ class Copies:
         """Where the copies of a collection are, as far as the node says."""
         until, copies = self._replicas.get(collection, (0.0, UNKNOWN))
         return self._look(client, collection) if time.monotonic() >= until else copies
+
+    def known(self, collection: str) -> Replicas:
+        """The same, as it was found last."""
+        return self._replicas.get(collection, (0.0, UNKNOWN))[1]
 
     def _look(self, client: QdrantClient, collection: str) -> Replicas:
         try:

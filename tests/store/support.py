@@ -278,7 +278,7 @@ class LocalDeployment(ClientDeployment):
         super().__init__(_SharedLocalClient())
 
     def connect(self) -> Backend:
-        return ServerBackend(Connection(":memory:", 5, [Node(":memory:", lambda: (self.client, False))]))
+        return ServerBackend(Connection(":memory:", 5, [Node(":memory:", lambda _: (self.client, False), 5)]))
 
     def clear(self, store: Store) -> None:
         """Drop the collections: the client's filters look at every point that ever was."""

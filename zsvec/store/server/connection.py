@@ -68,7 +68,9 @@ class Node:
 
     Args:
         url: Of its REST interface.
-        contact: Gives its client, and whether that speaks gRPC. It may raise the client's errors.
+        contact: Gives a client of it that waits for so many seconds, and whether that speaks gRPC. It may raise the
+            client's errors.
+        patience: How long its client waits for an answer, in seconds.
         verify: Whom to believe that it is this node, as httpx takes it.
 
     Attributes:
@@ -77,11 +79,16 @@ class Node:
     """
 
     def __init__(
-        self, url: str, contact: Callable[[], tuple[QdrantClient, bool]], verify: ssl.SSLContext | bool = True
+        self,
+        url: str,
+        contact: Callable[[float], tuple[QdrantClient, bool]],
+        patience: float,
+        verify: ssl.SSLContext | bool = True,
     ) -> None:
         self.url = url
         self.speaks_grpc = False
         self._contact = contact
+        self._patience = patience
         self._verify = verify if url.startswith("https:") else False  # to make a context of all authorities takes long
         self._client: QdrantClient | None = None
 
@@ -89,8 +96,15 @@ class Node:
     def client(self) -> QdrantClient:
         """Its client, made at the first contact."""
         if self._client is None:
-            self._client, self.speaks_grpc = self._contact()
+            self._client, self.speaks_grpc = self._contact(self._patience)
         return self._client
+
+    @contextmanager
+    def patient(self, seconds: float) -> Iterator[QdrantClient]:
+        """Another client of it, that waits longer: no request of a client may take longer than all of its may."""
+        client, _ = self._contact(seconds)
+        with closing(client):
+            yield client
 
     def is_well(self) -> bool:
         """Whether it says so at once; it needs no key for that."""
@@ -132,6 +146,12 @@ class Connection:
     def deadline(self) -> float:
         """Seconds that a request of this thread may take."""
         return min(self._timeout, self._patience.get())
+
+    @property
+    def node(self) -> Node:
+        """The one that is asked."""
+        self.check()
+        return self.nodes[self._asked]
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
@@ -259,21 +279,22 @@ def connect(
     if authorities and any(url.startswith("https:") for url in urls):
         options |= _authorities(Path(authorities))
 
-    def contact(url: str) -> tuple[QdrantClient, bool]:
+    patience = timeout if alone else _PATIENCE
+
+    def contact(url: str, seconds: float) -> tuple[QdrantClient, bool]:
         port = _grpc_port(url, {**options, "timeout": first_contact if alone else _PATIENCE})
         client = QdrantClient(
             url=url,
             api_key=api_key,
-            timeout=max(1, round(timeout if alone else _PATIENCE)),
+            timeout=max(1, round(seconds)),
             grpc_port=port or 0,
             prefer_grpc=port is not None,
             **{**options, "grpc_options": dict(options["grpc_options"])},  # the client adds to what it is given
         )
         return client, port is not None
 
-    connection = Connection(
-        ", ".join(urls), timeout, [Node(url, partial(contact, url), options.get("verify", True)) for url in urls]
-    )
+    nodes = [Node(url, partial(contact, url), patience, options.get("verify", True)) for url in urls]
+    connection = Connection(", ".join(urls), timeout, nodes)
     with connection.within(first_contact):
         connection.call(lambda client, _: client)
     return connection

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException
 
-from zsvec.errors import StoreError, StoreUnavailableError
+from zsvec.errors import StoreError
 from zsvec.store.server.connection import FAILURES, Connection, is_missing, is_refusal
 from zsvec.store.server.replicas import UNKNOWN, Replicas
 
@@ -25,7 +25,6 @@ _MAJORITY = models.ReadConsistencyType.MAJORITY
 _SLOW = 0.15  # seconds after which a request may be waiting for a node that stands still
 _AWAY = 10.0  # seconds for which a node that has not answered is taken for away, whatever the consensus says
 _NOTICED = 15.0  # seconds after which a cluster has noticed that a node stands still
-_LOOK = 0.1  # seconds between looks at what the consensus says meanwhile
 _CONSENSUS = 1.0  # seconds for which what it says is believed
 
 _T = TypeVar("_T")
@@ -159,34 +158,21 @@ class Copies:
                     threading.Thread(target=self._notice, args=(collection, copies), daemon=True).start()
 
     def _notice(self, collection: str, before: Replicas) -> None:
-        end = time.monotonic() + _NOTICED
-        try:
-            self._connection.turn()
-            answered = self._write_nothing(collection)
-            while not answered and time.monotonic() < end:
-                answered = self._connection.call(lambda client, _: self._look(client, collection)).knows_who_is_away
-                time.sleep(_LOOK)
-            self._replicas[collection] = 0.0, before  # to be looked at again
-        except StoreUnavailableError as exc:
-            if is_refusal(exc.__cause__) and before.paired:  # who may not write goes on with one copy
-                self._believe(collection, Replicas([{0: True, 1: False}]))
-        except StoreError:
-            pass  # it was closed, or dropped
-        finally:
-            self._noticing.pop(collection).set()
-
-    def _write_nothing(self, collection: str) -> bool:
-        """Write nothing to all shards, and say whether all have done it; if not yet, the server goes on trying."""
+        """Write nothing to all shards: when that is done, all copies have done it, or are not active any more."""
         nobody = models.HasIdCondition(has_id=[str(uuid.uuid4())])
         nothing = models.FilterSelector(filter=models.Filter(must=[nobody]))
         try:
-            with self._connection.within(_CONSENSUS):
-                self._connection.call(lambda client, _: client.delete(collection, nothing, wait=True))
-        except StoreUnavailableError as exc:
-            if is_refusal(exc.__cause__):
-                raise
-            return False
-        return True
+            self._connection.turn()
+            with self._connection.node.patient(_NOTICED) as client:
+                client.delete(collection, nothing, wait=True)
+            self._replicas[collection] = 0.0, before  # to be looked at again
+        except FAILURES as exc:
+            if is_refusal(exc) and before.paired:  # who may not write goes on with one copy
+                self._believe(collection, Replicas([{0: True, 1: False}]))
+        except StoreError:
+            pass  # it was closed
+        finally:
+            self._noticing.pop(collection).set()
 
     def _wait_until_noticed(self, collection: str) -> None:
         notice = self._noticing.get(collection)

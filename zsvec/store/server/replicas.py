@@ -42,15 +42,6 @@ class Replicas:
         return any(len(peers) == 2 for peers in self.shards)
 
     @property
-    def knows_who_is_away(self) -> bool:
-        """Whether there are peers that are not active, and these in none of their shards."""
-        states: dict[int, set[bool]] = defaultdict(set)
-        for peers in self.shards:
-            for peer, active in peers.items():
-                states[peer].add(active)
-        return {False} in states.values() and {True, False} not in states.values()
-
-    @property
     def consistency(self) -> Consistency:
         """Of reads.
 

@@ -158,7 +158,9 @@ def old(
         if file.endswith(".tar.xz"):
             location = str(folder / "store")
             with tarfile.open(FIXTURES / schema / file) as archive:
-                archive.extractall(folder, filter="data")
+                if hasattr(tarfile, "data_filter"):  # from Python 3.11.4 on, and asked for from 3.12 on
+                    archive.extraction_filter = tarfile.data_filter
+                archive.extractall(folder)
         else:
             location = "http://old.invalid:6333"
             load(deployment, FIXTURES / schema / file)

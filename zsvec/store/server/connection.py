@@ -1,12 +1,11 @@
 """How a server is reached: its first contact, its certificate, the next node where one does not answer, and failures.
 
-Every request may be repeated without harm. It is tried again while the server is away, busy or slow (`_is_transient`),
+Every request may be repeated without harm. It is tried again while the server is away, busy or slow (`is_transient`),
 until its deadline. Clients do not survive a fork, so each process opens its own.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -27,11 +26,21 @@ from pydantic import HttpUrl, TypeAdapter, ValidationError
 from qdrant_client import QdrantClient
 from qdrant_client import grpc as protocol
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
+from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.base import Handle
+from zsvec.store.server.failures import (
+    FAILURES,
+    is_busy,
+    is_missing,
+    is_nonsense,
+    is_refusal,
+    is_transient,
+    reason_of,
+    tls_problem,
+)
 
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
 
@@ -42,23 +51,6 @@ _ROUND_TRIPS = 50  # … and in round trips of the REST port
 _GRPC_OPTIONS = {"grpc.compression_enabled_algorithms_bitset": 1}  # identity: compressed floats are no smaller
 
 _URL = TypeAdapter(HttpUrl)
-_REFUSED = {401, 403, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
-_MISSING = {404, grpc.StatusCode.NOT_FOUND}
-_TRANSIENT = {
-    *(408, 429, 500, 502, 503, 504),
-    *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),  # of a node that has not noticed yet that another is away
-    grpc.StatusCode.CANCELLED,  # by the server, after the time that the request gave it
-}
-_NONSENSE = (
-    json.JSONDecodeError,
-    UnicodeDecodeError,
-    AssertionError,
-)  # raised by the client for an answer of no Qdrant
-
-FAILURES = (ApiException, QdrantException, grpc.RpcError, RuntimeError, *_NONSENSE)
-"""What the client raises."""
-
 _T = TypeVar("_T")
 _Request = Callable[[QdrantClient, int | None], _T]
 
@@ -181,7 +173,7 @@ class Connection:
         self.check()
         deadline = self.deadline
         retrying = Retrying(
-            retry=retry_if_exception(_is_transient),
+            retry=retry_if_exception(is_transient),
             stop=stop_before_delay(deadline),
             wait=self._wait,
             reraise=True,
@@ -215,7 +207,7 @@ class Connection:
         try:
             return request(self.nodes[node].client, None if seconds == math.inf else math.ceil(seconds))
         except (ApiException, QdrantException, grpc.RpcError) as exc:
-            if _is_transient(exc) and not _is_busy(exc):
+            if is_transient(exc) and not is_busy(exc):
                 self.when_away()
                 self.turn(node + 1)
             raise
@@ -242,8 +234,8 @@ class Connection:
             exc: One of `FAILURES`.
             deadline: How long was tried, in seconds.
         """
-        reason = _reason(exc)
-        if _is_nonsense(exc):
+        reason = reason_of(exc)
+        if is_nonsense(exc):
             return StoreUnavailableError(
                 f"the server at {self.location} gives an answer that cannot be read ({reason}): is it a Qdrant?"
             )
@@ -251,9 +243,9 @@ class Connection:
             return StoreUnavailableError(
                 f"the server at {self.location} refuses this ({reason}): give a key that may do it, by ZSVEC_API_KEY"
             )
-        if problem := _tls_problem(exc):
+        if problem := tls_problem(exc):
             return StoreUnavailableError(f"the server at {self.location} cannot be talked to in private: {problem}")
-        if _is_transient(exc):
+        if is_transient(exc):
             return StoreUnavailableError(
                 f"the server at {self.location} did not answer within {deadline:g} s ({reason}): check that it runs "
                 "and that the URL is right, or allow more time with ZSVEC_TIMEOUT"
@@ -405,65 +397,3 @@ def _speaks_tls(url: str) -> bool:
             return True
     except OSError:  # an ssl.SSLError too
         return False
-
-
-def _causes(exc: BaseException | None) -> Iterator[BaseException]:
-    while exc is not None:
-        yield exc
-        exc = exc.source if isinstance(exc, ResponseHandlingException) else exc.__cause__ or exc.__context__
-
-
-def _tls_problem(exc: BaseException) -> str | None:
-    """What is wrong with the private connection, and what to do; ``None`` if that is not what failed."""
-    for cause in _causes(exc):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return (
-                f"its certificate is not trusted ({cause.verify_message}): give the file of your authority's "
-                "certificates as ca_certificate, and call the server by the name that its certificate has"
-            )
-        if isinstance(cause, ssl.SSLError):
-            return str(cause)
-    return None
-
-
-# Failures
-
-
-def _code_of(exc: BaseException | None) -> int | grpc.StatusCode | None:
-    """The status of REST or gRPC that a failure came with."""
-    if isinstance(exc, UnexpectedResponse):
-        return exc.status_code
-    return exc.code() if isinstance(exc, grpc.RpcError) and isinstance(exc, grpc.Call) else None
-
-
-def is_refusal(exc: BaseException | None) -> bool:
-    """Whether the key may not do what was asked."""
-    return _code_of(exc) in _REFUSED
-
-
-def is_missing(exc: BaseException | None) -> bool:
-    """Whether there is no such collection."""
-    return _code_of(exc) in _MISSING
-
-
-def _is_nonsense(exc: BaseException) -> bool:
-    return isinstance(exc.source if isinstance(exc, ResponseHandlingException) else exc, (*_NONSENSE, ValidationError))
-
-
-def _is_busy(exc: BaseException) -> bool:
-    return isinstance(exc, ResourceExhaustedResponse) or _code_of(exc) in {429, grpc.StatusCode.RESOURCE_EXHAUSTED}
-
-
-def _is_transient(exc: BaseException) -> bool:
-    if isinstance(exc, ResponseHandlingException):
-        return not _is_nonsense(exc) and _tls_problem(exc) is None
-    return _is_busy(exc) or _code_of(exc) in _TRANSIENT
-
-
-def _reason(exc: BaseException) -> str:
-    if isinstance(exc, UnexpectedResponse):
-        return f"HTTP {exc.status_code}: {exc.content.decode(errors='replace')[:300]}"
-    if isinstance(exc, ResponseHandlingException):
-        return str(exc.source) or type(exc.source).__name__
-    details = exc.details() if isinstance(exc, grpc.Call) else None
-    return details or str(exc) or type(exc).__name__

@@ -18,7 +18,8 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException
 
 from zsvec.errors import StoreError
-from zsvec.store.server.connection import FAILURES, Connection, is_missing, is_refusal
+from zsvec.store.server.connection import Connection
+from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
 from zsvec.store.server.replicas import UNKNOWN, Replicas
 
 _MAJORITY = models.ReadConsistencyType.MAJORITY

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.store.server.connection import FAILURES, Connection, check_version, is_missing, is_refusal
+from zsvec.store.server.connection import Connection, check_version
+from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
 
 _PATIENCE = 2.0  # seconds
 

@@ -1,0 +1,92 @@
+"""What the client of Qdrant raises, and what it means: to be tried again, refused, missing, or nonsense."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator
+
+import grpc
+from pydantic import ValidationError
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
+
+_REFUSED = {401, 403, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+_MISSING = {404, grpc.StatusCode.NOT_FOUND}
+_TRANSIENT = {
+    *(408, 429, 500, 502, 503, 504),
+    *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),  # of a node that has not noticed yet that another is away
+    grpc.StatusCode.CANCELLED,  # by the server, after the time that the request gave it
+}
+_NONSENSE = (
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    AssertionError,
+)  # raised by the client for an answer of no Qdrant
+
+FAILURES = (ApiException, QdrantException, grpc.RpcError, RuntimeError, *_NONSENSE)
+"""What the client raises."""
+
+
+def _causes(exc: BaseException | None) -> Iterator[BaseException]:
+    while exc is not None:
+        yield exc
+        exc = exc.source if isinstance(exc, ResponseHandlingException) else exc.__cause__ or exc.__context__
+
+
+def tls_problem(exc: BaseException) -> str | None:
+    """What is wrong with the private connection, and what to do; ``None`` if that is not what failed."""
+    for cause in _causes(exc):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate is not trusted ({cause.verify_message}): give the file of your authority's "
+                "certificates as ca_certificate, and call the server by the name that its certificate has"
+            )
+        if isinstance(cause, ssl.SSLError):
+            return str(cause)
+    return None
+
+
+def _code_of(exc: BaseException | None) -> int | grpc.StatusCode | None:
+    """The status of REST or gRPC that a failure came with."""
+    if isinstance(exc, UnexpectedResponse):
+        return exc.status_code
+    return exc.code() if isinstance(exc, grpc.RpcError) and isinstance(exc, grpc.Call) else None
+
+
+def is_refusal(exc: BaseException | None) -> bool:
+    """Whether the key may not do what was asked."""
+    return _code_of(exc) in _REFUSED
+
+
+def is_missing(exc: BaseException | None) -> bool:
+    """Whether there is no such collection."""
+    return _code_of(exc) in _MISSING
+
+
+def is_nonsense(exc: BaseException) -> bool:
+    """Whether the answer cannot be read: it is of no Qdrant."""
+    return isinstance(exc.source if isinstance(exc, ResponseHandlingException) else exc, (*_NONSENSE, ValidationError))
+
+
+def is_busy(exc: BaseException) -> bool:
+    """Whether the server asks to be asked less."""
+    return isinstance(exc, ResourceExhaustedResponse) or _code_of(exc) in {429, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def is_transient(exc: BaseException) -> bool:
+    """Whether the same request may succeed later, or at another node."""
+    if isinstance(exc, ResponseHandlingException):
+        return not is_nonsense(exc) and tls_problem(exc) is None
+    return is_busy(exc) or _code_of(exc) in _TRANSIENT
+
+
+def reason_of(exc: BaseException) -> str:
+    """What the server, or the package underneath, says."""
+    if isinstance(exc, UnexpectedResponse):
+        return f"HTTP {exc.status_code}: {exc.content.decode(errors='replace')[:300]}"
+    if isinstance(exc, ResponseHandlingException):
+        return str(exc.source) or type(exc.source).__name__
+    details = exc.details() if isinstance(exc, grpc.Call) else None
+    return details or str(exc) or type(exc).__name__

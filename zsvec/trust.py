@@ -130,10 +130,13 @@ def _mark(file: Path, content: bytes, marks: Path) -> Path:
 
 
 def _is_within(store: Any, folder: Path) -> bool:
-    """Whether a store is a folder in this one, wherever links lead."""
-    if not isinstance(store, str) or "://" in store:
-        return not isinstance(store, str)  # what is no text is refused later
-    try:
-        return (folder / Path(store).expanduser()).resolve().is_relative_to(folder)
-    except (OSError, RuntimeError, ValueError):  # no path at all
+    """Whether a store is a folder in this one, wherever links lead; what is no text is refused later."""
+    if not isinstance(store, str):
+        return True
+    if "://" in store:
         return False
+    try:
+        inside(folder, folder / Path(store).expanduser())
+    except (InvalidInputError, RuntimeError):  # it leads elsewhere, or to the home of an unknown user
+        return False
+    return True

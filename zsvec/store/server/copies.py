@@ -20,7 +20,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from zsvec.errors import StoreError
 from zsvec.store.server.connection import Connection
 from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
-from zsvec.store.server.replicas import UNKNOWN, Replicas
+from zsvec.store.server.replicas import UNKNOWN, Consistency, Replicas
 
 _MAJORITY = models.ReadConsistencyType.MAJORITY
 _SLOW = 0.15  # seconds after which a request may be waiting for a node that stands still
@@ -70,7 +70,7 @@ class Copies:
     def read(
         self,
         collection: str,
-        request: Callable[[QdrantClient, int | None, models.ReadConsistencyType | int], _T],
+        request: Callable[[QdrantClient, int | None, Consistency], _T],
         *,
         missing: Any,
     ) -> _T:

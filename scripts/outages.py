@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,11 +60,13 @@ class Batches:
     longest: float = 0.0
 
 
-def write(urls: str, number: int, until: float, results: Any) -> None:
+def write(urls: str, number: int, seconds: float, begin: Barrier, results: Any) -> None:
     """Replace categories, one after the other."""
     done, rng = Commits(), np.random.default_rng(number)
     with open_store(urls, namespace=NAMESPACE) as store:
         mark = number
+        begin.wait()
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             mark += WRITERS  # no two writers have the same
             name = f"category {rng.integers(CATEGORIES)}"
@@ -78,11 +81,13 @@ def write(urls: str, number: int, until: float, results: Any) -> None:
     results.put(done)
 
 
-def read(urls: str, until: float, results: Any) -> None:
+def read(urls: str, seconds: float, begin: Barrier, results: Any) -> None:
     """Read everything before each batch."""
     done, asked = Batches(), queries(1)
     with open_store(urls, namespace=NAMESPACE) as store:
         searching = Searcher(store, kind="memory", budget=0, neighbors=1, norms=False)
+        begin.wait()
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             begun = time.monotonic()
             try:
@@ -156,12 +161,14 @@ def run(urls: str, replicas: int | None, seconds: float, outage: Callable[[], No
     with open_store(urls, namespace=NAMESPACE, placement=placement) as store:
         store.bind(FINGERPRINTS)
         store.write([painted(f"category {i}", 0) for i in range(CATEGORIES)])
-        results, until = _SPAWN.Queue(), time.monotonic() + seconds + 8  # to begin with
-        workers = [_SPAWN.Process(target=write, args=(urls, number, until, results)) for number in range(WRITERS)]
-        workers += [_SPAWN.Process(target=read, args=(urls, until, results)) for _ in range(READERS)]
+        results, begin = _SPAWN.Queue(), _SPAWN.Barrier(WRITERS + READERS + 1)
+        workers = [
+            *(_SPAWN.Process(target=write, args=(urls, number, seconds, begin, results)) for number in range(WRITERS)),
+            *(_SPAWN.Process(target=read, args=(urls, seconds, begin, results)) for _ in range(READERS)),
+        ]
         for worker in workers:
             worker.start()
-        time.sleep(8)
+        begin.wait()
         outage()
         done = [results.get(timeout=seconds + 180) for _ in workers]
         for worker in workers:

@@ -11,11 +11,12 @@ import pytest
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException
 
-from tests.qdrant import Node, restart_all
+from tests.qdrant import Node, restart_all, wait_until
 from tests.search.support import assert_answers, searcher
 from tests.store.material import FINGERPRINTS, add, references, write_of
 from zsvec.store import Placement, Store, open_store
 from zsvec.store.schema import record_id
+from zsvec.store.server.replicas import Replicas
 
 STATE = {name: references(images=[name]) for name in ("lynx", "red panda", "wolf")}
 
@@ -109,6 +110,35 @@ def test_a_node_that_is_paused_is_left_for_another(nodes: list[Node], namespace:
             assert time.monotonic() - begun < 30
         finally:
             nodes[0].resume()
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_one_commit_makes_the_cluster_leave_out_a_node_that_is_paused(
+    nodes: list[Node], namespace: str, replicas: int
+) -> None:
+    with filled(nodes, namespace, replicas) as store:
+        others = [store.collection(encoder) for encoder in FINGERPRINTS]
+        catalog = next(name for name in collections(nodes[0]) if name not in others)
+    paused = next(node for node in nodes[1:] if peer(node) in active(nodes[0], catalog))
+    away = peer(paused)
+    with opened(nodes, namespace) as store:
+        paused.pause()
+        try:
+            store.remove("wolf")  # a commit that asks for the catalog alone
+            wait_until(lambda: all(away not in active(nodes[0], name) for name in [catalog, *others]))
+        finally:
+            paused.resume()
+
+
+def collections(node: Node) -> list[str]:
+    return [found["name"] for found in node.get("/collections")["collections"]]
+
+
+def active(node: Node, collection: str) -> set[int]:
+    """The peers that have an active copy of a shard of a collection, as a node says."""
+    with closing(QdrantClient(node.url, check_compatibility=False)) as client:
+        shards = Replicas.of(client.collection_cluster_info(collection)).shards
+    return {peer for peers in shards for peer, is_active in peers.items() if is_active}
 
 
 # Copies that differ

@@ -30,7 +30,8 @@ from zsvec.types import Category
 STEP = 1_000
 """Between the revs of one write's commits: few of them are within `SLACK`, so a look at all of these takes no time."""
 
-_LOOKS = 8  # at records that do not show yet what was written
+_LOOKS = 8  # at records that do not show yet what was written …
+_HEALS = (4, 7)  # … after which copies may differ in them
 
 
 def commit(catalog: Catalog, categories: Sequence[Category], before: State) -> dict[str, Mapping[str, Any]]:
@@ -69,7 +70,7 @@ def commit(catalog: Catalog, categories: Sequence[Category], before: State) -> d
                     won[name] = manifest
             if puts:
                 catalog.counts["unknown_outcomes"] += len(puts)
-                if attempt.retry_state.attempt_number == _LOOKS - 1:  # it would be the same for ever
+                if attempt.retry_state.attempt_number in _HEALS:  # it would be the same for ever
                     catalog.heal(puts)
                 raise _UnknownError
     return won

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -83,20 +84,15 @@ class Node:
         self._patience = patience
         self._verify = verify if url.startswith("https:") else False  # to make a context of all authorities takes long
         self._client: QdrantClient | None = None
+        self._lock = threading.Lock()
 
     @property
     def client(self) -> QdrantClient:
         """Its client, made at the first contact."""
-        if self._client is None:
-            self._client, self.speaks_grpc = self._contact(self._patience)
-        return self._client
-
-    @contextmanager
-    def patient(self, seconds: float) -> Iterator[QdrantClient]:
-        """Another client of it, that waits longer: no request of a client may take longer than all of its may."""
-        client, _ = self._contact(seconds)
-        with closing(client):
-            yield client
+        with self._lock:
+            if self._client is None:
+                self._client, self.speaks_grpc = self._contact(self._patience)
+            return self._client
 
     def is_well(self) -> bool:
         """Whether it says so at once; it needs no key for that."""
@@ -209,14 +205,26 @@ class Connection:
         except (ApiException, QdrantException, grpc.RpcError) as exc:
             if is_transient(exc) and not is_busy(exc):
                 self.when_away()
-                self.turn(node + 1)
+                self._asked = self._well(node + 1)
             raise
 
-    def turn(self, first: int | None = None) -> None:
-        """Turn to the next node that is well, from the one that is asked or the `first` on; or just to that."""
-        first = self._asked if first is None else first
+    def turn(self) -> None:
+        """Turn to the next node that is well, if the one that is asked is not."""
+        self._asked = self._well(self._asked)
+
+    def another(self) -> Node:
+        """The next node that is well."""
+        self.check()
+        return self.nodes[self._well(self._asked + 1)]
+
+    def all_well(self, number: int) -> bool:
+        """Whether these are all nodes of a deployment of so many, and all are well."""
+        return len(self.nodes) >= number and all(node.is_well() for node in self.nodes)
+
+    def _well(self, first: int) -> int:
+        """The next node that is well, from the first on; or just that."""
         order = [(first + step) % len(self.nodes) for step in range(len(self.nodes))]
-        self._asked = next((node for node in order if self.nodes[node].is_well()), order[0])
+        return next((node for node in order if self.nodes[node].is_well()), order[0])
 
     def _wait(self, state: RetryCallState) -> float:
         """As long as a busy server asks for, none for a node not asked yet, else a growing random time; seconds."""

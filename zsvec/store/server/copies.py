@@ -1,16 +1,15 @@
-"""How collections with several copies are read and written, and how a copy that does not answer is left out.
+"""How collections with several copies are read and written.
 
-The consensus takes a copy for active until a write to it has failed. One of a node that stands still fails after nine
-seconds, and each write that is sent meanwhile waits as long, and holds others up. So when a request is slow, nothing is
-written to all shards at once, and until the cluster has noticed who is away, nothing else is.
+When a request is slow, or a node does not answer, the cluster is made to notice who is away (`notice`). Until it has,
+nothing else is written: each write would wait for that node anew.
 """
 
 from __future__ import annotations
 
+import random
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -20,12 +19,12 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from zsvec.errors import StoreError
 from zsvec.store.server.connection import Connection
 from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
+from zsvec.store.server.notice import LONGEST, Notice
 from zsvec.store.server.replicas import UNKNOWN, Consistency, Replicas
 
 _MAJORITY = models.ReadConsistencyType.MAJORITY
 _SLOW = 0.15  # seconds after which a request may be waiting for a node that stands still
 _AWAY = 10.0  # seconds for which a node that has not answered is taken for away, whatever the consensus says
-_NOTICED = 15.0  # seconds after which a cluster has noticed that a node stands still
 _CONSENSUS = 1.0  # seconds for which what it says is believed
 
 _T = TypeVar("_T")
@@ -44,8 +43,8 @@ class Copies:
         self._without_majority = 0.0  # until when no copy is asked that may be away
         self._replicas: dict[str, tuple[float, Replicas]] = {}  # until when they are believed
         self._lock = threading.Lock()
-        self._noticing: dict[str, threading.Event] = {}  # of collections whose copies are being tried
-        self._suspected = 0.0  # when a request was slow
+        self._notices: dict[str, Notice] = {}  # of collections whose copies are being tried
+        self._calm = 0.0  # until when nobody is looked for where a request is slow
 
     def write(self, collection: str, request: Callable[[QdrantClient, int | None, Replicas], _T]) -> _T:
         """Ask for what all copies have to do.
@@ -60,9 +59,9 @@ class Copies:
         """
 
         def ask(client: QdrantClient, patience: int | None) -> _T:
-            self._wait_until_noticed(collection)
+            client = self._once_noticed(collection, client)
             copies = self.of(client, collection)
-            with self._watched(copies):
+            with self._watched(copies.copied):
                 return request(client, patience, copies)
 
         return self._connection.call(ask)
@@ -88,14 +87,14 @@ class Copies:
 
         def ask(client: QdrantClient, patience: int | None) -> _T:
             copies = self.of(client, collection)
-            if copies.paired and collection in self._noticing:  # both are needed, until one is known to be away
-                self._wait_until_noticed(collection)
+            if copies.paired:  # both are needed, until one is known to be away
+                client = self._once_noticed(collection, client)
                 copies = self.of(client, collection)
             consistency = copies.consistency
             if consistency == _MAJORITY and time.monotonic() < self._without_majority:
                 consistency = models.ReadConsistencyType.QUORUM
             try:
-                with self._watched(copies):
+                with self._watched(copies.paired):
                     return request(client, patience, consistency)
             except FAILURES:
                 if consistency == _MAJORITY:
@@ -132,9 +131,9 @@ class Copies:
     # Who is away
 
     @contextmanager
-    def _watched(self, copies: Replicas) -> Iterator[None]:
-        """Find out who is away where a request takes long."""
-        if not copies.copied:
+    def _watched(self, watched: bool) -> Iterator[None]:
+        """Find out who is away where a request takes long; those of three copies go on by themselves."""
+        if not watched:
             yield
             return
         watch = threading.Timer(_SLOW, self._suspect)
@@ -146,36 +145,56 @@ class Copies:
             watch.cancel()
 
     def _suspect(self) -> None:
-        if time.monotonic() > self._suspected + _AWAY:  # requests can be slow for other reasons, again and again
-            self._suspected = time.monotonic()
+        now = time.monotonic()
+        if now < self._calm:  # requests can be slow for other reasons, again and again
+            return
+        peers = {peer for _, copies in list(self._replicas.values()) for shard in copies.shards for peer in shard}
+        well = self._connection.all_well(len(peers))
+        self._calm = now + (_CONSENSUS if well else _AWAY)
+        if not well:
             self._find_out_who_is_away()
 
     def _find_out_who_is_away(self) -> None:
         """Let the cluster notice, in the background, which copies do not answer."""
-        with self._lock:
-            for collection, (_, copies) in list(self._replicas.items()):  # other threads add to it
-                if copies.copied and collection not in self._noticing:
-                    self._noticing[collection] = threading.Event()
-                    threading.Thread(target=self._notice, args=(collection, copies), daemon=True).start()
+        if self._begin_notices(list(self._replicas)):
+            threading.Thread(target=self._meet_siblings, daemon=True).start()
 
-    def _notice(self, collection: str, before: Replicas) -> None:
-        """Write nothing to all shards: when that is done, all copies have done it, or are not active any more."""
-        nobody = models.HasIdCondition(has_id=[str(uuid.uuid4())])
-        nothing = models.FilterSelector(filter=models.Filter(must=[nobody]))
+    def _meet_siblings(self) -> None:
+        """Do the same for collections of these namespaces that were not asked for yet."""
+        namespaces = tuple({name.rpartition("__")[0] + "__" for name in list(self._replicas)})
         try:
-            self._connection.turn()
-            with self._connection.node.patient(_NOTICED) as client:
-                client.delete(collection, nothing, wait=True)
-            self._replicas[collection] = 0.0, before  # to be looked at again
-        except FAILURES as exc:
-            if is_refusal(exc) and before.paired:  # who may not write goes on with one copy
-                self._believe(collection, Replicas([{0: True, 1: False}]))
-        except StoreError:
-            pass  # it was closed
-        finally:
-            self._noticing.pop(collection).set()
+            client = self._connection.another().client
+            names = {found.name for found in client.get_collections().collections if found.name.startswith(namespaces)}
+            new = names - self._replicas.keys()
+            for name in new:
+                self._look(client, name)
+            self._begin_notices(new)
+        except (*FAILURES, StoreError):  # they are noticed when they are asked for
+            pass
 
-    def _wait_until_noticed(self, collection: str) -> None:
-        notice = self._noticing.get(collection)
-        if notice and not notice.wait(min(_NOTICED, self._connection.deadline)):
+    def _begin_notices(self, collections: Iterable[str]) -> bool:
+        """Whether one of these is to be noticed that was not yet."""
+        with self._lock:
+            copied = [name for name in collections if self.known(name).copied and name not in self._notices]
+            random.shuffle(copied)  # other processes do the same, and a node takes few writes at once
+            for name in copied:
+                self._notices[name] = Notice(self._connection, name, self.known(name), self._end_notice)
+        return bool(copied)
+
+    def _end_notice(self, collection: str, refused: bool) -> None:
+        with self._lock:
+            del self._notices[collection]
+        copies = self.known(collection)
+        if refused and copies.paired:  # who may not write goes on with one copy
+            self._believe(collection, Replicas([{0: True, 1: False}]))
+        else:
+            self._replicas[collection] = 0.0, copies  # to be looked at again
+
+    def _once_noticed(self, collection: str, client: QdrantClient) -> QdrantClient:
+        """The client to ask, when a cluster that is noticing who is away has done so."""
+        notice = self._notices.get(collection)
+        if notice is None:
+            return client
+        if not notice.wait(min(LONGEST, self._connection.deadline)):
             raise ResponseHandlingException(TimeoutError("a node of the cluster stands still"))
+        return self._connection.node.client

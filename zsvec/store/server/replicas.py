@@ -37,6 +37,12 @@ class Replicas:
         return any(len(peers) > 1 for peers in self.shards)
 
     @property
+    def settled(self) -> bool:
+        """Whether a peer that is not active in one shard is not in any."""
+        away = {peer for peers in self.shards for peer, active in peers.items() if not active}
+        return not any(active for peers in self.shards for peer, active in peers.items() if peer in away)
+
+    @property
     def paired(self) -> bool:
         """Whether there is a shard with two copies: a quorum of these is both."""
         return any(len(peers) == 2 for peers in self.shards)

@@ -52,9 +52,10 @@ UNFRIENDLY: Mapping[str, Mapping[str, Any]] = {
     "upsert": {"upsert_max_batchsize": 2},
     "batch": {"search_max_batchsize": 1},
     "condition": {"condition_max_size": 2},
+    "filter": {"filter_max_conditions": 3},
     "indexes": {"unindexed_filtering_retrieve": False, "unindexed_filtering_update": False},
 }
-ALL = {name: limit for limits in UNFRIENDLY.values() for name, limit in limits.items()}
+ALL = {name: limit for limits in UNFRIENDLY.values() for name, limit in limits.items()} | {"filter_max_conditions": 64}
 
 
 @pytest.mark.parametrize("limits", [*UNFRIENDLY.values(), ALL], ids=[*UNFRIENDLY, "all"])

@@ -5,6 +5,7 @@ What a collection allows at once (`Limits`) and where its copies are (`Replicas`
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -20,7 +21,7 @@ from zsvec.store.server import peers
 from zsvec.store.server.checkup import check_up
 from zsvec.store.server.connection import Connection
 from zsvec.store.server.copies import Copies
-from zsvec.store.server.filters import chunks, filter_of
+from zsvec.store.server.filters import chunks, filter_of, parts
 from zsvec.store.server.healing import Records, differing, heal
 from zsvec.store.server.limits import Limits
 from zsvec.store.server.replicas import Consistency
@@ -147,6 +148,10 @@ class ServerBackend:
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[Points]:
+        for part in parts(where, self._limits.get(collection) or self._read_limits(collection)):
+            yield from self._scroll(collection, part, vectors, fields)
+
+    def _scroll(self, collection: str, where: Where, vectors: bool, fields: Sequence[str] | None) -> Iterator[Points]:
         offset: Any = None
         last: str | None = None
         while True:
@@ -219,17 +224,32 @@ class ServerBackend:
             found: list[list[Hit]] = []
             for some in chunks(vectors, limits.queries):
                 rows: list[list[Hit]] = [[] for _ in some]
-                while size := min(limits.page, limit - len(rows[0])):
-                    pages = self._nearest(collection, some, rows, where, size, fields, limits)
-                    rows = [[*row, *page] for row, page in zip(rows, pages, strict=True)]
-                    if len(pages[0]) < size:  # all vectors have as many references
-                        break
+                for part in parts(where, limits, without=(limit - 1) // limits.page * limits.page):
+                    nearest = self._nearest(collection, some, part, limit, fields, limits)
+                    rows = [_merged(row, hits)[:limit] for row, hits in zip(rows, nearest, strict=True)]
                 found += rows
             return found
 
         return self._within_limits(collection, search)
 
     def _nearest(
+        self,
+        collection: str,
+        vectors: NDArray[np.float32],
+        where: Where,
+        limit: int,
+        fields: Sequence[str],
+        limits: Limits,
+    ) -> list[list[Hit]]:
+        rows: list[list[Hit]] = [[] for _ in vectors]
+        while size := min(limits.page, limit - len(rows[0])):
+            pages = self._page_of_nearest(collection, vectors, rows, where, size, fields, limits)
+            rows = [[*row, *page] for row, page in zip(rows, pages, strict=True)]
+            if len(pages[0]) < size:  # all vectors have as many references
+                break
+        return rows
+
+    def _page_of_nearest(
         self,
         collection: str,
         vectors: NDArray[np.float32],
@@ -255,13 +275,17 @@ class ServerBackend:
         return [[Hit(str(p.id), p.score, p.payload or {}) for p in response.points] for response in responses]
 
     def delete(self, collection: str, where: Where) -> None:
-        self._within_limits(
+        def delete(limits: Limits) -> None:
+            for part in parts(where, limits):
+                self._delete_all(collection, filter_of(part, limits))
+
+        self._within_limits(collection, delete)
+
+    def _delete_all(self, collection: str, chosen: models.Filter) -> None:
+        self._copies.write(
             collection,
-            lambda limits: self._copies.write(
-                collection,
-                lambda client, patience, _: client.delete(
-                    collection, models.FilterSelector(filter=filter_of(where, limits)), wait=True, timeout=patience
-                ),
+            lambda client, patience, _: client.delete(
+                collection, models.FilterSelector(filter=chosen), wait=True, timeout=patience
             ),
         )
 
@@ -277,14 +301,15 @@ class ServerBackend:
         def count(limits: Limits) -> int:
             if not limits.exact:
                 return sum(len(page.ids) for page in self.scroll(collection, where, fields=()))
-            return self._connection.call(
-                lambda client, patience: client.count(
-                    collection, count_filter=filter_of(where, limits), exact=True, timeout=patience
-                ),
-                missing=models.CountResult(count=0),
-            ).count
+            return sum(self._count(collection, filter_of(part, limits)) for part in parts(where, limits))
 
         return self._within_limits(collection, count)
+
+    def _count(self, collection: str, chosen: models.Filter) -> int:
+        return self._connection.call(
+            lambda client, patience: client.count(collection, count_filter=chosen, exact=True, timeout=patience),
+            missing=models.CountResult(count=0),
+        ).count
 
     def versions(self) -> Mapping[str, str]:
         return {"qdrant": self._connection.call(lambda client, _: client.info()).version}
@@ -333,6 +358,10 @@ class ServerBackend:
 
         self._limits[collection] = Limits.of(self._connection.call(ask, missing=models.StrictModeConfigOutput()))
         return self._limits[collection]
+
+
+def _merged(some: Sequence[Hit], others: Sequence[Hit]) -> list[Hit]:
+    return list(heapq.merge(some, others, key=lambda hit: -hit.similarity))
 
 
 def _upsert(puts: Sequence[Put], condition: models.Filter | None, mode: models.UpdateMode) -> models.UpsertOperation:

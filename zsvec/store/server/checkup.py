@@ -118,11 +118,12 @@ def _limits(connection: Connection, collections: Sequence[str]) -> Finding:
         Limits.of(connection.call(lambda client, _: client.get_collection(name)).config.strict_mode_config)  # noqa: B023
         for name in collections
     ]
-    if all(found == Limits() for found in limits):
+    if all(one == Limits() for one in limits):
         return Finding("limits", True, "none that matters")
-    least = {name: min(getattr(found, name) for found in limits) for name in ("page", "points", "queries", "values")}
-    sizes = ", ".join(f"{name} {size}" for name, size in least.items())
-    exact = all(found.exact for found in limits[1:])
+    names = ("page", "points", "queries", "values", "conditions")
+    found = {name: [size for one in limits if (size := getattr(one, name)) is not None] for name in names}
+    sizes = ", ".join(f"{name} {min(sizes)}" for name, sizes in found.items() if sizes)
+    exact = all(one.exact for one in limits[1:])
     advice = "" if exact else "allow it (search_allow_exact), or compare in this process with index=memory"
     return Finding("limits", True, f"strict mode: {sizes}{'' if exact else ', no exact search'}", advice)
 

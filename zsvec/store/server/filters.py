@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qdrant_client import models
@@ -22,6 +23,24 @@ def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> mode
     if where.or_match is None:
         return chosen
     return models.Filter(should=[chosen, models.Filter(must=_conditions(where.or_match, limits))])
+
+
+def parts(where: Where, limits: Limits, without: int = 0) -> list[Where]:
+    """Filters of no more conditions than are allowed, which match together what one does, each point once.
+
+    Args:
+        where: The filter.
+        limits: What is allowed. Where less than one condition is left for the longest list of values, it gets one.
+        without: How many ids `filter_of` will leave out.
+    """
+    lists = {name: value for name, value in where.match.items() if not isinstance(value, str | int)}
+    if limits.conditions is None or not lists or where.or_match is not None:
+        return [where]
+    name, longest = max(lists.items(), key=lambda item: len(item[1]))
+    lengths = [len(lists.get(other, "1")) for other in where.match if other != name]
+    others = sum(-(-length // limits.values) for length in (*lengths, without)) + (where.since is not None)
+    some = chunks(longest, limits.values * max(1, limits.conditions - others))
+    return [replace(where, match={**where.match, name: values}) for values in some] or [where]
 
 
 def _conditions(match: Mapping[str, str | int | Sequence[str]], limits: Limits) -> list[Any]:

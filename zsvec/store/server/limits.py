@@ -16,6 +16,7 @@ class Limits:
         points: Points that one request writes; 500 are below the 32 MB that REST accepts, up to 2,000 dimensions.
         queries: Nearest-neighbour queries of one request.
         values: Values of one condition.
+        conditions: Conditions of one filter; ``None``: as many as one likes.
         exact: Whether points may be counted, and vectors compared, without an index.
     """
 
@@ -23,6 +24,7 @@ class Limits:
     points: int = 500
     queries: int = 64
     values: int = 256
+    conditions: int | None = None
     exact: bool = True
 
     @classmethod
@@ -40,5 +42,6 @@ class Limits:
             points=min(usual.points, strict.upsert_max_batchsize or usual.points),
             queries=min(usual.queries, strict.search_max_batchsize or usual.queries),
             values=min(usual.values, strict.condition_max_size or usual.values),
+            conditions=strict.filter_max_conditions,
             exact=strict.search_allow_exact is not False,
         )

@@ -415,7 +415,6 @@ ARGUMENTS = [
     argument("huge text", add("new", ["x" * 10_000_000]), "at most 20,000 characters. Got 10,000,000, 'xxx"),
     argument("text that is no Unicode", add("new", ["\udcff"]), r"valid Unicode. Got '\udcff'"),
     argument("no texts and no images", add("new", []), "category 'new' has no reference"),
-    argument("replaced by nothing", add("red", [], replace=True), "category 'red' has no reference"),
     argument("a path for images", add("new", images="photo.jpg"), "of images. Got 'photo.jpg'"),
     argument("an image for images", add("new", images=KNOWN), "of images. Got <PIL.Image"),
     argument("an array for images", add("new", images=np.zeros((4, 5, 3))), "Got an array of shape (4, 5, 3)"),

@@ -214,12 +214,35 @@ def test_replacing_keeps_what_is_given_and_drops_the_rest(workshop: Workshop) ->
     before = state(workshop.store)["cat"][1]
     category = workshop.add("cat", ["a pet", "a hunter"], photos(2, 3), replace=True)
     assert workshop.embedded() == {"clip": (3, 3), "dino": (0, 3)}  # one of each was new
-    assert (category.version, category.texts, category.metadata) == (2, ("a pet", "a hunter"), {})
+    assert (category.version, category.texts, category.metadata) == (2, ("a pet", "a hunter"), {"a": 1})
     after = state(workshop.store)["cat"][1]
     assert len(after) == 2 + 2 + 2
     kept = before.keys() & after.keys()
     assert len(kept) == 1 + 1 + 1
     assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
+
+
+def test_what_is_not_given_is_not_replaced(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline"], photos(1, 2), metadata={"a": 1})
+    before = state(workshop.store)["cat"][1]
+
+    category = workshop.add("cat", images=photos(3), replace=True)
+    assert category.references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
+    assert (category.texts, category.metadata) == (("a feline",), {"a": 1})
+
+    category = workshop.add("cat", ["a pet"], replace=True)
+    assert category.references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
+    assert (category.texts, category.metadata) == (("a pet",), {"a": 1})
+    assert not before.keys() & state(workshop.store)["cat"][1].keys()
+
+    workshop.add("cat", images=photos(1), replace=True, metadata={"b": 2})
+    category = workshop.add("cat", [], replace=True)
+    assert category.references == {"clip:image": 1, "dino:image": 1}
+    assert (category.texts, category.metadata) == ((), {"b": 2})
+    assert before.items() >= state(workshop.store)["cat"][1].items()  # the first photo, as it was
+    assert workshop.embedded() == {"clip": (2, 4), "dino": (0, 4)}  # each was embedded once, but one was removed
+
+    assert workshop.add("cat", replace=True) == category
 
 
 def test_replacing_what_is_not_there_adds_it(workshop: Workshop) -> None:
@@ -248,7 +271,8 @@ def test_an_image_that_one_encoder_knows_and_another_does_not(workshop: Workshop
     image = photo(1)
     workshop.add("cat", [], [image])
     known = next(reference for reference in workshop.store.stored("cat") if reference.encoder == "clip")
-    workshop.add("cat", ["a feline"], replace=True)
+    workshop.store.remove("cat")
+    workshop.add("cat", ["a feline"])
     workshop.store.write([_write("cat", [known])])
     assert workshop.add("cat", [], [image]).references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
 
@@ -841,6 +865,19 @@ def test_unreadable_images_do_not_replace_readable_ones(workshop: Workshop) -> N
     assert [category.name for category in added] == ["blue"]
     assert failed == ["bytes"]
     assert workshop.store.category("red") == before
+
+
+def test_images_are_not_replaced_by_those_that_can_be_read_today(workshop: Workshop) -> None:
+    before = workshop.add("red", images=photos(1, 2, 3))
+    inputs = [
+        CategoryInput(name="red", images=[*photos(1), b"cut"]),
+        CategoryInput(name="new", images=[b"cut", *photos(2)]),
+    ]
+    added = list(workshop.builder.build(inputs, replace=True, on_error=lambda source, error: None))
+    assert [category.name for category in added] == ["new"]
+    assert workshop.store.category("red") == before
+    added = list(workshop.builder.build(inputs, on_error=lambda source, error: None))
+    assert [category.name for category in added] == ["red", "new"]
 
 
 def test_category_without_readable_images_does_not_stop_the_others(store: Store) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -191,6 +192,7 @@ def test_importing_again_embeds_nothing(cli: Callable[..., Result], colours: Pat
     assert hash_encoders.embedded() == 9 + 9 + 3
     assert again.objects == first.objects
     (colours / "red" / "0.png").unlink()
+    (colours / "red" / "broken.jpg").unlink()
     replaced = cli("import --replace --json", colours).objects
     assert hash_encoders.embedded() == 9 + 9 + 3
     assert without_time(replaced[2]) == category("red", version=2, clip_text=1, clip_image=2, dino_image=2)
@@ -223,8 +225,10 @@ def test_add(cli: Callable[..., Result], colours: Path, new: Path) -> None:
     assert [without_time(found) for found in result.objects] == [
         expected | {"version": 2, "references": {"clip:text": 2, "clip:image": 4, "dino:image": 4}}
     ]
-    result = cli("add 'red panda' --replace --json")
-    assert [without_time(found) for found in result.objects] == [category("red panda", version=3, clip_text=1)]
+    result = cli("add 'red panda' --replace --json --text 'not a bear'")
+    assert [without_time(found) for found in result.objects] == [
+        category("red panda", version=3, texts=["not a bear"], clip_text=1, clip_image=4, dino_image=4)
+    ]
 
 
 def test_add_for_people(cli: Callable[..., Result]) -> None:
@@ -1137,6 +1141,56 @@ def test_import_names_folders_without_images_and_definitions_without_a_folder(
     assert names == sorted([*COLOURS, "empty", "rde"])
     (colours / "empty").rmdir()
     assert "no images" not in cli("import", colours).err
+
+
+def test_an_import_says_what_was_there_already_what_is_nested_and_what_is_no_image(
+    cli: Callable[..., Result], colours: Path
+) -> None:
+    assert cli("import", colours).code == 0
+    (colours / "red" / "more").mkdir()
+    (colours / "red" / "more" / "new.png").write_bytes(encode(coloured("red", 77)))
+    (colours / "red" / "notes.txt").write_text("red")
+    (colours / "blue" / "a.heic").write_bytes(b"heic")
+    (colours / "blue" / "b.HEIC").write_bytes(b"heic")
+    (colours / "blue" / "LICENSE").write_text("free")
+    notes = cli("import", colours).err.splitlines()
+    assert "images of sub-folders belong to the category of the folder above: red 1" in notes
+    assert "left out 4 files that are no images by their names: 2 .heic, 1 without a suffix, 1 .txt" in notes
+    assert notes[-1].startswith("3 categories, 11 images (1 unreadable, 9 there already) in ")
+
+
+def test_images_are_not_replaced_by_those_that_can_be_read(cli: Callable[..., Result], colours: Path) -> None:
+    assert cli("import", colours).code == 0
+    result = cli("import --replace", colours)  # one of the red ones is broken
+    assert result.err.splitlines()[-1] == "left as they were, because images are unreadable: red"
+    versions = {found["category"]: found["version"] for found in cli("list --json").objects}
+    assert versions == {"blue": 2, "green": 2, "red": 1}
+
+
+def test_an_interrupted_import_says_how_to_go_on(
+    cli: Callable[..., Result], colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Any, categories: Any, *, on_commit: Callable[[Any], None], **options: Any) -> None:
+        on_commit(self.add_category(next(iter(categories)).name))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zsvec.classifier.Classifier.add_categories", interrupted)
+    monkeypatch.setattr("zsvec.classifier.Classifier.add_category", lambda self, name: SimpleNamespace(name=name))
+    result = cli("import", colours)
+    assert result.code == 130
+    assert "interrupted: 1 of 3 categories are stored. Do the same again to go on" in result.err
+
+
+@pytest.mark.parametrize(("answer", "removed"), [("y\n", True), ("n\n", False), ("", False)])
+def test_remove_asks_on_a_terminal(
+    filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, answer: str, *, removed: bool
+) -> None:
+    monkeypatch.setattr("zsvec.cli.categories.is_terminal", lambda: True)
+    result = filled("remove green", stdin=answer)
+    assert result.code == (0 if removed else 1)
+    assert "Remove 'green' and its 7 references?" in result.err
+    assert ("green" not in filled("list").out) == removed
+    assert filled("remove --yes red").code == 0
 
 
 def test_info_is_in_words_and_one_is_singular(cli: Callable[..., Result], new: Path) -> None:

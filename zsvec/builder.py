@@ -26,7 +26,7 @@ from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import content_hash, read_image, source_of, taken
 from zsvec.store import Reference, Store, Write
 from zsvec.stream import prefetch
-from zsvec.types import Category, encoder_and_modality, expert_name
+from zsvec.types import Category, Modality, encoder_and_modality, expert_name
 
 Key: TypeAlias = tuple[str, str, str]
 """Encoder, modality and content hash of a reference."""
@@ -38,10 +38,11 @@ class _Draft:
 
     Attributes:
         category: As given, checked.
-        replace: Whether the draft's references replace the stored ones.
+        replace: Whether the draft's references replace the stored ones of their modality.
         stored: Stored references of the category; with their vectors, if they are to be written again.
         references: References to write.
         recognised: Stored references that were given again; they are not written again.
+        given: Modalities of which something was given.
         unreadable: Number of images that could not be read.
     """
 
@@ -50,6 +51,7 @@ class _Draft:
     stored: Mapping[Key, Reference | None]
     references: list[Reference] = field(default_factory=list)
     recognised: set[Key] = field(default_factory=set)
+    given: set[Modality] = field(default_factory=set)
     unreadable: int = 0
 
     def texts(self, by_name: str) -> Sequence[str]:
@@ -60,7 +62,7 @@ class _Draft:
         """
         if self.category.texts is not None:
             return self.category.texts
-        return [by_name] if self.replace or not self.stored else []
+        return [] if self.stored else [by_name]
 
     def reuse(self, key: Key) -> bool:
         """Reuse a stored reference. Returns False if none has this key."""
@@ -74,16 +76,14 @@ class _Draft:
     @property
     def empty(self) -> bool:
         """Whether the category would have no reference."""
-        return not self.references and (self.replace or not self.stored)
+        kept = any(not self.replace or modality not in self.given for _, modality, _ in self.stored)
+        return not self.references and not kept
 
     @property
-    def lost_its_images(self) -> bool:
-        """Whether no given image could be read and the category needs one.
-
-        Such a draft is skipped: it must not replace stored references.
-        """
-        no_images = not any(reference.modality == "image" for reference in self.references)
-        return self.unreadable > 0 and no_images and (self.replace or self.empty)
+    def lost_images(self) -> bool:
+        """Whether an image could not be read, and what is stored is better than what is left of the draft."""
+        replaces = self.replace and any(modality == "image" for _, modality, _ in self.stored)
+        return self.unreadable > 0 and (replaces or self.empty)
 
     def write(self) -> Write:
         """What the store commits."""
@@ -92,7 +92,8 @@ class _Draft:
             references=self.references,
             texts=self.texts(as_words(self.category.name)),
             metadata=self.category.metadata,
-            replace=self.replace,
+            replace=self.replace and bool(self.given),
+            keeps=frozenset({"text", "image", "metadata"} - self.given),
         )
 
 
@@ -155,10 +156,11 @@ class Builder:
 
         Args:
             categories: At most one of each name.
-            replace: Whether the references of a category that exists are replaced, not added to.
+            replace: Whether what is given of a category that exists, images, texts or metadata, takes the place of
+                what it has of these, instead of being added.
             on_error: Called with source and error for each unreadable image, which is then left out; by default, the
-                first error is raised and its category not written. If no image of a category can be read, and the
-                category is to be replaced or would have no reference, it is not written.
+                first error is raised and its category not written. A category whose stored images are to be replaced
+                is then left as it is, and so is one that would have no reference.
 
         Yields:
             Each category when it is committed, in order.
@@ -198,6 +200,7 @@ class Builder:
             seen.add(category.name)
             draft = self._draft(category, replace=replace)
             for image in category.images:
+                draft.given.add("image")
                 reference = image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
                 if opened(reference.image):
                     yield self._prepare((draft, reference))
@@ -213,7 +216,10 @@ class Builder:
             stored = {reference.key: reference for reference in self._store.stored(category.name)}
         else:
             stored = dict.fromkeys(self._store.keys(category.name))
-        return _Draft(category, replace, stored, list(_references_of_vectors(vectors)))
+        given = {encoder_and_modality(expert)[1] for expert, rows in vectors.items() if len(rows)}
+        if category.texts is not None:
+            given.add("text")
+        return _Draft(category, replace, stored, list(_references_of_vectors(vectors)), given=given)
 
     def _checked_vectors(self, expert: str, category: CategoryInput) -> NDArray[np.float32]:
         experts = [expert_name(encoder.name, modality) for encoder in self.encoders for modality in encoder.modalities]
@@ -269,13 +275,13 @@ class Builder:
                 draft.references.append(Reference(encoder, "text", key[2], text, vectors[text]))
 
     def _commit(self, drafts: Sequence[_Draft]) -> list[Category]:
-        """Embed the texts of complete drafts and write all but those that lost their images."""
+        """Embed the texts of complete drafts and write all but those that lost images."""
         for encoder in self._text_encoders:
             self._embed_texts(encoder, drafts)
         writes = []
         for draft in drafts:
             name = draft.category.name
-            if draft.lost_its_images:
+            if draft.lost_images:
                 continue
             if draft.empty:
                 raise InvalidInputError(

@@ -121,7 +121,8 @@ class Classifier:
             vectors: References embedded elsewhere by the same encoder: ``{"clip:image": (n, dim)}``. They are
                 recognised if the same experts are given together again.
             metadata: JSON to keep with the category.
-            replace: Whether these references take the place of those that the category has.
+            replace: Whether the images, texts and metadata that are given take the place of those that the category
+                has. What is not given stays.
 
         Returns:
             The category as committed.
@@ -152,9 +153,9 @@ class Classifier:
 
         Args:
             categories: At most one of each name; iterated in a thread of its own.
-            replace: Whether their references take the place of those that exist.
-            on_error: Called with source and error for each image that cannot be read and is left out;
-                without it, such an error is raised.
+            replace: Whether what is given of them takes the place of what exists, as in `add_category`.
+            on_error: Called with source and error for each image that cannot be read and is left out; a category whose
+                images were to be replaced is then left as it is. Without it, such an error is raised.
             on_commit: Called with each category when it is committed: from then on it survives a kill at any instant.
 
         Returns:

@@ -55,7 +55,10 @@ Explain = Annotated[bool, typer.Option(help="Show what each expert says, and its
 Stats = Annotated[
     bool, typer.Option("--stats", help="Show the rate, and the time and the queue of each stage, live on stderr.")
 ]
-Replace = Annotated[bool, typer.Option("--replace", help="Replace stored references, instead of adding to them.")]
+Replace = Annotated[
+    bool,
+    typer.Option("--replace", help="Replace the stored images, or texts, by those given, instead of adding to them."),
+]
 Fusion = Annotated[
     str | None,
     typer.Option(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -19,6 +21,7 @@ from zsvec.types import Category
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from zsvec.inputs.categories import CategoryInput
     from zsvec.store import Store
 
 
@@ -48,15 +51,10 @@ def import_(
     from zsvec.inputs.folders import category_folders, read_categories, read_definitions
 
     found = read_categories(folder, read_definitions(definitions) if definitions else None)
-    images = sum(len(list(category.images)) for category in found)
     folders = category_folders(folder)
-    bare = [category.name for category in found if not list(category.images)]
-    notes = {
-        "no images in the folders": [name for name in bare if name in folders],
-        "no folder for the definitions of": [name for name in bare if name not in folders],
-    }
-    if bare:
-        output.print_note("; ".join(f"{what} {', '.join(names)}" for what, names in notes.items() if names))
+    images = sum(len(list(category.images)) for category in found)
+    for note in _notes_on(found, folders):
+        output.print_note(note)
     unreadable = 0
 
     def report(source: str, error: ImageError) -> None:
@@ -64,20 +62,67 @@ def import_(
         unreadable += 1
         output.print_note(f"left out: {error}")
 
-    def print_category(category: Category) -> None:
-        output.print_json(category.to_dict())
+    committed: list[Category] = []
+
+    def keep(category: Category) -> None:
+        committed.append(category)
+        if json:
+            output.print_json(category.to_dict())
 
     start = time.monotonic()
     with context.obj.open() as classifier, output.progress("importing", images) as counted:
+        before = {category.name: category for category in classifier.categories()}
         inputs = (replace(category, images=counted(category.images)) for category in found)
-        committed = classifier.add_categories(
-            inputs, replace=replace_, on_error=report, on_commit=print_category if json else None
-        )
+        try:
+            classifier.add_categories(inputs, replace=replace_, on_error=report, on_commit=keep)
+        except KeyboardInterrupt:
+            output.print_note(
+                f"interrupted: {len(committed)} of {output.counted(len(found), 'category', 'categories')} are stored. "
+                "Do the same again to go on: what is stored is not embedded again"
+            )
+            raise
     seconds = time.monotonic() - start
     what = f"{output.counted(len(committed), 'category', 'categories')}, {output.counted(images, 'image')}"
-    output.print_note(f"{what} ({unreadable} unreadable) in {seconds:.1f} s")
+    new = sum(_images_of(category) - _images_of(before.get(category.name)) for category in committed)
+    known = images - unreadable - new
+    there = f", {known} there already" if known > 0 and not replace_ else ""
+    output.print_note(f"{what} ({unreadable} unreadable{there}) in {seconds:.1f} s")
+    names = {category.name for category in committed}
+    if left := [category.name for category in found if category.name not in names]:
+        output.print_note(f"left as they were, because images are unreadable: {', '.join(left)}")
     if images and unreadable == images:
         raise typer.Exit(1)
+
+
+def _notes_on(found: Sequence[CategoryInput], folders: Mapping[str, Path]) -> Iterator[str]:
+    """What somebody who imports may not expect of the folders."""
+    from zsvec.inputs.folders import other_files
+
+    bare = [category.name for category in found if not list(category.images)]
+    notes = {
+        "no images in the folders": [name for name in bare if name in folders],
+        "no folder for the definitions of": [name for name in bare if name not in folders],
+    }
+    if bare:
+        yield "; ".join(f"{what} {', '.join(names)}" for what, names in notes.items() if names)
+    nested = Counter(
+        category.name
+        for category in found
+        for image in category.images
+        if isinstance(image, Path) and image.parent != folders[category.name]
+    )
+    if nested:
+        counts = ", ".join(f"{name} {count}" for name, count in nested.items())
+        yield f"images of sub-folders belong to the category of the folder above: {counts}"
+    if others := sum((other_files(path) for path in folders.values()), Counter()):
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        yield f"left out {sum(others.values())} files that are no images by their names: {kinds}"
+
+
+def _images_of(category: Category | None) -> int:
+    """How many images a category has, if all were embedded by the same encoders."""
+    counts = category.references.items() if category else ()
+    return max((count for expert, count in counts if expert.endswith(":image")), default=0)
 
 
 @app.command()
@@ -108,13 +153,27 @@ def add(
 
 
 @app.command()
-def remove(context: typer.Context, name: Name) -> None:
+def remove(
+    context: typer.Context,
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, as on a terminal is done.")] = False,
+) -> None:
     """Remove a category and its references. A small store is then calibrated again."""
     from zsvec.cli import output
+    from zsvec.inputs.categories import checked_name
 
     with context.obj.open() as classifier, _nearest_name(name, classifier.store):
+        if is_terminal() and not yes:
+            references = sum(classifier.store.category(checked_name(name)).references.values())
+            what = f"{name!r} and its {output.counted(references, 'reference')}"
+            typer.confirm(f"Remove {what}?", abort=True, err=True)
         classifier.remove_category(name)
     output.print_note(f"removed {name}")
+
+
+def is_terminal() -> bool:
+    """Whether somebody can answer."""
+    return sys.stdin.isatty()
 
 
 @app.command("list")

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,7 +39,17 @@ def find_images(folder: Path, *, on_error: Callable[[OSError], object] = unliste
     Raises:
         InvalidInputError: A folder is refused.
     """
-    found, visited = [], set()
+    return sorted(path for path in _files(folder, on_error) if path.suffix.lower() in SUFFIXES)
+
+
+def other_files(folder: Path) -> Counter[str]:
+    """How many files there are beside those of `find_images`, by suffix."""
+    suffixes = (path.suffix.lower() for path in _files(folder, unlisted))
+    return Counter(suffix or "without a suffix" for suffix in suffixes if suffix not in SUFFIXES)
+
+
+def _files(folder: Path, on_error: Callable[[OSError], object]) -> Iterator[Path]:
+    visited = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=on_error):
         try:
             status = Path(root).stat()
@@ -50,9 +61,7 @@ def find_images(folder: Path, *, on_error: Callable[[OSError], object] = unliste
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(root, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in SUFFIXES]
-    return sorted(found)
+        yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
 def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | None = None) -> list[CategoryInput]:

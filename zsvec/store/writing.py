@@ -9,19 +9,19 @@ names are left to the collector. A writer that loses plans again on what is ther
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_attempt, wait_random_exponential
 
-from zsvec.errors import ConflictError
+from zsvec.errors import ConflictError, StoreError
 from zsvec.store.catalog import Catalog, State
 from zsvec.store.collector import Collector
 from zsvec.store.commit import commit, commit_calibration, publish
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference, category_from, new_write_id
-from zsvec.types import Category, expert_name
+from zsvec.types import Category, encoder_and_modality, expert_name
 
 _WRITES_KEPT = 32  # write ids of a category, beyond which an addition copies all its references into one write
 _ATTEMPTS = 12
@@ -39,7 +39,8 @@ class Write:
         references: References to add.
         texts: The definition texts among them.
         metadata: JSON to keep with the category; ``None`` keeps what is there.
-        replace: Whether the references, texts and metadata that the category has are dropped.
+        replace: Whether the references, texts and metadata that the category has are dropped …
+        keeps: … but for these: ``"image"``, ``"text"`` (references of a modality, and the texts), ``"metadata"``.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Write:
     texts: Sequence[str] = ()
     metadata: Mapping[str, Any] | None = None
     replace: bool = False
+    keeps: frozenset[str] = frozenset()
 
 
 def write_categories(
@@ -102,16 +104,20 @@ def keep_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> None:
 
 def _plan(write: Write, current: Category | None, references: ReferenceCollections) -> _Plan:
     """The category as a write leaves it; `current` itself if it already is as the write wants it."""
-    kept = current if current and current.write_ids and not write.replace else None
+    there = current if current and current.write_ids else None
+    kept = None if write.replace else there
+    keeps = {"text", "metadata"} if kept else write.keeps if there else frozenset()
     present = references.keys(kept) if kept else set()
-    fresh = list({r.key: r for r in write.references if r.key not in present}.values())
-    texts = tuple(dict.fromkeys((*(kept.texts if kept else ()), *write.texts)))
-    metadata = dict(write.metadata if write.metadata is not None else kept.metadata if kept else {})
+    carried = _read(there, references, write.keeps) if there and write.replace and write.keeps else []
+    fresh = list({r.key: r for r in (*carried, *write.references) if r.key not in present}.values())
+    texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
+    metadata = write.metadata if write.metadata is not None else there.metadata if there and "metadata" in keeps else {}
+    metadata = dict(metadata)
     if kept and not fresh and (texts, metadata) == (kept.texts, kept.metadata):
         return kept, ()
     write_ids = kept.write_ids if kept else ()
     if kept and len(write_ids) >= _WRITES_KEPT:
-        fresh = [*references.read(kept), *fresh]
+        fresh = [*_read(kept, references), *fresh]
         write_ids = ()
     counts = Counter(kept.references if kept and write_ids else {})
     counts.update(expert_name(reference.encoder, reference.modality) for reference in fresh)
@@ -125,6 +131,24 @@ def _plan(write: Write, current: Category | None, references: ReferenceCollectio
         metadata=metadata,
     )
     return category, fresh
+
+
+def _read(
+    category: Category, references: ReferenceCollections, modalities: Container[str] = ("text", "image")
+) -> list[Reference]:
+    """The references of a category that are written again.
+
+    Raises:
+        StoreError: They are not all there: those that are missing would be gone without a word.
+    """
+    wanted = sum(n for expert, n in category.references.items() if encoder_and_modality(expert)[1] in modalities)
+    found = [reference for reference in references.read(category) if reference.modality in modalities]
+    if len(found) < wanted:
+        raise StoreError(
+            f"category {category.name!r} has only {len(found)} of {wanted} references that it is to keep: look with "
+            "`zsvec doctor`, or replace all of them"
+        )
+    return found
 
 
 def _carry_out(

@@ -63,6 +63,7 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     records = catalog.scroll(replace(where, or_match=STORE), fields=None if at_once else LOOK_FIELDS)
     stores = [record for record in records if record["kind"] == "store"]
     if not stores:
+        catalog.check_not_lost(records)
         return Look(Cursor(), reset=not fresh)
     catalog.check_schema(stores[0])
     store = store_id(stores)

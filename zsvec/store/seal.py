@@ -63,7 +63,7 @@ def check_seal(collection: Path, file: Path, points: int) -> None:
     try:
         sealed = json.loads(file.read_bytes())["points"]
     except (ValueError, KeyError, TypeError):
-        raise damaged(collection, f"{file} is no seal") from None
+        raise damaged(collection, f"{file} cannot be read (delete it if nothing else is damaged)") from None
     if points != sealed:
         raise damaged(collection, f"it was closed with {sealed} points and has {points} now")
 

@@ -60,11 +60,12 @@ def swapped(pattern: str, one: str, other: str) -> Callable[[Path], None]:
     return swap
 
 
+IDS = "segments/*/mutable_id_tracker.mappings"
 NO_POINTS = "segments/*/mutable_id_tracker.versions"
 NO_VALUES = "segments/*/payload_index/*-null/is_null/status.dat"
 NO_PAYLOADS = "segments/*/payload_storage"
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "a catalog of no points": truncated("catalog", NO_POINTS),
     "a catalog of some points": truncated("catalog", NO_POINTS, 37),
     "a catalog without payloads": removed("catalog", NO_PAYLOADS),
@@ -79,8 +80,9 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "references without segments": removed("clip", "segments"),
     "references without a log": removed("clip", "wal"),
     "references at which the engine panics": truncated("clip", NO_VALUES),
-    "catalog and references swapped": swapped("segments/*/mutable_id_tracker.mappings", "catalog", "clip"),
-    "references of two encoders swapped": swapped("segments/*/mutable_id_tracker.mappings", "dino", "clip"),
+    "catalog and references swapped": swapped(IDS, "catalog", "clip"),
+    "references of two encoders swapped": swapped(IDS, "dino", "clip"),
+    "ids at which the engine ends the process": lambda folder: file(folder, "clip", IDS).write_bytes(b"\xff" * 100),
     "a damaged seal": lambda folder: os.truncate(folder / ".seal-zsvec__clip", 3),
 }
 
@@ -106,7 +108,7 @@ CALLS: dict[str, Callable[[Store], object]] = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the engine, of what it cannot flush
 class TestDamage:
-    def test_only_errors_of_ours(self, folder: Path, damage: Callable[[Path], None]) -> None:
+    def test_only_errors_of_ours(self, folder: Path, damage: Callable[[Path], object]) -> None:
         damage(folder)
         store, failed = Store(EdgeBackend(folder), "zsvec"), dict[str, str]()
         for name, call in CALLS.items():
@@ -117,7 +119,7 @@ class TestDamage:
         assert failed
         assert all(str(folder) in message for message in failed.values())
 
-    def test_what_is_missing_is_told(self, folder: Path, damage: Callable[[Path], None]) -> None:
+    def test_what_is_missing_is_told(self, folder: Path, damage: Callable[[Path], object]) -> None:
         damage(folder)
         store = Store(EdgeBackend(folder), "zsvec")
         try:
@@ -131,7 +133,7 @@ class TestDamage:
         with suppress(StoreError):
             store.close()
 
-    def test_no_live_reference_is_collected(self, folder: Path, damage: Callable[[Path], None]) -> None:
+    def test_no_live_reference_is_collected(self, folder: Path, damage: Callable[[Path], object]) -> None:
         """There is no garbage in the store."""
         damage(folder)
         backend = EdgeBackend(folder)
@@ -150,3 +152,15 @@ def points(backend: EdgeBackend) -> set[tuple[str, str]]:
         with suppress(StoreError):
             found |= {(encoder, i) for page in backend.scroll(f"zsvec__{encoder}", Where()) for i in page.ids}
     return found
+
+
+def test_a_store_that_is_only_read_stays_as_it_was_closed(folder: Path) -> None:
+    """The engine changes its files; readers may be killed, and each of those that are not closes the store."""
+    for number in range(4):
+        with Store(EdgeBackend(folder), "zsvec") as store:
+            assert {category.name: sources(store, category.name) for category in store.categories()} == STORED
+            store.flush()
+            folder, read = folder.with_name(f"copy {number}"), folder
+            shutil.copytree(read, folder, ignore=shutil.ignore_patterns(".lock-*"))
+        with Store(EdgeBackend(read), "zsvec") as store:
+            assert store.incomplete() == []

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, room_for, room_to_open
-from zsvec.store.seal import break_seal, check_files, check_seal, seal
+from zsvec.store.seal import Seal, break_seal, check_files
 from zsvec.trust import inside
 from zsvec.types import Finding
 
@@ -247,7 +247,7 @@ class EdgeBackend:
             shard.close()
             if collection in self._unsealed:
                 with suppress(OSError):  # all is stored; without a seal, damage is not told
-                    seal(self._seal(collection), points)
+                    Seal.of(self._folder / collection, points).write(self._seal(collection))
 
     def _flush(self, collection: str, shard: qe.EdgeShard) -> None:
         self._check_room(0, shard)
@@ -293,12 +293,14 @@ class EdgeBackend:
                 if path.is_symlink():
                     inside(self._folder, path)  # the engine follows it, and writes
             check_files(folder)
-            sealed = self._seal(collection).exists()
-            check_room(folder, room_to_open(folder, sealed))
+            seal = Seal.read(self._seal(collection), folder)
+            check_room(folder, room_to_open(folder, closed=seal is not None))
+            if seal:
+                seal.check_ids(folder)
             shard = qe.EdgeShard.load(str(folder))
-            if sealed:
+            if seal:
                 try:
-                    check_seal(folder, self._seal(collection), shard.count(qe.CountRequest(exact=True)))
+                    seal.check_points(folder, shard.count(qe.CountRequest(exact=True)))
                 except BaseException:
                     shard.close()  # else the error would keep it open
                     raise

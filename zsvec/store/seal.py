@@ -1,7 +1,8 @@
-"""The seal of a collection that was closed: how many points it has, by which a loss is told when it is opened again.
+"""The seal of a collection that was closed: what it has, by which damage is told when it is opened again.
 
-From damaged files the engine may read fewer points, without an error. It changes its files when it only reads them, so
-checksums would tell nothing. A seal is broken before the first write: a store whose writer was killed has none, and is
+From damaged files the engine may read fewer points, without an error; and where the ids of points are damaged, it ends
+the process. It changes most files even when it only reads, so that checksums of them would tell nothing; it only
+appends to those of the ids. A seal is broken before the first write: a store whose writer was killed has none, and is
 recovered from its log.
 """
 
@@ -9,22 +10,89 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from zsvec.errors import StoreError
+from zsvec.trust import inside
 
 _EVERY = ("wal/open-*", "segments/*/segment.json")  # what the engine makes anew, empty, where it is missing
 
 
-def seal(file: Path, points: int) -> None:
-    """Write a seal.
+_IDS = "segments/*/mutable_id_tracker.mappings"
 
-    Raises:
-        OSError: It cannot be written.
+
+@dataclass(frozen=True)
+class Seal:
+    """What a collection had when it was closed.
+
+    Attributes:
+        points: How many.
+        ids: Size and checksum of each file of ids, by its path in the folder of the collection.
     """
-    unfinished = file.with_name(f"{file.name}.new")
-    unfinished.write_text(json.dumps({"points": points}))
-    unfinished.replace(file)
+
+    points: int
+    ids: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(cls, collection: Path, points: int) -> Seal:
+        """That of a folder.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        files = {path: path.read_bytes() for path in collection.glob(_IDS)}
+        return cls(points, {str(p.relative_to(collection)): (len(ids), zlib.crc32(ids)) for p, ids in files.items()})
+
+    @classmethod
+    def read(cls, file: Path, collection: Path) -> Seal | None:
+        """The one in a file, if it is there.
+
+        Raises:
+            StoreError: It is damaged.
+            OSError: It cannot be read.
+        """
+        try:
+            found = json.loads(file.read_bytes())
+            return cls(int(found["points"]), {str(path): (int(n), int(crc)) for path, (n, crc) in found["ids"].items()})
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise damaged(collection, f"{file} cannot be read (delete it if nothing else is damaged)") from None
+
+    def write(self, file: Path) -> None:
+        """Keep it in a file.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        unfinished = file.with_name(f"{file.name}.new")
+        unfinished.write_text(json.dumps(asdict(self)))
+        unfinished.replace(file)
+
+    def check_ids(self, collection: Path) -> None:
+        """Refuse a collection whose ids are others, before the engine reads them.
+
+        Raises:
+            StoreError: It is so.
+            OSError: They cannot be read.
+        """
+        for path, (size, checksum) in self.ids.items():
+            file = inside(collection, collection / path)
+            ids = file.read_bytes()[:size] if file.exists() else b""
+            if (len(ids), zlib.crc32(ids)) != (size, checksum):
+                raise damaged(collection, f"{path} is not as it was closed")
+
+    def check_points(self, collection: Path, points: int) -> None:
+        """Refuse a collection that has more points, or fewer.
+
+        Raises:
+            StoreError: It is so.
+        """
+        if points != self.points:
+            raise damaged(collection, f"it was closed with {self.points} points and has {points} now")
 
 
 def break_seal(file: Path) -> None:
@@ -51,21 +119,6 @@ def check_files(collection: Path) -> None:
     missing = [files for files in _EVERY if not any(collection.glob(files))]
     if missing:
         raise damaged(collection, f"there is no {' and no '.join(missing)}")
-
-
-def check_seal(collection: Path, file: Path, points: int) -> None:
-    """Refuse a collection that has other points than when it was closed.
-
-    Raises:
-        StoreError: It is so, or the seal itself is damaged.
-        OSError: The seal cannot be read.
-    """
-    try:
-        sealed = json.loads(file.read_bytes())["points"]
-    except (ValueError, KeyError, TypeError):
-        raise damaged(collection, f"{file} cannot be read (delete it if nothing else is damaged)") from None
-    if points != sealed:
-        raise damaged(collection, f"it was closed with {sealed} points and has {points} now")
 
 
 def damaged(collection: Path, how: str) -> StoreError:

@@ -82,7 +82,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "references at which the engine panics": truncated("clip", NO_VALUES),
     "catalog and references swapped": swapped(IDS, "catalog", "clip"),
     "references of two encoders swapped": swapped(IDS, "dino", "clip"),
-    "ids at which the engine ends the process": lambda folder: file(folder, "clip", IDS).write_bytes(b"\2" + b"\xff" * 20),
+    "ids at which the engine ends the process": lambda folder: file(folder, "clip", IDS).write_bytes(
+        b"\2" + b"\xff" * 20
+    ),
     "a damaged seal": lambda folder: os.truncate(folder / ".seal-zsvec__clip", 3),
 }
 

@@ -70,17 +70,18 @@ class Disk:
     """What `shutil.disk_usage` says.
 
     Attributes:
+        total: Bytes.
         free: Bytes.
         looks: How often it was asked.
         full_at: The look from which on nothing is free.
     """
 
     def __init__(self) -> None:
-        self.free, self.looks, self.full_at = 2**40, 0, -1
+        self.total, self.free, self.looks, self.full_at = 2**41, 2**40, 0, -1
 
     def usage(self, _: Path) -> SimpleNamespace:
         self.looks += 1
-        return SimpleNamespace(free=0 if 0 <= self.full_at < self.looks else self.free)
+        return SimpleNamespace(total=self.total, free=0 if 0 <= self.full_at < self.looks else self.free)
 
 
 @pytest.fixture
@@ -145,6 +146,12 @@ def test_the_room_for_a_write_grows_with_it(store: Store, disk: Disk) -> None:
     with pytest.raises(StoreUnavailableError, match=r"17\.0 MiB free, and 20\.\d MiB are needed"):
         add(store, "essay", texts=["x" * 2**20])
     assert [category.name for category in store.categories()] == ["desk", "lynx", "red panda"]
+
+
+def test_a_file_system_that_does_not_say_what_is_free(store: Store, disk: Disk) -> None:
+    disk.total = disk.free = 0
+    add(store, "desk", ["4"])
+    store.close()
 
 
 def test_no_store_is_made_on_a_full_disk(folder: Path, disk: Disk) -> None:

@@ -41,14 +41,14 @@ def room_to_open(collection: Path, closed: bool) -> int:
     """
     needed = 0 if closed else ROOM + log_size(collection)
     if _in_memory(collection):  # there, a hole that is read takes as much as one that is written
-        stats = [p.stat() for p in (collection / "segments").rglob("*") if _NEVER_READ_AHEAD not in p.parts]
-        needed += sum(max(0, stat.st_size - 512 * stat.st_blocks) for stat in stats)
+        files = [path for path in (collection / "segments").rglob("*") if _NEVER_READ_AHEAD not in path.parts]
+        needed += sum(max(0, path.stat().st_size - _taken(path)) for path in files)
     return needed
 
 
 def log_size(collection: Path) -> int:
     """Bytes that the log of a collection takes."""
-    return sum(512 * path.stat().st_blocks for path in (collection / "wal").glob("open-*"))
+    return sum(_taken(path) for path in (collection / "wal").glob("open-*"))
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -58,11 +58,12 @@ def check_room(folder: Path, needed: int) -> None:
         StoreUnavailableError: Less is free.
         OSError: There is no such folder.
     """
-    if needed and (free := shutil.disk_usage(folder).free) < needed:
+    usage = shutil.disk_usage(folder)
+    if usage.free < needed and usage.total:  # there are file systems that do not say
         raise StoreUnavailableError(
-            f"the disk of the embedded store {folder} has {free / _MIB:.1f} MiB free, and {needed / _MIB:.1f} MiB are "
-            "needed for this: make room, or move the store to a larger disk, and do it again; what was acknowledged "
-            "is kept"
+            f"the disk of the embedded store {folder} has {usage.free / _MIB:.1f} MiB free, and "
+            f"{needed / _MIB:.1f} MiB are needed for this: make room, or move the store to a larger disk, and do it "
+            "again; what was acknowledged is kept"
         )
 
 
@@ -104,3 +105,9 @@ def _in_memory(path: Path) -> bool:
     device = path.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     return any(mount.split()[2] == number and " - tmpfs " in mount for mount in mounts)
+
+
+def _taken(path: Path) -> int:
+    """Bytes of a file that are no holes."""
+    stat = path.stat()
+    return 512 * stat.st_blocks if hasattr(stat, "st_blocks") else stat.st_size

@@ -293,14 +293,14 @@ class EdgeBackend:
                 if path.is_symlink():
                     inside(self._folder, path)  # the engine follows it, and writes
             check_files(folder)
-            seal = Seal.read(self._seal(collection), folder)
+            seal = Seal.read(self._seal(collection))
             check_room(folder, room_to_open(folder, closed=seal is not None))
             if seal:
                 seal.check_ids(folder)
             shard = qe.EdgeShard.load(str(folder))
             if seal:
                 try:
-                    seal.check_points(folder, shard.count(qe.CountRequest(exact=True)))
+                    seal.check_points(shard.count(qe.CountRequest(exact=True)))
                 except BaseException:
                     shard.close()  # else the error would keep it open
                     raise

@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from zsvec.errors import StoreError
 from zsvec.trust import inside
 
 _EVERY = ("wal/open-*", "segments/*/segment.json")  # what the engine makes anew, empty, where it is missing
-
-
 _IDS = "segments/*/mutable_id_tracker.mappings"
+
+
+class DamagedError(Exception):
+    """Files are not as they were."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ class Seal:
             OSError: It cannot be read.
         """
         files = {path: path.read_bytes() for path in collection.glob(_IDS)}
-        return cls(points, {str(p.relative_to(collection)): (len(ids), zlib.crc32(ids)) for p, ids in files.items()})
+        checksums = {p.relative_to(collection).as_posix(): (len(ids), zlib.crc32(ids)) for p, ids in files.items()}
+        return cls(points, checksums)
 
     @classmethod
-    def read(cls, file: Path, collection: Path) -> Seal | None:
+    def read(cls, file: Path) -> Seal | None:
         """The one in a file, if it is there.
 
         Raises:
-            StoreError: It is damaged.
+            DamagedError: It is damaged.
             OSError: It cannot be read.
         """
         try:
@@ -60,7 +62,7 @@ class Seal:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise damaged(collection, f"{file} cannot be read (delete it if nothing else is damaged)") from None
+            raise DamagedError(f"{file} cannot be read (delete it if nothing else is damaged)") from None
 
     def write(self, file: Path) -> None:
         """Keep it in a file.
@@ -76,23 +78,23 @@ class Seal:
         """Refuse a collection whose ids are others, before the engine reads them.
 
         Raises:
-            StoreError: It is so.
+            DamagedError: It is so.
             OSError: They cannot be read.
         """
         for path, (size, checksum) in self.ids.items():
             file = inside(collection, collection / path)
             ids = file.read_bytes()[:size] if file.exists() else b""
             if (len(ids), zlib.crc32(ids)) != (size, checksum):
-                raise damaged(collection, f"{path} is not as it was closed")
+                raise DamagedError(f"{path} is not as it was closed")
 
-    def check_points(self, collection: Path, points: int) -> None:
+    def check_points(self, points: int) -> None:
         """Refuse a collection that has more points, or fewer.
 
         Raises:
-            StoreError: It is so.
+            DamagedError: It is so.
         """
         if points != self.points:
-            raise damaged(collection, f"it was closed with {self.points} points and has {points} now")
+            raise DamagedError(f"it was closed with {self.points} points and has {points} now")
 
 
 def break_seal(file: Path) -> None:
@@ -114,16 +116,8 @@ def check_files(collection: Path) -> None:
     """Refuse a collection that has lost what every collection has.
 
     Raises:
-        StoreError: It has no log, or no segment.
+        DamagedError: It has no log, or no segment.
     """
     missing = [files for files in _EVERY if not any(collection.glob(files))]
     if missing:
-        raise damaged(collection, f"there is no {' and no '.join(missing)}")
-
-
-def damaged(collection: Path, how: str) -> StoreError:
-    """The error of who opens a collection whose files are damaged."""
-    return StoreError(
-        f"the files of the embedded store in {collection} are damaged: {how}; put a copy of {collection.parent} in "
-        "its place, or import again into another folder"
-    )
+        raise DamagedError(f"there is no {' and no '.join(missing)}")

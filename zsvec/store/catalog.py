@@ -23,6 +23,7 @@ from zsvec.store.schema import (
     calibration_from,
     category_from,
     collection_name,
+    is_in_its_place,
     is_record,
     record_id,
     store_payload,
@@ -245,7 +246,8 @@ class Catalog:
         return {identifier: self._checked(identifier, record) for identifier, record in found.items()}
 
     def _checked(self, identifier: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        if not is_record(identifier, record):
+        # A bit of a name may have changed in the files of a folder; a server looks after its own.
+        if not is_record(record) or (self.exclusive and not is_in_its_place(identifier, record)):
             raise StoreError(
                 f"the catalog of {self.location} is damaged: the record {identifier} cannot be read; restore the store "
                 "from a copy, or import again into another"

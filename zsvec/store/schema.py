@@ -142,21 +142,18 @@ _ALWAYS: Mapping[str, Mapping[str, type]] = {
 }
 
 
-def is_record(identifier: str, payload: Mapping[str, Any]) -> bool:
-    """Whether a point is a record in its place, with what every version of zsvec writes in those of its kind.
+def is_record(payload: Mapping[str, Any]) -> bool:
+    """Whether a payload has what every version of zsvec writes in records of its kind, in whole or in `LOOK_FIELDS`."""
+    fields = _ALWAYS.get(str(payload.get("kind")))
+    return fields is not None and all(isinstance(payload.get(name), of_type) for name, of_type in fields.items())
 
-    Args:
-        identifier: Of the point.
-        payload: The whole of it, or `LOOK_FIELDS`.
-    """
-    kind = str(payload.get("kind"))
-    fields = _ALWAYS.get(kind, {})
-    if not fields or not all(isinstance(payload.get(name), of_type) for name, of_type in fields.items()):
-        return False
-    if kind == "intent" or "moved" in payload:
+
+def is_in_its_place(identifier: str, record: Mapping[str, Any]) -> bool:
+    """Whether a record has the id that its kind and its category make; an intent has one of its own."""
+    if record["kind"] == "intent" or "moved" in record:
         return True
-    place = ("category", payload["category"]) if kind in CATEGORY_KINDS else (kind, "")
-    return identifier == record_id(*place)
+    of_category = record["kind"] in CATEGORY_KINDS
+    return identifier == (record_id("category", record["category"]) if of_category else record_id(record["kind"]))
 
 
 def store_payload(fingerprints: Mapping[str, Fingerprint]) -> dict[str, Any]:

@@ -60,6 +60,14 @@ def swapped(pattern: str, one: str, other: str) -> Callable[[Path], None]:
     return swap
 
 
+def renamed(folder: Path) -> None:
+    """One bit of each letter of a category's name."""
+    for payloads in (folder / "zsvec__catalog").glob("segments/*/payload_storage/page_0.dat"):
+        content = payloads.read_bytes()
+        assert b"red panda" in content
+        payloads.write_bytes(content.replace(b"red panda", b"rfd pbndb"))
+
+
 IDS = "segments/*/mutable_id_tracker.mappings"
 NO_POINTS = "segments/*/mutable_id_tracker.versions"
 NO_VALUES = "segments/*/payload_index/*-null/is_null/status.dat"
@@ -73,6 +81,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a catalog without its segment": removed("catalog", "segments/*"),
     "a catalog without a log": removed("catalog", "wal"),
     "a catalog at which the engine panics": truncated("catalog", NO_VALUES),
+    "a catalog with another name": renamed,
     "no references": truncated("clip", NO_POINTS),
     "some references": truncated("dino", NO_POINTS, 8),
     "references without payloads": removed("dino", NO_PAYLOADS),

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -50,6 +51,14 @@ def removed(collection: str, pattern: str) -> Callable[[Path], None]:
     return lambda folder: shutil.rmtree(file(folder, collection, pattern))
 
 
+def zeroed(collection: str, pattern: str) -> Callable[[Path], None]:
+    def zero(folder: Path) -> None:
+        damaged = file(folder, collection, pattern)
+        damaged.write_bytes(bytes(damaged.stat().st_size))
+
+    return zero
+
+
 def swapped(pattern: str, one: str, other: str) -> Callable[[Path], None]:
     def swap(folder: Path) -> None:
         first, second = file(folder, one, pattern), file(folder, other, pattern)
@@ -81,6 +90,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a catalog without its segment": removed("catalog", "segments/*"),
     "a catalog without a log": removed("catalog", "wal"),
     "a catalog at which the engine panics": truncated("catalog", NO_VALUES),
+    "a catalog without a folder": lambda folder: shutil.rmtree(folder / "zsvec__catalog"),
+    "references without a folder": lambda folder: shutil.rmtree(folder / "zsvec__dino"),
     "a catalog with another name": renamed,
     "no references": truncated("clip", NO_POINTS),
     "some references": truncated("dino", NO_POINTS, 8),
@@ -175,3 +186,31 @@ def test_a_store_that_is_only_read_stays_as_it_was_closed(folder: Path) -> None:
             shutil.copytree(read, folder, ignore=shutil.ignore_patterns(".lock-*"))
         with Store(EdgeBackend(read), "zsvec") as store:
             assert store.incomplete() == []
+
+
+def test_a_damaged_index_hides_no_category(folder: Path) -> None:
+    zeroed("catalog", "segments/*/payload_index/*-kind-map/page_0.dat")(folder)
+    with Store(EdgeBackend(folder), "zsvec") as store:
+        assert [category.name for category in store.categories()] == list(STORED)
+        assert [category.name for category in store.look(Cursor(), {}).categories] == ["desk", *STORED]
+        assert store.gc() == 0
+
+
+def test_what_the_log_of_a_killed_writer_has_lost_is_not_collected(folder: Path) -> None:
+    """References whose commit is not there, nor what announced them: their catalog is from before."""
+    before = folder.with_name("before")
+    shutil.copytree(folder, before)
+    with Store(EdgeBackend(folder), "zsvec") as store:
+        add(store, "lynx", ["5"])
+        add(store, "desk", ["6"])
+    for lost in folder.glob("*zsvec__catalog"):
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    shutil.copytree(before / "zsvec__catalog", folder / "zsvec__catalog")
+    with Store(EdgeBackend(folder), "zsvec") as store:
+        there = points(cast("EdgeBackend", store._backend))
+        with pytest.raises(StoreError, match=r"references of 'desk', 'lynx' in .* the catalog may have lost them"):
+            store.gc()
+        assert points(cast("EdgeBackend", store._backend)) == there
+        for name in ("desk", "lynx"):
+            add(store, name, ["7"])
+        assert store.gc() == 4

@@ -135,7 +135,7 @@ class Catalog:
 
     def manifests(self) -> list[Mapping[str, Any]]:
         """The manifests of all categories that were ever committed."""
-        records = self.scroll(Where(match={"kind": list(CATEGORY_KINDS)}, or_match=STORE))
+        records = self.scroll_all(Where(match={"kind": list(CATEGORY_KINDS)}, or_match=STORE))
         if not any(record["kind"] == "store" for record in records):
             self.check_not_lost(records)
         store = store_id(records)
@@ -236,6 +236,17 @@ class Catalog:
             for identifier, record in zip(page.ids, page.payloads, strict=True)
         ]
 
+    def scroll_all(self, where: Where) -> list[Mapping[str, Any]]:
+        """All records of kinds that are most of a catalog: where files can be damaged, without their index.
+
+        Raises:
+            StoreError: One of them cannot be read.
+        """
+        if not self.exclusive:
+            return self.scroll(where)
+        kinds = [kind for match in (where.match, where.or_match or {}) for kind in _listed(match["kind"])]
+        return [record for record in self.scroll(Where()) if record["kind"] in kinds]
+
     def retrieve(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         """Those of the records that exist, by id.
 
@@ -268,6 +279,10 @@ class Catalog:
                 f"the catalog of {self.location} has lost the record of its store, or is not zsvec's: restore the "
                 "store from a copy, import again into another, or choose another namespace"
             )
+
+
+def _listed(value: str | int | Sequence[str]) -> Sequence[str | int]:
+    return [value] if isinstance(value, str | int) else value
 
 
 def store_id(records: Iterable[Mapping[str, Any]]) -> str:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, room_for, room_to_open
-from zsvec.store.seal import Seal, break_seal, check_files
+from zsvec.store.seal import DamagedError, Seal, break_seal, check_files
 from zsvec.trust import inside
 from zsvec.types import Finding
 
@@ -67,7 +67,12 @@ class EdgeBackend:
     def exists(self, collection: str) -> bool:
         self.check()
         self._check_there(collection)
-        return (self._folder / collection).is_dir()
+        if (self._folder / collection).is_dir():
+            return True
+        with self._failures(collection):
+            if self._seal(collection).exists():
+                raise DamagedError(f"it is gone (delete {self._seal(collection)} if that is as it should be)")
+        return False
 
     def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):

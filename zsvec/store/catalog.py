@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zsvec.errors import CategoryNotFoundError, StoreError
@@ -245,7 +245,7 @@ class Catalog:
         if not self.exclusive:
             return self.scroll(where)
         kinds = [kind for match in (where.match, where.or_match or {}) for kind in _listed(match["kind"])]
-        return [record for record in self.scroll(Where()) if record["kind"] in kinds]
+        return [record for record in self.scroll(replace(where, match={})) if record["kind"] in kinds]
 
     def retrieve(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         """Those of the records that exist, by id.

@@ -11,7 +11,7 @@ ZSVecError
 ├── EncoderError               an encoder broke its contract
 │   └── WeightsUnavailableError    its weights cannot be loaded here
 └── StoreError                 the store cannot do what was asked
-    ├── StoreUnavailableError  away, slow, read-only, or refusing the key
+    ├── StoreUnavailableError  away, slow, full, read-only, or refusing the key
     ├── StoreLockedError       an embedded store that another process has open
     ├── EncoderMismatchError   its vectors come from other encoders
     └── ConflictError          another writer changed the category first
@@ -70,7 +70,7 @@ class StoreError(ZSVecError):
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot be reached, answers too late, or refuses access."""
+    """The store cannot be reached, answers too late, has no room left, or refuses access."""
 
 
 class StoreLockedError(StoreError):

@@ -1,4 +1,4 @@
-"""An import that is killed at any instant leaves whole categories, and can be run again."""
+"""Whatever is killed at any instant leaves whole categories, and can be run again."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.store import changer
 from tests.store.importer import BATCH, NAMES, batches, write_all
 from tests.store.material import FINGERPRINTS, Key, vectors
-from tests.store.support import EdgeDeployment, fast_folder
-from zsvec.store import Store
+from tests.store.support import EdgeDeployment, ServerDeployment, fast_folder
+from zsvec.store import Store, open_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,3 +134,89 @@ def collect(folder: Path) -> None:
     deployment = EdgeDeployment(folder)
     deployment.open().gc()
     deployment.close()
+
+
+# All that changes a store
+
+
+class Changer:
+    """`tests.store.changer`, for one store.
+
+    Args:
+        process: That runs it.
+        location: Of the store.
+        namespace: Of the store.
+        seed: Of the changes, and of the instants at which it is killed.
+        pause: Seconds within which it is killed after something that it said.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], location: str, namespace: str, seed: int, pause: float) -> None:
+        self._process, self._location, self._namespace, self._seed = process, location, namespace, seed
+        self._draw, self._pause = random.Random(seed), pause
+        self.done = 0  # changes that are in the store
+        self.killed: Counter[str] = Counter()  # by what it was about to do
+
+    def run(self) -> None:
+        """Make changes from the first that is not done on, until it is killed; and look at what is there then."""
+        made = changer.changes(self._seed)
+        acknowledged = self._until_killed(self._draw.randint(1, 9), self._draw.uniform(0, self._pause))
+        before = made[acknowledged - 1].after if acknowledged else changer.State()
+        after = made[min(acknowledged, len(made) - 1)].after
+        with open_store(self._location, namespace=self._namespace) as store:
+            found = changer.found(store)
+        assert changer.is_one_of(found, before, after), (acknowledged, found)
+        # One that is done in part, or not at all, is made again; but what was removed cannot be.
+        self.done = acknowledged + (found == after)
+
+    def _until_killed(self, lines: int, delay: float) -> int:
+        """Changes that were acknowledged by then."""
+        asked, told = self._process.stdin, self._process.stdout
+        assert asked is not None
+        assert told is not None
+        print(self._location, self._namespace, self._seed, self.done, file=asked, flush=True)
+        pid, acknowledged = int(told.readline().removeprefix("ready ")), self.done
+        for number, line in enumerate(told, 1):
+            if line.startswith("ended "):
+                assert line in (f"ended {-signal.SIGKILL}\n", "ended 0\n")
+                if line != "ended 0\n" and acknowledged < changer.CHANGES:
+                    self.killed[changer.changes(self._seed)[acknowledged].what] += 1
+                return acknowledged
+            acknowledged = int(line) + 1
+            if number == lines:
+                time.sleep(delay)  # the instant is the point
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        raise AssertionError("the changer has ended")
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.store.changer"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def kill_until_done(process: subprocess.Popen[str], location: str, namespace: str, seed: int, pause: float) -> Changer:
+    """Kill it again and again: no change that was acknowledged is lost, none is torn, nothing comes back."""
+    killed = Changer(process, location, namespace, seed, pause)
+    while killed.done < changer.CHANGES:
+        killed.run()
+    with changer.opened(location, namespace) as store:
+        store.gc(grace=0)
+        assert store.gc(grace=0) == 0
+        assert changer.found(store) == changer.changes(seed)[-1].after
+        assert not [finding for finding in store.check_up() if "garbage" in finding.what]
+    return killed
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_while_it_changes_an_embedded_store(process: subprocess.Popen[str], seed: int) -> None:
+    with fast_folder() as parent:
+        killed = kill_until_done(process, str(parent / "store"), "zsvec", seed, pause=0.01)
+    assert killed.killed.total() > 5
+
+
+def test_killed_while_it_changes_a_store_on_a_server(process: subprocess.Popen[str], server: ServerDeployment) -> None:
+    killed = kill_until_done(process, server.url, server.namespace, 3, pause=0.1)
+    assert killed.killed.total() > 5

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zsvec.errors import CategoryNotFoundError, StoreError
@@ -23,6 +23,8 @@ from zsvec.store.schema import (
     calibration_from,
     category_from,
     collection_name,
+    is_in_its_place,
+    is_record,
     record_id,
     store_payload,
 )
@@ -116,7 +118,13 @@ class Catalog:
             StoreError: The store has a schema that this version does not know.
         """
         store = self.store()
-        return {name: Fingerprint(**fields) for name, fields in store["encoders"].items()} if store else {}
+        try:
+            return {name: Fingerprint(**fields) for name, fields in store["encoders"].items()} if store else {}
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise StoreError(
+                f"the encoders of {self.location} cannot be read ({exc!r}): its catalog is damaged; restore the store "
+                "from a copy, or import again into another"
+            ) from exc
 
     # Reading
 
@@ -127,7 +135,9 @@ class Catalog:
 
     def manifests(self) -> list[Mapping[str, Any]]:
         """The manifests of all categories that were ever committed."""
-        records = self.scroll(Where(match={"kind": list(CATEGORY_KINDS)}, or_match=STORE))
+        records = self.scroll_all(Where(match={"kind": list(CATEGORY_KINDS)}, or_match=STORE))
+        if not any(record["kind"] == "store" for record in records):
+            self.check_not_lost(records)
         store = store_id(records)
         return [record for record in records if record["kind"] != "store" and belongs(record, store)]
 
@@ -215,14 +225,64 @@ class Catalog:
         return max(time.time_ns() // 1000, self.newest() + 1)
 
     def scroll(self, where: Where, fields: Sequence[str] | None = None) -> list[Mapping[str, Any]]:
-        """All matching records."""
+        """All matching records.
+
+        Raises:
+            StoreError: One of them cannot be read.
+        """
         return [
-            record for page in self.backend.scroll(self.collection, where, fields=fields) for record in page.payloads
+            self._checked(identifier, record)
+            for page in self.backend.scroll(self.collection, where, fields=fields)
+            for identifier, record in zip(page.ids, page.payloads, strict=True)
         ]
 
+    def scroll_all(self, where: Where) -> list[Mapping[str, Any]]:
+        """All records of kinds that are most of a catalog: where files can be damaged, without their index.
+
+        Raises:
+            StoreError: One of them cannot be read.
+        """
+        if not self.exclusive:
+            return self.scroll(where)
+        kinds = [kind for match in (where.match, where.or_match or {}) for kind in _listed(match["kind"])]
+        return [record for record in self.scroll(replace(where, match={})) if record["kind"] in kinds]
+
     def retrieve(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Those of the records that exist, by id."""
-        return self.backend.retrieve(self.collection, ids)
+        """Those of the records that exist, by id.
+
+        Raises:
+            StoreError: One of them cannot be read.
+        """
+        found = self.backend.retrieve(self.collection, ids)
+        return {identifier: self._checked(identifier, record) for identifier, record in found.items()}
+
+    def _checked(self, identifier: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        # A bit of a name may have changed in the files of a folder; a server looks after its own.
+        if not is_record(record) or (self.exclusive and not is_in_its_place(identifier, record)):
+            raise StoreError(
+                f"the catalog of {self.location} is damaged: the record {identifier} cannot be read; restore the store "
+                "from a copy, or import again into another"
+            )
+        return record
+
+    def check_not_lost(self, records: Collection[Mapping[str, Any]]) -> None:
+        """Refuse commits of no store, where nobody can just be making it.
+
+        Args:
+            records: Of one scroll that asked for the record of the store as well, and found none.
+
+        Raises:
+            StoreError: There are some.
+        """
+        if self.exclusive and records:
+            raise StoreError(
+                f"the catalog of {self.location} has lost the record of its store, or is not zsvec's: restore the "
+                "store from a copy, import again into another, or choose another namespace"
+            )
+
+
+def _listed(value: str | int | Sequence[str]) -> Sequence[str | int]:
+    return [value] if isinstance(value, str | int) else value
 
 
 def store_id(records: Iterable[Mapping[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from zsvec.errors import StoreError
 from zsvec.store.base import Put, Where
 from zsvec.store.catalog import Catalog, id_of
 from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import category_from, expected, intent_payload, manifest_payload, record_id
+from zsvec.store.schema import category_from, expected, intent_payload, manifest_payload, record_id, write_time
 from zsvec.types import Category
 
 READERS = 60.0
@@ -147,14 +147,17 @@ class Collector:
             at_work: The write ids of all intents.
 
         Raises:
-            StoreError: Categories have no manifest. They may have been lost, so nothing of theirs is deleted.
+            StoreError: Categories have no manifest, or one from before. Commits may have been lost, so nothing of them
+                is deleted.
         """
         manifests = {manifest["category"]: manifest for manifest in self._catalog.manifests()}
         live = {name: set(category_from(manifest).write_ids) for name, manifest in manifests.items()}
         unnamed = [(name, w) for name, w in found if w not in at_work and w not in live.get(name, ())]
         orphans = {name for name, _ in unnamed} - live.keys()
         orphans -= self._catalog.state(orphans).manifests.keys()  # where replicas differ, one look shows too little
-        dead = [w for name, w in unnamed if name in live]
+        if self._catalog.exclusive:  # every write had an intent, so the catalog has lost those after its manifests
+            orphans |= {name for name, w in unnamed if name in live and write_time(w) > manifests[name]["rev"]}
+        dead = [w for name, w in unnamed if name in live.keys() - orphans]
         deleted = self._references.delete(self._catalog.encoders(), dead) if dead else 0
         if orphans:
             raise StoreError(

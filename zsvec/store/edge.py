@@ -3,15 +3,20 @@
 One process at a time: the log is locked while a collection is open. A write survives a killed process
 once its method has returned, and a loss of power after `flush`. The engine keeps the GIL and does not
 survive a fork. `optimize` must never be called here: it stops every search for seconds.
+
+A shard that is dropped flushes by path, into whatever folder is there by then, and however full the disk is. So one
+that must not flush is kept until the process ends.
 """
 
 from __future__ import annotations
 
+import ctypes
+import json
 import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,8 @@ from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
+from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, room_for, room_to_open
+from zsvec.store.seal import DamagedError, Seal, break_seal, check_files
 from zsvec.trust import inside
 from zsvec.types import Finding
 
@@ -41,10 +48,13 @@ class EdgeBackend:
     exclusive = True
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = folder.absolute()  # so that a process can go to another working directory
         self.location = str(folder)
         self._shards: dict[str, qe.EdgeShard] = {}
         self._held: dict[str, FileLock] = {}
+        self._opened: dict[str, OpenedFolder] = {}  # of collections, and of all under no name
+        self._owed: dict[str, int] = {}  # bytes that flushing takes, of the collections that were written
+        self._unsealed: set[str] = set()  # those that have been written since they were opened
         self._lock = threading.RLock()
         self._handle = Handle(self.location)
 
@@ -56,7 +66,13 @@ class EdgeBackend:
 
     def exists(self, collection: str) -> bool:
         self.check()
-        return (self._folder / collection).is_dir()
+        self._check_there(collection)
+        if (self._folder / collection).is_dir():
+            return True
+        with self._failures(collection):
+            if self._seal(collection).exists():
+                raise DamagedError(f"it is gone (delete {self._seal(collection)} if that is as it should be)")
+        return False
 
     def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):
@@ -68,9 +84,10 @@ class EdgeBackend:
             # And always: a process that was killed here has left some out.
             shard = self._shard(collection)
             for field in indexes.keys() - shard.info().payload_schema.keys():
-                shard.update(qe.UpdateOperation.create_field_index(field, _SCHEMAS[indexes[field]]))
+                self._update(collection, qe.UpdateOperation.create_field_index(field, _SCHEMAS[indexes[field]]))
 
     def _create(self, collection: str, dim: int) -> None:
+        check_room(self._folder, ROOM + sum(self._owed.values()))
         # It has another name until it is complete: a killed process leaves no half collection.
         unfinished = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
         unfinished.mkdir()
@@ -87,30 +104,29 @@ class EdgeBackend:
 
     def upsert(self, collection: str, points: Points) -> None:
         with self._calls(collection):
-            shard = self._shard(collection)
             for first in range(0, len(points.ids), _CHUNK):
                 chunk = slice(first, first + _CHUNK)
-                rows = zip(points.ids[chunk], points.vectors[chunk], points.payloads[chunk], strict=True)
-                shard.update(qe.UpdateOperation.upsert_points([qe.Point(i, v.tolist(), dict(p)) for i, v, p in rows]))
+                vectors, payloads = points.vectors[chunk], points.payloads[chunk]
+                rows = zip(points.ids[chunk], vectors, payloads, strict=True)
+                operation = qe.UpdateOperation.upsert_points([qe.Point(i, v.tolist(), dict(p)) for i, v, p in rows])
+                self._update(collection, operation, len(payloads), vectors.nbytes + _size(payloads))
 
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         with self._calls(collection):
-            shard = self._shard(collection)
             for put in puts:
-                shard.update(
-                    qe.UpdateOperation.upsert_points(
-                        [qe.Point(put.id, [1.0], dict(put.payload))],
-                        None if put.expected is None else _filter(Where(match=put.expected)),
-                        qe.UpdateMode.InsertOnly if put.expected is None else qe.UpdateMode.UpdateOnly,
-                    )
+                operation = qe.UpdateOperation.upsert_points(
+                    [qe.Point(put.id, [1.0], dict(put.payload))],
+                    None if put.expected is None else _filter(Where(match=put.expected)),
+                    qe.UpdateMode.InsertOnly if put.expected is None else qe.UpdateMode.UpdateOnly,
                 )
+                self._update(collection, operation, 1, _size([put.payload]))
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         if not self.exists(collection):
             return {}
         with self._calls(collection):
             found = self._shard(collection).retrieve(list(ids), True, False)
-        return {str(record.id): record.payload or {} for record in found}
+            return {str(record.id): record.payload or {} for record in found}
 
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
@@ -137,11 +153,12 @@ class EdgeBackend:
             )
             with self._calls(collection):
                 page, offset = self._shard(collection).scroll(request)
-            yield Points(
-                ids=[str(point.id) for point in page],
-                vectors=stack([point.vector for point in page]),
-                payloads=[point.payload or {} for point in page],
-            )
+                points = Points(
+                    ids=[str(point.id) for point in page],
+                    vectors=stack([point.vector for point in page]),
+                    payloads=[point.payload or {} for point in page],
+                )
+            yield points
             if offset is None:
                 return
 
@@ -155,7 +172,7 @@ class EdgeBackend:
         )
         with self._calls(collection):
             page, _ = self._shard(collection).scroll(request)
-        return int((page[0].payload or {})["rev"]) if page else 0
+            return int((page[0].payload or {})["rev"]) if page else 0
 
     def query(
         self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
@@ -172,15 +189,15 @@ class EdgeBackend:
         ]
         with self._calls(collection):
             results = self._shard(collection).query_batch(qe.QueryBatchRequest(requests))
-        return [[Hit(str(point.id), point.score, point.payload or {}) for point in found] for found in results]
+            return [[Hit(str(point.id), point.score, point.payload or {}) for point in found] for found in results]
 
     def delete(self, collection: str, where: Where) -> None:
         with self._calls(collection):
-            self._shard(collection).update(qe.UpdateOperation.delete_points_by_filter(_filter(where)))
+            self._update(collection, qe.UpdateOperation.delete_points_by_filter(_filter(where)))
 
     def drop(self, collection: str, ids: Sequence[str]) -> None:
         with self._calls(collection):
-            self._shard(collection).update(qe.UpdateOperation.delete_points(list(ids)))
+            self._update(collection, qe.UpdateOperation.delete_points(list(ids)), len(ids))
 
     def count(self, collection: str, where: Where) -> int:
         if not self.exists(collection):
@@ -203,32 +220,103 @@ class EdgeBackend:
     def flush(self) -> None:
         for collection in list(self._shards):
             with self._calls(collection):
-                self._shard(collection).flush()
+                self._flush(collection, self._shard(collection))
 
     def close(self) -> None:
         if self._handle.forked:
             return  # the files are the parent's
         with self._lock:
+            if self._shards and self._opened[""].is_there():
+                with self._failures(next(iter(self._shards))):
+                    self._check_room(0)  # still open, it can be closed when there is room
             self._handle.close()
-            try:
-                while self._shards:
-                    collection, shard = self._shards.popitem()
-                    with self._failures(collection):
-                        shard.flush()
-                        shard.close()
-            finally:
-                while self._held:
-                    self._held.popitem()[1].release()
+            held, opened, shards = self._held, self._opened, self._shards
+            self._held, self._opened, self._shards = {}, {}, {}
+            with ExitStack() as last:  # all of it is done, whatever fails
+                for lock in held.values():
+                    last.callback(lock.release)
+                for folder in opened.values():
+                    last.callback(folder.close)
+                for collection, shard in shards.items():
+                    last.callback(self._close, collection, shard, opened)
+
+    def _close(self, collection: str, shard: qe.EdgeShard, opened: Mapping[str, OpenedFolder]) -> None:
+        with self._failures(collection):
+            if not (opened[""].is_there() and opened[collection].is_there()):
+                _keep_for_ever(shard)
+                if collection in self._owed:
+                    raise self._gone(collection)
+                return
+            self._flush(collection, shard)
+            points = shard.count(qe.CountRequest(exact=True))
+            shard.close()
+            if collection in self._unsealed:
+                with suppress(OSError):  # all is stored; without a seal, damage is not told
+                    Seal.of(self._folder / collection, points).write(self._seal(collection))
+
+    def _flush(self, collection: str, shard: qe.EdgeShard) -> None:
+        self._check_room(0, shard)
+        shard.flush()
+        self._owed.pop(collection, None)
+
+    def _update(self, collection: str, operation: qe.UpdateOperation, points: int = 1, size: int = 0) -> None:
+        """Write, if there is room.
+
+        Args:
+            collection: Where to.
+            operation: What to do.
+            points: How many it writes.
+            size: Bytes of their vectors and payloads.
+
+        Raises:
+            StoreUnavailableError: There is no room, or the folder is gone.
+        """
+        shard = self._shard(collection)
+        self._check_room(room_for(size) + POINT * points)
+        if collection not in self._unsealed:
+            break_seal(self._seal(collection))
+            self._unsealed.add(collection)
+        self._owed[collection] = self._owed.get(collection, 0) + POINT * points
+        shard.update(operation)
+        self._check_there(collection)  # it may have gone meanwhile
+
+    def _check_room(self, needed: int, *closing: qe.EdgeShard) -> None:
+        """Refuse what would fill the disk, with all that is to be flushed yet."""
+        try:
+            check_room(self._folder, needed + sum(self._owed.values()))
+        except StoreUnavailableError:
+            for shard in (*self._shards.values(), *closing):
+                _keep_for_ever(shard)
+            raise
 
     def _shard(self, collection: str) -> qe.EdgeShard:
+        self._check_there(collection)
         if collection not in self._shards:
             self._hold(collection)
             folder = self._folder / collection
             for path in (folder, *folder.rglob("*")):
                 if path.is_symlink():
                     inside(self._folder, path)  # the engine follows it, and writes
-            self._shards[collection] = qe.EdgeShard.load(str(folder))
+            check_files(folder)
+            seal = Seal.read(self._seal(collection))
+            check_room(folder, room_to_open(folder, closed=seal is not None))
+            if seal:
+                seal.check_ids(folder)
+            shard = qe.EdgeShard.load(str(folder))
+            if seal:
+                try:
+                    seal.check_points(shard.count(qe.CountRequest(exact=True)))
+                except BaseException:
+                    shard.close()  # else the error would keep it open
+                    raise
+            else:
+                self._owed[collection] = log_size(folder)
+            self._shards[collection] = shard
+            self._opened[collection] = OpenedFolder(folder)
         return self._shards[collection]
+
+    def _seal(self, collection: str) -> Path:
+        return inside(self._folder, self._folder / f".seal-{collection}")
 
     def _hold(self, collection: str) -> None:
         """Keep a collection for this handle: the engine's own lock is free again while a shard is still being closed.
@@ -243,6 +331,22 @@ class EdgeBackend:
             except Timeout as exc:
                 raise self._locked() from exc
             self._held[collection] = lock
+            if "" not in self._opened:
+                self._opened[""] = OpenedFolder(self._folder)
+
+    def _check_there(self, collection: str) -> None:
+        """Refuse a folder that is not the one that was opened."""
+        if not all(self._opened[name].is_there() for name in ("", collection) if name in self._opened):
+            for shard in self._shards.values():
+                _keep_for_ever(shard)
+            raise self._gone(collection)
+
+    def _gone(self, collection: str) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"the folder {self._folder / collection} of an embedded store was deleted, moved or replaced while it was "
+            "open: nothing more can be stored there; close the store, put its folder back, or a copy of it, and open "
+            "it again"
+        )
 
     def _locked(self) -> StoreLockedError:
         return StoreLockedError(
@@ -268,10 +372,23 @@ class EdgeBackend:
             raise StoreUnavailableError(
                 f"the store folder {self.location} cannot be used: {exc}; give one that can be written"
             ) from exc
-        except Exception as exc:  # the engine raises nothing narrower
+        except BaseException as exc:  # the engine raises nothing narrower, and where it panics, not even Exception
+            if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
+                raise
             if "WouldBlock" in str(exc):
                 raise self._locked() from exc
-            raise StoreError(f"collection {collection!r} of the embedded store {self.location} failed: {exc}") from exc
+            raise StoreError(
+                f"collection {collection!r} of the embedded store {self.location} failed: {exc}; if its files are "
+                f"damaged, put a copy of {self._folder} in its place, or import again into another folder"
+            ) from exc
+
+
+def _keep_for_ever(shard: qe.EdgeShard) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(shard))
+
+
+def _size(payloads: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(json.dumps(payload)) for payload in payloads)
 
 
 def _filter(where: Where) -> qe.Filter:

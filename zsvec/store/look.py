@@ -60,9 +60,14 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     fresh = cursor.store is None
     where = COMMITS if fresh or whole else replace(COMMITS, since=_since(catalog, cursor))
     at_once = catalog.exclusive or fresh  # else what has changed is found out first: most of it is known
-    records = catalog.scroll(replace(where, or_match=STORE), fields=None if at_once else LOOK_FIELDS)
+    where = replace(where, or_match=STORE)
+    if at_once and where.since is None:
+        records = catalog.scroll_all(where)
+    else:
+        records = catalog.scroll(where, fields=None if at_once else LOOK_FIELDS)
     stores = [record for record in records if record["kind"] == "store"]
     if not stores:
+        catalog.check_not_lost(records)
         return Look(Cursor(), reset=not fresh)
     catalog.check_schema(stores[0])
     store = store_id(stores)

@@ -17,6 +17,7 @@ from zsvec.store.catalog import Catalog, id_of
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import (
     SCHEMA,
+    category_from,
     expected,
     intent_payload,
     migrated_calibration,
@@ -59,12 +60,15 @@ def _of_schema_1(catalog: Catalog, store: str) -> list[Put]:
 
 
 def _intents(catalog: Catalog, references: ReferenceCollections, store: str) -> list[Put]:
-    """Intents of the writers of schema 1 that died before the first commit of a category.
+    """Intents of the writers of schema 1 that died before the first commit of a category; in a folder, of any commit.
 
-    From now on, references of a category that has neither a manifest nor an intent are a sign of damage.
+    From now on, references that have neither a manifest nor an intent are a sign of damage.
     """
-    known = {manifest["category"] for manifest in catalog.manifests()}
-    left = sorted({(name, w) for name, w in references.writes(catalog.encoders()) if name not in known})
+    live = {manifest["category"]: category_from(manifest).write_ids for manifest in catalog.manifests()}
+    if catalog.exclusive:
+        left = sorted({(name, w) for name, w in references.writes(catalog.encoders()) if w not in live.get(name, ())})
+    else:
+        left = sorted({(name, w) for name, w in references.writes(catalog.encoders()) if name not in live})
     by_writer: dict[int, dict[str, str]] = defaultdict(dict)
     for name, write_id in left:
         by_writer[sum(name in writes for writes in by_writer.values())][name] = write_id

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.errors import StoreError
 from zsvec.store.base import Backend, Hit, Points, Where
 from zsvec.store.schema import (
     REFERENCE_INDEXES,
     Reference,
     collection_name,
+    is_reference,
     point_id,
     reference_from,
     reference_payload,
 )
-from zsvec.types import Category, Modality, encoder_and_modality
+from zsvec.types import Category, Modality, encoder_and_modality, expert_name
 
 _HIT_FIELDS = ("category", "gen", "source")
 _WRITE_IDS = 256  # in one filter
@@ -45,10 +48,11 @@ class ReferenceCollections:
     # Reading
 
     def pages(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
-        """References of these writes in one collection, page by page."""
+        """References of these writes in one collection, page by page, without those whose payload cannot be read."""
         for first in range(0, len(write_ids), _WRITE_IDS):
             where = Where(match={"gen": list(write_ids[first : first + _WRITE_IDS])})
-            yield from self._backend.scroll(self.collection(encoder), where, vectors=vectors)
+            for page in self._backend.scroll(self.collection(encoder), where, vectors=vectors):
+                yield _readable(page)
 
     def read(self, category: Category, *, vectors: bool = True) -> Iterator[Reference]:
         """Every reference of a category; without `vectors`, the vectors are empty."""
@@ -63,6 +67,9 @@ class ReferenceCollections:
 
     def counts(self, category: Category) -> dict[str, int]:
         """How many references of a category there are, by expert."""
+        if self._backend.exclusive:  # an index may count more than can be read
+            read = Counter(expert_name(r.encoder, r.modality) for r in self.read(category, vectors=False))
+            return {expert: read[expert] for expert in category.references} | read
         counted: dict[str, int] = {}
         for expert in category.references:
             encoder, modality = encoder_and_modality(expert)
@@ -85,7 +92,13 @@ class ReferenceCollections:
     ) -> list[list[Hit]]:
         """As `zsvec.store.store.Store.query`."""
         where = Where(match={"modality": modality} if write_ids is None else {"modality": modality, "gen": write_ids})
-        return self._backend.query(self.collection(encoder), vectors, where, limit, _HIT_FIELDS)
+        found = self._backend.query(self.collection(encoder), vectors, where, limit, _HIT_FIELDS)
+        if unreadable := [hit.id for hits in found for hit in hits if not is_reference(hit.payload, _HIT_FIELDS)]:
+            raise StoreError(
+                f"the reference {unreadable[0]} in {self.collection(encoder)!r} of {self._backend.location} cannot be "
+                "read: `zsvec doctor` shows which category it is missing from; remove that and add it again"
+            )
+        return found
 
     # Writing
 
@@ -107,7 +120,7 @@ class ReferenceCollections:
         """Category and write id of every reference that there is."""
         for encoder in encoders:
             for page in self._backend.scroll(self.collection(encoder), Where(), fields=("category", "gen")):
-                yield from ((payload["category"], payload["gen"]) for payload in page.payloads)
+                yield from ((p["category"], p["gen"]) for p in page.payloads if is_reference(p, ("category", "gen")))
 
     def delete(self, encoders: Iterable[str], write_ids: Sequence[str]) -> int:
         """Delete the references of these writes, and say how many there were."""
@@ -119,3 +132,10 @@ class ReferenceCollections:
                 deleted += sum(len(page.ids) for page in pages)
                 self._backend.delete(self.collection(encoder), where)
         return deleted
+
+
+def _readable(page: Points) -> Points:
+    kept = [i for i, payload in enumerate(page.payloads) if is_reference(payload)]
+    if len(kept) == len(page.payloads):
+        return page
+    return Points([page.ids[i] for i in kept], page.vectors[kept], [page.payloads[i] for i in kept])

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ CATALOG = "catalog"
 REFERENCE_INDEXES: Mapping[str, str] = {"category": "keyword", "modality": "keyword", "gen": "keyword"}
 CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 
+_REFERENCE = ("category", "modality", "gen", "hash", "source")
 _NAMESPACE = uuid.UUID("6b1f3c80-7a0c-5a52-9d0e-2f6f3a1f5b7e")
 _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its own after others have written
 
@@ -119,12 +120,40 @@ def reference_from(encoder: str, payload: Mapping[str, Any], vector: NDArray[np.
     return Reference(encoder, payload["modality"], payload["hash"], payload["source"], vector, payload.get("prompt"))
 
 
+def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE) -> bool:
+    """Whether a payload has these fields, which that of every reference has."""
+    return all(isinstance(payload.get(name), str) for name in fields)
+
+
 # Records
 
 
 CATEGORY_KINDS = ("manifest", "category")  # of schema 2, and 1
 LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "moved")
 """What tells whether a record has changed."""
+
+
+_ALWAYS: Mapping[str, Mapping[str, type]] = {
+    "store": {"schema": int},
+    "manifest": {"category": str, "version": int, "rev": int},
+    "category": {"category": str, "version": int, "rev": int},
+    "calibration": {"version": int, "rev": int},
+    "intent": {"id": str, "rev": int, "store": str, "writes": dict, "replaced": dict},
+}
+
+
+def is_record(payload: Mapping[str, Any]) -> bool:
+    """Whether a payload has what every version of zsvec writes in records of its kind, in whole or in `LOOK_FIELDS`."""
+    fields = _ALWAYS.get(str(payload.get("kind")))
+    return fields is not None and all(isinstance(payload.get(name), of_type) for name, of_type in fields.items())
+
+
+def is_in_its_place(identifier: str, record: Mapping[str, Any]) -> bool:
+    """Whether a record has the id that its kind and its category make; an intent has one of its own."""
+    if record["kind"] == "intent" or "moved" in record:
+        return True
+    of_category = record["kind"] in CATEGORY_KINDS
+    return identifier == (record_id("category", record["category"]) if of_category else record_id(record["kind"]))
 
 
 def store_payload(fingerprints: Mapping[str, Fingerprint]) -> dict[str, Any]:
@@ -185,6 +214,8 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
         StoreError: It is not as this version of zsvec writes it.
     """
     try:
+        if not (isinstance(manifest["references"], Mapping) and isinstance(manifest["metadata"], Mapping)):
+            raise TypeError("no mappings")  # noqa: TRY301 - it is as any other
         return Category(
             name=manifest["category"],
             version=manifest["version"],

@@ -1,0 +1,146 @@
+"""A program that changes stores in every way there is, for `test_kill` to kill.
+
+``python -m tests.store.changer`` reads lines of a location, a namespace, a seed and a number: it opens that store, and
+makes the changes of the seed from that number on, in a process for each line. A process says ``ready PID``, and the
+number of each change when the store has acknowledged it. When it has ended, ``ended`` is said, with its exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from tests.store.importer import say
+from tests.store.material import FINGERPRINTS, write_of
+from zsvec.store import Store, open_store
+from zsvec.types import CALIBRATION_FORMAT
+
+CHANGES = 60
+_NAMES = [f"category {i}" for i in range(6)]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a store holds.
+
+    Attributes:
+        categories: The sources of each category's texts and images.
+        calibration: Revision of the calibration; 0 for none.
+    """
+
+    categories: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    calibration: int = 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change.
+
+    Attributes:
+        what: In a word.
+        make: Makes it.
+        after: The store, then.
+    """
+
+    what: str
+    make: Callable[[Store], object]
+    after: State
+
+
+@cache
+def changes(seed: int) -> tuple[Change, ...]:
+    """The changes of a seed, each planned on what the one before it leaves."""
+    draw, state, made = random.Random(seed), State(), []
+    for number in range(CHANGES):
+        made.append(_change(draw, state, number))
+        state = made[-1].after
+    return tuple(made)
+
+
+def _change(draw: random.Random, before: State, number: int) -> Change:
+    there = sorted(before.categories)
+    what = draw.choice(["add", "add", "extend", "replace", "remove", "calibrate", "gc", "close", "flush"])
+    if what in ("add", "extend", "replace") or (what == "remove" and not there):
+        names = draw.sample(_NAMES, draw.randint(1, 3))
+        images = [f"image {number}-{i}" for i in range(draw.randint(1, 4))]
+        writes = [write_of(name, images, [f"text {number}"], replace=what == "replace") for name in names]
+        after = dict(before.categories)
+        for name in names:
+            kept = frozenset[str]() if what == "replace" else after.get(name, frozenset())
+            after[name] = kept | {*images, f"text {number}"}
+        return Change(what, lambda store: store.write(writes), replace(before, categories=after))
+    if what == "remove":
+        name = draw.choice(there)
+        left = {other: sources for other, sources in before.categories.items() if other != name}
+        return Change(what, lambda store: store.remove(name), replace(before, categories=left))
+    if what == "calibrate":
+        calibration = {"format": CALIBRATION_FORMAT, "revision": number + 1, "temperatures": [1.5] * 20}
+        after_it = replace(before, calibration=number + 1)
+        return Change(what, lambda store: store.keep_calibration(calibration), after_it)
+    if what == "gc":
+        return Change(what, lambda store: store.gc(grace=0), before)
+    if what == "flush":
+        return Change(what, lambda store: store.flush(), before)
+    return Change(what, Store.close, before)
+
+
+def opened(location: str, namespace: str) -> Store:
+    store = open_store(location, namespace=namespace)
+    store.bind(FINGERPRINTS)
+    return store
+
+
+def in_a_process(location: str, namespace: str, seed: str, first: str) -> int:
+    """Make the changes of a seed from one on; the exit code."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+    try:
+        say(f"ready {os.getpid()}")
+        store = opened(location, namespace)
+        for number, change in enumerate(changes(int(seed))):
+            if number >= int(first):
+                change.make(store)
+                store = opened(location, namespace) if change.what == "close" else store
+                say(str(number))
+        store.close()
+    except BaseException:  # noqa: BLE001 - it must not go on in the loop of its parent
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def found(store: Store) -> State:
+    """What a store holds, read through it; all of it is there."""
+    assert store.incomplete() == []
+    categories: dict[str, Any] = {}
+    for category in store.categories():
+        of_experts: dict[str, set[str]] = {}
+        for reference in store.stored(category.name):
+            of_experts.setdefault(f"{reference.encoder}:{reference.modality}", set()).add(reference.source)
+        assert of_experts["clip:image"] == of_experts["dino:image"]
+        categories[category.name] = frozenset(of_experts["clip:text"] | of_experts["clip:image"])
+    return State(categories, int((store.calibration() or {}).get("revision", 0)))
+
+
+def is_one_of(state: State, before: State, after: State) -> bool:
+    """Whether a state is that before a change or that after it, category by category."""
+    names = state.categories.keys() | before.categories.keys() | after.categories.keys()
+    return state.calibration in (before.calibration, after.calibration) and all(
+        state.categories.get(name) in (before.categories.get(name), after.categories.get(name)) for name in names
+    )
+
+
+if __name__ == "__main__":
+    import_module("zsvec.store.edge")
+    import_module("zsvec.store.server")
+    for line in sys.stdin:
+        say(f"ended {in_a_process(*line.split())}")

@@ -1,0 +1,216 @@
+"""Damaged files of an embedded store: an error of ours, or what is missing is named; and nothing else is deleted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+
+from tests.store.material import FINGERPRINTS, add, sources
+from tests.store.support import fast_folder
+from zsvec.errors import StoreError
+from zsvec.store import Cursor, Store
+from zsvec.store.base import Where
+from zsvec.store.edge import EdgeBackend
+
+ENCODERS = FINGERPRINTS.items()
+STORED = {
+    "lynx": {"clip:image": ["1", "2"], "clip:text": ["text"], "dino:image": ["1", "2"]},
+    "red panda": {"clip:image": ["3"], "clip:text": ["text"], "dino:image": ["3"]},
+}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A store of two categories, closed."""
+    with fast_folder() as parent:
+        with Store(EdgeBackend(parent / "store"), "zsvec") as store:
+            store.bind(FINGERPRINTS)
+            add(store, "lynx", ["1", "2"], ["text"])
+            add(store, "red panda", ["3"], ["text"])
+            add(store, "desk", ["4"])
+            store.remove("desk")
+        yield parent / "store"
+
+
+def file(folder: Path, collection: str, pattern: str) -> Path:
+    return sorted((folder / f"zsvec__{collection}").glob(pattern))[0]
+
+
+def truncated(collection: str, pattern: str, size: int = 0) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(file(folder, collection, pattern), size)
+
+
+def removed(collection: str, pattern: str) -> Callable[[Path], None]:
+    return lambda folder: shutil.rmtree(file(folder, collection, pattern))
+
+
+def zeroed(collection: str, pattern: str) -> Callable[[Path], None]:
+    def zero(folder: Path) -> None:
+        damaged = file(folder, collection, pattern)
+        damaged.write_bytes(bytes(damaged.stat().st_size))
+
+    return zero
+
+
+def swapped(pattern: str, one: str, other: str) -> Callable[[Path], None]:
+    def swap(folder: Path) -> None:
+        first, second = file(folder, one, pattern), file(folder, other, pattern)
+        kept = first.read_bytes()
+        shutil.copyfile(second, first)
+        second.write_bytes(kept)
+
+    return swap
+
+
+def renamed(folder: Path) -> None:
+    """One bit of each letter of a category's name."""
+    for payloads in (folder / "zsvec__catalog").glob("segments/*/payload_storage/page_0.dat"):
+        content = payloads.read_bytes()
+        assert b"red panda" in content
+        payloads.write_bytes(content.replace(b"red panda", b"rfd pbndb"))
+
+
+IDS = "segments/*/mutable_id_tracker.mappings"
+NO_POINTS = "segments/*/mutable_id_tracker.versions"
+NO_VALUES = "segments/*/payload_index/*-null/is_null/status.dat"
+NO_PAYLOADS = "segments/*/payload_storage"
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a catalog of no points": truncated("catalog", NO_POINTS),
+    "a catalog of some points": truncated("catalog", NO_POINTS, 37),
+    "a catalog without payloads": removed("catalog", NO_PAYLOADS),
+    "a catalog without segments": removed("catalog", "segments"),
+    "a catalog without its segment": removed("catalog", "segments/*"),
+    "a catalog without a log": removed("catalog", "wal"),
+    "a catalog at which the engine panics": truncated("catalog", NO_VALUES),
+    "a catalog without a folder": lambda folder: shutil.rmtree(folder / "zsvec__catalog"),
+    "references without a folder": lambda folder: shutil.rmtree(folder / "zsvec__dino"),
+    "a catalog with another name": renamed,
+    "no references": truncated("clip", NO_POINTS),
+    "some references": truncated("dino", NO_POINTS, 8),
+    "references without payloads": removed("dino", NO_PAYLOADS),
+    "references without vectors": removed("clip", "segments/*/vector_storage/vectors"),
+    "references without segments": removed("clip", "segments"),
+    "references without a log": removed("clip", "wal"),
+    "references at which the engine panics": truncated("clip", NO_VALUES),
+    "catalog and references swapped": swapped(IDS, "catalog", "clip"),
+    "references of two encoders swapped": swapped(IDS, "dino", "clip"),
+    "ids at which the engine ends the process": lambda folder: file(folder, "clip", IDS).write_bytes(
+        b"\2" + b"\xff" * 20
+    ),
+    "a damaged seal": lambda folder: os.truncate(folder / ".seal-zsvec__clip", 3),
+}
+
+CALLS: dict[str, Callable[[Store], object]] = {
+    "categories": Store.categories,
+    "stored": lambda store: [store.stored(name) for name in STORED],
+    "look": lambda store: store.look(Cursor(), {}),
+    "query": lambda store: [
+        store.query(e, "image", np.ones((1, f.dim), "float32"), 9) for e, f in FINGERPRINTS.items()
+    ],
+    "info": Store.info,
+    "doctor": lambda store: list(store.check_up()),
+    "calibration": Store.calibration,
+    "bind": lambda store: store.bind(FINGERPRINTS),
+    "add": lambda store: add(store, "desk", ["9"]),
+    "replace": lambda store: add(store, "lynx", ["9"], replace=True),
+    "remove": lambda store: store.remove("red panda"),
+    "flush": Store.flush,
+    "close": Store.close,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the engine, of what it cannot flush
+class TestDamage:
+    def test_only_errors_of_ours(self, folder: Path, damage: Callable[[Path], object]) -> None:
+        damage(folder)
+        store, failed = Store(EdgeBackend(folder), "zsvec"), dict[str, str]()
+        for name, call in CALLS.items():
+            try:
+                call(store)
+            except StoreError as error:
+                failed[name] = str(error)
+        assert failed
+        assert all(str(folder) in message for message in failed.values())
+
+    def test_what_is_missing_is_told(self, folder: Path, damage: Callable[[Path], object]) -> None:
+        damage(folder)
+        store = Store(EdgeBackend(folder), "zsvec")
+        try:
+            found = {category.name: sources(store, category.name) for category in store.categories()}
+            missing = {name for name in STORED if found.get(name) != STORED[name]}
+            assert missing <= set(store.incomplete())
+            told = bool(missing)
+        except StoreError:
+            told = True
+        assert told
+        with suppress(StoreError):
+            store.close()
+
+    def test_no_live_reference_is_collected(self, folder: Path, damage: Callable[[Path], object]) -> None:
+        """There is no garbage in the store."""
+        damage(folder)
+        backend = EdgeBackend(folder)
+        before = points(backend)
+        with suppress(StoreError):
+            Store(backend, "zsvec").gc(grace=0)
+        assert points(backend) >= before
+        with suppress(StoreError):
+            backend.close()
+
+
+def points(backend: EdgeBackend) -> set[tuple[str, str]]:
+    """Encoder and id of each reference that can be read."""
+    found = set()
+    for encoder in FINGERPRINTS:
+        with suppress(StoreError):
+            found |= {(encoder, i) for page in backend.scroll(f"zsvec__{encoder}", Where()) for i in page.ids}
+    return found
+
+
+def test_a_store_that_is_only_read_stays_as_it_was_closed(folder: Path) -> None:
+    """The engine changes its files; readers may be killed, and each of those that are not closes the store."""
+    for number in range(4):
+        with Store(EdgeBackend(folder), "zsvec") as store:
+            assert {category.name: sources(store, category.name) for category in store.categories()} == STORED
+            store.flush()
+            folder, read = folder.with_name(f"copy {number}"), folder
+            shutil.copytree(read, folder, ignore=shutil.ignore_patterns(".lock-*"))
+        with Store(EdgeBackend(read), "zsvec") as store:
+            assert store.incomplete() == []
+
+
+def test_a_damaged_index_hides_no_category(folder: Path) -> None:
+    zeroed("catalog", "segments/*/payload_index/*-kind-map/page_0.dat")(folder)
+    with Store(EdgeBackend(folder), "zsvec") as store:
+        assert [category.name for category in store.categories()] == list(STORED)
+        assert [category.name for category in store.look(Cursor(), {}).categories] == ["desk", *STORED]
+        assert store.gc() == 0
+
+
+def test_what_the_log_of_a_killed_writer_has_lost_is_not_collected(folder: Path) -> None:
+    """References whose commit is not there, nor what announced them: their catalog is from before."""
+    before = folder.with_name("before")
+    shutil.copytree(folder, before)
+    with Store(EdgeBackend(folder), "zsvec") as store:
+        add(store, "lynx", ["5"])
+        add(store, "desk", ["6"])
+    for lost in folder.glob("*zsvec__catalog"):
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    shutil.copytree(before / "zsvec__catalog", folder / "zsvec__catalog")
+    with Store(EdgeBackend(folder), "zsvec") as store:
+        there = points(cast("EdgeBackend", store._backend))
+        with pytest.raises(StoreError, match=r"references of 'desk', 'lynx' in .* the catalog may have lost them"):
+            store.gc()
+        assert points(cast("EdgeBackend", store._backend)) == there
+        for name in ("desk", "lynx"):
+            add(store, name, ["7"])
+        assert store.gc() == 4

@@ -1,0 +1,347 @@
+"""The folder beneath an embedded store: no room on its disk, or deleted, moved or replaced while it is open."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from tests.store.material import FINGERPRINTS, add, sources, write_of
+from tests.store.support import Hooked, fast_folder
+from zsvec.errors import StoreError, StoreUnavailableError
+from zsvec.store import Store
+from zsvec.store import folder as folder_module
+from zsvec.store.base import Backend
+from zsvec.store.edge import EdgeBackend
+from zsvec.store.folder import ROOM
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no folder that is in use")
+
+State = dict[str, dict[str, list[str]]]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with fast_folder() as parent:
+        yield parent / "store"
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[Store]:
+    """With two categories."""
+    opened = open_(folder)
+    add(opened, "lynx", ["1", "2"], ["text"])
+    add(opened, "red panda", ["3"], ["text"])
+    yield opened
+    opened.close()
+
+
+def open_(folder: Path) -> Store:
+    store = Store(EdgeBackend(folder), "zsvec")
+    store.bind(FINGERPRINTS)
+    return store
+
+
+def state(store: Store) -> State:
+    return {category.name: sources(store, category.name) for category in store.categories()}
+
+
+WRITES: dict[str, Callable[[Store], object]] = {
+    "add": lambda store: add(store, "desk", ["4"], ["text"]),
+    "extend": lambda store: add(store, "lynx", ["5"]),
+    "replace": lambda store: add(store, "lynx", ["6"], replace=True),
+    "remove": lambda store: store.remove("lynx"),
+    "calibrate": lambda store: store.keep_calibration({"format": 1, "revision": 1}),
+}
+
+
+# A full disk
+
+
+class Disk:
+    """What `shutil.disk_usage` says.
+
+    Attributes:
+        total: Bytes.
+        free: Bytes.
+        looks: How often it was asked.
+        full_at: The look from which on nothing is free.
+    """
+
+    def __init__(self) -> None:
+        self.total, self.free, self.looks, self.full_at = 2**41, 2**40, 0, -1
+
+    def usage(self, _: Path) -> SimpleNamespace:
+        self.looks += 1
+        return SimpleNamespace(total=self.total, free=0 if 0 <= self.full_at < self.looks else self.free)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(shutil, "disk_usage", disk.usage)
+    return disk
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_writes_are_refused_while_the_disk_is_full(
+    store: Store, folder: Path, disk: Disk, write: Callable[[Store], object]
+) -> None:
+    before = state(store)
+    disk.free = ROOM - 1
+    with pytest.raises(StoreUnavailableError, match=r"has 16\.0 MiB free, and 16\.\d MiB are needed") as refused:
+        write(store)
+    assert str(folder) in str(refused.value)
+    assert "make room" in str(refused.value)
+    assert state(store) == before
+    disk.free = 2**30
+    write(store)
+    assert store.incomplete() == []
+    assert store.gc() == 0
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_disk_that_fills_up_between_two_steps_of_a_write(
+    folder: Path, disk: Disk, write: Callable[[Store], object]
+) -> None:
+    """Whichever it is, the store is as before or as after, and what was refused can be done again."""
+    for step in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        store = open_(folder)
+        add(store, "lynx", ["1", "2"], ["text"])
+        before, disk.full_at = state(store), disk.looks + step
+        try:
+            write(store)
+        except StoreUnavailableError:
+            refused = True
+        else:
+            refused = False
+        assert (state(store) != before) <= (write is not WRITES["calibrate"])
+        disk.full_at = -1
+        if refused and state(store) == before:
+            write(store)
+        store.gc()
+        after = state(store)
+        assert store.incomplete() == []
+        store.close()
+        with open_(folder) as again:
+            assert state(again) == after
+        if not refused:
+            assert step > 0
+            return
+    raise AssertionError("it is never done")
+
+
+def test_the_room_for_a_write_grows_with_it(store: Store, disk: Disk) -> None:
+    disk.free = ROOM + 2**20
+    add(store, "desk", ["4"])
+    with pytest.raises(StoreUnavailableError, match=r"17\.0 MiB free, and 20\.\d MiB are needed"):
+        add(store, "essay", texts=["x" * 2**20])
+    assert [category.name for category in store.categories()] == ["desk", "lynx", "red panda"]
+
+
+def test_a_file_system_that_does_not_say_what_is_free(store: Store, disk: Disk) -> None:
+    disk.total = disk.free = 0
+    add(store, "desk", ["4"])
+    store.close()
+
+
+def test_no_store_is_made_on_a_full_disk(folder: Path, disk: Disk) -> None:
+    disk.free = 2**20
+    with pytest.raises(StoreUnavailableError, match=r"1\.0 MiB free, and 16\.0 MiB are needed"):
+        open_(folder)
+    disk.free = 2**30
+    with open_(folder) as store:
+        add(store, "lynx", ["1"])
+
+
+def test_a_store_that_cannot_be_flushed_stays_open(store: Store, folder: Path, disk: Disk) -> None:
+    before, disk.free = state(store), 0
+    for save in (store.flush, store.close, store.close):
+        with pytest.raises(StoreUnavailableError, match=r"has 0\.0 MiB free"):
+            save()
+    assert state(store) == before
+    disk.free = 2**30
+    store.close()
+    with open_(folder) as again:
+        assert state(again) == before
+
+
+def test_a_store_that_was_closed_is_read_on_a_full_disk(
+    store: Store, folder: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(store)
+    store.close()
+    monkeypatch.setattr(folder_module, "_in_memory", lambda path: False)
+    disk.free = 0
+    with Store(EdgeBackend(folder), "zsvec") as reader:
+        assert state(reader) == before
+
+
+def test_a_store_whose_writer_was_killed_is_opened_when_there_is_room(store: Store, folder: Path, disk: Disk) -> None:
+    before, copy = state(store), folder.with_name("copy")
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".lock-*"))
+    disk.free = 2**20
+    with Store(EdgeBackend(copy), "zsvec") as reader, pytest.raises(StoreUnavailableError, match=r"1\.0 MiB free"):
+        reader.categories()
+    disk.free = 2**30
+    with Store(EdgeBackend(copy), "zsvec") as reader:
+        assert state(reader) == before
+
+
+FILLER = """
+import sys
+from pathlib import Path
+from tests.store.test_folder import open_, state
+from tests.store.material import add
+from zsvec.errors import StoreUnavailableError
+with open_(Path(sys.argv[1])) as store:
+    try:
+        for i in range(1000):
+            add(store, f"category {i}", [f"{i}"], [f"{i} " + "x" * int(sys.argv[2])])
+            print(i, flush=True)
+    except StoreUnavailableError as refused:
+        assert len(store.categories()) == i and not store.incomplete()
+        print(refused)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts a small disk")
+@pytest.mark.parametrize("length", [100_000, 3_000_000])
+def test_a_disk_that_is_really_full(tmp_path: Path, length: int) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=52m", "none", small], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"no small disk can be mounted: {mount.stderr}")
+    try:
+        command = [sys.executable, "-c", FILLER, str(small / "store"), str(length)]
+        filler = subprocess.run(command, capture_output=True, text=True)
+        assert (filler.returncode, filler.stderr) == (0, "")  # without the look, it is -SIGBUS
+        *acknowledged, refused = filler.stdout.splitlines()
+        assert "MiB are needed for this: make room" in refused
+        shutil.copytree(small / "store", tmp_path / "larger")
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+    with open_(tmp_path / "larger") as store:
+        assert len(store.categories()) == len(acknowledged) > 0
+        assert store.incomplete() == []
+
+
+# A folder that is gone
+
+
+def deleted(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def replaced(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("copy"), ignore=shutil.ignore_patterns(".lock-*"))
+    shutil.rmtree(folder)
+    folder.with_name("copy").rename(folder)
+
+
+def without_catalog(folder: Path) -> None:
+    shutil.rmtree(folder / "zsvec__catalog")
+
+
+def without_references(folder: Path) -> None:
+    shutil.rmtree(folder / "zsvec__clip")
+    shutil.rmtree(folder / "zsvec__dino")
+
+
+GONE = [deleted, moved, replaced, without_catalog]
+
+
+@pytest.mark.parametrize("gone", GONE)
+@pytest.mark.parametrize("call", [*WRITES.values(), Store.gc, Store.flush, Store.categories, Store.info, state])
+def test_nothing_is_acknowledged_when_the_folder_is_gone(
+    store: Store, folder: Path, gone: Callable[[Path], None], call: Callable[[Store], object]
+) -> None:
+    gone(folder)
+    with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced while it was open") as refused:
+        call(store)
+    assert str(folder.absolute()) in str(refused.value)
+    with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced"):
+        store.close()  # what was written since it was opened
+    with pytest.raises(StoreError, match="is closed"):
+        store.categories()
+
+
+@pytest.mark.parametrize("name", ["add", "extend", "replace"])
+def test_nothing_is_acknowledged_when_collections_are_gone(store: Store, folder: Path, name: str) -> None:
+    without_references(folder)
+    with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced"):
+        WRITES[name](store)
+    with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced"):
+        store.close()
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_folder_that_goes_between_two_steps_of_a_write(folder: Path, write: Callable[[Store], object]) -> None:
+    for step in range(3):
+        store = open_(folder)
+        add(store, "lynx", ["1"])
+        backend = Hooked(store._backend)
+        backend.hooks[step] = lambda *_, **__: shutil.rmtree(folder)
+        with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced"):
+            write(Store(cast("Backend", backend), "zsvec"))
+        with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced"):
+            store.close()
+
+
+def test_what_took_the_place_of_a_store_is_left_alone(store: Store, folder: Path) -> None:
+    """The engine flushes by path what it has open: into the copy that was put back."""
+    store.flush()
+    replaced(folder)
+    with pytest.raises(StoreUnavailableError):
+        store.write([write_of("desk", ["4"])])
+    with pytest.raises(StoreUnavailableError):
+        store.remove("lynx")
+    store.close()  # nothing was written since
+    del store
+    gc.collect()
+    with open_(folder) as again:
+        assert list(state(again)) == ["lynx", "red panda"]
+        assert again.incomplete() == []
+
+
+def test_a_store_that_is_only_read_is_closed_without_its_folder(store: Store, folder: Path) -> None:
+    store.close()
+    reader = Store(EdgeBackend(folder), "zsvec")
+    assert len(reader.categories()) == 2
+    deleted(folder)
+    reader.close()
+
+
+def test_another_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    store = open_(Path("store"))
+    folder.with_name("other").mkdir()
+    monkeypatch.chdir(folder.with_name("other"))
+    add(store, "lynx", ["1"])
+    store.close()
+    with open_(folder) as again:
+        assert state(again) == {"lynx": {"clip:image": ["1"], "dino:image": ["1"]}}
+    assert list(folder.with_name("other").iterdir()) == []
+
+
+def test_a_collection_that_cannot_be_closed_keeps_no_other_from_it(store: Store, folder: Path) -> None:
+    shutil.rmtree(folder / "zsvec__dino")
+    with pytest.raises(StoreUnavailableError, match="zsvec__dino"):
+        store.close()
+    with Store(EdgeBackend(folder), "zsvec") as again:
+        assert len(again.categories()) == 2
+        assert len(list(again.references("clip", again.category("lynx").write_ids))) == 1

@@ -786,8 +786,9 @@ def test_a_store_that_cannot_be_calibrated(
         assert cli(command).code == 0
     result = cli(f"calibrate {options}")
     assert (result.code, result.out) == (1, "")
+    missing = "" if content else ", which does not exist"
     assert result.err == (
-        f"zsvec: {os.environ['ZSVEC_STORE']} (namespace zsvec) cannot be calibrated: "
+        f"zsvec: {os.environ['ZSVEC_STORE']}{missing} (namespace zsvec) cannot be calibrated: "
         "that takes two categories and a reference image\n"
     )
     assert Path(os.environ["ZSVEC_STORE"]).exists() == bool(content)
@@ -1191,6 +1192,13 @@ def test_remove_asks_on_a_terminal(
     assert "Remove 'green' and its 7 references?" in result.err
     assert ("green" not in filled("list").out) == removed
     assert filled("remove --yes red").code == 0
+
+
+@pytest.mark.parametrize("command", ["list", "show cat", "classify new/red.png", "remove cat"])
+def test_a_store_that_does_not_exist_is_said_not_to(cli: Callable[..., Result], new: Path, command: str) -> None:
+    said = cli(f"--store nowhere {command}").err
+    assert f"{Path('nowhere').absolute()}, which does not exist (namespace zsvec)" in said
+    assert not Path("nowhere").exists()
 
 
 def test_info_is_in_words_and_one_is_singular(cli: Callable[..., Result], new: Path) -> None:

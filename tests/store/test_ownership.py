@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, St
 from zsvec.store import Store, Write, open_store
 from zsvec.store.base import Put
 from zsvec.store.catalog import Catalog
+from zsvec.store.look import Cursor
 from zsvec.store.schema import record_id
 from zsvec.types import Fingerprint
 
@@ -83,12 +86,14 @@ def test_store_of_another_schema_is_refused(deployment: Deployment) -> None:
     identifier = record_id("store")
     stored = backend.retrieve(catalog, [identifier])[identifier]
     backend.put(catalog, [Put(identifier, {**stored, "version": 2, "schema": 3}, {"version": 1})])
+    backend.put(catalog, [Put(str(uuid.uuid4()), {"kind": "a kind that is not known yet", "rev": 7})])
 
     for operation in ("bind", "encoders"):
         with pytest.raises(StoreError, match=r"schema 3 .* knows 2"):
             OPERATIONS[operation](store)
-    with pytest.raises(StoreError, match=r"schema 3 .* knows 2"):
-        store.check(FINGERPRINTS)
+    for read in (partial(store.check, FINGERPRINTS), store.categories, partial(store.look, Cursor(), {})):
+        with pytest.raises(StoreError, match=r"schema 3 .* knows 2"):
+            read()
 
 
 @pytest.mark.parametrize("name", ["x__clip", "images", "inbox", "catalog"])

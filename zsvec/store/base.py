@@ -120,8 +120,11 @@ class Backend(Protocol):
     Every failure is an error of `zsvec.errors`. A write is visible to everyone when its method returns.
     """
 
-    location: str
     exclusive: bool  # no other process can write
+
+    @property
+    def location(self) -> str:
+        """What it is called in messages."""
 
     def check(self) -> None:
         """Refuse to be used once closed, or in a process forked from that which opened it."""

@@ -69,7 +69,6 @@ class Catalog:
     Attributes:
         backend: Where the collections are.
         collection: Name of the collection of the records.
-        location: Folder or URL, and namespace.
         exclusive: Whether no other process can write.
         counts: How often what is rare has happened, by its name: see `zsvec.store.store.Store.stats`.
     """
@@ -77,9 +76,14 @@ class Catalog:
     def __init__(self, backend: Backend, namespace: str) -> None:
         self.backend = backend
         self.collection = collection_name(namespace, CATALOG)
-        self.location = f"{backend.location} (namespace {namespace})"
+        self._namespace = namespace
         self.exclusive = backend.exclusive
         self.counts: Counter[str] = Counter(second_stamps=0, unknown_outcomes=0, healed_records=0)
+
+    @property
+    def location(self) -> str:
+        """Folder or URL, and namespace."""
+        return f"{self.backend.location} (namespace {self._namespace})"
 
     # The store
 
@@ -134,9 +138,16 @@ class Catalog:
         return [category for category in categories if category.write_ids], unreadable
 
     def manifests(self) -> list[Mapping[str, Any]]:
-        """The manifests of all categories that were ever committed."""
+        """The manifests of all categories that were ever committed.
+
+        Raises:
+            StoreError: The store has a schema that this version does not know, or its catalog is damaged.
+        """
         records = self.scroll_all(Where(match={"kind": list(CATEGORY_KINDS)}, or_match=STORE))
-        if not any(record["kind"] == "store" for record in records):
+        stores = [record for record in records if record["kind"] == "store"]
+        if stores:
+            self.check_schema(stores[0])
+        else:
             self.check_not_lost(records)
         store = store_id(records)
         return [record for record in records if record["kind"] != "store" and belongs(record, store)]
@@ -240,12 +251,19 @@ class Catalog:
         """All records of kinds that are most of a catalog: where files can be damaged, without their index.
 
         Raises:
-            StoreError: One of them cannot be read.
+            StoreError: One of them cannot be read, or a later version has written them.
         """
         if not self.exclusive:
             return self.scroll(where)
         kinds = [kind for match in (where.match, where.or_match or {}) for kind in _listed(match["kind"])]
-        return [record for record in self.scroll(replace(where, match={})) if record["kind"] in kinds]
+        everything = self.backend.scroll(self.collection, replace(where, match={}))
+        records = [(i, record) for page in everything for i, record in zip(page.ids, page.payloads, strict=True)]
+        for _, record in records:
+            if record.get("kind") == "store" and is_record(record):
+                self.check_schema(record)  # a later version may have records of other kinds
+        return [
+            self._checked(i, record) for i, record in records if record.get("kind") in kinds or not is_record(record)
+        ]
 
     def retrieve(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         """Those of the records that exist, by id.

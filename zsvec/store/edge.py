@@ -49,14 +49,18 @@ class EdgeBackend:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()  # so that a process can go to another working directory
-        self.location = str(folder)
         self._shards: dict[str, qe.EdgeShard] = {}
         self._held: dict[str, FileLock] = {}
         self._opened: dict[str, OpenedFolder] = {}  # of collections, and of all under no name
         self._owed: dict[str, int] = {}  # bytes that flushing takes, of the collections that were written
         self._unsealed: set[str] = set()  # those that have been written since they were opened
         self._lock = threading.RLock()
-        self._handle = Handle(self.location)
+        self._handle = Handle(str(folder))
+
+    @property
+    def location(self) -> str:
+        """Its folder, and whether that is there."""
+        return f"{self._folder}{'' if self._folder.exists() else ', which does not exist'}"
 
     def check(self) -> None:
         self._handle.check()

@@ -137,6 +137,74 @@ def watch(incoming: Path) -> Iterator[Callable[..., Reader]]:
 # ---- which files, and when
 
 
+@pytest.fixture
+def costly(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A look at the whole folder takes an hour of a core; the folders that were looked at."""
+    looked: list[Path] = []
+    spent = 0.0
+
+    def find(folder: Path, **options: Any) -> list[Path]:
+        nonlocal spent
+        spent += 3600.0
+        looked.append(folder)
+        return find_images(folder, **options)
+
+    monkeypatch.setattr(watching, "find_images", find)
+    monkeypatch.setattr(watching, "thread_time", lambda: spent)
+    return looked
+
+
+def test_a_large_folder_is_not_looked_at_for_each_file(
+    incoming: Path, watch: Callable[..., Reader], costly: list[Path]
+) -> None:
+    put(incoming / "before.png")
+    reader = watch(poll=0.02)
+    assert reader.next() == "before.png"
+    looked = len(costly)
+    time.sleep(0.2)  # the system is asked to tell after the first look
+    for number in range(3):
+        put(incoming / f"{number}.png")
+        put(incoming / f".hidden-{number}.png")
+        put(incoming / f"{number}.txt")
+        assert reader.next() == f"{number}.png"
+    put(incoming.parent / "elsewhere" / "a.png")
+    (incoming.parent / "elsewhere").rename(incoming / "moved in")
+    assert reader.next() == "moved in/a.png"
+    put(incoming / "0.png", b"another")
+    assert reader.next() == "0.png"
+    assert reader.nothing()
+    assert len(costly) == looked
+
+
+def test_what_has_not_settled_is_looked_at_again(
+    incoming: Path, watch: Callable[..., Reader], costly: list[Path]
+) -> None:
+    path = put(incoming / "slow.png")
+    reader = watch(poll=0.02, settle=0.5)
+    begun = time.monotonic()
+    while time.monotonic() < begun + 1.0:
+        with path.open("ab") as file:
+            file.write(b"part")
+        time.sleep(0.1)
+        assert reader.nothing(0.01)
+    assert reader.next() == "slow.png"
+    assert len(costly) == 2  # to begin with, and the first of the iteration
+
+
+def test_where_changes_are_not_told_the_folder_is_looked_at(
+    incoming: Path, watch: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch, costly: list[Path]
+) -> None:
+    def untold(*folders: Path, **options: Any) -> Iterator[None]:
+        raise OSError(errno.ENOSPC, "OS file watch limit reached")
+        yield
+
+    monkeypatch.setattr("zsvec.inputs.changes.watch", untold)
+    reader = watch()
+    for number in range(3):
+        put(incoming / f"{number}.png")
+        assert reader.next() == f"{number}.png"
+
+
 def test_files_are_given_when_they_have_settled(incoming: Path, watch: Callable[..., Reader], looks: Looks) -> None:
     put(incoming / "before.png")
     reader = watch(settle=2.0)

@@ -7,19 +7,22 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Event, Lock
+from time import perf_counter, thread_time
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
 from zsvec.errors import InvalidInputError
+from zsvec.inputs.changes import Changes
 from zsvec.inputs.folders import find_images, unlisted
 from zsvec.trust import inside
 
 _log = logging.getLogger(__name__)
+_SHARE = 0.05  # of a core that looks at the whole folder take at most, where the system says what changes
 # How a line of ours may look that a kill has cut short. Another last line is of another file, which stays as it is.
 _TORN = re.compile(rb'(\[("([^"\\]|\\.)*(\\|"(,( (\d+(,( (\d+\]?)?)?)?)?)?)?)?)?)?')
 
@@ -56,7 +59,8 @@ class Watch:
         folder: Folder to watch, with its sub-folders; hidden files are left out.
         state: File of the images that are done; by default ``.zsvec-watch.jsonl`` in the folder.
         settle: Seconds without a change after which a file is complete.
-        poll: Seconds between two looks at the folder.
+        poll: Seconds between two looks at the folder. One of very many files is looked at as a whole less often: the
+            system says what changes in it. Where it does not, as for what other machines write, that takes longer.
 
     Raises:
         InvalidInputError: The folder or the state file cannot be used, or another watch uses this state file.
@@ -105,9 +109,18 @@ class Watch:
         given = set(self._done)
         with self._giving:
             self._given.clear()  # by an iteration that has ended, and that may have lost some on their way
+        changes = Changes(self.folder, self._poll, self._closed, on_error=self._leave_out)
+        changed: list[Path] = []
+        due = 0.0
         while not self._closed.is_set():
             now = time.monotonic()
-            waiting = {file: waiting.get(file, now) for file in self._look() if file not in given}
+            if not changes.are_told or perf_counter() >= due:
+                spent = thread_time()
+                found = set(self._look(self._find()))
+                due = perf_counter() + (thread_time() - spent) / _SHARE
+            else:
+                found = set(self._look([*changed, *(self.folder / file.path for file in waiting)]))
+            waiting = {file: waiting.get(file, now) for file in found - given}
             for file in sorted(waiting, key=lambda file: file.changed):
                 path = self.folder / file.path
                 if now - waiting[file] >= self._settle and not self._closed.is_set() and self._opens(path):
@@ -117,7 +130,7 @@ class Watch:
                         if file not in files:
                             files.append(file)
                     yield path
-            self._closed.wait(self._poll)
+            changed = changes.wait()
 
     def done(self, source: str) -> None:
         """Record on disk that an image has been processed: no watch with this state file gives it again.
@@ -144,8 +157,8 @@ class Watch:
             self._state.close()
             self._lock.release()
 
-    def _look(self) -> Iterator[_File]:
-        for path in self._find():
+    def _look(self, paths: Iterable[Path]) -> Iterator[_File]:
+        for path in paths:
             try:
                 status = path.stat()
             except OSError:  # the file has just been removed

@@ -38,7 +38,8 @@ from pydantic_settings import (
 
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, Temperature
 from zsvec.errors import InvalidInputError
-from zsvec.inputs.decoding import MAX_PIXELS
+from zsvec.inputs.images import ImageLimits
+from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.method.scoring import Scoring
@@ -240,7 +241,10 @@ class Settings(BaseSettings):
         unknown_above: Novelty above which an image is unknown; by default the calibrated 0.5, where there is a
             calibrated threshold. Without a calibration there is no novelty, and no effect.
         unknown_per_category: Whether categories of 20 references and more have thresholds of their own.
-        max_pixels: Largest image that is decoded.
+        max_pixels: Largest image that is read. By default 100 million pixels, of which a JPEG that is decoded at a
+            fraction has as many as are decoded.
+        image_memory: Bytes that all threads together may take for images that are being decoded. An image that takes
+            more is refused by its header; others wait until there is room.
         generation: What `zsvec generate` asks and draws with.
     """
 
@@ -286,7 +290,8 @@ class Settings(BaseSettings):
     false_unknown_rate: float | None = Field(default=None, gt=0, lt=1)
     unknown_above: float | None = Field(default=None, ge=0, le=1)
     unknown_per_category: bool = False
-    max_pixels: PositiveInt = MAX_PIXELS
+    max_pixels: PositiveInt | None = None
+    image_memory: PositiveInt = DEFAULT_IMAGE_MEMORY
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
 
     @classmethod
@@ -332,6 +337,10 @@ class Settings(BaseSettings):
             first_contact=self.timeout if "timeout" in self.model_fields_set else FIRST_CONTACT,
             placement=Placement(self.replicas, self.shards, self.write_consistency),
         )
+
+    def image_limits(self) -> ImageLimits:
+        """What an image may be and take."""
+        return {"max_pixels": self.max_pixels, "image_memory": self.image_memory}
 
     def encoder_specs(self) -> Mapping[str, EncoderSpec]:
         """The encoders of the chosen profile, by name.

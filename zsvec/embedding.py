@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, TypeAlias
@@ -18,7 +18,8 @@ from zsvec.errors import ImageError, InvalidInputError
 from zsvec.flow import Flow
 from zsvec.inputs.categories import checked_vectors
 from zsvec.inputs.decoding import opened
-from zsvec.inputs.images import ImageInput, load_image, source_of, taken
+from zsvec.inputs.images import ImageInput, reading, source_of, taken
+from zsvec.inputs.memory import DEFAULT
 from zsvec.stream import ahead, prefetch
 from zsvec.types import Fingerprint
 
@@ -65,15 +66,23 @@ class Embedder:
 
     Args:
         load: Returns the encoders; called once.
-        max_pixels: Largest image that is decoded.
+        max_pixels: Largest image that is decoded; see `zsvec.inputs.images.load_image`.
+        image_memory: Likewise.
         check: Raises an error in a process forked from that which made the embedder.
     """
 
-    def __init__(self, load: Callable[[], EncoderSet], *, max_pixels: int, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], EncoderSet],
+        *,
+        max_pixels: int | None = None,
+        image_memory: int = DEFAULT,
+        check: Callable[[], None],
+    ) -> None:
         self._load = load
         self._check = check
         self._pid = os.getpid()
-        self._max_pixels = max_pixels
+        self._max_pixels, self._image_memory = max_pixels, image_memory
         self._lock = threading.RLock()
         self._side: int | None = None
         self.loaded: EncoderSet | None = None
@@ -110,12 +119,20 @@ class Embedder:
         """
         encoders = self.encoders
         try:
-            with stage("decode"):
-                rgb = load_image(image, max_pixels=self._max_pixels, side=self._side)
+            with ExitStack() as memory:
+                with stage("decode"):
+                    read = reading(
+                        image,
+                        max_pixels=self._max_pixels,
+                        side=self._side,
+                        image_memory=self._image_memory,
+                        hashed=False,
+                    )
+                    rgb = memory.enter_context(read).image
+                with stage("preprocess"):
+                    return PreparedImage(source_of(image), encoders.preprocess(rgb))
         except ImageError as exc:
             return PreparedImage(source_of(image), error=exc)
-        with stage("preprocess"):
-            return PreparedImage(source_of(image), encoders.preprocess(rgb))
 
     def _encode(self, images: Sequence[PreparedImage]) -> Vectors:
         """Vectors of the images that can be read, in their order; empty if there is none."""
@@ -142,7 +159,9 @@ class Embedder:
         self, images: Iterable[ImageInput], batch_size: int, flow: Flow, max_wait: float | None
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         def take(image: ImageInput) -> ImageInput | PreparedImage:
-            return prepare(image) if opened(image) else taken(image, max_pixels=self._max_pixels)
+            if opened(image):
+                return prepare(image)
+            return taken(image, max_pixels=self._max_pixels, image_memory=self._image_memory)
 
         def prepare(image: ImageInput | PreparedImage) -> PreparedImage:
             return image if isinstance(image, PreparedImage) else self._prepare(image, flow.stage)

@@ -17,7 +17,16 @@ from urllib.parse import urlsplit
 
 from zsvec.errors import InvalidInputError
 
-_DECIDING = {"store", "api_key", "allow_http", "ca_certificate", "profiles", "generation"}
+_DECIDING = {
+    "store",
+    "api_key",
+    "allow_http",
+    "ca_certificate",
+    "profiles",
+    "generation",
+    "max_pixels",
+    "image_memory",
+}
 
 
 def read_if_trusted(file: Path, marks: Path) -> dict[str, Any]:
@@ -46,8 +55,8 @@ def read_if_trusted(file: Path, marks: Path) -> dict[str, Any]:
 def decisions(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """What of a file's settings needs trust.
 
-    They name a place beyond the file's folder, a key or where it goes, whose certificates are believed, weights, or a
-    service and what it costs.
+    They name a place beyond the file's folder, a key or where it goes, whose certificates are believed, weights, a
+    service and what it costs, or how much memory an image may take.
     """
     return {
         name: value

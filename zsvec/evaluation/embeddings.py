@@ -80,7 +80,7 @@ class Embeddings:
 
     def _hash(self, image: ImageInput, on_error: Callable[[str, str], None]) -> str:
         try:
-            return content_hash(image, max_pixels=self._classifier.settings.max_pixels)
+            return content_hash(image, **self._classifier.settings.image_limits())
         except ImageError as exc:
             on_error(source_of(image), str(exc))
             return ""

@@ -128,9 +128,9 @@ class Embedder:
                         image_memory=self._image_memory,
                         hashed=False,
                     )
-                    rgb = memory.enter_context(read).image
-                with stage("preprocess"):
-                    return PreparedImage(source_of(image), encoders.preprocess(rgb))
+                    loaded = [memory.enter_context(read)]
+                with stage("preprocess"):  # which forgets the image before its memory is given back
+                    return PreparedImage(source_of(image), encoders.preprocess(loaded.pop().image))
         except ImageError as exc:
             return PreparedImage(source_of(image), error=exc)
 

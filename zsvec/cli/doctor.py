@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import httpx
-from rich.markup import escape
 from rich.table import Table
 
 from zsvec import __version__
 from zsvec.cli import output
+from zsvec.cli.output import escape
 from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
 from zsvec.errors import ZSVecError
@@ -64,7 +64,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
         advice = f"\n[yellow]{escape(finding.advice)}[/]" if finding.advice else ""
-        table.add_row(mark, finding.what, escape(finding.detail) + advice)
+        table.add_row(mark, escape(finding.what), escape(finding.detail) + advice)
     return table
 
 

@@ -82,7 +82,10 @@ def reading(
     with ExitStack() as held:
         with _image_errors(image):
             loaded = _load(image, Limits(max_pixels, image_memory), side, held, hashed=hashed)
-        yield loaded
+        try:
+            yield loaded
+        finally:
+            del loaded  # before its memory is given back
 
 
 def read_image(

@@ -37,7 +37,7 @@ from pydantic_settings import (
 )
 
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, Temperature
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, without_password
 from zsvec.inputs.images import ImageLimits
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method.aggregation import AGGREGATIONS
@@ -165,7 +165,15 @@ class ModelPrice(BaseModel):
     image_tokens: Mapping[str, PositiveInt] = Field(default_factory=dict)
 
 
-class GenerationSettings(BaseModel):
+class _Masked(BaseModel):
+    """Settings whose representation has no password of a URL."""
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, without_password(value) if isinstance(value, str) else value
+
+
+class GenerationSettings(_Masked):
     """What describes categories and draws references; the key comes from ``OPENAI_API_KEY`` alone.
 
     Attributes:
@@ -196,7 +204,7 @@ class GenerationSettings(BaseModel):
     prices: Mapping[str, ModelPrice] = Field(default_factory=dict)
 
 
-class Settings(BaseSettings):
+class Settings(_Masked, BaseSettings):
     """What a classifier is opened with.
 
     Attributes:

@@ -17,6 +17,7 @@ from rich.segment import Segment
 from rich.table import Column, Table
 
 from zsvec.cli.process import harmless
+from zsvec.errors import without_password
 from zsvec.types import how_far
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ class _Console(Console):
 
 
 def escape(text: str) -> str:
-    """A text from outside as it is, on one line: no markup, no control character, no line that it could fake."""
-    return escape_markup(harmless(text))
+    """A text from outside as it is, on one line: no markup, no control character, no line that it could fake.
+
+    Passwords of URLs are left out.
+    """
+    return escape_markup(harmless(without_password(text)))
 
 
 # What is not a terminal has no width that tables would have to be squeezed into.

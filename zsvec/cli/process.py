@@ -33,6 +33,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from zsvec.errors import without_password
+
 # C0 and C1 controls, separators of lines, marks of direction, and bytes that are no text.
 _OBEYED = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -54,7 +56,7 @@ def prepare_process() -> None:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
-    warnings.formatwarning = lambda message, *_, **__: f"zsvec: {harmless(str(message))}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"zsvec: {harmless(without_password(str(message)))}\n"
     _keep_freed_memory()
 
 

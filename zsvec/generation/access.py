@@ -85,6 +85,11 @@ def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
                 "which begins with http:// or https://"
             )
         )
+    if httpx.URL(url).userinfo:
+        raise GenerationError(
+            f"generation.base_url or {URL_VARIABLE} has a name or a password before an @, which would be sent in the "
+            f"place of {KEY_VARIABLE} and come out in logs: leave it out"
+        )
     if not (allow_http or is_private(url)):
         raise GenerationError(
             key.scrubbed(

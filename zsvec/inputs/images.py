@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsvec.errors import ImageError
+from zsvec.errors import ImageError, without_password
 from zsvec.inputs.decoding import (
     MAX_BYTES,
     Limits,
@@ -162,7 +162,8 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
 def source_of(image: ImageInput) -> str:
     """Name of an image in results: its path, ``name`` or ``filename``, else its kind, as ``bytes`` or ``array``."""
     if isinstance(image, str | os.PathLike):
-        return os.fsdecode(image)
+        name = os.fsdecode(image)
+        return without_password(name) if _URL.match(name) else name
     if isinstance(image, bytes | bytearray | memoryview):
         return "bytes"
     if isinstance(image, Image.Image):
@@ -300,7 +301,7 @@ def _opened_path(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         file = where.open("rb")
     except OSError as error:
         if _URL.match(str(where)):
-            raise ImageError("URLs are not fetched; download it, and give the file or its bytes") from error
+            raise ImageError("URLs are not fetched; download it, and give the file or its bytes") from None
         reason = error.strerror or error
         raise ImageError(f"{reason}; check the path and its permissions") from error
     with file:

@@ -7,6 +7,7 @@ configuration folder.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
@@ -22,6 +23,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveInt,
+    PrivateAttr,
     SecretStr,
     ValidationError,
 )
@@ -256,6 +258,8 @@ class Settings(_Masked, BaseSettings):
         generation: What `zsvec generate` asks and draws with.
     """
 
+    _made_in: Path = PrivateAttr(default_factory=lambda: Path().absolute())
+
     model_config = SettingsConfigDict(
         env_prefix="ZSVEC_",
         env_nested_delimiter="__",
@@ -337,14 +341,20 @@ class Settings(_Masked, BaseSettings):
                     )
         key = self.api_key.get_secret_value() if self.api_key else None
         return open_store(
-            self.store,
+            self._from_here(self.store),
             namespace=self.namespace,
             api_key=key,
-            ca_certificate=self.ca_certificate,
+            ca_certificate=self.ca_certificate and self._made_in / self.ca_certificate,
             timeout=self.timeout,
             first_contact=self.timeout if "timeout" in self.model_fields_set else FIRST_CONTACT,
             placement=Placement(self.replicas, self.shards, self.write_consistency),
         )
+
+    def _from_here(self, store: str) -> str:
+        """A folder as it was meant when these settings were made, wherever the process has gone since."""
+        if store == ":memory:" or "://" in store or store.startswith("~") or re.fullmatch(r"[^/\\]+:\d+", store):
+            return store
+        return str(self._made_in / store)
 
     def image_limits(self) -> ImageLimits:
         """What an image may be and take."""

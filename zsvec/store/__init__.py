@@ -85,7 +85,7 @@ def open_store(
         )
         return Store(backend, namespace)
     try:
-        folder = Path(location).expanduser()
+        folder = Path(location).expanduser().absolute()  # the process may go elsewhere before the first write
         taken = folder.exists() and not folder.is_dir()
     except (OSError, RuntimeError) as exc:  # too long a name, or an unknown user
         raise InvalidInputError(f"the store {location!r} cannot be a folder: {exc}") from exc

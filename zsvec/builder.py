@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, ImageError, InvalidInputError
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, as_words, checked_category, checked_vectors
+from zsvec.inputs.categories import (
+    CategoryInput,
+    ReferenceImage,
+    as_numbers,
+    as_words,
+    checked_category,
+    checked_vectors,
+)
 from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageLimits, content_hash, reading, source_of, taken
 from zsvec.inputs.memory import DEFAULT
@@ -214,12 +221,30 @@ class Builder:
             draft = self._draft(category, replace=replace)
             for image in category.images:
                 reference = image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
+                self._check_vectors_of(reference)
                 if opened(reference.image):
                     yield self._prepare((draft, reference))
                 else:
                     own = taken(reference.image, **self._limits)
                     yield draft, with_changes(reference, image=own)
             yield draft
+
+    def _check_vectors_of(self, reference: ReferenceImage) -> None:
+        """Refuse vectors of an image that are not one of each encoder of images."""
+        given = reference.vectors
+        if given is None:
+            return
+        if not isinstance(given, Mapping) or not set(self._image_encoders) <= set(given):
+            raise InvalidInputError(
+                f"the vectors of a reference image must be a mapping of {', '.join(self._image_encoders)} to arrays. "
+                f"Got {reprlib.repr(given)} instead"
+            )
+        for name in self._image_encoders:
+            try:
+                rows = [as_numbers(given[name])]
+            except Exception as exc:  # as in `checked_vectors`
+                raise InvalidInputError(f"the vector of {name} is no array of numbers: {exc}; detach a tensor") from exc
+            checked_vectors(rows, self.encoders[name].fingerprint.dim, name=name)
 
     def _draft(self, category: CategoryInput, *, replace: bool) -> _Draft:
         vectors = {expert: self._checked_vectors(expert, category) for expert in category.vectors}

@@ -7,6 +7,7 @@ configuration folder.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -420,7 +421,7 @@ def load_settings(**arguments: Any) -> Settings:
     except ValidationError as exc:
         raise InvalidInputError(f"settings cannot be used: {'; '.join(map(_problem, exc.errors()))}") from exc
     except (ValueError, OSError) as exc:  # a file that is no TOML
-        files = [str(file) for file in Settings.toml_files if file.is_file()]
+        files = [str(file) for file in Settings.toml_files if os.path.isfile(file)]  # noqa: PTH113 - is_file may raise
         raise InvalidInputError(
             f"settings cannot be used: {exc}; correct {' or '.join([*files, 'the environment'])}"
         ) from exc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -224,10 +225,11 @@ def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str,
     Raises:
         InvalidInputError: Vectors are of other encoders or of another shape, zero, or not finite.
     """
+    if not isinstance(vectors, Mapping):
+        raise InvalidInputError(f"vectors must be a mapping of encoders to arrays. Got {reprlib.repr(vectors)} instead")
     if set(vectors) != set(fingerprints):
-        raise InvalidInputError(
-            f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {', '.join(vectors) or 'none'}"
-        )
+        given = ", ".join(map(str, vectors)) or "none"
+        raise InvalidInputError(f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {given}")
     queries = {name: checked_vectors(rows, fingerprints[name].dim, name=name) for name, rows in vectors.items()}
     counts = {name: len(rows) for name, rows in queries.items()}
     if len(set(counts.values())) > 1:

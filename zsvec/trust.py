@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,12 @@ def trust(file: Path, marks: Path) -> dict[str, Any]:
         What it decides.
 
     Raises:
-        InvalidInputError: It cannot be read, or is no TOML.
+        InvalidInputError: It cannot be read, or is no TOML, or the mark cannot be kept.
     """
     content, values = _read(file)
-    marks.mkdir(parents=True, exist_ok=True)
-    _mark(file, content, marks).write_text(f"{file.resolve()}\n", encoding="utf-8", errors="surrogateescape")
+    with _writable(marks):
+        marks.mkdir(parents=True, exist_ok=True)
+        _mark(file, content, marks).write_text(f"{file.resolve()}\n", encoding="utf-8", errors="surrogateescape")
     return decisions(file, values)
 
 
@@ -84,10 +86,11 @@ def distrust(file: Path, marks: Path) -> None:
     """Trust a file no more.
 
     Raises:
-        InvalidInputError: It cannot be read.
+        InvalidInputError: It cannot be read, or the mark cannot be taken away.
     """
     content, _ = _read(file)
-    _mark(file, content, marks).unlink(missing_ok=True)
+    with _writable(marks):
+        _mark(file, content, marks).unlink(missing_ok=True)
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -131,6 +134,14 @@ def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
         return content, tomllib.loads(content.decode())
     except (OSError, ValueError) as exc:
         raise InvalidInputError(f"{file.absolute()} cannot be trusted: {exc}") from exc
+
+
+@contextmanager
+def _writable(marks: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise InvalidInputError(f"what you trust cannot be kept in {marks}: {exc}; make that folder writable") from exc
 
 
 def _mark(file: Path, content: bytes, marks: Path) -> Path:

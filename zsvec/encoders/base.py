@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from zsvec.errors import EncoderError, InvalidInputError
+from zsvec.inputs.categories import as_numbers
 from zsvec.types import Fingerprint, Modality
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -163,7 +164,14 @@ class BatchEncoder(ABC):
         if not len(batch):
             return np.empty((0, self.fingerprint.dim))
         # float64, so that no finite float32 row has a norm that overflows or underflows
-        vectors = np.asarray(self.embed(batch, modality), dtype=np.float64)
+        found = self.embed(batch, modality)
+        try:
+            vectors = as_numbers(found)
+        except Exception as exc:  # an array of another library converts itself, and raises what it likes
+            raise EncoderError(
+                f"encoder {self.name!r} returned {type(found).__name__}, which is no array of numbers ({exc}); its "
+                "embed() must be corrected, and a tensor be detached and float32"
+            ) from exc
         expected = (len(batch), self.fingerprint.dim)
         if vectors.shape != expected:
             raise EncoderError(

@@ -84,6 +84,12 @@ def open_store(
             placement=placement,
         )
         return Store(backend, namespace)
+    folder = _folder(location)
+    edge = import_module("zsvec.store.edge")
+    return Store(edge.EdgeBackend(folder), namespace)
+
+
+def _folder(location: str) -> Path:
     try:
         folder = Path(location).expanduser().absolute()  # the process may go elsewhere before the first write
         taken = folder.exists() and not folder.is_dir()
@@ -91,5 +97,12 @@ def open_store(
         raise InvalidInputError(f"the store {location!r} cannot be a folder: {exc}") from exc
     if taken:
         raise InvalidInputError(f"the store {location!r} is a file: give a folder, or the URL of a server")
-    edge = import_module("zsvec.store.edge")
-    return Store(edge.EdgeBackend(folder), namespace)
+    if folder.is_dir():
+        try:
+            os.listdir(folder)  # noqa: PTH208
+            os.stat(f"{folder}/.")  # noqa: PTH116 - a Path leaves the dot out
+        except OSError as exc:
+            raise InvalidInputError(
+                f"the store {location!r} is a folder that you may not read: change its permissions"
+            ) from exc
+    return folder

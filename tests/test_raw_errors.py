@@ -18,7 +18,7 @@ from zsvec.classifier import Classifier
 from zsvec.config import Settings, load_settings
 from zsvec.errors import EncoderError, InvalidInputError
 from zsvec.evaluation.datasets import DATASETS
-from zsvec.inputs.categories import ReferenceImage
+from zsvec.inputs.categories import CategoryInput, ReferenceImage
 from zsvec.testing import HashEncoder
 from zsvec.trust import distrust, trust
 
@@ -72,7 +72,7 @@ def test_vectors_of_a_category(clf: Classifier, value: Any) -> None:
 )
 def test_vectors_of_a_reference(clf: Classifier, vectors: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"vectors? of"):
-        clf.add_category("b", images=[ReferenceImage(image=photo(2), vectors=vectors)])
+        clf.add_categories([CategoryInput("b", images=[ReferenceImage(image=photo(2), vectors=vectors)])])
 
 
 RETURNED: dict[str, Callable[[int], Any]] = {

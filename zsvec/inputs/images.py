@@ -162,8 +162,8 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
 def source_of(image: ImageInput) -> str:
     """Name of an image in results: its path, ``name`` or ``filename``, else its kind, as ``bytes`` or ``array``."""
     if isinstance(image, str | os.PathLike):
-        name = os.fsdecode(image)
-        return without_password(name) if _URL.match(name) else name
+        path = os.fsdecode(image)
+        return without_password(path) if _URL.match(path) else path
     if isinstance(image, bytes | bytearray | memoryview):
         return "bytes"
     if isinstance(image, Image.Image):

@@ -99,7 +99,6 @@ def _folder(location: str) -> Path:
         raise InvalidInputError(f"the store {location!r} is a file: give a folder, or the URL of a server")
     if folder.is_dir():
         try:
-            os.listdir(folder)  # noqa: PTH208
             os.stat(f"{folder}/.")  # noqa: PTH116 - a Path leaves the dot out
         except OSError as exc:
             raise InvalidInputError(

@@ -72,7 +72,7 @@ def test_vectors_of_a_category(clf: Classifier, value: Any) -> None:
 )
 def test_vectors_of_a_reference(clf: Classifier, vectors: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"vectors? of"):
-        clf.add_categories([CategoryInput("b", images=[ReferenceImage(image=photo(2), vectors=vectors)])])
+        clf.add_categories([CategoryInput(name="b", images=[ReferenceImage(image=photo(2), vectors=vectors)])])
 
 
 RETURNED: dict[str, Callable[[int], Any]] = {

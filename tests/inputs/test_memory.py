@@ -315,3 +315,56 @@ def test_formats_of_unknown_memory_are_named() -> None:
         data = encode(Image.new("RGB", (64, 64)), "JPEG2000", no_jp2=not container)
         with pytest.raises(ImageError, match="AVIF and JPEG 2000 are not read, because their memory is unbounded"):
             load_image(data)
+
+
+MUTATIONS = """
+import io, random, resource, sys, warnings
+from concurrent.futures import ThreadPoolExecutor
+from PIL import Image
+from zsvec.errors import ImageError
+from zsvec.inputs.images import reading
+
+warnings.simplefilter("ignore")
+formats = [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("GIF", {}), ("BMP", {}), ("PPM", {}),
+           ("WEBP", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("TIFF", {"compression": "tiff_deflate"}),
+           ("TIFF", {"compression": "tiff_lzw"})]
+seeds = []
+for name, options in formats:
+    for size in ((1, 1), (19, 13), (300, 200), (1600, 1200)):
+        file = io.BytesIO()
+        Image.linear_gradient("L").resize(size).convert("RGB").save(file, name, **options)
+        seeds.append(file.getvalue())
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+def work(number):
+    draw = random.Random(number)
+    data = bytearray(draw.choice(seeds))
+    for _ in range(draw.choice((0, 1, 2, 5, 20))):
+        at = draw.randrange(min(len(data), draw.choice((40, 400, 10**9))))
+        value = draw.choice((b"\\xff\\xff\\xff\\xff", b"\\0\\0", b"\\x7f", bytes([draw.randrange(256)])))
+        data[at : at + len(value)] = value
+    if draw.random() < 0.1:
+        del data[draw.randrange(len(data)) :]
+    try:
+        with reading(bytes(data), side=draw.choice((None, 32)), image_memory=64 << 20, hashed=False):
+            return 1
+    except ImageError:
+        return 0
+
+work(0)
+start = peak()
+with ThreadPoolExecutor(4) as pool:
+    read = sum(pool.map(work, range(1500)))
+print(read, peak() - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is measured in other units elsewhere")
+def test_mutated_images_are_read_or_refused_within_the_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", MUTATIONS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    read, grown = map(int, done.stdout.split())
+    assert 300 < read < 1400
+    assert grown <= 64 + 48, f"{grown} MiB"

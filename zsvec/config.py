@@ -8,7 +8,6 @@ configuration folder.
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
@@ -342,20 +341,15 @@ class Settings(_Masked, BaseSettings):
                     )
         key = self.api_key.get_secret_value() if self.api_key else None
         return open_store(
-            self._from_here(self.store),
+            self.store,
             namespace=self.namespace,
             api_key=key,
+            within=self._made_in,
             ca_certificate=self.ca_certificate and self._made_in / self.ca_certificate,
             timeout=self.timeout,
             first_contact=self.timeout if "timeout" in self.model_fields_set else FIRST_CONTACT,
             placement=Placement(self.replicas, self.shards, self.write_consistency),
         )
-
-    def _from_here(self, store: str) -> str:
-        """A folder as it was meant when these settings were made, wherever the process has gone since."""
-        if store == ":memory:" or "://" in store or store.startswith("~") or re.fullmatch(r"[^/\\]+:\d+", store):
-            return store
-        return str(self._made_in / store)
 
     def image_limits(self) -> ImageLimits:
         """What an image may be and take."""

@@ -19,7 +19,7 @@ from zsvec.errors import ImageError, InvalidInputError
 from zsvec.flow import Flow
 from zsvec.inputs.categories import checked_vectors
 from zsvec.inputs.decoding import opened
-from zsvec.inputs.images import ImageInput, reading, source_of, taken
+from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
 from zsvec.inputs.memory import DEFAULT
 from zsvec.stream import ahead, prefetch
 from zsvec.types import Fingerprint
@@ -122,14 +122,8 @@ class Embedder:
         try:
             with ExitStack() as memory:
                 with stage("decode"):
-                    read = reading(
-                        image,
-                        max_pixels=self._max_pixels,
-                        side=self._side,
-                        image_memory=self._image_memory,
-                        hashed=False,
-                    )
-                    loaded = [memory.enter_context(read)]
+                    limits: ImageLimits = {"max_pixels": self._max_pixels, "image_memory": self._image_memory}
+                    loaded = [read_held(image, memory, side=self._side, hashed=False, **limits)]
                 with stage("preprocess"):  # which forgets the image before its memory is given back
                     return PreparedImage(source_of(image), encoders.preprocess(loaded.pop().image))
         except ImageError as exc:

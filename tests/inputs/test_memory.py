@@ -11,7 +11,9 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -137,7 +139,7 @@ def test_what_takes_much_more_than_it_should_is_refused_before_pillow_sees_it(
     with pytest.raises(ImageError) as caught:
         load_image(data)
     assert "opened" not in str(caught.value)
-    assert ACCOUNT._taken == 0
+    assert ACCOUNT.taken == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is measured in other units elsewhere")
@@ -231,7 +233,8 @@ class TestAccount:
 
         def work(size: int) -> None:
             nonlocal most, now
-            with account.take(size, 100):
+            with ExitStack() as held:
+                account.take(size, 100, held)
                 with lock:
                     now += size
                     most = max(most, now)
@@ -241,27 +244,28 @@ class TestAccount:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(work, [60, 10, 100, 30, 50, 1] * 200))
         assert most <= 100
-        assert account._taken == 0
+        assert account.taken == 0
 
     def test_what_waits_goes_first(self) -> None:
         account = Account()
         order: list[str] = []
-        with account.take(50, 100):
+        with ExitStack() as held:
+            account.take(50, 100, held)
             large = threading.Thread(target=self._note, args=(account, 100, "large", order))
             large.start()
-            while len(account._waiting) < 1:
+            while not account._turn.locked():
                 pass
             small = threading.Thread(target=self._note, args=(account, 10, "small", order))
             small.start()
-            while len(account._waiting) < 2:
-                pass
+            sleep(0.05)
         large.join()
         small.join()
         assert order == ["large", "small"]
 
     @staticmethod
     def _note(account: Account, size: int, name: str, order: list[str]) -> None:
-        with account.take(size, 100):
+        with ExitStack() as held:
+            account.take(size, 100, held)
             order.append(name)
 
     def test_an_image_counts_until_it_is_done_with(self) -> None:
@@ -276,7 +280,8 @@ class TestAccount:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
     def test_a_fork_begins_anew(self) -> None:
-        with ACCOUNT.take(DEFAULT, DEFAULT):
+        with ExitStack() as held:
+            ACCOUNT.take(DEFAULT, DEFAULT, held)
             child = os.fork()
             if not child:
                 os._exit(0 if load_image(np.zeros((2, 2, 3), np.uint8)).size == (2, 2) else 1)
@@ -284,7 +289,7 @@ class TestAccount:
 
 
 def account_of_images() -> int:
-    return ACCOUNT._taken
+    return ACCOUNT.taken
 
 
 class TestSettings:

@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from zsvec.errors import EncoderError, InvalidInputError
-from zsvec.inputs.categories import as_numbers
 from zsvec.types import Fingerprint, Modality
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -166,7 +165,7 @@ class BatchEncoder(ABC):
         # float64, so that no finite float32 row has a norm that overflows or underflows
         found = self.embed(batch, modality)
         try:
-            vectors = as_numbers(found)
+            vectors = _as_numbers(found)
         except Exception as exc:  # an array of another library converts itself, and raises what it likes
             raise EncoderError(
                 f"encoder {self.name!r} returned {type(found).__name__}, which is no array of numbers ({exc}); its "
@@ -193,6 +192,13 @@ class BatchEncoder(ABC):
             )
         unit: Vectors = (vectors / norms).astype(np.float32)
         return unit
+
+
+def _as_numbers(values: object) -> NDArray[np.float64]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufO":
+        raise TypeError(f"{array.dtype} are no real numbers")
+    return np.asarray(array, dtype=np.float64)
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

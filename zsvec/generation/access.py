@@ -85,11 +85,6 @@ def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
                 "which begins with http:// or https://"
             )
         )
-    if httpx.URL(url).userinfo:
-        raise GenerationError(
-            f"generation.base_url or {URL_VARIABLE} has a name or a password before an @, which would be sent in the "
-            f"place of {KEY_VARIABLE} and come out in logs: leave it out"
-        )
     if not (allow_http or is_private(url)):
         raise GenerationError(
             key.scrubbed(
@@ -97,7 +92,9 @@ def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
                 "where the network is private"
             )
         )
-    return url
+    # A name or a password before an @ would be sent in the place of the key, and be in the logs of every request.
+    address = httpx.URL(url)
+    return str(address.copy_with(userinfo=b"")) if address.userinfo else url
 
 
 def host_of(url: str) -> str | None:

@@ -79,13 +79,27 @@ def reading(
 
     Without `hashed`, the hash is empty.
     """
+    limits: ImageLimits = {"max_pixels": max_pixels, "image_memory": image_memory}
     with ExitStack() as held:
-        with _image_errors(image):
-            loaded = _load(image, Limits(max_pixels, image_memory), side, held, hashed=hashed)
+        loaded = read_held(image, held, side=side, hashed=hashed, **limits)
         try:
             yield loaded
         finally:
             del loaded  # before its memory is given back
+
+
+def read_held(
+    image: ImageInput,
+    held: ExitStack,
+    *,
+    max_pixels: int | None = None,
+    side: int | None = None,
+    image_memory: int = DEFAULT,
+    hashed: bool = True,
+) -> LoadedImage:
+    """`reading`, to the end of a stack, which is to have forgotten the image by then."""
+    with _image_errors(image):
+        return _load(image, Limits(max_pixels, image_memory), side, held, hashed=hashed)
 
 
 def read_image(
@@ -152,7 +166,8 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
         content = _content(image)
         if isinstance(content, Image.Image):
             plan = plan_decoded(content, limits)
-            with ACCOUNT.take(plan.memory, limits.memory):
+            with ExitStack() as held:
+                ACCOUNT.take(plan.memory, limits.memory, held)
                 return _digest(decode(content, plan))
         if isinstance(content, np.ndarray):
             check_array(content, limits)
@@ -253,12 +268,12 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
                 plan = plan_encoded(Reader(io.BytesIO(content), len(content)), limits, side)
             else:
                 plan = plan_decoded(content, limits)
-            held.enter_context(ACCOUNT.take(plan.memory, limits.memory))
+            ACCOUNT.take(plan.memory, limits.memory, held)
         else:
             files.enter_context(_put_back(file))
             reader = Reader(file, _size_of(file))
             expected = plan_encoded(reader, limits, side)
-            held.enter_context(ACCOUNT.take(expected.memory + reader.size, limits.memory))
+            ACCOUNT.take(expected.memory + reader.size, limits.memory, held)
             content = _whole(reader)
             plan = plan_encoded(Reader(io.BytesIO(content), len(content)), limits, side)
             if plan.memory > expected.memory:

@@ -10,9 +10,8 @@ import ctypes
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
+from queue import Empty, SimpleQueue
 
 from zsvec.errors import ImageError
 
@@ -22,38 +21,37 @@ DEFAULT = 512 * 2**20
 _LARGE = 16 * 2**20
 
 
-def _trim() -> None:
-    """Return what is free to the system.
-
-    The GNU C library keeps memory that a thread has freed, in that thread's heap, out of reach of the others: four
-    threads had twice the memory that was taken.
-    """
-    if _malloc_trim is not None:
-        _malloc_trim(0)
-
-
+# Returns what is free to the system. The GNU C library keeps memory that a thread has freed, in that thread's heap, out
+# of reach of the others: four threads had twice the memory that was taken.
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class Account:
-    """What is taken of the memory, by all threads together. First come, first served."""
+    """What is taken of the memory, by all threads together. Whoever waits goes before those that come later."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """Begin anew: in a forked process, threads that took memory or waited are not there."""
+        self._turn = threading.Lock()
         self._taken = 0
-        self._waiting: deque[object] = deque()
-        self._changed = threading.Condition()
+        self._returned: SimpleQueue[int] = SimpleQueue()
 
-    @contextmanager
-    def take(self, size: int, limit: int) -> Iterator[None]:
-        """Wait until there is room, and take it.
+    @property
+    def taken(self) -> int:
+        """Bytes that are taken."""
+        with self._turn:
+            self._count_returned()
+            return self._taken
+
+    def take(self, size: int, limit: int, held: ExitStack) -> None:
+        """Wait until there is room, and take it until the end of a stack.
 
         Args:
             size: Bytes.
             limit: Bytes that all may take together, as this one sees it.
+            held: At its end, the bytes are returned.
 
         Raises:
             ImageError: It is more than all of it.
@@ -63,23 +61,19 @@ class Account:
                 f"decoding it would take {size:,} bytes, which is more than image_memory={limit:,}; "
                 "scale it down, or raise that"
             )
-        turn = object()
-        with self._changed:
-            self._waiting.append(turn)
-            try:
-                self._changed.wait_for(lambda: self._waiting[0] is turn and self._taken + size <= limit)
-                self._taken += size
-            finally:
-                self._waiting.remove(turn)
-                self._changed.notify_all()
-        try:
-            yield
-        finally:
-            if size >= _LARGE:
-                _trim()
-            with self._changed:
-                self._taken -= size
-                self._changed.notify_all()
+        with self._turn:
+            self._count_returned()
+            while self._taken + size > limit:
+                self._taken -= self._returned.get()
+            self._taken += size
+        held.callback(self._returned.put, size)
+        if size >= _LARGE and _malloc_trim is not None:
+            held.callback(_malloc_trim, 0)  # and before that
+
+    def _count_returned(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._taken -= self._returned.get_nowait()
 
 
 ACCOUNT = Account()

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from time import sleep
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,24 @@ def test_a_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
                     load_image(file, image_memory=5 * MIB)
             assert file.most <= MIB
             assert file.tell() == 0
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "JPEG", "TIFF"])
+def test_an_error_holds_nothing_of_its_image(tmp_path: Path, format_name: str) -> None:
+    options = {"compression": "tiff_lzw"} if format_name == "TIFF" else {}
+    data = encode(Image.effect_noise((1200, 1200), 50).convert("RGB"), format_name, **options)
+    path = tmp_path / "a"
+    path.write_bytes(data[: len(data) * 3 // 4])
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
+    held = []
+    error: BaseException | None = caught.value
+    while error is not None:
+        for frame, _ in walk_tb(error.__traceback__):
+            if frame.f_code.co_filename != __file__:
+                held += [value for value in frame.f_locals.values() if isinstance(value, Image.Image | bytes)]
+        error = error.__cause__ or error.__context__
+    assert held == []
 
 
 class TestAccount:

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, BinaryIO, TypeAlias, TypedDict, TypeGuard
 
 import numpy as np
@@ -229,12 +230,26 @@ class _TakenFile(io.BytesIO):
 
 
 @contextmanager
+def _forgetting() -> Iterator[None]:
+    """An error keeps the calls that it came through, but not what they had in memory: bytes, and half an image."""
+    try:
+        yield
+    except Exception as error:
+        seen: BaseException | None = error
+        while seen is not None:
+            clear_frames(seen.__traceback__)
+            seen = seen.__cause__ or seen.__context__
+        raise
+
+
+@contextmanager
 def _image_errors(image: ImageInput) -> Iterator[None]:
     """Add the image's name to our errors, and map those of Pillow and of the caller's file object."""
     source = source_of(image)
     name = repr(source) if isinstance(image, str | os.PathLike) else source
     try:
-        yield
+        with _forgetting():
+            yield
     except ImageError as error:
         raise ImageError(f"cannot read {name}: {error}") from error.__cause__
     except Image.DecompressionBombError as error:

@@ -2,7 +2,7 @@
 
 Known before Pillow opens the file, because its readers of WebP, GIF and TIFF allocate what the file says. A file that
 ends early is none of this module's business, unless it ends before its size: Pillow says so. The figures are those
-of Pillow 11 to 13 and their codecs, and what 100,000 damaged files took agrees (`zsvec/docs/limits.md`).
+of Pillow 13 and its codecs, measured on damaged files (`zsvec/docs/limits.md`).
 """
 
 from __future__ import annotations

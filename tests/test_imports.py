@@ -23,6 +23,8 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("flow", "stream"),
         (
+            "inputs.memory",
+            "inputs.headers",
             "inputs.decoding",
             "inputs.images",
             "inputs.categories",

@@ -21,9 +21,17 @@ from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, ImageError, InvalidInputError
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, as_words, checked_category, checked_vectors
+from zsvec.inputs.categories import (
+    CategoryInput,
+    ReferenceImage,
+    as_numbers,
+    as_words,
+    checked_category,
+    checked_vectors,
+)
 from zsvec.inputs.decoding import opened
-from zsvec.inputs.images import content_hash, read_image, source_of, taken
+from zsvec.inputs.images import ImageLimits, content_hash, reading, source_of, taken
+from zsvec.inputs.memory import DEFAULT
 from zsvec.store import Reference, Store, Write
 from zsvec.stream import prefetch
 from zsvec.types import Category, Modality, encoder_and_modality, expert_name
@@ -117,24 +125,38 @@ class Builder:
         encoders: They embed the references.
         prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
         batch_size: Images that an encoder takes at once.
-        max_pixels: Largest image that is decoded.
+        max_pixels: Largest image that is decoded; see `zsvec.inputs.images.load_image`.
+        image_memory: Likewise.
 
     Attributes:
         encoders: As given.
         batch_size: As given.
         max_pixels: As given.
+        image_memory: As given.
     """
 
     def __init__(
-        self, store: Store, encoders: EncoderSet, *, prompts: Mapping[str, str], batch_size: int, max_pixels: int
+        self,
+        store: Store,
+        encoders: EncoderSet,
+        *,
+        prompts: Mapping[str, str],
+        batch_size: int,
+        max_pixels: int | None = None,
+        image_memory: int = DEFAULT,
     ) -> None:
         self.encoders = encoders
         self.batch_size = batch_size
         self.max_pixels = max_pixels
+        self.image_memory = image_memory
         self._store = store
         self._prompts = prompts
         self._image_encoders = [encoder.name for encoder in encoders if "image" in encoder.modalities]
         self._text_encoders = [encoder.name for encoder in encoders if "text" in encoder.modalities]
+
+    @property
+    def _limits(self) -> ImageLimits:
+        return {"max_pixels": self.max_pixels, "image_memory": self.image_memory}
 
     @property
     def takes_texts(self) -> bool:
@@ -202,12 +224,30 @@ class Builder:
             for image in category.images:
                 draft.given.add("image")
                 reference = image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
+                self._check_vectors_of(reference)
                 if opened(reference.image):
                     yield self._prepare((draft, reference))
                 else:
-                    own = taken(reference.image, max_pixels=self.max_pixels)
+                    own = taken(reference.image, **self._limits)
                     yield draft, with_changes(reference, image=own)
             yield draft
+
+    def _check_vectors_of(self, reference: ReferenceImage) -> None:
+        """Refuse vectors of an image that are not one of each encoder of images."""
+        given = reference.vectors
+        if given is None:
+            return
+        if not isinstance(given, Mapping) or not set(self._image_encoders) <= set(given):
+            raise InvalidInputError(
+                f"the vectors of a reference image must be a mapping of {', '.join(self._image_encoders)} to arrays. "
+                f"Got {reprlib.repr(given)} instead"
+            )
+        for name in self._image_encoders:
+            try:
+                rows = [as_numbers(given[name])]
+            except Exception as exc:  # as in `checked_vectors`
+                raise InvalidInputError(f"the vector of {name} is no array of numbers: {exc}; detach a tensor") from exc
+            checked_vectors(rows, self.encoders[name].fingerprint.dim, name=name)
 
     def _draft(self, category: CategoryInput, *, replace: bool) -> _Draft:
         vectors = {expert: self._checked_vectors(expert, category) for expert in category.vectors}
@@ -236,15 +276,15 @@ class Builder:
         source = source_of(given.image)
         try:
             if given.vectors is not None or (draft.stored and not hasattr(given.image, "read")):
-                digest = content_hash(given.image, max_pixels=self.max_pixels)
+                digest = content_hash(given.image, **self._limits)
                 if given.vectors is not None or self._is_stored(draft, digest):
                     return _Image(draft, given, source, digest)
-            loaded = read_image(given.image, max_pixels=self.max_pixels, side=self.encoders.side)
+            with reading(given.image, side=self.encoders.side, **self._limits) as loaded:
+                if self._is_stored(draft, loaded.content_hash):
+                    return _Image(draft, given, source, loaded.content_hash)
+                return _Image(draft, given, source, loaded.content_hash, self.encoders.preprocess(loaded.image))
         except ImageError as exc:
             return _Image(draft, given, source, error=exc)
-        if self._is_stored(draft, loaded.content_hash):
-            return _Image(draft, given, source, loaded.content_hash)
-        return _Image(draft, given, source, loaded.content_hash, self.encoders.preprocess(loaded.image))
 
     def _is_stored(self, draft: _Draft, digest: str) -> bool:
         return all((name, "image", digest) in draft.stored for name in self._image_encoders)

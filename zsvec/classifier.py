@@ -62,7 +62,7 @@ class Classifier:
         self.settings = settings
         self._prompts = prompts
         self._encoder_names = sorted({encoder_and_modality(expert)[0] for expert in temperatures})
-        self._embedder = Embedder(load_encoders, max_pixels=settings.max_pixels, check=store.check_open)
+        self._embedder = Embedder(load_encoders, **settings.image_limits(), check=store.check_open)
         self._fingerprints: Mapping[str, Fingerprint] | None = None
         self._totals = Totals()
         self._searcher = Searcher(
@@ -425,7 +425,7 @@ class Classifier:
             encoders,
             prompts=self._prompts,
             batch_size=self.settings.batch_size,
-            max_pixels=self.settings.max_pixels,
+            **self.settings.image_limits(),
         )
 
     def _encoders_to_read(self) -> None:

@@ -7,6 +7,7 @@ configuration folder.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
@@ -22,6 +23,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveInt,
+    PrivateAttr,
     SecretStr,
     ValidationError,
 )
@@ -37,8 +39,9 @@ from pydantic_settings import (
 )
 
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, Temperature
-from zsvec.errors import InvalidInputError
-from zsvec.inputs.decoding import MAX_PIXELS
+from zsvec.errors import InvalidInputError, without_password
+from zsvec.inputs.images import ImageLimits
+from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.method.scoring import Scoring
@@ -164,7 +167,15 @@ class ModelPrice(BaseModel):
     image_tokens: Mapping[str, PositiveInt] = Field(default_factory=dict)
 
 
-class GenerationSettings(BaseModel):
+class _Masked(BaseModel):
+    """Settings whose representation has no password of a URL."""
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, without_password(value) if isinstance(value, str) else value
+
+
+class GenerationSettings(_Masked):
     """What describes categories and draws references; the key comes from ``OPENAI_API_KEY`` alone.
 
     Attributes:
@@ -195,7 +206,7 @@ class GenerationSettings(BaseModel):
     prices: Mapping[str, ModelPrice] = Field(default_factory=dict)
 
 
-class Settings(BaseSettings):
+class Settings(_Masked, BaseSettings):
     """What a classifier is opened with.
 
     Attributes:
@@ -240,9 +251,14 @@ class Settings(BaseSettings):
         unknown_above: Novelty above which an image is unknown; by default the calibrated 0.5, where there is a
             calibrated threshold. Without a calibration there is no novelty, and no effect.
         unknown_per_category: Whether categories of 20 references and more have thresholds of their own.
-        max_pixels: Largest image that is decoded.
+        max_pixels: Largest image that is read. By default 100 million pixels, of which a JPEG that is decoded at a
+            fraction has as many as are decoded.
+        image_memory: Bytes that all threads together may take for images that are being decoded. An image that takes
+            more is refused by its header; others wait until there is room.
         generation: What `zsvec generate` asks and draws with.
     """
+
+    _made_in: Path = PrivateAttr(default_factory=lambda: Path().absolute())
 
     model_config = SettingsConfigDict(
         env_prefix="ZSVEC_",
@@ -286,7 +302,8 @@ class Settings(BaseSettings):
     false_unknown_rate: float | None = Field(default=None, gt=0, lt=1)
     unknown_above: float | None = Field(default=None, ge=0, le=1)
     unknown_per_category: bool = False
-    max_pixels: PositiveInt = MAX_PIXELS
+    max_pixels: PositiveInt | None = None
+    image_memory: PositiveInt = DEFAULT_IMAGE_MEMORY
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
 
     @classmethod
@@ -327,11 +344,16 @@ class Settings(BaseSettings):
             self.store,
             namespace=self.namespace,
             api_key=key,
-            ca_certificate=self.ca_certificate,
+            within=self._made_in,
+            ca_certificate=self.ca_certificate and self._made_in / self.ca_certificate,
             timeout=self.timeout,
             first_contact=self.timeout if "timeout" in self.model_fields_set else FIRST_CONTACT,
             placement=Placement(self.replicas, self.shards, self.write_consistency),
         )
+
+    def image_limits(self) -> ImageLimits:
+        """What an image may be and take."""
+        return {"max_pixels": self.max_pixels, "image_memory": self.image_memory}
 
     def encoder_specs(self) -> Mapping[str, EncoderSpec]:
         """The encoders of the chosen profile, by name.
@@ -393,7 +415,7 @@ def load_settings(**arguments: Any) -> Settings:
     except ValidationError as exc:
         raise InvalidInputError(f"settings cannot be used: {'; '.join(map(_problem, exc.errors()))}") from exc
     except (ValueError, OSError) as exc:  # a file that is no TOML
-        files = [str(file) for file in Settings.toml_files if file.is_file()]
+        files = [str(file) for file in Settings.toml_files if os.path.isfile(file)]  # noqa: PTH113 - is_file may raise
         raise InvalidInputError(
             f"settings cannot be used: {exc}; correct {' or '.join([*files, 'the environment'])}"
         ) from exc

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, TypeAlias
@@ -18,7 +19,8 @@ from zsvec.errors import ImageError, InvalidInputError
 from zsvec.flow import Flow
 from zsvec.inputs.categories import checked_vectors
 from zsvec.inputs.decoding import opened
-from zsvec.inputs.images import ImageInput, load_image, source_of, taken
+from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
+from zsvec.inputs.memory import DEFAULT
 from zsvec.stream import ahead, prefetch
 from zsvec.types import Fingerprint
 
@@ -65,15 +67,23 @@ class Embedder:
 
     Args:
         load: Returns the encoders; called once.
-        max_pixels: Largest image that is decoded.
+        max_pixels: Largest image that is decoded; see `zsvec.inputs.images.load_image`.
+        image_memory: Likewise.
         check: Raises an error in a process forked from that which made the embedder.
     """
 
-    def __init__(self, load: Callable[[], EncoderSet], *, max_pixels: int, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], EncoderSet],
+        *,
+        max_pixels: int | None = None,
+        image_memory: int = DEFAULT,
+        check: Callable[[], None],
+    ) -> None:
         self._load = load
         self._check = check
         self._pid = os.getpid()
-        self._max_pixels = max_pixels
+        self._max_pixels, self._image_memory = max_pixels, image_memory
         self._lock = threading.RLock()
         self._side: int | None = None
         self.loaded: EncoderSet | None = None
@@ -110,12 +120,14 @@ class Embedder:
         """
         encoders = self.encoders
         try:
-            with stage("decode"):
-                rgb = load_image(image, max_pixels=self._max_pixels, side=self._side)
+            with ExitStack() as memory:
+                with stage("decode"):
+                    limits: ImageLimits = {"max_pixels": self._max_pixels, "image_memory": self._image_memory}
+                    loaded = [read_held(image, memory, side=self._side, hashed=False, **limits)]
+                with stage("preprocess"):  # which forgets the image before its memory is given back
+                    return PreparedImage(source_of(image), encoders.preprocess(loaded.pop().image))
         except ImageError as exc:
             return PreparedImage(source_of(image), error=exc)
-        with stage("preprocess"):
-            return PreparedImage(source_of(image), encoders.preprocess(rgb))
 
     def _encode(self, images: Sequence[PreparedImage]) -> Vectors:
         """Vectors of the images that can be read, in their order; empty if there is none."""
@@ -142,7 +154,9 @@ class Embedder:
         self, images: Iterable[ImageInput], batch_size: int, flow: Flow, max_wait: float | None
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         def take(image: ImageInput) -> ImageInput | PreparedImage:
-            return prepare(image) if opened(image) else taken(image, max_pixels=self._max_pixels)
+            if opened(image):
+                return prepare(image)
+            return taken(image, max_pixels=self._max_pixels, image_memory=self._image_memory)
 
         def prepare(image: ImageInput | PreparedImage) -> PreparedImage:
             return image if isinstance(image, PreparedImage) else self._prepare(image, flow.stage)
@@ -205,10 +219,11 @@ def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str,
     Raises:
         InvalidInputError: Vectors are of other encoders or of another shape, zero, or not finite.
     """
+    if not isinstance(vectors, Mapping):
+        raise InvalidInputError(f"vectors must be a mapping of encoders to arrays. Got {reprlib.repr(vectors)} instead")
     if set(vectors) != set(fingerprints):
-        raise InvalidInputError(
-            f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {', '.join(vectors) or 'none'}"
-        )
+        given = ", ".join(map(str, vectors)) or "none"
+        raise InvalidInputError(f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {given}")
     queries = {name: checked_vectors(rows, fingerprints[name].dim, name=name) for name, rows in vectors.items()}
     counts = {name: len(rows) for name, rows in queries.items()}
     if len(set(counts.values())) > 1:

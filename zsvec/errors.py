@@ -18,12 +18,27 @@ ZSVecError
 ```
 
 Each message says what happened, with which value, and what to do next. Errors of the libraries
-underneath are mapped where they are called and kept as `__cause__`.
+underneath are mapped where they are called and kept as `__cause__`. No message has a password of a URL.
 """
+
+from __future__ import annotations
+
+import re
+
+# A name and a password before an @: of a URL, or of a host that lacks its scheme.
+_USER_INFO = re.compile(r"""(?<=://)[^\s'"]*@|(?<![^\s'",])[^\s'"/:,]+:[^\s'"/]+@(?=[\w.-]+:\d)""")
+
+
+def without_password(text: str) -> str:
+    """A text whose URLs do not say who logs in, and by which password."""
+    return _USER_INFO.sub("***@", text)
 
 
 class ZSVecError(Exception):
     """Root of all errors of zsvec."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_password(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class InvalidInputError(ZSVecError):

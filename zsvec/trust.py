@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from urllib.parse import urlsplit
 
 from zsvec.errors import InvalidInputError
 
-_DECIDING = {"store", "api_key", "allow_http", "ca_certificate", "profiles", "generation"}
+_DECIDING = {
+    "store",
+    "api_key",
+    "allow_http",
+    "ca_certificate",
+    "profiles",
+    "generation",
+    "max_pixels",
+    "image_memory",
+}
 
 
 def read_if_trusted(file: Path, marks: Path) -> dict[str, Any]:
@@ -46,8 +56,8 @@ def read_if_trusted(file: Path, marks: Path) -> dict[str, Any]:
 def decisions(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """What of a file's settings needs trust.
 
-    They name a place beyond the file's folder, a key or where it goes, whose certificates are believed, weights, or a
-    service and what it costs.
+    They name a place beyond the file's folder, a key or where it goes, whose certificates are believed, weights, a
+    service and what it costs, or how much memory an image may take.
     """
     return {
         name: value
@@ -63,11 +73,12 @@ def trust(file: Path, marks: Path) -> dict[str, Any]:
         What it decides.
 
     Raises:
-        InvalidInputError: It cannot be read, or is no TOML.
+        InvalidInputError: It cannot be read, or is no TOML, or the mark cannot be kept.
     """
     content, values = _read(file)
-    marks.mkdir(parents=True, exist_ok=True)
-    _mark(file, content, marks).write_text(f"{file.resolve()}\n", encoding="utf-8", errors="surrogateescape")
+    with _writable(marks):
+        marks.mkdir(parents=True, exist_ok=True)
+        _mark(file, content, marks).write_text(f"{file.resolve()}\n", encoding="utf-8", errors="surrogateescape")
     return decisions(file, values)
 
 
@@ -75,10 +86,11 @@ def distrust(file: Path, marks: Path) -> None:
     """Trust a file no more.
 
     Raises:
-        InvalidInputError: It cannot be read.
+        InvalidInputError: It cannot be read, or the mark cannot be taken away.
     """
     content, _ = _read(file)
-    _mark(file, content, marks).unlink(missing_ok=True)
+    with _writable(marks):
+        _mark(file, content, marks).unlink(missing_ok=True)
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -122,6 +134,14 @@ def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
         return content, tomllib.loads(content.decode())
     except (OSError, ValueError) as exc:
         raise InvalidInputError(f"{file.absolute()} cannot be trusted: {exc}") from exc
+
+
+@contextmanager
+def _writable(marks: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise InvalidInputError(f"what you trust cannot be kept in {marks}: {exc}; make that folder writable") from exc
 
 
 def _mark(file: Path, content: bytes, marks: Path) -> Path:

@@ -348,3 +348,23 @@ def test_images_that_are_no_files_are_numbered_and_shown(classifier: Classifier,
     default = next(row for row in results["tables"][0]["rows"] if row["name"].startswith("fusion by default"))
     shown = {figure["id"] for figure in results["figures"]}
     assert ("mistakes" in shown) == (default["values"]["top1"] < 1)
+
+
+LINKED = ("results.json", "predictions.json", "confusion.png", "reliability.png", "report.html", "embeddings")
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_link_in_the_folder_leads_nowhere(classifier: Classifier, folders: Path, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    from zsvec.evaluation.publish import publish
+
+    report, treasure = folders / "report", tmp_path / "treasure"
+    report.mkdir(exist_ok=True)
+    if name == "embeddings":
+        treasure.mkdir()
+    else:
+        treasure.write_text("mine")
+    (report / name).symlink_to(treasure)
+    with pytest.raises(InvalidInputError, match="leads out of"):
+        publish(suite(classifier, folders), report)
+    assert (list(treasure.iterdir()) == []) if name == "embeddings" else (treasure.read_text() == "mine")

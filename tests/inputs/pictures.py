@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image
 
 from zsvec.inputs.images import load_image
 
@@ -21,12 +21,7 @@ LOSSLESS: list[tuple[str, dict[str, Any]]] = [
     ("TIFF", {"compression": "tiff_lzw"}),
     ("TIFF", {"compression": "tiff_deflate"}),
 ]
-if features.check("jpg_2000"):
-    LOSSLESS.append(("JPEG2000", {}))
 ALL_FORMATS = [*LOSSLESS, ("JPEG", {}), ("GIF", {})]
-Image.init()
-if "AVIF" in Image.SAVE:
-    ALL_FORMATS.append(("AVIF", {}))
 
 
 def encode(image: Image.Image, format_name: str, **options: Any) -> bytes:

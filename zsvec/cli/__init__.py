@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from zsvec.cli.process import prepare_process
-from zsvec.errors import InvalidInputError, ZSVecError
+from zsvec.cli.process import harmless, prepare_process
+from zsvec.errors import InvalidInputError, ZSVecError, without_password
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
 
         app(prog_name="zsvec")  # an interruption or a closed pipe ends it quietly
     except (ZSVecError, OSError) as exc:
-        sys.stderr.write(f"zsvec: {exc}\n")
+        sys.stderr.write(f"zsvec: {harmless(without_password(str(exc)))}\n")
         sys.exit(2 if isinstance(exc, InvalidInputError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

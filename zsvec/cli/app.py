@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from zsvec import __version__
+from zsvec.cli.process import harmless
 
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
@@ -19,12 +21,28 @@ if TYPE_CHECKING:
     from zsvec.store import Store
 
 
+@contextmanager
+def _harmless_errors() -> Iterator[None]:
+    """Errors of usage name what was given, and a shell gives file names for a pattern."""
+    try:
+        yield
+    except Exception as exc:  # typer's own, of classes that lie elsewhere in other versions
+        if isinstance(message := getattr(exc, "message", None), str):
+            exc.message = harmless(message)  # type: ignore[attr-defined]
+        raise
+
+
 class _Group(TyperGroup):
     """The commands. An option that stands before the command, given behind it, is told where it belongs."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _harmless_errors():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
-            return super().invoke(ctx)
+            with _harmless_errors():
+                return super().invoke(ctx)
         except Exception as exc:  # the class of an unknown option lies elsewhere in other versions of typer
             option = getattr(exc, "option_name", None)
             if any(option in parameter.opts for parameter in self.params):

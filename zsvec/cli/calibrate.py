@@ -58,7 +58,7 @@ def _print_report(report: CalibrationReport) -> None:
     experts = output.new_table("expert", "temperature", "images", "accuracy")
     for name, expert in made.experts.items():
         accuracy = "– (one reference a category)" if expert.accuracy is None else f"{expert.accuracy:.1%}"
-        experts.add_row(name, f"{expert.temperature:.3f}", str(expert.images), accuracy)
+        experts.add_row(output.escape(name), f"{expert.temperature:.3f}", str(expert.images), accuracy)
     output.out.print(experts)
     fusion = output.new_table("fusion", "top-1", "cross-entropy", "calibration error")
     for when, quality in {"before": report.before, "after": report.after}.items():

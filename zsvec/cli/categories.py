@@ -223,12 +223,11 @@ def _nearest_name(name: str, store: Store) -> Iterator[None]:
 
 def _categories_table(categories: Sequence[Category]) -> Table:
     """A row for each category, with the number of its references of each expert."""
-    from rich.markup import escape
-
     from zsvec.cli import output
+    from zsvec.cli.output import escape
 
     experts = sorted({expert for category in categories for expert in category.references})
-    table = output.new_table("category", "version", "updated", "texts", *experts)
+    table = output.new_table("category", "version", "updated", "texts", *map(escape, experts))
     for category in categories:
         counts = [str(category.references.get(expert, "–")) for expert in experts]
         text = output.shortened("; ".join(category.texts))

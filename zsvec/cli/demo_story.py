@@ -15,12 +15,11 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 import zsvec
 from zsvec.classifier import Classifier
-from zsvec.cli.output import evidence_table, out
+from zsvec.cli.output import escape, evidence_table, out
 from zsvec.errors import MissingExtraError
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.images import load_image
@@ -122,7 +121,7 @@ def tell() -> None:
             classifier.load()
         with watch.step("Ten categories: five from a sentence, five from their name and the quarters of a photograph"):
             classifier.add_categories(_categories())
-            out.print(f"  in {folder}, collections " + ", ".join(_collections(classifier)))
+            out.print(f"  in {escape(str(folder))}, collections " + ", ".join(_collections(classifier)))
         with watch.step("Classify photographs that it has not seen"):
             predictions = _classify(classifier, TESTS)
             out.print(_answers(TESTS, predictions))

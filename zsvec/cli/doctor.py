@@ -9,14 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import httpx
-from rich.markup import escape
 from rich.table import Table
 
 from zsvec import __version__
 from zsvec.cli import output
+from zsvec.cli.output import escape
 from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
-from zsvec.errors import ZSVecError
+from zsvec.errors import ZSVecError, without_password
 from zsvec.types import Finding
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
             "settings", False, str(exc), "correct it on the command line, in the environment or in zsvec.toml"
         )
         return
-    yield Finding(
-        "settings", True, f"profile {settings.profile}, store {settings.store}, namespace {settings.namespace}"
-    )
+    store = without_password(settings.store)
+    yield Finding("settings", True, f"profile {settings.profile}, store {store}, namespace {settings.namespace}")
     yield _guarded("device", lambda: Finding("device", True, describe_device(settings.device, settings.dtype)))
     try:
         missing = missing_weights(specs)
@@ -52,7 +51,7 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
     else:
         url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         problem = _problem_of_hub(url)
-        yield _hub(url, problem, needed=bool(missing))
+        yield _hub(without_password(url), problem, needed=bool(missing))
         yield _weights(settings, missing, reachable=problem is None)
     yield _generation(settings)
     yield from _store(settings, repair=repair)
@@ -64,7 +63,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
         advice = f"\n[yellow]{escape(finding.advice)}[/]" if finding.advice else ""
-        table.add_row(mark, finding.what, escape(finding.detail) + advice)
+        table.add_row(mark, escape(finding.what), escape(finding.detail) + advice)
     return table
 
 

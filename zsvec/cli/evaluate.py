@@ -126,7 +126,7 @@ def _suite(
         output.print_json(found.results)
     else:
         for sentence in found.results["summary"]:
-            output.out.print(sentence)
+            output.out.print(output.escape(sentence))
     output.print_note(f"report: {page}")
 
 
@@ -137,5 +137,5 @@ def _accuracy_table(result: Evaluation) -> Table:
     table = output.new_table("", "top-1", "top-3", "top-5", "calibration error")
     for name, accuracy in {f"fusion ({result.fusion})": result.accuracy, **result.experts}.items():
         values = (accuracy.top1, accuracy.top3, accuracy.top5, accuracy.ece)
-        table.add_row(name, *(f"{value:.1%}" for value in values))
+        table.add_row(output.escape(name), *(f"{value:.1%}" for value in values))
     return table

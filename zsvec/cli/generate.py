@@ -152,9 +152,8 @@ def _print_generated(done: Generated, *, json: bool) -> None:
 
 def _left_out_table(done: Generated) -> Table:
     """Images that were not stored, or not drawn."""
-    from rich.markup import escape
-
     from zsvec.cli import output
+    from zsvec.cli.output import escape
 
     table = output.new_table("category", "image", "left out because")
     for image in done.images:

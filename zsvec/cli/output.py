@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE_HEAD, Box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Column, Table
 
+from zsvec.cli.process import harmless
+from zsvec.errors import without_password
 from zsvec.types import how_far
 
 if TYPE_CHECKING:
@@ -24,9 +27,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
+class _Console(Console):
+    """A console that shows control characters, wherever they come from, and obeys none but its own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=harmless(segment.text, but="\n"))
+
+
+def escape(text: str) -> str:
+    """A text from outside as it is, on one line: no markup, no control character, no line that it could fake.
+
+    Passwords of URLs are left out.
+    """
+    return escape_markup(harmless(without_password(text)))
+
+
 # What is not a terminal has no width that tables would have to be squeezed into.
-out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
+out = _Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+err = _Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -118,9 +138,9 @@ def evidence_table(prediction: Prediction) -> Table:
     caption = "the calibration is stale: run `zsvec calibrate`" if stale else None
     table = new_table("expert", "weight", "entropy", "says", "nearest references", caption=caption)
     for name, expert in prediction.experts.items():
-        nearest = "\n".join(f"{n.similarity:.2f} {n.category}: {shortened(n.source)}" for n in expert.neighbors)
-        says = "\n".join(f"{p:.1%} {label}" for label, p in expert.ranking[:3])
-        table.add_row(name, f"{expert.weight:.0%}", f"{expert.entropy:.2f}", escape(says), escape(nearest))
+        nearest = "\n".join(escape(f"{n.similarity:.2f} {n.category}: {shortened(n.source)}") for n in expert.neighbors)
+        says = "\n".join(escape(f"{p:.1%} {label}") for label, p in expert.ranking[:3])
+        table.add_row(escape(name), f"{expert.weight:.0%}", f"{expert.entropy:.2f}", says, nearest)
     return table
 
 
@@ -128,17 +148,17 @@ def facts_table(values: Mapping[str, Any]) -> Table:
     """Names and their values."""
     table = new_table("", "", box=None, show_header=False)
     for name, value in values.items():
-        table.add_row(f"[dim]{escape(name)}[/]", escape(_worded(value)))
+        table.add_row(f"[dim]{escape(name)}[/]", "\n".join(map(escape, _worded(value))))
     return table
 
 
-def _worded(value: Any) -> str:
-    """A value for people: a line for each entry of a table, and a list with commas."""
+def _worded(value: Any) -> list[str]:
+    """The lines of a value for people: one for each entry of a table, and a list with commas."""
     if isinstance(value, Mapping):
-        return "\n".join(f"{name}: {one}" for name, one in value.items()) or "none"
+        return [f"{name}: {one}" for name, one in value.items()] or ["none"]
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return str(value)
+        return [", ".join(map(str, value)) or "none"]
+    return [str(value)]
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

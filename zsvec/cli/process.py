@@ -27,10 +27,16 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from zsvec.errors import without_password
+
+# C0 and C1 controls, separators of lines, marks of direction, and bytes that are no text.
+_OBEYED = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _SPINNING_VARIABLE, _SPINNING_CYCLES = "OPENBLAS_THREAD_TIMEOUT", "18"
 _MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
@@ -50,8 +56,18 @@ def prepare_process() -> None:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
-    warnings.formatwarning = lambda message, *_, **__: f"zsvec: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"zsvec: {harmless(without_password(str(message)))}\n"
     _keep_freed_memory()
+
+
+def harmless(text: str, *, but: str = "") -> str:
+    """A text in which what a terminal would obey is visible: controls, escape sequences, changes of direction.
+
+    Args:
+        text: Of names and paths, which may be anything.
+        but: Characters to leave.
+    """
+    return _OBEYED.sub(lambda found: found[0] if found[0] in but else repr(found[0])[1:-1], text)
 
 
 @contextmanager

@@ -29,4 +29,5 @@ def trust(
     decided = marks.trust(file, folder)
     output.print_note(f"{file.resolve()} is trusted as it is now" + (", and decides:" if decided else ""))
     for name, value in marks.flattened(decided):
-        output.print_note(f"{name} = {'***' if name == 'api_key' else repr(value)}")
+        secret = any(word in name.lower() for word in ("key", "token", "secret", "password"))  # no setting, but written
+        output.print_note(f"{name} = {'***' if secret else repr(value)}")

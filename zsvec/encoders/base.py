@@ -163,7 +163,14 @@ class BatchEncoder(ABC):
         if not len(batch):
             return np.empty((0, self.fingerprint.dim))
         # float64, so that no finite float32 row has a norm that overflows or underflows
-        vectors = np.asarray(self.embed(batch, modality), dtype=np.float64)
+        found = self.embed(batch, modality)
+        try:
+            vectors = _as_numbers(found)
+        except Exception as exc:  # an array of another library converts itself, and raises what it likes
+            raise EncoderError(
+                f"encoder {self.name!r} returned {type(found).__name__}, which is no array of numbers ({exc}); its "
+                "embed() must be corrected, and a tensor be detached and float32"
+            ) from exc
         expected = (len(batch), self.fingerprint.dim)
         if vectors.shape != expected:
             raise EncoderError(
@@ -185,6 +192,13 @@ class BatchEncoder(ABC):
             )
         unit: Vectors = (vectors / norms).astype(np.float32)
         return unit
+
+
+def _as_numbers(values: object) -> NDArray[np.float64]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufO":
+        raise TypeError(f"{array.dtype} are no real numbers")
+    return np.asarray(array, dtype=np.float64)
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

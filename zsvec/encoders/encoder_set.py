@@ -44,6 +44,8 @@ class EncoderSet:
             raise InvalidInputError(f"encoders must be a list of encoders. Got {encoders!r} instead")
         self._encoders: dict[str, Encoder] = {}
         for encoder in encoders:
+            if not hasattr(encoder, "fingerprint"):
+                raise InvalidInputError(f"encoders must be a list of encoders. Got {encoder!r} in it")
             if encoder.name in self._encoders:
                 raise InvalidInputError(f"two encoders are named {encoder.name!r}; give each its own name")
             self._encoders[encoder.name] = encoder

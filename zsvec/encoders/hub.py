@@ -20,7 +20,7 @@ from zsvec.encoders.weights import (
     is_package,
     relative_files,
 )
-from zsvec.errors import WeightsUnavailableError
+from zsvec.errors import WeightsUnavailableError, without_password
 
 _logger = logging.getLogger(__name__)
 _SECONDS_TO_ANSWER = 5.0
@@ -59,6 +59,8 @@ class HubSource:
             except Exception as exc:
                 cached = self._cached()
                 if cached is None:
+                    if without_password(str(exc)) != str(exc):  # of HF_ENDPOINT
+                        raise self._unavailable(exc) from None
                     raise self._unavailable(exc) from exc
                 folder = cached
         return Weights(path=folder, model=self.repository, revision=folder.name)

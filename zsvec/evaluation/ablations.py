@@ -51,8 +51,8 @@ def drawn(references: Mapping[str, References], count: int, seed: int) -> dict[s
     digests: dict[str, list[str]] = {}
     for name, digest in image_keys(references):
         digests.setdefault(name, []).append(digest)
-    random = np.random.default_rng(seed)
-    chosen = {(name, digest) for name, own in digests.items() for digest in random.permutation(own)[:count].tolist()}
+    generator = np.random.default_rng(seed)
+    chosen = {(name, digest) for name, own in digests.items() for digest in generator.permutation(own)[:count].tolist()}
     return with_images(references, lambda _, images: kept(images, [key in chosen for key in images.keys]))
 
 
@@ -90,9 +90,9 @@ def laid_out(
 def mislabelled(references: Mapping[str, References], share: float, seed: int) -> dict[str, References]:
     """The same images, a random share of which has another category; the same images for every encoder."""
     names, keys = category_names(references), image_keys(references)
-    random = np.random.default_rng(seed)
-    wrong = random.permutation(len(keys))[: round(share * len(keys))]
-    moved = {keys[i]: str(random.choice([name for name in names if name != keys[i][0]])) for i in wrong}
+    generator = np.random.default_rng(seed)
+    wrong = generator.permutation(len(keys))[: round(share * len(keys))]
+    moved = {keys[i]: str(generator.choice([name for name in names if name != keys[i][0]])) for i in wrong}
 
     def change(_: str, images: References) -> References:
         labels = [moved.get(key, key[0]) for key in images.keys]
@@ -112,11 +112,11 @@ def replaced(
         vectors: Of the other images, by encoder, float32 ``(n_others, dim)``, at least one.
         seed: Of the draw.
     """
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     digests = sorted({digest for _, digest in image_keys(references)})
     others = np.arange(len(next(iter(vectors.values()))))
-    chosen = random.permutation(len(digests))[: int(share * len(digests))]
-    place = {digests[i]: int(random.choice(others)) for i in chosen}
+    chosen = generator.permutation(len(digests))[: int(share * len(digests))]
+    place = {digests[i]: int(generator.choice(others)) for i in chosen}
 
     def change(encoder: str, images: References) -> References:
         changed = images.vectors.copy()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from zsvec.classifier import Classifier
 from zsvec.errors import ImageError
 from zsvec.inputs.images import ImageInput, content_hash, source_of
+from zsvec.trust import inside
 
 _CHUNK = 64  # images that are embedded again after an interruption, at most
 
@@ -29,10 +30,12 @@ class Embeddings:
 
     def __init__(self, folder: Path, classifier: Classifier) -> None:
         prints = {name: str(fingerprint) for name, fingerprint in classifier.store.encoders().items()}
-        self._folder = folder / hashlib.sha256(repr(sorted(prints.items())).encode()).hexdigest()[:16]
+        own = folder / hashlib.sha256(repr(sorted(prints.items())).encode()).hexdigest()[:16]
+        self._folder = inside(folder.parent, own)
         self._classifier = classifier
         self._embedded: dict[str, Mapping[str, NDArray[np.float32]]] = {}
         for chunk in sorted(self._folder.glob("*.npz")):
+            inside(self._folder, chunk)
             try:
                 with chunk.open("rb") as file, np.load(file) as kept:
                     columns = {name: kept[name] for name in kept.files}
@@ -80,7 +83,7 @@ class Embeddings:
 
     def _hash(self, image: ImageInput, on_error: Callable[[str, str], None]) -> str:
         try:
-            return content_hash(image, max_pixels=self._classifier.settings.max_pixels)
+            return content_hash(image, **self._classifier.settings.image_limits())
         except ImageError as exc:
             on_error(source_of(image), str(exc))
             return ""
@@ -105,7 +108,7 @@ class Embeddings:
             name: np.stack([vectors[name] for vectors in made.values()]) for name in next(iter(made.values()))
         }
         name = hashlib.sha256("".join(made).encode()).hexdigest()[:16]
-        unfinished = self._folder / f"{name}.part"
+        unfinished = inside(self._folder, self._folder / f"{name}.part")
         with unfinished.open("wb") as file:
             np.savez(file, hashes=np.array(list(made)), **columns)
         unfinished.rename(self._folder / f"{name}.npz")  # whole or not at all

@@ -7,11 +7,11 @@ itself, of its kind, shape and bytes. Protocols 0 to 4 are read, with the texts 
 
 from __future__ import annotations
 
-import pickletools
+import pickletools  # nosec B403 # lists the steps of a pickle, and takes none
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pickle import UnpicklingError
+from pickle import UnpicklingError  # nosec B403 # the error alone
 from typing import Any
 
 import numpy as np

@@ -16,6 +16,7 @@ from zsvec.evaluation.report import write_report
 from zsvec.evaluation.suite import Suite
 from zsvec.inputs.images import ImageInput, load_image
 from zsvec.search.numpy_index import compare
+from zsvec.trust import inside
 from zsvec.types import encoder_and_modality
 
 _SHOWN = 12  # categories in the picture of the neighbourhood
@@ -31,6 +32,9 @@ def publish(suite: Suite, folder: Path) -> Path:
 
     Returns:
         The page.
+
+    Raises:
+        InvalidInputError: A link in the folder leads out of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [
@@ -40,7 +44,7 @@ def publish(suite: Suite, folder: Path) -> Path:
     results = {**suite.results, "figures": drawn}
     for name, values in (("results", results), ("predictions", suite.predictions)):
         text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1 if name == "results" else None)
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        inside(folder, folder / f"{name}.json").write_text(text, encoding="utf-8")
     return write_report(folder, results)
 
 
@@ -53,28 +57,28 @@ def _draw(suite: Suite, folder: Path) -> Iterator[tuple[str, str, str]]:
     largest = answers.probabilities[known].max(axis=1)
     if suite.results["curves"]:
         curves = {name: figures.Curve(**curve) for name, curve in suite.results["curves"].items()}
-        figures.accuracy_by_references(curves, folder / "references.png")
+        figures.accuracy_by_references(curves, inside(folder, folder / "references.png"))
         yield (
             "references",
             "Accuracy by references",
             "Figure 3 of the paper. The band is one standard deviation over draws.",
         )
-    figures.confusion(metrics.confusion(truth, said, len(names)), names, folder / "confusion.png")
+    figures.confusion(metrics.confusion(truth, said, len(names)), names, inside(folder, folder / "confusion.png"))
     yield (
         "confusion",
         "What is taken for what",
         "Each row is a category, and the share of its images by what they were called.",
     )
-    figures.reliability(largest, said == truth, folder / "reliability.png")
+    figures.reliability(largest, said == truth, inside(folder, folder / "reliability.png"))
     yield "reliability", "What a probability is worth", "On the diagonal, of 100 answers with 80 %, 80 are right."
     unknown = answers.novelty[~known] if not known.all() else None
     threshold = 0.5 if np.isfinite(answers.threshold).any() else None
-    figures.novelties(answers.novelty[known], unknown, threshold, folder / "novelty.png")
+    figures.novelties(answers.novelty[known], unknown, threshold, inside(folder, folder / "novelty.png"))
     told = "Beyond the threshold an image is called unknown." if threshold else "No threshold could be learned."
     yield "novelty", "Novelty of known and unknown images", told
     picture = _neighbourhood(suite)
     if picture is not None:
-        figures.neighbourhood(*picture, folder / "neighbourhood.png")
+        figures.neighbourhood(*picture, inside(folder, folder / "neighbourhood.png"))
         yield (
             "neighbourhood",
             "References and images",
@@ -82,7 +86,7 @@ def _draw(suite: Suite, folder: Path) -> Iterator[tuple[str, str, str]]:
         )
     mistakes = list(_mistakes(suite, truth, said, largest))
     if mistakes:
-        figures.mistakes(mistakes, folder / "mistakes.png")
+        figures.mistakes(mistakes, inside(folder, folder / "mistakes.png"))
         yield "mistakes", "The most confident mistakes", "Each image with the reference that is nearest to it."
 
 

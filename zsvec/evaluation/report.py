@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from zsvec.trust import inside
+
 _NONE = "–"
 _TEMPLATE = "report.html.jinja"
 
@@ -47,7 +49,7 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
         tables=[_table(table) for table in results["tables"]],
         figures=[_figure(folder, figure) for figure in results["figures"]],
     )
-    path = folder / "report.html"
+    path = inside(folder, folder / "report.html")
     path.write_text(page, encoding="utf-8")
     return path
 

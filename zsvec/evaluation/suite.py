@@ -171,7 +171,7 @@ def _tables(
         say("one reference and many")
         yield tables.one_and_many(study)
         say("quality of the references")
-        yield tables.quality(study, embeddings, classifier.settings.max_pixels)
+        yield tables.quality(study, embeddings, classifier.settings.image_limits())
 
 
 def _false_unknown_rate(classifier: Classifier) -> float:

@@ -13,7 +13,7 @@ from zsvec.errors import ImageError
 from zsvec.evaluation.ablations import drawn, image_references, laid_out, mislabelled, only, replaced, with_images
 from zsvec.evaluation.embeddings import Embeddings
 from zsvec.evaluation.study import Study
-from zsvec.inputs.images import load_image
+from zsvec.inputs.images import ImageLimits, load_image
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality
@@ -115,7 +115,7 @@ def one_and_many(study: Study) -> dict[str, Any]:
     return _table("one-and-many", "One reference against many", "table 7", note, rows)
 
 
-def quality(study: Study, embeddings: Embeddings, max_pixels: int) -> dict[str, Any]:
+def quality(study: Study, embeddings: Embeddings, limits: ImageLimits) -> dict[str, Any]:
     """Section 4.3.3: reference images under wrong categories, of no category, and out of focus."""
     rows = []
 
@@ -133,7 +133,7 @@ def quality(study: Study, embeddings: Embeddings, max_pixels: int) -> dict[str, 
         note += (
             " The images of no category that became references are among the test images too, which lowers the AUROC."
         )
-    blurred = _blurred(study.references, embeddings, max_pixels)
+    blurred = _blurred(study.references, embeddings, limits)
     if blurred is not None:
         add(f"blurred (radius {_BLUR:.0%} of the side)", blurred)
     else:
@@ -188,7 +188,7 @@ def _mean(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _blurred(
-    references: Mapping[str, References], embeddings: Embeddings, max_pixels: int
+    references: Mapping[str, References], embeddings: Embeddings, limits: ImageLimits
 ) -> dict[str, References] | None:
     """The same reference images out of focus; ``None`` if not all of their files can be read."""
     sources = {
@@ -197,7 +197,7 @@ def _blurred(
         for digest, source in zip(stored.hashes, stored.sources, strict=True)
     }
     try:
-        out_of_focus = (_out_of_focus(load_image(source, max_pixels=max_pixels)) for source in sources.values())
+        out_of_focus = (_out_of_focus(load_image(source, **limits)) for source in sources.values())
         positions, vectors = embeddings.of(out_of_focus, on_error=lambda source, reason: None)
     except ImageError:
         return None

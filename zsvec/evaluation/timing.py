@@ -36,7 +36,7 @@ def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -
         return made
 
     def go_through(some: Sequence[ImageInput]) -> None:
-        loaded = timed("load", lambda: [load_image(i, max_pixels=classifier.settings.max_pixels) for i in some])
+        loaded = timed("load", lambda: [load_image(i, **classifier.settings.image_limits()) for i in some])
         prepared = timed("preprocess", lambda: [encoders.preprocess(image) for image in loaded])
         vectors = timed("encode", lambda: encoders.encode_images(prepared))
         found = timed("search", lambda: compare(study.references, names, vectors, 3))

@@ -92,7 +92,9 @@ def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
                 "where the network is private"
             )
         )
-    return url
+    # A name or a password before an @ would be sent in the place of the key, and be in the logs of every request.
+    address = httpx.URL(url)
+    return str(address.copy_with(userinfo=b"")) if address.userinfo else url
 
 
 def host_of(url: str) -> str | None:

@@ -163,8 +163,8 @@ def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.fl
         InvalidInputError: They are no numbers, of another shape, or a row is zero or not finite.
     """
     try:
-        rows: NDArray[np.float64] = np.asarray(vectors, dtype=np.float64)
-    except (TypeError, ValueError) as exc:
+        rows = as_numbers(vectors)
+    except Exception as exc:  # an array of another library converts itself, and raises what it likes
         raise InvalidInputError(
             f"vectors of {name} must be numbers of the shape (n, {dim}). Got {reprlib.repr(vectors)} instead"
         ) from exc
@@ -178,6 +178,19 @@ def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.fl
         )
     unit: NDArray[np.float32] = (rows / norms).astype(np.float32)
     return unit
+
+
+def as_numbers(values: object) -> NDArray[np.float64]:
+    """An array of real numbers.
+
+    Raises:
+        TypeError: They are texts or complex.
+        Exception: Whatever an array of another library raises that cannot be converted, as a tensor with a gradient.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufO":
+        raise TypeError(f"{array.dtype} are no real numbers")
+    return np.asarray(array, dtype=np.float64)
 
 
 def checked_metadata(metadata: object) -> dict[str, Any]:

@@ -8,26 +8,28 @@ from __future__ import annotations
 import io
 import math
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin
 
 from zsvec.errors import ImageError
+from zsvec.inputs.headers import LONGEST_SIDE, Header, Reader, check_metadata, check_scans, read_header
+from zsvec.inputs.memory import DEFAULT
 
 MAX_PIXELS = 100_000_000
-"""Largest image that is decoded by default.
+"""Largest image that is decoded by default. A JPEG that is decoded at a fraction counts as large as that."""
+MAX_BYTES = 2**28
+"""Most bytes that are read of a stream that does not say its size."""
 
-Peak memory of each thread that decodes, measured on PNG and TIFF files, in bytes a pixel: 4 for RGB (400 MB), 8 for
-RGBA or an image that is turned upright, 13 for 16-bit and 26 for 32-bit grey.
-"""
-MAX_BYTES = 2**30
-"""Most bytes that are read of one image: above what `MAX_PIXELS` take, so that only an endless stream is cut off."""
-
-# Raster formats that Pillow recognises by their first bytes and decodes in process, with their suffixes. Not EPS,
-# which is a program, nor ICO, which Pillow decodes before its size is known. Some builds have no AVIF.
+# Raster formats that Pillow recognises by their first bytes and decodes in process, with their suffixes, and whose
+# memory is known before (`zsvec.inputs.headers`). Not EPS, which is a program, nor ICO, which Pillow decodes before its
+# size is known. Not JPEG 2000: openjpeg allocates for tiles, precincts and blocks as the file says (2.4 GiB for
+# 1.5 KB). Not AVIF: the AV1 stream in it has a size of its own, which decoders allocate for before it is compared.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -35,11 +37,14 @@ FORMATS = {
     "GIF": (".gif",),
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
-    "AVIF": (".avif", ".avifs"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 }
-SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+# Found in folders all the same: the error of who reads them is better than a silence.
+_REFUSED = (".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
+SUFFIXES = frozenset([*(suffix for suffixes in FORMATS.values() for suffix in suffixes), *_REFUSED])
+
+_UNBOUNDED = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # AVIF and JPEG 2000
+_BAND = 2**18  # pixels that are converted at once
 
 _DRAFT = 2  # a JPEG file is decoded at least this many times as large as it will be scaled to
 _TURNS = {
@@ -55,29 +60,114 @@ _TURNS = {
 _TRANSPARENT_TO_8_BITS = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
-def decode(content: bytes | NDArray[Any] | Image.Image, max_pixels: int, side: int | None = None) -> Image.Image:
-    """Content in RGB, upright; see `zsvec.inputs.images.load_image`.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an image may be and take.
+
+    Attributes:
+        pixels: Of the image; by default `MAX_PIXELS`, of what is decoded of it.
+        memory: Bytes that all images being decoded may take together.
+    """
+
+    pixels: int | None = None
+    memory: int = DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How an image will be decoded.
+
+    Attributes:
+        memory: Bytes that it will take, its encoded bytes excluded.
+        format: As Pillow names it; ``None`` for what is decoded.
+        header: Of encoded bytes.
+        draft: Size that a JPEG is asked for.
+    """
+
+    memory: int
+    format: str | None = None
+    header: Header | None = None
+    draft: tuple[int, int] | None = None
+
+
+def plan_encoded(data: Reader, limits: Limits, side: int | None) -> Plan:
+    """How encoded bytes will be decoded.
 
     Args:
-        content: Encoded bytes, an array or a PIL image.
-        max_pixels: A larger image is refused by its header.
+        data: The bytes, of which little is read.
+        limits: A larger image is refused.
         side: Pixels to which the shorter side will be scaled.
 
     Raises:
         ImageError: The content is no image, damaged, or too large.
+        struct.error: It is damaged.
+    """
+    name = recognised(data.at(0, 16))
+    header = read_header(data, name)
+    draft, scale = None, 1
+    if name == "JPEG" and side is not None and min(header.size) > _DRAFT * side:
+        fraction = min(header.size) / (_DRAFT * side)
+        draft = math.ceil(header.size[0] / fraction), math.ceil(header.size[1] / fraction)
+        scale = max(s for s in (1, 2, 4, 8) if s <= min(header.size[0] // draft[0], header.size[1] // draft[1]))
+    _check_pixels(header.size, limits, name, scale)
+    return Plan(header.memory(scale), name, header, draft)
+
+
+def plan_decoded(content: NDArray[Any] | Image.Image, limits: Limits) -> Plan:
+    """How an array or a PIL image will be brought to RGB; the arguments and errors are those of `plan_encoded`."""
+    if isinstance(content, Image.Image):
+        _check_size(content.size)
+        _check_pixels(content.size, limits, content.format)
+        decoded = 4 if opened(content) and getattr(content, "tile", None) else 0
+        return Plan(content.width * content.height * (decoded + 8) + 2**20, content.format)
+    check_array(content, limits)
+    return Plan(content.shape[0] * content.shape[1] * 12 + 2**20)
+
+
+def recognised(prefix: bytes) -> str:
+    """The format of encoded bytes that begin so.
+
+    Raises:
+        ImageError: It is none that is read.
+    """
+    if not prefix:
+        raise ImageError("it is empty (0 bytes); give an image")
+    Image.init()
+    for name in (name for name in FORMATS if name in Image.OPEN):
+        _, accept = Image.OPEN[name]
+        accepted = accept is not None and accept(prefix)
+        if isinstance(accepted, str):
+            raise ImageError(f"{accepted}; convert it to PNG or JPEG")
+        if accepted:
+            return name
+    if any(mark in prefix for mark in _UNBOUNDED):
+        raise ImageError(
+            "AVIF and JPEG 2000 are not read, because their memory is unbounded; convert it to PNG or JPEG"
+        )
+    raise ImageError(f"unknown format, it begins with {prefix[:8]!r}; convert it to one of {', '.join(FORMATS)}")
+
+
+def decode(content: bytes | NDArray[Any] | Image.Image, plan: Plan) -> Image.Image:
+    """Content in RGB, upright; see `zsvec.inputs.images.load_image`.
+
+    Args:
+        content: Encoded bytes, an array or a PIL image.
+        plan: Of this content.
+
+    Raises:
+        ImageError: The content is damaged.
         Exception: Whatever Pillow raises for damaged files.
     """
     if isinstance(content, bytes):
-        image = _open(content, max_pixels, side)
+        image = _open(content, plan)
     elif isinstance(content, Image.Image):
         image = content
-        _check_size(image.size, image.format, max_pixels)
         image.load()
     else:
-        check_array(content, max_pixels)
         image = _from_array(content)
-    rgb = _to_rgb(image)
     turn = _TURNS.get(_orientation(image))
+    rgb = _to_rgb(image)
+    del image  # its pixels are not needed while these are turned
     if turn is not None:
         upright = rgb.transpose(turn)
         upright.info.clear()  # who reads it again must not turn it again
@@ -101,48 +191,42 @@ class _Encoded(io.BytesIO):
         return data
 
 
-def _open(data: bytes, max_pixels: int, side: int | None) -> Image.Image:
+def _open(data: bytes, plan: Plan) -> Image.Image:
     # Not Image.open: above Pillow's own limit it warns before the size is known, and Python cannot silence a
     # warning in one thread only.
-    if not data:
-        raise ImageError("it is empty (0 bytes); give an image")
-    Image.init()
-    for name in (name for name in FORMATS if name in Image.OPEN):
-        factory, accept = Image.OPEN[name]
-        accepted = accept is not None and accept(data[:16])
-        if isinstance(accepted, str):
-            raise ImageError(f"{accepted}; convert it to PNG or JPEG")
-        if accepted:
-            break
-    else:
-        raise ImageError(f"unknown format, it begins with {data[:8]!r}; convert it to one of {', '.join(FORMATS)}")
     encoded = _Encoded(data)
-    image = factory(encoded, "")
-    _check_size(image.size, name, max_pixels)
+    if plan.format == "JPEG":  # not by the factory, which reads the index of further pictures, of any size
+        check_scans(data)
+        image: ImageFile.ImageFile = JpegImagePlugin.JpegImageFile(encoded, "")
+    else:
+        image = Image.OPEN[str(plan.format)][0](encoded, "")
+    _check_size(image.size)
+    if plan.header is not None and sorted(image.size) != sorted(plan.header.size):  # turned, it is the other way round
+        raise ImageError(f"it has two sizes, {plan.header.size} and {image.size}; save it anew")
     _fit_transparent_colour(image)
-    if side is not None:
-        scale = min(image.size) / (_DRAFT * side)
-        if scale > 1:  # of no effect on other formats
-            image.draft(None, (math.ceil(image.width / scale), math.ceil(image.height / scale)))
+    if plan.draft is not None:
+        image.draft(None, plan.draft)
     image.load()
-    # Pillow refuses a truncated file by itself, unless the application told it not to. It always reads past the end
-    # of JPEG 2000; there, the end marker (FF D9) must follow the start of the data (FF 93).
-    if ImageFile.LOAD_TRUNCATED_IMAGES and (
-        b"\xff\xd9" not in data[data.find(b"\xff\x93") :] if name == "JPEG2000" else encoded.exhausted
-    ):
+    # Pillow refuses a truncated file by itself, unless the application told it not to.
+    if ImageFile.LOAD_TRUNCATED_IMAGES and encoded.exhausted:
         raise ImageError("image file is truncated; give the whole file")
     return image
 
 
-def _check_size(size: tuple[int, int], format_name: str | None, max_pixels: int) -> None:
-    width, height = size
+def _check_size(size: tuple[int, int]) -> None:
     if min(size) <= 0:
-        raise ImageError(f"it has no pixels ({width} × {height}); give an image")
-    limit, name = max_pixels, "max_pixels"
+        raise ImageError(f"it has no pixels ({size[0]} × {size[1]}); give an image")
+
+
+def _check_pixels(size: tuple[int, int], limits: Limits, format_name: str | None, scale: int = 1) -> None:
+    width, height = size
+    limit, name = limits.pixels or MAX_PIXELS * scale**2, "max_pixels"
     if format_name == "TIFF" and Image.MAX_IMAGE_PIXELS and limit > Image.MAX_IMAGE_PIXELS:
         limit, name = Image.MAX_IMAGE_PIXELS, "PIL.Image.MAX_IMAGE_PIXELS"
     if width * height > limit:
         raise ImageError(f"{width} × {height} pixels are more than {name}={limit}; scale it down, or raise that")
+    if max(size) > LONGEST_SIDE:
+        raise ImageError(f"{width} × {height} pixels: a side is longer than {LONGEST_SIDE}; cut it")
 
 
 def _fit_transparent_colour(image: ImageFile.ImageFile) -> None:
@@ -156,14 +240,40 @@ def _fit_transparent_colour(image: ImageFile.ImageFile) -> None:
 
 def _orientation(image: Image.Image) -> Any:
     # Broken metadata takes nothing from the pixels.
-    with suppress(OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Warning):
+    with suppress(ImageError, OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Warning):
+        exif = image.info.get("exif")
+        text = image.info.get("Raw profile type exif")  # of a PNG, as Pillow reads it
+        if exif is None and text is not None:
+            exif = bytes.fromhex("".join(text.split("\n")[3:]))
+        if isinstance(exif, bytes):
+            check_metadata(exif)
         return image.getexif().get(ExifTags.Base.Orientation)
     return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    scale = _grey_scale(image)
+    rgb = Image.new("RGB", image.size)
+    for box in bands(image.size):  # so that nothing but the source and the result is in memory whole
+        rgb.paste(_band_to_rgb(image.crop(box), scale), box)
+    return rgb
+
+
+def bands(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of some rows each, which together are an image: what is made of one is small."""
+    width, height = size
+    rows = max(_BAND // width, 1)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
+
+
+def _band_to_rgb(image: Image.Image, scale: tuple[float, float]) -> Image.Image:
     if image.mode in {"I", "F"}:
-        return Image.fromarray(_wide_to_8_bits(np.asarray(image))).convert("RGB")
+        low, high = scale
+        scaled = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low or 1))
+        return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
         grey = _16_to_8_bits(values)
@@ -177,25 +287,29 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgb = Image.new("RGB", image.size, "white")
         rgb.paste(image, mask=image)
         return rgb
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")
 
 
-def _wide_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
+def _grey_scale(image: Image.Image) -> tuple[float, float]:
+    """Black and white of grey of 32 bits."""
+    if image.mode not in {"I", "F"}:
+        return 0.0, 255.0
+    parts = (np.asarray(image.crop(box)) for box in bands(image.size))
+    extremes = np.array([(part.min(), part.max()) for part in parts], np.float64)
+    low, high = float(extremes.min()), float(extremes.max())
     if not np.isfinite([low, high]).all():
         raise ImageError("it has NaN or infinite pixels; replace them")
     if low >= 0 and high <= 65535:
         low, high = 0.0, next(white for white in (1.0, 255.0, 65535.0) if high <= white)
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low or 1))
-    return np.rint(scaled).astype(np.uint8)
+    return low, high
 
 
 def _16_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def check_array(array: NDArray[Any], max_pixels: int) -> None:
-    """Check that shape and dtype are those of an image of at most `max_pixels`.
+def check_array(array: NDArray[Any], limits: Limits) -> None:
+    """Check that shape and dtype are those of an image within limits.
 
     Raises:
         ImageError: They are not.
@@ -207,7 +321,7 @@ def check_array(array: NDArray[Any], max_pixels: int) -> None:
         )
     if not (dtype.kind in "bf" or (dtype.kind == "u" and dtype.itemsize <= 2)):
         raise ImageError(f"dtype {dtype} is no image; give uint8, uint16, bool, or float within [0, 1]")
-    _check_size((shape[1], shape[0]), None, max_pixels)
+    _check_pixels((shape[1], shape[0]), limits, None)
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
@@ -215,9 +329,13 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
         low, high = array.min(), array.max()
         if not (low >= 0 and high <= 1):  # so written, NaN is refused too
             raise ImageError(f"{array.dtype} values from {low} to {high}; scale them to [0, 1], or give uint8")
-        pixels = np.rint(array * 255).astype(np.uint8)
-    elif array.dtype.kind == "b":
-        pixels = array.astype(np.uint8) * 255
-    else:
-        pixels = _16_to_8_bits(array) if array.dtype.itemsize == 2 else array
-    return Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels))
+    pixels: NDArray[np.uint8] = np.empty(array.shape, np.uint8)
+    for _, top, _, bottom in bands((array.shape[1], array.shape[0])):
+        band = array[top:bottom]
+        if array.dtype.kind == "f":
+            pixels[top:bottom] = np.rint(band * 255)
+        elif array.dtype.kind == "b":
+            pixels[top:bottom] = band.astype(np.uint8) * 255
+        else:
+            pixels[top:bottom] = _16_to_8_bits(band) if array.dtype.itemsize == 2 else band
+    return Image.fromarray(pixels.squeeze(2) if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)

@@ -1,8 +1,8 @@
 """Paths, bytes, files, arrays and PIL images → an RGB ``PIL.Image``, and the hash of its content.
 
 `read_image` gives both with one read. Every failure is an `ImageError`. Nothing changes the state of the process
-(Pillow's globals, the filters of `warnings`), so that many threads may read images. `zsvec.inputs.decoding` says how
-much memory an image takes.
+(Pillow's globals, the filters of `warnings`), so that many threads may read images. `zsvec.inputs.headers` says how
+much memory an image takes, and `zsvec.inputs.memory` who has to wait for it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,45 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from traceback import clear_frames
+from typing import Any, BinaryIO, TypeAlias, TypedDict, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsvec.errors import ImageError
-from zsvec.inputs.decoding import MAX_BYTES, MAX_PIXELS, check_array, decode, opened
+from zsvec.errors import ImageError, without_password
+from zsvec.inputs.decoding import (
+    MAX_BYTES,
+    Limits,
+    Plan,
+    bands,
+    check_array,
+    decode,
+    opened,
+    plan_decoded,
+    plan_encoded,
+    recognised,
+)
+from zsvec.inputs.headers import Reader
+from zsvec.inputs.memory import ACCOUNT, DEFAULT
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
 
 _CHUNK = 2**20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path has one of the two slashes; a drive has one letter
+
+
+class ImageLimits(TypedDict):
+    """The limits of images, as arguments of `load_image` and of its like."""
+
+    max_pixels: int | None
+    image_memory: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +67,57 @@ class LoadedImage:
     content_hash: str
 
 
-def read_image(image: ImageInput, *, max_pixels: int = MAX_PIXELS, side: int | None = None) -> LoadedImage:
+@contextmanager
+def reading(
+    image: ImageInput,
+    *,
+    max_pixels: int | None = None,
+    side: int | None = None,
+    image_memory: int = DEFAULT,
+    hashed: bool = True,
+) -> Iterator[LoadedImage]:
+    """`read_image` for a block of code, to whose end the image counts as memory that is taken.
+
+    Without `hashed`, the hash is empty.
+    """
+    limits: ImageLimits = {"max_pixels": max_pixels, "image_memory": image_memory}
+    with ExitStack() as held:
+        loaded = read_held(image, held, side=side, hashed=hashed, **limits)
+        try:
+            yield loaded
+        finally:
+            del loaded  # before its memory is given back
+
+
+def read_held(
+    image: ImageInput,
+    held: ExitStack,
+    *,
+    max_pixels: int | None = None,
+    side: int | None = None,
+    image_memory: int = DEFAULT,
+    hashed: bool = True,
+) -> LoadedImage:
+    """`reading`, to the end of a stack, which is to have forgotten the image by then."""
+    with _image_errors(image):
+        return _load(image, Limits(max_pixels, image_memory), side, held, hashed=hashed)
+
+
+def read_image(
+    image: ImageInput, *, max_pixels: int | None = None, side: int | None = None, image_memory: int = DEFAULT
+) -> LoadedImage:
     """`load_image` and `content_hash` with one read; the arguments are those of `load_image`.
 
     Raises:
         ImageError: As `load_image`.
     """
-    with _image_errors(image):
-        content = _content(image)
-        rgb = decode(content, max_pixels, side)
-        return LoadedImage(rgb, _digest(rgb if isinstance(content, Image.Image) else content, max_pixels))
+    with reading(image, max_pixels=max_pixels, side=side, image_memory=image_memory) as loaded:
+        return loaded
 
 
-def load_image(image: ImageInput, *, max_pixels: int = MAX_PIXELS, side: int | None = None) -> Image.Image:
+def load_image(
+    image: ImageInput, *, max_pixels: int | None = None, side: int | None = None, image_memory: int = DEFAULT
+) -> Image.Image:
     """Decode an image into 8-bit RGB.
 
     The EXIF orientation is applied, alpha is composited on white, and the first frame of an animation is taken.
@@ -70,10 +130,12 @@ def load_image(image: ImageInput, *, max_pixels: int = MAX_PIXELS, side: int | N
             put back; a PIL image, returned itself if it needs no change and is of no file; or an array of shape
             (height, width) or (height, width, channels), channels being 1 (grey), 2 (grey, alpha), 3 (RGB) or
             4 (RGBA), and dtype uint8, uint16 (white is 65535), bool, or float within [0, 1].
-        max_pixels: A larger image is refused by its header. For TIFF, Pillow's own ``MAX_IMAGE_PIXELS`` is a limit
-            too, because its decoder warns above it.
+        max_pixels: A larger image is refused by its header. By default 100 million, of a JPEG after `side`. For TIFF,
+            Pillow's own ``MAX_IMAGE_PIXELS`` is a limit too, because its decoder warns above it.
         side: Pixels to which the shorter side will be scaled. A much larger JPEG file is then decoded at 1/2, 1/4
             or 1/8 of its size, but at least twice as large as `side`, in a fraction of the time.
+        image_memory: Bytes that all threads together may take for images that are being decoded. An image that takes
+            more is refused by its header; others wait until there is room.
 
     Returns:
         The image, mode ``RGB``, fully decoded.
@@ -81,28 +143,43 @@ def load_image(image: ImageInput, *, max_pixels: int = MAX_PIXELS, side: int | N
     Raises:
         ImageError: The image is missing, damaged, truncated, empty, too large, of another format, or no image.
     """
-    with _image_errors(image):
-        return decode(_content(image), max_pixels, side)
+    with reading(image, max_pixels=max_pixels, side=side, image_memory=image_memory, hashed=False) as loaded:
+        return loaded.image
 
 
-def content_hash(image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> str:
+def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memory: int = DEFAULT) -> str:
     """SHA-256 of the content of an image, in hexadecimal.
 
     The content of a path, bytes or a file is the encoded bytes, which are not decoded; that of a PIL image its size
-    and its pixels in RGB; that of an array its dtype, shape and values. These two have at most `max_pixels`.
+    and its pixels in RGB; that of an array its dtype, shape and values. The arguments are those of `load_image`.
 
     Raises:
         ImageError: The image cannot be read, or is no image.
     """
+    limits = Limits(max_pixels, image_memory)
     with _image_errors(image):
+        if isinstance(image, str | os.PathLike):
+            with _opened_path(image) as file:
+                return _digest_of(_chunks(file, None))
+        if _is_file(image):
+            with _put_back(image):
+                return _digest_of(_chunks(image, MAX_BYTES))
         content = _content(image)
-        return _digest(decode(content, max_pixels) if isinstance(content, Image.Image) else content, max_pixels)
+        if isinstance(content, Image.Image):
+            plan = plan_decoded(content, limits)
+            with ExitStack() as held:
+                ACCOUNT.take(plan.memory, limits.memory, held)
+                return _digest(decode(content, plan))
+        if isinstance(content, np.ndarray):
+            check_array(content, limits)
+        return _digest(content)
 
 
 def source_of(image: ImageInput) -> str:
     """Name of an image in results: its path, ``name`` or ``filename``, else its kind, as ``bytes`` or ``array``."""
     if isinstance(image, str | os.PathLike):
-        return os.fsdecode(image)
+        path = os.fsdecode(image)
+        return without_password(path) if _URL.match(path) else path
     if isinstance(image, bytes | bytearray | memoryview):
         return "bytes"
     if isinstance(image, Image.Image):
@@ -115,7 +192,7 @@ def source_of(image: ImageInput) -> str:
     return type(image).__name__
 
 
-def taken(image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ImageInput:
+def taken(image: ImageInput, *, max_pixels: int | None = None, image_memory: int = DEFAULT) -> ImageInput:
     """The image as it is now, whatever its source makes of the object before the image is read.
 
     A source may use an array, a buffer or a file again for its next image, or close it. So arrays and PIL images are
@@ -125,13 +202,13 @@ def taken(image: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ImageInput:
     if isinstance(image, str | os.PathLike | bytes) or opened(image):
         return image
     try:
-        content = _content(image)
+        content = _content(image, image_memory)
         if isinstance(content, Image.Image):
             copy = content.copy()
             copy.filename = source_of(image)  # type: ignore[attr-defined]
             return copy
         if isinstance(content, np.ndarray):
-            check_array(content, max_pixels)
+            check_array(content, Limits(max_pixels, image_memory))
             return content.copy()
     except Exception as error:  # noqa: BLE001 - not handled here: who reads the file gets it
         return _TakenFile(source_of(image), error)
@@ -153,12 +230,26 @@ class _TakenFile(io.BytesIO):
 
 
 @contextmanager
+def _forgetting() -> Iterator[None]:
+    """An error keeps the calls that it came through, but not what they had in memory: bytes, and half an image."""
+    try:
+        yield
+    except Exception as error:
+        seen: BaseException | None = error
+        while seen is not None:
+            clear_frames(seen.__traceback__)
+            seen = seen.__cause__ or seen.__context__
+        raise
+
+
+@contextmanager
 def _image_errors(image: ImageInput) -> Iterator[None]:
     """Add the image's name to our errors, and map those of Pillow and of the caller's file object."""
     source = source_of(image)
     name = repr(source) if isinstance(image, str | os.PathLike) else source
     try:
-        yield
+        with _forgetting():
+            yield
     except ImageError as error:
         raise ImageError(f"cannot read {name}: {error}") from error.__cause__
     except Image.DecompressionBombError as error:
@@ -173,62 +264,157 @@ def _image_errors(image: ImageInput) -> Iterator[None]:
         ) from error
 
 
-def _content(image: ImageInput) -> bytes | NDArray[Any] | Image.Image:
+def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, *, hashed: bool) -> LoadedImage:
+    """Decode an image, in memory that is taken before and given back when the stack ends.
+
+    A file says its size, and in its header the size of the image. Only when both have room is it read.
+    """
+    plan: Plan
+    content: bytes | NDArray[Any] | Image.Image
+    with ExitStack() as files:
+        file: BinaryIO | None = None
+        if isinstance(image, str | os.PathLike):
+            file = files.enter_context(_opened_path(image))
+        elif _is_file(image):
+            file = image if _can_seek(image) else None
+        if file is None:
+            content = _content(image)
+            if isinstance(content, bytes):
+                plan = plan_encoded(Reader(io.BytesIO(content), len(content)), limits, side)
+            else:
+                plan = plan_decoded(content, limits)
+            ACCOUNT.take(plan.memory, limits.memory, held)
+        else:
+            files.enter_context(_put_back(file))
+            reader = Reader(file, _size_of(file))
+            expected = plan_encoded(reader, limits, side)
+            ACCOUNT.take(expected.memory + reader.size, limits.memory, held)
+            content = _whole(reader)
+            plan = plan_encoded(Reader(io.BytesIO(content), len(content)), limits, side)
+            if plan.memory > expected.memory:
+                raise ImageError("it was changed while it was read; read it again")
+    rgb = decode(content, plan)
+    digest = _digest(rgb if isinstance(content, Image.Image) else content) if hashed else ""
+    return LoadedImage(rgb, digest)
+
+
+def _content(image: ImageInput, image_memory: int = DEFAULT) -> bytes | NDArray[Any] | Image.Image:
+    """What is decoded: arrays and PIL images as they are, the bytes of all else but paths."""
     if isinstance(image, Image.Image | np.ndarray):
         return image
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
-    if isinstance(image, str | os.PathLike):
-        return _read_path(Path(os.fsdecode(image)))
-    if hasattr(image, "read"):
-        return _read_file(image)
-    raise ImageError(f"{reprlib.repr(image)} is no image; give a path, bytes, a binary file, a PIL image or an array")
+    if not _is_file(image):
+        raise ImageError(
+            f"{reprlib.repr(image)} is no image; give a path, bytes, a binary file, a PIL image or an array"
+        )
+    if not _can_seek(image):
+        return _read_stream(image)
+    with _put_back(image):
+        reader = Reader(image, _size_of(image))
+        recognised(reader.at(0, 16))
+        if reader.size > image_memory:
+            raise ImageError(f"{reader.size:,} bytes are more than image_memory={image_memory:,}; give a smaller image")
+        return _whole(reader)
 
 
-def _read_path(path: Path) -> bytes:
+@contextmanager
+def _opened_path(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    where = Path(os.fsdecode(path))
     try:
-        mode = path.stat().st_mode
+        mode = where.stat().st_mode
         if stat.S_ISDIR(mode):
             raise ImageError("it is a folder; give one of the files in it")
         # Opening a pipe waits for its writer, and a device may never end.
         if not stat.S_ISREG(mode):
             raise ImageError("it is a device, pipe or socket; give a regular file, or the bytes")
-        with path.open("rb") as file:
-            return _read_file(file)
+        file = where.open("rb")
     except OSError as error:
-        if _URL.match(str(path)):
-            raise ImageError("URLs are not fetched; download it, and give the file or its bytes") from error
+        if _URL.match(str(where)):
+            raise ImageError("URLs are not fetched; download it, and give the file or its bytes") from None
         reason = error.strerror or error
         raise ImageError(f"{reason}; check the path and its permissions") from error
+    with file:
+        yield file
 
 
-def _read_file(file: BinaryIO) -> bytes:
+def _is_file(image: object) -> TypeGuard[BinaryIO]:
+    return hasattr(image, "read") and not isinstance(image, Image.Image)
+
+
+def _can_seek(file: BinaryIO) -> bool:
     if isinstance(file, io.TextIOBase):
         raise ImageError("the file is open in text mode; open it with mode 'rb'")
     seekable = getattr(file, "seekable", None)
-    start = file.tell() if seekable and seekable() else None
-    chunks: list[bytes] = []
+    return bool(seekable and seekable())
+
+
+@contextmanager
+def _put_back(file: BinaryIO) -> Iterator[None]:
+    """At its end, a file that can seek is where it was."""
+    start = file.tell() if _can_seek(file) else None
+    try:
+        yield
+    finally:
+        if start is not None:
+            file.seek(start)
+
+
+def _size_of(file: BinaryIO) -> int:
+    start = file.tell()
+    file.seek(0, io.SEEK_END)
+    size = file.tell() - start
+    file.seek(start)
+    return max(size, 0)
+
+
+def _whole(reader: Reader) -> bytes:
+    data = reader.at(0, reader.size)
+    if not isinstance(data, bytes):
+        raise ImageError(f"its read() gives {type(data).__name__}, not bytes; open it with mode 'rb'")
+    return data
+
+
+def _read_stream(file: BinaryIO) -> bytes:
+    """Read what does not say its size. Of what cannot be an image nothing is kept."""
+    kept = io.BytesIO()
+    known = False
+    for chunk in _chunks(file, MAX_BYTES):
+        if not known and kept.tell() < 16:
+            kept.write(chunk)
+            with suppress(ImageError):
+                known = bool(recognised(kept.getvalue()[:16]))
+        elif known:
+            kept.write(chunk)
+    return kept.getvalue()
+
+
+def _chunks(file: BinaryIO, most: int | None) -> Iterator[bytes]:
     size = 0
     while chunk := file.read(_CHUNK):
         if not isinstance(chunk, bytes | bytearray | memoryview):
             raise ImageError(f"its read() gives {type(chunk).__name__}, not bytes; open it with mode 'rb'")
         size += len(chunk)
-        if size > MAX_BYTES:
-            raise ImageError(f"it has more than {MAX_BYTES:,} bytes; give a smaller image")
-        chunks.append(chunk)
-    if start is not None:
-        file.seek(start)
-    return b"".join(chunks)
+        if most is not None and size > most:
+            raise ImageError(f"it has more than {most:,} bytes; give a smaller image")
+        yield bytes(chunk)
 
 
-def _digest(content: bytes | NDArray[Any] | Image.Image, max_pixels: int) -> str:
+def _digest_of(chunks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _digest(content: bytes | NDArray[Any] | Image.Image) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     if isinstance(content, Image.Image):
-        kind, values = f"{content.mode} {content.size}", memoryview(content.tobytes())
+        kind = f"{content.mode} {content.size}"
+        parts: Iterable[bytes] = (content.crop(box).tobytes() for box in bands(content.size))
     else:
-        check_array(content, max_pixels)
-        kind, values = f"{content.dtype.str} {content.shape}", np.ascontiguousarray(content).data
-    digest = hashlib.sha256(kind.encode())
-    digest.update(values)
-    return digest.hexdigest()
+        kind = f"{content.dtype.str} {content.shape}"
+        boxes = bands((content.shape[1], content.shape[0]))
+        parts = (content[top:bottom].tobytes() for _, top, _, bottom in boxes)
+    return _digest_of(chain([kind.encode()], parts))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
+from zsvec.errors import ImageError, InvalidInputError, MissingExtraError, without_password
 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 """Suffixes of video files."""
@@ -47,7 +47,7 @@ def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.
             for number, frame in enumerate(container.decode(stream)):
                 if number % every == 0:
                     image = frame.to_image()  # type: ignore[no-untyped-call]
-                    image.filename = f"{name}#{number}"
+                    image.filename = f"{without_password(name)}#{number}"
                     yield image
             if number < 0:  # FFmpeg reports no error for some truncated formats
                 raise ImageError(f"cannot read {name!r}: it has no frame; give a video that FFmpeg reads")

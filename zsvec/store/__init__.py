@@ -40,6 +40,7 @@ def open_store(
     timeout: float = 60.0,
     first_contact: float = FIRST_CONTACT,
     placement: Placement | None = None,
+    within: Path | None = None,
 ) -> Store:
     """Open a store. Nothing is created before the first write.
 
@@ -53,6 +54,7 @@ def open_store(
         timeout: Deadline of one operation on a server, in seconds.
         first_contact: The same of the first operation, by which the server is found, if it is shorter.
         placement: Of the collections that are made on a server.
+        within: Where a relative folder is; by default the working folder of this moment.
 
     Raises:
         InvalidInputError: The folder is a file or looks like ``host:port``, or a URL is of another kind, or the
@@ -84,12 +86,27 @@ def open_store(
             placement=placement,
         )
         return Store(backend, namespace)
+    folder = _folder(location, within or Path())
+    edge = import_module("zsvec.store.edge")
+    backend = edge.EdgeBackend(folder)
+    backend.location = location  # messages have the words of the user
+    return Store(backend, namespace)
+
+
+def _folder(location: str, within: Path) -> Path:
     try:
-        folder = Path(location).expanduser()
+        # Absolute: the process may go elsewhere before the first write.
+        folder = (within / Path(location).expanduser()).absolute()
         taken = folder.exists() and not folder.is_dir()
     except (OSError, RuntimeError) as exc:  # too long a name, or an unknown user
         raise InvalidInputError(f"the store {location!r} cannot be a folder: {exc}") from exc
     if taken:
         raise InvalidInputError(f"the store {location!r} is a file: give a folder, or the URL of a server")
-    edge = import_module("zsvec.store.edge")
-    return Store(edge.EdgeBackend(folder), namespace)
+    if folder.is_dir():
+        try:
+            os.stat(f"{folder}/.")  # noqa: PTH116 - a Path leaves the dot out
+        except OSError as exc:
+            raise InvalidInputError(
+                f"the store {location!r} is a folder that you may not read: change its permissions"
+            ) from exc
+    return folder

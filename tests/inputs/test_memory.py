@@ -1,0 +1,394 @@
+"""How much memory images take while they are decoded, whatever they say of themselves."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from time import sleep
+from traceback import walk_tb
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from tests.inputs.pictures import ALL_FORMATS, chunk, encode, png
+from tests.support import isolated, open_classifier
+from zsvec.config import Settings, load_settings
+from zsvec.errors import ImageError, InvalidInputError
+from zsvec.inputs.decoding import MAX_PIXELS
+from zsvec.inputs.headers import Reader, read_header
+from zsvec.inputs.images import content_hash, load_image, reading, taken
+from zsvec.inputs.memory import ACCOUNT, DEFAULT, Account
+
+__all__ = ["isolated"]
+
+MIB = 2**20
+
+
+def tiff(entries: list[tuple[int, int, int, int]], data: bytes = b"", prefix: bytes = b"") -> bytes:
+    """A little-endian TIFF, or Exif, of one directory: tag, type, count, and value or its position."""
+    table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    return prefix + b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(4) + data
+
+
+def grey_tiff(width: int, height: int, *more: tuple[int, int, int, int], data: bytes = b"") -> bytes:
+    tags = {tag for tag, *_ in more}
+    own = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    start = 8 + 2 + 12 * (len([e for e in own if e[0] not in tags]) + len(more)) + 4
+    entries = [entry for entry in own if entry[0] not in tags] + [
+        (tag, kind, count, value if value >= 0 else start) for tag, kind, count, value in more
+    ]
+    return tiff(entries, data)
+
+
+def exif_of_shared_values(size: int = 60_000, tags: int = 3000) -> bytes:
+    return tiff([(tag, 7, size - 40_000, 8) for tag in range(1000, 1000 + tags)], bytes(size - 12 * tags - 20))
+
+
+def jpeg_with(exif: bytes) -> bytes:
+    data = encode(Image.new("RGB", (8, 8)), "JPEG")
+    body = b"Exif\0\0" + exif
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
+
+
+def jpeg_claiming(width: int, height: int, **options: Any) -> bytes:
+    data = bytearray(encode(Image.new("RGB", (64, 64)), "JPEG", **options))
+    start = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
+    data[start : start + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def jp2() -> bytes:
+    return b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(1500)
+
+
+def webp_canvas(width: int, height: int) -> bytes:
+    body = b"\x10\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    lossless = encode(Image.new("RGB", (16, 16)), "WEBP", lossless=True)[12:]
+    body = b"VP8X" + struct.pack("<I", 10) + body + lossless
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def gif_cleared(width: int, height: int) -> bytes:
+    head = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6)
+    control = b"!\xf9\x04\x08\0\0\0\0"
+    return head + control + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0;"
+
+
+def bmp_jumping(width: int) -> bytes:
+    palette = bytes(1024)
+    info = struct.pack("<IiiHHIIiiII", 40, width, 2, 1, 8, 1, 4, 1, 1, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54 + 1024) + info + palette + b"\0\x02\0\xff" * 8
+
+
+def png_exif_text() -> bytes:
+    hexadecimal = exif_of_shared_values(400_000, 20_000).hex()
+    text = b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n{len(hexadecimal) // 2}\n{hexadecimal}".encode())
+    return png((1, 1), 8, 2, bytes(3), chunk(b"zTXt", text))
+
+
+def compressed(size: int) -> bytes:
+    return zlib.compress(bytes(size), 9)
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "tiff-shared-values": lambda: grey_tiff(
+        64, 64, *((tag, 7, 2 * MIB, 8) for tag in range(2000, 3000)), data=bytes(2 * MIB)
+    ),
+    "tiff-tile": lambda: grey_tiff(
+        64, 64, (259, 3, 1, 8), (322, 4, 1, 46_336), (323, 4, 1, 46_336), (324, 4, 1, -1), (325, 4, 1, 2 * MIB),
+        data=compressed(46_336 * 46_336 // 4),
+    ),
+    "tiff-lzma": lambda: grey_tiff(64, 64, (259, 3, 1, 34925), (273, 4, 1, -1), (279, 4, 1, 64), data=bytes(64)),
+    "tiff-offsets": lambda: grey_tiff(64, 64, (278, 4, 1, 1), (273, 3, 10**6, -1), data=bytes(2 * 10**6)),
+    "jpeg-exif": lambda: jpeg_with(exif_of_shared_values()),
+    "jpeg-progressive": lambda: jpeg_claiming(9_900, 9_900, progressive=True, subsampling=0),
+    "jpeg-lossless": lambda: encode(Image.new("L", (8, 8)), "JPEG").replace(b"\xff\xc0", b"\xff\xc3"),
+    "jp2": jp2,
+    "avif": lambda: b"\0\0\0\x20ftypavif" + bytes(500),
+    "webp-canvas": lambda: webp_canvas(9_900, 9_900),
+    "gif-cleared": lambda: gif_cleared(16_000, 11_000),
+    "bmp-jumping": lambda: bmp_jumping(2_000_000),
+    "png-row": lambda: png((100_000_000, 1), 8, 6, bytes(4)),
+    "ppm-text": lambda: b"P3 9000 9000 255\n" + b"1 " * 100,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_takes_much_more_than_it_should_is_refused_before_pillow_sees_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = HOSTILE[name]()
+    Image.init()
+
+    def never(*args: Any) -> Any:
+        raise AssertionError("opened")
+
+    for one in list(Image.OPEN):
+        monkeypatch.setitem(Image.OPEN, one, (never, Image.OPEN[one][1]))
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile", never)
+    with pytest.raises(ImageError) as caught:
+        load_image(data)
+    assert "opened" not in str(caught.value)
+    assert ACCOUNT.taken == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is measured in other units elsewhere")
+def test_the_memory_of_a_process_stays_small(tmp_path: Path) -> None:
+    for name, make in {**HOSTILE, "png-text": png_exif_text}.items():
+        (tmp_path / name).write_bytes(make())
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.write(b"\xff\xd8\xff")
+        file.truncate(2**30)
+    (tmp_path / "sparse-jfif.jpg").write_bytes(encode(Image.new("RGB", (8, 8)), "JPEG"))
+    os.truncate(tmp_path / "sparse-jfif.jpg", 2**30)
+    program = (
+        "import resource, sys\nfrom zsvec.inputs.images import load_image, ImageError\n"
+        "from pathlib import Path\nload_image(Path(sys.argv[2]).read_bytes())\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\nstart = peak()\n"
+        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    try: load_image(path)\n    except ImageError: pass\n"
+        "    if peak() - start > 64: sys.exit(f'{path.name}: {peak() - start} MiB')\n"
+    )
+    good = tmp_path.parent / "good.png"
+    good.write_bytes(encode(Image.new("RGB", (8, 8)), "PNG"))
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), str(good)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ALL_FORMATS, ids=lambda case: "-".join([case[0], *map(str, case[1].values())]))
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_a_header_says_the_size_and_enough_memory(encoding: tuple[str, dict[str, Any]], mode: str) -> None:
+    name, options = encoding
+    if (name, mode) in {("JPEG", "P"), ("JPEG", "RGBA"), ("PPM", "P")}:
+        pytest.skip("there is none")
+    data = encode(Image.effect_noise((61, 47), 50).convert(mode), name, **options)
+    header = read_header(Reader(io.BytesIO(data), len(data)), name)
+    assert header.size == (61, 47)
+    assert 61 * 47 * 4 <= header.memory() - MIB <= 500 * 61 * 47 + 20 * len(data)
+
+
+@pytest.mark.parametrize(("scale", "side"), [(8, 25), (4, 50), (2, 100), (1, None)])
+def test_a_jpeg_counts_as_it_is_decoded(scale: int, side: int | None) -> None:
+    data = encode(Image.effect_noise((400, 400), 50).convert("RGB"), "JPEG")
+    header = read_header(Reader(io.BytesIO(data), len(data)), "JPEG")
+    needed = header.memory(scale)
+    assert load_image(data, side=side, image_memory=needed).size == (400 // scale, 400 // scale)
+    with pytest.raises(ImageError, match=rf"would take {needed:,} bytes.* image_memory={needed - 1:,}"):
+        load_image(data, side=side, image_memory=needed - 1)
+
+
+def test_a_jpeg_of_any_megapixels_is_decoded_at_a_fraction() -> None:
+    data = encode(Image.new("L", (20_000, 10_400), 77), "JPEG")  # 208 megapixels
+    assert MAX_PIXELS < 20_000 * 10_400
+    loaded = load_image(data, side=224)
+    assert (loaded.size, loaded.getpixel((0, 0))) == ((2500, 1300), (77, 77, 77))
+    with pytest.raises(ImageError, match="max_pixels=100000000"):
+        load_image(data)
+    with pytest.raises(ImageError, match="max_pixels=200000000"):
+        load_image(data, side=224, max_pixels=200_000_000)
+
+
+def test_a_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    class Watched(io.BytesIO):
+        most = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            self.most = max(self.most, len(data))
+            return data
+
+    for data in (bytes(10 * MIB), encode(Image.new("RGB", (900, 900)), "PNG") + bytes(10 * MIB)):
+        for function in (load_image, taken, content_hash):
+            file = Watched(data)
+            if function is content_hash:
+                content_hash(file)
+            elif function is taken:
+                with pytest.raises(ImageError):
+                    load_image(taken(file, image_memory=5 * MIB))
+            else:
+                with pytest.raises(ImageError):
+                    load_image(file, image_memory=5 * MIB)
+            assert file.most <= MIB
+            assert file.tell() == 0
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "JPEG", "TIFF"])
+def test_an_error_holds_nothing_of_its_image(tmp_path: Path, format_name: str) -> None:
+    options = {"compression": "tiff_lzw"} if format_name == "TIFF" else {}
+    data = encode(Image.effect_noise((1200, 1200), 50).convert("RGB"), format_name, **options)
+    path = tmp_path / "a"
+    path.write_bytes(data[: len(data) * 3 // 4])
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
+    held = []
+    error: BaseException | None = caught.value
+    while error is not None:
+        for frame, _ in walk_tb(error.__traceback__):
+            if frame.f_code.co_filename != __file__:
+                held += [value for value in frame.f_locals.values() if isinstance(value, Image.Image | bytes)]
+        error = error.__cause__ or error.__context__
+    assert held == []
+
+
+class TestAccount:
+    def test_all_threads_together_take_no_more_than_there_is(self) -> None:
+        account = Account()
+        most = 0
+        lock = threading.Lock()
+        now = 0
+
+        def work(size: int) -> None:
+            nonlocal most, now
+            with ExitStack() as held:
+                account.take(size, 100, held)
+                with lock:
+                    now += size
+                    most = max(most, now)
+                with lock:
+                    now -= size
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, [60, 10, 100, 30, 50, 1] * 200))
+        assert most <= 100
+        assert account.taken == 0
+
+    def test_what_waits_goes_first(self) -> None:
+        account = Account()
+        order: list[str] = []
+        with ExitStack() as held:
+            account.take(50, 100, held)
+            large = threading.Thread(target=self._note, args=(account, 100, "large", order))
+            large.start()
+            while not account._turn.locked():
+                pass
+            small = threading.Thread(target=self._note, args=(account, 10, "small", order))
+            small.start()
+            sleep(0.05)
+        large.join()
+        small.join()
+        assert order == ["large", "small"]
+
+    @staticmethod
+    def _note(account: Account, size: int, name: str, order: list[str]) -> None:
+        with ExitStack() as held:
+            account.take(size, 100, held)
+            order.append(name)
+
+    def test_an_image_counts_until_it_is_done_with(self) -> None:
+        data = encode(Image.new("RGB", (500, 500)), "PNG")
+        with reading(data) as loaded:
+            assert loaded.image.size == (500, 500)
+            assert account_of_images() >= 500 * 500 * 4
+        assert account_of_images() == 0
+        with pytest.raises(KeyError), reading(data):
+            raise KeyError
+        assert account_of_images() == 0
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+    def test_a_fork_begins_anew(self) -> None:
+        with ExitStack() as held:
+            ACCOUNT.take(DEFAULT, DEFAULT, held)
+            child = os.fork()
+            if not child:
+                os._exit(0 if load_image(np.zeros((2, 2, 3), np.uint8)).size == (2, 2) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+
+
+def account_of_images() -> int:
+    return ACCOUNT.taken
+
+
+class TestSettings:
+    def test_a_classifier_has_its_own_limit(self, tmp_path: Path) -> None:
+        with open_classifier(tmp_path, image_memory=8 * MIB) as clf:
+            clf.add_category("a", images=[encode(Image.new("RGB", (60, 60)), "PNG")])
+            large = encode(Image.new("RGB", (1500, 1500)), "PNG")
+            prediction = next(clf.classify_stream([large]))
+            assert prediction.error is not None
+            assert "image_memory=8,388,608" in prediction.error
+            with pytest.raises(ImageError, match="image_memory=8,388,608"):
+                clf.add_category("b", images=[large])
+
+    @pytest.mark.parametrize("setting", ["max_pixels = 1000000000", "image_memory = 1000000000000"])
+    def test_a_file_of_the_working_directory_raises_no_limit(self, setting: str) -> None:
+        Path("zsvec.toml").write_text(setting)
+        with pytest.raises(InvalidInputError, match=rf"sets {setting.split()[0]}, which only a file that you trust"):
+            load_settings()
+        Path("zsvec.toml").unlink()
+        Settings.toml_files[0].parent.mkdir(parents=True)
+        Settings.toml_files[0].write_text(setting)
+        assert str(load_settings().image_limits()[setting.split()[0]]) == setting.split()[-1]  # type: ignore[literal-required]
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="this build of Pillow writes no JPEG 2000")
+def test_formats_of_unknown_memory_are_named() -> None:
+    for container in (False, True):
+        data = encode(Image.new("RGB", (64, 64)), "JPEG2000", no_jp2=not container)
+        with pytest.raises(ImageError, match="AVIF and JPEG 2000 are not read, because their memory is unbounded"):
+            load_image(data)
+
+
+MUTATIONS = """
+import io, random, resource, sys, warnings
+from concurrent.futures import ThreadPoolExecutor
+from PIL import Image
+from zsvec.errors import ImageError
+from zsvec.inputs.images import reading
+
+warnings.simplefilter("ignore")
+formats = [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("GIF", {}), ("BMP", {}), ("PPM", {}),
+           ("WEBP", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("TIFF", {"compression": "tiff_deflate"}),
+           ("TIFF", {"compression": "tiff_lzw"})]
+seeds = []
+for name, options in formats:
+    for size in ((1, 1), (19, 13), (300, 200), (1600, 1200)):
+        file = io.BytesIO()
+        Image.linear_gradient("L").resize(size).convert("RGB").save(file, name, **options)
+        seeds.append(file.getvalue())
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+def work(number):
+    draw = random.Random(number)
+    data = bytearray(draw.choice(seeds))
+    for _ in range(draw.choice((0, 1, 2, 5, 20))):
+        at = draw.randrange(min(len(data), draw.choice((40, 400, 10**9))))
+        value = draw.choice((b"\\xff\\xff\\xff\\xff", b"\\0\\0", b"\\x7f", bytes([draw.randrange(256)])))
+        data[at : at + len(value)] = value
+    if draw.random() < 0.1:
+        del data[draw.randrange(len(data)) :]
+    try:
+        with reading(bytes(data), side=draw.choice((None, 32)), image_memory=64 << 20, hashed=False):
+            return 1
+    except ImageError:
+        return 0
+
+work(0)
+start = peak()
+with ThreadPoolExecutor(4) as pool:
+    read = sum(pool.map(work, range(1500)))
+print(read, peak() - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is measured in other units elsewhere")
+def test_mutated_images_are_read_or_refused_within_the_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", MUTATIONS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    read, grown = map(int, done.stdout.split())
+    assert 300 < read < 1400
+    assert grown <= 64 + 48, f"{grown} MiB"

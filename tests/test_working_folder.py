@@ -1,0 +1,63 @@
+"""A path means what it meant when it was given, wherever the process goes afterwards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import zsvec
+from tests.support import encode, isolated, photo, two_encoders
+from zsvec.config import load_settings
+from zsvec.store import open_store
+from zsvec.testing import HashEncoder
+
+__all__ = ["isolated"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    return folder
+
+
+def test_a_store_stays_where_it_was_opened(elsewhere: Path) -> None:
+    home = Path.cwd()
+    with zsvec.open("store", encoders=two_encoders()) as clf:
+        os.chdir(elsewhere)
+        clf.add_category("a", images=[encode(photo(1))])
+        os.chdir(home)
+        clf.add_category("b", images=[encode(photo(2))])
+        os.chdir(elsewhere)
+        assert [category.name for category in clf.categories()] == ["a", "b"]
+    assert list(elsewhere.iterdir()) == []
+    with open_store(str(home / "store"), namespace="zsvec") as store:
+        assert [category.name for category in store.categories()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("store", ["store", "./store", None])
+def test_settings_mean_the_folder_they_were_made_in(store: str | None, elsewhere: Path) -> None:
+    home = Path.cwd()
+    settings = load_settings(store=store)
+    copies = [settings, settings.model_copy()]
+    os.chdir(elsewhere)
+    for copy in copies:
+        with copy.open_store() as opened:
+            opened.bind({"clip": HashEncoder("clip", dim=8).fingerprint})
+        assert (home / (store or "zsvec-store")).is_dir()
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_what_is_no_folder_stays() -> None:
+    with load_settings(store=":memory:").open_store() as opened:
+        assert opened.info()["store"] == ":memory:"
+
+
+def test_certificates_are_those_of_the_folder(elsewhere: Path) -> None:
+    home = Path.cwd()
+    settings = load_settings(store="https://127.0.0.1:1", ca_certificate="authority.pem")
+    os.chdir(elsewhere)
+    with pytest.raises(zsvec.ZSVecError, match=str(home / "authority.pem")):
+        settings.open_store()

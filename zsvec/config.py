@@ -72,6 +72,13 @@ _RENAMED = {
 _RENAMED_VALUES = {("index", "mirror"): "memory", ("fusion", "max"): "max_confidence"}
 
 
+def _working_folder() -> Path:
+    try:
+        return Path().absolute()
+    except OSError:  # it was deleted: what is relative to it cannot be found
+        return Path()
+
+
 def _one_of(table: Collection[str]) -> Callable[[str], str]:
     """Checks that a name is one of a table's."""
 
@@ -258,7 +265,7 @@ class Settings(_Masked, BaseSettings):
         generation: What `zsvec generate` asks and draws with.
     """
 
-    _made_in: Path = PrivateAttr(default_factory=lambda: Path().absolute())
+    _made_in: Path = PrivateAttr(default_factory=_working_folder)
 
     model_config = SettingsConfigDict(
         env_prefix="ZSVEC_",

@@ -79,6 +79,17 @@ def test_limits_that_come_later_are_noticed(server: ServerDeployment) -> None:
     assert_answers(searching, STATE)
 
 
+def test_a_limit_on_conditions_that_comes_later_is_noticed_by_a_scroll(server: ServerDeployment) -> None:
+    store = server.open()
+    fill(store, STATE)
+    category = store.category("many")
+    ids = [*category.write_ids, *map(str, range(2000))]
+    assert sum(len(page.ids) for page in store.references("clip", ids))
+    before = sum(len(page.ids) for page in store.references("clip", ids))
+    strict(server, filter_max_conditions=1, condition_max_size=100)
+    assert sum(len(page.ids) for page in store.references("clip", ids)) == before
+
+
 def test_without_exact_search_images_are_compared_in_this_process(server: ServerDeployment) -> None:
     store = server.open()
     fill(store, STATE)

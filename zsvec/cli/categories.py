@@ -85,7 +85,7 @@ def import_(
     what = f"{output.counted(len(committed), 'category', 'categories')}, {output.counted(images, 'image')}"
     new = sum(_images_of(category) - _images_of(before.get(category.name)) for category in committed)
     known = images - unreadable - new
-    there = f", {known} there already" if known > 0 and not replace_ else ""
+    there = f", {known} there already or twice" if known > 0 and not replace_ else ""
     output.print_note(f"{what} ({unreadable} unreadable{there}) in {seconds:.1f} s")
     names = {category.name for category in committed}
     if left := [category.name for category in found if category.name not in names]:

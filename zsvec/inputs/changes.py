@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from threading import Event
@@ -39,16 +40,18 @@ class Changes:
 
     def wait(self) -> list[Path]:
         """Wait until something changes, or `poll` seconds, and give the images that may have changed."""
+        told: set[tuple[Change, str]] = set()
         try:
             if self.are_told:
-                return [path for _, changed in next(self._told, ()) for path in self._images_at(Path(changed))]
+                told = next(self._told, told)
         except (OSError, RuntimeError) as error:  # there are too many folders, or it is no such file system
             _log.info(
                 "what changes in %s is not told (%s): all of it is looked at again and again", self._folder, error
             )
             self.are_told = False
-        self._stop.wait(self._poll)
-        return []
+        if not self.are_told:
+            self._stop.wait(self._poll)
+        return [path for _, changed in told for path in self._images_at(Path(changed))]
 
     def _tell(self) -> Generator[set[tuple[Change, str]]]:
         moment = max(1, round(1000 * self._poll))
@@ -68,6 +71,6 @@ class Changes:
         if any(part.startswith(".") for part in inside.parts):
             return []
         path = self._folder / inside
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a folder may not be entered
             return find_images(path, on_error=self._on_error)
         return [path] if path.suffix.lower() in SUFFIXES else []

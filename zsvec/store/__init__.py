@@ -88,9 +88,7 @@ def open_store(
         return Store(backend, namespace)
     folder = _folder(location, within or Path())
     edge = import_module("zsvec.store.edge")
-    backend = edge.EdgeBackend(folder)
-    backend.location = location  # messages have the words of the user
-    return Store(backend, namespace)
+    return Store(edge.EdgeBackend(folder, name=location), namespace)
 
 
 def _folder(location: str, within: Path) -> Path:

@@ -20,10 +20,9 @@ FIRST_CONTACT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A filter over payloads: all of `match`, none of `exclude`, and ``rev`` at least `since`; or all of `or_match`."""
+    """A filter over payloads: all of `match`, and ``rev`` at least `since`; or all of `or_match`."""
 
     match: Mapping[str, str | int | Sequence[str]] = field(default_factory=dict)
-    exclude: Mapping[str, Sequence[str]] = field(default_factory=dict)
     since: int | None = None
     or_match: Mapping[str, str | int | Sequence[str]] | None = None
 

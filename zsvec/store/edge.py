@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
 import threading
 import uuid
@@ -43,24 +44,27 @@ class EdgeBackend:
 
     Args:
         folder: Made on the first write.
+        name: What the user calls it, in messages.
     """
 
     exclusive = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str | None = None) -> None:
         self._folder = folder.absolute()  # so that a process can go to another working directory
+        self._name = name or str(folder)
         self._shards: dict[str, qe.EdgeShard] = {}
         self._held: dict[str, FileLock] = {}
         self._opened: dict[str, OpenedFolder] = {}  # of collections, and of all under no name
         self._owed: dict[str, int] = {}  # bytes that flushing takes, of the collections that were written
         self._unsealed: set[str] = set()  # those that have been written since they were opened
         self._lock = threading.RLock()
-        self._handle = Handle(str(folder))
+        self._handle = Handle(self._name)
 
     @property
     def location(self) -> str:
-        """Its folder, and whether that is there."""
-        return f"{self._folder}{'' if self._folder.exists() else ', which does not exist'}"
+        """What the user calls it; in full, if it is not there."""
+        there = os.path.exists(self._folder)  # noqa: PTH110 - Path.exists raises where a folder may not be entered
+        return self._name if there else f"{self._folder}, which does not exist"
 
     def check(self) -> None:
         self._handle.check()
@@ -71,7 +75,7 @@ class EdgeBackend:
     def exists(self, collection: str) -> bool:
         self.check()
         self._check_there(collection)
-        if (self._folder / collection).is_dir():
+        if os.path.isdir(self._folder / collection):  # noqa: PTH112 - as in `location`
             return True
         with self._failures(collection):
             if self._seal(collection).exists():
@@ -347,9 +351,9 @@ class EdgeBackend:
 
     def _gone(self, collection: str) -> StoreUnavailableError:
         return StoreUnavailableError(
-            f"the folder {self._folder / collection} of an embedded store was deleted, moved or replaced while it was "
-            "open: nothing more can be stored there; close the store, put its folder back, or a copy of it, and open "
-            "it again"
+            f"the folder {self._folder / collection} of an embedded store was deleted, moved, replaced or made "
+            "inaccessible while it was open: nothing more can be stored there; close the store, put a copy of its "
+            "folder there, and open that. The folder itself can be opened by another process, not by this one"
         )
 
     def _locked(self) -> StoreLockedError:
@@ -399,7 +403,7 @@ def _filter(where: Where) -> qe.Filter:
     must = _conditions(where.match)
     if where.since is not None:
         must.append(qe.FieldCondition(key="rev", range=qe.RangeFloat(gte=float(where.since))))
-    chosen = qe.Filter(must=must, must_not=_conditions(where.exclude))
+    chosen = qe.Filter(must=must)
     return chosen if where.or_match is None else qe.Filter(should=[chosen, qe.Filter(must=_conditions(where.or_match))])
 
 

@@ -85,10 +85,10 @@ class OpenedFolder:
         self._let_go = weakref.finalize(self, os.close, file)
 
     def is_there(self) -> bool:
-        """Whether it has been neither deleted, nor moved, nor replaced."""
+        """Whether it has been neither deleted, nor moved, nor replaced, and can be looked at."""
         try:
             return os.path.samestat(self._path.stat(), self._stat)
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def close(self) -> None:

@@ -155,7 +155,6 @@ def _matching(stored: _Collection, where: Where) -> _Collection:
 def _test(where: Where) -> Callable[[Mapping[str, Any]], bool]:
     """Whether a payload matches; what is wanted is made ready once, not for each payload."""
     wanted = [(field, _values(values)) for field, values in where.match.items()]
-    unwanted = [(field, _values(values)) for field, values in where.exclude.items()]
     since = where.since
     otherwise = None if where.or_match is None else _test(Where(match=where.or_match))
 
@@ -163,9 +162,7 @@ def _test(where: Where) -> Callable[[Mapping[str, Any]], bool]:
         for field, values in wanted:
             if payload.get(field) not in values:
                 return False
-        return not any(payload.get(field) in values for field, values in unwanted) and (
-            since is None or payload.get("rev", -1) >= since
-        )
+        return since is None or payload.get("rev", -1) >= since
 
     return chosen if otherwise is None else lambda payload: chosen(payload) or otherwise(payload)
 

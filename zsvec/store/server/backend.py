@@ -65,6 +65,7 @@ class ServerBackend:
         if not self._checked:
             peers.check(self._connection)
             self._checked = True
+        self._copies.meet(collection)
         if not self.exists(collection):
             fan_out = models.CollectionParamsDiff(read_fan_out_delay_ms=_FAN_OUT)
             try:
@@ -148,8 +149,21 @@ class ServerBackend:
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[Points]:
-        for part in parts(where, self._limits.get(collection) or self._read_limits(collection)):
-            yield from self._scroll(collection, part, vectors, fields)
+        waiting = [where]
+        while waiting:
+            some = parts(waiting.pop(), self._limits.get(collection) or self._read_limits(collection))
+            if len(some) > 1:
+                waiting += reversed(some)
+                continue
+            begun = False
+            try:
+                for page in self._scroll(collection, some[0], vectors, fields):
+                    begun = True
+                    yield page
+            except StoreError:  # the limits may be others by now
+                if begun or len(parts(some[0], self._limits[collection])) == 1:
+                    raise
+                waiting.append(some[0])
 
     def _scroll(self, collection: str, where: Where, vectors: bool, fields: Sequence[str] | None) -> Iterator[Points]:
         offset: Any = None

@@ -42,9 +42,14 @@ class Copies:
         connection.when_away = self._find_out_who_is_away
         self._without_majority = 0.0  # until when no copy is asked that may be away
         self._replicas: dict[str, tuple[float, Replicas]] = {}  # until when they are believed
+        self._store: set[str] = set()
         self._lock = threading.Lock()
         self._notices: dict[str, Notice] = {}  # of collections whose copies are being tried
         self._calm = 0.0  # until when nobody is looked for where a request is slow
+
+    def meet(self, collection: str) -> None:
+        """Remember a collection of the store, of which something will be asked."""
+        self._store.add(collection)
 
     def write(self, collection: str, request: Callable[[QdrantClient, int | None, Replicas], _T]) -> _T:
         """Ask for what all copies have to do.
@@ -160,14 +165,11 @@ class Copies:
             threading.Thread(target=self._meet_siblings, daemon=True).start()
 
     def _meet_siblings(self) -> None:
-        """Do the same for collections of these namespaces that were not asked for yet."""
-        namespaces = tuple({name.rpartition("__")[0] + "__" for name in list(self._replicas)})
+        """Do the same for collections of the store that nothing was asked of yet."""
+        new = self._store - self._replicas.keys()
         try:
-            client = self._connection.another().client
-            names = {found.name for found in client.get_collections().collections if found.name.startswith(namespaces)}
-            new = names - self._replicas.keys()
             for name in new:
-                self._look(client, name)
+                self._look(self._connection.another().client, name)
             self._begin_notices(new)
         except (*FAILURES, StoreError):  # they are noticed when they are asked for
             pass

@@ -17,8 +17,7 @@ def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> mode
     must = _conditions(where.match, limits)
     if where.since is not None:
         must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since)))
-    must_not = _conditions(where.exclude, limits)
-    must_not += [models.HasIdCondition(has_id=list(ids)) for ids in chunks(without, limits.values)]
+    must_not: list[Any] = [models.HasIdCondition(has_id=list(ids)) for ids in chunks(without, limits.values)]
     chosen = models.Filter(must=must, must_not=must_not)
     if where.or_match is None:
         return chosen

@@ -18,7 +18,7 @@ from qdrant_client.conversions.conversion import RestToGrpc
 
 from zsvec.errors import StoreError
 from zsvec.store.server.connection import Connection, Node
-from zsvec.store.server.failures import FAILURES, is_refusal, is_transient
+from zsvec.store.server.failures import FAILURES, is_busy, is_refusal, is_transient
 from zsvec.store.server.replicas import Replicas
 
 LONGEST = 15.0
@@ -61,9 +61,11 @@ class Notice:
         refused = False
         try:
             # Not by the node that is asked, where writes wait that have not been given up yet.
-            while not self._over.is_set() and not _write_nothing(
-                self._connection.another(), self._collection, patience
-            ):
+            while not self._over.is_set():
+                begun = time.monotonic()
+                if _write_nothing(self._connection.another(), self._collection, patience):
+                    break
+                self._over.wait(begun + patience - time.monotonic())  # it may have failed at once
                 patience = min(2 * patience, _PATIENCE)
         except FAILURES as exc:
             refused = is_refusal(exc)
@@ -94,7 +96,7 @@ class Notice:
 
 
 def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
-    """Whether all copies have done it in time."""
+    """Whether all copies have done it in time; or the server is too busy, and so not away."""
     nobody = models.HasIdCondition(has_id=[str(uuid.uuid4())])
     nothing = models.FilterSelector(filter=models.Filter(must=[nobody]))
     try:
@@ -108,5 +110,5 @@ def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
     except FAILURES as exc:
         if not is_transient(exc):
             raise
-        return False
+        return is_busy(exc)
     return True

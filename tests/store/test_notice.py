@@ -1,0 +1,105 @@
+"""Notices on clusters that answer in odd ways."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from zsvec.store.server.notice import Notice
+from zsvec.store.server.replicas import Replicas
+
+BEFORE = Replicas([{1: True, 2: True}])
+AWAY = Replicas([{1: True, 2: False}])
+
+
+class Cluster:
+    """A connection to nodes that answer a write of nothing, and where copies are, as told."""
+
+    def __init__(self, write: Any) -> None:
+        self.copies = BEFORE
+        self.written = 0
+        self._write = write
+        self.node = SimpleNamespace(client=self, speaks_grpc=False)
+
+    def another(self) -> Any:
+        return self.node
+
+    def turn(self) -> None:
+        pass
+
+    def delete(self, *arguments: Any, **options: Any) -> None:
+        self.written += 1
+        self._write()
+
+    def collection_cluster_info(self, collection: str) -> Any:
+        return self.copies
+
+
+@pytest.fixture(autouse=True)
+def copies_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Replicas, "of", staticmethod(lambda info: info))
+
+
+def notice(cluster: Cluster) -> tuple[Notice, list[bool]]:
+    ends: list[bool] = []
+    return Notice(cluster, "a", BEFORE, lambda _, refused: ends.append(refused)), ends  # type: ignore[arg-type]
+
+
+def refused() -> None:
+    raise UnexpectedResponse(403, "Forbidden", b"", httpx.Headers())
+
+
+def busy() -> None:
+    raise UnexpectedResponse(429, "Too Many Requests", b"", httpx.Headers())
+
+
+def nobody() -> None:
+    raise ResponseHandlingException(httpx.ConnectError("refused"))
+
+
+@pytest.mark.parametrize(("write", "expected"), [(lambda: None, False), (busy, False), (refused, True)])
+def test_it_ends_when_the_write_is_answered(write: Any, *, expected: bool) -> None:
+    one, ends = notice(Cluster(write))
+    assert one.wait(10)
+    assert ends == [expected]
+
+
+def test_it_ends_when_the_node_that_is_asked_knows_who_is_away() -> None:
+    stuck = threading.Event()
+    cluster = Cluster(lambda: stuck.wait(30))
+    one, ends = notice(cluster)
+    assert not one.wait(0.3)
+    cluster.copies = AWAY
+    assert one.wait(10)
+    assert ends == [False]
+    stuck.set()
+
+
+def test_where_nobody_answers_it_tries_again_without_haste() -> None:
+    cluster = Cluster(nobody)
+    one, _ = notice(cluster)
+    time.sleep(1.5)
+    assert 1 < cluster.written < 6
+    cluster.copies = AWAY
+    assert one.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("shards", "settled"),
+    [
+        ([{1: True, 2: True}], True),
+        ([{1: True, 2: False}, {1: True, 2: False}], True),
+        ([{1: True, 2: False}, {1: True, 2: True}], False),
+        ([{1: True, 2: False}, {1: True, 3: True}], True),
+    ],
+)
+def test_it_is_settled_when_a_peer_is_away_from_all_shards_or_none(
+    shards: list[dict[int, bool]], *, settled: bool
+) -> None:
+    assert Replicas(shards).settled == settled

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -17,7 +19,7 @@ import pytest
 from tests.store.material import FINGERPRINTS, add, sources, write_of
 from tests.store.support import Hooked, fast_folder
 from zsvec.errors import StoreError, StoreUnavailableError
-from zsvec.store import Store
+from zsvec.store import Store, open_store
 from zsvec.store import folder as folder_module
 from zsvec.store.base import Backend
 from zsvec.store.edge import EdgeBackend
@@ -324,6 +326,24 @@ def test_a_store_that_is_only_read_is_closed_without_its_folder(store: Store, fo
     assert len(reader.categories()) == 2
     deleted(folder)
     reader.close()
+
+
+def test_a_folder_above_that_became_a_file(tmp_path: Path) -> None:
+    above = tmp_path / "above"
+    opened = open_store(str(above / "store"), namespace="zsvec")
+    opened.bind(FINGERPRINTS)
+    add(opened, "lynx", ["1"])
+    before = state(opened)
+    above.rename(tmp_path / "elsewhere")
+    above.write_text("a file")
+    for call in (opened.categories, partial(add, opened, "desk", ["4"]), opened.close):
+        with pytest.raises(StoreUnavailableError, match=re.escape(str(above / "store"))):
+            call()
+    opened.close()
+    above.unlink()
+    shutil.copytree(tmp_path / "elsewhere", above)
+    with open_store(str(above / "store"), namespace="zsvec") as copied:
+        assert state(copied) == before
 
 
 def test_another_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,7 +344,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 def _to_8_bits(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype.kind == "f":
-        return np.rint(array * 255).astype(np.uint8)
+        return np.asarray(np.rint(array * 255), np.uint8)
     if array.dtype.kind == "b":
         return array.astype(np.uint8) * np.uint8(255)
     return _16_to_8_bits(array) if array.dtype.itemsize == 2 else np.asarray(array, np.uint8)

@@ -25,12 +25,21 @@ from __future__ import annotations
 
 import re
 
-# A name and a password before an @: of a URL, or of a host that lacks its scheme.
-_USER_INFO = re.compile(r"""(?<=://)[^\s'"]*@|(?<![^\s'",])[^\s'"/:,]+:[^\s'"/]+@(?=[\w.-]+:\d)""")
+# A name and a password before an @.
+_USER_INFO = re.compile(
+    r"""(?<=://)[^\s/?#]*@"""  # of a URL: up to the last @ before its path
+    r"""|(?<=://)[^\s/?#:@\[]*:(?!\d*[/?#,])\S*@"""  # with a / in it, which a port would not have before it
+    r"""|(?<![^\s'",])[^\s'"/:,]+:(?!/)\S+@(?=[\w.-]+:\d)"""  # of a host that lacks its scheme
+)
 
 
 def without_password(text: str) -> str:
-    """A text whose URLs do not say who logs in, and by which password."""
+    """A text whose URLs do not say who logs in, and by which password.
+
+    A password may have apostrophes and quotes. A URL must have it encoded where it has a space, ``/``, ``?`` or ``#``.
+    If it is not, it is left out nevertheless, but for three kinds that cannot be told from a host and its path: with
+    a space, without a name and a colon before it, or with nothing but digits, or an ``@``, before its first ``/``.
+    """
     return _USER_INFO.sub("***@", text)
 
 

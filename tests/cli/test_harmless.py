@@ -59,6 +59,24 @@ def test_no_renderable_reaches_the_terminal_raw(capsys: pytest.CaptureFixture[st
     assert captured.out.count(r"\x1b[31") == 2
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_json_obeys_nothing_on_a_terminal(
+    terminal: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    value = {"source": f"{EVIL}\x7f赤"}
+    output.print_json(value)
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == value
+    if terminal:
+        assert_harmless(shown)
+        assert shown.count("\n") == 1
+    else:
+        assert "赤" in shown
+
+
 def test_colours_of_our_own_are_obeyed() -> None:
     console = output._Console(force_terminal=True, color_system="standard", width=80)
     with console.capture() as capture:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import ExifTags, Image, features
 
 from tests.inputs.pictures import ALL_FORMATS, chunk, encode, png
 from tests.support import isolated, open_classifier
 from zsvec.config import Settings, load_settings
 from zsvec.errors import ImageError, InvalidInputError
-from zsvec.inputs.decoding import MAX_PIXELS
+from zsvec.inputs.decoding import MAX_PIXELS, Limits, plan_decoded
 from zsvec.inputs.headers import Reader, read_header
 from zsvec.inputs.images import content_hash, load_image, reading, taken
 from zsvec.inputs.memory import ACCOUNT, DEFAULT, Account
@@ -210,19 +210,22 @@ def test_a_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
             self.most = max(self.most, len(data))
             return data
 
+    path = tmp_path / "a.jpg"
     for data in (bytes(10 * MIB), encode(Image.new("RGB", (900, 900)), "PNG") + bytes(10 * MIB)):
+        path.write_bytes(data)
         for function in (load_image, taken, content_hash):
             file = Watched(data)
-            if function is content_hash:
-                content_hash(file)
-            elif function is taken:
-                with pytest.raises(ImageError):
+            with pytest.raises(ImageError):
+                if function is taken:
                     load_image(taken(file, image_memory=5 * MIB))
-            else:
-                with pytest.raises(ImageError):
-                    load_image(file, image_memory=5 * MIB)
-            assert file.most <= MIB
+                else:
+                    function(file, image_memory=5 * MIB)
+            assert file.most < 1000
             assert file.tell() == 0
+        with pytest.raises(ImageError, match=r"a\.jpg': (unknown format|.* image_memory=5,242,880)"):
+            content_hash(path, image_memory=5 * MIB)
+    with pytest.raises(ImageError, match="unknown format"):
+        content_hash(b"text")
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "JPEG", "TIFF"])
@@ -241,6 +244,148 @@ def test_an_error_holds_nothing_of_its_image(tmp_path: Path, format_name: str) -
                 held += [value for value in frame.f_locals.values() if isinstance(value, Image.Image | bytes)]
         error = error.__cause__ or error.__context__
     assert held == []
+
+
+class TestForgetting:
+    """Errors of a file whose `read` raises them."""
+
+    @staticmethod
+    def read_with(read: Callable[[], Any]) -> ImageError:
+        class Source:
+            def read(self, size: int) -> bytes:
+                return bytes(read())
+
+        with pytest.raises(ImageError) as caught:
+            load_image(Source())  # type: ignore[arg-type]
+        return caught.value
+
+    def test_errors_that_are_the_causes_of_each_other_end(self) -> None:
+        def read() -> None:
+            first, second = OSError("a"), ValueError("b")
+            first.__cause__, second.__cause__ = second, first
+            raise first
+
+        done: list[ImageError] = []
+        thread = threading.Thread(target=lambda: done.append(self.read_with(read)), daemon=True)
+        thread.start()
+        thread.join(5)
+        assert "cannot read file: a" in str(done[0])
+
+    def test_generators_of_the_caller_go_on(self) -> None:
+        stored: list[Exception] = []
+
+        def generate() -> Iterator[int]:
+            try:
+                Path("none").read_bytes()
+            except OSError as error:
+                stored.append(error)
+            yield 1
+            yield 2
+
+        def read() -> None:
+            raise stored[0]
+
+        numbers = generate()
+        assert next(numbers) == 1
+        self.read_with(read)
+        assert next(numbers) == 2
+
+    def test_what_the_caller_was_handling_stays(self) -> None:
+        numbers = self._handling()
+        next(numbers)
+        assert next(numbers) == "kept"
+
+    def _handling(self) -> Iterator[str]:
+        def fail() -> None:
+            value = "kept"
+            raise OSError(value)
+
+        try:
+            fail()
+        except OSError as error:
+            yield ""
+            with pytest.raises(ImageError):
+                load_image(b"text")
+            frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+            yield frames[-1].f_locals.get("value", "gone")
+
+
+def claimed(image: Image.Image | np.ndarray[Any, Any]) -> int:
+    """Bytes a pixel that are taken for an image in memory."""
+    size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+    return (plan_decoded(image, Limits()).memory - MIB) // (size[0] * size[1])
+
+
+def test_images_in_memory_count_what_is_made_of_them(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = photo.copy()
+    turned.info["exif"] = exif.tobytes()
+    assert claimed(photo) == 0
+    assert claimed(turned) == claimed(photo.convert("L")) == claimed(photo.convert("RGBA")) == 4
+    opened = Image.open(io.BytesIO(encode(photo, "PNG")))
+    assert claimed(opened) == 8
+    opened.load()
+    assert claimed(opened) == 4
+    assert claimed(Image.open(io.BytesIO(encode(photo.convert("L"), "PNG")))) == 12
+    for mode in ("L", "LA", "RGB", "RGBA"):
+        assert claimed(np.asarray(photo.convert(mode))) == 4
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_images_in_memory_of_100_megapixels_fit(mode: str) -> None:
+    Account().take(plan_decoded(Image.new(mode, (10_000, 10_000)), Limits()).memory, DEFAULT, ExitStack())
+    huge = np.broadcast_to(np.uint8(0), (10_000, 10_000, 3))
+    Account().take(plan_decoded(huge, Limits()).memory, DEFAULT, ExitStack())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is measured in other units elsewhere")
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_an_array_takes_no_more_than_its_result(channels: int) -> None:
+    program = (
+        "import re, sys\nfrom pathlib import Path\nimport numpy as np\nfrom zsvec.inputs.images import load_image\n"
+        "load_image(np.zeros((9, 9, 3), np.uint8))\n"
+        "array = np.broadcast_to(np.uint8(7), (4000, 5000, int(sys.argv[1])))\n"
+        # not ru_maxrss, which begins with that of the parent
+        "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) >> 10\n"
+        "start = peak()\nload_image(array)\nprint(peak() - start)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(channels)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 4 * 20_000_000 / MIB + 16
+
+
+class TestAppended:
+    """To a JPEG: the video of a motion photo, or anything."""
+
+    def test_it_does_not_count(self, photo: Image.Image) -> None:
+        for options in ({}, {"progressive": True}):
+            data = encode(photo, "JPEG", **options)
+            assert load_image(data + b"\xff\xda" * 200 + bytes(1000)).tobytes() == load_image(data).tobytes()
+
+    def test_scans_that_a_comment_hides_count(self, photo: Image.Image) -> None:
+        data = encode(photo, "JPEG", progressive=True)
+        start = data.index(b"\xff\xda")
+        scan = b"\xff\xda" + data[start + 2 : data.index(b"\xff", start + 2)]
+        hidden = scan + b"\xff\xfe\x00\x04\xff\xd9" + scan * 100
+        with pytest.raises(ImageError, match=r"it has 1\d\d scans"):
+            load_image(data[:start] + hidden + data[start:])
+
+
+def test_the_transparency_of_a_webp_counts_by_its_own_length() -> None:
+    size = (1200, 1600)
+    image = Image.effect_noise(size, 90).convert("RGB")
+    image.putalpha(Image.new("L", size, 99))
+    plain = encode(image.convert("RGB"), "WEBP", quality=90)
+    lossy = encode(image, "WEBP", quality=90)
+    moving = encode(image, "WEBP", quality=90, save_all=True, append_images=[image.rotate(180)])
+    least = read_header(Reader(io.BytesIO(plain), len(plain)), "WEBP").memory()
+    for data in (lossy, moving):
+        assert b"ALPH" in data
+        needed = read_header(Reader(io.BytesIO(data), len(data)), "WEBP").memory()
+        assert needed < least + size[0] * size[1] * 4 + 8 * MIB + 3 * len(data)
+        assert load_image(data, image_memory=needed + len(data)).size == size
+    lossless = encode(image, "WEBP", lossless=True)
+    assert read_header(Reader(io.BytesIO(lossless), len(lossless)), "WEBP").memory() > least + 300 * MIB
 
 
 class TestAccount:
@@ -280,6 +425,42 @@ class TestAccount:
         large.join()
         small.join()
         assert order == ["large", "small"]
+
+    def test_who_holds_some_does_not_wait_for_itself(self) -> None:
+        account = Account()
+        order: list[str] = []
+
+        def nested() -> None:
+            with ExitStack() as outer:
+                account.take(80, 100, outer)
+                waiting.start()
+                while not account._turn.locked():
+                    pass
+                self._note(account, 80, "inner", order)
+                order.append("outer")
+
+        waiting = threading.Thread(target=self._note, args=(account, 90, "other", order), daemon=True)
+        thread = threading.Thread(target=nested, daemon=True)
+        thread.start()
+        thread.join(5)
+        waiting.join(5)
+        assert order == ["inner", "outer", "other"]
+        assert account.taken == 0
+
+    def test_an_encoder_may_read_images_itself(self) -> None:
+        data = encode(Image.new("RGB", (900, 900)), "PNG")
+        needed = read_header(Reader(io.BytesIO(data), len(data)), "PNG").memory()
+
+        def read() -> None:
+            with reading(data, image_memory=needed):
+                sizes.append(load_image(data, image_memory=needed).size)
+
+        sizes: list[tuple[int, int]] = []
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert sizes == [(900, 900)]
+        assert account_of_images() == 0
 
     @staticmethod
     def _note(account: Account, size: int, name: str, order: list[str]) -> None:

@@ -50,8 +50,10 @@ err = _Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print an object as one line of stdout, at once."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """Print an object as one line of stdout, at once; to a terminal without any character that it could obey."""
+    line = json.dumps(value, ensure_ascii=sys.stdout.isatty(), allow_nan=False)
+    if sys.stdout.isatty():
+        line = line.replace("\x7f", r"\u007f")  # the only one in ASCII that JSON leaves
     try:
         line.encode(sys.stdout.encoding)
     except UnicodeEncodeError:  # a file name that is no Unicode, or a terminal that is not

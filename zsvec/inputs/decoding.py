@@ -118,10 +118,15 @@ def plan_decoded(content: NDArray[Any] | Image.Image, limits: Limits) -> Plan:
     if isinstance(content, Image.Image):
         _check_size(content.size)
         _check_pixels(content.size, limits, content.format)
-        decoded = 4 if opened(content) and getattr(content, "tile", None) else 0
-        return Plan(content.width * content.height * (decoded + 8) + 2**20, content.format)
+        lazy = opened(content) and bool(getattr(content, "tile", None))
+        turned = lazy or _orientation(content) in _TURNS  # that of a PNG is not known before it is decoded
+        if content.mode == "RGB" and not content.has_transparency_data:
+            made = lazy + (opened(content) or turned)  # the turned image is in the place of the copy
+        else:
+            made = lazy + 1 + turned
+        return Plan(content.width * content.height * 4 * made + 2**20, content.format)
     check_array(content, limits)
-    return Plan(content.shape[0] * content.shape[1] * 12 + 2**20)
+    return Plan(content.shape[0] * content.shape[1] * 4 + 2**20)
 
 
 def recognised(prefix: bytes) -> str:
@@ -329,13 +334,17 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
         low, high = array.min(), array.max()
         if not (low >= 0 and high <= 1):  # so written, NaN is refused too
             raise ImageError(f"{array.dtype} values from {low} to {high}; scale them to [0, 1], or give uint8")
-    pixels: NDArray[np.uint8] = np.empty(array.shape, np.uint8)
-    for _, top, _, bottom in bands((array.shape[1], array.shape[0])):
-        band = array[top:bottom]
-        if array.dtype.kind == "f":
-            pixels[top:bottom] = np.rint(band * 255)
-        elif array.dtype.kind == "b":
-            pixels[top:bottom] = band.astype(np.uint8) * 255
-        else:
-            pixels[top:bottom] = _16_to_8_bits(band) if array.dtype.itemsize == 2 else band
-    return Image.fromarray(pixels.squeeze(2) if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    if array.shape[2:] == (1,):
+        array = array.squeeze(2)
+    rgb = Image.new("RGB", (array.shape[1], array.shape[0]))
+    for box in bands(rgb.size):  # so that nothing but the result is made whole
+        rgb.paste(_band_to_rgb(Image.fromarray(_to_8_bits(array[box[1] : box[3]])), (0.0, 255.0)), box)
+    return rgb
+
+
+def _to_8_bits(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.dtype.kind == "f":
+        return np.asarray(np.rint(array * 255), np.uint8)
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8) * np.uint8(255)
+    return _16_to_8_bits(array) if array.dtype.itemsize == 2 else np.asarray(array, np.uint8)

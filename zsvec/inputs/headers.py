@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _SLOW_VALUES = 2**22  # that a decoder written in Python is given: some seconds
 _INFLATED = 1032  # what deflate makes of a byte at most
 _TEXT = 2**20, 64 * 2**20  # Pillow's limits of one text in a PNG, and of all
 _SCANS = 100  # of a JPEG: each takes the time of a decoding
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a segment or the end: no escaped byte, no restart
 _METADATA = 4 * 2**20  # bytes of all values of a directory of metadata, together
 
 
@@ -205,10 +207,20 @@ def _coefficients(width: int, height: int, factors: list[tuple[int, int]]) -> in
 def check_scans(data: bytes) -> None:
     """Check how often a JPEG draws over itself.
 
+    The segments are walked as libjpeg does, to the end of the picture. What is behind it, such as the video of a motion
+    photo, may have any bytes; and so may a comment, which could else hide scans behind an end of its own.
+
     Raises:
         ImageError: So often that it takes minutes.
     """
-    if (scans := data.count(b"\xff\xda")) > _SCANS:
+    scans, position = 0, 2
+    for _ in _counted():
+        marker = _MARKER.search(data, position)
+        if marker is None or marker[0] == b"\xff\xd9":
+            break
+        scans += marker[0] == b"\xff\xda"
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    if scans > _SCANS:
         raise ImageError(f"it has {scans} scans, and more than {_SCANS} take too long; save it anew")
 
 
@@ -260,8 +272,7 @@ def _ppm(data: Reader) -> Header:
 
 
 def _webp(data: Reader) -> Header:
-    kinds = {kind for kind, _ in _webp_chunks(data)}
-    first, start = next(_webp_chunks(data), (b"", 0))
+    first, start, _ = next(_webp_chunks(data), (b"", 0, 0))
     head = data.at(start, 10)
     if first == b"VP8X":
         size = int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
@@ -273,24 +284,25 @@ def _webp(data: Reader) -> Header:
         size = width & 0x3FFF, height & 0x3FFF
     else:
         raise ImageError("it has no picture; it is damaged or no WebP")
-    # Two canvases, the pixels, and Pillow's copy of them. Lossless pictures have tables for each of their groups of
-    # 16 pixels and more, each of two and a half bytes and more.
-    tables = 0
-    if kinds & {b"VP8L", b"ALPH", b"ANMF"}:
-        blocks = math.ceil(size[0] / 4) * math.ceil(size[1] / 4)
-        tables = min(2**16, blocks, data.size * 2 // 5) * 6 * 2**10
+    # Two canvases, the pixels, and Pillow's copy of them. Lossless pictures, and the transparency of others, have
+    # tables for each of their groups of 16 pixels and more, each of two and a half bytes and more. One is decoded at
+    # a time.
+    lossless = max((length for kind, _, length in _webp_chunks(data) if kind in {b"VP8L", b"ALPH"}), default=0)
+    blocks = math.ceil(size[0] / 4) * math.ceil(size[1] / 4)
+    tables = min(2**16, blocks, math.ceil(lossless * 2 / 5)) * 6 * 2**10
     return Header(size, 16, first == b"VP8 ", 3 * data.size + tables)
 
 
-def _webp_chunks(data: Reader) -> Iterator[tuple[bytes, int]]:
+def _webp_chunks(data: Reader) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and length of the chunks; those of a frame of an animation follow its own, as for libwebp."""
     position = 12
     for _ in _counted():
         head = data.at(position, 8)
         if len(head) < 8:
             return
         (length,) = struct.unpack_from("<I", head, 4)
-        yield head[:4], position + 8
-        position += 8 + length + length % 2
+        yield head[:4], position + 8, min(length, data.size)
+        position += 24 if head[:4] == b"ANMF" else 8 + length + length % 2
 
 
 # Compressions of TIFF whose decoders take no more than a strip or tile and small tables; libtiff limits a JPEG in it

@@ -13,12 +13,14 @@ import os
 import re
 import reprlib
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from inspect import CO_GENERATOR
 from itertools import chain
 from pathlib import Path
-from traceback import clear_frames
+from traceback import walk_tb
 from typing import Any, BinaryIO, TypeAlias, TypedDict, TypeGuard
 
 import numpy as np
@@ -154,16 +156,16 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
     and its pixels in RGB; that of an array its dtype, shape and values. The arguments are those of `load_image`.
 
     Raises:
-        ImageError: The image cannot be read, or is no image.
+        ImageError: The image cannot be read, or is no image by its first bytes; or it is larger than `image_memory`.
     """
     limits = Limits(max_pixels, image_memory)
     with _image_errors(image):
         if isinstance(image, str | os.PathLike):
             with _opened_path(image) as file:
-                return _digest_of(_chunks(file, None))
-        if _is_file(image):
+                return _digest_of(_parts(_reader(file, image_memory)))
+        if _is_file(image) and _can_seek(image):
             with _put_back(image):
-                return _digest_of(_chunks(image, MAX_BYTES))
+                return _digest_of(_parts(_reader(image, image_memory)))
         content = _content(image)
         if isinstance(content, Image.Image):
             plan = plan_decoded(content, limits)
@@ -172,6 +174,8 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
                 return _digest(decode(content, plan))
         if isinstance(content, np.ndarray):
             check_array(content, limits)
+        if isinstance(content, bytes):
+            recognised(content[:16])
         return _digest(content)
 
 
@@ -231,14 +235,27 @@ class _TakenFile(io.BytesIO):
 
 @contextmanager
 def _forgetting() -> Iterator[None]:
-    """An error keeps the calls that it came through, but not what they had in memory: bytes, and half an image."""
+    """An error keeps the calls that it came through, but not what they had in memory: bytes, and half an image.
+
+    What the caller was handling before is the caller's, and so are the calls of its own code: a generator would be
+    closed. A file of the caller may raise errors that are the causes of each other.
+    """
+    seen = {id(sys.exception())}
     try:
         yield
     except Exception as error:
-        seen: BaseException | None = error
-        while seen is not None:
-            clear_frames(seen.__traceback__)
-            seen = seen.__cause__ or seen.__context__
+        left: list[BaseException | None] = [error]
+        while left:
+            one = left.pop()
+            if one is None or id(one) in seen:
+                continue
+            seen.add(id(one))
+            left += one.__cause__, one.__context__
+            for frame, _ in walk_tb(one.__traceback__):
+                ours = str(frame.f_globals.get("__name__")).startswith(("zsvec.inputs.", "PIL."))
+                if ours and not frame.f_code.co_flags & CO_GENERATOR:
+                    with suppress(RuntimeError):  # it still runs
+                        frame.clear()
         raise
 
 
@@ -311,11 +328,7 @@ def _content(image: ImageInput, image_memory: int = DEFAULT) -> bytes | NDArray[
     if not _can_seek(image):
         return _read_stream(image)
     with _put_back(image):
-        reader = Reader(image, _size_of(image))
-        recognised(reader.at(0, 16))
-        if reader.size > image_memory:
-            raise ImageError(f"{reader.size:,} bytes are more than image_memory={image_memory:,}; give a smaller image")
-        return _whole(reader)
+        return _whole(_reader(image, image_memory))
 
 
 @contextmanager
@@ -368,6 +381,19 @@ def _size_of(file: BinaryIO) -> int:
     return max(size, 0)
 
 
+def _reader(file: BinaryIO, image_memory: int) -> Reader:
+    """Of a file that begins like an image, and is no larger than one that is decoded."""
+    reader = Reader(file, _size_of(file))
+    recognised(reader.at(0, 16))
+    if reader.size > image_memory:
+        raise ImageError(f"{reader.size:,} bytes are more than image_memory={image_memory:,}; give a smaller image")
+    return reader
+
+
+def _parts(reader: Reader) -> Iterator[bytes]:
+    return (reader.at(start, min(_CHUNK, reader.size - start)) for start in range(0, reader.size, _CHUNK))
+
+
 def _whole(reader: Reader) -> bytes:
     data = reader.at(0, reader.size)
     if not isinstance(data, bytes):
@@ -379,7 +405,7 @@ def _read_stream(file: BinaryIO) -> bytes:
     """Read what does not say its size. Of what cannot be an image nothing is kept."""
     kept = io.BytesIO()
     known = False
-    for chunk in _chunks(file, MAX_BYTES):
+    for chunk in _chunks(file):
         if not known and kept.tell() < 16:
             kept.write(chunk)
             with suppress(ImageError):
@@ -389,14 +415,14 @@ def _read_stream(file: BinaryIO) -> bytes:
     return kept.getvalue()
 
 
-def _chunks(file: BinaryIO, most: int | None) -> Iterator[bytes]:
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
     size = 0
     while chunk := file.read(_CHUNK):
         if not isinstance(chunk, bytes | bytearray | memoryview):
             raise ImageError(f"its read() gives {type(chunk).__name__}, not bytes; open it with mode 'rb'")
         size += len(chunk)
-        if most is not None and size > most:
-            raise ImageError(f"it has more than {most:,} bytes; give a smaller image")
+        if size > MAX_BYTES:
+            raise ImageError(f"it has more than {MAX_BYTES:,} bytes; give a smaller image")
         yield bytes(chunk)
 
 

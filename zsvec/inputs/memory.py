@@ -1,7 +1,8 @@
 """The memory that images take while they are decoded: one account for all threads of the process.
 
 Who decodes an image says first how much it will take, and waits while others have too much. Nobody waits for more
-while holding some, so nobody waits for ever.
+while holding some, so nobody waits for ever: a thread that holds some, such as that of an encoder whose `preprocess`
+reads another image, takes more at once.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Account:
         self._turn = threading.Lock()
         self._taken = 0
         self._returned: SimpleQueue[int] = SimpleQueue()
+        self._of_thread = threading.local()
 
     @property
     def taken(self) -> int:
@@ -46,7 +48,7 @@ class Account:
             return self._taken
 
     def take(self, size: int, limit: int, held: ExitStack) -> None:
-        """Wait until there is room, and take it until the end of a stack.
+        """Wait until there is room, and take it until the end of a stack. Who holds some does not wait.
 
         Args:
             size: Bytes.
@@ -61,11 +63,17 @@ class Account:
                 f"decoding it would take {size:,} bytes, which is more than image_memory={limit:,}; "
                 "scale it down, or raise that"
             )
-        with self._turn:
-            self._count_returned()
-            while self._taken + size > limit:
-                self._taken -= self._returned.get()
-            self._taken += size
+        own: list[int] = self._of_thread.__dict__.setdefault("held", [])  # another thread may end the stack
+        if own:
+            self._returned.put(-size)  # not in turn: whoever has that may wait for what this thread holds
+        else:
+            with self._turn:
+                self._count_returned()
+                while self._taken + size > limit:
+                    self._taken -= self._returned.get()
+                self._taken += size
+        own.append(size)
+        held.callback(own.remove, size)
         held.callback(self._returned.put, size)
         if size >= _LARGE and _malloc_trim is not None:
             held.callback(_malloc_trim, 0)  # and before that

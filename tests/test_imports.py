@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "inputs.images",
             "inputs.categories",
             "inputs.folders",
+            "inputs.changes",
             "inputs.watch",
             "inputs.video",
             "inputs",

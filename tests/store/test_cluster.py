@@ -122,9 +122,9 @@ def test_one_commit_makes_the_cluster_leave_out_a_node_that_is_paused(
     paused = next(node for node in nodes[1:] if peer(node) in active(nodes[0], catalog))
     away = peer(paused)
     with opened(nodes, namespace) as store:
+        store.bind(FINGERPRINTS)
         paused.pause()
         try:
-            store.bind(FINGERPRINTS)
             store.remove("wolf")  # a commit that asks for the catalog alone
             wait_until(lambda: all(away not in active(nodes[0], name) for name in [catalog, *others]))
         finally:

@@ -273,10 +273,12 @@ def test_nothing_is_acknowledged_when_the_folder_is_gone(
     store: Store, folder: Path, gone: Callable[[Path], None], call: Callable[[Store], object]
 ) -> None:
     gone(folder)
-    with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced while it was open") as refused:
+    with pytest.raises(
+        StoreUnavailableError, match="was deleted, moved, replaced or made inaccessible while it was open"
+    ) as refused:
         call(store)
     assert str(folder.absolute()) in str(refused.value)
-    with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced"):
+    with pytest.raises(StoreUnavailableError, match="was deleted, moved, replaced"):
         store.close()  # what was written since it was opened
     with pytest.raises(StoreError, match="is closed"):
         store.categories()
@@ -285,9 +287,9 @@ def test_nothing_is_acknowledged_when_the_folder_is_gone(
 @pytest.mark.parametrize("name", ["add", "extend", "replace"])
 def test_nothing_is_acknowledged_when_collections_are_gone(store: Store, folder: Path, name: str) -> None:
     without_references(folder)
-    with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced"):
+    with pytest.raises(StoreUnavailableError, match="was deleted, moved, replaced"):
         WRITES[name](store)
-    with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced"):
+    with pytest.raises(StoreUnavailableError, match="was deleted, moved, replaced"):
         store.close()
 
 
@@ -298,9 +300,9 @@ def test_a_folder_that_goes_between_two_steps_of_a_write(folder: Path, write: Ca
         add(store, "lynx", ["1"])
         backend = Hooked(store._backend)
         backend.hooks[step] = lambda *_, **__: shutil.rmtree(folder)
-        with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced"):
+        with pytest.raises(StoreUnavailableError, match="was deleted, moved, replaced"):
             write(Store(cast("Backend", backend), "zsvec"))
-        with pytest.raises(StoreUnavailableError, match="was deleted, moved or replaced"):
+        with pytest.raises(StoreUnavailableError, match="was deleted, moved, replaced"):
             store.close()
 
 

@@ -358,7 +358,7 @@ class EdgeBackend:
 
     def _locked(self) -> StoreLockedError:
         return StoreLockedError(
-            f"the embedded store {self.location} is already open, here or in another process: close it "
+            f"the embedded store {self._name} is already open, here or in another process: close it "
             "there, or share one store by running a Qdrant server and giving its URL"
         )
 
@@ -378,7 +378,7 @@ class EdgeBackend:
             raise
         except OSError as exc:
             raise StoreUnavailableError(
-                f"the store folder {self.location} cannot be used: {exc}; give one that can be written"
+                f"the store folder {self._name} cannot be used: {exc}; give one that can be written"
             ) from exc
         except BaseException as exc:  # the engine raises nothing narrower, and where it panics, not even Exception
             if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
@@ -386,7 +386,7 @@ class EdgeBackend:
             if "WouldBlock" in str(exc):
                 raise self._locked() from exc
             raise StoreError(
-                f"collection {collection!r} of the embedded store {self.location} failed: {exc}; if its files are "
+                f"collection {collection!r} of the embedded store {self._name} failed: {exc}; if its files are "
                 f"damaged, put a copy of {self._folder} in its place, or import again into another folder"
             ) from exc
 

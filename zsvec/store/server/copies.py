@@ -50,6 +50,8 @@ class Copies:
     def meet(self, collection: str) -> None:
         """Remember a collection of the store, of which something will be asked."""
         self._store.add(collection)
+        if self._notices:
+            threading.Thread(target=self._meet_siblings, daemon=True).start()
 
     def write(self, collection: str, request: Callable[[QdrantClient, int | None, Replicas], _T]) -> _T:
         """Ask for what all copies have to do.

@@ -270,3 +270,11 @@ def test_files_are_chosen_once_for_each_folder() -> None:
     ]
     assert checkpoint_files(names) == [*weight_files(names), "modules.json", "vocab.txt"]
     assert checkpoint_files(["config.json", "vocab.txt"]) == []
+
+
+def test_an_address_of_the_hub_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:port")
+    source = HubSource("owner/name", None, checkpoint_files)
+    for call in (source.missing, source.load):
+        with pytest.raises(WeightsUnavailableError, match=r"HF_ENDPOINT is no URL"):
+            call()

@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.quiet import check_endpoint, quiet_loading
 from zsvec.encoders.weights import (
     FileChoice,
     LocalSource,
@@ -66,7 +66,12 @@ class HubSource:
         return Weights(path=folder, model=self.repository, revision=folder.name)
 
     def missing(self) -> str | None:
-        """What would be fetched from the hub, in words, or ``None`` if the weights are in the cache."""
+        """What would be fetched from the hub, in words, or ``None`` if the weights are in the cache.
+
+        Raises:
+            WeightsUnavailableError: The address of the hub cannot be used.
+        """
+        check_endpoint()
         return None if self._cached() else f"{self} from the Hugging Face hub"
 
     def _fetch(self) -> Path:

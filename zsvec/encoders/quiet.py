@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit
+
+from zsvec.errors import WeightsUnavailableError
 
 _LIBRARIES = ("huggingface_hub", "sentence_transformers", "timm", "transformers")
 _logger = logging.getLogger(__name__)
@@ -31,7 +35,11 @@ def quiet_loading() -> Iterator[list[str]]:
 
     Yields:
         The warnings that the libraries would have printed, as they come. Each is also logged here, as DEBUG.
+
+    Raises:
+        WeightsUnavailableError: As `check_endpoint`.
     """
+    check_endpoint()
     collector = _Collector()
     with _loading, ExitStack() as restore:
         for library in _LIBRARIES:
@@ -61,3 +69,17 @@ def _switch_bars_off(restore: ExitStack) -> None:
     if transformers is not None and transformers.is_progress_bar_enabled():
         restore.callback(transformers.enable_progress_bar)
         transformers.disable_progress_bar()
+
+
+def check_endpoint() -> None:
+    """Refuse an address of the hub with which its client, and what uses that, cannot even be imported.
+
+    Raises:
+        WeightsUnavailableError: It is so.
+    """
+    try:
+        urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # noqa: B018 - it is read to be checked
+    except ValueError:
+        raise WeightsUnavailableError(
+            "HF_ENDPOINT is no URL: give one such as https://huggingface.co, or unset it"
+        ) from None

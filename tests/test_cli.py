@@ -1154,7 +1154,9 @@ def test_an_import_says_what_was_there_already_what_is_nested_and_what_is_no_ima
     (colours / "blue" / "a.heic").write_bytes(b"heic")
     (colours / "blue" / "b.HEIC").write_bytes(b"heic")
     (colours / "blue" / "LICENSE").write_text("free")
+    (colours / "loose.png").write_bytes(encode(coloured("red", 78)))
     notes = cli("import", colours).err.splitlines()
+    assert "images of no category, because they are in no sub-folder: 1" in notes
     assert "images of sub-folders belong to the category of the folder above: red 1" in notes
     assert "left out 4 files that are no images by their names: 2 .heic, 1 without a suffix, 1 .txt" in notes
     assert notes[-1].startswith("3 categories, 11 images (1 unreadable, 9 there already or twice) in ")

@@ -53,7 +53,7 @@ def import_(
     found = read_categories(folder, read_definitions(definitions) if definitions else None)
     folders = category_folders(folder)
     images = sum(len(list(category.images)) for category in found)
-    for note in _notes_on(found, folders):
+    for note in _notes_on(folder, found, folders):
         output.print_note(note)
     unreadable = 0
 
@@ -94,10 +94,13 @@ def import_(
         raise typer.Exit(1)
 
 
-def _notes_on(found: Sequence[CategoryInput], folders: Mapping[str, Path]) -> Iterator[str]:
+def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str, Path]) -> Iterator[str]:
     """What somebody who imports may not expect of the folders."""
+    from zsvec.inputs.decoding import SUFFIXES
     from zsvec.inputs.folders import other_files
 
+    if loose := sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+        yield f"images of no category, because they are in no sub-folder: {loose}"
     bare = [category.name for category in found if not list(category.images)]
     notes = {
         "no images in the folders": [name for name in bare if name in folders],
@@ -156,7 +159,9 @@ def add(
 def remove(
     context: typer.Context,
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, as on a terminal is done.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask. Where there is no terminal, nothing is asked.")
+    ] = False,
 ) -> None:
     """Remove a category and its references. A small store is then calibrated again."""
     from zsvec.cli import output

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.forking import say, serve
 from tests.generation.fake_openai import FakeOpenAI
 from tests.generation.material import plan_of, settings_of
 from tests.support import open_classifier
@@ -96,23 +95,9 @@ def told(results: Iterable[Any]) -> Iterator[Any]:
         yield result
 
 
-def say(word: str) -> None:
-    os.write(sys.stdout.fileno(), f"{word}\n".encode())  # in one piece: a line is said, or it is not
-
-
-def in_a_process(program: str, folder: str, url: str) -> int:
-    """Run a program; its exit code."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status)
-    try:
-        say(f"ready {os.getpid()}")
-        {"draw": draw, "store": store, "crash": crash}[program](Path(folder), url)
-    except BaseException:  # noqa: BLE001 - it must not go on in the loop of its parent
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+def run(program: str, folder: str, url: str) -> None:
+    """Run a program."""
+    {"draw": draw, "store": store, "crash": crash}[program](Path(folder), url)
 
 
 def warm_up() -> None:
@@ -124,5 +109,4 @@ def warm_up() -> None:
 
 if __name__ == "__main__":
     warm_up()
-    for line in sys.stdin:
-        say(f"ended {in_a_process(*line.split())}")
+    serve(lambda line: run(*line.split()))

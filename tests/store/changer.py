@@ -7,17 +7,14 @@ number of each change when the store has acknowledged it. When it has ended, ``e
 
 from __future__ import annotations
 
-import os
 import random
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from typing import Any
 
-from tests.store.importer import say
+from tests.forking import say, serve
 from tests.store.material import FINGERPRINTS, write_of
 from zsvec.store import Store, open_store
 from zsvec.types import CALIBRATION_FORMAT
@@ -97,25 +94,15 @@ def opened(location: str, namespace: str) -> Store:
     return store
 
 
-def in_a_process(location: str, namespace: str, seed: str, first: str) -> int:
-    """Make the changes of a seed from one on; the exit code."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status)
-    try:
-        say(f"ready {os.getpid()}")
-        store = opened(location, namespace)
-        for number, change in enumerate(changes(int(seed))):
-            if number >= int(first):
-                change.make(store)
-                store = opened(location, namespace) if change.what == "close" else store
-                say(str(number))
-        store.close()
-    except BaseException:  # noqa: BLE001 - it must not go on in the loop of its parent
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+def make_changes(location: str, namespace: str, seed: str, first: str) -> None:
+    """Make the changes of a seed from one on, and say which are made."""
+    store = opened(location, namespace)
+    for number, change in enumerate(changes(int(seed))):
+        if number >= int(first):
+            change.make(store)
+            store = opened(location, namespace) if change.what == "close" else store
+            say(str(number))
+    store.close()
 
 
 def found(store: Store) -> State:
@@ -142,5 +129,4 @@ def is_one_of(state: State, before: State, after: State) -> bool:
 if __name__ == "__main__":
     import_module("zsvec.store.edge")
     import_module("zsvec.store.server")
-    for line in sys.stdin:
-        say(f"ended {in_a_process(*line.split())}")
+    serve(lambda line: make_changes(*line.split()))

@@ -7,12 +7,10 @@ acknowledged it. When it has ended, ``ended`` is said, with its exit code.
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.forking import say, serve
 from tests.store.material import FINGERPRINTS, write_of
 from zsvec.store import Store, Write
 from zsvec.store.edge import EdgeBackend
@@ -37,26 +35,11 @@ def write_all(folder: Path) -> Iterator[str]:
                 yield category.name
 
 
-def say(line: str) -> None:
-    os.write(sys.stdout.fileno(), f"{line}\n".encode())  # in one piece: a line is said, or it is not
-
-
-def in_a_process(folder: str) -> int:
-    """Import into a folder; the exit code."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status)
-    try:
-        say(f"ready {os.getpid()}")
-        for name in write_all(Path(folder)):
-            say(name)
-    except BaseException:  # noqa: BLE001 - it must not go on in the loop of its parent
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+def import_into(folder: str) -> None:
+    """Import, and say what is committed."""
+    for name in write_all(Path(folder)):
+        say(name)
 
 
 if __name__ == "__main__":
-    for line in sys.stdin:
-        say(f"ended {in_a_process(line.rstrip())}")
+    serve(import_into)

@@ -25,6 +25,7 @@ from zsvec.types import Category, encoder_and_modality, expert_name
 
 _WRITES_KEPT = 32  # write ids of a category, beyond which an addition copies all its references into one write
 _ATTEMPTS = 12
+_ALL = frozenset({"text", "image", "metadata"})  # of a category
 
 # A category as a write leaves it, and the references that have to be written first.
 _Plan: TypeAlias = tuple[Category, Sequence[Reference]]
@@ -106,13 +107,13 @@ def _plan(write: Write, current: Category | None, references: ReferenceCollectio
     """The category as a write leaves it; `current` itself if it already is as the write wants it."""
     there = current if current and current.write_ids else None
     kept = None if write.replace else there
-    keeps = {"text", "metadata"} if kept else write.keeps if there else frozenset()
+    keeps = write.keeps if write.replace else _ALL
     present = references.keys(kept) if kept else set()
-    carried = _read(there, references, write.keeps) if there and write.replace and write.keeps else []
+    carried = _read(there, references, keeps) if there and write.replace and keeps else []
     fresh = list({r.key: r for r in (*carried, *write.references) if r.key not in present}.values())
     texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
-    metadata = write.metadata if write.metadata is not None else there.metadata if there and "metadata" in keeps else {}
-    metadata = dict(metadata)
+    before = there.metadata if there and "metadata" in keeps else {}
+    metadata = dict(before if write.metadata is None else write.metadata)
     if kept and not fresh and (texts, metadata) == (kept.texts, kept.metadata):
         return kept, ()
     write_ids = kept.write_ids if kept else ()
@@ -133,9 +134,7 @@ def _plan(write: Write, current: Category | None, references: ReferenceCollectio
     return category, fresh
 
 
-def _read(
-    category: Category, references: ReferenceCollections, modalities: Container[str] = ("text", "image")
-) -> list[Reference]:
+def _read(category: Category, references: ReferenceCollections, modalities: Container[str] = _ALL) -> list[Reference]:
     """The references of a category that are written again.
 
     Raises:

@@ -42,7 +42,7 @@ class Copies:
         connection.when_away = self._find_out_who_is_away
         self._without_majority = 0.0  # until when no copy is asked that may be away
         self._replicas: dict[str, tuple[float, Replicas]] = {}  # until when they are believed
-        self._store: set[str] = set()
+        self._store: set[str] = set()  # its collections, as far as they were met
         self._lock = threading.Lock()
         self._notices: dict[str, Notice] = {}  # of collections whose copies are being tried
         self._calm = 0.0  # until when nobody is looked for where a request is slow

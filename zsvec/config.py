@@ -257,7 +257,7 @@ class Settings(_Masked, BaseSettings):
             present calibration, or 0.05.
         unknown_above: Novelty above which an image is unknown; by default the calibrated 0.5, where there is a
             calibrated threshold. Without a calibration there is no novelty, and no effect.
-        unknown_per_category: Whether categories of 20 references and more have thresholds of their own.
+        unknown_per_category: Whether categories with enough references (19, at 5 %) have their own thresholds.
         max_pixels: Largest image that is read. By default 100 million pixels, of which a JPEG that is decoded at a
             fraction has as many as are decoded.
         image_memory: Bytes that all threads together may take for images that are being decoded. An image that takes

@@ -11,8 +11,10 @@ Modality: TypeAlias = Literal["text", "image"]
 CalibrationState: TypeAlias = Literal["current", "stale", "none"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
-CALIBRATION_FORMAT = 1
-"""Of the calibration that is kept with a store; one of another format counts as none."""
+CALIBRATION_FORMAT = 2
+"""Of the calibration that is kept with a store."""
+READABLE_CALIBRATIONS = (1, CALIBRATION_FORMAT)
+"""Formats of calibrations that can be read; one of another format counts as none."""
 
 
 def expert_name(encoder: str, modality: Modality) -> str:

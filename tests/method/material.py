@@ -83,7 +83,7 @@ def clusters(rng: np.random.Generator, sizes: Mapping[str, int], signal: float, 
     return out
 
 
-def texts(rng: np.random.Generator, names: str, dim: int = 16) -> Vectors:
+def texts(rng: np.random.Generator, names: Sequence[str], dim: int = 16) -> Vectors:
     return {name: unit(rng, 1, dim) for name in names}
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.method.material import METHODS, Vectors, references, stores, unit
 from zsvec.method import leave_one_out as module
+from zsvec.method.calibration import LOG_COUNT
 from zsvec.method.leave_one_out import TWIN, LeftOut, leave_one_out
 
 NAN = np.nan
@@ -215,6 +216,28 @@ def test_how_alike_twins_are(cosine: float, own: float) -> None:
     np.testing.assert_allclose(got[:2, 0], [own, own], atol=1e-6)
 
 
+# ---- the number of references
+
+
+def test_an_image_does_not_count_for_its_own_category() -> None:
+    images: Vectors = {
+        "a": {"1": (1, 0), "2": (1, 0), "3": (0.6, 0.8)},  # 1 and 2 are the same picture
+        "b": {"4": (0, 1), "5": (0.8, -0.6)},
+        "c": {"6": (0.6, -0.8)},
+    }
+    got = left_out({"clip:image": images, "clip:text": {"d": {"t": (1, 0)}}}, ["max"]).aggregations
+    counts = [[1, 2, 1, NAN], [1, 2, 1, NAN], [2, 2, 1, NAN], [3, 1, 1, NAN], [3, 1, 1, NAN], [3, 2, NAN, NAN]]
+    np.testing.assert_allclose(got["clip:image"][LOG_COUNT], np.log(counts), atol=1e-6)
+    assert got["clip:text"].keys() == {"max"}
+
+
+def test_equal_numbers_of_references_say_nothing() -> None:
+    images: Vectors = {"a": {"1": (1, 0), "2": (0.8, 0.6)}, "b": {"3": (0, 1), "4": (0.6, 0.8)}}
+    texts: Vectors = {"a": {"t": (1, 0), "u": (0, 1)}, "b": {"t": (0, 1)}}
+    got = left_out({"clip:image": images, "clip:text": texts}, ["max"]).aggregations
+    assert [found.keys() for found in got.values()] == [{"max"}, {"max"}]
+
+
 # ---- against the definition
 
 
@@ -301,6 +324,15 @@ def taken(sizes: Mapping[str, int], most: int) -> dict[str, list[int]]:
 def test_a_sample_is_even_and_by_hash(most: int, counts: tuple[int, ...]) -> None:
     expected = {name: list(range(n)) for name, n in zip("abc", counts, strict=True)}
     assert taken({"a": 60, "b": 2, "c": 1}, most) == expected
+
+
+def test_which_categories_give_the_last_images_is_not_told_by_the_alphabet() -> None:
+    names = [f"{letter}{i}" for letter in "abcdefghij" for i in range(20)]
+    chosen = [name for name, which in taken(dict.fromkeys(names, 1), 100).items() if which]
+    begin = {letter: sum(name.startswith(letter) for name in chosen) for letter in "abcdefghij"}
+    assert sum(begin.values()) == 100
+    assert 4 <= min(begin.values()) <= max(begin.values()) <= 16
+    assert chosen == [name for name, which in taken(dict.fromkeys(reversed(names), 1), 100).items() if which]
 
 
 @pytest.mark.parametrize("added", ["0", "bb", "z"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from tests.method.material import METHODS, Vectors, calibrated, pools, references, unit
+from tests.method.material import METHODS, Vectors, calibrated, clusters, pools, references, unit
 from zsvec.method.fit import fit_calibration
 
 NAN = np.nan
@@ -34,10 +34,26 @@ def test_with_one_reference_a_category_the_temperature_is_the_drawn_spread(aggre
     assert (made.experts["clip:text"].images, made.experts["clip:text"].accuracy) == (3, 1.0)
     for pool in pools(made):
         for expert, coefficients in pool.coefficients.items():
-            assert sum(coefficients.values()) * made.experts[expert].temperature == pytest.approx(1 / np.sqrt(3))
+            assert sum(coefficients.values()) * made.experts[expert].spread == pytest.approx(1 / np.sqrt(3))
         assert pool.thresholds == pool.category_thresholds == {}
         assert not pool.learned
     assert (made.revision, made.aggregation, made.images) == (3, aggregation, 3)
+
+
+@pytest.mark.parametrize("aggregation", METHODS)
+def test_wrong_labels_do_not_make_an_expert_diffident(aggregation: str) -> None:
+    # Without noise in the fit, the temperature of the mislabelled is several times that of the others.
+    rng = np.random.default_rng(3)
+    truth = clusters(rng, dict.fromkeys("abcd", 60), 1.2)
+    mixed: dict[str, dict[str, Sequence[float]]] = {name: {} for name in truth}
+    for name, vectors in truth.items():
+        for digest, vector in vectors.items():
+            mixed[name if rng.random() > 0.3 else rng.choice(list(truth))][digest] = vector
+    clean, noisy = (calibrated({"clip:image": images}, aggregation)[0] for images in (truth, mixed))
+    assert noisy.experts["clip:image"].temperature < 2 * clean.experts["clip:image"].temperature
+    for before, after in zip(pools(clean), pools(noisy), strict=True):
+        assert before.noise < 0.02
+        assert after.noise == pytest.approx(0.3, abs=0.1)
 
 
 def test_with_two_categories_the_spread_is_over_all_images() -> None:
@@ -136,4 +152,4 @@ def test_the_quick_start_is_not_overconfident() -> None:
         assert 0.01 / 3 <= text.temperature <= 0.01 * 3
         for pool in pools(made[0]):
             assert not pool.learned
-            assert pool.coefficients["clip:text"]["top_mean"] == pytest.approx(1 / text.temperature / np.sqrt(3))
+            assert pool.coefficients["clip:text"]["top_mean"] == pytest.approx(1 / text.spread / np.sqrt(3))

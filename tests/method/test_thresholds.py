@@ -2,20 +2,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.method.material import calibrated, clusters, pools, texts
 from zsvec.method.novelty import novelty
 from zsvec.method.opinion_pool import expert_evidence, log_linear
+from zsvec.method.thresholds import enough, quantile
 
 NAN = np.nan
 
 prop = settings(deadline=None, max_examples=100)
 
 
-@pytest.mark.parametrize(("false_unknown_rate", "beyond"), [(0.05, 4), (0.1, 8), (0.5, 37), (0.001, 1)])
+@pytest.mark.parametrize(("false_unknown_rate", "beyond"), [(0.05, 3), (0.1, 7), (0.5, 37), (1 / 76, 0)])
 def test_the_wanted_fraction_of_left_out_images_is_beyond_the_threshold(false_unknown_rate: float, beyond: int) -> None:
-    # Positions 3.7, 7.4, 37 and 0.074 of 0 to 74.
+    # The thresholds are at ranks 3.8, 7.6, 38 and 1 of 75: as many are below, but for those at a whole rank.
     rng = np.random.default_rng(9)
     experts = {"clip:image": clusters(rng, dict.fromkeys("abc", 25), 0.7), "clip:text": texts(rng, "abc")}
     made, sample = calibrated(experts, false_unknown_rate=false_unknown_rate)
@@ -38,21 +40,36 @@ def test_the_threshold_of_categories_without_images_is_as_if_others_had_none_eit
             evidence = expert_evidence(pool.coefficients, sample.aggregations)[:, [i]]
             evidence[0, 0, label] = NAN
             beyond += log_linear(evidence, list(sample.aggregations), pool.neutral).max() < pool.thresholds["clip:text"]
-        assert beyond == 8  # position 7.4 of 0 to 74
+        assert beyond == 7  # rank 7.6 of 75
 
 
-def test_a_threshold_takes_twenty_images() -> None:
+def test_a_threshold_takes_nineteen_images_where_one_in_twenty_may_be_unknown() -> None:
     rng = np.random.default_rng(11)
     for sizes, everyone, own in [
-        ({"a": 20, "b": 19}, True, {"a"}),
-        ({"a": 18, "b": 2}, True, set()),
-        ({"a": 18, "b": 1}, False, set()),
-        ({"a": 19, "b": 1}, False, set()),  # the only one of b is not found by another
+        ({"a": 19, "b": 18}, True, {"a"}),
+        ({"a": 17, "b": 2}, True, set()),
+        ({"a": 16, "b": 2}, False, set()),
+        ({"a": 18, "b": 1}, False, set()),  # the only one of b is not found by another
     ]:
         made, _ = calibrated({"clip:image": clusters(rng, sizes, 1.0)})
         for pool in pools(made):
             assert ("clip:image" in pool.thresholds) == everyone
             assert pool.category_thresholds.keys() == own
+
+
+@pytest.mark.parametrize(("false_unknown_rate", "fewest"), [(0.01, 99), (0.02, 49), (0.05, 19), (0.1, 9), (0.5, 1)])
+def test_how_many_images_a_rate_takes(false_unknown_rate: float, fewest: int) -> None:
+    assert [n for n in range(200) if enough(n, false_unknown_rate)] == list(range(fewest, 200))
+    assert [n for n in range(200) if enough(n, 1 - false_unknown_rate)] == list(range(fewest, 200))
+
+
+@given(st.integers(1, 60), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_a_new_image_falls_below_with_the_asked_probability(n: int, fraction: float, seed: int) -> None:
+    # A new image falls into each of the n + 1 gaps of n others alike, and within a gap of uniform evidence anywhere.
+    if not enough(n, fraction):
+        return
+    ranks = np.random.default_rng(seed).permutation(np.arange(1.0, n + 1))
+    assert quantile(ranks, fraction) / (n + 1) == pytest.approx(fraction)
 
 
 # ---- neutral evidence

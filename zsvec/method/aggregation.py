@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.calibration import LOG_COUNT
 from zsvec.method.similarities import SearchResult
 
 Floats = NDArray[np.float32]
@@ -152,18 +153,21 @@ def aggregate_experts(
 
     Args:
         found: The answer of a search.
-        methods: By expert, names in `AGGREGATIONS`.
+        methods: By expert, names in `AGGREGATIONS`, or `LOG_COUNT`.
         m: References that ``top_mean`` averages; at least 1.
 
     Returns:
-        By expert, in the order of `found`, and aggregation: float32 ``(n_images, n_categories)``, -1 to 1; NaN where
-        the expert has no reference. Columns are in the order of `SearchResult.categories`.
+        By expert, in the order of `found`, and aggregation: float32 ``(n_images, n_categories)``, NaN where the expert
+        has no reference. Columns are in the order of `SearchResult.categories`.
     """
     out: dict[str, dict[str, Floats]] = {}
     for expert in found.experts:
         out[expert.name] = {}
         for method in dict.fromkeys(methods[expert.name]):
             values = np.full((len(expert.similarities), len(found.categories)), np.nan, dtype=np.float32)
-            values[:, expert.coverage] = expert.similarities.aggregate(method, m)
+            if method == LOG_COUNT:
+                values[:, expert.coverage] = np.log(expert.similarities.counts)
+            else:
+                values[:, expert.coverage] = expert.similarities.aggregate(method, m)
             out[expert.name][method] = values
     return out

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from zsvec.types import CALIBRATION_FORMAT
+from zsvec.types import CALIBRATION_FORMAT, READABLE_CALIBRATIONS
+
+LOG_COUNT = "log_count"
+"""Beside the aggregations: the logarithm of a category's number of references, the same for every image."""
 
 # Keys of the stored format whose fields have other names here.
 _STORED_NAMES = {"false_unknown_rate": "false_alarms", "aggregations": "views", "coefficients": "slopes"}
@@ -38,12 +41,14 @@ class LogLinear:
     """A logarithmic opinion pool: what `opinion_pool.log_linear` adds up, and from where on an image is unknown.
 
     Attributes:
-        coefficients: By expert and aggregation, nats of evidence per unit of similarity.
+        coefficients: By expert and aggregation, nats of evidence per unit of similarity; and per unit of
+            `LOG_COUNT`, where categories have unequal numbers of references.
         neutral: By experts, joined by `opinion_pool.pattern`: nats of evidence for a category that they do not cover.
         thresholds: By the experts that cover a category, joined likewise: the evidence that all images of such a
             category exceed, but for the false-unknown rate.
         category_thresholds: The same by category, for those with enough references.
         learned: Whether the coefficients were learned from left-out images; if not, all experts weigh the same.
+        noise: Fraction of the references whose label said nothing, as far as was learned, 0 to 1.
     """
 
     coefficients: Mapping[str, Mapping[str, float]]
@@ -51,6 +56,11 @@ class LogLinear:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     category_thresholds: Mapping[str, float] = field(default_factory=dict)
     learned: bool = False
+    noise: float = 0.0
+
+    def worth(self, expert: str) -> float:
+        """Nats of evidence for a unit of all similarities of an expert together."""
+        return sum(value for name, value in self.coefficients[expert].items() if name != LOG_COUNT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ class Calibration:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
         """Inverse of `to_dict`; ``None`` for nothing, and for a record of another format."""
-        if not values or values.get("format") != CALIBRATION_FORMAT:
+        if not values or values.get("format") not in READABLE_CALIBRATIONS:
             return None
         names = {stored: name for name, stored in _STORED_NAMES.items()}
         fields = _renamed(values, names)

@@ -11,7 +11,6 @@ without images, labels or encoders beyond what the store has. From them:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear, other_aggregation
+from zsvec.method.calibration import LOG_COUNT, Calibration, ExpertCalibration, LogLinear, other_aggregation
+from zsvec.method.coefficients import learn_coefficients
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
-from zsvec.method.logits import logsumexp, softmax
+from zsvec.method.logits import softmax
 from zsvec.method.opinion_pool import expert_evidence, log_linear
 from zsvec.method.similarities import References, category_names
-from zsvec.method.temperature import SHRINKAGE, WIDEST, calibrate_expert
+from zsvec.method.temperature import calibrate_expert
 from zsvec.method.thresholds import learn_category_thresholds, learn_neutral, learn_thresholds
 
 Doubles = NDArray[np.float64]
@@ -124,6 +124,7 @@ def fit_calibration(
         (expert, name): calibrate_expert(similarity, sample.labels, temperatures[expert])
         for expert, similarities in sample.aggregations.items()
         for name, similarity in similarities.items()
+        if name != LOG_COUNT
     }
     return Calibration(
         revision=revision,
@@ -144,115 +145,30 @@ def _pool(
     false_unknown_rate: float,
 ) -> LogLinear:
     """The pool of some aggregations of each expert, from their temperatures on."""
-    coefficients, learned = _coefficients(sample, fitted, aggregations)
-    evidence = expert_evidence(coefficients, sample.aggregations)
+    found = learn_coefficients(sample, fitted, _distinct(sample, aggregations))
+    evidence = expert_evidence(found.values, sample.aggregations)
     neutral = learn_neutral(evidence, sample)
     return LogLinear(
-        coefficients,
+        found.values,
         neutral,
         learn_thresholds(evidence, sample, neutral, false_unknown_rate),
         learn_category_thresholds(evidence, sample, neutral, false_unknown_rate),
-        learned,
+        found.learned,
+        found.noise,
     )
 
 
-def _coefficients(
-    sample: LeftOut, fitted: Mapping[tuple[str, str], ExpertCalibration], aggregations: Sequence[str]
-) -> tuple[dict[str, dict[str, float]], bool]:
-    """Coefficients by expert and aggregation, and whether there were examples to learn them from."""
-    experts = list(sample.aggregations)
-    keys = _distinct(sample, aggregations)
-    scaled = np.stack([sample.aggregations[e][name] / np.float32(fitted[e, name].temperature) for e, name in keys])
-    count = Counter(expert for expert, _ in keys)
-    start = np.array([1 / (count[expert] * np.sqrt(len(experts))) for expert, _ in keys])
-    weights, learned = _weights(scaled, sample, [experts.index(expert) for expert, _ in keys], start)
-    coefficients: dict[str, dict[str, float]] = {}
-    for (expert, name), weight in zip(keys, weights, strict=True):
-        coefficients.setdefault(expert, {})[name] = float(weight / fitted[expert, name].temperature)
-    return coefficients, learned
-
-
-def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> list[tuple[str, str]]:
-    """Experts and their aggregations, without those that say the same as the first, as with one reference each."""
+def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> dict[str, list[str]]:
+    """By expert, the aggregations but those that say the same as the first, as with one reference each."""
     first, *others = aggregations
-    return [
-        (expert, name)
+    return {
+        expert: [first, *(n for n in others if not _same(similarities[n], similarities[first]))]
         for expert, similarities in sample.aggregations.items()
-        for name in (first, *(n for n in others if not _same(similarities[n], similarities[first])))
-    ]
+    }
 
 
 def _same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
     return bool(np.allclose(a, b, atol=1e-5, equal_nan=True))
-
-
-def _weights(
-    scaled: NDArray[np.float32], sample: LeftOut, expert: Sequence[int], start: Doubles
-) -> tuple[Doubles, bool]:
-    """Positive weights of log-linear fusion. Aggregations that could not be tried keep the weight they start with.
-
-    Args:
-        scaled: Similarities ÷ temperature, float32 ``(n_aggregations, n_images, n_categories)``.
-        sample: The left-out images.
-        expert: Row in ``sample.coverage`` of each aggregation.
-        start: float64 ``(n_aggregations,)``, the weights without examples.
-
-    Returns:
-        The weights, and whether there were examples to learn them from.
-    """
-    filled, tried = _filled(scaled, sample, expert)
-    usable = ~np.isnan(filled[tried]).any(axis=(0, 2))
-    if not tried.any() or len(np.unique(sample.labels[usable])) < 2:
-        return start, False  # images of one category would teach that it is always that one
-    weights = start.copy()
-    weights[tried] = _least_cross_entropy(filled[tried][:, usable], sample.labels[usable], start[tried])
-    return weights, True
-
-
-def _filled(scaled: NDArray[np.float32], sample: LeftOut, expert: Sequence[int]) -> tuple[Doubles, NDArray[np.bool_]]:
-    """Logits in which an expert says of a category that it does not cover what it says of wrong ones on average.
-
-    Returns:
-        The logits, and which aggregations could be tried on any image, bool ``(n_aggregations,)``.
-    """
-    wrong = sample.labels[:, None] != np.arange(len(sample.categories))
-    filled = scaled.astype(np.float64)
-    tried = np.zeros(len(filled), dtype=bool)
-    for row, coverage in enumerate(sample.coverage[list(expert)]):
-        seen = filled[row][wrong & ~np.isnan(filled[row])]
-        if seen.size:
-            tried[row] = True
-            filled[row][:, ~coverage] = logsumexp(seen) - np.log(seen.size)
-    return filled, tried
-
-
-def _least_cross_entropy(logits: Doubles, truth: NDArray[np.intp], start: Doubles) -> Doubles:
-    """Positive weights by cross-entropy, with a normal prior of their logarithms at `start`.
-
-    Args:
-        logits: float64 ``(n_aggregations, n_images, n_categories)``.
-        truth: int ``(n_images,)``, the category of each image, as a column.
-        start: float64 ``(n_aggregations,)``, positive.
-    """
-    from scipy.optimize import minimize  # slow to import, and not needed to classify
-
-    prior = np.log(start)
-    right = logits[:, np.arange(len(truth)), truth]
-
-    def cost(logs: Doubles) -> tuple[float, Doubles]:
-        weight = np.exp(logs)
-        fused = np.tensordot(weight, logits, axes=1)
-        total = logsumexp(fused)
-        expected = np.einsum("nc,vnc->vn", np.exp(fused - total[:, None]), logits)
-        off = logs - prior
-        return (
-            float((total - weight @ right).sum() + SHRINKAGE * off @ off),
-            (expected - right).sum(axis=1) * weight + 2 * SHRINKAGE * off,
-        )
-
-    limits = [(log - np.log(WIDEST), log + np.log(WIDEST)) for log in prior]
-    weights: Doubles = np.exp(minimize(cost, prior, jac=True, method="L-BFGS-B", bounds=limits).x)
-    return weights
 
 
 def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:

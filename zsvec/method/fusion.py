@@ -118,7 +118,7 @@ def _log_linear(logits: Logits) -> Fused:
 
 def _transductive(logits: Logits) -> Fused:
     evidence, confidence = _weighed_evidence(logits)
-    moved = transduce(evidence, prototypes(logits.found, logits.pool.coefficients))
+    moved = transduce(evidence, prototypes(logits.found, logits.pool))
     return Fused(softmax(moved), confidence)
 
 

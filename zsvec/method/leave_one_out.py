@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.aggregation import Similarities
+from zsvec.method.calibration import LOG_COUNT
 from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
 
@@ -33,7 +35,8 @@ class LeftOut:
         labels: int ``(n_images,)``, the category of each image, as a position.
         coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
         aggregations: By expert and aggregation, float32 ``(n_images, n_categories)``. NaN where the expert has no
-            reference of a category, none but the image itself and its twins, or no vector of the image.
+            reference of a category, none but the image itself and its twins, or no vector of the image. Image experts
+            have `LOG_COUNT` too, where their categories have unequal numbers of references.
     """
 
     categories: tuple[str, ...]
@@ -77,7 +80,9 @@ def leave_one_out(
         encoder, modality = encoder_and_modality(expert)
         row = np.array([rows.get(encoder, {}).get(key, -1) for key in images], dtype=np.intp)
         columns = np.array([position[name] for name in by_expert.names], dtype=np.intp)
-        scored[expert] = {name: np.full((len(images), len(categories)), np.nan, np.float32) for name in aggregations}
+        counted = modality == "image" and np.ptp(np.diff(by_expert.starts)) > 0
+        names = (*aggregations, LOG_COUNT) if counted else aggregations
+        scored[expert] = {name: np.full((len(images), len(categories)), np.nan, np.float32) for name in names}
         embedded = np.flatnonzero(row >= 0)
         if not embedded.size:
             continue
@@ -86,7 +91,7 @@ def leave_one_out(
         for first in range(0, len(embedded), size):
             block = embedded[first : first + size]
             itself = row[block] if modality == "image" else None
-            found = _score(by_expert, queries[row[block]], itself, twins, aggregations, top_m)
+            found = _score(by_expert, queries[row[block]], itself, twins, names, top_m)
             for name, similarity in found.items():
                 scored[expert][name][np.ix_(block, columns)] = similarity
     labels = np.array([position[name] for name, _ in images], dtype=np.intp)
@@ -95,13 +100,17 @@ def leave_one_out(
 
 
 def _evenly(images: set[tuple[str, str]], most: int) -> list[tuple[str, str]]:
-    """At most so many images: the first of each category by hash, then the second of each, and so on."""
+    """At most so many images: the first of each category by hash, then the second of each, and so on.
+
+    Where not every category gives its last one, which do is told by a hash of their names: by the names themselves, it
+    would be the start of the alphabet, and what begins alike is often alike.
+    """
     ranks: dict[str, int] = {}
     ranked = []
     for name, digest in sorted(images):
         ranks[name] = ranks.get(name, -1) + 1
-        ranked.append((ranks[name], name, digest))
-    return sorted((name, digest) for _, name, digest in sorted(ranked)[:most])
+        ranked.append((ranks[name], sha256(name.encode()).digest(), name, digest))
+    return sorted((name, digest) for *_, name, digest in sorted(ranked)[:most])
 
 
 def _twins(references: Mapping[str, References]) -> Twins:
@@ -144,14 +153,21 @@ def _score(
     values = queries @ references.vectors.T
     bound = np.full(len(queries), -1, dtype=np.float32)
     every = Similarities(values, references.starts, np.diff(references.starts), references.norms, bound)
-    found = {name: every.aggregate(name, top_m) for name in aggregations}
+    found = {name: _aggregated(every, name, top_m) for name in aggregations}
     if itself is not None:
         own = np.searchsorted(references.starts, itself, side="right") - 1
         order, others = _other_references(references, values, itself, own, twins)
         for name, similarity in found.items():
             similarity[np.arange(len(queries)), own] = np.nan
-            similarity[order, own[order]] = others.aggregate(name, top_m)[0] if order.size else np.nan
+            similarity[order, own[order]] = _aggregated(others, name, top_m)[0] if order.size else np.nan
     return found
+
+
+def _aggregated(similarities: Similarities, name: str, top_m: int) -> Floats:
+    if name != LOG_COUNT:
+        return similarities.aggregate(name, top_m)
+    logs = np.log(similarities.counts).astype(np.float32)
+    return np.repeat(logs[None], len(similarities), axis=0)
 
 
 def _other_references(

@@ -71,7 +71,7 @@ def expert_logits(
     similarity = np.stack([similarities[name][aggregation] for name in names])
     probabilities = softmax(similarity / np.array(temperatures, dtype=np.float32)[:, None, None])
     evidence = expert_evidence(pool.coefficients, similarities)
-    shares = [sum(pool.coefficients[name].values()) * spread for name, spread in zip(names, spreads, strict=True)]
+    shares = [pool.worth(name) * spread for name, spread in zip(names, spreads, strict=True)]
     return Logits(
         found=found,
         coverage=~np.isnan(similarity[:, 0]),

@@ -1,5 +1,7 @@
 """How the temperature of an expert is chosen: by cross-entropy on left-out images, drawn towards a spread.
 
+It is the temperature of least cross-entropy (Guo et al., 2017), where some labels may be wrong.
+
 The *spread* is the standard deviation of an image's similarities to wrong categories. Where no image can be
 left out (one reference a category), the temperature is the spread; with few pairs of categories the spread
 itself is drawn towards the profile's temperature.
@@ -11,15 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.calibration import ExpertCalibration
-from zsvec.method.logits import logsumexp
+from zsvec.method.cross_entropy import least_cross_entropy
 
 Doubles = NDArray[np.float64]
 
-SHRINKAGE = 1.0
-"""Strength of a prior, as the curvature that so many images give in squared log units."""
-WIDEST = 100.0
-"""Factor by which a fitted number may differ from its prior."""
 _PAIRS = 20  # pairs of categories whose spread counts as much as the profile's temperature
+_NEVER = -1e4  # logit of what cannot be the answer
 _ROUNDING = 1e-6  # a smaller spread is rounding
 
 
@@ -38,29 +37,11 @@ def calibrate_expert(similarity: NDArray[np.float32], labels: NDArray[np.intp], 
     usable = ~np.isnan(own) & ~np.isnan(wrong).all(axis=1)
     if not usable.any():
         return ExpertCalibration(spread if np.isfinite(wrong).any() else default, spread, 0, None)
-    logits = np.where(np.isnan(similarity[usable]), -np.inf, similarity[usable]).astype(np.float64)
+    logits = np.where(np.isnan(similarity[usable]), _NEVER * spread, similarity[usable]).astype(np.float64)
     truth = labels[usable]
     accuracy = float((logits.argmax(axis=1) == truth).mean())
-    return ExpertCalibration(fit_temperature(logits, truth, spread), spread, len(truth), accuracy)
-
-
-def fit_temperature(similarity: Doubles, truth: NDArray[np.intp], spread: float) -> float:
-    """The temperature of least cross-entropy (Guo et al., 2017), with a normal prior of its logarithm at the spread.
-
-    Args:
-        similarity: float64 ``(n_images, n_categories)``; -inf where the expert has no reference.
-        truth: int ``(n_images,)``, the category of each image, as a column.
-        spread: The temperature without images; greater than 0.
-    """
-    from scipy.optimize import minimize_scalar  # slow to import, and not needed to classify
-
-    def cost(log_temperature: float) -> float:
-        scaled = similarity / np.exp(log_temperature)
-        entropy = logsumexp(scaled) - scaled[np.arange(len(truth)), truth]
-        return float(entropy.sum() + SHRINKAGE * (log_temperature - np.log(spread)) ** 2)
-
-    bounds = np.log(spread) + np.log(WIDEST) * np.array([-1, 1])
-    return float(np.exp(minimize_scalar(cost, bounds=bounds, method="bounded").x))
+    (weight,), _, _ = least_cross_entropy(logits[None] / spread, truth, np.ones(1))
+    return ExpertCalibration(float(spread / weight), spread, len(truth), accuracy)
 
 
 def _drawn_spread(wrong: Doubles, labels: NDArray[np.intp], default: float) -> float:

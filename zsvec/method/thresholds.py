@@ -2,7 +2,7 @@
 
 - *Neutral* evidence is what an expert would say of a category that it does not cover: such that the likelihood
   ratio of a wrong category is 1 on average. Categories covered by texts, by images or by both compete fairly by it.
-- A *threshold* is the evidence below which the wanted fraction of images of the store's categories falls.
+- A *threshold* is the evidence below which the wanted fraction of new images of the store's categories falls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,24 @@ from zsvec.method.opinion_pool import log_linear, neutral_evidence, pattern
 
 Doubles = NDArray[np.float64]
 
-_FEWEST = 20  # images from which a threshold can be told
+
+def enough(images: int, fraction: float) -> bool:
+    """Whether so many images tell what a new one falls below with a probability `fraction`, between 0 and 1."""
+    return 1 <= fraction * (images + 1) <= images
+
+
+def quantile(evidence: Doubles, fraction: float) -> float:
+    """What a new image falls below with a given probability: exactly, whatever the distribution of the evidence.
+
+    That is the value at rank ``fraction * (n_images + 1)`` (Weibull, 1939): a new image is as likely to fall between
+    any two of the others as beyond them all. Below a linear quantile fall ``fraction + (1 - 2 * fraction) /
+    (n_images + 1)``.
+
+    Args:
+        evidence: float64 ``(n_images,)``, of `enough` images.
+        fraction: Between 0 and 1.
+    """
+    return float(np.quantile(evidence, fraction, method="weibull"))
 
 
 def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
@@ -62,8 +79,8 @@ def learn_thresholds(
     thresholds = {}
     for covering in np.unique(sample.coverage, axis=1).T:
         best = _largest_evidence(evidence, sample, neutral, covering, everywhere)
-        if len(best) >= _FEWEST:
-            thresholds[pattern(list(sample.aggregations), covering)] = float(np.quantile(best, false_unknown_rate))
+        if enough(len(best), false_unknown_rate):
+            thresholds[pattern(list(sample.aggregations), covering)] = quantile(best, false_unknown_rate)
     return thresholds
 
 
@@ -74,10 +91,10 @@ def learn_category_thresholds(
     thresholds = {}
     for position, name in enumerate(sample.categories):
         own = sample.labels == position
-        if np.count_nonzero(own) >= _FEWEST:
+        if enough(int(np.count_nonzero(own)), false_unknown_rate):
             best = _largest_evidence(evidence, sample, neutral, sample.coverage[:, position], own)
-            if len(best) >= _FEWEST:
-                thresholds[name] = float(np.quantile(best, false_unknown_rate))
+            if enough(len(best), false_unknown_rate):
+                thresholds[name] = quantile(best, false_unknown_rate)
     return thresholds
 
 

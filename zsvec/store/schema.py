@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.types import CALIBRATION_FORMAT, Category, Fingerprint, Modality
+from zsvec.types import READABLE_CALIBRATIONS, Category, Fingerprint, Modality
 
 SCHEMA = 2
 CATALOG = "catalog"
@@ -312,7 +312,7 @@ def intent_payload(
 
 def calibrated_revision(calibration: Mapping[str, Any] | None) -> int | None:
     """Largest ``rev`` that a calibration was made from; ``None`` for none, and for one of another format."""
-    if not calibration or calibration.get("format") != CALIBRATION_FORMAT:
+    if not calibration or calibration.get("format") not in READABLE_CALIBRATIONS:
         return None
     revision: int = calibration["revision"]
     return revision

@@ -1,0 +1,103 @@
+"""What a unit of each similarity is worth in nats: the coefficients of a pool, by cross-entropy on left-out images.
+
+- The coefficients of similarities are positive, and drawn towards equal weights of the experts.
+- The coefficient of the logarithm of a category's number of references has either sign, and is drawn towards 0: the
+  mean of the nearest references and the cosine to their mean both grow with their number, whatever they show.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.method.calibration import LOG_COUNT, ExpertCalibration
+from zsvec.method.cross_entropy import least_cross_entropy
+from zsvec.method.leave_one_out import LeftOut
+from zsvec.method.logits import logsumexp
+
+Doubles = NDArray[np.float64]
+Key = tuple[str, str]
+"""An expert and an aggregation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """What was learned.
+
+    Attributes:
+        values: By expert and aggregation, nats per unit of similarity.
+        noise: Fraction of the references whose label says nothing, 0 to 1.
+        learned: Whether there were examples to learn from; if not, all experts weigh the same.
+    """
+
+    values: Mapping[str, Mapping[str, float]]
+    noise: float
+    learned: bool
+
+
+def learn_coefficients(
+    sample: LeftOut, fitted: Mapping[Key, ExpertCalibration], aggregations: Mapping[str, Sequence[str]]
+) -> Coefficients:
+    """The coefficients of some aggregations of each expert.
+
+    Args:
+        sample: Left-out images.
+        fitted: The temperature and the spread of each expert and aggregation.
+        aggregations: By expert.
+    """
+    experts = list(aggregations)
+    keys = [(expert, name) for expert, names in aggregations.items() for name in names]
+    # A temperature that was learned and one that is a spread are no units of the same kind.
+    untold = any(fitted[key].images == 0 for key in keys)
+    units = [fitted[key].spread if untold else fitted[key].temperature for key in keys]
+    count = Counter(expert for expert, _ in keys)
+    start = np.array([1 / (count[expert] * np.sqrt(len(experts))) for expert, _ in keys])
+    counted = [(expert, LOG_COUNT) for expert in experts if LOG_COUNT in sample.aggregations[expert]]
+    features = np.stack(
+        [
+            *(sample.aggregations[e][name] / np.float32(unit) for (e, name), unit in zip(keys, units, strict=True)),
+            *(sample.aggregations[e][name] for e, name in counted),
+        ]
+    )
+    row_of = {expert: row for row, expert in enumerate(sample.aggregations)}
+    filled, tried = _filled(features, sample, [row_of[expert] for expert, _ in (*keys, *counted)])
+    usable = ~np.isnan(filled[tried]).any(axis=(0, 2))
+    labels = sample.labels[usable]
+    weights, offsets, noise = start.copy(), np.zeros(len(counted)), 0.0
+    learned = bool(tried.any()) and len(np.unique(labels)) > 1  # of one category, it would always be that one
+    if learned:
+        positive, free = np.split(tried, [len(keys)])
+        logits = filled[tried][:, usable]
+        weights[positive], offsets[free], noise = least_cross_entropy(logits, labels, start[positive])
+    values: dict[str, dict[str, float]] = {}
+    for (expert, name), weight, unit in zip(keys, weights, units, strict=True):
+        values.setdefault(expert, {})[name] = float(weight / unit)
+    for (expert, name), offset in zip(counted, offsets, strict=True):
+        values[expert][name] = float(offset)
+    return Coefficients(values, noise, learned)
+
+
+def _filled(features: NDArray[np.float32], sample: LeftOut, expert: Sequence[int]) -> tuple[Doubles, NDArray[np.bool_]]:
+    """Features in which an expert says of a category that it does not cover what it says of wrong ones on average.
+
+    Args:
+        features: float32 ``(n_features, n_images, n_categories)``.
+        sample: The left-out images.
+        expert: Row in ``sample.coverage`` of each feature.
+
+    Returns:
+        The features, and which of them could be tried on any image, bool ``(n_features,)``.
+    """
+    wrong = sample.labels[:, None] != np.arange(len(sample.categories))
+    filled = features.astype(np.float64)
+    tried = np.zeros(len(filled), dtype=bool)
+    for row, coverage in enumerate(sample.coverage[list(expert)]):
+        seen = filled[row][wrong & ~np.isnan(filled[row])]
+        if seen.size:
+            tried[row] = True
+            filled[row][:, ~coverage] = logsumexp(seen) - np.log(seen.size)
+    return filled, tried

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tests.method.material import METHODS, Vectors, references, stores, unit
 from zsvec.method import leave_one_out as module
 from zsvec.method.calibration import LOG_COUNT
-from zsvec.method.leave_one_out import TWIN, LeftOut, leave_one_out
+from zsvec.method.leave_one_out import LeftOut, leave_one_out
+from zsvec.method.scenes import TWIN, contested, scenes
+from zsvec.method.similarities import References
 
 NAN = np.nan
 EVERYTHING = 10**9
@@ -21,15 +23,20 @@ prop = settings(deadline=None, max_examples=40)
 def left_out(
     experts: Mapping[str, Vectors], methods: Sequence[str] = METHODS, m: int = 5, most: int = EVERYTHING
 ) -> LeftOut:
-    found = leave_one_out({name: references(vectors) for name, vectors in experts.items()}, methods, m, most)
+    found = leave_one_out(laid_out(experts), methods, m, most)
     assert found is not None
     return found
 
 
 def images_of(experts: Mapping[str, Vectors]) -> list[tuple[str, str]]:
-    """All reference images, in the order of `LeftOut`: by category, then by hash."""
+    """The reference images that are left out, in the order of `LeftOut`: by category, then by hash."""
     kept = [categories for expert, categories in experts.items() if expert.endswith(":image")]
-    return sorted({(name, digest) for categories in kept for name, found in categories.items() for digest in found})
+    every = {(name, digest) for categories in kept for name, found in categories.items() for digest in found}
+    return sorted(every - contested(laid_out(experts), every) or every)
+
+
+def laid_out(experts: Mapping[str, Vectors]) -> dict[str, References]:
+    return {name: references(vectors) for name, vectors in experts.items()}
 
 
 def similarity(query: np.ndarray, kept: Sequence[np.ndarray], method: str, m: int) -> float:
@@ -42,18 +49,9 @@ def similarity(query: np.ndarray, kept: Sequence[np.ndarray], method: str, m: in
     return {"max": every[0], "mean": float(np.mean(every)), "top_mean": float(np.mean(every[:m]))}[method]
 
 
-def is_twin(experts: Mapping[str, Vectors], category: str, one: str, other: str) -> bool:
-    """Whether two images of a category are the same picture to each encoder that has both."""
-    cosines = []
-    for expert, categories in experts.items():
-        kept = categories.get(category, {})
-        if expert.endswith(":image") and one in kept and other in kept:
-            cosines.append(float(np.dot(kept[one], kept[other])))
-    return one != other and bool(cosines) and min(cosines) >= TWIN
-
-
 def naive(experts: Mapping[str, Vectors], expert: str, method: str, m: int) -> np.ndarray:
-    """One image at a time: without it and its twins, aggregate what is left, in double precision."""
+    """One image at a time: without it and its scene, aggregate what is left, in double precision."""
+    together = scenes(laid_out(experts), images_of(experts))
     encoder, _, modality = expert.rpartition(":")
     categories = sorted({name for vectors in experts.values() for name in vectors})
     rows = []
@@ -66,9 +64,8 @@ def naive(experts: Mapping[str, Vectors], expert: str, method: str, m: int) -> n
         for c, name in enumerate(categories):
             kept = {other: np.array(vector, dtype=float) for other, vector in experts[expert].get(name, {}).items()}
             if modality == "image" and name == category:
-                kept = {
-                    h: vector for h, vector in kept.items() if h != digest and not is_twin(experts, category, digest, h)
-                }
+                same = {digest, *together.get((category, digest), ())}
+                kept = {other: vector for other, vector in kept.items() if other not in same}
             row[c] = similarity(np.array(query, dtype=float), list(kept.values()), method, m)
         rows.append(row)
     return np.array(rows)
@@ -157,14 +154,26 @@ def test_texts_of_an_encoder_without_images_say_nothing(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_twins_are_no_evidence_for_each_other(method: str) -> None:
-    images: Vectors = {"a": {"1": (1, 0), "2": (1, 0), "3": (0.6, 0.8)}, "b": {"4": (1, 0), "5": (0, 1)}}
+    images: Vectors = {"a": {"1": (1, 0), "2": (1, 0), "3": (0.6, 0.8)}, "b": {"4": (0.8, -0.6), "5": (0, 1)}}
     got = left_out({"clip:image": images}, [method], 1).aggregations["clip:image"][method]
     np.testing.assert_allclose(got[:2, 0], [0.6, 0.6], atol=1e-6)
-    # The twins of 1 and 2 in the other category speak, and so do 1 and 2 to their own third.
-    b = {"max": 1.0, "mean": 0.5, "top_mean": 1.0, "prototype": np.sqrt(0.5)}[method]
-    np.testing.assert_allclose(got[:2, 1], [b, b], atol=1e-6)
-    assert got[2, 0] == pytest.approx(0.6, abs=1e-6)
-    assert got[3, 1] == pytest.approx(0.0, abs=1e-6)
+    assert got[2, 0] == pytest.approx(0.6, abs=1e-6)  # 1 and 2 speak to their third
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_image_of_two_categories_is_left_out_by_nobody_and_speaks_to_others(method: str) -> None:
+    images: Vectors = {"a": {"1": (1, 0), "2": (0.6, 0.8)}, "b": {"1": (1, 0), "3": (0, 1)}}
+    got = left_out({"clip:image": images}, [method], 1)
+    np.testing.assert_array_equal(got.labels, [0, 1])
+    b = {"max": 0.8, "mean": 0.7, "top_mean": 0.8, "prototype": 1.4 / np.sqrt(2)}[method]
+    a = {"max": 0.8, "mean": 0.4, "top_mean": 0.8, "prototype": 0.4 / np.sqrt(0.8)}[method]
+    np.testing.assert_allclose(got.aggregations["clip:image"][method], [[0.6, b], [a, 0.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_if_all_images_are_of_two_categories_all_are_left_out(method: str) -> None:
+    images: Vectors = {"a": {"1": (1, 0), "2": (0, 1)}, "b": {"1": (1, 0), "2": (0, 1)}}
+    np.testing.assert_array_equal(left_out({"clip:image": images}, [method]).labels, [0, 0, 1, 1])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -190,7 +199,7 @@ def test_the_same_picture_to_one_encoder_and_another_to_the_other_is_no_twin(met
 def test_an_encoder_that_has_only_one_of_two_twins_says_nothing_of_them(method: str) -> None:
     clip: Vectors = {"a": {"1": (1, 0), "2": (1, 0)}, "b": {"3": (0, 1)}}
     # The same hash in another category, and there with another one, is of no account either.
-    dino: Vectors = {"a": {"1": (1, 0)}, "b": {"1": (1, 0), "2": (0, 1)}}
+    dino: Vectors = {"a": {"1": (1, 0)}, "b": {"1": (0.6, 0.8), "2": (0, 1)}}
     got = left_out({"clip:image": clip, "dino:image": dino}, [method])
     (first, second, *_) = got.aggregations["clip:image"][method]
     np.testing.assert_allclose([first, second], [[NAN, 0], [NAN, 0]], atol=1e-6)
@@ -304,11 +313,12 @@ def test_order_of_references_and_of_experts_does_not_matter(experts: dict[str, V
 
 def fan(sizes: Mapping[str, int]) -> dict[str, Vectors]:
     """Images 0, 1, 2 … of each category, told by their similarity to the text: 0, 0.01, 0.02 …."""
+    towards = np.eye(len(sizes))  # no image of one category is one of another
     images = {
-        name: {f"{name}{i:03d}": (i / 100, np.sqrt(1 - (i / 100) ** 2)) for i in reversed(range(n))}
-        for name, n in sizes.items()
+        name: {f"{name}{i:03d}": [i / 100, *(np.sqrt(1 - (i / 100) ** 2) * other)] for i in reversed(range(n))}
+        for (name, n), other in zip(sizes.items(), towards, strict=True)
     }
-    return {"clip:image": images, "clip:text": {name: {"t": (1.0, 0.0)} for name in sizes}}
+    return {"clip:image": images, "clip:text": {name: {"t": [1.0, *np.zeros(len(sizes))]} for name in sizes}}
 
 
 def taken(sizes: Mapping[str, int], most: int) -> dict[str, list[int]]:
@@ -365,9 +375,7 @@ def test_images_that_are_not_taken_are_still_references() -> None:
     ],
 )
 def test_no_images_or_no_second_category(experts: dict[str, Vectors]) -> None:
-    assert (
-        leave_one_out({name: references(vectors) for name, vectors in experts.items()}, METHODS, 5, EVERYTHING) is None
-    )
+    assert leave_one_out(laid_out(experts), METHODS, 5, EVERYTHING) is None
 
 
 def test_a_second_category_may_be_covered_by_its_text_alone() -> None:

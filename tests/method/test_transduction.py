@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import coloured, fast_folder, isolated, open_classifier  # noqa: F401
-from zsvec.method.leave_one_out import TWIN
+from zsvec.method.scenes import TWIN
 from zsvec.method.scoring import Scoring
 from zsvec.method.transduction import ANCHOR, Prototypes, transduce
 from zsvec.types import Prediction

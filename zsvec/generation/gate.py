@@ -19,7 +19,7 @@ from zsvec.errors import ImageError
 from zsvec.generation.manifest import ImageRecord
 from zsvec.inputs.categories import as_words
 from zsvec.inputs.images import load_image
-from zsvec.method.leave_one_out import TWIN
+from zsvec.method.scenes import TWIN
 from zsvec.method.similarities import References
 from zsvec.stream import prefetch
 from zsvec.types import expert_name

@@ -6,7 +6,7 @@ vectors that are stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 
 from zsvec.method.aggregation import Similarities
 from zsvec.method.calibration import LOG_COUNT
+from zsvec.method.scenes import Scenes, contested, scenes
 from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
 
 Floats = NDArray[np.float32]
-Twins = Mapping[tuple[str, str], set[str]]
-"""By category and hash of an image, the hashes of the same picture in that category."""
 
-TWIN = 0.99  # cosine from which, if all encoders agree, two images of a category are one picture, saved twice
 _BLOCK = 2**24  # similarities in memory at once
 
 
@@ -35,7 +33,7 @@ class LeftOut:
         labels: int ``(n_images,)``, the category of each image, as a position.
         coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
         aggregations: By expert and aggregation, float32 ``(n_images, n_categories)``. NaN where the expert has no
-            reference of a category, none but the image itself and its twins, or no vector of the image. Image experts
+            reference of a category, none but the image itself and its scene, or no vector of the image. Image experts
             have `LOG_COUNT` too, where their categories have unequal numbers of references.
     """
 
@@ -50,9 +48,9 @@ def leave_one_out(
 ) -> LeftOut | None:
     """Score reference images against all references but themselves.
 
-    Text experts are scored on the reference images of their encoder. A reference of the same category
-    that is the same picture (cosine at least `TWIN` for each encoder that has both) is left out as well: it is no
-    evidence for its twin. The same picture in another category stays.
+    Text experts are scored on the reference images of their encoder. References of the same category that show the same
+    scene (`scenes`) are left out as well: they are no evidence for each other. Images that are in another category
+    too are left out by nobody, for nobody can say which label is right, unless all are.
 
     Args:
         references: By expert.
@@ -74,7 +72,9 @@ def leave_one_out(
     images = _evenly({key for keys in rows.values() for key in keys}, most)
     if not images or len(categories) < 2:
         return None
-    twins = _twins(references)
+    doubtful = contested(references, images)
+    images = [key for key in images if key not in doubtful] or images
+    together = scenes(references, images)
     scored: dict[str, dict[str, Floats]] = {}
     for expert, by_expert in references.items():
         encoder, modality = encoder_and_modality(expert)
@@ -91,7 +91,7 @@ def leave_one_out(
         for first in range(0, len(embedded), size):
             block = embedded[first : first + size]
             itself = row[block] if modality == "image" else None
-            found = _score(by_expert, queries[row[block]], itself, twins, names, top_m)
+            found = _score(by_expert, queries[row[block]], itself, together, names, top_m)
             for name, similarity in found.items():
                 scored[expert][name][np.ix_(block, columns)] = similarity
     labels = np.array([position[name] for name, _ in images], dtype=np.intp)
@@ -113,39 +113,11 @@ def _evenly(images: set[tuple[str, str]], most: int) -> list[tuple[str, str]]:
     return sorted((name, digest) for *_, name, digest in sorted(ranked)[:most])
 
 
-def _twins(references: Mapping[str, References]) -> Twins:
-    """The same pictures, saved more than once in a category; all encoders that have both must agree."""
-    images = [of_expert for expert, of_expert in references.items() if encoder_and_modality(expert)[1] == "image"]
-    alike = [set(_alike(of_encoder)) for of_encoder in images]
-    agreed = set().union(*alike)
-    for of_encoder, pairs in zip(images, alike, strict=True):
-        keys = set(of_encoder.keys) if agreed else set()
-        agreed -= {
-            (name, one, other) for name, one, other in agreed - pairs if (name, one) in keys and (name, other) in keys
-        }
-    twins: dict[tuple[str, str], set[str]] = {}
-    for name, one, other in agreed:
-        twins.setdefault((name, one), set()).add(other)
-    return twins
-
-
-def _alike(references: References) -> Iterator[tuple[str, str, str]]:
-    """Category and hashes of two images that one encoder takes for the same picture."""
-    for name, start, end in zip(references.names, references.starts, references.starts[1:], strict=False):
-        vectors, hashes = references.vectors[start:end], references.hashes[start:end]
-        size = max(1, _BLOCK // len(vectors))
-        for first in range(0, len(vectors), size):
-            similar = vectors[first : first + size] @ vectors.T >= TWIN
-            for i, j in zip(*np.nonzero(similar), strict=True):
-                if first + i != j:
-                    yield name, hashes[first + i], hashes[j]
-
-
 def _score(
     references: References,
     queries: Floats,
     itself: NDArray[np.intp] | None,
-    twins: Twins,
+    together: Scenes,
     aggregations: Sequence[str],
     top_m: int,
 ) -> dict[str, Floats]:
@@ -156,7 +128,7 @@ def _score(
     found = {name: _aggregated(every, name, top_m) for name in aggregations}
     if itself is not None:
         own = np.searchsorted(references.starts, itself, side="right") - 1
-        order, others = _other_references(references, values, itself, own, twins)
+        order, others = _other_references(references, values, itself, own, together)
         for name, similarity in found.items():
             similarity[np.arange(len(queries)), own] = np.nan
             similarity[order, own[order]] = _aggregated(others, name, top_m)[0] if order.size else np.nan
@@ -171,9 +143,9 @@ def _aggregated(similarities: Similarities, name: str, top_m: int) -> Floats:
 
 
 def _other_references(
-    references: References, values: Floats, itself: NDArray[np.intp], own: NDArray[np.intp], twins: Twins
+    references: References, values: Floats, itself: NDArray[np.intp], own: NDArray[np.intp], together: Scenes
 ) -> tuple[NDArray[np.intp], Similarities]:
-    """The references of an image's own category that are evidence for it: neither itself nor its twins.
+    """The references of an image's own category that are evidence for it: neither itself nor its scene.
 
     Returns:
         The images that have any, and their similarities laid out as those of one image with a category for each.
@@ -186,7 +158,7 @@ def _other_references(
         keep = np.ones(similarity.shape, dtype=bool)
         keep[np.arange(len(images)), itself[images] - start] = False
         for i, row in enumerate(itself[images]):
-            if same := twins.get((references.names[category], references.hashes[row])):
+            if same := together.get((references.names[category], references.hashes[row])):
                 keep[i] &= [digest not in same for digest in references.hashes[start:end]]
         has = keep.any(axis=1)
         images, similarity, keep = images[has], similarity[has], keep[has]

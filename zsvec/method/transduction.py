@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.calibration import LogLinear
-from zsvec.method.leave_one_out import TWIN
 from zsvec.method.logits import softmax
+from zsvec.method.scenes import TWIN
 from zsvec.method.similarities import SearchResult
 
 Doubles = NDArray[np.float64]

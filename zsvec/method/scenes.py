@@ -1,0 +1,201 @@
+"""Which reference images of a category show one scene: flips, crops and bursts of it are no evidence for each other.
+
+Calibration leaves a whole scene out together. If one of its images stayed, the left-out one would be recognised by it,
+and calibration would take the store for a better one than it is.
+
+How alike two images of one scene are depends on the encoder and on the category, so no cosine says it. But the cosines
+within a category scatter around their median, and those of one scene lie far above; and above all cosines with images
+of other categories, or else the right half of a category whose other half is mislabelled would seem to be one scene.
+They are looked for under the encoder that tells categories apart best: the others take too many images for alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.method.similarities import References
+from zsvec.types import encoder_and_modality
+
+Floats = NDArray[np.float32]
+Key = tuple[str, str]
+"""Category and hash of a reference image."""
+Pairs = set[tuple[Key, Key]]
+"""Two images, in both orders."""
+Scenes = Mapping[Key, set[str]]
+"""By image, the hashes of the other images of its scene."""
+
+TWIN = 0.99
+"""Cosine from which, if all encoders agree, two images are one picture, saved twice."""
+_FAR = 3.0  # standard deviations above the median from which two images of a category show one scene
+_BEYOND = 0.317  # of a normal distribution: the part that is farther than one standard deviation from the median
+_ENOUGH = 512  # images of a category by which its median is told
+_BLOCK = 2**24  # similarities in memory at once
+
+
+def scenes(references: Mapping[str, References], images: Collection[Key]) -> Scenes:
+    """The scenes of images that are to be left out.
+
+    Args:
+        references: By expert.
+        images: Reference images of any image expert.
+
+    Returns:
+        Without the images that are alone.
+    """
+    experts = image_experts(references)
+    wanted = sorted({name for name, _ in images})
+    links = agreed({expert: set(_twins(found, wanted)) for expert, found in experts.items()}, experts)
+    if experts:
+        best = max(sorted(experts), key=lambda expert: _accuracy(experts[expert], images))
+        links |= set(_neighbors(experts[best], wanted))
+    return _connected(links)
+
+
+def contested(references: Mapping[str, References], images: Collection[Key]) -> set[Key]:
+    """Those of some images that are in another category too: one of the two labels is wrong, or says too little.
+
+    Args:
+        references: By expert.
+        images: Reference images of any image expert.
+    """
+    experts = image_experts(references)
+    pairs: dict[str, Pairs] = {expert: set() for expert in experts}
+    for expert, found in experts.items():
+        keys = found.keys
+        row_of = {key: row for row, key in enumerate(keys)}
+        rows = [row_of[key] for key in images if key in row_of]
+        size = max(1, _BLOCK // len(keys))
+        for first in range(0, len(rows), size):
+            block = rows[first : first + size]
+            alike = found.vectors[block] @ found.vectors.T >= TWIN
+            pairs[expert] |= {(keys[block[i]], keys[j]) for i, j in zip(*np.nonzero(alike), strict=True)}
+    return {one for one, other in agreed(pairs, experts) if one[0] != other[0]}
+
+
+def image_experts(references: Mapping[str, References]) -> dict[str, References]:
+    """The experts that compare images with images."""
+    return {expert: found for expert, found in references.items() if encoder_and_modality(expert)[1] == "image"}
+
+
+def agreed(pairs: Mapping[str, Pairs], references: Mapping[str, References]) -> Pairs:
+    """The pairs that are the same picture to each encoder that has both.
+
+    Args:
+        pairs: By image expert, those that it takes for the same picture.
+        references: By image expert.
+    """
+    every: Pairs = set().union(*pairs.values())
+    for expert, found in pairs.items():
+        if doubted := every - found:
+            keys = set(references[expert].keys)
+            every -= {(one, other) for one, other in doubted if one in keys and other in keys}
+    return every
+
+
+def _twins(references: References, names: Collection[str]) -> Iterator[tuple[Key, Key]]:
+    """The pairs of images of a category that one encoder takes for the same picture."""
+    for name, vectors, hashes in _categories(references, names):
+        yield from _pairs(name, vectors, hashes, TWIN)
+
+
+def _neighbors(references: References, names: Collection[str]) -> Iterator[tuple[Key, Key]]:
+    """The pairs of images of a category that are far nearer than its images are, and than those of others are."""
+    categories = [(*category, _median(category[1])) for category in _categories(references, names)]
+    below = [np.minimum(_cosines(vectors) - median, 0) for _, vectors, _, median in categories]
+    scattered = np.concatenate([np.empty(0, np.float32), *(found[found < 0] for found in below)])
+    if not scattered.size:
+        return
+    deviation = -float(np.quantile(scattered, _BEYOND))
+    pairs = [
+        pair
+        for name, vectors, hashes, median in categories
+        for pair in _pairs(name, vectors, hashes, median + _FAR * deviation)
+    ]
+    row_of = {key: row for row, key in enumerate(references.keys)}
+    vectors, rows = references.vectors, sorted({row_of[one] for one, _ in pairs})
+    nearest = dict(zip(rows, _nearest_elsewhere(references, rows), strict=True))
+    for one, other in pairs:
+        i, j = row_of[one], row_of[other]
+        if vectors[i] @ vectors[j] > max(nearest[i], nearest[j]):
+            yield one, other
+
+
+def _nearest_elsewhere(references: References, rows: Sequence[int]) -> list[float]:
+    """The largest cosine of some images with an image of another category that is not the same picture."""
+    vectors, bounds = references.vectors, references.starts
+    found: list[float] = []
+    size = max(1, _BLOCK // len(vectors))
+    for first in range(0, len(rows), size):
+        block = np.array(rows[first : first + size])
+        cosines = vectors[block] @ vectors.T
+        cosines[cosines >= TWIN] = -1
+        own = np.searchsorted(references.starts, block, side="right") - 1
+        for row, category in zip(cosines, own, strict=True):
+            row[bounds[category] : bounds[category + 1]] = -1
+        found += cosines.max(axis=1).tolist()
+    return found
+
+
+def _categories(references: References, names: Collection[str]) -> Iterator[tuple[str, Floats, tuple[str, ...]]]:
+    """Name, vectors and hashes of the categories that have more than one image."""
+    wanted = set(names)
+    for name, start, end in zip(references.names, references.starts, references.starts[1:], strict=False):
+        if name in wanted and end - start > 1:
+            yield name, references.vectors[start:end], references.hashes[start:end]
+
+
+def _pairs(name: str, vectors: Floats, hashes: tuple[str, ...], closeness: float) -> Iterator[tuple[Key, Key]]:
+    size = max(1, _BLOCK // len(vectors))
+    for first in range(0, len(vectors), size):
+        for i, j in zip(*np.nonzero(vectors[first : first + size] @ vectors.T >= closeness), strict=True):
+            if first + i != j:
+                yield (name, hashes[first + i]), (name, hashes[j])
+
+
+def _cosines(vectors: Floats) -> Floats:
+    """Of all pairs of some images of a category."""
+    some = vectors[:: 1 + (len(vectors) - 1) // _ENOUGH]
+    return (some @ some.T)[np.triu_indices(len(some), 1)]
+
+
+def _median(vectors: Floats) -> float:
+    return float(np.median(_cosines(vectors)))
+
+
+def _accuracy(references: References, images: Collection[Key]) -> float:
+    """How often the mean reference of an image's category, without the image, is nearer than those of all others."""
+    row_of = {key: row for row, key in enumerate(references.keys)}
+    rows = np.array(sorted(row_of[key] for key in images if key in row_of), dtype=np.intp)
+    own = np.searchsorted(references.starts, rows, side="right") - 1
+    counts = np.diff(references.starts)[own]
+    rows, own, counts = rows[counts > 1], own[counts > 1], counts[counts > 1, None]
+    if not rows.size:
+        return 0.0
+    queries, means = references.vectors[rows], references.statistics.means
+    similarity = queries @ (means / np.maximum(references.norms, 1e-12)[:, None]).T
+    others = (counts * means[own] - queries) / (counts - 1)
+    others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
+    without = np.einsum("nd,nd->n", queries, others)
+    similarity[np.arange(len(rows)), own] = -np.inf
+    return float((without > similarity.max(axis=1)).mean())
+
+
+def _connected(links: Pairs) -> Scenes:
+    """All images that are linked, by whatever way."""
+    beside: dict[Key, set[Key]] = {}
+    for one, other in links:
+        beside.setdefault(one, set()).add(other)
+    found: dict[Key, set[str]] = {}
+    for key in beside:
+        if key in found:
+            continue
+        scene, new = {key}, [key]
+        while new:
+            new = [other for one in new for other in beside[one] - scene]
+            scene.update(new)
+        for member in scene:
+            found[member] = {digest for _, digest in scene} - {member[1]}
+    return found

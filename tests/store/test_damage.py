@@ -6,18 +6,21 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
+from uuid import UUID
 
 import numpy as np
 import pytest
 
-from tests.store.material import FINGERPRINTS, add, sources
+from tests.store.material import FINGERPRINTS, add, references, sources
 from tests.store.support import fast_folder
 from zsvec.errors import StoreError
 from zsvec.store import Cursor, Store
-from zsvec.store.base import Where
+from zsvec.store.base import Put, Where
 from zsvec.store.edge import EdgeBackend
+from zsvec.store.schema import intent_payload, new_write_id
 
 ENCODERS = FINGERPRINTS.items()
 STORED = {
@@ -214,3 +217,18 @@ def test_what_the_log_of_a_killed_writer_has_lost_is_not_collected(folder: Path)
         for name in ("desk", "lynx"):
             add(store, name, ["7"])
         assert store.gc() == 4
+
+
+def test_what_can_never_be_settled_keeps_nothing_else_waiting(folder: Path) -> None:
+    """Intents of a category whose manifest was lost: nothing of it is deleted, but what another write has left."""
+    with Store(EdgeBackend(folder), "zsvec") as store:
+        backend, catalog, dead = cast("EdgeBackend", store._backend), store._catalog, new_write_id()
+        before = points(backend)
+        store._references.put([(replace(store.category("lynx"), write_ids=(dead,)), references(["left"], ["left"]))])
+        found: list[tuple[dict[str, str], dict[str, list[str]]]] = [({}, {"lost": [new_write_id()]})] * 150
+        for rev, (writes, replaced) in enumerate([*found, ({"lynx": dead}, {})]):
+            intent = intent_payload(str(UUID(int=rev)), catalog.state([]).store, rev, writes, replaced)
+            catalog.put([Put(intent["id"], intent)])
+        assert len(points(backend) - before) == 3
+        store.remove("lynx")
+        assert points(backend) < before

@@ -26,7 +26,7 @@ from zsvec.store.base import Put, Where
 from zsvec.store.edge import EdgeBackend
 from zsvec.store.schema import intent_payload, new_write_id
 
-ENCODERS = FINGERPRINTS.items()
+ROOT = Path(__file__).parents[2]
 STORED = {
     "lynx": {"clip:image": ["1", "2"], "clip:text": ["text"], "dino:image": ["1", "2"]},
     "red panda": {"clip:image": ["3"], "clip:text": ["text"], "dino:image": ["3"]},
@@ -73,7 +73,7 @@ kill()
 def killed(folder: Path, *inside: str) -> Path:
     """The same store, in a folder, whose writer was killed; perhaps in a method of the backend, in one write more."""
     command = [sys.executable, "-c", WRITER, str(folder), *inside]
-    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
     return folder
 
 
@@ -346,6 +346,15 @@ def test_the_way_out_of_a_damaged_log_is_in_its_message(open_folder: Path) -> No
     assert way_out
     Path(way_out[1]).unlink()
     assert "red panda" not in state(open_folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the script forks, and limits its memory")
+def test_damage_at_random() -> None:
+    """Some of what `scripts.damage` does."""
+    command = [sys.executable, "-m", "scripts.damage", "--stores", "20", "--seed", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert re.search(r"all +│ 20 ", done.stdout)
 
 
 def test_a_damaged_index_hides_no_category(folder: Path) -> None:

@@ -293,7 +293,7 @@ class EdgeBackend:
 
     def _claim_records(self, collection: str) -> None:
         """Keep what a collection of records has now, in case its writer is killed."""
-        now = _records(self._shard(collection))
+        now = _records(self._shards[collection])
         with suppress(OSError):  # all is stored; without a claim, damage is not told
             if collection not in self._claims:
                 self._claims[collection] = ClaimFile(self._claim(collection))

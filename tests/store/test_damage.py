@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -321,6 +322,11 @@ def test_what_was_killed_is_read_as_it_was_left(open_folder: Path) -> None:
 def test_what_was_killed_inside_a_write_is_no_damage(tmp_path: Path, inside: str) -> None:
     found = state(killed(tmp_path / "store", inside))
     assert {name: found[name] for name in STORED} == STORED
+
+
+def test_a_store_that_nobody_closes_warns_of_nothing(folder: Path) -> None:
+    add(Store(EdgeBackend(folder), "zsvec"), "desk", ["5"])
+    gc.collect()
 
 
 @pytest.mark.parametrize("damage", ["a catalog whose log is zeroed at its end", "a catalog without a folder"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -165,7 +166,8 @@ class ClaimFile:
 
     def __init__(self, path: Path) -> None:
         self._boot = _boot()
-        self._file = path.open("wb", buffering=0)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._let_go = weakref.finalize(self, os.close, self._file)
 
     def clear(self) -> None:
         """Claim nothing, before the collection is changed.
@@ -184,12 +186,12 @@ class ClaimFile:
         self._write(json.dumps({**asdict(claim), "boot": self._boot}).encode())
 
     def _write(self, content: bytes) -> None:
-        self._file.seek(0)
-        self._file.write(content.ljust(_CLAIM))  # in one piece: whoever is killed leaves it as it was, or as it is
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, content.ljust(_CLAIM))  # in one piece: whoever is killed leaves it as it was, or as it is
 
     def close(self) -> None:
         """Let go of it; the claim stays."""
-        self._file.close()
+        self._let_go()
 
 
 def _boot() -> str:

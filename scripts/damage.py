@@ -7,7 +7,7 @@
 Each store is made by the changes of `tests.store.changer`, and closed, or its writer is killed between two of them.
 Then one to three of its files are damaged (the hidden ones, that tell of damage, only alone), and a process of its own
 opens it, reads, collects garbage and writes. Damage is *told* if zsvec raises an error, or names a category as
-incomplete; else the store is *unharmed*. What must not be:
+incomplete; a store with neither that nor a fault is *unharmed*. What must not be:
 
 - *ended*: the engine ended the process; *hung*: it took more than a minute;
 - *other errors*: that are not zsvec's;
@@ -344,7 +344,7 @@ def main(
         state, damages, seen = attack(number)
         kind = damages[0].partition(":")[0] if len(damages) == 1 else "several"
         row = rows.setdefault(f"{state}, {kind}", Counter())
-        row.update(["stores", "told" if seen.told else "unharmed", *seen.faults])
+        row.update(["stores", *(["told"] if seen.told else [] if seen.faults else ["unharmed"]), *seen.faults])
         for fault, words in seen.faults.items():
             typer.echo(f"seed {number}, {state}, {'; '.join(damages)}: {fault}: {words}", err=True)
     columns = ("stores", "told", "unharmed", *FAULTS)

@@ -76,7 +76,7 @@ class Collector:
             self._catalog.drop([identifier])
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._readers
-            self._settle(self._intents()[:_AT_ONCE], self._readers, self._writers)
+            self._settle(self._oldest(), self._readers, self._writers)
 
     def collect(self, grace: float | None = None) -> int:
         """As `zsvec.store.store.Store.gc`."""
@@ -93,6 +93,14 @@ class Collector:
     def _intents(self) -> list[Mapping[str, Any]]:
         """Those that no write of this process is at, oldest first."""
         return [intent for intent in self._all_intents() if intent["id"] not in self._open]
+
+    def _oldest(self) -> list[Mapping[str, Any]]:
+        """As many as are settled after one write."""
+        intents = self._intents()
+        if len(intents) > _AT_ONCE:  # those whose manifests were lost, which never can be, must keep no others waiting
+            there = self._catalog.state({name for intent in intents for name in intent["replaced"]}).manifests
+            intents = [intent for intent in intents if intent["replaced"].keys() <= there.keys()]
+        return intents[:_AT_ONCE]
 
     def _settle(self, intents: Sequence[Mapping[str, Any]], readers: float, writers: float) -> int:
         """Delete what old intents have left behind, and say how many references that were."""

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, room_for, room_to_open
-from zsvec.store.seal import DamagedError, Seal, break_seal, check_files
+from zsvec.store.seal import Claim, ClaimFile, DamagedError, Seal, break_seal, check_files
 from zsvec.trust import inside
 from zsvec.types import Finding
 
@@ -57,6 +57,7 @@ class EdgeBackend:
         self._opened: dict[str, OpenedFolder] = {}  # of collections, and of all under no name
         self._owed: dict[str, int] = {}  # bytes that flushing takes, of the collections that were written
         self._unsealed: set[str] = set()  # those that have been written since they were opened
+        self._claims: dict[str, ClaimFile] = {}  # of those whose records have been
         self._lock = threading.RLock()
         self._handle = Handle(self._name)
 
@@ -78,8 +79,10 @@ class EdgeBackend:
         if os.path.isdir(self._folder / collection):  # noqa: PTH112 - as in `location`
             return True
         with self._failures(collection):
-            if self._seal(collection).exists():
-                raise DamagedError(f"it is gone (delete {self._seal(collection)} if that is as it should be)")
+            sealed = self._seal(collection).exists()
+            if sealed or Claim.read(self._claim(collection)):
+                file = self._seal(collection) if sealed else self._claim(collection)
+                raise DamagedError(f"it is gone (delete {file} if that is as it should be)")
         return False
 
     def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
@@ -128,6 +131,7 @@ class EdgeBackend:
                     qe.UpdateMode.InsertOnly if put.expected is None else qe.UpdateMode.UpdateOnly,
                 )
                 self._update(collection, operation, 1, _size([put.payload]))
+            self._claim_records(collection)
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         if not self.exists(collection):
@@ -171,16 +175,8 @@ class EdgeBackend:
                 return
 
     def newest(self, collection: str, where: Where) -> int:
-        request = qe.ScrollRequest(
-            limit=1,
-            filter=_filter(where),
-            with_payload=["rev"],
-            with_vector=False,
-            order_by=qe.OrderBy("rev", qe.Direction.Desc),
-        )
         with self._calls(collection):
-            page, _ = self._shard(collection).scroll(request)
-            return int((page[0].payload or {})["rev"]) if page else 0
+            return _newest(self._shard(collection), where)
 
     def query(
         self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
@@ -206,6 +202,7 @@ class EdgeBackend:
     def drop(self, collection: str, ids: Sequence[str]) -> None:
         with self._calls(collection):
             self._update(collection, qe.UpdateOperation.delete_points(list(ids)), len(ids))
+            self._claim_records(collection)
 
     def count(self, collection: str, where: Where) -> int:
         if not self.exists(collection):
@@ -238,8 +235,8 @@ class EdgeBackend:
                 with self._failures(next(iter(self._shards))):
                     self._check_room(0)  # still open, it can be closed when there is room
             self._handle.close()
-            held, opened, shards = self._held, self._opened, self._shards
-            self._held, self._opened, self._shards = {}, {}, {}
+            held, opened, claims, shards = self._held, self._opened, self._claims, self._shards
+            self._held, self._opened, self._claims, self._shards = {}, {}, {}, {}
             with ExitStack() as last:  # all of it is done, whatever fails
                 for lock in held.values():
                     last.callback(lock.release)
@@ -247,6 +244,8 @@ class EdgeBackend:
                     last.callback(folder.close)
                 for collection, shard in shards.items():
                     last.callback(self._close, collection, shard, opened)
+                for claim in claims.values():
+                    last.callback(claim.close)
 
     def _close(self, collection: str, shard: qe.EdgeShard, opened: Mapping[str, OpenedFolder]) -> None:
         with self._failures(collection):
@@ -261,6 +260,7 @@ class EdgeBackend:
             if collection in self._unsealed:
                 with suppress(OSError):  # all is stored; without a seal, damage is not told
                     Seal.of(self._folder / collection, points).write(self._seal(collection))
+                    self._claim(collection).unlink(missing_ok=True)
 
     def _flush(self, collection: str, shard: qe.EdgeShard) -> None:
         self._check_room(0, shard)
@@ -282,11 +282,22 @@ class EdgeBackend:
         shard = self._shard(collection)
         self._check_room(room_for(size) + POINT * points)
         if collection not in self._unsealed:
+            self._claim(collection).unlink(missing_ok=True)
             break_seal(self._seal(collection))
             self._unsealed.add(collection)
+        elif collection in self._claims:
+            self._claims[collection].clear()
         self._owed[collection] = self._owed.get(collection, 0) + POINT * points
         shard.update(operation)
         self._check_there(collection)  # it may have gone meanwhile
+
+    def _claim_records(self, collection: str) -> None:
+        """Keep what a collection of records has now, in case its writer is killed."""
+        now = _records(self._shards[collection])
+        with suppress(OSError):  # all is stored; without a claim, damage is not told
+            if collection not in self._claims:
+                self._claims[collection] = ClaimFile(self._claim(collection))
+            self._claims[collection].write(now)
 
     def _check_room(self, needed: int, *closing: qe.EdgeShard) -> None:
         """Refuse what would fill the disk, with all that is to be flushed yet."""
@@ -307,17 +318,20 @@ class EdgeBackend:
                     inside(self._folder, path)  # the engine follows it, and writes
             check_files(folder)
             seal = Seal.read(self._seal(collection))
+            claim = None if seal else Claim.read(self._claim(collection))
             check_room(folder, room_to_open(folder, closed=seal is not None))
             if seal:
                 seal.check_ids(folder)
             shard = qe.EdgeShard.load(str(folder))
-            if seal:
-                try:
+            try:
+                if seal:
                     seal.check_points(shard.count(qe.CountRequest(exact=True)))
-                except BaseException:
-                    shard.close()  # else the error would keep it open
-                    raise
-            else:
+                elif claim:
+                    claim.check(_records(shard), self._claim(collection))
+            except BaseException:
+                shard.close()  # else the error would keep it open
+                raise
+            if not seal:
                 self._owed[collection] = log_size(folder)
             self._shards[collection] = shard
             self._opened[collection] = OpenedFolder(folder)
@@ -325,6 +339,9 @@ class EdgeBackend:
 
     def _seal(self, collection: str) -> Path:
         return inside(self._folder, self._folder / f".seal-{collection}")
+
+    def _claim(self, collection: str) -> Path:
+        return inside(self._folder, self._folder / f".open-{collection}")
 
     def _hold(self, collection: str) -> None:
         """Keep a collection for this handle: the engine's own lock is free again while a shard is still being closed.
@@ -397,6 +414,22 @@ def _keep_for_ever(shard: qe.EdgeShard) -> None:
 
 def _size(payloads: Sequence[Mapping[str, Any]]) -> int:
     return sum(len(json.dumps(payload)) for payload in payloads)
+
+
+def _records(shard: qe.EdgeShard) -> Claim:
+    return Claim(shard.info().points_count, _newest(shard, Where()))
+
+
+def _newest(shard: qe.EdgeShard, where: Where) -> int:
+    request = qe.ScrollRequest(
+        limit=1,
+        filter=_filter(where),
+        with_payload=["rev"],
+        with_vector=False,
+        order_by=qe.OrderBy("rev", qe.Direction.Desc),
+    )
+    page, _ = shard.scroll(request)
+    return int((page[0].payload or {})["rev"]) if page else 0
 
 
 def _filter(where: Where) -> qe.Filter:

@@ -1,0 +1,361 @@
+#!/usr/bin/env python
+"""What embedded stores say when their files are damaged, or those of a store whose writer was killed.
+
+    python -m scripts.damage --stores 2000 --seed 1     from the root of the repository
+    python -m scripts.damage --stores 1 --seed 417      one of them: each store has a seed of its own
+
+Each store is made by the changes of `tests.store.changer`, and closed, or its writer is killed between two of them.
+Then one to three of its files are damaged (the hidden ones, that tell of damage, only alone), and a process of its own
+opens it, reads, collects garbage and writes. Damage is *told* if zsvec raises an error, or names a category as
+incomplete; a store with neither that nor a fault is *unharmed*. What must not be:
+
+- *ended*: the engine ended the process; *hung*: it took more than a minute;
+- *other errors*: that are not zsvec's;
+- *unreported*: a category, or one of its references, is missing or of another commit, and nothing says so;
+- *collected*: `gc` deleted a reference of a live category, or anything where the catalog cannot be read.
+
+Not counted are changed bits in a source of a reference, or in a vector: they may pass unseen. Exits with 1 if there is
+any of the five. Linux only: the processes are forked.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tests.store import changer
+from tests.store.material import FINGERPRINTS, add, sources
+from tests.store.support import fast_folder
+from zsvec.errors import ZSVecError
+from zsvec.store import Cursor, Store
+from zsvec.store.base import Where
+from zsvec.store.edge import EdgeBackend
+
+T = TypeVar("T")
+
+NAMESPACE, STORE = "zsvec", "store"
+BITS = 8  # that are flipped at most
+PAGE = 4096
+LIMIT = 60.0  # seconds
+MEMORY = 16 * 2**30  # bytes of addresses: a damaged number must not take those of the machine
+FAULTS = ("ended", "hung", "other errors", "unreported", "collected")
+
+_FORK = multiprocessing.get_context("fork")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A category: its version, its write ids, and the sources of its references by expert."""
+
+    version: int
+    write_ids: tuple[str, ...]
+    sources: Mapping[str, Sequence[str]]
+
+
+@dataclass
+class Seen:
+    """What came of a damaged store.
+
+    Attributes:
+        told: Whether something was said to be wrong.
+        faults: What must not be, by the names of `FAULTS`: in words.
+    """
+
+    told: bool = False
+    faults: dict[str, str] = field(default_factory=dict)
+
+
+def make(folder: Path, seed: int, closes: bool, result: Connection) -> None:
+    """Make the store of a seed, say what it has, and close it or be killed."""
+    store = changer.opened(str(folder), NAMESPACE)
+    for change in changer.changes(seed)[: 4 + seed % 17]:
+        change.make(store)
+        store = changer.opened(str(folder), NAMESPACE) if change.what == "close" else store
+    result.send({c.name: Stored(c.version, c.write_ids, sources(store, c.name)) for c in store.categories()})
+    if closes:
+        store.close()
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Damage
+
+
+def drawn_file(folder: Path, draw: random.Random, *, hidden: bool) -> Path:
+    """A file of a store: as likely of the log as of the ids, or of the payloads."""
+    parts: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith(".lock-") and (hidden or path.parent != folder):
+            names = path.relative_to(folder).parts[1:]
+            part = names[2] if names[:1] == ("segments",) else names[0] if names else "hidden"
+            parts.setdefault(part, []).append(path)
+    return draw.choice(parts[draw.choice(sorted(parts))])
+
+
+def used_pages(file: Path) -> list[int]:
+    """Those that are not zero; most files are mostly holes."""
+    content = file.read_bytes()
+    return [first for first in range(0, len(content), PAGE) if any(content[first : first + PAGE])]
+
+
+def flip_bits(file: Path, draw: random.Random) -> None:
+    """One, two or eight, before where only zeros follow."""
+    with file.open("r+b") as opened:
+        for page in draw.choices(used_pages(file), k=draw.choice([1, 1, 2, 8])):
+            opened.seek(page)
+            content = bytearray(opened.read(PAGE))
+            content[draw.randrange(len(content.rstrip(b"\0")) or 1)] ^= 1 << draw.randrange(8)
+            opened.seek(page)
+            opened.write(content)
+
+
+def zero_pages(file: Path, draw: random.Random) -> None:
+    """One, two or eight of those that are not."""
+    pages = used_pages(file)
+    with file.open("r+b") as opened:
+        for page in draw.sample(pages, min(len(pages), draw.choice([1, 1, 2, 8]))):
+            opened.seek(page)
+            opened.write(bytes(min(PAGE, file.stat().st_size - page)))
+
+
+def truncate(file: Path, draw: random.Random) -> None:
+    """Where something is in it."""
+    os.truncate(file, draw.randint(0, min(file.stat().st_size, used_pages(file)[-1] + PAGE)))
+
+
+def delete(file: Path, draw: random.Random) -> None:
+    """It alone."""
+    file.unlink()
+
+
+def delete_folder(file: Path, draw: random.Random) -> None:
+    """One that it is in, inside of the store."""
+    depth = draw.randint(1, max(1, len(file.parts) - 1 - _depth(file)))
+    shutil.rmtree(Path(*file.parts[: _depth(file) + depth]))
+
+
+def swap(file: Path, draw: random.Random) -> None:
+    """With one of the same name, if there is another; else with any."""
+    store = Path(*file.parts[: _depth(file)])
+    files = [path for path in sorted(store.rglob("*")) if path.is_file() and path != file and path.parent != store]
+    other = draw.choice([path for path in files if path.name == file.name] or files)
+    aside = file.with_name("aside")
+    file.rename(aside)
+    other.rename(file)
+    aside.rename(other)
+
+
+def _depth(file: Path) -> int:
+    return file.parts.index(STORE) + 1
+
+
+DAMAGES: Mapping[str, Callable[[Path, random.Random], None]] = {
+    "flipped bits": flip_bits,
+    "zeroed pages": zero_pages,
+    "truncated": truncate,
+    "deleted": delete,
+    "folder deleted": delete_folder,
+    "swapped": swap,
+}
+
+
+def damage(folder: Path, draw: random.Random) -> list[str]:
+    """Damage one to three files, and say how and which. The hidden ones, that tell of damage, only alone."""
+    done, times = [], draw.choice([1, 1, 1, 2, 3])
+    for _ in range(times):
+        kind = draw.choice(sorted(DAMAGES))
+        file = drawn_file(folder, draw, hidden=times == 1 and kind not in ("folder deleted", "swapped"))
+        if file.stat().st_size and used_pages(file):
+            done.append(f"{kind}: {file.relative_to(folder)}")
+            DAMAGES[kind](file, draw)
+    return done
+
+
+# What is said then
+
+
+class Judge:
+    """Opens a damaged store, and does everything there is to do.
+
+    Args:
+        folder: Of the store.
+        stored: What it had.
+    """
+
+    def __init__(self, folder: Path, stored: Mapping[str, Stored]) -> None:
+        self.seen = Seen()
+        self._stored = stored
+        self._backend = EdgeBackend(folder)
+        self._store = Store(self._backend, NAMESPACE)
+
+    def judge(self) -> None:
+        """All of it."""
+        readable = self.read()
+        for call in (self._store.info, self._store.calibration, lambda: list(self._store.check_up())):
+            self._try(call)
+        for encoder, fingerprint in FINGERPRINTS.items():
+            query = np.ones((1, fingerprint.dim), np.float32)
+            self._try(partial(self._store.query, encoder, "image", query, 9))
+        self.collect(readable)
+        self.write()
+
+    def read(self) -> bool:
+        """Compare what can be read with what was stored, and say whether the catalog can be."""
+        incomplete, categories = self._try(self._store.incomplete), self._try(self._store.categories)
+        if incomplete is None or categories is None:
+            return categories is not None
+        self.seen.told |= bool(incomplete)
+        found = {category.name: category.version for category in categories}
+        look = self._try(partial(self._store.look, Cursor(), {}))
+        if look is not None and {c.name: c.version for c in look.categories if c.write_ids} != found:
+            self.seen.faults["unreported"] = "a look finds other categories than are listed"
+        for name in sorted((self._stored.keys() | found.keys()) - set(incomplete)):
+            if name not in self._stored or found.get(name) != self._stored[name].version:
+                self.seen.faults["unreported"] = f"{name!r} has version {found.get(name)}: {self._stored.get(name)}"
+                continue
+            there = self._try(partial(sources, self._store, name))
+            if there is not None and not are_alike(there, self._stored[name].sources):
+                self.seen.faults["unreported"] = f"{name!r} has {there}: {self._stored[name]}"
+        return True
+
+    def collect(self, readable: bool) -> None:
+        """Collect garbage: nothing of what was live goes, and nothing at all if the catalog cannot be read."""
+        before = live(self._backend, self._stored)
+        deleted = self._try(partial(self._store.gc, grace=0))
+        if lost := before - live(self._backend, self._stored):
+            self.seen.faults["collected"] = f"{len(lost)} live references"
+        if deleted and not readable:
+            self.seen.faults["collected"] = f"{deleted} references, and the catalog cannot be read"
+
+    def write(self) -> None:
+        """Write, and close."""
+        self._try(partial(self._store.bind, FINGERPRINTS))
+        self._try(partial(add, self._store, "new", ["new"], ["new"]))
+        for name in list(self._stored)[:2]:
+            self._try(partial(add, self._store, name, ["another"]))
+            self._try(partial(self._store.remove, name))
+        for call in (self._store.flush, self._store.gc, self._store.close):
+            self._try(call)
+
+    def _try(self, call: Callable[[], T]) -> T | None:
+        """What it returns; ``None`` for an error."""
+        try:
+            return call()
+        except ZSVecError:
+            self.seen.told = True
+        except BaseException as exc:  # noqa: BLE001 - a panic of the engine is not even an exception
+            self.seen.faults["other errors"] = repr(exc)
+        return None
+
+
+def judge(folder: Path, stored: Mapping[str, Stored], result: Connection) -> None:
+    """Say what comes of a damaged store."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the engine panics there
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    opened = Judge(folder, stored)
+    opened.judge()
+    result.send(opened.seen)
+    os._exit(0)  # what cannot be closed stays open
+
+
+def are_alike(found: Mapping[str, Sequence[str]], stored: Mapping[str, Sequence[str]]) -> bool:
+    """Whether references have the same sources, but for some changed bits, which may pass unseen."""
+    return found.keys() == stored.keys() and all(
+        sorted(map(len, found[expert])) == sorted(map(len, stored[expert]))
+        and len(set(found[expert]) - set(stored[expert])) <= BITS
+        for expert in stored
+    )
+
+
+def live(backend: EdgeBackend, stored: Mapping[str, Stored]) -> set[tuple[str, str]]:
+    """Encoder and id of the references of the categories that were stored, as far as they can be read."""
+    write_ids, found = {w for category in stored.values() for w in category.write_ids}, set()
+    for encoder in FINGERPRINTS:
+        with suppress(ZSVecError):
+            for page in backend.scroll(f"{NAMESPACE}__{encoder}", Where()):
+                found |= {
+                    (encoder, i) for i, p in zip(page.ids, page.payloads, strict=True) if p.get("gen") in write_ids
+                }
+    return found
+
+
+# All of it
+
+
+def in_a_process(work: Callable[..., None], *args: Any) -> tuple[Any, int | None]:
+    """What it sends, if anything, and its exit code; ``None`` if it took too long."""
+    receiver, sender = _FORK.Pipe(duplex=False)
+    process = _FORK.Process(target=work, args=(*args, sender))
+    process.start()
+    sender.close()
+    sent = None
+    with suppress(EOFError):
+        sent = receiver.recv() if receiver.poll(LIMIT) else None
+    process.join(LIMIT)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return None, None
+    return sent, process.exitcode
+
+
+def attack(seed: int) -> tuple[str, list[str], Seen]:
+    """Of the store of a seed: how it was left, how it was damaged, and what came of it."""
+    draw = random.Random(seed)  # noqa: S311 - it is no secret
+    closes = draw.random() < 0.5
+    with fast_folder() as parent:
+        folder = parent / STORE
+        stored, code = in_a_process(make, folder, seed, closes)
+        if code != (0 if closes else -signal.SIGKILL):
+            raise RuntimeError(f"the store of seed {seed} could not be made: {code}")
+        damages = damage(folder, draw)
+        seen, code = in_a_process(judge, folder, stored)
+    if code is None:
+        seen = Seen(faults={"hung": f"more than {LIMIT:.0f} s"})
+    elif seen is None:
+        seen = Seen(faults={"ended": f"exit code {code}"})
+    return "closed" if closes else "killed", damages, seen
+
+
+def main(
+    stores: Annotated[int, typer.Option(help="How many.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the first; each has the next.")] = 1,
+) -> None:
+    """Damage stores and print a table."""
+    rows: dict[str, Counter[str]] = {}
+    for number in range(seed, seed + stores):
+        state, damages, seen = attack(number)
+        kind = damages[0].partition(":")[0] if len(damages) == 1 else "several"
+        row = rows.setdefault(f"{state}, {kind}", Counter())
+        row.update(["stores", *(["told"] if seen.told else [] if seen.faults else ["unharmed"]), *seen.faults])
+        for fault, words in seen.faults.items():
+            typer.echo(f"seed {number}, {state}, {'; '.join(damages)}: {fault}: {words}", err=True)
+    columns = ("stores", "told", "unharmed", *FAULTS)
+    table = Table("", *columns)
+    for name, row in sorted(rows.items()):
+        table.add_row(name, *(str(row[column]) for column in columns))
+    table.add_section()
+    table.add_row("all", *(str(sum(row[column] for row in rows.values())) for column in columns))
+    Console(width=120).print(table)
+    raise typer.Exit(any(row[fault] for row in rows.values() for fault in FAULTS))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -293,7 +293,7 @@ def test_remove(filled: Callable[..., Result]) -> None:
     assert result.err.startswith("zsvec: there is no category 'red' in ")
 
 
-def test_gc(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc(filled: Callable[..., Result], ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     assert filled("gc") == Result(0, "", "0 references deleted\n")
 
     def killed(*_: Any) -> None:
@@ -303,8 +303,16 @@ def test_gc(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> N
         patched.setattr(writing, "commit", killed)
         assert filled("add cat --text 'a feline' --text 'a pet'").code == 9
     assert len(filled("list --json").objects) == 3
+    (garbage,) = (found for found in filled("doctor --json").objects if found["what"] == "garbage")
+    assert garbage["detail"] == "2 references that no category names"
     assert filled("gc") == Result(0, "", "2 references deleted\n")
     assert filled("gc") == Result(0, "", "0 references deleted\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "commit", killed)
+        assert filled("add cat --text 'a feline'").code == 9
+    (garbage,) = (found for found in filled("doctor --json").objects if found["what"] == "garbage")
+    assert garbage["detail"] == "1 reference that no category names"
+    assert filled("gc") == Result(0, "", "1 reference deleted\n")
 
 
 def test_info(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,7 +607,7 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(stocked: Callable[
 
 def test_no_image_can_be_read(stocked: Callable[..., Result]) -> None:
     result = stocked("classify --json missing.png")
-    assert (result.code, len(result.objects), result.err) == (1, 1, "1 of 1 images could not be read\n")
+    assert (result.code, len(result.objects), result.err) == (1, 1, "1 of 1 image could not be read\n")
 
 
 def test_no_image_at_all(stocked: Callable[..., Result]) -> None:
@@ -1137,9 +1145,17 @@ def test_import_names_folders_without_images_and_definitions_without_a_folder(
     Path("texts.json").write_text('{"red": "red things", "rde": "red things"}')
     result = cli("import", colours, "--definitions", "texts.json")
     assert result.code == 0
-    assert "no images in the folders empty; no folder for the definitions of rde" in result.err.splitlines()
+    notes = result.err.splitlines()
+    assert "left out, because there are no images in the folders: empty" in notes
+    assert "no folder for the definitions of rde" in notes
     names = [found["category"] for found in cli("list --json").objects]
-    assert names == sorted([*COLOURS, "empty", "rde"])
+    assert names == sorted([*COLOURS, "rde"])
+    Path("texts.json").write_text('{"empty": "nothing"}')
+    assert (
+        "no images in the folders of the definitions of empty"
+        in cli("import", colours, "--definitions", "texts.json").err.splitlines()
+    )
+    assert "empty" in [found["category"] for found in cli("list --json").objects]
     (colours / "empty").rmdir()
     assert "no images" not in cli("import", colours).err
 
@@ -1159,13 +1175,18 @@ def test_an_import_says_what_was_there_already_what_is_nested_and_what_is_no_ima
     assert "images of no category, because they are in no sub-folder: 1" in notes
     assert "images of sub-folders belong to the category of the folder above: red 1" in notes
     assert "left out 4 files that are no images by their names: 2 .heic, 1 without a suffix, 1 .txt" in notes
-    assert notes[-1].startswith("3 categories, 11 images (1 unreadable, 9 there already or twice) in ")
+    assert notes[-1].startswith("3 categories, 11 images (1 unreadable, 9 stored before, or the same as another) in ")
+    for path in (colours / "red" / "notes.txt", colours / "blue" / "a.heic", colours / "blue" / "LICENSE"):
+        path.unlink()
+    assert "left out 1 file that is no image by its name: 1 .heic" in cli("import", colours).err.splitlines()
 
 
 def test_images_are_not_replaced_by_those_that_can_be_read(cli: Callable[..., Result], colours: Path) -> None:
     assert cli("import", colours).code == 0
     result = cli("import --replace", colours)  # one of the red ones is broken
-    assert result.err.splitlines()[-1] == "left as they were, because images are unreadable: red"
+    summary, left = result.err.splitlines()[-2:]
+    assert summary.startswith("2 categories, 6 images (0 unreadable) in ")
+    assert left == "left as they were, because images are unreadable: red"
     versions = {found["category"]: found["version"] for found in cli("list --json").objects}
     assert versions == {"blue": 2, "green": 2, "red": 1}
 

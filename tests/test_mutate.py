@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_images(mutate: ModuleType) -> None:
 )
 def test_failures(mutate: ModuleType, outcome: str, seconds: float, beyond: int, expected: list[str]) -> None:
     read = mutate.Read(7, "GIF", outcome, seconds)
-    found: list[Any] = mutate.Report([read], 512 + mutate.REST + beyond).failures
+    found: list[Any] = mutate.Report([read], 700 + beyond, 700).failures
     assert len(found) == len(expected)
     assert all(one.startswith(begin) for one, begin in zip(found, expected, strict=True))
 

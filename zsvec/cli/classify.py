@@ -47,7 +47,7 @@ def classify(
             output.print_prediction(prediction, explain=explain, json=json)
         done = stream.stats
     if done.failed:
-        output.print_note(f"{done.failed} of {done.images} images could not be read")
+        output.print_note(f"{done.failed} of {output.counted(done.images, 'image')} could not be read")
     elif not done.images:
         places = ", ".join("stdin" if source == "-" else source for source in sources)
         output.print_note(f"nothing was classified: there are no images in {places}")

@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from zsvec.cli.process import harmless
 from zsvec.errors import without_password
+from zsvec.types import counted as counted  # all commands count
 from zsvec.types import how_far
 
 if TYPE_CHECKING:
@@ -161,11 +162,6 @@ def _worded(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [", ".join(map(str, value)) or "none"]
     return [str(value)]
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number of things, such as ``1 image`` or ``2 categories``; `many` is `one` with an s where it is not given."""
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def new_table(*headers: str, box: Box | None = SIMPLE_HEAD, **options: Any) -> Table:

@@ -22,7 +22,7 @@ from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference
 from zsvec.store.writing import Write
-from zsvec.types import Category, Finding, Fingerprint, Modality, expert_name
+from zsvec.types import Category, Finding, Fingerprint, Modality, counted, expert_name
 
 
 class Store:
@@ -246,7 +246,7 @@ class Store:
             yield Finding(
                 "garbage",
                 True,
-                f"{garbage} references that no category names",
+                f"{counted(garbage, 'reference')} that no category names",
                 "run `zsvec gc`, if no writer is at work",
             )
 

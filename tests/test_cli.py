@@ -249,6 +249,17 @@ def test_add_of_an_unreadable_image_adds_nothing(cli: Callable[..., Result], new
     assert cli("list --json").objects == []
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("add ' '", 2), ("add x --text ' '", 2), ("add x --image missing.png", 1), ("classify missing.png gone", 1)],
+)
+def test_what_is_wrong_at_first_sight_is_said_before_encoders_are_loaded(
+    stocked: Callable[..., Result], hash_encoders: Loading, command: str, code: int
+) -> None:
+    assert stocked(command).code == code
+    assert not hash_encoders.made
+
+
 def test_list(stocked: Callable[..., Result]) -> None:
     result = stocked("list --json")
     assert (result.code, result.err) == (0, "")
@@ -608,6 +619,29 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(stocked: Callable[
 def test_no_image_can_be_read(stocked: Callable[..., Result]) -> None:
     result = stocked("classify --json missing.png")
     assert (result.code, len(result.objects), result.err) == (1, 1, "1 of 1 image could not be read\n")
+
+
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_paths_that_do_not_exist_are_answered_as_others(
+    stocked: Callable[..., Result], new: Path, options: str
+) -> None:
+    alone = stocked(f"classify {options} missing.png gone.png")
+    among_others = stocked(f"classify {options} missing.png gone.png new/red.png")
+    assert (alone.code, alone.err) == (1, "2 of 2 images could not be read\n")
+    assert alone.out.splitlines() == among_others.out.splitlines()[:2]
+    assert len(alone.out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_on_a_terminal_it_is_said_that_encoders_are_loaded(
+    stocked: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    monkeypatch.setattr(output.err, "_force_terminal", terminal)
+    result = stocked("classify --json new/red.png")
+    assert result.err == ("loading the encoders of profile base …\n" if terminal else "")
+    assert [found["label"] for found in result.objects] == ["red"]
+    empty = stocked("--namespace other classify new/red.png")
+    assert "loading" not in empty.err
 
 
 def test_no_image_at_all(stocked: Callable[..., Result]) -> None:
@@ -1215,6 +1249,25 @@ def test_remove_asks_on_a_terminal(
     assert "Remove 'green' and its 7 references?" in result.err
     assert ("green" not in filled("list").out) == removed
     assert filled("remove --yes red").code == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a terminal of a test is a pseudo-terminal")
+def test_ctrl_c_at_the_question_of_remove(filled: Callable[..., Result]) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = start("remove", "red", stdin=theirs)
+    os.close(theirs)
+    assert process.stderr
+    said = b""
+    while b"Remove 'red' and its 7 references?" not in said:
+        said += (part := os.read(process.stderr.fileno(), 1000))
+        assert part, said
+    process.send_signal(signal.SIGINT)
+    code, out, _ = finish(process)
+    os.close(ours)
+    assert (code, out) == (130, "")
+    assert len(filled("list --json").objects) == 3
 
 
 @pytest.mark.parametrize("command", ["list", "show cat", "classify new/red.png", "remove cat"])

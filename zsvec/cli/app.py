@@ -129,6 +129,18 @@ def images_at(path: str | Path) -> Sequence[str | Path]:
     return folders.find_images(Path(path)) if is_folder else [path]
 
 
+def check_exists(path: str | Path) -> None:
+    """Refuse a path that does not exist, as who reads it would, but before encoders are loaded.
+
+    Raises:
+        ImageError: It does not exist.
+    """
+    from zsvec.inputs.images import content_hash
+
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
+        content_hash(path)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"zsvec {__version__}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import Json, Name, Replace, app, images_at
+from zsvec.cli.app import Json, Name, Replace, app, check_exists, images_at
 from zsvec.errors import CategoryNotFoundError, ImageError
 from zsvec.types import Category
 
@@ -158,6 +158,8 @@ def add(
     from zsvec.cli import output
 
     images = [path for given in image or [] for path in images_at(given)]
+    for path in images:
+        check_exists(path)
     with context.obj.open() as classifier:
         category = classifier.add_category(name, text or None, images, replace=replace_)
     if json:
@@ -182,9 +184,19 @@ def remove(
         if is_terminal() and not yes:
             references = sum(classifier.store.category(checked_name(name)).references.values())
             what = f"{name!r} and its {output.counted(references, 'reference')}"
-            typer.confirm(f"Remove {what}?", abort=True, err=True)
+            _confirm(f"Remove {what}?")
         classifier.remove_category(name)
     output.print_note(f"removed {name}")
+
+
+def _confirm(question: str) -> None:
+    """Go on only if the answer is yes. Typer makes no difference between a no and Ctrl-C."""
+    try:
+        typer.confirm(question, abort=True, err=True)
+    except typer.Abort as exc:
+        if isinstance(exc.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def is_terminal() -> bool:

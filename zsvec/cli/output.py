@@ -22,6 +22,7 @@ from zsvec.types import counted as counted  # all commands count
 from zsvec.types import how_far
 
 if TYPE_CHECKING:
+    from zsvec.classifier import Classifier
     from zsvec.flow import StreamStats
     from zsvec.stream import Stream
     from zsvec.types import Prediction, Ranking
@@ -66,6 +67,12 @@ def print_json(value: Mapping[str, Any]) -> None:
 def print_note(message: str) -> None:
     """Print a line on stderr, for the person who watches."""
     err.print(escape(message))
+
+
+def print_loading(classifier: Classifier) -> None:
+    """Say on stderr, if that is a terminal, why the first answer takes seconds; of an empty store there is none."""
+    if err.is_terminal and classifier.store.encoders():
+        print_note(f"loading the encoders of profile {classifier.settings.profile} …")
 
 
 @contextmanager

@@ -273,12 +273,24 @@ def test_list(stocked: Callable[..., Result]) -> None:
 
 
 def test_list_of_nothing(cli: Callable[..., Result]) -> None:
+    assert cli("add cat").code == 0
+    assert cli("remove cat").code == 0
     assert cli("list --json") == Result(0, "", "")
     result = cli("list")
     assert (result.code, result.out) == (0, "")
     assert "no categories in " in result.err
     assert "zsvec import" in result.err
-    assert not Path(os.environ["ZSVEC_STORE"]).exists()
+
+
+@pytest.mark.parametrize("command", ["list", "list --json", "show cat", "info", "info --json", "gc"])
+def test_a_store_that_is_not_there_yet(cli: Callable[..., Result], command: str) -> None:
+    store = os.environ["ZSVEC_STORE"]
+    expected = "zsvec: there is no store in {} (namespace zsvec) yet: `zsvec import` and `zsvec add` make it\n"
+    assert cli(command) == Result(1, "", expected.format(f"the missing folder {store}"))
+    assert not Path(store).exists()
+    Path("photos").mkdir()
+    assert cli(f"--store photos {command}") == Result(1, "", expected.format("photos"))
+    assert not list(Path("photos").iterdir())
 
 
 def test_show(stocked: Callable[..., Result]) -> None:
@@ -339,6 +351,7 @@ def test_info(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) ->
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
     }
+    assert filled("--namespace other init").code == 0
     result = filled("--namespace other info")
     assert (result.code, result.err) == (0, "")
     assert dict(line.split()[:2] for line in result.out.splitlines())["namespace"] == "other"
@@ -422,6 +435,24 @@ def test_doctor_of_a_hub_that_is_no_url(
     monkeypatch.setenv("HF_ENDPOINT", url)
     found = {o["what"]: o for o in cli("doctor --json").objects}
     assert f"{url} cannot be reached" in found["hub"]["detail"]
+
+
+def test_doctor_of_a_store_that_is_not_there_yet(
+    cli: Callable[..., Result], ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("doctor --json nowhere", "--store nowhere doctor --json"):
+        result = cli(command)
+        found = result.objects[-1]
+        assert (result.code, found["what"], found["ok"]) == (1, "store", False)
+        missing = f"the missing folder {Path('nowhere').absolute()} (namespace zsvec)"
+        assert found["detail"] == f"there is no store in {missing} yet"
+        assert found["advice"] == "`zsvec import` and `zsvec add` make it"
+    monkeypatch.delenv("ZSVEC_STORE")
+    result = cli("doctor --json")  # a new installation is as it should be
+    found = result.objects[-1]
+    assert (result.code, found["ok"]) == (0, True)
+    assert found["detail"].startswith("there is no store in the missing folder ")
+    assert not Path("nowhere").exists()
 
 
 def test_doctor_of_wrong_settings(cli: Callable[..., Result], ward: Callable[..., None]) -> None:
@@ -828,9 +859,9 @@ def test_a_store_that_cannot_be_calibrated(
         assert cli(command).code == 0
     result = cli(f"calibrate {options}")
     assert (result.code, result.out) == (1, "")
-    missing = "" if content else ", which does not exist"
+    missing = "" if content else "the missing folder "
     assert result.err == (
-        f"zsvec: {os.environ['ZSVEC_STORE']}{missing} (namespace zsvec) cannot be calibrated: "
+        f"zsvec: {missing}{os.environ['ZSVEC_STORE']} (namespace zsvec) cannot be calibrated: "
         "that takes two categories and a reference image\n"
     )
     assert Path(os.environ["ZSVEC_STORE"]).exists() == bool(content)
@@ -1273,7 +1304,7 @@ def test_ctrl_c_at_the_question_of_remove(filled: Callable[..., Result]) -> None
 @pytest.mark.parametrize("command", ["list", "show cat", "classify new/red.png", "remove cat"])
 def test_a_store_that_does_not_exist_is_said_not_to(cli: Callable[..., Result], new: Path, command: str) -> None:
     said = cli(f"--store nowhere {command}").err
-    assert f"{Path('nowhere').absolute()}, which does not exist (namespace zsvec)" in said
+    assert f"the missing folder {Path('nowhere').absolute()} (namespace zsvec)" in said
     assert not Path("nowhere").exists()
 
 
@@ -1285,4 +1316,5 @@ def test_info_is_in_words_and_one_is_singular(cli: Callable[..., Result], new: P
     assert ["unreadable", "none"] in lines
     assert {("references", "clip:image:", "1"), ("clip:text:", "1")} <= set(map(tuple, lines))
     assert not set("{}[]'") & set(cli("info").out)
-    assert cli("--namespace other info").out.count("none") == 4  # unreadable, references, encoders, calibration
+    assert cli("--namespace other init").code == 0
+    assert cli("--namespace other info").out.count("none") == 3  # unreadable, references, calibration

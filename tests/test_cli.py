@@ -426,6 +426,18 @@ def test_doctor_of_other_encoders(stocked: Callable[..., Result], ward: Callable
     found = result.objects[-1]
     assert (found["what"], found["ok"]) == ("store", False)
     assert "encoders clip, dino, and conse, efficientnet are in use" in found["detail"]
+    assert "profile '" not in found["detail"]  # those of the test are of no profile
+
+
+def test_the_profile_that_a_store_was_made_with_is_named(
+    cli: Callable[..., Result], ward: Callable[..., None], colours: Path
+) -> None:
+    assert cli("--profile offline import", colours).code == 0
+    named = "; it was made with the profile 'offline': open it with that (--profile offline)"
+    result = cli("classify colours")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.endswith(f"{named}\n")
+    assert cli("doctor --json").objects[-1]["detail"].endswith(named)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://[bad", "ftp://hub"])

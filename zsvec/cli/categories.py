@@ -44,8 +44,8 @@ def import_(
 ) -> None:
     """Add a category for each sub-folder of DIR, named like the folder.
 
-    Repeat the command freely: stored images are recognised and not embedded again. Unreadable images are reported
-    and left out.
+    Repeat the command freely: stored images are recognised and not embedded again. Unreadable images, and folders
+    without images, are reported and left out.
     """
     from zsvec.cli import output
     from zsvec.inputs.folders import category_folders, read_categories, read_definitions

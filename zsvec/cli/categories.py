@@ -120,13 +120,7 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
         yield f"images of sub-folders belong to the category of the folder above: {counts}"
     if others := sum((other_files(path) for path in folders.values()), Counter()):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        one = others.total() == 1
-        what = (
-            "1 file that is no image by its name"
-            if one
-            else f"{others.total()} files that are no images by their names"
-        )
-        yield f"left out {what}: {kinds}"
+        yield f"files left out, because they are no images by their names: {others.total()} ({kinds})"
 
 
 def _images_in(categories: Sequence[CategoryInput]) -> int:

@@ -42,7 +42,7 @@ def classify(
 
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion) as classifier:
-        if len(missing) == len(sources):
+        if len(missing) == len(sources) and classifier.store.encoders():  # an empty store is said to be empty
             for answer in missing:
                 output.print_prediction(answer, explain=explain, json=json)
             failed = images = len(missing)

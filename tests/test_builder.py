@@ -738,9 +738,10 @@ def test_a_folder_of_categories(tmp_path: Path) -> None:
     assert read(read_categories(tmp_path / "pets", definitions)) == {
         "cat": (["a feline", "a pet"], ["1.png", "2.png", "3.png"]),
         "dog": (None, ["4.png"]),
-        "empty": (None, []),
         "fox": (["a red hunter"], []),
     }
+    definitions["empty"] = ["nothing"]
+    assert read(read_categories(tmp_path / "pets", definitions))["empty"] == (["nothing"], [])
 
 
 def test_definitions_of_one_category_in_two_spellings_are_put_together(tmp_path: Path) -> None:
@@ -765,6 +766,7 @@ def test_two_folders_of_one_category_are_refused(tmp_path: Path) -> None:
         (lambda path: path.write_text("a file"), "is not a folder"),
         (lambda path: path.mkdir(), "has no sub-folders"),
         (lambda path: (path / ".hidden").mkdir(parents=True), "has no sub-folders"),
+        (lambda path: (path / "empty").mkdir(parents=True), "has no images in its sub-folders"),
         (lambda path: (path / "a\nb").mkdir(parents=True), r"category name must be printable in one line. Got 'a\\nb'"),
     ],
 )

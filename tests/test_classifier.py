@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +52,7 @@ from zsvec.errors import (
 from zsvec.inputs.categories import CategoryInput
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import STRATEGIES
+from zsvec.profiles import PROFILES
 from zsvec.testing import HashEncoder
 from zsvec.types import Modality, Prediction
 
@@ -783,6 +784,28 @@ def test_encoders_of_other_fingerprints_are_refused_before_anything_is_written(c
             assert str(folder) in str(error.value)
     with open_classifier(folder) as again:
         assert state(again.store) == before
+
+
+def test_the_profile_of_other_fingerprints_is_named(folder: Path) -> None:
+    def encoders_of(profile: str) -> list[HashEncoder]:
+        encoders = [HashEncoder("clip", dim=32), HashEncoder("dino", dim=16, modalities=("image",))]
+        for encoder in encoders:
+            revision = PROFILES[profile].encoders[encoder.name].revision
+            encoder.fingerprint = replace(encoder.fingerprint, revision=revision)
+        return encoders
+
+    with open_classifier(folder, *encoders_of("plus")) as made:
+        made.add_category("red", images=[coloured("red", 1)])
+    named = r"; it was made with the profile 'plus': open it with that \(--profile plus\)$"
+    with open_classifier(folder, *encoders_of("base")) as wrong:
+        for action in (lambda: wrong.add_category("white"), lambda: wrong.classify(coloured("red", 1))):
+            with pytest.raises(EncoderMismatchError, match=named):
+                action()
+    with (
+        open_classifier(folder, *encoders_of("base"), profile="plus") as wrong,
+        pytest.raises(EncoderMismatchError, match=r"another namespace$"),
+    ):
+        wrong.add_category("white")
 
 
 def test_references_of_a_modality_that_is_not_in_use_any_more_are_left_alone(clf: Classifier, folder: Path) -> None:

@@ -249,6 +249,17 @@ def test_add_of_an_unreadable_image_adds_nothing(cli: Callable[..., Result], new
     assert cli("list --json").objects == []
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("add ' '", 2), ("add x --text ' '", 2), ("add x --image missing.png", 1), ("classify missing.png gone", 1)],
+)
+def test_what_is_wrong_at_first_sight_is_said_before_encoders_are_loaded(
+    stocked: Callable[..., Result], hash_encoders: Loading, command: str, code: int
+) -> None:
+    assert stocked(command).code == code
+    assert not hash_encoders.made
+
+
 def test_list(stocked: Callable[..., Result]) -> None:
     result = stocked("list --json")
     assert (result.code, result.err) == (0, "")
@@ -262,12 +273,24 @@ def test_list(stocked: Callable[..., Result]) -> None:
 
 
 def test_list_of_nothing(cli: Callable[..., Result]) -> None:
+    assert cli("add cat").code == 0
+    assert cli("remove cat").code == 0
     assert cli("list --json") == Result(0, "", "")
     result = cli("list")
     assert (result.code, result.out) == (0, "")
     assert "no categories in " in result.err
     assert "zsvec import" in result.err
-    assert not Path(os.environ["ZSVEC_STORE"]).exists()
+
+
+@pytest.mark.parametrize("command", ["list", "list --json", "show cat", "info", "info --json", "gc"])
+def test_a_store_that_is_not_there_yet(cli: Callable[..., Result], command: str) -> None:
+    store = os.environ["ZSVEC_STORE"]
+    expected = "zsvec: there is no store in {} (namespace zsvec) yet: `zsvec import` and `zsvec add` make it\n"
+    assert cli(command) == Result(1, "", expected.format(f"the missing folder {store}"))
+    assert not Path(store).exists()
+    Path("photos").mkdir()
+    assert cli(f"--store photos {command}") == Result(1, "", expected.format("photos"))
+    assert not list(Path("photos").iterdir())
 
 
 def test_show(stocked: Callable[..., Result]) -> None:
@@ -293,7 +316,7 @@ def test_remove(filled: Callable[..., Result]) -> None:
     assert result.err.startswith("zsvec: there is no category 'red' in ")
 
 
-def test_gc(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc(filled: Callable[..., Result], ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     assert filled("gc") == Result(0, "", "0 references deleted\n")
 
     def killed(*_: Any) -> None:
@@ -303,8 +326,16 @@ def test_gc(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> N
         patched.setattr(writing, "commit", killed)
         assert filled("add cat --text 'a feline' --text 'a pet'").code == 9
     assert len(filled("list --json").objects) == 3
+    (garbage,) = (found for found in filled("doctor --json").objects if found["what"] == "garbage")
+    assert garbage["detail"] == "2 references that no category names"
     assert filled("gc") == Result(0, "", "2 references deleted\n")
     assert filled("gc") == Result(0, "", "0 references deleted\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "commit", killed)
+        assert filled("add cat --text 'a feline'").code == 9
+    (garbage,) = (found for found in filled("doctor --json").objects if found["what"] == "garbage")
+    assert garbage["detail"] == "1 reference that no category names"
+    assert filled("gc") == Result(0, "", "1 reference deleted\n")
 
 
 def test_info(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,6 +351,7 @@ def test_info(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) ->
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
     }
+    assert filled("--namespace other init").code == 0
     result = filled("--namespace other info")
     assert (result.code, result.err) == (0, "")
     assert dict(line.split()[:2] for line in result.out.splitlines())["namespace"] == "other"
@@ -394,6 +426,18 @@ def test_doctor_of_other_encoders(stocked: Callable[..., Result], ward: Callable
     found = result.objects[-1]
     assert (found["what"], found["ok"]) == ("store", False)
     assert "encoders clip, dino, and conse, efficientnet are in use" in found["detail"]
+    assert "profile '" not in found["detail"]  # those of the test are of no profile
+
+
+def test_the_profile_that_a_store_was_made_with_is_named(
+    cli: Callable[..., Result], ward: Callable[..., None], colours: Path
+) -> None:
+    assert cli("--profile offline import", colours).code == 0
+    named = "; it was made with the profile 'offline': open it with that (--profile offline)"
+    result = cli("classify colours")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.endswith(f"{named}\n")
+    assert cli("doctor --json").objects[-1]["detail"].endswith(named)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://[bad", "ftp://hub"])
@@ -403,6 +447,24 @@ def test_doctor_of_a_hub_that_is_no_url(
     monkeypatch.setenv("HF_ENDPOINT", url)
     found = {o["what"]: o for o in cli("doctor --json").objects}
     assert f"{url} cannot be reached" in found["hub"]["detail"]
+
+
+def test_doctor_of_a_store_that_is_not_there_yet(
+    cli: Callable[..., Result], ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("doctor --json nowhere", "--store nowhere doctor --json"):
+        result = cli(command)
+        found = result.objects[-1]
+        assert (result.code, found["what"], found["ok"]) == (1, "store", False)
+        missing = f"the missing folder {Path('nowhere').absolute()} (namespace zsvec)"
+        assert found["detail"] == f"there is no store in {missing} yet"
+        assert found["advice"] == "`zsvec import` and `zsvec add` make it"
+    monkeypatch.delenv("ZSVEC_STORE")
+    result = cli("doctor --json")  # a new installation is as it should be
+    found = result.objects[-1]
+    assert (result.code, found["ok"]) == (0, True)
+    assert found["detail"].startswith("there is no store in the missing folder ")
+    assert not Path("nowhere").exists()
 
 
 def test_doctor_of_wrong_settings(cli: Callable[..., Result], ward: Callable[..., None]) -> None:
@@ -599,7 +661,30 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(stocked: Callable[
 
 def test_no_image_can_be_read(stocked: Callable[..., Result]) -> None:
     result = stocked("classify --json missing.png")
-    assert (result.code, len(result.objects), result.err) == (1, 1, "1 of 1 images could not be read\n")
+    assert (result.code, len(result.objects), result.err) == (1, 1, "1 of 1 image could not be read\n")
+
+
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_paths_that_do_not_exist_are_answered_as_others(
+    stocked: Callable[..., Result], new: Path, options: str
+) -> None:
+    alone = stocked(f"classify {options} missing.png gone.png")
+    among_others = stocked(f"classify {options} missing.png gone.png new/red.png")
+    assert (alone.code, alone.err) == (1, "2 of 2 images could not be read\n")
+    assert alone.out.splitlines() == among_others.out.splitlines()[:2]
+    assert len(alone.out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_on_a_terminal_it_is_said_that_encoders_are_loaded(
+    stocked: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    monkeypatch.setattr(output.err, "_force_terminal", terminal)
+    result = stocked("classify --json new/red.png")
+    assert result.err == ("loading the encoders of profile base …\n" if terminal else "")
+    assert [found["label"] for found in result.objects] == ["red"]
+    empty = stocked("--namespace other classify new/red.png")
+    assert "loading" not in empty.err
 
 
 def test_no_image_at_all(stocked: Callable[..., Result]) -> None:
@@ -786,9 +871,9 @@ def test_a_store_that_cannot_be_calibrated(
         assert cli(command).code == 0
     result = cli(f"calibrate {options}")
     assert (result.code, result.out) == (1, "")
-    missing = "" if content else ", which does not exist"
+    missing = "" if content else "the missing folder "
     assert result.err == (
-        f"zsvec: {os.environ['ZSVEC_STORE']}{missing} (namespace zsvec) cannot be calibrated: "
+        f"zsvec: {missing}{os.environ['ZSVEC_STORE']} (namespace zsvec) cannot be calibrated: "
         "that takes two categories and a reference image\n"
     )
     assert Path(os.environ["ZSVEC_STORE"]).exists() == bool(content)
@@ -1137,9 +1222,17 @@ def test_import_names_folders_without_images_and_definitions_without_a_folder(
     Path("texts.json").write_text('{"red": "red things", "rde": "red things"}')
     result = cli("import", colours, "--definitions", "texts.json")
     assert result.code == 0
-    assert "no images in the folders empty; no folder for the definitions of rde" in result.err.splitlines()
+    notes = result.err.splitlines()
+    assert "left out, because there are no images in the folders: empty" in notes
+    assert "no folder for the definitions of rde" in notes
     names = [found["category"] for found in cli("list --json").objects]
-    assert names == sorted([*COLOURS, "empty", "rde"])
+    assert names == sorted([*COLOURS, "rde"])
+    Path("texts.json").write_text('{"empty": "nothing"}')
+    assert (
+        "no images in the folders of the definitions of empty"
+        in cli("import", colours, "--definitions", "texts.json").err.splitlines()
+    )
+    assert "empty" in [found["category"] for found in cli("list --json").objects]
     (colours / "empty").rmdir()
     assert "no images" not in cli("import", colours).err
 
@@ -1158,14 +1251,20 @@ def test_an_import_says_what_was_there_already_what_is_nested_and_what_is_no_ima
     notes = cli("import", colours).err.splitlines()
     assert "images of no category, because they are in no sub-folder: 1" in notes
     assert "images of sub-folders belong to the category of the folder above: red 1" in notes
-    assert "left out 4 files that are no images by their names: 2 .heic, 1 without a suffix, 1 .txt" in notes
-    assert notes[-1].startswith("3 categories, 11 images (1 unreadable, 9 there already or twice) in ")
+    files = "files left out, because they are no images by their names"
+    assert f"{files}: 4 (2 .heic, 1 without a suffix, 1 .txt)" in notes
+    assert notes[-1].startswith("3 categories, 11 images (1 unreadable, 9 stored before, or the same as another) in ")
+    for path in (colours / "red" / "notes.txt", colours / "blue" / "a.heic", colours / "blue" / "LICENSE"):
+        path.unlink()
+    assert f"{files}: 1 (1 .heic)" in cli("import", colours).err.splitlines()
 
 
 def test_images_are_not_replaced_by_those_that_can_be_read(cli: Callable[..., Result], colours: Path) -> None:
     assert cli("import", colours).code == 0
     result = cli("import --replace", colours)  # one of the red ones is broken
-    assert result.err.splitlines()[-1] == "left as they were, because images are unreadable: red"
+    summary, left = result.err.splitlines()[-2:]
+    assert summary.startswith("2 categories, 6 images (0 unreadable) in ")
+    assert left == "left as they were, because images are unreadable: red"
     versions = {found["category"]: found["version"] for found in cli("list --json").objects}
     assert versions == {"blue": 2, "green": 2, "red": 1}
 
@@ -1196,10 +1295,29 @@ def test_remove_asks_on_a_terminal(
     assert filled("remove --yes red").code == 0
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a terminal of a test is a pseudo-terminal")
+def test_ctrl_c_at_the_question_of_remove(filled: Callable[..., Result]) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = start("remove", "red", stdin=theirs)
+    os.close(theirs)
+    assert process.stderr
+    said = b""
+    while b"Remove 'red' and its 7 references?" not in said:
+        said += (part := os.read(process.stderr.fileno(), 1000))
+        assert part, said
+    process.send_signal(signal.SIGINT)
+    code, out, _ = finish(process)
+    os.close(ours)
+    assert (code, out) == (130, "")
+    assert len(filled("list --json").objects) == 3
+
+
 @pytest.mark.parametrize("command", ["list", "show cat", "classify new/red.png", "remove cat"])
 def test_a_store_that_does_not_exist_is_said_not_to(cli: Callable[..., Result], new: Path, command: str) -> None:
     said = cli(f"--store nowhere {command}").err
-    assert f"{Path('nowhere').absolute()}, which does not exist (namespace zsvec)" in said
+    assert f"the missing folder {Path('nowhere').absolute()} (namespace zsvec)" in said
     assert not Path("nowhere").exists()
 
 
@@ -1211,4 +1329,5 @@ def test_info_is_in_words_and_one_is_singular(cli: Callable[..., Result], new: P
     assert ["unreadable", "none"] in lines
     assert {("references", "clip:image:", "1"), ("clip:text:", "1")} <= set(map(tuple, lines))
     assert not set("{}[]'") & set(cli("info").out)
-    assert cli("--namespace other info").out.count("none") == 4  # unreadable, references, encoders, calibration
+    assert cli("--namespace other init").code == 0
+    assert cli("--namespace other info").out.count("none") == 3  # unreadable, references, calibration

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zsvec.types import Category, ExpertOutput, Fingerprint, Neighbor, Prediction, expert_name
+from zsvec.types import Category, ExpertOutput, Fingerprint, Neighbor, Prediction, counted, expert_name
 
 TEXT = ExpertOutput(
     weight=0.75,
@@ -230,3 +230,8 @@ def test_defaults_are_not_shared() -> None:
 def test_updated_is_the_last_commit_in_utc() -> None:
     assert PANDA.updated == datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC)
     assert replace(PANDA, rev=0).to_dict()["updated"] == "1970-01-01T00:00:00+00:00"
+
+
+def test_one_is_singular() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [counted(n, "copy", "copies") for n in (0, 1, 2)] == ["0 copies", "1 copy", "2 copies"]

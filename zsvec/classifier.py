@@ -18,7 +18,7 @@ from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors, checked
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.flow import Flow, StreamStats, Totals
-from zsvec.inputs.categories import CategoryInput, checked_images, checked_name
+from zsvec.inputs.categories import CategoryInput, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import CalibrationReport
 from zsvec.search.base import IndexSpec, in_memory
@@ -136,7 +136,8 @@ class Classifier:
         given = CategoryInput(
             name=name, texts=texts, images=images, vectors={} if vectors is None else vectors, metadata=metadata
         )
-        (category,) = self.add_categories([given], replace=replace)
+        # What is wrong with it is said before encoders are loaded.
+        (category,) = self.add_categories([checked_category(given)], replace=replace)
         return category
 
     def add_categories(

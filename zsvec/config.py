@@ -45,7 +45,7 @@ from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.method.scoring import Scoring
-from zsvec.profiles import PROFILES, Profile
+from zsvec.profiles import PROFILES, Profile, other_profile
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 from zsvec.trust import is_private, read_if_trusted
 
@@ -356,6 +356,7 @@ class Settings(_Masked, BaseSettings):
             timeout=self.timeout,
             first_contact=self.timeout if "timeout" in self.model_fields_set else FIRST_CONTACT,
             placement=Placement(self.replicas, self.shards, self.write_consistency),
+            profile_of=lambda stored: other_profile(stored, {**PROFILES, **self.profiles}, self.profile),
         )
 
     def image_limits(self) -> ImageLimits:

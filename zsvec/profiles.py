@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.types import Fingerprint
 
 
 class Profile(BaseModel):
@@ -75,3 +76,25 @@ PROFILES: Mapping[str, Profile] = {
         }
     ),
 }
+
+
+def other_profile(
+    stored: Mapping[str, Fingerprint], profiles: Mapping[str, Profile], present: str | None = None
+) -> str | None:
+    """Name of the one other profile that vectors may come from; ``None`` if there is no such profile, or several.
+
+    A pinned revision tells which weights an encoder has. Weights without one are told by the name of the encoder alone.
+
+    Args:
+        stored: Fingerprints by name of the encoder.
+        profiles: Those to choose from.
+        present: Name of the one in use.
+    """
+    fitting = [
+        name
+        for name, profile in profiles.items()
+        if name != present
+        and profile.encoders.keys() == stored.keys()
+        and all(spec.revision in (None, stored[encoder].revision) for encoder, spec in profile.encoders.items())
+    ]
+    return fitting[0] if len(fitting) == 1 else None

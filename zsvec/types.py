@@ -203,6 +203,11 @@ def how_far(prediction: Prediction) -> str:
     return f"novelty {prediction.novelty:.2f}"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number of things, such as ``1 image`` or ``2 categories``; `many` is `one` with an s where it is not given."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def _labelled(ranking: Ranking) -> list[dict[str, Any]]:
     return [{"label": label, "probability": probability} for label, probability in ranking]
 

@@ -257,7 +257,8 @@ def test_an_older_torch_is_told_by_the_kernel(
 
 def test_the_device_is_described() -> None:
     words = describe_device("cpu", "float32")
-    assert words == f"cpu ({torch.get_num_threads()} threads), float32, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    assert words == f"cpu ({threads} thread{'s' * (threads > 1)}), float32, torch {torch.__version__}"
 
 
 # ---- silence

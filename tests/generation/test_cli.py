@@ -274,7 +274,8 @@ def test_budgets(cli: Run, service: Service, budget: str, bought: int, *, out_of
     result = cli(f"generate 'red panda' 'blue whale' --per-category 2 {budget}")
     assert result.code == 0
     assert service.requests()["images"] == bought
-    assert f"{bought} images, {bought} of them in the store, " in result.out
+    images = "image" if bought == 1 else "images"
+    assert f"{bought} {images}, {bought} of them in the store, " in result.out
     assert ("the budget ended it: with a larger one, run the same again to go on" in result.err) is out_of_budget
     assert cli(f"generate 'red panda' 'blue whale' --per-category 2 {budget}").code == 0
     assert service.requests()["images"] == bought  # what there is counts
@@ -345,7 +346,7 @@ def test_a_service_that_fails_on_its_way(cli: Run, service: Service) -> None:
     service.fault = lambda r: None if r.path == CHAT or service.pictures["red panda"] else Fault.out_of_quota()
     result = cli("generate 'red panda' --per-category 3")
     assert (result.code, "the account is out of credit" in result.err) == (1, True)
-    assert result.out.startswith("1 images, 1 of them in the store, ")  # what it came to by then
+    assert result.out.startswith("1 image, 1 of them in the store, ")  # what it came to by then
     assert references(cli, "red panda")["dino:image"] == 1  # what has arrived by then
     service.fault = lambda request: None
     assert cli("generate 'red panda' --per-category 3").code == 0

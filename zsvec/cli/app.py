@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from zsvec import __version__
 from zsvec.cli.process import harmless
+from zsvec.errors import InvalidInputError, StoreError
 
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
@@ -67,6 +68,8 @@ app = typer.Typer(
     "130 interrupted.",
 )
 
+HOW_TO_MAKE_A_STORE = "`zsvec import` and `zsvec add` make it"
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Explain = Annotated[bool, typer.Option(help="Show what each expert says, and its nearest references.")]
@@ -107,7 +110,6 @@ class Target:
             InvalidInputError: They cannot be used, or the store would be gone when the command ends.
         """
         from zsvec.config import load_settings
-        from zsvec.errors import InvalidInputError
 
         settings = load_settings(store=self.store, namespace=self.namespace, profile=self.profile)
         if settings.store == ":memory:":
@@ -117,8 +119,16 @@ class Target:
         return settings
 
     def open_store(self) -> Store:
-        """The store alone, without encoders."""
-        return self.settings().open_store()
+        """The store alone, without encoders.
+
+        Raises:
+            StoreError: It was never written.
+        """
+        store = self.settings().open_store()
+        if not store.encoders():
+            store.close()
+            raise StoreError(f"there is no store in {store.location} yet: {HOW_TO_MAKE_A_STORE}")
+        return store
 
 
 def images_at(path: str | Path) -> Sequence[str | Path]:
@@ -127,6 +137,18 @@ def images_at(path: str | Path) -> Sequence[str | Path]:
 
     is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
     return folders.find_images(Path(path)) if is_folder else [path]
+
+
+def check_exists(path: str | Path) -> None:
+    """Refuse a path that does not exist, as who reads it would, but before encoders are loaded.
+
+    Raises:
+        ImageError: It does not exist.
+    """
+    from zsvec.inputs.images import content_hash
+
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
+        content_hash(path)
 
 
 def _print_version(wanted: bool) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import Json, Name, Replace, app, images_at
+from zsvec.cli.app import Json, Name, Replace, app, check_exists, images_at
 from zsvec.errors import CategoryNotFoundError, ImageError
 from zsvec.types import Category
 
@@ -44,22 +44,21 @@ def import_(
 ) -> None:
     """Add a category for each sub-folder of DIR, named like the folder.
 
-    Repeat the command freely: stored images are recognised and not embedded again. Unreadable images are reported
-    and left out.
+    Repeat the command freely: stored images are recognised and not embedded again. Unreadable images, and folders
+    without images, are reported and left out.
     """
     from zsvec.cli import output
     from zsvec.inputs.folders import category_folders, read_categories, read_definitions
 
     found = read_categories(folder, read_definitions(definitions) if definitions else None)
     folders = category_folders(folder)
-    images = sum(len(list(category.images)) for category in found)
+    images = _images_in(found)
     for note in _notes_on(folder, found, folders):
         output.print_note(note)
-    unreadable = 0
+    unreadable: list[str] = []
 
     def report(source: str, error: ImageError) -> None:
-        nonlocal unreadable
-        unreadable += 1
+        unreadable.append(source)
         output.print_note(f"left out: {error}")
 
     committed: list[Category] = []
@@ -82,15 +81,17 @@ def import_(
             )
             raise
     seconds = time.monotonic() - start
-    what = f"{output.counted(len(committed), 'category', 'categories')}, {output.counted(images, 'image')}"
-    new = sum(_images_of(category) - _images_of(before.get(category.name)) for category in committed)
-    known = images - unreadable - new
-    there = f", {known} there already or twice" if known > 0 and not replace_ else ""
-    output.print_note(f"{what} ({unreadable} unreadable{there}) in {seconds:.1f} s")
     names = {category.name for category in committed}
+    stored = [category for category in found if category.name in names]
+    failed = len({str(image) for category in stored for image in category.images}.intersection(unreadable))
+    new = sum(_images_of(category) - _images_of(before.get(category.name)) for category in committed)
+    known = _images_in(stored) - failed - new
+    there = f", {known} stored before, or the same as another" if known > 0 and not replace_ else ""
+    what = f"{output.counted(len(stored), 'category', 'categories')}, {output.counted(_images_in(stored), 'image')}"
+    output.print_note(f"{what} ({failed} unreadable{there}) in {seconds:.1f} s")
     if left := [category.name for category in found if category.name not in names]:
         output.print_note(f"left as they were, because images are unreadable: {', '.join(left)}")
-    if images and unreadable == images:
+    if images and len(unreadable) == images:
         raise typer.Exit(1)
 
 
@@ -103,11 +104,11 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
         yield f"images of no category, because they are in no sub-folder: {loose}"
     bare = [category.name for category in found if not list(category.images)]
     notes = {
-        "no images in the folders": [name for name in bare if name in folders],
+        "left out, because there are no images in the folders:": sorted(folders.keys() - {c.name for c in found}),
+        "no images in the folders of the definitions of": [name for name in bare if name in folders],
         "no folder for the definitions of": [name for name in bare if name not in folders],
     }
-    if bare:
-        yield "; ".join(f"{what} {', '.join(names)}" for what, names in notes.items() if names)
+    yield from (f"{what} {', '.join(names)}" for what, names in notes.items() if names)
     nested = Counter(
         category.name
         for category in found
@@ -119,7 +120,11 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
         yield f"images of sub-folders belong to the category of the folder above: {counts}"
     if others := sum((other_files(path) for path in folders.values()), Counter()):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        yield f"left out {sum(others.values())} files that are no images by their names: {kinds}"
+        yield f"files left out, because they are no images by their names: {others.total()} ({kinds})"
+
+
+def _images_in(categories: Sequence[CategoryInput]) -> int:
+    return sum(len(list(category.images)) for category in categories)
 
 
 def _images_of(category: Category | None) -> int:
@@ -147,6 +152,8 @@ def add(
     from zsvec.cli import output
 
     images = [path for given in image or [] for path in images_at(given)]
+    for path in images:
+        check_exists(path)
     with context.obj.open() as classifier:
         category = classifier.add_category(name, text or None, images, replace=replace_)
     if json:
@@ -171,9 +178,19 @@ def remove(
         if is_terminal() and not yes:
             references = sum(classifier.store.category(checked_name(name)).references.values())
             what = f"{name!r} and its {output.counted(references, 'reference')}"
-            typer.confirm(f"Remove {what}?", abort=True, err=True)
+            _confirm(f"Remove {what}?")
         classifier.remove_category(name)
     output.print_note(f"removed {name}")
+
+
+def _confirm(question: str) -> None:
+    """Go on only if the answer is yes. Typer makes no difference between a no and Ctrl-C."""
+    try:
+        typer.confirm(question, abort=True, err=True)
+    except typer.Abort as exc:
+        if isinstance(exc.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def is_terminal() -> bool:

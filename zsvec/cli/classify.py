@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import Explain, Fusion, Json, Stats, app, images_at
+from zsvec.cli.app import Explain, Fusion, Json, Stats, app, check_exists, images_at
+from zsvec.errors import ImageError
+from zsvec.types import Prediction
 
 if TYPE_CHECKING:
     from zsvec.inputs.images import ImageInput
@@ -38,20 +40,27 @@ def classify(
     """
     from zsvec.cli import output
 
-    with (
-        context.obj.open(fusion=fusion) as classifier,
-        classifier.classify_stream(_images(sources, every), top_k=top_k) as stream,
-        output.live(stream, stats),
-    ):
-        for prediction in stream:
-            output.print_prediction(prediction, explain=explain, json=json)
-        done = stream.stats
-    if done.failed:
-        output.print_note(f"{done.failed} of {done.images} images could not be read")
-    elif not done.images:
+    missing = [answer for source in sources if (answer := _missing(source))]
+    with context.obj.open(fusion=fusion) as classifier:
+        if len(missing) == len(sources) and classifier.store.encoders():  # an empty store is said to be empty
+            for answer in missing:
+                output.print_prediction(answer, explain=explain, json=json)
+            failed = images = len(missing)
+        else:
+            output.print_loading(classifier)
+            with (
+                classifier.classify_stream(_images(sources, every), top_k=top_k) as stream,
+                output.live(stream, stats),
+            ):
+                for prediction in stream:
+                    output.print_prediction(prediction, explain=explain, json=json)
+                failed, images = stream.stats.failed, stream.stats.images
+    if failed:
+        output.print_note(f"{failed} of {output.counted(images, 'image')} could not be read")
+    elif not images:
         places = ", ".join("stdin" if source == "-" else source for source in sources)
         output.print_note(f"nothing was classified: there are no images in {places}")
-    if done.failed == done.images:
+    if failed == images:
         raise typer.Exit(1)
 
 
@@ -81,18 +90,38 @@ def watch(
         classifier.classify_stream(watched, top_k=top_k) as stream,
         output.live(stream, stats),
     ):
+        output.print_loading(classifier)
         for prediction in stream:
             output.print_prediction(prediction, explain=explain, json=json)
             watched.done(prediction.source)
 
 
 def _images(sources: list[str], every: int) -> Iterator[ImageInput]:
-    from zsvec.inputs.video import CAMERA, VIDEOS, frames
+    from zsvec.inputs.video import frames
 
     for source in sources:
         if source == "-":
             yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        elif Path(source).suffix.lower() in VIDEOS or source.startswith((CAMERA, "rtsp://")):
+        elif _has_frames(source):
             yield from frames(source, every=every)
         else:
             yield from images_at(source)
+
+
+def _has_frames(source: str) -> bool:
+    from zsvec.inputs.video import CAMERA, VIDEOS
+
+    return Path(source).suffix.lower() in VIDEOS or source.startswith((CAMERA, "rtsp://"))
+
+
+def _missing(source: str) -> Prediction | None:
+    """The answer for a path that does not exist, which needs no encoder; ``None`` for any other source."""
+    from zsvec.inputs.images import source_of
+
+    if source == "-" or _has_frames(source):
+        return None
+    try:
+        check_exists(source)
+    except ImageError as exc:
+        return Prediction(source=source_of(source), error=str(exc))
+    return None

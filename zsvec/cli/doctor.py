@@ -13,6 +13,7 @@ from rich.table import Table
 
 from zsvec import __version__
 from zsvec.cli import output
+from zsvec.cli.app import HOW_TO_MAKE_A_STORE
 from zsvec.cli.output import escape
 from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
@@ -130,6 +131,10 @@ def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
         with settings.open_store() as store:
             store.check(settings.encoder_specs())
             yield from store.check_up(repair=repair)
+            if not store.encoders():
+                named = "store" in settings.model_fields_set and "://" not in settings.store
+                yield Finding("store", not named, f"there is no store in {store.location} yet", HOW_TO_MAKE_A_STORE)
+                return
             found = store.info()
     except ZSVecError as exc:
         yield Finding("store", False, str(exc))

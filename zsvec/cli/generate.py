@@ -108,7 +108,7 @@ def _plan_table(plan: Plan) -> Table:
     asked = ", ".join(f"{n} for {step}" for step, n in plan.questions.items() if n)
     cost = "unknown: no price is known for the models" if plan.cost is None else f"about ${plan.cost:.2f}"
     limits = [
-        *([f"{plan.budget.images} images"] if plan.budget.images is not None else []),
+        *([output.counted(plan.budget.images, "image")] if plan.budget.images is not None else []),
         *([f"${plan.budget.dollars:g}"] if plan.budget.dollars is not None else []),
     ]
     confused = "; ".join(", ".join(group) for group in plan.measured[:5])
@@ -143,7 +143,7 @@ def _print_generated(done: Generated, *, json: bool) -> None:
             output.out.print(left_out)
         stored = sum(image.stored for image in done.images)
         output.out.print(
-            f"{len(done.images)} images, {stored} of them in the store, {len(done.flagged)} flagged; "
+            f"{output.counted(len(done.images), 'image')}, {stored} of them in the store, {len(done.flagged)} flagged; "
             f"{len(done.declined)} declined by the service; ${done.spent:.2f} spent"
         )
     if done.out_of_budget:

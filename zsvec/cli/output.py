@@ -18,9 +18,11 @@ from rich.table import Column, Table
 
 from zsvec.cli.process import harmless
 from zsvec.errors import without_password
+from zsvec.types import counted as counted  # all commands count
 from zsvec.types import how_far
 
 if TYPE_CHECKING:
+    from zsvec.classifier import Classifier
     from zsvec.flow import StreamStats
     from zsvec.stream import Stream
     from zsvec.types import Prediction, Ranking
@@ -65,6 +67,12 @@ def print_json(value: Mapping[str, Any]) -> None:
 def print_note(message: str) -> None:
     """Print a line on stderr, for the person who watches."""
     err.print(escape(message))
+
+
+def print_loading(classifier: Classifier) -> None:
+    """Say on stderr, if that is a terminal, why the first answer takes seconds; of an empty store there is none."""
+    if err.is_terminal and classifier.store.encoders():
+        print_note(f"loading the encoders of profile {classifier.settings.profile} …")
 
 
 @contextmanager
@@ -161,11 +169,6 @@ def _worded(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [", ".join(map(str, value)) or "none"]
     return [str(value)]
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number of things, such as ``1 image`` or ``2 categories``; `many` is `one` with an s where it is not given."""
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def new_table(*headers: str, box: Box | None = SIMPLE_HEAD, **options: Any) -> Table:

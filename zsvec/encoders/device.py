@@ -22,6 +22,7 @@ import torch
 
 from zsvec.encoders.spec import Device, Dtype
 from zsvec.errors import InvalidInputError
+from zsvec.types import counted
 
 BFLOAT16_TOLERANCE = 0.03
 """Above the largest change that bfloat16 makes to a similarity (a cosine, -1 to 1)."""
@@ -73,7 +74,9 @@ class Runtime:
             torch.cuda.current_stream(self.device).wait_stream(self.uploads)
 
     def __str__(self) -> str:
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        name = (
+            torch.cuda.get_device_name() if self.device.type == "cuda" else counted(torch.get_num_threads(), "thread")
+        )
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.device.type} ({name}), {dtype}, torch {torch.__version__}"
 

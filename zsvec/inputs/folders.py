@@ -67,21 +67,28 @@ def _files(folder: Path, on_error: Callable[[OSError], object]) -> Iterator[Path
 def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | None = None) -> list[CategoryInput]:
     """The categories of a folder and of definitions, sorted by name; a category may be in only one of the two.
 
+    A sub-folder without images is none, unless there are texts of its name.
+
     Args:
         folder: Folder with a sub-folder of images per category, whose name is the category's.
         definitions: Definition texts by category.
 
     Raises:
-        InvalidInputError: As `category_folders`, or the name of a definition cannot be used.
+        InvalidInputError: As `category_folders`, or the name of a definition cannot be used, or there is no category.
     """
     folders = category_folders(folder)
     texts: dict[str, list[str]] = {}
     for name, category_texts in (definitions or {}).items():
         texts.setdefault(checked_name(name), []).extend(category_texts)
-    return [
-        CategoryInput(name=name, texts=texts.get(name), images=find_images(folders[name]) if name in folders else ())
+    images = {name: find_images(path) for name, path in folders.items()}
+    found = [
+        CategoryInput(name=name, texts=texts.get(name), images=images.get(name, []))
         for name in sorted({*folders, *texts})
+        if images.get(name) or name in texts
     ]
+    if not found:
+        raise InvalidInputError(f"{folder} has no images in its sub-folders: put those of each category in one")
+    return found
 
 
 def category_folders(folder: Path) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from zsvec.store.memory import MemoryBackend
 from zsvec.store.schema import Reference
 from zsvec.store.store import Store
 from zsvec.store.writing import Write
+from zsvec.types import Fingerprint
 
 __all__ = [
     "FIRST_CONTACT",
@@ -41,6 +43,7 @@ def open_store(
     first_contact: float = FIRST_CONTACT,
     placement: Placement | None = None,
     within: Path | None = None,
+    profile_of: Callable[[Mapping[str, Fingerprint]], str | None] = lambda stored: None,
 ) -> Store:
     """Open a store. Nothing is created before the first write.
 
@@ -55,6 +58,7 @@ def open_store(
         first_contact: The same of the first operation, by which the server is found, if it is shorter.
         placement: Of the collections that are made on a server.
         within: Where a relative folder is; by default the working folder of this moment.
+        profile_of: As `Store`.
 
     Raises:
         InvalidInputError: The folder is a file or looks like ``host:port``, or a URL is of another kind, or the
@@ -71,7 +75,7 @@ def open_store(
     if like_server:
         raise InvalidInputError(f"the store {location!r} looks like a server: write http://{location}, or https://")
     if location == ":memory:":
-        return Store(MemoryBackend(), namespace)
+        return Store(MemoryBackend(), namespace, profile_of)
     if "://" in location:
         urls = [url.strip() for url in location.split(",")]
         for url in urls:
@@ -85,10 +89,10 @@ def open_store(
             first_contact=first_contact,
             placement=placement,
         )
-        return Store(backend, namespace)
+        return Store(backend, namespace, profile_of)
     folder = _folder(location, within or Path())
     edge = import_module("zsvec.store.edge")
-    return Store(edge.EdgeBackend(folder, name=location), namespace)
+    return Store(edge.EdgeBackend(folder, name=location), namespace, profile_of)
 
 
 def _folder(location: str, within: Path) -> Path:

@@ -65,7 +65,7 @@ class EdgeBackend:
     def location(self) -> str:
         """What the user calls it; in full, if it is not there."""
         there = os.path.exists(self._folder)  # noqa: PTH110 - Path.exists raises where a folder may not be entered
-        return self._name if there else f"{self._folder}, which does not exist"
+        return self._name if there else f"the missing folder {self._folder}"
 
     def check(self) -> None:
         self._handle.check()

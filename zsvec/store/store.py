@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.errors import EncoderMismatchError
 from zsvec.store import ownership, writing
 from zsvec.store.base import Backend, Hit, Points
 from zsvec.store.catalog import Catalog
@@ -22,7 +23,7 @@ from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference
 from zsvec.store.writing import Write
-from zsvec.types import Category, Finding, Fingerprint, Modality, expert_name
+from zsvec.types import Category, Finding, Fingerprint, Modality, counted, expert_name
 
 
 class Store:
@@ -31,10 +32,18 @@ class Store:
     Args:
         backend: Where the collections are.
         namespace: Prefix of their names. Nothing else in the deployment is read or written.
+        profile_of: From the fingerprints of its encoders to the profile to name where others are in use, if there is
+            one.
     """
 
-    def __init__(self, backend: Backend, namespace: str) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        namespace: str,
+        profile_of: Callable[[Mapping[str, Fingerprint]], str | None] = lambda stored: None,
+    ) -> None:
         self._backend = backend
+        self._profile_of = profile_of
         self.namespace = namespace
         self._catalog = Catalog(backend, namespace)
         self._references = ReferenceCollections(backend, namespace)
@@ -96,7 +105,7 @@ class Store:
             EncoderMismatchError: The stored vectors were made by other encoders.
             StoreError: A collection of a name that is needed belongs to somebody else.
         """
-        with self._writing():
+        with self._writing(), self._naming_the_profile():
             ownership.bind(self._backend, self._catalog, self._references, fingerprints)
 
     def check(self, names: Iterable[str]) -> None:
@@ -106,7 +115,8 @@ class Store:
             InvalidInputError: A name cannot be part of the name of a collection.
             EncoderMismatchError: The names differ.
         """
-        ownership.check_names(self._catalog, names)
+        with self._naming_the_profile():
+            ownership.check_names(self._catalog, names)
 
     def check_fingerprints(self, fingerprints: Mapping[str, Fingerprint]) -> None:
         """Refuse encoders whose vectors cannot be compared with those that are stored.
@@ -114,7 +124,19 @@ class Store:
         Raises:
             EncoderMismatchError: A fingerprint differs.
         """
-        ownership.check_fingerprints(self._catalog, fingerprints)
+        with self._naming_the_profile():
+            ownership.check_fingerprints(self._catalog, fingerprints)
+
+    @contextmanager
+    def _naming_the_profile(self) -> Iterator[None]:
+        try:
+            yield
+        except EncoderMismatchError as exc:
+            profile = self._profile_of(self.encoders())
+            if profile is None:
+                raise
+            made = f"it was made with the profile {profile!r}: open it with that (--profile {profile})"
+            raise EncoderMismatchError(f"{exc}; {made}") from exc
 
     # Reading
 
@@ -246,7 +268,7 @@ class Store:
             yield Finding(
                 "garbage",
                 True,
-                f"{garbage} references that no category names",
+                f"{counted(garbage, 'reference')} that no category names",
                 "run `zsvec gc`, if no writer is at work",
             )
 

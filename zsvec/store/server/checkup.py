@@ -18,7 +18,7 @@ from zsvec.store.server.failures import FAILURES, is_refusal
 from zsvec.store.server.healing import Records, differing, heal
 from zsvec.store.server.limits import Limits
 from zsvec.store.server.replicas import Consistency, Replicas
-from zsvec.types import Finding
+from zsvec.types import Finding, counted
 
 _ROUND_TRIPS = 5
 _PATIENCE = 5.0  # seconds
@@ -135,7 +135,7 @@ def _copies(nodes: int | None, collections: Sequence[Replicas]) -> Finding:
     shards = [shard for copies in collections for shard in copies.shards]
     away = sorted({peer for shard in shards for peer, active in shard.items() if not active})
     fewest = min(map(len, shards))
-    said = f"{nodes or 'an unknown number of'} nodes, {fewest} copies of each shard"
+    said = f"{nodes or 'an unknown number of'} nodes, {counted(fewest, 'copy', 'copies')} of each shard"
     if away:
         return Finding("copies", False, f"{said}; not active on peer {', '.join(map(str, away))}", "start that node")
     advice = "" if fewest > 1 else "one node less stops the store: give its collections replication_factor 2 or 3"

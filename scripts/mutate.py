@@ -1,0 +1,365 @@
+#!/usr/bin/env python
+"""What damaged images do to the process that reads them.
+
+    python -m scripts.mutate --images 100000 --seed 1 --threads 4      from the root of the repository
+
+Images of every format, of 1 pixel to 100 megapixels, are mutated and read, as a stream does it, in threads of one
+process, under the settings of the command line. Each must be read, or refused by an `ImageError`, in at most 5 seconds
+of CPU; the process may grow by `image_memory` and a rest. The same seed gives the same images.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import re
+import struct
+import tempfile
+import time
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from PIL import Image, features
+from rich.console import Console
+from rich.table import Table
+
+from tests.inputs.pictures import chunk, encode
+from zsvec.cli.process import prepare_process
+from zsvec.errors import ImageError
+from zsvec.inputs.images import reading
+from zsvec.inputs.memory import DEFAULT
+
+SECONDS = 5.0  # of CPU, for one image
+# MiB beside `image_memory`, for each thread: its bytes, and two heaps of 64 MiB of the GNU C library. `malloc_trim`
+# leaves it the free end of a heap.
+REST = 128
+ADDRESSES = 8 * 2**30  # bytes, of the process
+STUCK = 600  # seconds without another image
+
+# Sizes, and how often each is drawn. The largest are of one colour, so that their files are small.
+SIZES = {
+    (1, 1): 60,
+    (19, 13): 400,
+    (300, 200): 400,
+    (9000, 3): 40,
+    (1200, 900): 80,
+    (5000, 4000): 25,
+    (10**4, 10**4): 10,
+}
+NOISY = 100_000  # pixels
+EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 10_000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+EXPECTED = ("read", "refused")
+HEADER = 400  # bytes at the beginning that are mutated more often than the rest
+
+
+class Kind(NamedTuple):
+    """One way to encode images.
+
+    Attributes:
+        format: As Pillow names it.
+        encode: A size in pixels → an image.
+        most: Pixels of the largest image.
+    """
+
+    format: str
+    encode: Callable[[tuple[int, int]], bytes]
+    most: int = 100_000_000
+
+
+def saved(format_name: str, mode: str = "RGB", *, most: int = 100_000_000, frames: int = 1, **options: Any) -> Kind:
+    """A kind that Pillow writes."""
+
+    def save(size: tuple[int, int]) -> bytes:
+        if size[0] * size[1] <= NOISY:
+            image = Image.effect_noise(size, 60).convert("RGB")
+            image.putalpha(Image.linear_gradient("L").resize(size))
+        else:
+            image = Image.new("RGB", size, (90, 160, 20))
+        image = (image.convert("L") if mode == "I;16" else image).convert(mode)  # Pillow has no direct way to that
+        more = {"save_all": True, "append_images": [image.rotate(180)] * (frames - 1)} if frames > 1 else {}
+        return encode(image, format_name, **more, **options)
+
+    return Kind(format_name, save, most)
+
+
+def black_png(depth: int, colour: int, *, interlaced: bool = False) -> Kind:
+    """A kind of PNG that Pillow does not write."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    passes = [(8, 8, 0, 0), (8, 8, 4, 0), (4, 8, 0, 4), (4, 4, 2, 0), (2, 4, 0, 2), (2, 2, 1, 0), (1, 2, 0, 1)]
+
+    def write(size: tuple[int, int]) -> bytes:
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlaced))
+        length = 0
+        for across, down, left, top in passes if interlaced else [(1, 1, 0, 0)]:
+            columns, rows = -(-(size[0] - left) // across), -(-(size[1] - top) // down)
+            length += rows * (1 + -(-columns * channels * depth // 8)) if columns > 0 else 0
+        data = chunk(b"IDAT", zlib.compress(bytes(length), 9))
+        return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+
+    return Kind("PNG", write)
+
+
+SMALL, MEDIUM = 60_000, 2_000_000  # pixels: of formats that are refused, or slow to write; of those without compression
+
+KINDS: dict[str, Kind] = {
+    "JPEG": saved("JPEG"),
+    "JPEG, progressive": saved("JPEG", progressive=True),
+    "JPEG, grey": saved("JPEG", "L", optimize=True),
+    "JPEG, CMYK": saved("JPEG", "CMYK"),
+    "JPEG, turned": saved("JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"),
+    "PNG": saved("PNG"),
+    "PNG, alpha": saved("PNG", "RGBA"),
+    "PNG, palette": saved("PNG", "P", transparency=3),
+    "PNG, 16 bits": saved("PNG", "I;16"),
+    "PNG, 1 bit": saved("PNG", "1"),
+    "PNG, 48 bits": black_png(16, 2),
+    "PNG, interlaced": black_png(8, 2, interlaced=True),
+    "PNG, animated": saved("PNG", most=MEDIUM, frames=3),
+    "GIF": saved("GIF", "P"),
+    "GIF, animated": saved("GIF", "P", most=MEDIUM, frames=3),
+    "BMP": saved("BMP", most=MEDIUM),
+    "BMP, palette": saved("BMP", "P", most=MEDIUM),
+    "BMP, alpha": saved("BMP", "RGBA", most=MEDIUM),
+    "TIFF": saved("TIFF", most=MEDIUM),
+    "TIFF, 16 bits": saved("TIFF", "I;16", most=MEDIUM),
+    "TIFF, floats": saved("TIFF", "F", compression="tiff_adobe_deflate"),
+    "TIFF, LZW": saved("TIFF", compression="tiff_lzw"),
+    "TIFF, deflate": saved("TIFF", "RGBA", compression="tiff_adobe_deflate"),
+    "TIFF, PackBits": saved("TIFF", "P", compression="packbits"),
+    "TIFF, JPEG": saved("TIFF", compression="jpeg"),
+    "TIFF, fax": saved("TIFF", "1", compression="group4"),
+    "TIFF, CMYK": saved("TIFF", "CMYK", compression="tiff_lzw"),
+    "WEBP": saved("WEBP", most=20_000_000, method=0),
+    "WEBP, lossless": saved("WEBP", most=20_000_000, lossless=True, method=0),
+    "WEBP, alpha": saved("WEBP", "RGBA", most=20_000_000, method=0),
+    "WEBP, animated": saved("WEBP", "RGBA", most=MEDIUM, frames=3, method=0),
+    "PPM": saved("PPM", most=MEDIUM),
+    "PPM, grey": saved("PPM", "L", most=MEDIUM),
+    "PPM, 1 bit": saved("PPM", "1", most=MEDIUM),
+    "PPM, text": Kind("PPM", lambda size: b"P2 %d %d 99\n" % size + b"7 " * (size[0] * size[1]), MEDIUM),
+    "PPM, floats": saved("PPM", "F", most=MEDIUM),
+    "ICO": saved("ICO", most=SMALL, sizes=[(1, 1)]),
+    "JPEG 2000": saved("JPEG2000", most=SMALL),
+    "AVIF": saved("AVIF", most=SMALL),
+}
+_NEEDED = {"WEBP": "webp", "JPEG 2000": "jpg_2000", "AVIF": "avif"}  # of the build of Pillow that writes them
+KINDS = {name: kind for name, kind in KINDS.items() if features.check(_NEEDED.get(name.partition(",")[0], "zlib"))}
+
+
+class Choice(NamedTuple):
+    """An image before it is mutated: its kind and its size in pixels."""
+
+    kind: str
+    size: tuple[int, int]
+
+    @property
+    def file(self) -> str:
+        """Name of its file."""
+        return f"{self.kind} {self.size[0]} {self.size[1]}"
+
+
+class Read(NamedTuple):
+    """What came of one image."""
+
+    number: int
+    kind: str
+    outcome: str
+    seconds: float
+
+
+@dataclass
+class Report:
+    """What came of all images.
+
+    Attributes:
+        read: What came of each.
+        grown: MiB by which the process grew at its most.
+        allowed: MiB by which it may.
+    """
+
+    read: list[Read]
+    grown: int
+    allowed: int
+
+    @property
+    def failures(self) -> list[str]:
+        """What is not as it must be."""
+        found = [f"image {one.number} ({one.kind}): {one.outcome}" for one in self.read if one.outcome not in EXPECTED]
+        found += [f"image {one.number} ({one.kind}): {one.seconds:.1f} s" for one in self.read if one.seconds > SECONDS]
+        if self.grown > self.allowed:
+            found.append(f"the process grew by {self.grown} MiB")
+        return found
+
+
+# Mutations: bytes, other bytes, and a source of chance → the mutated bytes
+
+
+def flip_bits(data: bytearray, other: bytes, draw: Random) -> None:
+    """Bits of the header, or of all."""
+    end = min(len(data), draw.choice((HEADER, len(data))))
+    for _ in range(draw.choice((1, 1, 3, 20))):
+        data[draw.randrange(end)] ^= 1 << draw.randrange(8)
+
+
+def put_extreme(data: bytearray, other: bytes, draw: Random) -> None:
+    """An extreme number in a field of the header."""
+    at, size = draw.randrange(min(len(data), HEADER)), draw.choice((1, 2, 4))
+    value = draw.choice(EXTREMES) & (256**size - 1)
+    data[at : at + size] = value.to_bytes(size, draw.choice(("big", "little")))
+
+
+def cut(data: bytearray, other: bytes, draw: Random) -> None:
+    """The end is missing."""
+    del data[draw.randrange(len(data)) :]
+
+
+def splice(data: bytearray, other: bytes, draw: Random) -> None:
+    """A part of another image inserted, or in the place of a part."""
+    start, at = draw.randrange(len(other)), draw.randrange(len(data))
+    part = other[start : start + draw.choice((10, 100, 1000))]
+    data[at : at + draw.choice((0, len(part)))] = part
+
+
+def repeat(data: bytearray, other: bytes, draw: Random) -> None:
+    """A segment, or anything, some times more."""
+    marks = [found.start() for found in _SEGMENTS.finditer(data, 0, 100_000)] or [0]
+    start = draw.choice((draw.choice(marks), draw.randrange(len(data))))
+    end = draw.choice([mark for mark in marks if mark > start] or [start + draw.choice((8, 64, 512))])
+    data[end:end] = data[start:end] * draw.choice((1, 1, 10, 150)) if end - start < 10_000 else data[start:end]
+
+
+MUTATIONS = (flip_bits, flip_bits, put_extreme, put_extreme, cut, splice, repeat)
+# Where a segment of a JPEG, a chunk of a PNG or WebP, or a block of a GIF may begin.
+_SEGMENTS = re.compile(
+    rb"\xff[\xc0-\xcf\xda-\xfe]|....(?=IHDR|IDAT|PLTE|tRNS|acTL|fcTL|fdAT)|VP8|ANMF|ALPH|[,!][\0-\xff]", re.DOTALL
+)
+
+
+def drawn(seed: int, number: int) -> tuple[Choice, Choice, Random]:
+    """An image, another one to splice it with, and the source of chance that goes on from there."""
+    draw = Random(f"{seed} {number}")  # noqa: S311 - no secret
+
+    def choose() -> Choice:
+        name = draw.choice(list(KINDS))
+        sizes = {size: often for size, often in SIZES.items() if size[0] * size[1] <= KINDS[name].most}
+        return Choice(name, draw.choices(list(sizes), list(sizes.values()))[0])
+
+    return choose(), choose(), draw
+
+
+def mutated(data: bytes, other: bytes, draw: Random) -> bytes:
+    """An image with some mutations; of a PNG, half of the time, with checksums that are right again."""
+    changed = bytearray(data)
+    for _ in range(draw.choice((0, 1, 1, 2, 3, 6))):
+        if changed:
+            draw.choice(MUTATIONS)(changed, other, draw)
+    return with_checksums(bytes(changed)) if draw.random() < 0.5 else bytes(changed)
+
+
+def with_checksums(data: bytes) -> bytes:
+    """A PNG whose chunks have the checksums of what is in them; anything else as it is."""
+    at, right = 8, bytearray(data)
+    while data.startswith(b"\x89PNG") and at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 <= len(data):
+            right[end : end + 4] = struct.pack(">I", zlib.crc32(data[at + 4 : end]))
+        at = end + 4
+    return bytes(right)
+
+
+# The process
+
+
+def write_originals(folder: Path, choices: set[Choice]) -> None:
+    """Write each image that will be mutated."""
+    for choice in choices:
+        (folder / choice.file).write_bytes(KINDS[choice.kind].encode(choice.size))
+
+
+def resident(what: str) -> int:
+    """MiB of this process: `VmRSS` in memory now, `VmHWM` at most so far."""
+    found = re.search(rf"{what}:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(found[1]) >> 10 if found else 0
+
+
+def read_all(folder: Path, seed: int, images: int, threads: int) -> Report:
+    """Mutate and read the images, in threads of this process, which is for nothing else."""
+    import resource  # not on Windows
+
+    prepare_process()
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+    warnings.simplefilter("ignore")  # of Pillow, for damaged files
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff says there what is damaged
+    originals = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def read(number: int) -> Read:
+        choice, other, draw = drawn(seed, number)
+        data = mutated(originals[choice.file], originals[other.file], draw)
+        given = draw.choice((bytes, io.BytesIO))(data)
+        side = draw.choice((None, 224))
+        start = time.thread_time()
+        try:
+            with reading(given, side=side, hashed=False):  # as a stream does: the result counts until it is forgotten
+                outcome = "read"
+        except ImageError:
+            outcome = "refused"
+        except BaseException as exc:  # noqa: BLE001 - counted
+            outcome = repr(exc)[:300]
+        return Read(number, choice.kind, outcome, time.thread_time() - start)
+
+    read(0)
+    start = resident("VmRSS")
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = [pool.submit(read, number) for number in range(images)]
+        found = []
+        for number, future in enumerate(waiting):
+            try:
+                found.append(future.result(timeout=STUCK))
+            except TimeoutError:
+                os.write(stderr, f"image {number} is not read after {STUCK} s\n".encode())
+                os._exit(1)
+    return Report(found, resident("VmHWM") - start, DEFAULT // 2**20 + REST * threads)
+
+
+def table_of(report: Report) -> Table:
+    """A row for each kind, and one for all."""
+    table = Table("", "images", "read", "ImageError", "other", "slowest, s of CPU")
+    for name in [*KINDS, "all"]:
+        some = [one for one in report.read if name in ("all", one.kind)]
+        counts = Counter(one.outcome for one in some)
+        expected = [counts[outcome] for outcome in EXPECTED]
+        slowest = max((one.seconds for one in some), default=0.0)
+        table.add_row(name, *map(str, (len(some), *expected, len(some) - sum(expected))), f"{slowest:.2f}")
+    table.caption = f"resident memory grew by {report.grown} MiB, of {report.allowed} MiB"
+    return table
+
+
+def main(
+    images: Annotated[int, typer.Option(help="How many are read.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the mutations.")] = 1,
+    threads: Annotated[int, typer.Option(help="That read at once.")] = 4,
+) -> None:
+    """Read mutated images and print a table; exit 1 if one of them, or the process, is not as it must be."""
+    with tempfile.TemporaryDirectory() as name:
+        write_originals(Path(name), {choice for number in range(images) for choice in drawn(seed, number)[:2]})
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            report = pool.submit(read_all, Path(name), seed, images, threads).result()
+    Console(width=120).print(table_of(report))
+    for failure in report.failures:
+        Console(stderr=True, soft_wrap=True, markup=False).print(failure)
+    if report.failures:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -240,11 +240,13 @@ def test_an_image_does_not_count_for_its_own_category() -> None:
     assert got["clip:text"].keys() == {"max"}
 
 
-def test_equal_numbers_of_references_say_nothing() -> None:
+def test_numbers_are_uneven_where_other_categories_have_others() -> None:
     images: Vectors = {"a": {"1": (1, 0), "2": (0.8, 0.6)}, "b": {"3": (0, 1), "4": (0.6, 0.8)}}
     texts: Vectors = {"a": {"t": (1, 0), "u": (0, 1)}, "b": {"t": (0, 1)}}
-    got = left_out({"clip:image": images, "clip:text": texts}, ["max"]).aggregations
-    assert [found.keys() for found in got.values()] == [{"max"}, {"max"}]
+    even = left_out({"clip:image": images, "clip:text": texts}, ["max"])
+    assert [even.uneven(expert) for expert in even.aggregations] == [False, False]
+    uneven = left_out({"clip:image": {**images, "c": {"5": (-1, 0)}}}, ["max"])
+    assert uneven.uneven("clip:image")
 
 
 # ---- against the definition

@@ -51,12 +51,13 @@ def learn_coefficients(
     """
     experts = list(aggregations)
     keys = [(expert, name) for expert, names in aggregations.items() for name in names]
-    # A temperature that was learned and one that is a spread are no units of the same kind.
+    # A temperature that was learned and one that is a spread are no units of the same kind: where one cannot be learned,
+    # all are spreads. But a temperature that was learned and is larger says that an expert is worse than it looks.
     untold = any(fitted[key].images == 0 for key in keys)
-    units = [fitted[key].spread if untold else fitted[key].temperature for key in keys]
+    units = [max(fitted[key].spread, fitted[key].temperature) if untold else fitted[key].temperature for key in keys]
     count = Counter(expert for expert, _ in keys)
     start = np.array([1 / (count[expert] * np.sqrt(len(experts))) for expert, _ in keys])
-    counted = [(expert, LOG_COUNT) for expert in experts if LOG_COUNT in sample.aggregations[expert]]
+    counted = [(expert, LOG_COUNT) for expert in experts if sample.uneven(expert)]
     features = np.stack(
         [
             *(sample.aggregations[e][name] / np.float32(unit) for (e, name), unit in zip(keys, units, strict=True)),

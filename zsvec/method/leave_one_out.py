@@ -34,13 +34,19 @@ class LeftOut:
         coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
         aggregations: By expert and aggregation, float32 ``(n_images, n_categories)``. NaN where the expert has no
             reference of a category, none but the image itself and its scene, or no vector of the image. Image experts
-            have `LOG_COUNT` too, where their categories have unequal numbers of references.
+            have `LOG_COUNT` too.
     """
 
     categories: tuple[str, ...]
     labels: NDArray[np.intp]
     coverage: NDArray[np.bool_]
     aggregations: Mapping[str, Mapping[str, Floats]]
+
+    def uneven(self, expert: str) -> bool:
+        """Whether the categories of an image expert have unequal numbers of references."""
+        logs = self.aggregations[expert].get(LOG_COUNT, np.empty((0, 0)))
+        others = logs[self.labels[:, None] != np.arange(logs.shape[1])] if logs.size else logs
+        return bool(np.ptp(others[~np.isnan(others)]) > 0) if np.isfinite(others).any() else False
 
 
 def leave_one_out(
@@ -80,8 +86,7 @@ def leave_one_out(
         encoder, modality = encoder_and_modality(expert)
         row = np.array([rows.get(encoder, {}).get(key, -1) for key in images], dtype=np.intp)
         columns = np.array([position[name] for name in by_expert.names], dtype=np.intp)
-        counted = modality == "image" and np.ptp(np.diff(by_expert.starts)) > 0
-        names = (*aggregations, LOG_COUNT) if counted else aggregations
+        names = (*aggregations, LOG_COUNT) if modality == "image" else aggregations
         scored[expert] = {name: np.full((len(images), len(categories)), np.nan, np.float32) for name in names}
         embedded = np.flatnonzero(row >= 0)
         if not embedded.size:

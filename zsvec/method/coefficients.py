@@ -51,8 +51,8 @@ def learn_coefficients(
     """
     experts = list(aggregations)
     keys = [(expert, name) for expert, names in aggregations.items() for name in names]
-    # A temperature that was learned and one that is a spread are no units of the same kind: where one cannot be learned,
-    # all are spreads. But a temperature that was learned and is larger says that an expert is worse than it looks.
+    # A temperature that was learned and one that is a spread are no units of the same kind: where one cannot be
+    # learned, all are spreads. But a learned one that is larger says that an expert is worse than it looks.
     untold = any(fitted[key].images == 0 for key in keys)
     units = [max(fitted[key].spread, fitted[key].temperature) if untold else fitted[key].temperature for key in keys]
     count = Counter(expert for expert, _ in keys)

@@ -44,6 +44,7 @@ SECONDS = 5.0  # of CPU, for one image
 REST = 128
 ADDRESSES = 8 * 2**30  # bytes, of the process
 STUCK = 600  # seconds without another image
+WAITING = 1000  # images in the queue at most: 100,000 of them would take 190 MiB
 
 # Sizes, and how often each is drawn. The largest are of one colour, so that their files are small.
 SIZES = {
@@ -319,15 +320,16 @@ def read_all(folder: Path, seed: int, images: int, threads: int) -> Report:
 
     read(0)
     start = resident("VmRSS")
+    found = []
     with ThreadPoolExecutor(threads) as pool:
-        waiting = [pool.submit(read, number) for number in range(images)]
-        found = []
-        for number, future in enumerate(waiting):
-            try:
-                found.append(future.result(timeout=STUCK))
-            except TimeoutError:
-                os.write(stderr, f"image {number} is not read after {STUCK} s\n".encode())
-                os._exit(1)
+        for first in range(0, images, WAITING):
+            numbers = range(first, min(first + WAITING, images))
+            for number, future in [(number, pool.submit(read, number)) for number in numbers]:
+                try:
+                    found.append(future.result(timeout=STUCK))
+                except TimeoutError:
+                    os.write(stderr, f"image {number} is not read after {STUCK} s\n".encode())
+                    os._exit(1)
     return Report(found, resident("VmHWM") - start, DEFAULT // 2**20 + REST * threads)
 
 

@@ -23,7 +23,7 @@ from tests.store.material import FINGERPRINTS, add, references, sources
 from tests.store.support import fast_folder
 from zsvec.errors import StoreError
 from zsvec.store import Cursor, Store, seal
-from zsvec.store.base import Put, Where
+from zsvec.store.base import Points, Put, Where
 from zsvec.store.edge import EdgeBackend
 from zsvec.store.schema import intent_payload, new_write_id
 
@@ -35,12 +35,17 @@ STORED = {
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A store of two categories, closed."""
+def parent() -> Iterator[Path]:
     with fast_folder() as parent:
-        with Store(EdgeBackend(parent / "store"), "zsvec") as store:
-            fill(store)
-        yield parent / "store"
+        yield parent
+
+
+@pytest.fixture
+def folder(parent: Path) -> Path:
+    """A store of two categories, closed."""
+    with Store(EdgeBackend(parent / "store"), "zsvec") as store:
+        fill(store)
+    return parent / "store"
 
 
 def fill(store: Store) -> None:
@@ -58,22 +63,21 @@ from tests.store.material import add
 from tests.store.test_damage import fill
 from zsvec.store import Store
 from zsvec.store.edge import EdgeBackend
+from zsvec.store.seal import Keeper, Seal
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 store = Store(EdgeBackend(Path(sys.argv[1])), "zsvec")
 fill(store)
-if sys.argv[2:]:
-    setattr(EdgeBackend, sys.argv[2], kill)
-    add(store, "desk", ["5"])
+exec("\\n".join(sys.argv[2:]))
 kill()
 """
 
 
-def killed(folder: Path, *inside: str) -> Path:
-    """The same store, in a folder, whose writer was killed; perhaps in a method of the backend, in one write more."""
-    command = [sys.executable, "-c", WRITER, str(folder), *inside]
+def killed(folder: Path, *then: str) -> Path:
+    """The same store, in a folder, whose writer was killed, perhaps after doing something more."""
+    command = [sys.executable, "-c", WRITER, str(folder), *then]
     assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
     return folder
 
@@ -85,10 +89,26 @@ def unclosed() -> Iterator[Path]:
 
 
 @pytest.fixture
-def open_folder(unclosed: Path) -> Iterator[Path]:
+def open_folder(unclosed: Path, parent: Path) -> Path:
     """A copy of it."""
+    return copy(unclosed, parent / "store")
+
+
+def copy(folder: Path, other: Path) -> Path:
+    return shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".lock-*"))
+
+
+@pytest.fixture(scope="module")
+def flushed() -> Iterator[Path]:
     with fast_folder() as parent:
-        yield shutil.copytree(unclosed, parent / "store", ignore=shutil.ignore_patterns(".lock-*"))
+        yield killed(parent / "store", "store.flush()")
+
+
+@pytest.fixture(scope="module")
+def written_since() -> Iterator[Path]:
+    """What it has is what it had when it was flushed."""
+    with fast_folder() as parent:
+        yield killed(parent / "store", "store.flush()", "add(store, 'desk', ['5'])", "store.remove('desk')")
 
 
 def file(folder: Path, collection: str, pattern: str) -> Path:
@@ -129,7 +149,26 @@ def renamed(folder: Path) -> None:
         payloads.write_bytes(content.replace(b"red panda", b"rfd pbndb"))
 
 
+def changed(collection: str, pattern: str, at: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        damaged = file(folder, collection, pattern)
+        content = bytearray(damaged.read_bytes())
+        content[at] ^= 64
+        damaged.write_bytes(content)
+
+    return change
+
+
+def appended(collection: str, pattern: str, content: bytes) -> Callable[[Path], None]:
+    def append(folder: Path) -> None:
+        damaged = file(folder, collection, pattern)
+        damaged.write_bytes(damaged.read_bytes() + content)
+
+    return append
+
+
 IDS = "segments/*/mutable_id_tracker.mappings"
+LARGE = b"\2" + b"\xff" * 20  # an entry of ids: a point of the largest number there is
 NO_POINTS = "segments/*/mutable_id_tracker.versions"
 NO_VALUES = "segments/*/payload_index/*-null/is_null/status.dat"
 NO_PAYLOADS = "segments/*/payload_storage"
@@ -154,9 +193,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "references at which the engine panics": truncated("clip", NO_VALUES),
     "catalog and references swapped": swapped(IDS, "catalog", "clip"),
     "references of two encoders swapped": swapped(IDS, "dino", "clip"),
-    "ids at which the engine ends the process": lambda folder: file(folder, "clip", IDS).write_bytes(
-        b"\2" + b"\xff" * 20
-    ),
+    "ids at which the engine ends the process": lambda folder: file(folder, "clip", IDS).write_bytes(LARGE),
     "a damaged seal": lambda folder: os.truncate(folder / ".seal-zsvec__clip", 3),
 }
 
@@ -202,6 +239,22 @@ DAMAGE_OF_UNCLOSED: dict[str, Callable[[Path], object]] = {
     "references whose log is zeroed": zeroed("clip", LOG),
     "references whose log ends at a category": log_ends("dino", b"red panda"),
     "a damaged claim": lambda folder: os.truncate(folder / ".open-zsvec__catalog", 3),
+}
+
+DAMAGE_OF_FLUSHED = {
+    "a catalog of no points": DAMAGE["a catalog of no points"],
+    "some references": DAMAGE["some references"],
+}
+
+DAMAGE_OF_WRITTEN_SINCE: dict[str, Callable[[Path], object]] = {
+    "a catalog without a folder": DAMAGE["a catalog without a folder"],
+    "references without a folder": DAMAGE["references without a folder"],
+    "a record with another id": changed("catalog", IDS, 30),
+    "a reference with another id": changed("clip", IDS, 30),
+    "records at whose ids the engine ends the process": appended("catalog", IDS, LARGE),
+    "references at whose ids the engine ends the process": appended("dino", IDS, LARGE),
+    "references of two encoders swapped": DAMAGE["references of two encoders swapped"],
+    "a damaged seal": DAMAGE["a damaged seal"],
 }
 
 CALLS: dict[str, Callable[[Store], object]] = {
@@ -276,6 +329,26 @@ class TestUnclosed(Damaged):
         return open_folder
 
 
+@pytest.mark.parametrize("damage", DAMAGE_OF_FLUSHED.values(), ids=DAMAGE_OF_FLUSHED)
+class TestFlushed(Damaged):
+    """And not written since. No claim is believed, as after a loss of power."""
+
+    @pytest.fixture
+    def folder(self, flushed: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(seal, "_BOOT", parent / "boot_id")
+        return copy(flushed, parent / "store")
+
+
+@pytest.mark.parametrize("damage", DAMAGE_OF_WRITTEN_SINCE.values(), ids=DAMAGE_OF_WRITTEN_SINCE)
+class TestWrittenSinceItWasFlushed(Damaged):
+    """No claim is believed."""
+
+    @pytest.fixture
+    def folder(self, written_since: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(seal, "_BOOT", parent / "boot_id")
+        return copy(written_since, parent / "store")
+
+
 def points(backend: EdgeBackend) -> set[tuple[str, str]]:
     """Encoder and id of each reference that can be read."""
     found = set()
@@ -318,10 +391,56 @@ def test_what_was_killed_is_read_as_it_was_left(open_folder: Path) -> None:
     assert state(open_folder) == {"red panda": STORED["red panda"]}
 
 
-@pytest.mark.parametrize("inside", ["_check_room", "_claim_records", "_check_there", "upsert", "put", "drop"])
-def test_what_was_killed_inside_a_write_is_no_damage(tmp_path: Path, inside: str) -> None:
-    found = state(killed(tmp_path / "store", inside))
-    assert {name: found[name] for name in STORED} == STORED
+ADD = "add(store, 'desk', ['5'])"
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        *([f"EdgeBackend.{name} = kill", ADD] for name in ("_check_room", "_check_there", "upsert", "put", "drop")),
+        ["Keeper.claim = kill", ADD],
+        ["Keeper.seal = kill", "store.flush()"],
+        ["Seal.write = kill", "store.flush()"],
+        ["os.fsync = kill", "store.flush()"],
+        ["Path.replace = kill", "store.flush()"],
+        ["Keeper._drop_claim = kill", "store.flush()"],
+        ["store.flush()", "Keeper.before_write = kill", ADD],
+        ["store.flush()", "Path.replace = kill", ADD],
+        ["store.flush()", "EdgeBackend._check_there = kill", ADD],
+        ["store.flush()", ADD, "Path.replace = kill", "store.flush()"],
+        ["store.flush()", ADD, "store.flush()", ADD],
+        ["store.close()"],
+    ],
+    ids=", ".join,
+)
+def test_what_was_killed_at_any_point_is_no_damage(parent: Path, then: list[str]) -> None:
+    folder = killed(parent / "store", *then)
+    for _ in range(2):
+        found = state(folder)
+        assert {name: found[name] for name in STORED} == STORED
+
+
+def test_changes_of_points_number_them_as_the_check_of_ids_believes(parent: Path) -> None:
+    """Thousands of them, with and without a seal; and the ids are only appended to."""
+    backend, draw, ids, before = EdgeBackend(parent / "store"), np.random.default_rng(1), list[str](), b""
+    backend.create("points", 4, {"rev": "integer"})
+    for turn in range(20):
+        for _ in range(5):
+            new = [str(UUID(bytes=draw.bytes(16))) for _ in range(60)]
+            chosen = [*new, *draw.choice(ids or new, 40)]
+            ids += new
+            backend.upsert("points", Points(chosen, draw.random((100, 4), "float32"), [{"rev": 1}] * 100))
+            backend.drop("points", list(draw.choice(ids, 50)))
+            if draw.random() < 0.3:
+                backend.flush()
+        backend.close()
+        after = next((parent / "store" / "points").glob(IDS)).read_bytes()
+        assert after.startswith(before)
+        if turn % 2:
+            (parent / "store" / ".seal-points").unlink()
+        before, backend = after, EdgeBackend(parent / "store")
+        assert backend.count("points", Where()) > 0
+    backend.close()
 
 
 def test_a_store_that_nobody_closes_warns_of_nothing(folder: Path) -> None:

@@ -17,7 +17,8 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, room_for, room_to_open
-from zsvec.store.seal import Claim, ClaimFile, DamagedError, Seal, break_seal, check_files
+from zsvec.store.seal import Claim, Keeper
 from zsvec.trust import inside
 from zsvec.types import Finding
 
@@ -56,8 +57,7 @@ class EdgeBackend:
         self._held: dict[str, FileLock] = {}
         self._opened: dict[str, OpenedFolder] = {}  # of collections, and of all under no name
         self._owed: dict[str, int] = {}  # bytes that flushing takes, of the collections that were written
-        self._unsealed: set[str] = set()  # those that have been written since they were opened
-        self._claims: dict[str, ClaimFile] = {}  # of those whose records have been
+        self._keepers: dict[str, Keeper] = {}
         self._lock = threading.RLock()
         self._handle = Handle(self._name)
 
@@ -79,10 +79,7 @@ class EdgeBackend:
         if os.path.isdir(self._folder / collection):  # noqa: PTH112 - as in `location`
             return True
         with self._failures(collection):
-            sealed = self._seal(collection).exists()
-            if sealed or Claim.read(self._claim(collection)):
-                file = self._seal(collection) if sealed else self._claim(collection)
-                raise DamagedError(f"it is gone (delete {file} if that is as it should be)")
+            Keeper(self._folder, collection).check_gone()
         return False
 
     def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
@@ -131,7 +128,7 @@ class EdgeBackend:
                     qe.UpdateMode.InsertOnly if put.expected is None else qe.UpdateMode.UpdateOnly,
                 )
                 self._update(collection, operation, 1, _size([put.payload]))
-            self._claim_records(collection)
+            self._keepers[collection].claim(_records(self._shards[collection]))
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         if not self.exists(collection):
@@ -202,7 +199,7 @@ class EdgeBackend:
     def drop(self, collection: str, ids: Sequence[str]) -> None:
         with self._calls(collection):
             self._update(collection, qe.UpdateOperation.delete_points(list(ids)), len(ids))
-            self._claim_records(collection)
+            self._keepers[collection].claim(_records(self._shards[collection]))
 
     def count(self, collection: str, where: Where) -> int:
         if not self.exists(collection):
@@ -225,7 +222,7 @@ class EdgeBackend:
     def flush(self) -> None:
         for collection in list(self._shards):
             with self._calls(collection):
-                self._flush(collection, self._shard(collection))
+                self._flush(collection, self._shard(collection), self._keepers[collection])
 
     def close(self) -> None:
         if self._handle.forked:
@@ -235,37 +232,33 @@ class EdgeBackend:
                 with self._failures(next(iter(self._shards))):
                     self._check_room(0)  # still open, it can be closed when there is room
             self._handle.close()
-            held, opened, claims, shards = self._held, self._opened, self._claims, self._shards
-            self._held, self._opened, self._claims, self._shards = {}, {}, {}, {}
+            held, opened, keepers, shards = self._held, self._opened, self._keepers, self._shards
+            self._held, self._opened, self._keepers, self._shards = {}, {}, {}, {}
             with ExitStack() as last:  # all of it is done, whatever fails
                 for lock in held.values():
                     last.callback(lock.release)
                 for folder in opened.values():
                     last.callback(folder.close)
+                for keeper in keepers.values():
+                    last.callback(keeper.close)
                 for collection, shard in shards.items():
-                    last.callback(self._close, collection, shard, opened)
-                for claim in claims.values():
-                    last.callback(claim.close)
+                    last.callback(self._close, collection, shard, opened, keepers[collection])
 
-    def _close(self, collection: str, shard: qe.EdgeShard, opened: Mapping[str, OpenedFolder]) -> None:
+    def _close(self, collection: str, shard: qe.EdgeShard, opened: Mapping[str, OpenedFolder], keeper: Keeper) -> None:
         with self._failures(collection):
             if not (opened[""].is_there() and opened[collection].is_there()):
                 _keep_for_ever(shard)
                 if collection in self._owed:
                     raise self._gone(collection)
                 return
-            self._flush(collection, shard)
-            points = shard.count(qe.CountRequest(exact=True))
+            self._flush(collection, shard, keeper)
             shard.close()
-            if collection in self._unsealed:
-                with suppress(OSError):  # all is stored; without a seal, damage is not told
-                    Seal.of(self._folder / collection, points).write(self._seal(collection))
-                    self._claim(collection).unlink(missing_ok=True)
 
-    def _flush(self, collection: str, shard: qe.EdgeShard) -> None:
+    def _flush(self, collection: str, shard: qe.EdgeShard, keeper: Keeper) -> None:
         self._check_room(0, shard)
         shard.flush()
         self._owed.pop(collection, None)
+        keeper.seal(partial(_count, shard))
 
     def _update(self, collection: str, operation: qe.UpdateOperation, points: int = 1, size: int = 0) -> None:
         """Write, if there is room.
@@ -281,23 +274,10 @@ class EdgeBackend:
         """
         shard = self._shard(collection)
         self._check_room(room_for(size) + POINT * points)
-        if collection not in self._unsealed:
-            self._claim(collection).unlink(missing_ok=True)
-            break_seal(self._seal(collection))
-            self._unsealed.add(collection)
-        elif collection in self._claims:
-            self._claims[collection].clear()
+        self._keepers[collection].before_write()
         self._owed[collection] = self._owed.get(collection, 0) + POINT * points
         shard.update(operation)
         self._check_there(collection)  # it may have gone meanwhile
-
-    def _claim_records(self, collection: str) -> None:
-        """Keep what a collection of records has now, in case its writer is killed."""
-        now = _records(self._shards[collection])
-        with suppress(OSError):  # all is stored; without a claim, damage is not told
-            if collection not in self._claims:
-                self._claims[collection] = ClaimFile(self._claim(collection))
-            self._claims[collection].write(now)
 
     def _check_room(self, needed: int, *closing: qe.EdgeShard) -> None:
         """Refuse what would fill the disk, with all that is to be flushed yet."""
@@ -316,32 +296,21 @@ class EdgeBackend:
             for path in (folder, *folder.rglob("*")):
                 if path.is_symlink():
                     inside(self._folder, path)  # the engine follows it, and writes
-            check_files(folder)
-            seal = Seal.read(self._seal(collection))
-            claim = None if seal else Claim.read(self._claim(collection))
-            check_room(folder, room_to_open(folder, closed=seal is not None))
-            if seal:
-                seal.check_ids(folder)
+            keeper = Keeper(self._folder, collection)
+            keeper.check_files()
+            check_room(folder, room_to_open(folder, closed=keeper.sealed))
             shard = qe.EdgeShard.load(str(folder))
             try:
-                if seal:
-                    seal.check_points(shard.count(qe.CountRequest(exact=True)))
-                elif claim:
-                    claim.check(_records(shard), self._claim(collection))
+                keeper.check_points(partial(_count, shard), partial(_records, shard))
             except BaseException:
                 shard.close()  # else the error would keep it open
                 raise
-            if not seal:
+            if not keeper.sealed:
                 self._owed[collection] = log_size(folder)
+            self._keepers[collection] = keeper
             self._shards[collection] = shard
             self._opened[collection] = OpenedFolder(folder)
         return self._shards[collection]
-
-    def _seal(self, collection: str) -> Path:
-        return inside(self._folder, self._folder / f".seal-{collection}")
-
-    def _claim(self, collection: str) -> Path:
-        return inside(self._folder, self._folder / f".open-{collection}")
 
     def _hold(self, collection: str) -> None:
         """Keep a collection for this handle: the engine's own lock is free again while a shard is still being closed.
@@ -414,6 +383,10 @@ def _keep_for_ever(shard: qe.EdgeShard) -> None:
 
 def _size(payloads: Sequence[Mapping[str, Any]]) -> int:
     return sum(len(json.dumps(payload)) for payload in payloads)
+
+
+def _count(shard: qe.EdgeShard) -> int:
+    return int(shard.count(qe.CountRequest(exact=True)))
 
 
 def _records(shard: qe.EdgeShard) -> Claim:

@@ -2,11 +2,12 @@
 
 From damaged files the engine may read fewer points, without an error; and where the ids of points are damaged, it ends
 the process. It changes most files even when it only reads, so that checksums of them would tell nothing; it only
-appends to those of the ids.
+appends to those of the ids, and only when it flushes.
 
-A collection that was closed has a *seal*, which is broken before the first write. While records are written, a *claim*
-is in its place: a collection whose writer was killed is recovered from its log, of which the engine leaves out, without
-an error, all that follows on a damaged entry. Collections of references need no claim: the records count their points.
+A collection that was closed or flushed has a *seal*. The first write breaks it: of a broken seal, the ids count still,
+but not the number of points. While records are written, there is a *claim* too: a collection whose writer was killed is
+recovered from its log, of which the engine leaves out, without an error, all that follows on a damaged entry.
+Collections of references need no claim: the records count their points.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import json
 import os
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from zsvec.trust import inside
@@ -25,6 +27,9 @@ _EVERY = ("wal/open-*", "segments/*/segment.json")  # what the engine makes anew
 _IDS = "segments/*/mutable_id_tracker.mappings"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _CLAIM = 128  # bytes of a claim, at least
+# Bytes of an entry of ids, by its first: that, the id (8 bytes or 16) and, of a new one, its number (4 bytes).
+_ENTRIES = {1: 13, 2: 21, 3: 9, 4: 17}
+_NEW = (1, 2)
 
 
 class DamagedError(Exception):
@@ -33,14 +38,14 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class Seal:
-    """What a collection had when it was closed.
+    """What a collection had when it was closed or flushed.
 
     Attributes:
-        points: How many.
+        points: How many; ``None`` if it was written since.
         ids: Size and checksum of each file of ids, by its path in the folder of the collection.
     """
 
-    points: int
+    points: int | None
     ids: Mapping[str, Sequence[int]]
 
     @classmethod
@@ -64,7 +69,8 @@ class Seal:
         """
         try:
             found = json.loads(file.read_bytes())
-            return cls(int(found["points"]), {str(path): (int(n), int(crc)) for path, (n, crc) in found["ids"].items()})
+            points = None if found["points"] is None else int(found["points"])
+            return cls(points, {str(path): (int(n), int(crc)) for path, (n, crc) in found["ids"].items()})
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -82,9 +88,15 @@ class Seal:
             opened.flush()
             os.fsync(opened.fileno())
         unfinished.replace(file)
+        if os.name == "posix":  # else the one before could be there again
+            folder = os.open(file.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def check_ids(self, collection: Path) -> None:
-        """Refuse a collection whose ids are others, before the engine reads them.
+        """Refuse a collection whose ids do not begin with these, before the engine reads them.
 
         Raises:
             DamagedError: It is so.
@@ -94,16 +106,7 @@ class Seal:
             file = inside(collection, collection / path)
             ids = file.read_bytes()[:size] if file.exists() else b""
             if (len(ids), zlib.crc32(ids)) != (size, checksum):
-                raise DamagedError(f"{path} is not as it was closed")
-
-    def check_points(self, points: int) -> None:
-        """Refuse a collection that has more points, or fewer.
-
-        Raises:
-            DamagedError: It is so.
-        """
-        if points != self.points:
-            raise DamagedError(f"it was closed with {self.points} points and has {points} now")
+                raise DamagedError(f"{path} has changed since it was flushed")
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,121 @@ class ClaimFile:
         self._let_go()
 
 
+class Keeper:
+    """Keeps the seal and the claim of one collection.
+
+    Args:
+        folder: Of the store.
+        collection: Its name.
+    """
+
+    def __init__(self, folder: Path, collection: str) -> None:
+        self._folder = folder / collection
+        self._seal_file = inside(folder, folder / f".seal-{collection}")
+        self._claim_file = inside(folder, folder / f".open-{collection}")
+        self._seal: Seal | None = None
+        self._claim: Claim | None = None
+        self._claiming: ClaimFile | None = None
+        self._written = False  # since it was opened or sealed
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it was not written since it was closed or flushed, as far as is known."""
+        return self._seal is not None and self._seal.points is not None
+
+    def check_gone(self) -> None:
+        """Refuse that there is no collection, where there was one.
+
+        Raises:
+            DamagedError: It is so.
+            OSError: What is kept cannot be read.
+        """
+        kept = [self._seal_file] if self._seal_file.exists() else []
+        kept += [self._claim_file] if Claim.read(self._claim_file) else []
+        if kept:
+            raise DamagedError(f"it is gone (delete {' and '.join(map(str, kept))} if that is as it should be)")
+
+    def check_files(self) -> None:
+        """Refuse files that are not as they were, before the engine reads them.
+
+        Raises:
+            DamagedError: It is so.
+            OSError: They cannot be read.
+        """
+        missing = [files for files in _EVERY if not any(self._folder.glob(files))]
+        if missing:
+            raise DamagedError(f"there is no {' and no '.join(missing)}")
+        self._seal = Seal.read(self._seal_file)
+        self._claim = None if self.sealed else Claim.read(self._claim_file)
+        if self._seal:
+            self._seal.check_ids(self._folder)
+        if not self.sealed:
+            _check_numbers(self._folder)
+
+    def check_points(self, points: Callable[[], int], records: Callable[[], Claim]) -> None:
+        """Refuse points that are not those that it had.
+
+        Args:
+            points: Counts those that the engine finds.
+            records: What it finds of a collection of records.
+
+        Raises:
+            DamagedError: There are others.
+        """
+        if self._seal and self._seal.points is not None:
+            if (found := points()) != self._seal.points:
+                raise DamagedError(f"it had {self._seal.points} points when it was flushed and has {found} now")
+        elif self._claim:
+            self._claim.check(records(), self._claim_file)
+
+    def before_write(self) -> None:
+        """Break the seal; and claim nothing, until `claim` is called.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        if self._written:
+            if self._claiming:
+                self._claiming.clear()
+            return
+        self._drop_claim()
+        if self._seal:
+            self._seal = replace(self._seal, points=None)
+            self._seal.write(self._seal_file)
+        self._written = True
+
+    def claim(self, now: Claim) -> None:
+        """Keep what a collection of records has now, in case its writer is killed."""
+        with suppress(OSError):  # all is stored; without a claim, damage is not told
+            self._claiming = self._claiming or ClaimFile(self._claim_file)
+            self._claiming.write(now)
+
+    def seal(self, points: Callable[[], int]) -> None:
+        """Seal what was flushed.
+
+        Args:
+            points: Counts them.
+        """
+        if not self._written:
+            return
+        now = points()
+        self._written = False  # whatever fails: the seal that is there then is broken before the next write
+        with suppress(OSError):  # all is stored; without a seal, damage is not told
+            self._seal = Seal.of(self._folder, now)
+            self._seal.write(self._seal_file)
+            self._drop_claim()
+
+    def _drop_claim(self) -> None:
+        self.close()
+        self._claim_file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the claim, which stays."""
+        if self._claiming:
+            self._claiming.close()
+        self._claiming = None
+
+
 def _boot() -> str:
     """Name of this boot of the machine; empty where boots have none."""
     try:
@@ -202,27 +320,19 @@ def _boot() -> str:
         return ""
 
 
-def break_seal(file: Path) -> None:
-    """Remove a seal, before what it seals is changed.
+def _check_numbers(collection: Path) -> None:
+    """Refuse a collection in which a point has a number that none can have: the engine takes memory for all below it.
 
     Raises:
-        OSError: It cannot be removed.
+        DamagedError: It is so.
+        OSError: The ids cannot be read.
     """
-    file.unlink(missing_ok=True)
-    if os.name == "posix":  # after a loss of power, it must not be there again
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def check_files(collection: Path) -> None:
-    """Refuse a collection that has lost what every collection has.
-
-    Raises:
-        DamagedError: It has no log, or no segment.
-    """
-    missing = [files for files in _EVERY if not any(collection.glob(files))]
-    if missing:
-        raise DamagedError(f"there is no {' and no '.join(missing)}")
+    for file in collection.glob(_IDS):
+        ids, at = file.read_bytes(), 0
+        most = len(ids) // min(_ENTRIES[new] for new in _NEW)
+        while at < len(ids) and (size := _ENTRIES.get(ids[at])):  # the engine itself refuses an entry of no kind
+            number = int.from_bytes(ids[at + size - 4 : at + size], "little") if ids[at] in _NEW else 0
+            if number > most:
+                path = file.relative_to(collection).as_posix()
+                raise DamagedError(f"{path} has a point of number {number}, but not so many points")
+            at += size

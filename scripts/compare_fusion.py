@@ -139,7 +139,10 @@ def opened(images: Images, references: Mapping[str, Sequence[int]]) -> Iterator[
         CategoryInput(name=name, texts=images.texts[name], images=[pixel(number) for number in numbers])
         for name, numbers in references.items()
     ]
-    with tempfile.TemporaryDirectory() as scratch, zsvec.open(scratch, encoders=images.encoders) as classifier:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        zsvec.open(scratch, encoders=images.encoders, fusion="log_linear_gda") as classifier,
+    ):
         classifier.add_categories(inputs)
         yield classifier
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from numbers import Real
 
@@ -27,6 +27,7 @@ class Calibrator:
         temperatures: By expert, taken where there is nothing to learn from. Other experts are left out.
         aggregation: The aggregation to calibrate for.
         top_m: References that ``top_mean`` averages.
+        classwise: As `fit_calibration`.
         automatic: Whether `calibrate_if_cheap` calibrates.
         false_unknown_rate: Fraction of the images of known categories that may be called unknown; ``None``: that of
             the present calibration, or `FALSE_UNKNOWN_RATE`.
@@ -40,6 +41,7 @@ class Calibrator:
         temperatures: Mapping[str, float],
         aggregation: str,
         top_m: int,
+        classwise: bool,
         automatic: bool,
         false_unknown_rate: float | None,
     ) -> None:
@@ -49,6 +51,7 @@ class Calibrator:
         self._temperatures = temperatures
         self._aggregation = aggregation
         self._top_m = top_m
+        self._classwise = classwise
         self._automatic = automatic
         self._wanted_rate = false_unknown_rate
 
@@ -116,6 +119,7 @@ class Calibrator:
             aggregation=self._aggregation,
             top_m=self._top_m,
             false_unknown_rate=false_unknown_rate or self.false_unknown_rate,
+            classwise=self._classwise,
         )
 
     def _keep(self, false_unknown_rate: float) -> tuple[Calibration, LeftOut] | None:
@@ -139,5 +143,21 @@ class Calibrator:
         """Multiplications, roughly: products of images and references, and steps of fitting."""
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
         images = min(max(references.values(), default=0), largest_sample(categories))
-        products = sum(images * n * dims[encoder_and_modality(expert)[0]] for expert, n in references.items())
+        products: float = sum(images * n * dims[encoder_and_modality(expert)[0]] for expert, n in references.items())
+        if self._classwise:
+            products += sum(_background_cost(n, dims[encoder]) for encoder, n in _images(references))
         return products + images * categories * 2 * len(references) * _FITTING
+
+
+def _images(references: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """The encoder and the number of references of each image expert."""
+    for expert, n in references.items():
+        encoder, modality = encoder_and_modality(expert)
+        if modality == "image":
+            yield encoder, n
+
+
+def _background_cost(n: int, dim: int) -> float:
+    """Multiplications of the scatter, and of taking it apart."""
+    side = min(n, dim)
+    return n * dim * side + 10 * side**3

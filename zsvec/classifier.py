@@ -21,6 +21,7 @@ from zsvec.flow import Flow, StreamStats, Totals
 from zsvec.inputs.categories import CategoryInput, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import CalibrationReport
+from zsvec.method.fusion import STRATEGIES
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
@@ -80,6 +81,7 @@ class Classifier:
             temperatures=temperatures,
             aggregation=settings.aggregation,
             top_m=settings.top_m,
+            classwise=STRATEGIES[settings.fusion].classwise,
             automatic=settings.calibration == "auto",
             false_unknown_rate=settings.false_unknown_rate,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from hypothesis import strategies as st
@@ -68,6 +69,7 @@ def calibrated(
         aggregation=aggregation,
         top_m=top_m,
         false_unknown_rate=false_unknown_rate,
+        classwise=True,
     )
     assert made is not None
     return made
@@ -122,6 +124,7 @@ def searched(
                     norms=stored.norms,
                     bound=np.full(len(values), -1 if bound is None else bound, dtype=np.float32),
                 ),
+                statistics=partial(getattr, stored, "statistics") if bound is None else lambda: None,
                 nearest=[
                     tuple(Neighbor(stored.labels[j], float(row[j]), stored.sources[j]) for j in order)
                     for row, order in zip(values, near.tolist(), strict=True)

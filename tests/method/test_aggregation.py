@@ -185,7 +185,7 @@ def test_experts_are_aggregated_into_the_columns_of_what_they_cover() -> None:
             ),
         ),
     )
-    got = aggregate_experts(found, {"y:text": ["mean"], "x:image": ["max", "mean", "max"]}, 5)
+    got = aggregate_experts(found, {"y:text": ["mean"], "x:image": ["max", "mean", "max"]}, 5, {})
     assert {expert: list(by_name) for expert, by_name in got.items()} == {
         "x:image": ["max", "mean"],
         "y:text": ["mean"],

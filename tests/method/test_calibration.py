@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from tests.method.material import calibrated, clusters, texts
-from zsvec.method.calibration import Calibration, uncalibrated
+from zsvec.method.calibration import LOG_COUNT, Calibration, uncalibrated
 
 NAN = np.nan
 
@@ -18,13 +18,32 @@ prop = settings(deadline=None, max_examples=100)
 @pytest.fixture(scope="module")
 def made() -> Calibration:
     rng = np.random.default_rng(13)
-    return calibrated({"clip:image": clusters(rng, {"a": 20, "b": 3}, 1.0), "clip:text": texts(rng, "abc")})[0]
+    return calibrated({"clip:image": clusters(rng, {"a": 20, "b": 3}, 1.0), "clip:text": texts(rng, "ab")})[0]
 
 
 def test_what_is_kept_is_read_again(made: Calibration) -> None:
     assert made.plain.thresholds
     assert made.aggregations.category_thresholds
-    assert Calibration.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert made.classwise
+    assert made.backgrounds.keys() == {"clip:image"}
+    read = Calibration.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert read
+    assert read.to_dict() == made.to_dict()
+    assert replace(read, backgrounds={}) == replace(made, backgrounds={})
+
+
+def test_what_an_earlier_version_kept_is_read(made: Calibration) -> None:
+    values = {**made.to_dict(), "format": 1}
+    for pool in ("plain", "views"):
+        values[pool] = {name: value for name, value in values[pool].items() if name not in ("noise", "shares")}
+        for of_expert in values[pool]["slopes"].values():
+            of_expert.pop(LOG_COUNT, None)
+    del values["classwise"], values["backgrounds"]
+    read = Calibration.from_dict(json.loads(json.dumps(values)))
+    assert read
+    assert (read.classwise, read.backgrounds, read.plain.noise) == (None, {}, 0)
+    assert read.plain.coefficients == values["plain"]["slopes"]
+    assert read.plain.shares == pytest.approx(made.plain.shares)
 
 
 def test_what_a_calibration_fits(made: Calibration) -> None:

@@ -30,7 +30,7 @@ def test_categories_of_few_references_are_answered_as_often_as_others(aggregatio
         images, queries, truth = uneven(np.random.default_rng(seed))
         made, _ = calibrated({"clip:image": images}, aggregation)
         found = searched({"clip:image": images}, {"clip": queries}, calibration=made)
-        scoring = Scoring(temperatures={"clip:image": 0.07}, aggregation=aggregation)
+        scoring = Scoring(temperatures={"clip:image": 0.07}, aggregation=aggregation, fusion="log_linear_views")
         answers = scoring.scores(found).fused.argmax(axis=1)
         shares.append(np.mean(answers % 2))
         bare.append(np.mean(found.experts[0].similarities.aggregate(aggregation, 5).argmax(axis=1) % 2))
@@ -61,10 +61,11 @@ def test_a_category_that_has_no_image_is_not_one_of_few_images() -> None:
     assert 0 < fused[:, -1].mean() < 0.3
 
 
-def test_an_offset_is_not_counted_among_what_an_expert_is_worth() -> None:
+def test_an_offset_is_no_part_of_the_share_of_an_expert() -> None:
     images, _, _ = uneven(np.random.default_rng(8))
     made, _ = calibrated({"clip:image": images})
-    for pool in pools(made):
-        by_name = dict(pool.coefficients["clip:image"])
-        assert by_name.pop(LOG_COUNT)
-        assert pool.worth("clip:image") == pytest.approx(sum(by_name.values()))
+    by_name = dict(made.plain.coefficients["clip:image"])
+    assert by_name.pop(LOG_COUNT)
+    assert made.plain.shares["clip:image"] == pytest.approx(
+        sum(by_name.values()) * made.experts["clip:image"].spread, rel=1e-6
+    )

@@ -161,7 +161,7 @@ def test_any_store_gives_finite_numbers(experts: dict[str, Vectors], aggregation
     for expert, fitted in made.experts.items():
         assert fitted.temperature > 1e-4
         for pool in pools(made):
-            assert 0 < pool.worth(expert) < 1e5
+            assert 0 < pool.shares[expert] < 1e5
     for pool in pools(made):
         found = quality(pool, sample)
         assert found is None or (0 <= found.top1 <= 1 and 0 <= found.ece <= 1 and found.cross_entropy >= 0)

@@ -14,7 +14,8 @@ from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
 from zsvec.method.scoring import Scoring
 
 PAPERS = ("max_confidence", "inverse_entropy", "neg_exp_entropy", "fixed")
-NAMES = (*PAPERS, "log_linear", "log_linear_views", "transductive")
+NAMES = (*PAPERS, "log_linear", "log_linear_views", "log_linear_gda", "transductive")
+UNCALIBRATED = {"log_linear_views": "log_linear", "log_linear_gda": "log_linear"}
 
 
 def test_strategies_by_name() -> None:
@@ -41,9 +42,14 @@ def test_every_strategy_that_needs_something_falls_back_to_one_that_needs_nothin
 def test_what_strategies_need() -> None:
     assert {name for name, strategy in STRATEGIES.items() if strategy.needs_exact} == {
         "log_linear_views",
+        "log_linear_gda",
         "transductive",
     }
-    assert {name for name, strategy in STRATEGIES.items() if strategy.needs_calibration} == {"log_linear_views"}
+    assert {name for name, strategy in STRATEGIES.items() if strategy.needs_calibration} == {
+        "log_linear_views",
+        "log_linear_gda",
+    }
+    assert {name for name, strategy in STRATEGIES.items() if strategy.classwise} == {"log_linear_gda"}
     assert {name for name, strategy in STRATEGIES.items() if strategy.needs_images} == {"transductive"}
     assert {name for name, strategy in STRATEGIES.items() if not strategy.several_aggregations} == {"log_linear"}
 
@@ -58,7 +64,7 @@ def experts() -> Mapping[str, Vectors]:
     rng = np.random.default_rng(0)
     sizes = {"a": 4, "b": 3, "c": 6}
     return {
-        "clip:text": texts(rng, "abcd"),
+        "clip:text": texts(rng, "abc"),
         "clip:image": clusters(rng, sizes, 0.8),
         "dino:image": clusters(rng, sizes, 0.8),
     }
@@ -89,19 +95,20 @@ def unchanged(*names: str) -> dict[str, str]:
     ("case", "expected"),
     [
         ({}, unchanged(*NAMES)),
-        ({"bound": 0.2}, unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-2:], "log_linear")),
-        ({"calibration": None}, unchanged(*PAPERS, "log_linear", "transductive") | {"log_linear_views": "log_linear"}),
-        ({"calibrated": False}, unchanged(*PAPERS, "log_linear", "transductive") | {"log_linear_views": "log_linear"}),
+        ({"bound": 0.2}, unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-3:], "log_linear")),
+        ({"calibration": None}, unchanged(*PAPERS, "log_linear", "transductive") | UNCALIBRATED),
+        ({"calibrated": False}, unchanged(*PAPERS, "log_linear", "transductive") | UNCALIBRATED),
         # The calibration is of another way of scoring.
-        ({"top_m": 4}, unchanged(*PAPERS, "log_linear", "transductive") | {"log_linear_views": "log_linear"}),
+        ({"top_m": 4}, unchanged(*PAPERS, "log_linear", "transductive") | UNCALIBRATED),
         (
             {"calibration": None, "bound": 0.2},
-            unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-2:], "log_linear"),
+            unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-3:], "log_linear"),
         ),
         ({"only": "text"}, unchanged(*NAMES) | {"transductive": "log_linear_views"}),
+        # Statistics of images are needed where images are compared.
         (
             {"only": "text", "calibration": None},
-            unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-2:], "log_linear"),
+            unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-3:], "log_linear"),
         ),
         ({"only": "image"}, unchanged(*NAMES)),
     ],

@@ -21,6 +21,7 @@ from zsvec.evaluation.metrics import (
 )
 from zsvec.evaluation.splits import Split
 from zsvec.method.fit import expected_calibration_error, fit_calibration
+from zsvec.method.fusion import STRATEGIES
 from zsvec.method.scoring import Scoring
 from zsvec.method.similarities import References, category_names
 from zsvec.search.numpy_index import compare
@@ -99,6 +100,7 @@ def answer(
             aggregation=scoring.aggregation,
             top_m=scoring.top_m,
             false_unknown_rate=false_unknown_rate,
+            classwise=STRATEGIES[scoring.fusion].classwise,
         )
     parts = []
     for first in range(0, len(sample.sources), _BATCH):

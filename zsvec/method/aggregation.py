@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.background import Background
 from zsvec.method.calibration import LOG_COUNT
-from zsvec.method.similarities import SearchResult
+from zsvec.method.gda import CENTRED, GDA, class_similarities
+from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, SearchResult
 
 Floats = NDArray[np.float32]
 
@@ -147,14 +150,15 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
 
 
 def aggregate_experts(
-    found: SearchResult, methods: Mapping[str, Iterable[str]], m: int
+    found: SearchResult, methods: Mapping[str, Iterable[str]], m: int, backgrounds: Mapping[str, Background]
 ) -> dict[str, dict[str, Floats]]:
     """Similarity of each image to every category, for each expert.
 
     Args:
         found: The answer of a search.
-        methods: By expert, names in `AGGREGATIONS`, or `LOG_COUNT`.
+        methods: By expert, names in `AGGREGATIONS`, or `LOG_COUNT`, `CENTRED` and `GDA`.
         m: References that ``top_mean`` averages; at least 1.
+        backgrounds: By expert, of those with `CENTRED` and `GDA`, which then have statistics.
 
     Returns:
         By expert, in the order of `found`, and aggregation: float32 ``(n_images, n_categories)``, NaN where the expert
@@ -163,11 +167,20 @@ def aggregate_experts(
     out: dict[str, dict[str, Floats]] = {}
     for expert in found.experts:
         out[expert.name] = {}
-        for method in dict.fromkeys(methods[expert.name]):
+        wanted, covered = dict.fromkeys(methods[expert.name]), dict[str, Floats]()
+        if {CENTRED, GDA} & wanted.keys():
+            covered = _classwise(found, expert, backgrounds[expert.name])
+        if LOG_COUNT in wanted:
+            covered[LOG_COUNT] = np.log(expert.similarities.counts).astype(np.float32)
+        for method in wanted:
             values = np.full((len(expert.similarities), len(found.categories)), np.nan, dtype=np.float32)
-            if method == LOG_COUNT:
-                values[:, expert.coverage] = np.log(expert.similarities.counts)
-            else:
-                values[:, expert.coverage] = expert.similarities.aggregate(method, m)
+            whole = covered[method] if method in covered else expert.similarities.aggregate(method, m)
+            values[:, expert.coverage] = whole
             out[expert.name][method] = values
     return out
+
+
+def _classwise(found: SearchResult, expert: ExpertSimilarities, background: Background) -> dict[str, Floats]:
+    statistics = cast("ClassStatistics", expert.statistics())  # they are there where every reference was compared
+    centred, gda = class_similarities(found.queries[expert.encoder], statistics, background)
+    return {CENTRED: centred, GDA: gda}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from zsvec.method.background import Background
 from zsvec.types import CALIBRATION_FORMAT, READABLE_CALIBRATIONS
 
 LOG_COUNT = "log_count"
@@ -15,7 +16,7 @@ LOG_COUNT = "log_count"
 
 # Keys of the stored format whose fields have other names here.
 _STORED_NAMES = {"false_unknown_rate": "false_alarms", "aggregations": "views", "coefficients": "slopes"}
-_POOLS = ("plain", "aggregations")
+_POOLS = ("plain", "aggregations", "classwise")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class LogLinear:
         category_thresholds: The same by category, for those with enough references.
         learned: Whether the coefficients were learned from left-out images; if not, all experts weigh the same.
         noise: Fraction of the references whose label said nothing, as far as was learned, 0 to 1.
+        shares: By expert, how far it moves the evidence between categories, nats: the standard deviation of what it
+            says of wrong ones, for each of its aggregations, added up.
     """
 
     coefficients: Mapping[str, Mapping[str, float]]
@@ -57,10 +60,7 @@ class LogLinear:
     category_thresholds: Mapping[str, float] = field(default_factory=dict)
     learned: bool = False
     noise: float = 0.0
-
-    def worth(self, expert: str) -> float:
-        """Nats of evidence for a unit of all similarities of an expert together."""
-        return sum(value for name, value in self.coefficients[expert].items() if name != LOG_COUNT)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,9 @@ class Calibration:
         experts: By name.
         plain: Log-linear pool of one aggregation of each expert.
         aggregations: Log-linear pool of two aggregations of each expert.
+        classwise: Log-linear pool of texts with the centred prototype and the discriminant of each image expert that
+            has a background; ``None`` if none has.
+        backgrounds: By image expert, of those with enough references.
     """
 
     revision: int
@@ -86,6 +89,8 @@ class Calibration:
     experts: Mapping[str, ExpertCalibration]
     plain: LogLinear
     aggregations: LogLinear
+    classwise: LogLinear | None = None
+    backgrounds: Mapping[str, Background] = field(default_factory=dict)
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
         """Whether it covers these experts and was made for this aggregation."""
@@ -95,9 +100,11 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the store."""
-        values = asdict(self)
-        pools = {name: _renamed(values[name], _STORED_NAMES) for name in _POOLS}
-        return {"format": CALIBRATION_FORMAT, **_renamed({**values, **pools}, _STORED_NAMES)}
+        values = asdict(replace(self, backgrounds={}))
+        pools = {name: values[name] and _renamed(values[name], _STORED_NAMES) for name in _POOLS}
+        backgrounds = {expert: background.to_dict() for expert, background in self.backgrounds.items()}
+        stored = {**values, **pools, "backgrounds": backgrounds}
+        return {"format": CALIBRATION_FORMAT, **_renamed(stored, _STORED_NAMES)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
@@ -106,10 +113,18 @@ class Calibration:
             return None
         names = {stored: name for name, stored in _STORED_NAMES.items()}
         fields = _renamed(values, names)
-        del fields["format"]
+        former = fields.pop("format") == 1
         experts = {name: ExpertCalibration(**expert) for name, expert in fields["experts"].items()}
-        pools = {name: LogLinear(**_renamed(fields[name], names)) for name in _POOLS}
-        return cls(**{**fields, "experts": experts, **pools})
+        pools = {name: LogLinear(**_renamed(fields[name], names)) for name in _POOLS if fields.get(name)}
+        if former:
+            pools = {name: replace(pool, shares=_shares(pool, experts)) for name, pool in pools.items()}
+        backgrounds = {name: Background.from_dict(kept) for name, kept in fields.get("backgrounds", {}).items()}
+        return cls(**{**fields, "experts": experts, **pools, "backgrounds": backgrounds})
+
+
+def _shares(pool: LogLinear, experts: Mapping[str, ExpertCalibration]) -> dict[str, float]:
+    """As they were before they were kept."""
+    return {name: sum(of_expert.values()) * experts[name].spread for name, of_expert in pool.coefficients.items()}
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -119,7 +134,10 @@ def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLinear:
     """Equal weights over given temperatures. k experts count as √k: they are neither independent nor the same."""
     share = 1 / np.sqrt(max(1, len(temperatures)))
-    return LogLinear({expert: {aggregation: share / t} for expert, t in temperatures.items()})
+    return LogLinear(
+        {expert: {aggregation: share / t} for expert, t in temperatures.items()},
+        shares=dict.fromkeys(temperatures, float(share)),
+    )
 
 
 def other_aggregation(aggregation: str) -> str:

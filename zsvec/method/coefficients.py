@@ -20,6 +20,7 @@ from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.logits import logsumexp
 
 Doubles = NDArray[np.float64]
+_CLEAN = 4.0  # images that speak against noise
 Key = tuple[str, str]
 """An expert and an aggregation."""
 
@@ -32,11 +33,13 @@ class Coefficients:
         values: By expert and aggregation, nats per unit of similarity.
         noise: Fraction of the references whose label says nothing, 0 to 1.
         learned: Whether there were examples to learn from; if not, all experts weigh the same.
+        shares: By expert, as `LogLinear.shares`.
     """
 
     values: Mapping[str, Mapping[str, float]]
     noise: float
     learned: bool
+    shares: Mapping[str, float]
 
 
 def learn_coefficients(
@@ -73,13 +76,15 @@ def learn_coefficients(
     if learned:
         positive, free = np.split(tried, [len(keys)])
         logits = filled[tried][:, usable]
-        weights[positive], offsets[free], noise = least_cross_entropy(logits, labels, start[positive])
+        weights[positive], offsets[free], noise = least_cross_entropy(logits, labels, start[positive], _CLEAN)
     values: dict[str, dict[str, float]] = {}
+    shares = dict.fromkeys(experts, 0.0)
     for (expert, name), weight, unit in zip(keys, weights, units, strict=True):
         values.setdefault(expert, {})[name] = float(weight / unit)
+        shares[expert] += float(weight / unit) * fitted[expert, name].spread
     for (expert, name), offset in zip(counted, offsets, strict=True):
         values[expert][name] = float(offset)
-    return Coefficients(values, noise, learned)
+    return Coefficients(values, noise, learned, shares)
 
 
 def _filled(features: NDArray[np.float32], sample: LeftOut, expert: Sequence[int]) -> tuple[Doubles, NDArray[np.bool_]]:

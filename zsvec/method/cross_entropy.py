@@ -18,17 +18,22 @@ SHRINKAGE = 1.0
 """Strength of a prior, as the curvature that so many images give in squared log units."""
 WIDEST = 100.0
 """Factor by which a fitted number may differ from its prior."""
-_CLEAN = 8.0  # of the prior of the noise, Beta(1, 9): as if so many more images had been seen, all of them clean
+_STIFF = 4.0  # of the prior of weights of either sign. A left-out image has one reference less in its own category than
+# others have, and by a large weight of their number it would be recognised.
 _LITTLE = 0.02  # noise from which the search begins
 
 
-def least_cross_entropy(logits: Doubles, truth: NDArray[np.intp], start: Doubles) -> tuple[Doubles, Doubles, float]:
+def least_cross_entropy(
+    logits: Doubles, truth: NDArray[np.intp], start: Doubles, clean_images: float
+) -> tuple[Doubles, Doubles, float]:
     """Weights and noise of the least mean over categories of the cross-entropy of their images, with priors.
 
     Args:
         logits: float64 ``(n_features, n_images, n_categories)``; first those of positive weight.
         truth: int ``(n_images,)``, the category of each image, as a column.
         start: float64 ``(n_positive,)``, the mode of a log-normal prior of the positive weights.
+        clean_images: Strength of the prior of the noise, Beta(1, 1 + this): as if so many more images had been seen,
+            all of them with the right label.
 
     Returns:
         The positive weights, those of either sign, and the noise.
@@ -39,6 +44,7 @@ def least_cross_entropy(logits: Doubles, truth: NDArray[np.intp], start: Doubles
     prior = np.concatenate([np.log(start), np.zeros(len(logits) - n_positive)])
     right = logits[:, np.arange(len(truth)), truth]
     n_of = np.bincount(truth)
+    stiff = np.append(np.ones(n_positive), np.full(len(logits) - n_positive, _STIFF))
     share = len(truth) / np.count_nonzero(n_of) / n_of[truth]
 
     def cost(free: Doubles) -> tuple[float, Doubles]:
@@ -51,11 +57,11 @@ def least_cross_entropy(logits: Doubles, truth: NDArray[np.intp], start: Doubles
         expected = np.einsum("nc,vnc->vn", np.exp(fused - total[:, None]), logits)
         by_weight = (expected - right) @ (share * own / said)
         by_weight[:n_positive] *= weight[:n_positive]
-        off = free[:-1] - prior
-        by_noise = _CLEAN * lapse - clean * lapse * (share / said) @ (1 / n_categories - own / clean)
+        off = (free[:-1] - prior) * stiff
+        by_noise = clean_images * lapse - clean * lapse * (share / said) @ (1 / n_categories - own / clean)
         return (
-            float(SHRINKAGE * off @ off - share @ np.log(said) - _CLEAN * np.log(clean)),
-            np.append(by_weight + 2 * SHRINKAGE * off, by_noise),
+            float(SHRINKAGE * off @ off - share @ np.log(said) - clean_images * np.log(clean)),
+            np.append(by_weight + 2 * SHRINKAGE * off * stiff, by_noise),
         )
 
     widest = [np.log(WIDEST)] * n_positive + [WIDEST] * (len(prior) - n_positive)

@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.background import Background
 from zsvec.method.calibration import LOG_COUNT, Calibration, ExpertCalibration, LogLinear, other_aggregation
 from zsvec.method.coefficients import learn_coefficients
+from zsvec.method.gda import CENTRED, GDA, learn_background
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.logits import softmax
 from zsvec.method.opinion_pool import expert_evidence, log_linear
+from zsvec.method.scenes import image_experts
 from zsvec.method.similarities import References, category_names
 from zsvec.method.temperature import calibrate_expert
 from zsvec.method.thresholds import learn_category_thresholds, learn_neutral, learn_thresholds
@@ -93,6 +96,7 @@ def fit_calibration(
     aggregation: str,
     top_m: int,
     false_unknown_rate: float,
+    classwise: bool = False,
     most: int | None = None,
 ) -> tuple[Calibration, LeftOut] | None:
     """Calibrate a store from its references.
@@ -109,6 +113,7 @@ def fit_calibration(
         aggregation: A name in `aggregation.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages.
         false_unknown_rate: Fraction of the images of these categories that may be called unknown, between 0 and 1.
+        classwise: Whether to learn what `log_linear_gda` takes, where every category has enough images.
         most: Largest number of reference images that are left out; by default `largest_sample`.
 
     Returns:
@@ -117,7 +122,9 @@ def fit_calibration(
     """
     other = other_aggregation(aggregation)
     limit = largest_sample(len(category_names(references))) if most is None else most
-    sample = leave_one_out(references, (aggregation, other), top_m, limit)
+    images = image_experts(references)
+    backgrounds = _backgrounds(images, category_names(references)) if classwise else {}
+    sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds)
     if sample is None:
         return None
     fitted = {
@@ -126,6 +133,8 @@ def fit_calibration(
         for name, similarity in similarities.items()
         if name != LOG_COUNT
     }
+    two = _distinct(sample, (aggregation, other))
+    by_modality = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
     return Calibration(
         revision=revision,
         aggregation=aggregation,
@@ -133,19 +142,30 @@ def fit_calibration(
         false_unknown_rate=false_unknown_rate,
         images=len(sample.labels),
         experts={expert: fitted[expert, aggregation] for expert in sample.aggregations},
-        plain=_pool(sample, fitted, (aggregation,), false_unknown_rate),
-        aggregations=_pool(sample, fitted, (aggregation, other), false_unknown_rate),
+        plain=_pool(sample, fitted, {expert: [aggregation] for expert in sample.aggregations}, false_unknown_rate),
+        aggregations=_pool(sample, fitted, two, false_unknown_rate),
+        classwise=_pool(sample, fitted, by_modality, false_unknown_rate) if backgrounds else None,
+        backgrounds={expert: background.shortened() for expert, background in backgrounds.items()},
     ), sample
+
+
+def _backgrounds(images: Mapping[str, References], categories: Sequence[str]) -> dict[str, Background]:
+    """Of all image experts, or of none: where one does not cover a category, that would be judged by other measures."""
+    if not images or any(len(found.names) < len(categories) for found in images.values()):
+        return {}
+    learned = {expert: learn_background(found) for expert, found in images.items()}
+    found = {expert: background for expert, background in learned.items() if background is not None}
+    return found if len(found) == len(images) else {}
 
 
 def _pool(
     sample: LeftOut,
     fitted: Mapping[tuple[str, str], ExpertCalibration],
-    aggregations: Sequence[str],
+    aggregations: Mapping[str, Sequence[str]],
     false_unknown_rate: float,
 ) -> LogLinear:
     """The pool of some aggregations of each expert, from their temperatures on."""
-    found = learn_coefficients(sample, fitted, _distinct(sample, aggregations))
+    found = learn_coefficients(sample, fitted, aggregations)
     evidence = expert_evidence(found.values, sample.aggregations)
     neutral = learn_neutral(evidence, sample)
     return LogLinear(
@@ -155,6 +175,7 @@ def _pool(
         learn_category_thresholds(evidence, sample, neutral, false_unknown_rate),
         found.learned,
         found.noise,
+        found.shares,
     )
 
 

@@ -41,6 +41,8 @@ class Strategy:
         summary: In one line, for help and documentation.
         several_aggregations: Whether evidence, and with it novelty, is made by several aggregations of each expert
             where the calibration has coefficients for them and every reference was compared.
+        classwise: Whether fusion, but not novelty, is by what the means of categories say, where the calibration has
+            learned that; else its fallback runs.
         needs_exact: Whether every image must have been compared with every reference.
         needs_calibration: Whether a calibration is needed.
         needs_images: Whether an expert must compare images with images.
@@ -50,6 +52,7 @@ class Strategy:
     function: Callable[[Logits], Fused]
     summary: str
     several_aggregations: bool = True
+    classwise: bool = False
     needs_exact: bool = False
     needs_calibration: bool = False
     needs_images: bool = False
@@ -58,8 +61,8 @@ class Strategy:
 
 def choose_strategy(
     name: str, found: SearchResult, calibration: Calibration | None, temperatures: Mapping[str, float], aggregation: str
-) -> tuple[str, LogLinear]:
-    """The strategy that runs, and the pool that it makes evidence by.
+) -> tuple[str, LogLinear, LogLinear]:
+    """The strategy that runs, and the pools that it makes evidence by.
 
     Args:
         name: The chosen one, a name in `STRATEGIES`.
@@ -69,22 +72,27 @@ def choose_strategy(
         aggregation: A name in `aggregation.AGGREGATIONS`; taken likewise.
 
     Returns:
-        A name in `STRATEGIES`: `name`, or the nearest of its fallbacks whose needs are met; and the pool.
+        A name in `STRATEGIES`: `name`, or the nearest of its fallbacks whose needs are met; the pool of fusion; and
+        that of novelty.
     """
     exact = found.exact
     images = any(expert.modality == "image" for expert in found.experts)
+    classwise = calibration.classwise if calibration and exact and found.summed_up else None
     strategy = STRATEGIES[name]
     while strategy.fallback and (
         (strategy.needs_exact and not exact)
         or (strategy.needs_calibration and calibration is None)
         or (strategy.needs_images and not images)
+        or (strategy.classwise and classwise is None)
     ):
         name, strategy = strategy.fallback, STRATEGIES[strategy.fallback]
     if calibration is None:
-        return name, uncalibrated({expert.name: temperatures[expert.name] for expert in found.experts}, aggregation)
+        pool = uncalibrated({expert.name: temperatures[expert.name] for expert in found.experts}, aggregation)
+        return name, pool, pool
     # A prototype can be told only where every reference was compared.
     several = exact and strategy.several_aggregations
-    return name, calibration.aggregations if several else calibration.plain
+    pool = calibration.aggregations if several else calibration.plain
+    return name, classwise if classwise and strategy.classwise else pool, pool
 
 
 def _by_confidence(confidence: Callable[[Doubles], Doubles], logits: Logits) -> Fused:
@@ -150,6 +158,15 @@ STRATEGIES: Mapping[str, Strategy] = {
         needs_exact=True,
         needs_calibration=True,
         fallback="log_linear",
+    ),
+    "log_linear_gda": Strategy(
+        function=_log_linear,
+        summary="sum of the evidence of texts, centred prototypes and Gaussian discriminants; log_linear_views where a "
+        "category has fewer than three images",
+        classwise=True,
+        needs_exact=True,
+        needs_calibration=True,
+        fallback="log_linear_views",
     ),
     "transductive": Strategy(
         function=_transductive,

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.aggregation import Similarities
+from zsvec.method.background import Background
 from zsvec.method.calibration import LOG_COUNT
-from zsvec.method.scenes import Scenes, contested, scenes
+from zsvec.method.gda import Removal, left_out
+from zsvec.method.scenes import Key, Scenes, contested, scenes
 from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
 
@@ -34,7 +36,7 @@ class LeftOut:
         coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
         aggregations: By expert and aggregation, float32 ``(n_images, n_categories)``. NaN where the expert has no
             reference of a category, none but the image itself and its scene, or no vector of the image. Image experts
-            have `LOG_COUNT` too.
+            have `LOG_COUNT` too, and `CENTRED` and `GDA` where they have a background.
     """
 
     categories: tuple[str, ...]
@@ -50,7 +52,11 @@ class LeftOut:
 
 
 def leave_one_out(
-    references: Mapping[str, References], aggregations: Sequence[str], top_m: int, most: int
+    references: Mapping[str, References],
+    aggregations: Sequence[str],
+    top_m: int,
+    most: int,
+    backgrounds: Mapping[str, Background] | None = None,
 ) -> LeftOut | None:
     """Score reference images against all references but themselves.
 
@@ -63,6 +69,7 @@ def leave_one_out(
         aggregations: Names in `aggregation.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages.
         most: Largest number of images; of more, each category gives an equal number as far as possible, by hash.
+        backgrounds: By expert, for `CENTRED` and `GDA`.
 
     Returns:
         The similarities, or ``None`` if there is no reference image or no second category.
@@ -99,9 +106,22 @@ def leave_one_out(
             found = _score(by_expert, queries[row[block]], itself, together, names, top_m)
             for name, similarity in found.items():
                 scored[expert][name][np.ix_(block, columns)] = similarity
+        if backgrounds and expert in backgrounds:
+            removals = [_removal(by_expert, rows[encoder], images[i], together) for i in embedded]
+            for name, similarity in left_out(by_expert, backgrounds[expert], row[embedded], removals).items():
+                scored[expert][name] = np.full((len(images), len(categories)), np.nan, np.float32)
+                scored[expert][name][np.ix_(embedded, columns)] = similarity
     labels = np.array([position[name] for name, _ in images], dtype=np.intp)
     coverage = np.stack([np.isin(categories, by_expert.names) for by_expert in references.values()])
     return LeftOut(categories, labels, coverage, scored)
+
+
+def _removal(references: References, row_of: Mapping[Key, int], key: Key, together: Scenes) -> Removal:
+    """What is left out with an image: its scene, as far as the expert has references of it."""
+    name, _ = key
+    others = [row_of[name, digest] for digest in together.get(key, ()) if (name, digest) in row_of]
+    rows = np.array([row_of[key], *others], dtype=np.intp)
+    return Removal(int(np.searchsorted(references.starts, rows[0], side="right") - 1), rows)
 
 
 def _evenly(images: set[tuple[str, str]], most: int) -> list[tuple[str, str]]:

@@ -49,39 +49,42 @@ class Logits:
 def expert_logits(
     found: SearchResult,
     similarities: Similarity,
-    pool: LogLinear,
+    pools: tuple[LogLinear, LogLinear],
     *,
     aggregation: str,
     temperatures: Sequence[float],
-    spreads: Sequence[float],
     weights: Sequence[float],
-) -> Logits:
-    """Similarities per category → the distribution and the evidence of each expert.
+) -> tuple[Logits, Logits]:
+    """Similarities per category → the distribution and the evidence of each expert, for fusion and for novelty.
 
     Args:
         found: The answer of the search.
         similarities: By expert, in the order of `found`, and aggregation.
-        pool: Gives the coefficients of the evidence.
+        pools: Give the coefficients of the evidence: for fusion, and for novelty.
         aggregation: The one whose similarities, divided by a temperature, are the logits of the distribution.
         temperatures: Of each expert.
-        spreads: Of each expert, of its similarities to wrong categories.
         weights: Of each expert, the confidence that the settings fix.
     """
     names = list(similarities)
     similarity = np.stack([similarities[name][aggregation] for name in names])
     probabilities = softmax(similarity / np.array(temperatures, dtype=np.float32)[:, None, None])
-    evidence = expert_evidence(pool.coefficients, similarities)
-    shares = [pool.worth(name) * spread for name, spread in zip(names, spreads, strict=True)]
-    return Logits(
-        found=found,
-        coverage=~np.isnan(similarity[:, 0]),
-        probabilities=probabilities,
-        evidence=evidence,
-        pooled=log_linear(evidence, names, pool.neutral),
-        pool=pool,
-        shares=np.array(shares),
-        weights=np.array(weights, dtype=np.float64),
-    )
+
+    def by(pool: LogLinear) -> Logits:
+        evidence = expert_evidence(pool.coefficients, similarities)
+        return Logits(
+            found=found,
+            coverage=~np.isnan(similarity[:, 0]),
+            probabilities=probabilities,
+            evidence=evidence,
+            pooled=log_linear(evidence, names, pool.neutral),
+            pool=pool,
+            shares=np.array([pool.shares[name] for name in names]),
+            weights=np.array(weights, dtype=np.float64),
+        )
+
+    fused, novelty = pools
+    logits = by(fused)
+    return logits, logits if novelty is fused else by(novelty)
 
 
 def softmax(logits: NDArray[np.floating]) -> Doubles:

@@ -64,23 +64,23 @@ class Scoring:
         names = [expert.name for expert in found.experts]
         calibration = self.calibration(found)
         temperatures = self.chosen_temperatures(calibration)
-        spreads = {name: expert.spread for name, expert in calibration.experts.items()} if calibration else temperatures
-        strategy, pool = choose_strategy(self.fusion, found, calibration, temperatures, self.aggregation)
-        similarities = aggregate_experts(
-            found, {name: [self.aggregation, *pool.coefficients[name]] for name in names}, self.top_m
-        )
-        logits = expert_logits(
+        strategy, pool, novelty_pool = choose_strategy(self.fusion, found, calibration, temperatures, self.aggregation)
+        wanted = {
+            name: [self.aggregation, *pool.coefficients[name], *novelty_pool.coefficients[name]] for name in names
+        }
+        backgrounds = calibration.backgrounds if calibration else {}
+        similarities = aggregate_experts(found, wanted, self.top_m, backgrounds)
+        logits, novelty_logits = expert_logits(
             found,
             similarities,
-            pool,
+            (pool, novelty_pool),
             aggregation=self.aggregation,
             temperatures=[temperatures[name] for name in names],
-            spreads=[spreads[name] for name in names],
             weights=[self.weights.get(name, 1.0) for name in names],
         )
         fused = STRATEGIES[strategy].function(logits)
         novelty = image_novelty(
-            logits,
+            novelty_logits,
             calibrated=calibration is not None,
             unknown_above=self.unknown_above,
             per_category=self.unknown_per_category,

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.background import Background
 from zsvec.method.calibration import Calibration
 from zsvec.types import Modality, Neighbor
 
@@ -19,6 +20,23 @@ Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """The mean references of categories, as seen from a background.
+
+    Attributes:
+        background: The background.
+        lengths: float32 ``(n_categories,)``, distance of each mean from that of the background.
+        trust: float32 ``(n_categories,)``, how far each is drawn towards that mean, 0 to 1.
+        halves: float32 ``(n_categories,)``, half of the squared Mahalanobis distance of what remains, nats.
+    """
+
+    background: Background
+    lengths: Floats
+    trust: Floats
+    halves: Floats
+
+
+@dataclass(frozen=True, eq=False)
 class ClassStatistics:
     """The references of one expert, summed up by category.
 
@@ -29,6 +47,21 @@ class ClassStatistics:
 
     means: Vectors
     counts: NDArray[np.intp]
+
+    def seen_from(self, background: Background) -> Seen:
+        """Computed when first asked for, and kept until another background is asked for."""
+        seen: Seen | None = self.__dict__.get("_seen")
+        if seen is None or seen.background is not background:
+            offsets = self.means - background.mean
+            trust = np.asarray(background.trust(self.counts), dtype=np.float32)
+            seen = Seen(
+                background,
+                lengths=np.linalg.norm(offsets, axis=1),
+                trust=trust,
+                halves=0.5 * trust**2 * np.einsum("cd,cd->c", offsets, background.precise(offsets)),
+            )
+            self.__dict__["_seen"] = seen
+        return seen
 
 
 @dataclass(frozen=True)
@@ -60,6 +93,10 @@ class References:
     def keys(self) -> list[tuple[str, str]]:
         """What makes each the same reference under every encoder: category and hash."""
         return list(zip(self.labels, self.hashes, strict=True))
+
+    def sum_up(self) -> ClassStatistics:
+        """The `statistics`."""
+        return self.statistics
 
     @cached_property
     def statistics(self) -> ClassStatistics:
@@ -167,6 +204,13 @@ class SearchResult:
     stale: bool = False
     incomplete: tuple[str, ...] = ()
     stale_seconds: float = 0.0
+
+    @property
+    def summed_up(self) -> bool:
+        """Whether every image expert covers every category, and has the statistics of its references."""
+        images = [expert for expert in self.experts if expert.modality == "image"]
+        covered = all(len(expert.coverage) == len(self.categories) for expert in images)
+        return covered and all(expert.statistics() is not None for expert in images)
 
     @property
     def exact(self) -> bool:

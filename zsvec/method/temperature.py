@@ -18,6 +18,7 @@ from zsvec.method.cross_entropy import least_cross_entropy
 Doubles = NDArray[np.float64]
 
 _PAIRS = 20  # pairs of categories whose spread counts as much as the profile's temperature
+_CLEAN = 8.0  # images that speak against noise: an expert alone is often wrong where the label is right
 _NEVER = -1e4  # logit of what cannot be the answer
 _ROUNDING = 1e-6  # a smaller spread is rounding
 
@@ -40,7 +41,7 @@ def calibrate_expert(similarity: NDArray[np.float32], labels: NDArray[np.intp], 
     logits = np.where(np.isnan(similarity[usable]), _NEVER * spread, similarity[usable]).astype(np.float64)
     truth = labels[usable]
     accuracy = float((logits.argmax(axis=1) == truth).mean())
-    (weight,), _, _ = least_cross_entropy(logits[None] / spread, truth, np.ones(1))
+    (weight,), _, _ = least_cross_entropy(logits[None] / spread, truth, np.ones(1), _CLEAN)
     return ExpertCalibration(float(spread / weight), spread, len(truth), accuracy)
 
 

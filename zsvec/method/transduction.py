@@ -61,7 +61,9 @@ def prototypes(found: SearchResult, pool: LogLinear) -> list[Prototypes]:
             out.append(
                 Prototypes(
                     # Where all aggregations are the same, half of the weight is the prototype's.
-                    coefficient=pool.coefficients[expert.name].get("prototype", pool.worth(expert.name) / 2),
+                    coefficient=pool.coefficients[expert.name].get(
+                        "prototype", sum(pool.coefficients[expert.name].values()) / 2
+                    ),
                     categories=expert.coverage,
                     counts=expert.similarities.counts,
                     means=expert.similarities.aggregate("mean", 1),

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from tests.method.material import Vectors, clusters, references
+from zsvec.method import background as background_module
+from zsvec.method import gda as module
+from zsvec.method.background import Background
+from zsvec.method.gda import CENTRED, GDA, Removal, class_similarities, learn_background, left_out
+from zsvec.method.similarities import References
+
+
+def rows(vectors: Vectors) -> tuple[np.ndarray, np.ndarray]:
+    names = sorted(vectors)
+    every = [np.array(list(vectors[name].values()), dtype=np.float64) for name in names]
+    return np.concatenate(every), np.repeat(np.arange(len(names)), [len(v) for v in every])
+
+
+def scatter(every: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and scatter around them, in double precision."""
+    means = np.stack([every[owner == c].mean(axis=0) for c in range(owner.max() + 1)])
+    residuals = every - means[owner]
+    return means, residuals.T @ residuals
+
+
+def naive(
+    queries: np.ndarray,
+    means: np.ndarray,
+    covariance: np.ndarray,
+    centre: np.ndarray,
+    trusts: Sequence[float] | np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-likelihood ratios of means that are drawn to the centre against one there, and cosines from there."""
+    inverse = np.linalg.inv(covariance)
+
+    def distance(x: np.ndarray, mean: np.ndarray) -> float:
+        return float((x - mean) @ inverse @ (x - mean))
+
+    drawn = [centre + trust * (mean - centre) for trust, mean in zip(trusts, means, strict=True)]
+    ratios = [[0.5 * distance(x, centre) - 0.5 * distance(x, mean) for mean in drawn] for x in queries]
+    y, offsets = queries - centre, means - centre
+    cosines = y @ offsets.T / np.outer(np.linalg.norm(y, axis=1), np.linalg.norm(offsets, axis=1))
+    return np.array(ratios), cosines
+
+
+def shrunk(total: np.ndarray, n: int, n_categories: int, held: tuple[float, float] | None = None) -> np.ndarray:
+    """The covariance of Wang et al., with its shrinkage and mean variance held if they are given."""
+    dim = len(total)
+    ratio = dim / (n - 1)
+    shrinkage, spread = held or (ratio / (1 + ratio), np.trace(total) / (dim * (n - n_categories)))
+    covariance: np.ndarray = (1 - shrinkage) * total / (n - n_categories) + shrinkage * spread * np.eye(dim)
+    return covariance
+
+
+@pytest.mark.parametrize(("sizes", "dim"), [({"a": 4, "b": 3, "c": 6}, 16), ({"a": 30, "b": 9, "c": 21}, 6)])
+def test_discriminants_are_those_of_the_definition(sizes: Mapping[str, int], dim: int) -> None:
+    images = clusters(np.random.default_rng(1), sizes, 1.0, dim)
+    stored, (every, owner) = references(images), rows(images)
+    background = learn_background(stored)
+    assert background is not None
+    queries = rows(clusters(np.random.default_rng(2), {"x": 5}, 0.0, dim))[0]
+    means, total = scatter(every, owner)
+    covariance, centre, counts = shrunk(total, len(every), 3), means.mean(axis=0), np.bincount(owner)
+    within = float(np.trace(total @ np.linalg.inv(covariance))) / (len(every) - 3)
+    apart = np.einsum("cd,de,ce->c", means - centre, np.linalg.inv(covariance), means - centre)
+    between = max(float((apart - within / counts).mean()), 0.05 * float(apart.mean()))
+    assert (background.within, background.between) == pytest.approx((within, between), rel=1e-4)
+    trusts = between / (between + within / counts)
+    ratios, cosines = naive(queries, means, covariance, centre, trusts)
+    centred, gda = class_similarities(queries.astype(np.float32), stored.statistics, background)
+    np.testing.assert_allclose(gda, ratios, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(centred, cosines, atol=1e-5)
+    assert {centred.dtype, gda.dtype} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(("sizes", "dim"), [({"a": 4, "b": 3, "c": 6}, 16), ({"a": 30, "b": 9, "c": 21}, 6)])
+@pytest.mark.parametrize("scene", [1, 2, 3])
+def test_leaving_out_is_refitting_with_mean_and_shrinkage_held(sizes: Mapping[str, int], dim: int, scene: int) -> None:
+    images = clusters(np.random.default_rng(3), sizes, 1.0, dim)
+    stored, (every, owner) = references(images), rows(images)
+    background = learn_background(stored)
+    assert background is not None
+    means, total = scatter(every, owner)
+    n, centre = len(every), means.mean(axis=0)
+    ratio = dim / (n - 1)
+    held = (ratio / (1 + ratio), float(np.trace(total)) / (dim * (n - 3)))
+    scenes = [np.flatnonzero(owner == owner[i])[:scene] for i in range(n)]
+    removed = [s if i in s else np.append(s[: scene - 1], i) for i, s in enumerate(scenes)]
+    got = left_out(stored, background, range(n), [Removal(int(owner[i]), removed[i]) for i in range(n)])
+    for i in range(n):
+        rest = np.setdiff1d(np.arange(n), removed[i])
+        others = every[rest]
+        kept = [c for c in range(3) if (owner[rest] == c).any()]
+        left = np.stack([others[owner[rest] == c].mean(axis=0) if c in kept else means[c] for c in range(3)])
+        residuals = others - left[owner[rest]]
+        trusts = [float(background.trust(max((owner[rest] == c).sum(), 1))) for c in range(3)]
+        ratios, cosines = naive(every[[i]], left, shrunk(residuals.T @ residuals, n, 3, held), centre, trusts)
+        expected = np.where(np.isin(np.arange(3), kept), [ratios[0], cosines[0]], np.nan)
+        np.testing.assert_allclose(got[GDA][i], expected[0], rtol=2e-4, atol=2e-3)
+        np.testing.assert_allclose(got[CENTRED][i], expected[1], atol=2e-5)
+
+
+def test_an_image_that_is_left_out_is_no_evidence_for_itself() -> None:
+    # Labels without meaning: with itself an image is recognised, without itself it is not.
+    images = clusters(np.random.default_rng(4), dict.fromkeys("abcd", 10), 0.0, 64)
+    stored, (every, owner) = references(images), rows(images)
+    background = learn_background(stored)
+    assert background is not None
+    _, itself = class_similarities(every.astype(np.float32), stored.statistics, background)
+    got = left_out(stored, background, range(40), [Removal(int(c), np.array([i])) for i, c in enumerate(owner)])
+    assert np.mean(itself.argmax(axis=1) == owner) > 0.9
+    assert np.mean(got[GDA].argmax(axis=1) == owner) < 0.4
+
+
+def test_a_category_that_is_one_scene_has_no_evidence_for_its_images() -> None:
+    images = clusters(np.random.default_rng(5), {"a": 3, "b": 5}, 1.0, 8)
+    stored = references(images)
+    background = learn_background(stored)
+    assert background is not None
+    got = left_out(stored, background, [0], [Removal(0, np.arange(3))])
+    for similarity in got.values():
+        assert np.isnan(similarity[0, 0])
+        assert np.isfinite(similarity[0, 1])
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"a": 8}, {"a": 3, "b": 2}, {"a": 1, "b": 1, "c": 1}], ids=["one category", "few", "one each"]
+)
+def test_too_few_references_have_no_background(sizes: Mapping[str, int]) -> None:
+    assert learn_background(references(clusters(np.random.default_rng(6), sizes, 1.0))) is None
+
+
+def test_references_that_are_alike_have_no_background() -> None:
+    images: Vectors = {"a": {str(i): (1.0, 0.0) for i in range(5)}, "b": {str(i): (0.0, 1.0) for i in range(5)}}
+    assert learn_background(references(images)) is None
+
+
+@pytest.mark.parametrize("dim", [12, 300])
+def test_blocks_and_rank_hardly_change_it(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = clusters(np.random.default_rng(7), dict.fromkeys("abcdef", 40), 1.0, dim)
+    stored: References = references(images)
+    queries = rows(clusters(np.random.default_rng(8), {"x": 50}, 0.0, dim))[0].astype(np.float32)
+    whole = learn_background(stored)
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    blocks = learn_background(stored)
+    assert whole is not None
+    assert blocks is not None
+    before, after = (class_similarities(queries, stored.statistics, b)[1] for b in (whole, blocks))
+    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-2)
+    monkeypatch.setattr(background_module, "_LARGEST_RANK", 8)
+    few = whole.shortened()
+    assert few.basis.shape == (8, dim)
+    assert np.sort(whole.along[-8:]) == pytest.approx(np.sort(whole.along)[:8])  # the widest have the least precision
+    rough = class_similarities(queries, stored.statistics, few)[1]
+    assert np.mean(rough.argmax(axis=1) == before.argmax(axis=1)) > 0.6
+
+
+def test_a_background_is_kept_as_it_is() -> None:
+    background = learn_background(references(clusters(np.random.default_rng(9), dict.fromkeys("abc", 5), 1.0)))
+    assert background is not None
+    read = Background.from_dict(background.to_dict())
+    for name in ("mean", "basis", "along"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(background, name))
+    assert (read.elsewhere, read.weight) == (background.elsewhere, background.weight)
+
+
+def test_a_mean_is_seen_anew_from_another_background() -> None:
+    rng = np.random.default_rng(10)
+    stored = references(clusters(rng, dict.fromkeys("abc", 5), 1.0))
+    one = learn_background(stored)
+    other = learn_background(references(clusters(rng, dict.fromkeys("abc", 5), 1.0)))
+    assert one is not None
+    assert other is not None
+    seen: Sequence[np.ndarray] = [stored.statistics.seen_from(b).halves for b in (one, other, one)]
+    np.testing.assert_array_equal(seen[0], seen[2])
+    assert not np.allclose(seen[0], seen[1])
+    assert stored.statistics.seen_from(one) is stored.statistics.seen_from(one)

@@ -1,0 +1,81 @@
+"""The background of an image expert: what its images are like whatever they show."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+_LARGEST_RANK = 256  # of a background that is kept with a store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Background:
+    """The mean of the categories, and the precision (the inverse covariance) of images around the mean of theirs.
+
+    The precision is ``elsewhere`` in all directions but those of the basis, in which images of a category differ most.
+
+    Attributes:
+        mean: float32 ``(dim,)``, the mean of the mean references of the categories.
+        basis: float32 ``(rank, dim)``, orthonormal rows; last those in which images of a category differ most.
+        along: float32 ``(rank,)``, the precision in the directions of the basis.
+        elsewhere: The precision in all others.
+        weight: What a unit of scatter along the basis adds to the covariance.
+        within: Mean squared Mahalanobis distance of a reference from the mean of its category.
+        between: Mean squared Mahalanobis distance of that from the mean of the categories.
+    """
+
+    mean: Floats
+    basis: Floats
+    along: Floats
+    elsewhere: float
+    weight: float
+    within: float
+    between: float
+
+    def trust(self, counts: NDArray[Any] | int) -> NDArray[Any] | float:
+        """How much of a mean reference's distance from the centre is not chance, 0 to 1.
+
+        So far a mean of n references is drawn towards the centre: it is the mean of the category given these, where
+        categories are normally distributed around the centre (empirical Bayes).
+
+        Args:
+            counts: Number of references, at least 1.
+        """
+        return self.between / (self.between + self.within / counts)
+
+    def shortened(self) -> Background:
+        """The same in the directions that matter most, so that it takes a few hundred kilobytes.
+
+        It is no good for leaving a reference out: the directions would have been chosen with it.
+        """
+        return replace(self, basis=self.basis[-_LARGEST_RANK:], along=self.along[-_LARGEST_RANK:])
+
+    def precise(self, vectors: NDArray[Any]) -> NDArray[Any]:
+        """Vectors times the precision, float ``(..., dim)``."""
+        gains = self.along - np.float32(self.elsewhere)
+        out: NDArray[Any] = np.float32(self.elsewhere) * vectors + (vectors @ self.basis.T * gains) @ self.basis
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, for the store: arrays as base64 of little-endian float32."""
+        arrays = {name: b64encode(getattr(self, name).astype("<f4").tobytes()).decode() for name in _ARRAYS}
+        return {**arrays, **{name: getattr(self, name) for name in _NUMBERS}}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Background:
+        """Inverse of `to_dict`."""
+        fields: dict[str, Any] = {name: float(values[name]) for name in _NUMBERS}
+        fields |= {name: np.frombuffer(b64decode(values[name]), "<f4").astype(np.float32) for name in _ARRAYS}
+        fields["basis"] = fields["basis"].reshape(len(fields["along"]), -1)
+        return cls(**fields)
+
+
+_ARRAYS = ("mean", "basis", "along")
+_NUMBERS = ("elsewhere", "weight", "within", "between")

@@ -1542,3 +1542,44 @@ def test_another_process_writes_first_with_other_encoders() -> None:
         others = EncoderSet([HashEncoder("siglip", dim=8), HashEncoder("dino", dim=16, modalities=("image",))])
         with pytest.raises(EncoderMismatchError, match="siglip"):
             clf.store.check_fingerprints(others.fingerprints)
+
+
+class TestGda:
+    """The strategy that needs more of a calibration than the others do."""
+
+    @pytest.fixture
+    def gda(self, folder: Path) -> Iterator[Classifier]:
+        with fill(open_classifier(folder, fusion="log_linear_gda"), images=8) as clf:
+            yield clf
+
+    def test_it_runs_and_answers(self, gda: Classifier) -> None:
+        for colour in COLOURS:
+            prediction = gda.classify(coloured(colour, 99))
+            assert (prediction.nearest, prediction.fusion) == (colour, "log_linear_gda")
+
+    def test_another_process_answers_the_same(self, gda: Classifier, folder: Path) -> None:
+        image = coloured("red", 99)
+        before = gda.classify(image).ranking
+        gda.close()
+        with open_classifier(folder, fusion="log_linear_gda") as again:
+            assert again.classify(image).ranking == before
+
+    @pytest.mark.parametrize("images", [0, 1, 2])
+    def test_a_category_of_few_images_brings_back_the_default(
+        self, gda: Classifier, images: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("zsvec.calibrator._CHEAP", 0)  # the calibration turns stale, and is that of before
+        gda.add_category("white", ["all white"], [coloured("white", seed) for seed in range(images)])
+        assert gda.classify(coloured("red", 99)).fusion == "log_linear_views"
+        gda.remove_category("white")
+        assert gda.classify(coloured("red", 99)).fusion == "log_linear_gda"
+
+    def test_a_calibration_without_it_is_made_anew_when_asked(self, gda: Classifier, folder: Path) -> None:
+        gda.close()
+        with open_classifier(folder) as other:
+            other.calibrate()
+        with open_classifier(folder, fusion="log_linear_gda") as again:
+            assert again.classify(coloured("red", 99)).fusion == "log_linear_views"
+            report = again.calibrate()
+            assert report.calibration.classwise
+            assert again.classify(coloured("red", 99)).fusion == "log_linear_gda"

@@ -826,7 +826,7 @@ def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest
     assert [words[:2] for words in lines[7:9]] == [["before", "100.0%"], ["after", "100.0%"]]
     assert [words[3] for words in lines[7:9]] == ["nats"] * 2
     assert " ".join(lines[9]) == (
-        "learned from 9 reference images; no threshold: too few of these images share their category with another"
+        "learned from 9 reference images; no threshold: that takes 19 images that share their category with another"
     )
     assert len(lines) == 10
     monkeypatch.setattr(output.out, "width", 30)

@@ -83,8 +83,9 @@ class Calibrator:
         calibration, sample = made
         before = uncalibrated({expert: self._temperatures[expert] for expert in sample.aggregations}, self._aggregation)
         if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
-            before = former.aggregations
-        return CalibrationReport(calibration, quality(before, sample), quality(calibration.aggregations, sample))
+            before = (calibration.classwise and former.classwise) or former.aggregations
+        after = calibration.classwise or calibration.aggregations
+        return CalibrationReport(calibration, quality(before, sample), quality(after, sample))
 
     def calibrate_if_cheap(self) -> None:
         """Calibrate after a write if that is cheap and the stored calibration is outdated; else it turns stale.

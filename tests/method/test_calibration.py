@@ -72,6 +72,11 @@ def test_what_another_version_keeps_is_not_read(made: Calibration) -> None:
         assert Calibration.from_dict(other) is None
 
 
+@pytest.mark.parametrize("change", [{"later": 3}, {"experts": 3}, {"plain": {"slopes": {}, "later": 1}}])
+def test_a_record_of_another_shape_is_not_read(made: Calibration, change: dict[str, object]) -> None:
+    assert Calibration.from_dict({**made.to_dict(), **change}) is None
+
+
 def test_uncalibrated_experts_have_equal_shares() -> None:
     pool = uncalibrated({"a:image": 0.05, "a:text": 0.01, "b:image": 0.1, "c:image": 0.5}, "mean")
     assert [by_name["mean"] for by_name in pool.coefficients.values()] == pytest.approx([10, 50, 5, 1])

@@ -154,8 +154,10 @@ def test_blocks_and_rank_hardly_change_it(dim: int, monkeypatch: pytest.MonkeyPa
     few = whole.shortened()
     assert few.basis.shape == (8, dim)
     assert np.sort(whole.along[-8:]) == pytest.approx(np.sort(whole.along)[:8])  # the widest have the least precision
+    # The others get the mean of their precisions, so that evidence has the scale that calibration learned.
     rough = class_similarities(queries, stored.statistics, few)[1]
     assert np.mean(rough.argmax(axis=1) == before.argmax(axis=1)) > 0.6
+    assert rough.std() == pytest.approx(before.std(), rel=0.25)
 
 
 def test_a_background_is_kept_as_it_is() -> None:

@@ -30,7 +30,6 @@ from tests.store.material import add, references
 from tests.store.support import Hooked
 from zsvec.method.aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, References
-from zsvec.search import numpy_index
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.store.base import Where
@@ -159,7 +158,7 @@ def test_statistics_by_hand() -> None:
     np.testing.assert_array_equal(found.statistics.means, np.array([[0.5, 0.5], [0.3, 0.9]], dtype=np.float32))
     assert found.statistics.counts.tolist() == [2, 2]
     assert found.statistics is found.statistics
-    assert numpy_index.NumpyIndex(found).statistics() is found.statistics
+    assert found.sum_up() is found.statistics
 
 
 def assert_statistics(searching: Searcher, state: State) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,14 +48,24 @@ def calibrate(
 
 def _learned_from(made: Calibration) -> tuple[object, ...]:
     """What decides a calibration; its numbers come back from a store with other last digits."""
-    return made.revision, made.false_unknown_rate, made.aggregation, made.top_m, sorted(made.experts)
+    return (
+        made.revision,
+        made.false_unknown_rate,
+        made.aggregation,
+        made.top_m,
+        sorted(made.experts),
+        sorted(made.backgrounds),
+    )
 
 
 def _print_report(report: CalibrationReport) -> None:
     """Print what the calibration learned, and how it changed the fusion."""
     from zsvec.cli import output
+    from zsvec.method.thresholds import enough
 
     made = report.calibration
+    rate = made.false_unknown_rate
+    fewest = next(n for n in count(1) if enough(n, rate))
     experts = output.new_table("expert", "temperature", "images", "accuracy")
     for name, expert in made.experts.items():
         accuracy = "– (one reference a category)" if expert.accuracy is None else f"{expert.accuracy:.1%}"
@@ -72,6 +83,6 @@ def _print_report(report: CalibrationReport) -> None:
             f"an image is unknown if it is farther from every category than {1 - made.false_unknown_rate:.1%} of these "
             "images"
             if made.aggregations.thresholds
-            else "no threshold: too few of these images share their category with another"
+            else f"no threshold: that takes {fewest} images that share their category with another"
         )
     )

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
+FEWEST = 3
+"""References that every category has where a background is learned."""
 _LARGEST_RANK = 256  # of a background that is kept with a store
 
 
@@ -51,11 +53,17 @@ class Background:
         return self.between / (self.between + self.within / counts)
 
     def shortened(self) -> Background:
-        """The same in the directions that matter most, so that it takes a few hundred kilobytes.
+        """The same in the directions in which images of a category differ most, so that it takes a megabyte.
 
-        It is no good for leaving a reference out: the directions would have been chosen with it.
+        All others get the mean of their precisions. It is no good for leaving a reference out: the directions would
+        have been chosen with it.
         """
-        return replace(self, basis=self.basis[-_LARGEST_RANK:], along=self.along[-_LARGEST_RANK:])
+        dropped, dim = self.along[:-_LARGEST_RANK], len(self.mean)
+        if not len(dropped):
+            return self
+        nowhere = dim - len(self.along)  # directions that no reference has
+        elsewhere = (float(dropped.sum()) + nowhere * self.elsewhere) / (dim - _LARGEST_RANK)
+        return replace(self, basis=self.basis[-_LARGEST_RANK:], along=self.along[-_LARGEST_RANK:], elsewhere=elsewhere)
 
     def precise(self, vectors: NDArray[Any]) -> NDArray[Any]:
         """Vectors times the precision, float ``(..., dim)``."""

@@ -108,9 +108,16 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
-        """Inverse of `to_dict`; ``None`` for nothing, and for a record of another format."""
+        """Inverse of `to_dict`; ``None`` for nothing, and for a record of another format or shape."""
         if not values or values.get("format") not in READABLE_CALIBRATIONS:
             return None
+        try:
+            return cls._read(values)
+        except (KeyError, TypeError, ValueError):  # of a version that keeps something else
+            return None
+
+    @classmethod
+    def _read(cls, values: Mapping[str, Any]) -> Calibration:
         names = {stored: name for name, stored in _STORED_NAMES.items()}
         fields = _renamed(values, names)
         former = fields.pop("format") == 1

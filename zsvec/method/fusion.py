@@ -77,7 +77,8 @@ def choose_strategy(
     """
     exact = found.exact
     images = any(expert.modality == "image" for expert in found.experts)
-    classwise = calibration.classwise if calibration and exact and found.summed_up else None
+    wanted = calibration.classwise if calibration and exact and STRATEGIES[name].classwise else None
+    classwise = wanted if wanted and found.summed_up else None
     strategy = STRATEGIES[name]
     while strategy.fallback and (
         (strategy.needs_exact and not exact)
@@ -166,6 +167,7 @@ STRATEGIES: Mapping[str, Strategy] = {
         classwise=True,
         needs_exact=True,
         needs_calibration=True,
+        needs_images=True,
         fallback="log_linear_views",
     ),
     "transductive": Strategy(

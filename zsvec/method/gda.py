@@ -7,7 +7,7 @@ better than the nearest references.
 
 What they need beyond the means is the *background* of an expert. It is learned when the store is calibrated, and stays
 as it is until the next calibration: so a category that is added takes its mean alone, and every process answers the
-same. The directions in which images of a category differ most are enough for it.
+same. Of the directions that tell images of a category apart, those that do so most are kept with the store.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import Background
+from zsvec.method.background import FEWEST, Background
 from zsvec.method.similarities import ClassStatistics, References
 
 Floats = NDArray[np.float32]
@@ -29,8 +29,6 @@ CENTRED = "centred"
 GDA = "gda"
 """Beside the aggregations: the Gaussian discriminant, nats."""
 
-FEWEST = 3
-"""References that every category has where a background is learned."""
 _LEAST = 0.05  # share of the distance of mean references from their centre that is not chance, at least
 _BLOCK = 4096  # references whose scatter is summed up at once
 
@@ -40,7 +38,7 @@ def learn_background(references: References) -> Background | None:
 
     With N references of C categories in d dimensions, S their scatter around the means of their categories, and τ the
     mean variance tr S / (d (N - C)), the covariance is (1 - λ) S / (N - C) + λ τ I with λ = r / (1 + r) and
-    r = d / (N - 1): the estimate of Kubokawa & Srivastava (2008) that Wang et al. take.
+    r = d / (N - 1): up to a factor the estimate of Kubokawa & Srivastava (2008) that Wang et al. take.
 
     Args:
         references: All of them.

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import Background
+from zsvec.method.background import FEWEST, Background
 from zsvec.method.calibration import Calibration
 from zsvec.types import Modality, Neighbor
 
@@ -207,10 +207,12 @@ class SearchResult:
 
     @property
     def summed_up(self) -> bool:
-        """Whether every image expert covers every category, and has the statistics of its references."""
+        """Whether every image expert has the statistics of every category, and enough references of each."""
         images = [expert for expert in self.experts if expert.modality == "image"]
-        covered = all(len(expert.coverage) == len(self.categories) for expert in images)
-        return covered and all(expert.statistics() is not None for expert in images)
+        if any(len(expert.coverage) < len(self.categories) for expert in images):
+            return False
+        statistics = [expert.statistics() for expert in images]
+        return all(found is not None and found.counts.min() >= FEWEST for found in statistics)
 
     @property
     def exact(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, References
+from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.types import Category, Modality, encoder_and_modality
 
 Vectors = NDArray[np.float32]
@@ -100,10 +100,6 @@ class Index(Protocol):
             nearest: How many nearest references to find for each image.
             expert: Whose references these are.
         """
-        ...
-
-    def statistics(self) -> ClassStatistics:
-        """Statistics of the references of each category."""
         ...
 
 

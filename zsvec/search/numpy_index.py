@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.aggregation import Similarities
 from zsvec.method.linalg import largest
-from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, References, SearchResult
+from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 from zsvec.search.base import Expert, IndexSpec, Vectors
 from zsvec.types import Neighbor
 
@@ -50,10 +50,6 @@ class NumpyIndex:
             nearest=neighbors(references, rows, cosines),
             statistics=references.sum_up,
         )
-
-    def statistics(self) -> ClassStatistics:
-        """See `Index`."""
-        return self.references.statistics
 
 
 def build(references: References, spec: IndexSpec) -> NumpyIndex:

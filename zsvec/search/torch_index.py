@@ -21,7 +21,7 @@ from torch.nn.functional import conv2d
 
 from zsvec.errors import StoreError
 from zsvec.method.aggregation import cosine_to_mean
-from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, References
+from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search import numpy_index
 from zsvec.search.base import Expert, Index, IndexSpec, Vectors
 from zsvec.search.numpy_index import NumpyIndex, neighbors
@@ -212,10 +212,6 @@ class TorchIndex:
             nearest=neighbors(self.references, rows.astype(np.intp), cosines),
             statistics=self.references.sum_up,
         )
-
-    def statistics(self) -> ClassStatistics:
-        """See `Index`."""
-        return self.references.statistics
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ class Calibration:
             return None
         try:
             return cls._read(values)
-        except (KeyError, TypeError, ValueError):  # of a version that keeps something else
+        except (AttributeError, KeyError, TypeError, ValueError):  # of a version that keeps something else
             return None
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from numbers import Real
 
@@ -10,6 +10,7 @@ from zsvec.errors import InvalidInputError, StoreError
 from zsvec.method.calibration import Calibration, uncalibrated
 from zsvec.method.fit import FALSE_UNKNOWN_RATE, CalibrationReport, fit_calibration, largest_sample, quality
 from zsvec.method.leave_one_out import LeftOut
+from zsvec.method.similarities import image_experts
 from zsvec.search.searcher import Searcher
 from zsvec.store import Census, Store
 from zsvec.types import encoder_and_modality
@@ -135,7 +136,7 @@ class Calibrator:
     def _calibratable(self) -> bool:
         """Whether a process with other experts could calibrate the store."""
         categories, references, _ = self._census.update()
-        return categories > 1 and any(encoder_and_modality(expert)[1] == "image" for expert in references)
+        return categories > 1 and bool(image_experts(references))
 
     def _present(self) -> Calibration | None:
         return Calibration.from_dict(self._store.calibration())
@@ -146,16 +147,9 @@ class Calibrator:
         images = min(max(references.values(), default=0), largest_sample(categories))
         products: float = sum(images * n * dims[encoder_and_modality(expert)[0]] for expert, n in references.items())
         if self._classwise:
-            products += sum(_background_cost(n, dims[encoder]) for encoder, n in _images(references))
+            images_of = image_experts(references)
+            products += sum(_background_cost(n, dims[encoder_and_modality(e)[0]]) for e, n in images_of.items())
         return products + images * categories * 2 * len(references) * _FITTING
-
-
-def _images(references: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """The encoder and the number of references of each image expert."""
-    for expert, n in references.items():
-        encoder, modality = encoder_and_modality(expert)
-        if modality == "image":
-            yield encoder, n
 
 
 def _background_cost(n: int, dim: int) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zsvec.evaluation.ablations import drawn, image_keys, image_references, laid_out, mislabelled, only, replaced
-from zsvec.method.similarities import References
+from zsvec.evaluation.ablations import drawn, image_keys, laid_out, mislabelled, only, replaced
+from zsvec.method.similarities import References, image_experts
 
 NAMES = ("ant", "bee", "cat")
 EACH = 5
@@ -34,7 +34,7 @@ def test_layout(references: dict[str, References]) -> None:
     means = [images.vectors[start : start + EACH].mean(axis=0) for start in (0, 5, 10)]
     np.testing.assert_allclose(images.norms, np.linalg.norm(means, axis=1), rtol=1e-6)
     assert only(references, ["clip:text", "nobody:image"]) == {"clip:text": references["clip:text"]}
-    assert list(image_references(references)) == ["clip:image", "dino:image"]
+    assert list(image_experts(references)) == ["clip:image", "dino:image"]
     assert image_keys(references) == sorted((name, f"{name}{i}") for name in NAMES for i in range(EACH))
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.method.material import calibrated, clusters, pools, texts
 from zsvec.method.novelty import novelty
 from zsvec.method.opinion_pool import expert_evidence, log_linear
-from zsvec.method.thresholds import enough, quantile
+from zsvec.method.thresholds import enough, fewest, quantile
 
 NAN = np.nan
 
@@ -57,10 +57,15 @@ def test_a_threshold_takes_nineteen_images_where_one_in_twenty_may_be_unknown() 
             assert pool.category_thresholds.keys() == own
 
 
-@pytest.mark.parametrize(("false_unknown_rate", "fewest"), [(0.01, 99), (0.02, 49), (0.05, 19), (0.1, 9), (0.5, 1)])
-def test_how_many_images_a_rate_takes(false_unknown_rate: float, fewest: int) -> None:
-    assert [n for n in range(200) if enough(n, false_unknown_rate)] == list(range(fewest, 200))
-    assert [n for n in range(200) if enough(n, 1 - false_unknown_rate)] == list(range(fewest, 200))
+@pytest.mark.parametrize(("false_unknown_rate", "least"), [(0.01, 99), (0.02, 49), (0.05, 19), (0.1, 9), (0.5, 1)])
+def test_how_many_images_a_rate_takes(false_unknown_rate: float, least: int) -> None:
+    assert [n for n in range(200) if enough(n, false_unknown_rate)] == list(range(least, 200))
+    assert [n for n in range(200) if enough(n, 1 - false_unknown_rate)] == list(range(least, 200))
+    assert fewest(false_unknown_rate) == fewest(1 - false_unknown_rate) == least
+
+
+def test_how_many_images_a_tiny_rate_takes_is_told_at_once() -> None:
+    assert fewest(1e-9) == pytest.approx(1e9)
 
 
 @given(st.integers(1, 60), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))

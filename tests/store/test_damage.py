@@ -329,13 +329,17 @@ class TestUnclosed(Damaged):
         return open_folder
 
 
+@pytest.fixture
+def no_boot(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seal, "_BOOT", parent / "boot_id")
+
+
 @pytest.mark.parametrize("damage", DAMAGE_OF_FLUSHED.values(), ids=DAMAGE_OF_FLUSHED)
 class TestFlushed(Damaged):
     """And not written since. No claim is believed, as after a loss of power."""
 
     @pytest.fixture
-    def folder(self, flushed: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(seal, "_BOOT", parent / "boot_id")
+    def folder(self, flushed: Path, parent: Path, no_boot: None) -> Path:
         return copy(flushed, parent / "store")
 
 
@@ -344,8 +348,7 @@ class TestWrittenSinceItWasFlushed(Damaged):
     """No claim is believed."""
 
     @pytest.fixture
-    def folder(self, written_since: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(seal, "_BOOT", parent / "boot_id")
+    def folder(self, written_since: Path, parent: Path, no_boot: None) -> Path:
         return copy(written_since, parent / "store")
 
 

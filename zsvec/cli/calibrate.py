@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,11 +60,9 @@ def _learned_from(made: Calibration) -> tuple[object, ...]:
 def _print_report(report: CalibrationReport) -> None:
     """Print what the calibration learned, and how it changed the fusion."""
     from zsvec.cli import output
-    from zsvec.method.thresholds import enough
+    from zsvec.method.thresholds import fewest
 
     made = report.calibration
-    rate = made.false_unknown_rate
-    fewest = next(n for n in count(1) if enough(n, rate))
     experts = output.new_table("expert", "temperature", "images", "accuracy")
     for name, expert in made.experts.items():
         accuracy = "– (one reference a category)" if expert.accuracy is None else f"{expert.accuracy:.1%}"
@@ -83,6 +80,7 @@ def _print_report(report: CalibrationReport) -> None:
             f"an image is unknown if it is farther from every category than {1 - made.false_unknown_rate:.1%} of these "
             "images"
             if made.aggregations.thresholds
-            else f"no threshold: that takes {fewest} images that share their category with another"
+            else f"no threshold: that takes {fewest(made.false_unknown_rate):.0f} images that share their category "
+            "with another"
         )
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.similarities import References, category_names
+from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.types import encoder_and_modality
 
 
@@ -16,14 +16,9 @@ def only(references: Mapping[str, References], experts: Collection[str]) -> dict
     return {expert: stored for expert, stored in references.items() if expert in experts}
 
 
-def image_references(references: Mapping[str, References]) -> dict[str, References]:
-    """The references of the image experts."""
-    return {expert: stored for expert, stored in references.items() if encoder_and_modality(expert)[1] == "image"}
-
-
 def image_keys(references: Mapping[str, References]) -> list[tuple[str, str]]:
     """Category and hash of every reference image, sorted."""
-    return sorted({key for stored in image_references(references).values() for key in stored.keys})
+    return sorted({key for stored in image_experts(references).values() for key in stored.keys})
 
 
 def with_images(
@@ -35,7 +30,7 @@ def with_images(
         references: By expert.
         change: From an encoder's name and its reference images to what takes their place.
     """
-    images = image_references(references)
+    images = image_experts(references)
     changed = {expert: change(encoder_and_modality(expert)[0], stored) for expert, stored in images.items()}
     return {**references, **changed}
 

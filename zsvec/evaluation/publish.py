@@ -11,10 +11,10 @@ from PIL import Image
 
 from zsvec.errors import ImageError
 from zsvec.evaluation import figures, metrics
-from zsvec.evaluation.ablations import image_references
 from zsvec.evaluation.report import write_report
 from zsvec.evaluation.suite import Suite
 from zsvec.inputs.images import ImageInput, load_image
+from zsvec.method.similarities import image_experts
 from zsvec.search.numpy_index import compare
 from zsvec.trust import inside
 from zsvec.types import encoder_and_modality
@@ -92,7 +92,7 @@ def _draw(suite: Suite, folder: Path) -> Iterator[tuple[str, str, str]]:
 
 def _neighbourhood(suite: Suite) -> tuple[np.ndarray, list[str], np.ndarray] | None:
     """Points, categories, and which are references, of some categories under one image expert."""
-    expert = next(iter(image_references(suite.references)), None)
+    expert = next(iter(image_experts(suite.references)), None)
     if expert is None:
         return None
     references = suite.references[expert]
@@ -112,7 +112,7 @@ def _mistakes(suite: Suite, truth: np.ndarray, said: np.ndarray, largest: np.nda
     wrong = sorted(np.flatnonzero(said != truth), key=lambda i: -largest[i])[:_MISTAKES]
     if not wrong:
         return
-    images = image_references(suite.references)
+    images = image_experts(suite.references)
     queries = {encoder: vectors[rows[wrong]] for encoder, vectors in suite.sample.vectors.items()}
     nearest = compare(images, names, queries, 1).experts if images else ()
     for position, i in enumerate(wrong):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.evaluation.ablations import image_references
 from zsvec.evaluation.metrics import (
     Doubles,
     blind_auroc,
@@ -23,7 +22,7 @@ from zsvec.evaluation.splits import Split
 from zsvec.method.fit import expected_calibration_error, fit_calibration
 from zsvec.method.fusion import STRATEGIES
 from zsvec.method.scoring import Scoring
-from zsvec.method.similarities import References, category_names
+from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.search.numpy_index import compare
 
 _BATCH = 256
@@ -140,7 +139,7 @@ class Study:
     @property
     def image_experts(self) -> list[str]:
         """Experts with reference images."""
-        return list(image_references(self.references))
+        return list(image_experts(self.references))
 
     def answers(self, references: Mapping[str, References], **choices: Any) -> Answers:
         """Classify the sample by some references.

@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from zsvec.errors import ImageError
-from zsvec.evaluation.ablations import drawn, image_references, laid_out, mislabelled, only, replaced, with_images
+from zsvec.evaluation.ablations import drawn, laid_out, mislabelled, only, replaced, with_images
 from zsvec.evaluation.embeddings import Embeddings
 from zsvec.evaluation.study import Study
 from zsvec.inputs.images import ImageLimits, load_image
 from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
-from zsvec.method.similarities import References, category_names
+from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.types import encoder_and_modality
 
 PAPER_STRATEGY = "inverse_entropy"
@@ -193,7 +193,7 @@ def _blurred(
     """The same reference images out of focus; ``None`` if not all of their files can be read."""
     sources = {
         digest: source
-        for stored in image_references(references).values()
+        for stored in image_experts(references).values()
         for digest, source in zip(stored.hashes, stored.sources, strict=True)
     }
     try:

@@ -20,9 +20,10 @@ from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.logits import logsumexp
 
 Doubles = NDArray[np.float64]
-_CLEAN = 4.0  # images that speak against noise
 Key = tuple[str, str]
 """An expert and an aggregation."""
+
+_CLEAN = 4.0  # images that speak against noise
 
 
 @dataclass(frozen=True, slots=True)

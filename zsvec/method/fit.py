@@ -25,8 +25,7 @@ from zsvec.method.gda import CENTRED, GDA, learn_background
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.logits import softmax
 from zsvec.method.opinion_pool import expert_evidence, log_linear
-from zsvec.method.scenes import image_experts
-from zsvec.method.similarities import References, category_names
+from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.method.temperature import calibrate_expert
 from zsvec.method.thresholds import learn_category_thresholds, learn_neutral, learn_thresholds
 

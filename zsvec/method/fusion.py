@@ -127,7 +127,7 @@ def _log_linear(logits: Logits) -> Fused:
 
 def _transductive(logits: Logits) -> Fused:
     evidence, confidence = _weighed_evidence(logits)
-    moved = transduce(evidence, prototypes(logits.found, logits.pool))
+    moved = transduce(evidence, prototypes(logits.found, logits.pool.coefficients))
     return Fused(softmax(moved), confidence)
 
 

@@ -22,7 +22,6 @@ from zsvec.method.background import FEWEST, Background
 from zsvec.method.similarities import ClassStatistics, References
 
 Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 
 CENTRED = "centred"
 """Beside the aggregations: the cosine to a mean reference, seen from the mean of all categories."""

@@ -46,9 +46,11 @@ class LeftOut:
 
     def uneven(self, expert: str) -> bool:
         """Whether the categories of an image expert have unequal numbers of references."""
-        logs = self.aggregations[expert].get(LOG_COUNT, np.empty((0, 0)))
-        others = logs[self.labels[:, None] != np.arange(logs.shape[1])] if logs.size else logs
-        return bool(np.ptp(others[~np.isnan(others)]) > 0) if np.isfinite(others).any() else False
+        logs = self.aggregations[expert].get(LOG_COUNT)
+        if logs is None:
+            return False
+        others = logs[(self.labels[:, None] != np.arange(len(self.categories))) & ~np.isnan(logs)]
+        return bool(others.size and np.ptp(others) > 0)
 
 
 def leave_one_out(

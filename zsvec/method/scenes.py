@@ -16,8 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.similarities import References
-from zsvec.types import encoder_and_modality
+from zsvec.method.similarities import References, image_experts
 
 Floats = NDArray[np.float32]
 Key = tuple[str, str]
@@ -73,11 +72,6 @@ def contested(references: Mapping[str, References], images: Collection[Key]) -> 
             alike = found.vectors[block] @ found.vectors.T >= TWIN
             pairs[expert] |= {(keys[block[i]], keys[j]) for i, j in zip(*np.nonzero(alike), strict=True)}
     return {one for one, other in agreed(pairs, experts) if one[0] != other[0]}
-
-
-def image_experts(references: Mapping[str, References]) -> dict[str, References]:
-    """The experts that compare images with images."""
-    return {expert: found for expert, found in references.items() if encoder_and_modality(expert)[1] == "image"}
 
 
 def agreed(pairs: Mapping[str, Pairs], references: Mapping[str, References]) -> Pairs:

@@ -6,17 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.background import FEWEST, Background
 from zsvec.method.calibration import Calibration
-from zsvec.types import Modality, Neighbor
+from zsvec.types import Modality, Neighbor, encoder_and_modality
 
 Floats = NDArray[np.float32]
 Vectors = NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,11 @@ class References:
         for mean, (start, end) in zip(means, pairwise(self.starts.tolist()), strict=True):
             mean[:] = self.vectors[start:end].mean(axis=0, dtype=np.float64)
         return ClassStatistics(means, np.diff(self.starts))
+
+
+def image_experts(by_expert: Mapping[str, T]) -> dict[str, T]:
+    """What there is of the experts that compare images with images."""
+    return {expert: value for expert, value in by_expert.items() if encoder_and_modality(expert)[1] == "image"}
 
 
 def category_names(references: Mapping[str, References]) -> list[str]:

@@ -19,9 +19,15 @@ from zsvec.method.opinion_pool import log_linear, neutral_evidence, pattern
 Doubles = NDArray[np.float64]
 
 
-def enough(images: int, fraction: float) -> bool:
+def enough(images: float, fraction: float) -> bool:
     """Whether so many images tell what a new one falls below with a probability `fraction`, between 0 and 1."""
     return 1 <= fraction * (images + 1) <= images
+
+
+def fewest(fraction: float) -> float:
+    """The least number of images that are `enough`."""
+    least = float(np.ceil(max(1 / fraction, 1 / (1 - fraction))) - 1)
+    return least - 1 if enough(least - 1, fraction) else least  # of a quotient that was rounded up
 
 
 def quantile(evidence: Doubles, fraction: float) -> float:

@@ -9,13 +9,12 @@ prototype cannot drift away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.calibration import LogLinear
 from zsvec.method.logits import softmax
 from zsvec.method.scenes import TWIN
 from zsvec.method.similarities import SearchResult
@@ -47,23 +46,21 @@ class Prototypes:
     gram: NDArray[np.float32]
 
 
-def prototypes(found: SearchResult, pool: LogLinear) -> list[Prototypes]:
+def prototypes(found: SearchResult, coefficients: Mapping[str, Mapping[str, float]]) -> list[Prototypes]:
     """The prototypes of the experts that compare images with images.
 
     Args:
         found: The answer of the search; every image was compared with every reference.
-        pool: Gives the coefficients.
+        coefficients: By expert and aggregation, nats of evidence per unit of similarity.
     """
     out = []
     for expert in found.experts:
         if expert.modality == "image":
-            query = found.queries[expert.encoder]
+            of_aggregations, query = coefficients[expert.name], found.queries[expert.encoder]
             out.append(
                 Prototypes(
                     # Where all aggregations are the same, half of the weight is the prototype's.
-                    coefficient=pool.coefficients[expert.name].get(
-                        "prototype", sum(pool.coefficients[expert.name].values()) / 2
-                    ),
+                    coefficient=of_aggregations.get("prototype", sum(of_aggregations.values()) / 2),
                     categories=expert.coverage,
                     counts=expert.similarities.counts,
                     means=expert.similarities.aggregate("mean", 1),

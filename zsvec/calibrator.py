@@ -8,7 +8,7 @@ from numbers import Real
 
 from zsvec.errors import InvalidInputError, StoreError
 from zsvec.method.calibration import Calibration, uncalibrated
-from zsvec.method.fit import FALSE_UNKNOWN_RATE, CalibrationReport, fit_calibration, largest_sample, quality
+from zsvec.method.fit import FALSE_UNKNOWN_RATE, CalibrationReport, fit_calibration, holds, largest_sample, quality
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.similarities import image_experts
 from zsvec.search.searcher import Searcher
@@ -101,14 +101,17 @@ class Calibrator:
             categories, references, revision = self._census.update()
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
             current = present is not None and present.revision >= revision
-            if not for_others and not current and self._cost(categories, references) <= _CHEAP:
-                self._keep(self.false_unknown_rate)
+            if not for_others and not current and self._cost(categories, references, present) <= _CHEAP:
+                self._keep(self.false_unknown_rate, former=present)
 
-    def fitted(self, false_unknown_rate: float | None = None) -> tuple[Calibration, LeftOut] | None:
+    def fitted(
+        self, false_unknown_rate: float | None = None, former: Calibration | None = None
+    ) -> tuple[Calibration, LeftOut] | None:
         """What a calibration would be now, and what it is learned from; nothing is kept.
 
         Args:
             false_unknown_rate: Between 0 and 1; by default the property of this name.
+            former: As `fit_calibration`.
 
         Returns:
             ``None`` where there are no two categories, or no reference image.
@@ -122,11 +125,12 @@ class Calibrator:
             top_m=self._top_m,
             false_unknown_rate=false_unknown_rate or self.false_unknown_rate,
             classwise=self._classwise,
+            former=former,
         )
 
-    def _keep(self, false_unknown_rate: float) -> tuple[Calibration, LeftOut] | None:
+    def _keep(self, false_unknown_rate: float, former: Calibration | None = None) -> tuple[Calibration, LeftOut] | None:
         """Calibrate and keep it; where the store cannot be calibrated any more, keep none."""
-        made = self.fitted(false_unknown_rate)
+        made = self.fitted(false_unknown_rate, former)
         if made is not None:
             self._store.keep_calibration(made[0].to_dict())
         elif self._store.calibration() and not self._calibratable():
@@ -141,12 +145,12 @@ class Calibrator:
     def _present(self) -> Calibration | None:
         return Calibration.from_dict(self._store.calibration())
 
-    def _cost(self, categories: int, references: Mapping[str, int]) -> float:
+    def _cost(self, categories: int, references: Mapping[str, int], former: Calibration | None) -> float:
         """Multiplications, roughly: products of images and references, and steps of fitting."""
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
         images = min(max(references.values(), default=0), largest_sample(categories))
         products: float = sum(images * n * dims[encoder_and_modality(expert)[0]] for expert, n in references.items())
-        if self._classwise:
+        if self._classwise and not (former and holds(former, references)):
             images_of = image_experts(references)
             products += sum(_background_cost(n, dims[encoder_and_modality(e)[0]]) for e, n in images_of.items())
         return products + images * categories * 2 * len(references) * _FITTING

@@ -124,7 +124,7 @@ def searched(
                     norms=stored.norms,
                     bound=np.full(len(values), -1 if bound is None else bound, dtype=np.float32),
                 ),
-                statistics=partial(getattr, stored, "statistics") if bound is None else lambda: None,
+                class_means=partial(getattr, stored, "class_means") if bound is None else lambda: None,
                 nearest=[
                     tuple(Neighbor(stored.labels[j], float(row[j]), stored.sources[j]) for j in order)
                     for row, order in zip(values, near.tolist(), strict=True)

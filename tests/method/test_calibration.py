@@ -30,6 +30,7 @@ def test_what_is_kept_is_read_again(made: Calibration) -> None:
     assert read
     assert read.to_dict() == made.to_dict()
     assert replace(read, backgrounds={}) == replace(made, backgrounds={})
+    assert read.backgrounds["clip:image"].references == made.backgrounds["clip:image"].references > 0
 
 
 def test_what_an_earlier_version_kept_is_read(made: Calibration) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.method.material import METHODS, Vectors, calibrated, clusters, pools, references, stores, texts
 from zsvec.method import fit
-from zsvec.method.calibration import ExpertCalibration, other_aggregation
+from zsvec.method.calibration import Calibration, ExpertCalibration, other_aggregation
 from zsvec.method.fit import expected_calibration_error, fit_calibration, largest_sample, quality
 from zsvec.method.opinion_pool import expert_evidence, log_linear
 
@@ -99,6 +100,46 @@ def test_as_many_images_are_left_out_as_the_sample_has(monkeypatch: pytest.Monke
 
 
 # ---- experts of few categories
+
+
+# ---- what is learned of means
+
+
+def sized(sizes: Mapping[str, int], *more: str) -> dict[str, Vectors]:
+    rng = np.random.default_rng(6)
+    images = {name: clusters(rng, sizes, 1.0) for name in ("a:image", "b:image")}
+    return images | {name: texts(rng, list(sizes)) for name in more}
+
+
+def test_backgrounds_stay_while_there_are_about_as_many_references() -> None:
+    former = calibrated(sized(dict.fromkeys("abcd", 10)))[0]
+    assert former.classwise
+
+    def again(experts: dict[str, Vectors], former: Calibration | None) -> Calibration:
+        stored = {expert: references(vectors) for expert, vectors in experts.items()}
+        made = fit_calibration(
+            stored,
+            dict.fromkeys(stored, 0.05),
+            revision=2,
+            aggregation="top_mean",
+            top_m=5,
+            false_unknown_rate=0.05,
+            classwise=True,
+            former=former,
+        )
+        assert made
+        return made[0]
+
+    little_more, more = dict.fromkeys("abcd", 10) | {"e": 4}, dict.fromkeys("abcd", 10) | {"e": 5}
+    kept = again(sized(little_more), former)
+    assert kept.classwise is former.classwise
+    assert kept.backgrounds is former.backgrounds
+    assert kept.aggregations != former.aggregations  # all else is learned from what there is
+    anew = [(sized(more), former), (sized(little_more), None), (sized(little_more, "a:text"), former)]
+    for (experts, before), n in zip(anew, (45, 44, 44), strict=True):
+        made = again(experts, before)
+        assert made.classwise not in (None, former.classwise)
+        assert made.backgrounds["a:image"].references == n
 
 
 def test_an_expert_of_one_category_has_nothing_to_be_tried_on() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -143,3 +144,15 @@ def test_the_strategy_that_runs_is_named_and_is_the_one_that_runs(
     distinct = [scores[name].fused for name, ran in expected.items() if name == ran]
     if len(kept) > 1:
         assert len({fused.tobytes() for fused in distinct}) == len(distinct)
+
+
+@pytest.mark.parametrize("change", ["none", "short"])
+def test_a_record_whose_backgrounds_are_not_of_these_encoders_is_no_use(
+    change: str, experts: Mapping[str, Vectors], calibration: Calibration, queries: dict[str, np.ndarray]
+) -> None:
+    backgrounds = dict(calibration.backgrounds)
+    clip = backgrounds.pop("clip:image")
+    if change == "short":
+        backgrounds["clip:image"] = replace(clip, mean=clip.mean[:3], basis=clip.basis[:, :3])
+    found = searched(experts, queries, calibration=replace(calibration, backgrounds=backgrounds))
+    assert Scoring(temperatures=TEMPERATURES, fusion="log_linear_gda").scores(found).fusion == "log_linear_views"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_discriminants_are_those_of_the_definition(sizes: Mapping[str, int], dim
     assert (background.within, background.between) == pytest.approx((within, between), rel=1e-4)
     trusts = between / (between + within / counts)
     ratios, cosines = naive(queries, means, covariance, centre, trusts)
-    centred, gda = class_similarities(queries.astype(np.float32), stored.statistics, background)
+    centred, gda = class_similarities(queries.astype(np.float32), stored.class_means, background)
     np.testing.assert_allclose(gda, ratios, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(centred, cosines, atol=1e-5)
     assert {centred.dtype, gda.dtype} == {np.dtype(np.float32)}
@@ -109,7 +110,7 @@ def test_an_image_that_is_left_out_is_no_evidence_for_itself() -> None:
     stored, (every, owner) = references(images), rows(images)
     background = learn_background(stored)
     assert background is not None
-    _, itself = class_similarities(every.astype(np.float32), stored.statistics, background)
+    _, itself = class_similarities(every.astype(np.float32), stored.class_means, background)
     got = left_out(stored, background, range(40), [Removal(int(c), np.array([i])) for i, c in enumerate(owner)])
     assert np.mean(itself.argmax(axis=1) == owner) > 0.9
     assert np.mean(got[GDA].argmax(axis=1) == owner) < 0.4
@@ -148,25 +149,41 @@ def test_blocks_and_rank_hardly_change_it(dim: int, monkeypatch: pytest.MonkeyPa
     blocks = learn_background(stored)
     assert whole is not None
     assert blocks is not None
-    before, after = (class_similarities(queries, stored.statistics, b)[1] for b in (whole, blocks))
+    before, after = (class_similarities(queries, stored.class_means, b)[1] for b in (whole, blocks))
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-2)
     monkeypatch.setattr(background_module, "_LARGEST_RANK", 8)
     few = whole.shortened()
     assert few.basis.shape == (8, dim)
     assert np.sort(whole.along[-8:]) == pytest.approx(np.sort(whole.along)[:8])  # the widest have the least precision
     # The others get the mean of their precisions, so that evidence has the scale that calibration learned.
-    rough = class_similarities(queries, stored.statistics, few)[1]
+    rough = class_similarities(queries, stored.class_means, few)[1]
     assert np.mean(rough.argmax(axis=1) == before.argmax(axis=1)) > 0.6
     assert rough.std() == pytest.approx(before.std(), rel=0.25)
 
 
-def test_a_background_is_kept_as_it_is() -> None:
-    background = learn_background(references(clusters(np.random.default_rng(9), dict.fromkeys("abc", 5), 1.0)))
+def test_a_background_is_kept_but_for_rounding() -> None:
+    stored = references(clusters(np.random.default_rng(9), dict.fromkeys("abc", 5), 1.0))
+    background = learn_background(stored)
     assert background is not None
+    assert background.references == 15
     read = Background.from_dict(background.to_dict())
-    for name in ("mean", "basis", "along"):
+    np.testing.assert_allclose(read.basis, background.basis, atol=5e-4)
+    for name in ("mean", "along", "elsewhere", "weight", "within", "between", "references"):
         np.testing.assert_array_equal(getattr(read, name), getattr(background, name))
-    assert (read.elsewhere, read.weight) == (background.elsewhere, background.weight)
+    queries = stored.vectors
+    for before, after in zip(
+        *(class_similarities(queries, stored.class_means, b) for b in (background, read)), strict=True
+    ):
+        np.testing.assert_allclose(after, before, rtol=5e-3, atol=5e-3)
+    # Kept again and read anywhere, it is the same to the last bit; and where it was read, the same object.
+    assert read.to_dict() == background.to_dict()
+    assert Background.from_dict(json.loads(json.dumps(read.to_dict()))) is read
+
+
+def test_a_background_is_outdated_when_references_are_a_tenth_more_or_fewer() -> None:
+    background = learn_background(references(clusters(np.random.default_rng(9), dict.fromkeys("abcd", 5), 1.0)))
+    assert background is not None
+    assert [background.outdated(n) for n in (17, 18, 20, 22, 23)] == [True, False, False, False, True]
 
 
 def test_a_mean_is_seen_anew_from_another_background() -> None:
@@ -176,7 +193,8 @@ def test_a_mean_is_seen_anew_from_another_background() -> None:
     other = learn_background(references(clusters(rng, dict.fromkeys("abc", 5), 1.0)))
     assert one is not None
     assert other is not None
-    seen: Sequence[np.ndarray] = [stored.statistics.seen_from(b).halves for b in (one, other, one)]
+    seen: Sequence[np.ndarray] = [stored.class_means.seen_from(b).halves for b in (one, other, one)]
     np.testing.assert_array_equal(seen[0], seen[2])
     assert not np.allclose(seen[0], seen[1])
-    assert stored.statistics.seen_from(one) is stored.statistics.seen_from(one)
+    (block,) = stored.class_means.blocks
+    assert block.seen_from(one) is block.seen_from(one)

@@ -36,6 +36,16 @@ def test_evidence_of_an_expert_adds_up_its_aggregations() -> None:
     np.testing.assert_array_equal(got, [[[2.0, NAN]], [[5.0, -5.0]]])
 
 
+def test_evidence_of_means_has_a_lower_bound_by_hand() -> None:
+    # ln(exp(0) + 1/100), ln(exp(-2) + 1/100), ln(exp(-40) + 1/100) and 30, which is far above.
+    similarity = {"gda": np.array([[0, -20, -400, 300, NAN]], dtype=np.float32)}
+    others = {"max": similarity["gda"]}
+    coefficients = {"a:image": {"gda": 0.1}, "b:image": {"max": 0.1}}
+    found = expert_evidence(coefficients, {"a:image": similarity, "b:image": others})
+    assert found[0, 0] == pytest.approx([0.00995, -1.92871, -4.60517, 30, NAN], abs=1e-5, nan_ok=True)
+    assert found[1, 0] == pytest.approx([0, -2, -40, 30, NAN], abs=1e-5, nan_ok=True)
+
+
 @pytest.mark.parametrize(
     ("chosen", "expected"),
     [

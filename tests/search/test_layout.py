@@ -154,11 +154,11 @@ def test_statistics_by_hand() -> None:
     starts = np.array([0, 2, 4], dtype=np.intp)
     norms = np.linalg.norm([[0.5, 0.5], [0.3, 0.9]], axis=1).astype(np.float32)
     found = References(("a", "b"), vectors, starts, norms, tuple("1234"), tuple("1234"))
-    assert found.statistics.means.dtype == np.float32
-    np.testing.assert_array_equal(found.statistics.means, np.array([[0.5, 0.5], [0.3, 0.9]], dtype=np.float32))
-    assert found.statistics.counts.tolist() == [2, 2]
-    assert found.statistics is found.statistics
-    assert found.sum_up() is found.statistics
+    assert found.class_means.means().dtype == np.float32
+    np.testing.assert_array_equal(found.class_means.means(), np.array([[0.5, 0.5], [0.3, 0.9]], dtype=np.float32))
+    assert found.class_means.counts.tolist() == [2, 2]
+    assert found.class_means is found.class_means
+    assert found.sum_up() is found.class_means
 
 
 def assert_statistics(searching: Searcher, state: State) -> None:
@@ -167,17 +167,17 @@ def assert_statistics(searching: Searcher, state: State) -> None:
     assert [expert.name for expert in found.experts] == sorted(expected)
     for expert in found.experts:
         assert (expert.encoder, expert.modality) == tuple(expert.name.split(":"))
-        statistics = expert.statistics()
+        statistics = expert.class_means()
         assert statistics is not None
         categories = [found.categories[position] for position in expert.coverage]
-        assert statistics.means.dtype == np.float32
+        assert statistics.means().dtype == np.float32
         np.testing.assert_allclose(
-            statistics.means, np.stack([expected[expert.name][name] for name in categories]), atol=1e-6
+            statistics.means(), np.stack([expected[expert.name][name] for name in categories]), atol=1e-6
         )
         np.testing.assert_array_equal(statistics.counts, expert.similarities.counts)
         # A class-wise method has all it needs: here the one that the similarities give as well.
-        length = np.linalg.norm(statistics.means, axis=1)
-        prototype = found.queries[expert.encoder] @ (statistics.means / length[:, None]).T
+        length = np.linalg.norm(statistics.means(), axis=1)
+        prototype = found.queries[expert.encoder] @ (statistics.means() / length[:, None]).T
         np.testing.assert_allclose(prototype, expert.similarities.aggregate("prototype", 1), atol=2e-6)
 
 
@@ -204,7 +204,7 @@ def test_statistics_are_those_of_what_is_committed(store: Store, writer: Store, 
 def test_qdrant_has_statistics_where_vectors_were_read(store: Store, norms: bool, limit: int, read: bool) -> None:
     fill(store, STATE)
     found = searcher(store, "qdrant", norms=norms, limit=limit).search(queries(), nearest=1)
-    assert [expert.statistics() is not None for expert in found.experts] == [read] * 3
+    assert [expert.class_means() is not None for expert in found.experts] == [read] * 3
 
 
 def test_an_answer_keeps_the_statistics_of_its_state(store: Store) -> None:
@@ -214,7 +214,7 @@ def test_an_answer_keeps_the_statistics_of_its_state(store: Store) -> None:
         found = searching.search(queries(), nearest=1)
         add(store, "lynx", ["3"], replace=True)
         searching.search(queries(), nearest=1)
-        statistics = [expert.statistics() for expert in found.experts]
+        statistics = [expert.class_means() for expert in found.experts]
         assert [kept.counts.tolist() for kept in statistics if kept] == [[2], [2]]
 
 
@@ -222,4 +222,4 @@ def test_answers_made_without_a_search_have_no_statistics() -> None:
     one = np.ones(1, dtype=np.float32)
     similarities = Similarities(one[None], np.array([0, 1]), np.array([1]), one, -one)
     nobody = ExpertSimilarities(name="a:b:text", coverage=np.array([0]), similarities=similarities, nearest=[])
-    assert (nobody.statistics(), nobody.encoder, nobody.modality) == (None, "a:b", "text")
+    assert (nobody.class_means(), nobody.encoder, nobody.modality) == (None, "a:b", "text")

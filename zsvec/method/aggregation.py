@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from zsvec.method.background import Background
 from zsvec.method.calibration import LOG_COUNT
+from zsvec.method.class_means import ClassMeans
 from zsvec.method.gda import CENTRED, GDA, class_similarities
-from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, SearchResult
+from zsvec.method.similarities import ExpertSimilarities, SearchResult
 
 Floats = NDArray[np.float32]
 
@@ -158,7 +159,7 @@ def aggregate_experts(
         found: The answer of a search.
         methods: By expert, names in `AGGREGATIONS`, or `LOG_COUNT`, `CENTRED` and `GDA`.
         m: References that ``top_mean`` averages; at least 1.
-        backgrounds: By expert, of those with `CENTRED` and `GDA`, which then have statistics.
+        backgrounds: By expert, of those with `CENTRED` and `GDA`, which then have means.
 
     Returns:
         By expert, in the order of `found`, and aggregation: float32 ``(n_images, n_categories)``, NaN where the expert
@@ -181,6 +182,6 @@ def aggregate_experts(
 
 
 def _classwise(found: SearchResult, expert: ExpertSimilarities, background: Background) -> dict[str, Floats]:
-    statistics = cast("ClassStatistics", expert.statistics())  # they are there where every reference was compared
-    centred, gda = class_similarities(found.queries[expert.encoder], statistics, background)
+    means = cast("ClassMeans", expert.class_means())  # they are there where every reference was compared
+    centred, gda = class_similarities(found.queries[expert.encoder], means, background)
     return {CENTRED: centred, GDA: gda}

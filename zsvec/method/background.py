@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ Floats = NDArray[np.float32]
 FEWEST = 3
 """References that every category has where a background is learned."""
 _LARGEST_RANK = 256  # of a background that is kept with a store
+_GROWTH = 0.1  # of the number of references, from where on it is learned anew
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +33,7 @@ class Background:
         weight: What a unit of scatter along the basis adds to the covariance.
         within: Mean squared Mahalanobis distance of a reference from the mean of its category.
         between: Mean squared Mahalanobis distance of that from the mean of the categories.
+        references: Number of references that it was learned from.
     """
 
     mean: Floats
@@ -40,6 +43,7 @@ class Background:
     weight: float
     within: float
     between: float
+    references: int
 
     def trust(self, counts: NDArray[Any] | int) -> NDArray[Any] | float:
         """How much of a mean reference's distance from the centre is not chance, 0 to 1.
@@ -51,6 +55,10 @@ class Background:
             counts: Number of references, at least 1.
         """
         return self.between / (self.between + self.within / counts)
+
+    def outdated(self, references: int) -> bool:
+        """Whether so many references are a tenth more or fewer than it was learned from."""
+        return abs(references - self.references) > _GROWTH * self.references
 
     def shortened(self) -> Background:
         """The same in the directions in which images of a category differ most, so that it takes a megabyte.
@@ -71,19 +79,35 @@ class Background:
         out: NDArray[Any] = np.float32(self.elsewhere) * vectors + (vectors @ self.basis.T * gains) @ self.basis
         return out
 
+    def square(self, offsets: NDArray[Any]) -> NDArray[Any]:
+        """Squared Mahalanobis length of each, float ``(...,)``.
+
+        Args:
+            offsets: float ``(..., dim)``.
+        """
+        squared: NDArray[Any] = (offsets * self.precise(offsets)).sum(axis=-1)
+        return squared
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, for the store: arrays as base64 of little-endian float32."""
-        arrays = {name: b64encode(getattr(self, name).astype("<f4").tobytes()).decode() for name in _ARRAYS}
+        """As JSON, for the store: arrays as base64 of little-endian numbers, half as long where these are many."""
+        arrays = {name: b64encode(getattr(self, name).astype(_ARRAYS[name]).tobytes()).decode() for name in _ARRAYS}
         return {**arrays, **{name: getattr(self, name) for name in _NUMBERS}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Background:
-        """Inverse of `to_dict`."""
-        fields: dict[str, Any] = {name: float(values[name]) for name in _NUMBERS}
-        fields |= {name: np.frombuffer(b64decode(values[name]), "<f4").astype(np.float32) for name in _ARRAYS}
-        fields["basis"] = fields["basis"].reshape(len(fields["along"]), -1)
-        return cls(**fields)
+        """Inverse of `to_dict`, but for rounding; the same object for equal values, so that no mean is seen anew."""
+        return _read(*(values[name] for name in (*_ARRAYS, *_NUMBERS)))
 
 
-_ARRAYS = ("mean", "basis", "along")
-_NUMBERS = ("elsewhere", "weight", "within", "between")
+_ARRAYS = {"mean": "<f4", "basis": "<f2", "along": "<f4"}
+_NUMBERS = ("elsewhere", "weight", "within", "between", "references")
+
+
+@lru_cache(maxsize=16)
+def _read(*values: Any) -> Background:
+    kept = dict(zip((*_ARRAYS, *_NUMBERS), values, strict=True))
+    arrays = {name: np.frombuffer(b64decode(kept[name]), _ARRAYS[name]).astype(np.float32) for name in _ARRAYS}
+    fields: dict[str, Any] = {name: float(kept[name]) for name in _NUMBERS}
+    fields |= arrays | {"references": int(kept["references"])}
+    fields["basis"] = arrays["basis"].reshape(len(arrays["along"]), len(arrays["mean"]))
+    return Background(**fields)

@@ -96,6 +96,7 @@ def fit_calibration(
     top_m: int,
     false_unknown_rate: float,
     classwise: bool = False,
+    former: Calibration | None = None,
     most: int | None = None,
 ) -> tuple[Calibration, LeftOut] | None:
     """Calibrate a store from its references.
@@ -113,6 +114,8 @@ def fit_calibration(
         top_m: References that ``top_mean`` averages.
         false_unknown_rate: Fraction of the images of these categories that may be called unknown, between 0 and 1.
         classwise: Whether to learn what `log_linear_gda` takes, where every category has enough images.
+        former: A calibration of these experts; its backgrounds, and what was learned with them, stay as they are while
+            there are about as many references. By default they are learned anew.
         most: Largest number of reference images that are left out; by default `largest_sample`.
 
     Returns:
@@ -122,7 +125,9 @@ def fit_calibration(
     other = other_aggregation(aggregation)
     limit = largest_sample(len(category_names(references))) if most is None else most
     images = image_experts(references)
-    backgrounds = _backgrounds(images, category_names(references)) if classwise else {}
+    sizes = {expert: len(stored.vectors) for expert, stored in references.items()}
+    kept = former if classwise and former and holds(former, sizes) else None
+    backgrounds = _backgrounds(images, category_names(references)) if classwise and not kept else {}
     sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds)
     if sample is None:
         return None
@@ -143,9 +148,25 @@ def fit_calibration(
         experts={expert: fitted[expert, aggregation] for expert in sample.aggregations},
         plain=_pool(sample, fitted, {expert: [aggregation] for expert in sample.aggregations}, false_unknown_rate),
         aggregations=_pool(sample, fitted, two, false_unknown_rate),
-        classwise=_pool(sample, fitted, by_modality, false_unknown_rate) if backgrounds else None,
-        backgrounds={expert: background.shortened() for expert, background in backgrounds.items()},
+        classwise=kept.classwise
+        if kept
+        else _pool(sample, fitted, by_modality, false_unknown_rate)
+        if backgrounds
+        else None,
+        backgrounds=kept.backgrounds if kept else {name: learned.shortened() for name, learned in backgrounds.items()},
     ), sample
+
+
+def holds(calibration: Calibration, references: Mapping[str, int]) -> bool:
+    """Whether the backgrounds of a calibration, and what was learned with them, are still those of its store.
+
+    Args:
+        calibration: Of the store.
+        references: How many each expert has now.
+    """
+    if calibration.classwise is None or calibration.classwise.coefficients.keys() != references.keys():
+        return False
+    return not any(background.outdated(references[expert]) for expert, background in calibration.backgrounds.items())
 
 
 def _backgrounds(images: Mapping[str, References], categories: Sequence[str]) -> dict[str, Background]:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.background import FEWEST, Background
-from zsvec.method.similarities import ClassStatistics, References
+from zsvec.method.class_means import ClassMeans
+from zsvec.method.similarities import References
 
 Floats = NDArray[np.float32]
 
@@ -47,16 +48,16 @@ def learn_background(references: References) -> Background | None:
     """
     from scipy.linalg import eigh  # slow to import, and not needed to classify
 
-    means = references.statistics.means.astype(np.float64)
+    counts, means = np.diff(references.starts), references.class_means.means()
     n, (n_categories, dim) = len(references.vectors), means.shape
-    if np.diff(references.starts).min() < FEWEST or n_categories < 2:
+    if counts.min() < FEWEST or n_categories < 2:
         return None
-    owner = np.repeat(np.arange(n_categories), np.diff(references.starts))
+    owner = np.repeat(np.arange(n_categories), counts)
     blocks = (slice(first, first + _BLOCK) for first in range(0, n, _BLOCK))
     residuals = (references.vectors[block] - means[owner[block]] for block in blocks)
     rank = min(n - n_categories, dim)
     if n < dim:
-        every = np.concatenate(list(residuals))
+        every = np.concatenate(list(residuals)).astype(np.float64)
         scatter, vectors = eigh(every @ every.T, subset_by_index=(n - rank, n - 1))
         basis = vectors.T @ every / np.sqrt(np.maximum(scatter, 1e-12))[:, None]
         trace = float((every**2).sum())
@@ -76,26 +77,28 @@ def learn_background(references: References) -> Background | None:
     along = 1 / (weight * np.maximum(scatter, 0) + shrinkage * spread)
     within = float(along @ scatter + elsewhere * max(trace - scatter.sum(), 0.0)) / (n - n_categories)
     background = Background(
-        mean=means.mean(axis=0).astype(np.float32),
+        mean=means.mean(axis=0, dtype=np.float64).astype(np.float32),
         basis=basis.astype(np.float32),
         along=along.astype(np.float32),
         elsewhere=elsewhere,
         weight=weight,
         within=within,
         between=0.0,
+        references=n,
     )
-    offsets = means - means.mean(axis=0)
-    apart = np.einsum("cd,cd->c", offsets, background.precise(offsets))
-    between = max(float((apart - within / np.diff(references.starts)).mean()), _LEAST * float(apart.mean()))
+    apart = np.concatenate(
+        [background.square(block.means - background.mean) for block in references.class_means.blocks]
+    )
+    between = max(float((apart - within / counts).mean()), _LEAST * float(apart.mean()))
     return replace(background, between=between)
 
 
-def class_similarities(queries: Floats, statistics: ClassStatistics, background: Background) -> tuple[Floats, Floats]:
+def class_similarities(queries: Floats, means: ClassMeans, background: Background) -> tuple[Floats, Floats]:
     """The centred prototype and the discriminant of each category.
 
     Args:
         queries: float32 ``(n_images, dim)``, unit rows.
-        statistics: Of the references of an image expert.
+        means: Of the references of an image expert.
         background: Of the expert.
 
     Returns:
@@ -103,10 +106,10 @@ def class_similarities(queries: Floats, statistics: ClassStatistics, background:
         the likelihood ratio of each category against one around that mean, nats. Both float32 ``(n_images,
         n_categories)``.
     """
-    seen = statistics.seen_from(background)
+    seen = means.seen_from(background)
     offsets = queries - background.mean
     precise = background.precise(offsets)
-    centred, gda = np.split(np.concatenate([offsets, precise]) @ statistics.means.T, 2)
+    centred, gda = np.split(means.dot(np.concatenate([offsets, precise])), 2)
     centred -= (offsets @ background.mean)[:, None]
     centred /= np.maximum(np.linalg.norm(offsets, axis=1)[:, None] * seen.lengths, np.float32(1e-12))
     gda -= (precise @ background.mean)[:, None]
@@ -149,33 +152,34 @@ def left_out(
     Returns:
         By aggregation, float32 ``(n_queries, n_categories)``; NaN for the own category where no reference is left.
     """
-    statistics = references.statistics
-    every, seen = references.vectors, statistics.seen_from(background)
-    centred, gda = class_similarities(every[list(queries)], statistics, background)
+    every, means = references.vectors, references.class_means
+    trusts = means.seen_from(background).trust
+    centred, gda = class_similarities(every[list(queries)], means, background)
     basis, precision = background.basis.astype(np.float64), background.along.astype(np.float64)
     gains = precision - background.elsewhere
-    means = statistics.means.astype(np.float64) - background.mean
-    offsets = every[list(queries)].astype(np.float64) - background.mean
-    along_means, along_offsets = means @ basis.T, offsets @ basis.T
-    for i, removal in enumerate(removals):
+    for i, (query, removal) in enumerate(zip(queries, removals, strict=True)):
         c, rows = removal.category, removal.rows
-        n, rest = int(statistics.counts[c]), int(statistics.counts[c]) - len(rows)
-        residuals = every[rows].astype(np.float64) - background.mean - means[c]
+        n, rest = int(means.counts[c]), int(means.counts[c]) - len(rows)
+        mean = means.take(c) - background.mean
+        offset = every[query] - background.mean.astype(np.float64)
+        along_mean, along_offset = basis @ mean, basis @ offset
+        residuals = every[rows] - background.mean.astype(np.float64) - mean
         along = residuals @ basis.T  # (n_removed, rank)
         of_mean_too = 1 / n if rest else 0.0  # where nothing is left, no mean moves
         inverse = (np.eye(len(rows)) - of_mean_too) / background.weight - (along * precision) @ along.T
-        of_query, of_means = (along * precision) @ along_offsets[i], (along * precision) @ along_means.T
+        directions = (along * precision) @ basis
+        of_query, of_means = directions @ offset, means.dot(directions) - (directions @ background.mean)[:, None]
         solved = np.linalg.solve(inverse, of_means)
-        gda[i] += seen.trust * (of_query @ solved - 0.5 * seen.trust * (of_means * solved).sum(axis=0))
+        gda[i] += trusts * (of_query @ solved - 0.5 * trusts * (of_means * solved).sum(axis=0))
         if not rest:
             centred[i, c] = gda[i, c] = np.nan
             continue
-        mean, along_mean = means[c] - residuals.sum(axis=0) / rest, along_means[c] - along.sum(axis=0) / rest
+        mean -= residuals.sum(axis=0) / rest
+        along_mean -= along.sum(axis=0) / rest
         of_mean, trust = (along * precision) @ along_mean, background.trust(rest)
-        half, along_half = offsets[i] - 0.5 * trust * mean, along_offsets[i] - 0.5 * trust * along_mean
+        half, along_half = offset - 0.5 * trust * mean, along_offset - 0.5 * trust * along_mean
         ratio = background.elsewhere * (half @ mean) + (gains * along_half) @ along_mean
         ratio += (of_query - 0.5 * trust * of_mean) @ np.linalg.solve(inverse, of_mean)
         gda[i, c] = trust * ratio
-        lengths = float(np.linalg.norm(offsets[i]) * np.linalg.norm(mean))
-        centred[i, c] = offsets[i] @ mean / max(lengths, 1e-12)
+        centred[i, c] = offset @ mean / max(float(np.linalg.norm(offset) * np.linalg.norm(mean)), 1e-12)
     return {CENTRED: centred, GDA: gda}

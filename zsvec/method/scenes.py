@@ -168,7 +168,7 @@ def _accuracy(references: References, images: Collection[Key]) -> float:
     rows, own, counts = rows[counts > 1], own[counts > 1], counts[counts > 1, None]
     if not rows.size:
         return 0.0
-    queries, means = references.vectors[rows], references.statistics.means
+    queries, means = references.vectors[rows], references.class_means.means()
     similarity = queries @ (means / np.maximum(references.norms, 1e-12)[:, None]).T
     others = (counts * means[own] - queries) / (counts - 1)
     others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)

@@ -2,67 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import FEWEST, Background
+from zsvec.method.background import FEWEST
 from zsvec.method.calibration import Calibration
+from zsvec.method.class_means import ClassMeans
 from zsvec.types import Modality, Neighbor, encoder_and_modality
 
 Floats = NDArray[np.float32]
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The mean references of categories, as seen from a background.
-
-    Attributes:
-        background: The background.
-        lengths: float32 ``(n_categories,)``, distance of each mean from that of the background.
-        trust: float32 ``(n_categories,)``, how far each is drawn towards that mean, 0 to 1.
-        halves: float32 ``(n_categories,)``, half of the squared Mahalanobis distance of what remains, nats.
-    """
-
-    background: Background
-    lengths: Floats
-    trust: Floats
-    halves: Floats
-
-
-@dataclass(frozen=True, eq=False)
-class ClassStatistics:
-    """The references of one expert, summed up by category.
-
-    Attributes:
-        means: float32 ``(n_categories, dim)``, the mean reference of each category; shorter than 1 where they differ.
-        counts: int ``(n_categories,)``, at least 1.
-    """
-
-    means: Vectors
-    counts: NDArray[np.intp]
-
-    def seen_from(self, background: Background) -> Seen:
-        """Computed when first asked for, and kept until another background is asked for."""
-        seen: Seen | None = self.__dict__.get("_seen")
-        if seen is None or seen.background is not background:
-            offsets = self.means - background.mean
-            trust = np.asarray(background.trust(self.counts), dtype=np.float32)
-            seen = Seen(
-                background,
-                lengths=np.linalg.norm(offsets, axis=1),
-                trust=trust,
-                halves=0.5 * trust**2 * np.einsum("cd,cd->c", offsets, background.precise(offsets)),
-            )
-            self.__dict__["_seen"] = seen
-        return seen
 
 
 @dataclass(frozen=True)
@@ -95,17 +50,24 @@ class References:
         """What makes each the same reference under every encoder: category and hash."""
         return list(zip(self.labels, self.hashes, strict=True))
 
-    def sum_up(self) -> ClassStatistics:
-        """The `statistics`."""
-        return self.statistics
-
     @cached_property
-    def statistics(self) -> ClassStatistics:
-        """Mean and number of the references of each category; computed when first asked for."""
-        means = np.empty((len(self.names), self.vectors.shape[1]), dtype=np.float32)
-        for mean, (start, end) in zip(means, pairwise(self.starts.tolist()), strict=True):
-            mean[:] = self.vectors[start:end].mean(axis=0, dtype=np.float64)
-        return ClassStatistics(means, np.diff(self.starts))
+    def class_means(self) -> ClassMeans:
+        """The mean reference of each category; computed when first asked for."""
+        return ClassMeans.of(self.names, self.vectors, self.starts)
+
+    def succeed(self, before: References, changed: Collection[str]) -> None:
+        """Take the means over from the references before a change, where they were asked for.
+
+        Args:
+            before: The references of the same expert before.
+            changed: Names of the categories that are new, gone or different; all others are as they were.
+        """
+        if (means := before.__dict__.get("class_means")) is not None:
+            self.__dict__["class_means"] = means.changed(changed, self.names, self.vectors, self.starts)
+
+    def sum_up(self) -> ClassMeans:
+        """The `class_means`."""
+        return self.class_means
 
 
 def image_experts(by_expert: Mapping[str, T]) -> dict[str, T]:
@@ -168,15 +130,15 @@ class ExpertSimilarities:
             in `SearchResult.categories`.
         similarities: Similarities to the references, grouped by category in the order of the coverage.
         nearest: For each image its nearest references, nearest first.
-        statistics: Gives the statistics of the covered categories, in the order of the coverage, for methods that need
-            more than similarities; ``None`` where the search did not read the vectors of every category.
+        class_means: Gives the mean references of the covered categories, in the order of the coverage; ``None`` where
+            the search did not read the vectors of every category.
     """
 
     name: str
     coverage: NDArray[np.intp]
     similarities: Compared
     nearest: Sequence[tuple[Neighbor, ...]]
-    statistics: Callable[[], ClassStatistics | None] = field(default=lambda: None, compare=False, repr=False)
+    class_means: Callable[[], ClassMeans | None] = field(default=lambda: None, compare=False, repr=False)
 
     @property
     def encoder(self) -> str:
@@ -213,12 +175,12 @@ class SearchResult:
 
     @property
     def summed_up(self) -> bool:
-        """Whether every image expert has the statistics of every category, and enough references of each."""
+        """Whether every image expert has the mean reference of every category, and enough references of each."""
         images = [expert for expert in self.experts if expert.modality == "image"]
         if any(len(expert.coverage) < len(self.categories) for expert in images):
             return False
-        statistics = [expert.statistics() for expert in images]
-        return all(found is not None and found.counts.min() >= FEWEST for found in statistics)
+        means = [expert.class_means() for expert in images]
+        return all(found is not None and found.counts.min() >= FEWEST for found in means)
 
     @property
     def exact(self) -> bool:

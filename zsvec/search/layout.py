@@ -103,6 +103,9 @@ def renewed(
         for expert, categories in parts.items()
         if categories
     }
+    changed = {change.after.name for change in changes}
+    for expert in touched & before.keys() & after.keys():
+        after[expert].succeed(before[expert], changed)
     return after, torn
 
 

@@ -48,7 +48,7 @@ class NumpyIndex:
             coverage=expert.coverage,
             similarities=Similarities(values, references.starts, np.diff(references.starts), references.norms, bound),
             nearest=neighbors(references, rows, cosines),
-            statistics=references.sum_up,
+            class_means=references.sum_up,
         )
 
 

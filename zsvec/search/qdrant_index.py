@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.aggregation import Similarities
-from zsvec.method.similarities import ClassStatistics, ExpertSimilarities, References
+from zsvec.method.class_means import Block, ClassMeans
+from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot, Vectors
 from zsvec.search.layout import Part, read, renewed
 from zsvec.store import Hit, Store
@@ -145,15 +146,15 @@ class QdrantIndex:
                 )
                 for found in live
             ],
-            statistics=self.statistics,
+            class_means=self.class_means,
         )
 
-    def statistics(self) -> ClassStatistics | None:
-        """Statistics of the references of each category; ``None`` unless all norms are there."""
+    def class_means(self) -> ClassMeans | None:
+        """The mean reference of each category; ``None`` unless all norms are there."""
         if not np.isfinite(self.norms).all():
             return None
         means = [self.means[self.expert.name, category].vector for category in self.counts]
-        return ClassStatistics(np.stack(means), self._counts())
+        return ClassMeans((Block(next(iter(self.counts)), np.stack(means), self._counts()),))
 
     def _counts(self) -> NDArray[np.intp]:
         return np.array(list(self.counts.values()), dtype=np.intp)

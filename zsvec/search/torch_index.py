@@ -210,7 +210,7 @@ class TorchIndex:
             coverage=expert.coverage,
             similarities=TorchSimilarities(self, values),
             nearest=neighbors(self.references, rows.astype(np.intp), cosines),
-            statistics=self.references.sum_up,
+            class_means=self.references.sum_up,
         )
 
 

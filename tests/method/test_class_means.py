@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.method.material import references
+from zsvec.method import class_means as module
+from zsvec.method.background import Background
+from zsvec.method.class_means import ClassMeans
+from zsvec.method.similarities import References
+
+Counts = Mapping[str, int]
+
+
+def stored(counts: Counts) -> References:
+    """The same vectors for the same category and number."""
+    return references({name: drawn(name, n) for name, n in counts.items()})
+
+
+def drawn(name: str, n: int) -> Mapping[str, Sequence[float]]:
+    rng = np.random.default_rng([ord(name), n])
+    return {f"{name}{i}": vector.tolist() for i, vector in enumerate(rng.normal(size=(n, 4)))}
+
+
+def background(dim: int = 4) -> Background:
+    return Background(
+        mean=np.full(dim, 0.1, np.float32),
+        basis=np.eye(dim, dtype=np.float32)[:2],
+        along=np.array([2, 3], np.float32),
+        elsewhere=5.0,
+        weight=0.1,
+        within=2.0,
+        between=1.0,
+        references=9,
+    )
+
+
+def test_by_hand() -> None:
+    found = ClassMeans.of("ab", np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32), np.array([0, 2, 3]))
+    assert found.means() == pytest.approx(np.array([[0.5, 0.5], [0.6, 0.8]]))
+    assert found.counts.tolist() == [2, 1]
+    assert len(found) == 2
+    assert found.take(1) == pytest.approx([0.6, 0.8])
+    assert found.dot(np.array([[1, 0], [0, 2]], np.float32)) == pytest.approx(np.array([[0.5, 0.6], [1, 1.6]]))
+    with pytest.raises(IndexError):
+        found.take(2)
+
+
+def test_seen_by_hand() -> None:
+    found = ClassMeans.of("ab", np.array([[1.1, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 1.1]], np.float32), np.arange(3))
+    seen = found.seen_from(background())
+    assert seen.lengths == pytest.approx([1, 1])
+    assert seen.trust == pytest.approx([1 / 3, 1 / 3])  # 1 / (1 + 2 / 1)
+    assert seen.halves == pytest.approx([2 / 18, 5 / 18])
+
+
+counts = st.dictionaries(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), st.integers(1, 3), min_size=1)
+
+
+@given(before=counts, after=counts, size=st.integers(1, 5))
+def test_after_a_change_they_are_those_of_the_new_references(before: Counts, after: Counts, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK", size)
+        old, new = stored(before), stored(after)
+        changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        old_means = old.class_means
+        new.succeed(old, changed)
+        got = new.__dict__["class_means"]
+        whole = ClassMeans.of(new.names, new.vectors, new.starts)
+    np.testing.assert_array_equal(got.means(), whole.means())
+    np.testing.assert_array_equal(got.counts, whole.counts)
+    assert got.counts.tolist() == [after[name] for name in sorted(after)]
+    np.testing.assert_allclose(got.seen_from(background()).halves, whole.seen_from(background()).halves, rtol=1e-5)
+    assert all(len(block.counts) for block in got.blocks)
+    if not changed:
+        assert got.blocks == old_means.blocks
+
+
+def test_a_change_makes_one_block_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 2)
+    before, after = stored(dict.fromkeys("abcdefgh", 2)), stored({**dict.fromkeys("abcdefgh", 2), "e": 3})
+    means = before.class_means
+    assert [block.first for block in means.blocks] == ["a", "c", "e", "g"]
+    after.succeed(before, {"e"})
+    assert [a is b for a, b in zip(after.class_means.blocks, means.blocks, strict=True)] == [True, True, False, True]
+    assert after.class_means.counts.tolist() == [2, 2, 2, 2, 3, 2, 2, 2]
+
+
+def test_means_that_nobody_asked_for_are_not_made() -> None:
+    before, after = stored({"a": 1}), stored({"a": 1, "b": 2})
+    after.succeed(before, {"b"})
+    assert "class_means" not in after.__dict__
+    assert after.class_means.counts.tolist() == [1, 2]

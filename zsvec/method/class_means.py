@@ -1,0 +1,160 @@
+"""The mean reference of each category, in blocks: a category that changes takes its block alone to be made anew."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.method.background import Background
+
+Floats = NDArray[np.float32]
+
+_BLOCK = 256  # categories of a block; of one that has grown to twice as many, several are made
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The mean references of categories, as seen from a background.
+
+    Attributes:
+        background: The background.
+        lengths: float32 ``(n_categories,)``, distance of each mean from that of the background.
+        trust: float32 ``(n_categories,)``, how far each is drawn towards that mean, 0 to 1.
+        halves: float32 ``(n_categories,)``, half of the squared Mahalanobis distance of what remains, nats.
+    """
+
+    background: Background
+    lengths: Floats
+    trust: Floats
+    halves: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Categories that are adjacent by name.
+
+    Attributes:
+        first: Name of the first, when the block was made.
+        means: float32 ``(n_categories, dim)``, the mean reference of each category; shorter than 1 where they differ.
+        counts: int ``(n_categories,)``, references of each, at least 1.
+    """
+
+    first: str
+    means: Floats
+    counts: NDArray[np.intp]
+
+    def seen_from(self, background: Background) -> Seen:
+        """Computed when first asked for, and kept until another background is asked for."""
+        seen: Seen | None = self.__dict__.get("_seen")
+        if seen is None or seen.background is not background:
+            offsets = self.means - background.mean
+            trust = np.asarray(background.trust(self.counts), dtype=np.float32)
+            seen = Seen(
+                background,
+                lengths=np.linalg.norm(offsets, axis=1),
+                trust=trust,
+                halves=0.5 * trust**2 * background.square(offsets),
+            )
+            self.__dict__["_seen"] = seen
+        return seen
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMeans:
+    """The mean references of the categories of one expert, by name ascending.
+
+    Attributes:
+        blocks: One or more, none of them empty.
+    """
+
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str], vectors: Floats, starts: NDArray[np.intp]) -> ClassMeans:
+        """Of references.
+
+        Args:
+            names: The categories, ascending.
+            vectors: float32 ``(n_references, dim)``; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
+            starts: int ``(n_categories + 1,)``.
+        """
+        return cls(tuple(_blocks(names, vectors, starts, 0, len(names))))
+
+    def changed(
+        self, changed: Collection[str], names: Sequence[str], vectors: Floats, starts: NDArray[np.intp]
+    ) -> ClassMeans:
+        """Those of the references after a change, as `of` would make them.
+
+        Args:
+            changed: Names of the categories that are new, gone or different; all others are as they were.
+            names: As `of`, after the change; at least one.
+            vectors: Likewise.
+            starts: Likewise.
+        """
+        firsts = [block.first for block in self.blocks]
+        bounds = [0, *(bisect_left(names, first) for first in firsts[1:]), len(names)]
+        stale = {max(0, bisect_right(firsts, name) - 1) for name in changed}
+        blocks: list[Block] = []
+        for i, block in enumerate(self.blocks):
+            blocks += _blocks(names, vectors, starts, bounds[i], bounds[i + 1]) if i in stale else [block]
+        return ClassMeans(tuple(blocks))
+
+    def __len__(self) -> int:
+        """Number of categories."""
+        return len(self.counts)
+
+    @cached_property
+    def counts(self) -> NDArray[np.intp]:
+        """References of each category, int ``(n_categories,)``, at least 1."""
+        return np.concatenate([block.counts for block in self.blocks])
+
+    def means(self) -> Floats:
+        """All of them in one array, float32 ``(n_categories, dim)``."""
+        return np.concatenate([block.means for block in self.blocks])
+
+    def take(self, category: int) -> Floats:
+        """One of them, float32 ``(dim,)``."""
+        for block in self.blocks:
+            if category < len(block.counts):
+                mean: Floats = block.means[category]
+                return mean
+            category -= len(block.counts)
+        raise IndexError(category)
+
+    def dot(self, vectors: NDArray[Any]) -> NDArray[Any]:
+        """Dot products with each mean, float ``(n_vectors, n_categories)``.
+
+        Args:
+            vectors: float ``(n_vectors, dim)``.
+        """
+        return np.concatenate([vectors @ block.means.T for block in self.blocks], axis=1)
+
+    def seen_from(self, background: Background) -> Seen:
+        """The means as seen from there."""
+        blocks = [block.seen_from(background) for block in self.blocks]
+        return Seen(
+            background,
+            lengths=np.concatenate([seen.lengths for seen in blocks]),
+            trust=np.concatenate([seen.trust for seen in blocks]),
+            halves=np.concatenate([seen.halves for seen in blocks]),
+        )
+
+
+def _blocks(names: Sequence[str], vectors: Floats, starts: NDArray[np.intp], first: int, last: int) -> list[Block]:
+    """Blocks of the categories ``first`` to ``last``."""
+    n_blocks = max(1, (last - first) // _BLOCK) if last > first else 0
+    edges = np.linspace(first, last, n_blocks + 1).astype(int).tolist()
+    return [Block(names[a], _means(vectors, starts[a : b + 1]), np.diff(starts[a : b + 1])) for a, b in pairwise(edges)]
+
+
+def _means(vectors: Floats, starts: NDArray[np.intp]) -> Floats:
+    # One after the other: each is the same whatever is beside it, and no copy of all in double precision is made.
+    rows = pairwise(starts.tolist())
+    return np.stack([vectors[start:end].mean(axis=0, dtype=np.float64) for start, end in rows]).astype(np.float32)

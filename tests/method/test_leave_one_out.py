@@ -11,7 +11,7 @@ from tests.method.material import METHODS, Vectors, references, stores, unit
 from zsvec.method import leave_one_out as module
 from zsvec.method.calibration import LOG_COUNT
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
-from zsvec.method.scenes import TWIN, contested, scenes
+from zsvec.method.scenes import TWIN, scenes
 from zsvec.method.similarities import References
 
 NAN = np.nan
@@ -32,7 +32,8 @@ def images_of(experts: Mapping[str, Vectors]) -> list[tuple[str, str]]:
     """The reference images that are left out, in the order of `LeftOut`: by category, then by hash."""
     kept = [categories for expert, categories in experts.items() if expert.endswith(":image")]
     every = {(name, digest) for categories in kept for name, found in categories.items() for digest in found}
-    return sorted(every - contested(laid_out(experts), every) or every)
+    found = leave_one_out(laid_out(experts), ["max"], 1, EVERYTHING)
+    return sorted(every - set(found.copies if found else ()) or every)
 
 
 def laid_out(experts: Mapping[str, Vectors]) -> dict[str, References]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shlex
@@ -776,7 +777,8 @@ def test_calibrate_json(filled: Callable[..., Result], hash_encoders: Loading) -
     assert (result.code, result.err) == (0, "")
     assert hash_encoders.embedded() == before
     (found,) = result.objects
-    assert list(found) == ["images", "false_unknown_rate", "threshold", "experts", "before", "after"]
+    assert list(found) == ["images", "false_unknown_rate", "threshold", "experts", "before", "after", "suspects"]
+    assert found["suspects"] == []
     assert (found["images"], found["false_unknown_rate"], found["threshold"]) == (9, 0.05, {})
     assert found["experts"].keys() == {"clip:text", "clip:image", "dino:image"}
     for expert in found["experts"].values():
@@ -810,6 +812,26 @@ def test_calibrate_says_from_where_an_image_is_unknown(filled: Callable[..., Res
         "learned from 24 reference images; an image is unknown if it is farther from every category than 87.5% of "
         "these images"
     )
+
+
+def test_calibrate_names_references_under_a_wrong_category(filled: Callable[..., Result], colours: Path) -> None:
+    add_images(colours, range(3, 12))
+    for number, (colour, other) in enumerate(itertools.permutations(COLOURS, 2)):
+        for seed in (20 + 2 * number, 21 + 2 * number):
+            (colours / colour / f"{other} {seed}.png").write_bytes(encode(coloured(other, seed)))
+    assert filled("import", colours).code == 0
+    (found,) = filled("calibrate --json").objects
+    suspects = found["suspects"]
+    assert len(suspects) == 12
+    assert list(suspects[0]) == ["category", "hash", "source", "probability", "instead", "copied"]
+    for suspect in suspects:
+        assert Path(suspect["source"]).name.startswith(suspect["instead"])
+        assert 0.5 < suspect["probability"] <= 1
+    lines = filled("calibrate").out.splitlines()
+    assert "12 reference images probably under a wrong category:" in lines
+    shown = [line for line in lines if line.strip().endswith(tuple(COLOURS)) and "%" in line]
+    assert len(shown) == 10
+    assert lines[-1] == "and 2 more: --json names all"
 
 
 def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

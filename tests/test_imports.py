@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("encoders",), ("store",), ("method",)),
     (("profiles", "config"), ("search", "embedding")),
     (("builder", "calibrator"),),
-    (("generation",),),
+    (("generation",), ("references",)),
     (("classifier", "zsvec"),),
     (("evaluation",),),
     (("cli", "__main__"),),

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from numbers import Real
 
+from zsvec.config import Settings
 from zsvec.errors import InvalidInputError, StoreError
-from zsvec.method.calibration import Calibration, uncalibrated
-from zsvec.method.fit import FALSE_UNKNOWN_RATE, CalibrationReport, fit_calibration, largest_sample, quality
-from zsvec.method.leave_one_out import LeftOut
-from zsvec.method.similarities import image_experts
+from zsvec.method.calibration import Calibration, other_aggregation, uncalibrated
+from zsvec.method.fit import (
+    FALSE_UNKNOWN_RATE,
+    CalibrationReport,
+    fit_calibration,
+    largest_sample,
+    learn_backgrounds,
+    quality,
+)
+from zsvec.method.fusion import STRATEGIES
+from zsvec.method.leave_one_out import LeftOut, each_left_out
+from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.method.suspects import Suspect, most_doubtful_first, suspects
 from zsvec.search.searcher import Searcher
 from zsvec.store import Census, Store
 from zsvec.types import encoder_and_modality
@@ -25,36 +36,20 @@ class Calibrator:
     Args:
         store: To calibrate.
         searcher: Of the store; gives the references.
+        settings: Say what to calibrate for, and whether `calibrate_if_cheap` calibrates.
         temperatures: By expert, taken where there is nothing to learn from. Other experts are left out.
-        aggregation: The aggregation to calibrate for.
-        top_m: References that ``top_mean`` averages.
-        classwise: As `fit_calibration`.
-        automatic: Whether `calibrate_if_cheap` calibrates.
-        false_unknown_rate: Fraction of the images of known categories that may be called unknown; ``None``: that of
-            the present calibration, or `FALSE_UNKNOWN_RATE`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        searcher: Searcher,
-        *,
-        temperatures: Mapping[str, float],
-        aggregation: str,
-        top_m: int,
-        classwise: bool,
-        automatic: bool,
-        false_unknown_rate: float | None,
-    ) -> None:
+    def __init__(self, store: Store, searcher: Searcher, settings: Settings, temperatures: Mapping[str, float]) -> None:
         self._store = store
         self._searcher = searcher
         self._census = Census(store)
         self._temperatures = temperatures
-        self._aggregation = aggregation
-        self._top_m = top_m
-        self._classwise = classwise
-        self._automatic = automatic
-        self._wanted_rate = false_unknown_rate
+        self._aggregation = settings.aggregation
+        self._top_m = settings.top_m
+        self._classwise = STRATEGIES[settings.fusion].classwise
+        self._automatic = settings.calibration == "auto"
+        self._wanted_rate = settings.false_unknown_rate
 
     @property
     def false_unknown_rate(self) -> float:
@@ -76,7 +71,8 @@ class Calibrator:
         if not (isinstance(rate, Real) and 0 < rate < 1):
             raise InvalidInputError(f"false_unknown_rate must be between 0 and 1. Got {rate!r} instead")
         former = self._present()
-        made = self._keep(rate)
+        references, revision = self._references()
+        made = self._keep(references, revision, rate)
         if made is None:
             raise StoreError(
                 f"{self._store.location} cannot be calibrated: that takes two categories and a reference image"
@@ -86,7 +82,33 @@ class Calibrator:
         if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
             before = (calibration.classwise and former.classwise) or former.aggregations
         after = calibration.classwise or calibration.aggregations
-        return CalibrationReport(calibration, quality(before, sample), quality(after, sample))
+        doubtful = suspects(references, calibration, sample)
+        return CalibrationReport(calibration, quality(before, sample), quality(after, sample), doubtful)
+
+    def suspects(self) -> list[Suspect]:
+        """All reference images that are probably under a wrong category, by the present calibration.
+
+        Raises:
+            StoreError: There is no calibration for these experts and this aggregation.
+        """
+        references, _ = self._references()
+        present = self._present()
+        if present is None or not present.fits(references, self._aggregation, self._top_m):
+            raise StoreError(
+                f"{self._store.location} has no calibration that says how often a label is wrong: calibrate it with "
+                "`zsvec calibrate` or clf.calibrate()"
+            )
+        backgrounds = learn_backgrounds(references) if present.classwise else {}
+        if not backgrounds:
+            present = replace(present, classwise=None)  # a category has too few images by now
+        blocks = each_left_out(
+            references,
+            (self._aggregation, other_aggregation(self._aggregation)),
+            self._top_m,
+            largest_sample(len(category_names(references))),
+            backgrounds,
+        )
+        return most_doubtful_first(found for block in blocks for found in suspects(references, present, block))
 
     def calibrate_if_cheap(self) -> None:
         """Calibrate after a write if that is cheap and the stored calibration is outdated; else it turns stale.
@@ -102,7 +124,7 @@ class Calibrator:
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
             current = present is not None and present.revision >= revision
             if not for_others and not current and self._cost(categories, references) <= _CHEAP:
-                self._keep(self.false_unknown_rate)
+                self._keep(*self._references(), self.false_unknown_rate)
 
     def fitted(self, false_unknown_rate: float | None = None) -> tuple[Calibration, LeftOut] | None:
         """What a calibration would be now, and what it is learned from; nothing is kept.
@@ -113,20 +135,31 @@ class Calibrator:
         Returns:
             ``None`` where there are no two categories, or no reference image.
         """
+        return self._fit(*self._references(), false_unknown_rate or self.false_unknown_rate)
+
+    def _references(self) -> tuple[dict[str, References], int]:
+        """The references of the experts in use, and the largest ``rev`` of their categories."""
         references, revision = self._searcher.references()
+        return {expert: found for expert, found in references.items() if expert in self._temperatures}, revision
+
+    def _fit(
+        self, references: Mapping[str, References], revision: int, false_unknown_rate: float
+    ) -> tuple[Calibration, LeftOut] | None:
         return fit_calibration(
-            {expert: stored for expert, stored in references.items() if expert in self._temperatures},
+            references,
             self._temperatures,
             revision=revision,
             aggregation=self._aggregation,
             top_m=self._top_m,
-            false_unknown_rate=false_unknown_rate or self.false_unknown_rate,
+            false_unknown_rate=false_unknown_rate,
             classwise=self._classwise,
         )
 
-    def _keep(self, false_unknown_rate: float) -> tuple[Calibration, LeftOut] | None:
+    def _keep(
+        self, references: Mapping[str, References], revision: int, false_unknown_rate: float
+    ) -> tuple[Calibration, LeftOut] | None:
         """Calibrate and keep it; where the store cannot be calibrated any more, keep none."""
-        made = self.fitted(false_unknown_rate)
+        made = self._fit(references, revision, false_unknown_rate)
         if made is not None:
             self._store.keep_calibration(made[0].to_dict())
         elif self._store.calibration() and not self._calibratable():

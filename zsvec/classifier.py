@@ -21,7 +21,6 @@ from zsvec.flow import Flow, StreamStats, Totals
 from zsvec.inputs.categories import CategoryInput, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import CalibrationReport
-from zsvec.method.fusion import STRATEGIES
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
@@ -30,6 +29,7 @@ from zsvec.types import Category, Fingerprint, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.generation.facet import Generation
+    from zsvec.references import StoredReferences
 
 Errors = Literal["raise", "report"]
 
@@ -75,16 +75,7 @@ class Classifier:
             max_staleness=settings.max_staleness,
         )
         self.scoring = settings.scoring(temperatures)
-        self._calibrator = Calibrator(
-            store,
-            self._searcher,
-            temperatures=temperatures,
-            aggregation=settings.aggregation,
-            top_m=settings.top_m,
-            classwise=STRATEGIES[settings.fusion].classwise,
-            automatic=settings.calibration == "auto",
-            false_unknown_rate=settings.false_unknown_rate,
-        )
+        self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
         try:
             settings.check_experts(temperatures)
             store.check(self._encoder_names)
@@ -198,6 +189,13 @@ class Classifier:
         from zsvec.generation.facet import Generation
 
         return Generation(self.store, self.settings.generation, self._searcher, self._calibrator, self._builder)
+
+    @cached_property
+    def references(self) -> StoredReferences:
+        """Looks after the references: which ones are probably under a wrong category."""
+        from zsvec.references import StoredReferences
+
+        return StoredReferences(self._calibrator)
 
     @overload
     def classify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
@@ -423,13 +421,9 @@ class Classifier:
     def _builder(self) -> Builder:
         encoders = self.encoders
         self.store.bind(encoders.fingerprints)
-        return Builder(
-            self.store,
-            encoders,
-            prompts=self._prompts,
-            batch_size=self.settings.batch_size,
-            **self.settings.image_limits(),
-        )
+        settings = self.settings
+        limits = settings.image_limits()
+        return Builder(self.store, encoders, prompts=self._prompts, batch_size=settings.batch_size, **limits)
 
     def _encoders_to_read(self) -> None:
         """Load the encoders and check them against the store, unless it is empty; then the search checks them."""

@@ -26,6 +26,7 @@ from zsvec.method.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.logits import softmax
 from zsvec.method.opinion_pool import expert_evidence, log_linear
 from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.method.suspects import Suspect
 from zsvec.method.temperature import calibrate_expert
 from zsvec.method.thresholds import learn_category_thresholds, learn_neutral, learn_thresholds
 
@@ -63,11 +64,14 @@ class CalibrationReport:
         before: Quality of the log-linear fusion that was in force, on the images that the new one was learned from;
             ``None`` if none of them has another reference of its category.
         after: Quality of the new one, likewise.
+        suspects: The reference images that are probably under a wrong category, most doubtful first: of those that
+            were left out (`Calibration.images`), and of those that are in several categories.
     """
 
     calibration: Calibration
     before: Quality | None
     after: Quality | None
+    suspects: Sequence[Suspect] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec calibrate --json`` prints."""
@@ -79,6 +83,7 @@ class CalibrationReport:
             "experts": {name: asdict(expert) for name, expert in made.experts.items()},
             "before": self.before and asdict(self.before),
             "after": self.after and asdict(self.after),
+            "suspects": [asdict(suspect) for suspect in self.suspects],
         }
 
 
@@ -122,7 +127,7 @@ def fit_calibration(
     other = other_aggregation(aggregation)
     limit = largest_sample(len(category_names(references))) if most is None else most
     images = image_experts(references)
-    backgrounds = _backgrounds(images, category_names(references)) if classwise else {}
+    backgrounds = learn_backgrounds(references) if classwise else {}
     sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds)
     if sample is None:
         return None
@@ -148,8 +153,9 @@ def fit_calibration(
     ), sample
 
 
-def _backgrounds(images: Mapping[str, References], categories: Sequence[str]) -> dict[str, Background]:
+def learn_backgrounds(references: Mapping[str, References]) -> dict[str, Background]:
     """Of all image experts, or of none: where one does not cover a category, that would be judged by other measures."""
+    images, categories = image_experts(references), category_names(references)
     if not images or any(len(found.names) < len(categories) for found in images.values()):
         return {}
     learned = {expert: learn_background(found) for expert, found in images.items()}

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_names_of_the_package() -> None:
     assert zsvec.__all__ == [
-        *("Budget", "Category", "CategoryInput", "Classifier", "ExpertOutput", "Neighbor", "Prediction", "ZSVecError"),
-        *("__version__", "open"),
+        *("Budget", "Category", "CategoryInput", "Classifier", "ExpertOutput", "Neighbor", "Prediction"),
+        *("ReferenceImage", "ZSVecError", "__version__", "open"),
     ]
     assert all(hasattr(zsvec, name) for name in zsvec.__all__)
 

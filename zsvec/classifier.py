@@ -18,7 +18,7 @@ from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors, checked
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.flow import Flow, StreamStats, Totals
-from zsvec.inputs.categories import CategoryInput, checked_category, checked_images, checked_name
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import CalibrationReport
 from zsvec.search.base import IndexSpec, in_memory
@@ -96,7 +96,7 @@ class Classifier:
         self,
         name: str,
         texts: Sequence[str] | None = None,
-        images: Iterable[ImageInput] = (),
+        images: Iterable[ImageInput | ReferenceImage] = (),
         *,
         vectors: Mapping[str, ArrayLike] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -110,7 +110,7 @@ class Classifier:
         Args:
             name: The label.
             texts: Definition texts. Without any, a new category gets its name for one.
-            images: Reference images: paths, bytes, files, PIL images, arrays.
+            images: Reference images: paths, bytes, files, PIL images, arrays; or `ReferenceImage`, with more of them.
             vectors: References embedded elsewhere by the same encoder: ``{"clip:image": (n, dim)}``. They are
                 recognised if the same experts are given together again.
             metadata: JSON to keep with the category.

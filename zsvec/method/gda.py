@@ -157,24 +157,30 @@ def left_out(
     means = statistics.means.astype(np.float64) - background.mean
     offsets = every[list(queries)].astype(np.float64) - background.mean
     along_means, along_offsets = means @ basis.T, offsets @ basis.T
+    former: Removal | None = None
     for i, removal in enumerate(removals):
-        c, rows = removal.category, removal.rows
-        n, rest = int(statistics.counts[c]), int(statistics.counts[c]) - len(rows)
-        residuals = every[rows].astype(np.float64) - background.mean - means[c]
-        along = residuals @ basis.T  # (n_removed, rank)
-        of_mean_too = 1 / n if rest else 0.0  # where nothing is left, no mean moves
-        inverse = (np.eye(len(rows)) - of_mean_too) / background.weight - (along * precision) @ along.T
-        of_query, of_means = (along * precision) @ along_offsets[i], (along * precision) @ along_means.T
-        solved = np.linalg.solve(inverse, of_means)
+        if removal is not former:  # a scene can be long, and all its images have this in common
+            former = removal
+            c, rows = removal.category, removal.rows
+            n, rest = int(statistics.counts[c]), int(statistics.counts[c]) - len(rows)
+            residuals = every[rows].astype(np.float64) - background.mean - means[c]
+            along = residuals @ basis.T  # (n_removed, rank)
+            of_mean_too = 1 / n if rest else 0.0  # where nothing is left, no mean moves
+            inverse = (np.eye(len(rows)) - of_mean_too) / background.weight - (along * precision) @ along.T
+            of_means = (along * precision) @ along_means.T
+            if rest:
+                mean, along_mean = means[c] - residuals.sum(axis=0) / rest, along_means[c] - along.sum(axis=0) / rest
+                of_mean, trust = (along * precision) @ along_mean, background.trust(rest)
+                solved_mean = np.linalg.solve(inverse, of_mean)
+            solved = np.linalg.solve(inverse, of_means)
+        of_query = (along * precision) @ along_offsets[i]
         gda[i] += seen.trust * (of_query @ solved - 0.5 * seen.trust * (of_means * solved).sum(axis=0))
         if not rest:
             centred[i, c] = gda[i, c] = np.nan
             continue
-        mean, along_mean = means[c] - residuals.sum(axis=0) / rest, along_means[c] - along.sum(axis=0) / rest
-        of_mean, trust = (along * precision) @ along_mean, background.trust(rest)
         half, along_half = offsets[i] - 0.5 * trust * mean, along_offsets[i] - 0.5 * trust * along_mean
         ratio = background.elsewhere * (half @ mean) + (gains * along_half) @ along_mean
-        ratio += (of_query - 0.5 * trust * of_mean) @ np.linalg.solve(inverse, of_mean)
+        ratio += (of_query - 0.5 * trust * of_mean) @ solved_mean
         gda[i, c] = trust * ratio
         lengths = float(np.linalg.norm(offsets[i]) * np.linalg.norm(mean))
         centred[i, c] = offsets[i] @ mean / max(lengths, 1e-12)

@@ -158,14 +158,15 @@ def _left_out(
         scored = {expert: {name: found[sure] for name, found in by.items()} for expert, by in scored.items()}
     for expert, background in backgrounds.items():
         row_of = rows[encoder_and_modality(expert)[0]]
-        embedded = np.flatnonzero([key in row_of for key in images])
-        queried = [key for key in images if key in row_of]
-        removals = [_removal(references[expert], row_of, key, together) for key in queried]
+        removals = _removals(references[expert], row_of, images, together)
+        ordered = sorted(removals, key=lambda i: int(removals[i].rows[0]))
         columns = np.searchsorted(categories, references[expert].names)
-        of_each = [row_of[key] for key in queried]
-        for name, similarity in left_out(references[expert], background, of_each, removals).items():
+        of_each = [row_of[images[i]] for i in ordered]
+        for name, similarity in left_out(
+            references[expert], background, of_each, [removals[i] for i in ordered]
+        ).items():
             scored[expert][name] = np.full((len(images), len(categories)), np.nan, np.float32)
-            scored[expert][name][np.ix_(embedded, columns)] = similarity
+            scored[expert][name][np.ix_(np.array(ordered), columns)] = similarity
     labels = np.searchsorted(categories, [name for name, _ in images])
     coverage = np.stack([np.isin(categories, by_expert.names) for by_expert in references.values()])
     return LeftOut(categories, labels, coverage, scored, tuple(digest for _, digest in images), copies)
@@ -190,12 +191,22 @@ def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.
     }
 
 
-def _removal(references: References, row_of: Mapping[Key, int], key: Key, together: Scenes) -> Removal:
-    """What is left out with an image: its scene, as far as the expert has references of it."""
-    name, _ = key
-    others = [row_of[name, digest] for digest in together.get(key, ()) if (name, digest) in row_of]
-    rows = np.array([row_of[key], *others], dtype=np.intp)
-    return Removal(int(np.searchsorted(references.starts, rows[0], side="right") - 1), rows)
+def _removals(
+    references: References, row_of: Mapping[Key, int], images: Sequence[Key], together: Scenes
+) -> dict[int, Removal]:
+    """What is left out with each image that the expert has: its scene, in one object for all images of that."""
+    found: dict[int, Removal] = {}
+    of_scene: dict[int, Removal] = {}
+    for i, (name, digest) in enumerate(images):
+        if (name, digest) not in row_of:
+            continue
+        scene = together.get((name, digest))
+        if scene is None or id(scene) not in of_scene:
+            rows = np.array(sorted(row_of[name, h] for h in scene or [digest] if (name, h) in row_of), dtype=np.intp)
+            removal = Removal(int(np.searchsorted(references.starts, rows[0], side="right") - 1), rows)
+            of_scene[id(scene)] = removal
+        found[i] = of_scene[id(scene)]
+    return found
 
 
 def _evenly(images: set[Key], most: int) -> list[Key]:

@@ -1,7 +1,8 @@
 """Which reference images of a category show one scene: flips, crops and bursts of it are no evidence for each other.
 
-Calibration leaves a whole scene out together. If one of its images stayed, the left-out one would be recognised by it,
-and calibration would take the store for a better one than it is.
+Calibration leaves a whole scene out together, and what a user says belongs together (`References.groups`). If one of
+its images stayed, the left-out one would be recognised by it, and calibration would take the store for a better one
+than it is.
 
 How alike two images of one scene are depends on the encoder and on the category, so no cosine says it. But the cosines
 within a category scatter around their median, and those of one scene lie far above; and above all cosines with images
@@ -24,7 +25,7 @@ Key = tuple[str, str]
 Pairs = set[tuple[Key, Key]]
 """Two images, in both orders."""
 Scenes = Mapping[Key, set[str]]
-"""By image, the hashes of the other images of its scene."""
+"""By image, the hashes of the images of its scene, with its own; one set for all of them."""
 
 TWIN = 0.99
 """Cosine from which, if all encoders agree, two images are one picture, saved twice."""
@@ -51,6 +52,8 @@ def scenes(references: Mapping[str, References], images: Collection[Key]) -> Sce
     if experts:
         best = max(sorted(experts), key=lambda expert: _accuracy(experts[expert], rows[expert], images))
         links |= set(_neighbors(experts[best], rows[best], wanted))
+    for found in experts.values():
+        links |= set(_grouped(found, wanted))
     return _connected(links)
 
 
@@ -71,6 +74,20 @@ def _twins(references: References, names: Collection[str]) -> Iterator[tuple[Key
     """The pairs of images of a category that one encoder takes for the same picture."""
     for name, vectors, hashes in _categories(references, names):
         yield from _pairs(name, vectors, hashes, TWIN)
+
+
+def _grouped(references: References, names: Collection[str]) -> Iterator[tuple[Key, Key]]:
+    """Images of a category that are known to belong together, each with the next."""
+    if not references.groups:
+        return
+    wanted = set(names)
+    last: dict[tuple[str, str], Key] = {}
+    for name, digest, group in zip(references.labels, references.hashes, references.groups, strict=True):
+        if group is not None and name in wanted:
+            key = (name, digest)
+            if before := last.get((name, group)):
+                yield from ((before, key), (key, before))
+            last[name, group] = key
 
 
 def _neighbors(references: References, row_of: Mapping[Key, int], names: Collection[str]) -> Iterator[tuple[Key, Key]]:
@@ -166,6 +183,6 @@ def _connected(links: Pairs) -> Scenes:
         while new:
             new = [other for one in new for other in beside[one] - scene]
             scene.update(new)
-        for member in scene:
-            found[member] = {digest for _, digest in scene} - {member[1]}
+        hashes = {digest for _, digest in scene}
+        found.update(dict.fromkeys(scene, hashes))
     return found

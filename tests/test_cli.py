@@ -777,8 +777,11 @@ def test_calibrate_json(filled: Callable[..., Result], hash_encoders: Loading) -
     assert (result.code, result.err) == (0, "")
     assert hash_encoders.embedded() == before
     (found,) = result.objects
-    assert list(found) == ["images", "false_unknown_rate", "threshold", "experts", "before", "after", "suspects"]
-    assert found["suspects"] == []
+    assert list(found) == [
+        *("images", "false_unknown_rate", "threshold", "experts", "before", "after"),
+        *("scale", "labelled_before", "labelled_after", "suspects"),
+    ]
+    assert (found["scale"], found["labelled_before"], found["suspects"]) == (1.0, None, [])
     assert (found["images"], found["false_unknown_rate"], found["threshold"]) == (9, 0.05, {})
     assert found["experts"].keys() == {"clip:text", "clip:image", "dino:image"}
     for expert in found["experts"].values():

@@ -21,7 +21,7 @@ LONGEST = 450  # lines of a module
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("errors", "trust"), ("types",)),
     (
-        ("flow", "stream"),
+        ("drift", "flow", "stream"),
         (
             "inputs.memory",
             "inputs.headers",

@@ -86,7 +86,7 @@ def test_what_a_classifier_can_be_asked() -> None:
         "aclassify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors="],
         "embed_stream": ["images", "*", "batch_size="],
         "classify_vectors": ["vectors", "*", "top_k="],
-        "calibrate": ["*", "false_unknown_rate="],
+        "calibrate": ["*", "false_unknown_rate=", "labelled="],
         "load": [],
         "close": [],
     }

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from numbers import Real
 
+import numpy as np
+
 from zsvec.config import Settings
+from zsvec.embedding import Vectors
 from zsvec.errors import InvalidInputError, StoreError
 from zsvec.method.calibration import Calibration, other_aggregation, uncalibrated
 from zsvec.method.fit import (
     FALSE_UNKNOWN_RATE,
     CalibrationReport,
+    Quality,
     fit_calibration,
     largest_sample,
     learn_backgrounds,
     quality,
+    quality_of,
 )
 from zsvec.method.fusion import STRATEGIES
 from zsvec.method.leave_one_out import LeftOut, each_left_out
+from zsvec.method.logits import softmax
+from zsvec.method.pooled import pooled_evidence
+from zsvec.method.scale import fit_scale, scaled
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.method.suspects import Suspect, most_doubtful_first, suspects
 from zsvec.search.searcher import Searcher
@@ -57,14 +65,18 @@ class Calibrator:
         present = self._present()
         return self._wanted_rate or (present.false_unknown_rate if present else FALSE_UNKNOWN_RATE)
 
-    def calibrate(self, false_unknown_rate: float | None = None) -> CalibrationReport:
+    def calibrate(
+        self, false_unknown_rate: float | None = None, labelled: tuple[Sequence[str], Vectors] | None = None
+    ) -> CalibrationReport:
         """Calibrate now, whatever it costs, and keep it.
 
         Args:
             false_unknown_rate: Between 0 and 1; by default the property of this name.
+            labelled: Categories of images, at least one, and their vectors: how sure to be of such images is learned
+                from them, and kept by `calibrate_if_cheap`. Without any, it is as the references say.
 
         Raises:
-            InvalidInputError: `false_unknown_rate` is not between 0 and 1.
+            InvalidInputError: `false_unknown_rate` is not between 0 and 1, or an image is of no category of the store.
             StoreError: There are no two categories, or no reference image.
         """
         rate = self.false_unknown_rate if false_unknown_rate is None else false_unknown_rate
@@ -72,18 +84,39 @@ class Calibrator:
             raise InvalidInputError(f"false_unknown_rate must be between 0 and 1. Got {rate!r} instead")
         former = self._present()
         references, revision = self._references()
-        made = self._keep(references, revision, rate)
+        made = self._fit(references, revision, rate)
         if made is None:
+            self._keep(None)
             raise StoreError(
                 f"{self._store.location} cannot be calibrated: that takes two categories and a reference image"
             )
         calibration, sample = made
+        by_label: tuple[Quality, ...] = ()
+        if labelled is not None:
+            calibration, *by_label = self._scaled(references, calibration, *labelled)
+        self._keep(calibration)
         before = uncalibrated({expert: self._temperatures[expert] for expert in sample.aggregations}, self._aggregation)
         if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
             before = (calibration.classwise and former.classwise) or former.aggregations
         after = calibration.classwise or calibration.aggregations
         doubtful = suspects(references, calibration, sample)
-        return CalibrationReport(calibration, quality(before, sample), quality(after, sample), doubtful)
+        return CalibrationReport(calibration, quality(before, sample), quality(after, sample), doubtful, *by_label)
+
+    def _scaled(
+        self, references: Mapping[str, References], calibration: Calibration, names: Sequence[str], vectors: Vectors
+    ) -> tuple[Calibration, Quality, Quality]:
+        """A calibration for images such as these, and how good it is on them before and after."""
+        if unknown := sorted(set(names) - set(category_names(references))):
+            raise InvalidInputError(
+                f"labelled images are of categories that {self._store.location} does not have: "
+                f"{', '.join(map(repr, unknown[:5]))}{' …' if unknown[5:] else ''}; add these, or leave the images out"
+            )
+        pool = calibration.classwise or calibration.aggregations
+        categories, evidence = pooled_evidence(references, vectors, pool, calibration)
+        truth = np.searchsorted(categories, names)
+        factor = fit_scale(evidence, truth)
+        before, after = (quality_of(softmax(times * evidence), truth) for times in (1.0, factor))
+        return scaled(calibration, factor), before, after
 
     def suspects(self) -> list[Suspect]:
         """All reference images that are probably under a wrong category, by the present calibration.
@@ -124,7 +157,9 @@ class Calibrator:
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
             current = present is not None and present.revision >= revision
             if not for_others and not current and self._cost(categories, references) <= _CHEAP:
-                self._keep(*self._references(), self.false_unknown_rate)
+                made = self._fit(*self._references(), self.false_unknown_rate)
+                scale = present.scale if present else 1.0  # learned from images that are not here any more
+                self._keep(made and scaled(made[0], scale))
 
     def fitted(self, false_unknown_rate: float | None = None) -> tuple[Calibration, LeftOut] | None:
         """What a calibration would be now, and what it is learned from; nothing is kept.
@@ -155,16 +190,12 @@ class Calibrator:
             classwise=self._classwise,
         )
 
-    def _keep(
-        self, references: Mapping[str, References], revision: int, false_unknown_rate: float
-    ) -> tuple[Calibration, LeftOut] | None:
-        """Calibrate and keep it; where the store cannot be calibrated any more, keep none."""
-        made = self._fit(references, revision, false_unknown_rate)
-        if made is not None:
-            self._store.keep_calibration(made[0].to_dict())
+    def _keep(self, calibration: Calibration | None) -> None:
+        """Keep a calibration with the store; none, where the store cannot be calibrated any more."""
+        if calibration is not None:
+            self._store.keep_calibration(calibration.to_dict())
         elif self._store.calibration() and not self._calibratable():
             self._store.keep_calibration({})  # it is of categories that are gone
-        return made
 
     def _calibratable(self) -> bool:
         """Whether a process with other experts could calibrate the store."""

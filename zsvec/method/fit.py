@@ -28,7 +28,7 @@ from zsvec.method.opinion_pool import expert_evidence, log_linear
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.method.suspects import Suspect
 from zsvec.method.temperature import calibrate_expert
-from zsvec.method.thresholds import learn_category_thresholds, learn_neutral, learn_thresholds
+from zsvec.method.thresholds import learn_category_thresholds, learn_neutral, learn_quantiles, learn_thresholds
 
 Doubles = NDArray[np.float64]
 
@@ -66,12 +66,17 @@ class CalibrationReport:
         after: Quality of the new one, likewise.
         suspects: The reference images that are probably under a wrong category, most doubtful first: of those that
             were left out (`Calibration.images`), and of those that are in several categories.
+        labelled_before: Quality of the new one on the labelled images that were given, before its evidence was scaled
+            by what they say (`Calibration.scale`); ``None`` without any.
+        labelled_after: The same afterwards; on the images that the scale was fitted on.
     """
 
     calibration: Calibration
     before: Quality | None
     after: Quality | None
     suspects: Sequence[Suspect] = ()
+    labelled_before: Quality | None = None
+    labelled_after: Quality | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec calibrate --json`` prints."""
@@ -83,6 +88,9 @@ class CalibrationReport:
             "experts": {name: asdict(expert) for name, expert in made.experts.items()},
             "before": self.before and asdict(self.before),
             "after": self.after and asdict(self.after),
+            "scale": made.scale,
+            "labelled_before": self.labelled_before and asdict(self.labelled_before),
+            "labelled_after": self.labelled_after and asdict(self.labelled_after),
             "suspects": [asdict(suspect) for suspect in self.suspects],
         }
 
@@ -181,6 +189,7 @@ def _pool(
         found.learned,
         found.noise,
         found.shares,
+        learn_quantiles(evidence, sample, neutral),
     )
 
 
@@ -209,7 +218,16 @@ def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:
     if not complete.any():
         return None
     probabilities = softmax(log_linear(evidence[:, complete], list(sample.aggregations), pool.neutral))
-    truth = sample.labels[complete]
+    return quality_of(probabilities, sample.labels[complete])
+
+
+def quality_of(probabilities: Doubles, truth: NDArray[np.intp]) -> Quality:
+    """How good probabilities are.
+
+    Args:
+        probabilities: float64 ``(n_images, n_categories)``, at least one image.
+        truth: int ``(n_images,)``, the category of each image, as a column.
+    """
     right = probabilities.argmax(axis=1) == truth
     own = np.maximum(probabilities[np.arange(len(truth)), truth], np.finfo(float).tiny)
     return Quality(

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.aggregation import Similarities, aggregate_experts
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.logits import softmax
 from zsvec.method.opinion_pool import expert_evidence, log_linear
+from zsvec.method.pooled import pooled_evidence
+from zsvec.method.scale import scaled
 from zsvec.method.scenes import Key
-from zsvec.method.similarities import ExpertSimilarities, References, SearchResult, image_experts
+from zsvec.method.similarities import References, image_experts
 from zsvec.types import encoder_and_modality
 
 Doubles = NDArray[np.float64]
@@ -63,6 +64,7 @@ def suspects(references: Mapping[str, References], calibration: Calibration, sam
         calibration: Of these experts.
         sample: Images that were left out of these references, with all that the pools of the calibration add up.
     """
+    calibration = scaled(calibration, 1 / calibration.scale)  # references are no worse than references
     pool = calibration.classwise or calibration.aggregations
     verdicts = [*_mislabelled(pool, sample), *_copied(references, pool, calibration, sample.copies)]
     doubtful = [verdict for verdict in verdicts if verdict[1] > _DOUBTFUL]
@@ -151,7 +153,7 @@ def _copied(
         encoder_and_modality(expert)[0]: references[expert].vectors[[row_of[key] for key in images]]
         for expert, row_of in rows.items()
     }
-    categories, evidence = _evidence(kept, queries, pool, calibration)
+    categories, evidence = pooled_evidence(kept, queries, pool, calibration)
     position = {name: i for i, name in enumerate(categories)}
     verdicts = []
     for row, one in zip(evidence, images, strict=True):
@@ -159,41 +161,6 @@ def _copied(
         among = softmax(row[[position[one[0]], *(position[name] for name in rivals)]])
         verdicts.append((one, float(1 - among[0]), rivals[int(among[1:].argmax())], True))
     return verdicts
-
-
-def _evidence(
-    references: Mapping[str, References],
-    queries: Mapping[str, NDArray[np.float32]],
-    pool: LogLinear,
-    calibration: Calibration,
-) -> tuple[list[str], Doubles]:
-    """Evidence of all experts for each category that has references, nats, ``(n_images, n_categories)``."""
-    there = {
-        expert: found
-        for expert, found in references.items()
-        if found.names and encoder_and_modality(expert)[0] in queries
-    }
-    categories = sorted(set().union(*(found.names for found in there.values())))
-    experts = tuple(
-        ExpertSimilarities(
-            name=expert,
-            coverage=np.searchsorted(categories, found.names),
-            similarities=Similarities(
-                queries[encoder_and_modality(expert)[0]] @ found.vectors.T,
-                found.starts,
-                np.diff(found.starts),
-                found.norms,
-                np.full(len(next(iter(queries.values()))), -1, dtype=np.float32),
-            ),
-            nearest=(),
-            statistics=found.sum_up,
-        )
-        for expert, found in there.items()
-    )
-    found = SearchResult(tuple(categories), experts, queries)
-    similarities = aggregate_experts(found, pool.coefficients, calibration.top_m, calibration.backgrounds)
-    evidence = expert_evidence(pool.coefficients, similarities)
-    return categories, log_linear(evidence, list(similarities), pool.neutral)
 
 
 def _without(references: References, dropped: Collection[Key]) -> References:

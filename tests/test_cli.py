@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import zsvec
 from tests.store.support import ServerDeployment
 from tests.support import coloured, encode, fast_folder, isolated, trusted_settings, write_photos  # noqa: F401
 from zsvec import __version__
@@ -870,6 +871,18 @@ def test_calibrate_with_one_reference_a_category(cli: Callable[..., Result], new
     assert (result.code, result.err) == (0, CURRENT)
     assert result.out.count("– (one reference a category)") == 2
     assert "cross-entropy" not in result.out
+
+
+def test_calibrate_says_that_labelled_images_do_not_count_any_more(filled: Callable[..., Result]) -> None:
+    with zsvec.open() as clf:
+        scale = clf.calibrate(labelled=[(coloured("blue", seed), "red") for seed in range(9)]).calibration.scale
+    assert scale < 0.9
+    result = filled("calibrate")
+    assert result.err == (
+        f"labelled images had scaled the evidence by {scale:.2f}; it is as the references say again: "
+        "clf.calibrate(labelled=…) learns from such images\n"
+    )
+    assert filled("calibrate").err == CURRENT
 
 
 def test_calibrate_makes_a_stale_store_current(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,11 @@ def calibrate(
         output.print_json(report.to_dict())
         return
     _print_report(report)
+    if before is not None and before.scale != 1:
+        output.print_note(
+            f"labelled images had scaled the evidence by {before.scale:.2f}; it is as the references say again: "
+            "clf.calibrate(labelled=…) learns from such images"
+        )
     if before is not None and _learned_from(before) == _learned_from(report.calibration):
         output.print_note("the calibration was already current: nothing has changed")
 
@@ -57,6 +62,7 @@ def _learned_from(made: Calibration) -> tuple[object, ...]:
         made.false_unknown_rate,
         made.aggregation,
         made.top_m,
+        made.scale == 1,
         sorted(made.experts),
         sorted(made.backgrounds),
     )

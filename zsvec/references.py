@@ -19,12 +19,16 @@ class StoredReferences:
     def suspects(self) -> list[Suspect]:
         """The reference images that are probably under a wrong category, most doubtful first; nothing is changed.
 
-        Every reference image is compared with all others, by the present calibration and in bounded memory. The report
-        of `Classifier.calibrate` names those among the images that were left out alone. Each has the probability that
-        its category is wrong, above 0.5, and the category that the others say instead.
+        Every reference image is compared with all others by the present calibration. As for a calibration, all vectors
+        are read into the process; beyond them, memory is bounded. (The report of `Classifier.calibrate` names suspects
+        only among the images that it left out.)
 
         Not judged are texts, an image that has no other of its category to be compared with, and, of a picture that is
         in several categories, all where one of these has no other image.
+
+        Returns:
+            Each with the probability that its category is wrong, above 0.5, and the category that the others say
+            instead.
 
         Raises:
             StoreError: There is no calibration for the experts and the aggregation in use.

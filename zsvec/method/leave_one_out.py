@@ -69,7 +69,7 @@ def leave_one_out(
 
     Text experts are scored on the reference images of their encoder. References of the same category that show the same
     scene (`scenes`) are left out as well: they are no evidence for each other. Images that are in another category
-    too are left out by nobody, for nobody can say which label is right, unless all are.
+    too are not among those that are left out, unless all are: which label is right is not known yet.
 
     Args:
         references: By expert.

@@ -57,7 +57,8 @@ class Suspect:
 def suspects(references: Mapping[str, References], calibration: Calibration, sample: LeftOut) -> list[Suspect]:
     """The suspects among left-out images and those that are in several categories, most doubtful first.
 
-    Nothing is said of texts, nor of an image that has no other of its category to be compared with.
+    Nothing is said of texts, nor of an image that has no other of its category to be compared with, or that an encoder
+    has not embedded.
 
     Args:
         references: By expert, all of them.

@@ -21,7 +21,7 @@ from zsvec.builder import Builder
 from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError
-from zsvec.inputs.categories import CategoryInput, as_words, checked_name
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, as_words, checked_name
 from zsvec.inputs.folders import read_categories, read_definitions
 from zsvec.store import Store, open_store
 from zsvec.testing import HashEncoder
@@ -281,6 +281,38 @@ def _write(name: str, references: list[Any]) -> Any:
     from zsvec.store import Write
 
     return Write(name=name, references=references)
+
+
+# ---- groups
+
+
+def groups_in(workshop: Workshop, name: str) -> dict[str, str | None]:
+    return {r.source: r.group for r in workshop.store.stored(name) if r.modality == "image"}
+
+
+def test_a_group_comes_with_its_image(workshop: Workshop) -> None:
+    burst = [ReferenceImage(image=photo(i), source=f"{i}", group=" burst 1 ") for i in range(2)]
+    workshop.add("cat", [], [*burst, ReferenceImage(image=photo(2), source="2")])
+    assert groups_in(workshop, "cat") == {"0": "burst 1", "1": "burst 1", "2": None}
+
+
+def test_an_image_that_is_there_gets_another_group_only_where_it_is_replaced(workshop: Workshop) -> None:
+    data = encode(photo(1))
+    given = [ReferenceImage(image=data, source="1", group=group) for group in ("x", "y", None)]
+    workshop.add("cat", [], given[:1])
+    workshop.add("cat", [], given[1:2])
+    assert groups_in(workshop, "cat") == {"1": "x"}
+    workshop.add("cat", [], given[1:2], replace=True)
+    assert groups_in(workshop, "cat") == {"1": "y"}
+    workshop.add("cat", [], given[2:], replace=True)
+    assert groups_in(workshop, "cat") == {"1": "y"}
+
+
+@pytest.mark.parametrize("group", ["", "  ", 7, "a\nb", "x" * 501])
+def test_a_group_is_a_short_text(workshop: Workshop, group: object) -> None:
+    with pytest.raises(InvalidInputError, match="the group of a reference image m"):
+        workshop.add("cat", [], [ReferenceImage(image=photo(1), group=group)])  # type: ignore[arg-type]
+    assert workshop.store.categories() == []
 
 
 # ---- texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import zsvec
 from tests.store.support import ServerDeployment
 from tests.support import coloured, encode, fast_folder, isolated, trusted_settings, write_photos  # noqa: F401
 from zsvec import __version__
@@ -776,7 +778,11 @@ def test_calibrate_json(filled: Callable[..., Result], hash_encoders: Loading) -
     assert (result.code, result.err) == (0, "")
     assert hash_encoders.embedded() == before
     (found,) = result.objects
-    assert list(found) == ["images", "false_unknown_rate", "threshold", "experts", "before", "after"]
+    assert list(found) == [
+        *("images", "false_unknown_rate", "threshold", "experts", "before", "after"),
+        *("scale", "labelled_before", "labelled_after", "suspects"),
+    ]
+    assert (found["scale"], found["labelled_before"], found["suspects"]) == (1.0, None, [])
     assert (found["images"], found["false_unknown_rate"], found["threshold"]) == (9, 0.05, {})
     assert found["experts"].keys() == {"clip:text", "clip:image", "dino:image"}
     for expert in found["experts"].values():
@@ -812,6 +818,26 @@ def test_calibrate_says_from_where_an_image_is_unknown(filled: Callable[..., Res
     )
 
 
+def test_calibrate_names_references_under_a_wrong_category(filled: Callable[..., Result], colours: Path) -> None:
+    add_images(colours, range(3, 12))
+    for number, (colour, other) in enumerate(itertools.permutations(COLOURS, 2)):
+        for seed in (20 + 2 * number, 21 + 2 * number):
+            (colours / colour / f"{other} {seed}.png").write_bytes(encode(coloured(other, seed)))
+    assert filled("import", colours).code == 0
+    (found,) = filled("calibrate --json").objects
+    suspects = found["suspects"]
+    assert len(suspects) == 12
+    assert list(suspects[0]) == ["category", "hash", "source", "probability", "instead", "copied"]
+    for suspect in suspects:
+        assert Path(suspect["source"]).name.startswith(suspect["instead"])
+        assert 0.5 < suspect["probability"] <= 1
+    lines = filled("calibrate").out.splitlines()
+    assert "12 reference images probably under a wrong category:" in lines
+    shown = [line for line in lines if line.strip().endswith(tuple(COLOURS)) and "%" in line]
+    assert len(shown) == 10
+    assert lines[-1] == "and 2 more: --json names all"
+
+
 def test_calibrate_for_people(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     (expected,) = filled("calibrate --json").objects
     result = filled("calibrate")
@@ -845,6 +871,18 @@ def test_calibrate_with_one_reference_a_category(cli: Callable[..., Result], new
     assert (result.code, result.err) == (0, CURRENT)
     assert result.out.count("– (one reference a category)") == 2
     assert "cross-entropy" not in result.out
+
+
+def test_calibrate_says_that_labelled_images_do_not_count_any_more(filled: Callable[..., Result]) -> None:
+    with zsvec.open() as clf:
+        scale = clf.calibrate(labelled=[(coloured("blue", seed), "red") for seed in range(9)]).calibration.scale
+    assert scale < 0.9
+    result = filled("calibrate")
+    assert result.err == (
+        f"labelled images had scaled the evidence by {scale:.2f}; it is as the references say again: "
+        "clf.calibrate(labelled=…) learns from such images\n"
+    )
+    assert filled("calibrate").err == CURRENT
 
 
 def test_calibrate_makes_a_stale_store_current(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ LONGEST = 450  # lines of a module
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("errors", "trust"), ("types",)),
     (
-        ("flow", "stream"),
+        ("drift", "flow", "stream"),
         (
             "inputs.memory",
             "inputs.headers",
@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("encoders",), ("store",), ("method",)),
     (("profiles", "config"), ("search", "embedding")),
     (("builder", "calibrator"),),
-    (("generation",),),
+    (("generation",), ("references",)),
     (("classifier", "zsvec"),),
     (("evaluation",),),
     (("cli", "__main__"),),

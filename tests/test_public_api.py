@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_names_of_the_package() -> None:
     assert zsvec.__all__ == [
-        *("Budget", "Category", "CategoryInput", "Classifier", "ExpertOutput", "Neighbor", "Prediction", "ZSVecError"),
-        *("__version__", "open"),
+        *("Budget", "Category", "CategoryInput", "Classifier", "ExpertOutput", "Neighbor", "Prediction"),
+        *("ReferenceImage", "ZSVecError", "__version__", "open"),
     ]
     assert all(hasattr(zsvec, name) for name in zsvec.__all__)
 
@@ -86,12 +86,12 @@ def test_what_a_classifier_can_be_asked() -> None:
         "aclassify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors="],
         "embed_stream": ["images", "*", "batch_size="],
         "classify_vectors": ["vectors", "*", "top_k="],
-        "calibrate": ["*", "false_unknown_rate="],
+        "calibrate": ["*", "false_unknown_rate=", "labelled="],
         "load": [],
         "close": [],
     }
     properties = {name for name, member in vars(Classifier).items() if isinstance(member, property | cached_property)}
-    assert properties == {"encoders", "generation", "stats"}
+    assert properties == {"encoders", "generation", "references", "stats"}
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
         attributes = {name for name in vars(classifier) if not name.startswith("_")}
     assert attributes == {"scoring", "settings", "store"}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zsvec.classifier import Classifier
     from zsvec.encoders import Encoder
     from zsvec.generation import Budget
-    from zsvec.inputs.categories import CategoryInput
+    from zsvec.inputs.categories import CategoryInput, ReferenceImage
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "ExpertOutput",
     "Neighbor",
     "Prediction",
+    "ReferenceImage",
     "ZSVecError",
     "__version__",
     "open",
@@ -45,6 +46,7 @@ _LATE = {
     "Budget": "zsvec.generation",
     "CategoryInput": "zsvec.inputs.categories",
     "Classifier": "zsvec.classifier",
+    "ReferenceImage": "zsvec.inputs.categories",
 }
 
 

@@ -27,6 +27,7 @@ from zsvec.inputs.categories import (
     as_numbers,
     as_words,
     checked_category,
+    checked_group,
     checked_vectors,
 )
 from zsvec.inputs.decoding import opened
@@ -72,11 +73,11 @@ class _Draft:
             return self.category.texts
         return [] if self.stored else [by_name]
 
-    def reuse(self, key: Key) -> bool:
-        """Reuse a stored reference. Returns False if none has this key."""
+    def reuse(self, key: Key, group: str | None = None) -> bool:
+        """Reuse a stored reference, in the group that is given now, if any. Returns False if none has this key."""
         stored = self.stored.get(key)
         if stored is not None:
-            self.references.append(stored)
+            self.references.append(with_changes(stored, group=group or stored.group))
         elif key in self.stored:
             self.recognised.add(key)
         return key in self.stored
@@ -224,6 +225,8 @@ class Builder:
             for image in category.images:
                 draft.given.add("image")
                 reference = image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
+                if reference.group is not None:
+                    reference = with_changes(reference, group=checked_group(reference.group))
                 self._check_vectors_of(reference)
                 if opened(reference.image):
                     yield self._prepare((draft, reference))
@@ -297,7 +300,7 @@ class Builder:
             for image, vector in zip(new, vectors[name], strict=True):
                 image.draft.references.append(_reference(name, image, vector))
             for image in images:
-                reused = image.prepared is None and image.draft.reuse((name, "image", image.hash))
+                reused = image.prepared is None and image.draft.reuse((name, "image", image.hash), image.given.group)
                 if image.given.vectors is not None and not reused:
                     image.draft.references.append(_reference(name, image, image.given.vectors[name]))
 
@@ -357,7 +360,7 @@ def _references_of_vectors(vectors: Mapping[str, NDArray[np.float32]]) -> Iterat
 
 def _reference(encoder: str, image: _Image, vector: NDArray[np.float32]) -> Reference:
     source = image.given.source or image.source.encode(errors="backslashreplace").decode()  # a path may be any bytes
-    return Reference(encoder, "image", image.hash, source, vector, image.given.prompt)
+    return Reference(encoder, "image", image.hash, source, vector, image.given.prompt, image.given.group)
 
 
 def _until_failure(batch: Sequence[_Draft | _Image]) -> tuple[Sequence[_Draft | _Image], ImageError | None]:

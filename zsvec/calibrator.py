@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from numbers import Real
 
+import numpy as np
+
+from zsvec.config import Settings
+from zsvec.embedding import Vectors
 from zsvec.errors import InvalidInputError, StoreError
-from zsvec.method.calibration import Calibration, uncalibrated
-from zsvec.method.fit import FALSE_UNKNOWN_RATE, CalibrationReport, fit_calibration, holds, largest_sample, quality
-from zsvec.method.leave_one_out import LeftOut
-from zsvec.method.similarities import image_experts
+from zsvec.method.calibration import Calibration, other_aggregation, uncalibrated
+from zsvec.method.fit import (
+    FALSE_UNKNOWN_RATE,
+    CalibrationReport,
+    Quality,
+    fit_calibration,
+    holds,
+    largest_sample,
+    learn_backgrounds,
+    quality,
+    quality_of,
+)
+from zsvec.method.fusion import STRATEGIES
+from zsvec.method.leave_one_out import LeftOut, each_left_out
+from zsvec.method.logits import softmax
+from zsvec.method.pooled import pooled_evidence
+from zsvec.method.scale import fit_scale, scaled
+from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.method.suspects import Suspect, most_doubtful_first, suspects
 from zsvec.search.searcher import Searcher
 from zsvec.store import Census, Store
 from zsvec.types import encoder_and_modality
@@ -25,36 +45,20 @@ class Calibrator:
     Args:
         store: To calibrate.
         searcher: Of the store; gives the references.
+        settings: Say what to calibrate for, and whether `calibrate_if_cheap` calibrates.
         temperatures: By expert, taken where there is nothing to learn from. Other experts are left out.
-        aggregation: The aggregation to calibrate for.
-        top_m: References that ``top_mean`` averages.
-        classwise: As `fit_calibration`.
-        automatic: Whether `calibrate_if_cheap` calibrates.
-        false_unknown_rate: Fraction of the images of known categories that may be called unknown; ``None``: that of
-            the present calibration, or `FALSE_UNKNOWN_RATE`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        searcher: Searcher,
-        *,
-        temperatures: Mapping[str, float],
-        aggregation: str,
-        top_m: int,
-        classwise: bool,
-        automatic: bool,
-        false_unknown_rate: float | None,
-    ) -> None:
+    def __init__(self, store: Store, searcher: Searcher, settings: Settings, temperatures: Mapping[str, float]) -> None:
         self._store = store
         self._searcher = searcher
         self._census = Census(store)
         self._temperatures = temperatures
-        self._aggregation = aggregation
-        self._top_m = top_m
-        self._classwise = classwise
-        self._automatic = automatic
-        self._wanted_rate = false_unknown_rate
+        self._aggregation = settings.aggregation
+        self._top_m = settings.top_m
+        self._classwise = STRATEGIES[settings.fusion].classwise
+        self._automatic = settings.calibration == "auto"
+        self._wanted_rate = settings.false_unknown_rate
 
     @property
     def false_unknown_rate(self) -> float:
@@ -62,31 +66,83 @@ class Calibrator:
         present = self._present()
         return self._wanted_rate or (present.false_unknown_rate if present else FALSE_UNKNOWN_RATE)
 
-    def calibrate(self, false_unknown_rate: float | None = None) -> CalibrationReport:
+    def calibrate(
+        self, false_unknown_rate: float | None = None, labelled: tuple[Sequence[str], Vectors] | None = None
+    ) -> CalibrationReport:
         """Calibrate now, whatever it costs, and keep it.
 
         Args:
             false_unknown_rate: Between 0 and 1; by default the property of this name.
+            labelled: Categories of images, at least one, and their vectors: how sure to be of such images is learned
+                from them, and kept by `calibrate_if_cheap`. Without any, it is as the references say.
 
         Raises:
-            InvalidInputError: `false_unknown_rate` is not between 0 and 1.
+            InvalidInputError: `false_unknown_rate` is not between 0 and 1, or an image is of no category of the store.
             StoreError: There are no two categories, or no reference image.
         """
         rate = self.false_unknown_rate if false_unknown_rate is None else false_unknown_rate
         if not (isinstance(rate, Real) and 0 < rate < 1):
             raise InvalidInputError(f"false_unknown_rate must be between 0 and 1. Got {rate!r} instead")
         former = self._present()
-        made = self._keep(rate)
+        references, revision = self._references()
+        made = self._fit(references, revision, rate)
         if made is None:
+            self._keep(None)
             raise StoreError(
                 f"{self._store.location} cannot be calibrated: that takes two categories and a reference image"
             )
         calibration, sample = made
+        by_label: tuple[Quality, ...] = ()
+        if labelled is not None:
+            calibration, *by_label = self._scaled(references, calibration, *labelled)
+        self._keep(calibration)
         before = uncalibrated({expert: self._temperatures[expert] for expert in sample.aggregations}, self._aggregation)
         if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
             before = (calibration.classwise and former.classwise) or former.aggregations
         after = calibration.classwise or calibration.aggregations
-        return CalibrationReport(calibration, quality(before, sample), quality(after, sample))
+        doubtful = suspects(references, calibration, sample)
+        return CalibrationReport(calibration, quality(before, sample), quality(after, sample), doubtful, *by_label)
+
+    def _scaled(
+        self, references: Mapping[str, References], calibration: Calibration, names: Sequence[str], vectors: Vectors
+    ) -> tuple[Calibration, Quality, Quality]:
+        """A calibration for images such as these, and how good it is on them before and after."""
+        if unknown := sorted(set(names) - set(category_names(references))):
+            raise InvalidInputError(
+                f"labelled images are of categories that {self._store.location} does not have: "
+                f"{', '.join(map(repr, unknown[:5]))}{' …' if unknown[5:] else ''}; add these, or leave the images out"
+            )
+        pool = calibration.classwise or calibration.aggregations
+        categories, evidence = pooled_evidence(references, vectors, pool, calibration)
+        truth = np.searchsorted(categories, names)
+        factor = fit_scale(evidence, truth)
+        before, after = (quality_of(softmax(times * evidence), truth) for times in (1.0, factor))
+        return scaled(calibration, factor), before, after
+
+    def suspects(self) -> list[Suspect]:
+        """All reference images that are probably under a wrong category, by the present calibration.
+
+        Raises:
+            StoreError: There is no calibration for these experts and this aggregation.
+        """
+        references, _ = self._references()
+        present = self._present()
+        if present is None or not present.fits(references, self._aggregation, self._top_m):
+            raise StoreError(
+                f"{self._store.location} has no calibration that says how often a label is wrong: calibrate it with "
+                "`zsvec calibrate` or clf.calibrate()"
+            )
+        backgrounds = learn_backgrounds(references) if present.classwise else {}
+        if not backgrounds:
+            present = replace(present, classwise=None)  # a category has too few images by now
+        blocks = each_left_out(
+            references,
+            (self._aggregation, other_aggregation(self._aggregation)),
+            self._top_m,
+            largest_sample(len(category_names(references))),
+            backgrounds,
+        )
+        return most_doubtful_first(found for block in blocks for found in suspects(references, present, block))
 
     def calibrate_if_cheap(self) -> None:
         """Calibrate after a write if that is cheap and the stored calibration is outdated; else it turns stale.
@@ -102,40 +158,51 @@ class Calibrator:
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
             current = present is not None and present.revision >= revision
             if not for_others and not current and self._cost(categories, references, present) <= _CHEAP:
-                self._keep(self.false_unknown_rate, former=present)
+                scale = present.scale if present else 1.0  # learned from images that are not here any more
+                former = present and scaled(present, 1 / scale)
+                made = self._fit(*self._references(), self.false_unknown_rate, former)
+                self._keep(made and scaled(made[0], scale))
 
-    def fitted(
-        self, false_unknown_rate: float | None = None, former: Calibration | None = None
-    ) -> tuple[Calibration, LeftOut] | None:
+    def fitted(self, false_unknown_rate: float | None = None) -> tuple[Calibration, LeftOut] | None:
         """What a calibration would be now, and what it is learned from; nothing is kept.
 
         Args:
             false_unknown_rate: Between 0 and 1; by default the property of this name.
-            former: As `fit_calibration`.
 
         Returns:
             ``None`` where there are no two categories, or no reference image.
         """
+        return self._fit(*self._references(), false_unknown_rate or self.false_unknown_rate)
+
+    def _references(self) -> tuple[dict[str, References], int]:
+        """The references of the experts in use, and the largest ``rev`` of their categories."""
         references, revision = self._searcher.references()
+        return {expert: found for expert, found in references.items() if expert in self._temperatures}, revision
+
+    def _fit(
+        self,
+        references: Mapping[str, References],
+        revision: int,
+        false_unknown_rate: float,
+        former: Calibration | None = None,
+    ) -> tuple[Calibration, LeftOut] | None:
         return fit_calibration(
-            {expert: stored for expert, stored in references.items() if expert in self._temperatures},
+            references,
             self._temperatures,
             revision=revision,
             aggregation=self._aggregation,
             top_m=self._top_m,
-            false_unknown_rate=false_unknown_rate or self.false_unknown_rate,
+            false_unknown_rate=false_unknown_rate,
             classwise=self._classwise,
             former=former,
         )
 
-    def _keep(self, false_unknown_rate: float, former: Calibration | None = None) -> tuple[Calibration, LeftOut] | None:
-        """Calibrate and keep it; where the store cannot be calibrated any more, keep none."""
-        made = self.fitted(false_unknown_rate, former)
-        if made is not None:
-            self._store.keep_calibration(made[0].to_dict())
+    def _keep(self, calibration: Calibration | None) -> None:
+        """Keep a calibration with the store; none, where the store cannot be calibrated any more."""
+        if calibration is not None:
+            self._store.keep_calibration(calibration.to_dict())
         elif self._store.calibration() and not self._calibratable():
             self._store.keep_calibration({})  # it is of categories that are gone
-        return made
 
     def _calibratable(self) -> bool:
         """Whether a process with other experts could calibrate the store."""

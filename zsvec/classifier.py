@@ -18,10 +18,10 @@ from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors, checked
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
 from zsvec.flow import Flow, StreamStats, Totals
-from zsvec.inputs.categories import CategoryInput, checked_category, checked_images, checked_name
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import CalibrationReport
-from zsvec.method.fusion import STRATEGIES
+from zsvec.method.predictions import predictions
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
@@ -30,6 +30,7 @@ from zsvec.types import Category, Fingerprint, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.generation.facet import Generation
+    from zsvec.references import StoredReferences
 
 Errors = Literal["raise", "report"]
 
@@ -75,16 +76,7 @@ class Classifier:
             max_staleness=settings.max_staleness,
         )
         self.scoring = settings.scoring(temperatures)
-        self._calibrator = Calibrator(
-            store,
-            self._searcher,
-            temperatures=temperatures,
-            aggregation=settings.aggregation,
-            top_m=settings.top_m,
-            classwise=STRATEGIES[settings.fusion].classwise,
-            automatic=settings.calibration == "auto",
-            false_unknown_rate=settings.false_unknown_rate,
-        )
+        self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
         try:
             settings.check_experts(temperatures)
             store.check(self._encoder_names)
@@ -105,7 +97,7 @@ class Classifier:
         self,
         name: str,
         texts: Sequence[str] | None = None,
-        images: Iterable[ImageInput] = (),
+        images: Iterable[ImageInput | ReferenceImage] = (),
         *,
         vectors: Mapping[str, ArrayLike] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -119,7 +111,7 @@ class Classifier:
         Args:
             name: The label.
             texts: Definition texts. Without any, a new category gets its name for one.
-            images: Reference images: paths, bytes, files, PIL images, arrays.
+            images: Reference images: paths, bytes, files, PIL images, arrays; or `ReferenceImage`, with more of them.
             vectors: References embedded elsewhere by the same encoder: ``{"clip:image": (n, dim)}``. They are
                 recognised if the same experts are given together again.
             metadata: JSON to keep with the category.
@@ -198,6 +190,13 @@ class Classifier:
         from zsvec.generation.facet import Generation
 
         return Generation(self.store, self.settings.generation, self._searcher, self._calibrator, self._builder)
+
+    @cached_property
+    def references(self) -> StoredReferences:
+        """Looks after the references: which ones are probably under a wrong category."""
+        from zsvec.references import StoredReferences
+
+        return StoredReferences(self._calibrator)
 
     @overload
     def classify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
@@ -330,20 +329,26 @@ class Classifier:
         sources = [f"vector {i}" for i in range(len(next(iter(queries.values()))))]
         return self._predict(sources, queries, top_k, None) if sources else []
 
-    def calibrate(self, *, false_unknown_rate: float | None = None) -> CalibrationReport:
+    def calibrate(
+        self, *, false_unknown_rate: float | None = None, labelled: Iterable[tuple[ImageInput, str]] | None = None
+    ) -> CalibrationReport:
         """Learn temperatures, expert weights and unknown thresholds from the stored references, and keep them there.
 
-        No encoder runs. After a write this is done without being asked, while it is cheap; a larger store turns stale.
+        Without `labelled`, no encoder runs. A write does this unasked while it is cheap; else the store turns stale.
 
         Args:
-            false_unknown_rate: Fraction of the images of known categories that may be called unknown; by default the
-                setting, that of the present calibration, or 0.05.
+            false_unknown_rate: Of images of known categories; by default the setting, the present one, or 0.05.
+            labelled: Images, each with the name of its category. How sure to be of such images is learned from them,
+                and stays when a write calibrates again, until this is called without.
 
         Raises:
-            InvalidInputError: `false_unknown_rate` is not between 0 and 1.
-            StoreError: There are no two categories, or no reference image.
+            InvalidInputError: `false_unknown_rate` is not between 0 and 1, or a label is no category of the store.
+            ZSVecError: As `classify`; or there are no two categories, or no reference image.
         """
-        return self._calibrator.calibrate(false_unknown_rate)
+        known = None if labelled is None else self._embedder.labelled(labelled, self.settings.batch_size)
+        if known is not None:
+            self._encoders_to_read()
+        return self._calibrator.calibrate(false_unknown_rate, known)
 
     def create(self) -> None:
         """Make the collections of the store; then a key that may write to them is enough. Raises as a write does."""
@@ -376,7 +381,7 @@ class Classifier:
         max_wait = checked_wait(max_wait_ms)
         checked = checked_images(images)
 
-        def predictions() -> Generator[Prediction, None, None]:
+        def answers() -> Generator[Prediction, None, None]:
             self._encoders_to_read()
             batches = self._embedder.batches(checked, size, flow, max_wait=max_wait)
             self._totals.add(flow)
@@ -384,7 +389,7 @@ class Classifier:
                 for batch, vectors in batches:
                     yield from self._answers(batch, vectors, top_k, errors, flow)
 
-        return predictions()
+        return answers()
 
     def _answers(
         self, batch: Sequence[PreparedImage], vectors: Vectors, top_k: int, errors: Errors, flow: Flow | None
@@ -392,8 +397,7 @@ class Classifier:
         sources = [image.source for image in batch if image.error is None]
         answered = self._predict(sources, vectors, top_k, flow) if sources else []
         if flow is not None:
-            stale = sum(answer.stale_seconds > 0 for answer in answered)
-            flow.count(len(batch), len(batch) - len(sources), stale)
+            flow.count(len(batch), len(batch) - len(sources), sum(answer.stale_seconds > 0 for answer in answered))
         answers = iter(answered)
         for image in batch:
             if image.error is None:
@@ -411,25 +415,22 @@ class Classifier:
         if not used:
             raise self._empty()  # or known by other modalities alone
         with flow.stage("fuse") if flow else nullcontext():
-            return self.scoring.predict(with_changes(found, experts=used), sources, top_k)
+            scores = self.scoring.scores(found := with_changes(found, experts=used))
+            if flow:
+                flow.rank(scores.rank.tolist())
+            return predictions(found, scores, sources, top_k)
 
     def _index(self) -> IndexSpec:
         encoders = self._embedder.loaded  # until they are, numpy compares
-        device = self.settings.index_device
-        if device == "auto":
-            device = encoders.device if encoders else "cpu"
+        on = encoders.device if encoders else "cpu"
+        device = on if self.settings.index_device == "auto" else self.settings.index_device
         return in_memory(device, self.settings.index_dtype, torch_encodes=bool(encoders and encoders.on_torch))
 
     def _builder(self) -> Builder:
         encoders = self.encoders
         self.store.bind(encoders.fingerprints)
-        return Builder(
-            self.store,
-            encoders,
-            prompts=self._prompts,
-            batch_size=self.settings.batch_size,
-            **self.settings.image_limits(),
-        )
+        limits = self.settings.image_limits()
+        return Builder(self.store, encoders, prompts=self._prompts, batch_size=self.settings.batch_size, **limits)
 
     def _encoders_to_read(self) -> None:
         """Load the encoders and check them against the store, unless it is empty; then the search checks them."""

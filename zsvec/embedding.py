@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.flow import Flow
-from zsvec.inputs.categories import checked_vectors
+from zsvec.inputs.categories import checked_name, checked_vectors
 from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
 from zsvec.inputs.memory import DEFAULT
@@ -109,6 +109,28 @@ class Embedder:
         prepared = self._prepare(image)
         return prepared, self._encode([prepared])
 
+    def labelled(self, labelled: object, batch_size: int) -> tuple[list[str], Vectors]:
+        """The categories of labelled images, as they are stored, and the vectors of the images.
+
+        Args:
+            labelled: Pairs of an image and the name of its category.
+            batch_size: Images that an encoder takes at once.
+
+        Raises:
+            InvalidInputError: They are no such pairs, or there is none.
+            ImageError: An image cannot be read.
+        """
+        names, images = _labelled(labelled)
+        parts: dict[str, list[NDArray[np.float32]]] = {}
+        flow = Flow()
+        with closing(self.batches(images, batch_size, flow)) as batches, flow:
+            for batch, vectors in batches:
+                for error in (image.error for image in batch if image.error is not None):
+                    raise error
+                for name, rows in vectors.items():
+                    parts.setdefault(name, []).append(rows)
+        return names, {name: np.concatenate(rows) for name, rows in parts.items()}
+
     def _prepare(
         self, image: ImageInput, stage: Callable[[str], AbstractContextManager[None]] = _unmeasured
     ) -> PreparedImage:
@@ -183,6 +205,16 @@ class Embedder:
                     else:
                         row = next(rows)
                         yield Embedding(image.source, {name: matrix[row] for name, matrix in vectors.items()})
+
+
+def _labelled(labelled: object) -> tuple[list[str], list[ImageInput]]:
+    pairs = list(labelled) if isinstance(labelled, Iterable) and not isinstance(labelled, str | bytes) else []
+    if not pairs or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
+        raise InvalidInputError(
+            f"labelled must be pairs of an image and the name of its category, at least one. "
+            f"Got {reprlib.repr(labelled)} instead"
+        )
+    return [checked_name(name) for _, name in pairs], [image for image, _ in pairs]
 
 
 def _work_ahead(encoders: EncoderSet) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -19,6 +20,10 @@ from threading import TIMEOUT_MAX, Lock, Thread
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet
+
+from zsvec.drift import WINDOW, Drift
+
+_log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -35,6 +40,8 @@ class StreamStats:
         busy: Seconds of work by stage, summed over threads. Waiting for a GPU counts as work.
         waiting: Results that a stage has finished and the next has not taken, by the finished stage. Images or batches.
         store: Counters of the store's writes (`zsvec.store.store.Store.stats`), in the totals of a classifier.
+        drift: How far the last images have moved away from the references, 0 to 1 (`zsvec.drift`); in totals, the
+            largest of the streams. ``None`` for few images, and without a calibration that can tell.
     """
 
     images: int = 0
@@ -44,6 +51,7 @@ class StreamStats:
     busy: Mapping[str, float] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)
     store: Mapping[str, int] = field(default_factory=dict)
+    drift: float | None = None
 
     @property
     def rate(self) -> float:
@@ -61,6 +69,7 @@ class StreamStats:
                 stage: self.waiting.get(stage, 0) + other.waiting.get(stage, 0)
                 for stage in {**self.waiting, **other.waiting}
             },
+            drift=max((drift for drift in (self.drift, other.drift) if drift is not None), default=None),
         )
 
 
@@ -81,6 +90,7 @@ class Flow:
         self._threads: list[Thread] = []
         self._busy: defaultdict[str, float] = defaultdict(float)
         self._images = self._failed = self._stale = 0
+        self._drift = Drift()
         self._begun: float | None = None
         self._ended: float | None = None
         self._lock = Lock()
@@ -108,6 +118,19 @@ class Flow:
             self._images += images
             self._failed += failed
             self._stale += stale
+
+    def rank(self, ranks: Iterable[float]) -> None:
+        """Note how images rank among the left-out references (`Drift.add`), and warn once if they have moved away."""
+        with self._lock:
+            moved = self._drift.add(ranks)
+        if moved is not None:
+            _log.warning(
+                "the last %d images are less like the references than these are like each other (drift %.2f): add "
+                "references from where these images come from, give some of them with their categories to "
+                "clf.calibrate(labelled=…), or see whether many show none of the categories",
+                WINDOW,
+                moved,
+            )
 
     def new_channel(self, name: str, size: int) -> Channel[Any]:
         """A channel between a stage of this name and the next, for at most `size` results."""
@@ -163,6 +186,7 @@ class Flow:
                 now - (self._begun or now),
                 dict(self._busy),
                 {name: 0 if self._ended else channel.waiting for name, channel in self._channels.items()},
+                drift=self._drift.value,
             )
 
 

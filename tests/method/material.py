@@ -21,7 +21,8 @@ Vectors = Mapping[str, Mapping[str, Sequence[float]]]  # by category and hash
 METHODS = sorted(AGGREGATIONS)
 
 
-def references(vectors: Vectors) -> References:
+def references(vectors: Vectors, groups: Mapping[str, str] | None = None) -> References:
+    """Groups by hash."""
     names = tuple(sorted(vectors))
     parts = [np.array(list(vectors[name].values()), dtype=np.float32) for name in names]
     hashes = tuple(digest for name in names for digest in vectors[name])
@@ -32,6 +33,7 @@ def references(vectors: Vectors) -> References:
         norms=np.array([np.linalg.norm(part.mean(axis=0, dtype=np.float64)) for part in parts], dtype=np.float32),
         hashes=hashes,
         sources=hashes,
+        groups=tuple(map(groups.get, hashes)) if groups else (),
     )
 
 

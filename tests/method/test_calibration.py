@@ -36,13 +36,15 @@ def test_what_is_kept_is_read_again(made: Calibration) -> None:
 def test_what_an_earlier_version_kept_is_read(made: Calibration) -> None:
     values = {**made.to_dict(), "format": 1}
     for pool in ("plain", "views"):
-        values[pool] = {name: value for name, value in values[pool].items() if name not in ("noise", "shares")}
+        later = ("noise", "shares", "quantiles")
+        values[pool] = {name: value for name, value in values[pool].items() if name not in later}
         for of_expert in values[pool]["slopes"].values():
             of_expert.pop(LOG_COUNT, None)
-    del values["classwise"], values["backgrounds"]
+    del values["classwise"], values["backgrounds"], values["scale"]
     read = Calibration.from_dict(json.loads(json.dumps(values)))
     assert read
     assert (read.classwise, read.backgrounds, read.plain.noise) == (None, {}, 0)
+    assert (read.scale, read.plain.quantiles) == (1.0, {})
     assert read.plain.coefficients == values["plain"]["slopes"]
     assert read.plain.shares == pytest.approx(made.plain.shares)
 

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.method.material import METHODS, Vectors, references, stores, unit
+from tests.method.material import METHODS, Vectors, clusters, references, stores, unit
 from zsvec.method import leave_one_out as module
 from zsvec.method.calibration import LOG_COUNT
+from zsvec.method.gda import Removal, learn_background
+from zsvec.method.gda import left_out as classwise_left_out
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
-from zsvec.method.scenes import TWIN, contested, scenes
+from zsvec.method.scenes import TWIN, scenes
 from zsvec.method.similarities import References
 
 NAN = np.nan
@@ -30,9 +32,13 @@ def left_out(
 
 def images_of(experts: Mapping[str, Vectors]) -> list[tuple[str, str]]:
     """The reference images that are left out, in the order of `LeftOut`: by category, then by hash."""
+    found = leave_one_out(laid_out(experts), ["max"], 1, EVERYTHING)
+    return sorted(all_images(experts) - set(found.copies if found else ()) or all_images(experts))
+
+
+def all_images(experts: Mapping[str, Vectors]) -> set[tuple[str, str]]:
     kept = [categories for expert, categories in experts.items() if expert.endswith(":image")]
-    every = {(name, digest) for categories in kept for name, found in categories.items() for digest in found}
-    return sorted(every - contested(laid_out(experts), every) or every)
+    return {(name, digest) for categories in kept for name, found in categories.items() for digest in found}
 
 
 def laid_out(experts: Mapping[str, Vectors]) -> dict[str, References]:
@@ -51,7 +57,7 @@ def similarity(query: np.ndarray, kept: Sequence[np.ndarray], method: str, m: in
 
 def naive(experts: Mapping[str, Vectors], expert: str, method: str, m: int) -> np.ndarray:
     """One image at a time: without it and its scene, aggregate what is left, in double precision."""
-    together = scenes(laid_out(experts), images_of(experts))
+    together = scenes(laid_out(experts), all_images(experts))
     encoder, _, modality = expert.rpartition(":")
     categories = sorted({name for vectors in experts.values() for name in vectors})
     rows = []
@@ -69,6 +75,57 @@ def naive(experts: Mapping[str, Vectors], expert: str, method: str, m: int) -> n
             row[c] = similarity(np.array(query, dtype=float), list(kept.values()), method, m)
         rows.append(row)
     return np.array(rows)
+
+
+# ---- what is known to belong together
+
+LINE: Vectors = {
+    "a": {"1": (1.0, 0.0), "2": (0.6, 0.8), "3": (0.8, 0.6), "4": (0.0, 1.0)},
+    "b": {"5": (0.0, -1.0), "6": (-1.0, 0.0), "7": (-0.6, -0.8)},
+}
+
+
+def test_images_of_a_group_are_left_out_together() -> None:
+    stored = {"clip:image": references(LINE, {"1": "x", "2": "x", "5": "x"})}
+    found = leave_one_out(stored, ["mean"], 5, EVERYTHING)
+    assert found is not None
+    assert found.hashes == ("1", "2", "3", "4", "5", "6", "7")
+    own = found.aggregations["clip:image"]["mean"][np.arange(7), found.labels]
+    # 1 and 2 have 3 and 4 left; 3 and 4 have all others; 5 is of the same group in another category, and that is none
+    assert own == pytest.approx([0.4, 0.88, (0.8 + 0.96 + 0.6) / 3, (0.0 + 0.8 + 0.6) / 3, 0.4, 0.3, 0.7])
+    others = found.aggregations["clip:image"]["mean"][np.arange(7), 1 - found.labels]
+    assert others[0] == pytest.approx((0 - 1 - 0.6) / 3)  # 5 is there
+    assert found.aggregations["clip:image"][LOG_COUNT][0, 0] == pytest.approx(np.log(2))
+
+
+def test_a_category_that_is_one_group_is_a_category_of_one() -> None:
+    stored = {"clip:image": references(LINE, dict.fromkeys("567", "x"))}
+    found = leave_one_out(stored, METHODS, 5, EVERYTHING)
+    assert found is not None
+    for name in METHODS:
+        own = found.aggregations["clip:image"][name][np.arange(7), found.labels]
+        assert np.isnan(own).tolist() == [False] * 4 + [True] * 3
+
+
+def test_the_classwise_similarities_leave_a_group_out() -> None:
+    rng = np.random.default_rng(0)
+    vectors = clusters(rng, dict.fromkeys("abc", 8), signal=2.0)
+    groups = {digest: digest[:2] for name in "abc" for digest in list(vectors[name])[:5]}
+    stored = {"clip:image": references(vectors, groups)}
+    background = learn_background(stored["clip:image"])
+    assert background is not None
+    found = leave_one_out(stored, [], 5, EVERYTHING, {"clip:image": background})
+    assert found is not None
+    grouped = found.aggregations["clip:image"]
+    for name in "abc":
+        for digest in vectors[name]:
+            gone = {digest} | {other for other in groups if digest in groups and groups[other] == groups[digest]}
+            rows = np.flatnonzero([other in gone for other in stored["clip:image"].hashes])
+            row = stored["clip:image"].hashes.index(digest)
+            removal = Removal("abc".index(name), rows)
+            alone = classwise_left_out(stored["clip:image"], background, [row], [removal])
+            for aggregation, similarity in alone.items():
+                np.testing.assert_allclose(grouped[aggregation][row], similarity[0], rtol=1e-4, atol=1e-5)
 
 
 # ---- tables worked by hand

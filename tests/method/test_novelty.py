@@ -48,6 +48,16 @@ def test_categories_that_other_experts_cover_have_thresholds_of_their_own_howeve
     assert got.novelty[1] < got.threshold[1]
 
 
+def test_images_are_ranked_among_those_whose_category_the_same_experts_cover() -> None:
+    quantiles = {"x:image+x:text": [1.0, 2.0, 3.0], "x:text": [-1.0, 0.0, 1.0]}
+    pooled = [[2.5, 0.0, -9.0], [0.5, 0.6, -9.0], [5.0, 0.0, -9.0], [0.5, 0.0, -9.0], [0.0, 0.0, 9.0]]
+    given = said(TWO, COVERAGE, pooled, "abc", quantiles=quantiles)
+    got = image_novelty(given, calibrated=True, unknown_above=None, per_category=False)
+    np.testing.assert_array_equal(got.rank, [0.5, 0.5, 0.75, 0.0, NAN])
+    got = image_novelty(given, calibrated=False, unknown_above=None, per_category=False)
+    assert np.isnan(got.rank).all()
+
+
 TWO = ["x:image", "x:text"]
 # a is covered by both, b by the text alone, c by nobody.
 COVERAGE = [[1, 0, 0], [1, 1, 0]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -41,7 +42,7 @@ def test_evidence_of_means_has_a_lower_bound_by_hand() -> None:
     similarity = {"gda": np.array([[0, -20, -400, 300, NAN]], dtype=np.float32)}
     others = {"max": similarity["gda"]}
     coefficients = {"a:image": {"gda": 0.1}, "b:image": {"max": 0.1}}
-    found = expert_evidence(coefficients, {"a:image": similarity, "b:image": others})
+    found = expert_evidence(coefficients, {"a:image": similarity, "b:image": others}, math.log(0.01))
     assert found[0, 0] == pytest.approx([0.00995, -1.92871, -4.60517, 30, NAN], abs=1e-5, nan_ok=True)
     assert found[1, 0] == pytest.approx([0, -2, -40, 30, NAN], abs=1e-5, nan_ok=True)
 

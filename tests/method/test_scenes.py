@@ -8,7 +8,8 @@ from hypothesis import given, settings
 
 from tests.method.material import Vectors, clusters, references, stores
 from zsvec.method import scenes as module
-from zsvec.method.scenes import TWIN, contested, scenes
+from zsvec.method.leave_one_out import leave_one_out
+from zsvec.method.scenes import TWIN, scenes
 
 Keys = Sequence[tuple[str, str]]
 
@@ -20,11 +21,25 @@ def keys_of(experts: Mapping[str, Vectors]) -> Keys:
 
 def found(experts: Mapping[str, Vectors], images: Keys | None = None) -> dict[tuple[str, str], set[str]]:
     stored = {expert: references(vectors) for expert, vectors in experts.items()}
-    return dict(scenes(stored, keys_of(experts) if images is None else images))
+    together = scenes(stored, keys_of(experts) if images is None else images)
+    return {key: same - {key[1]} for key, same in together.items()}
 
 
 def doubtful(experts: Mapping[str, Vectors]) -> set[tuple[str, str]]:
-    return contested({expert: references(vectors) for expert, vectors in experts.items()}, keys_of(experts))
+    stored = {expert: references(vectors) for expert, vectors in experts.items()}
+    found = leave_one_out(stored, ["max"], 1, len(keys_of(experts)))
+    return set() if found is None else set(found.copies)
+
+
+def test_groups_join_the_scenes_that_are_found() -> None:
+    images = bursts(np.random.default_rng(1), "abcd", 6, 3)
+    stored = {"clip:image": references(images, {"00": "x", "11": "x", "50": "y"})}
+    together = scenes(stored, keys_of({"clip:image": images}))
+    scene = {f"{i}{j}" for i in range(2) for j in range(3)}
+    for name in "abcd":
+        assert together[name, "00"] == together[name, "12"] == scene
+        assert together[name, "50"] == {"50", "51", "52"}
+    assert together["a", "00"] is together["a", "12"]  # however long a scene is, it is there once
 
 
 def unit(vector: np.ndarray) -> list[float]:

@@ -43,6 +43,30 @@ def test_the_threshold_of_categories_without_images_is_as_if_others_had_none_eit
         assert beyond == 7  # rank 7.6 of 75
 
 
+def test_quantiles_part_the_left_out_images_evenly() -> None:
+    rng = np.random.default_rng(12)
+    images = clusters(rng, {"a": 33, "b": 33, "c": 32}, 0.7)
+    made, sample = calibrated({"clip:image": images, "clip:text": texts(rng, "abcd")})
+    for pool in pools(made):
+        said = log_linear(
+            expert_evidence(pool.coefficients, sample.aggregations), list(sample.aggregations), pool.neutral
+        ).max(axis=1)
+        quantiles = pool.quantiles["clip:image+clip:text"]
+        assert pool.quantiles.keys() == pool.thresholds.keys() == {"clip:image+clip:text", "clip:text"}
+        assert [np.count_nonzero(said < quantile) for quantile in quantiles] == [
+            int(4.95 * k)
+            for k in range(1, 20)  # of 98, at ranks of 99
+        ]
+        assert quantiles[0] == pytest.approx(pool.thresholds["clip:image+clip:text"])
+
+
+def test_quantiles_take_nineteen_images() -> None:
+    rng = np.random.default_rng(11)
+    for n, told in ((19, True), (16, False)):
+        made, _ = calibrated({"clip:image": clusters(rng, {"a": n, "b": 2}, 1.0)}, false_unknown_rate=0.3)
+        assert all(bool(pool.quantiles) == told for pool in pools(made))
+
+
 def test_a_threshold_takes_nineteen_images_where_one_in_twenty_may_be_unknown() -> None:
     rng = np.random.default_rng(11)
     for sizes, everyone, own in [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from tests.store.support import Hooked
 from zsvec.method.aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.searcher import Searcher
-from zsvec.store import Store
+from zsvec.store import Store, Write
 from zsvec.store.base import Where
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -144,6 +145,50 @@ def test_references_are_given_without_a_category_that_lacks_some(
         "images only",
         "nothing",
     }
+
+
+# Groups
+
+
+def add_grouped(store: Store, name: str, groups: dict[str, str | None], *, replaces: bool = False) -> None:
+    written = [replace(reference, group=groups[reference.source]) for reference in references(images=groups)]
+    store.write([Write(name=name, references=written, replace=replaces)])
+
+
+def groups_of(searching: Searcher) -> dict[str, dict[tuple[str, str], str | None]]:
+    """By expert, the group of each image, by category and source."""
+    found, _ = searching.references()
+    groups = {}
+    for expert, stored in found.items():
+        images = zip(stored.labels, stored.sources, strict=True)
+        groups[expert] = dict(zip(images, stored.groups or [None] * len(stored.sources), strict=True))
+    return groups
+
+
+@memory_and_qdrant
+def test_groups_come_with_the_references(store: Store, way: str) -> None:
+    searching = searcher(store, way)
+    add_grouped(store, "plain", {"1": None, "2": None})
+    assert [found.groups for found in searching.references()[0].values()] == [(), ()]
+    add_grouped(store, "burst", {"3": "x", "4": "x", "5": None})
+    expected = {("burst", "3"): "x", ("burst", "4"): "x", ("burst", "5"): None, ("plain", "1"): None}
+    expected[("plain", "2")] = None
+    assert groups_of(searching) == {"clip:image": expected, "dino:image": expected}
+    add_grouped(store, "plain", {"6": "y"})
+    expected[("plain", "6")] = "y"
+    assert groups_of(searching) == groups_of(searcher(store, way)) == {"clip:image": expected, "dino:image": expected}
+    add_grouped(store, "burst", {"3": "z"}, replaces=True)
+    kept = {key: group for key, group in expected.items() if key[0] == "plain"} | {("burst", "3"): "z"}
+    assert groups_of(searching) == {"clip:image": kept, "dino:image": kept}
+
+
+@memory_and_qdrant
+def test_a_group_that_is_no_text_is_none(backend: Hooked, store: Store, way: str) -> None:
+    add_grouped(store, "burst", {"3": "x", "4": None})
+    for page in backend.scroll(store.collection("clip"), Where(), vectors=True):
+        payloads = [{**payload, "group": ["x"]} for payload in page.payloads]
+        backend.upsert(store.collection("clip"), replace(page, payloads=payloads))
+    assert set(groups_of(searcher(store, way))["clip:image"].values()) == {None}
 
 
 # Statistics of categories

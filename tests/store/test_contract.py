@@ -185,6 +185,22 @@ def test_prompts_are_kept_with_their_images_through_compaction(deployment: Deplo
     assert store.sources(store.category("red panda"))["dino:image"][-2:] == ["a.jpg: a picture of a.jpg", "b.jpg"]
 
 
+def test_groups_are_kept_with_their_images_through_compaction(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    grouped = {"a.jpg": "burst 1", "b.jpg": "burst 1", "c.jpg": "burst 2"}
+    written = [replace(r, group=grouped.get(r.source)) for r in references(["text"], [*grouped, "d.jpg"])]
+    store.write([Write(name="red panda", references=written)])
+    expected = {r.key: r.group for r in written}
+    for further in range(35):
+        assert {r.key: r.group for r in store.stored("red panda") if r.key in expected} == expected
+        deployment.sizes(after=store)
+        for encoder in FINGERPRINTS:
+            groups = [payload.get("group", "-") for payload in deployment.points(encoder).values()]
+            assert sorted(groups) == ["-"] * (len(groups) - 3) + ["burst 1", "burst 1", "burst 2"]
+        add(store, "red panda", [str(further)])
+    assert len(store.category("red panda").write_ids) < 32
+
+
 def test_removed_category_can_be_added_again(deployment: Deployment, open_store: OpenStore) -> None:
     store = open_store()
     add(store, "red panda", ["a", "b"], ["old"], metadata={"k": 1})

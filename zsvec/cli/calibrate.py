@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,9 @@ from zsvec.cli.app import Json, app
 if TYPE_CHECKING:
     from zsvec.method.calibration import Calibration
     from zsvec.method.fit import CalibrationReport
+    from zsvec.method.suspects import Suspect
+
+_SHOWN = 10  # references in a table for people
 
 
 @app.command()
@@ -29,7 +33,8 @@ def calibrate(
     """Learn from the references how much each expert weighs, and how far an unknown image is from every category.
 
     Needs no images and no encoders. The calibration is kept with the store, for all its readers. Small stores are
-    calibrated after each change; `zsvec info` says whether the calibration is stale.
+    calibrated after each change; `zsvec info` says whether the calibration is stale. Reference images that are probably
+    under a wrong category are named, and left as they are.
     """
     from zsvec.cli import output
     from zsvec.method.calibration import Calibration
@@ -41,6 +46,11 @@ def calibrate(
         output.print_json(report.to_dict())
         return
     _print_report(report)
+    if before is not None and before.scale != 1:
+        output.print_note(
+            f"labelled images had scaled the evidence by {before.scale:.2f}; it is as the references say again: "
+            "clf.calibrate(labelled=…) learns from such images"
+        )
     if before is not None and _learned_from(before) == _learned_from(report.calibration):
         output.print_note("the calibration was already current: nothing has changed")
 
@@ -52,6 +62,7 @@ def _learned_from(made: Calibration) -> tuple[object, ...]:
         made.false_unknown_rate,
         made.aggregation,
         made.top_m,
+        made.scale == 1,
         sorted(made.experts),
         sorted(made.backgrounds),
     )
@@ -84,3 +95,21 @@ def _print_report(report: CalibrationReport) -> None:
             "with another"
         )
     )
+    _print_suspects(report.suspects)
+
+
+def _print_suspects(suspects: Sequence[Suspect]) -> None:
+    """Print how many references are probably under a wrong category, and the most doubtful ones."""
+    from zsvec.cli import output
+
+    if not suspects:
+        return
+    output.out.print(f"{output.counted(len(suspects), 'reference image')} probably under a wrong category:")
+    table = output.new_table("reference", "category", "probably wrong", "instead")
+    for suspect in suspects[:_SHOWN]:
+        instead = output.escape(suspect.instead) + (" (the same picture is there, too)" if suspect.copied else "")
+        source, category = output.escape(suspect.source), output.escape(suspect.category)
+        table.add_row(source, category, f"{suspect.probability:.1%}", instead)
+    output.out.print(table)
+    if len(suspects) > _SHOWN:
+        output.out.print(f"and {len(suspects) - _SHOWN} more: --json names all")

@@ -118,7 +118,8 @@ def stream_table(stats: StreamStats) -> Table:
         waiting = stats.waiting.get(stage)
         table.add_row(stage, f"{spent:.1f} s", share, "" if waiting is None else str(waiting))
     images = counted(stats.images, "image")
-    table.caption = f"{images} in {stats.seconds:.1f} s, {stats.rate:.1f} a second, {stats.failed} unreadable"
+    drift = "" if stats.drift is None else f", drift {stats.drift:.2f}"
+    table.caption = f"{images} in {stats.seconds:.1f} s, {stats.rate:.1f} a second, {stats.failed} unreadable{drift}"
     return table
 
 

@@ -36,12 +36,15 @@ class ReferenceImage:
         prompt: The prompt that the image was generated from.
         vectors: Vector of each image encoder, float32 ``(dim,)``, unit norm. An image with vectors is not embedded
             again.
+        group: Names the images of the category that it belongs together with: a burst, a video, a session. They are no
+            evidence for each other, so calibration leaves them out together.
     """
 
     image: ImageInput
     source: str | None = None
     prompt: str | None = None
     vectors: Mapping[str, NDArray[np.float32]] | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,17 +97,26 @@ def checked_name(name: object) -> str:
     Raises:
         InvalidInputError: It is no text, empty, longer than `LONGEST_NAME`, or has control characters.
     """
-    if not isinstance(name, str):
-        raise InvalidInputError(f"a category name must be a str. Got {name!r} instead")
-    composed = unicodedata.normalize("NFC", name).strip()
+    return _short_text(name, "a category name")
+
+
+def checked_group(group: object) -> str:
+    """The group of a reference image as it is stored; raises as `checked_name`."""
+    return _short_text(group, "the group of a reference image")
+
+
+def _short_text(text: object, what: str) -> str:
+    if not isinstance(text, str):
+        raise InvalidInputError(f"{what} must be a str. Got {text!r} instead")
+    composed = unicodedata.normalize("NFC", text).strip()
     if not any(unicodedata.category(character) not in _INVISIBLE for character in composed):
-        raise InvalidInputError(f"a category name must not be empty. Got {name!r}")
+        raise InvalidInputError(f"{what} must not be empty. Got {text!r}")
     if len(composed) > LONGEST_NAME:
         raise InvalidInputError(
-            f"a category name may have at most {LONGEST_NAME} characters. Got {len(composed)}, {composed[:40]!r}…"
+            f"{what} may have at most {LONGEST_NAME} characters. Got {len(composed)}, {composed[:40]!r}…"
         )
     if any(unicodedata.category(character) in _UNPRINTABLE for character in composed):
-        raise InvalidInputError(f"a category name must be printable in one line. Got {composed!r}")
+        raise InvalidInputError(f"{what} must be printable in one line. Got {composed!r}")
     return composed
 
 

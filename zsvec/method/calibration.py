@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -50,8 +50,11 @@ class LogLinear:
         category_thresholds: The same by category, for those with enough references.
         learned: Whether the coefficients were learned from left-out images; if not, all experts weigh the same.
         noise: Fraction of the references whose label said nothing, as far as was learned, 0 to 1.
+        least: Below this the evidence of what means say does not fall, nats; ``None`` where nothing is said of them.
         shares: By expert, how far it moves the evidence between categories, nats: the standard deviation of what it
             says of wrong ones, for each of its aggregations, added up.
+        quantiles: By the experts that cover a category, joined likewise: the largest evidence that 5, 10, … 95 % of the
+            left-out images of such a category fall below, nats.
     """
 
     coefficients: Mapping[str, Mapping[str, float]]
@@ -60,7 +63,9 @@ class LogLinear:
     category_thresholds: Mapping[str, float] = field(default_factory=dict)
     learned: bool = False
     noise: float = 0.0
+    least: float | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
+    quantiles: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Calibration:
         classwise: Log-linear pool of texts with the centred prototype and the discriminant of each image expert that
             has a background; ``None`` if none has.
         backgrounds: By image expert, of those with enough references.
+        scale: What all evidence was multiplied by, as labelled images asked for; 1 without any.
     """
 
     revision: int
@@ -91,6 +97,7 @@ class Calibration:
     aggregations: LogLinear
     classwise: LogLinear | None = None
     backgrounds: Mapping[str, Background] = field(default_factory=dict)
+    scale: float = 1.0
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
         """Whether it covers these experts and was made for this aggregation."""

@@ -36,7 +36,7 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
         sample: Left-out reference images.
         pool: Classifies them.
     """
-    evidence = expert_evidence(pool.coefficients, sample.aggregations)
+    evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
     probabilities = np.empty(evidence.shape[1:])
     for some in _alike_in_gaps(evidence):
         probabilities[some] = softmax(log_linear(evidence[:, some], list(sample.aggregations), pool.neutral))

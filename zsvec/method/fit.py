@@ -26,8 +26,9 @@ from zsvec.method.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.logits import softmax
 from zsvec.method.opinion_pool import expert_evidence, log_linear
 from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.method.suspects import Suspect
 from zsvec.method.temperature import calibrate_expert
-from zsvec.method.thresholds import learn_category_thresholds, learn_neutral, learn_thresholds
+from zsvec.method.thresholds import learn_category_thresholds, learn_neutral, learn_quantiles, learn_thresholds
 
 Doubles = NDArray[np.float64]
 
@@ -35,6 +36,10 @@ FALSE_UNKNOWN_RATE = 0.05
 """Default fraction of the images of a store's categories that may be called unknown."""
 LARGEST_SAMPLE = 2048
 """Largest number of images that are left out; it is smaller where there are many categories."""
+# What means say is against a category around their centre, and has no bound: an image like no category would be one of
+# them for certain. With it, what is far from every category tells them apart no more, as if one image in a hundred were
+# like anything (the contaminated normal of Tukey, 1960).
+_LEAST = float(np.log(0.01))
 _LARGEST_TABLE = 2_000_000  # images times categories, but
 _SMALLEST_SAMPLE = 256  # as many images in any case
 
@@ -63,11 +68,19 @@ class CalibrationReport:
         before: Quality of the log-linear fusion that was in force, on the images that the new one was learned from;
             ``None`` if none of them has another reference of its category.
         after: Quality of the new one, likewise.
+        suspects: The reference images that are probably under a wrong category, most doubtful first: of those that
+            were left out (`Calibration.images`), and of those that are in several categories.
+        labelled_before: Quality of the new one on the labelled images that were given, before its evidence was scaled
+            by what they say (`Calibration.scale`); ``None`` without any.
+        labelled_after: The same afterwards; on the images that the scale was fitted on.
     """
 
     calibration: Calibration
     before: Quality | None
     after: Quality | None
+    suspects: Sequence[Suspect] = ()
+    labelled_before: Quality | None = None
+    labelled_after: Quality | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec calibrate --json`` prints."""
@@ -79,6 +92,10 @@ class CalibrationReport:
             "experts": {name: asdict(expert) for name, expert in made.experts.items()},
             "before": self.before and asdict(self.before),
             "after": self.after and asdict(self.after),
+            "scale": made.scale,
+            "labelled_before": self.labelled_before and asdict(self.labelled_before),
+            "labelled_after": self.labelled_after and asdict(self.labelled_after),
+            "suspects": [asdict(suspect) for suspect in self.suspects],
         }
 
 
@@ -127,7 +144,7 @@ def fit_calibration(
     images = image_experts(references)
     sizes = {expert: len(stored.vectors) for expert, stored in references.items()}
     kept = former if classwise and former and holds(former, sizes) else None
-    backgrounds = _backgrounds(images, category_names(references)) if classwise and not kept else {}
+    backgrounds = learn_backgrounds(references) if classwise and not kept else {}
     sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds)
     if sample is None:
         return None
@@ -138,7 +155,10 @@ def fit_calibration(
         if name != LOG_COUNT
     }
     two = _distinct(sample, (aggregation, other))
-    by_modality = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
+    classwise_pool = kept.classwise if kept else None
+    if backgrounds:
+        of_means = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
+        classwise_pool = _pool(sample, fitted, of_means, false_unknown_rate, _LEAST)
     return Calibration(
         revision=revision,
         aggregation=aggregation,
@@ -148,11 +168,7 @@ def fit_calibration(
         experts={expert: fitted[expert, aggregation] for expert in sample.aggregations},
         plain=_pool(sample, fitted, {expert: [aggregation] for expert in sample.aggregations}, false_unknown_rate),
         aggregations=_pool(sample, fitted, two, false_unknown_rate),
-        classwise=kept.classwise
-        if kept
-        else _pool(sample, fitted, by_modality, false_unknown_rate)
-        if backgrounds
-        else None,
+        classwise=classwise_pool,
         backgrounds=kept.backgrounds if kept else {name: learned.shortened() for name, learned in backgrounds.items()},
     ), sample
 
@@ -169,8 +185,9 @@ def holds(calibration: Calibration, references: Mapping[str, int]) -> bool:
     return not any(background.outdated(references[expert]) for expert, background in calibration.backgrounds.items())
 
 
-def _backgrounds(images: Mapping[str, References], categories: Sequence[str]) -> dict[str, Background]:
+def learn_backgrounds(references: Mapping[str, References]) -> dict[str, Background]:
     """Of all image experts, or of none: where one does not cover a category, that would be judged by other measures."""
+    images, categories = image_experts(references), category_names(references)
     if not images or any(len(found.names) < len(categories) for found in images.values()):
         return {}
     learned = {expert: learn_background(found) for expert, found in images.items()}
@@ -183,19 +200,22 @@ def _pool(
     fitted: Mapping[tuple[str, str], ExpertCalibration],
     aggregations: Mapping[str, Sequence[str]],
     false_unknown_rate: float,
+    least: float | None = None,
 ) -> LogLinear:
     """The pool of some aggregations of each expert, from their temperatures on."""
     found = learn_coefficients(sample, fitted, aggregations)
-    evidence = expert_evidence(found.values, sample.aggregations)
+    evidence = expert_evidence(found.values, sample.aggregations, least)
     neutral = learn_neutral(evidence, sample)
     return LogLinear(
-        found.values,
-        neutral,
-        learn_thresholds(evidence, sample, neutral, false_unknown_rate),
-        learn_category_thresholds(evidence, sample, neutral, false_unknown_rate),
-        found.learned,
-        found.noise,
-        found.shares,
+        coefficients=found.values,
+        neutral=neutral,
+        thresholds=learn_thresholds(evidence, sample, neutral, false_unknown_rate),
+        category_thresholds=learn_category_thresholds(evidence, sample, neutral, false_unknown_rate),
+        learned=found.learned,
+        noise=found.noise,
+        least=least,
+        shares=found.shares,
+        quantiles=learn_quantiles(evidence, sample, neutral),
     )
 
 
@@ -219,12 +239,21 @@ def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:
         pool: The fusion.
         sample: Left-out images.
     """
-    evidence = expert_evidence(pool.coefficients, sample.aggregations)
+    evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
     complete = (np.isnan(evidence) == ~sample.coverage[:, None]).all(axis=(0, 2))
     if not complete.any():
         return None
     probabilities = softmax(log_linear(evidence[:, complete], list(sample.aggregations), pool.neutral))
-    truth = sample.labels[complete]
+    return quality_of(probabilities, sample.labels[complete])
+
+
+def quality_of(probabilities: Doubles, truth: NDArray[np.intp]) -> Quality:
+    """How good probabilities are.
+
+    Args:
+        probabilities: float64 ``(n_images, n_categories)``, at least one image.
+        truth: int ``(n_images,)``, the category of each image, as a column.
+    """
     right = probabilities.argmax(axis=1) == truth
     own = np.maximum(probabilities[np.arange(len(truth)), truth], np.finfo(float).tiny)
     return Quality(

@@ -12,7 +12,7 @@ same. Of the directions that tell images of a category apart, those that do so m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +31,7 @@ GDA = "gda"
 
 _LEAST = 0.05  # share of the distance of mean references from their centre that is not chance, at least
 _BLOCK = 4096  # references whose scatter is summed up at once
+_TOGETHER = 64  # references that are left out whose products with all means are made at once
 
 
 def learn_background(references: References) -> Background | None:
@@ -118,7 +119,7 @@ def class_similarities(queries: Floats, means: ClassMeans, background: Backgroun
     return centred, gda
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Removal:
     """What leaving some references of a category out changes.
 
@@ -155,31 +156,85 @@ def left_out(
     every, means = references.vectors, references.class_means
     trusts = means.seen_from(background).trust
     centred, gda = class_similarities(every[list(queries)], means, background)
-    basis, precision = background.basis.astype(np.float64), background.along.astype(np.float64)
-    gains = precision - background.elsewhere
-    for i, (query, removal) in enumerate(zip(queries, removals, strict=True)):
-        c, rows = removal.category, removal.rows
-        n, rest = int(means.counts[c]), int(means.counts[c]) - len(rows)
-        mean = means.take(c) - background.mean
-        offset = every[query] - background.mean.astype(np.float64)
-        along_mean, along_offset = basis @ mean, basis @ offset
-        residuals = every[rows] - background.mean.astype(np.float64) - mean
+    basis, gains = background.basis.astype(np.float64), background.along - np.float64(background.elsewhere)
+    images: dict[Removal, list[int]] = {}
+    for i, removal in enumerate(removals):
+        images.setdefault(removal, []).append(i)
+    for batch in _batches(list(images)):
+        lefts = [_Left.of(removal, references, background) for removal in batch]
+        products = means.dot(np.concatenate([left.directions for left in lefts]))
+        each = np.split(products, np.cumsum([len(left.directions) for left in lefts[:-1]]))
+        for left, of_means in zip(lefts, each, strict=True):
+            c, mean, trust = left.category, left.mean, left.trust
+            of_means -= (left.directions @ background.mean)[:, None]
+            solved = np.linalg.solve(left.inverse, of_means)
+            drawn = 0.5 * trusts * (of_means * solved).sum(axis=0)
+            if mean is not None:
+                along_mean, of_mean = basis @ mean, left.directions @ mean
+                solved_mean = np.linalg.solve(left.inverse, of_mean)
+            for i in images[left.removal]:
+                offset = every[queries[i]] - background.mean.astype(np.float64)
+                of_query = left.directions @ offset
+                gda[i] += trusts * (of_query @ solved - drawn)
+                if mean is None:
+                    centred[i, c] = gda[i, c] = np.nan
+                    continue
+                half = offset - 0.5 * trust * mean
+                ratio = background.elsewhere * (half @ mean) + (gains * (basis @ half)) @ along_mean
+                ratio += (of_query - 0.5 * trust * of_mean) @ solved_mean
+                gda[i, c] = trust * ratio
+                centred[i, c] = offset @ mean / max(float(np.linalg.norm(offset) * np.linalg.norm(mean)), 1e-12)
+    return {CENTRED: centred, GDA: gda}
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """A category without some of its references.
+
+    Attributes:
+        removal: What is left out.
+        mean: float64 ``(dim,)``, mean of the others, from the centre; ``None`` where there are none.
+        trust: How far it is drawn towards the centre.
+        directions: float64 ``(n_removed, dim)``, the residuals of what is left out, times the precision.
+        inverse: float64 ``(n_removed, n_removed)``, what is solved for in Woodbury's identity.
+    """
+
+    removal: Removal
+    mean: NDArray[np.float64] | None
+    trust: float
+    directions: NDArray[np.float64]
+    inverse: NDArray[np.float64]
+
+    @property
+    def category(self) -> int:
+        """Which category it is."""
+        return self.removal.category
+
+    @classmethod
+    def of(cls, removal: Removal, references: References, background: Background) -> _Left:
+        centre, rows = background.mean.astype(np.float64), removal.rows
+        basis, precision = background.basis.astype(np.float64), background.along.astype(np.float64)
+        n = int(references.class_means.counts[removal.category])
+        rest, mean = n - len(rows), references.class_means.take(removal.category) - centre
+        residuals = references.vectors[rows] - centre - mean
         along = residuals @ basis.T  # (n_removed, rank)
         of_mean_too = 1 / n if rest else 0.0  # where nothing is left, no mean moves
-        inverse = (np.eye(len(rows)) - of_mean_too) / background.weight - (along * precision) @ along.T
-        directions = (along * precision) @ basis
-        of_query, of_means = directions @ offset, means.dot(directions) - (directions @ background.mean)[:, None]
-        solved = np.linalg.solve(inverse, of_means)
-        gda[i] += trusts * (of_query @ solved - 0.5 * trusts * (of_means * solved).sum(axis=0))
-        if not rest:
-            centred[i, c] = gda[i, c] = np.nan
-            continue
-        mean -= residuals.sum(axis=0) / rest
-        along_mean -= along.sum(axis=0) / rest
-        of_mean, trust = (along * precision) @ along_mean, background.trust(rest)
-        half, along_half = offset - 0.5 * trust * mean, along_offset - 0.5 * trust * along_mean
-        ratio = background.elsewhere * (half @ mean) + (gains * along_half) @ along_mean
-        ratio += (of_query - 0.5 * trust * of_mean) @ np.linalg.solve(inverse, of_mean)
-        gda[i, c] = trust * ratio
-        centred[i, c] = offset @ mean / max(float(np.linalg.norm(offset) * np.linalg.norm(mean)), 1e-12)
-    return {CENTRED: centred, GDA: gda}
+        return cls(
+            removal,
+            mean=mean - residuals.sum(axis=0) / rest if rest else None,
+            trust=float(background.trust(rest)) if rest else 0.0,
+            directions=(along * precision) @ basis,
+            inverse=(np.eye(len(rows)) - of_mean_too) / background.weight - (along * precision) @ along.T,
+        )
+
+
+def _batches(removals: Sequence[Removal]) -> Iterator[list[Removal]]:
+    """All in turn, as many together as take no more than some rows, or one that takes more."""
+    batch: list[Removal] = []
+    for removal in removals:
+        if batch and sum(len(other.rows) for other in (*batch, removal)) > _TOGETHER:
+            yield batch
+            batch = []
+        batch.append(removal)
+    if batch:
+        yield batch

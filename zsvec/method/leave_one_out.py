@@ -6,8 +6,8 @@ vectors that are stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import numpy as np
@@ -17,8 +17,8 @@ from zsvec.method.aggregation import Similarities
 from zsvec.method.background import Background
 from zsvec.method.calibration import LOG_COUNT
 from zsvec.method.gda import Removal, left_out
-from zsvec.method.scenes import Key, Scenes, contested, scenes
-from zsvec.method.similarities import References, category_names
+from zsvec.method.scenes import TWIN, Key, Pairs, Scenes, agreed, scenes
+from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.types import encoder_and_modality, expert_name
 
 Floats = NDArray[np.float32]
@@ -37,12 +37,17 @@ class LeftOut:
         aggregations: By expert and aggregation, float32 ``(n_images, n_categories)``. NaN where the expert has no
             reference of a category, none but the image itself and its scene, or no vector of the image. Image experts
             have `LOG_COUNT` too, and `CENTRED` and `GDA` where they have a background.
+        hashes: Content hash of each image.
+        copies: By category and hash of the images that are in another category too: that category and the hash there.
+            They are not among the images, unless all are copied.
     """
 
     categories: tuple[str, ...]
     labels: NDArray[np.intp]
     coverage: NDArray[np.bool_]
     aggregations: Mapping[str, Mapping[str, Floats]]
+    hashes: tuple[str, ...] = ()
+    copies: Mapping[Key, set[Key]] = field(default_factory=dict)
 
     def uneven(self, expert: str) -> bool:
         """Whether the categories of an image expert have unequal numbers of references."""
@@ -64,7 +69,7 @@ def leave_one_out(
 
     Text experts are scored on the reference images of their encoder. References of the same category that show the same
     scene (`scenes`) are left out as well: they are no evidence for each other. Images that are in another category
-    too are left out by nobody, for nobody can say which label is right, unless all are.
+    too are not among those that are left out, unless all are: which label is right is not known yet.
 
     Args:
         references: By expert.
@@ -76,57 +81,135 @@ def leave_one_out(
     Returns:
         The similarities, or ``None`` if there is no reference image or no second category.
     """
-    categories = tuple(category_names(references))
-    position = {name: i for i, name in enumerate(categories)}
-    rows = {
-        encoder: {key: row for row, key in enumerate(references[expert].keys)}
-        for expert in references
-        for encoder, modality in [encoder_and_modality(expert)]
-        if modality == "image"
-    }
-    images = _evenly({key for keys in rows.values() for key in keys}, most)
-    if not images or len(categories) < 2:
+    images = _evenly(_images(references), most)
+    if not images or len(category_names(references)) < 2:
         return None
-    doubtful = contested(references, images)
-    images = [key for key in images if key not in doubtful] or images
+    return _left_out(references, images, scenes(references, images), aggregations, top_m, backgrounds or {})
+
+
+def each_left_out(
+    references: Mapping[str, References],
+    aggregations: Sequence[str],
+    top_m: int,
+    most: int,
+    backgrounds: Mapping[str, Background] | None = None,
+) -> Iterator[LeftOut]:
+    """Score all reference images as `leave_one_out` does, at most so many at a time.
+
+    Args:
+        references: By expert.
+        aggregations: As in `leave_one_out`.
+        top_m: As in `leave_one_out`.
+        most: Images in memory at once.
+        backgrounds: As in `leave_one_out`.
+    """
+    images = sorted(_images(references))
+    if len(category_names(references)) < 2:
+        return
     together = scenes(references, images)
-    scored: dict[str, dict[str, Floats]] = {}
+    for first in range(0, len(images), most):
+        block = images[first : first + most]
+        yield _left_out(references, block, together, aggregations, top_m, backgrounds or {})
+
+
+def _images(references: Mapping[str, References]) -> set[Key]:
+    return {key for found in image_experts(references).values() for key in found.keys}
+
+
+def _left_out(
+    references: Mapping[str, References],
+    images: Sequence[Key],
+    together: Scenes,
+    aggregations: Sequence[str],
+    top_m: int,
+    backgrounds: Mapping[str, Background],
+) -> LeftOut:
+    """Score some images: at least one, of a store with at least two categories."""
+    categories = tuple(category_names(references))
+    rows = {
+        encoder_and_modality(expert)[0]: {key: row for row, key in enumerate(found.keys)}
+        for expert, found in image_experts(references).items()
+    }
+    alike: dict[str, Pairs] = {encoder: set() for encoder in rows}
+    scored = {}
     for expert, by_expert in references.items():
         encoder, modality = encoder_and_modality(expert)
+        queries = references[expert_name(encoder, "image")].vectors if encoder in rows else by_expert.vectors[:0]
         row = np.array([rows.get(encoder, {}).get(key, -1) for key in images], dtype=np.intp)
-        columns = np.array([position[name] for name in by_expert.names], dtype=np.intp)
         names = (*aggregations, LOG_COUNT) if modality == "image" else aggregations
         scored[expert] = {name: np.full((len(images), len(categories)), np.nan, np.float32) for name in names}
+        columns = np.searchsorted(categories, by_expert.names)
         embedded = np.flatnonzero(row >= 0)
-        if not embedded.size:
-            continue
-        queries = references[expert_name(encoder, "image")].vectors
         size = max(1, _BLOCK // len(by_expert.vectors))
         for first in range(0, len(embedded), size):
             block = embedded[first : first + size]
-            itself = row[block] if modality == "image" else None
-            found = _score(by_expert, queries[row[block]], itself, together, names, top_m)
+            values = queries[row[block]] @ by_expert.vectors.T
+            if modality == "image":
+                alike[encoder] |= _alike_elsewhere(by_expert, values, row[block])
+            found = _score(by_expert, values, row[block] if modality == "image" else None, together, names, top_m)
             for name, similarity in found.items():
                 scored[expert][name][np.ix_(block, columns)] = similarity
-        if backgrounds and expert in backgrounds:
-            removals = [_removal(by_expert, rows[encoder], images[i], together) for i in embedded]
-            for name, similarity in left_out(by_expert, backgrounds[expert], row[embedded], removals).items():
-                scored[expert][name] = np.full((len(images), len(categories)), np.nan, np.float32)
-                scored[expert][name][np.ix_(embedded, columns)] = similarity
-    labels = np.array([position[name] for name, _ in images], dtype=np.intp)
+    copies: dict[Key, set[Key]] = {}
+    for one, other in agreed(alike, rows):
+        copies.setdefault(one, set()).add(other)
+    sure = np.array([key not in copies for key in images])
+    if sure.any():
+        images = [key for key in images if key not in copies]
+        scored = {expert: {name: found[sure] for name, found in by.items()} for expert, by in scored.items()}
+    for expert, background in backgrounds.items():
+        row_of = rows[encoder_and_modality(expert)[0]]
+        removals = _removals(references[expert], row_of, images, together)
+        ordered = sorted(removals, key=lambda i: int(removals[i].rows[0]))
+        columns = np.searchsorted(categories, references[expert].names)
+        of_each = [row_of[images[i]] for i in ordered]
+        for name, similarity in left_out(
+            references[expert], background, of_each, [removals[i] for i in ordered]
+        ).items():
+            scored[expert][name] = np.full((len(images), len(categories)), np.nan, np.float32)
+            scored[expert][name][np.ix_(np.array(ordered), columns)] = similarity
+    labels = np.searchsorted(categories, [name for name, _ in images])
     coverage = np.stack([np.isin(categories, by_expert.names) for by_expert in references.values()])
-    return LeftOut(categories, labels, coverage, scored)
+    return LeftOut(categories, labels, coverage, scored, tuple(digest for _, digest in images), copies)
 
 
-def _removal(references: References, row_of: Mapping[Key, int], key: Key, together: Scenes) -> Removal:
-    """What is left out with an image: its scene, as far as the expert has references of it."""
-    name, _ = key
-    others = [row_of[name, digest] for digest in together.get(key, ()) if (name, digest) in row_of]
-    rows = np.array([row_of[key], *others], dtype=np.intp)
-    return Removal(int(np.searchsorted(references.starts, rows[0], side="right") - 1), rows)
+def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.intp]) -> Pairs:
+    """The images that an encoder takes for the same picture as one of another category.
+
+    Args:
+        references: Of an image expert.
+        values: float32 ``(n_images, n_references)``, cosines.
+        itself: The row of each image among the references.
+    """
+    names, hashes = references.names, references.hashes
+    images, others = np.nonzero(values >= TWIN)
+    own = np.searchsorted(references.starts, itself, side="right") - 1
+    theirs = np.searchsorted(references.starts, others, side="right") - 1
+    return {
+        ((names[own[i]], hashes[itself[i]]), (names[c], hashes[j]))
+        for i, j, c in zip(images, others, theirs, strict=True)
+        if own[i] != c
+    }
 
 
-def _evenly(images: set[tuple[str, str]], most: int) -> list[tuple[str, str]]:
+def _removals(
+    references: References, row_of: Mapping[Key, int], images: Sequence[Key], together: Scenes
+) -> dict[int, Removal]:
+    """What is left out with each image that the expert has: its scene, in one object for all images of that."""
+    found: dict[int, Removal] = {}
+    of_scene: dict[int, Removal] = {}
+    for i, (name, digest) in enumerate(images):
+        if (name, digest) not in row_of:
+            continue
+        scene = together.get((name, digest))
+        if scene is None or id(scene) not in of_scene:
+            rows = np.array(sorted(row_of[name, h] for h in scene or [digest] if (name, h) in row_of), dtype=np.intp)
+            removal = Removal(int(np.searchsorted(references.starts, rows[0], side="right") - 1), rows)
+            of_scene[id(scene)] = removal
+        found[i] = of_scene[id(scene)]
+    return found
+
+
+def _evenly(images: set[Key], most: int) -> list[Key]:
     """At most so many images: the first of each category by hash, then the second of each, and so on.
 
     Where not every category gives its last one, which do is told by a hash of their names: by the names themselves, it
@@ -142,22 +225,30 @@ def _evenly(images: set[tuple[str, str]], most: int) -> list[tuple[str, str]]:
 
 def _score(
     references: References,
-    queries: Floats,
+    values: Floats,
     itself: NDArray[np.intp] | None,
     together: Scenes,
     aggregations: Sequence[str],
     top_m: int,
 ) -> dict[str, Floats]:
-    """Similarity of each query to each category, by aggregation; `itself` is the query's row among the references."""
-    values = queries @ references.vectors.T
-    bound = np.full(len(queries), -1, dtype=np.float32)
+    """Similarity of each query to each category, by aggregation.
+
+    Args:
+        references: Of an expert.
+        values: float32 ``(n_queries, n_references)``, cosines.
+        itself: The row of each query among the references.
+        together: As in `_left_out`.
+        aggregations: As in `leave_one_out`.
+        top_m: As in `leave_one_out`.
+    """
+    bound = np.full(len(values), -1, dtype=np.float32)
     every = Similarities(values, references.starts, np.diff(references.starts), references.norms, bound)
     found = {name: _aggregated(every, name, top_m) for name in aggregations}
     if itself is not None:
         own = np.searchsorted(references.starts, itself, side="right") - 1
         order, others = _other_references(references, values, itself, own, together)
         for name, similarity in found.items():
-            similarity[np.arange(len(queries)), own] = np.nan
+            similarity[np.arange(len(values)), own] = np.nan
             similarity[order, own[order]] = _aggregated(others, name, top_m)[0] if order.size else np.nan
     return found
 

@@ -70,7 +70,7 @@ def expert_logits(
     probabilities = softmax(similarity / np.array(temperatures, dtype=np.float32)[:, None, None])
 
     def by(pool: LogLinear) -> Logits:
-        evidence = expert_evidence(pool.coefficients, similarities)
+        evidence = expert_evidence(pool.coefficients, similarities, pool.least)
         return Logits(
             found=found,
             coverage=~np.isnan(similarity[:, 0]),

@@ -26,12 +26,15 @@ class Novelty:
         threshold: float64 ``(n_images,)``, novelty above which an image is unknown; NaN where it cannot be told.
         unknown: bool ``(n_images,)``, whether the image is called unknown.
         distance: float64 ``(n_images,)``, 0 to 2, of `distances`.
+        rank: float64 ``(n_images,)``, fraction of the images that calibration left out that had less evidence, 0 to
+            0.95 in steps of 0.05; NaN where it is not known.
     """
 
     novelty: Doubles
     threshold: Doubles
     unknown: NDArray[np.bool_]
     distance: Doubles
+    rank: Doubles
 
 
 def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | None, per_category: bool) -> Novelty:
@@ -46,15 +49,16 @@ def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | No
     distance = distances(logits.found)
     if not calibrated:
         nothing = np.full(len(distance), np.nan)
-        return Novelty(nothing, nothing, is_unknown(nothing, nothing), distance)
-    evidence = evidence_thresholds(logits, per_category=per_category)[logits.pooled.argmax(axis=1)]
+        return Novelty(nothing, nothing, is_unknown(nothing, nothing), distance, nothing)
+    nearest = logits.pooled.argmax(axis=1)
+    evidence = evidence_thresholds(logits, per_category=per_category)[nearest]
     # Without a threshold, the odds that it is of a category: one random wrong category for each that there is.
     even = np.where(np.isnan(evidence), np.log(len(logits.found.categories)), evidence)
     novel = novelty(logits.pooled.max(axis=1), even)
     threshold = (
         np.where(np.isnan(evidence), np.nan, HALFWAY) if unknown_above is None else np.full(len(novel), unknown_above)
     )
-    return Novelty(novel, threshold, is_unknown(novel, threshold), distance)
+    return Novelty(novel, threshold, is_unknown(novel, threshold), distance, ranks(logits, nearest))
 
 
 def is_unknown(novelty: Doubles, threshold: Doubles) -> NDArray[np.bool_]:
@@ -92,6 +96,23 @@ def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
         own = zip(categories, thresholds, strict=True)
         thresholds = np.array([pool.category_thresholds.get(name, threshold) for name, threshold in own])
     return thresholds
+
+
+def ranks(logits: Logits, nearest: NDArray[np.intp]) -> Doubles:
+    """Where the largest evidence of each image is among that of left-out images; see `Novelty.rank`.
+
+    Args:
+        logits: What the experts say, and the pool with the quantiles.
+        nearest: int ``(n_images,)``, the category of the largest evidence: by the experts that cover it, it is ranked.
+    """
+    found = np.full(len(nearest), np.nan)
+    sets, of_category = covering_sets(logits.coverage)
+    for number, covering in enumerate(sets):
+        if quantiles := logits.pool.quantiles.get(pattern(logits.experts, covering)):
+            chosen = of_category[nearest] == number
+            below = np.searchsorted(quantiles, logits.pooled[chosen, nearest[chosen]])
+            found[chosen] = below / (len(quantiles) + 1)
+    return found
 
 
 def distances(found: SearchResult) -> Doubles:

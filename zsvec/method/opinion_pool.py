@@ -14,22 +14,19 @@ from numpy.typing import NDArray
 from zsvec.method.gda import GDA
 
 Doubles = NDArray[np.float64]
-_LEAST = np.log(0.01)  # nats
-
 Similarity = Mapping[str, Mapping[str, NDArray[np.float32]]]
 """By expert and aggregation, float32 ``(n_images, n_categories)``; NaN where the expert has no reference."""
 
 
-def expert_evidence(coefficients: Mapping[str, Mapping[str, float]], similarities: Similarity) -> Doubles:
+def expert_evidence(
+    coefficients: Mapping[str, Mapping[str, float]], similarities: Similarity, least: float | None = None
+) -> Doubles:
     """Evidence of each expert: the sum of its aggregations, each times its coefficient.
-
-    That of means is against a category around their centre, and has no bound: an image like no category would be one of
-    them for certain. So it is bounded from below, as if one image in a hundred were like anything (as the contaminated
-    normal of Tukey, 1960): what is far from every category tells them apart no more.
 
     Args:
         coefficients: By expert and aggregation, nats per unit of similarity.
         similarities: By expert, in the order of the result, and aggregation.
+        least: What that of means does not fall below, nats.
 
     Returns:
         float64 ``(n_experts, n_images, n_categories)``, nats; NaN where the expert has none.
@@ -38,8 +35,8 @@ def expert_evidence(coefficients: Mapping[str, Mapping[str, float]], similaritie
     for expert, similarity in similarities.items():
         by_name = coefficients[expert]
         said = np.sum([c * similarity[name].astype(np.float64) for name, c in by_name.items()], axis=0)
-        if GDA in by_name:
-            np.logaddexp(said, _LEAST, out=said, where=~np.isnan(said))
+        if least is not None and GDA in by_name:
+            np.logaddexp(said, least, out=said, where=~np.isnan(said))
         evidence.append(said)
     return np.stack(evidence)
 

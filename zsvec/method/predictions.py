@@ -29,6 +29,7 @@ class Scores:
         threshold: float64 ``(n_images,)``, novelty above which each is unknown; NaN where that cannot be told.
         unknown: bool ``(n_images,)``, whether each is called unknown.
         distance: float64 ``(n_images,)``, 0 to 2, of `novelty.distances`.
+        rank: float64 ``(n_images,)``, 0 to 0.95, of `novelty.ranks`; NaN where that is not known.
         fusion: The strategy that ran, a name in `fusion.STRATEGIES`.
         calibration: Whether by a calibration, and by one of the present categories.
     """
@@ -41,6 +42,7 @@ class Scores:
     threshold: Doubles
     unknown: NDArray[np.bool_]
     distance: Doubles
+    rank: Doubles
     fusion: str
     calibration: CalibrationState
 

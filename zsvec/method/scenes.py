@@ -1,7 +1,8 @@
 """Which reference images of a category show one scene: flips, crops and bursts of it are no evidence for each other.
 
-Calibration leaves a whole scene out together. If one of its images stayed, the left-out one would be recognised by it,
-and calibration would take the store for a better one than it is.
+Calibration leaves a whole scene out together, and what a user says belongs together (`References.groups`). If one of
+its images stayed, the left-out one would be recognised by it, and calibration would take the store for a better one
+than it is.
 
 How alike two images of one scene are depends on the encoder and on the category, so no cosine says it. But the cosines
 within a category scatter around their median, and those of one scene lie far above; and above all cosines with images
@@ -24,7 +25,7 @@ Key = tuple[str, str]
 Pairs = set[tuple[Key, Key]]
 """Two images, in both orders."""
 Scenes = Mapping[Key, set[str]]
-"""By image, the hashes of the other images of its scene."""
+"""By image, the hashes of the images of its scene, with its own; one set for all of them."""
 
 TWIN = 0.99
 """Cosine from which, if all encoders agree, two images are one picture, saved twice."""
@@ -46,46 +47,26 @@ def scenes(references: Mapping[str, References], images: Collection[Key]) -> Sce
     """
     experts = image_experts(references)
     wanted = sorted({name for name, _ in images})
-    links = agreed({expert: set(_twins(found, wanted)) for expert, found in experts.items()}, experts)
+    rows = {expert: {key: row for row, key in enumerate(found.keys)} for expert, found in experts.items()}
+    links = agreed({expert: set(_twins(found, wanted)) for expert, found in experts.items()}, rows)
     if experts:
-        best = max(sorted(experts), key=lambda expert: _accuracy(experts[expert], images))
-        links |= set(_neighbors(experts[best], wanted))
+        best = max(sorted(experts), key=lambda expert: _accuracy(experts[expert], rows[expert], images))
+        links |= set(_neighbors(experts[best], rows[best], wanted))
+    for found in experts.values():
+        links |= set(_grouped(found, wanted))
     return _connected(links)
 
 
-def contested(references: Mapping[str, References], images: Collection[Key]) -> set[Key]:
-    """Those of some images that are in another category too: one of the two labels is wrong, or says too little.
-
-    Args:
-        references: By expert.
-        images: Reference images of any image expert.
-    """
-    experts = image_experts(references)
-    pairs: dict[str, Pairs] = {expert: set() for expert in experts}
-    for expert, found in experts.items():
-        keys = found.keys
-        row_of = {key: row for row, key in enumerate(keys)}
-        rows = [row_of[key] for key in images if key in row_of]
-        size = max(1, _BLOCK // len(keys))
-        for first in range(0, len(rows), size):
-            block = rows[first : first + size]
-            alike = found.vectors[block] @ found.vectors.T >= TWIN
-            pairs[expert] |= {(keys[block[i]], keys[j]) for i, j in zip(*np.nonzero(alike), strict=True)}
-    return {one for one, other in agreed(pairs, experts) if one[0] != other[0]}
-
-
-def agreed(pairs: Mapping[str, Pairs], references: Mapping[str, References]) -> Pairs:
+def agreed(pairs: Mapping[str, Pairs], images: Mapping[str, Collection[Key]]) -> Pairs:
     """The pairs that are the same picture to each encoder that has both.
 
     Args:
-        pairs: By image expert, those that it takes for the same picture.
-        references: By image expert.
+        pairs: By image expert or its encoder, those that it takes for the same picture.
+        images: By the same, all that it has, quick to be looked up.
     """
     every: Pairs = set().union(*pairs.values())
-    for expert, found in pairs.items():
-        if doubted := every - found:
-            keys = set(references[expert].keys)
-            every -= {(one, other) for one, other in doubted if one in keys and other in keys}
+    for name, found in pairs.items():
+        every -= {(one, other) for one, other in every - found if one in images[name] and other in images[name]}
     return every
 
 
@@ -95,7 +76,21 @@ def _twins(references: References, names: Collection[str]) -> Iterator[tuple[Key
         yield from _pairs(name, vectors, hashes, TWIN)
 
 
-def _neighbors(references: References, names: Collection[str]) -> Iterator[tuple[Key, Key]]:
+def _grouped(references: References, names: Collection[str]) -> Iterator[tuple[Key, Key]]:
+    """Images of a category that are known to belong together, each with the next."""
+    if not references.groups:
+        return
+    wanted = set(names)
+    last: dict[tuple[str, str], Key] = {}
+    for name, digest, group in zip(references.labels, references.hashes, references.groups, strict=True):
+        if group is not None and name in wanted:
+            key = (name, digest)
+            if before := last.get((name, group)):
+                yield from ((before, key), (key, before))
+            last[name, group] = key
+
+
+def _neighbors(references: References, row_of: Mapping[Key, int], names: Collection[str]) -> Iterator[tuple[Key, Key]]:
     """The pairs of images of a category that are far nearer than its images are, and than those of others are."""
     categories = [(*category, _median(category[1])) for category in _categories(references, names)]
     below = [np.minimum(_cosines(vectors) - median, 0) for _, vectors, _, median in categories]
@@ -108,7 +103,6 @@ def _neighbors(references: References, names: Collection[str]) -> Iterator[tuple
         for name, vectors, hashes, median in categories
         for pair in _pairs(name, vectors, hashes, median + _FAR * deviation)
     ]
-    row_of = {key: row for row, key in enumerate(references.keys)}
     vectors, rows = references.vectors, sorted({row_of[one] for one, _ in pairs})
     nearest = dict(zip(rows, _nearest_elsewhere(references, rows), strict=True))
     for one, other in pairs:
@@ -159,9 +153,8 @@ def _median(vectors: Floats) -> float:
     return float(np.median(_cosines(vectors)))
 
 
-def _accuracy(references: References, images: Collection[Key]) -> float:
+def _accuracy(references: References, row_of: Mapping[Key, int], images: Collection[Key]) -> float:
     """How often the mean reference of an image's category, without the image, is nearer than those of all others."""
-    row_of = {key: row for row, key in enumerate(references.keys)}
     rows = np.array(sorted(row_of[key] for key in images if key in row_of), dtype=np.intp)
     own = np.searchsorted(references.starts, rows, side="right") - 1
     counts = np.diff(references.starts)[own]
@@ -190,6 +183,6 @@ def _connected(links: Pairs) -> Scenes:
         while new:
             new = [other for one in new for other in beside[one] - scene]
             scene.update(new)
-        for member in scene:
-            found[member] = {digest for _, digest in scene} - {member[1]}
+        hashes = {digest for _, digest in scene}
+        found.update(dict.fromkeys(scene, hashes))
     return found

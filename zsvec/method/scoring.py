@@ -94,6 +94,7 @@ class Scoring:
             threshold=novelty.threshold,
             unknown=novelty.unknown,
             distance=novelty.distance,
+            rank=novelty.rank,
             fusion=strategy,
             calibration="none" if calibration is None else "stale" if found.stale else "current",
         )

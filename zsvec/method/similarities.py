@@ -31,6 +31,7 @@ class References:
         norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1.
         hashes: Content hash of each reference.
         sources: Where each reference comes from.
+        groups: What each reference is known to belong together with, within its category; empty where none is.
     """
 
     names: tuple[str, ...]
@@ -39,6 +40,7 @@ class References:
     norms: Floats
     hashes: tuple[str, ...]
     sources: tuple[str, ...]
+    groups: tuple[str | None, ...] = ()
 
     @property
     def labels(self) -> list[str]:

@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.drift import PARTS
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.logits import logsumexp
 from zsvec.method.opinion_pool import log_linear, neutral_evidence, pattern
@@ -81,13 +82,32 @@ def learn_thresholds(
     Returns:
         Nats, by the `opinion_pool.pattern` of the experts; of those with enough images.
     """
+    return {
+        name: quantile(best, false_unknown_rate)
+        for name, best in _by_pattern(evidence, sample, neutral)
+        if enough(len(best), false_unknown_rate)
+    }
+
+
+def learn_quantiles(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float]) -> dict[str, list[float]]:
+    """What 5, 10, … 95 % of the images of a category fall below, by the experts that cover it; arguments likewise.
+
+    Returns:
+        Nats, ascending, by the `opinion_pool.pattern` of the experts; of those with enough images.
+    """
+    return {
+        name: [quantile(best, k / PARTS) for k in range(1, PARTS)]
+        for name, best in _by_pattern(evidence, sample, neutral)
+        if enough(len(best), 1 / PARTS)
+    }
+
+
+def _by_pattern(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float]) -> Iterator[tuple[str, Doubles]]:
+    """The largest evidence of each image as if just these experts covered its category, for each set that does."""
     everywhere = np.ones(len(sample.labels), dtype=bool)
-    thresholds = {}
     for covering in np.unique(sample.coverage, axis=1).T:
         best = _largest_evidence(evidence, sample, neutral, covering, everywhere)
-        if enough(len(best), false_unknown_rate):
-            thresholds[pattern(list(sample.aggregations), covering)] = quantile(best, false_unknown_rate)
-    return thresholds
+        yield pattern(list(sample.aggregations), covering), best
 
 
 def learn_category_thresholds(

@@ -11,7 +11,10 @@ import numpy as np
 from zsvec.method.similarities import References
 from zsvec.search.base import Change, Vectors
 from zsvec.store import Store
+from zsvec.store.schema import group_from
 from zsvec.types import Modality, expert_name
+
+Groups = tuple[str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +25,24 @@ class Part:
         vectors: float32 ``(n, dim)``, unit rows; at least one.
         hashes: Content hash of each.
         sources: Where each comes from.
+        groups: What each belongs together with.
         norm: Length of the mean vector, 0 to 1.
     """
 
     vectors: Vectors
     hashes: tuple[str, ...]
     sources: tuple[str, ...]
+    groups: Groups
     norm: float
 
     @classmethod
-    def of(cls, vectors: Vectors, hashes: tuple[str, ...], sources: tuple[str, ...]) -> Part:
+    def of(cls, vectors: Vectors, hashes: tuple[str, ...], sources: tuple[str, ...], groups: Groups) -> Part:
         """References with the norm of their mean."""
-        return cls(vectors, hashes, sources, float(np.linalg.norm(vectors.mean(axis=0, dtype=np.float64))))
+        return cls(vectors, hashes, sources, groups, float(np.linalg.norm(vectors.mean(axis=0, dtype=np.float64))))
 
     def __add__(self, other: Part) -> Part:
         vectors = np.concatenate([self.vectors, other.vectors])
-        return Part.of(vectors, self.hashes + other.hashes, self.sources + other.sources)
+        return Part.of(vectors, self.hashes + other.hashes, self.sources + other.sources, self.groups + other.groups)
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -46,16 +51,16 @@ class Part:
 def read(store: Store, write_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Part]]]:
     """The references of some writes: each expert, and its part of each category."""
     for encoder in store.encoders() if write_ids else ():
-        rows: dict[Modality, dict[str, list[tuple[Vectors, str, str]]]] = {}
+        rows: dict[Modality, dict[str, list[tuple[Vectors, str, str, str | None]]]] = {}
         for page in store.references(encoder, write_ids):
             for payload, vector in zip(page.payloads, page.vectors, strict=True):
-                categories = rows.setdefault(payload["modality"], {})
-                categories.setdefault(payload["category"], []).append((vector, payload["hash"], payload["source"]))
+                of_category = rows.setdefault(payload["modality"], {}).setdefault(payload["category"], [])
+                of_category.append((vector, payload["hash"], payload["source"], group_from(payload)))
         for modality, categories in rows.items():
             parts = {}
             for name, found in categories.items():
-                vectors, hashes, sources = zip(*found, strict=True)
-                parts[name] = Part.of(np.stack(vectors), hashes, sources)
+                vectors, hashes, sources, groups = zip(*found, strict=True)
+                parts[name] = Part.of(np.stack(vectors), hashes, sources, groups)
             yield expert_name(encoder, modality), parts
 
 
@@ -115,6 +120,7 @@ def _pick(parts: Mapping[str, Mapping[str, Part]], name: str) -> dict[str, Part]
 
 def _joined(parts: Mapping[str, Part]) -> References:
     names = tuple(sorted(parts))
+    groups = tuple(chain.from_iterable(parts[name].groups for name in names))
     return References(
         names=names,
         vectors=np.concatenate([parts[name].vectors for name in names]),
@@ -122,12 +128,14 @@ def _joined(parts: Mapping[str, Part]) -> References:
         norms=np.array([parts[name].norm for name in names], dtype=np.float32),
         hashes=tuple(chain.from_iterable(parts[name].hashes for name in names)),
         sources=tuple(chain.from_iterable(parts[name].sources for name in names)),
+        groups=groups if any(groups) else (),
     )
 
 
 def _split(references: References) -> dict[str, Part]:
     hashes, sources, starts = references.hashes, references.sources, references.starts
+    groups = references.groups or (None,) * len(hashes)
     return {
-        name: Part(references.vectors[start:end], hashes[start:end], sources[start:end], float(norm))
+        name: Part(references.vectors[start:end], hashes[start:end], sources[start:end], groups[start:end], float(norm))
         for name, start, end, norm in zip(references.names, starts, starts[1:], references.norms, strict=False)
     }

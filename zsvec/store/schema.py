@@ -88,6 +88,7 @@ class Reference:
         source: The text itself, or where the image came from.
         vector: float32 ``(dim,)``, unit norm.
         prompt: What a generated image was drawn from.
+        group: Names the images of the category that it belongs together with, such as those of a burst.
     """
 
     encoder: str
@@ -96,6 +97,7 @@ class Reference:
     source: str
     vector: NDArray[np.float32]
     prompt: str | None = None
+    group: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -112,12 +114,20 @@ def reference_payload(reference: Reference, category: str, write_id: str) -> dic
         "hash": reference.hash,
         "source": reference.source,
     }
-    return payload if reference.prompt is None else {**payload, "prompt": reference.prompt}
+    optional = {"prompt": reference.prompt, "group": reference.group}
+    return payload | {name: value for name, value in optional.items() if value is not None}
 
 
 def reference_from(encoder: str, payload: Mapping[str, Any], vector: NDArray[np.float32]) -> Reference:
     """The reference of a payload."""
-    return Reference(encoder, payload["modality"], payload["hash"], payload["source"], vector, payload.get("prompt"))
+    always = (payload["modality"], payload["hash"], payload["source"])
+    return Reference(encoder, *always, vector, payload.get("prompt"), group_from(payload))
+
+
+def group_from(payload: Mapping[str, Any]) -> str | None:
+    """The group of a reference, by its payload."""
+    group = payload.get("group")
+    return group if isinstance(group, str) else None
 
 
 def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE) -> bool:

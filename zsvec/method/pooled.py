@@ -1,0 +1,62 @@
+"""Images against references without a search: the evidence of a pool, for those who have the references at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.method.aggregation import Similarities, aggregate_experts
+from zsvec.method.calibration import Calibration, LogLinear
+from zsvec.method.opinion_pool import expert_evidence, log_linear
+from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
+from zsvec.types import encoder_and_modality
+
+Doubles = NDArray[np.float64]
+
+
+def pooled_evidence(
+    references: Mapping[str, References],
+    queries: Mapping[str, NDArray[np.float32]],
+    pool: LogLinear,
+    calibration: Calibration,
+) -> tuple[list[str], Doubles]:
+    """Evidence of all experts together, as a search in this process that sees every reference would give it.
+
+    Args:
+        references: By expert.
+        queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each. Experts of other encoders
+            are left out.
+        pool: Gives the coefficients.
+        calibration: The pool is of it.
+
+    Returns:
+        The categories that have references, by name; and float64 ``(n_images, n_categories)``, nats.
+    """
+    there = {
+        expert: found
+        for expert, found in references.items()
+        if found.names and encoder_and_modality(expert)[0] in queries
+    }
+    categories = sorted(set().union(*(found.names for found in there.values())))
+    experts = tuple(
+        ExpertSimilarities(
+            name=expert,
+            coverage=np.searchsorted(categories, found.names),
+            similarities=Similarities(
+                queries[encoder_and_modality(expert)[0]] @ found.vectors.T,
+                found.starts,
+                np.diff(found.starts),
+                found.norms,
+                np.full(len(next(iter(queries.values()))), -1, dtype=np.float32),
+            ),
+            nearest=(),
+            class_means=found.sum_up,
+        )
+        for expert, found in there.items()
+    )
+    found = SearchResult(tuple(categories), experts, queries)
+    similarities = aggregate_experts(found, pool.coefficients, calibration.top_m, calibration.backgrounds)
+    evidence = expert_evidence(pool.coefficients, similarities, pool.least)
+    return categories, log_linear(evidence, list(similarities), pool.neutral)

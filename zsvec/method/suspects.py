@@ -1,0 +1,181 @@
+"""Which reference images are probably under a wrong category.
+
+Calibration learns which fraction ε of the references has a label that says nothing (`zsvec.method.coefficients`). With
+p the fused probability that all other references give to the category of an image, and C categories, its label is
+wrong with the probability (ε / C) / ((1 - ε) p + ε / C).
+
+Of a picture that is in several categories one label is right. So all its copies are left out together, and the label
+that the other references make most probable is kept.
+
+This tells, and changes nothing: what is rare and right looks as doubtful as what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.method.calibration import Calibration, LogLinear
+from zsvec.method.leave_one_out import LeftOut
+from zsvec.method.logits import softmax
+from zsvec.method.opinion_pool import expert_evidence, log_linear
+from zsvec.method.pooled import pooled_evidence
+from zsvec.method.scale import scaled
+from zsvec.method.scenes import Key
+from zsvec.method.similarities import References, image_experts
+from zsvec.types import encoder_and_modality
+
+Doubles = NDArray[np.float64]
+
+_DOUBTFUL = 0.5  # probability of a wrong label above which a reference is named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """A reference image that is probably under a wrong category.
+
+    Attributes:
+        category: Its category.
+        hash: Its content hash.
+        source: Where it comes from.
+        probability: That the category is wrong, above 0.5 to 1.
+        instead: The category that the other references make most probable.
+        copied: Whether the same picture is in the category `instead`, too.
+    """
+
+    category: str
+    hash: str
+    source: str
+    probability: float
+    instead: str
+    copied: bool
+
+
+def suspects(references: Mapping[str, References], calibration: Calibration, sample: LeftOut) -> list[Suspect]:
+    """The suspects among left-out images and those that are in several categories, most doubtful first.
+
+    Nothing is said of texts, nor of an image that has no other of its category to be compared with, or that an encoder
+    has not embedded.
+
+    Args:
+        references: By expert, all of them.
+        calibration: Of these experts.
+        sample: Images that were left out of these references, with all that the pools of the calibration add up.
+    """
+    calibration = scaled(calibration, 1 / calibration.scale)  # references are no worse than references
+    pool = calibration.classwise or calibration.aggregations
+    verdicts = [*_mislabelled(pool, sample), *_copied(references, pool, calibration, sample.copies)]
+    doubtful = [verdict for verdict in verdicts if verdict[1] > _DOUBTFUL]
+    wanted = {key for key, *_ in doubtful}
+    sources = {
+        key: source
+        for found in image_experts(references).values()
+        for key, source in zip(found.keys, found.sources, strict=True)
+        if key in wanted
+    }
+    named = [
+        Suspect(category=key[0], hash=key[1], source=sources[key], probability=p, instead=instead, copied=copied)
+        for key, p, instead, copied in doubtful
+    ]
+    return most_doubtful_first(named)
+
+
+def most_doubtful_first(found: Iterable[Suspect]) -> list[Suspect]:
+    """Suspects by falling probability; those that are as doubtful by name and hash."""
+    return sorted(found, key=lambda suspect: (-suspect.probability, suspect.category, suspect.hash))
+
+
+Verdict = tuple[Key, float, str, bool]
+"""An image, the probability that its label is wrong, what it is instead, and whether the picture is there too."""
+
+
+def _mislabelled(pool: LogLinear, sample: LeftOut) -> list[Verdict]:
+    evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
+    told = (np.isnan(evidence) == ~sample.coverage[:, None]).all(axis=(0, 2))
+    told &= [(sample.categories[c], digest) not in sample.copies for c, digest in _labelled(sample)]
+    if not told.any():
+        return []
+    fused = softmax(log_linear(evidence[:, told], list(sample.aggregations), pool.neutral))
+    labels = sample.labels[told]
+    own = fused[np.arange(len(labels)), labels]
+    fused[np.arange(len(labels)), labels] = -1
+    wrong = wrong_label(own, pool.noise, len(sample.categories))
+    keys = [(sample.categories[c], digest) for (c, digest), kept in zip(_labelled(sample), told, strict=True) if kept]
+    others = [sample.categories[c] for c in fused.argmax(axis=1)]
+    return [(key, float(p), other, False) for key, p, other in zip(keys, wrong, others, strict=True)]
+
+
+def _labelled(sample: LeftOut) -> Sequence[tuple[int, str]]:
+    return list(zip(sample.labels.tolist(), sample.hashes, strict=True))
+
+
+def wrong_label(probability: Doubles, noise: float, n_categories: int) -> Doubles:
+    """Posterior probability that labels are wrong.
+
+    Args:
+        probability: float64 ``(n_images,)``, fused probability of the label of each, 0 to 1.
+        noise: Fraction of the labels that say nothing, 0 to 1.
+        n_categories: From which such a label is drawn evenly.
+    """
+    by_chance = noise / n_categories
+    right = (1 - noise) * probability
+    posterior: Doubles = np.divide(by_chance, right + by_chance, out=np.zeros_like(right), where=right + by_chance > 0)
+    return posterior
+
+
+def _copied(
+    references: Mapping[str, References],
+    pool: LogLinear,
+    calibration: Calibration,
+    copies: Mapping[Key, Collection[Key]],
+) -> list[Verdict]:
+    """Of pictures in several categories, what the references without any of their copies say."""
+    if not copies:
+        return []
+    dropped = set(copies).union(*copies.values())
+    kept = {expert: _without(found, dropped) for expert, found in references.items()}
+    rows = {
+        expert: {key: row for row, key in enumerate(found.keys) if key in copies}
+        for expert, found in image_experts(references).items()
+    }
+    # Judged is what every encoder has seen, against categories of which every encoder has another image.
+    names = set.intersection(*(set(kept[expert].names) for expert in rows))
+    images = [
+        one
+        for one, others in sorted(copies.items())
+        if all(one in row_of for row_of in rows.values()) and {one[0], *(n for n, _ in others)} <= names
+    ]
+    if not images:
+        return []
+    queries = {
+        encoder_and_modality(expert)[0]: references[expert].vectors[[row_of[key] for key in images]]
+        for expert, row_of in rows.items()
+    }
+    categories, evidence = pooled_evidence(kept, queries, pool, calibration)
+    position = {name: i for i, name in enumerate(categories)}
+    verdicts = []
+    for row, one in zip(evidence, images, strict=True):
+        rivals = sorted({name for name, _ in copies[one]})
+        among = softmax(row[[position[one[0]], *(position[name] for name in rivals)]])
+        verdicts.append((one, float(1 - among[0]), rivals[int(among[1:].argmax())], True))
+    return verdicts
+
+
+def _without(references: References, dropped: Collection[Key]) -> References:
+    """References without some of them; categories that had no others are gone."""
+    kept = np.array([key not in dropped for key in references.keys])
+    counts = np.add.reduceat(kept.astype(np.intp), references.starts[:-1])
+    vectors, starts = references.vectors[kept], np.concatenate([[0], np.cumsum(counts[counts > 0])])
+    return References(
+        names=tuple(name for name, count in zip(references.names, counts, strict=True) if count),
+        vectors=vectors,
+        starts=starts,
+        norms=np.array(
+            [np.linalg.norm(part.mean(axis=0)) for part in np.split(vectors, starts[1:-1])], dtype=np.float32
+        ),
+        hashes=tuple(digest for digest, keep in zip(references.hashes, kept, strict=True) if keep),
+        sources=tuple(source for source, keep in zip(references.sources, kept, strict=True) if keep),
+    )

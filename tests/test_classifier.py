@@ -922,6 +922,15 @@ def test_a_large_store_is_not_calibrated_for_the_first_time_either(
 
 
 @pytest.mark.parametrize("work", ["just enough", "too much"])
+def test_how_much_backgrounds_may_cost(clf: Classifier, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+    # 12 images of 32 dimensions, of which 12 have any, and of 16; a third more than there were when they were learned.
+    multiplications = sum(12 * dim * 12 + 10 * 12**3 + 3 * 12 * dim * 12 for dim in (32, 16))
+    monkeypatch.setattr("zsvec.calibrator._RARE", multiplications - (work == "too much"))
+    fill(clf, ("white",))
+    assert calibration_states(clf)[0] == ("current" if work == "just enough" else "stale")
+
+
+@pytest.mark.parametrize("work", ["just enough", "too much"])
 def test_what_is_cheap(clf: Classifier, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
     # 12 images and 4 texts of 32 dimensions, and the images again of 16.
     products = 12 * (12 + 4) * 32 + 12 * 12 * 16
@@ -1421,7 +1430,7 @@ def test_arguments_over_environment_over_file_over_user_file(
             s = clf.settings
             return s.store, s.namespace, s.batch_size, s.fusion
 
-    assert opened() == ("./zsvec-store", "zsvec", 32, "log_linear_views")
+    assert opened() == ("./zsvec-store", "zsvec", 32, "log_linear_gda")
     user = tmp_path / "user" / "zsvec" / "config.toml"
     user.parent.mkdir(parents=True)
     user.write_text('store = "./user"\nnamespace = "user"\nbatch_size = 1\nfusion = "max_confidence"\n')
@@ -1576,7 +1585,7 @@ class TestGda:
 
     def test_a_calibration_without_it_is_made_anew_when_asked(self, gda: Classifier, folder: Path) -> None:
         gda.close()
-        with open_classifier(folder) as other:
+        with open_classifier(folder, fusion="log_linear_views") as other:
             other.calibrate()
         with open_classifier(folder, fusion="log_linear_gda") as again:
             assert again.classify(coloured("red", 99)).fusion == "log_linear_views"

@@ -538,7 +538,7 @@ def test_classify_json(stocked: Callable[..., Result], new: Path, monkeypatch: p
     (plain,) = stocked("classify --json", new / "red.png").objects
     assert (plain["label"], plain["calibration"], plain["novelty"]) == ("red", "none", None)
     assert 0 < plain["distance"] < 0.2
-    assert (found["fusion"], plain["fusion"]) == ("log_linear_views", "log_linear")
+    assert (found["fusion"], plain["fusion"]) == ("log_linear_gda", "log_linear")
 
 
 def test_classify_paths_and_folders_in_order(stocked: Callable[..., Result], new: Path) -> None:
@@ -737,7 +737,7 @@ def test_evaluate(stocked: Callable[..., Result], colours: Path) -> None:
         "auroc": 1.0,
         "detected": sum(answer["unknown"] for answer in strangers) / 4,
         "false_unknown_rate": sum(answer["unknown"] for answer in answers) / 9,
-        "fusion": "log_linear_views",
+        "fusion": "log_linear_gda",
         "experts": {
             name: all_right([answer["experts"][name]["ranking"] for answer in answers])
             for name in ("clip:image", "dino:image")

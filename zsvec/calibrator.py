@@ -36,6 +36,7 @@ from zsvec.store import Census, Store
 from zsvec.types import encoder_and_modality
 
 _CHEAP = 2 * 10**10  # multiplications: some half a second on two cores
+_RARE = 5 * _CHEAP  # that the backgrounds may cost, since they are learned once a tenth of the references is new
 _FITTING = 20_000  # multiplications that fitting costs for each image, category and aggregation
 
 
@@ -157,7 +158,7 @@ class Calibrator:
             categories, references, revision = self._census.update()
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
             current = present is not None and present.revision >= revision
-            if not for_others and not current and self._cost(categories, references, present) <= _CHEAP:
+            if not for_others and not current and self._cheap(categories, references, present):
                 scale = present.scale if present else 1.0  # learned from images that are not here any more
                 former = present and scaled(present, 1 / scale)
                 made = self._fit(*self._references(), self.false_unknown_rate, former)
@@ -212,18 +213,19 @@ class Calibrator:
     def _present(self) -> Calibration | None:
         return Calibration.from_dict(self._store.calibration())
 
-    def _cost(self, categories: int, references: Mapping[str, int], former: Calibration | None) -> float:
-        """Multiplications, roughly: products of images and references, and steps of fitting."""
+    def _cheap(self, categories: int, references: Mapping[str, int], former: Calibration | None) -> bool:
+        """Whether there are few multiplications: products of images and references, steps of fitting, backgrounds."""
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
+        dim = {expert: dims[encoder_and_modality(expert)[0]] for expert in references}
         images = min(max(references.values(), default=0), largest_sample(categories))
-        products: float = sum(images * n * dims[encoder_and_modality(expert)[0]] for expert, n in references.items())
+        products = sum(images * n * dim[expert] for expert, n in references.items())
+        of_means = 0
         if self._classwise and not (former and holds(former, references)):
-            images_of = image_experts(references)
-            products += sum(_background_cost(n, dims[encoder_and_modality(e)[0]]) for e, n in images_of.items())
-        return products + images * categories * 2 * len(references) * _FITTING
+            of_means = sum(_background_cost(n, dim[e], images) for e, n in image_experts(references).items())
+        return products + images * categories * 2 * len(references) * _FITTING <= _CHEAP and of_means <= _RARE
 
 
-def _background_cost(n: int, dim: int) -> float:
-    """Multiplications of the scatter, and of taking it apart."""
-    side = min(n, dim)
-    return n * dim * side + 10 * side**3
+def _background_cost(n: int, dim: int, images: int) -> int:
+    """Multiplications of the scatter, of taking it apart, and of leaving images out of it."""
+    rank = min(n, dim)
+    return n * dim * rank + 10 * rank**3 + 3 * images * dim * rank

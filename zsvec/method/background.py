@@ -60,18 +60,22 @@ class Background:
         """Whether so many references are a tenth more or fewer than it was learned from."""
         return abs(references - self.references) > _GROWTH * self.references
 
-    def shortened(self) -> Background:
-        """The same in the directions in which images of a category differ most, so that it takes a megabyte.
+    def kept(self) -> Background:
+        """The same as a store keeps it: rounded, in the directions in which images of a category differ most.
 
-        All others get the mean of their precisions. It is no good for leaving a reference out: the directions would
-        have been chosen with it.
+        So it takes a megabyte. All other directions get the mean of their precisions. It is no good for leaving a
+        reference out: the directions would have been chosen with it.
         """
         dropped, dim = self.along[:-_LARGEST_RANK], len(self.mean)
-        if not len(dropped):
-            return self
         nowhere = dim - len(self.along)  # directions that no reference has
-        elsewhere = (float(dropped.sum()) + nowhere * self.elsewhere) / (dim - _LARGEST_RANK)
-        return replace(self, basis=self.basis[-_LARGEST_RANK:], along=self.along[-_LARGEST_RANK:], elsewhere=elsewhere)
+        elsewhere = (float(dropped.sum()) + nowhere * self.elsewhere) / max(1, dim - _LARGEST_RANK)
+        short = replace(
+            self,
+            basis=self.basis[-_LARGEST_RANK:],
+            along=self.along[-_LARGEST_RANK:],
+            elsewhere=elsewhere if len(dropped) else self.elsewhere,
+        )
+        return self.from_dict(short.to_dict())
 
     def precise(self, vectors: NDArray[Any]) -> NDArray[Any]:
         """Vectors times the precision, float ``(..., dim)``."""

@@ -20,6 +20,7 @@ from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.logits import logsumexp
 
 Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
 Key = tuple[str, str]
 """An expert and an aggregation."""
 
@@ -88,7 +89,7 @@ def learn_coefficients(
     return Coefficients(values, noise, learned, shares)
 
 
-def _filled(features: NDArray[np.float32], sample: LeftOut, expert: Sequence[int]) -> tuple[Doubles, NDArray[np.bool_]]:
+def _filled(features: Floats, sample: LeftOut, expert: Sequence[int]) -> tuple[Floats, NDArray[np.bool_]]:
     """Features in which an expert says of a category that it does not cover what it says of wrong ones on average.
 
     Args:
@@ -97,14 +98,13 @@ def _filled(features: NDArray[np.float32], sample: LeftOut, expert: Sequence[int
         expert: Row in ``sample.coverage`` of each feature.
 
     Returns:
-        The features, and which of them could be tried on any image, bool ``(n_features,)``.
+        The features, changed in place, and which of them could be tried on any image, bool ``(n_features,)``.
     """
     wrong = sample.labels[:, None] != np.arange(len(sample.categories))
-    filled = features.astype(np.float64)
-    tried = np.zeros(len(filled), dtype=bool)
+    tried = np.zeros(len(features), dtype=bool)
     for row, coverage in enumerate(sample.coverage[list(expert)]):
-        seen = filled[row][wrong & ~np.isnan(filled[row])]
-        if seen.size:
-            tried[row] = True
-            filled[row][:, ~coverage] = logsumexp(seen) - np.log(seen.size)
-    return filled, tried
+        tried[row] = (wrong & ~np.isnan(features[row])).any()
+        if tried[row] and not coverage.all():
+            seen = features[row][wrong & ~np.isnan(features[row])].astype(np.float64)
+            features[row][:, ~coverage] = logsumexp(seen) - np.log(seen.size)
+    return features, tried

@@ -20,16 +20,17 @@ WIDEST = 100.0
 """Factor by which a fitted number may differ from its prior."""
 _STIFF = 4.0  # of the prior of weights of either sign. A left-out image has one reference less in its own category than
 # others have, and by a large weight of their number it would be recognised.
+_BLOCK = 2**20  # logits in double precision at once: they stay in the cache
 _LITTLE = 0.02  # noise from which the search begins
 
 
 def least_cross_entropy(
-    logits: Doubles, truth: NDArray[np.intp], start: Doubles, clean_images: float
+    logits: NDArray[np.floating], truth: NDArray[np.intp], start: Doubles, clean_images: float
 ) -> tuple[Doubles, Doubles, float]:
     """Weights and noise of the least mean over categories of the cross-entropy of their images, with priors.
 
     Args:
-        logits: float64 ``(n_features, n_images, n_categories)``; first those of positive weight.
+        logits: float ``(n_features, n_images, n_categories)``; first those of positive weight.
         truth: int ``(n_images,)``, the category of each image, as a column.
         start: float64 ``(n_positive,)``, the mode of a log-normal prior of the positive weights.
         clean_images: Strength of the prior of the noise, Beta(1, 1 + this): as if so many more images had been seen,
@@ -42,19 +43,24 @@ def least_cross_entropy(
 
     n_positive, n_categories = len(start), logits.shape[2]
     prior = np.concatenate([np.log(start), np.zeros(len(logits) - n_positive)])
-    right = logits[:, np.arange(len(truth)), truth]
+    right = logits[:, np.arange(len(truth)), truth].astype(np.float64)
     n_of = np.bincount(truth)
     stiff = np.append(np.ones(n_positive), np.full(len(logits) - n_positive, _STIFF))
     share = len(truth) / np.count_nonzero(n_of) / n_of[truth]
+    size = max(1, _BLOCK // (len(logits) * n_categories))
 
     def cost(free: Doubles) -> tuple[float, Doubles]:
         weight = np.concatenate([np.exp(free[:n_positive]), free[n_positive:-1]])
         clean, lapse = 1 / (1 + np.exp(free[-1])), 1 / (1 + np.exp(-free[-1]))
-        fused = np.tensordot(weight, logits, axes=1)
-        total = logsumexp(fused)
+        total, expected = np.empty(len(truth)), np.empty((len(logits), len(truth)))
+        for first in range(0, len(truth), size):
+            block = slice(first, first + size)
+            some = logits[:, block].astype(np.float64)
+            fused = np.tensordot(weight, some, axes=1)
+            total[block] = logsumexp(fused)
+            expected[:, block] = np.einsum("nc,vnc->vn", np.exp(fused - total[block, None]), some)
         own = clean * np.exp(weight @ right - total)
         said = own + lapse / n_categories
-        expected = np.einsum("nc,vnc->vn", np.exp(fused - total[:, None]), logits)
         by_weight = (expected - right) @ (share * own / said)
         by_weight[:n_positive] *= weight[:n_positive]
         off = (free[:-1] - prior) * stiff

@@ -169,7 +169,7 @@ def fit_calibration(
         plain=_pool(sample, fitted, {expert: [aggregation] for expert in sample.aggregations}, false_unknown_rate),
         aggregations=_pool(sample, fitted, two, false_unknown_rate),
         classwise=classwise_pool,
-        backgrounds=kept.backgrounds if kept else {name: learned.shortened() for name, learned in backgrounds.items()},
+        backgrounds=kept.backgrounds if kept else {name: learned.kept() for name, learned in backgrounds.items()},
     ), sample
 
 

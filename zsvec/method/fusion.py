@@ -190,4 +190,4 @@ STRATEGIES: Mapping[str, Strategy] = {
 }
 """By name, in the order of the documentation."""
 
-DEFAULT_STRATEGY = "log_linear_views"
+DEFAULT_STRATEGY = "log_linear_gda"

@@ -153,79 +153,46 @@ def left_out(
     Returns:
         By aggregation, float32 ``(n_queries, n_categories)``; NaN for the own category where no reference is left.
     """
-    every, means = references.vectors, references.class_means
+    every, means, centre = references.vectors, references.class_means, background.mean.astype(np.float64)
     trusts = means.seen_from(background).trust
     centred, gda = class_similarities(every[list(queries)], means, background)
-    basis, gains = background.basis.astype(np.float64), background.along - np.float64(background.elsewhere)
+    basis, precision = background.basis.astype(np.float64), background.along.astype(np.float64)
+    gains = precision - background.elsewhere
     images: dict[Removal, list[int]] = {}
     for i, removal in enumerate(removals):
         images.setdefault(removal, []).append(i)
     for batch in _batches(list(images)):
-        lefts = [_Left.of(removal, references, background) for removal in batch]
-        products = means.dot(np.concatenate([left.directions for left in lefts]))
-        each = np.split(products, np.cumsum([len(left.directions) for left in lefts[:-1]]))
-        for left, of_means in zip(lefts, each, strict=True):
-            c, mean, trust = left.category, left.mean, left.trust
-            of_means -= (left.directions @ background.mean)[:, None]
-            solved = np.linalg.solve(left.inverse, of_means)
-            drawn = 0.5 * trusts * (of_means * solved).sum(axis=0)
-            if mean is not None:
-                along_mean, of_mean = basis @ mean, left.directions @ mean
-                solved_mean = np.linalg.solve(left.inverse, of_mean)
-            for i in images[left.removal]:
-                offset = every[queries[i]] - background.mean.astype(np.float64)
-                of_query = left.directions @ offset
-                gda[i] += trusts * (of_query @ solved - drawn)
-                if mean is None:
-                    centred[i, c] = gda[i, c] = np.nan
-                    continue
-                half = offset - 0.5 * trust * mean
-                ratio = background.elsewhere * (half @ mean) + (gains * (basis @ half)) @ along_mean
-                ratio += (of_query - 0.5 * trust * of_mean) @ solved_mean
-                gda[i, c] = trust * ratio
-                centred[i, c] = offset @ mean / max(float(np.linalg.norm(offset) * np.linalg.norm(mean)), 1e-12)
-    return {CENTRED: centred, GDA: gda}
-
-
-@dataclass(frozen=True, slots=True)
-class _Left:
-    """A category without some of its references.
-
-    Attributes:
-        removal: What is left out.
-        mean: float64 ``(dim,)``, mean of the others, from the centre; ``None`` where there are none.
-        trust: How far it is drawn towards the centre.
-        directions: float64 ``(n_removed, dim)``, the residuals of what is left out, times the precision.
-        inverse: float64 ``(n_removed, n_removed)``, what is solved for in Woodbury's identity.
-    """
-
-    removal: Removal
-    mean: NDArray[np.float64] | None
-    trust: float
-    directions: NDArray[np.float64]
-    inverse: NDArray[np.float64]
-
-    @property
-    def category(self) -> int:
-        """Which category it is."""
-        return self.removal.category
-
-    @classmethod
-    def of(cls, removal: Removal, references: References, background: Background) -> _Left:
-        centre, rows = background.mean.astype(np.float64), removal.rows
-        basis, precision = background.basis.astype(np.float64), background.along.astype(np.float64)
-        n = int(references.class_means.counts[removal.category])
-        rest, mean = n - len(rows), references.class_means.take(removal.category) - centre
-        residuals = references.vectors[rows] - centre - mean
+        sizes = np.array([len(removal.rows) for removal in batch])
+        edges = np.cumsum([0, *sizes])
+        counts = means.counts[[removal.category for removal in batch]]
+        own = np.stack([means.take(removal.category) for removal in batch]) - centre
+        residuals = every[np.concatenate([removal.rows for removal in batch])] - centre - np.repeat(own, sizes, axis=0)
         along = residuals @ basis.T  # (n_removed, rank)
-        of_mean_too = 1 / n if rest else 0.0  # where nothing is left, no mean moves
-        return cls(
-            removal,
-            mean=mean - residuals.sum(axis=0) / rest if rest else None,
-            trust=float(background.trust(rest)) if rest else 0.0,
-            directions=(along * precision) @ basis,
-            inverse=(np.eye(len(rows)) - of_mean_too) / background.weight - (along * precision) @ along.T,
-        )
+        directions = (along * precision) @ basis
+        of_means = means.dot(directions) - (directions @ centre)[:, None]
+        others = own - np.add.reduceat(residuals, edges[:-1]) / np.maximum(counts - sizes, 1)[:, None]
+        precise_others = background.elsewhere * others + (others @ basis.T * gains) @ basis
+        for j, removal in enumerate(batch):
+            part, c, rest = slice(edges[j], edges[j + 1]), removal.category, int(counts[j] - sizes[j])
+            of_mean_too = 1 / counts[j] if rest else 0.0  # where nothing is left, no mean moves
+            inverse = (np.eye(sizes[j]) - of_mean_too) / background.weight - (along[part] * precision) @ along[part].T
+            solved = np.linalg.solve(inverse, of_means[part])
+            drawn = 0.5 * trusts * (of_means[part] * solved).sum(axis=0)
+            offsets = every[np.asarray(queries)[images[removal]]] - centre
+            of_offsets = offsets @ directions[part].T  # (n_images, n_removed)
+            gda[images[removal]] += trusts * (of_offsets @ solved - drawn)
+            if not rest:
+                centred[images[removal], c] = gda[images[removal], c] = np.nan
+                continue
+            mean, trust = others[j], background.trust(rest)
+            of_mean = directions[part] @ mean
+            halves = offsets - 0.5 * trust * mean
+            ratios = halves @ precise_others[j]
+            ratios += (of_offsets - 0.5 * trust * of_mean) @ np.linalg.solve(inverse, of_mean)
+            gda[images[removal], c] = trust * ratios
+            lengths = np.linalg.norm(offsets, axis=1) * np.linalg.norm(mean)
+            centred[images[removal], c] = offsets @ mean / np.maximum(lengths, 1e-12)
+    return {CENTRED: centred, GDA: gda}
 
 
 def _batches(removals: Sequence[Removal]) -> Iterator[list[Removal]]:

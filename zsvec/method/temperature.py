@@ -38,7 +38,7 @@ def calibrate_expert(similarity: NDArray[np.float32], labels: NDArray[np.intp], 
     usable = ~np.isnan(own) & ~np.isnan(wrong).all(axis=1)
     if not usable.any():
         return ExpertCalibration(spread if np.isfinite(wrong).any() else default, spread, 0, None)
-    logits = np.where(np.isnan(similarity[usable]), _NEVER * spread, similarity[usable]).astype(np.float64)
+    logits = np.where(np.isnan(similarity[usable]), np.float32(_NEVER * spread), similarity[usable])
     truth = labels[usable]
     accuracy = float((logits.argmax(axis=1) == truth).mean())
     (weight,), _, _ = least_cross_entropy(logits[None] / spread, truth, np.ones(1), _CLEAN)

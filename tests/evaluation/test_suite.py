@@ -24,6 +24,7 @@ from zsvec.classifier import Classifier
 from zsvec.encoders import BatchEncoder
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation import labelled_images, metrics, study
+from zsvec.evaluation.metrics import calibration_floor
 from zsvec.evaluation.publish import publish
 from zsvec.evaluation.suite import Suite, run
 from zsvec.evaluation.tables import DRAWS
@@ -163,6 +164,10 @@ def again(images: list[dict[str, Any]], said: dict[str, Any], splits: list[list[
     for image, names, probability in zip(known, ranked, [said["probability"][i] for i in where], strict=True):
         gaps[max(0, math.ceil(probability * 15) - 1)] += (image["category"] == names[0]) - probability
     values["ece"] = sum(map(abs, gaps.values())) / len(known)
+    values["ece_floor"] = calibration_floor(np.array([said["probability"][i] for i in where]))
+    own = [said["true_probability"][i] for i in where]
+    values["nll"] = -statistics.fmean(map(math.log, own))
+    values["brier"] = statistics.fmean(said["sum_of_squares"][i] - 2 * p + 1 for i, p in zip(where, own, strict=True))
     values["auroc"] = pairs_right(said["novelty"], [image["category"] is None for image in images])
     values["paper_auroc"] = statistics.fmean(
         pairs_right([scores[i] for i in where], [image["category"] not in names for image in known])

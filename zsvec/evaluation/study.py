@@ -14,9 +14,13 @@ from zsvec.evaluation.metrics import (
     blind_auroc,
     bootstrap,
     bootstrap_auroc,
+    brier_score,
+    calibration_floor,
+    negative_log_likelihood,
     paper_auroc,
     paper_unknown_score,
     top_k,
+    true_probability,
 )
 from zsvec.evaluation.splits import Split
 from zsvec.method.fit import expected_calibration_error, fit_calibration
@@ -162,7 +166,12 @@ class Study:
         probabilities = answers.probabilities[known]
         hits = {k: top_k(probabilities, truth, k) for k in (1, 3, 5)}
         values: dict[str, float | None] = {f"top{k}": float(hit.mean()) for k, hit in hits.items()}
-        values["ece"] = expected_calibration_error(probabilities.max(axis=1), hits[1])
+        surprise = float(negative_log_likelihood(probabilities, truth).mean())
+        values["nll"] = surprise if np.isfinite(surprise) else None
+        values["brier"] = float(brier_score(probabilities, truth).mean())
+        confidence = probabilities.max(axis=1)
+        values["ece"] = expected_calibration_error(confidence, hits[1])
+        values["ece_floor"] = calibration_floor(confidence)
         masks = [np.isin(answers.categories, list(split.known)) for split in self.splits]
         # Of experts that cover some categories only, a split may leave no image on one side.
         aurocs = [
@@ -178,8 +187,16 @@ class Study:
             "categories": list(answers.categories),
             "top": np.argsort(-answers.probabilities, axis=1, kind="stable")[:, :5].tolist(),
             "probability": answers.probabilities.max(axis=1).tolist(),
+            "sum_of_squares": (answers.probabilities**2).sum(axis=1).tolist(),
+            "true_probability": self._true_probability(answers),
             "novelty": answers.novelty.tolist(),
             "unknown": answers.unknown.tolist(),
             "unknown_scores": [paper_unknown_score(answers.probabilities, mask).tolist() for mask in masks],
         }
         return {"name": name, "values": values, "interval": interval}
+
+    def _true_probability(self, answers: Answers) -> list[float | None]:
+        """Of each image's category; ``None`` for an image of no category."""
+        known = self.sample.known
+        own = iter(true_probability(answers.probabilities[known], self.sample.columns(answers.categories)).tolist())
+        return [next(own) if is_known else None for is_known in known]

@@ -14,7 +14,7 @@ from zsvec.method.entropy_fusion import confidences, fuse, inverse_entropy, max_
 from zsvec.method.logits import Logits, softmax
 from zsvec.method.opinion_pool import log_linear
 from zsvec.method.similarities import SearchResult
-from zsvec.method.transduction import prototypes, transduce
+from zsvec.method.transduction import transduce
 
 Doubles = NDArray[np.float64]
 
@@ -127,8 +127,9 @@ def _log_linear(logits: Logits) -> Fused:
 
 def _transductive(logits: Logits) -> Fused:
     evidence, confidence = _weighed_evidence(logits)
-    moved = transduce(evidence, prototypes(logits.found, logits.pool.coefficients))
-    return Fused(softmax(moved), confidence)
+    images = [i for i, expert in enumerate(logits.found.experts) if expert.modality == "image"]
+    vectors = [logits.found.queries[logits.found.experts[i].encoder] for i in images]
+    return Fused(softmax(transduce(evidence, vectors, logits.shares[images])), confidence)
 
 
 STRATEGIES: Mapping[str, Strategy] = {
@@ -173,7 +174,6 @@ STRATEGIES: Mapping[str, Strategy] = {
     "transductive": Strategy(
         function=_transductive,
         summary="log_linear_views, and the images of a batch help each other",
-        needs_exact=True,
         needs_images=True,
         fallback="log_linear_views",
     ),

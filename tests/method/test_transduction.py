@@ -65,7 +65,7 @@ def slowly(evidence: np.ndarray, views: Sequence[np.ndarray], shares: Sequence[f
     groups = pictures(views)
     n, n_categories = len(groups), evidence.shape[1]
     mass = [[np.mean([softmax(evidence)[i, c] for i in group]) for c in range(n_categories)] for group in groups]
-    importance = [sum(of[c] / max(1, sum(other[c] for other in mass)) for c in range(n_categories)) for of in mass]
+    importance = [sum(one[c] / max(1, sum(other[c] for other in mass)) for c in range(n_categories)) for one in mass]
     graph = np.zeros((n, n))
     for view, share in zip(views, shares, strict=True):
         means = [np.mean([view[i].astype(np.float32) for i in group], axis=0, dtype=np.float64) for group in groups]

@@ -243,6 +243,20 @@ def test_progress_sees_every_image_once(folders: Path) -> None:
     assert sorted(seen) == sorted(PREDICTIONS)
 
 
+def test_images_of_a_category_do_not_come_together(tmp_path: Path) -> None:
+    names = [f"{label}{i}.png" for label in ("cat", "dog", "fox") for i in range(20)]
+    for name in names:
+        path = tmp_path / ("unknown" if name.startswith("fox") else f"known/{name[:3]}") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    classifier = Given({name: prediction(0.1, ranking(name[:3], "a")) for name in names}, ["cat", "dog"])
+    result = evaluate(cast("Classifier", classifier), tmp_path / "known", tmp_path / "unknown")
+    assert result.accuracy.top1 == 1
+    assert sorted(classifier.asked) == sorted(names)
+    for first in range(0, 60, 12):
+        assert {name[:3] for name in classifier.asked[first : first + 12]} == {"cat", "dog", "fox"}
+
+
 def test_labels_are_the_names_of_the_sub_folders(folders: Path) -> None:
     found = {path.name: label for path, label in labelled_images(folders / "known")}
     assert found == {"cat1.png": "cat", "cat2.png": "cat", "dog1.png": "dog", "broken.png": "dog"}

@@ -243,6 +243,27 @@ def test_the_default_row_is_what_the_classifier_says(evaluated: Evaluated) -> No
     assert [prediction.unknown for prediction in predictions] == said["unknown"]
 
 
+def test_batches_are_mixed_and_answers_in_order(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, references = evaluated.found.sample, evaluated.found.references
+    scoring = evaluated.classifier.scoring
+    whole = study.answer(references, sample, scoring, 0.05)
+    monkeypatch.setattr(study, "_BATCH", 8)
+    asked: list[list[str | None]] = []
+
+    def scores(self: Any, found: Any) -> Any:
+        vectors = sample.vectors["clip"]
+        asked.append([sample.truth[np.abs(vectors - query).max(axis=1).argmin()] for query in found.queries["clip"]])
+        return plain(self, found)
+
+    plain = type(scoring).scores
+    monkeypatch.setattr(type(scoring), "scores", scores)
+    batches = study.answer(references, sample, scoring, 0.05)
+    assert [len(batch) for batch in asked] == [8, 8, 8, 8, 1]
+    assert all(len(set(batch)) > 1 for batch in asked[:4])
+    np.testing.assert_allclose(batches.probabilities, whole.probabilities, atol=1e-6)
+    np.testing.assert_allclose(batches.novelty, whole.novelty, atol=1e-6)
+
+
 def test_an_interrupted_suite_embeds_nothing_twice(
     classifier: Classifier, encoders: list[Colours], folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

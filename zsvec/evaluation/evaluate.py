@@ -164,7 +164,7 @@ def evaluate(
     on_error: Callable[[Prediction], None] = lambda prediction: None,
     track: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> Evaluation:
-    """Classify labelled images and count.
+    """Classify labelled images, in random order, and count.
 
     The AUROC is that of the novelty. Where an image has none, as without a calibration, it is that of the distance to
     the nearest reference, for all images.
@@ -186,8 +186,10 @@ def evaluate(
         raise InvalidInputError(f"{unknown} has no images")
     categories = [category.name for category in classifier.categories()]
     check_labels(categories, [label for _, label in labelled], images=str(folder), location=classifier.store.location)
-    paths = [path for path, _ in labelled] + strangers
-    labels = [label for _, label in labelled] + [None] * len(strangers)
+    images = [*labelled, *((path, None) for path in strangers)]
+    # In any other order than that of the folders: a strategy may take it from a batch that its images are alike.
+    images = [images[i] for i in np.random.default_rng(0).permutation(len(images))]
+    paths, labels = [path for path, _ in images], [label for _, label in images]
     known: list[Prediction] = []
     foreign: list[Prediction] = []
     fused: list[Outcome] = []

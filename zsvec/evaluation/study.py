@@ -86,6 +86,8 @@ def answer(
 ) -> Answers:
     """Classify a sample by references, which are calibrated first where the scoring uses a calibration.
 
+    In batches of random images: a strategy may take it from a batch that its images are alike.
+
     Args:
         references: By expert.
         sample: Images to classify.
@@ -106,17 +108,22 @@ def answer(
             classwise=STRATEGIES[scoring.fusion].classwise,
         )
     parts = []
-    for first in range(0, len(sample.sources), _BATCH):
-        queries = {encoder: vectors[first : first + _BATCH] for encoder, vectors in sample.vectors.items()}
+    order = np.random.default_rng(0).permutation(len(sample.sources))
+    for first in range(0, len(order), _BATCH):
+        queries = {encoder: vectors[order[first : first + _BATCH]] for encoder, vectors in sample.vectors.items()}
         found = compare(references, names, queries, nearest=1)
         parts.append(scoring.scores(replace(found, calibration=made[0] if made else None)))
-    novelty = np.concatenate([part.novelty for part in parts])
+
+    def in_order(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate(values)[np.argsort(order)]
+
+    novelty = in_order([part.novelty for part in parts])
     return Answers(
         categories=names,
-        probabilities=np.concatenate([part.fused for part in parts]),
-        novelty=np.where(np.isnan(novelty), np.concatenate([part.distance for part in parts]), novelty),
-        unknown=np.concatenate([part.unknown for part in parts]),
-        threshold=np.concatenate([part.threshold for part in parts]),
+        probabilities=in_order([part.fused for part in parts]),
+        novelty=np.where(np.isnan(novelty), in_order([part.distance for part in parts]), novelty),
+        unknown=in_order([part.unknown for part in parts]),
+        threshold=in_order([part.threshold for part in parts]),
     )
 
 

@@ -20,6 +20,7 @@ from zsvec.inputs.folders import find_images, read_categories
 from zsvec.inputs.images import load_image
 
 progress = Console(stderr=True)
+_BATCH = 16  # images that are embedded at once, each with four that are made from it
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,16 @@ def embed(folder: Path, encoders: EncoderSet, prompts: Mapping[str, str]) -> Ima
     pool: dict[str, list[int]] = defaultdict(list)
     for number, (_, name) in enumerate(references + photos):
         pool[name].append(number)
-    parts: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
-    bursts: dict[int, Sequence[int]] = {}
-    paths = [path for path, _ in references + photos] + list(unknown)
-    end = len(paths)
-    later: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
-    for number, path in enumerate(track(paths, f"embedding {folder.name}", console=progress, transient=True)):
-        image = load_image(path)
-        images = [image]
-        if number < len(references) + len(photos):
-            images += variants(image)
-            bursts[number] = range(end, end + len(images) - 1)
-            end += len(images) - 1
-        for encoder, vectors in encoders.encode_images([encoders.preprocess(one) for one in images]).items():
-            parts[encoder].append(vectors[:1])
-            later[encoder].append(vectors[1:])
+    paths, pooled = [path for path, _ in references + photos] + list(unknown), len(references) + len(photos)
+    found: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+    made: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+    batches = range(0, len(paths), _BATCH)
+    for first in track(batches, f"embedding {folder.name}", console=progress, transient=True):
+        images = [load_image(path) for path in paths[first : first + _BATCH]]
+        bursts = [variant for image in images[: max(0, pooled - first)] for variant in variants(image)]
+        for encoder, vectors in encoders.encode_images([encoders.preprocess(one) for one in images + bursts]).items():
+            found[encoder].append(vectors[: len(images)])
+            made[encoder].append(vectors[len(images) :])
     categories = read_categories(folder / "references")
 
     def of_encoder(encoder: str) -> list[tuple[str, str]]:
@@ -86,11 +82,11 @@ def embed(folder: Path, encoders: EncoderSet, prompts: Mapping[str, str]) -> Ima
         name=folder.name,
         texts={e.name: e.encode_texts([t for _, t in of_encoder(e.name)]) for e in encoders if "text" in e.modalities},
         owners=[name for name, _ in of_encoder("")],
-        vectors={encoder: np.concatenate(vectors + later[encoder]) for encoder, vectors in parts.items()},
+        vectors={encoder: np.concatenate(vectors + made[encoder]) for encoder, vectors in found.items()},
         pool=pool,
-        unknown=range(len(references) + len(photos), len(paths)),
+        unknown=range(pooled, len(paths)),
         most=min(sum(name == wanted for _, name in references) for wanted in pool),
-        bursts=bursts,
+        bursts={number: range(len(paths) + 4 * number, len(paths) + 4 * number + 4) for number in range(pooled)},
     )
 
 

@@ -101,18 +101,18 @@ def lines(
 
 
 def shown(name: str, measured: Mapping[str, Condition], strategies: Sequence[str], baseline: str, draws: int) -> Table:
-    """A row for each condition and strategy."""
+    """Under each condition, a row for each strategy."""
     title = f"{name}, {draws} draws; ± is a standard error, Δ the gain over {baseline}"
-    headers = ("", "", "top-1 %", "Δ", "NLL", "Δ", "ECE % (floor)", "unknown %", "AUROC %", "few: top-1 %")
+    headers = ("", "top-1 %", "Δ", "NLL", "Δ", "ECE % (floor)", "unknown %", "AUROC %", "few: top-1 %")
     table = Table(*headers, "over", "the best single expert", box=SIMPLE_HEAD, title=title, title_justify="left")
     for condition, found in measured.items():
         best = found.best_single(strategies)
+        table.add_row(condition, *[""] * len(headers), best)
         for strategy in strategies:
             values = found.compared(strategy, baseline)
             against = found.compared(strategy, best)["top1"]
             table.add_row(
-                condition if strategy == strategies[0] else "",
-                strategy,
+                f"  {strategy}",
                 _mean(values, "top1", 1),
                 "" if strategy == baseline else _gain(values["top1"], 2),
                 _mean(values, "nll", 3),
@@ -120,7 +120,7 @@ def shown(name: str, measured: Mapping[str, Condition], strategies: Sequence[str
                 f"{values['ece'].mean:.1f} ({values['floor'].mean:.1f})",
                 *(_mean(values, key, 1) for key in ("unknown", "auroc", "few")),
                 _gain(against, 1),
-                "(below) " * below(against) + best * (strategy == strategies[0]),
+                "(below)" * below(against),
             )
     return table
 

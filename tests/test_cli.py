@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 import zsvec
@@ -26,6 +27,7 @@ from zsvec import __version__
 from zsvec.cli import main, output
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.evaluation.metrics import calibration_floor
 from zsvec.store import writing
 from zsvec.testing import HashEncoder
 
@@ -726,11 +728,21 @@ def test_evaluate(stocked: Callable[..., Result], colours: Path) -> None:
 
     def all_right(rankings: list[list[dict[str, Any]]]) -> dict[str, Any]:
         # What is always right is off by what its best probability lacks.
-        lacking = sum(1 - ranking[0]["probability"] for ranking in rankings) / len(rankings)
-        return {"top1": 1.0, "top3": 1.0, "top5": 1.0, "ece": pytest.approx(lacking)}
+        confidence = np.array([ranking[0]["probability"] for ranking in rankings])
+        others = [sum(entry["probability"] ** 2 for entry in ranking[1:]) for ranking in rankings]
+        return {
+            "top1": 1.0,
+            "top3": 1.0,
+            "top5": 1.0,
+            "nll": pytest.approx(-np.log(confidence).mean()),
+            "brier": pytest.approx(((1 - confidence) ** 2 + others).mean()),
+            "ece": pytest.approx(1 - confidence.mean()),
+            "ece_floor": pytest.approx(calibration_floor(confidence)),
+        }
 
+    quality = ["top1", "top3", "top5", "nll", "brier", "ece", "ece_floor"]
     (found,) = result.objects
-    assert list(found["experts"].pop("clip:text")) == ["top1", "top3", "top5", "ece"]
+    assert list(found["experts"].pop("clip:text")) == quality
     assert found == {
         "n": 9,
         **all_right([answer["ranking"] for answer in answers]),
@@ -745,7 +757,7 @@ def test_evaluate(stocked: Callable[..., Result], colours: Path) -> None:
     }
     assert "left out: cannot read 'colours/red/broken.jpg'" in result.err
     (found,) = stocked("evaluate --json --fusion max_confidence", colours).objects
-    assert list(found) == ["n", "top1", "top3", "top5", "ece", "fusion", "experts"]
+    assert list(found) == ["n", *quality, "fusion", "experts"]
     assert found["fusion"] == "max_confidence"
 
 
@@ -754,9 +766,10 @@ def test_evaluate_for_people(stocked: Callable[..., Result], colours: Path) -> N
     result = stocked("evaluate --fusion fixed --unknown noise", colours)
     assert result.code == 0
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
-    assert lines[0] == ["top-1", "top-3", "top-5", "calibration", "error"]
+    assert lines[0] == ["top-1", "top-3", "top-5", "NLL,", "nats", "ECE", "(floor)"]
     (found,) = stocked("evaluate --json --fusion fixed", colours).objects
-    assert lines[2] == ["fusion", "(fixed)", "100.0%", "100.0%", "100.0%", f"{found['ece']:.1%}"]
+    last = [f"{found['nll']:.3f}", f"{found['ece']:.1%}", f"({found['ece_floor']:.1%})"]
+    assert lines[2] == ["fusion", "(fixed)", "100.0%", "100.0%", "100.0%", *last]
     assert {words[0] for words in lines[3:-2]} == {"clip:text", "clip:image", "dino:image"}
     assert " ".join(lines[-2]) == "9 images"
     assert " ".join(lines[-1]).startswith("unknown images: AUROC 1.000; ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
@@ -10,13 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from tests.support import coloured, encode, fast_folder, isolated, open_classifier, write_photos  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation import Evaluation, evaluate, labelled_images
-from zsvec.evaluation.evaluate import Accuracy
+from zsvec.evaluation.evaluate import Accuracy, Outcome
+from zsvec.evaluation.metrics import calibration_floor
 from zsvec.types import ExpertOutput, Prediction, Ranking
 
 
@@ -50,12 +53,19 @@ def ranking(*labels: str) -> Ranking:
     ],
 )
 def test_accuracy(rankings: list[Ranking], labels: list[str], expected: tuple[float, ...]) -> None:
-    assert Accuracy.of(rankings, labels) == Accuracy(*expected)
+    found = Accuracy.of([Outcome.of(ranking, label) for ranking, label in zip(rankings, labels, strict=True)])
+    assert (found.top1, found.top3, found.top5, found.ece) == expected
 
 
-def test_each_image_needs_its_label() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        Accuracy.of([ranking("a"), ranking("b")], ["a"])
+def test_quality_of_probabilities_by_hand() -> None:
+    ranked = ((("a", 0.5), ("b", 0.25), ("c", 0.25)), (("c", 1.0), ("a", 0.0), ("b", 0.0)))
+    found = Accuracy.of([Outcome.of(ranked[0], "b"), Outcome.of(ranked[1], "c")])
+    assert found.nll == pytest.approx(math.log(4) / 2)
+    assert found.brier == pytest.approx((0.5**2 + 0.75**2 + 0.25**2) / 2)
+    assert found.ece_floor == 0.25  # the first is off by a half, right or wrong; the second is certain
+    for label in ("a", "z"):  # of probability 0, and of none
+        assert Accuracy.of([Outcome.of(ranked[1], label)]).nll is None
+        assert Accuracy.of([Outcome.of(ranked[1], label)]).brier == 2
 
 
 # ---- an evaluation, of given predictions
@@ -75,7 +85,7 @@ class Given:
         return [SimpleNamespace(name=name) for name in self._categories]
 
     def classify_stream(self, images: Iterable[Path], *, top_k: int) -> AbstractContextManager[Iterator[Prediction]]:
-        assert top_k == 5
+        assert top_k == len(self._categories)
         return closing(self._answers(images))
 
     def _answers(self, images: Iterable[Path]) -> Generator[Prediction]:
@@ -103,6 +113,8 @@ def prediction(novelty: float, fused: Ranking, **experts: Ranking) -> Prediction
     )
 
 
+# Of three answers of probability 1/2, all or none are right a quarter of the time, and off by 1/2; else off by 1/6.
+FLOOR = pytest.approx(1 / 4, abs=0.02)
 BROKEN = Prediction(source="broken.png", error="broken.png is empty")
 PREDICTIONS = {
     "cat1.png": prediction(0.1, ranking("cat", "dog"), text=ranking("dog", "cat"), image=ranking("cat", "dog")),
@@ -146,8 +158,11 @@ def test_an_evaluation_by_hand(folders: Path) -> None:
         "top1": pytest.approx(1 / 3),
         "top3": pytest.approx(2 / 3),
         "top5": pytest.approx(3 / 3),
+        "nll": pytest.approx((1 + 2 + 4) * math.log(2) / 3),  # of 1/2, 1/4 and 1/16
+        "brier": pytest.approx((5 / 16 + 13 / 16 + 309 / 256) / 3),
         # A third is right, and the best probability is always 1/2. Of the experts 1/3 and 2/3 is.
         "ece": pytest.approx(1 / 2 - 1 / 3),
+        "ece_floor": FLOOR,
         # Of the pairs of unknown and known, 0.2 wins one and ties one of three, 0.4 wins three: 4.5 of 6.
         "auroc": pytest.approx(0.75),
         "detected": pytest.approx(1 / 2),  # 0.4 is beyond 0.25, and
@@ -158,13 +173,19 @@ def test_an_evaluation_by_hand(folders: Path) -> None:
                 "top1": pytest.approx(1 / 3),
                 "top3": pytest.approx(2 / 3),
                 "top5": pytest.approx(2 / 3),
+                "nll": None,  # the second image's category is not in the ranking
+                "brier": pytest.approx((13 / 16 + 5 / 4 + 1 / 4) / 3),
                 "ece": pytest.approx(1 / 2 - 1 / 3),
+                "ece_floor": FLOOR,
             },
             "image": {
                 "top1": pytest.approx(2 / 3),
                 "top3": pytest.approx(1.0),
                 "top5": pytest.approx(1.0),
+                "nll": pytest.approx((1 + 1 + 2) * math.log(2) / 3),
+                "brier": pytest.approx((5 / 16 + 5 / 16 + 13 / 16) / 3),
                 "ece": pytest.approx(2 / 3 - 1 / 2),
+                "ece_floor": FLOOR,
             },
         },
     }
@@ -174,9 +195,10 @@ def test_an_evaluation_by_hand(folders: Path) -> None:
 def test_the_object_is_json_and_has_an_auroc_only_with_unknown_images(folders: Path) -> None:
     result = run(folders, unknown=False)
     assert result.auroc is None
-    assert list(json.loads(json.dumps(result.to_dict()))) == ["n", "top1", "top3", "top5", "ece", "fusion", "experts"]
+    quality = ["top1", "top3", "top5", "nll", "brier", "ece", "ece_floor"]
+    assert list(json.loads(json.dumps(result.to_dict()))) == ["n", *quality, "fusion", "experts"]
     assert list(run(folders, unknown=True).to_dict()) == [
-        *("n", "top1", "top3", "top5", "ece", "auroc", "detected", "false_unknown_rate", "fusion", "experts"),
+        *("n", *quality, "auroc", "detected", "false_unknown_rate", "fusion", "experts"),
     ]
 
 
@@ -219,6 +241,20 @@ def test_progress_sees_every_image_once(folders: Path) -> None:
 
     run(folders, unknown=True, track=track)
     assert sorted(seen) == sorted(PREDICTIONS)
+
+
+def test_images_of_a_category_do_not_come_together(tmp_path: Path) -> None:
+    names = [f"{label}{i}.png" for label in ("cat", "dog", "fox") for i in range(20)]
+    for name in names:
+        path = tmp_path / ("unknown" if name.startswith("fox") else f"known/{name[:3]}") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    classifier = Given({name: prediction(0.1, ranking(name[:3], "a")) for name in names}, ["cat", "dog"])
+    result = evaluate(cast("Classifier", classifier), tmp_path / "known", tmp_path / "unknown")
+    assert result.accuracy.top1 == 1
+    assert sorted(classifier.asked) == sorted(names)
+    for first in range(0, 60, 12):
+        assert {name[:3] for name in classifier.asked[first : first + 12]} == {"cat", "dog", "fox"}
 
 
 def test_labels_are_the_names_of_the_sub_folders(folders: Path) -> None:
@@ -300,8 +336,16 @@ def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
 
     def all_right(rankings: list[Ranking]) -> dict[str, Any]:
         # What is always right is off by what its best probability lacks.
-        lacking = sum(1 - ranking[0][1] for ranking in rankings) / len(rankings)
-        return {"top1": 1.0, "top3": 1.0, "top5": 1.0, "ece": pytest.approx(lacking)}
+        confidence = np.array([ranking[0][1] for ranking in rankings])
+        return {
+            "top1": 1.0,
+            "top3": 1.0,
+            "top5": 1.0,
+            "nll": pytest.approx(-np.log(confidence).mean()),
+            "brier": pytest.approx(np.mean([(1 - p) ** 2 + sum(q * q for _, q in r) for (_, p), *r in rankings])),
+            "ece": pytest.approx(1 - confidence.mean()),
+            "ece_floor": pytest.approx(calibration_floor(confidence)),
+        }
 
     assert result.to_dict() == {
         "n": 6,

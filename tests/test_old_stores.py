@@ -33,6 +33,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:U
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES_NOW = {"max": "max_confidence"}
 """Strategies that had other names."""
+OTHERWISE_NOW = {"transductive"}
+"""Strategies that say something else since: how the images of a batch help each other was changed."""
 
 # What is kept is compared with what is read through these alone: names of zsvec may change, what is kept does not.
 
@@ -282,6 +284,8 @@ def test_nothing_is_lost_and_what_a_dead_writer_left_goes(old: Old) -> None:
 def test_it_says_what_it_said(old: Old, calibration: str) -> None:
     for variant in old.table["predictions"][calibration]["variants"]:
         fusion, _, unknown_per_category = variant.partition(", ")
+        if fusion in OTHERWISE_NOW:
+            continue
         fusion = NAMES_NOW.get(fusion, fusion)
         said = old.said(calibration=calibration, fusion=fusion, unknown_per_category=bool(unknown_per_category))
         assert_said(old, calibration, variant, said)

@@ -14,10 +14,14 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import (
+    Doubles,
     blind_auroc,
     bootstrap,
     bootstrap_auroc,
+    brier_score,
+    calibration_floor,
     confusion,
+    negative_log_likelihood,
     paper_auroc,
     paper_unknown_score,
     top_k,
@@ -91,6 +95,64 @@ def test_top_k_is_what_classify_prints(n: int, k: int, seed: int) -> None:
     assert top_k(probabilities, truth, k).tolist() == [
         names[t] in ranking for t, ranking in zip(truth, printed, strict=True)
     ]
+
+
+# ---- quality of probabilities
+
+
+def test_negative_log_likelihood() -> None:
+    own = np.array([16, 8, 4, 6, 12, 4, 4, 10, 2, 4, 12, 2]) / 16
+    np.testing.assert_allclose(negative_log_likelihood(P, TRUTH), -np.log(own))
+    assert negative_log_likelihood(P, TRUTH)[0] == 0
+    assert negative_log_likelihood(P[:2], np.array([B, -1])).tolist() == [np.inf, np.inf]
+
+
+def test_brier_score() -> None:
+    # In 256ths; the second row is (16 - 8)² + 4² + 2² + 2².
+    expected = [0, 88, 192, 144, 32, 192, 192, 48, 280, 192, 32, 272]
+    np.testing.assert_allclose(brier_score(P, TRUTH), np.array(expected) / 256)
+    assert brier_score(P[:2], np.array([B, -1])).tolist() == [2, (8**2 + 4**2 + 2**2 + 2**2) / 256 + 1]
+
+
+@pytest.mark.parametrize(
+    ("confidence", "floor"),
+    [
+        ([1.0], 0),
+        ([0.0, 1.0], 0),
+        ([0.5], 1 / 2),  # off by a half, right or wrong
+        ([0.9], 2 * 0.9 * 0.1),  # off by 0.1 in nine draws of ten, by 0.9 in one
+        ([0.5, 0.5], 1 / 4),  # both right or both wrong half of the time
+        ([0.5, 0.9], (1 / 2 + 2 * 0.9 * 0.1) / 2),  # in bins of their own
+        ([0.5, 1.0, 1.0, 1.0], 1 / 8),
+    ],
+)
+def test_floor_of_the_calibration_error(confidence: list[float], floor: float) -> None:
+    assert calibration_floor(np.array(confidence), simulations=10_000) == pytest.approx(floor, abs=0.01)
+    assert calibration_floor(np.array(confidence), seed=1) == calibration_floor(np.array(confidence[::-1]), seed=1)
+
+
+def test_floor_is_lower_the_more_images_there_are() -> None:
+    few, many = (calibration_floor(np.full(n, 0.8)) for n in (100, 10_000))
+    assert few == pytest.approx(10 * many, rel=0.2)
+    # The mean absolute deviation of a normal distribution is √(2/π) of its standard one.
+    assert few == pytest.approx(np.sqrt(2 / np.pi * 0.8 * 0.2 / 100), rel=0.1)
+
+
+@prop
+@given(st.integers(0, 2**32 - 1), st.integers(2, 10), st.sampled_from([1.0, 5.0]))
+def test_answers_as_right_as_they_are_confident_have_an_error_near_the_floor(
+    seed: int, n_categories: int, scale: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    p = np.exp(scale * rng.normal(size=(5000, n_categories)))
+    p /= p.sum(axis=1, keepdims=True)
+    truth = (rng.random((5000, 1)) > p.cumsum(axis=1)[:, :-1]).sum(axis=1)
+    error = expected_calibration_error(p.max(axis=1), top_k(p, truth, 1))
+    floor = calibration_floor(p.max(axis=1))
+    assert abs(error - floor) < 0.02
+    distorted = p**4 / (p**4).sum(axis=1, keepdims=True)
+    assert negative_log_likelihood(p, truth).mean() < negative_log_likelihood(distorted, truth).mean()
+    assert brier_score(p, truth).mean() < brier_score(distorted, truth).mean()
 
 
 def test_calibration_error() -> None:
@@ -220,15 +282,18 @@ def images(draw: st.DrawFn) -> tuple[NDArray[np.float64], NDArray[np.intp], NDAr
 @prop
 @given(images())
 def test_the_order_of_the_images_changes_nothing(
-    drawn: tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64], NDArray[np.intp]],
+    drawn: tuple[Doubles, NDArray[np.intp], Doubles, NDArray[np.intp]],
 ) -> None:
     p, truth, novelty, order = drawn
 
-    def measured(p: NDArray[np.float64], truth: NDArray[np.intp], novelty: NDArray[np.float64]) -> list[float]:
+    def measured(p: Doubles, truth: NDArray[np.intp], novelty: Doubles) -> list[float]:
         hits, is_unknown = top_k(p, truth, 1), ~KNOWN[truth]
         return [
             *(top_k(p, truth, k).mean() for k in (1, 3, 5)),
             expected_calibration_error(p.max(axis=1), hits),
+            calibration_floor(p.max(axis=1)),
+            np.exp(-negative_log_likelihood(p, truth)).mean(),
+            brier_score(p, truth).mean(),
             paper_auroc(p, truth, KNOWN),
             blind_auroc(novelty, is_unknown),
             *confusion(truth, p.argmax(axis=1), 4).ravel(),
@@ -273,6 +338,13 @@ BOTH = ~KNOWN[TRUTH]
         (lambda: top_k(P, TRUTH - 2, 1), "from -1 to 3"),
         (lambda: top_k(P, TRUTH / 1, 1), "Got float64"),  # type: ignore[arg-type]
         (lambda: top_k(BAD_NUMBER, TRUTH, 1), "NaN"),
+        (lambda: negative_log_likelihood(P, TRUTH + 1), "from -1 to 3"),
+        (lambda: brier_score(BAD_NUMBER, TRUTH), "NaN"),
+        (lambda: calibration_floor(NOVELTY[:0]), "from 0 to 1"),
+        (lambda: calibration_floor(P), r"of shape \(n_images,\)"),
+        (lambda: calibration_floor(NOVELTY + 1), "from 0 to 1"),
+        (lambda: calibration_floor(BAD_NUMBER[1]), "from 0 to 1"),
+        (lambda: calibration_floor(NOVELTY, simulations=0), "simulations must be 1 or more. Got 0"),
         (lambda: paper_unknown_score(P, KNOWN[:3]), "does not fit"),
         (lambda: paper_unknown_score(P, np.array([0, 1, 2, 3])), "a bool for each"),
         (lambda: paper_unknown_score(P[0], KNOWN), "does not fit"),

@@ -24,6 +24,7 @@ from zsvec.classifier import Classifier
 from zsvec.encoders import BatchEncoder
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation import labelled_images, metrics, study
+from zsvec.evaluation.metrics import calibration_floor
 from zsvec.evaluation.publish import publish
 from zsvec.evaluation.suite import Suite, run
 from zsvec.evaluation.tables import DRAWS
@@ -163,6 +164,10 @@ def again(images: list[dict[str, Any]], said: dict[str, Any], splits: list[list[
     for image, names, probability in zip(known, ranked, [said["probability"][i] for i in where], strict=True):
         gaps[max(0, math.ceil(probability * 15) - 1)] += (image["category"] == names[0]) - probability
     values["ece"] = sum(map(abs, gaps.values())) / len(known)
+    values["ece_floor"] = calibration_floor(np.array([said["probability"][i] for i in where]))
+    own = [said["true_probability"][i] for i in where]
+    values["nll"] = -statistics.fmean(map(math.log, own))
+    values["brier"] = statistics.fmean(said["sum_of_squares"][i] - 2 * p + 1 for i, p in zip(where, own, strict=True))
     values["auroc"] = pairs_right(said["novelty"], [image["category"] is None for image in images])
     values["paper_auroc"] = statistics.fmean(
         pairs_right([scores[i] for i in where], [image["category"] not in names for image in known])
@@ -236,6 +241,27 @@ def test_the_default_row_is_what_the_classifier_says(evaluated: Evaluated) -> No
         assert prediction.nearest == said["categories"][top[0]]
         assert prediction.probability == pytest.approx(probability, abs=1e-6)
     assert [prediction.unknown for prediction in predictions] == said["unknown"]
+
+
+def test_batches_are_mixed_and_answers_in_order(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, references = evaluated.found.sample, evaluated.found.references
+    scoring = evaluated.classifier.scoring
+    whole = study.answer(references, sample, scoring, 0.05)
+    monkeypatch.setattr(study, "_BATCH", 8)
+    asked: list[list[str | None]] = []
+
+    def scores(self: Any, found: Any) -> Any:
+        vectors = sample.vectors["clip"]
+        asked.append([sample.truth[np.abs(vectors - query).max(axis=1).argmin()] for query in found.queries["clip"]])
+        return plain(self, found)
+
+    plain = type(scoring).scores
+    monkeypatch.setattr(type(scoring), "scores", scores)
+    batches = study.answer(references, sample, scoring, 0.05)
+    assert [len(batch) for batch in asked] == [8, 8, 8, 8, 1]
+    assert all(len(set(batch)) > 1 for batch in asked[:4])
+    np.testing.assert_allclose(batches.probabilities, whole.probabilities, atol=1e-6)
+    np.testing.assert_allclose(batches.novelty, whole.novelty, atol=1e-6)
 
 
 def test_an_interrupted_suite_embeds_nothing_twice(

@@ -44,13 +44,13 @@ def test_what_strategies_need() -> None:
     assert {name for name, strategy in STRATEGIES.items() if strategy.needs_exact} == {
         "log_linear_views",
         "log_linear_gda",
-        "transductive",
     }
     assert {name for name, strategy in STRATEGIES.items() if strategy.needs_calibration} == {
         "log_linear_views",
         "log_linear_gda",
     }
-    assert {name for name, strategy in STRATEGIES.items() if strategy.classwise} == {"log_linear_gda"}
+    assert {name for name, strategy in STRATEGIES.items() if strategy.classwise} == {"log_linear_gda", "transductive"}
+    assert {name for name, strategy in STRATEGIES.items() if strategy.needs_classwise} == {"log_linear_gda"}
     assert {name for name, strategy in STRATEGIES.items() if strategy.needs_images} == {
         "log_linear_gda",
         "transductive",
@@ -99,15 +99,12 @@ def unchanged(*names: str) -> dict[str, str]:
     ("case", "expected"),
     [
         ({}, unchanged(*NAMES)),
-        ({"bound": 0.2}, unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-3:], "log_linear")),
+        ({"bound": 0.2}, unchanged(*PAPERS, "log_linear", "transductive") | UNCALIBRATED),
         ({"calibration": None}, unchanged(*PAPERS, "log_linear", "transductive") | UNCALIBRATED),
         ({"calibrated": False}, unchanged(*PAPERS, "log_linear", "transductive") | UNCALIBRATED),
         # The calibration is of another way of scoring.
         ({"top_m": 4}, unchanged(*PAPERS, "log_linear", "transductive") | UNCALIBRATED),
-        (
-            {"calibration": None, "bound": 0.2},
-            unchanged(*PAPERS, "log_linear") | dict.fromkeys(NAMES[-3:], "log_linear"),
-        ),
+        ({"calibration": None, "bound": 0.2}, unchanged(*PAPERS, "log_linear", "transductive") | UNCALIBRATED),
         (
             {"only": "text"},
             unchanged(*NAMES) | {"log_linear_gda": "log_linear_views", "transductive": "log_linear_views"},

@@ -134,8 +134,9 @@ def _accuracy_table(result: Evaluation) -> Table:
     """A row for the fusion, and for each expert alone."""
     from zsvec.cli import output
 
-    table = output.new_table("", "top-1", "top-3", "top-5", "calibration error")
+    table = output.new_table("", "top-1", "top-3", "top-5", "NLL, nats", "ECE (floor)")
     for name, accuracy in {f"fusion ({result.fusion})": result.accuracy, **result.experts}.items():
-        values = (accuracy.top1, accuracy.top3, accuracy.top5, accuracy.ece)
-        table.add_row(output.escape(name), *(f"{value:.1%}" for value in values))
+        right = (f"{value:.1%}" for value in (accuracy.top1, accuracy.top3, accuracy.top5))
+        surprise = "–" if accuracy.nll is None else f"{accuracy.nll:.3f}"
+        table.add_row(output.escape(name), *right, surprise, f"{accuracy.ece:.1%} ({accuracy.ece_floor:.1%})")
     return table

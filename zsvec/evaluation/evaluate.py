@@ -1,9 +1,11 @@
-"""Accuracy of the fusion and of each expert, and how well novelty tells the unknown from the known."""
+"""How good the fusion and each expert are, and how well novelty tells the unknown from the known."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError, StoreError
-from zsvec.evaluation.metrics import blind_auroc
+from zsvec.evaluation.metrics import blind_auroc, calibration_floor
 from zsvec.inputs.categories import checked_name
 from zsvec.inputs.folders import find_images
 from zsvec.method.fit import expected_calibration_error
@@ -22,31 +24,68 @@ _TOP = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What counts of the answer for one image: far less than a ranking of all categories.
+
+    Attributes:
+        rank: Of the true category, 0 for the best; `_TOP` or more for a miss.
+        probability: Of the true category, 0 to 1.
+        confidence: The largest probability.
+        brier: Brier score of the image, 0 to 2.
+    """
+
+    rank: int
+    probability: float
+    confidence: float
+    brier: float
+
+    @classmethod
+    def of(cls, ranking: Ranking, label: str) -> Outcome:
+        """From a ranking, best first, of all categories. A label that is missing from it has probability 0."""
+        missing = (max(_TOP, len(ranking)), 0.0)
+        rank, own = next(((rank, p) for rank, (name, p) in enumerate(ranking) if name == label), missing)
+        confidence = ranking[0][1] if ranking else 0.0
+        return cls(rank, own, confidence, sum(p * p for _, p in ranking) - 2 * own + 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How good rankings are.
+    """How good answers are.
 
     Attributes:
         top1: Fraction of the images whose category is the most probable, 0 to 1.
         top3: Fraction of the images whose category is among the first 3.
         top5: Fraction of the images whose category is among the first 5.
+        nll: Negative log-likelihood: mean of -ln(probability of the true category), nats. ``None`` where it is
+            infinite: a true category has probability 0, as where an expert has no reference of it.
+        brier: Mean Brier score, the squared error summed over the categories, 0 to 2.
         ece: Expected calibration error of the largest probability, 0 to 1.
+        ece_floor: What that would be for perfectly calibrated answers of the same confidence, by chance alone.
     """
 
     top1: float
     top3: float
     top5: float
+    nll: float | None
+    brier: float
     ece: float
+    ece_floor: float
 
     @classmethod
-    def of(cls, rankings: Sequence[Ranking], labels: Sequence[str]) -> Accuracy:
-        """Accuracy of rankings, best first, against the true labels. A label missing from a ranking is a miss."""
-        ranks = [
-            next((rank for rank, (name, _) in enumerate(ranking) if name == label), _TOP)
-            for ranking, label in zip(rankings, labels, strict=True)
-        ]
-        top1, top3, top5 = (sum(rank < k for rank in ranks) / len(ranks) for k in (1, 3, _TOP))
-        confidence = [ranking[0][1] if ranking else 0.0 for ranking in rankings]
-        return cls(top1, top3, top5, expected_calibration_error(confidence, [rank == 0 for rank in ranks]))
+    def of(cls, outcomes: Sequence[Outcome]) -> Accuracy:
+        """Of the answers for some images, at least one."""
+        top1, top3, top5 = (fmean(outcome.rank < k for outcome in outcomes) for k in (1, 3, _TOP))
+        own = [outcome.probability for outcome in outcomes]
+        confidence = np.array([outcome.confidence for outcome in outcomes])
+        return cls(
+            top1,
+            top3,
+            top5,
+            nll=-fmean(map(math.log, own)) if all(own) else None,
+            brier=fmean(outcome.brier for outcome in outcomes),
+            ece=expected_calibration_error(confidence, [outcome.rank == 0 for outcome in outcomes]),
+            ece_floor=calibration_floor(confidence),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +164,7 @@ def evaluate(
     on_error: Callable[[Prediction], None] = lambda prediction: None,
     track: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> Evaluation:
-    """Classify labelled images and count.
+    """Classify labelled images, in random order, and count.
 
     The AUROC is that of the novelty. Where an image has none, as without a calibration, it is that of the distance to
     the nearest reference, for all images.
@@ -147,31 +186,32 @@ def evaluate(
         raise InvalidInputError(f"{unknown} has no images")
     categories = [category.name for category in classifier.categories()]
     check_labels(categories, [label for _, label in labelled], images=str(folder), location=classifier.store.location)
-    paths = [path for path, _ in labelled] + strangers
-    labels = [label for _, label in labelled] + [None] * len(strangers)
+    images = [*labelled, *((path, None) for path in strangers)]
+    # In any other order than that of the folders: a strategy may take it from a batch that its images are alike.
+    images = [images[i] for i in np.random.default_rng(0).permutation(len(images))]
+    paths, labels = [path for path, _ in images], [label for _, label in images]
     known: list[Prediction] = []
-    truth: list[str] = []
     foreign: list[Prediction] = []
-    with classifier.classify_stream(track(paths), top_k=_TOP) as stream:
+    fused: list[Outcome] = []
+    experts: dict[str, list[Outcome]] = defaultdict(list)
+    with classifier.classify_stream(track(paths), top_k=len(categories)) as stream:
         for prediction, label in zip(stream, labels, strict=True):
             if prediction.error is not None:
                 on_error(prediction)
-            elif label is None:
-                foreign.append(prediction)
-            else:
-                known.append(prediction)
-                truth.append(label)
+                continue
+            (foreign if label is None else known).append(replace(prediction, ranking=(), experts={}))
+            if label is not None:
+                fused.append(Outcome.of(prediction.ranking, label))
+                for name, expert in prediction.experts.items():
+                    experts[name].append(Outcome.of(expert.ranking, label))
     if not known:
         raise InvalidInputError(f"no image in {folder} can be read")
     if unknown and not foreign:
         raise InvalidInputError(f"no image in {unknown} can be read")
     return Evaluation(
         n=len(known),
-        accuracy=Accuracy.of([prediction.ranking for prediction in known], truth),
-        experts={
-            name: Accuracy.of([prediction.experts[name].ranking for prediction in known], truth)
-            for name in known[0].experts
-        },
+        accuracy=Accuracy.of(fused),
+        experts={name: Accuracy.of(outcomes) for name, outcomes in experts.items()},
         auroc=_auroc(known, foreign) if unknown else None,
         detected=_called_unknown(foreign) if unknown else None,
         false_unknown_rate=_called_unknown(known) if unknown else None,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFont
 from sklearn.manifold import TSNE
 
-from zsvec.evaluation.metrics import Doubles
+from zsvec.evaluation.metrics import Doubles, calibration_floor
 from zsvec.method.fit import expected_calibration_error
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#767676"
@@ -143,7 +143,10 @@ def reliability(probabilities: Doubles, right: NDArray[np.bool_], path: Path) ->
         above.plot([0, 100], [0, 100], color="black", linestyle="--", label="as often right as they are confident")
         above.set(xlim=(-1.5, 101.5), ylim=(0, 102), ylabel="accuracy, %")
         figure.legend(loc="outside lower left", frameon=False, ncols=2)
-        error = f"{expected_calibration_error(probabilities, right):.1%}" if len(right) else "– (no images)"
+        error = "– (no images)"
+        if len(right):
+            floor = calibration_floor(probabilities)
+            error = f"{expected_calibration_error(probabilities, right):.1%}; by chance alone {floor:.1%}"
         above.set_title(f"Expected calibration error {error}", fontsize=11)
         bars = below.bar(centres, images, width, color=_GREY, edgecolor="white")
         below.bar_label(bars, [f"{n:,}" for n in images], fontsize=6, padding=1)

@@ -1,7 +1,7 @@
-"""What an experiment reports: accuracy, AUROC of unknown images, confusions, and confidence intervals.
+"""What an experiment reports: accuracy, quality of probabilities, AUROC of unknown images, confusions, and intervals.
 
 Pure functions of arrays; the order of the images does not matter to any of them. Calibration error is in
-`zsvec.method.fit`. Images are rows, categories columns, and a label is the number of its column.
+`zsvec.method.fit`, its floor here. Images are rows, categories columns, and a label is the number of its column.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import InvalidInputError
+from zsvec.method.fit import expected_calibration_error
 
 Doubles = NDArray[np.float64]
 Labels = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
 _AT_ONCE = 2**16  # numbers that a bootstrap draws at once
+_ROUNDING = 1e-6
 
 
 def top_k(probabilities: Doubles, truth: Labels, k: int) -> Flags:
@@ -47,6 +49,91 @@ def top_k(probabilities: Doubles, truth: Labels, k: int) -> Flags:
     before = np.count_nonzero((probabilities > own) | (earlier & (probabilities == own)), axis=1)
     hits: Flags = (before < k) & (truth >= 0)
     return hits
+
+
+def negative_log_likelihood(probabilities: Doubles, truth: Labels) -> Doubles:
+    """How surprising the category of each image is: -ln of its probability, in nats. Smaller is better.
+
+    The mean over images judges probabilities as a whole: it is least where they are those of the categories.
+
+    Args:
+        probabilities: float64 ``(n_images, n_categories)``, 0 to 1; rows sum to 1.
+        truth: int ``(n_images,)``; -1 for a category that has no column, whose probability is 0.
+
+    Returns:
+        float64 ``(n_images,)``, 0 to infinity, which is that of probability 0.
+
+    Source: the logarithmic score of Good (1952); "NLL" of Guo et al. (2017).
+
+    Raises:
+        InvalidInputError: As `top_k`.
+    """
+    with np.errstate(divide="ignore"):
+        surprise: Doubles = -np.log(true_probability(probabilities, truth))
+    return surprise
+
+
+def brier_score(probabilities: Doubles, truth: Labels) -> Doubles:
+    """Squared distance of each image's probabilities from those of one who knows its category. Smaller is better.
+
+    Args:
+        probabilities: float64 ``(n_images, n_categories)``, 0 to 1; rows sum to 1.
+        truth: int ``(n_images,)``; -1 for a category that has no column, whose probability is 0.
+
+    Returns:
+        float64 ``(n_images,)``, 0 to 2: the sum over the categories.
+
+    Source: Brier (1950), of several classes.
+
+    Raises:
+        InvalidInputError: As `top_k`.
+    """
+    score: Doubles = (probabilities**2).sum(axis=1) - 2 * true_probability(probabilities, truth) + 1
+    return score
+
+
+def true_probability(probabilities: Doubles, truth: Labels) -> Doubles:
+    """Probability of each image's category, float64 ``(n_images,)``; 0 where it has no column.
+
+    Args:
+        probabilities: float64 ``(n_images, n_categories)``, finite.
+        truth: int ``(n_images,)``; -1 for a category that has no column.
+
+    Raises:
+        InvalidInputError: As `top_k`.
+    """
+    _check(probabilities, truth)
+    own = np.take_along_axis(probabilities, np.maximum(truth, 0)[:, None], axis=1)[:, 0]
+    return np.where(truth < 0, 0.0, own)
+
+
+def calibration_floor(confidence: Doubles, simulations: int = 200, seed: int = 0) -> float:
+    """Expected calibration error of answers that are right exactly as often as they are confident, by chance alone.
+
+    An error of few images is never 0: this is what there would be of it if nothing were wrong with the
+    probabilities. Each simulation draws for each image whether its answer is right, by its confidence.
+
+    Args:
+        confidence: float64 ``(n_images,)``, probabilities of the answers, 0 to 1.
+        simulations: How many are averaged, 1 or more.
+        seed: Of the draws: the same confidences, in whatever order, have the same floor.
+
+    Returns:
+        0 to 1; 0 where all answers are certain.
+
+    Source: the consistency resampling of Bröcker & Smith (2007), for the error of Guo et al. (2017).
+
+    Raises:
+        InvalidInputError: There are no images, or an argument is out of range.
+    """
+    within = (confidence >= 0) & (confidence <= 1 + _ROUNDING)
+    if confidence.ndim != 1 or not confidence.size or not within.all():
+        raise InvalidInputError(f"confidence must be of shape (n_images,), from 0 to 1. Got {confidence} instead")
+    if simulations < 1:
+        raise InvalidInputError(f"simulations must be 1 or more. Got {simulations} instead")
+    ordered, rng = np.sort(confidence), np.random.default_rng(seed)
+    draws = (rng.random(len(ordered)) < ordered for _ in range(simulations))
+    return float(np.mean([expected_calibration_error(ordered, right) for right in draws]))
 
 
 def paper_unknown_score(probabilities: Doubles, known: Flags) -> Doubles:

@@ -14,9 +14,13 @@ from zsvec.evaluation.metrics import (
     blind_auroc,
     bootstrap,
     bootstrap_auroc,
+    brier_score,
+    calibration_floor,
+    negative_log_likelihood,
     paper_auroc,
     paper_unknown_score,
     top_k,
+    true_probability,
 )
 from zsvec.evaluation.splits import Split
 from zsvec.method.fit import expected_calibration_error, fit_calibration
@@ -82,6 +86,8 @@ def answer(
 ) -> Answers:
     """Classify a sample by references, which are calibrated first where the scoring uses a calibration.
 
+    In batches of random images: a strategy may take it from a batch that its images are alike.
+
     Args:
         references: By expert.
         sample: Images to classify.
@@ -102,17 +108,22 @@ def answer(
             classwise=STRATEGIES[scoring.fusion].classwise,
         )
     parts = []
-    for first in range(0, len(sample.sources), _BATCH):
-        queries = {encoder: vectors[first : first + _BATCH] for encoder, vectors in sample.vectors.items()}
+    order = np.random.default_rng(0).permutation(len(sample.sources))
+    for first in range(0, len(order), _BATCH):
+        queries = {encoder: vectors[order[first : first + _BATCH]] for encoder, vectors in sample.vectors.items()}
         found = compare(references, names, queries, nearest=1)
         parts.append(scoring.scores(replace(found, calibration=made[0] if made else None)))
-    novelty = np.concatenate([part.novelty for part in parts])
+
+    def in_order(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate(values)[np.argsort(order)]
+
+    novelty = in_order([part.novelty for part in parts])
     return Answers(
         categories=names,
-        probabilities=np.concatenate([part.fused for part in parts]),
-        novelty=np.where(np.isnan(novelty), np.concatenate([part.distance for part in parts]), novelty),
-        unknown=np.concatenate([part.unknown for part in parts]),
-        threshold=np.concatenate([part.threshold for part in parts]),
+        probabilities=in_order([part.fused for part in parts]),
+        novelty=np.where(np.isnan(novelty), in_order([part.distance for part in parts]), novelty),
+        unknown=in_order([part.unknown for part in parts]),
+        threshold=in_order([part.threshold for part in parts]),
     )
 
 
@@ -162,7 +173,12 @@ class Study:
         probabilities = answers.probabilities[known]
         hits = {k: top_k(probabilities, truth, k) for k in (1, 3, 5)}
         values: dict[str, float | None] = {f"top{k}": float(hit.mean()) for k, hit in hits.items()}
-        values["ece"] = expected_calibration_error(probabilities.max(axis=1), hits[1])
+        surprise = float(negative_log_likelihood(probabilities, truth).mean())
+        values["nll"] = surprise if np.isfinite(surprise) else None
+        values["brier"] = float(brier_score(probabilities, truth).mean())
+        confidence = probabilities.max(axis=1)
+        values["ece"] = expected_calibration_error(confidence, hits[1])
+        values["ece_floor"] = calibration_floor(confidence)
         masks = [np.isin(answers.categories, list(split.known)) for split in self.splits]
         # Of experts that cover some categories only, a split may leave no image on one side.
         aurocs = [
@@ -178,8 +194,16 @@ class Study:
             "categories": list(answers.categories),
             "top": np.argsort(-answers.probabilities, axis=1, kind="stable")[:, :5].tolist(),
             "probability": answers.probabilities.max(axis=1).tolist(),
+            "sum_of_squares": (answers.probabilities**2).sum(axis=1).tolist(),
+            "true_probability": self._true_probability(answers),
             "novelty": answers.novelty.tolist(),
             "unknown": answers.unknown.tolist(),
             "unknown_scores": [paper_unknown_score(answers.probabilities, mask).tolist() for mask in masks],
         }
         return {"name": name, "values": values, "interval": interval}
+
+    def _true_probability(self, answers: Answers) -> list[float | None]:
+        """Of each image's category; ``None`` for an image of no category."""
+        known = self.sample.known
+        own = iter(true_probability(answers.probabilities[known], self.sample.columns(answers.categories)).tolist())
+        return [next(own) if is_known else None for is_known in known]

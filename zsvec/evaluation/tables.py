@@ -26,7 +26,10 @@ COLUMNS = (
     {"key": "top5", "title": "top-5", "unit": "%", "best": "high"},
     {"key": "paper_auroc", "title": "AUROC, paper", "unit": "", "best": "high"},
     {"key": "auroc", "title": "AUROC, novelty", "unit": "", "best": "high"},
+    {"key": "nll", "title": "NLL, nats", "unit": "", "best": "low"},
+    {"key": "brier", "title": "Brier", "unit": "", "best": "low"},
     {"key": "ece", "title": "ECE", "unit": "%", "best": "low"},
+    {"key": "ece_floor", "title": "its floor", "unit": "%", "best": ""},
 )
 _BY_DEFAULT: Mapping[str, Any] = {"fusion": DEFAULT_STRATEGY}
 _AS_IN_THE_PAPER: Mapping[str, Any] = {"fusion": PAPER_STRATEGY, "calibrated": False}
@@ -180,10 +183,8 @@ def _table(identifier: str, title: str, paper: str, note: str, rows: Sequence[Ma
 
 def _mean(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean of the rows of several draws."""
-    values = {
-        key: None if rows[0]["values"][key] is None else float(np.mean([row["values"][key] for row in rows]))
-        for key in rows[0]["values"]
-    }
+    by_key = {key: [row["values"][key] for row in rows] for key in rows[0]["values"]}
+    values = {key: None if None in drawn else float(np.mean(drawn)) for key, drawn in by_key.items()}
     return {"name": name, "values": values, "interval": {}}
 
 

@@ -14,7 +14,7 @@ from zsvec.method.entropy_fusion import confidences, fuse, inverse_entropy, max_
 from zsvec.method.logits import Logits, softmax
 from zsvec.method.opinion_pool import log_linear
 from zsvec.method.similarities import SearchResult
-from zsvec.method.transduction import prototypes, transduce
+from zsvec.method.transduction import transduce
 
 Doubles = NDArray[np.float64]
 
@@ -42,7 +42,8 @@ class Strategy:
         several_aggregations: Whether evidence, and with it novelty, is made by several aggregations of each expert
             where the calibration has coefficients for them and every reference was compared.
         classwise: Whether fusion, but not novelty, is by what the means of categories say, where the calibration has
-            learned that; else its fallback runs.
+            learned that.
+        needs_classwise: Whether it must have.
         needs_exact: Whether every image must have been compared with every reference.
         needs_calibration: Whether a calibration is needed.
         needs_images: Whether an expert must compare images with images.
@@ -53,6 +54,7 @@ class Strategy:
     summary: str
     several_aggregations: bool = True
     classwise: bool = False
+    needs_classwise: bool = False
     needs_exact: bool = False
     needs_calibration: bool = False
     needs_images: bool = False
@@ -84,7 +86,7 @@ def choose_strategy(
         (strategy.needs_exact and not exact)
         or (strategy.needs_calibration and calibration is None)
         or (strategy.needs_images and not images)
-        or (strategy.classwise and classwise is None)
+        or (strategy.needs_classwise and classwise is None)
     ):
         name, strategy = strategy.fallback, STRATEGIES[strategy.fallback]
     if calibration is None:
@@ -137,8 +139,9 @@ def _log_linear(logits: Logits) -> Fused:
 
 def _transductive(logits: Logits) -> Fused:
     evidence, confidence = _weighed_evidence(logits)
-    moved = transduce(evidence, prototypes(logits.found, logits.pool.coefficients))
-    return Fused(softmax(moved), confidence)
+    images = [i for i, expert in enumerate(logits.found.experts) if expert.modality == "image"]
+    vectors = [logits.found.queries[logits.found.experts[i].encoder] for i in images]
+    return Fused(softmax(transduce(evidence, vectors, logits.shares[images])), confidence)
 
 
 STRATEGIES: Mapping[str, Strategy] = {
@@ -175,6 +178,7 @@ STRATEGIES: Mapping[str, Strategy] = {
         summary="sum of the evidence of texts, centred prototypes and Gaussian discriminants; log_linear_views where a "
         "category has fewer than three images",
         classwise=True,
+        needs_classwise=True,
         needs_exact=True,
         needs_calibration=True,
         needs_images=True,
@@ -182,10 +186,10 @@ STRATEGIES: Mapping[str, Strategy] = {
     ),
     "transductive": Strategy(
         function=_transductive,
-        summary="log_linear_views, and the images of a batch help each other",
-        needs_exact=True,
+        summary="log_linear_gda, or what runs in its place, and the images of a batch help each other",
+        classwise=True,
         needs_images=True,
-        fallback="log_linear_views",
+        fallback="log_linear_gda",
     ),
 }
 """By name, in the order of the documentation."""

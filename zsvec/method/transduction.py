@@ -1,118 +1,105 @@
-"""The images of a batch help each other: each is a soft reference of the categories that it seems to belong to.
+"""The images of a batch help each other: neighbours that agree add to each other's evidence.
 
-After the transductive fusions of Zanella & Ben Ayed (TransCLIP, 2024) and OTFusion (arXiv 2506.13723), which
-alternate the assignment of a batch and the prototypes that follow from it. Unlike OTFusion's, the assignment
-has no balanced plan, for the categories of a stream are not balanced. No image counts as a reference for itself or
-for a copy of itself. The images of a batch weigh at most `ANCHOR` times the references of a category, so that a
-prototype cannot drift away.
+The inference of LaplacianShot (Ziko et al., "Laplacian regularized few-shot learning", ICML 2020): with the evidence F
+of each image alone, and a graph W of the nearest neighbours within the batch, z = softmax(F), then again and again
+z = softmax(F + λ W z). Unlike there,
+
+- a neighbour weighs by its cosine, seen from the centre of the batch: in small batches the nearest are far, and say
+  little;
+- copies are one picture: they are no evidence for each other, and count once for others;
+- the evidence is then divided by one temperature for the batch (Guo et al., 2017), so that the mean confidence stays
+  that of the images alone: agreement of neighbours would else be taken for certainty.
+
+No step balances the categories, as that of OTFusion (arXiv 2506.13723) does: those of a stream are not balanced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.linalg import largest
 from zsvec.method.logits import softmax
 from zsvec.method.scenes import TWIN
-from zsvec.method.similarities import SearchResult
 
 Doubles = NDArray[np.float64]
+Vectors = NDArray[np.float32]
 
-ANCHOR = 2.0
-_ROUNDS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Prototypes:
-    """A batch of images and the mean references of the categories, as one expert sees them.
-
-    Attributes:
-        coefficient: Nats of evidence per unit of cosine to a prototype.
-        categories: int ``(n_covered,)``, as columns of the evidence.
-        counts: int ``(n_covered,)``, number of references of each.
-        means: float32 ``(n_images, n_covered)``, mean cosine to the references of each category, -1 to 1.
-        norms: float32 ``(n_covered,)``, length of the mean reference, 0 to 1.
-        gram: float32 ``(n_images, n_images)``, cosines within the batch.
-    """
-
-    coefficient: float
-    categories: NDArray[np.intp]
-    counts: NDArray[np.intp]
-    means: NDArray[np.float32]
-    norms: NDArray[np.float32]
-    gram: NDArray[np.float32]
+NEIGHBORS = 5
+WORTH = 2.0
+"""Nats that `NEIGHBORS` neighbours are worth which are sure of a category, at a cosine of 1: λ."""
+_ROUNDS = 10
+_HALVINGS = 40  # of an interval of logarithms of temperatures
+_WIDEST = 7.0  # its half
 
 
-def prototypes(found: SearchResult, coefficients: Mapping[str, Mapping[str, float]]) -> list[Prototypes]:
-    """The prototypes of the experts that compare images with images.
-
-    Args:
-        found: The answer of the search; every image was compared with every reference.
-        coefficients: By expert and aggregation, nats of evidence per unit of similarity.
-    """
-    out = []
-    for expert in found.experts:
-        if expert.modality == "image":
-            of_aggregations, query = coefficients[expert.name], found.queries[expert.encoder]
-            out.append(
-                Prototypes(
-                    # Where all aggregations are the same, half of the weight is the prototype's.
-                    coefficient=of_aggregations.get("prototype", sum(of_aggregations.values()) / 2),
-                    categories=expert.coverage,
-                    counts=expert.similarities.counts,
-                    means=expert.similarities.aggregate("mean", 1),
-                    norms=expert.similarities.norms,
-                    gram=query @ query.T,
-                )
-            )
-    return out
-
-
-def transduce(evidence: Doubles, experts: Sequence[Prototypes]) -> Doubles:
-    """Evidence with the prototypes moved towards the images of the batch.
+def transduce(evidence: Doubles, vectors: Sequence[Vectors], shares: Doubles) -> Doubles:
+    """Evidence, with that of the neighbours in the batch.
 
     Args:
         evidence: float64 ``(n_images, n_categories)``, nats, from `opinion_pool.log_linear`.
-        experts: Of the experts that compare images with images.
+        vectors: Of the images under each encoder, float32 ``(n_images, dim)``, unit rows.
+        shares: float64 ``(n_encoders,)``, how far each moves the evidence between categories, nats, not negative.
+            Its neighbours count by the square, the variance: one that tells little of categories tells little here.
 
     Returns:
-        float64 ``(n_images, n_categories)``, nats. A batch of one image is left as it is.
+        float64 ``(n_images, n_categories)``, nats. A batch of one picture is left as it is.
     """
-    copies = [_copies(expert.gram) for expert in experts]
+    pictures = _pictures(vectors)
+    n_pictures = int(pictures.max(initial=0)) + 1
+    if n_pictures < 2:
+        return evidence
+    mean = np.equal.outer(np.arange(n_pictures), pictures).astype(np.float64)
+    mean /= mean.sum(axis=1, keepdims=True)
+    alone = softmax(evidence)
+    seen = mean @ alone
+    # Of a frequent category all images together count as one, or the centre would be among them.
+    importance = (seen / np.maximum(seen.sum(axis=0), 1.0)).sum(axis=1)
+    importance /= importance.sum()
+    weights = np.square(shares) / max(float(np.square(shares).sum()), np.finfo(np.float64).tiny)
+    graph = sum(w * _graph(mean @ view, importance) for w, view in zip(weights, vectors, strict=True))
     moved = evidence
     for _ in range(_ROUNDS):
-        assigned = softmax(moved)
-        moved = evidence.copy()
-        for expert, same in zip(experts, copies, strict=True):
-            moved[:, expert.categories] += expert.coefficient * _gain(expert, same, assigned[:, expert.categories])
-    return moved
+        moved = evidence + WORTH * (graph @ (mean @ softmax(moved)))[pictures]
+    return moved * _factor(moved, float(alone.max(axis=1).mean()))
 
 
-def _copies(gram: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which images are copies of each other, or of copies, themselves included, bool ``(n_images, n_images)``."""
+def _pictures(vectors: Sequence[Vectors]) -> NDArray[np.intp]:
+    """A number for each image, from 0 on; copies, and copies of copies, have the same, int ``(n_images,)``."""
     from scipy.sparse.csgraph import connected_components  # slow to import, and no other strategy needs it
 
-    _, picture = connected_components(gram >= TWIN, directed=False)
-    same: NDArray[np.bool_] = picture[:, None] == picture
-    return same
+    same = np.logical_and.reduce([view @ view.T >= TWIN for view in vectors])
+    _, pictures = connected_components(same, directed=False)
+    numbers: NDArray[np.intp] = pictures.astype(np.intp)
+    return numbers
 
 
-def _gain(expert: Prototypes, copies: NDArray[np.bool_], assigned: Doubles) -> Doubles:
-    """By how much the cosine to each prototype changes, float64 ``(n_images, n_covered)``."""
-    weight = assigned * np.minimum(1.0, ANCHOR * expert.counts / np.maximum(assigned.sum(axis=0), 1e-12))
-    length = expert.counts * expert.norms.astype(np.float64)
-    dots = expert.counts * expert.means.astype(np.float64)  # of each image and the sum of the references
-    gram = expert.gram.astype(np.float64)
-    all_dots = dots + gram @ weight
-    square = length**2 + 2 * (weight * dots).sum(axis=0) + (weight * (gram @ weight)).sum(axis=0)
-    # Without the image itself and its copies.
-    of_copies = np.where(copies, gram, 0.0) @ weight
-    others = all_dots - of_copies
-    square_of_others = square - copies @ (weight * (2 * all_dots - of_copies))
-    # References that cancel out have no direction, and rounding must not become one.
-    moved = np.clip(others / np.sqrt(np.maximum(square_of_others, 1e-12)), -1, 1)
-    gain: Doubles = moved - np.clip(dots / np.maximum(length, 1e-12), -1, 1)
-    return gain
+def _graph(vectors: Doubles, importance: Doubles) -> Doubles:
+    """What each picture takes of the others, float64 ``(n_pictures, n_pictures)``: rows sum to 1 at most.
+
+    Args:
+        vectors: float64 ``(n_pictures, dim)``.
+        importance: float64 ``(n_pictures,)``, how much each counts in the centre; sums to 1.
+    """
+    offsets = vectors - importance @ vectors
+    offsets /= np.maximum(np.linalg.norm(offsets, axis=1, keepdims=True), 1e-12)
+    cosines = offsets @ offsets.T
+    np.fill_diagonal(cosines, -1.0)
+    nearest = largest(cosines, min(NEIGHBORS, len(vectors) - 1))
+    graph = np.zeros_like(cosines)
+    near = np.take_along_axis(cosines, nearest, axis=1)
+    np.put_along_axis(graph, nearest, np.maximum(near, 0.0) / NEIGHBORS, axis=1)
+    return graph
+
+
+def _factor(evidence: Doubles, confidence: float) -> float:
+    """What evidence is to be multiplied by for a mean confidence, by bisection."""
+    below = evidence - evidence.max(axis=1, keepdims=True)
+    low, high = -_WIDEST, _WIDEST
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        reached = (1 / np.exp(np.exp(middle) * below).sum(axis=1)).mean()
+        low, high = (middle, high) if reached < confidence else (low, middle)
+    return float(np.exp((low + high) / 2))

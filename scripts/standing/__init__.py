@@ -1,0 +1,1 @@
+"""What `scripts/conditions.py` is made of: sets of images, the conditions, what is measured."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.background import FEWEST, Background
-from zsvec.method.class_means import ClassMeans
+from zsvec.method.class_means import ClassMeans, Seen
 from zsvec.method.similarities import References
 
 Floats = NDArray[np.float32]
@@ -94,28 +94,35 @@ def learn_background(references: References) -> Background | None:
     return replace(background, between=between)
 
 
-def class_similarities(queries: Floats, means: ClassMeans, background: Background) -> tuple[Floats, Floats]:
+def class_similarities(
+    queries: Floats, dots: Floats, means: ClassMeans, background: Background, *, once: bool = False
+) -> tuple[Floats, Floats]:
     """The centred prototype and the discriminant of each category.
 
     Args:
         queries: float32 ``(n_images, dim)``, unit rows.
+        dots: float32 ``(n_images, n_categories)``, their dot products with the means: the mean similarities.
         means: Of the references of an image expert.
         background: Of the expert.
+        once: Whether nothing else will be asked from this background, so that nothing is to be kept for it.
 
     Returns:
         Cosines of images and mean references, both seen from the mean of the background, -1 to 1; and the logarithm of
         the likelihood ratio of each category against one around that mean, nats. Both float32 ``(n_images,
         n_categories)``.
     """
-    seen = means.seen_from(background)
     offsets = queries - background.mean
-    precise = background.precise(offsets)
-    centred, gda = np.split(means.dot(np.concatenate([offsets, precise])), 2)
-    centred -= (offsets @ background.mean)[:, None]
-    centred /= np.maximum(np.linalg.norm(offsets, axis=1)[:, None] * seen.lengths, np.float32(1e-12))
-    gda -= (precise @ background.mean)[:, None]
-    gda *= seen.trust
-    gda -= seen.halves
+    lengths, of_centre = np.linalg.norm(offsets, axis=1), queries @ background.mean
+    along = offsets @ background.basis.T * (background.along - np.float32(background.elsewhere))
+    centred, gda = np.empty_like(dots), np.empty_like(dots)
+    first = 0
+    for block in means.blocks:
+        columns = slice(first, first := first + len(block.counts))
+        seen = Seen.of(block, background) if once else block.seen_from(background)
+        inner = dots[:, columns] - of_centre[:, None] - seen.centre
+        centred[:, columns] = inner / np.maximum(lengths[:, None] * seen.lengths, np.float32(1e-12))
+        ratios = np.float32(background.elsewhere) * inner + along @ seen.along.T
+        gda[:, columns] = seen.trust * ratios - seen.halves
     return centred, gda
 
 
@@ -154,8 +161,9 @@ def left_out(
         By aggregation, float32 ``(n_queries, n_categories)``; NaN for the own category where no reference is left.
     """
     every, means, centre = references.vectors, references.class_means, background.mean.astype(np.float64)
-    trusts = means.seen_from(background).trust
-    centred, gda = class_similarities(every[list(queries)], means, background)
+    trusts = np.asarray(background.trust(means.counts))
+    images_of = every[list(queries)]
+    centred, gda = class_similarities(images_of, means.dot(images_of), means, background, once=True)
     basis, precision = background.basis.astype(np.float64), background.along.astype(np.float64)
     gains = precision - background.elsewhere
     images: dict[Removal, list[int]] = {}

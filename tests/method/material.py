@@ -71,7 +71,6 @@ def calibrated(
         aggregation=aggregation,
         top_m=top_m,
         false_unknown_rate=false_unknown_rate,
-        classwise=True,
     )
     assert made is not None
     return made

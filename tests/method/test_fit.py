@@ -124,7 +124,6 @@ def test_backgrounds_stay_while_there_are_about_as_many_references() -> None:
             aggregation="top_mean",
             top_m=5,
             false_unknown_rate=0.05,
-            classwise=True,
             former=former,
         )
         assert made

@@ -126,10 +126,6 @@ class ClassMeans:
         """References of each category, int ``(n_categories,)``, at least 1."""
         return np.concatenate([block.counts for block in self.blocks])
 
-    def means(self) -> Floats:
-        """All of them in one array, float32 ``(n_categories, dim)``."""
-        return np.concatenate([block.means for block in self.blocks])
-
     def take(self, category: int) -> Floats:
         """One of them, float32 ``(dim,)``."""
         for block in self.blocks:

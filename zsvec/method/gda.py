@@ -49,23 +49,20 @@ def learn_background(references: References) -> Background | None:
     """
     from scipy.linalg import eigh  # slow to import, and not needed to classify
 
-    counts, means = np.diff(references.starts), references.class_means.means()
-    n, (n_categories, dim) = len(references.vectors), means.shape
+    counts, blocks = references.class_means.counts, references.class_means.blocks
+    (n, dim), n_categories = references.vectors.shape, len(counts)
     if counts.min() < FEWEST or n_categories < 2:
         return None
-    owner = np.repeat(np.arange(n_categories), counts)
-    blocks = (slice(first, first + _BLOCK) for first in range(0, n, _BLOCK))
-    residuals = (references.vectors[block] - means[owner[block]] for block in blocks)
     rank = min(n - n_categories, dim)
     if n < dim:
-        every = np.concatenate(list(residuals)).astype(np.float64)
+        every = np.concatenate(list(_residuals(references))).astype(np.float64)
         scatter, vectors = eigh(every @ every.T, subset_by_index=(n - rank, n - 1))
         basis = vectors.T @ every / np.sqrt(np.maximum(scatter, 1e-12))[:, None]
         trace = float((every**2).sum())
     else:
         total = np.zeros((dim, dim))
-        for block in residuals:
-            total += block.T @ block
+        for some in _residuals(references):
+            total += some.T @ some
         scatter, vectors = eigh(total)
         basis, trace = vectors.T, float(np.trace(total))
     spread = trace / (dim * (n - n_categories))
@@ -78,7 +75,7 @@ def learn_background(references: References) -> Background | None:
     along = 1 / (weight * np.maximum(scatter, 0) + shrinkage * spread)
     within = float(along @ scatter + elsewhere * max(trace - scatter.sum(), 0.0)) / (n - n_categories)
     background = Background(
-        mean=means.mean(axis=0, dtype=np.float64).astype(np.float32),
+        mean=(sum(block.means.sum(axis=0, dtype=np.float64) for block in blocks) / n_categories).astype(np.float32),
         basis=basis.astype(np.float32),
         along=along.astype(np.float32),
         elsewhere=elsewhere,
@@ -87,11 +84,20 @@ def learn_background(references: References) -> Background | None:
         between=0.0,
         references=n,
     )
-    apart = np.concatenate(
-        [background.square(block.means - background.mean) for block in references.class_means.blocks]
-    )
+    apart = np.concatenate([background.square(block.means - background.mean) for block in blocks])
     between = max(float((apart - within / counts).mean()), _LEAST * float(apart.mean()))
     return replace(background, between=between)
+
+
+def _residuals(references: References) -> Iterator[Floats]:
+    """All references as seen from the means of their categories, some after the other."""
+    row = 0
+    for block in references.class_means.blocks:
+        owners = np.repeat(np.arange(len(block.counts)), block.counts)
+        for first in range(0, len(owners), _BLOCK):
+            some = owners[first : first + _BLOCK]
+            yield references.vectors[row + first : row + first + len(some)] - block.means[some]
+        row += len(owners)
 
 
 def class_similarities(

@@ -161,9 +161,9 @@ def _accuracy(references: References, row_of: Mapping[Key, int], images: Collect
     rows, own, counts = rows[counts > 1], own[counts > 1], counts[counts > 1, None]
     if not rows.size:
         return 0.0
-    queries, means = references.vectors[rows], references.class_means.means()
-    similarity = queries @ (means / np.maximum(references.norms, 1e-12)[:, None]).T
-    others = (counts * means[own] - queries) / (counts - 1)
+    queries, means = references.vectors[rows], references.class_means
+    similarity = means.dot(queries) / np.maximum(references.norms, 1e-12)
+    others = (counts * np.stack([means.take(category) for category in own]) - queries) / (counts - 1)
     others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
     without = np.einsum("nd,nd->n", queries, others)
     similarity[np.arange(len(rows)), own] = -np.inf

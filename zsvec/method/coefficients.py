@@ -63,12 +63,8 @@ def learn_coefficients(
     count = Counter(expert for expert, _ in keys)
     start = np.array([1 / (count[expert] * np.sqrt(len(experts))) for expert, _ in keys])
     counted = [(expert, LOG_COUNT) for expert in experts if sample.uneven(expert)]
-    features = np.stack(
-        [
-            *(sample.aggregations[e][name] / np.float32(unit) for (e, name), unit in zip(keys, units, strict=True)),
-            *(sample.aggregations[e][name] for e, name in counted),
-        ]
-    )
+    features = np.stack([sample.aggregations[expert][name] for expert, name in (*keys, *counted)])
+    features[: len(keys)] /= np.array(units, dtype=np.float32)[:, None, None]
     row_of = {expert: row for row, expert in enumerate(sample.aggregations)}
     filled, tried = _filled(features, sample, [row_of[expert] for expert, _ in (*keys, *counted)])
     usable = ~np.isnan(filled[tried]).any(axis=(0, 2))
@@ -77,7 +73,7 @@ def learn_coefficients(
     learned = bool(tried.any()) and len(np.unique(labels)) > 1  # of one category, it would always be that one
     if learned:
         positive, free = np.split(tried, [len(keys)])
-        logits = filled[tried][:, usable]
+        logits = filled[np.ix_(tried, usable)]
         weights[positive], offsets[free], noise = least_cross_entropy(logits, labels, start[positive], _CLEAN)
     values: dict[str, dict[str, float]] = {}
     shares = dict.fromkeys(experts, 0.0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zsvec.method.calibration import ExpertCalibration
 from zsvec.method.cross_entropy import least_cross_entropy
 
-Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
 _PAIRS = 20  # pairs of categories whose spread counts as much as the profile's temperature
 _CLEAN = 8.0  # images that speak against noise: an expert alone is often wrong where the label is right
@@ -32,7 +32,7 @@ def calibrate_expert(similarity: NDArray[np.float32], labels: NDArray[np.intp], 
         default: The profile's temperature.
     """
     own = np.take_along_axis(similarity, labels[:, None], axis=1)[:, 0]
-    wrong = similarity.astype(np.float64)
+    wrong = similarity.copy()
     wrong[np.arange(len(labels)), labels] = np.nan
     spread = _drawn_spread(wrong, labels, default)
     usable = ~np.isnan(own) & ~np.isnan(wrong).all(axis=1)
@@ -45,7 +45,7 @@ def calibrate_expert(similarity: NDArray[np.float32], labels: NDArray[np.intp], 
     return ExpertCalibration(float(spread / weight), spread, len(truth), accuracy)
 
 
-def _drawn_spread(wrong: Doubles, labels: NDArray[np.intp], default: float) -> float:
+def _drawn_spread(wrong: Floats, labels: NDArray[np.intp], default: float) -> float:
     """The spread, drawn towards the default the more, the fewer pairs of categories it is told by."""
     spread = _spread(wrong)
     if spread <= _ROUNDING:
@@ -55,10 +55,10 @@ def _drawn_spread(wrong: Doubles, labels: NDArray[np.intp], default: float) -> f
     return float(np.exp(trust * np.log(spread) + (1 - trust) * np.log(default)))
 
 
-def _spread(wrong: Doubles) -> float:
+def _spread(wrong: Floats) -> float:
     """Standard deviation of an image's similarities to wrong categories, or over all images if each has one."""
-    several = wrong[(~np.isnan(wrong)).sum(axis=1) > 1]
-    if len(several):
-        return float(np.sqrt(np.nanvar(several, axis=1).mean()))
+    several = np.flatnonzero((~np.isnan(wrong)).sum(axis=1) > 1)
+    if several.size:
+        return float(np.sqrt(np.mean([np.nanvar(wrong[row], dtype=np.float64) for row in several])))
     present = wrong[np.isfinite(wrong)]
-    return float(present.std()) if present.size else 0.0
+    return float(present.std(dtype=np.float64)) if present.size else 0.0

@@ -34,7 +34,9 @@ def expert_evidence(
     evidence = []
     for expert, similarity in similarities.items():
         by_name = coefficients[expert]
-        said = np.sum([c * similarity[name].astype(np.float64) for name, c in by_name.items()], axis=0)
+        said = np.zeros(next(iter(similarity.values())).shape)
+        for name, c in by_name.items():
+            said += np.multiply(c, similarity[name], dtype=np.float64)
         if least is not None and GDA in by_name:
             np.logaddexp(said, least, out=said, where=~np.isnan(said))
         evidence.append(said)

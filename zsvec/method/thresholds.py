@@ -61,10 +61,15 @@ def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
     wrong = sample.labels[:, None] != np.arange(len(sample.categories))
     neutral = {}
     for chosen in sets[sets.any(axis=1)]:
-        together = evidence[chosen].sum(axis=0)[wrong]
-        together = together[~np.isnan(together)]
-        if together.size:
-            neutral[pattern(experts, chosen)] = float(logsumexp(together) - np.log(together.size))
+        logs, n = [], 0
+        for of_image, others in zip(evidence[chosen].swapaxes(0, 1), wrong, strict=True):  # not a copy of everything
+            together = of_image.sum(axis=0)[others]
+            together = together[~np.isnan(together)]
+            if together.size:
+                logs.append(float(logsumexp(together)))
+                n += together.size
+        if n:
+            neutral[pattern(experts, chosen)] = float(logsumexp(np.array(logs)) - np.log(n))
     return neutral
 
 

@@ -24,7 +24,7 @@ from zsvec.method.coefficients import learn_coefficients
 from zsvec.method.gda import CENTRED, GDA, learn_background
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.logits import softmax
-from zsvec.method.opinion_pool import expert_evidence, log_linear
+from zsvec.method.opinion_pool import LEAST, expert_evidence, log_linear
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.method.suspects import Suspect
 from zsvec.method.temperature import calibrate_expert
@@ -36,10 +36,6 @@ FALSE_UNKNOWN_RATE = 0.05
 """Default fraction of the images of a store's categories that may be called unknown."""
 LARGEST_SAMPLE = 2048
 """Largest number of images that are left out; it is smaller where there are many categories."""
-# What means say is against a category around their centre, and has no bound: an image like no category would be one of
-# them for certain. With it, what is far from every category tells them apart no more, as if one image in a hundred were
-# like anything (the contaminated normal of Tukey, 1960).
-_LEAST = float(np.log(0.01))
 _LARGEST_TABLE = 2_000_000  # images times categories, but
 _SMALLEST_SAMPLE = 256  # as many images in any case
 
@@ -158,7 +154,7 @@ def fit_calibration(
     classwise_pool = kept.classwise if kept else None
     if backgrounds:
         of_means = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
-        classwise_pool = _pool(sample, fitted, of_means, false_unknown_rate, _LEAST)
+        classwise_pool = _pool(sample, fitted, of_means, false_unknown_rate, LEAST)
     return Calibration(
         revision=revision,
         aggregation=aggregation,

@@ -19,9 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.background import Background
-from zsvec.method.calibration import LOG_COUNT, Calibration, ExpertCalibration, LogLinear, other_aggregation
+from zsvec.method.calibration import (
+    CENTRED,
+    GDA,
+    LOG_COUNT,
+    Calibration,
+    ExpertCalibration,
+    LogLinear,
+    other_aggregation,
+)
 from zsvec.method.coefficients import learn_coefficients
-from zsvec.method.gda import CENTRED, GDA, learn_background
+from zsvec.method.gda import learn_background
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.logits import softmax
 from zsvec.method.opinion_pool import LEAST, expert_evidence, log_linear

@@ -19,15 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.background import FEWEST, Background
+from zsvec.method.calibration import CENTRED, GDA
 from zsvec.method.class_means import ClassMeans
 from zsvec.method.similarities import References
 
 Floats = NDArray[np.float32]
-
-CENTRED = "centred"
-"""Beside the aggregations: the cosine to a mean reference, seen from the mean of all categories."""
-GDA = "gda"
-"""Beside the aggregations: the Gaussian discriminant, nats."""
 
 _LEAST = 0.05  # share of the distance of mean references from their centre that is not chance, at least
 _BLOCK = 4096  # references whose scatter is summed up at once

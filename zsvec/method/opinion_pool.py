@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.gda import GDA
+from zsvec.method.calibration import GDA
 
 Doubles = NDArray[np.float64]
 Similarity = Mapping[str, Mapping[str, NDArray[np.float32]]]

@@ -29,7 +29,7 @@ from zsvec.method.calibration import (
     other_aggregation,
 )
 from zsvec.method.coefficients import learn_coefficients
-from zsvec.method.gda import learn_background
+from zsvec.method.gda import describes, learn_background
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.logits import softmax
 from zsvec.method.opinion_pool import LEAST, expert_evidence, log_linear
@@ -136,7 +136,7 @@ def fit_calibration(
         false_unknown_rate: Fraction of the images of these categories that may be called unknown, between 0 and 1.
         classwise: Whether to learn what `log_linear_gda` takes, where every category has enough images.
         former: A calibration of these experts; its backgrounds, and what was learned with them, stay as they are while
-            there are about as many references. By default they are learned anew.
+            there are about as many references and most are the same. By default they are learned anew.
         most: Largest number of reference images that are left out; by default `largest_sample`.
 
     Returns:
@@ -148,6 +148,8 @@ def fit_calibration(
     images = image_experts(references)
     sizes = {expert: len(stored.vectors) for expert, stored in references.items()}
     kept = former if classwise and former and holds(former, sizes) else None
+    if kept and not all(describes(known, references[expert]) for expert, known in kept.backgrounds.items()):
+        kept = None
     backgrounds = learn_backgrounds(references) if classwise and not kept else {}
     sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds)
     if sample is None:
@@ -178,7 +180,7 @@ def fit_calibration(
 
 
 def holds(calibration: Calibration, references: Mapping[str, int]) -> bool:
-    """Whether the backgrounds of a calibration, and what was learned with them, are still those of its store.
+    """Whether the backgrounds of a calibration, and what was learned with them, may still be those of its store.
 
     Args:
         calibration: Of the store.

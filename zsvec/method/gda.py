@@ -26,6 +26,8 @@ from zsvec.method.similarities import References
 Floats = NDArray[np.float32]
 
 _LEAST = 0.05  # share of the distance of mean references from their centre that is not chance, at least
+_OTHERS = 0.3  # by which mean squared distances of other references differ: a tenth of new ones make it 0.1 to 0.2
+_ENOUGH = 2048  # references by which a background is judged
 _BLOCK = 4096  # references whose scatter is summed up at once
 _TOGETHER = 64  # references that are left out whose products with all means are made at once
 
@@ -88,6 +90,28 @@ def learn_background(references: References) -> Background | None:
     )
     between = max(float((apart - within / counts).mean()), _LEAST * float(apart.mean()))
     return replace(background, between=between)
+
+
+def describes(background: Background, references: References) -> bool:
+    """Whether a background that was learned from earlier references is one of the present ones as well.
+
+    References that it was not learned from are farther from the mean of their category than it says. A few do not
+    matter, but where many have been replaced, or categories are far from where all were, it is that of others.
+
+    Args:
+        background: Of an image expert.
+        references: All of the expert.
+    """
+    if len(background.mean) != references.vectors.shape[1]:
+        return False
+    means, counts, n = references.class_means.means(), references.class_means.counts, len(references.vectors)
+    rows = np.arange(0, n, 1 + (n - 1) // _ENOUGH)
+    owner = np.searchsorted(references.starts, rows, side="right") - 1
+    residuals = background.square(references.vectors[rows] - means[owner])
+    within = float(residuals.mean()) * n / max(1, n - len(counts)) / background.within
+    apart = float(background.square(means - background.mean).mean())
+    apart /= background.between + background.within * float((1 / counts).mean())
+    return max(abs(within - 1), abs(apart - 1)) <= _OTHERS
 
 
 def class_similarities(queries: Floats, means: ClassMeans, background: Background) -> tuple[Floats, Floats]:

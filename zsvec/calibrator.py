@@ -155,7 +155,8 @@ class Calibrator:
         # The write is committed: if calibration fails, the stored one just becomes stale.
         with suppress(StoreError):
             present = self._present()
-            categories, references, revision = self._census.update()
+            categories, counted, revision = self._census.update()
+            references = {expert: n for expert, n in counted.items() if expert in self._temperatures}
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
             current = present is not None and present.revision >= revision
             if not for_others and not current and self._cheap(categories, references, present):

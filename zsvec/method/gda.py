@@ -174,8 +174,8 @@ def left_out(
         By aggregation, float32 ``(n_queries, n_categories)``; NaN for the own category where no reference is left.
     """
     every, means, centre = references.vectors, references.class_means, background.mean.astype(np.float64)
-    trusts = means.seen_from(background).trust
-    centred, gda = class_similarities(every[list(queries)], means, background)
+    trusts, asked = means.seen_from(background).trust, np.asarray(queries, dtype=np.intp)
+    centred, gda = class_similarities(every[asked], means, background)
     basis, precision = background.basis.astype(np.float64), background.along.astype(np.float64)
     gains = precision - background.elsewhere
     images: dict[Removal, list[int]] = {}
@@ -198,7 +198,7 @@ def left_out(
             inverse = (np.eye(sizes[j]) - of_mean_too) / background.weight - (along[part] * precision) @ along[part].T
             solved = np.linalg.solve(inverse, of_means[part])
             drawn = 0.5 * trusts * (of_means[part] * solved).sum(axis=0)
-            offsets = every[np.asarray(queries)[images[removal]]] - centre
+            offsets = every[asked[images[removal]]] - centre
             of_offsets = offsets @ directions[part].T  # (n_images, n_removed)
             gda[images[removal]] += trusts * (of_offsets @ solved - drawn)
             if not rest:

@@ -163,7 +163,9 @@ class Calibrator:
                 scale = present.scale if present else 1.0  # learned from images that are not here any more
                 former = present and scaled(present, 1 / scale)
                 made = self._fit(*self._references(), self.false_unknown_rate, former)
-                self._keep(made and scaled(made[0], scale))
+                now = self._present()
+                if made is None or now is None or now.revision < made[0].revision:  # else somebody has, meanwhile
+                    self._keep(made and scaled(made[0], scale))
 
     def fitted(self, false_unknown_rate: float | None = None) -> tuple[Calibration, LeftOut] | None:
         """What a calibration would be now, and what it is learned from; nothing is kept.

@@ -1595,12 +1595,17 @@ class TestGda:
         gda.remove_category("white")
         assert gda.classify(coloured("red", 99)).fusion == "log_linear_gda"
 
-    def test_a_calibration_without_it_is_made_anew_when_asked(self, gda: Classifier, folder: Path) -> None:
+    @pytest.mark.parametrize("asked", [False, True])
+    def test_a_process_with_another_strategy_learns_what_it_needs(
+        self, gda: Classifier, folder: Path, asked: bool
+    ) -> None:
         gda.close()
-        with open_classifier(folder, fusion="log_linear_views") as other:
-            other.calibrate()
+        with open_classifier(folder, fusion="max_confidence") as other:
+            if asked:
+                report = other.calibrate()
+                assert report.calibration.classwise
+                assert report.after == report.before  # of the pool without it
+            other.add_category("white", ["all white"], [coloured("white", seed) for seed in range(8)])
         with open_classifier(folder, fusion="log_linear_gda") as again:
-            assert again.classify(coloured("red", 99)).fusion == "log_linear_views"
-            report = again.calibrate()
-            assert report.calibration.classwise
+            assert again.store.info()["calibration"] == "current"
             assert again.classify(coloured("red", 99)).fusion == "log_linear_gda"

@@ -12,7 +12,7 @@ import numpy as np
 from zsvec.config import Settings
 from zsvec.embedding import Vectors
 from zsvec.errors import InvalidInputError, StoreError
-from zsvec.method.calibration import Calibration, other_aggregation, uncalibrated
+from zsvec.method.calibration import Calibration, LogLinear, other_aggregation, uncalibrated
 from zsvec.method.fit import (
     FALSE_UNKNOWN_RATE,
     CalibrationReport,
@@ -57,7 +57,7 @@ class Calibrator:
         self._temperatures = temperatures
         self._aggregation = settings.aggregation
         self._top_m = settings.top_m
-        self._classwise = STRATEGIES[settings.fusion].classwise
+        self._fusion = STRATEGIES[settings.fusion]
         self._automatic = settings.calibration == "auto"
         self._wanted_rate = settings.false_unknown_rate
 
@@ -99,8 +99,8 @@ class Calibrator:
         self._keep(calibration)
         before = uncalibrated({expert: self._temperatures[expert] for expert in sample.aggregations}, self._aggregation)
         if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
-            before = (calibration.classwise and former.classwise) or former.aggregations
-        after = calibration.classwise or calibration.aggregations
+            before = self._pool(former) if calibration.classwise else former.aggregations
+        after = self._pool(calibration)
         doubtful = suspects(references, calibration, sample)
         return CalibrationReport(calibration, quality(before, sample), quality(after, sample), doubtful, *by_label)
 
@@ -113,12 +113,16 @@ class Calibrator:
                 f"labelled images are of categories that {self._store.location} does not have: "
                 f"{', '.join(map(repr, unknown[:5]))}{' …' if unknown[5:] else ''}; add these, or leave the images out"
             )
-        pool = calibration.classwise or calibration.aggregations
+        pool = self._pool(calibration)
         categories, evidence = pooled_evidence(references, vectors, pool, calibration)
         truth = np.searchsorted(categories, names)
         factor = fit_scale(evidence, truth)
         before, after = (quality_of(softmax(times * evidence), truth) for times in (1.0, factor))
         return scaled(calibration, factor), before, after
+
+    def _pool(self, calibration: Calibration) -> LogLinear:
+        """The one that images are classified by, if every reference is compared."""
+        return (calibration.classwise if self._fusion.classwise else None) or calibration.aggregations
 
     def suspects(self) -> list[Suspect]:
         """All reference images that are probably under a wrong category, by the present calibration.
@@ -197,7 +201,6 @@ class Calibrator:
             aggregation=self._aggregation,
             top_m=self._top_m,
             false_unknown_rate=false_unknown_rate,
-            classwise=self._classwise,
             former=former,
         )
 
@@ -223,7 +226,7 @@ class Calibrator:
         images = min(max(references.values(), default=0), largest_sample(categories))
         products = sum(images * n * dim[expert] for expert, n in references.items())
         of_means = 0
-        if self._classwise and not (former and holds(former, references)):
+        if not (former and holds(former, references)):
             of_means = sum(_background_cost(n, dim[e], images) for e, n in image_experts(references).items())
         return products + images * categories * 2 * len(references) * _FITTING <= _CHEAP and of_means <= _RARE
 

@@ -70,7 +70,6 @@ class Asked:
             aggregation=scoring.aggregation,
             top_m=scoring.top_m,
             false_unknown_rate=trial.rate,
-            classwise=True,
         )
         return cls(images, trial, references, fitted[0] if fitted else None)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from zsvec.method.aggregation import AGGREGATIONS, Similarities
 from zsvec.method.calibration import Calibration, LogLinear
+from zsvec.method.class_means import ClassMeans
 from zsvec.method.fit import fit_calibration
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.logits import Logits
@@ -71,7 +72,6 @@ def calibrated(
         aggregation=aggregation,
         top_m=top_m,
         false_unknown_rate=false_unknown_rate,
-        classwise=True,
     )
     assert made is not None
     return made
@@ -149,3 +149,8 @@ def logits(coverage: np.ndarray, **fields: object) -> Logits:
         "weights": np.full(len(coverage), np.nan),
     }
     return Logits(coverage=coverage, **{**anything, **fields})  # type: ignore[arg-type]
+
+
+def all_means(means: ClassMeans) -> np.ndarray:
+    """Those of all categories, float32 ``(n_categories, dim)``."""
+    return np.concatenate([block.means for block in means.blocks])

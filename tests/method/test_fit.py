@@ -120,7 +120,6 @@ def again(experts: Mapping[str, Vectors], former: Calibration | None) -> Calibra
         aggregation="top_mean",
         top_m=5,
         false_unknown_rate=0.05,
-        classwise=True,
         former=former,
     )
     assert made
@@ -130,6 +129,7 @@ def again(experts: Mapping[str, Vectors], former: Calibration | None) -> Calibra
 def test_backgrounds_stay_while_there_are_about_as_many_references() -> None:
     former = calibrated(sized(dict.fromkeys("abcd", 10)))[0]
     assert former.classwise
+
     little_more, more = dict.fromkeys("abcd", 10) | {"e": 4}, dict.fromkeys("abcd", 10) | {"e": 5}
     kept = again(sized(little_more), former)
     assert kept.classwise is former.classwise

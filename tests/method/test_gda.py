@@ -57,6 +57,16 @@ def shrunk(total: np.ndarray, n: int, n_categories: int, held: tuple[float, floa
     return covariance
 
 
+def judged(queries: np.ndarray, stored: References, background: Background) -> tuple[np.ndarray, np.ndarray]:
+    images, means = queries.astype(np.float32), stored.class_means
+    found = class_similarities(images, means.dot(images), means, background)
+    for one, other in zip(
+        found, class_similarities(images, means.dot(images), means, background, once=True), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    return found
+
+
 @pytest.mark.parametrize(("sizes", "dim"), [({"a": 4, "b": 3, "c": 6}, 16), ({"a": 30, "b": 9, "c": 21}, 6)])
 def test_discriminants_are_those_of_the_definition(sizes: Mapping[str, int], dim: int) -> None:
     images = clusters(np.random.default_rng(1), sizes, 1.0, dim)
@@ -72,7 +82,7 @@ def test_discriminants_are_those_of_the_definition(sizes: Mapping[str, int], dim
     assert (background.within, background.between) == pytest.approx((within, between), rel=1e-4)
     trusts = between / (between + within / counts)
     ratios, cosines = naive(queries, means, covariance, centre, trusts)
-    centred, gda = class_similarities(queries.astype(np.float32), stored.class_means, background)
+    centred, gda = judged(queries, stored, background)
     np.testing.assert_allclose(gda, ratios, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(centred, cosines, atol=1e-5)
     assert {centred.dtype, gda.dtype} == {np.dtype(np.float32)}
@@ -111,7 +121,7 @@ def test_an_image_that_is_left_out_is_no_evidence_for_itself() -> None:
     stored, (every, owner) = references(images), rows(images)
     background = learn_background(stored)
     assert background is not None
-    _, itself = class_similarities(every.astype(np.float32), stored.class_means, background)
+    _, itself = judged(every, stored, background)
     got = left_out(stored, background, range(40), [Removal(int(c), np.array([i])) for i, c in enumerate(owner)])
     assert np.mean(itself.argmax(axis=1) == owner) > 0.9
     assert np.mean(got[GDA].argmax(axis=1) == owner) < 0.4
@@ -150,14 +160,14 @@ def test_blocks_and_rank_hardly_change_it(dim: int, monkeypatch: pytest.MonkeyPa
     blocks = learn_background(stored)
     assert whole is not None
     assert blocks is not None
-    before, after = (class_similarities(queries, stored.class_means, b)[1] for b in (whole, blocks))
+    before, after = (judged(queries, stored, b)[1] for b in (whole, blocks))
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-2)
     monkeypatch.setattr(background_module, "_LARGEST_RANK", 8)
     few = whole.kept()
     assert few.basis.shape == (8, dim)
     assert np.sort(few.along) == pytest.approx(np.sort(whole.along)[:8])  # the widest have the least precision
     # The others get the mean of their precisions, so that evidence has the scale that calibration learned.
-    rough = class_similarities(queries, stored.class_means, few)[1]
+    rough = judged(queries, stored, few)[1]
     assert np.mean(rough.argmax(axis=1) == before.argmax(axis=1)) > 0.6
     assert rough.std() == pytest.approx(before.std(), rel=0.25)
 
@@ -172,9 +182,7 @@ def test_a_background_is_kept_but_for_rounding() -> None:
     for name in ("mean", "along", "elsewhere", "weight", "within", "between", "references"):
         np.testing.assert_array_equal(getattr(read, name), getattr(background, name))
     queries = stored.vectors
-    for before, after in zip(
-        *(class_similarities(queries, stored.class_means, b) for b in (background, read)), strict=True
-    ):
+    for before, after in zip(*(judged(queries, stored, b) for b in (background, read)), strict=True):
         np.testing.assert_allclose(after, before, rtol=5e-3, atol=5e-3)
     # Kept again and read anywhere, it is the same to the last bit; and where it was read, the same object.
     assert read.to_dict() == background.to_dict()
@@ -194,8 +202,8 @@ def test_a_mean_is_seen_anew_from_another_background() -> None:
     other = learn_background(references(clusters(rng, dict.fromkeys("abc", 5), 1.0)))
     assert one is not None
     assert other is not None
-    seen: Sequence[np.ndarray] = [stored.class_means.seen_from(b).halves for b in (one, other, one)]
+    (block,) = stored.class_means.blocks
+    seen: Sequence[np.ndarray] = [block.seen_from(b).halves for b in (one, other, one)]
     np.testing.assert_array_equal(seen[0], seen[2])
     assert not np.allclose(seen[0], seen[1])
-    (block,) = stored.class_means.blocks
     assert block.seen_from(one) is block.seen_from(one)

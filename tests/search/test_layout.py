@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.method.material import all_means
 from tests.search.support import (
     EVERYTHING,
     NAMES,
@@ -199,8 +200,8 @@ def test_statistics_by_hand() -> None:
     starts = np.array([0, 2, 4], dtype=np.intp)
     norms = np.linalg.norm([[0.5, 0.5], [0.3, 0.9]], axis=1).astype(np.float32)
     found = References(("a", "b"), vectors, starts, norms, tuple("1234"), tuple("1234"))
-    assert found.class_means.means().dtype == np.float32
-    np.testing.assert_array_equal(found.class_means.means(), np.array([[0.5, 0.5], [0.3, 0.9]], dtype=np.float32))
+    assert all_means(found.class_means).dtype == np.float32
+    np.testing.assert_array_equal(all_means(found.class_means), np.array([[0.5, 0.5], [0.3, 0.9]], dtype=np.float32))
     assert found.class_means.counts.tolist() == [2, 2]
     assert found.class_means is found.class_means
     assert found.sum_up() is found.class_means
@@ -215,14 +216,14 @@ def assert_statistics(searching: Searcher, state: State) -> None:
         statistics = expert.class_means()
         assert statistics is not None
         categories = [found.categories[position] for position in expert.coverage]
-        assert statistics.means().dtype == np.float32
+        assert all_means(statistics).dtype == np.float32
         np.testing.assert_allclose(
-            statistics.means(), np.stack([expected[expert.name][name] for name in categories]), atol=1e-6
+            all_means(statistics), np.stack([expected[expert.name][name] for name in categories]), atol=1e-6
         )
         np.testing.assert_array_equal(statistics.counts, expert.similarities.counts)
         # A class-wise method has all it needs: here the one that the similarities give as well.
-        length = np.linalg.norm(statistics.means(), axis=1)
-        prototype = found.queries[expert.encoder] @ (statistics.means() / length[:, None]).T
+        length = np.linalg.norm(all_means(statistics), axis=1)
+        prototype = found.queries[expert.encoder] @ (all_means(statistics) / length[:, None]).T
         np.testing.assert_allclose(prototype, expert.similarities.aggregate("prototype", 1), atol=2e-6)
 
 

@@ -24,7 +24,6 @@ from zsvec.evaluation.metrics import (
 )
 from zsvec.evaluation.splits import Split
 from zsvec.method.fit import expected_calibration_error, fit_calibration
-from zsvec.method.fusion import STRATEGIES
 from zsvec.method.scoring import Scoring
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.search.numpy_index import compare
@@ -105,7 +104,6 @@ def answer(
             aggregation=scoring.aggregation,
             top_m=scoring.top_m,
             false_unknown_rate=false_unknown_rate,
-            classwise=STRATEGIES[scoring.fusion].classwise,
         )
     parts = []
     order = np.random.default_rng(0).permutation(len(sample.sources))

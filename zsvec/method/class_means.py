@@ -21,19 +21,37 @@ _BLOCK = 256  # categories of a block; of one that has grown to twice as many, s
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The mean references of categories, as seen from a background.
+    """The mean references of some categories, as seen from a background.
 
     Attributes:
         background: The background.
-        lengths: float32 ``(n_categories,)``, distance of each mean from that of the background.
-        trust: float32 ``(n_categories,)``, how far each is drawn towards that mean, 0 to 1.
-        halves: float32 ``(n_categories,)``, half of the squared Mahalanobis distance of what remains, nats.
+        centre: float32 ``(n_categories,)``, dot product of the offset of each mean and the mean of the background.
+        lengths: float32 ``(n_categories,)``, length of each offset.
+        along: float32 ``(n_categories, rank)``, the offsets along the basis.
+        trust: float32 ``(n_categories,)``, how far each is drawn towards the mean of the background, 0 to 1.
+        halves: float32 ``(n_categories,)``, half of the squared Mahalanobis length of what remains, nats.
     """
 
     background: Background
+    centre: Floats
     lengths: Floats
+    along: Floats
     trust: Floats
     halves: Floats
+
+    @classmethod
+    def of(cls, block: Block, background: Background) -> Seen:
+        """A block, as seen from there."""
+        offsets: Floats = block.means - background.mean
+        trust = np.asarray(background.trust(block.counts), dtype=np.float32)
+        return cls(
+            background,
+            centre=offsets.dot(background.mean),
+            lengths=np.linalg.norm(offsets, axis=1),
+            along=offsets.dot(background.basis.T),
+            trust=trust,
+            halves=0.5 * trust**2 * background.square(offsets),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +72,7 @@ class Block:
         """Computed when first asked for, and kept until another background is asked for."""
         seen: Seen | None = self.__dict__.get("_seen")
         if seen is None or seen.background is not background:
-            offsets = self.means - background.mean
-            trust = np.asarray(background.trust(self.counts), dtype=np.float32)
-            seen = Seen(
-                background,
-                lengths=np.linalg.norm(offsets, axis=1),
-                trust=trust,
-                halves=0.5 * trust**2 * background.square(offsets),
-            )
+            seen = Seen.of(self, background)
             self.__dict__["_seen"] = seen
         return seen
 
@@ -115,10 +126,6 @@ class ClassMeans:
         """References of each category, int ``(n_categories,)``, at least 1."""
         return np.concatenate([block.counts for block in self.blocks])
 
-    def means(self) -> Floats:
-        """All of them in one array, float32 ``(n_categories, dim)``."""
-        return np.concatenate([block.means for block in self.blocks])
-
     def take(self, category: int) -> Floats:
         """One of them, float32 ``(dim,)``."""
         for block in self.blocks:
@@ -135,16 +142,6 @@ class ClassMeans:
             vectors: float ``(n_vectors, dim)``.
         """
         return np.concatenate([vectors @ block.means.T for block in self.blocks], axis=1)
-
-    def seen_from(self, background: Background) -> Seen:
-        """The means as seen from there."""
-        blocks = [block.seen_from(background) for block in self.blocks]
-        return Seen(
-            background,
-            lengths=np.concatenate([seen.lengths for seen in blocks]),
-            trust=np.concatenate([seen.trust for seen in blocks]),
-            halves=np.concatenate([seen.halves for seen in blocks]),
-        )
 
 
 def _blocks(names: Sequence[str], vectors: Floats, starts: NDArray[np.intp], first: int, last: int) -> list[Block]:

@@ -116,7 +116,6 @@ def fit_calibration(
     aggregation: str,
     top_m: int,
     false_unknown_rate: float,
-    classwise: bool = False,
     former: Calibration | None = None,
     most: int | None = None,
 ) -> tuple[Calibration, LeftOut] | None:
@@ -134,7 +133,6 @@ def fit_calibration(
         aggregation: A name in `aggregation.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages.
         false_unknown_rate: Fraction of the images of these categories that may be called unknown, between 0 and 1.
-        classwise: Whether to learn what `log_linear_gda` takes, where every category has enough images.
         former: A calibration of these experts; its backgrounds, and what was learned with them, stay as they are while
             there are about as many references and most are the same. By default they are learned anew.
         most: Largest number of reference images that are left out; by default `largest_sample`.
@@ -147,10 +145,10 @@ def fit_calibration(
     limit = largest_sample(len(category_names(references))) if most is None else most
     images = image_experts(references)
     sizes = {expert: len(stored.vectors) for expert, stored in references.items()}
-    kept = former if classwise and former and holds(former, sizes) else None
+    kept = former if former and holds(former, sizes) else None
     if kept and not all(describes(known, references[expert]) for expert, known in kept.backgrounds.items()):
         kept = None
-    backgrounds = learn_backgrounds(references) if classwise and not kept else {}
+    backgrounds = {} if kept else learn_backgrounds(references)
     sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds)
     if sample is None:
         return None

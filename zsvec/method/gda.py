@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.background import FEWEST, Background
 from zsvec.method.calibration import CENTRED, GDA
-from zsvec.method.class_means import ClassMeans
+from zsvec.method.class_means import ClassMeans, Seen
 from zsvec.method.similarities import References
 
 Floats = NDArray[np.float32]
@@ -47,23 +47,20 @@ def learn_background(references: References) -> Background | None:
     """
     from scipy.linalg import eigh  # slow to import, and not needed to classify
 
-    counts, means = np.diff(references.starts), references.class_means.means()
-    n, (n_categories, dim) = len(references.vectors), means.shape
+    counts, blocks = references.class_means.counts, references.class_means.blocks
+    (n, dim), n_categories = references.vectors.shape, len(counts)
     if counts.min() < FEWEST or n_categories < 2:
         return None
-    owner = np.repeat(np.arange(n_categories), counts)
-    blocks = (slice(first, first + _BLOCK) for first in range(0, n, _BLOCK))
-    residuals = (references.vectors[block] - means[owner[block]] for block in blocks)
     rank = min(n - n_categories, dim)
     if n < dim:
-        every = np.concatenate(list(residuals)).astype(np.float64)
+        every = np.concatenate(list(_residuals(references))).astype(np.float64)
         scatter, vectors = eigh(every @ every.T, subset_by_index=(n - rank, n - 1))
         basis = vectors.T @ every / np.sqrt(np.maximum(scatter, 1e-12))[:, None]
         trace = float((every**2).sum())
     else:
         total = np.zeros((dim, dim))
-        for block in residuals:
-            total += block.T @ block
+        for some in _residuals(references):
+            total += some.T @ some
         scatter, vectors = eigh(total)
         basis, trace = vectors.T, float(np.trace(total))
     spread = trace / (dim * (n - n_categories))
@@ -76,7 +73,7 @@ def learn_background(references: References) -> Background | None:
     along = 1 / (weight * np.maximum(scatter, 0) + shrinkage * spread)
     within = float(along @ scatter + elsewhere * max(trace - scatter.sum(), 0.0)) / (n - n_categories)
     background = Background(
-        mean=means.mean(axis=0, dtype=np.float64).astype(np.float32),
+        mean=(sum(block.means.sum(axis=0, dtype=np.float64) for block in blocks) / n_categories).astype(np.float32),
         basis=basis.astype(np.float32),
         along=along.astype(np.float32),
         elsewhere=elsewhere,
@@ -85,9 +82,7 @@ def learn_background(references: References) -> Background | None:
         between=0.0,
         references=n,
     )
-    apart = np.concatenate(
-        [background.square(block.means - background.mean) for block in references.class_means.blocks]
-    )
+    apart = np.concatenate([background.square(block.means - background.mean) for block in blocks])
     between = max(float((apart - within / counts).mean()), _LEAST * float(apart.mean()))
     return replace(background, between=between)
 
@@ -104,38 +99,56 @@ def describes(background: Background, references: References) -> bool:
     """
     if len(background.mean) != references.vectors.shape[1]:
         return False
-    means, counts, n = references.class_means.means(), references.class_means.counts, len(references.vectors)
+    means, n = references.class_means, len(references.vectors)
     rows = np.arange(0, n, 1 + (n - 1) // _ENOUGH)
     owner = np.searchsorted(references.starts, rows, side="right") - 1
-    residuals = background.square(references.vectors[rows] - means[owner])
-    within = float(residuals.mean()) * n / max(1, n - len(counts)) / background.within
-    apart = float(background.square(means - background.mean).mean())
-    apart /= background.between + background.within * float((1 / counts).mean())
+    residuals = references.vectors[rows] - np.stack([means.take(category) for category in owner])
+    within = float(background.square(residuals).mean()) * n / max(1, n - len(means)) / background.within
+    apart = float(np.concatenate([background.square(block.means - background.mean) for block in means.blocks]).mean())
+    apart /= background.between + background.within * float((1 / means.counts).mean())
     return max(abs(within - 1), abs(apart - 1)) <= _OTHERS
 
 
-def class_similarities(queries: Floats, means: ClassMeans, background: Background) -> tuple[Floats, Floats]:
+def _residuals(references: References) -> Iterator[Floats]:
+    """All references as seen from the means of their categories, some after the other."""
+    row = 0
+    for block in references.class_means.blocks:
+        owners = np.repeat(np.arange(len(block.counts)), block.counts)
+        for first in range(0, len(owners), _BLOCK):
+            some = owners[first : first + _BLOCK]
+            yield references.vectors[row + first : row + first + len(some)] - block.means[some]
+        row += len(owners)
+
+
+def class_similarities(
+    queries: Floats, dots: Floats, means: ClassMeans, background: Background, *, once: bool = False
+) -> tuple[Floats, Floats]:
     """The centred prototype and the discriminant of each category.
 
     Args:
         queries: float32 ``(n_images, dim)``, unit rows.
+        dots: float32 ``(n_images, n_categories)``, their dot products with the means: the mean similarities.
         means: Of the references of an image expert.
         background: Of the expert.
+        once: Whether nothing else will be asked from this background, so that nothing is to be kept for it.
 
     Returns:
         Cosines of images and mean references, both seen from the mean of the background, -1 to 1; and the logarithm of
         the likelihood ratio of each category against one around that mean, nats. Both float32 ``(n_images,
         n_categories)``.
     """
-    seen = means.seen_from(background)
     offsets = queries - background.mean
-    precise = background.precise(offsets)
-    centred, gda = np.split(means.dot(np.concatenate([offsets, precise])), 2)
-    centred -= (offsets @ background.mean)[:, None]
-    centred /= np.maximum(np.linalg.norm(offsets, axis=1)[:, None] * seen.lengths, np.float32(1e-12))
-    gda -= (precise @ background.mean)[:, None]
-    gda *= seen.trust
-    gda -= seen.halves
+    lengths, of_centre = np.linalg.norm(offsets, axis=1), queries @ background.mean
+    along = offsets @ background.basis.T * (background.along - np.float32(background.elsewhere))
+    centred, gda = np.empty_like(dots), np.empty_like(dots)
+    first = 0
+    for block in means.blocks:
+        columns = slice(first, first := first + len(block.counts))
+        seen = Seen.of(block, background) if once else block.seen_from(background)
+        inner = dots[:, columns] - of_centre[:, None] - seen.centre
+        centred[:, columns] = inner / np.maximum(lengths[:, None] * seen.lengths, np.float32(1e-12))
+        ratios = np.float32(background.elsewhere) * inner + along @ seen.along.T
+        gda[:, columns] = seen.trust * ratios - seen.halves
     return centred, gda
 
 
@@ -174,8 +187,9 @@ def left_out(
         By aggregation, float32 ``(n_queries, n_categories)``; NaN for the own category where no reference is left.
     """
     every, means, centre = references.vectors, references.class_means, background.mean.astype(np.float64)
-    trusts, asked = means.seen_from(background).trust, np.asarray(queries, dtype=np.intp)
-    centred, gda = class_similarities(every[asked], means, background)
+    trusts, asked = np.asarray(background.trust(means.counts)), np.asarray(queries, dtype=np.intp)
+    images_of = every[asked]
+    centred, gda = class_similarities(images_of, means.dot(images_of), means, background, once=True)
     basis, precision = background.basis.astype(np.float64), background.along.astype(np.float64)
     gains = precision - background.elsewhere
     images: dict[Removal, list[int]] = {}

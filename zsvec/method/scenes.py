@@ -161,13 +161,12 @@ def _accuracy(references: References, row_of: Mapping[Key, int], images: Collect
     rows, own, counts = rows[counts > 1], own[counts > 1], counts[counts > 1, None]
     if not rows.size:
         return 0.0
-    means, right = references.class_means.means(), 0
-    unit = means / np.maximum(references.norms, 1e-12)[:, None]
-    size = max(1, _BLOCK // max(means.shape))
+    means, lengths, right = references.class_means, np.maximum(references.norms, 1e-12), 0
+    size = max(1, _BLOCK // max(len(means), references.vectors.shape[1]))
     for block in (slice(first, first + size) for first in range(0, len(rows), size)):
         queries = references.vectors[rows[block]]
-        similarity = queries @ unit.T
-        others = (counts[block] * means[own[block]] - queries) / (counts[block] - 1)
+        similarity = means.dot(queries) / lengths
+        others = counts[block] * np.stack([means.take(category) for category in own[block]]) - queries
         others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
         without = np.einsum("nd,nd->n", queries, others)
         similarity[np.arange(len(queries)), own[block]] = -np.inf

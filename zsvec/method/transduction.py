@@ -28,7 +28,7 @@ Doubles = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 
 NEIGHBORS = 5
-WORTH = 2.0
+WORTH = 1.5
 """Nats that `NEIGHBORS` neighbours are worth which are sure of a category, at a cosine of 1: λ."""
 _ROUNDS = 10
 _HALVINGS = 40  # of an interval of logarithms of temperatures

@@ -930,6 +930,18 @@ def test_how_much_backgrounds_may_cost(clf: Classifier, monkeypatch: pytest.Monk
     assert calibration_states(clf)[0] == ("current" if work == "just enough" else "stale")
 
 
+def test_references_that_are_not_in_use_cost_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_classifier(folder) as clf:
+        fill(clf, images=10)
+    images = [HashEncoder(name, dim=dim, modalities=("image",)) for name, dim in (("clip", 32), ("dino", 16))]
+    with open_classifier(folder, *images) as clf:
+        clf.calibrate()
+        # What is known of means stays: the texts that another process compares with were none of it either.
+        monkeypatch.setattr("zsvec.calibrator._RARE", 0)
+        clf.add_category("red", images=[coloured("red", 99)])
+        assert calibration_states(clf)[0] == "current"
+
+
 @pytest.mark.parametrize("work", ["just enough", "too much"])
 def test_what_is_cheap(clf: Classifier, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
     # 12 images and 4 texts of 32 dimensions, and the images again of 16.

@@ -14,6 +14,7 @@ from zsvec import CategoryInput
 from zsvec.classifier import Classifier
 from zsvec.errors import ImageError, InvalidInputError, StoreError
 from zsvec.method.calibration import Calibration
+from zsvec.method.fit import fit_calibration
 from zsvec.testing import HashEncoder
 
 COLOURS = ("blue", "green", "red")
@@ -109,3 +110,17 @@ def test_a_labelled_image_that_cannot_be_read(clf: Classifier) -> None:
 def test_an_empty_store_cannot_be_calibrated() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as clf, pytest.raises(StoreError, match="no category yet"):
         clf.calibrate(labelled=[(photo(1), "red")])
+
+
+def test_what_labelled_images_say_while_a_write_calibrates_is_kept(
+    clf: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*arguments: Any, **options: Any) -> Any:
+        made = fit_calibration(*arguments, **options)
+        monkeypatch.undo()
+        clf.calibrate(labelled=confusing(60))
+        return made
+
+    monkeypatch.setattr("zsvec.calibrator.fit_calibration", fit)
+    clf.add_category("grey", images=[coloured("grey", seed) for seed in range(5)])
+    assert kept(clf).scale < 0.6

@@ -159,14 +159,17 @@ class Calibrator:
         # The write is committed: if calibration fails, the stored one just becomes stale.
         with suppress(StoreError):
             present = self._present()
-            categories, references, revision = self._census.update()
+            categories, counted, revision = self._census.update()
+            references = {expert: n for expert, n in counted.items() if expert in self._temperatures}
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
             current = present is not None and present.revision >= revision
             if not for_others and not current and self._cheap(categories, references, present):
                 scale = present.scale if present else 1.0  # learned from images that are not here any more
                 former = present and scaled(present, 1 / scale)
                 made = self._fit(*self._references(), self.false_unknown_rate, former)
-                self._keep(made and scaled(made[0], scale))
+                now = self._present()
+                if made is None or now is None or now.revision < made[0].revision:  # else somebody has, meanwhile
+                    self._keep(made and scaled(made[0], scale))
 
     def fitted(self, false_unknown_rate: float | None = None) -> tuple[Calibration, LeftOut] | None:
         """What a calibration would be now, and what it is learned from; nothing is kept.

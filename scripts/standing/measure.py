@@ -23,9 +23,8 @@ from zsvec.evaluation.metrics import (
     top_k,
 )
 from zsvec.method.aggregation import aggregate_experts
-from zsvec.method.calibration import Calibration
+from zsvec.method.calibration import CENTRED, GDA, Calibration
 from zsvec.method.fit import expected_calibration_error, fit_calibration
-from zsvec.method.gda import CENTRED, GDA
 from zsvec.method.scoring import Scoring
 from zsvec.method.similarities import References, SearchResult, category_names, image_experts
 from zsvec.search.numpy_index import compare

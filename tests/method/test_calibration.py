@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
-from tests.method.material import calibrated, clusters, texts
+from tests.method.material import calibrated, clusters, searched, texts
 from zsvec.method.calibration import LOG_COUNT, Calibration, uncalibrated
+from zsvec.method.fit import holds
+from zsvec.method.scale import scaled
+from zsvec.method.scoring import Scoring
 
 NAN = np.nan
 
@@ -78,6 +83,34 @@ def test_what_another_version_keeps_is_not_read(made: Calibration) -> None:
 @pytest.mark.parametrize("change", [{"later": 3}, {"experts": 3}, {"plain": {"slopes": {}, "later": 1}}])
 def test_a_record_of_another_shape_is_not_read(made: Calibration, change: dict[str, object]) -> None:
     assert Calibration.from_dict({**made.to_dict(), **change}) is None
+
+
+def damaged(value: Any) -> Iterator[Any]:
+    """JSON with one part after another in the place of which is something else."""
+    items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    for key, part in items:
+        for other in (*OTHERS, *damaged(part)):
+            changed = dict(value) if isinstance(value, dict) else list(value)
+            changed[key] = other
+            yield changed
+
+
+OTHERS = (None, 0, -5.0, NAN, np.inf, 10**400, True, "x", [], [1], [[]], {}, {"a": 1})
+
+
+def test_a_record_that_is_damaged_anywhere_is_none_or_of_use(made: Calibration) -> None:
+    scoring = Scoring(temperatures=dict.fromkeys(made.experts, 0.07))
+    rng = np.random.default_rng(13)
+    experts = {"clip:image": clusters(rng, {"a": 20, "b": 3}, 1.0), "clip:text": texts(rng, "ab")}
+    found = searched(experts, {"clip": np.eye(16)})
+    record = json.loads(json.dumps(made.to_dict()))
+    records = list(damaged({name: value for name, value in record.items() if name != "format"}))
+    read = [Calibration.from_dict({**values, "format": record["format"]}) for values in records]
+    assert 0 < sum(one is None for one in read) < len(read)
+    for one in filter(None, read):
+        scores = scoring.scores(replace(found, calibration=scaled(one, 1 / one.scale)))
+        np.testing.assert_allclose(scores.fused.sum(axis=1), 1)
+        assert isinstance(holds(one, {"clip:image": 23, "clip:text": 2}), bool)
 
 
 def test_uncalibrated_experts_have_equal_shares() -> None:

@@ -106,28 +106,29 @@ def test_as_many_images_are_left_out_as_the_sample_has(monkeypatch: pytest.Monke
 
 
 def sized(sizes: Mapping[str, int], *more: str) -> dict[str, Vectors]:
-    rng = np.random.default_rng(6)
-    images = {name: clusters(rng, sizes, 1.0) for name in ("a:image", "b:image")}
-    return images | {name: texts(rng, list(sizes)) for name in more}
+    images = {name: clusters(np.random.default_rng(i), sizes, 1.0) for i, name in enumerate(("a:image", "b:image"))}
+    return images | {name: texts(np.random.default_rng(6), list(sizes)) for name in more}
+
+
+def again(experts: Mapping[str, Vectors], former: Calibration | None) -> Calibration:
+    """Calibrate after another calibration."""
+    stored = {expert: references(vectors) for expert, vectors in experts.items()}
+    made = fit_calibration(
+        stored,
+        dict.fromkeys(stored, 0.05),
+        revision=2,
+        aggregation="top_mean",
+        top_m=5,
+        false_unknown_rate=0.05,
+        former=former,
+    )
+    assert made
+    return made[0]
 
 
 def test_backgrounds_stay_while_there_are_about_as_many_references() -> None:
     former = calibrated(sized(dict.fromkeys("abcd", 10)))[0]
     assert former.classwise
-
-    def again(experts: dict[str, Vectors], former: Calibration | None) -> Calibration:
-        stored = {expert: references(vectors) for expert, vectors in experts.items()}
-        made = fit_calibration(
-            stored,
-            dict.fromkeys(stored, 0.05),
-            revision=2,
-            aggregation="top_mean",
-            top_m=5,
-            false_unknown_rate=0.05,
-            former=former,
-        )
-        assert made
-        return made[0]
 
     little_more, more = dict.fromkeys("abcd", 10) | {"e": 4}, dict.fromkeys("abcd", 10) | {"e": 5}
     kept = again(sized(little_more), former)
@@ -139,6 +140,27 @@ def test_backgrounds_stay_while_there_are_about_as_many_references() -> None:
         made = again(experts, before)
         assert made.classwise not in (None, former.classwise)
         assert made.backgrounds["a:image"].references == n
+
+
+@pytest.mark.parametrize("others", ["images", "categories"])
+def test_backgrounds_are_learned_anew_where_references_are_others(others: str) -> None:
+    before = sized(dict.fromkeys("abcd", 40))
+    former = calibrated(before)[0]
+    assert again(before, former).classwise is former.classwise
+    after = dict(before)
+    if others == "images":  # of one expert, as many of each category, from elsewhere
+        other = clusters(np.random.default_rng(7), dict.fromkeys("abcd", 40), 1.0)
+        moved = {name: {digest: np.add(v, np.eye(16)[0]) for digest, v in other[name].items()} for name in other}
+        after["b:image"] = {
+            name: {digest: list(v / np.linalg.norm(v)) for digest, v in vectors.items()}
+            for name, vectors in moved.items()
+        }
+    else:  # a few more, far from all that there were
+        far = clusters(np.random.default_rng(8), dict.fromkeys("efghi", 3), 5.0)
+        after = {expert: {**vectors, **far} for expert, vectors in before.items()}
+    made = again(after, former)
+    assert made.classwise not in (None, former.classwise)
+    assert made.backgrounds["a:image"].references == sum(map(len, after["a:image"].values()))
 
 
 def test_an_expert_of_one_category_has_nothing_to_be_tried_on() -> None:

@@ -10,7 +10,8 @@ from tests.method.material import Vectors, clusters, references
 from zsvec.method import background as background_module
 from zsvec.method import gda as module
 from zsvec.method.background import Background
-from zsvec.method.gda import CENTRED, GDA, Removal, class_similarities, learn_background, left_out
+from zsvec.method.calibration import CENTRED, GDA
+from zsvec.method.gda import Removal, class_similarities, learn_background, left_out
 from zsvec.method.similarities import References
 
 

@@ -63,3 +63,23 @@ def test_what_is_unknown_stays_so_and_probabilities_are_scaled() -> None:
     logits = np.log(before.fused)
     expected = np.exp(0.5 * logits)
     np.testing.assert_allclose(after.fused, expected / expected.sum(axis=1, keepdims=True), rtol=1e-6)
+
+
+def test_evidence_of_means_is_scaled_as_all_other_and_no_answer_changes() -> None:
+    rng = np.random.default_rng(1)
+    names = "abcdefgh"
+    images = {name: clusters(rng, dict.fromkeys(names, 12), 0.8) for name in ("clip:image", "dino:image")}
+    experts = {**images, "clip:text": texts(rng, names)}
+    made, _ = calibrated(experts)
+    queries = {name: rng.normal(size=(300, 16)) for name in ("clip", "dino")}
+    queries = {name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in queries.items()}
+    scoring = Scoring(temperatures=dict.fromkeys(made.experts, 0.07))
+
+    def fused(factor: float) -> np.ndarray:
+        scores = scoring.scores(searched(experts, queries, calibration=scaled(made, factor)))
+        assert scores.fusion == "log_linear_gda"
+        return scores.fused
+
+    for factor in (0.2, 3.0):
+        expected = fused(1.0) ** factor
+        np.testing.assert_allclose(fused(factor), expected / expected.sum(axis=1, keepdims=True), atol=1e-9)

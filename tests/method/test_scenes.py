@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -156,3 +157,15 @@ def test_scenes_are_sets_of_images_of_one_category(experts: dict[str, Vectors]) 
         assert {(name, other) for other in others} <= every
         for other in others:
             assert got[name, other] == (others | {digest}) - {other}
+
+
+def test_memory_does_not_grow_with_images_times_categories(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 2**18)
+    images = clusters(np.random.default_rng(4), {f"{i:04d}": 2 for i in range(2000)}, 1.0, dim=8)
+    stored = {name: references(images) for name in ("clip:image", "dino:image")}
+    keys = keys_of({"clip:image": images})
+    tracemalloc.start()
+    scenes(stored, keys)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30e6  # 4,000 times 2,000 cosines take 32e6 bytes

@@ -142,3 +142,9 @@ def test_a_copy_in_a_category_without_another_image_is_not_judged() -> None:
     vectors = clusters(np.random.default_rng(8), dict.fromkeys("abcd", 12), signal=3.0)
     alone = {"x": vectors["a"]["a000"]}
     assert found({"clip:image": {**vectors, "e": alone}, "clip:text": texts(np.random.default_rng(9), "abcde")}) == []
+
+
+def test_where_all_images_are_copies_nobody_is_judged() -> None:
+    picture = {"x": [1.0] + [0.0] * 15}
+    experts = {"clip:image": {"a": picture, "b": picture}, "clip:text": texts(np.random.default_rng(10), "ab")}
+    assert found(experts) == []

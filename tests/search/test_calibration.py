@@ -45,6 +45,17 @@ def state_of(searching: Searcher) -> tuple[Calibration | None, bool]:
     return found.calibration, found.stale
 
 
+def test_a_damaged_calibration_gives_way(store: Store) -> None:
+    fill(store, STATE)
+    kept = calibration_of(store)
+    for revision in ("x", None, 1e30, [], {}):
+        store.keep_calibration({**kept.to_dict(), "revision": revision})
+        assert store.info()["calibration"] == "none"
+        store.keep_calibration(kept.to_dict())
+        assert Calibration.from_dict(store.calibration()) == kept
+        store.keep_calibration({})
+
+
 @memory_and_qdrant
 def test_next_batch_uses_the_calibration_that_was_kept(store: Store, writer: Store, way: str) -> None:
     fill(store, STATE)

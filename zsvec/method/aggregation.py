@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.background import Background
-from zsvec.method.calibration import LOG_COUNT
+from zsvec.method.calibration import CENTRED, GDA, LOG_COUNT
 from zsvec.method.class_means import ClassMeans
-from zsvec.method.gda import CENTRED, GDA, class_similarities
+from zsvec.method.gda import class_similarities
 from zsvec.method.similarities import ExpertSimilarities, SearchResult
 
 Floats = NDArray[np.float32]

@@ -99,7 +99,11 @@ class Background:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Background:
-        """Inverse of `to_dict`, but for rounding; the same object for equal values, so that no mean is seen anew."""
+        """Inverse of `to_dict`, but for rounding; the same object for equal values, so that no mean is seen anew.
+
+        Raises:
+            KeyError, OverflowError, TypeError, ValueError: They are no such dictionary.
+        """
         return _read(*(values[name] for name in (*_ARRAYS, *_NUMBERS)))
 
 
@@ -112,6 +116,9 @@ def _read(*values: Any) -> Background:
     kept = dict(zip((*_ARRAYS, *_NUMBERS), values, strict=True))
     arrays = {name: np.frombuffer(b64decode(kept[name]), _ARRAYS[name]).astype(np.float32) for name in _ARRAYS}
     fields: dict[str, Any] = {name: float(kept[name]) for name in _NUMBERS}
+    numbers = np.concatenate([*arrays.values(), list(fields.values())])
+    if not np.isfinite(numbers).all() or min(fields.values()) < 0 or fields["within"] == 0:
+        raise ValueError("a background has numbers that nobody can count with")
     fields |= arrays | {"references": int(kept["references"])}
     fields["basis"] = arrays["basis"].reshape(len(arrays["along"]), len(arrays["mean"]))
     return Background(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -13,6 +14,10 @@ from zsvec.types import CALIBRATION_FORMAT, READABLE_CALIBRATIONS
 
 LOG_COUNT = "log_count"
 """Beside the aggregations: the logarithm of a category's number of references, the same for every image."""
+CENTRED = "centred"
+"""Beside the aggregations: the cosine to a mean reference, seen from the mean of all categories."""
+GDA = "gda"
+"""Beside the aggregations: the Gaussian discriminant, nats."""
 
 # Keys of the stored format whose fields have other names here.
 _STORED_NAMES = {"false_unknown_rate": "false_alarms", "aggregations": "views", "coefficients": "slopes"}
@@ -115,12 +120,14 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
-        """Inverse of `to_dict`; ``None`` for nothing, and for a record of another format or shape."""
+        """Inverse of `to_dict`; ``None`` for nothing, and for a record of another format or shape, or a damaged one."""
         if not values or values.get("format") not in READABLE_CALIBRATIONS:
             return None
         try:
-            return cls._read(values)
-        except (AttributeError, KeyError, TypeError, ValueError):  # of a version that keeps something else
+            made = cls._read(values)
+            return made if made._sound() else None
+        # Of a version that keeps something else, or of whoever else may write to the store.
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             return None
 
     @classmethod
@@ -134,6 +141,42 @@ class Calibration:
             pools = {name: replace(pool, shares=_shares(pool, experts)) for name, pool in pools.items()}
         backgrounds = {name: Background.from_dict(kept) for name, kept in fields.get("backgrounds", {}).items()}
         return cls(**{**fields, "experts": experts, **pools, "backgrounds": backgrounds})
+
+    def _sound(self) -> bool:
+        """Whether its numbers are such that one can count with them; may raise where not."""
+        positive = [self.scale, self.false_unknown_rate, 1 - self.false_unknown_rate]
+        for expert in self.experts.values():
+            positive += [expert.temperature, expert.spread]
+        several, of_means = other_aggregation(self.aggregation), dict.fromkeys(self.backgrounds, (CENTRED, GDA))
+        return (
+            isinstance(self.revision, int)
+            and _finite([self.images, self.top_m, *positive])
+            and min(positive) > 0
+            and self.backgrounds.keys() <= self.experts.keys()
+            and self._adds_up(self.plain, {})
+            and self._adds_up(self.aggregations, dict.fromkeys(self.experts, (several,)))
+            and (self.classwise is None or self._adds_up(self.classwise, of_means))
+        )
+
+    def _adds_up(self, pool: LogLinear, more: Mapping[str, Collection[str]]) -> bool:
+        """Likewise of one pool; by expert, what it may have coefficients for beside the aggregation."""
+        said = (pool.neutral, pool.thresholds, pool.category_thresholds, pool.shares, *pool.coefficients.values())
+        return (
+            _finite([pool.noise, *(number for by_name in said for number in by_name.values())])
+            and _finite([value for values in pool.quantiles.values() for value in values])
+            and (pool.least is None or (_finite([pool.least]) and pool.least < 0))
+            and pool.coefficients.keys() == pool.shares.keys() == self.experts.keys()
+            and min(pool.shares.values()) > 0
+            and all(pool.coefficients.values())
+            and all(
+                by_name.keys() <= {self.aggregation, LOG_COUNT, *more.get(expert, ())}
+                for expert, by_name in pool.coefficients.items()
+            )
+        )
+
+
+def _finite(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def _shares(pool: LogLinear, experts: Mapping[str, ExpertCalibration]) -> dict[str, float]:

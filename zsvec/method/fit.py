@@ -19,12 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.background import Background
-from zsvec.method.calibration import LOG_COUNT, Calibration, ExpertCalibration, LogLinear, other_aggregation
+from zsvec.method.calibration import (
+    CENTRED,
+    GDA,
+    LOG_COUNT,
+    Calibration,
+    ExpertCalibration,
+    LogLinear,
+    other_aggregation,
+)
 from zsvec.method.coefficients import learn_coefficients
-from zsvec.method.gda import CENTRED, GDA, learn_background
+from zsvec.method.gda import describes, learn_background
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.logits import softmax
-from zsvec.method.opinion_pool import expert_evidence, log_linear
+from zsvec.method.opinion_pool import LEAST, expert_evidence, log_linear
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.method.suspects import Suspect
 from zsvec.method.temperature import calibrate_expert
@@ -36,10 +44,6 @@ FALSE_UNKNOWN_RATE = 0.05
 """Default fraction of the images of a store's categories that may be called unknown."""
 LARGEST_SAMPLE = 2048
 """Largest number of images that are left out; it is smaller where there are many categories."""
-# What means say is against a category around their centre, and has no bound: an image like no category would be one of
-# them for certain. With it, what is far from every category tells them apart no more, as if one image in a hundred were
-# like anything (the contaminated normal of Tukey, 1960).
-_LEAST = float(np.log(0.01))
 _LARGEST_TABLE = 2_000_000  # images times categories, but
 _SMALLEST_SAMPLE = 256  # as many images in any case
 
@@ -130,7 +134,7 @@ def fit_calibration(
         top_m: References that ``top_mean`` averages.
         false_unknown_rate: Fraction of the images of these categories that may be called unknown, between 0 and 1.
         former: A calibration of these experts; its backgrounds, and what was learned with them, stay as they are while
-            there are about as many references. By default they are learned anew.
+            there are about as many references and most are the same. By default they are learned anew.
         most: Largest number of reference images that are left out; by default `largest_sample`.
 
     Returns:
@@ -142,6 +146,8 @@ def fit_calibration(
     images = image_experts(references)
     sizes = {expert: len(stored.vectors) for expert, stored in references.items()}
     kept = former if former and holds(former, sizes) else None
+    if kept and not all(describes(known, references[expert]) for expert, known in kept.backgrounds.items()):
+        kept = None
     backgrounds = {} if kept else learn_backgrounds(references)
     sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds)
     if sample is None:
@@ -156,7 +162,7 @@ def fit_calibration(
     classwise_pool = kept.classwise if kept else None
     if backgrounds:
         of_means = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
-        classwise_pool = _pool(sample, fitted, of_means, false_unknown_rate, _LEAST)
+        classwise_pool = _pool(sample, fitted, of_means, false_unknown_rate, LEAST)
     return Calibration(
         revision=revision,
         aggregation=aggregation,
@@ -172,7 +178,7 @@ def fit_calibration(
 
 
 def holds(calibration: Calibration, references: Mapping[str, int]) -> bool:
-    """Whether the backgrounds of a calibration, and what was learned with them, are still those of its store.
+    """Whether the backgrounds of a calibration, and what was learned with them, may still be those of its store.
 
     Args:
         calibration: Of the store.

@@ -19,17 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.background import FEWEST, Background
+from zsvec.method.calibration import CENTRED, GDA
 from zsvec.method.class_means import ClassMeans, Seen
 from zsvec.method.similarities import References
 
 Floats = NDArray[np.float32]
 
-CENTRED = "centred"
-"""Beside the aggregations: the cosine to a mean reference, seen from the mean of all categories."""
-GDA = "gda"
-"""Beside the aggregations: the Gaussian discriminant, nats."""
-
 _LEAST = 0.05  # share of the distance of mean references from their centre that is not chance, at least
+_OTHERS = 0.3  # by which mean squared distances of other references differ: a tenth of new ones make it 0.1 to 0.2
+_ENOUGH = 2048  # references by which a background is judged
 _BLOCK = 4096  # references whose scatter is summed up at once
 _TOGETHER = 64  # references that are left out whose products with all means are made at once
 
@@ -87,6 +85,28 @@ def learn_background(references: References) -> Background | None:
     apart = np.concatenate([background.square(block.means - background.mean) for block in blocks])
     between = max(float((apart - within / counts).mean()), _LEAST * float(apart.mean()))
     return replace(background, between=between)
+
+
+def describes(background: Background, references: References) -> bool:
+    """Whether a background that was learned from earlier references is one of the present ones as well.
+
+    References that it was not learned from are farther from the mean of their category than it says. A few do not
+    matter, but where many have been replaced, or categories are far from where all were, it is that of others.
+
+    Args:
+        background: Of an image expert.
+        references: All of the expert.
+    """
+    if len(background.mean) != references.vectors.shape[1]:
+        return False
+    means, n = references.class_means, len(references.vectors)
+    rows = np.arange(0, n, 1 + (n - 1) // _ENOUGH)
+    owner = np.searchsorted(references.starts, rows, side="right") - 1
+    residuals = references.vectors[rows] - np.stack([means.take(category) for category in owner])
+    within = float(background.square(residuals).mean()) * n / max(1, n - len(means)) / background.within
+    apart = float(np.concatenate([background.square(block.means - background.mean) for block in means.blocks]).mean())
+    apart /= background.between + background.within * float((1 / means.counts).mean())
+    return max(abs(within - 1), abs(apart - 1)) <= _OTHERS
 
 
 def _residuals(references: References) -> Iterator[Floats]:
@@ -167,8 +187,8 @@ def left_out(
         By aggregation, float32 ``(n_queries, n_categories)``; NaN for the own category where no reference is left.
     """
     every, means, centre = references.vectors, references.class_means, background.mean.astype(np.float64)
-    trusts = np.asarray(background.trust(means.counts))
-    images_of = every[list(queries)]
+    trusts, asked = np.asarray(background.trust(means.counts)), np.asarray(queries, dtype=np.intp)
+    images_of = every[asked]
     centred, gda = class_similarities(images_of, means.dot(images_of), means, background, once=True)
     basis, precision = background.basis.astype(np.float64), background.along.astype(np.float64)
     gains = precision - background.elsewhere
@@ -192,7 +212,7 @@ def left_out(
             inverse = (np.eye(sizes[j]) - of_mean_too) / background.weight - (along[part] * precision) @ along[part].T
             solved = np.linalg.solve(inverse, of_means[part])
             drawn = 0.5 * trusts * (of_means[part] * solved).sum(axis=0)
-            offsets = every[np.asarray(queries)[images[removal]]] - centre
+            offsets = every[asked[images[removal]]] - centre
             of_offsets = offsets @ directions[part].T  # (n_images, n_removed)
             gda[images[removal]] += trusts * (of_offsets @ solved - drawn)
             if not rest:

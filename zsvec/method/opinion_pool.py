@@ -11,11 +11,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.gda import GDA
+from zsvec.method.calibration import GDA
 
 Doubles = NDArray[np.float64]
 Similarity = Mapping[str, Mapping[str, NDArray[np.float32]]]
 """By expert and aggregation, float32 ``(n_images, n_categories)``; NaN where the expert has no reference."""
+
+# What means say is against a category around their centre, and has no bound: an image like no category would be one of
+# them for certain. With it, what is far from every category tells them apart no more, as if one image in a hundred were
+# like anything (the contaminated normal of Tukey, 1960).
+LEAST = float(np.log(0.01))
+"""What the evidence of means does not fall below, nats."""
 
 
 def expert_evidence(
@@ -26,7 +32,7 @@ def expert_evidence(
     Args:
         coefficients: By expert and aggregation, nats per unit of similarity.
         similarities: By expert, in the order of the result, and aggregation.
-        least: What that of means does not fall below, nats.
+        least: What that of means does not fall below, nats, negative: `LEAST`, times what all evidence was scaled by.
 
     Returns:
         float64 ``(n_experts, n_images, n_categories)``, nats; NaN where the expert has none.
@@ -38,7 +44,10 @@ def expert_evidence(
         for name, c in by_name.items():
             said += np.multiply(c, similarity[name], dtype=np.float64)
         if least is not None and GDA in by_name:
-            np.logaddexp(said, least, out=said, where=~np.isnan(said))
+            scale = least / LEAST  # scaled evidence nears the bound by the same curve, scaled
+            said /= scale
+            np.logaddexp(said, LEAST, out=said, where=~np.isnan(said))
+            said *= scale
         evidence.append(said)
     return np.stack(evidence)
 

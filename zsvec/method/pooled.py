@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 from zsvec.method.aggregation import Similarities, aggregate_experts
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.opinion_pool import expert_evidence, log_linear
-from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
+from zsvec.method.similarities import ExpertSimilarities, References, SearchResult, Vectors
 from zsvec.types import encoder_and_modality
 
 Doubles = NDArray[np.float64]
 
+_BLOCK = 2**24  # similarities of an expert in memory at once
+
 
 def pooled_evidence(
     references: Mapping[str, References],
-    queries: Mapping[str, NDArray[np.float32]],
+    queries: Mapping[str, Vectors],
     pool: LogLinear,
     calibration: Calibration,
 ) -> tuple[list[str], Doubles]:
@@ -26,8 +28,8 @@ def pooled_evidence(
 
     Args:
         references: By expert.
-        queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each. Experts of other encoders
-            are left out.
+        queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each, at least one. Experts
+            of other encoders are left out.
         pool: Gives the coefficients.
         calibration: The pool is of it.
 
@@ -40,7 +42,23 @@ def pooled_evidence(
         if found.names and encoder_and_modality(expert)[0] in queries
     }
     categories = sorted(set().union(*(found.names for found in there.values())))
-    experts = tuple(
+    n_images = len(next(iter(queries.values())))
+    size = max(1, _BLOCK // max((len(found.vectors) for found in there.values()), default=1))
+    parts = []
+    for first in range(0, n_images, size):
+        block = {encoder: vectors[first : first + size] for encoder, vectors in queries.items()}
+        compared = SearchResult(tuple(categories), _compared(there, categories, block), block)
+        similarities = aggregate_experts(compared, pool.coefficients, calibration.top_m, calibration.backgrounds)
+        evidence = expert_evidence(pool.coefficients, similarities, pool.least)
+        parts.append(log_linear(evidence, list(similarities), pool.neutral))
+    return categories, np.concatenate(parts)
+
+
+def _compared(
+    references: Mapping[str, References], categories: Sequence[str], queries: Mapping[str, Vectors]
+) -> tuple[ExpertSimilarities, ...]:
+    """Each expert's similarities of some images to all its references."""
+    return tuple(
         ExpertSimilarities(
             name=expert,
             coverage=np.searchsorted(categories, found.names),
@@ -54,9 +72,5 @@ def pooled_evidence(
             nearest=(),
             class_means=found.sum_up,
         )
-        for expert, found in there.items()
+        for expert, found in references.items()
     )
-    found = SearchResult(tuple(categories), experts, queries)
-    similarities = aggregate_experts(found, pool.coefficients, calibration.top_m, calibration.backgrounds)
-    evidence = expert_evidence(pool.coefficients, similarities, pool.least)
-    return categories, log_linear(evidence, list(similarities), pool.neutral)

@@ -32,7 +32,7 @@ TWIN = 0.99
 _FAR = 3.0  # standard deviations above the median from which two images of a category show one scene
 _BEYOND = 0.317  # of a normal distribution: the part that is farther than one standard deviation from the median
 _ENOUGH = 512  # images of a category by which its median is told
-_BLOCK = 2**24  # similarities in memory at once
+_BLOCK = 2**24  # similarities, or numbers of vectors, in memory at once
 
 
 def scenes(references: Mapping[str, References], images: Collection[Key]) -> Scenes:
@@ -161,13 +161,17 @@ def _accuracy(references: References, row_of: Mapping[Key, int], images: Collect
     rows, own, counts = rows[counts > 1], own[counts > 1], counts[counts > 1, None]
     if not rows.size:
         return 0.0
-    queries, means = references.vectors[rows], references.class_means
-    similarity = means.dot(queries) / np.maximum(references.norms, 1e-12)
-    others = (counts * np.stack([means.take(category) for category in own]) - queries) / (counts - 1)
-    others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
-    without = np.einsum("nd,nd->n", queries, others)
-    similarity[np.arange(len(rows)), own] = -np.inf
-    return float((without > similarity.max(axis=1)).mean())
+    means, lengths, right = references.class_means, np.maximum(references.norms, 1e-12), 0
+    size = max(1, _BLOCK // max(len(means), references.vectors.shape[1]))
+    for block in (slice(first, first + size) for first in range(0, len(rows), size)):
+        queries = references.vectors[rows[block]]
+        similarity = means.dot(queries) / lengths
+        others = counts[block] * np.stack([means.take(category) for category in own[block]]) - queries
+        others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
+        without = np.einsum("nd,nd->n", queries, others)
+        similarity[np.arange(len(queries)), own[block]] = -np.inf
+        right += int(np.count_nonzero(without > similarity.max(axis=1)))
+    return right / len(rows)
 
 
 def _connected(links: Pairs) -> Scenes:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,7 +175,7 @@ def _without(references: References, dropped: Collection[Key]) -> References:
         vectors=vectors,
         starts=starts,
         norms=np.array(
-            [np.linalg.norm(part.mean(axis=0)) for part in np.split(vectors, starts[1:-1])], dtype=np.float32
+            [np.linalg.norm(vectors[a:b].mean(axis=0)) for a, b in pairwise(starts.tolist())], dtype=np.float32
         ),
         hashes=tuple(digest for digest, keep in zip(references.hashes, kept, strict=True) if keep),
         sources=tuple(source for source, keep in zip(references.sources, kept, strict=True) if keep),

@@ -321,8 +321,8 @@ def intent_payload(
 
 
 def calibrated_revision(calibration: Mapping[str, Any] | None) -> int | None:
-    """Largest ``rev`` that a calibration was made from; ``None`` for none, and for one of another format."""
+    """Largest ``rev`` that a calibration was made from; ``None`` for none, one of another format, or damaged."""
     if not calibration or calibration.get("format") not in READABLE_CALIBRATIONS:
         return None
-    revision: int = calibration["revision"]
-    return revision
+    revision = calibration.get("revision")
+    return revision if isinstance(revision, int) else None

@@ -88,7 +88,7 @@ class Generation:
         return make_plan(
             names,
             stored,
-            confusions(fitted[1], fitted[0].aggregations) if fitted else Confusions(),
+            confusions(fitted[1], fitted[0].classwise or fitted[0].aggregations) if fitted else Confusions(),
             self._settings,
             per_category=per_category,
             budget=budget or Budget(),

@@ -84,7 +84,8 @@ def leave_one_out(
     images = _evenly(_images(references), most)
     if not images or len(category_names(references)) < 2:
         return None
-    return _left_out(references, images, scenes(references, images), aggregations, top_m, backgrounds or {})
+    together = scenes(references, images)
+    return _left_out(references, _rows(references), images, together, aggregations, top_m, backgrounds or {})
 
 
 def each_left_out(
@@ -106,18 +107,27 @@ def each_left_out(
     images = sorted(_images(references))
     if len(category_names(references)) < 2:
         return
-    together = scenes(references, images)
+    together, rows = scenes(references, images), _rows(references)
     for first in range(0, len(images), most):
         block = images[first : first + most]
-        yield _left_out(references, block, together, aggregations, top_m, backgrounds or {})
+        yield _left_out(references, rows, block, together, aggregations, top_m, backgrounds or {})
 
 
 def _images(references: Mapping[str, References]) -> set[Key]:
     return {key for found in image_experts(references).values() for key in found.keys}
 
 
+def _rows(references: Mapping[str, References]) -> dict[str, dict[Key, int]]:
+    """By encoder, the row of each reference image."""
+    return {
+        encoder_and_modality(expert)[0]: {key: row for row, key in enumerate(found.keys)}
+        for expert, found in image_experts(references).items()
+    }
+
+
 def _left_out(
     references: Mapping[str, References],
+    rows: Mapping[str, Mapping[Key, int]],
     images: Sequence[Key],
     together: Scenes,
     aggregations: Sequence[str],
@@ -126,10 +136,6 @@ def _left_out(
 ) -> LeftOut:
     """Score some images: at least one, of a store with at least two categories."""
     categories = tuple(category_names(references))
-    rows = {
-        encoder_and_modality(expert)[0]: {key: row for row, key in enumerate(found.keys)}
-        for expert, found in image_experts(references).items()
-    }
     alike: dict[str, Pairs] = {encoder: set() for encoder in rows}
     scored = {}
     for expert, by_expert in references.items():

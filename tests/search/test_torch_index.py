@@ -165,6 +165,9 @@ def test_on_a_cpu_torch_makes_the_products_only() -> None:
     index = module.build(of_sizes([3]), IndexSpec("torch", "cpu"))
     assert isinstance(index, NumpyIndex)
     assert index.product is product
+    expert = Expert.of("clip:image", index.references.names, dict.fromkeys(index.references.names, 0))
+    found = index.search(index.references.vectors[:1], 1, expert)
+    assert found.product is product  # class means are multiplied by the same threads
 
 
 # ---- changes

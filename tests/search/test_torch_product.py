@@ -9,13 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from zsvec.search import numpy_index
+from zsvec.method.similarities import product as by_numpy
 from zsvec.search import torch_index as module
 from zsvec.search.torch_index import product
 
 Floats = NDArray[np.float32]
 
-PRODUCTS = [numpy_index.product, product]
+PRODUCTS = [by_numpy, product]
 
 
 def normal(*shape: int) -> Floats:

@@ -184,5 +184,5 @@ def aggregate_experts(
 def _classwise(found: SearchResult, expert: ExpertSimilarities, background: Background) -> dict[str, Floats]:
     means = cast("ClassMeans", expert.class_means())  # they are there where every reference was compared
     dots = expert.similarities.aggregate("mean", 1)
-    centred, gda = class_similarities(found.queries[expert.encoder], dots, means, background)
+    centred, gda = class_similarities(found.queries[expert.encoder], dots, means, background, expert.product)
     return {CENTRED: centred, GDA: gda}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from zsvec.method.background import FEWEST, Background
 from zsvec.method.calibration import CENTRED, GDA
 from zsvec.method.class_means import ClassMeans, Seen
-from zsvec.method.similarities import References
+from zsvec.method.similarities import Product, References, product
 
 Floats = NDArray[np.float32]
 
@@ -121,7 +121,13 @@ def _residuals(references: References) -> Iterator[Floats]:
 
 
 def class_similarities(
-    queries: Floats, dots: Floats, means: ClassMeans, background: Background, *, once: bool = False
+    queries: Floats,
+    dots: Floats,
+    means: ClassMeans,
+    background: Background,
+    product: Product = product,
+    *,
+    once: bool = False,
 ) -> tuple[Floats, Floats]:
     """The centred prototype and the discriminant of each category.
 
@@ -130,6 +136,7 @@ def class_similarities(
         dots: float32 ``(n_images, n_categories)``, their dot products with the means: the mean similarities.
         means: Of the references of an image expert.
         background: Of the expert.
+        product: Multiplies matrices.
         once: Whether nothing else will be asked from this background, so that nothing is to be kept for it.
 
     Returns:
@@ -139,7 +146,7 @@ def class_similarities(
     """
     offsets = queries - background.mean
     lengths, of_centre = np.linalg.norm(offsets, axis=1), queries @ background.mean
-    along = offsets @ background.basis.T * (background.along - np.float32(background.elsewhere))
+    along = product(offsets, background.basis) * (background.along - np.float32(background.elsewhere))
     centred, gda = np.empty_like(dots), np.empty_like(dots)
     first = 0
     for block in means.blocks:
@@ -147,7 +154,7 @@ def class_similarities(
         seen = Seen.of(block, background) if once else block.seen_from(background)
         inner = dots[:, columns] - of_centre[:, None] - seen.centre
         centred[:, columns] = inner / np.maximum(lengths[:, None] * seen.lengths, np.float32(1e-12))
-        ratios = np.float32(background.elsewhere) * inner + along @ seen.along.T
+        ratios = np.float32(background.elsewhere) * inner + product(along, seen.along)
         gda[:, columns] = seen.trust * ratios - seen.halves
     return centred, gda
 

@@ -18,6 +18,13 @@ from zsvec.types import Modality, Neighbor, encoder_and_modality
 Floats = NDArray[np.float32]
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
+Product = Callable[[Floats, Floats], Floats]
+"""Dot products of all rows of two matrices, float32 ``(n, dim)`` and ``(m, dim)``: float32 ``(n, m)``."""
+
+
+def product(a: Floats, b: Floats) -> Floats:
+    """A `Product` by numpy."""
+    return a @ b.T
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ class ExpertSimilarities:
         nearest: For each image its nearest references, nearest first.
         class_means: Gives the mean references of the covered categories, in the order of the coverage; ``None`` where
             the search did not read the vectors of every category.
+        product: Multiplies matrices by the threads that the search takes.
     """
 
     name: str
@@ -141,6 +149,7 @@ class ExpertSimilarities:
     similarities: Compared
     nearest: Sequence[tuple[Neighbor, ...]]
     class_means: Callable[[], ClassMeans | None] = field(default=lambda: None, compare=False, repr=False)
+    product: Product = field(default=product, compare=False, repr=False)
 
     @property
     def encoder(self) -> str:

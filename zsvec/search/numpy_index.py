@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,14 +10,9 @@ from numpy.typing import NDArray
 
 from zsvec.method.aggregation import Similarities
 from zsvec.method.linalg import largest
-from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
+from zsvec.method.similarities import ExpertSimilarities, Product, References, SearchResult, product
 from zsvec.search.base import Expert, IndexSpec, Vectors
 from zsvec.types import Neighbor
-
-
-def product(a: Vectors, b: Vectors) -> Vectors:
-    """Dot products of all rows of two matrices, float32 ``(n, m)``."""
-    return a @ b.T
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +25,7 @@ class NumpyIndex:
     """
 
     references: References
-    product: Callable[[Vectors, Vectors], Vectors] = product
+    product: Product = product
 
     def updated(self, references: References, changed: Collection[str]) -> NumpyIndex:
         """See `Index`."""
@@ -49,6 +44,7 @@ class NumpyIndex:
             similarities=Similarities(values, references.starts, np.diff(references.starts), references.norms, bound),
             nearest=neighbors(references, rows, cosines),
             class_means=references.sum_up,
+            product=self.product,
         )
 
 

@@ -22,7 +22,7 @@ from torch.nn.functional import conv2d
 from zsvec.errors import StoreError
 from zsvec.method.aggregation import cosine_to_mean
 from zsvec.method.similarities import ExpertSimilarities, References
-from zsvec.search import numpy_index
+from zsvec.method.similarities import product as by_numpy
 from zsvec.search.base import Expert, Index, IndexSpec, Vectors
 from zsvec.search.numpy_index import NumpyIndex, neighbors
 
@@ -67,7 +67,7 @@ def product(a: Vectors, b: Vectors) -> Vectors:
         float32 ``(n, m)``.
     """
     if len(a) < _FEW or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return numpy_index.product(a, b)
+        return by_numpy(a, b)
     kernels = torch.from_numpy(np.array(a))[:, :, None, None]
     pixels = torch.from_numpy(b)[None, :, None, :].permute(0, 3, 1, 2)
     out = np.empty((len(a), len(b)), dtype=np.float32)
@@ -211,6 +211,7 @@ class TorchIndex:
             similarities=TorchSimilarities(self, values),
             nearest=neighbors(self.references, rows.astype(np.intp), cosines),
             class_means=self.references.sum_up,
+            product=product,
         )
 
 

@@ -5,27 +5,34 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageColor, ImageSequence
+from typer.testing import CliRunner
 
 import zsvec
 from tests.store.support import fast_folder
 from zsvec.classifier import Classifier
 from zsvec.config import Settings
 from zsvec.generation.access import SWITCH_VARIABLE
+from zsvec.inputs.categories import CategoryInput
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
 from zsvec.trust import trust
 from zsvec.types import Category
 
 __all__ = [
+    "COLOURS",
     "REUSING",
     "Reusing",
     "coloured",
+    "coloured_set",
+    "coloured_store",
     "encode",
     "fast_folder",
     "isolated",
@@ -165,3 +172,38 @@ def coloured(colour: str, seed: int) -> Image.Image:
     """A picture of one colour, more or less; pictures of a colour are more like each other than like others."""
     noise = np.random.default_rng(seed).integers(-60, 61, (6, 8, 3))
     return Image.fromarray(np.clip(ImageColor.getrgb(colour) + noise, 0, 255).astype(np.uint8))
+
+
+COLOURS = ("blue", "green", "red")
+
+
+def coloured_set(references: int, photos: int) -> Path:
+    """A folder with so many references and photos of each colour, and two photos of none."""
+    folder = Path("colours")
+    for part, seeds in (("references", range(references)), ("photos", range(100, 100 + photos))):
+        for colour in COLOURS:
+            (folder / part / colour).mkdir(parents=True)
+            for seed in seeds:
+                (folder / part / colour / f"{seed}.png").write_bytes(encode(coloured(colour, seed)))
+    (folder / "unknown").mkdir()
+    for seed in range(2):
+        (folder / "unknown" / f"{seed}.png").write_bytes(encode(coloured("white", seed)))
+    return folder
+
+
+@contextmanager
+def coloured_store(images: int) -> Iterator[Classifier]:
+    """A store in memory with so many images of each colour."""
+    with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
+        classifier.add_categories(
+            CategoryInput(name=colour, images=[coloured(colour, 1000 * i + seed) for seed in range(images)])
+            for i, colour in enumerate(COLOURS)
+        )
+        yield classifier
+
+
+def run_script(script: ModuleType, *arguments: Any) -> str:
+    """What a script with an ``app`` prints, if it succeeds."""
+    result = CliRunner().invoke(script.app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout

@@ -9,17 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from tests.support import coloured, encode, fast_folder, isolated, two_encoders  # noqa: F401
+from tests.support import coloured_set, fast_folder, isolated, run_script, two_encoders  # noqa: F401
 from zsvec.encoders import EncoderSet
 from zsvec.method.fusion import STRATEGIES
 
-COLOURS = ("blue", "green", "red")
 EXPERTS = ("clip:image", "clip:text", "dino:image")
 SCRIPT = Path(__file__).parents[1] / "scripts" / "compare_fusion.py"
 
@@ -46,23 +43,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @pytest.fixture
 def folder() -> Path:
-    """Three references and two photos of each colour, and two photos of none."""
-    folder = Path("colours")
-    for part, seeds in (("references", range(3)), ("photos", range(100, 102))):
-        for colour in COLOURS:
-            (folder / part / colour).mkdir(parents=True)
-            for seed in seeds:
-                (folder / part / colour / f"{seed}.png").write_bytes(encode(coloured(colour, seed)))
-    (folder / "unknown").mkdir()
-    for seed in range(2):
-        (folder / "unknown" / f"{seed}.png").write_bytes(encode(coloured("white", seed)))
-    return folder
-
-
-def run(script: ModuleType, *arguments: Any) -> str:
-    result = CliRunner().invoke(script.app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return coloured_set(3, 2)
 
 
 def test_a_set_is_embedded_once_and_remembered(script: ModuleType, folder: Path) -> None:
@@ -102,7 +83,7 @@ def test_a_set_is_embedded_once_and_remembered(script: ModuleType, folder: Path)
 
 
 def test_strategies(script: ModuleType, folder: Path) -> None:
-    lines = run(script, "strategies", folder, "--references", 1, "--references", 3, "--draws", 2, "--json")
+    lines = run_script(script, "strategies", folder, "--references", 1, "--references", 3, "--draws", 2, "--json")
     found = [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
     rows = len(EXPERTS) + 2 * len(STRATEGIES)
     assert [(o["references"], o["draws"]) for o in found] == [(1, 2)] * rows + [(3, 1)] * rows
@@ -119,7 +100,7 @@ def test_strategies_for_people_without_unknown_images(script: ModuleType, folder
     for path in (folder / "unknown").iterdir():
         path.unlink()
     (folder / "unknown").rmdir()
-    out = run(script, "strategies", folder, "--references", 2, "--references", 99, "--draws", 1)
+    out = run_script(script, "strategies", folder, "--references", 2, "--references", 99, "--draws", 1)
     assert "colours: top-1 % / AUROC / ECE %" in out
     assert "2 references, 1 draw" in out
     assert "99 references" not in out
@@ -128,7 +109,7 @@ def test_strategies_for_people_without_unknown_images(script: ModuleType, folder
 
 
 def test_coverage(script: ModuleType, folder: Path) -> None:
-    out = run(script, "coverage", folder, "--text-only", 1, "--draws", 2)
+    out = run_script(script, "coverage", folder, "--text-only", 1, "--draws", 2)
     assert "2 categories with images and a text, 1 with a text alone; mean of 2 draws" in out
     rows = {words[0]: words[1:] for line in out.splitlines() if (words := line.split())}
     for strategy in STRATEGIES:

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.support import coloured, encode, isolated, two_encoders  # noqa: F401
+from tests.support import COLOURS, coloured_set, isolated, run_script, two_encoders  # noqa: F401
 from zsvec.encoders import EncoderSet
 
-COLOURS = ("blue", "green", "red")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -31,23 +30,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def folder() -> Path:
-    """Six references and six photos of each colour, and two photos of none."""
-    folder = Path("colours")
-    for part, seeds in (("references", range(6)), ("photos", range(100, 106))):
-        for colour in COLOURS:
-            (folder / part / colour).mkdir(parents=True)
-            for seed in seeds:
-                (folder / part / colour / f"{seed}.png").write_bytes(encode(coloured(colour, seed)))
-    (folder / "unknown").mkdir()
-    for seed in range(2):
-        (folder / "unknown" / f"{seed}.png").write_bytes(encode(coloured("white", seed)))
-    return folder
-
-
-def run(script: ModuleType, *arguments: Any) -> str:
-    result = CliRunner().invoke(script.app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return coloured_set(6, 6)
 
 
 def titles(images: Any, *counts: int, seed: int = 0) -> dict[str, tuple[Any, list[np.ndarray]]]:
@@ -163,7 +146,7 @@ def test_figures_by_hand() -> None:
 
 def test_conditions(script: ModuleType, folder: Path) -> None:
     options = ("--references", 3, "--draws", 2, "--strategy", "transductive", "--json")
-    lines = [json.loads(line) for line in run(script, folder, *options).splitlines()]
+    lines = [json.loads(line) for line in run_script(script, folder, *options).splitlines()]
     assert len(lines) == 2 * (7 + 4 + 2 + 4)
     assert [line["strategy"] for line in lines] == ["log_linear_views", "transductive"] * 17
     for line in lines:
@@ -184,7 +167,7 @@ def test_conditions(script: ModuleType, folder: Path) -> None:
 
 
 def test_conditions_for_people(script: ModuleType, folder: Path) -> None:
-    out = run(script, folder, "--references", 1, "--draws", 1, "--strategy", "log_linear_gda")
+    out = run_script(script, folder, "--references", 1, "--draws", 1, "--strategy", "log_linear_gda")
     assert "colours, 1 draws; ± is a standard error, Δ the gain over log_linear_views" in out
     assert "1 reference, skewed batches of 64" in out
     assert "nan" not in out

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import zsvec
-from tests.support import coloured, isolated, photo  # noqa: F401
-from zsvec import CategoryInput
+from tests.support import COLOURS, coloured, coloured_store, isolated, photo  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.drift import FAR, FEWEST, PARTS, WINDOW, Drift
 from zsvec.flow import Flow, StreamStats
@@ -106,16 +105,9 @@ def test_whoever_handles_the_warning_may_ask_for_the_statistics() -> None:
     assert [stats.drift for stats in seen] == [pytest.approx(0.95)]
 
 
-COLOURS = ("blue", "green", "red")
-
-
 @pytest.fixture
 def clf() -> Iterator[Classifier]:
-    with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
-        classifier.add_categories(
-            CategoryInput(name=colour, images=[coloured(colour, 1000 * i + seed) for seed in range(30)])
-            for i, colour in enumerate(COLOURS)
-        )
+    with coloured_store(30) as classifier:
         yield classifier
 
 

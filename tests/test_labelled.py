@@ -9,24 +9,17 @@ import pytest
 from PIL import Image
 
 import zsvec
-from tests.support import coloured, isolated, photo  # noqa: F401
-from zsvec import CategoryInput
+from tests.support import COLOURS, coloured, coloured_store, isolated, photo  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.errors import ImageError, InvalidInputError, StoreError
 from zsvec.method.calibration import Calibration
 from zsvec.method.fit import fit_calibration
 from zsvec.testing import HashEncoder
 
-COLOURS = ("blue", "green", "red")
-
 
 @pytest.fixture
 def clf() -> Iterator[Classifier]:
-    with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
-        classifier.add_categories(
-            CategoryInput(name=colour, images=[coloured(colour, 1000 * i + seed) for seed in range(10)])
-            for i, colour in enumerate(COLOURS)
-        )
+    with coloured_store(10) as classifier:
         yield classifier
 
 

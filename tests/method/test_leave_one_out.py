@@ -13,7 +13,7 @@ from zsvec.method.calibration import LOG_COUNT
 from zsvec.method.gda import Removal, learn_background
 from zsvec.method.gda import left_out as classwise_left_out
 from zsvec.method.leave_one_out import LeftOut, leave_one_out
-from zsvec.method.scenes import TWIN, scenes
+from zsvec.method.scenes import TWIN, image_rows, scenes
 from zsvec.method.similarities import References
 
 NAN = np.nan
@@ -57,7 +57,8 @@ def similarity(query: np.ndarray, kept: Sequence[np.ndarray], method: str, m: in
 
 def naive(experts: Mapping[str, Vectors], expert: str, method: str, m: int) -> np.ndarray:
     """One image at a time: without it and its scene, aggregate what is left, in double precision."""
-    together = scenes(laid_out(experts), all_images(experts))
+    stored = laid_out(experts)
+    together = scenes(stored, image_rows(stored), all_images(experts))
     encoder, _, modality = expert.rpartition(":")
     categories = sorted({name for vectors in experts.values() for name in vectors})
     rows = []

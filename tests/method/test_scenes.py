@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from tests.method.material import Vectors, clusters, references, stores
 from zsvec.method import scenes as module
 from zsvec.method.leave_one_out import leave_one_out
-from zsvec.method.scenes import TWIN, scenes
+from zsvec.method.scenes import TWIN, image_rows, scenes
 
 Keys = Sequence[tuple[str, str]]
 
@@ -22,7 +22,7 @@ def keys_of(experts: Mapping[str, Vectors]) -> Keys:
 
 def found(experts: Mapping[str, Vectors], images: Keys | None = None) -> dict[tuple[str, str], set[str]]:
     stored = {expert: references(vectors) for expert, vectors in experts.items()}
-    together = scenes(stored, keys_of(experts) if images is None else images)
+    together = scenes(stored, image_rows(stored), keys_of(experts) if images is None else images)
     return {key: same - {key[1]} for key, same in together.items()}
 
 
@@ -35,7 +35,7 @@ def doubtful(experts: Mapping[str, Vectors]) -> set[tuple[str, str]]:
 def test_groups_join_the_scenes_that_are_found() -> None:
     images = bursts(np.random.default_rng(1), "abcd", 6, 3)
     stored = {"clip:image": references(images, {"00": "x", "11": "x", "50": "y"})}
-    together = scenes(stored, keys_of({"clip:image": images}))
+    together = scenes(stored, image_rows(stored), keys_of({"clip:image": images}))
     scene = {f"{i}{j}" for i in range(2) for j in range(3)}
     for name in "abcd":
         assert together[name, "00"] == together[name, "12"] == scene
@@ -165,7 +165,7 @@ def test_memory_does_not_grow_with_images_times_categories(monkeypatch: pytest.M
     stored = {name: references(images) for name in ("clip:image", "dino:image")}
     keys = keys_of({"clip:image": images})
     tracemalloc.start()
-    scenes(stored, keys)
+    scenes(stored, image_rows(stored), keys)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 30e6  # 4,000 times 2,000 cosines take 32e6 bytes

@@ -20,7 +20,7 @@ from zsvec.method.background import Background
 from zsvec.method.calibration import CENTRED, GDA, LOG_COUNT
 from zsvec.method.class_means import ClassMeans
 from zsvec.method.gda import class_similarities
-from zsvec.method.similarities import ExpertSimilarities, SearchResult
+from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 
 Floats = NDArray[np.float32]
 
@@ -44,6 +44,17 @@ class Similarities:
     counts: NDArray[np.intp]
     norms: Floats
     bound: Floats
+
+    @classmethod
+    def of_all(cls, values: Floats, references: References) -> Similarities:
+        """To all references of an expert.
+
+        Args:
+            values: float32 ``(n_images, n_references)``.
+            references: Of the expert.
+        """
+        bound = np.full(len(values), -1, dtype=np.float32)
+        return cls(values, references.starts, np.diff(references.starts), references.norms, bound)
 
     @property
     def present(self) -> NDArray[np.intp]:

@@ -244,7 +244,7 @@ def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:
         sample: Left-out images.
     """
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
-    complete = (np.isnan(evidence) == ~sample.coverage[:, None]).all(axis=(0, 2))
+    complete = sample.complete(evidence)
     if not complete.any():
         return None
     probabilities = softmax(log_linear(evidence[:, complete], list(sample.aggregations), pool.neutral))

@@ -5,8 +5,8 @@ by the directions in which images of one category differ little (Wang et al., "A
 training-free CLIP-based adaptation", ICLR 2024, equations 5 to 7). From about three references a category on they are
 better than the nearest references.
 
-What they need beyond the means is the *background* of an expert. It is learned when the store is calibrated, and stays
-as it is until the next calibration: so a category that is added takes its mean alone, and every process answers the
+What they need beyond the means is the *background* of an expert. It is learned by a calibration, and stays as it is
+while the references hardly change: so a category that is added takes its mean alone, and every process answers the
 same. Of the directions that tell images of a category apart, those that do so most are kept with the store.
 """
 
@@ -82,7 +82,7 @@ def learn_background(references: References) -> Background | None:
         between=0.0,
         references=n,
     )
-    apart = np.concatenate([background.square(block.means - background.mean) for block in blocks])
+    apart = _apart(background, references.class_means)
     between = max(float((apart - within / counts).mean()), _LEAST * float(apart.mean()))
     return replace(background, between=between)
 
@@ -104,9 +104,14 @@ def describes(background: Background, references: References) -> bool:
     owner = np.searchsorted(references.starts, rows, side="right") - 1
     residuals = references.vectors[rows] - np.stack([means.take(category) for category in owner])
     within = float(background.square(residuals).mean()) * n / max(1, n - len(means)) / background.within
-    apart = float(np.concatenate([background.square(block.means - background.mean) for block in means.blocks]).mean())
+    apart = float(_apart(background, means).mean())
     apart /= background.between + background.within * float((1 / means.counts).mean())
     return max(abs(within - 1), abs(apart - 1)) <= _OTHERS
+
+
+def _apart(background: Background, means: ClassMeans) -> NDArray[np.float64]:
+    """Squared Mahalanobis distance of each mean from that of the background."""
+    return np.concatenate([background.square(block.means - background.mean) for block in means.blocks])
 
 
 def _residuals(references: References) -> Iterator[Floats]:

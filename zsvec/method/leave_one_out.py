@@ -17,8 +17,8 @@ from zsvec.method.aggregation import Similarities
 from zsvec.method.background import Background
 from zsvec.method.calibration import LOG_COUNT
 from zsvec.method.gda import Removal, left_out
-from zsvec.method.scenes import TWIN, Key, Pairs, Scenes, agreed, scenes
-from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.method.scenes import TWIN, Key, Pairs, Scenes, agreed, image_rows, scenes
+from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
 
 Floats = NDArray[np.float32]
@@ -48,6 +48,15 @@ class LeftOut:
     aggregations: Mapping[str, Mapping[str, Floats]]
     hashes: tuple[str, ...] = ()
     copies: Mapping[Key, set[Key]] = field(default_factory=dict)
+
+    def complete(self, evidence: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which images every expert says something of, in every category that it covers; bool ``(n_images,)``.
+
+        Args:
+            evidence: float64 ``(n_experts, n_images, n_categories)``, NaN where nothing is said.
+        """
+        whole: NDArray[np.bool_] = (np.isnan(evidence) == ~self.coverage[:, None]).all(axis=(0, 2))
+        return whole
 
     def uneven(self, expert: str) -> bool:
         """Whether the categories of an image expert have unequal numbers of references."""
@@ -81,11 +90,12 @@ def leave_one_out(
     Returns:
         The similarities, or ``None`` if there is no reference image or no second category.
     """
-    images = _evenly(_images(references), most)
+    rows = image_rows(references)
+    images = _evenly(set().union(*rows.values()), most)
     if not images or len(category_names(references)) < 2:
         return None
-    together = scenes(references, images)
-    return _left_out(references, _rows(references), images, together, aggregations, top_m, backgrounds or {})
+    together = scenes(references, rows, images)
+    return _left_out(references, rows, images, together, aggregations, top_m, backgrounds or {})
 
 
 def each_left_out(
@@ -104,25 +114,14 @@ def each_left_out(
         most: Images in memory at once.
         backgrounds: As in `leave_one_out`.
     """
-    images = sorted(_images(references))
+    rows = image_rows(references)
+    images = sorted(set().union(*rows.values()))
     if len(category_names(references)) < 2:
         return
-    together, rows = scenes(references, images), _rows(references)
+    together = scenes(references, rows, images)
     for first in range(0, len(images), most):
         block = images[first : first + most]
         yield _left_out(references, rows, block, together, aggregations, top_m, backgrounds or {})
-
-
-def _images(references: Mapping[str, References]) -> set[Key]:
-    return {key for found in image_experts(references).values() for key in found.keys}
-
-
-def _rows(references: Mapping[str, References]) -> dict[str, dict[Key, int]]:
-    """By encoder, the row of each reference image."""
-    return {
-        encoder_and_modality(expert)[0]: {key: row for row, key in enumerate(found.keys)}
-        for expert, found in image_experts(references).items()
-    }
 
 
 def _left_out(
@@ -136,12 +135,13 @@ def _left_out(
 ) -> LeftOut:
     """Score some images: at least one, of a store with at least two categories."""
     categories = tuple(category_names(references))
-    alike: dict[str, Pairs] = {encoder: set() for encoder in rows}
+    alike: dict[str, Pairs] = {expert: set() for expert in rows}
     scored = {}
     for expert, by_expert in references.items():
         encoder, modality = encoder_and_modality(expert)
-        queries = references[expert_name(encoder, "image")].vectors if encoder in rows else by_expert.vectors[:0]
-        row = np.array([rows.get(encoder, {}).get(key, -1) for key in images], dtype=np.intp)
+        asked = expert_name(encoder, "image")
+        queries = references[asked].vectors if asked in rows else by_expert.vectors[:0]
+        row = np.array([rows.get(asked, {}).get(key, -1) for key in images], dtype=np.intp)
         names = (*aggregations, LOG_COUNT) if modality == "image" else aggregations
         scored[expert] = {name: np.full((len(images), len(categories)), np.nan, np.float32) for name in names}
         columns = np.searchsorted(categories, by_expert.names)
@@ -151,7 +151,7 @@ def _left_out(
             block = embedded[first : first + size]
             values = queries[row[block]] @ by_expert.vectors.T
             if modality == "image":
-                alike[encoder] |= _alike_elsewhere(by_expert, values, row[block])
+                alike[expert] |= _alike_elsewhere(by_expert, values, row[block])
             found = _score(by_expert, values, row[block] if modality == "image" else None, together, names, top_m)
             for name, similarity in found.items():
                 scored[expert][name][np.ix_(block, columns)] = similarity
@@ -163,7 +163,7 @@ def _left_out(
         images = [key for key in images if key not in copies]
         scored = {expert: {name: found[sure] for name, found in by.items()} for expert, by in scored.items()}
     for expert, background in backgrounds.items():
-        row_of = rows[encoder_and_modality(expert)[0]]
+        row_of = rows[expert]
         removals = _removals(references[expert], row_of, images, together)
         ordered = sorted(removals, key=lambda i: int(removals[i].rows[0]))
         columns = np.searchsorted(categories, references[expert].names)
@@ -247,8 +247,7 @@ def _score(
         aggregations: As in `leave_one_out`.
         top_m: As in `leave_one_out`.
     """
-    bound = np.full(len(values), -1, dtype=np.float32)
-    every = Similarities(values, references.starts, np.diff(references.starts), references.norms, bound)
+    every = Similarities.of_all(values, references)
     found = {name: _aggregated(every, name, top_m) for name in aggregations}
     if itself is not None:
         own = np.searchsorted(references.starts, itself, side="right") - 1

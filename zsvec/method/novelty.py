@@ -106,10 +106,10 @@ def ranks(logits: Logits, nearest: NDArray[np.intp]) -> Doubles:
         nearest: int ``(n_images,)``, the category of the largest evidence: by the experts that cover it, it is ranked.
     """
     found = np.full(len(nearest), np.nan)
-    sets, of_category = covering_sets(logits.coverage)
+    sets, of_image = covering_sets(logits.coverage[:, nearest])
     for number, covering in enumerate(sets):
         if quantiles := logits.pool.quantiles.get(pattern(logits.experts, covering)):
-            chosen = of_category[nearest] == number
+            chosen = of_image == number
             below = np.searchsorted(quantiles, logits.pooled[chosen, nearest[chosen]])
             found[chosen] = below / (len(quantiles) + 1)
     return found

@@ -62,13 +62,7 @@ def _compared(
         ExpertSimilarities(
             name=expert,
             coverage=np.searchsorted(categories, found.names),
-            similarities=Similarities(
-                queries[encoder_and_modality(expert)[0]] @ found.vectors.T,
-                found.starts,
-                np.diff(found.starts),
-                found.norms,
-                np.full(len(next(iter(queries.values()))), -1, dtype=np.float32),
-            ),
+            similarities=Similarities.of_all(queries[encoder_and_modality(expert)[0]] @ found.vectors.T, found),
             nearest=(),
             class_means=found.sum_up,
         )

@@ -18,7 +18,7 @@ from zsvec.method.logits import logsumexp
 Doubles = NDArray[np.float64]
 
 _WIDEST = 20.0  # factor by which the evidence may change
-_SHRINKAGE = 4.0  # of the squared logarithm of the factor: a handful of images moves it little, a hundred freely
+_SHRINKAGE = 4.0  # of the squared logarithm of the factor: few images move it little, if none is a confident mistake
 
 
 def fit_scale(evidence: Doubles, labels: NDArray[np.intp]) -> float:

@@ -35,11 +35,21 @@ _ENOUGH = 512  # images of a category by which its median is told
 _BLOCK = 2**24  # similarities, or numbers of vectors, in memory at once
 
 
-def scenes(references: Mapping[str, References], images: Collection[Key]) -> Scenes:
+def image_rows(references: Mapping[str, References]) -> dict[str, dict[Key, int]]:
+    """By image expert, the row of each of its reference images."""
+    return {
+        expert: {key: row for row, key in enumerate(found.keys)} for expert, found in image_experts(references).items()
+    }
+
+
+def scenes(
+    references: Mapping[str, References], rows: Mapping[str, Mapping[Key, int]], images: Collection[Key]
+) -> Scenes:
     """The scenes of images that are to be left out.
 
     Args:
         references: By expert.
+        rows: Their `image_rows`.
         images: Reference images of any image expert.
 
     Returns:
@@ -47,7 +57,6 @@ def scenes(references: Mapping[str, References], images: Collection[Key]) -> Sce
     """
     experts = image_experts(references)
     wanted = sorted({name for name, _ in images})
-    rows = {expert: {key: row for row, key in enumerate(found.keys)} for expert, found in experts.items()}
     links = agreed({expert: set(_twins(found, wanted)) for expert, found in experts.items()}, rows)
     if experts:
         best = max(sorted(experts), key=lambda expert: _accuracy(experts[expert], rows[expert], images))
@@ -61,8 +70,8 @@ def agreed(pairs: Mapping[str, Pairs], images: Mapping[str, Collection[Key]]) ->
     """The pairs that are the same picture to each encoder that has both.
 
     Args:
-        pairs: By image expert or its encoder, those that it takes for the same picture.
-        images: By the same, all that it has, quick to be looked up.
+        pairs: By image expert, those that it takes for the same picture.
+        images: By image expert, all that it has, quick to be looked up.
     """
     every: Pairs = set().union(*pairs.values())
     for name, found in pairs.items():

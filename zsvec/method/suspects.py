@@ -95,7 +95,7 @@ Verdict = tuple[Key, float, str, bool]
 
 def _mislabelled(pool: LogLinear, sample: LeftOut) -> list[Verdict]:
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
-    told = (np.isnan(evidence) == ~sample.coverage[:, None]).all(axis=(0, 2))
+    told = sample.complete(evidence)
     told &= [(sample.categories[c], digest) not in sample.copies for c, digest in _labelled(sample)]
     if not told.any():
         return []

@@ -151,8 +151,7 @@ def _largest_evidence(
     own = evidence[:, images, labels]
     # What stands in the place of an image's own category is replaced below; a gap there is none of the expert's.
     evidence[:, images, labels] = np.where(sample.coverage[:, labels], np.nan_to_num(own), np.nan)
-    whole = (np.isnan(evidence) == ~sample.coverage[:, None]).all(axis=(0, 2))
-    complete = ~np.isnan(own[covering]).any(axis=0) & whole
+    complete = ~np.isnan(own[covering]).any(axis=0) & sample.complete(evidence)
     if not complete.any():
         return np.empty(0)
     evidence, own, labels = evidence[:, complete], own[:, complete], labels[complete]

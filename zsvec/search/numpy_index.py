@@ -35,13 +35,12 @@ class NumpyIndex:
         """See `Index`."""
         references = self.references
         values = self.product(queries, references.vectors)
-        bound = np.full(len(queries), -1, dtype=np.float32)
         rows = largest(values, nearest)
         cosines = np.take_along_axis(values, rows, axis=1)
         return ExpertSimilarities(
             name=expert.name,
             coverage=expert.coverage,
-            similarities=Similarities(values, references.starts, np.diff(references.starts), references.norms, bound),
+            similarities=Similarities.of_all(values, references),
             nearest=neighbors(references, rows, cosines),
             class_means=references.sum_up,
             product=self.product,

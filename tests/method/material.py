@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 from hypothesis import strategies as st
 
 from zsvec.method.aggregation import AGGREGATIONS, Similarities
+from zsvec.method.background import Background
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.class_means import ClassMeans
 from zsvec.method.fit import fit_calibration
@@ -91,6 +91,20 @@ def texts(rng: np.random.Generator, names: Sequence[str], dim: int = 16) -> Vect
     return {name: unit(rng, 1, dim) for name in names}
 
 
+def background(dim: int = 4, *, of_roots: bool = False) -> Background:
+    return Background(
+        mean=np.full(dim, 0.1, np.float32),
+        basis=np.eye(dim, dtype=np.float32)[:2],
+        along=np.array([2, 3], np.float32),
+        elsewhere=5.0,
+        weight=0.1,
+        within=2.0,
+        between=1.0,
+        references=9,
+        of_roots=of_roots,
+    )
+
+
 def pools(made: Calibration) -> tuple[LogLinear, LogLinear]:
     return made.plain, made.aggregations
 
@@ -126,7 +140,7 @@ def searched(
                     norms=stored.norms,
                     bound=np.full(len(values), -1 if bound is None else bound, dtype=np.float32),
                 ),
-                class_means=partial(getattr, stored, "class_means") if bound is None else lambda: None,
+                class_means=stored.sum_up if bound is None else lambda _: None,
                 nearest=[
                     tuple(Neighbor(stored.labels[j], float(row[j]), stored.sources[j]) for j in order)
                     for row, order in zip(values, near.tolist(), strict=True)

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.method.material import all_means, references
+from tests.method.material import all_means, background, references
 from zsvec.method import class_means as module
-from zsvec.method.background import Background
 from zsvec.method.class_means import ClassMeans
 from zsvec.method.similarities import References
 
@@ -24,19 +23,6 @@ def stored(counts: Counts) -> References:
 def drawn(name: str, n: int) -> Mapping[str, Sequence[float]]:
     rng = np.random.default_rng([ord(name), n])
     return {f"{name}{i}": vector.tolist() for i, vector in enumerate(rng.normal(size=(n, 4)))}
-
-
-def background(dim: int = 4) -> Background:
-    return Background(
-        mean=np.full(dim, 0.1, np.float32),
-        basis=np.eye(dim, dtype=np.float32)[:2],
-        along=np.array([2, 3], np.float32),
-        elsewhere=5.0,
-        weight=0.1,
-        within=2.0,
-        between=1.0,
-        references=9,
-    )
 
 
 def test_by_hand() -> None:
@@ -54,7 +40,6 @@ def test_seen_by_hand() -> None:
     found = ClassMeans.of("ab", np.array([[1.1, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 1.1]], np.float32), np.arange(3))
     (block,) = found.blocks
     seen = block.seen_from(background())
-    assert seen.centre == pytest.approx([0.1, 0.1])
     assert seen.along == pytest.approx(np.array([[1, 0], [0, 0]]))
     assert seen.lengths == pytest.approx([1, 1])
     assert seen.trust == pytest.approx([1 / 3, 1 / 3])  # 1 / (1 + 2 / 1)
@@ -64,16 +49,20 @@ def test_seen_by_hand() -> None:
 counts = st.dictionaries(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), st.integers(1, 3), min_size=1)
 
 
-@given(before=counts, after=counts, size=st.integers(1, 5))
-def test_after_a_change_they_are_those_of_the_new_references(before: Counts, after: Counts, size: int) -> None:
+@given(before=counts, after=counts, size=st.integers(1, 5), of_roots=st.booleans())
+def test_after_a_change_they_are_those_of_the_new_references(
+    before: Counts, after: Counts, size: int, of_roots: bool
+) -> None:
+    name = "root_means" if of_roots else "class_means"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK", size)
         old, new = stored(before), stored(after)
-        changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-        old_means = old.class_means
+        changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        old_means = getattr(old, name)
         new.succeed(old, changed)
-        got = new.__dict__["class_means"]
-        whole = ClassMeans.of(new.names, new.vectors, new.starts)
+        got = new.__dict__[name]
+        whole = ClassMeans.of(new.names, new.vectors, new.starts, of_roots=of_roots)
+    assert got.of_roots is of_roots
     np.testing.assert_array_equal(all_means(got), all_means(whole))
     np.testing.assert_array_equal(got.counts, whole.counts)
     assert got.counts.tolist() == [after[name] for name in sorted(after)]
@@ -95,5 +84,5 @@ def test_a_change_makes_one_block_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_means_that_nobody_asked_for_are_not_made() -> None:
     before, after = stored({"a": 1}), stored({"a": 1, "b": 2})
     after.succeed(before, {"b"})
-    assert "class_means" not in after.__dict__
+    assert not {"class_means", "root_means"} & after.__dict__.keys()
     assert after.class_means.counts.tolist() == [1, 2]

@@ -262,3 +262,21 @@ def test_expected_calibration_error_by_hand(
     probabilities: list[float], right: list[bool], bins: int, expected: float
 ) -> None:
     assert expected_calibration_error(probabilities, right, bins) == pytest.approx(expected, abs=1e-12)
+
+
+def test_categories_that_are_one_group_each_teach_nothing_of_means() -> None:
+    images = clusters(np.random.default_rng(3), dict.fromkeys("abcd", 6), 2.0)
+    by_hash = {digest: name for name, vectors in images.items() for digest in vectors}
+    for groups, learned in ((by_hash, False), ({k: k for k in by_hash}, True)):
+        made = fit_calibration(
+            {"clip:image": references(images, groups)},
+            {"clip:image": 0.1},
+            revision=0,
+            aggregation="top_mean",
+            top_m=5,
+            false_unknown_rate=0.05,
+        )
+        assert made is not None
+        calibration, _ = made
+        assert (calibration.classwise is not None, bool(calibration.backgrounds)) == (learned, learned)
+        assert calibration.aggregations.learned is learned

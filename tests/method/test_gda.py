@@ -58,22 +58,40 @@ def shrunk(total: np.ndarray, n: int, n_categories: int, held: tuple[float, floa
 
 
 def judged(queries: np.ndarray, stored: References, background: Background) -> tuple[np.ndarray, np.ndarray]:
-    images, means = queries.astype(np.float32), stored.class_means
-    found = class_similarities(images, means.dot(images), means, background)
-    for one, other in zip(
-        found, class_similarities(images, means.dot(images), means, background, once=True), strict=True
-    ):
+    images, means = queries.astype(np.float32), stored.sum_up(background)
+    found = class_similarities(images, means, background)
+    for one, other in zip(found, class_similarities(images, means, background, once=True), strict=True):
         np.testing.assert_array_equal(one, other)
     return found
 
 
+by_sign = pytest.mark.parametrize("of_roots", [False, True], ids=["of vectors", "of roots"])
+
+
+def positive(images: Vectors) -> Vectors:
+    """The same without negative components, as after a ReLU."""
+    return {name: {key: np.abs(v).tolist() for key, v in vectors.items()} for name, vectors in images.items()}
+
+
+def rooted(every: np.ndarray) -> np.ndarray:
+    """The definition, for vectors without negative components."""
+    assert every.min() >= 0
+    return np.sqrt(every) / np.sqrt(every.sum(axis=1, keepdims=True))
+
+
+@by_sign
 @pytest.mark.parametrize(("sizes", "dim"), [({"a": 4, "b": 3, "c": 6}, 16), ({"a": 30, "b": 9, "c": 21}, 6)])
-def test_discriminants_are_those_of_the_definition(sizes: Mapping[str, int], dim: int) -> None:
-    images = clusters(np.random.default_rng(1), sizes, 1.0, dim)
-    stored, (every, owner) = references(images), rows(images)
+def test_discriminants_are_those_of_the_definition(sizes: Mapping[str, int], dim: int, of_roots: bool) -> None:
+    images, others = (clusters(np.random.default_rng(s), n, 1.0, dim) for s, n in ((1, sizes), (2, {"x": 5})))
+    if of_roots:
+        images, others = positive(images), positive(others)
+    stored, (every, owner), asked = references(images), rows(images), rows(others)[0]
+    queries = asked
+    if of_roots:
+        every, queries = rooted(every), rooted(asked)
     background = learn_background(stored)
     assert background is not None
-    queries = rows(clusters(np.random.default_rng(2), {"x": 5}, 0.0, dim))[0]
+    assert background.of_roots is of_roots
     means, total = scatter(every, owner)
     covariance, centre, counts = shrunk(total, len(every), 3), means.mean(axis=0), np.bincount(owner)
     within = float(np.trace(total @ np.linalg.inv(covariance))) / (len(every) - 3)
@@ -82,17 +100,24 @@ def test_discriminants_are_those_of_the_definition(sizes: Mapping[str, int], dim
     assert (background.within, background.between) == pytest.approx((within, between), rel=1e-4)
     trusts = between / (between + within / counts)
     ratios, cosines = naive(queries, means, covariance, centre, trusts)
-    centred, gda = judged(queries, stored, background)
+    centred, gda = judged(asked, stored, background)
     np.testing.assert_allclose(gda, ratios, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(centred, cosines, atol=1e-5)
     assert {centred.dtype, gda.dtype} == {np.dtype(np.float32)}
 
 
+@by_sign
 @pytest.mark.parametrize(("sizes", "dim"), [({"a": 4, "b": 3, "c": 6}, 16), ({"a": 30, "b": 9, "c": 21}, 6)])
 @pytest.mark.parametrize("scene", [1, 2, 3])
-def test_leaving_out_is_refitting_with_mean_and_shrinkage_held(sizes: Mapping[str, int], dim: int, scene: int) -> None:
+def test_leaving_out_is_refitting_with_mean_and_shrinkage_held(
+    sizes: Mapping[str, int], dim: int, scene: int, of_roots: bool
+) -> None:
     images = clusters(np.random.default_rng(3), sizes, 1.0, dim)
+    if of_roots:
+        images = positive(images)
     stored, (every, owner) = references(images), rows(images)
+    if of_roots:
+        every = rooted(every)
     background = learn_background(stored)
     assert background is not None
     means, total = scatter(every, owner)
@@ -172,14 +197,16 @@ def test_blocks_and_rank_hardly_change_it(dim: int, monkeypatch: pytest.MonkeyPa
     assert rough.std() == pytest.approx(before.std(), rel=0.25)
 
 
-def test_a_background_is_kept_but_for_rounding() -> None:
-    stored = references(clusters(np.random.default_rng(9), dict.fromkeys("abc", 5), 1.0))
+@by_sign
+def test_a_background_is_kept_but_for_rounding(of_roots: bool) -> None:
+    images = clusters(np.random.default_rng(9), dict.fromkeys("abc", 5), 1.0)
+    stored = references(positive(images) if of_roots else images)
     background = learn_background(stored)
     assert background is not None
     assert background.references == 15
     read = Background.from_dict(background.to_dict())
     np.testing.assert_allclose(read.basis, background.basis, atol=5e-4)
-    for name in ("mean", "along", "elsewhere", "weight", "within", "between", "references"):
+    for name in ("mean", "along", "elsewhere", "weight", "within", "between", "references", "of_roots"):
         np.testing.assert_array_equal(getattr(read, name), getattr(background, name))
     queries = stored.vectors
     for before, after in zip(*(judged(queries, stored, b) for b in (background, read)), strict=True):
@@ -187,6 +214,21 @@ def test_a_background_is_kept_but_for_rounding() -> None:
     # Kept again and read anywhere, it is the same to the last bit; and where it was read, the same object.
     assert read.to_dict() == background.to_dict()
     assert Background.from_dict(json.loads(json.dumps(read.to_dict()))) is read
+
+
+def test_one_negative_component_is_enough_for_vectors_to_stay_what_they_are() -> None:
+    images = positive(clusters(np.random.default_rng(11), dict.fromkeys("abc", 4), 1.0, 8))
+    mixed = {**images, "a": {**images["a"], "a000": (-np.array(images["a"]["a000"])).tolist()}}
+    for stored, expected in ((images, True), (mixed, False)):
+        background = learn_background(references(stored))
+        assert background is not None
+        assert background.of_roots is expected
+
+
+def test_roots_keep_signs_and_have_unit_length() -> None:
+    found = background_module.roots(np.array([[0.36, -0.64, 0.0], [0, 0, 0]], np.float32))
+    assert found == pytest.approx(np.array([[0.6, -0.8, 0], [0, 0, 0]]))
+    assert found.dtype == np.float32
 
 
 def test_a_background_is_outdated_when_references_are_a_tenth_more_or_fewer() -> None:

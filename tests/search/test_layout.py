@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.method.material import all_means
+from tests.method.material import all_means, background
 from tests.search.support import (
     EVERYTHING,
     NAMES,
@@ -33,7 +33,7 @@ from tests.store.support import Hooked
 from zsvec.method.aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.searcher import Searcher
-from zsvec.store import Store, Write
+from zsvec.store import Reference, Store, Write
 from zsvec.store.base import Where
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -204,7 +204,11 @@ def test_statistics_by_hand() -> None:
     np.testing.assert_array_equal(all_means(found.class_means), np.array([[0.5, 0.5], [0.3, 0.9]], dtype=np.float32))
     assert found.class_means.counts.tolist() == [2, 2]
     assert found.class_means is found.class_means
-    assert found.sum_up() is found.class_means
+    assert found.root_means.dot(np.ones((1, 2), np.float32)) == pytest.approx(
+        np.array([[1, 0.5 + (0.6**0.5 + 0.8**0.5) / 1.4**0.5 / 2]]), abs=1e-6
+    )
+    assert found.sum_up(background(2)) is found.class_means
+    assert found.sum_up(background(2, of_roots=True)) is found.root_means
 
 
 def assert_statistics(searching: Searcher, state: State) -> None:
@@ -213,7 +217,7 @@ def assert_statistics(searching: Searcher, state: State) -> None:
     assert [expert.name for expert in found.experts] == sorted(expected)
     for expert in found.experts:
         assert (expert.encoder, expert.modality) == tuple(expert.name.split(":"))
-        statistics = expert.class_means()
+        statistics = expert.class_means(background(4))
         assert statistics is not None
         categories = [found.categories[position] for position in expert.coverage]
         assert all_means(statistics).dtype == np.float32
@@ -243,6 +247,35 @@ def test_statistics_are_those_of_what_is_committed(store: Store, writer: Store, 
     assert_statistics(searching, state)
 
 
+@pytest.mark.parametrize("way", ["numpy", "qdrant"])
+def test_means_of_roots_are_there_where_no_component_is_negative(store: Store, way: str) -> None:
+    state = {
+        name: [replace(r, vector=np.abs(r.vector)) for r in found]
+        for name, found in STATE.items()
+        if name in ("both", "many")
+    }
+    fill(store, state)
+    searching, taken = searcher(store, way), background(4, of_roots=True)
+    for expert in searching.search(queries(), nearest=1).experts:
+        found = expert.class_means(taken)
+        assert found is not None
+        expected = [
+            np.mean([np.sqrt(r.vector / r.vector.sum()) for r in state[name] if _expert(r) == expert.name], axis=0)
+            for name in ("both", "many")
+            if any(_expert(r) == expert.name for r in state[name])
+        ]
+        np.testing.assert_allclose(all_means(found), np.stack(expected), atol=1e-6)
+        assert expert.class_means(taken) is found
+    fill(store, {"odd": references(images=["negative"])})
+    # Whoever has the vectors can take their roots with a sign; means that were made before cannot be mended.
+    images = [e for e in searching.search(queries(), nearest=1).experts if e.modality == "image"]
+    assert [expert.class_means(taken) is not None for expert in images] == [way == "numpy"] * 2
+
+
+def _expert(reference: Reference) -> str:
+    return f"{reference.encoder}:{reference.modality}"
+
+
 @pytest.mark.parametrize(
     ("norms", "limit", "read"),
     [(True, 2, True), (False, 2, False), (False, EVERYTHING, True), (True, EVERYTHING, True)],
@@ -250,7 +283,7 @@ def test_statistics_are_those_of_what_is_committed(store: Store, writer: Store, 
 def test_qdrant_has_statistics_where_vectors_were_read(store: Store, norms: bool, limit: int, read: bool) -> None:
     fill(store, STATE)
     found = searcher(store, "qdrant", norms=norms, limit=limit).search(queries(), nearest=1)
-    assert [expert.class_means() is not None for expert in found.experts] == [read] * 3
+    assert [expert.class_means(background(4)) is not None for expert in found.experts] == [read] * 3
 
 
 def test_an_answer_keeps_the_statistics_of_its_state(store: Store) -> None:
@@ -260,7 +293,7 @@ def test_an_answer_keeps_the_statistics_of_its_state(store: Store) -> None:
         found = searching.search(queries(), nearest=1)
         add(store, "lynx", ["3"], replace=True)
         searching.search(queries(), nearest=1)
-        statistics = [expert.class_means() for expert in found.experts]
+        statistics = [expert.class_means(background(4)) for expert in found.experts]
         assert [kept.counts.tolist() for kept in statistics if kept] == [[2], [2]]
 
 
@@ -268,4 +301,4 @@ def test_answers_made_without_a_search_have_no_statistics() -> None:
     one = np.ones(1, dtype=np.float32)
     similarities = Similarities(one[None], np.array([0, 1]), np.array([1]), one, -one)
     nobody = ExpertSimilarities(name="a:b:text", coverage=np.array([0]), similarities=similarities, nearest=[])
-    assert (nobody.class_means(), nobody.encoder, nobody.modality) == (None, "a:b", "text")
+    assert (nobody.class_means(background(1)), nobody.encoder, nobody.modality) == (None, "a:b", "text")

@@ -193,7 +193,6 @@ def aggregate_experts(
 
 
 def _classwise(found: SearchResult, expert: ExpertSimilarities, background: Background) -> dict[str, Floats]:
-    means = cast("ClassMeans", expert.class_means())  # they are there where every reference was compared
-    dots = expert.similarities.aggregate("mean", 1)
-    centred, gda = class_similarities(found.queries[expert.encoder], dots, means, background, expert.product)
+    means = cast("ClassMeans", expert.class_means(background))  # they are there where every reference was compared
+    centred, gda = class_similarities(found.queries[expert.encoder], means, background, expert.product)
     return {CENTRED: centred, GDA: gda}

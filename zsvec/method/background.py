@@ -15,13 +15,31 @@ Floats = NDArray[np.float32]
 
 FEWEST = 3
 """References that every category has where a background is learned."""
+_SHORTEST = np.float32(1e-12)  # length of a vector that has a direction
 _LARGEST_RANK = 256  # of a background that is kept with a store
 _GROWTH = 0.1  # of the number of references, from where on it is learned anew
+
+
+def roots(vectors: Floats) -> Floats:
+    """The square roots of the components of vectors, each with its sign, as unit rows; float32 of the same shape.
+
+    What networks end with that have no negative outputs (after a ReLU, averaged) is skew: most are near zero, few are
+    large. Their roots are more like normally distributed, which is what a discriminant takes them for (Yang, Liu & Xu,
+    "Free lunch for few-shot learning: distribution calibration", ICLR 2021, equation 3, with λ = 1/2).
+
+    Args:
+        vectors: float32 ``(..., dim)``.
+    """
+    found = np.copysign(np.sqrt(np.abs(vectors)), vectors)
+    found /= np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), _SHORTEST)
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Background:
     """The mean of the categories, and the precision (the inverse covariance) of images around the mean of theirs.
+
+    Images are their vectors, or the `roots` of these.
 
     The precision is ``elsewhere`` in all directions but those of the basis, in which images of a category differ most.
 
@@ -34,6 +52,7 @@ class Background:
         within: Mean squared Mahalanobis distance of a reference from the mean of its category.
         between: Mean squared Mahalanobis distance of that from the mean of the categories.
         references: Number of references that it was learned from.
+        of_roots: Whether images are the roots of their vectors.
     """
 
     mean: Floats
@@ -44,6 +63,11 @@ class Background:
     within: float
     between: float
     references: int
+    of_roots: bool = False
+
+    def features(self, vectors: Floats) -> Floats:
+        """What images are, by their vectors; both float32 ``(..., dim)``, unit rows."""
+        return roots(vectors) if self.of_roots else vectors
 
     def trust(self, counts: NDArray[Any] | int) -> NDArray[Any] | float:
         """How much of a mean reference's distance from the centre is not chance, 0 to 1.
@@ -108,7 +132,7 @@ class Background:
 
 
 _ARRAYS = {"mean": "<f4", "basis": "<f2", "along": "<f4"}
-_NUMBERS = ("elsewhere", "weight", "within", "between", "references")
+_NUMBERS = ("elsewhere", "weight", "within", "between", "references", "of_roots")
 
 
 @lru_cache(maxsize=16)
@@ -119,6 +143,6 @@ def _read(*values: Any) -> Background:
     numbers = np.concatenate([*arrays.values(), list(fields.values())])
     if not np.isfinite(numbers).all() or min(fields.values()) < 0 or fields["within"] == 0:
         raise ValueError("a background has numbers that nobody can count with")
-    fields |= arrays | {"references": int(kept["references"])}
+    fields |= arrays | {"references": int(kept["references"]), "of_roots": bool(kept["of_roots"])}
     fields["basis"] = arrays["basis"].reshape(len(arrays["along"]), len(arrays["mean"]))
     return Background(**fields)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import Background
+from zsvec.method.background import Background, roots
 
 Floats = NDArray[np.float32]
 
@@ -25,7 +25,6 @@ class Seen:
 
     Attributes:
         background: The background.
-        centre: float32 ``(n_categories,)``, dot product of the offset of each mean and the mean of the background.
         lengths: float32 ``(n_categories,)``, length of each offset.
         along: float32 ``(n_categories, rank)``, the offsets along the basis.
         trust: float32 ``(n_categories,)``, how far each is drawn towards the mean of the background, 0 to 1.
@@ -33,7 +32,6 @@ class Seen:
     """
 
     background: Background
-    centre: Floats
     lengths: Floats
     along: Floats
     trust: Floats
@@ -46,7 +44,6 @@ class Seen:
         trust = np.asarray(background.trust(block.counts), dtype=np.float32)
         return cls(
             background,
-            centre=offsets.dot(background.mean),
             lengths=np.linalg.norm(offsets, axis=1),
             along=offsets.dot(background.basis.T),
             trust=trust,
@@ -60,7 +57,8 @@ class Block:
 
     Attributes:
         first: Name of the first, when the block was made.
-        means: float32 ``(n_categories, dim)``, the mean reference of each category; shorter than 1 where they differ.
+        means: float32 ``(n_categories, dim)``, the mean reference of each category, or the mean of the roots of its
+            references; shorter than 1 where they differ.
         counts: int ``(n_categories,)``, references of each, at least 1.
     """
 
@@ -83,20 +81,25 @@ class ClassMeans:
 
     Attributes:
         blocks: One or more, none of them empty.
+        of_roots: Whether they are means of the `roots` of the references.
     """
 
     blocks: tuple[Block, ...]
+    of_roots: bool = False
 
     @classmethod
-    def of(cls, names: Sequence[str], vectors: Floats, starts: NDArray[np.intp]) -> ClassMeans:
+    def of(
+        cls, names: Sequence[str], vectors: Floats, starts: NDArray[np.intp], *, of_roots: bool = False
+    ) -> ClassMeans:
         """Of references.
 
         Args:
             names: The categories, ascending.
             vectors: float32 ``(n_references, dim)``; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
             starts: int ``(n_categories + 1,)``.
+            of_roots: Whether to take the roots of the references.
         """
-        return cls(tuple(_blocks(names, vectors, starts, 0, len(names))))
+        return cls(tuple(_blocks(names, vectors, starts, 0, len(names), of_roots)), of_roots)
 
     def changed(
         self, changed: Collection[str], names: Sequence[str], vectors: Floats, starts: NDArray[np.intp]
@@ -114,8 +117,10 @@ class ClassMeans:
         stale = {max(0, bisect_right(firsts, name) - 1) for name in changed}
         blocks: list[Block] = []
         for i, block in enumerate(self.blocks):
-            blocks += _blocks(names, vectors, starts, bounds[i], bounds[i + 1]) if i in stale else [block]
-        return ClassMeans(tuple(blocks))
+            blocks += (
+                _blocks(names, vectors, starts, bounds[i], bounds[i + 1], self.of_roots) if i in stale else [block]
+            )
+        return ClassMeans(tuple(blocks), self.of_roots)
 
     def __len__(self) -> int:
         """Number of categories."""
@@ -144,14 +149,25 @@ class ClassMeans:
         return np.concatenate([vectors @ block.means.T for block in self.blocks], axis=1)
 
 
-def _blocks(names: Sequence[str], vectors: Floats, starts: NDArray[np.intp], first: int, last: int) -> list[Block]:
+def _blocks(
+    names: Sequence[str], vectors: Floats, starts: NDArray[np.intp], first: int, last: int, of_roots: bool
+) -> list[Block]:
     """Blocks of the categories ``first`` to ``last``."""
     n_blocks = max(1, (last - first) // _BLOCK) if last > first else 0
     edges = np.linspace(first, last, n_blocks + 1).astype(int).tolist()
-    return [Block(names[a], _means(vectors, starts[a : b + 1]), np.diff(starts[a : b + 1])) for a, b in pairwise(edges)]
+    return [
+        Block(names[a], _means(vectors, starts[a : b + 1], of_roots), np.diff(starts[a : b + 1]))
+        for a, b in pairwise(edges)
+    ]
 
 
-def _means(vectors: Floats, starts: NDArray[np.intp]) -> Floats:
+def _means(vectors: Floats, starts: NDArray[np.intp], of_roots: bool) -> Floats:
     # One after the other: each is the same whatever is beside it, and no copy of all in double precision is made.
-    rows = pairwise(starts.tolist())
-    return np.stack([vectors[start:end].mean(axis=0, dtype=np.float64) for start, end in rows]).astype(np.float32)
+    parts = (vectors[start:end] for start, end in pairwise(starts.tolist()))
+    return np.stack([mean_reference(roots(part) if of_roots else part) for part in parts])
+
+
+def mean_reference(vectors: Floats) -> Floats:
+    """Mean of the references of a category, float32 ``(dim,)``; summed up in double precision."""
+    mean: Floats = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean

@@ -163,6 +163,8 @@ def fit_calibration(
     if backgrounds:
         of_means = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
         classwise_pool = _pool(sample, fitted, of_means, false_unknown_rate, LEAST)
+        if not classwise_pool.learned:  # each category is one scene: nothing says what a nat of theirs is worth
+            classwise_pool, backgrounds = None, {}
     return Calibration(
         revision=revision,
         aggregation=aggregation,

@@ -80,7 +80,7 @@ def choose_strategy(
     exact = found.exact
     images = any(expert.modality == "image" for expert in found.experts)
     wanted = calibration.classwise if calibration and exact and STRATEGIES[name].classwise else None
-    classwise = wanted if wanted and found.summed_up and _known(found, calibration) else None
+    classwise = wanted if wanted and calibration and found.summed_up(calibration.backgrounds) else None
     strategy = STRATEGIES[name]
     while strategy.fallback and (
         (strategy.needs_exact and not exact)
@@ -96,16 +96,6 @@ def choose_strategy(
     several = exact and strategy.several_aggregations
     pool = calibration.aggregations if several else calibration.plain
     return name, classwise if classwise and strategy.classwise else pool, pool
-
-
-def _known(found: SearchResult, calibration: Calibration | None) -> bool:
-    """Whether a calibration, which others may have kept, has a background of each image expert, of its dimension."""
-    backgrounds = calibration.backgrounds if calibration else {}
-    images = [expert for expert in found.experts if expert.modality == "image"]
-    return all(
-        expert.name in backgrounds and len(backgrounds[expert.name].mean) == found.queries[expert.encoder].shape[1]
-        for expert in images
-    )
 
 
 def _by_confidence(confidence: Callable[[Doubles], Doubles], logits: Logits) -> Fused:

@@ -5,9 +5,10 @@ by the directions in which images of one category differ little (Wang et al., "A
 training-free CLIP-based adaptation", ICLR 2024, equations 5 to 7). From about three references a category on they are
 better than the nearest references.
 
-What they need beyond the means is the *background* of an expert. It is learned by a calibration, and stays as it is
-while the references hardly change: so a category that is added takes its mean alone, and every process answers the
-same. Of the directions that tell images of a category apart, those that do so most are kept with the store.
+Images are their vectors, or the roots of these where no component is negative. What is needed beyond the means is the
+*background* of an expert. It is learned by a calibration, and stays as it is while the references hardly change: so a
+category that is added takes its mean alone, and every process answers the same. Of the directions that tell images of a
+category apart, those that do so most are kept with the store.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import FEWEST, Background
+from zsvec.method.background import FEWEST, Background, roots
 from zsvec.method.calibration import CENTRED, GDA
 from zsvec.method.class_means import ClassMeans, Seen
 from zsvec.method.similarities import Product, References, product
@@ -47,19 +48,21 @@ def learn_background(references: References) -> Background | None:
     """
     from scipy.linalg import eigh  # slow to import, and not needed to classify
 
-    counts, blocks = references.class_means.counts, references.class_means.blocks
+    of_roots = bool(references.vectors.min(initial=0) >= 0)
+    means = references.root_means if of_roots else references.class_means
+    counts, blocks = means.counts, means.blocks
     (n, dim), n_categories = references.vectors.shape, len(counts)
     if counts.min() < FEWEST or n_categories < 2:
         return None
     rank = min(n - n_categories, dim)
     if n < dim:
-        every = np.concatenate(list(_residuals(references))).astype(np.float64)
+        every = np.concatenate(list(_residuals(references, means))).astype(np.float64)
         scatter, vectors = eigh(every @ every.T, subset_by_index=(n - rank, n - 1))
         basis = vectors.T @ every / np.sqrt(np.maximum(scatter, 1e-12))[:, None]
         trace = float((every**2).sum())
     else:
         total = np.zeros((dim, dim))
-        for some in _residuals(references):
+        for some in _residuals(references, means):
             total += some.T @ some
         scatter, vectors = eigh(total)
         basis, trace = vectors.T, float(np.trace(total))
@@ -81,8 +84,9 @@ def learn_background(references: References) -> Background | None:
         within=within,
         between=0.0,
         references=n,
+        of_roots=of_roots,
     )
-    apart = _apart(background, references.class_means)
+    apart = _apart(background, means)
     between = max(float((apart - within / counts).mean()), _LEAST * float(apart.mean()))
     return replace(background, between=between)
 
@@ -99,10 +103,10 @@ def describes(background: Background, references: References) -> bool:
     """
     if len(background.mean) != references.vectors.shape[1]:
         return False
-    means, n = references.class_means, len(references.vectors)
+    means, n = references.sum_up(background), len(references.vectors)
     rows = np.arange(0, n, 1 + (n - 1) // _ENOUGH)
     owner = np.searchsorted(references.starts, rows, side="right") - 1
-    residuals = references.vectors[rows] - np.stack([means.take(category) for category in owner])
+    residuals = background.features(references.vectors[rows]) - np.stack([means.take(category) for category in owner])
     within = float(background.square(residuals).mean()) * n / max(1, n - len(means)) / background.within
     apart = float(_apart(background, means).mean())
     apart /= background.between + background.within * float((1 / means.counts).mean())
@@ -114,20 +118,20 @@ def _apart(background: Background, means: ClassMeans) -> NDArray[np.float64]:
     return np.concatenate([background.square(block.means - background.mean) for block in means.blocks])
 
 
-def _residuals(references: References) -> Iterator[Floats]:
+def _residuals(references: References, means: ClassMeans) -> Iterator[Floats]:
     """All references as seen from the means of their categories, some after the other."""
     row = 0
-    for block in references.class_means.blocks:
+    for block in means.blocks:
         owners = np.repeat(np.arange(len(block.counts)), block.counts)
         for first in range(0, len(owners), _BLOCK):
             some = owners[first : first + _BLOCK]
-            yield references.vectors[row + first : row + first + len(some)] - block.means[some]
+            vectors = references.vectors[row + first : row + first + len(some)]
+            yield (roots(vectors) if means.of_roots else vectors) - block.means[some]
         row += len(owners)
 
 
 def class_similarities(
     queries: Floats,
-    dots: Floats,
     means: ClassMeans,
     background: Background,
     product: Product = product,
@@ -138,8 +142,7 @@ def class_similarities(
 
     Args:
         queries: float32 ``(n_images, dim)``, unit rows.
-        dots: float32 ``(n_images, n_categories)``, their dot products with the means: the mean similarities.
-        means: Of the references of an image expert.
+        means: Of the references of an image expert, as the background takes them.
         background: Of the expert.
         product: Multiplies matrices.
         once: Whether nothing else will be asked from this background, so that nothing is to be kept for it.
@@ -149,15 +152,16 @@ def class_similarities(
         the likelihood ratio of each category against one around that mean, nats. Both float32 ``(n_images,
         n_categories)``.
     """
-    offsets = queries - background.mean
-    lengths, of_centre = np.linalg.norm(offsets, axis=1), queries @ background.mean
+    offsets = background.features(queries) - background.mean
+    lengths, of_centre = np.linalg.norm(offsets, axis=1), offsets @ background.mean
     along = product(offsets, background.basis) * (background.along - np.float32(background.elsewhere))
-    centred, gda = np.empty_like(dots), np.empty_like(dots)
+    centred = np.empty((len(queries), len(means)), dtype=np.float32)
+    gda = np.empty_like(centred)
     first = 0
     for block in means.blocks:
         columns = slice(first, first := first + len(block.counts))
         seen = Seen.of(block, background) if once else block.seen_from(background)
-        inner = dots[:, columns] - of_centre[:, None] - seen.centre
+        inner = product(offsets, block.means) - of_centre[:, None]
         centred[:, columns] = inner / np.maximum(lengths[:, None] * seen.lengths, np.float32(1e-12))
         ratios = np.float32(background.elsewhere) * inner + product(along, seen.along)
         gda[:, columns] = seen.trust * ratios - seen.halves
@@ -198,10 +202,9 @@ def left_out(
     Returns:
         By aggregation, float32 ``(n_queries, n_categories)``; NaN for the own category where no reference is left.
     """
-    every, means, centre = references.vectors, references.class_means, background.mean.astype(np.float64)
+    every, means, centre = references.vectors, references.sum_up(background), background.mean.astype(np.float64)
     trusts, asked = np.asarray(background.trust(means.counts)), np.asarray(queries, dtype=np.intp)
-    images_of = every[asked]
-    centred, gda = class_similarities(images_of, means.dot(images_of), means, background, once=True)
+    centred, gda = class_similarities(every[asked], means, background, once=True)
     basis, precision = background.basis.astype(np.float64), background.along.astype(np.float64)
     gains = precision - background.elsewhere
     images: dict[Removal, list[int]] = {}
@@ -212,7 +215,8 @@ def left_out(
         edges = np.cumsum([0, *sizes])
         counts = means.counts[[removal.category for removal in batch]]
         own = np.stack([means.take(removal.category) for removal in batch]) - centre
-        residuals = every[np.concatenate([removal.rows for removal in batch])] - centre - np.repeat(own, sizes, axis=0)
+        removed = background.features(every[np.concatenate([removal.rows for removal in batch])])
+        residuals = removed - centre - np.repeat(own, sizes, axis=0)
         along = residuals @ basis.T  # (n_removed, rank)
         directions = (along * precision) @ basis
         of_means = means.dot(directions) - (directions @ centre)[:, None]
@@ -224,7 +228,7 @@ def left_out(
             inverse = (np.eye(sizes[j]) - of_mean_too) / background.weight - (along[part] * precision) @ along[part].T
             solved = np.linalg.solve(inverse, of_means[part])
             drawn = 0.5 * trusts * (of_means[part] * solved).sum(axis=0)
-            offsets = every[asked[images[removal]]] - centre
+            offsets = background.features(every[asked[images[removal]]]) - centre
             of_offsets = offsets @ directions[part].T  # (n_images, n_removed)
             gda[images[removal]] += trusts * (of_offsets @ solved - drawn)
             if not rest:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import FEWEST
+from zsvec.method.background import FEWEST, Background
 from zsvec.method.calibration import Calibration
 from zsvec.method.class_means import ClassMeans
 from zsvec.types import Modality, Neighbor, encoder_and_modality
@@ -64,6 +64,11 @@ class References:
         """The mean reference of each category; computed when first asked for."""
         return ClassMeans.of(self.names, self.vectors, self.starts)
 
+    @cached_property
+    def root_means(self) -> ClassMeans:
+        """The same of the roots of the references."""
+        return ClassMeans.of(self.names, self.vectors, self.starts, of_roots=True)
+
     def succeed(self, before: References, changed: Collection[str]) -> None:
         """Take the means over from the references before a change, where they were asked for.
 
@@ -71,12 +76,13 @@ class References:
             before: The references of the same expert before.
             changed: Names of the categories that are new, gone or different; all others are as they were.
         """
-        if (means := before.__dict__.get("class_means")) is not None:
-            self.__dict__["class_means"] = means.changed(changed, self.names, self.vectors, self.starts)
+        for name in ("class_means", "root_means"):
+            if (means := before.__dict__.get(name)) is not None:
+                self.__dict__[name] = means.changed(changed, self.names, self.vectors, self.starts)
 
-    def sum_up(self) -> ClassMeans:
-        """The `class_means`."""
-        return self.class_means
+    def sum_up(self, background: Background) -> ClassMeans:
+        """The mean reference of each category, as a background takes them."""
+        return self.root_means if background.of_roots else self.class_means
 
 
 def image_experts(by_expert: Mapping[str, T]) -> dict[str, T]:
@@ -139,8 +145,8 @@ class ExpertSimilarities:
             in `SearchResult.categories`.
         similarities: Similarities to the references, grouped by category in the order of the coverage.
         nearest: For each image its nearest references, nearest first.
-        class_means: Gives the mean references of the covered categories, in the order of the coverage; ``None`` where
-            the search did not read the vectors of every category.
+        class_means: Gives the mean references of the covered categories, as a background takes them, in the order of
+            the coverage; ``None`` where the search did not read the vectors of every category.
         product: Multiplies matrices by the threads that the search takes.
     """
 
@@ -148,7 +154,7 @@ class ExpertSimilarities:
     coverage: NDArray[np.intp]
     similarities: Compared
     nearest: Sequence[tuple[Neighbor, ...]]
-    class_means: Callable[[], ClassMeans | None] = field(default=lambda: None, compare=False, repr=False)
+    class_means: Callable[[Background], ClassMeans | None] = field(default=lambda _: None, compare=False, repr=False)
     product: Product = field(default=product, compare=False, repr=False)
 
     @property
@@ -184,14 +190,21 @@ class SearchResult:
     incomplete: tuple[str, ...] = ()
     stale_seconds: float = 0.0
 
-    @property
-    def summed_up(self) -> bool:
-        """Whether every image expert has the mean reference of every category, and enough references of each."""
+    def summed_up(self, backgrounds: Mapping[str, Background]) -> bool:
+        """Whether every image expert has the mean reference of every category, and enough references of each.
+
+        Args:
+            backgrounds: By expert. Others may have kept them: without one of each image expert, of its dimension, it
+                is not.
+        """
         images = [expert for expert in self.experts if expert.modality == "image"]
-        if any(len(expert.coverage) < len(self.categories) for expert in images):
-            return False
-        means = [expert.class_means() for expert in images]
-        return all(found is not None and found.counts.min() >= FEWEST for found in means)
+        for expert in images:
+            known = backgrounds.get(expert.name)
+            if known is None or len(known.mean) != self.queries[expert.encoder].shape[1]:
+                return False
+            if len(expert.coverage) < len(self.categories) or expert.similarities.counts.min() < FEWEST:
+                return False
+        return all(expert.class_means(backgrounds[expert.name]) is not None for expert in images)
 
     @property
     def exact(self) -> bool:

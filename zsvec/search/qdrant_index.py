@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.aggregation import Similarities
-from zsvec.method.class_means import Block, ClassMeans
+from zsvec.method.background import Background, roots
+from zsvec.method.class_means import Block, ClassMeans, mean_reference
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot, Vectors
 from zsvec.search.layout import Part, read, renewed
@@ -54,18 +56,26 @@ class Hits:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """The mean of a category's references to one expert: float32 ``(dim,)``, and its length, 0 to 1."""
+    """The mean of a category's references to one expert.
+
+    Attributes:
+        vector: float32 ``(dim,)``.
+        norm: Its length, 0 to 1.
+        of_roots: The mean of their `roots`, float32 ``(dim,)``; ``None`` where a reference has negative components.
+    """
 
     vector: Vectors
     norm: float
+    of_roots: Vectors | None
 
     @classmethod
     def of(cls, part: Part) -> Mean:
         """The mean of references that were read."""
-        return cls(part.vectors.mean(axis=0, dtype=np.float64).astype(np.float32), part.norm)
+        of_roots = mean_reference(roots(part.vectors)) if part.vectors.min(initial=0) >= 0 else None
+        return cls(mean_reference(part.vectors), part.norm, of_roots)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class QdrantIndex:
     """The references of one expert in the database.
 
@@ -146,15 +156,31 @@ class QdrantIndex:
                 )
                 for found in live
             ],
-            class_means=self.class_means,
+            class_means=self.sum_up,
         )
 
+    def sum_up(self, background: Background) -> ClassMeans | None:
+        """The mean reference of each category, as a background takes them; ``None`` unless all were read."""
+        return self.root_means if background.of_roots else self.class_means
+
+    @cached_property
     def class_means(self) -> ClassMeans | None:
-        """The mean reference of each category; ``None`` unless all norms are there."""
-        if not np.isfinite(self.norms).all():
+        """Means of the references; computed when first asked for."""
+        return self._class_means([mean.vector if mean else None for mean in self._means()], of_roots=False)
+
+    @cached_property
+    def root_means(self) -> ClassMeans | None:
+        """Means of the roots of the references, likewise."""
+        return self._class_means([mean.of_roots if mean else None for mean in self._means()], of_roots=True)
+
+    def _means(self) -> list[Mean | None]:
+        return [self.means.get((self.expert.name, category)) for category in self.counts]
+
+    def _class_means(self, vectors: Sequence[Vectors | None], *, of_roots: bool) -> ClassMeans | None:
+        read = [vector for vector in vectors if vector is not None]
+        if len(read) < len(vectors):
             return None
-        means = [self.means[self.expert.name, category].vector for category in self.counts]
-        return ClassMeans((Block(next(iter(self.counts)), np.stack(means), self._counts()),))
+        return ClassMeans((Block(next(iter(self.counts)), np.stack(read), self._counts()),), of_roots)
 
     def _counts(self) -> NDArray[np.intp]:
         return np.array(list(self.counts.values()), dtype=np.intp)

@@ -586,6 +586,7 @@ def test_classify_explains(stocked: Callable[..., Result], new: Path) -> None:
     assert first["dino:image"][-2] == "red:"
     assert first["dino:image"][-1].startswith("colours/red/")
     assert sum(int(words[0].rstrip("%")) for words in first.values()) in (99, 100, 101)
+    assert lines[-1][:3] == ["fused", "by", "log_linear_gda"]
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
@@ -881,7 +882,8 @@ def test_calibrate_with_one_reference_a_category(cli: Callable[..., Result], new
     assert (found["images"], found["threshold"], found["before"], found["after"]) == (2, {}, None, None)
     assert found["experts"]["dino:image"]["accuracy"] is None
     result = cli("calibrate")
-    assert (result.code, result.err) == (0, CURRENT)
+    few = "log_linear_views runs: log_linear_gda takes 3 images of each category, 'blue' and 1 more have fewer"
+    assert (result.code, result.err) == (0, f"{few}\n{CURRENT}")
     assert result.out.count("– (one reference a category)") == 2
     assert "cross-entropy" not in result.out
 
@@ -906,9 +908,12 @@ def test_calibrate_makes_a_stale_store_current(filled: Callable[..., Result], mo
         assert [o[key] for o in filled(command).objects] == ["stale"]
     assert dict(line.split()[:2] for line in filled("info").out.splitlines())["calibration"] == "stale"
     result = filled("calibrate")
-    assert (result.code, result.err) == (0, "")
+    few = "log_linear_views runs: log_linear_gda takes 3 images of each category, 'white' has fewer\n"
+    assert (result.code, result.err) == (0, few)
+    assert filled("calibrate").err == few + CURRENT
+    assert filled("calibrate --false-unknown-rate 0.2").err == few
+    monkeypatch.setenv("ZSVEC_FUSION", "log_linear_views")
     assert filled("calibrate").err == CURRENT
-    assert filled("calibrate --false-unknown-rate 0.2").err == ""
     for command, key in (("info --json", "calibration"), ("classify --json colours/red/0.png", "calibration")):
         assert [o[key] for o in filled(command).objects] == ["current"]
 
@@ -1079,6 +1084,7 @@ def test_a_narrow_terminal_cuts_nothing_off(
     assert first_column(filled("list").out) == "category" + "".join(sorted(["hippopotamus", *COLOURS]))
     explained = filled("classify --explain new/red.png").out.partition("\n")[2]
     assert "…" not in explained
+    explained = explained[: explained.index("fused by")]
     assert first_column(explained) == "expertclip:imageclip:textdino:image"
 
 

@@ -270,7 +270,7 @@ def test_labels_are_the_names_of_the_sub_folders(folders: Path) -> None:
 
 def test_labels_that_are_no_category(folders: Path) -> None:
     classifier = Given(PREDICTIONS, ["dog"])
-    with pytest.raises(InvalidInputError, match=r"1 of the labels in .*known are no category of here: 'cat'; add"):
+    with pytest.raises(InvalidInputError, match=r"1 of the labels in .*known is no category of here: 'cat'; add"):
         evaluate(cast("Classifier", classifier), folders / "known")
     assert classifier.asked == []
     for i in range(6):

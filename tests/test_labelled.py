@@ -83,7 +83,7 @@ def test_suspects_do_not_depend_on_the_scale(clf: Classifier) -> None:
 def test_categories_that_the_store_does_not_have_are_named(clf: Classifier) -> None:
     before = clf.store.calibration()
     with pytest.raises(InvalidInputError, match="does not have: 'mauve', 'puce'; add these"):
-        clf.calibrate(labelled=[(photo(1), "puce"), (photo(2), " mauve "), (photo(3), "red")])
+        clf.calibrate(labelled=[(photo(1), "puce"), ("missing.png", " mauve "), (photo(3), "red")])
     assert clf.store.calibration() == before
 
 

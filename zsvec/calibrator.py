@@ -104,15 +104,22 @@ class Calibrator:
         doubtful = suspects(references, calibration, sample)
         return CalibrationReport(calibration, quality(before, sample), quality(after, sample), doubtful, *by_label)
 
-    def _scaled(
-        self, references: Mapping[str, References], calibration: Calibration, names: Sequence[str], vectors: Vectors
-    ) -> tuple[Calibration, Quality, Quality]:
-        """A calibration for images such as these, and how good it is on them before and after."""
+    def check_labels(self, names: Sequence[str]) -> None:
+        """Raise InvalidInputError where a label is no category of the store."""
+        self._check_labels(names, self._references()[0])
+
+    def _check_labels(self, names: Sequence[str], references: Mapping[str, References]) -> None:
         if unknown := sorted(set(names) - set(category_names(references))):
             raise InvalidInputError(
                 f"labelled images are of categories that {self._store.location} does not have: "
                 f"{', '.join(map(repr, unknown[:5]))}{' …' if unknown[5:] else ''}; add these, or leave the images out"
             )
+
+    def _scaled(
+        self, references: Mapping[str, References], calibration: Calibration, names: Sequence[str], vectors: Vectors
+    ) -> tuple[Calibration, Quality, Quality]:
+        """A calibration for images such as these, and how good it is on them before and after."""
+        self._check_labels(names, references)
         pool = self._pool(calibration)
         categories, evidence = pooled_evidence(references, vectors, pool, calibration)
         truth = np.searchsorted(categories, names)

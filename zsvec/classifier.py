@@ -338,16 +338,16 @@ class Classifier:
 
         Args:
             false_unknown_rate: Of images of known categories; by default the setting, the present one, or 0.05.
-            labelled: Images, each with the name of its category. How sure to be of such images is learned from them,
-                and stays when a write calibrates again, until this is called without.
+            labelled: Images and their categories: how sure to be of such is learned, and kept until called without any.
 
         Raises:
             InvalidInputError: `false_unknown_rate` is not between 0 and 1, or a label is no category of the store.
             ZSVecError: As `classify`; or there are no two categories, or no reference image.
         """
-        known = None if labelled is None else self._embedder.labelled(labelled, self.settings.batch_size)
-        if known is not None:
+        known = None
+        if labelled is not None:
             self._encoders_to_read()
+            known = self._embedder.labelled(labelled, self.settings.batch_size, self._calibrator.check_labels)
         return self._calibrator.calibrate(false_unknown_rate, known)
 
     def create(self) -> None:

@@ -109,18 +109,22 @@ class Embedder:
         prepared = self._prepare(image)
         return prepared, self._encode([prepared])
 
-    def labelled(self, labelled: object, batch_size: int) -> tuple[list[str], Vectors]:
+    def labelled(
+        self, labelled: object, batch_size: int, check: Callable[[Sequence[str]], None]
+    ) -> tuple[list[str], Vectors]:
         """The categories of labelled images, as they are stored, and the vectors of the images.
 
         Args:
             labelled: Pairs of an image and the name of its category.
             batch_size: Images that an encoder takes at once.
+            check: Called with the categories before an image is read; raises where one is not of the store.
 
         Raises:
-            InvalidInputError: They are no such pairs, or there is none.
+            InvalidInputError: They are no such pairs, or there is none; or as `check`.
             ImageError: An image cannot be read.
         """
         names, images = _labelled(labelled)
+        check(names)
         parts: dict[str, list[NDArray[np.float32]]] = {}
         flow = Flow()
         with closing(self.batches(images, batch_size, flow)) as batches, flow:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zsvec.method.calibration import Calibration
     from zsvec.method.fit import CalibrationReport
     from zsvec.method.suspects import Suspect
+    from zsvec.types import Category
 
 _SHOWN = 10  # references in a table for people
 
@@ -34,18 +35,22 @@ def calibrate(
 
     Needs no images and no encoders. The calibration is kept with the store, for all its readers. Small stores are
     calibrated after each change; `zsvec info` says whether the calibration is stale. Reference images that are probably
-    under a wrong category are named, and left as they are.
+    under a wrong category are named, and left as they are. What was learned from labelled images is given up.
     """
     from zsvec.cli import output
     from zsvec.method.calibration import Calibration
+    from zsvec.method.fusion import STRATEGIES
 
     with context.obj.open() as classifier:
         before = Calibration.from_dict(classifier.store.calibration())
         report = classifier.calibrate(false_unknown_rate=false_unknown_rate)
+        categories, wanted = classifier.categories(), STRATEGIES[classifier.settings.fusion].classwise
     if json:
         output.print_json(report.to_dict())
         return
     _print_report(report)
+    if wanted and report.calibration.classwise is None and (reason := _why_not_classwise(categories)):
+        output.print_note(reason)
     if before is not None and before.scale != 1:
         output.print_note(
             f"labelled images had scaled the evidence by {before.scale:.2f}; it is as the references say again: "
@@ -53,6 +58,22 @@ def calibrate(
         )
     if before is not None and _learned_from(before) == _learned_from(report.calibration):
         output.print_note("the calibration was already current: nothing has changed")
+
+
+def _why_not_classwise(categories: Sequence[Category]) -> str | None:
+    """Which category keeps `log_linear_gda` from being used, if one does."""
+    from zsvec.method.background import FEWEST
+    from zsvec.method.similarities import image_experts
+
+    experts = set().union(*(image_experts(category.references) for category in categories))
+    few = [c.name for c in categories if min((c.references.get(expert, 0) for expert in experts), default=0) < FEWEST]
+    if not few:
+        return None
+    others = f" and {len(few) - 1} more" * (len(few) > 1)
+    return (
+        f"log_linear_views runs: log_linear_gda takes {FEWEST} images of each category, "
+        f"{few[0]!r}{others} {'has' if len(few) == 1 else 'have'} fewer"
+    )
 
 
 def _learned_from(made: Calibration) -> tuple[object, ...]:

@@ -146,7 +146,7 @@ def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> No
 def evidence_table(prediction: Prediction) -> Table:
     """What each expert says, and its nearest references."""
     stale = prediction.calibration == "stale"
-    caption = "the calibration is stale: run `zsvec calibrate`" if stale else None
+    caption = f"fused by {prediction.fusion}" + "; the calibration is stale: run `zsvec calibrate`" * stale
     table = new_table("expert", "weight", "entropy", "says", "nearest references", caption=caption)
     for name, expert in prediction.experts.items():
         nearest = "\n".join(escape(f"{n.similarity:.2f} {n.category}: {shortened(n.source)}") for n in expert.neighbors)

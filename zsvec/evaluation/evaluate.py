@@ -151,8 +151,8 @@ def check_labels(categories: Collection[str], labels: Iterable[str], *, images: 
     if missing := sorted(set(labels) - set(categories)):
         shown = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
         raise InvalidInputError(
-            f"{len(missing)} of the labels in {images} are no category of {location}: {shown}; "
-            "add them, or name the sub-folders as `zsvec list` does"
+            f"{len(missing)} of the labels in {images} {'is' if len(missing) == 1 else 'are'} no category of "
+            f"{location}: {shown}; add them, or name the sub-folders as `zsvec list` does"
         )
 
 

@@ -54,6 +54,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     user = tmp_path / "user"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(user))  # of processes started by the test
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(Settings, "toml_files", (user / "zsvec" / "config.toml", Path("zsvec.toml")))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")

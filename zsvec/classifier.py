@@ -40,8 +40,7 @@ _NEAREST = 3  # references that a prediction shows for each expert
 class Classifier:
     """Classifies images by the categories of a store, which may change at any time.
 
-    Use `zsvec.open` to make one. Encoders are loaded when they are first needed. Safe to use from
-    several threads; after a fork, open another.
+    Made by `zsvec.open`. Encoders are loaded when first needed. Safe in several threads; after a fork, open another.
 
     Args:
         store: Where the categories are.
@@ -74,6 +73,7 @@ class Classifier:
             neighbors=settings.neighbors,
             norms=settings.aggregation == "prototype",
             max_staleness=settings.max_staleness,
+            cached=settings.index_cache,
         )
         self.scoring = settings.scoring(temperatures)
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)

@@ -244,6 +244,7 @@ class Settings(_Masked, BaseSettings):
         index_device: Where references in memory are; `auto` is with the encoders.
         index_dtype: Number format of references on a GPU. In `float16` they take half of the memory, and the 64
             nearest to an image are compared again in float32.
+        index_cache: Whether 20,000 references or more in memory are kept in your cache folder, for the next process.
         neighbors: References that one Qdrant query fetches for one image.
         aggregation: From the similarities of a category's references to its logit.
         top_m: References that `top_mean` averages.
@@ -299,6 +300,7 @@ class Settings(_Masked, BaseSettings):
     index_budget: PositiveInt = 200_000
     index_device: Device = "auto"
     index_dtype: IndexDtype = "float32"
+    index_cache: bool = True
     neighbors: PositiveInt = Field(default=256, le=100_000)
     aggregation: Annotated[str, AfterValidator(_one_of(AGGREGATIONS))] = "top_mean"
     top_m: PositiveInt = 5

@@ -193,6 +193,7 @@ class SimulatedBackend:
     world: World
     process: Process | None = None
     location: str = "simulated"
+    place: str = ""
     exclusive: bool = field(default=False, init=False)
 
     def _turn(self) -> None:

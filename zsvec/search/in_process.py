@@ -48,6 +48,21 @@ class InProcess:
         """See `Snapshot`."""
         return {expert.name: index.references for expert, index in self.indexes}
 
+    def holding(self, catalog: Mapping[str, Category], references: Mapping[str, References]) -> InProcess:
+        """A state of which all references are at hand, indexed as this one.
+
+        Args:
+            catalog: The categories, by name.
+            references: Theirs, by expert.
+        """
+        names = tuple(sorted(catalog))
+        position = {name: i for i, name in enumerate(names)}
+        indexes = [
+            (Expert.of(name, found.names, position), build(found, self.spec))
+            for name, found in sorted(references.items())
+        ]
+        return replace(self, catalog=catalog, names=names, indexes=indexes)
+
     def moved(self, spec: IndexSpec) -> InProcess:
         """The same state, indexed otherwise.
 

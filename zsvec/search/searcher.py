@@ -14,14 +14,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from zsvec.errors import StoreUnavailableError
 from zsvec.method.calibration import Calibration
 from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import ATTEMPTS, NUMPY, QDRANT, Change, Incomplete, IndexSpec, Snapshot, Vectors
+from zsvec.search.cache import WORTH, ReferenceCache
 from zsvec.search.in_process import InProcess
 from zsvec.search.qdrant_index import QdrantSnapshot
 from zsvec.store import Cursor, Store
@@ -32,6 +34,7 @@ Answer = TypeVar("Answer")
 COMPARED = 120.0
 """Seconds after which the whole catalog is looked at again, for commits whose writer died before it published them."""
 
+_RENEWED = 0.1  # of the references, from where on all are kept anew
 _PATIENCE = 1.0  # seconds that a store has for an answer where the references in memory may answer without it
 
 
@@ -45,6 +48,7 @@ class Searcher:
         neighbors: References that one query of Qdrant fetches for one image and expert.
         norms: Whether the means of all categories are needed (for `zsvec.method.aggregation.prototype`).
         max_staleness: Seconds for which references in memory answer as they are while the store is away.
+        cached: Whether references in memory are kept for the next process, if they are many.
     """
 
     def __init__(
@@ -56,11 +60,13 @@ class Searcher:
         neighbors: int,
         norms: bool,
         max_staleness: float = 0.0,
+        cached: bool = False,
     ) -> None:
         self._store = store
         self._budget = {"auto": budget, "memory": math.inf, "qdrant": -1}[kind]
         self._qdrant = QdrantSnapshot(store, neighbors, norms)
         self._max_staleness = max_staleness
+        self._cache = ReferenceCache() if cached and store.place else None
         self._spec = NUMPY  # of references in memory
         self._lock = threading.Lock()
         self._begin()
@@ -69,6 +75,7 @@ class Searcher:
         """Know nothing of the store."""
         self._snapshot = self._empty(NUMPY if self._budget >= 0 else QDRANT)
         self._size = 0  # references that the catalog counts
+        self._unkept = 0  # that were read since they were kept
         self._calibration: Calibration | None = None
         self._cursor = Cursor()
         self._versions: dict[str, int] = {}  # of all categories that were ever seen
@@ -185,6 +192,8 @@ class Searcher:
             self._compared, self._given_up = time.monotonic(), set()
         self._spec = spec or self._spec
         later = {category.name: category for category in look.categories}
+        if self._cache and self._cursor.store is None and look.cursor.store:
+            later = self._recall(self._cache, look.cursor.store, later)
         changes = self._changes({**self._lacking, **later}.values())
         self._unchecked = self._unchecked or bool(changes)
         if self._unchecked and fingerprints is not None:
@@ -201,8 +210,47 @@ class Searcher:
         self._cursor = look.cursor
         if look.calibration is not None:
             self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
+        if self._cache and look.cursor.store and not torn:
+            self._keep(self._cache, look.cursor.store, changes)
         if torn - self._given_up:
             raise Incomplete(torn - self._given_up)
+
+    def _recall(self, cache: ReferenceCache, store: str, later: Mapping[str, Category]) -> dict[str, Category]:
+        """Begin with the references that were kept of an earlier state of the store.
+
+        Args:
+            cache: Where they are.
+            store: Id of the store.
+            later: The categories that there are now, by name.
+
+        Returns:
+            These, and as removed the others that there were.
+        """
+        size = sum(sum(category.references.values()) for category in later.values())
+        kept = cache.load(f"{self._store.place} {store}") if WORTH <= size <= self._budget else None
+        if kept is None or not isinstance(self._snapshot, InProcess):
+            return dict(later)
+        gone = {
+            name: Category(name=name, version=0, rev=0, write_ids=(), texts=(), references={})
+            for name in kept.write_ids.keys() - later.keys()
+        }
+        # The ids of a write are random, so those that there were have the references that they had.
+        catalog = {
+            name: category if category.write_ids == ids else replace(category, version=-1, write_ids=ids)
+            for name, ids in kept.write_ids.items()
+            for category in [later.get(name) or gone[name]]
+        }
+        self._snapshot = self._snapshot.holding(catalog, kept.references)
+        return {**later, **gone}
+
+    def _keep(self, cache: ReferenceCache, store: str, changes: Sequence[Change]) -> None:
+        """Keep the references, if many were read since that was done."""
+        if not isinstance(self._snapshot, InProcess):
+            return
+        self._unkept += sum(sum(change.after.references.values()) for change in changes if change.new_write_ids)
+        if self._unkept >= max(WORTH, _RENEWED * self._size):
+            cache.save(f"{self._store.place} {store}", self._snapshot.references(), self._snapshot.catalog)
+            self._unkept = 0
 
     def _take_over(self, changes: list[Change]) -> set[str]:
         """Bring the snapshot to the newest catalog, indexed as it shall be.

@@ -125,6 +125,10 @@ class Backend(Protocol):
     def location(self) -> str:
         """What it is called in messages."""
 
+    @property
+    def place(self) -> str:
+        """The same place has the same; empty for one that ends with the process."""
+
     def check(self) -> None:
         """Refuse to be used once closed, or in a process forked from that which opened it."""
 

@@ -67,6 +67,10 @@ class EdgeBackend:
         there = os.path.exists(self._folder)  # noqa: PTH110 - Path.exists raises where a folder may not be entered
         return self._name if there else f"the missing folder {self._folder}"
 
+    @property
+    def place(self) -> str:
+        return str(self._folder)
+
     def check(self) -> None:
         self._handle.check()
 

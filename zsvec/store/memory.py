@@ -24,6 +24,7 @@ class MemoryBackend:
 
     exclusive = True
     location = ":memory:"
+    place = ""
 
     def __init__(self) -> None:
         self._collections: dict[str, _Collection] = {}

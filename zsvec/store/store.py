@@ -69,6 +69,11 @@ class Store:
         """Folder or URL, and namespace."""
         return self._catalog.location
 
+    @property
+    def place(self) -> str:
+        """Absolute folder or URL, and namespace; empty for a store that ends with the process."""
+        return self._backend.place and f"{self._backend.place} {self.namespace}"
+
     def collection(self, encoder: str) -> str:
         """Name of the collection of an encoder's references."""
         return self._references.collection(encoder)

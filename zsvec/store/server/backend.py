@@ -47,7 +47,7 @@ class ServerBackend:
     def __init__(self, connection: Connection, placement: Placement | None = None) -> None:
         self._connection = connection
         self._placement = placement or Placement()
-        self.location = connection.location
+        self.location = self.place = connection.location
         self._checked = False  # the versions of all peers
         self._limits: dict[str, Limits] = {}
         self._copies = Copies(connection)

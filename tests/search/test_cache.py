@@ -1,0 +1,298 @@
+"""References that a process kept: what the next one reads, and what it makes of files that are damaged or another's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import zsvec
+from tests.search.support import STATE, OneWay, SharedDeployment, State, assert_answers, fill
+from tests.store.material import FINGERPRINTS, add, references
+from tests.store.support import Hooked
+from tests.support import fast_folder
+from zsvec import CategoryInput
+from zsvec.search import cache
+from zsvec.search.base import IndexSpec
+from zsvec.search.cache import ReferenceCache
+from zsvec.store import Store
+from zsvec.testing import HashEncoder
+
+SMALL = {name: STATE[name] for name in ("both", "images only", "text only", "duplicates", "a single reference")}
+
+
+@pytest.fixture(autouse=True)
+def few_are_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zsvec.search.searcher.WORTH", 1)
+
+
+@pytest.fixture
+def deployment() -> Iterator[SharedDeployment]:
+    with fast_folder() as folder:
+        opened = SharedDeployment(folder / "store")
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def backend(deployment: SharedDeployment) -> Hooked:
+    return deployment.backend()
+
+
+@pytest.fixture
+def store(backend: Hooked) -> Store:
+    made = Store(backend, "zsvec")
+    made.bind(FINGERPRINTS)
+    return made
+
+
+def another(store: Store, *, cached: bool = True) -> OneWay:
+    """The searcher of another process."""
+    made = OneWay(store, kind="memory", budget=0, neighbors=100, norms=True, cached=cached)
+    made.spec = IndexSpec("numpy")
+    return made
+
+
+def folder() -> Path:
+    return Path(os.environ["XDG_CACHE_HOME"]) / "zsvec" / "references"
+
+
+def files(pattern: str = "*") -> list[Path]:
+    return sorted(folder().glob(pattern))
+
+
+class Read:
+    """Counts the references that are read from a store."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        pages = store._references.pages
+
+        def counting(*arguments: Any, **options: Any) -> Iterator[Any]:
+            for page in pages(*arguments, **options):
+                self.count += len(page.ids)
+                yield page
+
+        monkeypatch.setattr(store._references, "pages", counting)
+
+
+@pytest.fixture
+def read(store: Store, monkeypatch: pytest.MonkeyPatch) -> Read:
+    return Read(store, monkeypatch)
+
+
+def total(state: State) -> int:
+    return sum(len({r.key for r in found}) for found in state.values())
+
+
+def test_the_next_process_reads_none(store: Store, read: Read) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    assert read.count == total(SMALL)
+    searching = another(store)
+    assert_answers(searching, SMALL)
+    assert read.count == total(SMALL)
+    kept, fresh = searching.references()[0], another(store, cached=False).references()[0]
+    assert kept.keys() == fresh.keys()
+    for expert, found in fresh.items():
+        for name in ("names", "hashes", "sources", "groups"):
+            assert getattr(kept[expert], name) == getattr(found, name)
+        for name in ("vectors", "starts", "norms"):
+            np.testing.assert_array_equal(getattr(kept[expert], name), getattr(found, name))
+            assert getattr(kept[expert], name).dtype == getattr(found, name).dtype
+
+
+def test_it_reads_what_has_changed_since(store: Store, read: Read) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    state = dict(SMALL)
+    add(store, "both", ["11"])
+    state["both"] = [*state["both"], *references(images=["11"])]
+    add(store, "text only", ["12"], replace=True)
+    state["text only"] = references(images=["12"])
+    store.remove("images only")
+    del state["images only"]
+    store.remove("duplicates")
+    add(store, "duplicates", ["13"])
+    state["duplicates"] = references(images=["13"])
+    add(store, "new", ["14"])
+    state["new"] = references(images=["14"])
+    before = read.count
+    searching = another(store)
+    assert_answers(searching, state)
+    assert read.count - before == 4 * 2
+    add(store, "new", ["15"])
+    state["new"] = [*state["new"], *references(images=["15"])]
+    assert_answers(searching, state)
+
+
+changes = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.sampled_from(["add", "replace", "remove", "open"]), st.integers(0, 9)),
+    max_size=12,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=changes)
+def test_whatever_happens_each_process_sees_what_is_committed(changes: list[tuple[str, str, int]]) -> None:
+    with fast_folder() as place:
+        opened = SharedDeployment(place / "store")
+        store = Store(opened.backend(), "zsvec")
+        store.bind(FINGERPRINTS)
+        state: dict[str, Any] = {}
+        for name, what, number in changes:
+            if what == "open" and state:
+                assert_answers(another(store), state)
+            elif what == "remove" and name in state:
+                store.remove(name)
+                del state[name]
+            elif what in ("add", "replace"):
+                add(store, name, [str(number)], replace=what == "replace")
+                new = references(images=[str(number)])
+                state[name] = new if what == "replace" else [*state.get(name, []), *new]
+        if state:
+            assert_answers(another(store), state)
+        opened.close()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "lose"])
+@pytest.mark.parametrize("kind", ["*.npy", "*.json"])
+def test_what_is_damaged_is_read_from_the_store(store: Store, read: Read, kind: str, damage: str) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    rng = np.random.default_rng(0)
+    for file in files(kind):
+        content = file.read_bytes()
+        for at in rng.integers(len(content), size=8).tolist():
+            damaged = {
+                "flip": content[:at] + bytes([content[at] ^ 1 << int(rng.integers(8))]) + content[at + 1 :],
+                "cut": content[:at],
+                "empty": b"",
+            }
+            file.unlink()
+            if damage != "lose":
+                file.write_bytes(damaged[damage])
+            before = read.count
+            assert_answers(another(store), SMALL)
+            assert read.count - before == total(SMALL)
+            assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"format": 2},
+        [],
+        {"format": 1, "experts": {"clip:image": {"vectors": "../../elsewhere.npy"}}, "write_ids": {}},
+        {"format": 1, "experts": 7, "write_ids": {}},
+    ],
+)
+def test_a_table_of_another_kind_is_none(store: Store, content: Any) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    (table,) = files("*.json")
+    text = json.dumps(content).encode()
+    table.write_bytes(cache._checksum(text).encode() + b"\n" + text)
+    assert_answers(another(store), SMALL)
+
+
+def test_a_store_elsewhere_is_another_whatever_id_it_has(store: Store, deployment: SharedDeployment) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    deployment.close()
+    copied = deployment.folder.with_name("copy")
+    shutil.copytree(deployment.folder, copied)
+    opened = SharedDeployment(copied)
+    there = Store(opened.backend(), "zsvec")
+    with pytest.MonkeyPatch.context() as patch:
+        read = Read(there, patch)
+        assert_answers(another(there), SMALL)
+        assert read.count == total(SMALL)
+    assert len(files("*.json")) == 2
+    opened.close()
+
+
+def test_no_id_of_a_store_leads_out_of_the_folder(store: Store) -> None:
+    fill(store, SMALL)
+    searching = another(store)
+    assert_answers(searching, SMALL)
+    kept = ReferenceCache()
+    for name in ("../../../x", "/x", "a\0b", "x" * 5000):
+        kept.save(name, searching.references()[0], searching._snapshot.catalog)
+        assert kept.load(name) is not None
+    assert len(files("*.json")) == 5
+    assert {path.parent for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("*.*")} == {folder()}
+
+
+def test_others_cannot_read_it(store: Store) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    assert stat.S_IMODE(folder().stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files()} == {0o600}
+
+
+def test_nothing_is_kept_where_it_shall_not_be(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store, cached=False), SMALL)
+    monkeypatch.setattr("zsvec.search.searcher.WORTH", total(SMALL) + 1)
+    assert_answers(another(store), SMALL)
+    assert not folder().exists()
+
+
+@pytest.mark.parametrize("index_cache", [True, False])
+@pytest.mark.parametrize("place", ["store", ":memory:"])
+def test_the_setting(place: str, index_cache: bool) -> None:
+    encoder = HashEncoder()
+    with zsvec.open(place, encoders=[encoder], index_cache=index_cache) as clf:
+        clf.add_categories([CategoryInput(name=name) for name in ("a", "b")])
+        clf.classify_vectors({encoder.name: np.eye(1, encoder.fingerprint.dim)})
+    assert bool(files()) == (index_cache and place == "store")
+
+
+def test_without_room_or_rights_answers_are_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store, SMALL)
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda _: usage(100, 100, 0))
+        assert_answers(another(store), SMALL)
+        assert not files()
+    folder().rmdir()
+    folder().write_text("a file")
+    assert_answers(another(store), SMALL)
+    assert folder().read_text() == "a file"
+
+
+def test_what_nobody_uses_is_deleted(store: Store) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    kept = files()
+    table = next(file for file in kept if file.suffix == ".json")
+    long_ago = table.stat().st_mtime - 31 * 86_400
+
+    def aged(name: str) -> Path:
+        file = folder() / name
+        file.write_text("{}")
+        os.utime(file, (long_ago, long_ago))
+        return file
+
+    old = [aged(name) for name in ("0.json", "0.npy", "0.new")]
+    young = folder() / "1.new"
+    young.touch()
+    os.utime(table, (long_ago, long_ago))
+    assert_answers(another(store), SMALL)  # it is used
+    ReferenceCache().save("another", {}, {})
+    assert set(kept) <= set(files())
+    assert young.exists()
+    assert not any(file.exists() for file in old)

@@ -1,0 +1,177 @@
+"""References that were read from a store, kept in the user's cache for the next process that opens it.
+
+To read 10⁵ references takes seconds, from a folder and from a server alike; to map a file of them takes a tenth. They
+are kept as they were in some state of the store, with the writes that each category had then. The catalog of the store
+says what has changed since: that is read anew, and no more (`Searcher`).
+
+A table says what there is, and names the files of vectors. Each file begins with, or is named by, the checksum of what
+is in it: what is damaged counts as not there. Files are as much trusted as all that the user keeps. A store is known by
+its place and its id, so that no other deployment's vectors are taken for its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import IO, Any
+
+import numpy as np
+import platformdirs
+
+from zsvec.method.similarities import References
+from zsvec.search.base import Vectors
+from zsvec.types import Category
+
+WORTH = 20_000
+"""References that take longer to read from a store than a person notices."""
+_FORMAT = 1
+_UNUSED = 30 * 86_400  # seconds from which on what nobody has opened is deleted
+_AT_WORK = 3600  # seconds that a process has from writing vectors to writing the table that names them
+_SPARE = 4  # times as much room as it takes must be free
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """References of some state of a store.
+
+    Attributes:
+        references: By expert; the vectors are mapped, and a page of them is copied when somebody writes to it.
+        write_ids: Of each category that there was.
+    """
+
+    references: Mapping[str, References]
+    write_ids: Mapping[str, tuple[str, ...]]
+
+
+class ReferenceCache:
+    """The references of stores that this user has opened.
+
+    They are in the user's cache folder, and for the user alone.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(platformdirs.user_cache_dir("zsvec")) / "references"
+
+    def load(self, store: str) -> Kept | None:
+        """What is kept of a store; ``None`` if there is nothing, or it is damaged or from another version.
+
+        Args:
+            store: Place and id.
+        """
+        table = self._table(store)
+        try:
+            checksum, _, content = table.read_bytes().partition(b"\n")
+            if checksum != _checksum(content).encode():
+                return None
+            values = json.loads(content)
+            if values["format"] != _FORMAT:
+                return None
+            references = {name: self._read(expert) for name, expert in values["experts"].items()}
+            os.utime(table)
+            return Kept(references, {name: tuple(ids) for name, ids in values["write_ids"].items()})
+        except FileNotFoundError:
+            return None
+        except (AttributeError, LookupError, OSError, TypeError, ValueError) as exc:
+            _log.info("references kept in %s cannot be used: %s", table, exc)
+            return None
+
+    def save(self, store: str, references: Mapping[str, References], catalog: Mapping[str, Category]) -> None:
+        """Keep references in the place of those that were kept of this store, if there is room.
+
+        Args:
+            store: Place and id.
+            references: By expert.
+            catalog: The categories that they belong to, by name.
+        """
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            size = sum(expert.vectors.nbytes for expert in references.values())
+            if shutil.disk_usage(self._folder).free < _SPARE * size:
+                return
+            values = {
+                "format": _FORMAT,
+                "experts": {name: self._write(expert) for name, expert in references.items()},
+                "write_ids": {name: category.write_ids for name, category in catalog.items()},
+            }
+            content = json.dumps(values).encode()
+            with self._new_file() as file:
+                file.write(_checksum(content).encode() + b"\n" + content)
+            Path(file.name).replace(self._table(store))
+            self._tidy()
+        except OSError as exc:
+            _log.info("references cannot be kept in %s: %s", self._folder, exc)
+
+    def _table(self, store: str) -> Path:
+        return self._folder / f"{_checksum(store.encode())}.json"
+
+    def _read(self, expert: Mapping[str, Any]) -> References:
+        file = self._folder / expert["vectors"]
+        if _file_checksum(file) != file.stem:
+            raise ValueError(f"{file} is damaged")
+        return References(
+            names=tuple(expert["names"]),
+            vectors=np.load(file, mmap_mode="c", allow_pickle=False),
+            starts=np.array(expert["starts"], dtype=np.intp),
+            norms=np.array(expert["norms"], dtype=np.float32),
+            hashes=tuple(expert["hashes"]),
+            sources=tuple(expert["sources"]),
+            groups=tuple(expert["groups"]),
+        )
+
+    def _write(self, expert: References) -> dict[str, Any]:
+        return {
+            "vectors": self._write_vectors(expert.vectors),
+            "names": expert.names,
+            "starts": expert.starts.tolist(),
+            "norms": expert.norms.tolist(),
+            "hashes": expert.hashes,
+            "sources": expert.sources,
+            "groups": expert.groups,
+        }
+
+    def _write_vectors(self, vectors: Vectors) -> str:
+        """Write vectors under the name that it returns."""
+        with self._new_file() as file:
+            np.save(file, vectors, allow_pickle=False)
+        written = Path(file.name)
+        name = f"{_file_checksum(written)}.npy"
+        written.replace(self._folder / name)
+        return name
+
+    def _new_file(self) -> IO[bytes]:
+        return NamedTemporaryFile(dir=self._folder, suffix=".new", delete=False)
+
+    def _tidy(self) -> None:
+        """Delete what nobody has used for long, and vectors that no table names."""
+        now, named = time.time(), set()
+        for table in self._folder.glob("*.json"):
+            with suppress(AttributeError, LookupError, OSError, TypeError, ValueError):
+                if now - table.stat().st_mtime > _UNUSED:
+                    table.unlink()
+                else:
+                    experts = json.loads(table.read_bytes().partition(b"\n")[2])["experts"]
+                    named |= {expert["vectors"] for expert in experts.values()}
+        for file in (*self._folder.glob("*.npy"), *self._folder.glob("*.new")):
+            with suppress(OSError):
+                if file.name not in named and now - file.stat().st_mtime > _AT_WORK:
+                    file.unlink()
+
+
+def _file_checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -183,7 +183,11 @@ def test_the_methods_that_a_protocol_describes_are_all_its_own() -> None:
         module, _, cls = implementation.rstrip(".").rpartition(".")
         made = getattr(importlib.import_module(module), cls)
         methods = {name for name in dir(made) if callable(getattr(made, name)) and not name.startswith("_")}
-        assert methods == {name for name in vars(Backend) if not name.startswith("_")} - {"location", "exclusive"}
+        assert methods == {name for name in vars(Backend) if not name.startswith("_")} - {
+            "location",
+            "place",
+            "exclusive",
+        }
     assert all(member.__doc__ for name, member in vars(Backend).items() if callable(member) and name[0] != "_")
 
 

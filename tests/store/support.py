@@ -315,6 +315,7 @@ class _SharedLocalClient:
 
     def __init__(self) -> None:
         self.local = QdrantClient(":memory:")
+        self.init_options = self.local.init_options
         self._lock = threading.RLock()
 
     def close(self) -> None:

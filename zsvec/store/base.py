@@ -50,6 +50,11 @@ class Points:
     vectors: NDArray[np.float32]
     payloads: Sequence[Mapping[str, Any]]
 
+    def without(self, row: int) -> Points:
+        """All but one."""
+        kept = [i for i in range(len(self.ids)) if i != row]
+        return Points([self.ids[i] for i in kept], self.vectors[kept], [self.payloads[i] for i in kept])
+
 
 def stack(vectors: Sequence[Any]) -> NDArray[np.float32]:
     """Vectors as a client gives them, ``None`` where they were not asked for, as the matrix of `Points`."""

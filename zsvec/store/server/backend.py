@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Hit, Placement, Points, Put, Where, stack
-from zsvec.store.server import peers
+from zsvec.store.base import Hit, Placement, Points, Put, Where
+from zsvec.store.server import peers, rows
 from zsvec.store.server.checkup import check_up
 from zsvec.store.server.connection import Connection
 from zsvec.store.server.copies import Copies
@@ -137,14 +137,14 @@ class ServerBackend:
         )
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        found: list[models.Record] = self._copies.read(
+        found: Mapping[str, Mapping[str, Any]] = self._copies.read(
             collection,
-            lambda client, patience, consistency: client.retrieve(
-                collection, list(ids), consistency=consistency, timeout=patience
+            lambda client, patience, consistency: rows.retrieve(
+                client, collection, ids, consistency=consistency, timeout=patience
             ),
-            missing=[],
+            missing={},
         )
-        return {str(record.id): record.payload or {} for record in found}
+        return found
 
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
@@ -171,16 +171,12 @@ class ServerBackend:
         while True:
             read = partial(self._page, collection, where, offset, vectors, fields)
             page, offset, copied = self._within_limits(collection, read)
-            fresh = [record for record in page if str(record.id) != last]
-            yield Points(
-                ids=[str(record.id) for record in fresh],
-                vectors=stack([record.vector for record in fresh]),
-                payloads=[record.payload or {} for record in fresh],
-            )
-            if offset is None and not (copied and fresh):
+            fresh = page if last is None or last not in page.ids else page.without(page.ids.index(last))
+            yield fresh
+            if offset is None and not (copied and fresh.ids):
                 return
             # A quorum leaves out what is on its way, and then takes a page that got short for the last.
-            last = str(fresh[-1].id) if fresh else last
+            last = fresh.ids[-1] if fresh.ids else last
             offset = last if offset is None else offset
 
     def _page(
@@ -191,20 +187,21 @@ class ServerBackend:
         vectors: bool,
         fields: Sequence[str] | None,
         limits: Limits,
-    ) -> tuple[list[models.Record], Any, bool]:
+    ) -> tuple[Points, Any, bool]:
         page, following = self._copies.read(
             collection,
-            lambda client, patience, consistency: client.scroll(
+            lambda client, patience, consistency: rows.scroll(
+                client,
                 collection,
-                scroll_filter=filter_of(where, limits),
+                filter_of(where, limits),
                 limit=limits.page,
                 offset=offset,
-                with_payload=True if fields is None else list(fields),
-                with_vectors=vectors,
+                vectors=vectors,
+                fields=fields,
                 consistency=consistency,
                 timeout=patience,
             ),
-            missing=([], None),
+            missing=(Points([], np.empty((0, 0), dtype=np.float32), []), None),
         )
         return page, following, self._copies.known(collection).copied
 
@@ -274,19 +271,12 @@ class ServerBackend:
         limits: Limits,
     ) -> list[list[Hit]]:
         """The nearest points but those that were found before; an offset would mix up those that are as near."""
-        requests = [
-            models.QueryRequest(
-                query=vector.tolist(),
-                filter=filter_of(where, limits, [hit.id for hit in hits]),
-                limit=size,
-                with_payload=list(fields),
+        chosen = [filter_of(where, limits, [hit.id for hit in hits]) for hits in before]
+        return self._connection.call(
+            lambda client, patience: rows.nearest(
+                client, collection, vectors, chosen, limit=size, fields=fields, timeout=patience
             )
-            for vector, hits in zip(vectors, before, strict=True)
-        ]
-        responses = self._connection.call(
-            lambda client, patience: client.query_batch_points(collection, requests, timeout=patience)
         )
-        return [[Hit(str(p.id), p.score, p.payload or {}) for p in response.points] for response in responses]
 
     def delete(self, collection: str, where: Where) -> None:
         def delete(limits: Limits) -> None:

@@ -24,6 +24,7 @@ from zsvec.method.similarities import ExpertSimilarities, References, SearchResu
 
 Floats = NDArray[np.float32]
 
+_CACHED = 2**15  # similarities to categories that are worked on at once: with the best of each, they fit a core's cache
 _LONG = 64  # references of a category beyond which picking its best by partition beats one pass per reference
 
 
@@ -109,22 +110,27 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
     order = np.argsort(-present, kind="stable")
     n_images, n_categories = len(values), len(present)
     wanted = np.minimum(similarities.counts, m)[order]
-    best = np.full((int(wanted.max(initial=1)), n_images, n_categories), -np.inf, dtype=np.float32)
     seen = int(absent.max(initial=0))
-    for rank, row in enumerate(best[:seen]):
-        np.copyto(row, similarities.bound[:, None], where=absent[order] > rank)
-    for rank in range(longest):
-        k = np.count_nonzero(present > rank)
-        candidate = values.take(starts[order[:k]] + rank, axis=1)
-        for row in best[: seen + rank + 1, :, :k]:  # below is nothing yet
-            smaller = np.minimum(row, candidate)
-            np.maximum(row, candidate, out=row)
-            candidate = smaller
-    total, *others = best
-    for rank, row in enumerate(others, start=1):
-        np.add(total, row, out=total, where=wanted > rank)
-    out = np.empty_like(total)
-    out[:, order] = total / wanted.astype(np.float32)
+    columns = [starts[order[: np.count_nonzero(present > rank)]] + rank for rank in range(longest)]
+    alike = bool(n_categories) and int(present.min()) == longest
+    out = np.empty((n_images, n_categories), dtype=np.float32)
+    size = max(1, _CACHED // n_categories)
+    for block in (slice(first, first + size) for first in range(0, n_images, size)):
+        some = values[block]
+        best = np.full((int(wanted.max(initial=1)), len(some), n_categories), -np.inf, dtype=np.float32)
+        for rank, row in enumerate(best[:seen]):
+            np.copyto(row, similarities.bound[block, None], where=absent[order] > rank)
+        by_rank = some.reshape(len(some), n_categories, longest).transpose(2, 0, 1).copy() if alike else None
+        for rank, places in enumerate(columns):
+            candidate = some.take(places, axis=1) if by_rank is None else by_rank[rank]
+            for row in best[: seen + rank + 1, :, : len(places)]:  # below is nothing yet
+                smaller = np.minimum(row, candidate)
+                np.maximum(row, candidate, out=row)
+                candidate = smaller
+        total, *others = best
+        for rank, row in enumerate(others, start=1):
+            np.add(total, row, out=total, where=wanted > rank)
+        out[block, order] = total / wanted.astype(np.float32)
     return out
 
 

@@ -45,11 +45,21 @@ def expert_evidence(
             said += np.multiply(c, similarity[name], dtype=np.float64)
         if least is not None and GDA in by_name:
             scale = least / LEAST  # scaled evidence nears the bound by the same curve, scaled
-            said /= scale
-            np.logaddexp(said, LEAST, out=said, where=~np.isnan(said))
-            said *= scale
+            said = scale * _bounded(said / scale)
         evidence.append(said)
     return np.stack(evidence)
+
+
+def _bounded(evidence: Doubles) -> Doubles:
+    """ln(exp(evidence) + exp(LEAST)), by the logarithm and the exponential that numpy has for many numbers at once."""
+    above = evidence - LEAST
+    soft: Doubles = np.minimum(above, 30.0)  # above that, the other is below rounding
+    np.exp(soft, out=soft)
+    soft += 1
+    np.log(soft, out=soft)
+    np.maximum(above, soft, out=soft)
+    soft += LEAST
+    return soft
 
 
 def log_linear(

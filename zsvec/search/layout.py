@@ -51,16 +51,25 @@ class Part:
 def read(store: Store, write_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Part]]]:
     """The references of some writes: each expert, and its part of each category."""
     for encoder in store.encoders() if write_ids else ():
-        rows: dict[Modality, dict[str, list[tuple[Vectors, str, str, str | None]]]] = {}
-        for page in store.references(encoder, write_ids):
-            for payload, vector in zip(page.payloads, page.vectors, strict=True):
-                of_category = rows.setdefault(payload["modality"], {}).setdefault(payload["category"], [])
-                of_category.append((vector, payload["hash"], payload["source"], group_from(payload)))
+        pages = [page for page in store.references(encoder, write_ids) if page.ids]
+        if not pages:
+            continue
+        payloads = [payload for page in pages for payload in page.payloads]
+        rows: dict[Modality, dict[str, list[int]]] = {}
+        for row, payload in enumerate(payloads):
+            rows.setdefault(payload["modality"], {}).setdefault(payload["category"], []).append(row)
+        vectors = np.concatenate([page.vectors for page in pages])
+        del pages
         for modality, categories in rows.items():
             parts = {}
-            for name, found in categories.items():
-                vectors, hashes, sources, groups = zip(*found, strict=True)
-                parts[name] = Part.of(np.stack(vectors), hashes, sources, groups)
+            for name, of_category in categories.items():
+                found = [payloads[row] for row in of_category]
+                parts[name] = Part.of(
+                    vectors[of_category],
+                    tuple(payload["hash"] for payload in found),
+                    tuple(payload["source"] for payload in found),
+                    tuple(map(group_from, found)),
+                )
             yield expert_name(encoder, modality), parts
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +27,9 @@ from zsvec.types import Category, Modality, encoder_and_modality, expert_name
 
 _HIT_FIELDS = ("category", "gen", "source")
 _WRITE_IDS = 256  # in one filter
+_AHEAD = 2  # threads that read: the server makes a page while another is taken apart
+
+T = TypeVar("T")
 
 
 class ReferenceCollections:
@@ -49,10 +56,16 @@ class ReferenceCollections:
 
     def pages(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
         """References of these writes in one collection, page by page, without those whose payload cannot be read."""
-        for first in range(0, len(write_ids), _WRITE_IDS):
+
+        def some(first: int) -> Iterator[Points]:
             where = Where(match={"gen": list(write_ids[first : first + _WRITE_IDS])})
-            for page in self._backend.scroll(self.collection(encoder), where, vectors=vectors):
-                yield _readable(page)
+            return map(_readable, self._backend.scroll(self.collection(encoder), where, vectors=vectors))
+
+        firsts = range(0, len(write_ids), _WRITE_IDS)
+        ahead = len(firsts) > 1 and not self._backend.exclusive  # an engine in this process waits for nobody
+        yield from chain.from_iterable(
+            _read_ahead(lambda first: list(some(first)), firsts) if ahead else map(some, firsts)
+        )
 
     def read(self, category: Category, *, vectors: bool = True) -> Iterator[Reference]:
         """Every reference of a category; without `vectors`, the vectors are empty."""
@@ -132,6 +145,22 @@ class ReferenceCollections:
                 deleted += sum(len(page.ids) for page in pages)
                 self._backend.delete(self.collection(encoder), where)
         return deleted
+
+
+def _read_ahead(read: Callable[[int], T], parts: Iterable[int]) -> Iterator[T]:
+    """What is read, in order; while one is looked at, other threads read the next."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        try:
+            for part in parts:
+                waiting.append(pool.submit(copy_context().run, read, part))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _readable(page: Points) -> Points:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -87,64 +88,105 @@ def renewed(
         The references of each expert that has any: the same object, where the changes do not concern it. And the names
         of the changed categories of which not all references are there; they are as they were before.
     """
-    parts = {expert: _split(references) for expert, references in before.items()}
-    kept = {change.after.name: _pick(parts, change.after.name) for change in changes}
-    touched = set()
-    dropped = {change.after.name for change in changes if not change.grew}
-    for expert, categories in parts.items():
-        for name in dropped & categories.keys():
-            del categories[name]
-            touched.add(expert)
+    names = {change.after.name for change in changes}
+    grown = {change.after.name for change in changes if change.grew}
+    kept = {expert: _picked(references, names) for expert, references in before.items()}
+    parts = {expert: {name: found[name] for name in found.keys() & grown} for expert, found in kept.items()}
     for expert, found in read(store, [write_id for change in changes for write_id in change.new_write_ids]):
         categories = parts.setdefault(expert, {})
         for name, part in found.items():
             categories[name] = categories[name] + part if name in categories else part
-        touched.add(expert)
+    torn = _take_back(parts, kept, changes)
+    after = dict(before)
+    for expert, categories in parts.items():
+        was = kept.get(expert, {})
+        changed = {name: categories.get(name) for name in names if categories.get(name) is not was.get(name)}
+        if not changed:
+            continue
+        references = _changed(after.pop(expert, None), changed)
+        if references is not None:
+            after[expert] = references
+            if expert in before:
+                references.succeed(before[expert], names)
+    return after, torn
+
+
+def _take_back(
+    parts: Mapping[str, dict[str, Part]], kept: Mapping[str, Mapping[str, Part]], changes: Sequence[Change]
+) -> set[str]:
+    """Put back what there was of the categories of which not all references are there; these are named."""
     torn = set()
     for change in changes:
         name = change.after.name
         counts = {expert: len(categories[name]) for expert, categories in parts.items() if name in categories}
         if counts != dict(change.after.references):
             torn.add(name)
-            for expert in counts:
-                del parts[expert][name]
-                touched.add(expert)
-            for expert, part in kept[name].items():
-                parts[expert][name] = part
-                touched.add(expert)
-    after = {
-        expert: _joined(categories) if expert in touched else before[expert]
-        for expert, categories in parts.items()
-        if categories
-    }
-    changed = {change.after.name for change in changes}
-    for expert in touched & before.keys() & after.keys():
-        after[expert].succeed(before[expert], changed)
-    return after, torn
+            for expert, categories in parts.items():
+                categories.pop(name, None)
+                if name in kept.get(expert, {}):
+                    categories[name] = kept[expert][name]
+    return torn
 
 
-def _pick(parts: Mapping[str, Mapping[str, Part]], name: str) -> dict[str, Part]:
-    return {expert: categories[name] for expert, categories in parts.items() if name in categories}
+def _picked(references: References, names: Collection[str]) -> dict[str, Part]:
+    """The parts of some categories, of those that there are."""
+    found = {}
+    for name in names:
+        at = bisect_left(references.names, name)
+        if at < len(references.names) and references.names[at] == name:
+            rows = slice(int(references.starts[at]), int(references.starts[at + 1]))
+            groups = references.groups[rows] or (None,) * (rows.stop - rows.start)
+            texts = references.hashes[rows], references.sources[rows], groups
+            found[name] = Part(references.vectors[rows], *texts, float(references.norms[at]))
+    return found
 
 
-def _joined(parts: Mapping[str, Part]) -> References:
-    names = tuple(sorted(parts))
-    groups = tuple(chain.from_iterable(parts[name].groups for name in names))
+def _changed(before: References | None, changed: Mapping[str, Part | None]) -> References | None:
+    """References with other parts of some categories, ``None`` for none of it; ``None`` if nothing is left.
+
+    All that is between these categories is copied as one piece.
+    """
+    pieces: list[References] = []
+    end = 0
+    for name in sorted(changed):
+        if before is not None:
+            start = bisect_left(before.names, name)
+            pieces += _piece(before, end, start)
+            end = start + (before.names[start : start + 1] == (name,))
+        if (part := changed[name]) is not None:
+            n, norms = len(part), np.array([part.norm], dtype=np.float32)
+            starts = np.array([0, n], dtype=np.intp)
+            pieces.append(References((name,), part.vectors, starts, norms, part.hashes, part.sources, part.groups))
+    if before is not None:
+        pieces += _piece(before, end, len(before.names))
+    if not pieces:
+        return None
+    groups = tuple(chain.from_iterable(piece.groups or (None,) * len(piece.hashes) for piece in pieces))
+    counts = np.concatenate([np.diff(piece.starts) for piece in pieces])
     return References(
-        names=names,
-        vectors=np.concatenate([parts[name].vectors for name in names]),
-        starts=np.cumsum([0, *(len(parts[name]) for name in names)], dtype=np.intp),
-        norms=np.array([parts[name].norm for name in names], dtype=np.float32),
-        hashes=tuple(chain.from_iterable(parts[name].hashes for name in names)),
-        sources=tuple(chain.from_iterable(parts[name].sources for name in names)),
+        names=tuple(chain.from_iterable(piece.names for piece in pieces)),
+        vectors=np.concatenate([piece.vectors for piece in pieces]),
+        starts=np.concatenate([np.zeros(1, dtype=np.intp), np.cumsum(counts, dtype=np.intp)]),
+        norms=np.concatenate([piece.norms for piece in pieces]),
+        hashes=tuple(chain.from_iterable(piece.hashes for piece in pieces)),
+        sources=tuple(chain.from_iterable(piece.sources for piece in pieces)),
         groups=groups if any(groups) else (),
     )
 
 
-def _split(references: References) -> dict[str, Part]:
-    hashes, sources, starts = references.hashes, references.sources, references.starts
-    groups = references.groups or (None,) * len(hashes)
-    return {
-        name: Part(references.vectors[start:end], hashes[start:end], sources[start:end], groups[start:end], float(norm))
-        for name, start, end, norm in zip(references.names, starts, starts[1:], references.norms, strict=False)
-    }
+def _piece(references: References, first: int, last: int) -> list[References]:
+    """The categories from one to before another; nothing where there is none between."""
+    if first == last:
+        return []
+    rows = slice(int(references.starts[first]), int(references.starts[last]))
+    return [
+        References(
+            names=references.names[first:last],
+            vectors=references.vectors[rows],
+            starts=references.starts[first : last + 1],
+            norms=references.norms[first:last],
+            hashes=references.hashes[rows],
+            sources=references.sources[rows],
+            groups=references.groups[rows],
+        )
+    ]

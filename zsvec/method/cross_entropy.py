@@ -7,6 +7,8 @@ many references each has.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,9 +23,12 @@ WIDEST = 100.0
 _STIFF = 4.0  # of the prior of weights of either sign. A left-out image has one reference less in its own category than
 # others have, and by a large weight of their number it would be recognised.
 _BLOCK = 2**20  # logits in double precision at once: they stay in the cache
-# Noise, and factors of the weights, from which the search begins: many wrong labels are explained by diffident weights
-# too, and either explanation is a valley of its own.
-_STARTS = ((0.02, 1.0), (0.5, 4.0))
+_LITTLE = 0.02  # noise from which the search begins
+# Many wrong labels are explained by diffident weights too, and either explanation is a valley of its own. So where no
+# more images than this are right, the search begins again, with much noise and larger weights.
+_MOSTLY = 0.75
+_MUCH = 0.5
+_SHARPER = 4.0
 
 
 def least_cross_entropy(
@@ -74,9 +79,20 @@ def least_cross_entropy(
 
     widest = [np.log(WIDEST)] * n_positive + [WIDEST] * (len(prior) - n_positive)
     limits = [(p - w, p + w) for p, w in zip(prior, widest, strict=True)]
-    sharper = np.append(np.ones(n_positive), np.zeros(len(prior) - n_positive))
-    firsts = [np.append(prior + np.log(factor) * sharper, np.log(e / (1 - e))) for e, factor in _STARTS]
-    tried = [minimize(cost, x, jac=True, method="L-BFGS-B", bounds=[*limits, (-12.0, 12.0)]) for x in firsts]
-    found = min(tried, key=lambda result: float(result.fun)).x
-    weights: Doubles = np.exp(found[:n_positive])
-    return weights, found[n_positive:-1], float(1 / (1 + np.exp(-found[-1])))
+
+    def search(noise: float, factor: float) -> Any:
+        first = np.append(prior, np.log(noise / (1 - noise)))
+        first[:n_positive] += np.log(factor)
+        return minimize(cost, first, jac=True, method="L-BFGS-B", bounds=[*limits, (-12.0, 12.0)])
+
+    def right_share(free: Doubles) -> float:
+        weight = np.concatenate([np.exp(free[:n_positive]), free[n_positive:-1]])
+        blocks = (slice(first, first + size) for first in range(0, len(truth), size))
+        best = [np.tensordot(weight, logits[:, block], axes=1).argmax(axis=1) for block in blocks]
+        return float((np.concatenate(best) == truth).mean())
+
+    found = search(_LITTLE, 1.0)
+    if right_share(found.x) <= _MOSTLY:
+        found = min(found, search(_MUCH, _SHARPER), key=lambda result: float(result.fun))
+    weights: Doubles = np.exp(found.x[:n_positive])
+    return weights, found.x[n_positive:-1], float(1 / (1 + np.exp(-found.x[-1])))

@@ -111,7 +111,7 @@ def search(
     ]
     with (
         tempfile.TemporaryDirectory() as scratch,
-        zsvec.open(scratch, encoders=[encoder], index_device=device) as filled,
+        zsvec.open(scratch, encoders=[encoder], index_device=device, index_cache=False) as filled,
     ):
         filled.add_categories(inputs)
         actions: dict[str, Callable[[], object]] = {"bare product and maximum": bare}
@@ -157,7 +157,7 @@ def calibrate(
 
     with (
         tempfile.TemporaryDirectory() as scratch,
-        zsvec.open(scratch, encoders=encoders, index_device=device) as classifier,
+        zsvec.open(scratch, encoders=encoders, index_device=device, index_cache=False) as classifier,
     ):
         classifier.add_categories([category(number) for number in range(categories)])
         queries = {name: centre[:1].astype(np.float32) for name, centre in centres.items()}

@@ -15,8 +15,9 @@ import pytest
 from tests.support import isolated, trusted_settings
 from zsvec.config import OTHER_VARIABLES, Settings, load_settings
 from zsvec.errors import InvalidInputError
+from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.aggregation import AGGREGATIONS
-from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
+from zsvec.method.fusion import STRATEGIES
 from zsvec.profiles import PROFILES, other_profile
 from zsvec.types import Fingerprint
 

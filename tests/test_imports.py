@@ -6,11 +6,12 @@ import ast
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "zsvec"
@@ -65,6 +66,9 @@ HOMES = {
 }
 PURE = {"method"}
 HEAVY = ("torch", "openai", "qdrant_client", "qdrant_edge", "scipy", "sklearn", "transformers")
+# What no command needs that works on an embedded store with encoders of its own.
+SLOW = (*HEAVY, "httpx", "huggingface_hub", "rich.live", "rich.markdown", "rich.progress", "PIL.PdfImagePlugin")
+COMPUTES = ("numpy", "PIL", "zsvec.classifier", "zsvec.encoders.base", "zsvec.inputs.images", "zsvec.method.fusion")
 
 
 def module_name(path: Path) -> str:
@@ -291,9 +295,9 @@ def test_the_rule_allows(module: str, source: str) -> None:
 # ---- what an import costs
 
 
-def loaded_after(statements: str) -> tuple[str, list[str]]:
-    """Run statements in a new interpreter: what they print, and which heavy packages they leave loaded."""
-    code = f"import sys\n{statements}\nprint('loaded:', *sorted(sys.modules.keys() & set({HEAVY!r})))"
+def loaded_after(statements: str, watched: Sequence[str] = HEAVY) -> tuple[str, list[str]]:
+    """Run statements in a new interpreter: what they print, and which of these packages they leave loaded."""
+    code = f"import sys\n{statements}\nprint('loaded:', *sorted(sys.modules.keys() & set({watched!r})))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120
     )
@@ -330,6 +334,61 @@ except SystemExit: ...
 """
     )
     assert loaded == ["qdrant_edge"]
+
+
+CALIBRATED = """
+from zsvec.inputs.categories import CategoryInput
+from zsvec.testing import HashEncoder
+import numpy as np, zsvec
+noise = np.random.default_rng(0).integers(0, 50, (3, 20, 8, 8, 3), dtype=np.uint8)
+with zsvec.open("{store}", encoders=[HashEncoder("conse"), HashEncoder("efficientnet", modalities=("image",))]) as clf:
+    clf.add_categories(
+        CategoryInput(name=name, images=[pixels + np.uint8(60 * i) for pixels in noise[i]])
+        for i, name in enumerate(("dark", "grey", "light"))
+    )
+    assert clf.store.calibration() is not None
+"""
+
+COMMAND = """
+import zsvec.encoders
+
+def load_encoders(specs, **options):
+    from zsvec.encoders import EncoderSet
+    from zsvec.testing import HashEncoder
+
+    return EncoderSet([HashEncoder(name, modalities=spec.modalities) for name, spec in specs.items()])
+
+zsvec.encoders.load_encoders = load_encoders
+sys.argv = ["zsvec", "--profile", "offline", "--store", "{store}", *{arguments!r}]
+from zsvec.cli import main
+try:
+    code = main()
+except SystemExit as stop:
+    code = stop.code
+assert not code, code
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        (["list"], (*SLOW, *COMPUTES)),
+        (["list", "--json"], (*SLOW, *COMPUTES)),
+        (["info"], (*SLOW, *COMPUTES)),
+        (["show", "dark"], (*SLOW, "zsvec.classifier", "zsvec.method.fusion")),
+        (["classify", "{image}"], SLOW),
+        (["classify", "--explain", "{image}"], SLOW),
+    ],
+)
+def test_a_command_imports_what_it_needs(arguments: list[str], unneeded: Sequence[str], tmp_path: Path) -> None:
+    """Of an embedded store that is calibrated."""
+    store, image = tmp_path / "store", tmp_path / "image.jpg"
+    Image.new("RGB", (16, 16), "grey").save(image)
+    loaded_after(CALIBRATED.format(store=store))
+    given = [argument.format(image=image) for argument in arguments]
+    printed, loaded = loaded_after(COMMAND.format(store=store, arguments=given), (*unneeded, "zsvec.store.edge"))
+    assert printed
+    assert loaded == ["qdrant_edge", "zsvec.store.edge"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["classify", "--help"]])

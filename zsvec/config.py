@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import platformdirs
 from pydantic import (
@@ -40,14 +41,15 @@ from pydantic_settings import (
 
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, Temperature
 from zsvec.errors import InvalidInputError, without_password
-from zsvec.inputs.images import ImageLimits
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
-from zsvec.method.aggregation import AGGREGATIONS
-from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
-from zsvec.method.scoring import Scoring
+from zsvec.method import DEFAULT_STRATEGY
 from zsvec.profiles import PROFILES, Profile, other_profile
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 from zsvec.trust import is_private, read_if_trusted
+
+if TYPE_CHECKING:
+    from zsvec.inputs.images import ImageLimits
+    from zsvec.method.scoring import Scoring
 
 IndexKind = Literal["auto", "memory", "qdrant"]
 IndexDtype = Literal["float32", "float16"]
@@ -79,15 +81,15 @@ def _working_folder() -> Path:
         return Path()
 
 
-def _one_of(table: Collection[str]) -> Callable[[str], str]:
-    """Checks that a name is one of a table's."""
+def _one_of(table: str) -> AfterValidator:
+    """Checks that a name is of a table of the method: slow to import, and not needed for the default."""
 
     def check(name: str) -> str:
-        if name not in table:
-            raise ValueError(f"must be one of {', '.join(table)}")
+        if name not in (known := resolve_name(f"zsvec.method.{table}")):
+            raise ValueError(f"must be one of {', '.join(known)}")
         return name
 
-    return check
+    return AfterValidator(check)
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -302,9 +304,9 @@ class Settings(_Masked, BaseSettings):
     index_dtype: IndexDtype = "float32"
     index_cache: bool = True
     neighbors: PositiveInt = Field(default=256, le=100_000)
-    aggregation: Annotated[str, AfterValidator(_one_of(AGGREGATIONS))] = "top_mean"
+    aggregation: Annotated[str, _one_of("aggregation:AGGREGATIONS")] = Field(default="top_mean", validate_default=False)
     top_m: PositiveInt = 5
-    fusion: Annotated[str, AfterValidator(_one_of(STRATEGIES))] = DEFAULT_STRATEGY
+    fusion: Annotated[str, _one_of("fusion:STRATEGIES")] = Field(default=DEFAULT_STRATEGY, validate_default=False)
     weights: Mapping[str, Annotated[float, Field(gt=0, le=1e9)]] = Field(default_factory=dict)
     temperatures: Mapping[str, Temperature] = Field(default_factory=dict)
     calibration: Literal["auto", "off"] = "auto"
@@ -380,11 +382,9 @@ class Settings(_Masked, BaseSettings):
         return known[self.profile].encoders
 
     def scoring(self, temperatures: Mapping[str, float]) -> Scoring:
-        """From similarities to predictions, as these settings say.
+        """From similarities to predictions, as these settings say, with the temperatures of the profile by expert."""
+        from zsvec.method.scoring import Scoring  # slow to import, and not needed to list the categories of a store
 
-        Args:
-            temperatures: By expert, of its profile.
-        """
         return Scoring(
             temperatures=temperatures,
             fixed_temperatures=self.temperatures,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.method.material import Vectors, calibrated, clusters, searched, texts
+from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.calibration import Calibration
-from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
+from zsvec.method.fusion import STRATEGIES
 from zsvec.method.scoring import Scoring
 
 PAPERS = ("max_confidence", "inverse_entropy", "neg_exp_entropy", "fixed")

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.live import Live
 from rich.markup import escape as escape_markup
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Column, Table
 
@@ -78,6 +76,8 @@ def print_loading(classifier: Classifier) -> None:
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
     """A progress bar on stderr, if that is a terminal; gives a function that iterates items and counts them."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=total)
@@ -96,6 +96,8 @@ def live(running: Stream[Any], wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
+    from rich.live import Live
+
     try:
         with Live(
             console=err,

@@ -14,7 +14,8 @@ from zsvec.evaluation.ablations import drawn, laid_out, mislabelled, only, repla
 from zsvec.evaluation.embeddings import Embeddings
 from zsvec.evaluation.study import Study
 from zsvec.inputs.images import ImageLimits, load_image
-from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES
+from zsvec.method import DEFAULT_STRATEGY
+from zsvec.method.fusion import STRATEGIES
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.types import encoder_and_modality
 

@@ -183,5 +183,3 @@ STRATEGIES: Mapping[str, Strategy] = {
     ),
 }
 """By name, in the order of the documentation."""
-
-DEFAULT_STRATEGY = "log_linear_gda"

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.aggregation import aggregate_experts
 from zsvec.method.calibration import Calibration
-from zsvec.method.fusion import DEFAULT_STRATEGY, STRATEGIES, choose_strategy
+from zsvec.method.fusion import STRATEGIES, choose_strategy
 from zsvec.method.logits import expert_logits
 from zsvec.method.novelty import image_novelty
 from zsvec.method.predictions import Scores, predictions

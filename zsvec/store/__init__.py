@@ -12,7 +12,6 @@ from zsvec.errors import InvalidInputError
 from zsvec.store.base import FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.census import Census
 from zsvec.store.look import Cursor, Look
-from zsvec.store.memory import MemoryBackend
 from zsvec.store.schema import Reference
 from zsvec.store.store import Store
 from zsvec.store.writing import Write
@@ -75,7 +74,7 @@ def open_store(
     if like_server:
         raise InvalidInputError(f"the store {location!r} looks like a server: write http://{location}, or https://")
     if location == ":memory:":
-        return Store(MemoryBackend(), namespace, profile_of)
+        return Store(import_module("zsvec.store.memory").MemoryBackend(), namespace, profile_of)
     if "://" in location:
         urls = [url.strip() for url in location.split(",")]
         for url in urls:

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zsvec.errors import StoreError
 from zsvec.types import Finding
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FIRST_CONTACT = 5.0
 """Seconds after which a server that cannot be reached is given up when a store is opened."""
@@ -44,22 +45,30 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Points of one collection: ids, payloads, and float32 vectors ``(n, dim)``; ``dim`` is 0 if not asked for."""
+    """Points of one collection.
+
+    Attributes:
+        ids: Of the points.
+        rows: Their vectors as a client gives them, each ``None`` if not asked for; or a matrix.
+        payloads: What they carry.
+    """
 
     ids: Sequence[str]
-    vectors: NDArray[np.float32]
+    rows: Sequence[Any] | NDArray[np.float32]
     payloads: Sequence[Mapping[str, Any]]
 
-    def without(self, row: int) -> Points:
-        """All but one."""
-        kept = [i for i in range(len(self.ids)) if i != row]
-        return Points([self.ids[i] for i in kept], self.vectors[kept], [self.payloads[i] for i in kept])
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """The vectors, float32 ``(n, dim)``; ``dim`` is 0 if not asked for."""
+        import numpy as np  # slow to import, and not needed to list the categories of a store
 
+        if len(self.rows) == 0 or self.rows[0] is None:
+            return np.empty((len(self.rows), 0), dtype=np.float32)
+        return np.asarray(self.rows, dtype=np.float32)
 
-def stack(vectors: Sequence[Any]) -> NDArray[np.float32]:
-    """Vectors as a client gives them, ``None`` where they were not asked for, as the matrix of `Points`."""
-    asked = [vector for vector in vectors if vector is not None]
-    return np.array(asked, dtype=np.float32) if asked else np.empty((len(vectors), 0), dtype=np.float32)
+    def chosen(self, kept: Sequence[int]) -> Points:
+        """Some of them, in this order."""
+        return Points([self.ids[i] for i in kept], [self.rows[i] for i in kept], [self.payloads[i] for i in kept])
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,19 +21,21 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import qdrant_edge as qe
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
-from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
+from zsvec.store.base import Handle, Hit, Points, Put, Where
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, room_for, room_to_open
 from zsvec.store.seal import Claim, Keeper
 from zsvec.trust import inside
 from zsvec.types import Finding
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _PAGE = 2000
 _CHUNK = 500
@@ -115,10 +117,11 @@ class EdgeBackend:
             shutil.rmtree(leftover)
 
     def upsert(self, collection: str, points: Points) -> None:
+        every = points.vectors
         with self._calls(collection):
             for first in range(0, len(points.ids), _CHUNK):
                 chunk = slice(first, first + _CHUNK)
-                vectors, payloads = points.vectors[chunk], points.payloads[chunk]
+                vectors, payloads = every[chunk], points.payloads[chunk]
                 rows = zip(points.ids[chunk], vectors, payloads, strict=True)
                 operation = qe.UpdateOperation.upsert_points([qe.Point(i, v.tolist(), dict(p)) for i, v, p in rows])
                 self._update(collection, operation, len(payloads), vectors.nbytes + _size(payloads))
@@ -168,7 +171,7 @@ class EdgeBackend:
                 page, offset = self._shard(collection).scroll(request)
                 points = Points(
                     ids=[str(point.id) for point in page],
-                    vectors=stack([point.vector for point in page]),
+                    rows=[point.vector for point in page],
                     payloads=[point.payload or {} for point in page],
                 )
             yield points

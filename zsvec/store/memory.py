@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Handle, Hit, Points, Put, Where, stack
+from zsvec.store.base import Handle, Hit, Points, Put, Where
 from zsvec.types import Finding
 
 # By id, the vector and the payload; a record has no vector.
@@ -72,7 +72,7 @@ class MemoryBackend:
             found = _matching(stored, where)
             points = Points(
                 ids=list(found),
-                vectors=stack([vector if vectors else None for vector, _ in found.values()]),
+                rows=[vector if vectors else None for vector, _ in found.values()],
                 payloads=[_copy(payload, fields) for _, payload in found.values()],
             )
         yield points
@@ -87,7 +87,7 @@ class MemoryBackend:
         with self._open(collection) as stored:
             found = _matching(stored, where)
             ids = list(found)
-            references = stack([vector for vector, _ in found.values()]) if found else np.empty((0, vectors.shape[1]))
+            references = np.array([vector for vector, _ in found.values()]).reshape(len(found), vectors.shape[1])
             cosines = vectors @ references.T
             nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :limit]
             return [

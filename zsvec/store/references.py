@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from itertools import chain
-from typing import TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeVar
 
 from zsvec.errors import StoreError
 from zsvec.store.base import Backend, Hit, Points, Where
@@ -24,6 +20,12 @@ from zsvec.store.schema import (
     reference_payload,
 )
 from zsvec.types import Category, Modality, encoder_and_modality, expert_name
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 _HIT_FIELDS = ("category", "gen", "source")
 _WRITE_IDS = 256  # in one filter
@@ -124,7 +126,7 @@ class ReferenceCollections:
         for encoder, pairs in rows.items():
             points = Points(
                 ids=[point_id(encoder, c.name, r.modality, c.write_ids[-1], r.hash) for c, r in pairs],
-                vectors=np.stack([reference.vector for _, reference in pairs]),
+                rows=[reference.vector for _, reference in pairs],
                 payloads=[reference_payload(r, c.name, c.write_ids[-1]) for c, r in pairs],
             )
             self._backend.upsert(self.collection(encoder), points)
@@ -149,6 +151,8 @@ class ReferenceCollections:
 
 def _read_ahead(read: Callable[[int], T], parts: Iterable[int]) -> Iterator[T]:
     """What is read, in order; while one is looked at, other threads read the next."""
+    from concurrent.futures import ThreadPoolExecutor  # not needed to list the categories of a store
+
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(_AHEAD) as pool:
         try:
@@ -167,4 +171,4 @@ def _readable(page: Points) -> Points:
     kept = [i for i, payload in enumerate(page.payloads) if is_reference(payload)]
     if len(kept) == len(page.payloads):
         return page
-    return Points([page.ids[i] for i in kept], page.vectors[kept], [page.payloads[i] for i in kept])
+    return page.chosen(kept)

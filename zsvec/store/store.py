@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any, NoReturn, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from zsvec.errors import EncoderMismatchError
 from zsvec.store import ownership, writing
@@ -24,6 +21,10 @@ from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference
 from zsvec.store.writing import Write
 from zsvec.types import Category, Finding, Fingerprint, Modality, counted, expert_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Store:

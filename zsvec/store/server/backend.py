@@ -171,7 +171,7 @@ class ServerBackend:
         while True:
             read = partial(self._page, collection, where, offset, vectors, fields)
             page, offset, copied = self._within_limits(collection, read)
-            fresh = page if last is None or last not in page.ids else page.without(page.ids.index(last))
+            fresh = page.chosen([row for row, place in enumerate(page.ids) if place != last]) if last else page
             yield fresh
             if offset is None and not (copied and fresh.ids):
                 return
@@ -201,7 +201,7 @@ class ServerBackend:
                 consistency=consistency,
                 timeout=patience,
             ),
-            missing=(Points([], np.empty((0, 0), dtype=np.float32), []), None),
+            missing=(Points([], [], []), None),
         )
         return page, following, self._copies.known(collection).copied
 

@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as protocol
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
-from zsvec.store.base import Hit, Points, stack
+from zsvec.store.base import Hit, Points
 from zsvec.store.server.replicas import Consistency
 
 
@@ -56,9 +56,12 @@ def scroll(
             consistency=consistency,
             timeout=timeout,
         )
-        ids = [str(record.id) for record in records]
-        found = stack([record.vector for record in records])
-        return Points(ids, found, [record.payload or {} for record in records]), following
+        points = Points(
+            ids=[str(record.id) for record in records],
+            rows=[record.vector for record in records],
+            payloads=[record.payload or {} for record in records],
+        )
+        return points, following
     response = client.grpc_points.Scroll(
         protocol.ScrollPoints(
             collection_name=collection,
@@ -74,7 +77,7 @@ def scroll(
     )
     points = Points(
         ids=[_id(point.id) for point in response.result],
-        vectors=_vectors(response.result) if vectors else np.empty((len(response.result), 0), dtype=np.float32),
+        rows=_vectors(response.result) if vectors else [None] * len(response.result),
         payloads=_payloads(response.result),
     )
     more = response.HasField("next_page_offset")

@@ -207,7 +207,7 @@ class Classifier:
     def classify(
         self, images: ImageInput | Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise"
     ) -> Prediction | list[Prediction]:
-        """Classify one image, in the calling thread, or a list of them, as a stream does.
+        """Classify one image, in the calling thread (threads that call at once share batches), or a list, as a stream.
 
         Args:
             images: A path, bytes, file, PIL image or array; or a list or tuple of such.

@@ -105,9 +105,9 @@ class Embedder:
             return self.loaded
 
     def embed(self, image: ImageInput) -> tuple[PreparedImage, Vectors]:
-        """One image and its vectors, in the calling thread."""
+        """One image and its vectors, in the calling thread; threads that call at the same time share batches."""
         prepared = self._prepare(image)
-        return prepared, self._encode([prepared])
+        return prepared, {} if prepared.error is not None else self.encoders.encode_image(prepared.inputs)
 
     def labelled(
         self, labelled: object, batch_size: int, check: Callable[[Sequence[str]], None]

@@ -1,0 +1,250 @@
+"""Calls that share batches: who leads, who joins, in which order, and what failures and interruptions leave."""
+
+from __future__ import annotations
+
+import dis
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.test_stream import DEADLINE, eventually
+from zsvec.encoders import shared_batches
+from zsvec.encoders.shared_batches import SharedBatches
+
+ROOT = Path(__file__).parents[2]
+
+
+class Doubling:
+    """Doubles numbers, and notes its batches. One that has a 0 waits until `gate` is set; one that has -1 fails."""
+
+    def __init__(self, size: int) -> None:
+        self.gate = threading.Event()
+        self.batches: list[list[int]] = []
+        self.overlapped = 0
+        self._working = threading.Lock()
+        self.shared: SharedBatches[int, int] = SharedBatches(self, size)
+
+    def __call__(self, batch: Sequence[int]) -> list[int]:
+        alone = self._working.acquire(blocking=False)
+        self.overlapped += not alone
+        try:
+            self.batches.append(list(batch))
+            if 0 in batch:
+                assert self.gate.wait(DEADLINE)
+            if -1 in batch:
+                raise ValueError(f"-1 in {batch}")
+            if -2 in batch:
+                raise KeyboardInterrupt
+            return [2 * item for item in batch]
+        finally:
+            if alone:
+                self._working.release()
+
+    def waiting(self) -> int:
+        """Items of the batch that was opened last and waits for its turn."""
+        last = self.shared._last
+        return len(last._items) if last is not None else 0
+
+
+def called(doubling: Doubling, item: int, *, interrupted_at: int = 0) -> Future[int]:
+    """Call in a new thread, which may be interrupted at the n-th point in the module where Python looks for signals."""
+    done: Future[int] = Future()
+
+    def call() -> None:
+        sys.settrace(Interrupting(interrupted_at) if interrupted_at else None)
+        try:
+            done.set_result(doubling.shared(item))
+        except BaseException as exc:  # noqa: BLE001 - whoever waits gets it
+            done.set_exception(exc)
+
+    threading.Thread(target=call, daemon=True).start()
+    return done
+
+
+class Interrupting:
+    """A trace function that raises Ctrl-C's error where Python looks for signals: in calls, and after them."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+        self._called: set[FrameType] = set()
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != shared_batches.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        looks = event == "call" or (event == "opcode" and frame in self._called)
+        self._called.discard(frame)
+        if event == "opcode" and dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("CALL"):
+            self._called.add(frame)
+        self._left -= looks
+        if looks and self._left == 0:
+            raise KeyboardInterrupt
+        return self
+
+
+def queued(doubling: Doubling, items: Sequence[int]) -> list[Future[int]]:
+    """Call for the items in this order, each when the one before waits, while a first batch of 0 is at work."""
+    calls = [called(doubling, 0)]
+    assert eventually(lambda: doubling.batches == [[0]])
+    size = doubling.shared._size
+    for number, item in enumerate(items):
+        calls.append(called(doubling, item))
+        assert eventually(lambda expected=number % size + 1: doubling.waiting() == expected)  # type: ignore[misc]
+    return calls
+
+
+def test_who_is_alone_runs_at_once_in_its_own_thread() -> None:
+    ran_in = []
+
+    def function(batch: Sequence[int]) -> Sequence[int]:
+        ran_in.append(threading.current_thread())
+        return batch
+
+    shared = SharedBatches(function, 8)
+    before = threading.active_count()
+    assert [shared(item) for item in (3, 1, 2)] == [3, 1, 2]
+    assert ran_in == [threading.current_thread()] * 3
+    assert threading.active_count() == before
+
+
+def test_who_comes_while_another_is_at_work_shares_the_next_batches_in_the_order_of_arrival() -> None:
+    doubling = Doubling(3)
+    calls = queued(doubling, [5, 3, 4, 1, 9, 7, 8])
+    doubling.gate.set()
+    assert [call.result(DEADLINE) for call in calls] == [0, 10, 6, 8, 2, 18, 14, 16]
+    assert doubling.batches == [[0], [5, 3, 4], [1, 9, 7], [8]]
+
+
+def test_nothing_is_kept_for_the_next_call() -> None:
+    doubling = Doubling(3)
+    calls = queued(doubling, [1, 2])
+    doubling.gate.set()
+    wait(calls, DEADLINE)
+    assert doubling.shared._last is None
+
+
+def test_a_failure_reaches_every_item_of_its_batch_and_no_other() -> None:
+    doubling = Doubling(2)
+    first, *calls = queued(doubling, [1, 2, -1, 4, 5])
+    doubling.gate.set()
+    assert first.result(DEADLINE) == 0
+    failures = [call.exception(DEADLINE) for call in calls]
+    assert [None if failure is None else str(failure) for failure in failures] == [
+        *(None, None),
+        *("-1 in [-1, 4]", "-1 in [-1, 4]"),
+        None,
+    ]
+    assert doubling.shared(6) == 12
+
+
+def test_who_is_interrupted_at_work_leaves_its_batch_to_the_others() -> None:
+    doubling = Doubling(3)
+    first, leader, *calls = queued(doubling, [-2, 1, 2])
+    doubling.gate.set()
+    assert first.result(DEADLINE) == 0
+    assert isinstance(leader.exception(DEADLINE), KeyboardInterrupt)
+    assert [call.result(DEADLINE) for call in calls] == [2, 4]
+    assert sorted(item for batch in doubling.batches[2:] for item in batch) == [1, 2]
+
+
+@pytest.mark.parametrize("before", [None, [0], [0, 1]], ids=["alone", "leads", "joins"])
+def test_an_interruption_anywhere_holds_up_nobody(before: list[int] | None) -> None:
+    """Wherever a thread is interrupted, the others get their results, and so does who calls next."""
+    point = 1
+    while _interrupted(point, before):
+        point += 1
+    assert point > 10
+
+
+def _interrupted(point: int, before: list[int] | None) -> bool:
+    doubling = Doubling(4)
+    others = [] if before is None else queued(doubling, before[1:])
+    call = called(doubling, 5, interrupted_at=point)
+    if before is not None:
+        assert eventually(lambda: call.done() or doubling.waiting() == len(before))
+        others += [called(doubling, item) for item in (2, 3)]
+    doubling.gate.set()
+    assert not wait([call, *others], DEADLINE).not_done, point
+    assert [other.result() for other in others] == ([] if before is None else [2 * item for item in (*before, 2, 3)])
+    assert doubling.shared(7) == 14
+    if (failure := call.exception()) is None:
+        assert call.result() == 10
+    return isinstance(failure, KeyboardInterrupt)
+
+
+# The main thread leads a batch that waits for its turn, and another thread joins that batch.
+CTRL_C = """
+import os, signal, threading, time
+from zsvec.encoders.shared_batches import SharedBatches
+
+gate, at_work = threading.Event(), threading.Event()
+
+def function(batch):
+    if 0 in batch:
+        at_work.set()
+        assert gate.wait(30)
+    return batch
+
+shared = SharedBatches(function, 8)
+results = []
+
+def until(condition):
+    while not condition():
+        time.sleep(0.002)
+
+def others():
+    until(lambda: shared._last._items == [1])  # of the main thread
+    joined = threading.Thread(target=lambda: results.append(shared(2)))
+    joined.start()
+    until(lambda: shared._last._items == [1, 2])
+    os.kill(os.getpid(), signal.SIGINT)
+    until(interrupted.is_set)
+    gate.set()
+
+interrupted = threading.Event()
+first = threading.Thread(target=lambda: results.append(shared(0)))
+first.start()
+at_work.wait(30)
+threading.Thread(target=others).start()
+try:
+    shared(1)
+except KeyboardInterrupt:
+    interrupted.set()
+first.join()
+until(lambda: len(results) == 2)
+print(interrupted.is_set(), sorted(results), shared(3))
+"""
+
+
+def test_ctrl_c_while_waiting_for_a_turn_strands_nobody() -> None:
+    done = subprocess.run([sys.executable, "-c", CTRL_C], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.stdout, done.returncode) == ("True [0, 2] 3\n", 0), done.stderr
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.integers(1, 5),
+    threads=st.integers(1, 6),
+    items=st.lists(st.integers(1, 50) | st.just(-1), max_size=40),
+)
+def test_each_call_gets_its_own_result_from_one_batch(size: int, threads: int, items: list[int]) -> None:
+    doubling = Doubling(size)
+    with ThreadPoolExecutor(threads) as pool:
+        calls = [pool.submit(doubling.shared, item) for item in items]
+    batches = doubling.batches
+    assert sorted(item for batch in batches for item in batch) == sorted(items)
+    assert all(1 <= len(batch) <= min(size, threads) for batch in batches)
+    assert doubling.overlapped == 0
+    failed = sum(len(batch) for batch in batches if -1 in batch)
+    assert sum(call.exception() is not None for call in calls) == failed
+    for item, call in zip(items, calls, strict=True):
+        assert call.exception() is not None or call.result() == 2 * item

@@ -1,0 +1,158 @@
+"""Threads that classify one image each share the encoders' batches, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import zsvec
+from tests.support import COLOURS, coloured, isolated
+from tests.test_stream import DEADLINE, eventually
+from zsvec.classifier import Classifier
+from zsvec.errors import EncoderError, ImageError
+from zsvec.inputs.categories import CategoryInput
+from zsvec.testing import HashEncoder
+from zsvec.types import Modality, Prediction
+
+__all__ = ["isolated"]
+
+PHOTOS = [coloured(colour, seed) for seed in range(500, 504) for colour in COLOURS]
+
+
+class Gated(HashEncoder):
+    """Notes the sizes of its batches of images, and waits in the first of them while `gate` is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+        self.fails = False
+
+    def embed(self, batch: Sequence[Any], modality: Modality) -> NDArray[np.float64]:
+        if modality == "image":
+            self.batches.append(len(batch))
+            assert self.gate.wait(DEADLINE)
+            if self.fails and len(batch) > 1:
+                return super().embed(batch, modality) * np.nan
+        return super().embed(batch, modality)
+
+
+def opened(encoder: HashEncoder, **settings: Any) -> Classifier:
+    classifier = zsvec.open(":memory:", encoders=[encoder], **settings)
+    classifier.add_categories(
+        CategoryInput(name=colour, texts=[colour], images=[coloured(colour, 1000 * i + seed) for seed in range(5)])
+        for i, colour in enumerate(COLOURS)
+    )
+    return classifier
+
+
+def together(classifier: Any, encoder: Gated, images: Sequence[Any], **options: Any) -> list[Future[Prediction]]:
+    """Classify images in a thread each: the first is encoded while the others queue."""
+    encoder.batches.clear()
+    encoder.gate.clear()
+    pool = ThreadPoolExecutor(len(images))
+    calls = [pool.submit(classifier.classify, images[0], **options)]
+    assert eventually(lambda: encoder.batches == [1])
+    calls += [pool.submit(classifier.classify, image, **options) for image in images[1:]]
+    readable = sum(isinstance(image, Image.Image) for image in images)
+    assert eventually(lambda: waiting(classifier) == readable - 1)
+    encoder.gate.set()
+    pool.shutdown()
+    return calls
+
+
+def waiting(classifier: Classifier) -> int:
+    """Images of the batch that waits for its turn."""
+    last = classifier.encoders._shared._last
+    return len(last._items) if last is not None else 0
+
+
+@pytest.mark.parametrize("fusion", ["log_linear_gda", "max_confidence", "transductive"])
+def test_answers_are_those_of_images_alone(fusion: str) -> None:
+    """Transductive, too, where an answer depends on its batch: images of others are no batch of anybody's."""
+    encoder = Gated()
+    with opened(encoder, fusion=fusion) as classifier:
+        alone = [classifier.classify(photo) for photo in PHOTOS]
+        calls = together(classifier, encoder, PHOTOS)
+        assert encoder.batches == [1, len(PHOTOS) - 1]
+        assert [call.result() for call in calls] == alone
+
+
+def test_batches_are_as_large_as_the_setting_allows() -> None:
+    encoder = Gated()
+    with opened(encoder, batch_size=4) as classifier:
+        encoder.batches.clear()
+        encoder.gate.clear()
+        with ThreadPoolExecutor(9) as pool:
+            calls = [pool.submit(classifier.classify, photo) for photo in PHOTOS[:9]]
+            assert eventually(lambda: waiting(classifier) == 4)
+            encoder.gate.set()
+        assert max(encoder.batches) == 4
+        assert [call.result().nearest for call in calls] == [COLOURS[i % 3] for i in range(9)]
+
+
+def test_an_image_that_cannot_be_read_is_its_callers_alone() -> None:
+    encoder = Gated()
+    images = [PHOTOS[0], b"no image", *PHOTOS[1:3]]
+    with opened(encoder) as classifier:
+        first, broken, *others = together(classifier, encoder, images)
+        assert isinstance(broken.exception(), ImageError)
+        assert [call.result().nearest for call in (first, *others)] == list(COLOURS)
+        reported = together(classifier, encoder, images, errors="report", top_k=1)
+        assert [call.result().error is None for call in reported] == [True, False, True, True]
+        assert [len(call.result().ranking) for call in reported] == [1, 0, 1, 1]
+
+
+def test_a_failure_of_an_encoder_is_of_all_who_share_the_batch() -> None:
+    encoder = Gated()
+    with opened(encoder) as classifier:
+        encoder.fails = True
+        first, *others = together(classifier, encoder, PHOTOS[:4])
+        assert first.result().nearest == COLOURS[0]
+        assert all(isinstance(call.exception(), EncoderError) for call in others)
+        assert classifier.classify(PHOTOS[1]).nearest == COLOURS[1]
+
+
+def test_what_is_committed_while_images_wait_is_seen() -> None:
+    encoder = Gated()
+    white = coloured("white", 1)
+    with opened(encoder, calibration="off") as classifier:
+        vectors = encoder.embed([coloured("white", 2)], "image")
+        encoder.batches.clear()
+        encoder.gate.clear()
+        with ThreadPoolExecutor(2) as pool:
+            calls = [pool.submit(classifier.classify, white) for _ in range(2)]
+            assert eventually(lambda: bool(encoder.batches))
+            classifier.add_category("white", vectors={"hash:image": vectors})
+            encoder.gate.set()
+        assert [call.result().nearest for call in calls] == ["white", "white"]
+
+
+def test_coroutines_share_batches() -> None:
+    encoder = Gated()
+
+    async def main(classifier: Classifier) -> list[Prediction]:
+        encoder.batches.clear()
+        encoder.gate.clear()
+        tasks = [asyncio.create_task(classifier.aclassify(photo)) for photo in PHOTOS[:4]]
+        while waiting(classifier) < 3:
+            await asyncio.sleep(0.002)
+        tasks[1].cancel()  # its thread goes on
+        encoder.gate.set()
+        return [
+            found for found in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(found, Prediction)
+        ]
+
+    with opened(encoder) as classifier:
+        found = asyncio.run(main(classifier))
+        assert encoder.batches == [1, 3]
+        assert [prediction.nearest for prediction in found] == [COLOURS[0], COLOURS[2], COLOURS[0]]

@@ -82,6 +82,78 @@ def test_the_command_line_prepares_before_numpy_is_imported(chosen: str | None) 
     assert printed.splitlines()[-1] == f"[False] {chosen or '18'}"
 
 
+OPENMP = """
+import os, sys
+from zsvec.cli.process import prepare_process
+prepare_process()
+print(*(f"{name}={value}" for name, value in os.environ.items() if name.startswith(("GOMP_", "OMP_", "KMP_"))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "then"),
+    [
+        ({}, "GOMP_SPINCOUNT=10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT=7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "OMP_WAIT_POLICY=ACTIVE"),
+        ({"KMP_BLOCKTIME": "200"}, "KMP_BLOCKTIME=200"),
+    ],
+)
+def test_threads_of_openmp_spin_as_the_user_says_or_for_a_bounded_time(chosen: dict[str, str], then: str) -> None:
+    assert run(OPENMP, **chosen) == then
+
+
+SEEN_BY_LIBGOMP = """
+import ctypes, os, sys
+from importlib.util import find_spec
+from pathlib import Path
+from zsvec.cli.process import prepare_process
+
+os.dup2(1, 2)  # where libgomp writes
+prepare_process()
+(home,) = find_spec("torch").submodule_search_locations
+for library in sorted((Path(home) / "lib").glob("libgomp*")):
+    ctypes.CDLL(str(library))
+"""
+
+
+def test_libgomp_is_told_before_torch_loads_it() -> None:
+    said = run(SEEN_BY_LIBGOMP, OMP_DISPLAY_ENV="VERBOSE")
+    if not said:
+        pytest.skip("the threads of this torch are not those of libgomp")
+    assert "GOMP_SPINCOUNT = '10000'" in said
+
+
+def test_the_doctor_says_what_other_programs_should_be_started_with() -> None:
+    advice = "\nfrom zsvec.cli.doctor import _advice_on_threads\nprint(_advice_on_threads())"
+    before = SEEN_BY_LIBGOMP.partition("(home,)")[0]
+    assert run(before + advice) == ""  # nothing of libgomp is loaded
+    if not run(SEEN_BY_LIBGOMP, OMP_DISPLAY_ENV="VERBOSE"):
+        pytest.skip("the threads of this torch are not those of libgomp")
+    assert "GOMP_SPINCOUNT=10000" in run(SEEN_BY_LIBGOMP + advice)
+    assert run(SEEN_BY_LIBGOMP + advice, OMP_WAIT_POLICY="PASSIVE") == ""
+
+
+ENDS = """
+import sys
+from zsvec.cli.process import prepare_process
+prepare_process()
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        print("looked through")
+
+kept = [Cycle()]
+"""
+
+
+def test_what_is_left_at_the_end_is_not_looked_through() -> None:
+    assert run(ENDS) == ""
+    assert run(f"{ENDS}\nsys.modules['torch'] = sys") == "looked through"  # it brings what would complain
+
+
 # ---- the library
 
 # An audit hook sees each function of a C library that is looked up by ctypes, as threadpoolctl does too.

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -15,6 +16,7 @@ from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.app import HOW_TO_MAKE_A_STORE
 from zsvec.cli.output import escape
+from zsvec.cli.process import OPENMP_SPINNING, openmp_as_it_comes
 from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
 from zsvec.errors import ZSVecError, without_password
@@ -44,7 +46,7 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
         return
     store = without_password(settings.store)
     yield Finding("settings", True, f"profile {settings.profile}, store {store}, namespace {settings.namespace}")
-    yield _guarded("device", lambda: Finding("device", True, describe_device(settings.device, settings.dtype)))
+    yield _guarded("device", lambda: _device(settings))
     try:
         missing = missing_weights(specs)
     except ZSVecError as exc:
@@ -82,6 +84,27 @@ def _packages() -> Finding:
     missing = [package for package, v in versions.items() if not v]
     advice = f"pip install {' '.join(missing)}" if missing else ""
     return Finding("packages", not missing, ", ".join(found), advice)
+
+
+def _device(settings: Settings) -> Finding:
+    described = describe_device(settings.device, settings.dtype)  # loads what computes
+    return Finding("device", True, described, _advice_on_threads() if described.startswith("cpu") else "")
+
+
+def _advice_on_threads() -> str:
+    """What programs that use zsvec are to be started with, if threads of libgomp would spin in them."""
+    try:
+        loaded = Path("/proc/self/maps").read_bytes()
+        variables = Path("/proc/self/environ").read_bytes()  # as the process was started
+    except OSError:  # not Linux
+        return ""
+    names = {os.fsdecode(variable.partition(b"=")[0]) for variable in variables.split(b"\0")}
+    if b"libgomp" not in loaded or not openmp_as_it_comes(names):
+        return ""
+    return (
+        f"beside other busy processes, start your own programs with {'='.join(OPENMP_SPINNING)}, which the command "
+        "line does by itself: `zsvec docs architecture`"
+    )
 
 
 def _version(package: str) -> str:

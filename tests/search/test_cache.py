@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import zsvec
-from tests.search.support import STATE, OneWay, SharedDeployment, State, assert_answers, fill
+from tests.search.support import STATE, OneWay, SharedDeployment, State, assert_answers, fill, queries
 from tests.store.material import FINGERPRINTS, add, references
 from tests.store.support import Hooked
 from tests.support import fast_folder
@@ -296,3 +296,24 @@ def test_what_nobody_uses_is_deleted(store: Store) -> None:
     assert set(kept) <= set(files())
     assert young.exists()
     assert not any(file.exists() for file in old)
+
+
+def test_what_was_not_whole_at_first_is_kept_later(
+    store: Store, backend: Hooked, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, SMALL)
+    lost = store.category("both").write_ids
+    searching = another(store)
+    with monkeypatch.context() as patched:
+        pages = store._references.pages
+        patched.setattr(
+            store._references,
+            "pages",
+            lambda encoder, ids, **options: pages(encoder, [i for i in ids if i not in lost], **options),
+        )
+        patched.setattr("zsvec.search.searcher.time.sleep", lambda _: None)
+        assert searching.search(queries(), nearest=1).incomplete == ("both",)
+    assert not files()
+    add(store, "both", ["9"], replace=True)
+    assert_answers(searching, {**SMALL, "both": references(images=["9"])})
+    assert len(files("*.json")) == 1

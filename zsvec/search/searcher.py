@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal, TypeVar
@@ -210,8 +210,9 @@ class Searcher:
         self._cursor = look.cursor
         if look.calibration is not None:
             self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
+        self._unkept += sum(sum(change.after.references.values()) for change in changes if change.new_write_ids)
         if self._cache and look.cursor.store and not torn:
-            self._keep(self._cache, look.cursor.store, changes)
+            self._keep(self._cache, look.cursor.store)
         if torn - self._given_up:
             raise Incomplete(torn - self._given_up)
 
@@ -243,12 +244,9 @@ class Searcher:
         self._snapshot = self._snapshot.holding(catalog, kept.references)
         return {**later, **gone}
 
-    def _keep(self, cache: ReferenceCache, store: str, changes: Sequence[Change]) -> None:
+    def _keep(self, cache: ReferenceCache, store: str) -> None:
         """Keep the references, if many were read since that was done."""
-        if not isinstance(self._snapshot, InProcess):
-            return
-        self._unkept += sum(sum(change.after.references.values()) for change in changes if change.new_write_ids)
-        if self._unkept >= max(WORTH, _RENEWED * self._size):
+        if isinstance(self._snapshot, InProcess) and self._unkept >= max(WORTH, _RENEWED * self._size):
             cache.save(f"{self._store.place} {store}", self._snapshot.references(), self._snapshot.catalog)
             self._unkept = 0
 

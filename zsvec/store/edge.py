@@ -18,6 +18,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -174,6 +175,8 @@ class EdgeBackend:
                     rows=[point.vector for point in page],
                     payloads=[point.payload or {} for point in page],
                 )
+                if vectors:
+                    points = replace(points, rows=points.vectors)  # here, where what is damaged is an error of ours
             yield points
             if offset is None:
                 return

@@ -7,6 +7,7 @@ long as the wire.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def scroll(
             rows=[record.vector for record in records],
             payloads=[record.payload or {} for record in records],
         )
-        return points, following
+        return replace(points, rows=points.vectors) if vectors else points, following
     response = client.grpc_points.Scroll(
         protocol.ScrollPoints(
             collection_name=collection,

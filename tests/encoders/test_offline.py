@@ -87,7 +87,7 @@ def test_efficientnet_is_its_definition(
     with torch.no_grad():
         features = classifier.forward_features(pixels(photographs)).mean(dim=(2, 3)).numpy()  # type: ignore[attr-defined]
     expected = features / np.linalg.norm(features, axis=1, keepdims=True)
-    np.testing.assert_allclose(offline["efficientnet"].encode_images(photographs), expected, atol=1e-5)
+    assert ((offline["efficientnet"].encode_images(photographs) * expected).sum(axis=1) > 0.99999).all()
 
 
 def test_conse_is_its_definition(
@@ -106,7 +106,7 @@ def test_conse_is_its_definition(
         top = sorted(range(1000), key=lambda label: -row[label])[:10]
         vector = row[top] @ sentences.encode([info.index_to_description(label) for label in top])
         expected.append(vector / np.linalg.norm(vector))
-    np.testing.assert_allclose(offline["conse"].encode_images(photographs), expected, atol=1e-4)
+    assert ((offline["conse"].encode_images(photographs) * np.stack(expected)).sum(axis=1) > 0.9999).all()
     np.testing.assert_allclose(offline["conse"].encode_texts(TEXTS), sentences.encode(TEXTS), atol=1e-5)
 
 

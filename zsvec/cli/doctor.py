@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from rich.table import Table
@@ -44,7 +44,7 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
         return
     store = without_password(settings.store)
     yield Finding("settings", True, f"profile {settings.profile}, store {store}, namespace {settings.namespace}")
-    yield _guarded("device", lambda: Finding("device", True, describe_device(settings.device, settings.dtype)))
+    yield _guarded("device", lambda: _device(settings))
     try:
         missing = missing_weights(specs)
     except ZSVecError as exc:
@@ -82,6 +82,11 @@ def _packages() -> Finding:
     missing = [package for package, v in versions.items() if not v]
     advice = f"pip install {' '.join(missing)}" if missing else ""
     return Finding("packages", not missing, ", ".join(found), advice)
+
+
+def _device(settings: Settings) -> Finding:
+    where: dict[str, Any] = {"runtime": settings.runtime, "specs": settings.encoder_specs()}
+    return Finding("device", True, describe_device(settings.device, settings.dtype, **where))
 
 
 def _version(package: str) -> str:

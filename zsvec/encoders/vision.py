@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,8 +16,9 @@ from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
-from zsvec.encoders.base import BatchEncoder, batches, rgb_of_bounded_aspect
+from zsvec.encoders.base import batches, rgb_of_bounded_aspect
 from zsvec.encoders.device import Runtime
+from zsvec.encoders.heads import ImageFeatures, VisionEncoder
 from zsvec.encoders.hub import HubSource
 from zsvec.encoders.preprocessing import Preprocessing
 from zsvec.encoders.quiet import quiet_loading
@@ -36,22 +36,6 @@ Backbones = MutableMapping[Any, "TimmBackbone"]
 """The backbones that a profile has loaded so far, by model, revision, weights and input size."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimmFeatures:
-    """What a timm model computes from a batch.
-
-    Attributes:
-        pooled: The features before the classifier, float32 (n, width).
-        logits: The classifier's logits, float32 (n, classes); without a classifier, the pooled features.
-    """
-
-    pooled: NDArray[np.float32]
-    logits: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.pooled)
-
-
 class TimmBackbone:
     """A timm model with the preprocessing of its own configuration.
 
@@ -67,6 +51,8 @@ class TimmBackbone:
         side: Pixels to which the shorter side of an image is scaled.
         width: Number of pooled features.
         preprocessing: Preprocessing of the pixels, in words, for a fingerprint.
+        mean: Of the pixels, 0 to 255, float32 (1, channels, 1, 1).
+        std: Likewise.
         declared: The preprocessing, where Pillow can carry it out; else timm's own transform does.
     """
 
@@ -82,7 +68,7 @@ class TimmBackbone:
         # threads of its own, which would compete with the model's for the cores.
         self.declared = _declared(config)
         self._transform = self.declared or _transform_of_timm(config)
-        self._mean, self._std = (
+        self.mean, self.std = (
             torch.tensor(config[name], device=runtime.device).mul(255).view(1, -1, 1, 1) for name in ("mean", "std")
         )
         self.side = math.ceil(max(config["input_size"][1:]) / config["crop_pct"])
@@ -94,18 +80,18 @@ class TimmBackbone:
         """One image, scaled and cropped as the model's configuration says, uint8 (height, width, channels)."""
         return self._runtime.upload(torch.from_numpy(self._transform(image)))
 
-    def forward(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
+    def forward(self, inputs: Sequence[torch.Tensor]) -> ImageFeatures:
         """The features of a batch, computed in passes that fit the cache of a CPU."""
         passes = [self._pass(part) for part in batches(inputs, self._images_a_pass)]
-        return TimmFeatures(
+        return ImageFeatures(
             pooled=np.concatenate([features.pooled for features in passes]),
             logits=np.concatenate([features.logits for features in passes]),
         )
 
-    def _pass(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
+    def _pass(self, inputs: Sequence[torch.Tensor]) -> ImageFeatures:
         self._runtime.wait_for_uploads()
         pixels = torch.stack(list(inputs)).to(self._runtime.device).permute(0, 3, 1, 2).float()  # channels stay last
-        pixels = pixels.sub_(self._mean).div_(self._std)
+        pixels = pixels.sub_(self.mean).div_(self.std)
         with self._runtime.inference():
             features = self.model.forward_features(pixels)
         with torch.inference_mode():
@@ -113,16 +99,7 @@ class TimmBackbone:
             features = features.float()
             pooled = self.model.forward_head(features, pre_logits=True)
             logits = self.model.forward_head(features)
-            return TimmFeatures(pooled.cpu().numpy(), logits.cpu().numpy())
-
-
-class VisionEncoder(BatchEncoder):
-    """The pooled features of a timm model."""
-
-    def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
-        """The pooled features, which the backbone has computed."""
-        features: TimmFeatures = batch
-        return features.pooled
+            return ImageFeatures(pooled.cpu().numpy(), logits.cpu().numpy())
 
 
 def sources(spec: EncoderSpec) -> list[Source]:

@@ -84,7 +84,12 @@ def load_once() -> Callable[..., EncoderSet]:
     embedded: dict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = {}
 
     def load(
-        specs: Mapping[str, Any], *, device: Any = "auto", dtype: Any = "auto", batch_size: int = 32
+        specs: Mapping[str, Any],
+        *,
+        device: Any = "auto",
+        dtype: Any = "auto",
+        runtime: Any = "auto",
+        batch_size: int = 32,
     ) -> EncoderSet:
         from zsvec.encoders.sentence import SentenceModel
 
@@ -96,11 +101,13 @@ def load_once() -> Callable[..., EncoderSet]:
                 embedded[key] = embed_texts(model, texts)
             return embedded[key]
 
-        key = repr(dict(specs)), describe_device(device, dtype), batch_size
+        key = repr(dict(specs)), f"{runtime} {describe_device(device, dtype)}", batch_size
         if key not in loaded:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(SentenceModel, "embed_texts", embed_once)
-                loaded[key] = load_encoders(specs, device=device, dtype=dtype, batch_size=batch_size)
+                # not what the user of this machine has exported
+                chosen: Any = "torch" if runtime == "auto" else runtime
+                loaded[key] = load_encoders(specs, device=device, dtype=dtype, runtime=chosen, batch_size=batch_size)
         return loaded[key]
 
     return load

@@ -23,7 +23,9 @@ from zsvec.types import Finding
 if TYPE_CHECKING:
     from zsvec.cli.app import Target
 
-_PACKAGES = ("torch", "timm", "sentence-transformers", "qdrant-client", "qdrant-edge-py", "openai")
+_PACKAGES = ("qdrant-client", "qdrant-edge-py")
+_FOR_TORCH = ("torch", "timm", "sentence-transformers", "openai")
+_WITHOUT_TORCH = ("onnxruntime", "tokenizers")
 
 
 def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
@@ -33,15 +35,17 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
         target: The options before the command.
         repair: Whether to make the copies of the catalog agree, where they do not.
     """
-    yield _guarded("packages", _packages)
     try:
         settings = target.settings()
         specs = settings.encoder_specs()
     except ZSVecError as exc:
+        yield _packages(_FOR_TORCH)
         yield Finding(
             "settings", False, str(exc), "correct it on the command line, in the environment or in zsvec.toml"
         )
         return
+    exported = all(spec.family == "onnx" for spec in specs.values())
+    yield _packages(_WITHOUT_TORCH if exported else _FOR_TORCH)
     store = without_password(settings.store)
     yield Finding("settings", True, f"profile {settings.profile}, store {store}, namespace {settings.namespace}")
     yield _guarded("device", lambda: _device(settings))
@@ -75,9 +79,9 @@ def _guarded(what: str, examination: Callable[[], Finding]) -> Finding:
         return Finding(what, False, str(exc))
 
 
-def _packages() -> Finding:
+def _packages(of_encoders: Sequence[str]) -> Finding:
     # The version of the code that runs: an editable installation keeps the number of the day it was made.
-    versions = {"zsvec": __version__, **{package: _version(package) for package in _PACKAGES}}
+    versions = {"zsvec": __version__, **{package: _version(package) for package in (*of_encoders, *_PACKAGES)}}
     found = [f"Python {platform.python_version()}", *(f"{package} {v}" for package, v in versions.items() if v)]
     missing = [package for package, v in versions.items() if not v]
     advice = f"pip install {' '.join(missing)}" if missing else ""

@@ -153,7 +153,7 @@ def chosen_specs(
         try:
             return ExportedFolder(place(specs)).specs()
         except WeightsUnavailableError as exc:
-            _logger.warning("%s", exc)
+            _logger.warning("%s; torch computes until then", exc)
     if runtime == "onnx":
         raise InvalidInputError("runtime='onnx', but these encoders are not exported here: run `zsvec encoders export`")
     return specs

@@ -51,7 +51,7 @@ from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError
 
 LEAST_COSINE = 0.9999
 _TURNS, _IMAGES_A_TURN = 4, 8
-_COMPARED_SIZES = [(320, 240), (240, 320), (224, 224), (500, 375), (64, 48), (1000, 100)]
+_COMPARED_SIZES = [(320, 240), (240, 320), (224, 224), (500, 375), (64, 48), (1000, 100), (333, 250), (397, 251)]
 _COMPARED_TEXTS = ["a photo of a cat", "x", "  Two   DOGS, sleeping in the sun!\n", "小熊猫 é ß", "a long text " * 100]
 
 
@@ -269,7 +269,7 @@ def _of_processor(processor: Mapping[str, Any]) -> Preprocessing | None:
     interpolation = Image.Resampling(processor["resample"]).name.lower()
     try:
         return Preprocessing(
-            size=crop["height"], scaled=size["shortest_edge"], interpolation=cast("Any", interpolation)
+            size=crop["height"], scaled=size["shortest_edge"], interpolation=cast("Any", interpolation), half="down"
         )
     except (KeyError, ValueError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,8 +12,10 @@ from zsvec.encoders.base import Encoder
 from zsvec.encoders.cache import chosen_specs
 from zsvec.encoders.encoder_set import EncoderSet
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.types import Modality
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +66,14 @@ def load_encoders(
         MissingExtraError: Weights come in a package that is not installed, or what runs exported encoders is not.
         WeightsUnavailableError: Weights are neither on disk nor available from the hub.
     """
-    specs = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime)
-    for_torch = [name for name, spec in specs.items() if spec.family != "onnx"]
-    loaded: dict[str, Encoder] = {}
-    where: Device = "cpu"
-    if for_torch:
-        from zsvec.encoders.device import choose_runtime
-
-        chosen = choose_runtime(device, dtype).with_uploads()
-        where = cast("Device", chosen.device.type)
-        shared: dict[str, Any] = {"runtime": chosen, "batch_size": batch_size, "backbones": {}}
-        # Encoders that need float32 come first, so that those which share their image model get it in float32.
-        for name in sorted(for_torch, key=lambda name: not _FAMILIES[specs[name].family].needs_float32):
-            loaded[name] = _load(name, specs[name], shared)
-    folders: dict[str, Any] = {"batch_size": batch_size, "shared": {}}
-    for name in specs.keys() - loaded.keys():
-        loaded[name] = _load(name, specs[name], folders)
-    return EncoderSet((loaded[name] for name in specs), batch_size=batch_size, device=where, on_torch=bool(for_torch))
+    chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime)
+    try:
+        return _load_all(chosen, device, dtype, batch_size)
+    except WeightsUnavailableError as exc:
+        if chosen is specs or runtime == "onnx":
+            raise
+        _logger.warning("%s; torch computes until then", exc)
+        return _load_all(specs, device, dtype, batch_size)
 
 
 def load_encoder(
@@ -135,6 +129,25 @@ def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
         for name, spec in specs.items()
     }
     return {name: ", ".join(filter(None, missing)) for name, missing in found.items() if any(missing)}
+
+
+def _load_all(specs: Mapping[str, EncoderSpec], device: Device, dtype: Dtype, batch_size: int) -> EncoderSet:
+    for_torch = [name for name, spec in specs.items() if spec.family != "onnx"]
+    loaded: dict[str, Encoder] = {}
+    where: Device = "cpu"
+    if for_torch:
+        from zsvec.encoders.device import choose_runtime
+
+        runtime = choose_runtime(device, dtype).with_uploads()
+        where = cast("Device", runtime.device.type)
+        shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "backbones": {}}
+        # Encoders that need float32 come first, so that those which share their image model get it in float32.
+        for name in sorted(for_torch, key=lambda name: not _FAMILIES[specs[name].family].needs_float32):
+            loaded[name] = _load(name, specs[name], shared)
+    folders: dict[str, Any] = {"batch_size": batch_size, "shared": {}}
+    for name in specs.keys() - loaded.keys():
+        loaded[name] = _load(name, specs[name], folders)
+    return EncoderSet((loaded[name] for name in specs), batch_size=batch_size, device=where, on_torch=bool(for_torch))
 
 
 def _load(name: str, spec: EncoderSpec, shared: Mapping[str, Any]) -> Encoder:

@@ -28,8 +28,8 @@ from zsvec.types import Modality
 
 _IMAGES_A_PASS = 8  # so that their activations stay in the cache
 _TEXTS_A_PASS = 64
-# No folder has this name: a graph is whole, and weights outside of it are of no file that was checked.
-_NOWHERE = "\0"
+# This is no folder: a graph is whole, and weights outside of it are of no file that was checked.
+_NOWHERE = os.devnull
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ class Preprocessing(BaseModel):
         size: Side of the square that is cut out of the centre, in pixels.
         scaled: Pixels to which the shorter side is scaled before.
         interpolation: A filter of `PIL.Image.Resampling`.
+        half: Where the square begins if half a pixel is left over: at the ``even`` one, as torchvision cuts, or further
+            ``down``, as transformers does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +36,7 @@ class Preprocessing(BaseModel):
     size: int = Field(ge=1, le=4096)
     scaled: int = Field(ge=1, le=8192)
     interpolation: Literal["bicubic", "bilinear", "lanczos", "box", "hamming"]
+    half: Literal["even", "down"] = "even"
 
     @model_validator(mode="after")
     def _is_cut_out(self) -> Preprocessing:
@@ -54,5 +57,6 @@ class Preprocessing(BaseModel):
     def _kept(self, side: int, other: int) -> tuple[float, float]:
         """From where to where a side is kept, in its pixels."""
         scaled = int(self.scaled * side / min(side, other))
-        start = round((scaled - self.size) / 2)
+        margin = (scaled - self.size) / 2
+        start = round(margin) if self.half == "even" else int(margin)
         return start * side / scaled, (start + self.size) * side / scaled

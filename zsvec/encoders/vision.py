@@ -71,7 +71,8 @@ class TimmBackbone:
         self.mean, self.std = (
             torch.tensor(config[name], device=runtime.device).mul(255).view(1, -1, 1, 1) for name in ("mean", "std")
         )
-        self.side = math.ceil(max(config["input_size"][1:]) / config["crop_pct"])
+        whole = math.ceil(max(config["input_size"][1:]) / config["crop_pct"])
+        self.side = self.declared.scaled if self.declared else whole
         self.preprocessing = _described_config(config)
         _, height, width = config["input_size"]
         self.width = self.forward([torch.zeros((height, width, channels), dtype=torch.uint8)]).pooled.shape[1]

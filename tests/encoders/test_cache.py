@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import pytest
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import cache, describe_device, load_encoders
-from zsvec.encoders.cache import Record, place, read_record, record_of
+from zsvec.encoders.cache import Record, WeightFile, claim_export, place, read_record, record_of
 from zsvec.encoders.export import export_to_cache
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError
@@ -57,8 +56,9 @@ def specs(
 
 
 def rated(specs: dict[str, EncoderSpec], rates: dict[str, float]) -> None:
-    file = record_of(place(specs))
-    file.write_text(json.dumps({**json.loads(file.read_text()), "rates": rates}))
+    """Record rates, of the weights as they are now."""
+    weights = (WeightFile.now(str(specs["vit"].weights)),)
+    record_of(place(specs)).write_text(Record(weights=weights, rates=rates).model_dump_json())
 
 
 def uses_torch(specs: dict[str, EncoderSpec], **options: Any) -> bool:
@@ -177,6 +177,19 @@ def test_each_dependency_has_an_export_of_its_own(
     monkeypatch.setattr(cache, "_processor", lambda: "another")
     assert place(specs) != here
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "options", [{"device": "cuda"}, {"dtype": "bfloat16"}, {"runtime": "torch"}, {"runtime": "onnx"}]
+)
+def test_nothing_is_exported_in_vain(options: dict[str, Any], specs: dict[str, EncoderSpec]) -> None:
+    defaults: dict[str, Any] = {"device": "auto", "dtype": "auto", "runtime": "auto"}
+    assert not claim_export(specs, **defaults)  # it is there
+    record_of(place(specs)).unlink()
+    assert not claim_export(specs, **{**defaults, **options})
+    assert claim_export(specs, **defaults)
+    assert not claim_export(specs, **defaults)  # somebody does it
+    assert not claim_export({"a": EncoderSpec(family="onnx", model="./x")}, **defaults)
 
 
 def test_a_newest_revision_is_not_kept() -> None:

@@ -30,6 +30,9 @@ from zsvec.errors import InvalidInputError, WeightsUnavailableError
 FAST_ENOUGH = 0.95
 """Of torch's images a second, what onnxruntime must reach to be chosen: it starts sooner."""
 
+EXPORTING = ("onnxruntime", "tokenizers", "onnxscript", "onnx")
+"""Modules that an export takes, beside torch."""
+
 _PACKAGES = ("torch", "timm", "transformers", "sentence-transformers", "tokenizers", "onnxruntime", "pillow")
 _GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _logger = logging.getLogger(__name__)
@@ -157,6 +160,31 @@ def chosen_specs(
     if runtime == "onnx":
         raise InvalidInputError("runtime='onnx', but these encoders are not exported here: run `zsvec encoders export`")
     return specs
+
+
+def claim_export(specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dtype, runtime: RuntimeName) -> bool:
+    """Whether these encoders should be exported now, by the caller and nobody else.
+
+    Once for each place in the cache, whether that export succeeds or not.
+
+    Args:
+        specs: The encoders, by name.
+        device: As the setting.
+        dtype: As the setting.
+        runtime: As the setting.
+    """
+    excluded = runtime != "auto" or device in {"cuda", "mps"} or dtype == "bfloat16"
+    if excluded or (device == "auto" and _may_have_gpu()) or any(spec.family == "onnx" for spec in specs.values()):
+        return False
+    if not all(map(find_spec, EXPORTING)) or read_record(specs) is not None:
+        return False
+    claim = place(specs).with_suffix(".claim")
+    try:
+        claim.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        claim.touch(exist_ok=False)
+    except OSError:  # somebody has, or the cache cannot be written
+        return False
+    return True
 
 
 def _located(spec: EncoderSpec) -> dict[str, Any]:

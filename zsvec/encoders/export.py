@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsvec.encoders.base import BatchEncoder
-from zsvec.encoders.cache import Record, WeightFile, place, record_of
+from zsvec.encoders.cache import EXPORTING, Record, WeightFile, place, record_of
 from zsvec.encoders.clip import ClipBackbone
 from zsvec.encoders.encoder_set import EncoderSet
 from zsvec.encoders.exported import (
@@ -362,6 +362,6 @@ def _put_in_place(work: Path, folder: Path) -> None:
 
 
 def _check_packages() -> None:
-    missing = [name for name in ("onnxruntime", "tokenizers", "onnxscript", "onnx") if find_spec(name) is None]
+    missing = [name for name in EXPORTING if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f'exporting encoders needs {", ".join(missing)}: pip install "zsvec[onnx]"')

@@ -1,0 +1,76 @@
+"""What the command line does after the answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.encoders import tiny_checkpoints as tiny
+from zsvec.cli import later
+from zsvec.config import Settings
+from zsvec.encoders import cache
+from zsvec.encoders.cache import place, read_record
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+[profiles.tiny.encoders.vit]
+family = "vision"
+model = "{model}"
+weights = "{weights}"
+modalities = ["image"]
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of a profile in the user's own configuration, with a cache of its own."""
+    pytest.importorskip("onnxscript", reason='pip install "zsvec[onnx]"')
+    for variable, folder in {"XDG_CACHE_HOME": "cache", "XDG_CONFIG_HOME": "config"}.items():
+        monkeypatch.setenv(variable, str(tmp_path / folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    config = tmp_path / "config" / "zsvec" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(CONFIG.format(model=tiny.VIT, weights=tiny.save_vit(tmp_path / "vit.pth")))
+    monkeypatch.setattr(Settings, "toml_files", (config, Path("zsvec.toml")))
+    monkeypatch.setattr(cache, "_GPUS", ())
+    monkeypatch.chdir(tmp_path)
+    return Settings(profile="tiny")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the folders are those of Linux")
+def test_encoders_are_exported_in_the_background(settings: Settings, capfd: pytest.CaptureFixture[str]) -> None:
+    import torch  # noqa: F401 - it has computed the encoders
+
+    specs = settings.encoder_specs()
+    process = later._export(settings)
+    assert process is not None
+    assert "in the background" in capfd.readouterr().err
+    assert process.wait(timeout=300) == 0
+    assert read_record(specs) is not None
+    assert later._export(settings) is None
+    assert capfd.readouterr().err == ""
+    assert place(specs).is_dir()
+
+
+def test_nothing_is_started_where_torch_was_not_needed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    later._export(settings)
+    assert not cache.cache_folder().exists()
+
+
+def test_a_script_starts_nothing() -> None:
+    """Whose stderr is no terminal."""
+    code = (
+        "import sys\n"
+        "from zsvec.cli import later\n"
+        "later.export_later = lambda _: sys.exit('registered')\n"
+        "from zsvec.cli.app import Target\n"
+        "import zsvec\n"
+        "zsvec.open = lambda *_, **__: None\n"
+        "Target('./store', None, 'offline').open()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -237,7 +237,7 @@ class Settings(_Masked, BaseSettings):
             path with a ``/``.
         profiles: Further profiles, by name.
         device: Where the encoders run.
-        dtype: Number format of the encoders; `auto` is bfloat16 where the hardware multiplies in it.
+        dtype: Number format of the encoders; `auto` is bfloat16 where the hardware is faster in it.
         runtime: What computes the encoders; `auto` is onnxruntime where they are exported for it and that is faster on
             this CPU, else torch; `onnx` insists on it. `zsvec encoders export` exports them.
         batch_size: Images that an encoder takes at once.

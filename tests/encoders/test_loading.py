@@ -254,9 +254,23 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_in_it(
     found: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    monkeypatch.setattr(device, "product_seconds", lambda: {torch.bfloat16: 1.0, torch.float32: 2.0})
     assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if expected else torch.float32)
     assert choose_runtime("cpu", "float32").dtype == torch.float32
     assert choose_runtime("cpu", "bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("bfloat16", [1.0, 2.1, 3.0])
+def test_auto_is_float32_where_that_is_clearly_faster(bfloat16: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(device, "product_seconds", lambda: {torch.bfloat16: bfloat16, torch.float32: 2.0})
+    assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if bfloat16 < 2.4 else torch.float32)
+
+
+def test_both_formats_are_timed() -> None:
+    seconds = device.product_seconds()
+    assert seconds.keys() == {torch.bfloat16, torch.float32}
+    assert all(0 < taken < 10 for taken in seconds.values())
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16 fma", True), ("avx2 fma", False), (None, False)])
@@ -267,6 +281,7 @@ def test_an_older_torch_is_told_by_the_kernel(
     if flags:
         cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(device, "product_seconds", lambda: {torch.bfloat16: 1.0, torch.float32: 2.0})
     monkeypatch.setattr(device, "Path", lambda _: cpuinfo)
     assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if expected else torch.float32)
 

@@ -303,11 +303,26 @@ except SystemExit as stop:
     assert not stop.code, stop.code
 assert not [name for name in sys.modules if name.partition(".")[0] in ABSENT]
 """
+MISUSE = """
+import zsvec
+from zsvec.cli import main
+from zsvec.errors import MissingExtraError
+with zsvec.open(":memory:", profile="base") as clf:
+    try:
+        clf.add_category("cat")
+    except MissingExtraError as exc:
+        print(exc)
+sys.argv = ["zsvec", "--store", sys.argv[1], "--profile", "offline", "doctor", "--json"]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 1, stop.code
+"""
 
 
-def test_everything_works_where_torch_is_not_installed(folder: Path, tmp_path: Path) -> None:
+def lines_without_torch(program: str, *arguments: object) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH + USE, str(tmp_path / "store"), str(folder)],
+        [sys.executable, "-c", WITHOUT_TORCH + program, *map(str, arguments)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
         capture_output=True,
@@ -316,7 +331,20 @@ def test_everything_works_where_torch_is_not_installed(folder: Path, tmp_path: P
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    answers, stream, *findings = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_what_needs_torch_says_so(tmp_path: Path) -> None:
+    said, *findings = lines_without_torch(MISUSE, tmp_path / "store")
+    words = "is not installed, and these encoders need it"
+    assert words in said
+    details = {finding["what"]: finding["detail"] for finding in map(json.loads, findings)}
+    assert words in details["device"]
+    assert words in details["weights"]
+
+
+def test_everything_works_where_torch_is_not_installed(folder: Path, tmp_path: Path) -> None:
+    answers, stream, *findings = lines_without_torch(USE, tmp_path / "store", folder)
     assert (answers, stream) == ("green", "red green blue")
     assert all(json.loads(finding)["ok"] for finding in findings)
     packages = json.loads(findings[0])["detail"]

@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import Any, cast
 
 from zsvec.encoders.base import Encoder
-from zsvec.encoders.cache import chosen_specs
+from zsvec.encoders.cache import chosen_specs, read_record
 from zsvec.encoders.encoder_set import EncoderSet
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
-from zsvec.errors import InvalidInputError, WeightsUnavailableError
+from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
 from zsvec.types import Modality
 
 _logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def load_encoders(
         specs: The encoders, by name.
         device: Where they run; ``auto`` is the first of CUDA, MPS and the CPU that is available. Exported encoders run
             on the CPU.
-        dtype: Their number format; ``auto`` is bfloat16 where the hardware multiplies in it, else float32. Exported
+        dtype: Their number format; ``auto`` is bfloat16 where the hardware is faster in it, else float32. Exported
             encoders are in float32.
         runtime: What computes them; ``auto`` is onnxruntime where they were exported for this machine and that is fast,
             ``onnx`` insists on it.
@@ -109,13 +109,14 @@ def describe_device(
         MissingExtraError: What runs exported encoders is not installed.
     """
     chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime) if specs else {}
+    record = read_record(specs) if specs else None
+    measured = f"; measured with the export: {record}" if record else ""
     if chosen and all(spec.family == "onnx" for spec in chosen.values()):
         from zsvec.encoders.onnx import describe
 
-        return describe()
-    from zsvec.encoders.device import choose_runtime
-
-    return str(choose_runtime(device, dtype))
+        return describe() + measured
+    choose_runtime = _imported("zsvec.encoders.device").choose_runtime
+    return f"{choose_runtime(device, dtype)}{measured}"
 
 
 def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
@@ -123,11 +124,9 @@ def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
 
     Raises:
         InvalidInputError: A spec does not fit its family.
+        MissingExtraError: What loads it is not installed.
     """
-    found = {
-        name: [source.missing() for source in import_module(_FAMILIES[spec.family].module).sources(spec)]
-        for name, spec in specs.items()
-    }
+    found = {name: [source.missing() for source in _module(spec.family).sources(spec)] for name, spec in specs.items()}
     return {name: ", ".join(filter(None, missing)) for name, missing in found.items() if any(missing)}
 
 
@@ -136,8 +135,7 @@ def _load_all(specs: Mapping[str, EncoderSpec], device: Device, dtype: Dtype, ba
     loaded: dict[str, Encoder] = {}
     where: Device = "cpu"
     if for_torch:
-        from zsvec.encoders.device import choose_runtime
-
+        choose_runtime = _imported("zsvec.encoders.device").choose_runtime
         runtime = choose_runtime(device, dtype).with_uploads()
         where = cast("Device", runtime.device.type)
         shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "backbones": {}}
@@ -158,5 +156,24 @@ def _load(name: str, spec: EncoderSpec, shared: Mapping[str, Any]) -> Encoder:
             f"encoder {name!r}: family {spec.family!r} embeds {', '.join(family.modalities)}; "
             f"its modalities cannot be {', '.join(spec.modalities) or 'none'}"
         )
-    encoder: Encoder = import_module(family.module).load(name, spec, modalities=modalities, **shared)
+    encoder: Encoder = _module(spec.family).load(name, spec, modalities=modalities, **shared)
     return encoder
+
+
+def _module(family: str) -> Any:
+    return _imported(_FAMILIES[family].module)
+
+
+def _imported(module: str) -> Any:
+    """A module that needs torch.
+
+    Raises:
+        MissingExtraError: torch, or what comes with it, is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(
+            f"{exc.name} is not installed, and these encoders need it: pip install zsvec (without --no-deps), or take "
+            "a folder that `zsvec encoders export` has written, by --profile FOLDER"
+        ) from exc

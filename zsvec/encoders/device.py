@@ -3,8 +3,8 @@
 The number format ``auto`` is bfloat16 where the hardware is faster in it: CUDA devices that report so, and CPUs with
 ``amx_bf16`` or ``avx512_bf16`` on which a product does not take clearly longer in it than in float32, which is measured
 in a tenth of a second. Weights stay float32, and autocast (https://docs.pytorch.org/docs/stable/amp.html) rounds the
-inputs of matrix products and convolutions. Texts, classifier heads, and ConSE with the image model it uses are always computed in
-float32: ConSE's softmax turns a rounding of 0.05 in a logit into 0.1 in a similarity.
+inputs of matrix products and convolutions. Texts, classifier heads, and ConSE with the image model it uses are always
+computed in float32: ConSE's softmax turns a rounding of 0.05 in a logit into 0.1 in a similarity.
 
 bfloat16 changes a similarity by less than `BFLOAT16_TOLERANCE`. Over 360 × 240 pairs of photographs (Caltech-101) and
 EfficientNet-Lite0, the largest change was 0.024 and the mean 0.002, and the nearest category changed for 1 image of

@@ -75,6 +75,14 @@ def vectors_read_when_needed() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """What the command line does at the end of its process, and this is none of the command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zsvec.cli.later.export_later", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def load_once() -> Callable[..., EncoderSet]:
     """Stands for `load_encoders` where the encoders may be those of a test before: real ones take seconds to load."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,16 +62,33 @@ def test_nothing_is_started_where_torch_was_not_needed(settings: Settings, monke
     assert not cache.cache_folder().exists()
 
 
+OPENS = """
+from zsvec.cli import later
+later._export = lambda _: print("exports")
+from zsvec.cli.app import Target
+import zsvec
+zsvec.open = lambda *_, **__: None
+Target("./store", None, "offline").open()
+"""
+
+
 def test_a_script_starts_nothing() -> None:
-    """Whose stderr is no terminal."""
-    code = (
-        "import sys\n"
-        "from zsvec.cli import later\n"
-        "later.export_later = lambda _: sys.exit('registered')\n"
-        "from zsvec.cli.app import Target\n"
-        "import zsvec\n"
-        "zsvec.open = lambda *_, **__: None\n"
-        "Target('./store', None, 'offline').open()\n"
+    """Whose stderr is no terminal, whatever colours it asks for."""
+    environment = {**os.environ, "FORCE_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", OPENS], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals here")
+def test_a_person_at_a_terminal_gets_an_export() -> None:
+    ours, theirs = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", OPENS], cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True
+        )
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert done.stdout == "exports\n"

@@ -99,12 +99,10 @@ class Target:
     def open(self, **settings: Any) -> Classifier:
         """The classifier with these options."""
         import zsvec
-        from zsvec.cli import output
         from zsvec.cli.later import export_later
 
         chosen = self.settings()  # refuses a store that is not to last
-        if output.err.is_terminal:
-            export_later(chosen)
+        export_later(chosen)
         return zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
 
     def settings(self) -> Settings:

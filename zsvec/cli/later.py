@@ -16,7 +16,8 @@ from zsvec.config import Settings
 
 def export_later(settings: Settings) -> None:
     """Export the encoders of these settings when the program ends, if torch has computed them and that is worth it."""
-    atexit.register(_export, settings)
+    if sys.stderr.isatty():
+        atexit.register(_export, settings)
 
 
 def _export(settings: Settings) -> subprocess.Popen[bytes] | None:

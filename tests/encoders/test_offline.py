@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision import transforms
 
 from tests.encoders.conftest import OFFLINE, needs_offline_weights
-from zsvec.encoders import EncoderSet, load_encoder
+from zsvec.encoders import EncoderSet, load_encoder, load_encoders
 from zsvec.encoders.device import BFLOAT16_TOLERANCE
 from zsvec.encoders.quiet import quiet_loading
 from zsvec.inputs.images import load_image
@@ -157,6 +157,22 @@ def test_large_photographs_are_decoded_smaller_and_say_the_same(
         assert np.median(cosines) >= 0.995, name
         others = expected[name] @ expected[name].T - 2 * np.eye(len(files))
         assert (cosines > others.max(axis=1)).all()
+
+
+def test_exported_encoders_see_the_same(offline: EncoderSet, photographs: list[Image.Image], tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason='pip install "zsvec[onnx]"')
+    from zsvec.encoders.export import export_encoders
+    from zsvec.encoders.exported import ExportedFolder
+
+    export_encoders(OFFLINE, tmp_path / "encoders")
+    exported = load_encoders(ExportedFolder(tmp_path / "encoders").specs())
+    assert exported.fingerprints == offline.fingerprints
+    images = photographs + [Image.open(path) for path in sorted((DATA / "caltech24" / "photos").rglob("*.jpg"))[::60]]
+    expected, got = (one.encode_images([one.preprocess(image) for image in images]) for one in (offline, exported))
+    for name, rows in expected.items():
+        assert (rows * got[name]).sum(axis=1).min() > 0.99999, name
+    texts = offline["conse"].encode_texts(TEXTS), exported["conse"].encode_texts(TEXTS)
+    assert (texts[0] * texts[1]).sum(axis=1).min() > 0.99999
 
 
 def test_fingerprints(offline: EncoderSet) -> None:

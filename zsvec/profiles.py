@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from zsvec.encoders.exported import ExportedFolder
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError
 from zsvec.trust import names_folder
@@ -97,6 +96,8 @@ def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> 
     if profile in profiles:
         return profiles[profile].encoders
     if names_folder(profile):
+        from zsvec.encoders.exported import ExportedFolder
+
         return ExportedFolder(within / Path(profile).expanduser()).specs()
     raise InvalidInputError(
         f"no profile is named {profile!r}; choose one of {', '.join(sorted(profiles))}, define it in zsvec.toml under "

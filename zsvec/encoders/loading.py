@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any, cast
 
 from zsvec.encoders.base import Encoder
-from zsvec.encoders.cache import chosen_specs, read_record
 from zsvec.encoders.encoder_set import EncoderSet
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
 from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
@@ -66,6 +65,8 @@ def load_encoders(
         MissingExtraError: Weights come in a package that is not installed, or what runs exported encoders is not.
         WeightsUnavailableError: Weights are neither on disk nor available from the hub.
     """
+    from zsvec.encoders.cache import chosen_specs
+
     chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime)
     try:
         return _load_all(chosen, device, dtype, batch_size)
@@ -108,6 +109,8 @@ def describe_device(
         InvalidInputError: The device or the runtime is not available.
         MissingExtraError: What runs exported encoders is not installed.
     """
+    from zsvec.encoders.cache import chosen_specs, read_record
+
     chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime) if specs else {}
     record = read_record(specs) if specs else None
     measured = f"; measured with the export: {record}" if record else ""

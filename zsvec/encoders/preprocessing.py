@@ -1,9 +1,10 @@
 """From an image to the pixels that a model takes: the shorter side is scaled, the centre is cut out. No torch.
 
 Only the pixels that are kept are computed. Against scaling the whole image and cutting afterwards, as torchvision does,
-this takes about half the time. The box of a resize is float32 in Pillow, so some values are rounded otherwise: with
-bicubic, at most 1 in 500 by 1 or 2 of 255 levels. Over 720 photographs of Caltech-101, the cosine of the vectors of
-EfficientNet-Lite0 is at least 0.99999.
+this takes 0.53 of the time for photographs of 300 × 200 pixels, and 0.64 for 840 × 560. The box of a resize is float32
+in Pillow, so some values are rounded otherwise, by 1 or 2 of 255 levels: at most 1 in 500 with bicubic, 1 in 12 with
+bilinear, whose products are often ties. Over 720 photographs of Caltech-101, the cosine of the vectors is at least
+0.99999 for EfficientNet-Lite0, and 0.99 for ConSE, which jumps where another label becomes the tenth.
 """
 
 from __future__ import annotations

@@ -56,11 +56,20 @@ def commands_page() -> str:
         _options(group),
         _prose(group.epilog),
     ]
-    for name, command in sorted(group.commands.items()):
+    for name, command in sorted(_commands(group), key=lambda pair: pair[0]):
         arguments = [_argument(p) for p in command.params if p.param_type_name == "argument"]
         usage = " ".join(["zsvec", name, "[OPTIONS]", *arguments])
         parts += [f"## zsvec {name}", f"`{usage}`", _prose(command.help), _options(command)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its name, those of a group behind the name of the group."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{name} ")
+        else:
+            yield f"{prefix}{name}", command
 
 
 def _prose(text: str | None) -> str:
@@ -105,9 +114,9 @@ _ORDER = (
     "configuration folder (of the application `zsvec`). Mappings are JSON in the environment. A "
     "variable that begins with `ZSVEC_` and that nothing reads is named in a warning.\n\n"
     "Anybody may have put a `zsvec.toml` into the working directory, with a clone or an archive. So `api_key`, "
-    "`allow_http`, `ca_certificate`, `profiles`, `generation`, and a `store` that is no folder below it, are refused "
-    "there until you have looked at the file and said `zsvec trust` in its folder. A file that changes or moves is to "
-    "be trusted again; `zsvec trust --revoke` takes it back."
+    "`allow_http`, `ca_certificate`, `profiles`, a `profile` that is a folder, `generation`, and a "
+    "`store` that is no folder below it, are refused there until you have looked at the file and said `zsvec trust` in "
+    "its folder. A file that changes or moves is to be trusted again; `zsvec trust --revoke` takes it back."
 )
 
 

@@ -75,6 +75,14 @@ def vectors_read_when_needed() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """What the command line does at the end of its process, and this is none of the command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zsvec.cli.later.export_later", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def load_once() -> Callable[..., EncoderSet]:
     """Stands for `load_encoders` where the encoders may be those of a test before: real ones take seconds to load."""
@@ -84,7 +92,12 @@ def load_once() -> Callable[..., EncoderSet]:
     embedded: dict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = {}
 
     def load(
-        specs: Mapping[str, Any], *, device: Any = "auto", dtype: Any = "auto", batch_size: int = 32
+        specs: Mapping[str, Any],
+        *,
+        device: Any = "auto",
+        dtype: Any = "auto",
+        runtime: Any = "auto",
+        batch_size: int = 32,
     ) -> EncoderSet:
         from zsvec.encoders.sentence import SentenceModel
 
@@ -96,11 +109,13 @@ def load_once() -> Callable[..., EncoderSet]:
                 embedded[key] = embed_texts(model, texts)
             return embedded[key]
 
-        key = repr(dict(specs)), describe_device(device, dtype), batch_size
+        key = repr(dict(specs)), f"{runtime} {describe_device(device, dtype)}", batch_size
         if key not in loaded:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(SentenceModel, "embed_texts", embed_once)
-                loaded[key] = load_encoders(specs, device=device, dtype=dtype, batch_size=batch_size)
+                # not what the user of this machine has exported
+                chosen: Any = "torch" if runtime == "auto" else runtime
+                loaded[key] = load_encoders(specs, device=device, dtype=dtype, runtime=chosen, batch_size=batch_size)
         return loaded[key]
 
     return load

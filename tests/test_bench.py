@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.encoders.tiny_checkpoints import VIT, save_clip, save_vit
+from tests.encoders.tiny_checkpoints import VIT, photo, save_clip, save_vit
 from tests.support import fast_folder, isolated  # noqa: F401
+from zsvec.config import Settings
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.profiles import Profile
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 STAGES = {"decode", "preprocess", "encode", "search", "fuse", "search + fuse"}
@@ -89,3 +91,29 @@ def test_soak(run: Callable[..., Any]) -> None:
     checks = {row["what"]: row["value"] for row in figures["tables"][""]}
     assert checks["corrupt images"] == "3, 0 without an error"
     assert checks["predictions out of order"] == "0"
+
+
+def test_runtimes(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks import runtimes
+
+    pytest.importorskip("onnxscript", reason='pip install "zsvec[onnx]"')
+    weights = save_vit(tmp_path / "vit.pth")
+    spec = EncoderSpec(family="vision", model=VIT, weights=str(weights), modalities=("image",))
+    monkeypatch.setattr(runtimes, "PROFILES", {"tiny": Profile(encoders={"vit": spec})})
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parent))
+    users = Settings.toml_files[0]
+    users.parent.mkdir(parents=True)
+    users.write_text(
+        "[profiles.tiny.encoders.vit]\nfamily = 'vision'\n"
+        f"model = '{VIT}'\nweights = '{weights}'\nmodalities = ['image']\n"
+    )
+    Path("photos").mkdir()
+    for seed in range(3):
+        photo(seed, (60, 50)).save(f"photos/{seed}.png")
+    _, figures = run("runtimes", "photos", "--profile", "tiny", "--rounds", "1", "--starts", "1")
+    names = [row["runtime"] for row in figures["tables"]["images/s"]]
+    assert names == ["torch, float32", "torch, bfloat16", "onnxruntime"]
+    assert all(value > 0 for row in figures["tables"]["images/s"] for value in row.values() if value not in names)
+    torch, onnx = figures["tables"]["zsvec classify, one image"]
+    assert onnx["s of CPU"] < torch["s of CPU"]
+    assert onnx["MiB"] < torch["MiB"]

@@ -377,7 +377,7 @@ def ward(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
         monkeypatch.setattr("zsvec.cli.doctor.missing_weights", lambda specs: weights)
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("zsvec.cli.doctor.describe_device", lambda device, dtype: f"{device}, {dtype}")
+    monkeypatch.setattr("zsvec.cli.doctor.describe_device", lambda device, dtype, **_: f"{device}, {dtype}")
     missing({})
     return missing
 

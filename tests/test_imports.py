@@ -59,6 +59,8 @@ HOMES = {
     "timm": ("zsvec.encoders",),
     "sentence_transformers": ("zsvec.encoders",),
     "transformers": ("zsvec.encoders",),
+    "onnxruntime": ("zsvec.encoders.onnx",),
+    "tokenizers": ("zsvec.encoders.onnx",),
     "qdrant_client": ("zsvec.store.server",),
     "qdrant_edge": ("zsvec.store.edge",),
     "openai": ("zsvec.generation",),

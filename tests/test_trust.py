@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import isolated
 from zsvec.config import Settings, load_settings
-from zsvec.errors import GenerationError, InvalidInputError
+from zsvec.errors import GenerationError, InvalidInputError, WeightsUnavailableError
 from zsvec.generation.access import Key, base_url
 from zsvec.trust import distrust, is_private, trust
 
@@ -67,6 +67,16 @@ def test_what_only_a_trusted_file_may_decide(toml: str, tmp_path: Path) -> None:
         load_settings()
     trusted()
     assert load_settings().batch_size == 3
+
+
+@pytest.mark.parametrize("profile", ["./encoders", "encoders/of/theirs", "/tmp/encoders", "~", "../encoders", "."])
+def test_only_a_trusted_file_may_name_a_folder_of_encoders(profile: str) -> None:
+    FILE.write_text(f'profile = "{profile}"')
+    with pytest.raises(InvalidInputError, match="sets profile, which only a file that you trust may"):
+        load_settings()
+    trusted()
+    with pytest.raises(WeightsUnavailableError, match="no exported encoders in"):
+        load_settings()
 
 
 @pytest.mark.parametrize("store", ["./here", "a/b/../c", ":memory:"])

@@ -39,11 +39,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from zsvec.encoders.spec import Device, Dtype, EncoderSpec, Temperature
+from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName, Temperature
 from zsvec.errors import InvalidInputError, without_password
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method import DEFAULT_STRATEGY
-from zsvec.profiles import PROFILES, Profile, other_profile
+from zsvec.profiles import PROFILES, Profile, encoders_of, other_profile
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 from zsvec.trust import is_private, read_if_trusted
 
@@ -235,10 +235,13 @@ class Settings(_Masked, BaseSettings):
         shards: Parts of each collection of references that zsvec makes in a cluster; by default likewise.
         write_consistency: Copies that must have a write before it is acknowledged, of collections that zsvec makes; by
             default likewise.
-        profile: Name of a profile, of `PROFILES` or of `profiles`.
+        profile: Name of a profile, of `PROFILES` or of `profiles`; or the folder of exported encoders, as a
+            path with a ``/``.
         profiles: Further profiles, by name.
         device: Where the encoders run.
-        dtype: Number format of the encoders; `auto` is bfloat16 where the hardware multiplies in it.
+        dtype: Number format of the encoders; `auto` is bfloat16 where the hardware is faster in it.
+        runtime: What computes the encoders; `auto` is onnxruntime where they are exported for it and that is faster on
+            this CPU, else torch; `onnx` insists on it. `zsvec encoders export` exports them.
         batch_size: Images that an encoder takes at once.
         index: Where images are compared with the references: `memory` holds the references in this process or on its
             GPU, `qdrant` asks the database; `auto` decides by their number.
@@ -297,6 +300,7 @@ class Settings(_Masked, BaseSettings):
     profiles: Mapping[str, Profile] = Field(default_factory=dict)
     device: Device = "auto"
     dtype: Dtype = "auto"
+    runtime: RuntimeName = "auto"
     batch_size: PositiveInt = Field(default=32, le=4096)
     index: IndexKind = "auto"
     index_budget: PositiveInt = 200_000
@@ -368,18 +372,8 @@ class Settings(_Masked, BaseSettings):
         return {"max_pixels": self.max_pixels, "image_memory": self.image_memory}
 
     def encoder_specs(self) -> Mapping[str, EncoderSpec]:
-        """The encoders of the chosen profile, by name.
-
-        Raises:
-            InvalidInputError: No profile has this name.
-        """
-        known = {**PROFILES, **self.profiles}
-        if self.profile not in known:
-            raise InvalidInputError(
-                f"no profile is named {self.profile!r}; choose one of {', '.join(sorted(known))}, "
-                "or define it in zsvec.toml under [profiles]"
-            )
-        return known[self.profile].encoders
+        """The encoders of the chosen profile, by name; raises as `zsvec.profiles.encoders_of`."""
+        return encoders_of(self.profile, {**PROFILES, **self.profiles}, self._made_in)
 
     def scoring(self, temperatures: Mapping[str, float]) -> Scoring:
         """From similarities to predictions, as these settings say, with the temperatures of the profile by expert."""
@@ -419,6 +413,7 @@ def load_settings(**arguments: Any) -> Settings:
 
     Raises:
         InvalidInputError: A value is of the wrong kind or out of range, or no setting has this name.
+        WeightsUnavailableError: As `zsvec.profiles.encoders_of`.
     """
     try:
         settings = Settings(**{name: value for name, value in arguments.items() if value is not None})

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.errors import InvalidInputError
+from zsvec.trust import names_folder
 from zsvec.types import Fingerprint
 
 
@@ -76,6 +79,30 @@ PROFILES: Mapping[str, Profile] = {
         }
     ),
 }
+
+
+def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> Mapping[str, EncoderSpec]:
+    """The encoders of a profile, by name.
+
+    Args:
+        profile: Its name, or the folder of exported encoders.
+        profiles: Those that have a name.
+        within: What the path of a folder is relative to.
+
+    Raises:
+        InvalidInputError: No profile has this name.
+        WeightsUnavailableError: No encoders were exported to the folder, or they are damaged.
+    """
+    if profile in profiles:
+        return profiles[profile].encoders
+    if names_folder(profile):
+        from zsvec.encoders.exported import ExportedFolder
+
+        return ExportedFolder(within / Path(profile).expanduser()).specs()
+    raise InvalidInputError(
+        f"no profile is named {profile!r}; choose one of {', '.join(sorted(profiles))}, define it in zsvec.toml under "
+        "[profiles], or give a folder of exported encoders, such as ./encoders"
+    )
 
 
 def other_profile(

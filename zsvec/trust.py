@@ -8,6 +8,7 @@ the user's configuration folder. It is named by the digest of path and content: 
 from __future__ import annotations
 
 import hashlib
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -62,8 +63,14 @@ def decisions(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if name in _DECIDING and not (name == "store" and _is_within(value, file.resolve().parent))
+        if (name in _DECIDING and not (name == "store" and _is_within(value, file.resolve().parent)))
+        or (name == "profile" and names_folder(str(value)))
     }
+
+
+def names_folder(profile: str) -> bool:
+    """Whether a profile is no name but the path of a folder: it has a separator, or begins with ``.`` or ``~``."""
+    return profile.startswith((".", "~")) or any(separator in profile for separator in {"/", os.sep})
 
 
 def trust(file: Path, marks: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.conftest import OFFLINE, weight_file
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import Encoder, conse, describe_device, device, load_encoder, load_encoders, missing_weights
+from zsvec.encoders import Encoder, conse, describe_device, device, load_encoder, load_encoders, missing_weights, vision
 from zsvec.encoders.device import BFLOAT16_TOLERANCE, choose_runtime
 from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.spec import EncoderSpec
@@ -72,8 +72,24 @@ def test_vision_is_what_timm_computes(
     config = timm.data.resolve_model_data_config(model, args={"input_size": (3, size, size)})
     transform = timm.data.create_transform(**config)
     with torch.no_grad():
-        expected = model.eval()(torch.stack([transform(image) for image in IMAGES]))
-    np.testing.assert_allclose(encoder_named(name).encode_images(IMAGES), unit(expected), atol=1e-5)
+        expected = unit(model.eval()(torch.stack([transform(image) for image in IMAGES])))
+    assert ((encoder_named(name).encode_images(IMAGES) * expected).sum(axis=1) > 0.99999).all()
+
+
+@pytest.mark.parametrize("crop", [{"crop_mode": "border"}, {"crop_pct": 1.2}])
+def test_what_pillow_alone_does_not_do_is_left_to_timm(
+    crop: dict[str, Any], specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = timm.create_model(tiny.VIT)
+    state = torch.load(str(specs["vit"].weights), weights_only=True)
+    model.load_state_dict(state)
+    config = {**timm.data.resolve_model_data_config(model), **crop}
+    monkeypatch.setattr(vision, "resolve_model_data_config", lambda *_, **__: config)
+    transform = timm.data.create_transform(**config)
+    with torch.no_grad():
+        features = model.eval().forward_features(torch.stack([transform(image) for image in IMAGES]))
+        expected = unit(model.forward_head(features, pre_logits=True))
+    np.testing.assert_allclose(load(specs["vit"]).encode_images(IMAGES), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +254,23 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_in_it(
     found: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    monkeypatch.setattr(device, "product_seconds", lambda: {torch.bfloat16: 1.0, torch.float32: 2.0})
     assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if expected else torch.float32)
     assert choose_runtime("cpu", "float32").dtype == torch.float32
     assert choose_runtime("cpu", "bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("bfloat16", [1.0, 2.1, 3.0])
+def test_auto_is_float32_where_that_is_clearly_faster(bfloat16: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(device, "product_seconds", lambda: {torch.bfloat16: bfloat16, torch.float32: 2.0})
+    assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if bfloat16 < 2.4 else torch.float32)
+
+
+def test_both_formats_are_timed() -> None:
+    seconds = device.product_seconds()
+    assert seconds.keys() == {torch.bfloat16, torch.float32}
+    assert all(0 < taken < 10 for taken in seconds.values())
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16 fma", True), ("avx2 fma", False), (None, False)])
@@ -251,6 +281,7 @@ def test_an_older_torch_is_told_by_the_kernel(
     if flags:
         cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(device, "product_seconds", lambda: {torch.bfloat16: 1.0, torch.float32: 2.0})
     monkeypatch.setattr(device, "Path", lambda _: cpuinfo)
     assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if expected else torch.float32)
 

@@ -99,8 +99,10 @@ class Target:
     def open(self, **settings: Any) -> Classifier:
         """The classifier with these options."""
         import zsvec
+        from zsvec.cli.later import export_later
 
-        self.settings()  # refuses a store that is not to last
+        chosen = self.settings()  # refuses a store that is not to last
+        export_later(chosen)
         return zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
 
     def settings(self) -> Settings:

@@ -2,7 +2,19 @@
 
 # ruff: noqa: I001 - help lists the commands in the order of these imports, and of the functions in each module:
 # people need the first ones first.
-from zsvec.cli import demo, categories, classify, evaluate, calibrate, generate, maintenance, trust, docs
+from zsvec.cli import demo, categories, classify, evaluate, calibrate, generate, maintenance, encoders, trust, docs
 from zsvec.cli.app import app
 
-__all__ = ["app", "calibrate", "categories", "classify", "demo", "docs", "evaluate", "generate", "maintenance", "trust"]
+__all__ = [
+    "app",
+    "calibrate",
+    "categories",
+    "classify",
+    "demo",
+    "docs",
+    "encoders",
+    "evaluate",
+    "generate",
+    "maintenance",
+    "trust",
+]

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from rich.table import Table
@@ -25,7 +25,9 @@ from zsvec.types import Finding
 if TYPE_CHECKING:
     from zsvec.cli.app import Target
 
-_PACKAGES = ("torch", "timm", "sentence-transformers", "qdrant-client", "qdrant-edge-py", "openai")
+_PACKAGES = ("qdrant-client", "qdrant-edge-py")
+_FOR_TORCH = ("torch", "timm", "sentence-transformers", "openai")
+_WITHOUT_TORCH = ("onnxruntime", "tokenizers")
 
 
 def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
@@ -35,15 +37,17 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
         target: The options before the command.
         repair: Whether to make the copies of the catalog agree, where they do not.
     """
-    yield _guarded("packages", _packages)
     try:
         settings = target.settings()
         specs = settings.encoder_specs()
     except ZSVecError as exc:
+        yield _packages(_FOR_TORCH)
         yield Finding(
             "settings", False, str(exc), "correct it on the command line, in the environment or in zsvec.toml"
         )
         return
+    exported = all(spec.family == "onnx" for spec in specs.values())
+    yield _packages(_WITHOUT_TORCH if exported else _FOR_TORCH)
     store = without_password(settings.store)
     yield Finding("settings", True, f"profile {settings.profile}, store {store}, namespace {settings.namespace}")
     yield _guarded("device", lambda: _device(settings))
@@ -77,9 +81,9 @@ def _guarded(what: str, examination: Callable[[], Finding]) -> Finding:
         return Finding(what, False, str(exc))
 
 
-def _packages() -> Finding:
+def _packages(of_encoders: Sequence[str]) -> Finding:
     # The version of the code that runs: an editable installation keeps the number of the day it was made.
-    versions = {"zsvec": __version__, **{package: _version(package) for package in _PACKAGES}}
+    versions = {"zsvec": __version__, **{package: _version(package) for package in (*of_encoders, *_PACKAGES)}}
     found = [f"Python {platform.python_version()}", *(f"{package} {v}" for package, v in versions.items() if v)]
     missing = [package for package, v in versions.items() if not v]
     advice = f"pip install {' '.join(missing)}" if missing else ""
@@ -87,7 +91,8 @@ def _packages() -> Finding:
 
 
 def _device(settings: Settings) -> Finding:
-    described = describe_device(settings.device, settings.dtype)  # loads what computes
+    where: dict[str, Any] = {"runtime": settings.runtime, "specs": settings.encoder_specs()}
+    described = describe_device(settings.device, settings.dtype, **where)  # loads what computes
     return Finding("device", True, described, _advice_on_threads() if described.startswith("cpu") else "")
 
 

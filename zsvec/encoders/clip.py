@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsvec.encoders.base import BatchEncoder, rgb_of_bounded_aspect
+from zsvec.encoders.base import rgb_of_bounded_aspect
 from zsvec.encoders.device import Runtime
+from zsvec.encoders.heads import ClipEncoder, ImageFeatures
 from zsvec.encoders.hub import checkpoint_source
 from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
@@ -23,41 +24,38 @@ _PREPROCESSING_KEYS = ("size", "resample", "crop_size", "image_mean", "image_std
 
 
 class ClipBackbone:
-    """The image tower. The model's own processor runs in `preprocess`, and `forward` only computes."""
+    """The image tower. The model's own processor runs in `preprocess`, and `forward` only computes.
+
+    Args:
+        sentences: The whole model.
+        runtime: Where it runs.
+
+    Attributes:
+        model: The whole model, as sentence-transformers has it.
+        side: Pixels to which the shorter side of an image is scaled, if the processor says so.
+    """
 
     def __init__(self, sentences: SentenceModel, runtime: Runtime) -> None:
-        self._model = sentences.model
+        self.model = sentences.model
         self._runtime = runtime
         size = sentences.model.processor.image_processor.to_dict().get("size") or {}
         self.side = max((side for side in size.values() if isinstance(side, int)), default=None)
 
     def preprocess(self, image: Image.Image) -> Mapping[str, Any]:
         """The output of the model's processor for one image: tensors (1, …), such as ``pixel_values``."""
-        inputs: Mapping[str, Any] = self._model.preprocess([rgb_of_bounded_aspect(image)])
+        inputs: Mapping[str, Any] = self.model.preprocess([rgb_of_bounded_aspect(image)])
         return {k: self._runtime.upload(v) if torch.is_tensor(v) else v for k, v in inputs.items()}
 
-    def forward(self, inputs: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
-        """Image features, float32 (n, dim), of any norm."""
+    def forward(self, inputs: Sequence[Mapping[str, Any]]) -> ImageFeatures:
+        """Image features, of any norm."""
         self._runtime.wait_for_uploads()
         batch = {
             key: torch.cat([one[key] for one in inputs]).to(self._runtime.device) if torch.is_tensor(value) else value
             for key, value in inputs[0].items()
         }
         with self._runtime.inference():
-            features: NDArray[np.float32] = self._model(batch)["sentence_embedding"].float().cpu().numpy()
-        return features
-
-
-class ClipEncoder(BatchEncoder):
-    """Image and text features of a CLIP-like model."""
-
-    def __init__(self, name: str, sentences: SentenceModel, **base: Any) -> None:
-        super().__init__(name, **base)
-        self._sentences = sentences
-
-    def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
-        """Features of the image tower, which the backbone has computed, or of the text tower."""
-        return batch if modality == "image" else self._sentences.embed_texts(batch)
+            features: NDArray[np.float32] = self.model(batch)["sentence_embedding"].float().cpu().numpy()
+        return ImageFeatures(features, features)
 
 
 def sources(spec: EncoderSpec) -> list[Source]:

@@ -7,55 +7,22 @@ descriptions with all synonyms (``tench, Tinca tinca``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from zsvec.encoders import vision
-from zsvec.encoders.base import BatchEncoder
 from zsvec.encoders.device import Runtime
+from zsvec.encoders.heads import TOP_LABELS, ConseEncoder
 from zsvec.encoders.hub import checkpoint_source
 from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.encoders.vision import Backbones, TimmBackbone, TimmFeatures, load_backbone
+from zsvec.encoders.vision import Backbones, TimmBackbone, load_backbone
 from zsvec.encoders.weights import Source
 from zsvec.errors import InvalidInputError
 from zsvec.types import Fingerprint, Modality
-
-TOP_LABELS = 10
-
-
-class ConseEncoder(BatchEncoder):
-    """Embeds images by the labels that a classifier finds likely, and texts by a text model.
-
-    Args:
-        name: Its name in the profile.
-        sentences: The text model.
-        labels: Descriptions of the classifier's classes, in the order of its logits.
-        **base: Further arguments of `BatchEncoder`.
-    """
-
-    def __init__(self, name: str, sentences: SentenceModel, labels: Sequence[str], **base: Any) -> None:
-        super().__init__(name, **base)
-        self._sentences = sentences
-        # In one batch: the text model sorts texts by length, so that it pads less.
-        self._labels = self._normalised([self._embed(labels, "text")])
-
-    def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
-        """Sentence embeddings of texts; for images, weighted means of the labels' sentence embeddings."""
-        return self._sentences.embed_texts(batch) if modality == "text" else self._weighted_labels(batch)
-
-    def _weighted_labels(self, features: TimmFeatures) -> NDArray[np.float32]:
-        top = np.argpartition(features.logits, -TOP_LABELS, axis=1)[:, -TOP_LABELS:]
-        logits = np.take_along_axis(features.logits, top, axis=1)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        vectors: NDArray[np.float32] = np.einsum("nk,nkd->nd", weights, self._labels[top])
-        return vectors
 
 
 def sources(spec: EncoderSpec) -> list[Source]:
@@ -84,10 +51,12 @@ def load(
     backbone = load_backbone(spec, runtime, backbones)
     labels = _labels(name, spec.model, backbone)
     sentences = SentenceModel(text_weights, runtime)
+    # In one batch: the text model sorts texts by length, so that it pads less.
+    vectors = sentences.embed_texts(labels)
     return ConseEncoder(
         name,
         sentences,
-        labels,
+        vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
         fingerprint=Fingerprint(
             model=backbone.weights.model,
             revision=backbone.weights.revision,

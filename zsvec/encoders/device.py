@@ -1,9 +1,10 @@
 """Where encoders run (`choose_device`) and in which number format (`choose_dtype`).
 
-The number format ``auto`` is bfloat16 where the hardware multiplies in it: CUDA devices that report so, and CPUs with
-``amx_bf16`` or ``avx512_bf16``. Weights stay float32, and autocast (https://docs.pytorch.org/docs/stable/amp.html)
-rounds the inputs of matrix products and convolutions. Texts, classifier heads, and ConSE with the image model it uses
-are always computed in float32: ConSE's softmax turns a rounding of 0.05 in a logit into 0.1 in a similarity.
+The number format ``auto`` is bfloat16 where the hardware is faster in it: CUDA devices that report so, and CPUs with
+``amx_bf16`` or ``avx512_bf16`` on which a product does not take clearly longer in it than in float32, which is measured
+in a tenth of a second. Weights stay float32, and autocast (https://docs.pytorch.org/docs/stable/amp.html) rounds the
+inputs of matrix products and convolutions. Texts, classifier heads, and ConSE with the image model it uses are always
+computed in float32: ConSE's softmax turns a rounding of 0.05 in a logit into 0.1 in a similarity.
 
 bfloat16 changes a similarity by less than `BFLOAT16_TOLERANCE`. Over 360 × 240 pairs of photographs (Caltech-101) and
 EfficientNet-Lite0, the largest change was 0.024 and the mean 0.002, and the nearest category changed for 1 image of
@@ -12,6 +13,8 @@ EfficientNet-Lite0, the largest change was 0.024 and the mean 0.002, and the nea
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +29,9 @@ from zsvec.types import counted
 
 BFLOAT16_TOLERANCE = 0.03
 """Above the largest change that bfloat16 makes to a similarity (a cosine, -1 to 1)."""
+
+# Where another process has the cores, products take as long in both formats.
+_CLEARLY = 1.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +123,35 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The number format for this setting, on this device.
 
     Args:
-        dtype: ``auto`` is bfloat16 where the hardware multiplies in it, else float32.
+        dtype: ``auto`` is bfloat16 where the hardware is faster in it, else float32.
         device: Where the encoders run.
     """
-    bfloat16 = _MULTIPLIES_BFLOAT16[device.type]() if dtype == "auto" else dtype == "bfloat16"
+    bfloat16 = _FASTER_IN_BFLOAT16[device.type]() if dtype == "auto" else dtype == "bfloat16"
     return torch.bfloat16 if bfloat16 else torch.float32
+
+
+def _cpu_is_faster_in_bfloat16() -> bool:
+    if not _cpu_multiplies_bfloat16():
+        return False
+    seconds = product_seconds()
+    return seconds[torch.bfloat16] < _CLEARLY * seconds[torch.float32]
+
+
+def product_seconds() -> Mapping[torch.dtype, float]:
+    """Seconds of a layer of ViT-B over two images on the CPU in each number format.
+
+    The best of some turns, which both take: another busy process takes the cores from some of them.
+    """
+    layer, tokens = torch.nn.Linear(768, 3072), torch.ones(394, 768)
+    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    with torch.inference_mode():
+        for _ in range(12):
+            for dtype in seconds:
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                    begun = time.perf_counter()
+                    layer(tokens)
+                    seconds[dtype] = min(seconds[dtype], time.perf_counter() - begun)
+    return seconds
 
 
 def _cpu_multiplies_bfloat16() -> bool:
@@ -140,8 +170,8 @@ _DEVICES: Mapping[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
     "cpu": lambda: True,
 }
-_MULTIPLIES_BFLOAT16: Mapping[str, Callable[[], bool]] = {
+_FASTER_IN_BFLOAT16: Mapping[str, Callable[[], bool]] = {
     "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
     "mps": lambda: False,
-    "cpu": _cpu_multiplies_bfloat16,
+    "cpu": _cpu_is_faster_in_bfloat16,
 }

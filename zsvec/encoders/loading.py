@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,9 +10,11 @@ from typing import Any, cast
 
 from zsvec.encoders.base import Encoder
 from zsvec.encoders.encoder_set import EncoderSet
-from zsvec.encoders.spec import Device, Dtype, EncoderSpec
-from zsvec.errors import InvalidInputError
+from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
+from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
 from zsvec.types import Modality
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,56 +36,90 @@ _FAMILIES: Mapping[str, _Family] = {
     "clip": _Family("zsvec.encoders.clip", ("text", "image")),
     "vision": _Family("zsvec.encoders.vision", ("image",)),
     "conse": _Family("zsvec.encoders.conse", ("text", "image"), needs_float32=True),
+    "onnx": _Family("zsvec.encoders.onnx", ("text", "image")),
 }
 
 
 def load_encoders(
-    specs: Mapping[str, EncoderSpec], *, device: Device = "auto", dtype: Dtype = "auto", batch_size: int = 32
+    specs: Mapping[str, EncoderSpec],
+    *,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    runtime: RuntimeName = "auto",
+    batch_size: int = 32,
 ) -> EncoderSet:
     """Load the encoders of a profile. Encoders with the same image model share its backbone.
 
     Args:
         specs: The encoders, by name.
-        device: Where they run; ``auto`` is the first of CUDA, MPS and the CPU that is available.
-        dtype: Their number format; ``auto`` is bfloat16 where the hardware multiplies in it, else float32.
+        device: Where they run; ``auto`` is the first of CUDA, MPS and the CPU that is available. Exported encoders run
+            on the CPU.
+        dtype: Their number format; ``auto`` is bfloat16 where the hardware is faster in it, else float32. Exported
+            encoders are in float32.
+        runtime: What computes them; ``auto`` is onnxruntime where they were exported for this machine and that is fast,
+            ``onnx`` insists on it.
         batch_size: Images that a backbone gets at most in one pass.
 
     Raises:
-        InvalidInputError: The device is not available, or a spec does not fit its family or model.
-        MissingExtraError: Weights come in a package that is not installed.
+        InvalidInputError: The device or the runtime is not available, or a spec does not fit its family or model.
+        MissingExtraError: Weights come in a package that is not installed, or what runs exported encoders is not.
         WeightsUnavailableError: Weights are neither on disk nor available from the hub.
     """
-    from zsvec.encoders.device import choose_runtime
+    from zsvec.encoders.cache import chosen_specs
 
-    runtime = choose_runtime(device, dtype).with_uploads()
-    shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "backbones": {}}
-    # Encoders that need float32 come first, so that those which share their image model get it in float32.
-    order = sorted(specs, key=lambda name: not _FAMILIES[specs[name].family].needs_float32)
-    loaded = {name: _load(name, specs[name], shared) for name in order}
-    return EncoderSet(
-        (loaded[name] for name in specs),
-        batch_size=batch_size,
-        device=cast("Device", runtime.device.type),
-        on_torch=True,
-    )
+    chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime)
+    try:
+        return _load_all(chosen, device, dtype, batch_size)
+    except WeightsUnavailableError as exc:
+        if chosen is specs or runtime == "onnx":
+            raise
+        _logger.warning("%s; torch computes until then", exc)
+        return _load_all(specs, device, dtype, batch_size)
 
 
 def load_encoder(
-    name: str, spec: EncoderSpec, *, device: Device = "auto", dtype: Dtype = "auto", batch_size: int = 32
+    name: str,
+    spec: EncoderSpec,
+    *,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    runtime: RuntimeName = "auto",
+    batch_size: int = 32,
 ) -> Encoder:
     """Load one encoder; see `load_encoders`."""
-    return load_encoders({name: spec}, device=device, dtype=dtype, batch_size=batch_size)[name]
+    return load_encoders({name: spec}, device=device, dtype=dtype, runtime=runtime, batch_size=batch_size)[name]
 
 
-def describe_device(device: Device = "auto", dtype: Dtype = "auto") -> str:
-    """Device, number format and version of torch that `load_encoders` would use, in words.
+def describe_device(
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    *,
+    runtime: RuntimeName = "auto",
+    specs: Mapping[str, EncoderSpec] | None = None,
+) -> str:
+    """Device, number format and version of what `load_encoders` would compute with, in words.
+
+    Args:
+        device: As `load_encoders`.
+        dtype: As `load_encoders`.
+        runtime: As `load_encoders`.
+        specs: The encoders, by name; without any, those that torch computes.
 
     Raises:
-        InvalidInputError: The device is not available.
+        InvalidInputError: The device or the runtime is not available.
+        MissingExtraError: What runs exported encoders is not installed.
     """
-    from zsvec.encoders.device import choose_runtime
+    from zsvec.encoders.cache import chosen_specs, read_record
 
-    return str(choose_runtime(device, dtype))
+    chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime) if specs else {}
+    record = read_record(specs) if specs else None
+    measured = f"; measured with the export: {record}" if record else ""
+    if chosen and all(spec.family == "onnx" for spec in chosen.values()):
+        from zsvec.encoders.onnx import describe
+
+        return describe() + measured
+    choose_runtime = _imported("zsvec.encoders.device").choose_runtime
+    return f"{choose_runtime(device, dtype)}{measured}"
 
 
 def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
@@ -90,12 +127,28 @@ def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
 
     Raises:
         InvalidInputError: A spec does not fit its family.
+        MissingExtraError: What loads it is not installed.
     """
-    found = {
-        name: [source.missing() for source in import_module(_FAMILIES[spec.family].module).sources(spec)]
-        for name, spec in specs.items()
-    }
+    found = {name: [source.missing() for source in _module(spec.family).sources(spec)] for name, spec in specs.items()}
     return {name: ", ".join(filter(None, missing)) for name, missing in found.items() if any(missing)}
+
+
+def _load_all(specs: Mapping[str, EncoderSpec], device: Device, dtype: Dtype, batch_size: int) -> EncoderSet:
+    for_torch = [name for name, spec in specs.items() if spec.family != "onnx"]
+    loaded: dict[str, Encoder] = {}
+    where: Device = "cpu"
+    if for_torch:
+        choose_runtime = _imported("zsvec.encoders.device").choose_runtime
+        runtime = choose_runtime(device, dtype).with_uploads()
+        where = cast("Device", runtime.device.type)
+        shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "backbones": {}}
+        # Encoders that need float32 come first, so that those which share their image model get it in float32.
+        for name in sorted(for_torch, key=lambda name: not _FAMILIES[specs[name].family].needs_float32):
+            loaded[name] = _load(name, specs[name], shared)
+    folders: dict[str, Any] = {"batch_size": batch_size, "shared": {}}
+    for name in specs.keys() - loaded.keys():
+        loaded[name] = _load(name, specs[name], folders)
+    return EncoderSet((loaded[name] for name in specs), batch_size=batch_size, device=where, on_torch=bool(for_torch))
 
 
 def _load(name: str, spec: EncoderSpec, shared: Mapping[str, Any]) -> Encoder:
@@ -106,5 +159,24 @@ def _load(name: str, spec: EncoderSpec, shared: Mapping[str, Any]) -> Encoder:
             f"encoder {name!r}: family {spec.family!r} embeds {', '.join(family.modalities)}; "
             f"its modalities cannot be {', '.join(spec.modalities) or 'none'}"
         )
-    encoder: Encoder = import_module(family.module).load(name, spec, modalities=modalities, **shared)
+    encoder: Encoder = _module(spec.family).load(name, spec, modalities=modalities, **shared)
     return encoder
+
+
+def _module(family: str) -> Any:
+    return _imported(_FAMILIES[family].module)
+
+
+def _imported(module: str) -> Any:
+    """A module that needs torch.
+
+    Raises:
+        MissingExtraError: torch, or what comes with it, is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(
+            f"{exc.name} is not installed, and these encoders need it: pip install zsvec (without --no-deps), or take "
+            "a folder that `zsvec encoders export` has written, by --profile FOLDER"
+        ) from exc

@@ -11,6 +11,7 @@ from zsvec.types import Modality
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+RuntimeName = Literal["auto", "torch", "onnx"]
 Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
 
 TEMPERATURES: Mapping[Modality, float] = {"text": 0.01, "image": 0.03}
@@ -21,8 +22,9 @@ class EncoderSpec(BaseModel):
     """One encoder of a profile, as a table of a TOML file or of `zsvec.profiles.PROFILES` gives it.
 
     Attributes:
-        family: Which loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm + text model).
-        model: Hub id, timm model name, or path of a local checkpoint.
+        family: Which loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm + text model), `onnx`
+            (exported by ``zsvec encoders export``).
+        model: Hub id, timm model name, path of a local checkpoint, or folder of exported encoders.
         revision: Commit of the hub's repository; pinned, so that vectors stay comparable.
         weights: Local weight file for a timm architecture, or ``package:NAME`` for those of an installed package.
         text_model: The sentence-transformers text model of `conse`: id, path or ``package:NAME``.
@@ -34,7 +36,7 @@ class EncoderSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Literal["clip", "vision", "conse"]
+    family: Literal["clip", "vision", "conse", "onnx"]
     model: str = Field(min_length=1)
     revision: str | None = None
     weights: str | None = None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,9 +16,11 @@ from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
-from zsvec.encoders.base import BatchEncoder, batches, rgb_of_bounded_aspect
+from zsvec.encoders.base import batches, rgb_of_bounded_aspect
 from zsvec.encoders.device import Runtime
+from zsvec.encoders.heads import ImageFeatures, VisionEncoder
 from zsvec.encoders.hub import HubSource
+from zsvec.encoders.preprocessing import Preprocessing
 from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.weights import LocalSource, Source, Weights, relative_files, weight_files
@@ -33,22 +34,6 @@ _WHOLE_BATCH = sys.maxsize
 
 Backbones = MutableMapping[Any, "TimmBackbone"]
 """The backbones that a profile has loaded so far, by model, revision, weights and input size."""
-
-
-@dataclass(frozen=True, slots=True)
-class TimmFeatures:
-    """What a timm model computes from a batch.
-
-    Attributes:
-        pooled: The features before the classifier, float32 (n, width).
-        logits: The classifier's logits, float32 (n, classes); without a classifier, the pooled features.
-    """
-
-    pooled: NDArray[np.float32]
-    logits: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.pooled)
 
 
 class TimmBackbone:
@@ -66,6 +51,9 @@ class TimmBackbone:
         side: Pixels to which the shorter side of an image is scaled.
         width: Number of pooled features.
         preprocessing: Preprocessing of the pixels, in words, for a fingerprint.
+        mean: Of the pixels, 0 to 255, float32 (1, channels, 1, 1).
+        std: Likewise.
+        declared: The preprocessing, where Pillow can carry it out; else timm's own transform does.
     """
 
     def __init__(self, model: Any, weights: Weights, image_size: int | None, runtime: Runtime) -> None:
@@ -78,30 +66,33 @@ class TimmBackbone:
         config = resolve_model_data_config(model, args=input_size)
         # Resize and crop only. Arithmetic is left to the batch: in each decoding thread it would start a team of
         # threads of its own, which would compete with the model's for the cores.
-        self._transform = create_transform(**config, is_training=False, use_prefetcher=True)
-        self._mean, self._std = (
+        self.declared = _declared(config)
+        self._transform = self.declared or _transform_of_timm(config)
+        self.mean, self.std = (
             torch.tensor(config[name], device=runtime.device).mul(255).view(1, -1, 1, 1) for name in ("mean", "std")
         )
-        self.side = math.ceil(max(config["input_size"][1:]) / config["crop_pct"])
+        whole = math.ceil(max(config["input_size"][1:]) / config["crop_pct"])
+        self.side = self.declared.scaled if self.declared else whole
         self.preprocessing = _described_config(config)
-        self.width = self.forward([torch.zeros(config["input_size"], dtype=torch.uint8)]).pooled.shape[1]
+        _, height, width = config["input_size"]
+        self.width = self.forward([torch.zeros((height, width, channels), dtype=torch.uint8)]).pooled.shape[1]
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """One image, scaled and cropped as the model's configuration says, uint8 (channels, height, width)."""
-        return self._runtime.upload(self._transform(rgb_of_bounded_aspect(image)))
+        """One image, scaled and cropped as the model's configuration says, uint8 (height, width, channels)."""
+        return self._runtime.upload(torch.from_numpy(self._transform(image)))
 
-    def forward(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
+    def forward(self, inputs: Sequence[torch.Tensor]) -> ImageFeatures:
         """The features of a batch, computed in passes that fit the cache of a CPU."""
         passes = [self._pass(part) for part in batches(inputs, self._images_a_pass)]
-        return TimmFeatures(
+        return ImageFeatures(
             pooled=np.concatenate([features.pooled for features in passes]),
             logits=np.concatenate([features.logits for features in passes]),
         )
 
-    def _pass(self, inputs: Sequence[torch.Tensor]) -> TimmFeatures:
+    def _pass(self, inputs: Sequence[torch.Tensor]) -> ImageFeatures:
         self._runtime.wait_for_uploads()
-        pixels = torch.stack(list(inputs)).to(self._runtime.device).float()
-        pixels = pixels.sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
+        pixels = torch.stack(list(inputs)).to(self._runtime.device).permute(0, 3, 1, 2).float()  # channels stay last
+        pixels = pixels.sub_(self.mean).div_(self.std)
         with self._runtime.inference():
             features = self.model.forward_features(pixels)
         with torch.inference_mode():
@@ -109,16 +100,7 @@ class TimmBackbone:
             features = features.float()
             pooled = self.model.forward_head(features, pre_logits=True)
             logits = self.model.forward_head(features)
-            return TimmFeatures(pooled.cpu().numpy(), logits.cpu().numpy())
-
-
-class VisionEncoder(BatchEncoder):
-    """The pooled features of a timm model."""
-
-    def embed(self, batch: Any, modality: Modality) -> NDArray[np.float32]:
-        """The pooled features, which the backbone has computed."""
-        features: TimmFeatures = batch
-        return features.pooled
+            return ImageFeatures(pooled.cpu().numpy(), logits.cpu().numpy())
 
 
 def sources(spec: EncoderSpec) -> list[Source]:
@@ -239,6 +221,22 @@ def _relevant(state: Mapping[str, torch.Tensor]) -> list[tuple[str, str, torch.S
     """Name, kind and shape of the weights that inference uses: all but batch normalisation's step counter."""
     kinds = [(name, name.rpartition(".")[2], tensor.shape) for name, tensor in state.items()]
     return [kind for kind in kinds if kind[1] != "num_batches_tracked"]
+
+
+def _declared(config: Mapping[str, Any]) -> Preprocessing | None:
+    """What timm's transform does, where it scales the shorter side of RGB and crops a square out of the centre."""
+    channels, height, width = config["input_size"]
+    plain = (channels, height, config["crop_mode"]) == (3, width, "center")
+    try:
+        scaled = math.floor(height / config["crop_pct"])
+        return Preprocessing(size=height, scaled=scaled, interpolation=config["interpolation"]) if plain else None
+    except ValueError:  # a filter that only timm knows, or a crop larger than the image, which it pads
+        return None
+
+
+def _transform_of_timm(config: Mapping[str, Any]) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    transform = create_transform(**config, is_training=False, use_prefetcher=True)
+    return lambda image: transform(rgb_of_bounded_aspect(image)).permute(1, 2, 0).numpy()
 
 
 def _described_config(config: Mapping[str, Any]) -> str:

@@ -38,6 +38,12 @@ class Weights:
     def __str__(self) -> str:
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
+    def files(self) -> list[Path]:
+        """The file; or all of the checkpoint's that loaders read."""
+        if self.path.is_file():
+            return [self.path]
+        return [self.path / name for name in checkpoint_files(relative_files(self.path))]
+
 
 class Source(Protocol):
     """Where the weights of an encoder come from."""

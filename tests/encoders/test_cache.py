@@ -1,0 +1,206 @@
+"""Exports kept for the user: when they are used, and when not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.encoders import tiny_checkpoints as tiny
+from tests.encoders.tiny_checkpoints import photo
+from zsvec.encoders import cache, describe_device, load_encoders
+from zsvec.encoders.cache import Record, WeightFile, claim_export, place, read_record, record_of
+from zsvec.encoders.export import export_to_cache
+from zsvec.encoders.spec import EncoderSpec
+from zsvec.errors import InvalidInputError
+
+for package in ("onnxruntime", "onnxscript"):
+    pytest.importorskip(package, reason='pip install "zsvec[onnx]"')
+
+IMAGES = [photo(seed) for seed in range(3)]
+FAST = {"torch float32": 10.0, "onnx": 20.0}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[str, EncoderSpec]]:
+    """Fills a cache folder with the export of a tiny encoder, made once."""
+    home = tmp_path_factory.mktemp("home")
+    weights = tiny.save_vit(home / "vit.pth")
+    specs = {"vit": EncoderSpec(family="vision", model=tiny.VIT, weights=str(weights), modalities=("image",))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "cache_folder", lambda: home / "cache")
+        export_to_cache(specs)
+
+    def fill(folder: Path) -> dict[str, EncoderSpec]:
+        shutil.copytree(home / "cache", folder)
+        shutil.copystat(home / "cache", folder)
+        return specs
+
+    return fill
+
+
+@pytest.fixture
+def specs(
+    filled: Callable[[Path], dict[str, EncoderSpec]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, EncoderSpec]:
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "_GPUS", ())
+    specs = filled(tmp_path / "cache")
+    rated(specs, FAST)  # whatever this machine was busy with
+    return specs
+
+
+def rated(specs: dict[str, EncoderSpec], rates: dict[str, float]) -> None:
+    """Record rates, of the weights as they are now."""
+    weights = (WeightFile.now(str(specs["vit"].weights)),)
+    record_of(place(specs)).write_text(Record(weights=weights, rates=rates).model_dump_json())
+
+
+def uses_torch(specs: dict[str, EncoderSpec], **options: Any) -> bool:
+    return load_encoders(specs, **{"device": "cpu", **options}).on_torch
+
+
+def test_an_export_is_used_from_the_next_start_on(specs: dict[str, EncoderSpec]) -> None:
+    torch, onnx = (load_encoders(specs, device="cpu", dtype="float32", runtime=name) for name in ("torch", "auto"))  # type: ignore[arg-type]
+    assert (torch.on_torch, onnx.on_torch) == (True, False)
+    assert torch.fingerprints == onnx.fingerprints
+    expected, got = (encoders["vit"].encode_images(IMAGES) for encoders in (torch, onnx))
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    measured = "measured with the export: torch float32 10.0, onnx 20.0 images/s"
+    for runtime, computes in {"auto": "onnxruntime", "torch": "torch"}.items():
+        words = describe_device("cpu", specs=specs, runtime=runtime)  # type: ignore[arg-type]
+        assert f", float32, {computes} " in words or f", bfloat16, {computes} " in words
+        assert words.endswith(measured)
+
+
+def test_rates_are_measured(specs: dict[str, EncoderSpec]) -> None:
+    record = export_to_cache(specs)
+    assert record == read_record(specs)
+    assert record.rates.keys() == {"torch float32", "torch bfloat16", "onnx"}
+    assert min(record.rates.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("rates", "torch"), [({"torch float32": 10.0, "onnx": 9.6}, False), ({"torch bfloat16": 10.0, "onnx": 9.4}, True)]
+)
+def test_the_faster_one_is_chosen(rates: dict[str, float], torch: bool, specs: dict[str, EncoderSpec]) -> None:
+    rated(specs, rates)
+    assert uses_torch(specs) is torch
+    assert not uses_torch(specs, runtime="onnx")
+    assert uses_torch(specs, runtime="torch")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_gpu_is_left_to_torch(
+    device: Any, specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not uses_torch(specs, device=device)
+    monkeypatch.setattr(cache, "_GPUS", (str(tmp_path),))
+    assert uses_torch(specs, device=device) is (device == "auto")
+
+
+def test_what_was_asked_for_comes_first(specs: dict[str, EncoderSpec]) -> None:
+    assert uses_torch(specs, dtype="bfloat16")
+    assert not uses_torch(specs, dtype="float32")
+    with pytest.raises(InvalidInputError, match="does not go with device='cpu' and dtype='bfloat16'"):
+        load_encoders(specs, device="cpu", dtype="bfloat16", runtime="onnx")
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "no record": lambda folder: record_of(folder).unlink(),
+    "damaged record": lambda folder: record_of(folder).write_bytes(b"\x80\x04."),
+    "record of another kind": lambda folder: record_of(folder).write_text("[]"),
+    "no folder": shutil.rmtree,
+    "no manifest": lambda folder: (folder / "encoders.json").unlink(),
+    "damaged manifest": lambda folder: (folder / "encoders.json").write_text("{"),
+    "others may write": lambda folder: folder.chmod(0o777),
+    "others may write beside": lambda folder: folder.parent.chmod(0o770),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_not_whole_or_not_ours_is_not_used(change: str, specs: dict[str, EncoderSpec]) -> None:
+    CHANGES[change](place(specs))
+    assert uses_torch(specs)
+    with pytest.raises(InvalidInputError, match="run `zsvec encoders export`"):
+        load_encoders(specs, device="cpu", runtime="onnx")
+
+
+def test_a_damaged_graph_is_not_used(specs: dict[str, EncoderSpec]) -> None:
+    flipped(next(place(specs).glob("*.onnx")))
+    assert uses_torch(specs)
+    export_to_cache(specs)
+    rated(specs, FAST)
+    assert not uses_torch(specs)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users here")
+def test_what_another_user_has_written_is_not_used(
+    specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    assert read_record(specs) is None
+
+
+def test_changed_weights_are_exported_anew(specs: dict[str, EncoderSpec]) -> None:
+    file = Path(str(specs["vit"].weights))
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    flipped(file)
+    flipped(file)  # the same again, with the same size
+    os.utime(file, ns=times)  # and the same time
+    assert read_record(specs) is None
+
+
+def test_each_dependency_has_an_export_of_its_own(
+    specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = place(specs)
+    assert place({"other": specs["vit"]}) != here
+    assert place({"vit": specs["vit"].model_copy(update={"image_size": 96})}) != here
+    shutil.copy(str(specs["vit"].weights), tmp_path / "vit.pth")
+    monkeypatch.chdir(tmp_path)
+    relative = {"vit": specs["vit"].model_copy(update={"weights": "vit.pth"})}
+    first = place(relative)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy("vit.pth", tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert place(relative) != first
+    monkeypatch.setattr(cache, "_processor", lambda: "another")
+    assert place(specs) != here
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "options", [{"device": "cuda"}, {"dtype": "bfloat16"}, {"runtime": "torch"}, {"runtime": "onnx"}]
+)
+def test_nothing_is_exported_in_vain(options: dict[str, Any], specs: dict[str, EncoderSpec]) -> None:
+    defaults: dict[str, Any] = {"device": "auto", "dtype": "auto", "runtime": "auto"}
+    assert not claim_export(specs, **defaults)  # it is there
+    record_of(place(specs)).unlink()
+    assert not claim_export(specs, **{**defaults, **options})
+    assert claim_export(specs, **defaults)
+    assert not claim_export(specs, **defaults)  # somebody does it
+    assert not claim_export({"a": EncoderSpec(family="onnx", model="./x")}, **defaults)
+
+
+def test_a_newest_revision_is_not_kept() -> None:
+    with pytest.raises(InvalidInputError, match="pin its revision"):
+        export_to_cache({"clip": EncoderSpec(family="clip", model="nobody/nothing-of-this-name")})
+
+
+def test_a_record_says_what_was_measured() -> None:
+    record = Record(weights=(), rates={"torch float32": 1.0, "onnx": 2.25})
+    assert (str(record), record.is_fast) == ("torch float32 1.0, onnx 2.2 images/s", True)
+    assert not Record(weights=(), rates={}).rates

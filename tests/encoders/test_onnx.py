@@ -1,0 +1,352 @@
+"""Exported encoders: the same vectors as on torch, without torch, and no file that is not what was exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.encoders.tiny_checkpoints import photo
+from zsvec.encoders import Encoder, EncoderSet, export, load_encoder, load_encoders, missing_weights
+from zsvec.encoders.export import export_encoders
+from zsvec.encoders.exported import MANIFEST, ExportedFolder
+from zsvec.encoders.heads import ImageFeatures
+from zsvec.encoders.spec import EncoderSpec
+from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
+from zsvec.profiles import encoders_of
+
+for package in ("onnxruntime", "onnxscript"):
+    pytest.importorskip(package, reason='pip install "zsvec[onnx]"')
+
+IMAGES = [photo(seed, (60 + 10 * seed, 50)) for seed in range(9)]
+TEXTS = ["a cat", "a red panda on a tree", "a long text " * 40, "小熊猫", "  TWO   dogs\n"]
+NAMES = ("older-sentence-clip", "vit", "tiny-conse")
+
+
+@pytest.fixture(scope="module")
+def folder(specs: dict[str, EncoderSpec], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny encoders of each family."""
+    to = tmp_path_factory.mktemp("exported") / "encoders"
+    chosen = {name: specs[name].model_copy(update={"prompt": f"{name}: {{name}}"}) for name in NAMES}
+    export_encoders(chosen, to)
+    return to
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> EncoderSet:
+    return load_encoders(ExportedFolder(folder).specs(), device="cpu")
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vectors_and_fingerprints_are_those_of_torch(
+    name: str, exported: EncoderSet, encoder_named: Callable[[str], Encoder]
+) -> None:
+    expected, got = encoder_named(name), exported[name]
+    assert got.fingerprint == expected.fingerprint
+    assert got.backbone.side == expected.backbone.side
+    assert ((expected.encode_images(IMAGES) * got.encode_images(IMAGES)).sum(axis=1) > 0.99999).all()
+    if "text" in expected.modalities:
+        assert ((expected.encode_texts(TEXTS) * got.encode_texts(TEXTS)).sum(axis=1) > 0.99999).all()
+
+
+def test_an_image_model_that_is_shared_runs_once(exported: EncoderSet) -> None:
+    assert exported["vit"].backbone is exported["tiny-conse"].backbone
+    assert exported["vit"].backbone is not exported["older-sentence-clip"].backbone
+    assert [len(inputs) for inputs in map(exported.preprocess, IMAGES)] == [2] * len(IMAGES)
+    vectors = exported.encode_images([exported.preprocess(image) for image in IMAGES])
+    for name, rows in vectors.items():
+        np.testing.assert_allclose(rows, exported[name].encode_images(IMAGES), atol=1e-6)
+    assert (exported.device, exported.on_torch) == ("cpu", False)
+
+
+def test_a_folder_is_a_profile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    for path in (str(folder), f"./{folder.name}"):
+        found = encoders_of(path, {}, Path.cwd())
+        assert {name: (spec.family, spec.prompt) for name, spec in found.items()} == {
+            name: ("onnx", f"{name}: {{name}}") for name in NAMES
+        }
+        assert missing_weights(found) == {}
+
+
+def test_an_encoder_beside_one_of_torch(folder: Path, specs: dict[str, EncoderSpec]) -> None:
+    both = load_encoders({"vit": ExportedFolder(folder).specs()["vit"], "other": specs["vit"]}, device="cpu")
+    assert both.on_torch
+    assert both.fingerprints["vit"] == both.fingerprints["other"]
+
+
+def test_what_is_there_is_replaced_only_if_it_was_exported(
+    copy: Path, specs: dict[str, EncoderSpec], tmp_path: Path
+) -> None:
+    before = ExportedFolder(copy)
+    export_encoders({"vit": specs["vit"]}, copy)
+    assert list(ExportedFolder(copy).manifest.encoders) == ["vit"]
+    assert not any(
+        (copy / name).exists() for name in before.manifest.files.keys() - ExportedFolder(copy).manifest.files
+    )
+    assert list(tmp_path.iterdir()) == [copy]  # nothing is left beside it
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear")
+    with pytest.raises(InvalidInputError, match="holds something else"):
+        export_encoders({"vit": specs["vit"]}, mine)
+    assert (mine / "letter.txt").read_text() == "dear"
+
+
+def test_an_export_that_differs_is_refused(
+    specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = export._TimmImages
+
+    class Wrong(graph):  # type: ignore[misc, valid-type]
+        def forward(self, pixels: Any) -> Any:
+            pooled, logits = super().forward(pixels)
+            return pooled + 0.1 * pooled.std(), logits
+
+    monkeypatch.setattr(export, "_TimmImages", Wrong)
+    with pytest.raises(EncoderError, match=r"'vit' is not exported: vectors of images differ .* \(cosine 0\.9"):
+        export_encoders({"vit": specs["vit"]}, tmp_path / "it")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_another_preprocessing_is_not_exported(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(specs["clip"].model, tmp_path / "clip"))
+    file = folder / "processor_config.json"
+    config = json.loads(file.read_text())
+    config["image_processor"]["do_center_crop"] = False
+    config["image_processor"]["size"] = {"height": 32, "width": 32}
+    file.write_text(json.dumps(config))
+    with pytest.raises(InvalidInputError, match="'it' cannot be exported: its preprocessing"):
+        export_encoders({"it": EncoderSpec(family="clip", model=str(folder))}, tmp_path / "to")
+
+
+# ---- damage
+
+
+@pytest.mark.parametrize("kind", ["*.onnx", "tokenizer*", "*.npy"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "folder"])
+def test_a_damaged_file_is_refused(kind: str, damage: str, copy: Path) -> None:
+    for file in copy.glob(kind):
+        content = bytearray(file.read_bytes())
+        file.unlink()
+        if damage == "flipped":
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+        elif damage == "cut":
+            file.write_bytes(content[:-1])
+        elif damage == "folder":
+            file.mkdir()
+    with pytest.raises(WeightsUnavailableError, match=r"damaged: .*zsvec encoders export"):
+        load_encoders(ExportedFolder(copy).specs(), device="cpu")["tiny-conse"].encode_texts(["a"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff\xfe", b"{" * 100_000, b" " * 2**21, b'{"format": 2, "encoders": {}, "files": {}}'],
+)
+def test_a_damaged_manifest_is_refused(content: bytes, copy: Path) -> None:
+    (copy / MANIFEST).write_bytes(content)
+    with pytest.raises(WeightsUnavailableError, match="damaged or of another version"):
+        ExportedFolder(copy)
+
+
+def changed(folder: Path, change: Callable[[Any], None]) -> None:
+    """Forge the manifest."""
+    values = json.loads((folder / MANIFEST).read_text())
+    change(values)
+    (folder / MANIFEST).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", ["../x.onnx", "/etc/passwd", "a/b", "..", ".hidden", "", "A.onnx", "a\0", "a\n"])
+def test_a_file_is_in_the_folder_itself(name: str, copy: Path) -> None:
+    def elsewhere(values: Any) -> None:
+        values["encoders"]["vit"]["images"]["graph"] = name
+        values["files"][name] = "0" * 64
+
+    changed(copy, elsewhere)
+    with pytest.raises(WeightsUnavailableError, match="damaged or of another version"):
+        ExportedFolder(copy)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "change"),
+    [
+        ("vit", {"fingerprint": {"model": "x", "revision": None, "dim": 7, "preprocessing": ""}}),
+        ("tiny-conse", {"fingerprint": {"model": "x", "revision": None, "dim": 7, "preprocessing": ""}}),
+        ("older-sentence-clip", {"fingerprint": {"model": "x", "revision": None, "dim": 7, "preprocessing": ""}}),
+        (
+            "vit",
+            {"images": {"graph": "images-0.onnx", "preprocessing": {"size": 8, "scaled": 8, "interpolation": "box"}}},
+        ),
+    ],
+)
+def test_shapes_are_those_of_the_manifest(encoder: str, change: dict[str, Any], copy: Path) -> None:
+    changed(copy, lambda values: values["encoders"][encoder].update(change))
+    with pytest.raises(WeightsUnavailableError, match="damaged"):
+        load_encoders(ExportedFolder(copy).specs(), device="cpu")
+
+
+def test_a_matrix_is_never_unpickled(copy: Path) -> None:
+    (file,) = copy.glob("*.npy")
+    np.save(file, np.array([[object()]]), allow_pickle=True)
+    changed(copy, lambda values: values["files"].update({file.name: digest(file)}))
+    with pytest.raises(WeightsUnavailableError, match="is no matrix"):
+        load_encoders(ExportedFolder(copy).specs(), device="cpu")
+
+
+def digest(file: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("location", ["outside.bin", "../outside.bin", "{folder}/outside.bin"])
+def test_a_graph_takes_no_weights_from_other_files(location: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx")
+    graph = next(file for file in copy.glob("images*.onnx"))
+    model = onnx.load(graph)
+    tensor = max(model.graph.initializer, key=lambda one: one.ByteSize())
+    monkeypatch.chdir(copy)
+    for place in (copy, copy.parent):
+        (place / "outside.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location.format(folder=copy))
+    graph.write_bytes(model.SerializeToString())
+    changed(copy, lambda values: values["files"].update({graph.name: digest(graph)}))
+    with pytest.raises(WeightsUnavailableError, match="cannot be loaded"):
+        load_encoders(ExportedFolder(copy).specs(), device="cpu")
+
+
+def test_a_graph_that_cannot_compute_is_an_error_of_ours(exported: EncoderSet) -> None:
+    with pytest.raises(EncoderError, match="cannot be computed"):
+        exported["vit"].backbone.forward([np.zeros((3, 3, 3), np.uint8)])
+    assert isinstance(exported["vit"].backbone.forward([exported["vit"].backbone.preprocess(IMAGES[0])]), ImageFeatures)
+
+
+# ---- what does not fit
+
+
+def test_other_encoders_than_those_that_were_exported(folder: Path) -> None:
+    spec = EncoderSpec(family="onnx", model=str(folder))
+    with pytest.raises(InvalidInputError, match=r"no encoder 'dino' .* there are older-sentence-clip"):
+        load_encoder("dino", spec, device="cpu")
+    with pytest.raises(InvalidInputError, match="no encoder 'vit' of text, image"):
+        load_encoder("vit", spec, device="cpu")
+
+
+@pytest.mark.parametrize("options", [{"device": "cuda"}, {"dtype": "bfloat16"}, {"runtime": "torch"}])
+def test_what_exported_encoders_cannot_do(options: dict[str, Any], folder: Path) -> None:
+    with pytest.raises(InvalidInputError, match="exported encoders run on onnxruntime"):
+        load_encoders(ExportedFolder(folder).specs(), **options)
+
+
+def test_without_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "zsvec\[onnx\]"'):
+        load_encoders(ExportedFolder(folder).specs(), device="cpu")
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailableError, match="no exported encoders in"):
+        encoders_of("./nothing", {}, tmp_path)
+    with pytest.raises(InvalidInputError, match="no profile is named 'nothing'"):
+        encoders_of("nothing", {}, tmp_path)
+    spec = EncoderSpec(family="onnx", model=str(tmp_path))
+    assert "no exported encoders" in missing_weights({"it": spec})["it"]
+
+
+# ---- without torch
+
+WITHOUT_TORCH = """
+import sys
+
+ABSENT = {"torch", "torchvision", "timm", "sentence_transformers", "transformers", "safetensors", "huggingface_hub",
+          "sklearn", "openai", "onnx", "onnxscript"}
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+USE = """
+import zsvec
+from PIL import Image
+images = {colour: [Image.new("RGB", (40 + i, 50), colour) for i in range(6)] for colour in ("red", "green", "blue")}
+with zsvec.open(sys.argv[1], profile=sys.argv[2]) as clf:
+    for colour, examples in images.items():
+        clf.add_category(colour, texts=[f"something {colour}"], images=examples)
+    clf.calibrate()
+    print(clf.classify(images["green"][0]).nearest)
+    with clf.classify_stream([examples[1] for examples in images.values()]) as stream:
+        print(*[prediction.nearest for prediction in stream])
+from zsvec.cli import main
+sys.argv = ["zsvec", "--store", sys.argv[1], "--profile", sys.argv[2], "doctor", "--json"]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+assert not [name for name in sys.modules if name.partition(".")[0] in ABSENT]
+"""
+MISUSE = """
+import zsvec
+from zsvec.cli import main
+from zsvec.errors import MissingExtraError
+with zsvec.open(":memory:", profile="base") as clf:
+    try:
+        clf.add_category("cat")
+    except MissingExtraError as exc:
+        print(exc)
+sys.argv = ["zsvec", "--store", sys.argv[1], "--profile", "offline", "doctor", "--json"]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 1, stop.code
+"""
+
+
+def lines_without_torch(program: str, *arguments: object) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH + program, *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_what_needs_torch_says_so(tmp_path: Path) -> None:
+    said, *findings = lines_without_torch(MISUSE, tmp_path / "store")
+    words = "is not installed, and these encoders need it"
+    assert words in said
+    details = {finding["what"]: finding["detail"] for finding in map(json.loads, findings)}
+    assert words in details["device"]
+    assert words in details["weights"]
+
+
+def test_everything_works_where_torch_is_not_installed(folder: Path, tmp_path: Path) -> None:
+    answers, stream, *findings = lines_without_torch(USE, tmp_path / "store", folder)
+    assert (answers, stream) == ("green", "red green blue")
+    assert all(json.loads(finding)["ok"] for finding in findings)
+    packages = json.loads(findings[0])["detail"]
+    assert "onnxruntime" in packages
+    assert "torch" not in packages

@@ -1,0 +1,231 @@
+"""Encoders that were exported for this user and this machine, so that the next start needs no torch.
+
+They lie in the user's cache folder, by what they depend on: the specs, the installed versions, the processor. Beside
+each folder a record says which weight files it was made of, by size and times, and how fast torch and onnxruntime were.
+What is not as recorded, or may be written by others than the user, is not used: torch computes, as without an export.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zsvec.encoders.exported import FORMAT, ExportedFolder
+from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
+from zsvec.encoders.weights import is_package
+from zsvec.errors import InvalidInputError, WeightsUnavailableError
+
+FAST_ENOUGH = 0.95
+"""Of torch's images a second, what onnxruntime must reach to be chosen: it starts sooner."""
+
+EXPORTING = ("onnxruntime", "tokenizers", "onnxscript", "onnx")
+"""Modules that an export takes, beside torch."""
+
+_PACKAGES = ("torch", "timm", "transformers", "sentence-transformers", "tokenizers", "onnxruntime", "pillow")
+_GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+_logger = logging.getLogger(__name__)
+
+
+class WeightFile(BaseModel):
+    """A file that was exported, as it was then.
+
+    Attributes:
+        path: Absolute.
+        size: Bytes.
+        modified: Nanoseconds.
+        changed: Nanoseconds; no program can set it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def now(cls, path: str) -> WeightFile:
+        """A file as it is.
+
+        Raises:
+            OSError: It is not there.
+        """
+        found = os.stat(path)  # noqa: PTH116 - a record's text
+        return cls(path=path, size=found.st_size, modified=found.st_mtime_ns, changed=found.st_ctime_ns)
+
+
+class Record(BaseModel):
+    """What an export in the cache was made of.
+
+    Attributes:
+        weights: The weight files.
+        rates: Images a second, by runtime and number format, of all encoders together; ``onnx`` is the export's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: tuple[WeightFile, ...]
+    rates: Mapping[str, float]
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether onnxruntime is fast enough to be chosen."""
+        return self.rates.get("onnx", 0.0) >= FAST_ENOUGH * max(self.rates.values(), default=0.0)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {rate:.1f}" for name, rate in self.rates.items()) + " images/s"
+
+
+def cache_folder() -> Path:
+    """Where exports are kept."""
+    return Path(platformdirs.user_cache_dir("zsvec")) / "encoders"
+
+
+def place(specs: Mapping[str, EncoderSpec]) -> Path:
+    """The folder that an export of these encoders has in the cache; its record has the same name and ``.json``."""
+    depends = {
+        "format": FORMAT,
+        "encoders": {name: spec.model_dump(mode="json") | _located(spec) for name, spec in specs.items()},
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "python": sys.prefix,
+        "processor": _processor(),
+    }
+    return cache_folder() / hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def record_of(folder: Path) -> Path:
+    """The file of an export's record."""
+    return folder.with_suffix(".json")
+
+
+def read_record(specs: Mapping[str, EncoderSpec]) -> Record | None:
+    """The record of an export that is whole, of the weights as they are; else ``None``."""
+    folder = place(specs)
+    if not (_is_ours(folder.parent) and _is_ours(folder)):
+        return None
+    try:
+        record = Record.model_validate_json(record_of(folder).read_bytes())
+        current = all(WeightFile.now(file.path) == file for file in record.weights)
+    except (OSError, ValueError, ValidationError):
+        return None
+    return record if current else None
+
+
+def chosen_specs(
+    specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dtype, runtime: RuntimeName
+) -> Mapping[str, EncoderSpec]:
+    """The encoders to load: those of an export in the cache where these settings choose it, else those given.
+
+    Args:
+        specs: The encoders, by name.
+        device: As the setting.
+        dtype: As the setting.
+        runtime: As the setting.
+
+    Raises:
+        InvalidInputError: `runtime` is ``onnx``, and they were not exported, or the other settings exclude it.
+    """
+    if all(spec.family == "onnx" for spec in specs.values()):
+        if runtime == "torch" or device in {"cuda", "mps"} or dtype == "bfloat16":
+            raise InvalidInputError(
+                f"exported encoders run on onnxruntime, on the CPU, in float32: runtime={runtime!r}, device={device!r} "
+                f"and dtype={dtype!r} cannot be had of them; choose 'auto', or the profile that they were exported from"
+            )
+        return specs
+    excluded = device in {"cuda", "mps"} or dtype == "bfloat16"
+    if runtime == "torch" or (runtime == "auto" and (excluded or (device == "auto" and _may_have_gpu()))):
+        return specs
+    if excluded:
+        raise InvalidInputError(
+            f"runtime='onnx' is on the CPU and in float32: it does not go with device={device!r} and dtype={dtype!r}"
+        )
+    record = read_record(specs) if find_spec("onnxruntime") and find_spec("tokenizers") else None
+    if record is not None and (runtime == "onnx" or record.is_fast):
+        try:
+            return ExportedFolder(place(specs)).specs()
+        except WeightsUnavailableError as exc:
+            _logger.warning("%s; torch computes until then", exc)
+    if runtime == "onnx":
+        raise InvalidInputError("runtime='onnx', but these encoders are not exported here: run `zsvec encoders export`")
+    return specs
+
+
+def claim_export(specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dtype, runtime: RuntimeName) -> bool:
+    """Whether these encoders should be exported now, by the caller and nobody else.
+
+    Once for each place in the cache, whether that export succeeds or not.
+
+    Args:
+        specs: The encoders, by name.
+        device: As the setting.
+        dtype: As the setting.
+        runtime: As the setting.
+    """
+    excluded = runtime != "auto" or device in {"cuda", "mps"} or dtype == "bfloat16"
+    if excluded or (device == "auto" and _may_have_gpu()) or any(spec.family == "onnx" for spec in specs.values()):
+        return False
+    if not all(map(find_spec, EXPORTING)) or read_record(specs) is not None:
+        return False
+    claim = place(specs).with_suffix(".claim")
+    try:
+        claim.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        claim.touch(exist_ok=False)
+    except OSError:  # somebody has, or the cache cannot be written
+        return False
+    return True
+
+
+def _located(spec: EncoderSpec) -> dict[str, Any]:
+    """References to files by their absolute paths: a relative one means another file elsewhere."""
+    references = {"model": spec.model, "weights": spec.weights, "text_model": spec.text_model}
+    return {
+        field: str(Path(reference).expanduser().resolve())
+        for field, reference in references.items()
+        if reference and not is_package(reference) and Path(reference).expanduser().exists()
+    }
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether only this user can have written into a folder."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
+
+
+def _may_have_gpu() -> bool:
+    """Whether torch may find a device that it prefers to the CPU; only torch itself knows."""
+    if sys.platform == "linux":
+        return any(os.path.exists(path) for path in _GPUS)  # noqa: PTH110 - no errors
+    return True
+
+
+def _processor() -> str:
+    """What makes runtimes faster or slower."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return f"{name} {os.cpu_count()}"
+    models = [line for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else name} {os.cpu_count()}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,260 @@
+"""Exported encoders, run by onnxruntime: without torch, and without the libraries that made the models.
+
+Graphs compute in float32 on the CPU. Their threads do not spin while they wait, so that they leave the cores to others,
+and there are as many as torch would have.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from zsvec.encoders.base import BatchEncoder, Vectors, batches
+from zsvec.encoders.exported import ExportedFolder, ExportedImages, ExportedTexts
+from zsvec.encoders.heads import ClipEncoder, ConseEncoder, ImageFeatures, VisionEncoder
+from zsvec.encoders.preprocessing import Pixels
+from zsvec.encoders.spec import EncoderSpec
+from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
+from zsvec.types import Modality
+
+_IMAGES_A_PASS = 8  # so that their activations stay in the cache
+_TEXTS_A_PASS = 64
+# This is no folder: a graph is whole, and weights outside of it are of no file that was checked.
+_NOWHERE = os.devnull
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedSource:
+    """Where the weights of an exported encoder are: they are there, or the folder is damaged."""
+
+    folder: Path
+
+    def missing(self) -> str | None:
+        """What is wrong with the folder, in words, or ``None``."""
+        try:
+            ExportedFolder(self.folder)
+        except WeightsUnavailableError as exc:
+            return str(exc)
+        return None
+
+
+class _Graph:
+    """A graph that onnxruntime runs. Safe in any thread."""
+
+    def __init__(self, folder: ExportedFolder, file: str) -> None:
+        runtime = _onnxruntime()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = thread_count()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # its warnings are not ours to print
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
+        try:
+            self._session = runtime.InferenceSession(folder.read(file), options, providers=["CPUExecutionProvider"])
+        except WeightsUnavailableError:
+            raise
+        except Exception as exc:  # whatever is wrong with a graph has errors of its own
+            raise folder.damaged(f"{file} cannot be loaded ({exc})") from exc
+        self._file = folder.path / file
+        self.inputs = {one.name: (one.type, list(one.shape)) for one in self._session.get_inputs()}
+        self.widths = [one.shape[-1] for one in self._session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, Any]) -> list[Vectors]:
+        """The outputs, float32.
+
+        Raises:
+            EncoderError: The graph refuses the inputs.
+        """
+        try:
+            outputs: list[Vectors] = self._session.run(None, dict(inputs))
+        except Exception as exc:  # likewise
+            raise EncoderError(f"the graph {self._file} cannot be computed: {exc}") from exc
+        return outputs
+
+
+class OnnxBackbone:
+    """An image model.
+
+    Args:
+        folder: Where it is.
+        model: Which one.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        WeightsUnavailableError: The graph is damaged, or not one of images.
+    """
+
+    def __init__(self, folder: ExportedFolder, model: ExportedImages) -> None:
+        self._graph = _Graph(folder, model.graph)
+        self.preprocessing = model.preprocessing
+        self.side = model.preprocessing.scaled
+        size = model.preprocessing.size
+        shapes = [(kind, shape[1:]) for kind, shape in self._graph.inputs.values()]
+        if shapes != [("tensor(uint8)", [size, size, 3])] or len(self._graph.widths) not in {1, 2}:
+            raise folder.damaged(f"{model.graph} is no image model of {size} × {size} pixels")
+        (self._input,) = self._graph.inputs
+        self.width, self.classes = self._graph.widths[0], self._graph.widths[-1]
+
+    def preprocess(self, image: Image.Image) -> Pixels:
+        """One image, uint8 (size, size, 3)."""
+        return self.preprocessing(image)
+
+    def forward(self, inputs: Sequence[Pixels]) -> ImageFeatures:
+        """The features of a batch, computed in passes that fit the cache of a CPU."""
+        passes = [self._graph({self._input: np.stack(part)}) for part in batches(inputs, _IMAGES_A_PASS)]
+        outputs = [np.concatenate(parts) for parts in zip(*passes, strict=True)]
+        return ImageFeatures(pooled=outputs[0], logits=outputs[-1])
+
+
+class OnnxTexts:
+    """A text model, loaded when the first text is embedded: classifying images needs none.
+
+    Args:
+        folder: Where it is.
+        model: Which one.
+    """
+
+    def __init__(self, folder: ExportedFolder, model: ExportedTexts) -> None:
+        self._folder = folder
+        self._model = model
+        self._loading = threading.Lock()
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of texts in their order, float32 (n, dim), of any norm. Long texts are truncated.
+
+        Raises:
+            MissingExtraError: onnxruntime or tokenizers is not installed.
+            WeightsUnavailableError: The graph or the tokenizer is damaged.
+        """
+        with self._loading:
+            graph, tokenizer = self._loaded
+        order = sorted(range(len(texts)), key=lambda position: len(texts[position]))  # so that little is padded
+        parts = []
+        for positions in batches(order, _TEXTS_A_PASS):
+            found = tokenizer.encode_batch([texts[position] for position in positions])
+            tokens = {
+                "input_ids": [one.ids for one in found],
+                "attention_mask": [one.attention_mask for one in found],
+                "token_type_ids": [one.type_ids for one in found],
+            }
+            parts.append(graph({name: np.array(tokens[name], np.int64) for name in graph.inputs})[0])
+        vectors = np.concatenate(parts)
+        return vectors[np.argsort(order)]
+
+    @cached_property
+    def _loaded(self) -> tuple[_Graph, Any]:
+        tokenizers = _imported("tokenizers")
+        content = self._folder.read(self._model.tokenizer)
+        try:
+            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as exc:  # the library raises nothing more specific
+            raise self._folder.damaged(f"{self._model.tokenizer} is no tokenizer ({exc})") from exc
+        graph = _Graph(self._folder, self._model.graph)
+        if not graph.inputs.keys() <= {"input_ids", "attention_mask", "token_type_ids"}:
+            raise self._folder.damaged(f"{self._model.graph} is no text model")
+        return graph, tokenizer
+
+
+def thread_count() -> int:
+    """Threads of a graph: as many as torch has where it is loaded, else one a core that this process may use."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.isdecimal() and int(given):
+        return int(given)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    siblings = Path("/sys/devices/system/cpu/smt/active")
+    doubled = siblings.exists() and siblings.read_text(encoding="ascii").strip() == "1"
+    return max(1, usable // 2 if doubled else usable)
+
+
+def describe() -> str:
+    """Device, number format and version, in words.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+    """
+    count = thread_count()
+    return f"cpu ({count} thread{'s' * (count > 1)}), float32, onnxruntime {_onnxruntime().__version__}"
+
+
+def sources(spec: EncoderSpec) -> list[ExportedSource]:
+    """Where the weights are."""
+    return [ExportedSource(Path(spec.model))]
+
+
+def load(
+    name: str, spec: EncoderSpec, *, modalities: tuple[Modality, ...], batch_size: int, shared: dict[Any, Any]
+) -> BatchEncoder:
+    """Load an exported encoder.
+
+    Args:
+        name: Its name in the profile, and in the folder.
+        spec: `EncoderSpec.model` is the folder.
+        modalities: Which references it embeds.
+        batch_size: Texts that it takes at once.
+        shared: What the encoders loaded so far have in common.
+
+    Raises:
+        InvalidInputError: The folder has no encoder of this name, or it does not embed these modalities.
+        MissingExtraError: onnxruntime is not installed.
+        WeightsUnavailableError: The folder is not there, or damaged.
+    """
+    path = Path(spec.model)
+    folder: ExportedFolder = shared.setdefault(path, None) or ExportedFolder(path)
+    shared[path] = folder
+    found = folder.manifest.encoders.get(name)
+    if found is None or not set(modalities) <= set(found.modalities):
+        there = "; ".join(f"{n} ({', '.join(e.modalities)})" for n, e in folder.manifest.encoders.items())
+        raise InvalidInputError(
+            f"no encoder {name!r} of {', '.join(modalities)} was exported to {folder.path}; there are {there}"
+        )
+    key = path, found.images
+    if key not in shared:
+        shared[key] = OnnxBackbone(folder, found.images)
+    backbone: OnnxBackbone = shared[key]
+    base: dict[str, Any] = {
+        "fingerprint": found.fingerprint,
+        "modalities": modalities,
+        "backbone": backbone,
+        "batch_size": batch_size,
+    }
+    dim = found.fingerprint.dim
+    if found.texts is None:
+        _check(folder, found.images.graph, backbone.width == dim)
+        return VisionEncoder(name, **base)
+    texts = OnnxTexts(folder, found.texts)
+    if found.labels is None:
+        _check(folder, found.images.graph, backbone.width == dim)
+        return ClipEncoder(name, texts, **base)
+    labels = folder.matrix(found.labels)
+    _check(folder, found.labels, labels.shape == (backbone.classes, dim))
+    return ConseEncoder(name, texts, labels, **base)
+
+
+def _check(folder: ExportedFolder, file: str, fits: bool) -> None:
+    if not fits:
+        raise folder.damaged(f"{file} has another shape than the fingerprint says")
+
+
+def _onnxruntime() -> Any:
+    return _imported("onnxruntime")
+
+
+def _imported(package: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(f'exported encoders need {package}: pip install "zsvec[onnx]"') from exc

@@ -758,7 +758,7 @@ COMMANDS = [
         "import: no Unicode", 2, "d.csv cannot be read", CSV_FILE, definitions("d.csv", b"category,text\nr\xe9d,a")
     ),
     command("import: empty text", 2, "not empty. Got ''", CSV_FILE, definitions("d.csv", b"category,text\ncat,\n")),
-    command("evaluate: unknown labels", 2, "are no category of", "evaluate|pets", pets),
+    command("evaluate: unknown labels", 2, "is no category of", "evaluate|pets", pets),
     command("evaluate: missing folder", 2, "cannot list the folder 'missing'", "evaluate|missing"),
     command("evaluate: empty folder", 2, "empty has no images in sub-folders", "evaluate|empty", reds),
     command("evaluate: flat folder", 2, "flat has no images in sub-folders", "evaluate|flat", reds),

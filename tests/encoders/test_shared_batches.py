@@ -184,6 +184,7 @@ def _interrupted(point: int, before: list[int] | None) -> bool:
 # The main thread leads a batch that waits for its turn, and another thread joins that batch.
 CTRL_C = """
 import os, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
 from zsvec.encoders.shared_batches import SharedBatches
 
 gate, at_work = threading.Event(), threading.Event()

@@ -304,8 +304,9 @@ with open_store({str(tmp_path / "store")!r}, namespace="birds") as store:
 print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert {"qdrant_edge", "numpy"} <= set(done.stdout.split())
-    assert not {"torch", "scipy", "sklearn", "pydantic", "httpx", "PIL", "qdrant_client"} & set(done.stdout.split())
+    loaded = set(done.stdout.split())
+    assert "qdrant_edge" in loaded
+    assert not {"numpy", "torch", "scipy", "sklearn", "pydantic", "httpx", "PIL", "qdrant_client"} & loaded
 
 
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

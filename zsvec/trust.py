@@ -118,6 +118,15 @@ def is_private(url: str) -> bool:
         return False
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether only this user can have written into a folder; on Windows, whether it is there."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
+
+
 def inside(folder: Path, path: Path) -> Path:
     """A path below a folder, as it is given; whoever made the folder does not decide which other files are written.
 

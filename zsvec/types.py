@@ -11,9 +11,9 @@ Modality: TypeAlias = Literal["text", "image"]
 CalibrationState: TypeAlias = Literal["current", "stale", "none"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
-CALIBRATION_FORMAT = 2
+CALIBRATION_FORMAT = 3
 """Of the calibration that is kept with a store."""
-READABLE_CALIBRATIONS = (1, CALIBRATION_FORMAT)
+READABLE_CALIBRATIONS = (1, 2, CALIBRATION_FORMAT)
 """Formats of calibrations that can be read; one of another format counts as none."""
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +195,8 @@ def test_what_is_damaged_is_read_from_the_store(store: Store, read: Read, kind: 
     [
         {"format": 2},
         [],
-        {"format": 1, "experts": {"clip:image": {"vectors": "../../elsewhere.npy"}}, "write_ids": {}},
-        {"format": 1, "experts": 7, "write_ids": {}},
+        {"format": 1, "experts": 7, "categories": {}},
+        {"format": 1, "experts": {}, "categories": 7},
     ],
 )
 def test_a_table_of_another_kind_is_none(store: Store, content: Any) -> None:
@@ -206,6 +206,118 @@ def test_a_table_of_another_kind_is_none(store: Store, content: Any) -> None:
     text = json.dumps(content).encode()
     table.write_bytes(cache._checksum(text).encode() + b"\n" + text)
     assert_answers(another(store), SMALL)
+
+
+def forged(change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what a table says, with the checksum that it must have."""
+    (table,) = files("*.json")
+    values = json.loads(table.read_bytes().partition(b"\n")[2])
+    change(values)
+    text = json.dumps(values).encode()
+    table.write_bytes(cache._checksum(text).encode() + b"\n" + text)
+
+
+CHANGES: Mapping[str, Callable[[dict[str, Any]], None]] = {
+    "another name": lambda expert: expert["names"].reverse(),
+    "a name too few": lambda expert: expert["names"].pop(),
+    "a hash too few": lambda expert: expert["hashes"].pop(),
+    "a source too many": lambda expert: expert["sources"].append("x"),
+    "groups of some": lambda expert: expert["groups"].append("x"),
+    "an empty category": lambda expert: expert["starts"].__setitem__(1, 0),
+    "not to the end": lambda expert: expert["starts"].__setitem__(-1, expert["starts"][-1] - 1),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_table_that_does_not_fit_its_vectors_is_none(store: Store, read: Read, what: str) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    forged(lambda values: CHANGES[what](values["experts"]["clip:image"]))
+    before = read.count
+    assert_answers(another(store), SMALL)
+    assert read.count - before == total(SMALL)
+
+
+@pytest.mark.parametrize("dim", [3, 400])
+def test_vectors_of_other_encoders_are_none(store: Store, read: Read, dim: int) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+
+    def wider(values: dict[str, Any]) -> None:
+        expert = values["experts"]["clip:image"]
+        other = ReferenceCache()._write_vectors(np.ones((len(expert["hashes"]), dim), np.float32))
+        expert["vectors"] = other
+
+    forged(wider)
+    before = read.count
+    assert_answers(another(store), SMALL)
+    assert read.count - before == total(SMALL)
+
+
+def test_a_table_names_no_file_of_another_folder(store: Store, read: Read) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    elsewhere = folder().parent / "elsewhere"
+    elsewhere.mkdir()
+
+    def moved(values: dict[str, Any]) -> None:
+        expert = values["experts"]["clip:image"]
+        (folder() / expert["vectors"]).rename(elsewhere / expert["vectors"])
+        expert["vectors"] = f"../elsewhere/{expert['vectors']}"
+
+    forged(moved)
+    before = read.count
+    assert_answers(another(store), SMALL)
+    assert read.count - before == total(SMALL)
+
+
+def test_a_folder_where_others_may_write_is_not_used(store: Store, read: Read) -> None:
+    folder().mkdir(parents=True)
+    folder().chmod(0o777)
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    assert not files()
+    folder().chmod(0o700)
+    assert_answers(another(store), SMALL)
+    assert files()
+    folder().chmod(0o777)
+    before = read.count
+    assert_answers(another(store), SMALL)
+    assert read.count - before == total(SMALL)
+
+
+def test_what_was_restored_from_an_older_copy_is_read_anew(store: Store, deployment: SharedDeployment) -> None:
+    fill(store, SMALL)
+    deployment.close()
+    copied = deployment.folder.with_name("backup")
+    shutil.copytree(deployment.folder, copied)
+    store = Store(deployment.backend(), "zsvec")
+    add(store, "both", ["11"])
+    assert_answers(another(store), {**SMALL, "both": [*SMALL["both"], *references(images=["11"])]})
+    deployment.close()
+    shutil.rmtree(deployment.folder)
+    copied.rename(deployment.folder)
+    store = Store(deployment.backend(), "zsvec")
+    searching = another(store)
+    assert_answers(searching, SMALL)
+    assert searching.search(queries(), nearest=1).incomplete == ()
+
+
+def test_a_reference_more_is_no_reason_to_keep_all_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zsvec.search.searcher.WORTH", 20)
+    state = {"a": references(images=[f"a{i}" for i in range(30)]), "b": references(images=[f"b{i}" for i in range(30)])}
+    fill(store, state)
+    searching = another(store)
+    assert_answers(searching, state)
+    kept = [file.name for file in files()]
+    for i in range(5):
+        add(store, "a", [f"new {i}"])
+        searching.search(queries(), nearest=1)
+    assert [file.name for file in files()] == kept
+    add(store, "b", [f"more {i}" for i in range(20)])
+    searching.search(queries(), nearest=1)
+    assert [file.name for file in files()] != kept
+    assert len(files("*.npy")) == 2  # those of before are gone
 
 
 def test_a_store_elsewhere_is_another_whatever_id_it_has(store: Store, deployment: SharedDeployment) -> None:

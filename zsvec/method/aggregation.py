@@ -114,7 +114,7 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
     columns = [starts[order[: np.count_nonzero(present > rank)]] + rank for rank in range(longest)]
     alike = bool(n_categories) and int(present.min()) == longest
     out = np.empty((n_images, n_categories), dtype=np.float32)
-    size = max(1, _CACHED // n_categories)
+    size = max(1, _CACHED // max(1, n_categories))
     for block in (slice(first, first + size) for first in range(0, n_images, size)):
         some = values[block]
         best = np.full((int(wanted.max(initial=1)), len(some), n_categories), -np.inf, dtype=np.float32)

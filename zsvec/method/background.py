@@ -128,7 +128,7 @@ class Background:
         Raises:
             KeyError, OverflowError, TypeError, ValueError: They are no such dictionary.
         """
-        return _read(*(values[name] for name in (*_ARRAYS, *_NUMBERS)))
+        return _read(*({"of_roots": False, **values}[name] for name in (*_ARRAYS, *_NUMBERS)))
 
 
 _ARRAYS = {"mean": "<f4", "basis": "<f2", "along": "<f4"}

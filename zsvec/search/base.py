@@ -117,8 +117,14 @@ class Change:
 
     @property
     def new_write_ids(self) -> set[str]:
-        """The writes whose references the category has gained."""
-        return set(self.after.write_ids) - set(self.before.write_ids if self.before else ())
+        """The writes whose references the category has gained; all, where it has not kept those that it had."""
+        return set(self.after.write_ids) - set(self.before.write_ids if self.before and self.grew else ())
+
+    @property
+    def gained(self) -> int:
+        """How many references those are."""
+        before = self.before.references if self.before and self.grew else {}
+        return sum(self.after.references.values()) - sum(before.values())
 
 
 class Incomplete(Exception):  # noqa: N818 - a signal within the search, not an error

@@ -5,8 +5,9 @@ are kept as they were in some state of the store, with the writes that each cate
 says what has changed since: that is read anew, and no more (`Searcher`).
 
 A table says what there is, and names the files of vectors. Each file begins with, or is named by, the checksum of what
-is in it: what is damaged counts as not there. Files are as much trusted as all that the user keeps. A store is known by
-its place and its id, so that no other deployment's vectors are taken for its own.
+is in it: what is damaged counts as not there. A folder that others can write to is not used; in that of the user, files
+are as much trusted as all that the user keeps. A store is known by its place and its id, so that no other deployment's
+vectors are taken for its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ import platformdirs
 
 from zsvec.method.similarities import References
 from zsvec.search.base import Vectors
+from zsvec.trust import is_ours
 from zsvec.types import Category
 
 WORTH = 20_000
@@ -47,11 +49,12 @@ class Kept:
 
     Attributes:
         references: By expert; the vectors are mapped, and a page of them is copied when somebody writes to it.
-        write_ids: Of each category that there was.
+        catalog: The categories that they belong to, by name: how many references of which writes each had. Nothing
+            else of them is kept, and their version is -1.
     """
 
     references: Mapping[str, References]
-    write_ids: Mapping[str, tuple[str, ...]]
+    catalog: Mapping[str, Category]
 
 
 class ReferenceCache:
@@ -70,6 +73,8 @@ class ReferenceCache:
             store: Place and id.
         """
         table = self._table(store)
+        if not is_ours(self._folder):
+            return None
         try:
             checksum, _, content = table.read_bytes().partition(b"\n")
             if checksum != _checksum(content).encode():
@@ -78,8 +83,10 @@ class ReferenceCache:
             if values["format"] != _FORMAT:
                 return None
             references = {name: self._read(expert) for name, expert in values["experts"].items()}
-            os.utime(table)
-            return Kept(references, {name: tuple(ids) for name, ids in values["write_ids"].items()})
+            catalog = {name: _category(name, *kept) for name, kept in values["categories"].items()}
+            with suppress(OSError):
+                os.utime(table)
+            return Kept(references, catalog)
         except FileNotFoundError:
             return None
         except (AttributeError, LookupError, OSError, TypeError, ValueError) as exc:
@@ -96,19 +103,24 @@ class ReferenceCache:
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not is_ours(self._folder):
+                _log.info("references are not kept in %s, where others may write", self._folder)
+                return
             size = sum(expert.vectors.nbytes for expert in references.values())
             if shutil.disk_usage(self._folder).free < _SPARE * size:
                 return
             values = {
                 "format": _FORMAT,
                 "experts": {name: self._write(expert) for name, expert in references.items()},
-                "write_ids": {name: category.write_ids for name, category in catalog.items()},
+                "categories": {name: [one.write_ids, dict(one.references)] for name, one in catalog.items()},
             }
             content = json.dumps(values).encode()
             with self._new_file() as file:
                 file.write(_checksum(content).encode() + b"\n" + content)
-            Path(file.name).replace(self._table(store))
-            self._tidy()
+            table = self._table(store)
+            replaced = _named(table)
+            Path(file.name).replace(table)
+            self._tidy(replaced)
         except OSError as exc:
             _log.info("references cannot be kept in %s: %s", self._folder, exc)
 
@@ -116,10 +128,10 @@ class ReferenceCache:
         return self._folder / f"{_checksum(store.encode())}.json"
 
     def _read(self, expert: Mapping[str, Any]) -> References:
-        file = self._folder / expert["vectors"]
+        file = self._folder / Path(expert["vectors"]).name
         if _file_checksum(file) != file.stem:
             raise ValueError(f"{file} is damaged")
-        return References(
+        found = References(
             names=tuple(expert["names"]),
             vectors=np.load(file, mmap_mode="c", allow_pickle=False),
             starts=np.array(expert["starts"], dtype=np.intp),
@@ -128,6 +140,18 @@ class ReferenceCache:
             sources=tuple(expert["sources"]),
             groups=tuple(expert["groups"]),
         )
+        n = len(found.hashes)
+        if (
+            found.vectors.dtype.name != "float32"
+            or (found.vectors.ndim, len(found.vectors)) != (2, n)
+            or {len(found.sources), len(found.groups) or n} != {n}
+            or {len(found.names), len(found.norms)} != {len(found.starts) - 1}
+            or (found.starts[0], found.starts[-1]) != (0, n)
+            or not (np.diff(found.starts) > 0).all()
+            or list(found.names) != sorted(set(found.names))
+        ):
+            raise ValueError(f"{file} and its table are not of one size")
+        return found
 
     def _write(self, expert: References) -> dict[str, Any]:
         return {
@@ -146,26 +170,41 @@ class ReferenceCache:
             np.save(file, vectors, allow_pickle=False)
         written = Path(file.name)
         name = f"{_file_checksum(written)}.npy"
-        written.replace(self._folder / name)
+        try:
+            written.replace(self._folder / name)
+        except PermissionError:  # on Windows, where a process has this very file mapped
+            written.unlink()
         return name
 
     def _new_file(self) -> IO[bytes]:
         return NamedTemporaryFile(dir=self._folder, suffix=".new", delete=False)
 
-    def _tidy(self) -> None:
-        """Delete what nobody has used for long, and vectors that no table names."""
+    def _tidy(self, replaced: set[str]) -> None:
+        """Delete what nobody has used for long, and vectors that no table names: those of a replaced one at once."""
         now, named = time.time(), set()
         for table in self._folder.glob("*.json"):
-            with suppress(AttributeError, LookupError, OSError, TypeError, ValueError):
+            with suppress(OSError):
                 if now - table.stat().st_mtime > _UNUSED:
                     table.unlink()
                 else:
-                    experts = json.loads(table.read_bytes().partition(b"\n")[2])["experts"]
-                    named |= {expert["vectors"] for expert in experts.values()}
+                    named |= _named(table)
         for file in (*self._folder.glob("*.npy"), *self._folder.glob("*.new")):
             with suppress(OSError):
-                if file.name not in named and now - file.stat().st_mtime > _AT_WORK:
+                unused = file.name in replaced or now - file.stat().st_mtime > _AT_WORK
+                if unused and file.name not in named:
                     file.unlink()
+
+
+def _named(table: Path) -> set[str]:
+    """The files of vectors that a table names; none, if it is not there or no table."""
+    with suppress(AttributeError, LookupError, OSError, TypeError, ValueError):
+        experts = json.loads(table.read_bytes().partition(b"\n")[2])["experts"]
+        return {expert["vectors"] for expert in experts.values()}
+    return set()
+
+
+def _category(name: str, write_ids: Sequence[str], references: Mapping[str, int]) -> Category:
+    return Category(name=name, version=-1, rev=0, write_ids=tuple(write_ids), texts=(), references=dict(references))
 
 
 def _file_checksum(file: Path) -> str:

@@ -23,11 +23,11 @@ from zsvec.errors import StoreUnavailableError
 from zsvec.method.calibration import Calibration
 from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import ATTEMPTS, NUMPY, QDRANT, Change, Incomplete, IndexSpec, Snapshot, Vectors
-from zsvec.search.cache import WORTH, ReferenceCache
+from zsvec.search.cache import WORTH, Kept, ReferenceCache
 from zsvec.search.in_process import InProcess
 from zsvec.search.qdrant_index import QdrantSnapshot
 from zsvec.store import Cursor, Store
-from zsvec.types import Category, Fingerprint
+from zsvec.types import Category, Fingerprint, encoder_and_modality
 
 Answer = TypeVar("Answer")
 
@@ -210,7 +210,7 @@ class Searcher:
         self._cursor = look.cursor
         if look.calibration is not None:
             self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
-        self._unkept += sum(sum(change.after.references.values()) for change in changes if change.new_write_ids)
+        self._unkept += sum(change.gained for change in changes)
         if self._cache and look.cursor.store and not torn:
             self._keep(self._cache, look.cursor.store)
         if torn - self._given_up:
@@ -229,20 +229,27 @@ class Searcher:
         """
         size = sum(sum(category.references.values()) for category in later.values())
         kept = cache.load(f"{self._store.place} {store}") if WORTH <= size <= self._budget else None
-        if kept is None or not isinstance(self._snapshot, InProcess):
+        if kept is None or not isinstance(self._snapshot, InProcess) or not self._fits(kept):
             return dict(later)
-        gone = {
-            name: Category(name=name, version=0, rev=0, write_ids=(), texts=(), references={})
-            for name in kept.write_ids.keys() - later.keys()
-        }
         # The ids of a write are random, so those that there were have the references that they had.
         catalog = {
-            name: category if category.write_ids == ids else replace(category, version=-1, write_ids=ids)
-            for name, ids in kept.write_ids.items()
-            for category in [later.get(name) or gone[name]]
+            name: now if now.write_ids == was.write_ids else was
+            for name, was in kept.catalog.items()
+            for now in [later.get(name, was)]
+        }
+        gone = {
+            name: replace(kept.catalog[name], write_ids=(), references={}) for name in catalog.keys() - later.keys()
         }
         self._snapshot = self._snapshot.holding(catalog, kept.references)
         return {**later, **gone}
+
+    def _fits(self, kept: Kept) -> bool:
+        """Whether vectors that were kept are of the encoders of the store."""
+        dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
+        return all(
+            dims.get(encoder_and_modality(expert)[0]) == found.vectors.shape[1]
+            for expert, found in kept.references.items()
+        )
 
     def _keep(self, cache: ReferenceCache, store: str) -> None:
         """Keep the references, if many were read since that was done."""

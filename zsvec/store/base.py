@@ -62,7 +62,7 @@ class Points:
         """The vectors, float32 ``(n, dim)``; ``dim`` is 0 if not asked for."""
         import numpy as np  # slow to import, and not needed to list the categories of a store
 
-        if len(self.rows) == 0 or self.rows[0] is None:
+        if isinstance(self.rows, list) and all(row is None for row in self.rows):
             return np.empty((len(self.rows), 0), dtype=np.float32)
         return np.asarray(self.rows, dtype=np.float32)
 

@@ -16,6 +16,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as protocol
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
+from zsvec.errors import StoreError
 from zsvec.store.base import Hit, Points
 from zsvec.store.server.replicas import Consistency
 
@@ -78,7 +79,7 @@ def scroll(
     )
     points = Points(
         ids=[_id(point.id) for point in response.result],
-        rows=_vectors(response.result) if vectors else [None] * len(response.result),
+        rows=_vectors(response.result, collection) if vectors else [None] * len(response.result),
         payloads=_payloads(response.result),
     )
     more = response.HasField("next_page_offset")
@@ -179,12 +180,19 @@ def _payloads(points: Iterable[Any]) -> list[Mapping[str, Any]]:
     return [GrpcToRest.convert_payload(point.payload) for point in points]
 
 
-def _vectors(points: Sequence[Any]) -> NDArray[np.float32]:
+def _vectors(points: Sequence[Any], collection: str) -> NDArray[np.float32]:
     if not points:
         return np.empty((0, 0), dtype=np.float32)
-    rows = np.empty((len(points), len(_dense(points[0]))), dtype=np.float32)
+    dim = len(_dense(points[0]))
+    rows = np.empty((len(points), dim), dtype=np.float32)
     for row, point in zip(rows, points, strict=True):
-        row[:] = _dense(point)
+        vector = _dense(point)
+        if len(vector) != dim or not dim:
+            raise StoreError(
+                f"the point {_id(point.id)} of {collection!r} has a vector of {len(vector)} numbers, and another one "
+                f"{dim or 'some'}: it is not of zsvec; delete it"
+            )
+        row[:] = vector
     return rows
 
 

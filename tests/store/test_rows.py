@@ -14,7 +14,9 @@ from zsvec.store.server.rows import _vectors
 
 
 def point(number: int, *values: float, former: bool = False) -> Any:
-    vector = protocol.VectorOutput(data=values) if former else protocol.VectorOutput(dense=protocol.DenseVector(data=values))
+    vector = (
+        protocol.VectorOutput(data=values) if former else protocol.VectorOutput(dense=protocol.DenseVector(data=values))
+    )
     vectors = protocol.VectorsOutput(vector=vector) if values else None
     return protocol.RetrievedPoint(id=protocol.PointId(num=number), vectors=vectors)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -131,6 +132,39 @@ def test_what_has_another_preprocessing_is_not_exported(specs: dict[str, Encoder
     file.write_text(json.dumps(config))
     with pytest.raises(InvalidInputError, match="'it' cannot be exported: its preprocessing"):
         export_encoders({"it": EncoderSpec(family="clip", model=str(folder))}, tmp_path / "to")
+
+
+# ---- a process that goes on
+
+
+@pytest.mark.skipif(os.name != "posix", reason="what is open cannot be deleted here")
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_may_be_deleted_or_replaced_before_the_first_text(
+    replaced: bool, copy: Path, exported: EncoderSet, specs: dict[str, EncoderSpec]
+) -> None:
+    encoders = load_encoders(ExportedFolder(copy).specs(), device="cpu")
+    if replaced:
+        export_encoders({"clip": specs["clip"]}, copy)
+    else:
+        shutil.rmtree(copy)
+    for name in ("older-sentence-clip", "tiny-conse"):
+        np.testing.assert_array_equal(encoders[name].encode_texts(TEXTS), exported[name].encode_texts(TEXTS))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are not listed here")
+def test_files_are_closed_after_the_first_text_or_with_the_encoders(copy: Path) -> None:
+    def opened() -> set[str]:
+        links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+        return {Path(link).name for link in links if Path(link).parent == copy}
+
+    encoders = load_encoders(ExportedFolder(copy).specs(), device="cpu")
+    texts = [found.texts for found in ExportedFolder(copy).manifest.encoders.values()]
+    assert opened() == {name for model in texts if model for name in (model.graph, model.tokenizer)}
+    encoders["tiny-conse"].encode_texts(["a cat"])
+    assert len(opened()) == 2
+    del encoders
+    gc.collect()
+    assert opened() == set()
 
 
 # ---- damage

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,9 @@ from zsvec.types import Fingerprint, Modality
 MANIFEST = "encoders.json"
 FORMAT: Literal[1] = 1
 _LARGEST_MANIFEST = 2**20  # bytes
-_AGAIN = "run `zsvec encoders export` again, where torch is"
+_AGAIN = (
+    "run `zsvec encoders export` again, where torch is, or take the profile that was exported, with runtime='torch'"
+)
 
 # No separator: every file is in the folder itself.
 FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
@@ -135,16 +138,33 @@ class ExportedFolder:
             if not (self.path / name).is_file():
                 raise self.damaged(f"{name} is not there")
 
-    def read(self, name: str) -> bytes:
-        """The content of a file.
+    def open(self, name: str) -> BinaryIO:
+        """A file to `read` later. On POSIX, the folder may be deleted or replaced until then.
 
         Raises:
-            WeightsUnavailableError: It cannot be read, or is not what was exported.
+            WeightsUnavailableError: The file cannot be opened.
         """
         try:
-            content = (self.path / name).read_bytes()
+            return (self.path / name).open("rb")
         except OSError as exc:
             raise self.damaged(f"{name} cannot be read ({exc})") from exc
+
+    def read(self, name: str, opened: BinaryIO | None = None) -> bytes:
+        """The content of a file.
+
+        Args:
+            name: Of the file.
+            opened: The file as `open` gave it. It stays open.
+
+        Raises:
+            WeightsUnavailableError: The file cannot be read, or is not what was exported.
+        """
+        with nullcontext(opened) if opened else self.open(name) as file:
+            try:
+                file.seek(0)
+                content = file.read()
+            except OSError as exc:
+                raise self.damaged(f"{name} cannot be read ({exc})") from exc
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
             raise self.damaged(f"{name} has changed")
         return content

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -50,7 +52,8 @@ class ExportedSource:
 class _Graph:
     """A graph that onnxruntime runs. Safe in any thread."""
 
-    def __init__(self, folder: ExportedFolder, file: str) -> None:
+    def __init__(self, folder: ExportedFolder, file: str, opened: BinaryIO | None = None) -> None:
+        content = folder.read(file, opened)
         runtime = _onnxruntime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = thread_count()
@@ -59,9 +62,7 @@ class _Graph:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
         try:
-            self._session = runtime.InferenceSession(folder.read(file), options, providers=["CPUExecutionProvider"])
-        except WeightsUnavailableError:
-            raise
+            self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # whatever is wrong with a graph has errors of its own
             raise folder.damaged(f"{file} cannot be loaded ({exc})") from exc
         self._file = folder.path / file
@@ -118,15 +119,25 @@ class OnnxBackbone:
 class OnnxTexts:
     """A text model, loaded when the first text is embedded: classifying images needs none.
 
+    Its files are open until then, so that a new export in the same folder does no harm.
+
     Args:
         folder: Where it is.
         model: Which one.
+
+    Raises:
+        WeightsUnavailableError: A file cannot be opened.
     """
 
     def __init__(self, folder: ExportedFolder, model: ExportedTexts) -> None:
         self._folder = folder
         self._model = model
         self._loading = threading.Lock()
+        files = ExitStack()
+        self._close = weakref.finalize(self, files.close)
+        self._graph, self._tokenizer = (
+            files.enter_context(folder.open(file)) for file in (model.graph, model.tokenizer)
+        )
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Vectors of texts in their order, float32 (n, dim), of any norm. Long texts are truncated.
@@ -153,14 +164,15 @@ class OnnxTexts:
     @cached_property
     def _loaded(self) -> tuple[_Graph, Any]:
         tokenizers = _imported("tokenizers")
-        content = self._folder.read(self._model.tokenizer)
+        content = self._folder.read(self._model.tokenizer, self._tokenizer)
         try:
             tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as exc:  # the library raises nothing more specific
             raise self._folder.damaged(f"{self._model.tokenizer} is no tokenizer ({exc})") from exc
-        graph = _Graph(self._folder, self._model.graph)
+        graph = _Graph(self._folder, self._model.graph, self._graph)
         if not graph.inputs.keys() <= {"input_ids", "attention_mask", "token_type_ids"}:
             raise self._folder.damaged(f"{self._model.graph} is no text model")
+        self._close()
         return graph, tokenizer
 
 

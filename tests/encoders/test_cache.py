@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from zsvec.encoders import cache, describe_device, load_encoders
 from zsvec.encoders.cache import Record, WeightFile, claim_export, place, read_record, record_of
 from zsvec.encoders.export import export_to_cache
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, MissingExtraError
 
 for package in ("onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason='pip install "zsvec[onnx]"')
@@ -143,6 +144,22 @@ def test_a_damaged_graph_is_not_used(specs: dict[str, EncoderSpec]) -> None:
     export_to_cache(specs)
     rated(specs, FAST)
     assert not uses_torch(specs)
+
+
+def test_torch_computes_where_onnxruntime_cannot_be_imported(
+    specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    package = tmp_path / "packages" / "onnxruntime"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('libonnxruntime.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    assert uses_torch(specs)
+    assert "libonnxruntime.so.1: cannot open shared object file); torch computes until then" in caplog.text
+    assert ", torch " in describe_device("cpu", specs=specs)
+    for insists in (lambda: load_encoders(specs, runtime="onnx"), lambda: describe_device(specs=specs, runtime="onnx")):
+        with pytest.raises(MissingExtraError, match=r"onnxruntime: .*repair .*libonnxruntime\.so\.1"):
+            insists()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users here")

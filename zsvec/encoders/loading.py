@@ -70,7 +70,7 @@ def load_encoders(
     chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime)
     try:
         return _load_all(chosen, device, dtype, batch_size)
-    except WeightsUnavailableError as exc:
+    except (MissingExtraError, WeightsUnavailableError) as exc:
         if chosen is specs or runtime == "onnx":
             raise
         _logger.warning("%s; torch computes until then", exc)
@@ -117,7 +117,11 @@ def describe_device(
     if chosen and all(spec.family == "onnx" for spec in chosen.values()):
         from zsvec.encoders.onnx import describe
 
-        return describe() + measured
+        try:
+            return describe() + measured
+        except MissingExtraError:
+            if chosen is specs or runtime == "onnx":
+                raise
     choose_runtime = _imported("zsvec.encoders.device").choose_runtime
     return f"{choose_runtime(device, dtype)}{measured}"
 

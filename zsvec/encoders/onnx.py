@@ -268,5 +268,7 @@ def _imported(package: str) -> Any:
 
     try:
         return import_module(package)
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(f'exported encoders need {package}: pip install "zsvec[onnx]"') from exc
+    except ImportError as exc:  # it is not installed, or its installation is damaged
+        raise MissingExtraError(
+            f'exported encoders need {package}: pip install "zsvec[onnx]", or repair what cannot be imported ({exc})'
+        ) from exc

@@ -204,6 +204,20 @@ def changed(folder: Path, change: Callable[[Any], None]) -> None:
     (folder / MANIFEST).write_text(json.dumps(values))
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"prompt": "a photo"}, r"encoders.vit.prompt: .*must contain \{name\}"),
+        ({"modalities": ["text", "image"]}, "encoders.vit: .*'vision' embeds no texts"),
+        ({"family": "clip"}, "encoders.vit: .*'clip' has other parts"),
+    ],
+)
+def test_an_encoder_that_cannot_be_is_refused(change: dict[str, Any], problem: str, copy: Path) -> None:
+    changed(copy, lambda values: values["encoders"]["vit"].update(change))
+    with pytest.raises(WeightsUnavailableError, match=f"damaged or of another version of zsvec \\({problem}"):
+        encoders_of(str(copy), {}, Path.cwd())
+
+
 @pytest.mark.parametrize("name", ["../x.onnx", "/etc/passwd", "a/b", "..", ".hidden", "", "A.onnx", "a\0", "a\n"])
 def test_a_file_is_in_the_folder_itself(name: str, copy: Path) -> None:
     def elsewhere(values: Any) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from zsvec.encoders.preprocessing import Preprocessing
-from zsvec.encoders.spec import EncoderSpec, Temperature
+from zsvec.encoders.spec import EncoderSpec, Prompt, Temperature
 from zsvec.errors import WeightsUnavailableError
 from zsvec.types import Fingerprint, Modality
 
@@ -83,7 +83,7 @@ class ExportedEncoder(_Part):
     images: ExportedImages
     texts: ExportedTexts | None = None
     labels: FileName | None = None
-    prompt: str
+    prompt: Prompt
     temperature: Mapping[Modality, Temperature]
 
     @model_validator(mode="after")
@@ -92,6 +92,8 @@ class ExportedEncoder(_Part):
             self.labels is not None
         ):
             raise ValueError(f"family {self.family!r} has other parts")
+        if "text" in self.modalities and self.texts is None:
+            raise ValueError(f"family {self.family!r} embeds no texts")
         return self
 
     def files(self) -> set[str]:

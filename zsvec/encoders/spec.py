@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
 from zsvec.types import Modality
 
@@ -13,6 +13,15 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 RuntimeName = Literal["auto", "torch", "onnx"]
 Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
+
+
+def _names_the_category(prompt: str) -> str:
+    if "{name}" not in prompt:
+        raise ValueError("a prompt must contain {name}")
+    return prompt
+
+
+Prompt = Annotated[str, AfterValidator(_names_the_category)]
 
 TEMPERATURES: Mapping[Modality, float] = {"text": 0.01, "image": 0.03}
 """Default temperature of an expert, by its modality."""
@@ -43,12 +52,5 @@ class EncoderSpec(BaseModel):
     text_model: str | None = None
     image_size: PositiveInt | None = None
     modalities: tuple[Modality, ...] = ("text", "image")
-    prompt: str = "{name}"
+    prompt: Prompt = "{name}"
     temperature: Mapping[Modality, Temperature] = TEMPERATURES
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt_names_the_category(cls, prompt: str) -> str:
-        if "{name}" not in prompt:
-            raise ValueError("a prompt must contain {name}")
-        return prompt

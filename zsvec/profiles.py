@@ -98,7 +98,8 @@ def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> 
     if names_folder(profile):
         from zsvec.encoders.exported import ExportedFolder
 
-        return ExportedFolder(within / Path(profile).expanduser()).specs()
+        folder = Path(profile)
+        return ExportedFolder(folder if profile.startswith("~") else within / folder).specs()
     raise InvalidInputError(
         f"no profile is named {profile!r}; choose one of {', '.join(sorted(profiles))}, define it in zsvec.toml under "
         "[profiles], or give a folder of exported encoders, such as ./encoders"

@@ -308,9 +308,23 @@ def test_without_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         load_encoders(ExportedFolder(folder).specs(), device="cpu")
 
 
-def test_no_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["./nothing", "~nobody-of-this-name/x", "./\0", "~\0/x", "./" + "x" * 300])
+def test_no_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailableError, match="no exported encoders in"):
-        encoders_of("./nothing", {}, tmp_path)
+        encoders_of(name, {}, tmp_path)
+    named = EncoderSpec(family="onnx", model=name)
+    assert "no exported encoders" in missing_weights({"it": named})["it"]
+    with pytest.raises(WeightsUnavailableError, match="no exported encoders in"):
+        load_encoder("it", named)
+
+
+def test_a_folder_in_the_home_of_the_user(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(folder.parent))
+    assert list(encoders_of(f"~/{folder.name}", {}, tmp_path)) == list(NAMES)
+
+
+def test_neither_folder_nor_name_of_a_profile(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="no profile is named 'nothing'"):
         encoders_of("nothing", {}, tmp_path)
     spec = EncoderSpec(family="onnx", model=str(tmp_path))

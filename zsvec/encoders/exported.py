@@ -134,7 +134,10 @@ class ExportedFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.expanduser().absolute()
+        try:
+            self.path = path.expanduser().absolute()
+        except (RuntimeError, ValueError) as exc:  # the home of an unknown user, or a NUL in a name
+            raise _absent(path, exc) from exc
         self.manifest = _read_manifest(self.path)
         for name in self.manifest.files:
             if not (self.path / name).is_file():
@@ -208,16 +211,19 @@ def is_exported(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def _absent(folder: Path, why: Exception) -> WeightsUnavailableError:
+    return WeightsUnavailableError(
+        f"no exported encoders in {folder} ({why}); give a folder that `zsvec encoders export` has written"
+    )
+
+
 def _read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST
     try:
         with file.open("rb") as opened:
             content = opened.read(_LARGEST_MANIFEST + 1)
-    except OSError as exc:
-        raise WeightsUnavailableError(
-            f"no exported encoders in {folder} ({exc.strerror}: {MANIFEST}); give a folder that "
-            "`zsvec encoders export` has written"
-        ) from exc
+    except (OSError, ValueError) as exc:  # not there, or a NUL in its name
+        raise _absent(folder, exc) from exc
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as exc:

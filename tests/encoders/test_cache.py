@@ -96,6 +96,14 @@ def test_the_faster_one_is_chosen(rates: dict[str, float], torch: bool, specs: d
     assert uses_torch(specs, runtime="torch")
 
 
+@pytest.mark.parametrize(("dtype", "torch"), [("auto", True), ("float32", False)])
+def test_only_number_formats_that_are_allowed_are_compared(
+    dtype: str, torch: bool, specs: dict[str, EncoderSpec]
+) -> None:
+    rated(specs, {"torch float32": 10.0, "torch bfloat16": 20.0, "onnx": 15.0})
+    assert uses_torch(specs, dtype=dtype) is torch
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_a_gpu_is_left_to_torch(
     device: Any, specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

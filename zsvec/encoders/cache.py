@@ -84,6 +84,11 @@ class Record(BaseModel):
         """Whether onnxruntime is fast enough to be chosen."""
         return self.rates.get("onnx", 0.0) >= FAST_ENOUGH * max(self.rates.values(), default=0.0)
 
+    def allowing(self, dtype: Dtype) -> Record:
+        """Only the rates that this number format allows."""
+        allowed = self.rates.keys() if dtype == "auto" else {"onnx", f"torch {dtype}"}
+        return self.model_copy(update={"rates": {name: r for name, r in self.rates.items() if name in allowed}})
+
     def __str__(self) -> str:
         return ", ".join(f"{name} {rate:.1f}" for name, rate in self.rates.items()) + " images/s"
 
@@ -152,7 +157,7 @@ def chosen_specs(
             f"runtime='onnx' is on the CPU and in float32: it does not go with device={device!r} and dtype={dtype!r}"
         )
     record = read_record(specs) if find_spec("onnxruntime") and find_spec("tokenizers") else None
-    if record is not None and (runtime == "onnx" or record.is_fast):
+    if record is not None and (runtime == "onnx" or record.allowing(dtype).is_fast):
         try:
             return ExportedFolder(place(specs)).specs()
         except WeightsUnavailableError as exc:

@@ -99,12 +99,83 @@ def test_what_is_there_is_replaced_only_if_it_was_exported(
         (copy / name).exists() for name in before.manifest.files.keys() - ExportedFolder(copy).manifest.files
     )
     assert list(tmp_path.iterdir()) == [copy]  # nothing is left beside it
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "letter.txt").write_text("dear")
-    with pytest.raises(InvalidInputError, match="holds something else"):
-        export_encoders({"vit": specs["vit"]}, mine)
-    assert (mine / "letter.txt").read_text() == "dear"
+
+
+def not_a_manifest(folder: Path) -> None:
+    folder.mkdir()
+    (folder / MANIFEST).write_text("{}")
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a folder of the user's": (lambda folder: folder.mkdir(), "letter.txt, photos"),
+    "a file of that name": (not_a_manifest, r"encoders\.json, letter\.txt, photos"),
+    "beside an export": (lambda _: None, "letter.txt, photos"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_nothing_of_the_users_is_lost(
+    kind: str, copy: Path, specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, named = FOREIGN[kind]
+    folder = copy if kind == "beside an export" else copy.parent / "mine"
+    make(folder)
+    (folder / "letter.txt").write_text("dear")
+    (folder / "photos").mkdir()
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setattr(export, "load_encoders", None)  # it is said at once
+    with pytest.raises(InvalidInputError, match=rf"holds something else than exported encoders \({named}\)"):
+        export_encoders({"vit": specs["vit"]}, folder)
+    assert sorted(folder.rglob("*")) == before
+    assert (folder / "letter.txt").read_text() == "dear"
+
+
+def test_a_folder_with_the_name_of_an_exported_file_is_kept(copy: Path, specs: dict[str, EncoderSpec]) -> None:
+    graph = next(copy.glob("*.onnx"))
+    graph.unlink()
+    graph.mkdir()
+    (graph / "letter.txt").write_text("dear")
+    with pytest.raises(InvalidInputError, match=graph.name):
+        export_encoders({"vit": specs["vit"]}, copy)
+    assert (graph / "letter.txt").read_text() == "dear"
+
+
+def test_what_was_put_there_during_the_export_is_kept(
+    copy: Path, specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_compare", lambda *_: (copy / "letter.txt").write_text("dear"))
+    with pytest.raises(InvalidInputError, match=r"letter\.txt"):
+        export_encoders({"vit": specs["vit"]}, copy)
+    assert (copy / "letter.txt").read_text() == "dear"
+    assert list(copy.parent.iterdir()) == [copy]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_an_export_through_a_link_replaces_what_it_leads_to(
+    copy: Path, specs: dict[str, EncoderSpec], tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(copy, target_is_directory=True)
+    export_encoders({"vit": specs["vit"]}, link)
+    assert list(ExportedFolder(copy).manifest.encoders) == ["vit"]
+    assert sorted(tmp_path.iterdir()) == [copy, link]
+    assert link.is_symlink()
+
+
+def test_a_folder_goes_aside_under_a_new_name(
+    copy: Path, specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows renames no folder onto another."""
+    rename = Path.rename
+
+    def as_on_windows(path: Path, target: Path) -> Path:
+        assert not Path(target).exists()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", as_on_windows)
+    monkeypatch.setattr(Path, "replace", as_on_windows)
+    export_encoders({"vit": specs["vit"]}, copy)
+    assert list(ExportedFolder(copy).manifest.encoders) == ["vit"]
 
 
 def test_an_export_that_differs_is_refused(

@@ -37,7 +37,7 @@ from zsvec.encoders.exported import (
     ExportedImages,
     ExportedTexts,
     Manifest,
-    is_exported,
+    other_files,
 )
 from zsvec.encoders.heads import ClipEncoder, ConseEncoder
 from zsvec.encoders.loading import load_encoders
@@ -60,7 +60,7 @@ def export_encoders(specs: Mapping[str, EncoderSpec], folder: Path) -> None:
 
     Args:
         specs: The encoders, by name.
-        folder: Made, or replaced if it holds exported encoders; whole or not at all.
+        folder: Made, or replaced if it holds exported encoders and nothing else; whole or not at all.
 
     Raises:
         InvalidInputError: The folder holds something else, or an encoder is of a kind that cannot be exported.
@@ -69,18 +69,11 @@ def export_encoders(specs: Mapping[str, EncoderSpec], folder: Path) -> None:
         WeightsUnavailableError: Weights cannot be loaded here.
     """
     _check_packages()
-    folder = folder.expanduser().absolute()
-    if folder.exists() and not is_exported(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidInputError(f"{folder} holds something else than exported encoders: give an empty or a new folder")
-    encoders = load_encoders(specs, device="cpu", dtype="float32", runtime="torch")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _Exporter(work).write(encoders, specs)
-        _compare(encoders, load_encoders(ExportedFolder(work).specs(), device="cpu"))
+    folder = folder.expanduser().resolve()  # of a link, what it leads to is replaced
+    _check_replaceable(folder)
+    with _exported_beside(folder, specs) as work:
+        _check_replaceable(folder)  # it took a minute
         _put_in_place(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
@@ -97,10 +90,12 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
             raise InvalidInputError(
                 f"{source} cannot be exported to the cache: pin its revision, or export it to a folder"
             )
+    _check_packages()
     folder = place(specs)
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     record_of(folder).unlink(missing_ok=True)
-    export_encoders(specs, folder)
+    with _exported_beside(folder, specs) as work:
+        _put_in_place(work, folder)  # whatever is there is ours, and may be damaged
     folder.chmod(0o700)
     files = sorted({str(file.absolute()) for source in sources for file in source.load().files()})
     record = Record(weights=tuple(map(WeightFile.now, files)), rates=_rates(specs, ExportedFolder(folder).specs()))
@@ -108,6 +103,39 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
     partial.write_text(record.model_dump_json(), encoding="utf-8")
     partial.replace(record_of(folder))
     return record
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse a folder in which files would be lost.
+
+    Raises:
+        InvalidInputError: It holds something else than exported encoders, or is no folder.
+    """
+    others = other_files(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
+    if others:
+        named = ", ".join(others[:5]) + ", …" * (len(others) > 5)
+        raise InvalidInputError(
+            f"{folder} holds something else than exported encoders ({named}), which would be lost: give an empty or a "
+            "new folder"
+        )
+
+
+@contextmanager
+def _exported_beside(folder: Path, specs: Mapping[str, EncoderSpec]) -> Iterator[Path]:
+    """A new folder beside another, with the export of encoders, compared with them; removed in the end if still there.
+
+    Raises:
+        InvalidInputError, EncoderError, WeightsUnavailableError: As `export_encoders`.
+    """
+    encoders = load_encoders(specs, device="cpu", dtype="float32", runtime="torch")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _Exporter(work).write(encoders, specs)
+        _compare(encoders, load_encoders(ExportedFolder(work).specs(), device="cpu"))
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _sources(spec: EncoderSpec) -> list[Any]:
@@ -350,13 +378,13 @@ def _photograph(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 def _put_in_place(work: Path, folder: Path) -> None:
-    """Rename; a folder that is there goes aside first, and then away."""
+    """Rename; a folder that is there goes aside first, under a new name, and then away."""
     work.chmod(0o755)
     if not folder.exists():
         work.rename(folder)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    folder.replace(aside)
+    aside = work.with_name(f"{work.name}-before")
+    folder.rename(aside)
     work.rename(folder)
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -206,9 +206,13 @@ class ExportedFolder:
         }
 
 
-def is_exported(folder: Path) -> bool:
-    """Whether a folder looks as if encoders were exported to it."""
-    return (folder / MANIFEST).is_file()
+def other_files(folder: Path) -> list[str]:
+    """Names of what is in a folder beside exported encoders: all of it, where no valid manifest says what those are."""
+    try:
+        exported = {MANIFEST, *_read_manifest(folder).files}
+    except WeightsUnavailableError:
+        exported = set()
+    return sorted(entry.name for entry in folder.iterdir() if entry.name not in exported or not entry.is_file())
 
 
 def _absent(folder: Path, why: Exception) -> WeightsUnavailableError:

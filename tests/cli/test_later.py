@@ -48,23 +48,46 @@ Target("./store", None, "offline").open()
 """
 
 
-def test_a_script_starts_nothing() -> None:
-    """Whose stderr is no terminal, whatever colours it asks for."""
-    environment = {**os.environ, "FORCE_COLOR": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", OPENS], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("", "")
+NAMES = ("stdin", "stdout", "stderr")
+no_terminals = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals here")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals here")
-def test_a_person_at_a_terminal_gets_an_export() -> None:
+def printed(folder: Path, *, elsewhere: str | None = None) -> str:
+    """What a program writes that opens a store at a terminal, but for one stream that is a file."""
     ours, theirs = os.openpty()
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", OPENS], cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True
-        )
+        with (folder / "stream").open("w+b") as file:
+            streams = {name: file if name == elsewhere else theirs for name in NAMES}
+            environment = {**os.environ, "FORCE_COLOR": "1", "PYTHONPATH": str(ROOT)}
+            subprocess.run([sys.executable, "-c", OPENS], cwd=folder, env=environment, check=True, **streams)  # type: ignore[call-overload]
+        os.set_blocking(ours, False)
+        try:
+            shown = os.read(ours, 1000).decode()
+        except BlockingIOError:
+            shown = ""
+        return shown + (folder / "stream").read_text()
     finally:
         os.close(theirs)
         os.close(ours)
-    assert done.stdout == "exports\n"
+
+
+@no_terminals
+@pytest.mark.parametrize("elsewhere", NAMES)
+def test_nothing_is_started_where_a_stream_is_no_terminal(elsewhere: str, tmp_path: Path) -> None:
+    assert printed(tmp_path, elsewhere=elsewhere) == ""
+
+
+@no_terminals
+def test_a_person_at_a_terminal_gets_an_export(tmp_path: Path) -> None:
+    assert printed(tmp_path).strip() == "exports"
+
+
+def test_modules_in_the_working_directory_are_not_run(settings: Settings, tmp_path: Path) -> None:
+    import torch  # noqa: F401 - it has computed the encoders
+
+    for module in ("platformdirs", "zsvec"):
+        (tmp_path / f"{module}.py").write_text(f"open('ran-{module}', 'w').close()")
+    process = later._export(settings)
+    assert process is not None
+    assert process.wait(timeout=300) == 0
+    assert list(tmp_path.glob("ran-*")) == []

@@ -1,12 +1,14 @@
 """What is done after the answer: encoders that torch computed are exported in the background, once.
 
-Only for people at a terminal, so no script, container or test starts a process that it does not know of. The export
-takes about a minute of CPU time at the lowest priority, and outlives the command. ``runtime = "torch"`` prevents it.
+Only where stdin, stdout and stderr are a terminal: pipes, services and scheduled jobs start no process that they do not
+know of. A script that a person starts at a terminal counts as that person. The export takes about a minute of CPU time
+at the lowest priority, and outlives the command. ``runtime = "torch"`` prevents it.
 """
 
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import subprocess  # nosec B404 # starts this program itself
 import sys
@@ -16,7 +18,7 @@ from zsvec.config import Settings
 
 def export_later(settings: Settings) -> None:
     """Export the encoders of these settings when the program ends, if torch has computed them and that is worth it."""
-    if sys.stderr.isatty():
+    if all(map(os.isatty, (0, 1, 2))):
         atexit.register(_export, settings)
 
 
@@ -34,10 +36,11 @@ def _export(settings: Settings) -> subprocess.Popen[bytes] | None:
     specs = settings.encoder_specs()
     if not claim_export(specs, device=settings.device, dtype=settings.dtype, runtime=settings.runtime):
         return None
-    nice = shutil.which("nice")
+    nice = shutil.which("nice") if os.name == "posix" else None  # Windows would look in the working directory first
     priority = [nice, "-n", "19"] if nice else []
     process = subprocess.Popen(  # noqa: S603 # nosec B603 # this program, and the profile that it was called with
-        [*priority, sys.executable, "-m", "zsvec", f"--profile={settings.profile}", "encoders", "export"],
+        # -P: modules in the working directory are not the program's.
+        [*priority, sys.executable, "-P", "-m", "zsvec", f"--profile={settings.profile}", "encoders", "export"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import pytest
 
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import cache, describe_device, load_encoders
-from zsvec.encoders.cache import Record, WeightFile, claim_export, place, read_record, record_of
+from zsvec.encoders import cache, describe_device, export, load_encoders
+from zsvec.encoders.cache import Record, WeightFile, claim_export, claim_of, place, read_record, record_of, tidy
 from zsvec.encoders.export import export_to_cache
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.errors import InvalidInputError, MissingExtraError
+from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
 
 for package in ("onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason='pip install "zsvec[onnx]"')
@@ -146,8 +147,11 @@ def test_what_is_not_whole_or_not_ours_is_not_used(change: str, specs: dict[str,
         load_encoders(specs, device="cpu", runtime="onnx")
 
 
-def test_a_damaged_graph_is_not_used(specs: dict[str, EncoderSpec]) -> None:
-    flipped(next(place(specs).glob("*.onnx")))
+@pytest.mark.parametrize("damage", [lambda folder: flipped(next(folder.glob("*.onnx"))), CHANGES["damaged manifest"]])
+def test_what_is_damaged_is_not_used_and_can_be_replaced(
+    damage: Callable[[Path], object], specs: dict[str, EncoderSpec]
+) -> None:
+    damage(place(specs))
     assert uses_torch(specs)
     export_to_cache(specs)
     rated(specs, FAST)
@@ -207,6 +211,16 @@ def test_each_dependency_has_an_export_of_its_own(
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize("package", ["zsvec", "torch", "pillow"])
+def test_another_version_has_an_export_of_its_own(
+    package: str, specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = cache._version
+    assert not uses_torch(specs)
+    monkeypatch.setattr(cache, "_version", lambda name: "99" if name == package else installed(name))
+    assert uses_torch(specs)
+
+
 @pytest.mark.parametrize(
     "options", [{"device": "cuda"}, {"dtype": "bfloat16"}, {"runtime": "torch"}, {"runtime": "onnx"}]
 )
@@ -220,7 +234,91 @@ def test_nothing_is_exported_in_vain(options: dict[str, Any], specs: dict[str, E
     assert not claim_export({"a": EncoderSpec(family="onnx", model="./x")}, **defaults)
 
 
-def test_a_newest_revision_is_not_kept() -> None:
+AUTO: dict[str, Any] = {"device": "auto", "dtype": "auto", "runtime": "auto"}
+
+
+def aged(file: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(file, (then, then))
+
+
+def test_a_killed_export_is_made_again_an_hour_later(specs: dict[str, EncoderSpec]) -> None:
+    record_of(place(specs)).unlink()
+    assert claim_export(specs, **AUTO)
+    aged(claim_of(place(specs)), 3500)
+    assert not claim_export(specs, **AUTO)
+    aged(claim_of(place(specs)), 3700)
+    assert claim_export(specs, **AUTO)
+    assert not claim_export(specs, **AUTO)  # by one process
+
+
+def test_what_has_become_void_is_exported_again_at_once(specs: dict[str, EncoderSpec]) -> None:
+    record_of(place(specs)).unlink()
+    assert claim_export(specs, **AUTO)
+    export_to_cache(specs)
+    assert not claim_export(specs, **AUTO)
+    flipped(Path(str(specs["vit"].weights)))
+    assert claim_export(specs, **AUTO)
+    flipped(Path(str(specs["vit"].weights)))
+
+
+def test_what_cannot_be_exported_is_not_tried_each_hour(
+    specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "LEAST_COSINE", 2.0)
+    record_of(place(specs)).unlink()
+    assert claim_export(specs, **AUTO)
+    with pytest.raises(EncoderError, match="is not exported"):
+        export_to_cache(specs)
+    aged(claim_of(place(specs)), 3700)
+    assert not claim_export(specs, **AUTO)
+    assert "'vit' is not exported: vectors of images differ" in claim_of(place(specs)).read_text()
+
+
+def test_weights_that_are_away_are_tried_again(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    weights = Path(shutil.copy(str(specs["vit"].weights), tmp_path / "vit.pth"))
+    away = {"vit": specs["vit"].model_copy(update={"weights": str(weights)})}
+    assert claim_export(away, **AUTO)
+    there = place(away)
+    weights.write_bytes(b"")
+    with pytest.raises(WeightsUnavailableError):
+        export_to_cache(away)
+    aged(claim_of(there), 3700)
+    assert claim_export(away, **AUTO)
+
+
+def test_what_nobody_uses_is_deleted(specs: dict[str, EncoderSpec]) -> None:
+    folder, month = place(specs), 31 * 86_400
+    unused = Path(shutil.copytree(folder, folder.with_name("0" * 32)))
+    record_of(unused).write_text("{}")
+    claim_of(unused).touch()
+    killed, at_work = (folder.with_name(f".{'0' * 32}-{end}") for end in ("killed", "at_work"))
+    letter, photos = folder.with_name("letter.txt"), folder.with_name(".photos-of-mine")
+    for path in (killed, at_work, photos):
+        path.mkdir()
+        (path / "images-0.onnx").touch()
+    letter.touch()
+    for path in (unused, record_of(unused), claim_of(unused), folder, record_of(folder), letter, photos):
+        aged(path, month)
+    aged(killed, 3700)
+    assert not uses_torch(specs)  # which uses it
+    tidy()
+    assert sorted(folder.parent.iterdir()) == sorted([folder, record_of(folder), at_work, letter, photos])
+    assert not uses_torch(specs)
+    aged(record_of(folder), month)
+    tidy()
+    assert not folder.exists()
+
+
+def test_an_export_tidies(specs: dict[str, EncoderSpec]) -> None:
+    unused = Path(shutil.copytree(place(specs), place(specs).with_name("0" * 32)))
+    aged(unused, 31 * 86_400)
+    export_to_cache(specs)
+    assert not unused.exists()
+
+
+def test_a_newest_revision_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
     with pytest.raises(InvalidInputError, match="pin its revision"):
         export_to_cache({"clip": EncoderSpec(family="clip", model="nobody/nothing-of-this-name")})
 

@@ -1,8 +1,9 @@
 """Encoders that were exported for this user and this machine, so that the next start needs no torch.
 
 They lie in the user's cache folder, by what they depend on: the specs, the installed versions, the processor. Beside
-each folder a record says which weight files it was made of, by size and times, and how fast torch and onnxruntime were.
-What is not as recorded, or may be written by others than the user, is not used: torch computes, as without an export.
+each folder a record says which weight files it was made of, by size and times, and how fast torch and onnxruntime were;
+a claim says that somebody makes it, or why it cannot be made. What is not as recorded, or may be written by others than
+the user, is not used: torch computes, as without an export. What nobody has used for 30 days is deleted.
 """
 
 from __future__ import annotations
@@ -12,8 +13,13 @@ import json
 import logging
 import os
 import platform
+import re
+import shutil
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +39,10 @@ FAST_ENOUGH = 0.95
 EXPORTING = ("onnxruntime", "tokenizers", "onnxscript", "onnx")
 """Modules that an export takes, beside torch."""
 
-_PACKAGES = ("torch", "timm", "transformers", "sentence-transformers", "tokenizers", "onnxruntime", "pillow")
+_AT_WORK = 3600  # seconds that an export has until it counts as killed
+_UNUSED = 30 * 86_400  # seconds from which on what nobody has used is deleted
+_NAME = re.compile(r"[0-9a-f]{32}(\.json|\.claim|\.partial)?|\.[0-9a-f]{32}-.*")  # exports, and those at work
+_PACKAGES = ("zsvec", "torch", "timm", "transformers", "sentence-transformers", "tokenizers", "onnxruntime", "pillow")
 _GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _logger = logging.getLogger(__name__)
 
@@ -115,6 +124,11 @@ def record_of(folder: Path) -> Path:
     return folder.with_suffix(".json")
 
 
+def claim_of(folder: Path) -> Path:
+    """The file of who makes an export: empty while it is made, and then why it cannot be made."""
+    return folder.with_suffix(".claim")
+
+
 def read_record(specs: Mapping[str, EncoderSpec]) -> Record | None:
     """The record of an export that is whole, of the weights as they are; else ``None``."""
     folder = place(specs)
@@ -125,7 +139,11 @@ def read_record(specs: Mapping[str, EncoderSpec]) -> Record | None:
         current = all(WeightFile.now(file.path) == file for file in record.weights)
     except (OSError, ValueError, ValidationError):
         return None
-    return record if current else None
+    if not current:
+        return None
+    with suppress(OSError):  # the cache may be read-only
+        os.utime(record_of(folder))  # it is in use
+    return record
 
 
 def chosen_specs(
@@ -170,7 +188,8 @@ def chosen_specs(
 def claim_export(specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dtype, runtime: RuntimeName) -> bool:
     """Whether these encoders should be exported now, by the caller and nobody else.
 
-    Once for each place in the cache, whether that export succeeds or not.
+    An export that was killed is made again an hour later; one that was refused, not before the next version of zsvec or
+    of a library.
 
     Args:
         specs: The encoders, by name.
@@ -183,13 +202,35 @@ def claim_export(specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dty
         return False
     if not all(map(find_spec, EXPORTING)) or read_record(specs) is not None:
         return False
-    claim = place(specs).with_suffix(".claim")
+    claim = claim_of(place(specs))
     try:
         claim.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileNotFoundError):
+            found = claim.stat()
+            if not found.st_size and time.time() - found.st_mtime > _AT_WORK:
+                claim.unlink()
         claim.touch(exist_ok=False)
     except OSError:  # somebody has, or the cache cannot be written
         return False
     return True
+
+
+def tidy() -> None:
+    """Delete exports that nobody has used for 30 days, and what killed ones have left."""
+    folder, now = cache_folder(), time.time()
+    if not _is_ours(folder):
+        return
+    used: dict[str, float] = defaultdict(float)
+    with suppress(OSError):  # another process may tidy too
+        exports = {entry: entry.stem for entry in folder.iterdir() if _NAME.fullmatch(entry.name)}
+        for entry, export in exports.items():
+            used[export] = max(used[export], entry.lstat().st_mtime)
+        for entry, export in exports.items():
+            if now - used[export] > (_AT_WORK if export.startswith(".") else _UNUSED):
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
 
 
 def _located(spec: EncoderSpec) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsvec.encoders.base import BatchEncoder
-from zsvec.encoders.cache import EXPORTING, Record, WeightFile, place, record_of
+from zsvec.encoders.cache import EXPORTING, Record, WeightFile, claim_of, place, record_of, tidy
 from zsvec.encoders.clip import ClipBackbone
 from zsvec.encoders.encoder_set import EncoderSet
 from zsvec.encoders.exported import (
@@ -47,7 +47,7 @@ from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.vision import TimmBackbone
-from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError
+from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
 
 LEAST_COSINE = 0.9999
 _TURNS, _IMAGES_A_TURN = 4, 8
@@ -84,6 +84,21 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
             may be the newest tomorrow; or as `export_encoders`.
         MissingExtraError, EncoderError, WeightsUnavailableError: As `export_encoders`.
     """
+    folder = place(specs)
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        record = _exported_to_cache(specs, folder)
+    except WeightsUnavailableError:  # they may be there an hour later
+        raise
+    except (InvalidInputError, EncoderError) as exc:
+        claim_of(folder).write_text(f"{exc}\n", encoding="utf-8")
+        raise
+    claim_of(folder).unlink(missing_ok=True)
+    tidy()
+    return record
+
+
+def _exported_to_cache(specs: Mapping[str, EncoderSpec], folder: Path) -> Record:
     sources = [source for spec in specs.values() for source in _sources(spec)]
     for source in sources:
         if isinstance(source, ExportedSource) or getattr(source, "revision", "") is None:
@@ -91,8 +106,6 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
                 f"{source} cannot be exported to the cache: pin its revision, or export it to a folder"
             )
     _check_packages()
-    folder = place(specs)
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     record_of(folder).unlink(missing_ok=True)
     with _exported_beside(folder, specs) as work:
         _put_in_place(work, folder)  # whatever is there is ours, and may be damaged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from zsvec.cli.commands import app
 from zsvec.config import Settings
+from zsvec.encoders import cache, export
 from zsvec.encoders.exported import ExportedFolder
 from zsvec.errors import InvalidInputError
 
@@ -23,7 +25,43 @@ def test_a_folder_is_written_and_named_as_a_profile() -> None:
 
 
 @pytest.mark.usefixtures("settings")
-def test_what_is_exported_is_not_exported_again() -> None:
+def test_what_is_exported_is_not_exported_again(tmp_path: Path) -> None:
     CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "to"])
-    again = CliRunner().invoke(app, ["--profile", "./to", "encoders", "export"])
-    assert isinstance(again.exception, InvalidInputError)
+    for folder in ([], ["again"]):
+        again = CliRunner().invoke(app, ["--profile", "./to", "encoders", "export", *folder])
+        assert isinstance(again.exception, InvalidInputError)
+        assert str(again.exception).startswith("vit: exported encoders already; copy their folder")
+    assert not (tmp_path / "again").exists()
+
+
+SLOW, FAST = {"torch float32": 10.0, "onnx": 1.0}, {"torch float32": 10.0, "onnx": 20.0}
+
+
+@pytest.mark.parametrize(
+    ("rates", "gpus", "variables", "said"),
+    [
+        (FAST, (), {}, "onnxruntime from the next start on"),
+        (SLOW, (), {}, "torch as before: onnxruntime is slower here"),
+        (SLOW, (), {"RUNTIME": "onnx"}, "onnxruntime from the next start on"),
+        (FAST, (), {"RUNTIME": "torch"}, "torch as before, by runtime='torch', device='auto' and dtype='auto'"),
+        (FAST, (), {"DTYPE": "bfloat16"}, "torch as before, by runtime='auto', device='auto' and dtype='bfloat16'"),
+        (FAST, ("/",), {}, "torch as before, by runtime='auto', device='auto' and dtype='auto'"),
+        (FAST, ("/",), {"DEVICE": "cpu"}, "onnxruntime from the next start on"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only torch knows of GPUs")
+@pytest.mark.usefixtures("settings")
+def test_what_the_next_start_uses_is_said(
+    rates: dict[str, float],
+    gpus: tuple[str, ...],
+    variables: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export, "_rates", lambda *_: rates)
+    monkeypatch.setattr(cache, "_GPUS", gpus)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"ZSVEC_{name}", value)
+    result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export"])
+    assert result.exit_code == 0, result.output
+    assert f"images/s: {said}" in " ".join(result.stderr.split())

@@ -21,7 +21,7 @@ def export(
         typer.Argument(
             metavar="[FOLDER]",
             help="Where to; then --profile FOLDER takes them from there, on machines without torch too. Without a "
-            "folder, they are kept for this user and this machine, and used from the next start on.",
+            "folder, they are kept for this user and this machine, and used from the next start on if that is as fast.",
         ),
     ] = None,
 ) -> None:
@@ -30,13 +30,21 @@ def export(
     The vectors are compared with those of torch; they are the same, so stores stay valid.
     """
     from zsvec.cli import output
+    from zsvec.encoders.cache import chosen_specs
     from zsvec.encoders.export import export_encoders, export_to_cache
 
-    specs = context.obj.settings().encoder_specs()
-    if folder is None:
-        record = export_to_cache(specs)
-        used = "onnxruntime from the next start on" if record.is_fast else "torch as before: onnxruntime is slower here"
-        output.print_note(f"{record}: {used}")
+    settings = context.obj.settings()
+    specs = settings.encoder_specs()
+    if folder is not None:
+        export_encoders(specs, folder)
+        output.print_note(f"exported to {folder}: use them by --profile {folder.absolute()}")
         return
-    export_encoders(specs, folder)
-    output.print_note(f"exported to {folder}: use them by --profile {folder.absolute()}")
+    record = export_to_cache(specs)
+    device, dtype, runtime = settings.device, settings.dtype, settings.runtime
+    if chosen_specs(specs, device=device, dtype=dtype, runtime=runtime) is not specs:
+        used = "onnxruntime from the next start on"
+    elif record.is_fast:
+        used = f"torch as before, by runtime={runtime!r}, device={device!r} and dtype={dtype!r} (zsvec docs encoders)"
+    else:
+        used = "torch as before: onnxruntime is slower here"
+    output.print_note(f"{record}: {used}")

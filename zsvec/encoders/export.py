@@ -41,7 +41,6 @@ from zsvec.encoders.exported import (
 )
 from zsvec.encoders.heads import ClipEncoder, ConseEncoder
 from zsvec.encoders.loading import load_encoders
-from zsvec.encoders.onnx import ExportedSource
 from zsvec.encoders.preprocessing import Preprocessing
 from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.sentence import SentenceModel
@@ -63,11 +62,13 @@ def export_encoders(specs: Mapping[str, EncoderSpec], folder: Path) -> None:
         folder: Made, or replaced if it holds exported encoders and nothing else; whole or not at all.
 
     Raises:
-        InvalidInputError: The folder holds something else, or an encoder is of a kind that cannot be exported.
+        InvalidInputError: The folder holds something else, or an encoder is of a kind that cannot be exported, as those
+            that were exported already.
         MissingExtraError: What exports is not installed.
         EncoderError: The exported encoder gives other vectors.
         WeightsUnavailableError: Weights cannot be loaded here.
     """
+    _check_not_exported(specs)
     _check_packages()
     folder = folder.expanduser().resolve()  # of a link, what it leads to is replaced
     _check_replaceable(folder)
@@ -84,6 +85,7 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
             may be the newest tomorrow; or as `export_encoders`.
         MissingExtraError, EncoderError, WeightsUnavailableError: As `export_encoders`.
     """
+    _check_not_exported(specs)
     folder = place(specs)
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
@@ -101,7 +103,7 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
 def _exported_to_cache(specs: Mapping[str, EncoderSpec], folder: Path) -> Record:
     sources = [source for spec in specs.values() for source in _sources(spec)]
     for source in sources:
-        if isinstance(source, ExportedSource) or getattr(source, "revision", "") is None:
+        if getattr(source, "revision", "") is None:
             raise InvalidInputError(
                 f"{source} cannot be exported to the cache: pin its revision, or export it to a folder"
             )
@@ -400,6 +402,14 @@ def _put_in_place(work: Path, folder: Path) -> None:
     folder.rename(aside)
     work.rename(folder)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_not_exported(specs: Mapping[str, EncoderSpec]) -> None:
+    exported = [name for name, spec in specs.items() if spec.family == "onnx"]
+    if exported:
+        raise InvalidInputError(
+            f"{', '.join(exported)}: exported encoders already; copy their folder, or export the profile they come from"
+        )
 
 
 def _check_packages() -> None:

@@ -12,7 +12,7 @@ from zsvec.cli.commands import app
 from zsvec.config import Settings
 from zsvec.encoders import cache, export
 from zsvec.encoders.exported import ExportedFolder
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, MissingExtraError
 
 
 @pytest.mark.usefixtures("settings")
@@ -65,3 +65,12 @@ def test_what_the_next_start_uses_is_said(
     result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export"])
     assert result.exit_code == 0, result.output
     assert f"images/s: {said}" in " ".join(result.stderr.split())
+
+
+@pytest.mark.usefixtures("settings")
+def test_what_exports_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "zsvec.encoders.export")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "to"])
+    assert isinstance(result.exception, MissingExtraError)
+    assert "torch is not installed" in str(result.exception)

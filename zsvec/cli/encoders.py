@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from zsvec.cli.app import app
+from zsvec.errors import MissingExtraError
 
 encoders = typer.Typer(help="Export the encoders of the profile, to run without torch.", no_args_is_help=True)
 app.add_typer(encoders, name="encoders")
@@ -31,8 +32,13 @@ def export(
     """
     from zsvec.cli import output
     from zsvec.encoders.cache import chosen_specs
-    from zsvec.encoders.export import export_encoders, export_to_cache
 
+    try:
+        from zsvec.encoders.export import export_encoders, export_to_cache
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(
+            f'{exc.name} is not installed, and exports encoders: pip install "zsvec[onnx]"'
+        ) from exc
     settings = context.obj.settings()
     specs = settings.encoder_specs()
     if folder is not None:

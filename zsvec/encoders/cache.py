@@ -32,6 +32,7 @@ from zsvec.encoders.exported import FORMAT, ExportedFolder
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
 from zsvec.encoders.weights import is_package
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
+from zsvec.trust import is_ours
 
 FAST_ENOUGH = 0.95
 """Of torch's images a second, what onnxruntime must reach to be chosen: it starts sooner."""
@@ -132,7 +133,7 @@ def claim_of(folder: Path) -> Path:
 def read_record(specs: Mapping[str, EncoderSpec]) -> Record | None:
     """The record of an export that is whole, of the weights as they are; else ``None``."""
     folder = place(specs)
-    if not (_is_ours(folder.parent) and _is_ours(folder)):
+    if not (is_ours(folder.parent) and is_ours(folder)):
         return None
     try:
         record = Record.model_validate_json(record_of(folder).read_bytes())
@@ -218,7 +219,7 @@ def claim_export(specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dty
 def tidy() -> None:
     """Delete exports that nobody has used for 30 days, and what killed ones have left."""
     folder, now = cache_folder(), time.time()
-    if not _is_ours(folder):
+    if not is_ours(folder):
         return
     used: dict[str, float] = defaultdict(float)
     with suppress(OSError):  # another process may tidy too
@@ -241,15 +242,6 @@ def _located(spec: EncoderSpec) -> dict[str, Any]:
         for field, reference in references.items()
         if reference and not is_package(reference) and Path(reference).expanduser().exists()
     }
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether only this user can have written into a folder."""
-    try:
-        found = folder.stat()
-    except OSError:
-        return False
-    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
 
 
 def _may_have_gpu() -> bool:

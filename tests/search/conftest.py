@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.search.support import STAND_IN, deployed
-from tests.store.support import Deployment, Hooked, fast_folder
+from tests.search.support import STAND_IN, in_a_folder
+from tests.store.support import Deployment, Hooked
 from zsvec.method.similarities import References
 from zsvec.search import torch_index
 from zsvec.search.base import Index, IndexSpec, Vectors
@@ -20,10 +20,8 @@ def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
     if request.param == "server":
         yield request.getfixturevalue("server")
         return
-    with fast_folder() as folder:
-        opened = deployed(request.param, folder / "store")
+    with in_a_folder(request.param) as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

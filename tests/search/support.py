@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from tests.encoders.support import needs_gpu
 from tests.store.material import FINGERPRINTS, commits, reference, references, unit_vector
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
+from tests.support import fast_folder
 from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher
@@ -57,6 +59,15 @@ class SharedDeployment(EdgeDeployment):
 
 def deployed(name: str, folder: Path) -> Deployment:
     return {"edge": EdgeDeployment, "shared": SharedDeployment}[name](folder) if name != "local" else LocalDeployment()
+
+
+@contextmanager
+def in_a_folder(name: str) -> Iterator[Deployment]:
+    """One of `deployed`, gone afterwards."""
+    with fast_folder() as folder:
+        opened = deployed(name, folder / "store")
+        yield opened
+        opened.close()
 
 
 def _places(*pairs: Any) -> pytest.MarkDecorator:

@@ -17,10 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import zsvec
-from tests.search.support import STATE, OneWay, SharedDeployment, State, assert_answers, fill, queries
-from tests.store.material import FINGERPRINTS, add, references
-from tests.store.support import Hooked
-from tests.support import fast_folder
+from tests.search.support import STATE, OneWay, SharedDeployment, State, assert_answers, fill, in_a_folder, queries
+from tests.store.material import add, references
 from zsvec import CategoryInput
 from zsvec.search import cache
 from zsvec.search.base import IndexSpec
@@ -40,22 +38,9 @@ def few_are_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def deployment() -> Iterator[SharedDeployment]:
-    with fast_folder() as folder:
-        opened = SharedDeployment(folder / "store")
+    with in_a_folder("shared") as opened:
+        assert isinstance(opened, SharedDeployment)
         yield opened
-        opened.close()
-
-
-@pytest.fixture
-def backend(deployment: SharedDeployment) -> Hooked:
-    return deployment.backend()
-
-
-@pytest.fixture
-def store(backend: Hooked) -> Store:
-    made = Store(backend, "zsvec")
-    made.bind(FINGERPRINTS)
-    return made
 
 
 def another(store: Store, *, cached: bool = True) -> OneWay:
@@ -147,10 +132,8 @@ changes = st.lists(
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=changes)
 def test_whatever_happens_each_process_sees_what_is_committed(changes: list[tuple[str, str, int]]) -> None:
-    with fast_folder() as place:
-        opened = SharedDeployment(place / "store")
-        store = Store(opened.backend(), "zsvec")
-        store.bind(FINGERPRINTS)
+    with in_a_folder("shared") as opened:
+        store = opened.open()
         state: dict[str, Any] = {}
         for name, what, number in changes:
             if what == "open" and state:
@@ -164,7 +147,6 @@ def test_whatever_happens_each_process_sees_what_is_committed(changes: list[tupl
                 state[name] = new if what == "replace" else [*state.get(name, []), *new]
         if state:
             assert_answers(another(store), state)
-        opened.close()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "lose"])
@@ -410,9 +392,7 @@ def test_what_nobody_uses_is_deleted(store: Store) -> None:
     assert not any(file.exists() for file in old)
 
 
-def test_what_was_not_whole_at_first_is_kept_later(
-    store: Store, backend: Hooked, read: Read, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_not_whole_at_first_is_kept_later(store: Store, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store, SMALL)
     lost = store.category("both").write_ids
     searching = another(store)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.search.support import ROUNDING, STAND_IN, OneWay, SharedDeployment, of_sizes, rows_in, unit
+from tests.search.support import ROUNDING, STAND_IN, OneWay, in_a_folder, of_sizes, rows_in, unit
 from tests.store.material import FINGERPRINTS, add
-from tests.store.support import Deployment, fast_folder
+from tests.store.support import Deployment
 from zsvec.errors import InvalidInputError, StoreError
 from zsvec.search import torch_index as module
 from zsvec.search.base import NUMPY, IndexSpec
@@ -25,10 +25,8 @@ Floats = NDArray[np.float32]
 
 @pytest.fixture
 def deployment() -> Iterator[Deployment]:
-    with fast_folder() as folder:
-        opened = SharedDeployment(folder / "store")
+    with in_a_folder("shared") as opened:
         yield opened
-        opened.close()
 
 
 def searcher(store: Store, spec: IndexSpec = STAND_IN, *, kind: Any = "memory") -> OneWay:

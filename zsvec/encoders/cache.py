@@ -162,16 +162,15 @@ def chosen_specs(
         InvalidInputError: `runtime` is ``onnx``, and they were not exported, or the other settings exclude it.
     """
     if all(spec.family == "onnx" for spec in specs.values()):
-        if runtime == "torch" or device in {"cuda", "mps"} or dtype == "bfloat16":
+        if runtime == "torch" or _excluded(device, dtype):
             raise InvalidInputError(
                 f"exported encoders run on onnxruntime, on the CPU, in float32: runtime={runtime!r}, device={device!r} "
                 f"and dtype={dtype!r} cannot be had of them; choose 'auto', or the profile that they were exported from"
             )
         return specs
-    excluded = device in {"cuda", "mps"} or dtype == "bfloat16"
-    if runtime == "torch" or (runtime == "auto" and (excluded or (device == "auto" and _may_have_gpu()))):
+    if runtime == "torch" or (runtime == "auto" and _left_to_torch(device, dtype)):
         return specs
-    if excluded:
+    if _excluded(device, dtype):
         raise InvalidInputError(
             f"runtime='onnx' is on the CPU and in float32: it does not go with device={device!r} and dtype={dtype!r}"
         )
@@ -198,8 +197,7 @@ def claim_export(specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dty
         dtype: As the setting.
         runtime: As the setting.
     """
-    excluded = runtime != "auto" or device in {"cuda", "mps"} or dtype == "bfloat16"
-    if excluded or (device == "auto" and _may_have_gpu()) or any(spec.family == "onnx" for spec in specs.values()):
+    if runtime != "auto" or _left_to_torch(device, dtype) or any(spec.family == "onnx" for spec in specs.values()):
         return False
     if not all(map(find_spec, EXPORTING)) or read_record(specs) is not None:
         return False
@@ -242,6 +240,16 @@ def _located(spec: EncoderSpec) -> dict[str, Any]:
         for field, reference in references.items()
         if reference and not is_package(reference) and Path(reference).expanduser().exists()
     }
+
+
+def _excluded(device: Device, dtype: Dtype) -> bool:
+    """Whether exports cannot do this: they run on the CPU, in float32."""
+    return device in {"cuda", "mps"} or dtype == "bfloat16"
+
+
+def _left_to_torch(device: Device, dtype: Dtype) -> bool:
+    """Whether ``auto`` is torch, whatever was exported."""
+    return _excluded(device, dtype) or (device == "auto" and _may_have_gpu())
 
 
 def _may_have_gpu() -> bool:

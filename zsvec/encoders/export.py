@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -40,7 +39,7 @@ from zsvec.encoders.exported import (
     other_files,
 )
 from zsvec.encoders.heads import ClipEncoder, ConseEncoder
-from zsvec.encoders.loading import load_encoders
+from zsvec.encoders.loading import load_encoders, weight_sources
 from zsvec.encoders.preprocessing import Preprocessing
 from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.sentence import SentenceModel
@@ -101,7 +100,7 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
 
 
 def _exported_to_cache(specs: Mapping[str, EncoderSpec], folder: Path) -> Record:
-    sources = [source for spec in specs.values() for source in _sources(spec)]
+    sources = [source for spec in specs.values() for source in weight_sources(spec)]
     for source in sources:
         if getattr(source, "revision", "") is None:
             raise InvalidInputError(
@@ -151,10 +150,6 @@ def _exported_beside(folder: Path, specs: Mapping[str, EncoderSpec]) -> Iterator
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _sources(spec: EncoderSpec) -> list[Any]:
-    return list(import_module(f"zsvec.encoders.{spec.family}").sources(spec))
 
 
 def _rates(specs: Mapping[str, EncoderSpec], exported: Mapping[str, EncoderSpec]) -> dict[str, float]:

@@ -133,8 +133,18 @@ def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
         InvalidInputError: A spec does not fit its family.
         MissingExtraError: What loads it is not installed.
     """
-    found = {name: [source.missing() for source in _module(spec.family).sources(spec)] for name, spec in specs.items()}
+    found = {name: [source.missing() for source in weight_sources(spec)] for name, spec in specs.items()}
     return {name: ", ".join(filter(None, missing)) for name, missing in found.items() if any(missing)}
+
+
+def weight_sources(spec: EncoderSpec) -> list[Any]:
+    """Where the weights of an encoder come from: a `zsvec.encoders.weights.Source` each.
+
+    Raises:
+        InvalidInputError: The spec does not fit its family.
+        MissingExtraError: What loads it is not installed.
+    """
+    return list(_module(spec.family).sources(spec))
 
 
 def _load_all(specs: Mapping[str, EncoderSpec], device: Device, dtype: Dtype, batch_size: int) -> EncoderSet:

@@ -26,7 +26,7 @@ from zsvec.encoders.heads import ClipEncoder, ConseEncoder, ImageFeatures, Visio
 from zsvec.encoders.preprocessing import Pixels
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
-from zsvec.types import Modality
+from zsvec.types import Modality, counted
 
 _IMAGES_A_PASS = 8  # so that their activations stay in the cache
 _TEXTS_A_PASS = 64
@@ -196,8 +196,7 @@ def describe() -> str:
     Raises:
         MissingExtraError: onnxruntime is not installed.
     """
-    count = thread_count()
-    return f"cpu ({count} thread{'s' * (count > 1)}), float32, onnxruntime {_onnxruntime().__version__}"
+    return f"cpu ({counted(thread_count(), 'thread')}), float32, onnxruntime {_onnxruntime().__version__}"
 
 
 def sources(spec: EncoderSpec) -> list[ExportedSource]:

@@ -35,6 +35,11 @@ def roots(vectors: Floats) -> Floats:
     return found
 
 
+def features(vectors: Floats, *, of_roots: bool) -> Floats:
+    """What images are, by their vectors: these, or their `roots`; both float32 ``(..., dim)``, unit rows."""
+    return roots(vectors) if of_roots else vectors
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Background:
     """The mean of the categories, and the precision (the inverse covariance) of images around the mean of theirs.
@@ -66,8 +71,8 @@ class Background:
     of_roots: bool = False
 
     def features(self, vectors: Floats) -> Floats:
-        """What images are, by their vectors; both float32 ``(..., dim)``, unit rows."""
-        return roots(vectors) if self.of_roots else vectors
+        """The `features` of vectors, as this background takes them."""
+        return features(vectors, of_roots=self.of_roots)
 
     def trust(self, counts: NDArray[Any] | int) -> NDArray[Any] | float:
         """How much of a mean reference's distance from the centre is not chance, 0 to 1.

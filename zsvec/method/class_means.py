@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import Background, roots
+from zsvec.method.background import Background, features
 
 Floats = NDArray[np.float32]
 
@@ -164,7 +164,7 @@ def _blocks(
 def _means(vectors: Floats, starts: NDArray[np.intp], of_roots: bool) -> Floats:
     # One after the other: each is the same whatever is beside it, and no copy of all in double precision is made.
     parts = (vectors[start:end] for start, end in pairwise(starts.tolist()))
-    return np.stack([mean_reference(roots(part) if of_roots else part) for part in parts])
+    return np.stack([mean_reference(features(part, of_roots=of_roots)) for part in parts])
 
 
 def mean_reference(vectors: Floats) -> Floats:

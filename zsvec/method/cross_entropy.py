@@ -56,8 +56,11 @@ def least_cross_entropy(
     share = len(truth) / np.count_nonzero(n_of) / n_of[truth]
     size = max(1, _BLOCK // (len(logits) * n_categories))
 
+    def weights_of(free: Doubles) -> Doubles:
+        return np.concatenate([np.exp(free[:n_positive]), free[n_positive:-1]])
+
     def cost(free: Doubles) -> tuple[float, Doubles]:
-        weight = np.concatenate([np.exp(free[:n_positive]), free[n_positive:-1]])
+        weight = weights_of(free)
         clean, lapse = 1 / (1 + np.exp(free[-1])), 1 / (1 + np.exp(-free[-1]))
         total, expected = np.empty(len(truth)), np.empty((len(logits), len(truth)))
         for first in range(0, len(truth), size):
@@ -85,14 +88,13 @@ def least_cross_entropy(
         first[:n_positive] += np.log(factor)
         return minimize(cost, first, jac=True, method="L-BFGS-B", bounds=[*limits, (-12.0, 12.0)])
 
-    def right_share(free: Doubles) -> float:
-        weight = np.concatenate([np.exp(free[:n_positive]), free[n_positive:-1]])
+    def right_share(weight: Doubles) -> float:
         blocks = (slice(first, first + size) for first in range(0, len(truth), size))
         best = [np.tensordot(weight, logits[:, block], axes=1).argmax(axis=1) for block in blocks]
         return float((np.concatenate(best) == truth).mean())
 
     found = search(_LITTLE, 1.0)
-    if right_share(found.x) <= _MOSTLY:
+    if right_share(weights_of(found.x)) <= _MOSTLY:
         found = min(found, search(_MUCH, _SHARPER), key=lambda result: float(result.fun))
-    weights: Doubles = np.exp(found.x[:n_positive])
-    return weights, found.x[n_positive:-1], float(1 / (1 + np.exp(-found.x[-1])))
+    positive, free = np.split(weights_of(found.x), [n_positive])
+    return positive, free, float(1 / (1 + np.exp(-found.x[-1])))

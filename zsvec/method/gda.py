@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import FEWEST, Background, roots
+from zsvec.method.background import FEWEST, Background, features
 from zsvec.method.calibration import CENTRED, GDA
 from zsvec.method.class_means import ClassMeans, Seen
 from zsvec.method.similarities import Product, References, product
@@ -126,7 +126,7 @@ def _residuals(references: References, means: ClassMeans) -> Iterator[Floats]:
         for first in range(0, len(owners), _BLOCK):
             some = owners[first : first + _BLOCK]
             vectors = references.vectors[row + first : row + first + len(some)]
-            yield (roots(vectors) if means.of_roots else vectors) - block.means[some]
+            yield features(vectors, of_roots=means.of_roots) - block.means[some]
         row += len(owners)
 
 

@@ -55,13 +55,7 @@ class InProcess:
             catalog: The categories, by name.
             references: Theirs, by expert.
         """
-        names = tuple(sorted(catalog))
-        position = {name: i for i, name in enumerate(names)}
-        indexes = [
-            (Expert.of(name, found.names, position), build(found, self.spec))
-            for name, found in sorted(references.items())
-        ]
-        return replace(self, catalog=catalog, names=names, indexes=indexes)
+        return self._with(catalog, references, lambda _, found: build(found, self.spec))
 
     def moved(self, spec: IndexSpec) -> InProcess:
         """The same state, indexed otherwise.
@@ -87,13 +81,20 @@ class InProcess:
 
         was = {name: self.catalog[name] for name in torn & self.catalog.keys()}
         whole = {name: category for name, category in catalog.items() if name not in torn} | was
-        names = tuple(sorted(whole))
+        return self._with(whole, after, indexed), torn
+
+    def _with(
+        self,
+        catalog: Mapping[str, Category],
+        references: Mapping[str, References],
+        indexed: Callable[[str, References], Index],
+    ) -> InProcess:
+        names = tuple(sorted(catalog))
         position = {name: i for i, name in enumerate(names)}
         indexes = [
-            (Expert.of(name, references.names, position), indexed(name, references))
-            for name, references in sorted(after.items())
+            (Expert.of(name, found.names, position), indexed(name, found)) for name, found in sorted(references.items())
         ]
-        return replace(self, catalog=whole, names=names, indexes=indexes), torn
+        return replace(self, catalog=catalog, names=names, indexes=indexes)
 
     def search(
         self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], Snapshot]

@@ -328,8 +328,7 @@ class ServerBackend:
 
     def heal(self, collection: str, ids: Sequence[str]) -> int:
         def read(client: QdrantClient, consistency: Consistency) -> Records:
-            found = client.retrieve(collection, list(ids), consistency=consistency)
-            return {str(record.id): record.payload or {} for record in found}
+            return rows.retrieve(client, collection, ids, consistency=consistency, timeout=None)
 
         def find(client: QdrantClient, _: int | None) -> Records:
             if not self._copies.of(client, collection).copied:

@@ -21,7 +21,6 @@ from zsvec.flow import Flow, StreamStats, Totals
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import CalibrationReport
-from zsvec.method.predictions import predictions
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
@@ -415,10 +414,10 @@ class Classifier:
         if not used:
             raise self._empty()  # or known by other modalities alone
         with flow.stage("fuse") if flow else nullcontext():
-            scores = self.scoring.scores(found := with_changes(found, experts=used))
+            parts = self.scoring.predict_in_parts(with_changes(found, experts=used), sources, top_k)
             if flow:
-                flow.rank(scores.rank.tolist())
-            return predictions(found, scores, sources, top_k)
+                flow.rank([rank for scores, _ in parts for rank in scores.rank.tolist()])
+            return [answer for _, answers in parts for answer in answers]
 
     def _index(self) -> IndexSpec:
         encoders = self._embedder.loaded  # until they are, numpy compares

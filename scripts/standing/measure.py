@@ -22,7 +22,7 @@ from zsvec.evaluation.metrics import (
     negative_log_likelihood,
     top_k,
 )
-from zsvec.method.aggregation import aggregate_experts
+from zsvec.method.aggregation import aggregate_experts, classwise_similarities
 from zsvec.method.calibration import CENTRED, GDA, Calibration
 from zsvec.method.fit import expected_calibration_error, fit_calibration
 from zsvec.method.scoring import Scoring
@@ -113,7 +113,9 @@ class Asked:
             + [CENTRED, GDA] * (expert in backgrounds)
             for expert in self.references
         }
-        similarities = aggregate_experts(self.found(numbers), wanted, _scoring(self.references).top_m, backgrounds)
+        found = self.found(numbers)
+        classwise = classwise_similarities(found, wanted, backgrounds)
+        similarities = aggregate_experts(found, wanted, _scoring(self.references).top_m, classwise)
         known, truth = self._truth(numbers)
         return {
             f"{expert} {aggregation}": {"top1": 100 * float((values[known].argmax(axis=1) == truth).mean())}

@@ -9,9 +9,11 @@ reference present, nothing is estimated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import cast
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +22,15 @@ from zsvec.method.background import Background
 from zsvec.method.calibration import CENTRED, GDA, LOG_COUNT
 from zsvec.method.class_means import ClassMeans
 from zsvec.method.gda import class_similarities
-from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
+from zsvec.method.linalg import slices
+from zsvec.method.similarities import References, SearchResult
 
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 
-_CACHED = 2**15  # similarities to categories that are worked on at once: with the best of each, they fit a core's cache
-_LONG = 64  # references of a category beyond which picking its best by partition beats one pass per reference
+_CACHED = 2**18  # similarities that are worked on at once, so that they stay in a core's cache
+_THREADS = min(8, os.cpu_count() or 1)  # numpy lets others compute meanwhile
+_LONG = 64  # references of a category beyond which picking its best by partition beats comparing columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,10 @@ class Similarities:
     def __len__(self) -> int:
         return len(self.values)
 
+    def of(self, rows: slice) -> Similarities:
+        """See `zsvec.method.similarities.Compared.of`."""
+        return replace(self, values=self.values[rows], bound=self.bound[rows])
+
     def aggregate(self, method: str, m: int) -> Floats:
         """See `zsvec.method.similarities.Compared.aggregate`."""
         return AGGREGATIONS[method].function(self, m)
@@ -84,9 +93,13 @@ def maximum(similarities: Similarities, m: int) -> Floats:
 def mean(similarities: Similarities, m: int) -> Floats:
     """Mean similarity over all references of each category (the paper's sum, without favour for many)."""
     present, counts = similarities.present, similarities.counts
-    filled = np.flatnonzero(present)
-    total = np.zeros((len(similarities), len(counts)), dtype=np.float32)
-    total[:, filled] = np.add.reduceat(similarities.values, similarities.starts[filled], axis=1)
+    n_images, n_categories = len(similarities), len(counts)
+    if _as_many(present):
+        total: Floats = np.einsum("icr->ic", similarities.values.reshape(n_images, n_categories, -1))
+    else:
+        filled = np.flatnonzero(present)
+        total = np.zeros((n_images, n_categories), dtype=np.float32)
+        total[:, filled] = np.add.reduceat(similarities.values, similarities.starts[filled], axis=1)
     absent = (counts - present).astype(np.float32)
     if absent.any():
         total += absent * similarities.bound[:, None]
@@ -96,42 +109,101 @@ def mean(similarities: Similarities, m: int) -> Floats:
 def top_mean(similarities: Similarities, m: int) -> Floats:
     """Mean similarity of the ``m`` nearest references of each category, or of all where it has fewer."""
     values, starts, present = similarities.values, similarities.starts, similarities.present
-    absent = similarities.counts - present
-    longest = int(present.max(initial=0))
-    if longest > _LONG and m < longest:
-        kept = [
-            part if part.shape[1] <= m else np.partition(part, -m, axis=1)[:, -m:]
-            for part in np.split(values, starts[1:-1], axis=1)
-        ]
-        values, present = np.concatenate(kept, axis=1), np.minimum(present, m)
-        starts, longest = np.concatenate([[0], np.cumsum(present)]), int(present.max())
-    # best[i] is the i-th largest of what has been seen; each pass inserts one more reference of
-    # every category that has it. Categories with most references come first, so these are a prefix.
-    order = np.argsort(-present, kind="stable")
-    n_images, n_categories = len(values), len(present)
-    wanted = np.minimum(similarities.counts, m)[order]
-    seen = int(absent.max(initial=0))
-    columns = [starts[order[: np.count_nonzero(present > rank)]] + rank for rank in range(longest)]
-    alike = bool(n_categories) and int(present.min()) == longest
-    out = np.empty((n_images, n_categories), dtype=np.float32)
-    size = max(1, _CACHED // max(1, n_categories))
-    for block in (slice(first, first + size) for first in range(0, n_images, size)):
-        some = values[block]
-        best = np.full((int(wanted.max(initial=1)), len(some), n_categories), -np.inf, dtype=np.float32)
-        for rank, row in enumerate(best[:seen]):
-            np.copyto(row, similarities.bound[block, None], where=absent[order] > rank)
-        by_rank = some.reshape(len(some), n_categories, longest).transpose(2, 0, 1).copy() if alike else None
-        for rank, places in enumerate(columns):
-            candidate = some.take(places, axis=1) if by_rank is None else by_rank[rank]
-            for row in best[: seen + rank + 1, :, : len(places)]:  # below is nothing yet
-                smaller = np.minimum(row, candidate)
-                np.maximum(row, candidate, out=row)
-                candidate = smaller
-        total, *others = best
-        for rank, row in enumerate(others, start=1):
-            np.add(total, row, out=total, where=wanted > rank)
-        out[block, order] = total / wanted.astype(np.float32)
+    absent = np.minimum(similarities.counts - present, m)
+    out = np.empty((len(values), len(present)), dtype=np.float32)
+    long = present > max(m, _LONG)
+    for category in np.flatnonzero(long):
+        parts = [values[:, starts[category] : starts[category + 1]]]
+        parts += [similarities.bound[:, None]] * int(absent[category])
+        best = np.sort(np.partition(np.concatenate(parts, axis=1), -m, axis=1)[:, -m:], axis=1)[:, ::-1]
+        out[:, category] = _total(best.T) / np.float32(m)
+    for group in _groups(present, np.where(long, 0, present + absent)):
+        wanted = np.minimum(similarities.counts[group], m)
+        for rows in slices(len(values), max(1, _CACHED // int((present + absent)[group].sum()))):
+            columns = _columns(values[rows], starts[:-1][group], present[group])
+            columns += [
+                np.where(absent[group] > rank, similarities.bound[rows, None], np.float32(-np.inf))
+                for rank in range(int(absent[group].max()))
+            ]
+            chosen = _best(columns, m)
+            for rank in range(int(wanted.min()), len(chosen)):
+                chosen[rank][:, wanted <= rank] = 0
+            out[rows, group] = _total(chosen) / wanted.astype(np.float32)
     return out
+
+
+def _as_many(counts: NDArray[np.intp]) -> bool:
+    """Whether all categories have as many references, and some."""
+    return bool(len(counts) and counts[0] and (counts == counts[0]).all())
+
+
+def _groups(present: NDArray[np.intp], counts: NDArray[np.intp]) -> Iterator[slice | NDArray[np.intp]]:
+    """Categories of about as many references each, more than half of the most; those of none are in no group.
+
+    Args:
+        present: int ``(n_categories,)``, those that are there; most first.
+        counts: int ``(n_categories,)``, all.
+    """
+    if _as_many(counts) and _as_many(present):
+        yield slice(None)
+        return
+    sizes = np.ceil(np.log2(np.maximum(counts, 1)))
+    for size in np.unique(sizes[counts > 0]):
+        found = np.flatnonzero((sizes == size) & (counts > 0))
+        yield found[np.argsort(-present[found], kind="stable")]
+
+
+def _columns(values: Floats, firsts: NDArray[np.intp], counts: NDArray[np.intp]) -> list[Floats]:
+    """The first reference of each category, the second, and so on, float32 ``(n_images, n)``; -inf for none.
+
+    Args:
+        values: float32 ``(n_images, n_references)``.
+        firsts: int ``(n,)``, the first reference of each category.
+        counts: int ``(n,)``, how many there are; if not all as many, descending.
+    """
+    if _as_many(counts) and counts[0] * len(counts) == values.shape[1]:
+        return list(values.reshape(len(values), len(counts), counts[0]).transpose(2, 0, 1).copy())
+    columns = []
+    for rank in range(int(counts.max())):
+        n = np.count_nonzero(counts > rank)
+        column = np.full((len(values), len(counts)), -np.inf, dtype=np.float32)
+        column[:, :n] = values.take(firsts[:n] + rank, axis=1)
+        columns.append(column)
+    return columns
+
+
+def _best(columns: list[Floats], m: int) -> list[Floats]:
+    """The ``m`` largest numbers in each place, or all, largest first; takes the arrays for itself.
+
+    The best of two sorted lists are the larger ones of the first of one and the last of the other, the second and the
+    last but one, and so on (Batcher, 1968): fewer comparisons than insertion.
+    """
+    best = _sorted(columns[:m])
+    for first in range(m, len(columns), m):
+        for one, other in zip(reversed(best), _sorted(columns[first : first + m]), strict=False):
+            np.maximum(one, other, out=one)
+        best = _sorted(best)
+    return best
+
+
+def _total(columns: Iterable[Floats]) -> Floats:
+    """The sum, from the first to the last, so that the order of references does not even round differently."""
+    first, *others = columns
+    total = first.copy()
+    for column in others:
+        total += column
+    return total
+
+
+def _sorted(columns: list[Floats]) -> list[Floats]:
+    """The largest number in each place, the second largest, and so on."""
+    ordered = list(columns)
+    for last in range(1, len(ordered)):
+        for at in range(last, 0, -1):
+            smaller = np.minimum(ordered[at - 1], ordered[at])
+            np.maximum(ordered[at - 1], ordered[at], out=ordered[at - 1])
+            ordered[at] = smaller
+    return ordered
 
 
 def prototype(similarities: Similarities, m: int) -> Floats:
@@ -168,7 +240,7 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
 
 
 def aggregate_experts(
-    found: SearchResult, methods: Mapping[str, Iterable[str]], m: int, backgrounds: Mapping[str, Background]
+    found: SearchResult, methods: Mapping[str, Iterable[str]], m: int, classwise: Mapping[str, Mapping[str, Floats]]
 ) -> dict[str, dict[str, Floats]]:
     """Similarity of each image to every category, for each expert.
 
@@ -176,7 +248,7 @@ def aggregate_experts(
         found: The answer of a search.
         methods: By expert, names in `AGGREGATIONS`, or `LOG_COUNT`, `CENTRED` and `GDA`.
         m: References that ``top_mean`` averages; at least 1.
-        backgrounds: By expert, of those with `CENTRED` and `GDA`, which then have means.
+        classwise: `CENTRED` and `GDA` of the experts that need them.
 
     Returns:
         By expert, in the order of `found`, and aggregation: float32 ``(n_images, n_categories)``, NaN where the expert
@@ -185,20 +257,70 @@ def aggregate_experts(
     out: dict[str, dict[str, Floats]] = {}
     for expert in found.experts:
         out[expert.name] = {}
-        wanted, covered = dict.fromkeys(methods[expert.name]), dict[str, Floats]()
-        if {CENTRED, GDA} & wanted.keys():
-            covered = _classwise(found, expert, backgrounds[expert.name])
+        covered = dict(classwise.get(expert.name, {}))
+        wanted = dict.fromkeys(methods[expert.name])
         if LOG_COUNT in wanted:
-            covered[LOG_COUNT] = np.log(expert.similarities.counts).astype(np.float32)
+            counts = np.log(expert.similarities.counts).astype(np.float32)
+            covered[LOG_COUNT] = np.broadcast_to(counts, (len(expert.similarities), len(counts)))
         for method in wanted:
-            values = np.full((len(expert.similarities), len(found.categories)), np.nan, dtype=np.float32)
-            whole = covered[method] if method in covered else expert.similarities.aggregate(method, m)
-            values[:, expert.coverage] = whole
-            out[expert.name][method] = values
+            of_covered = covered[method] if method in covered else expert.similarities.aggregate(method, m)
+            if len(expert.coverage) == len(found.categories):
+                out[expert.name][method] = of_covered
+                continue
+            of_all = np.full((len(of_covered), len(found.categories)), np.nan, dtype=np.float32)
+            of_all[:, expert.coverage] = of_covered
+            out[expert.name][method] = of_all
     return out
 
 
-def _classwise(found: SearchResult, expert: ExpertSimilarities, background: Background) -> dict[str, Floats]:
-    means = cast("ClassMeans", expert.class_means(background))  # they are there where every reference was compared
-    centred, gda = class_similarities(found.queries[expert.encoder], means, background, expert.product)
-    return {CENTRED: centred, GDA: gda}
+def aggregate_in_parts(
+    found: SearchResult,
+    methods: Mapping[str, Iterable[str]],
+    m: int,
+    backgrounds: Mapping[str, Background],
+    size: int | None,
+    then: Callable[[slice, SearchResult, dict[str, dict[str, Floats]]], T],
+) -> list[T]:
+    """Aggregate some images after the other, by several threads, and do what comes next with each part.
+
+    Args:
+        found: The answer of a search.
+        methods: As `aggregate_experts`.
+        m: Likewise.
+        backgrounds: As `classwise_similarities`.
+        size: Images of a part, at least 1; ``None``: all.
+        then: Takes which images these are, what was found for them, and their similarities.
+    """
+    classwise = classwise_similarities(found, methods, backgrounds)  # of all: a product of few rows is slow
+
+    def of_part(rows: slice) -> T:
+        part = found.of(rows)
+        means = {name: {how: said[rows] for how, said in of.items()} for name, of in classwise.items()}
+        return then(rows, part, aggregate_experts(part, methods, m, means))
+
+    parts = list(slices(len(found), size or len(found)))
+    if len(parts) == 1:
+        return [of_part(parts[0])]
+    with ThreadPoolExecutor(min(_THREADS, len(parts))) as threads:
+        return list(threads.map(of_part, parts))
+
+
+def classwise_similarities(
+    found: SearchResult, methods: Mapping[str, Iterable[str]], backgrounds: Mapping[str, Background]
+) -> dict[str, dict[str, Floats]]:
+    """`CENTRED` and `GDA` of the experts that need them, float32 ``(n_images, n_covered)``.
+
+    Args:
+        found: The answer of a search.
+        methods: By expert, the names of aggregations.
+        backgrounds: By expert, of those that need them, which then have means.
+    """
+    out = {}
+    for expert in found.experts:
+        if {CENTRED, GDA}.intersection(methods[expert.name]):
+            background = backgrounds[expert.name]
+            means = cast("ClassMeans", expert.class_means(background))  # where every reference was compared
+            queries = found.queries[expert.encoder]
+            centred, gda = class_similarities(queries, means, background, expert.product)
+            out[expert.name] = {CENTRED: centred, GDA: gda}
+    return out

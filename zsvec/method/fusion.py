@@ -47,6 +47,7 @@ class Strategy:
         needs_exact: Whether every image must have been compared with every reference.
         needs_calibration: Whether a calibration is needed.
         needs_images: Whether an expert must compare images with images.
+        joint: Whether what is said of an image depends on the others of its batch.
         fallback: The strategy that runs instead where something is missing.
     """
 
@@ -58,6 +59,7 @@ class Strategy:
     needs_exact: bool = False
     needs_calibration: bool = False
     needs_images: bool = False
+    joint: bool = False
     fallback: str | None = None
 
 
@@ -179,6 +181,7 @@ STRATEGIES: Mapping[str, Strategy] = {
         summary="log_linear_gda, or what runs in its place, and the images of a batch help each other",
         classwise=True,
         needs_images=True,
+        joint=True,
         fallback="log_linear_gda",
     ),
 }

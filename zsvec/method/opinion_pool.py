@@ -133,6 +133,8 @@ def covering_sets(coverage: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArr
     Returns:
         bool ``(n_sets, n_experts)``, all different; int ``(n_categories,)``, the set of each category.
     """
+    if coverage.all():
+        return coverage[:, :1].T, np.zeros(coverage.shape[1], dtype=np.intp)
     packed = np.packbits(coverage, axis=0)  # eight experts to a byte: categories are compared faster
     codes, axis = (packed[0], None) if len(packed) == 1 else (packed, 1)
     _, first, set_of_each = np.unique(codes, axis=axis, return_index=True, return_inverse=True)

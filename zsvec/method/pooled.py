@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.aggregation import Similarities, aggregate_experts
+from zsvec.method.aggregation import Similarities, aggregate_experts, classwise_similarities
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.opinion_pool import expert_evidence, log_linear
 from zsvec.method.similarities import ExpertSimilarities, References, SearchResult, Vectors
@@ -48,7 +48,8 @@ def pooled_evidence(
     for first in range(0, n_images, size):
         block = {encoder: vectors[first : first + size] for encoder, vectors in queries.items()}
         compared = SearchResult(tuple(categories), _compared(there, categories, block), block)
-        similarities = aggregate_experts(compared, pool.coefficients, calibration.top_m, calibration.backgrounds)
+        classwise = classwise_similarities(compared, pool.coefficients, calibration.backgrounds)
+        similarities = aggregate_experts(compared, pool.coefficients, calibration.top_m, classwise)
         evidence = expert_evidence(pool.coefficients, similarities, pool.least)
         parts.append(log_linear(evidence, list(similarities), pool.neutral))
     return categories, np.concatenate(parts)

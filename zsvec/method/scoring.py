@@ -5,18 +5,24 @@ similarities → aggregation → logits of each expert → strategy → novelty 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from zsvec.method import DEFAULT_STRATEGY
-from zsvec.method.aggregation import aggregate_experts
+from zsvec.method.aggregation import aggregate_in_parts
 from zsvec.method.calibration import Calibration
 from zsvec.method.fusion import STRATEGIES, choose_strategy
 from zsvec.method.logits import expert_logits
 from zsvec.method.novelty import image_novelty
+from zsvec.method.opinion_pool import Similarity
 from zsvec.method.predictions import Scores, predictions
 from zsvec.method.similarities import SearchResult
 from zsvec.types import Prediction
+
+_CACHED = 2**16  # numbers of one kind of a part: with those of the other kinds, they fit a core's cache
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +60,33 @@ class Scoring:
             sources: Where the images come from.
             top_k: Categories in the rankings; at least 1.
         """
-        return predictions(found, self.scores(found), sources, top_k)
+        return [one for _, answers in self.predict_in_parts(found, sources, top_k) for one in answers]
+
+    def predict_in_parts(
+        self, found: SearchResult, sources: Sequence[str], top_k: int
+    ) -> list[tuple[Scores, list[Prediction]]]:
+        """`predict`, some images after the other, with their scores; as many together as fit a core's cache."""
+        size = max(1, _CACHED // len(found.categories))
+        return self._in_parts(found, size, lambda rows, part, scores: predictions(part, scores, sources[rows], top_k))
 
     def scores(self, found: SearchResult) -> Scores:
         """The distribution of each expert, its confidence, what they fuse to, and how novel the images are.
 
         Args:
             found: The answer of a search; at least one expert has references.
+        """
+        ((scores, _),) = self._in_parts(found, None, lambda *_: None)
+        return scores
+
+    def _in_parts(
+        self, found: SearchResult, size: int | None, made: Callable[[slice, SearchResult, Scores], T]
+    ) -> list[tuple[Scores, T]]:
+        """The scores of some images after the other, and what is made of them.
+
+        Args:
+            found: The answer of a search; at least one expert has references.
+            size: Images of a part, at least 1; ``None``: all.
+            made: Takes which images these are, what was found for them, and their scores.
         """
         names = [expert.name for expert in found.experts]
         calibration = self.calibration(found)
@@ -69,35 +95,41 @@ class Scoring:
         wanted = {
             name: [self.aggregation, *pool.coefficients[name], *novelty_pool.coefficients[name]] for name in names
         }
+
+        def scored(rows: slice, part: SearchResult, similarities: Similarity) -> tuple[Scores, T]:
+            logits, novelty_logits = expert_logits(
+                part,
+                similarities,
+                (pool, novelty_pool),
+                aggregation=self.aggregation,
+                temperatures=[temperatures[name] for name in names],
+                weights=[self.weights.get(name, 1.0) for name in names],
+            )
+            fused = STRATEGIES[strategy].function(logits)
+            novelty = image_novelty(
+                novelty_logits,
+                calibrated=calibration is not None,
+                unknown_above=self.unknown_above,
+                per_category=self.unknown_per_category,
+            )
+            scores = Scores(
+                probabilities=logits.probabilities,
+                coverage=logits.coverage,
+                confidence=fused.confidence,
+                fused=fused.probabilities,
+                novelty=novelty.novelty,
+                threshold=novelty.threshold,
+                unknown=novelty.unknown,
+                distance=novelty.distance,
+                rank=novelty.rank,
+                fusion=strategy,
+                calibration="none" if calibration is None else "stale" if found.stale else "current",
+            )
+            return scores, made(rows, part, scores)
+
         backgrounds = calibration.backgrounds if calibration else {}
-        similarities = aggregate_experts(found, wanted, self.top_m, backgrounds)
-        logits, novelty_logits = expert_logits(
-            found,
-            similarities,
-            (pool, novelty_pool),
-            aggregation=self.aggregation,
-            temperatures=[temperatures[name] for name in names],
-            weights=[self.weights.get(name, 1.0) for name in names],
-        )
-        fused = STRATEGIES[strategy].function(logits)
-        novelty = image_novelty(
-            novelty_logits,
-            calibrated=calibration is not None,
-            unknown_above=self.unknown_above,
-            per_category=self.unknown_per_category,
-        )
-        return Scores(
-            probabilities=logits.probabilities,
-            coverage=logits.coverage,
-            confidence=fused.confidence,
-            fused=fused.probabilities,
-            novelty=novelty.novelty,
-            threshold=novelty.threshold,
-            unknown=novelty.unknown,
-            distance=novelty.distance,
-            rank=novelty.rank,
-            fusion=strategy,
-            calibration="none" if calibration is None else "stale" if found.stale else "current",
+        return aggregate_in_parts(
+            found, wanted, self.top_m, backgrounds, None if STRATEGIES[strategy].joint else size, scored
         )
 
     def calibration(self, found: SearchResult) -> Calibration | None:

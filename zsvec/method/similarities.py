@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,10 @@ class Compared(Protocol):
         """Number of images."""
         ...
 
+    def of(self, rows: slice) -> Self:
+        """The same of some of the images."""
+        ...
+
     def aggregate(self, method: str, m: int) -> Floats:
         """Similarity of each image to each category that the expert covers.
 
@@ -189,6 +193,22 @@ class SearchResult:
     stale: bool = False
     incomplete: tuple[str, ...] = ()
     stale_seconds: float = 0.0
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.experts[0].similarities)
+
+    def of(self, rows: slice) -> SearchResult:
+        """The same of some of the images."""
+        if rows == slice(0, len(self)):
+            return self
+        experts = [
+            replace(expert, similarities=expert.similarities.of(rows), nearest=expert.nearest[rows])
+            for expert in self.experts
+        ]
+        return replace(
+            self, experts=tuple(experts), queries={name: vectors[rows] for name, vectors in self.queries.items()}
+        )
 
     def summed_up(self, backgrounds: Mapping[str, Background]) -> bool:
         """Whether every image expert has the mean reference of every category, and enough references of each.

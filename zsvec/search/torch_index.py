@@ -230,6 +230,10 @@ class TorchSimilarities:
     def __len__(self) -> int:
         return len(self.values)
 
+    def of(self, rows: slice) -> TorchSimilarities:
+        """See `zsvec.method.similarities.Compared.of`."""
+        return TorchSimilarities(self.index, self.values[rows])
+
     @property
     def counts(self) -> NDArray[np.intp]:
         """References of each category, int ``(n_categories,)``."""

@@ -14,6 +14,7 @@ from zsvec.method.class_means import ClassMeans
 from zsvec.method.fit import fit_calibration
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.logits import Logits
+from zsvec.method.rows import Rows
 from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 from zsvec.types import Neighbor
 
@@ -29,7 +30,7 @@ def references(vectors: Vectors, groups: Mapping[str, str] | None = None) -> Ref
     hashes = tuple(digest for name in names for digest in vectors[name])
     return References(
         names=names,
-        vectors=np.concatenate(parts),
+        rows=Rows([np.concatenate(parts)]),
         starts=np.cumsum([0, *map(len, parts)], dtype=np.intp),
         norms=np.array([np.linalg.norm(part.mean(axis=0, dtype=np.float64)) for part in parts], dtype=np.float32),
         hashes=hashes,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.method.material import all_means, background, references
 from zsvec.method import class_means as module
 from zsvec.method.class_means import ClassMeans
+from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 
 Counts = Mapping[str, int]
@@ -26,7 +27,7 @@ def drawn(name: str, n: int) -> Mapping[str, Sequence[float]]:
 
 
 def test_by_hand() -> None:
-    found = ClassMeans.of("ab", np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32), np.array([0, 2, 3]))
+    found = ClassMeans.of("ab", Rows([np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)]), np.array([0, 2, 3]))
     assert all_means(found) == pytest.approx(np.array([[0.5, 0.5], [0.6, 0.8]]))
     assert found.counts.tolist() == [2, 1]
     assert len(found) == 2
@@ -37,7 +38,8 @@ def test_by_hand() -> None:
 
 
 def test_seen_by_hand() -> None:
-    found = ClassMeans.of("ab", np.array([[1.1, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 1.1]], np.float32), np.arange(3))
+    means = np.array([[1.1, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 1.1]], np.float32)
+    found = ClassMeans.of("ab", Rows([means]), np.arange(3))
     (block,) = found.blocks
     seen = block.seen_from(background())
     assert seen.along == pytest.approx(np.array([[1, 0], [0, 0]]))
@@ -61,7 +63,7 @@ def test_after_a_change_they_are_those_of_the_new_references(
         old_means = getattr(old, name)
         new.succeed(old, changed)
         got = new.__dict__[name]
-        whole = ClassMeans.of(new.names, new.vectors, new.starts, of_roots=of_roots)
+        whole = ClassMeans.of(new.names, new.rows, new.starts, of_roots=of_roots)
     assert got.of_roots is of_roots
     np.testing.assert_array_equal(all_means(got), all_means(whole))
     np.testing.assert_array_equal(got.counts, whole.counts)
@@ -75,7 +77,7 @@ def test_a_change_makes_one_block_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK", 2)
     before, after = stored(dict.fromkeys("abcdefgh", 2)), stored({**dict.fromkeys("abcdefgh", 2), "e": 3})
     means = before.class_means
-    assert [block.first for block in means.blocks] == ["a", "c", "e", "g"]
+    assert [block.names[0] for block in means.blocks] == ["a", "c", "e", "g"]
     after.succeed(before, {"e"})
     assert [a is b for a, b in zip(after.class_means.blocks, means.blocks, strict=True)] == [True, True, False, True]
     assert after.class_means.counts.tolist() == [2, 2, 2, 2, 3, 2, 2, 2]

@@ -31,6 +31,7 @@ from tests.search.test_calibration import calibration_of
 from tests.store.material import add, references
 from tests.store.support import Hooked
 from zsvec.method.aggregation import Similarities
+from zsvec.method.rows import Rows
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write
@@ -199,7 +200,7 @@ def test_statistics_by_hand() -> None:
     vectors = np.array([[1, 0], [0, 1], [0, 1], [0.6, 0.8]], dtype=np.float32)
     starts = np.array([0, 2, 4], dtype=np.intp)
     norms = np.linalg.norm([[0.5, 0.5], [0.3, 0.9]], axis=1).astype(np.float32)
-    found = References(("a", "b"), vectors, starts, norms, tuple("1234"), tuple("1234"))
+    found = References(("a", "b"), Rows([vectors]), starts, norms, tuple("1234"), tuple("1234"))
     assert all_means(found.class_means).dtype == np.float32
     np.testing.assert_array_equal(all_means(found.class_means), np.array([[0.5, 0.5], [0.3, 0.9]], dtype=np.float32))
     assert found.class_means.counts.tolist() == [2, 2]

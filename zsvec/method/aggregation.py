@@ -95,7 +95,7 @@ def mean(similarities: Similarities, m: int) -> Floats:
     present, counts = similarities.present, similarities.counts
     n_images, n_categories = len(similarities), len(counts)
     if _as_many(present):
-        total: Floats = np.einsum("icr->ic", similarities.values.reshape(n_images, n_categories, -1))
+        total: Floats = np.einsum("icr->ic", similarities.values.reshape(n_images, n_categories, present[0]))
     else:
         filled = np.flatnonzero(present)
         total = np.zeros((n_images, n_categories), dtype=np.float32)

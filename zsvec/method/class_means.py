@@ -1,4 +1,4 @@
-"""The mean reference of each category, in blocks: a category that changes takes its block alone to be made anew."""
+"""The mean reference of each category, in blocks: where a category changes, only what is of its block is copied."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.background import Background, features
+from zsvec.method.rows import Rows
 
 Floats = NDArray[np.float32]
 
-_BLOCK = 256  # categories of a block; of one that has grown to twice as many, several are made
+_BLOCK = 2048  # categories of a block; of one that has grown to twice as many, several are made
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +51,43 @@ class Seen:
             halves=0.5 * trust**2 * background.square(offsets),
         )
 
+    def with_others(self, order: Order, others: Seen) -> Seen:
+        """As `Block.with_others`."""
+        arrays = ("lengths", "along", "trust", "halves")
+        return Seen(self.background, **{name: order.of(getattr(self, name), getattr(others, name)) for name in arrays})
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """Where rows come from.
+
+    Attributes:
+        kept: int ``(n,)``, the rows of one array; any, where the other array has them.
+        places: int ``(m,)``, where all rows of the other array go.
+    """
+
+    kept: NDArray[np.intp]
+    places: NDArray[np.intp]
+
+    def of(self, array: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+        """The rows."""
+        found: NDArray[Any] = array.take(self.kept, axis=0)
+        found[self.places] = others
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
     """Categories that are adjacent by name.
 
     Attributes:
-        first: Name of the first, when the block was made.
+        names: Theirs, ascending.
         means: float32 ``(n_categories, dim)``, the mean reference of each category, or the mean of the roots of its
             references; shorter than 1 where they differ.
         counts: int ``(n_categories,)``, references of each, at least 1.
     """
 
-    first: str
+    names: Sequence[str]
     means: Floats
     counts: NDArray[np.intp]
 
@@ -73,6 +98,23 @@ class Block:
             seen = Seen.of(self, background)
             self.__dict__["_seen"] = seen
         return seen
+
+    def with_others(self, names: Sequence[str], others: Block) -> Block:
+        """Some categories of this block, and others in the place of those of the same name.
+
+        Args:
+            names: All of them, ascending.
+            others: The others; all are among the names.
+        """
+        row = {name: i for i, name in enumerate(self.names)}
+        place = {name: i for i, name in enumerate(names)}
+        kept = np.array([row.get(name, 0) for name in names], dtype=np.intp)
+        order = Order(kept, np.array([place[name] for name in others.names], dtype=np.intp))
+        block = Block(names, order.of(self.means, others.means), order.of(self.counts, others.counts))
+        seen: Seen | None = self.__dict__.get("_seen")
+        if seen is not None:
+            block.__dict__["_seen"] = seen.with_others(order, Seen.of(others, seen.background))
+        return block
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,38 +130,42 @@ class ClassMeans:
     of_roots: bool = False
 
     @classmethod
-    def of(
-        cls, names: Sequence[str], vectors: Floats, starts: NDArray[np.intp], *, of_roots: bool = False
-    ) -> ClassMeans:
+    def of(cls, names: Sequence[str], rows: Rows, starts: NDArray[np.intp], *, of_roots: bool = False) -> ClassMeans:
         """Of references.
 
         Args:
             names: The categories, ascending.
-            vectors: float32 ``(n_references, dim)``; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
+            rows: Their vectors; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
             starts: int ``(n_categories + 1,)``.
             of_roots: Whether to take the roots of the references.
         """
-        return cls(tuple(_blocks(names, vectors, starts, 0, len(names), of_roots)), of_roots)
+        return cls(tuple(_blocks(names, rows, starts, 0, len(names), of_roots)), of_roots)
 
     def changed(
-        self, changed: Collection[str], names: Sequence[str], vectors: Floats, starts: NDArray[np.intp]
+        self, changed: Collection[str], names: Sequence[str], rows: Rows, starts: NDArray[np.intp]
     ) -> ClassMeans:
         """Those of the references after a change, as `of` would make them.
 
         Args:
             changed: Names of the categories that are new, gone or different; all others are as they were.
             names: As `of`, after the change; at least one.
-            vectors: Likewise.
+            rows: Likewise.
             starts: Likewise.
         """
-        firsts = [block.first for block in self.blocks]
+        firsts = [block.names[0] for block in self.blocks]
         bounds = [0, *(bisect_left(names, first) for first in firsts[1:]), len(names)]
         stale = {max(0, bisect_right(firsts, name) - 1) for name in changed}
         blocks: list[Block] = []
-        for i, block in enumerate(self.blocks):
-            blocks += (
-                _blocks(names, vectors, starts, bounds[i], bounds[i + 1], self.of_roots) if i in stale else [block]
-            )
+        for i, (block, first, last) in enumerate(zip(self.blocks, bounds, bounds[1:], strict=False)):
+            if i not in stale:
+                blocks.append(block)
+                continue
+            others = [place for place in range(first, last) if names[place] in changed]
+            if last - first >= 2 * _BLOCK or len(others) == last - first:
+                blocks += _blocks(names, rows, starts, first, last, self.of_roots)
+            else:
+                made = _block(names, rows, starts, others, self.of_roots)
+                blocks.append(block.with_others(names[first:last], made))
         return ClassMeans(tuple(blocks), self.of_roots)
 
     def __len__(self) -> int:
@@ -150,21 +196,24 @@ class ClassMeans:
 
 
 def _blocks(
-    names: Sequence[str], vectors: Floats, starts: NDArray[np.intp], first: int, last: int, of_roots: bool
+    names: Sequence[str], rows: Rows, starts: NDArray[np.intp], first: int, last: int, of_roots: bool
 ) -> list[Block]:
     """Blocks of the categories ``first`` to ``last``."""
     n_blocks = max(1, (last - first) // _BLOCK) if last > first else 0
     edges = np.linspace(first, last, n_blocks + 1).astype(int).tolist()
-    return [
-        Block(names[a], _means(vectors, starts[a : b + 1], of_roots), np.diff(starts[a : b + 1]))
-        for a, b in pairwise(edges)
-    ]
+    return [_block(names, rows, starts, range(a, b), of_roots) for a, b in pairwise(edges)]
 
 
-def _means(vectors: Floats, starts: NDArray[np.intp], of_roots: bool) -> Floats:
+def _block(
+    names: Sequence[str], rows: Rows, starts: NDArray[np.intp], categories: Sequence[int], of_roots: bool
+) -> Block:
     # One after the other: each is the same whatever is beside it, and no copy of all in double precision is made.
-    parts = (vectors[start:end] for start, end in pairwise(starts.tolist()))
-    return np.stack([mean_reference(features(part, of_roots=of_roots)) for part in parts])
+    means = np.empty((len(categories), rows.dim), dtype=np.float32)
+    for mean, category in zip(means, categories, strict=True):
+        vectors = rows.take(int(starts[category]), int(starts[category + 1]))
+        mean[:] = mean_reference(features(vectors, of_roots=of_roots))
+    counts = np.diff(starts)[np.array(categories, dtype=np.intp)]
+    return Block([names[category] for category in categories], means, counts)
 
 
 def mean_reference(vectors: Floats) -> Floats:

@@ -13,18 +13,32 @@ from numpy.typing import NDArray
 from zsvec.method.background import FEWEST, Background
 from zsvec.method.calibration import Calibration
 from zsvec.method.class_means import ClassMeans
+from zsvec.method.rows import Rows
 from zsvec.types import Modality, Neighbor, encoder_and_modality
 
 Floats = NDArray[np.float32]
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
-Product = Callable[[Floats, Floats], Floats]
-"""Dot products of all rows of two matrices, float32 ``(n, dim)`` and ``(m, dim)``: float32 ``(n, m)``."""
 
 
-def product(a: Floats, b: Floats) -> Floats:
+class Product(Protocol):
+    """Multiplies matrices."""
+
+    def __call__(self, a: Floats, b: Floats, out: Floats | None = None) -> Floats:
+        """Dot products of all rows of two matrices, float32 ``(n, m)``.
+
+        Args:
+            a: float32 ``(n, dim)``.
+            b: float32 ``(m, dim)``.
+            out: Where to put them; each row of it contiguous. ``None``: in a new array.
+        """
+        ...
+
+
+def product(a: Floats, b: Floats, out: Floats | None = None) -> Floats:
     """A `Product` by numpy."""
-    return a @ b.T
+    found: Floats = np.matmul(a, b.T, out=out)
+    return found
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class References:
 
     Attributes:
         names: The categories, ascending; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
-        vectors: float32 ``(n_references, dim)``, unit rows.
+        rows: The vectors, unit rows.
         starts: int ``(n_categories + 1,)``.
         norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1.
         hashes: Content hash of each reference.
@@ -42,12 +56,17 @@ class References:
     """
 
     names: tuple[str, ...]
-    vectors: Floats
+    rows: Rows
     starts: NDArray[np.intp]
     norms: Floats
     hashes: tuple[str, ...]
     sources: tuple[str, ...]
     groups: tuple[str | None, ...] = ()
+
+    @property
+    def vectors(self) -> Floats:
+        """The vectors, float32 ``(n_references, dim)``; after a change, to ask for them copies them all."""
+        return self.rows.joined()
 
     @property
     def labels(self) -> list[str]:
@@ -62,12 +81,12 @@ class References:
     @cached_property
     def class_means(self) -> ClassMeans:
         """The mean reference of each category; computed when first asked for."""
-        return ClassMeans.of(self.names, self.vectors, self.starts)
+        return ClassMeans.of(self.names, self.rows, self.starts)
 
     @cached_property
     def root_means(self) -> ClassMeans:
         """The same of the roots of the references."""
-        return ClassMeans.of(self.names, self.vectors, self.starts, of_roots=True)
+        return ClassMeans.of(self.names, self.rows, self.starts, of_roots=True)
 
     def succeed(self, before: References, changed: Collection[str]) -> None:
         """Take the means over from the references before a change, where they were asked for.
@@ -78,7 +97,7 @@ class References:
         """
         for name in ("class_means", "root_means"):
             if (means := before.__dict__.get(name)) is not None:
-                self.__dict__[name] = means.changed(changed, self.names, self.vectors, self.starts)
+                self.__dict__[name] = means.changed(changed, self.names, self.rows, self.starts)
 
     def sum_up(self, background: Background) -> ClassMeans:
         """The mean reference of each category, as a background takes them."""

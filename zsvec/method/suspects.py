@@ -24,6 +24,7 @@ from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.logits import softmax
 from zsvec.method.opinion_pool import expert_evidence, log_linear
 from zsvec.method.pooled import pooled_evidence
+from zsvec.method.rows import Rows
 from zsvec.method.scale import scaled
 from zsvec.method.scenes import Key
 from zsvec.method.similarities import References, image_experts
@@ -172,7 +173,7 @@ def _without(references: References, dropped: Collection[Key]) -> References:
     vectors, starts = references.vectors[kept], np.concatenate([[0], np.cumsum(counts[counts > 0])])
     return References(
         names=tuple(name for name, count in zip(references.names, counts, strict=True) if count),
-        vectors=vectors,
+        rows=Rows([vectors]),
         starts=starts,
         norms=np.array(
             [np.linalg.norm(vectors[a:b].mean(axis=0)) for a, b in pairwise(starts.tolist())], dtype=np.float32

@@ -76,7 +76,7 @@ class Expert:
             covered: The categories that it has references of, ascending.
             position: Of each category among all.
         """
-        coverage = np.array([position[category] for category in covered], dtype=np.intp)
+        coverage = np.fromiter(map(position.__getitem__, covered), dtype=np.intp, count=len(covered))
         return cls(name, *encoder_and_modality(name), coverage)
 
 

@@ -28,6 +28,7 @@ from typing import IO, Any
 import numpy as np
 import platformdirs
 
+from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.search.base import Vectors
 from zsvec.trust import is_ours
@@ -131,9 +132,10 @@ class ReferenceCache:
         file = self._folder / Path(expert["vectors"]).name
         if _file_checksum(file) != file.stem:
             raise ValueError(f"{file} is damaged")
+        vectors = np.load(file, mmap_mode="c", allow_pickle=False)
         found = References(
             names=tuple(expert["names"]),
-            vectors=np.load(file, mmap_mode="c", allow_pickle=False),
+            rows=Rows([vectors]),
             starts=np.array(expert["starts"], dtype=np.intp),
             norms=np.array(expert["norms"], dtype=np.float32),
             hashes=tuple(expert["hashes"]),
@@ -142,8 +144,8 @@ class ReferenceCache:
         )
         n = len(found.hashes)
         if (
-            found.vectors.dtype.name != "float32"
-            or (found.vectors.ndim, len(found.vectors)) != (2, n)
+            vectors.dtype.name != "float32"
+            or (vectors.ndim, len(vectors)) != (2, n)
             or {len(found.sources), len(found.groups) or n} != {n}
             or {len(found.names), len(found.norms)} != {len(found.starts) - 1}
             or (found.starts[0], found.starts[-1]) != (0, n)

@@ -79,9 +79,10 @@ class InProcess:
                 return build(references, self.spec)
             return index if index.references is references else index.updated(references, changed)
 
-        was = {name: self.catalog[name] for name in torn & self.catalog.keys()}
-        whole = {name: category for name, category in catalog.items() if name not in torn} | was
-        return self._with(whole, after, indexed), torn
+        if torn:
+            was = {name: self.catalog[name] for name in torn & self.catalog.keys()}
+            catalog = {name: category for name, category in catalog.items() if name not in torn} | was
+        return self._with(catalog, after, indexed), torn
 
     def _with(
         self,

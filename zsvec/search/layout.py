@@ -9,6 +9,7 @@ from itertools import chain
 
 import numpy as np
 
+from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.search.base import Change, Vectors
 from zsvec.store import Store
@@ -137,14 +138,14 @@ def _picked(references: References, names: Collection[str]) -> dict[str, Part]:
             rows = slice(int(references.starts[at]), int(references.starts[at + 1]))
             groups = references.groups[rows] or (None,) * (rows.stop - rows.start)
             texts = references.hashes[rows], references.sources[rows], groups
-            found[name] = Part(references.vectors[rows], *texts, float(references.norms[at]))
+            found[name] = Part(references.rows.take(rows.start, rows.stop), *texts, float(references.norms[at]))
     return found
 
 
 def _changed(before: References | None, changed: Mapping[str, Part | None]) -> References | None:
     """References with other parts of some categories, ``None`` for none of it; ``None`` if nothing is left.
 
-    All that is between these categories is copied as one piece.
+    The vectors of all that is between these categories are not copied.
     """
     pieces: list[References] = []
     end = 0
@@ -156,7 +157,8 @@ def _changed(before: References | None, changed: Mapping[str, Part | None]) -> R
         if (part := changed[name]) is not None:
             n, norms = len(part), np.array([part.norm], dtype=np.float32)
             starts = np.array([0, n], dtype=np.intp)
-            pieces.append(References((name,), part.vectors, starts, norms, part.hashes, part.sources, part.groups))
+            texts = part.hashes, part.sources, part.groups
+            pieces.append(References((name,), Rows([part.vectors]), starts, norms, *texts))
     if before is not None:
         pieces += _piece(before, end, len(before.names))
     if not pieces:
@@ -165,7 +167,7 @@ def _changed(before: References | None, changed: Mapping[str, Part | None]) -> R
     counts = np.concatenate([np.diff(piece.starts) for piece in pieces])
     return References(
         names=tuple(chain.from_iterable(piece.names for piece in pieces)),
-        vectors=np.concatenate([piece.vectors for piece in pieces]),
+        rows=Rows.of_pieces(chain.from_iterable(piece.rows.blocks for piece in pieces)),
         starts=np.concatenate([np.zeros(1, dtype=np.intp), np.cumsum(counts, dtype=np.intp)]),
         norms=np.concatenate([piece.norms for piece in pieces]),
         hashes=tuple(chain.from_iterable(piece.hashes for piece in pieces)),
@@ -182,7 +184,7 @@ def _piece(references: References, first: int, last: int) -> list[References]:
     return [
         References(
             names=references.names[first:last],
-            vectors=references.vectors[rows],
+            rows=Rows(references.rows.between(rows.start, rows.stop)),
             starts=references.starts[first : last + 1],
             norms=references.norms[first:last],
             hashes=references.hashes[rows],

@@ -180,7 +180,7 @@ class QdrantIndex:
         read = [vector for vector in vectors if vector is not None]
         if len(read) < len(vectors):
             return None
-        return ClassMeans((Block(next(iter(self.counts)), np.stack(read), self._counts()),), of_roots)
+        return ClassMeans((Block(tuple(self.counts), np.stack(read), self._counts()),), of_roots)
 
     def _counts(self) -> NDArray[np.intp]:
         return np.array(list(self.counts.values()), dtype=np.intp)

@@ -74,7 +74,7 @@ class Searcher:
     def _begin(self) -> None:
         """Know nothing of the store."""
         self._snapshot = self._empty(NUMPY if self._budget >= 0 else QDRANT)
-        self._size = 0  # references that the catalog counts
+        self._size = 0  # references that the catalog of the snapshot counts
         self._unkept = 0  # that were read since they were kept
         self._calibration: Calibration | None = None
         self._cursor = Cursor()
@@ -227,8 +227,7 @@ class Searcher:
         Returns:
             These, and as removed the others that there were.
         """
-        size = sum(sum(category.references.values()) for category in later.values())
-        kept = cache.load(f"{self._store.place} {store}") if WORTH <= size <= self._budget else None
+        kept = cache.load(f"{self._store.place} {store}") if WORTH <= _size(later) <= self._budget else None
         if kept is None or not isinstance(self._snapshot, InProcess) or not self._fits(kept):
             return dict(later)
         # The ids of a write are random, so those that there were have the references that they had.
@@ -240,15 +239,14 @@ class Searcher:
         gone = {
             name: replace(kept.catalog[name], write_ids=(), references={}) for name in catalog.keys() - later.keys()
         }
-        self._snapshot = self._snapshot.holding(catalog, kept.references)
+        self._snapshot, self._size = self._snapshot.holding(catalog, kept.references), _size(catalog)
         return {**later, **gone}
 
     def _fits(self, kept: Kept) -> bool:
         """Whether vectors that were kept are of the encoders of the store."""
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
         return all(
-            dims.get(encoder_and_modality(expert)[0]) == found.vectors.shape[1]
-            for expert, found in kept.references.items()
+            dims.get(encoder_and_modality(expert)[0]) == found.rows.dim for expert, found in kept.references.items()
         )
 
     def _keep(self, cache: ReferenceCache, store: str) -> None:
@@ -266,8 +264,10 @@ class Searcher:
         snapshot, catalog = self._snapshot, self._snapshot.catalog
         if changes:
             catalog = {**catalog, **{change.after.name: change.after for change in changes}}
-            catalog = {name: category for name, category in catalog.items() if category.write_ids}
-            self._size = sum(sum(category.references.values()) for category in catalog.values())
+            for change in changes:
+                if not change.after.write_ids:
+                    del catalog[change.after.name]
+            self._size += sum(_count(change.after) - _count(change.before) for change in changes)
         spec = self._spec if self._size <= self._budget and self._spec.kind != "qdrant" else QDRANT
         if spec != snapshot.spec:
             if isinstance(snapshot, InProcess) and spec != QDRANT:
@@ -282,6 +282,8 @@ class Searcher:
         if changes:
             snapshot, torn = snapshot.updated(catalog, changes)
         self._snapshot = snapshot
+        if torn or self._given_up:
+            self._size = _size(snapshot.catalog)
         return torn
 
     def _changes(self, later: Iterable[Category]) -> list[Change]:
@@ -296,3 +298,11 @@ class Searcher:
     def _empty(self, spec: IndexSpec) -> Snapshot:
         """A store without categories."""
         return self._qdrant if spec == QDRANT else InProcess(self._store, spec)
+
+
+def _size(catalog: Mapping[str, Category]) -> int:
+    return sum(map(_count, catalog.values()))
+
+
+def _count(category: Category | None) -> int:
+    return sum(category.references.values()) if category else 0

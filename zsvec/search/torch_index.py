@@ -51,7 +51,7 @@ def build(references: References, spec: IndexSpec) -> Index:
     return TorchIndex.of(references, device=device, dtype=getattr(torch, spec.dtype))
 
 
-def product(a: Vectors, b: Vectors) -> Vectors:
+def product(a: Vectors, b: Vectors, out: Vectors | None = None) -> Vectors:
     """Dot products of all rows of two matrices on a CPU, by the threads of the encoders if their thread calls.
 
     numpy's OpenBLAS brings threads of its own, which fight those of the network for the cores. And neither it nor MKL,
@@ -62,15 +62,16 @@ def product(a: Vectors, b: Vectors) -> Vectors:
     Args:
         a: float32 ``(n, d)``.
         b: float32 ``(m, d)``, neither of them 0; contiguous and writeable.
+        out: As `zsvec.method.similarities.Product`.
 
     Returns:
         float32 ``(n, m)``.
     """
     if len(a) < _FEW or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return by_numpy(a, b)
+        return by_numpy(a, b, out)
     kernels = torch.from_numpy(np.array(a))[:, :, None, None]
     pixels = torch.from_numpy(b)[None, :, None, :].permute(0, 3, 1, 2)
-    out = np.empty((len(a), len(b)), dtype=np.float32)
+    out = np.empty((len(a), len(b)), dtype=np.float32) if out is None else out
     blocks = zip(torch.split(pixels, _CACHED, dim=2), torch.split(torch.from_numpy(out), _CACHED, dim=1), strict=True)
     with torch.autocast("cpu", enabled=False):  # whatever the program around has chosen
         for part, into in blocks:
@@ -173,13 +174,16 @@ class TorchIndex:
         device: torch.device,
         dtype: torch.dtype,
     ) -> TorchIndex:
-        n, dim = references.vectors.shape
+        n, dim = len(references.rows), references.rows.dim
         with _memory_of(device):
             vectors = torch.empty((n + _MULTIPLE - n % _MULTIPLE, dim), device=device, dtype=dtype)
             vectors[n:] = 0
             for start, end, source in _pieces(references, kept):
                 if before is None or source is None:
-                    vectors[start:end] = _sent(references.vectors[start:end], device, dtype)
+                    at = start
+                    for rows in references.rows.between(start, end):
+                        vectors[at : at + len(rows)] = _sent(rows, device, dtype)
+                        at += len(rows)
                 else:
                     vectors[start:end] = before[source : source + end - start]
             return cls(references, vectors, tuple(_groups(references.starts, device)))
@@ -190,7 +194,7 @@ class TorchIndex:
         Raises:
             StoreError: The similarities do not fit the memory of the device.
         """
-        n = len(self.references.vectors)
+        n = len(self.references.rows)
         with _memory_of(self.vectors.device):
             query = torch.tensor(queries, device=self.vectors.device, dtype=self.vectors.dtype)
             values = (query @ self.vectors.T).float()
@@ -201,7 +205,7 @@ class TorchIndex:
             if rough:
                 # In this process, where the float32 vectors are: a second copy on the device would cost more
                 # memory than float16 saves. 64 x 64 products take a millisecond.
-                cosines = (self.references.vectors[rows] @ queries[:, :, None])[:, :, 0]
+                cosines = (self.references.rows.pick(rows) @ queries[:, :, None])[:, :, 0]
                 values.scatter_(1, leaders.indices, torch.from_numpy(cosines).to(values.device))
                 order = np.argsort(-cosines, axis=1, kind="stable")[:, :nearest]
                 rows, cosines = np.take_along_axis(rows, order, axis=1), np.take_along_axis(cosines, order, axis=1)

@@ -9,9 +9,7 @@ reference present, nothing is estimated.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
@@ -29,7 +27,6 @@ Floats = NDArray[np.float32]
 T = TypeVar("T")
 
 _CACHED = 2**18  # similarities that are worked on at once, so that they stay in a core's cache
-_THREADS = min(8, os.cpu_count() or 1)  # numpy lets others compute meanwhile
 _LONG = 64  # references of a category beyond which picking its best by partition beats comparing columns
 
 
@@ -281,7 +278,7 @@ def aggregate_in_parts(
     size: int | None,
     then: Callable[[slice, SearchResult, dict[str, dict[str, Floats]]], T],
 ) -> list[T]:
-    """Aggregate some images after the other, by several threads, and do what comes next with each part.
+    """Aggregate some images after the other, and do what comes next with each part.
 
     Args:
         found: The answer of a search.
@@ -298,11 +295,7 @@ def aggregate_in_parts(
         means = {name: {how: said[rows] for how, said in of.items()} for name, of in classwise.items()}
         return then(rows, part, aggregate_experts(part, methods, m, means))
 
-    parts = list(slices(len(found), size or len(found)))
-    if len(parts) == 1:
-        return [of_part(parts[0])]
-    with ThreadPoolExecutor(min(_THREADS, len(parts))) as threads:
-        return list(threads.map(of_part, parts))
+    return [of_part(rows) for rows in slices(len(found), size or len(found))]
 
 
 def classwise_similarities(

@@ -364,6 +364,7 @@ class Classifier:
 
     def close(self) -> None:
         """Make everything written durable and let go of the store."""
+        self._searcher.close()
         self.store.close()
 
     def _predictions(

@@ -99,7 +99,9 @@ class OneWay(Searcher):
         spec: IndexSpec | None = None,
         fingerprints: Mapping[str, Fingerprint] | None = None,
     ) -> SearchResult:
-        return super().search(queries, nearest, spec or self.spec, fingerprints)
+        found = super().search(queries, nearest, spec or self.spec, fingerprints)
+        self.close()  # what is kept for the next process is there
+        return found
 
 
 def searcher(store: Store, way: str, *, limit: int = EVERYTHING, budget: int = 0, norms: bool = True) -> OneWay:

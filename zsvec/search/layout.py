@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby, pairwise
+from operator import itemgetter
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.search.base import Change, Vectors
 from zsvec.store import Store
+from zsvec.store.base import Points
 from zsvec.store.schema import group_from
 from zsvec.types import Modality, expert_name
 
@@ -40,7 +43,7 @@ class Part:
     @classmethod
     def of(cls, vectors: Vectors, hashes: tuple[str, ...], sources: tuple[str, ...], groups: Groups) -> Part:
         """References with the norm of their mean."""
-        return cls(vectors, hashes, sources, groups, float(np.linalg.norm(vectors.mean(axis=0, dtype=np.float64))))
+        return cls(vectors, hashes, sources, groups, _norm(vectors))
 
     def __add__(self, other: Part) -> Part:
         vectors = np.concatenate([self.vectors, other.vectors])
@@ -50,29 +53,77 @@ class Part:
         return len(self.hashes)
 
 
-def read(store: Store, write_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Part]]]:
-    """The references of some writes: each expert, and its part of each category."""
+def _norm(vectors: Vectors) -> float:
+    return float(np.linalg.norm(vectors.mean(axis=0, dtype=np.float64)))
+
+
+class _Gathered:
+    """References of one encoder as their pages arrive: the next one is on its way meanwhile."""
+
+    def __init__(self) -> None:
+        self._pages: deque[Vectors] = deque()
+        self._hashes: list[str] = []
+        self._sources: list[str] = []
+        self._groups: list[str | None] = []
+        self._rows: dict[tuple[Modality, str], list[int]] = {}  # by modality and category
+
+    def add(self, page: Points) -> None:
+        """Take a page."""
+        for row, payload in enumerate(page.payloads, start=len(self._hashes)):
+            self._rows.setdefault((payload["modality"], payload["category"]), []).append(row)
+        self._hashes += [payload["hash"] for payload in page.payloads]
+        self._sources += [payload["source"] for payload in page.payloads]
+        self._groups += map(group_from, page.payloads)
+        self._pages.append(page.vectors)
+
+    def references(self) -> Iterator[tuple[Modality, References]]:
+        """All of each modality."""
+        vectors = self._vectors()
+        end = 0
+        for modality, keys in groupby(sorted(self._rows), key=itemgetter(0)):
+            names = tuple(name for _, name in keys)
+            counts = [len(self._rows[modality, name]) for name in names]
+            start, end = end, end + sum(counts)
+            rows = [row for name in names for row in self._rows[modality, name]]
+            groups = tuple(map(self._groups.__getitem__, rows))
+            starts = np.cumsum([0, *counts], dtype=np.intp)
+            mine = vectors[start:end]
+            norms = [_norm(mine[first:last]) for first, last in pairwise(starts.tolist())]
+            yield (
+                modality,
+                References(
+                    names=names,
+                    rows=Rows([mine]),
+                    starts=starts,
+                    norms=np.array(norms, dtype=np.float32),
+                    hashes=tuple(map(self._hashes.__getitem__, rows)),
+                    sources=tuple(map(self._sources.__getitem__, rows)),
+                    groups=groups if any(groups) else (),
+                ),
+            )
+
+    def _vectors(self) -> Vectors:
+        """Those of each modality and category side by side."""
+        order = np.fromiter(chain.from_iterable(self._rows[key] for key in sorted(self._rows)), dtype=np.intp)
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        vectors = np.empty((len(order), self._pages[0].shape[1] if self._pages else 0), dtype=np.float32)
+        first = 0
+        while self._pages:
+            page = self._pages.popleft()  # so that nothing is kept twice
+            vectors[places[first : first + len(page)]] = page
+            first += len(page)
+        return vectors
+
+
+def read(store: Store, write_ids: Sequence[str]) -> Iterator[tuple[str, References]]:
+    """The references of some writes, by expert; of those that have any."""
     for encoder in store.encoders() if write_ids else ():
-        pages = [page for page in store.references(encoder, write_ids) if page.ids]
-        if not pages:
-            continue
-        payloads = [payload for page in pages for payload in page.payloads]
-        rows: dict[Modality, dict[str, list[int]]] = {}
-        for row, payload in enumerate(payloads):
-            rows.setdefault(payload["modality"], {}).setdefault(payload["category"], []).append(row)
-        vectors = np.concatenate([page.vectors for page in pages])
-        del pages
-        for modality, categories in rows.items():
-            parts = {}
-            for name, of_category in categories.items():
-                found = [payloads[row] for row in of_category]
-                parts[name] = Part.of(
-                    vectors[of_category],
-                    tuple(payload["hash"] for payload in found),
-                    tuple(payload["source"] for payload in found),
-                    tuple(map(group_from, found)),
-                )
-            yield expert_name(encoder, modality), parts
+        gathered = _Gathered()
+        for page in store.references(encoder, write_ids):
+            gathered.add(page)
+        for modality, references in gathered.references():
+            yield expert_name(encoder, modality), references
 
 
 def renewed(
@@ -91,24 +142,28 @@ def renewed(
     """
     names = {change.after.name for change in changes}
     grown = {change.after.name for change in changes if change.grew}
-    kept = {expert: _picked(references, names) for expert, references in before.items()}
+    kept = {expert: parts_of(references, names) for expert, references in before.items()}
     parts = {expert: {name: found[name] for name in found.keys() & grown} for expert, found in kept.items()}
-    for expert, found in read(store, [write_id for change in changes for write_id in change.new_write_ids]):
+    new = dict(read(store, [write_id for change in changes for write_id in change.new_write_ids]))
+    for expert, references in new.items():
         categories = parts.setdefault(expert, {})
-        for name, part in found.items():
+        for name, part in parts_of(references, references.names).items():
             categories[name] = categories[name] + part if name in categories else part
     torn = _take_back(parts, kept, changes)
     after = dict(before)
     for expert, categories in parts.items():
+        if expert in new and expert not in before and not torn:
+            after[expert] = new[expert]
+            continue
         was = kept.get(expert, {})
         changed = {name: categories.get(name) for name in names if categories.get(name) is not was.get(name)}
         if not changed:
             continue
-        references = _changed(after.pop(expert, None), changed)
-        if references is not None:
-            after[expert] = references
+        laid_out = _changed(after.pop(expert, None), changed)
+        if laid_out is not None:
+            after[expert] = laid_out
             if expert in before:
-                references.succeed(before[expert], names)
+                laid_out.succeed(before[expert], names)
     return after, torn
 
 
@@ -129,7 +184,7 @@ def _take_back(
     return torn
 
 
-def _picked(references: References, names: Collection[str]) -> dict[str, Part]:
+def parts_of(references: References, names: Collection[str]) -> dict[str, Part]:
     """The parts of some categories, of those that there are."""
     found = {}
     for name in names:

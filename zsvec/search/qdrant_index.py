@@ -19,7 +19,7 @@ from zsvec.method.background import Background, roots
 from zsvec.method.class_means import Block, ClassMeans, mean_reference
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot, Vectors
-from zsvec.search.layout import Part, read, renewed
+from zsvec.search.layout import Part, parts_of, read, renewed
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Neighbor
 
@@ -230,7 +230,8 @@ class QdrantSnapshot:
         means = {key: mean for key, mean in self.means.items() if key[1] in catalog and key[1] not in changed}
         averaged = {name for _, name in means}
         unread = [write_id for name in catalog.keys() - averaged for write_id in catalog[name].write_ids]
-        for expert, parts in read(self.store, unread if wanted else []):
+        for expert, references in read(self.store, unread if wanted else []):
+            parts = parts_of(references, references.names)
             means.update({(expert, name): Mean.of(part) for name, part in parts.items()})
         return self._with(catalog, means), set()
 

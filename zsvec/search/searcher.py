@@ -67,6 +67,7 @@ class Searcher:
         self._qdrant = QdrantSnapshot(store, neighbors, norms)
         self._max_staleness = max_staleness
         self._cache = ReferenceCache() if cached and store.place else None
+        self._keeping: threading.Thread | None = None
         self._spec = NUMPY  # of references in memory
         self._lock = threading.Lock()
         self._begin()
@@ -92,6 +93,11 @@ class Searcher:
     def kind(self) -> Literal["memory", "qdrant"]:
         """How the last batch was searched."""
         return "qdrant" if self._snapshot.spec == QDRANT else "memory"
+
+    def close(self) -> None:
+        """Wait until references that are being kept for the next process are."""
+        if self._keeping is not None:
+            self._keeping.join()
 
     def search(
         self,
@@ -252,7 +258,10 @@ class Searcher:
     def _keep(self, cache: ReferenceCache, store: str) -> None:
         """Keep the references, if many were read since that was done."""
         if isinstance(self._snapshot, InProcess) and self._unkept >= max(WORTH, _RENEWED * self._size):
-            cache.save(f"{self._store.place} {store}", self._snapshot.references(), self._snapshot.catalog)
+            self.close()
+            kept = f"{self._store.place} {store}", self._snapshot.references(), self._snapshot.catalog
+            self._keeping = threading.Thread(target=cache.save, args=kept, name="zsvec-keep")  # no answer waits for it
+            self._keeping.start()
             self._unkept = 0
 
     def _take_over(self, changes: list[Change]) -> set[str]:

@@ -7,6 +7,7 @@
     python scripts/bench.py pipeline FOLDER   import and classify against a loop that decodes, preprocesses and encodes
     python scripts/bench.py search            search + aggregation + fusion against a matrix product and a maximum
     python scripts/bench.py runtimes FOLDER   encoders by torch and by onnxruntime: rates, and the start of a command
+    python scripts/bench.py threads FOLDER PHOTOS  threads with an image each against one stream
     python scripts/bench.py calibrate         seconds and memory of a calibration, and of adding a category
 
 FOLDER has a sub-folder of images per category. Each command prints tables; `--out FOLDER` keeps them as JSON with the
@@ -21,9 +22,10 @@ from benchmarks.runtimes import runtimes
 from benchmarks.scale import scale
 from benchmarks.soak import soak
 from benchmarks.stream import stream
+from benchmarks.threads import threads
 
 app = typer.Typer(add_completion=False)
-for command in (stream, scale, soak, pipeline, search, runtimes, calibrate):
+for command in (stream, scale, soak, pipeline, search, runtimes, threads, calibrate):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (("encoders",), ("store",), ("method",)),
-    (("profiles", "config"), ("search", "embedding")),
+    (("profiles", "config"), ("search", "embedding", "arguments")),
     (("builder", "calibrator"),),
     (("generation",), ("references",)),
     (("classifier", "zsvec"),),

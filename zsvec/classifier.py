@@ -7,16 +7,17 @@ from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterat
 from contextlib import closing, nullcontext
 from dataclasses import replace as with_changes
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from numpy.typing import ArrayLike
 
+from zsvec.arguments import Errors, check_answers, checked_count, checked_queries, checked_wait
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
 from zsvec.config import Settings
-from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors, checked_count, checked_queries, checked_wait
+from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ImageError, InvalidInputError, StoreError, ZSVecError
+from zsvec.errors import ImageError, StoreError, ZSVecError
 from zsvec.flow import Flow, StreamStats, Totals
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
@@ -30,8 +31,6 @@ from zsvec.types import Category, Fingerprint, Prediction, encoder_and_modality
 if TYPE_CHECKING:
     from zsvec.generation.facet import Generation
     from zsvec.references import StoredReferences
-
-Errors = Literal["raise", "report"]
 
 _NEAREST = 3  # references that a prediction shows for each expert
 
@@ -129,8 +128,7 @@ class Classifier:
         given = CategoryInput(
             name=name, texts=texts, images=images, vectors={} if vectors is None else vectors, metadata=metadata
         )
-        # What is wrong with it is said before encoders are loaded.
-        (category,) = self.add_categories([checked_category(given)], replace=replace)
+        (category,) = self.add_categories([checked_category(given)], replace=replace)  # checked before encoders load
         return category
 
     def add_categories(
@@ -224,11 +222,17 @@ class Classifier:
         if isinstance(images, list | tuple):
             with self.classify_stream(images, top_k=top_k, errors=errors) as stream:
                 return list(stream) if images else []
-        _check_answers(top_k, errors)
+        check_answers(top_k, errors)
         self._encoders_to_read()
-        image, vectors = self._embedder.embed(cast("ImageInput", images))
-        (prediction,) = self._answers([image], vectors, top_k, errors, None)
-        return prediction
+        encoders = self.encoders
+        image = self._embedder.prepare(cast("ImageInput", images))
+        if image.error is not None:
+            return next(self._answers([image], {}, top_k, errors, None))
+        with encoders.shared.turn((image.inputs, image.source), top_k) as turn:
+            if turn.items:
+                inputs, sources = zip(*turn.items, strict=True)
+                turn.results = self._predict(sources, encoders.encode_images(inputs), top_k, None, related=False)
+        return cast("Prediction", turn.result)
 
     @overload
     async def aclassify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
@@ -377,7 +381,7 @@ class Classifier:
         errors: Errors,
     ) -> Generator[Prediction, None, None]:
         size = checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
-        _check_answers(top_k, errors)
+        check_answers(top_k, errors)
         max_wait = checked_wait(max_wait_ms)
         checked = checked_images(images)
 
@@ -407,7 +411,9 @@ class Classifier:
             else:
                 yield Prediction(source=image.source, error=str(image.error))
 
-    def _predict(self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow | None) -> list[Prediction]:
+    def _predict(
+        self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow | None, *, related: bool = True
+    ) -> list[Prediction]:
         with flow.stage("search") if flow else nullcontext():
             found = self._searcher.search(vectors, _NEAREST, self._index(), self._fingerprints)
         # A modality that is not in use any more may still have references.
@@ -415,7 +421,7 @@ class Classifier:
         if not used:
             raise self._empty()  # or known by other modalities alone
         with flow.stage("fuse") if flow else nullcontext():
-            parts = self.scoring.predict_in_parts(with_changes(found, experts=used), sources, top_k)
+            parts = self.scoring.predict_in_parts(with_changes(found, experts=used), sources, top_k, related=related)
             if flow:
                 flow.rank([rank for scores, _ in parts for rank in scores.rank.tolist()])
             return [answer for _, answers in parts for answer in answers]
@@ -442,9 +448,3 @@ class Classifier:
 
     def _empty(self) -> StoreError:
         return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")
-
-
-def _check_answers(top_k: object, errors: object) -> None:
-    checked_count("top_k", top_k)
-    if errors not in ("raise", "report"):
-        raise InvalidInputError(f"errors must be 'raise' or 'report'. Got {errors!r} instead")

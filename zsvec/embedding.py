@@ -8,21 +8,19 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.flow import Flow
-from zsvec.inputs.categories import checked_name, checked_vectors
+from zsvec.inputs.categories import checked_name
 from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
 from zsvec.inputs.memory import DEFAULT
 from zsvec.stream import ahead, prefetch
-from zsvec.types import Fingerprint
 
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
 """By encoder, float32 ``(n_images, dim)``, rows of unit norm; the same images in each."""
@@ -104,11 +102,6 @@ class Embedder:
                 self._side, self.loaded = loaded.side, loaded
             return self.loaded
 
-    def embed(self, image: ImageInput) -> tuple[PreparedImage, Vectors]:
-        """One image and its vectors, in the calling thread; threads that call at the same time share batches."""
-        prepared = self._prepare(image)
-        return prepared, {} if prepared.error is not None else self.encoders.encode_image(prepared.inputs)
-
     def labelled(
         self, labelled: object, batch_size: int, check: Callable[[Sequence[str]], None]
     ) -> tuple[list[str], Vectors]:
@@ -135,7 +128,7 @@ class Embedder:
                     parts.setdefault(name, []).append(rows)
         return names, {name: np.concatenate(rows) for name, rows in parts.items()}
 
-    def _prepare(
+    def prepare(
         self, image: ImageInput, stage: Callable[[str], AbstractContextManager[None]] = _unmeasured
     ) -> PreparedImage:
         """Decode and preprocess one image.
@@ -185,7 +178,7 @@ class Embedder:
             return taken(image, max_pixels=self._max_pixels, image_memory=self._image_memory)
 
         def prepare(image: ImageInput | PreparedImage) -> PreparedImage:
-            return image if isinstance(image, PreparedImage) else self._prepare(image, flow.stage)
+            return image if isinstance(image, PreparedImage) else self.prepare(image, flow.stage)
 
         taking = map(take, images)  # in the thread of the source, before that goes on
         for batch in prefetch(prepare, taking, batch_size, max_wait=max_wait, flow=flow):
@@ -227,41 +220,3 @@ def _work_ahead(encoders: EncoderSet) -> bool:
     Not on a CPU: the search would compete with the network for cores. Two cores classified an eighth fewer images.
     """
     return encoders.device != "cpu"
-
-
-def checked_count(name: str, value: object) -> int:
-    """A whole number from 1 up; InvalidInputError for anything else."""
-    if not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
-    return value
-
-
-def checked_wait(max_wait_ms: float | None) -> float | None:
-    """Milliseconds from 0 up as seconds, ``None`` as it is; InvalidInputError for anything else."""
-    if max_wait_ms is None:
-        return None
-    if not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms < float("inf")):
-        raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {max_wait_ms!r} instead")
-    return float(max_wait_ms) / 1000
-
-
-def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str, Fingerprint]) -> Vectors:
-    """Vectors of images that were embedded elsewhere, with rows of unit norm.
-
-    Args:
-        vectors: By encoder, float ``(n_images, dim)`` of any norm.
-        fingerprints: Of all encoders.
-
-    Raises:
-        InvalidInputError: Vectors are of other encoders or of another shape, zero, or not finite.
-    """
-    if not isinstance(vectors, Mapping):
-        raise InvalidInputError(f"vectors must be a mapping of encoders to arrays. Got {reprlib.repr(vectors)} instead")
-    if set(vectors) != set(fingerprints):
-        given = ", ".join(map(str, vectors)) or "none"
-        raise InvalidInputError(f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {given}")
-    queries = {name: checked_vectors(rows, fingerprints[name].dim, name=name) for name, rows in vectors.items()}
-    counts = {name: len(rows) for name, rows in queries.items()}
-    if len(set(counts.values())) > 1:
-        raise InvalidInputError(f"each encoder must have vectors of the same images. Got {counts}")
-    return queries

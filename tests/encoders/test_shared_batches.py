@@ -31,7 +31,13 @@ class Doubling:
         self.batches: list[list[int]] = []
         self.overlapped = 0
         self._working = threading.Lock()
-        self.shared: SharedBatches[int, int] = SharedBatches(self, size)
+        self.shared: SharedBatches[int, int] = SharedBatches(size)
+
+    def call(self, item: int, kind: str = "") -> int:
+        with self.shared.turn(item, kind) as turn:
+            if turn.items:
+                turn.results = self(turn.items)
+        return turn.result
 
     def __call__(self, batch: Sequence[int]) -> list[int]:
         alone = self._working.acquire(blocking=False)
@@ -55,14 +61,14 @@ class Doubling:
         return len(last._items) if last is not None else 0
 
 
-def called(doubling: Doubling, item: int, *, interrupted_at: int = 0) -> Future[int]:
+def called(doubling: Doubling, item: int, *, kind: str = "", interrupted_at: int = 0) -> Future[int]:
     """Call in a new thread, which may be interrupted at the n-th point in the module where Python looks for signals."""
     done: Future[int] = Future()
 
     def call() -> None:
         sys.settrace(Interrupting(interrupted_at) if interrupted_at else None)
         try:
-            done.set_result(doubling.shared(item))
+            done.set_result(doubling.call(item, kind))
         except BaseException as exc:  # noqa: BLE001 - whoever waits gets it
             done.set_exception(exc)
 
@@ -103,17 +109,28 @@ def queued(doubling: Doubling, items: Sequence[int]) -> list[Future[int]]:
 
 
 def test_who_is_alone_runs_at_once_in_its_own_thread() -> None:
-    ran_in = []
-
-    def function(batch: Sequence[int]) -> Sequence[int]:
-        ran_in.append(threading.current_thread())
-        return batch
-
-    shared = SharedBatches(function, 8)
-    before = threading.active_count()
-    assert [shared(item) for item in (3, 1, 2)] == [3, 1, 2]
-    assert ran_in == [threading.current_thread()] * 3
+    doubling, before = Doubling(8), threading.active_count()
+    for item in (3, 1, 2):
+        with doubling.shared.turn(item) as turn:
+            assert turn.items == [item]
+            turn.results = ["here"]  # type: ignore[list-item]
+        assert turn.result == "here"  # type: ignore[comparison-overlap]
     assert threading.active_count() == before
+
+
+def test_items_of_different_kinds_are_in_different_batches() -> None:
+    doubling = Doubling(4)
+    first = called(doubling, 0)
+    assert eventually(lambda: doubling.batches == [[0]])
+    calls = [called(doubling, 1, kind="a")]
+    assert eventually(lambda: doubling.waiting() == 1)
+    calls.append(called(doubling, 2, kind="a"))
+    assert eventually(lambda: doubling.waiting() == 2)
+    calls.append(called(doubling, 3, kind="b"))
+    assert eventually(lambda: doubling.waiting() == 1)
+    doubling.gate.set()
+    assert [call.result(DEADLINE) for call in (first, *calls)] == [0, 2, 4, 6]
+    assert doubling.batches == [[0], [1, 2], [3]]
 
 
 def test_who_comes_while_another_is_at_work_shares_the_next_batches_in_the_order_of_arrival() -> None:
@@ -143,7 +160,7 @@ def test_a_failure_reaches_every_item_of_its_batch_and_no_other() -> None:
         *("-1 in [-1, 4]", "-1 in [-1, 4]"),
         None,
     ]
-    assert doubling.shared(6) == 12
+    assert doubling.call(6) == 12
 
 
 def test_who_is_interrupted_at_work_leaves_its_batch_to_the_others() -> None:
@@ -175,7 +192,7 @@ def _interrupted(point: int, before: list[int] | None) -> bool:
     doubling.gate.set()
     assert not wait([call, *others], DEADLINE).not_done, point
     assert [other.result() for other in others] == ([] if before is None else [2 * item for item in (*before, 2, 3)])
-    assert doubling.shared(7) == 14
+    assert doubling.call(7) == 14
     if (failure := call.exception()) is None:
         assert call.result() == 10
     return isinstance(failure, KeyboardInterrupt)
@@ -195,18 +212,24 @@ def function(batch):
         assert gate.wait(30)
     return batch
 
-shared = SharedBatches(function, 8)
+batches = SharedBatches(8)
 results = []
+
+def shared(item):
+    with batches.turn(item) as turn:
+        if turn.items:
+            turn.results = function(turn.items)
+    return turn.result
 
 def until(condition):
     while not condition():
         time.sleep(0.002)
 
 def others():
-    until(lambda: shared._last._items == [1])  # of the main thread
+    until(lambda: batches._last._items == [1])  # of the main thread
     joined = threading.Thread(target=lambda: results.append(shared(2)))
     joined.start()
-    until(lambda: shared._last._items == [1, 2])
+    until(lambda: batches._last._items == [1, 2])
     os.kill(os.getpid(), signal.SIGINT)
     until(interrupted.is_set)
     gate.set()
@@ -240,7 +263,7 @@ def test_ctrl_c_while_waiting_for_a_turn_strands_nobody() -> None:
 def test_each_call_gets_its_own_result_from_one_batch(size: int, threads: int, items: list[int]) -> None:
     doubling = Doubling(size)
     with ThreadPoolExecutor(threads) as pool:
-        calls = [pool.submit(doubling.shared, item) for item in items]
+        calls = [pool.submit(doubling.call, item) for item in items]
     batches = doubling.batches
     assert sorted(item for batch in batches for item in batch) == sorted(items)
     assert all(1 <= len(batch) <= min(size, threads) for batch in batches)

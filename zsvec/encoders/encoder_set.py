@@ -21,7 +21,6 @@ class EncoderSet:
     ```python
     prepared = [encoders.preprocess(image) for image in images]  # may run in several threads
     vectors = encoders.encode_images(prepared)                   # {"clip": (n, 512), "dino": (n, 768)}
-    vectors = encoders.encode_image(prepared[0])                 # {"clip": (1, 512), "dino": (1, 768)}
     ```
 
     Args:
@@ -29,6 +28,10 @@ class EncoderSet:
         batch_size: Images that a backbone gets at most in one pass.
         device: Where the encoders run.
         on_torch: Whether torch computes them.
+
+    Attributes:
+        shared: Of threads that have one image each for these encoders.
+        device: Where the encoders run.
 
     Raises:
         InvalidInputError: Two encoders have the same name.
@@ -53,7 +56,7 @@ class EncoderSet:
             self._encoders[encoder.name] = encoder
         self._backbones = list({id(encoder.backbone): encoder.backbone for encoder in self}.values())
         self._batch_size = batch_size
-        self._shared = SharedBatches(self._encode_apart, batch_size)
+        self.shared: SharedBatches[Any, Any] = SharedBatches(batch_size)
         self._on_torch = on_torch
         self.device = device
 
@@ -106,24 +109,6 @@ class EncoderSet:
             name: np.concatenate([np.empty((0, encoder.fingerprint.dim), np.float32), *(part[name] for part in parts)])
             for name, encoder in self._encoders.items()
         }
-
-    def encode_image(self, prepared: tuple[Any, ...]) -> dict[str, Vectors]:
-        """Vectors of one preprocessed image, in the calling thread; threads that call at the same time share batches.
-
-        Args:
-            prepared: Output of `preprocess`.
-
-        Returns:
-            By name of the encoder: float32 (1, dim), of unit L2 norm.
-
-        Raises:
-            EncoderError: An encoder broke its contract, for any image of the batch.
-        """
-        return self._shared(prepared)
-
-    def _encode_apart(self, prepared: Sequence[tuple[Any, ...]]) -> list[dict[str, Vectors]]:
-        vectors = self.encode_images(prepared)
-        return [{name: rows[i : i + 1] for name, rows in vectors.items()} for i in range(len(prepared))]
 
     def _encode_batch(self, batch: Sequence[tuple[Any, ...]]) -> Mapping[str, Vectors]:
         columns = zip(*batch, strict=True)

@@ -1,4 +1,4 @@
-"""Calls of several threads that share batches: encoders take little longer for several images than for one.
+"""Threads that share batches: encoders, search and fusion take little longer for several images than for one.
 
 The thread that opens a batch leads it. It waits until the batch before is over: batches follow each other in the order
 in which they were opened, and who comes meanwhile joins the one that waits. A thread that finds nobody at work waits
@@ -10,7 +10,8 @@ which a ``with`` releases however the leader ends. Who finds that a batch is ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -18,58 +19,84 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class SharedBatches(Generic[Item, Result]):
-    """A function of a batch, called with one item each by several threads at once.
+class Turn(Generic[Item, Result]):
+    """What a caller has to do, and what it gets.
 
-    Args:
-        function: Gives the results of a batch, in the order of its items. Called in the thread of one of the callers,
-            and by one thread at a time unless a thread that waited for its turn was interrupted.
-        size: Items that it gets at most.
+    Attributes:
+        items: Of the batch that it leads, in order; empty where another thread has led it.
+        results: Theirs, which who leads sets.
     """
 
-    def __init__(self, function: Callable[[Sequence[Item]], Sequence[Result]], size: int) -> None:
-        self._function = function
+    def __init__(self, items: Sequence[Item], place: int, results: Sequence[Result] = ()) -> None:
+        self.items = items
+        self.results = results
+        self._place = place
+
+    @property
+    def result(self) -> Result:
+        """The result of the caller's own item."""
+        return self.results[self._place]
+
+
+class SharedBatches(Generic[Item, Result]):
+    """Batches of items that several threads bring at once, one each.
+
+    Args:
+        size: Items of a batch at most.
+    """
+
+    def __init__(self, size: int) -> None:
         self._size = size
         self._lock = Lock()  # of `_last` and of the items of an open batch; nobody waits while holding it
         self._last: _Batch[Item, Result] | None = None
 
-    def __call__(self, item: Item) -> Result:
-        """The result of one item.
+    @contextmanager
+    def turn(self, item: Item, kind: Hashable = None) -> Iterator[Turn[Item, Result]]:
+        """Bring an item, and lead its batch or wait for its result.
+
+        One thread leads at a time unless one that waited for its turn was interrupted.
+
+        Args:
+            item: The item.
+            kind: Items of different kinds are in different batches.
 
         Raises:
-            Exception: What the function raised, in every thread whose item was in the batch.
+            Exception: What the block of the leading thread raised, in every thread whose item was in the batch.
         """
         while True:
-            own: _Batch[Item, Result] = _Batch()
+            own: _Batch[Item, Result] = _Batch(kind)
             with own.led:
                 with self._lock:
                     last = self._last
-                    batch = last if last is not None and last.has_room(self._size) else own
+                    batch = last if last is not None and last.has_room(self._size, kind) else own
                     place = batch.add(item)
                     self._last = batch
                 if batch is own:
                     if last is not None:
                         last.wait()
-                    self._run(own)
+                    with self._lock:
+                        turn: Turn[Item, Result] = Turn(own.close(), place)
+                    try:
+                        yield turn
+                        own.results = turn.results
+                    except Exception as exc:
+                        own.error = exc
+                        raise
+                    finally:
+                        with self._lock:
+                            if self._last is own:
+                                self._last = None  # its items and its error are only its callers'
+                        del own, batch, last  # else an error, whose traceback has them, would be garbage with a cycle
+                    return
             batch.wait()
             try:
                 if batch.error is not None:
                     raise batch.error
                 if batch.results is not None:
-                    return batch.results[place]
+                    yield Turn((), place, batch.results)
+                    return
             finally:
-                del own, batch, last  # else an error, whose traceback has them, would be garbage with a cycle
-
-    def _run(self, batch: _Batch[Item, Result]) -> None:
-        with self._lock:
-            items = batch.close()
-        try:
-            batch.results = self._function(items)
-        except Exception as exc:  # noqa: BLE001 - not handled here: each caller raises it
-            batch.error = exc
-        with self._lock:
-            if self._last is batch:
-                self._last = None  # its vectors and its error are only its callers'
+                del own, batch, last  # likewise
 
 
 class _Batch(Generic[Item, Result]):
@@ -77,20 +104,21 @@ class _Batch(Generic[Item, Result]):
 
     Attributes:
         led: Held by who leads the batch, from before others see it until it is over.
-        results: Of the function; ``None`` if it raised an error, or the leader was interrupted.
-        error: What the function raised.
+        results: ``None`` if there was an error, or the leader was interrupted.
+        error: What the leader raised.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Hashable) -> None:
+        self._kind = kind
         self.led = Lock()
         self.results: Sequence[Result] | None = None
         self.error: Exception | None = None
         self._items: list[Item] = []
         self._open = True
 
-    def has_room(self, size: int) -> bool:
-        """Whether another item may join."""
-        return self._open and len(self._items) < size and self.led.locked()
+    def has_room(self, size: int, kind: Hashable) -> bool:
+        """Whether another item of this kind may join."""
+        return self._open and self._kind == kind and len(self._items) < size and self.led.locked()
 
     def add(self, item: Item) -> int:
         """Add an item, and give its place."""

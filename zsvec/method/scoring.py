@@ -63,10 +63,18 @@ class Scoring:
         return [one for _, answers in self.predict_in_parts(found, sources, top_k) for one in answers]
 
     def predict_in_parts(
-        self, found: SearchResult, sources: Sequence[str], top_k: int
+        self, found: SearchResult, sources: Sequence[str], top_k: int, *, related: bool = True
     ) -> list[tuple[Scores, list[Prediction]]]:
-        """`predict`, some images after the other, with their scores; as many together as fit a core's cache."""
-        size = max(1, _CACHED // len(found.categories))
+        """`predict`, some images after the other, with their scores; as many together as fit a core's cache.
+
+        Args:
+            found: As `predict`.
+            sources: As `predict`.
+            top_k: As `predict`.
+            related: Whether the images are a batch of somebody's, whose images may help each other.
+        """
+        joint = STRATEGIES[self.fusion].joint
+        size = max(1, _CACHED // len(found.categories)) if not joint else None if related else 1
         return self._in_parts(found, size, lambda rows, part, scores: predictions(part, scores, sources[rows], top_k))
 
     def scores(self, found: SearchResult) -> Scores:
@@ -128,9 +136,7 @@ class Scoring:
             return scores, made(rows, part, scores)
 
         backgrounds = calibration.backgrounds if calibration else {}
-        return aggregate_in_parts(
-            found, wanted, self.top_m, backgrounds, None if STRATEGIES[strategy].joint else size, scored
-        )
+        return aggregate_in_parts(found, wanted, self.top_m, backgrounds, size, scored)
 
     def calibration(self, found: SearchResult) -> Calibration | None:
         """The calibration of the store, if it was made for this way of scoring and for all the experts."""

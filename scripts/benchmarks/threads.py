@@ -1,0 +1,101 @@
+"""Threads that classify an image each, beside one stream over the same images."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+import zsvec
+from benchmarks.measure import Out, Row, Spent, interleaved, medians, report
+from zsvec.classifier import Classifier
+from zsvec.encoders.export import export_encoders
+from zsvec.inputs.folders import find_images, read_categories
+from zsvec.inputs.images import load_image
+from zsvec.profiles import PROFILES
+
+_RESAMPLES = 2000
+
+
+def threads(
+    folder: Path,
+    photos: Path,
+    workers: Annotated[int, typer.Option(help="Threads, and images of a batch of the stream.")] = 8,
+    images: int = 128,
+    rounds: int = 9,
+    runtime: Annotated[str, typer.Option(help="onnx or torch.")] = "onnx",
+    out: Out = None,
+) -> None:
+    """Images a second of several threads, of one thread, of a stream, and of the encoders alone.
+
+    FOLDER has references, and PHOTOS images to classify; profile offline.
+    """
+    paths = find_images(photos)[:images]
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        profile = "offline"
+        if runtime == "onnx":
+            profile = str(scratch / "encoders")
+            export_encoders(PROFILES["offline"].encoders, scratch / "encoders")
+        classifier = stack.enter_context(
+            zsvec.open(scratch / "store", profile=profile, runtime="torch" if runtime == "torch" else "auto")
+        )
+        classifier.add_categories(read_categories(folder))
+        classifier.calibrate()
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        stream, by_threads = f"stream, batches of {workers}", f"{workers} threads, an image each"
+        alone, encoded = "one thread, an image at a time", "decoding and encoders alone, an image at a time"
+        ways: dict[str, Callable[[], object]] = {
+            stream: partial(_stream, classifier, paths, workers),
+            by_threads: lambda: list(pool.map(classifier.classify, paths)),
+            alone: lambda: [classifier.classify(path) for path in paths],
+            encoded: partial(_encode, classifier, paths),
+        }
+        times = interleaved(ways, rounds)
+    rates = {name: len(paths) / taken for name, taken in medians(times).items()}
+    rows: list[Row] = [
+        {
+            "way": name,
+            "images/s": rate,
+            "of the stream": _ratio(times, name, stream),
+            "of the encoders alone": _ratio(times, name, encoded),
+        }
+        for name, rate in rates.items()
+    ]
+    report(
+        "threads",
+        f"{len(paths)} images, profile offline by {runtime}, {rounds} rounds",
+        {"rates": rows},
+        out=out,
+        draw=lambda axes: axes.barh(list(rates), list(rates.values())),
+        device="cpu",
+        raw={"seconds": times},
+        notes=["Ratios of rates: medians over the rounds, with their 95 % intervals."],
+    )
+
+
+def _stream(classifier: Classifier, paths: Sequence[Path], size: int) -> None:
+    with classifier.classify_stream(paths, batch_size=size) as predictions:
+        for _ in predictions:
+            pass
+
+
+def _encode(classifier: Classifier, paths: Sequence[Path]) -> None:
+    encoders = classifier.encoders
+    for path in paths:
+        encoders.encode_images([encoders.preprocess(load_image(path, side=encoders.side))])
+
+
+def _ratio(times: Mapping[str, Sequence[Spent]], way: str, other: str) -> str:
+    ratios = np.array([theirs.wall / mine.wall for mine, theirs in zip(times[way], times[other], strict=True)])
+    drawn = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return f"{statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]"

@@ -206,12 +206,13 @@ def test_commit_between_two_pages_of_the_catalog_is_not_missed(
             monkeypatch.setattr(time, "time_ns", lambda: begun + seconds * 10**10)  # noqa: B023
             add(store, name, ["2"])
 
+    add(store, names[2], ["3"])  # else there would be nothing to look for
     backend.after_page = act
     for _ in range(2):
         searching.search(queries(), nearest=1)
 
     assert backend.after_page is None
-    sources = {name: ["1", "2"] if name in (names[0], names[-1]) else ["1"] for name in names}
+    sources = {name: ["1", "2"] if name in (names[0], names[-1]) else ["1"] for name in names} | {names[2]: ["1", "3"]}
     assert_answers(searching, {name: references(images=images) for name, images in sources.items()})
 
 

@@ -195,6 +195,7 @@ class SimulatedBackend:
     location: str = "simulated"
     place: str = ""
     exclusive: bool = field(default=False, init=False)
+    writes: int = field(default=0, init=False)
 
     def _turn(self) -> None:
         if self.process is None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -336,6 +337,29 @@ def test_a_look_finds_what_has_changed(open_store: OpenStore) -> None:
     assert store.look(look.cursor, known).categories == []
     assert store.look(look.cursor, known, whole=True).categories == []
     assert [c.name for c in store.look(look.cursor, {**known, "b": 0}, whole=True).categories] == ["b"]
+
+
+@pytest.mark.parametrize("deployment", ["edge", "memory"], indirect=True)
+def test_where_nobody_else_writes_nothing_is_read_unless_something_was_written(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    add(store, "a", ["1"])
+    first = store.look(Cursor(), {})
+    backend = store._catalog.backend
+    read = Mock(wraps=backend.scroll)
+    monkeypatch.setattr(backend, "scroll", read)
+    known = {"a": 1}
+    assert store.look(first.cursor, known) == Look(first.cursor, [])
+    read.assert_not_called()
+    assert store.look(first.cursor, known, whole=True).categories == []
+    read.assert_called()
+    add(store, "b", ["1"])
+    second = store.look(first.cursor, known)
+    assert [category.name for category in second.categories] == ["b"]
+    assert store.look(second.cursor, known | {"b": 1}) == Look(second.cursor, [])
+    store.remove("a")
+    assert [category.name for category in store.look(second.cursor, known).categories] == ["a"]
 
 
 @pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)

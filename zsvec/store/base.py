@@ -134,6 +134,7 @@ class Backend(Protocol):
     """
 
     exclusive: bool  # no other process can write
+    writes: int  # where it is exclusive: how many have come to an end
 
     @property
     def location(self) -> str:

@@ -63,6 +63,7 @@ class EdgeBackend:
         self._keepers: dict[str, Keeper] = {}
         self._lock = threading.RLock()
         self._handle = Handle(self._name)
+        self.writes = 0
 
     @property
     def location(self) -> str:
@@ -286,7 +287,10 @@ class EdgeBackend:
         self._check_room(room_for(size) + POINT * points)
         self._keepers[collection].before_write()
         self._owed[collection] = self._owed.get(collection, 0) + POINT * points
-        shard.update(operation)
+        try:
+            shard.update(operation)
+        finally:
+            self.writes += 1
         self._check_there(collection)  # it may have gone meanwhile
 
     def _check_room(self, needed: int, *closing: qe.EdgeShard) -> None:

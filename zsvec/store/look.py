@@ -28,12 +28,14 @@ class Cursor:
         newest: The largest ``rev`` it has seen.
         before: The largest it had seen when its last look began.
         calibration: Version of the calibration it has seen.
+        writes: How many had come to an end when its last look began, where no other process writes.
     """
 
     store: str | None = None
     newest: int = 0
     before: int = 0
     calibration: int = 0
+    writes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,10 @@ class Look:
 
 def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False) -> Look:
     """As `zsvec.store.store.Store.look`."""
-    fresh = cursor.store is None
+    fresh, writes = cursor.store is None, catalog.backend.writes
+    if catalog.exclusive and not (fresh or whole) and writes == cursor.writes:
+        catalog.backend.exists(catalog.collection)  # else it raises
+        return Look(cursor, [])
     where = COMMITS if fresh or whole else replace(COMMITS, since=_since(catalog, cursor))
     at_once = catalog.exclusive or fresh  # else what has changed is found out first: most of it is known
     where = replace(where, or_match=STORE)
@@ -75,7 +80,7 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
         return replace(look(catalog, Cursor(), {}), reset=True)
     records = [record for record in records if record["kind"] != "store" and belongs(record, store)]
     changed = [record for record in records if _version_seen(record, known, cursor) != record["version"]]
-    after = Cursor(store, max([cursor.newest, *(record["rev"] for record in records)]), cursor.newest)
+    after = Cursor(store, max([cursor.newest, *(record["rev"] for record in records)]), cursor.newest, writes=writes)
     if changed and not at_once:
         places = [id_of(record) for record in changed]
         found = catalog.retrieve(places)

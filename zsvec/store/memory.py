@@ -30,6 +30,7 @@ class MemoryBackend:
         self._collections: dict[str, _Collection] = {}
         self._lock = threading.Lock()
         self._handle = Handle(self.location)
+        self.writes = 0
 
     def check(self) -> None:
         self._handle.check()
@@ -46,12 +47,12 @@ class MemoryBackend:
         self._collections.setdefault(collection, {})
 
     def upsert(self, collection: str, points: Points) -> None:
-        with self._open(collection) as stored:
+        with self._write(collection) as stored:
             for identifier, vector, payload in zip(points.ids, points.vectors, points.payloads, strict=True):
                 stored[identifier] = vector.copy(), _copy(payload)
 
     def put(self, collection: str, puts: Sequence[Put]) -> None:
-        with self._open(collection) as stored:
+        with self._write(collection) as stored:
             for put in puts:
                 before = stored[put.id][1] if put.id in stored else None
                 if (before is None) if put.expected is None else before and _test(Where(match=put.expected))(before):
@@ -96,12 +97,12 @@ class MemoryBackend:
             ]
 
     def delete(self, collection: str, where: Where) -> None:
-        with self._open(collection) as stored:
+        with self._write(collection) as stored:
             for identifier in _matching(stored, where):
                 del stored[identifier]
 
     def drop(self, collection: str, ids: Sequence[str]) -> None:
-        with self._open(collection) as stored:
+        with self._write(collection) as stored:
             for identifier in ids:
                 stored.pop(identifier, None)
 
@@ -130,6 +131,14 @@ class MemoryBackend:
     def close(self) -> None:
         self._handle.close()
         self._collections = {}
+
+    @contextmanager
+    def _write(self, collection: str) -> Iterator[_Collection]:
+        with self._open(collection) as stored:
+            try:
+                yield stored
+            finally:
+                self.writes += 1
 
     @contextmanager
     def _open(self, collection: str) -> Iterator[_Collection]:

@@ -43,6 +43,7 @@ class ServerBackend:
     """
 
     exclusive = False
+    writes = 0  # it does not know of all
 
     def __init__(self, connection: Connection, placement: Placement | None = None) -> None:
         self._connection = connection

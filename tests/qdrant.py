@@ -136,17 +136,6 @@ class Node:
         return self.folder / "qdrant.log"
 
 
-def restart_all(nodes: Sequence[Node]) -> None:
-    """Kill all nodes of a cluster and start them together: none of them is ready before most of them run."""
-    for node in nodes:
-        node.kill()
-    for node in nodes:
-        node.process = node._start()
-    for node in nodes:
-        node.wait_until_ready()
-    wait_until(lambda: all(_is_member(node.get("/cluster"), len(nodes)) for node in nodes))
-
-
 @contextmanager
 def running_server(folder: Path, **environment: str) -> Iterator[Node]:
     """A server in a process of its own, from the `qdrant` on the PATH; skips where there is none.

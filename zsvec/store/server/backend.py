@@ -21,9 +21,9 @@ from zsvec.store.server import peers, rows
 from zsvec.store.server.checkup import check_up
 from zsvec.store.server.connection import Connection
 from zsvec.store.server.copies import Copies
-from zsvec.store.server.filters import chunks, filter_of, parts
+from zsvec.store.server.filters import filter_of, parts
 from zsvec.store.server.healing import Records, differing, heal
-from zsvec.store.server.limits import Limits
+from zsvec.store.server.limits import ID, Limits, cut, size_of_point
 from zsvec.store.server.replicas import Consistency
 from zsvec.types import Finding
 
@@ -104,7 +104,7 @@ class ServerBackend:
         ]
 
         def write(limits: Limits) -> None:
-            for some in chunks(structs, limits.points):
+            for some in cut(structs, limits.points, lambda point: size_of_point(len(point.vector), point.payload)):
                 self._copies.write(
                     collection,
                     lambda client, patience, _, some=some: client.upsert(  # type: ignore[misc]
@@ -117,15 +117,17 @@ class ServerBackend:
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         def write(limits: Limits) -> None:
             new = [put for put in puts if put.expected is None]
-            for some in chunks(new, limits.points):
+            for some in cut(new, limits.points, lambda put: size_of_point(1, put.payload)):
                 self._put(collection, [_upsert(some, None, models.UpdateMode.INSERT_ONLY)])
-            others = [
-                _upsert([put], filter_of(Where(match=put.expected), limits), models.UpdateMode.UPDATE_ONLY)
-                for put in puts
-                if put.expected is not None
-            ]
-            for operations in chunks(others, limits.points):
-                self._put(collection, operations)
+            others = [put for put in puts if put.expected is not None]
+            for some in cut(others, limits.points, lambda put: size_of_point(1, put.payload)):
+                self._put(
+                    collection,
+                    [
+                        _upsert([put], filter_of(Where(match=put.expected), limits), models.UpdateMode.UPDATE_ONLY)
+                        for put in some
+                    ],
+                )
 
         self._within_limits(collection, write)
 
@@ -138,13 +140,15 @@ class ServerBackend:
         )
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        found: Mapping[str, Mapping[str, Any]] = self._copies.read(
-            collection,
-            lambda client, patience, consistency: rows.retrieve(
-                client, collection, ids, consistency=consistency, timeout=patience
-            ),
-            missing={},
-        )
+        found: dict[str, Mapping[str, Any]] = {}
+        for some in cut(ids, size=lambda _: ID):
+            found |= self._copies.read(
+                collection,
+                lambda client, patience, consistency, some=some: rows.retrieve(  # type: ignore[misc]
+                    client, collection, some, consistency=consistency, timeout=patience
+                ),
+                missing={},
+            )
         return found
 
     def scroll(
@@ -234,7 +238,8 @@ class ServerBackend:
                     "and the collection has no other index: allow it, or compare in this process with index=memory"
                 )
             found: list[list[Hit]] = []
-            for some in chunks(vectors, limits.queries):
+            chosen = len(filter_of(where, limits).model_dump_json().encode()) + limit * ID
+            for some in cut(vectors, limits.queries, lambda vector: size_of_point(len(vector)) + chosen):
                 rows: list[list[Hit]] = [[] for _ in some]
                 for part in parts(where, limits, without=(limit - 1) // limits.page * limits.page):
                     nearest = self._nearest(collection, some, part, limit, fields, limits)
@@ -295,12 +300,13 @@ class ServerBackend:
         )
 
     def drop(self, collection: str, ids: Sequence[str]) -> None:
-        self._copies.write(
-            collection,
-            lambda client, patience, _: client.delete(
-                collection, models.PointIdsList(points=list(ids)), wait=True, timeout=patience
-            ),
-        )
+        for some in cut(ids, size=lambda _: ID):
+            self._copies.write(
+                collection,
+                lambda client, patience, _, some=some: client.delete(  # type: ignore[misc]
+                    collection, models.PointIdsList(points=list(some)), wait=True, timeout=patience
+                ),
+            )
 
     def count(self, collection: str, where: Where) -> int:
         def count(limits: Limits) -> int:

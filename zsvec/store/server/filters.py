@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from qdrant_client import models
 
 from zsvec.store.base import Where
-from zsvec.store.server.limits import Limits
+from zsvec.store.server.limits import Limits, cut
+
+_CHARACTER = 7  # bytes of a character of a value, at most, with what is around the value
 
 
 def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> models.Filter:
@@ -17,7 +20,7 @@ def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> mode
     must = _conditions(where.match, limits)
     if where.since is not None:
         must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since)))
-    must_not: list[Any] = [models.HasIdCondition(has_id=list(ids)) for ids in chunks(without, limits.values)]
+    must_not: list[Any] = [models.HasIdCondition(has_id=list(ids)) for ids in cut(without, limits.values)]
     chosen = models.Filter(must=must, must_not=must_not)
     if where.or_match is None:
         return chosen
@@ -25,7 +28,7 @@ def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> mode
 
 
 def parts(where: Where, limits: Limits, without: int = 0) -> list[Where]:
-    """Filters of no more conditions than are allowed, which match together what one does, each point once.
+    """Filters of no more conditions and bytes than are allowed, which match together what one does, each point once.
 
     Args:
         where: The filter.
@@ -33,12 +36,13 @@ def parts(where: Where, limits: Limits, without: int = 0) -> list[Where]:
         without: How many ids `filter_of` will leave out.
     """
     lists = {name: value for name, value in where.match.items() if not isinstance(value, str | int)}
-    if limits.conditions is None or not lists or where.or_match is not None:
+    if not lists or where.or_match is not None:
         return [where]
     name, longest = max(lists.items(), key=lambda item: len(item[1]))
     lengths = [len(lists.get(other, "1")) for other in where.match if other != name]
     others = sum(-(-length // limits.values) for length in (*lengths, without)) + (where.since is not None)
-    some = chunks(longest, limits.values * max(1, limits.conditions - others))
+    most = math.inf if limits.conditions is None else limits.values * max(1, limits.conditions - others)
+    some = cut(longest, most, lambda value: _CHARACTER * len(value))
     return [replace(where, match={**where.match, name: values}) for values in some] or [where]
 
 
@@ -51,10 +55,4 @@ def _condition(name: str, value: str | int | Sequence[str], limits: Limits) -> A
         return models.FieldCondition(key=name, match=models.MatchValue(value=value))
     if len(value) <= limits.values:
         return models.FieldCondition(key=name, match=models.MatchAny(any=list(value)))
-    return models.Filter(should=[_condition(name, some, limits) for some in chunks(value, limits.values)])
-
-
-def chunks(rows: Any, size: int) -> Iterator[Any]:
-    """Parts of at most this size, in order."""
-    for first in range(0, len(rows), size):
-        yield rows[first : first + size]
+    return models.Filter(should=[_condition(name, some, limits) for some in cut(value, limits.values)])

@@ -1,10 +1,25 @@
-"""What a collection of a server accepts at once: sizes of requests, reduced to what its strict mode allows."""
+"""What a collection of a server accepts at once: sizes of requests, reduced to what its strict mode allows.
+
+Whatever grows with what users give is cut into requests of at most `BYTES`.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qdrant_client import models
+
+BYTES = 16_000_000
+"""Of one request, as JSON: half of what REST takes by default. gRPC takes more, and needs less."""
+
+ID = 40
+"""Bytes of the id of a point in a list of them."""
+
+_NUMBER = 25  # bytes of a number of a vector, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +28,7 @@ class Limits:
 
     Attributes:
         page: Points that one request reads.
-        points: Points that one request writes; 500 are below the 32 MB that REST accepts, up to 2,000 dimensions.
+        points: Points that one request writes.
         queries: Nearest-neighbour queries of one request.
         values: Values of one condition.
         conditions: Conditions of one filter; ``None``: as many as one likes.
@@ -45,3 +60,27 @@ class Limits:
             conditions=strict.filter_max_conditions,
             exact=strict.search_allow_exact is not False,
         )
+
+
+def cut(items: Any, most: float = math.inf, size: Callable[[Any], int] = lambda _: 0) -> Iterator[Any]:
+    """Parts in order, each of at most so many items and `BYTES`; an item of more is a part of its own.
+
+    Args:
+        items: A sequence, or an array of rows.
+        most: Items of a part.
+        size: Bytes of an item, at most.
+    """
+    first = total = 0
+    for number, item in enumerate(items):
+        added = size(item)
+        if number > first and (number - first >= most or total + added > BYTES):
+            yield items[first:number]
+            first, total = number, 0
+        total += added
+    if len(items):
+        yield items[first:]
+
+
+def size_of_point(dim: int, payload: Mapping[str, Any] | None = None) -> int:
+    """Bytes of a point that is written, or of a vector that is compared, as JSON, at most."""
+    return 3 * ID + _NUMBER * dim + len(json.dumps(payload))

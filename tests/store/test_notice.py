@@ -25,7 +25,7 @@ class Cluster:
         self.copies = BEFORE
         self.written = 0
         self._write = write
-        self.node = SimpleNamespace(client=self, speaks_grpc=False)
+        self.node = SimpleNamespace(client=self, speaks_grpc=False, ask=lambda request, left: request(self, None))
 
     def another(self) -> Any:
         return self.node

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -15,9 +17,14 @@ import grpc
 import pytest
 from qdrant_client import grpc as protocol
 
-from tests.store.material import FINGERPRINTS
+from tests.qdrant import Node as Server
+from tests.qdrant import running_server
+from tests.store.material import FINGERPRINTS, write_of
+from tests.store.support import fast_folder
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store import Store, open_store
+from zsvec.store.server.connection import Node
+from zsvec.store.server.deadline import LateError, in_time
 
 pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 
@@ -47,12 +54,14 @@ class FakeQdrant:
     Attributes:
         url: Where it is.
         answer: Gives the answer to a method and a path, or ``None`` for the usual one.
+        drip: Answers a request in the place of that, by itself, and not before the end; if there is one.
         requests: Method, path and time of each request.
         keys: The API key of each request.
     """
 
     def __init__(self) -> None:
         self.answer: Callable[[str, str], Answer | None] = lambda method, path: None
+        self.drip: Callable[[socket.socket, threading.Event], None] | None = None
         self.requests: list[tuple[str, str, float]] = []
         self.keys: list[str | None] = []
         self.stopped = threading.Event()
@@ -64,6 +73,11 @@ class FakeQdrant:
                 path = self.path.partition("?")[0]
                 fake.requests.append((self.command, path, time.monotonic()))
                 fake.keys.append(self.headers.get("api-key"))
+                if fake.drip:
+                    with suppress(OSError):  # who asked has gone
+                        fake.drip(self.connection, fake.stopped)
+                    self.close_connection = True
+                    return
                 status, headers, body = fake.answer(self.command, path) or fake.usual(path)
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -461,3 +475,182 @@ def test_version_that_is_no_version(qdrant: FakeQdrant) -> None:
 def test_redirection_is_not_followed(qdrant: FakeQdrant) -> None:
     qdrant.answer = lambda *_: (302, {"Location": "http://127.0.0.1:9/"}, b"")
     assert "302" in refusal(qdrant.url, lambda: opened(qdrant.url), StoreError, within=1)
+
+
+# Dripping: a byte now and then, for ever. Timeouts between two bytes never end it.
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+PAUSE = 0.1  # seconds between two bytes
+LATEST = 5 * TIMEOUT
+
+
+def silence(connection: socket.socket, stopped: threading.Event) -> None:
+    stopped.wait()
+
+
+def dripping(before: bytes, drop: bytes) -> Callable[[socket.socket, threading.Event], None]:
+    def drip(connection: socket.socket, stopped: threading.Event) -> None:
+        connection.sendall(before)
+        while not stopped.wait(PAUSE):
+            connection.sendall(drop)
+
+    return drip
+
+
+drips = pytest.mark.parametrize(
+    "drip",
+    [
+        silence,
+        dripping(HEAD + b"x-drip: ", b"x"),
+        dripping(HEAD + b"content-length: 1000000\r\n\r\n", b" "),
+        dripping(HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    ],
+    ids=["silence", "head", "body", "chunks"],
+)
+
+
+@drips
+@pytest.mark.parametrize("while_open", [False, True])
+def test_a_call_ends_by_its_deadline_whatever_drips(qdrant: FakeQdrant, drip: Any, while_open: bool) -> None:
+    store = opened(qdrant.url) if while_open else None
+    qdrant.drip = drip
+    act = store.categories if store else lambda: opened(qdrant.url)
+    assert "did not answer within 1 s" in refusal(qdrant.url, act, StoreUnavailableError, within=LATEST)
+    qdrant.drip = None
+    with store or opened(qdrant.url) as recovered:
+        assert recovered.categories() == []
+
+
+@drips
+@pytest.mark.usefixtures("impatient")
+def test_next_node_is_asked_where_one_drips(qdrant: FakeQdrant, another: FakeQdrant, drip: Any) -> None:
+    with opened(qdrant.url, another.url, timeout=20) as store:
+        qdrant.drip = drip
+        start = time.monotonic()
+        assert store.categories() == []
+        assert time.monotonic() - start < LATEST
+    assert scrolls(another) == 1
+
+
+@drips
+def test_a_check_up_ends_whatever_drips(qdrant: FakeQdrant, another: FakeQdrant, drip: Any) -> None:
+    with opened(qdrant.url, another.url) as store:
+        another.drip = drip
+        start = time.monotonic()
+        found = {finding.what: finding.ok for finding in store.check_up()}
+        assert time.monotonic() - start < LATEST
+    assert found == {f"node {qdrant.url}": True, f"node {another.url}": False}
+
+
+@drips
+def test_a_node_that_drips_is_not_well(qdrant: FakeQdrant, drip: Any) -> None:
+    qdrant.drip = drip
+    start = time.monotonic()
+    assert not Node(qdrant.url, lambda _: pytest.fail("it is not contacted"), 1).is_well()
+    assert time.monotonic() - start < LATEST
+
+
+class Proxy:
+    """Both ports of a server, one byte at a time once it drips.
+
+    Attributes:
+        url: Of the REST interface.
+        drips: Whether it does.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.drips = threading.Event()
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+        first = int(server.url.rpartition(":")[2])
+        self._listening = two_listening()
+        self.url = f"http://127.0.0.1:{self._listening[0].getsockname()[1]}"
+        for number, listening in enumerate(self._listening):
+            self._run(self._accept, listening, first + number)
+
+    def _run(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._threads.append(threading.Thread(target=work, args=arguments))
+        self._threads[-1].start()
+
+    def _accept(self, listening: socket.socket, port: int) -> None:
+        with suppress(OSError), ExitStack() as stack:  # until it is closed
+            while True:
+                near = stack.enter_context(listening.accept()[0])
+                far = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                stack.callback(near.shutdown, socket.SHUT_RDWR)
+                stack.callback(far.shutdown, socket.SHUT_RDWR)
+                self._run(self._pump, near, far)
+                self._run(self._pump, far, near)
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while said := source.recv(65536):
+                while said:
+                    dripping = self.drips.is_set() and not self._stopped.wait(PAUSE)
+                    target.sendall(said[:1] if dripping else said)
+                    said = said[1:] if dripping else b""
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._stopped.set()
+        self.drips.clear()
+        for listening in self._listening:
+            listening.shutdown(socket.SHUT_RDWR)
+            listening.close()
+        for thread in self._threads:
+            thread.join()
+
+
+def two_listening() -> list[socket.socket]:
+    """On two adjacent ports."""
+    for _ in range(100):
+        first = socket.create_server(("127.0.0.1", 0))
+        try:
+            return [first, socket.create_server(("127.0.0.1", first.getsockname()[1] + 1))]
+        except OSError:  # the port belongs to somebody else
+            first.close()
+    raise AssertionError("no two adjacent ports are free")
+
+
+def test_a_real_server_behind_a_proxy_that_drips() -> None:
+    """By gRPC, and its first contact by REST."""
+    with (
+        fast_folder() as folder,
+        running_server(folder) as server,
+        closing(Proxy(server)) as proxy,
+        open_store(proxy.url, namespace="birds", timeout=10) as store,
+    ):
+        store.bind(FINGERPRINTS)
+        proxy.drips.set()
+        with store.within(TIMEOUT):
+            for act in (store.categories, lambda: store.write([write_of("wolf", ["1"])])):
+                message = refusal(proxy.url, act, StoreUnavailableError, within=LATEST)
+                assert "did not answer within 1 s" in message
+        message = refusal(proxy.url, lambda: opened(proxy.url, api_key=None), StoreUnavailableError, within=LATEST)
+        assert "did not answer within 1 s" in message
+        proxy.drips.clear()
+        assert store.categories() == []
+
+
+def test_what_is_not_in_time_is_waited_for_no_more() -> None:
+    """As a name that is looked up for as long as the system likes."""
+    ended = threading.Event()
+    late: list[Any] = []
+    with pytest.raises(LateError):
+        in_time(ended.wait, 0.05, when_late=late.append)
+    ended.set()
+    assert late[0].result(5) is True
+
+
+def test_what_is_in_time_returns_and_raises_as_it_does() -> None:
+    variable = ContextVar("variable", default=1)
+    variable.set(2)
+    assert in_time(variable.get, 5) == 2
+    with pytest.raises(ZeroDivisionError):
+        in_time(lambda: 1 / 0, 5)
+
+    def own() -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        in_time(own, 5)

@@ -337,12 +337,12 @@ class ServerBackend:
         def read(client: QdrantClient, consistency: Consistency) -> Records:
             return rows.retrieve(client, collection, ids, consistency=consistency, timeout=None)
 
-        def find(client: QdrantClient, _: int | None) -> Records:
-            if not self._copies.of(client, collection).copied:
+        def find(_: QdrantClient, __: int | None) -> Records:
+            if not self._copies.known(collection).copied:
                 return {}
             return differing([node.client for node in self._connection.nodes if node.is_well()], read)
 
-        found = self._connection.call(find)
+        found = self._connection.call(find, before=partial(self._copies.look, collection))
         heal(self._connection, collection, found)
         return len(found)
 

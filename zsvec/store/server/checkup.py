@@ -14,6 +14,7 @@ from qdrant_client import QdrantClient, models
 from zsvec.errors import StoreError
 from zsvec.store.server import peers
 from zsvec.store.server.connection import Connection, Node, check_version
+from zsvec.store.server.deadline import in_time
 from zsvec.store.server.failures import FAILURES, is_refusal
 from zsvec.store.server.healing import Records, differing, heal
 from zsvec.store.server.limits import Limits
@@ -21,7 +22,6 @@ from zsvec.store.server.replicas import Consistency, Replicas
 from zsvec.types import Finding, counted
 
 _ROUND_TRIPS = 5
-_PATIENCE = 5.0  # seconds
 _REFUSED = "give a key with more rights, by ZSVEC_API_KEY"
 
 
@@ -52,7 +52,8 @@ def check_up(connection: Connection, catalog: str, references: Sequence[str], *,
     try:
         yield _agreement(connection, clients, catalog, repair=repair)
     except FAILURES as exc:  # of the nodes that are asked past the connection
-        yield Finding("catalog", False, str(connection.error(exc, _PATIENCE)), "look again when all nodes are well")
+        said = str(connection.error(exc, connection.deadline))
+        yield Finding("catalog", False, said, "look again when all nodes are well")
 
 
 def _exists(connection: Connection, collection: str) -> bool:
@@ -63,17 +64,21 @@ def _node(connection: Connection, node: Node) -> Finding:
     """Whether a node answers, and how fast."""
     what = f"node {node.url}"
     try:
-        version = node.client.info().version
-        rest = _milliseconds(node.client.http.service_api.root)
-        by_grpc = _milliseconds(node.client.info)
+        version, rest, by_grpc = in_time(partial(_round_trips, node), connection.deadline)
     except StoreError as exc:  # too old, or no Qdrant
         return Finding(what, False, str(exc), "upgrade it, or leave its URL out")
     except FAILURES as exc:
-        return Finding(what, False, str(connection.error(exc, _PATIENCE)), "start it, or leave its URL out")
+        return Finding(what, False, str(connection.error(exc, connection.deadline)), "start it, or leave its URL out")
     if node.speaks_grpc:
         return Finding(what, True, f"Qdrant {version}; REST {rest:.1f} ms, gRPC {by_grpc:.1f} ms")
     advice = "publish the port of gRPC next to that of REST: reading vectors takes less than half of the time then"
     return Finding(what, True, f"Qdrant {version}; REST {rest:.1f} ms, no gRPC on the next port", advice)
+
+
+def _round_trips(node: Node) -> tuple[str, float, float]:
+    """Version, and milliseconds by REST and as the store asks."""
+    version = node.client.info().version
+    return version, _milliseconds(node.client.http.service_api.root), _milliseconds(node.client.info)
 
 
 def _milliseconds(request: Callable[[], object]) -> float:
@@ -106,7 +111,7 @@ def _rights(connection: Connection, catalog: str) -> Finding:
 
 def _may(connection: Connection, request: Callable[[QdrantClient], object]) -> bool:
     try:
-        request(connection.call(lambda client, _: client))
+        connection.node.ask(lambda client, _: request(client), left=connection.deadline)
     except FAILURES as exc:
         return not is_refusal(exc)
     return True
@@ -147,7 +152,7 @@ def _nodes(connection: Connection) -> int | None:
 
     def ask(client: QdrantClient, _: int | None) -> int | None:
         try:
-            cluster = client.cluster_status()
+            cluster = in_time(client.cluster_status, connection.deadline)  # REST's alone
         except FAILURES as exc:
             if is_refusal(exc):
                 return None
@@ -177,7 +182,7 @@ def _agreement(connection: Connection, clients: Sequence[QdrantClient], catalog:
     """Whether the copies of the catalog hold the same records; a conditional write may have reached one alone."""
     strict = connection.call(lambda client, _: client.get_collection(catalog)).config.strict_mode_config
     page = Limits.of(strict).page
-    read = partial(_records, catalog, page)
+    read = partial(_records, catalog, page, connection.deadline)
     found = differing(clients, read)
     if found:
         time.sleep(1.0)  # what is just being written differs for a moment
@@ -193,11 +198,12 @@ def _agreement(connection: Connection, clients: Sequence[QdrantClient], catalog:
     return Finding("catalog", not left, f"its copies differed in {names}" + ("" if left else ", and agree again"))
 
 
-def _records(catalog: str, size: int, client: QdrantClient, consistency: Consistency) -> Records:
+def _records(catalog: str, size: int, seconds: float, client: QdrantClient, consistency: Consistency) -> Records:
     found: Records = {}
     offset: Any = None
     while True:
-        page, following = client.scroll(catalog, limit=size, offset=offset, consistency=consistency)
+        read = partial(client.scroll, catalog, limit=size, offset=offset, consistency=consistency)
+        page, following = in_time(read, seconds)
         fresh = [record for record in page if str(record.id) not in found]
         found |= {str(record.id): record.payload or {} for record in fresh}
         if not fresh and following is None:

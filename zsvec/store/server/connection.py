@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -32,6 +33,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.base import Handle
+from zsvec.store.server.deadline import LateError, in_time
 from zsvec.store.server.failures import (
     FAILURES,
     is_busy,
@@ -49,6 +51,7 @@ _PATIENCE = 2  # seconds, at first, from which another node is asked where there
 _WELL = 0.25  # seconds within which a node that is well says so
 _SILENCE = (0.5, 2.0)  # seconds that the port beside has for its answer, at least and at most …
 _ROUND_TRIPS = 50  # … and in round trips of the REST port
+_ABOUT = 1.0  # seconds by which the deadline of a gRPC call may be missed, so that it needs no thread that waits for it
 _GRPC_OPTIONS = {"grpc.compression_enabled_algorithms_bitset": 1}  # identity: compressed floats are no smaller
 
 _URL = TypeAdapter(HttpUrl)
@@ -69,6 +72,7 @@ class Node:
     Attributes:
         url: Of its REST interface.
         speaks_grpc: Whether it does, as far as is known.
+        patience: How long its client waits for an answer, in seconds.
     """
 
     def __init__(
@@ -80,8 +84,8 @@ class Node:
     ) -> None:
         self.url = url
         self.speaks_grpc = False
+        self.patience = patience
         self._contact = contact
-        self._patience = patience
         self._verify = verify if url.startswith("https:") else False  # to make a context of all authorities takes long
         self._client: QdrantClient | None = None
         self._lock = threading.Lock()
@@ -91,15 +95,41 @@ class Node:
         """Its client, made at the first contact."""
         with self._lock:
             if self._client is None:
-                self._client, self.speaks_grpc = self._contact(self._patience)
+                self._client, self.speaks_grpc = self._contact(self.patience)
             return self._client
+
+    def ask(self, request: _Request[_T], *, left: float, seconds: float = math.inf) -> _T:
+        """What it answers, in time.
+
+        Args:
+            request: As `Connection.call` has it.
+            left: Seconds of the deadline.
+            seconds: For the request; infinite: as the client is made.
+
+        Raises:
+            ApiException: Among others of `FAILURES`: there was no whole answer in time.
+        """
+        patience = None if seconds == math.inf else math.ceil(seconds)
+        limit = self.patience if patience is None else seconds
+        if self.speaks_grpc and limit < left + _ABOUT:
+            return request(self.client, patience)
+        answer: _T = in_time(lambda: request(self.client, patience), min(limit, left), when_late=self._forget)
+        return answer
+
+    def _forget(self, late: Future[Any]) -> None:
+        """Make another client: the connection of a request that does not end is in the pool of this one."""
+        client = self._client
+        if client is not None and not self.speaks_grpc:
+            self._client = None
+            late.add_done_callback(lambda _: client.close())
 
     def is_well(self) -> bool:
         """Whether it says so at once; it needs no key for that."""
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=_WELL, verify=self._verify).is_success
-        except httpx.HTTPError:
+            said = in_time(lambda: httpx.get(f"{self.url}/healthz", timeout=_WELL, verify=self._verify), _WELL)
+        except (httpx.HTTPError, LateError):
             return False
+        return said.is_success
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -154,13 +184,17 @@ class Connection:
         """As `zsvec.store.base.Backend.check`."""
         self._handle.check()
 
-    def call(self, request: _Request[_T], *, missing: Any = None) -> _T:
+    def call(
+        self, request: _Request[_T], *, missing: Any = None, before: Callable[[float], None] = lambda until: None
+    ) -> _T:
         """Ask, again after a passing failure while there is time, with failures as errors of ours.
 
         Args:
             request: Takes the client of a node, and after how many seconds it is to give up there (``None``: as the
                 client is made).
             missing: The answer where the collection does not exist; by default that is an error.
+            before: Is called before each attempt with the deadline, in seconds of `time.monotonic`. Its failures are
+                those of the attempt.
 
         Raises:
             StoreUnavailableError: There was no answer in time, or the server refuses.
@@ -168,21 +202,25 @@ class Connection:
         """
         self.check()
         deadline = self.deadline
+        until = time.monotonic() + deadline
+        heard: list[Any] = []  # outcomes of attempts
         retrying = Retrying(
             retry=retry_if_exception(is_transient),
             stop=stop_before_delay(deadline),
             wait=self._wait,
+            before_sleep=lambda state: heard.append(state.outcome),
             reraise=True,
         )
         try:
             for attempt in retrying:
                 with attempt:
-                    answer: _T = self._ask(request, attempt.retry_state.attempt_number)
+                    answer: _T = self._ask(request, attempt.retry_state.attempt_number, until, before)
                     return answer
         except FAILURES as exc:
             if missing is not None and is_missing(exc):
                 return cast("_T", missing)
-            raise self.error(exc, deadline) from exc
+            told = heard[-1].exception() if heard and isinstance(exc, LateError) else exc  # the last may have no time
+            raise self.error(told, deadline) from exc
         except ValueError:  # of gRPC, where another thread has closed the connection meanwhile
             self.check()
             raise
@@ -195,13 +233,15 @@ class Connection:
             for node in self.nodes:
                 node.close()
 
-    def _ask(self, request: _Request[_T], attempt: int) -> _T:
-        node = self._asked
+    def _ask(self, request: _Request[_T], attempt: int, until: float, before: Callable[[float], None]) -> _T:
         # Nodes that are slow and not away are waited for longer when all have been asked twice.
         turn = _PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))) if len(self.nodes) > 1 else math.inf
         seconds = min(turn, self._patience.get())
+        node = self._asked
         try:
-            return request(self.nodes[node].client, None if seconds == math.inf else math.ceil(seconds))
+            before(until)
+            node = self._asked
+            return self.nodes[node].ask(request, left=until - time.monotonic(), seconds=seconds)
         except (ApiException, QdrantException, grpc.RpcError) as exc:
             if is_transient(exc) and not is_busy(exc):
                 self.when_away()

@@ -6,6 +6,7 @@ nothing else is written: each write would wait for that node anew.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException
 
 from zsvec.errors import StoreError
-from zsvec.store.server.connection import Connection
+from zsvec.store.server.connection import Connection, Node
 from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
 from zsvec.store.server.notice import LONGEST, Notice
 from zsvec.store.server.replicas import UNKNOWN, Consistency, Replicas
@@ -65,13 +66,16 @@ class Copies:
             StoreError: Likewise.
         """
 
+        def prepare(until: float) -> None:
+            self._once_noticed(collection, until)
+            self.look(collection, until)
+
         def ask(client: QdrantClient, patience: int | None) -> _T:
-            client = self._once_noticed(collection, client)
-            copies = self.of(client, collection)
+            copies = self.known(collection)
             with self._watched(copies.copied):
                 return request(client, patience, copies)
 
-        return self._connection.call(ask)
+        return self._connection.call(ask, before=prepare)
 
     def read(
         self,
@@ -92,11 +96,14 @@ class Copies:
             StoreError: Likewise.
         """
 
+        def prepare(until: float) -> None:
+            self.look(collection, until)
+            if self.known(collection).paired:  # both are needed, until one is known to be away
+                self._once_noticed(collection, until)
+                self.look(collection, until)
+
         def ask(client: QdrantClient, patience: int | None) -> _T:
-            copies = self.of(client, collection)
-            if copies.paired:  # both are needed, until one is known to be away
-                client = self._once_noticed(collection, client)
-                copies = self.of(client, collection)
+            copies = self.known(collection)
             consistency = copies.consistency
             if consistency == _MAJORITY and time.monotonic() < self._without_majority:
                 consistency = models.ReadConsistencyType.QUORUM
@@ -108,28 +115,35 @@ class Copies:
                     self._without_majority = time.monotonic() + _AWAY
                 raise
 
-        return self._connection.call(ask, missing=missing)
+        return self._connection.call(ask, missing=missing, before=prepare)
 
-    def of(self, client: QdrantClient, collection: str) -> Replicas:
-        """Where the copies of a collection are, as far as the node says."""
-        until, copies = self._replicas.get(collection, (0.0, UNKNOWN))
-        return self._look(client, collection) if time.monotonic() >= until else copies
+    def look(self, collection: str, until: float) -> None:
+        """Find out where the copies of a collection are, as far as the node says, unless that is known.
+
+        Args:
+            collection: Its name.
+            until: The deadline, in seconds of `time.monotonic`.
+        """
+        if time.monotonic() >= self._replicas.get(collection, (0.0, UNKNOWN))[0]:
+            self._look(self._connection.node, collection, until)
 
     def known(self, collection: str) -> Replicas:
-        """The same, as it was found last."""
+        """Where the copies of a collection are, as it was found last."""
         return self._replicas.get(collection, (0.0, UNKNOWN))[1]
 
-    def _look(self, client: QdrantClient, collection: str) -> Replicas:
+    def _look(self, node: Node, collection: str, until: float = math.inf) -> None:
         try:
-            copies = Replicas.of(client.collection_cluster_info(collection))
+            found = node.ask(
+                lambda client, _: client.collection_cluster_info(collection), left=until - time.monotonic()
+            )
         except FAILURES as exc:
             if is_missing(exc):  # it may be made at any moment
-                return UNKNOWN
+                return
             if not is_refusal(exc):
                 raise
-            copies = UNKNOWN
-        self._believe(collection, copies)
-        return copies
+            self._believe(collection, UNKNOWN)
+        else:
+            self._believe(collection, Replicas.of(found))
 
     def _believe(self, collection: str, copies: Replicas) -> None:
         seconds = _CONSENSUS if copies.copied else 60 * _CONSENSUS
@@ -171,7 +185,7 @@ class Copies:
         new = self._store - self._replicas.keys()
         try:
             for name in new:
-                self._look(self._connection.another().client, name)
+                self._look(self._connection.another(), name)
             self._begin_notices(new)
         except (*FAILURES, StoreError):  # they are noticed when they are asked for
             pass
@@ -194,11 +208,8 @@ class Copies:
         else:
             self._replicas[collection] = 0.0, copies  # to be looked at again
 
-    def _once_noticed(self, collection: str, client: QdrantClient) -> QdrantClient:
-        """The client to ask, when a cluster that is noticing who is away has done so."""
+    def _once_noticed(self, collection: str, until: float) -> None:
+        """Wait while a cluster is noticing who is away."""
         notice = self._notices.get(collection)
-        if notice is None:
-            return client
-        if not notice.wait(min(LONGEST, self._connection.deadline)):
+        if notice is not None and not notice.wait(min(LONGEST, until - time.monotonic())):
             raise ResponseHandlingException(TimeoutError("a node of the cluster stands still"))
-        return self._connection.node.client

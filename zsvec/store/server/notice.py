@@ -78,12 +78,14 @@ class Notice:
         until = time.monotonic() + LONGEST
         while not self._over.wait(_LOOK) and time.monotonic() < until:
             try:
-                copies = Replicas.of(self._connection.node.client.collection_cluster_info(self._collection))
+                node = self._connection.node
+                found = node.ask(lambda client, _: client.collection_cluster_info(self._collection), left=LONGEST)
             except FAILURES:  # it may be the one that is away
                 self._connection.turn()
             except StoreError:  # the connection was closed
                 break
             else:
+                copies = Replicas.of(found)
                 if copies != self._before and copies.settled:
                     break
         self._end(False)
@@ -106,7 +108,7 @@ def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
             request = protocol.DeletePoints(collection_name=collection, wait=True, points=points)
             client.grpc_points.Delete(request, timeout=seconds)
         else:
-            client.delete(collection, nothing, wait=True)
+            node.ask(lambda client, _: client.delete(collection, nothing, wait=True), left=LONGEST)
     except FAILURES as exc:
         if not is_transient(exc):
             raise

@@ -8,6 +8,7 @@ from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreUnavailableError
 from zsvec.store.server.connection import Connection, check_version
+from zsvec.store.server.deadline import in_time
 from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
 
 _PATIENCE = 2.0  # seconds
@@ -22,9 +23,9 @@ def versions(connection: Connection) -> Mapping[str, str]:
 
     def ask(client: QdrantClient, _: int | None) -> Mapping[str, str]:
         try:
-            if not isinstance(client.cluster_status(), models.ClusterStatusOneOf1):
+            if not isinstance(in_time(client.cluster_status, _PATIENCE), models.ClusterStatusOneOf1):
                 return {}
-            found = client.http.distributed_api.cluster_telemetry()
+            found = in_time(client.http.distributed_api.cluster_telemetry, _PATIENCE)  # these two are REST's alone
         except FAILURES as exc:
             if is_refusal(exc) or is_missing(exc):  # a key that may not ask, or a server that cannot answer
                 return {}

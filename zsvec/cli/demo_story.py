@@ -1,4 +1,4 @@
-"""The story that `zsvec demo` tells: offline, in a minute, in a temporary folder.
+"""The story that `zsvec demo` tells, in a minute, in a temporary folder.
 
 The photographs come with scikit-image and scikit-learn, which say whose they are and how they are licensed.
 """
@@ -113,11 +113,11 @@ class Stopwatch:
         return table
 
 
-def tell() -> None:
-    """Run and print each step of the story."""
+def tell(profile: str) -> None:
+    """Run and print each step of the story, with the encoders of a profile."""
     watch = Stopwatch()
-    with TemporaryDirectory(prefix="zsvec-demo-") as folder, zsvec.open(folder, profile="offline") as classifier:
-        with watch.step("Load the encoders: EfficientNet-Lite0 for pixels, MiniLM for words; no network"):
+    with TemporaryDirectory(prefix="zsvec-demo-") as folder, zsvec.open(folder, profile=profile) as classifier:
+        with watch.step(f"Load the encoders of the profile {profile}"):
             classifier.load()
         with watch.step("Ten categories: five from a sentence, five from their name and the quarters of a photograph"):
             classifier.add_categories(_categories())

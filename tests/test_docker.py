@@ -1,4 +1,7 @@
-"""The compose file for people: a server that only this machine and only the key reaches, and that keeps what it has."""
+"""The compose file for people: a server that only this machine and only the key reaches, and that keeps what it has.
+
+And the images of zsvec itself, as far as their file can be read.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import pytest
 
 from tests.qdrant import COMPOSE_FILE, composed, running_server
 from tests.store.support import fast_folder
-from zsvec.errors import StoreUnavailableError
+from zsvec.config import load_settings
+from zsvec.errors import StoreUnavailableError, WeightsUnavailableError
 from zsvec.store.server import connect
 
 PEOPLES_FILE = COMPOSE_FILE.with_name("docker-compose.yml")
@@ -81,3 +85,73 @@ def test_the_file_starts_a_server_that_asks_for_the_key() -> None:
 def test_the_file_starts_nothing_without_a_key() -> None:
     with pytest.raises(AssertionError, match="is the key of the server"), composed(PEOPLES_FILE, ZSVEC_API_KEY=""):
         pass
+
+
+# Images of zsvec
+
+ROOT = COMPOSE_FILE.parents[1]
+DOCKERFILE = COMPOSE_FILE.with_name("Dockerfile")
+
+
+def stages() -> dict[str, list[str]]:
+    """Instructions of each stage and of those that it is built from, by its name."""
+    found: dict[str, list[str]] = {}
+    for line in re.sub(r"\\\n", "", DOCKERFILE.read_text()).splitlines():
+        if begin := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
+            of, name = begin.groups()
+            found[name] = [*found.get(of, [])]
+        elif found and line and not line.startswith("#"):
+            found[name].append(line)
+    return found
+
+
+STAGES = stages()
+
+
+@pytest.mark.parametrize("image", ["slim", "full"])
+def test_an_image_runs_as_a_user_without_rights(image: str) -> None:
+    """Given as a number: an orchestrator that lets no root run sees that it is none."""
+    last = [line for line in STAGES[image] if line.startswith("USER ")][-1]
+    assert re.fullmatch(r"USER (\d+):\1", last)
+    assert f"--uid {last.rpartition(':')[2]} " in " ".join(STAGES[image])
+
+
+def test_the_slim_image_has_the_list_that_ships_and_nothing_else() -> None:
+    commands = [command for line in STAGES["build-slim"] for command in line.removeprefix("RUN ").split(" && ")]
+    installed = [command for command in commands if command.startswith("pip install")]
+    assert installed == ["pip install --no-deps --requirement zsvec/without-torch.txt", "pip install --no-deps ."]
+    assert [line for line in STAGES["slim"] if "--from=" in line] == ["COPY --from=build-slim /opt/zsvec /opt/zsvec"]
+
+
+def test_what_images_are_made_of_is_there_and_sent() -> None:
+    copied = {
+        source
+        for lines in STAGES.values()
+        for line in lines
+        if line.startswith("COPY ") and "--from=" not in line
+        for source in line.split()[1:-1]
+    }
+    sent = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().splitlines()
+    assert sent[0] == "*"
+    assert all((ROOT / source).exists() and f"!{source.split('/')[0]}" in sent for source in copied)
+    assert {"zsvec", "pyproject.toml", "README.md", "LICENSE"} <= copied
+
+
+def set_variables(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in STAGES[image]:
+        if line.startswith("ENV "):
+            for name, value in re.findall(r"(ZSVEC_\w+)=(\S+)", line):
+                monkeypatch.setenv(name, value)
+
+
+def test_what_the_full_image_sets_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is none would be warned of."""
+    set_variables("full", monkeypatch)
+    settings = load_settings()
+    assert (settings.profile, settings.store) == ("offline", "/store")
+
+
+def test_the_slim_image_asks_for_its_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_variables("slim", monkeypatch)
+    with pytest.raises(WeightsUnavailableError, match="no exported encoders in /encoders"):
+        load_settings()

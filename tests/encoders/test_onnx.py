@@ -428,12 +428,20 @@ with zsvec.open(sys.argv[1], profile=sys.argv[2]) as clf:
     print(clf.classify(images["green"][0]).nearest)
     with clf.classify_stream([examples[1] for examples in images.values()]) as stream:
         print(*[prediction.nearest for prediction in stream])
+from pathlib import Path
 from zsvec.cli import main
-sys.argv = ["zsvec", "--store", sys.argv[1], "--profile", sys.argv[2], "doctor", "--json"]
-try:
-    main()
-except SystemExit as stop:
-    assert not stop.code, stop.code
+for colour, examples in images.items():
+    folder = Path(sys.argv[1]).with_name("photos") / f"dark {colour}"
+    folder.mkdir(parents=True)
+    for number, image in enumerate(examples):
+        image.point(lambda value: value // 2).save(folder / f"{number}.png")
+zsvec_here = ["zsvec", "--store", sys.argv[1], "--profile", sys.argv[2]]
+for command in (["import", str(folder.parent)], ["doctor", "--json"]):
+    sys.argv = [*zsvec_here, *command]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, stop.code
 assert not [name for name in sys.modules if name.partition(".")[0] in ABSENT]
 """
 MISUSE = """
@@ -479,6 +487,8 @@ def test_what_needs_torch_says_so(tmp_path: Path) -> None:
 def test_everything_works_where_torch_is_not_installed(folder: Path, tmp_path: Path) -> None:
     answers, stream, *findings = lines_without_torch(USE, tmp_path / "store", folder)
     assert (answers, stream) == ("green", "red green blue")
+    imported, *findings = findings
+    assert "3 categories, 18 images" in imported
     assert all(json.loads(finding)["ok"] for finding in findings)
     packages = json.loads(findings[0])["detail"]
     assert "onnxruntime" in packages

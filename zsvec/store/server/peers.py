@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from qdrant_client import QdrantClient, models
 
@@ -23,18 +24,22 @@ def versions(connection: Connection) -> Mapping[str, str]:
 
     def ask(client: QdrantClient, _: int | None) -> Mapping[str, str]:
         try:
-            if not isinstance(in_time(client.cluster_status, _PATIENCE), models.ClusterStatusOneOf1):
-                return {}
-            found = in_time(client.http.distributed_api.cluster_telemetry, _PATIENCE)  # these two are REST's alone
+            return in_time(partial(_versions, client), _PATIENCE)  # it is all REST's alone
         except FAILURES as exc:
             if is_refusal(exc) or is_missing(exc):  # a key that may not ask, or a server that cannot answer
                 return {}
             raise
-        peers = found.result.cluster.peers if found.result and found.result.cluster else {}
-        return {peer.uri: peer.details.version for peer in peers.values() if peer.details}
 
     with connection.within(_PATIENCE):
         return connection.call(ask)
+
+
+def _versions(client: QdrantClient) -> Mapping[str, str]:
+    if not isinstance(client.cluster_status(), models.ClusterStatusOneOf1):
+        return {}
+    found = client.http.distributed_api.cluster_telemetry()
+    peers = found.result.cluster.peers if found.result and found.result.cluster else {}
+    return {peer.uri: peer.details.version for peer in peers.values() if peer.details}
 
 
 def check(connection: Connection) -> None:

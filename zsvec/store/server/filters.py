@@ -12,7 +12,7 @@ from qdrant_client import models
 from zsvec.store.base import Where
 from zsvec.store.server.limits import Limits, cut
 
-_CHARACTER = 7  # bytes of a character of a value, at most, with what is around the value
+_CHARACTER, _AROUND = 6, 3  # bytes of a character of a value, at most, and of what is around the value
 
 
 def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> models.Filter:
@@ -42,7 +42,7 @@ def parts(where: Where, limits: Limits, without: int = 0) -> list[Where]:
     lengths = [len(lists.get(other, "1")) for other in where.match if other != name]
     others = sum(-(-length // limits.values) for length in (*lengths, without)) + (where.since is not None)
     most = math.inf if limits.conditions is None else limits.values * max(1, limits.conditions - others)
-    some = cut(longest, most, lambda value: _CHARACTER * len(value))
+    some = cut(longest, most, lambda value: _CHARACTER * len(value) + _AROUND)
     return [replace(where, match={**where.match, name: values}) for values in some] or [where]
 
 

@@ -95,9 +95,11 @@ class Searcher:
         return "qdrant" if self._snapshot.spec == QDRANT else "memory"
 
     def close(self) -> None:
-        """Wait until references that are being kept for the next process are."""
-        if self._keeping is not None:
-            self._keeping.join()
+        """Keep references for the next process, where that is worth it."""
+        with self._lock:
+            self._keep()
+            if self._keeping is not None:
+                self._keeping.join()
 
     def search(
         self,
@@ -190,6 +192,7 @@ class Searcher:
 
     def _catch_up(self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None) -> None:
         """As `_refresh`."""
+        self._keep()
         whole = time.monotonic() - self._compared >= COMPARED
         look = self._store.look(self._cursor, self._versions, whole=whole)
         if look.reset:
@@ -217,8 +220,6 @@ class Searcher:
         if look.calibration is not None:
             self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
         self._unkept += sum(change.gained for change in changes)
-        if self._cache and look.cursor.store and not torn:
-            self._keep(self._cache, look.cursor.store)
         if torn - self._given_up:
             raise Incomplete(torn - self._given_up)
 
@@ -255,12 +256,14 @@ class Searcher:
             dims.get(encoder_and_modality(expert)[0]) == found.rows.dim for expert, found in kept.references.items()
         )
 
-    def _keep(self, cache: ReferenceCache, store: str) -> None:
-        """Keep the references, if many were read since that was done."""
-        if isinstance(self._snapshot, InProcess) and self._unkept >= max(WORTH, _RENEWED * self._size):
-            self.close()
-            kept = f"{self._store.place} {store}", self._snapshot.references(), self._snapshot.catalog
-            self._keeping = threading.Thread(target=cache.save, args=kept, name="zsvec-keep")  # no answer waits for it
+    def _keep(self) -> None:
+        """Keep the references, if many were read since that was done; nobody waits for it."""
+        many = self._unkept >= max(WORTH, _RENEWED * self._size)
+        if self._cache and many and not self._lacking and isinstance(self._snapshot, InProcess):
+            if self._keeping is not None:
+                self._keeping.join()
+            kept = f"{self._store.place} {self._cursor.store}", self._snapshot.references(), self._snapshot.catalog
+            self._keeping = threading.Thread(target=self._cache.save, args=kept, name="zsvec-keep")
             self._keeping.start()
             self._unkept = 0
 

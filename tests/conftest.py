@@ -83,6 +83,15 @@ def nothing_is_left_running() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_remembered_for_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports and rates of models are kept for these tests, and not for who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("user") / "encoders"
+        patch.setattr("zsvec.encoders.host.cache_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture(scope="session")
 def load_once() -> Callable[..., EncoderSet]:
     """Stands for `load_encoders` where the encoders may be those of a test before: real ones take seconds to load."""
@@ -97,6 +106,7 @@ def load_once() -> Callable[..., EncoderSet]:
         device: Any = "auto",
         dtype: Any = "auto",
         runtime: Any = "auto",
+        compiled: bool = False,
         batch_size: int = 32,
     ) -> EncoderSet:
         from zsvec.encoders.sentence import SentenceModel
@@ -109,13 +119,14 @@ def load_once() -> Callable[..., EncoderSet]:
                 embedded[key] = embed_texts(model, texts)
             return embedded[key]
 
-        key = repr(dict(specs)), f"{runtime} {describe_device(device, dtype)}", batch_size
+        key = repr(dict(specs)), f"{runtime} {compiled} {describe_device(device, dtype)}", batch_size
         if key not in loaded:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(SentenceModel, "embed_texts", embed_once)
                 # not what the user of this machine has exported
                 chosen: Any = "torch" if runtime == "auto" else runtime
-                loaded[key] = load_encoders(specs, device=device, dtype=dtype, runtime=chosen, batch_size=batch_size)
+                options: Any = {"device": device, "dtype": dtype, "runtime": chosen, "compiled": compiled}
+                loaded[key] = load_encoders(specs, batch_size=batch_size, **options)
         return loaded[key]
 
     return load

@@ -354,6 +354,11 @@ def test_info(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) ->
         "references": {"clip:text": 3, "clip:image": 9, "dino:image": 9},
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
+        "measured": {
+            "all, with the export": "not exported here",
+            "clip, on torch": "not measured yet",
+            "dino, on torch": "not measured yet",
+        },
     }
     assert filled("--namespace other init").code == 0
     result = filled("--namespace other info")

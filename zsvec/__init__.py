@@ -100,7 +100,12 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
         chosen.open_store(),
         chosen,
         load_encoders=lambda: load_encoders(
-            specs, device=chosen.device, dtype=chosen.dtype, runtime=chosen.runtime, batch_size=chosen.batch_size
+            specs,
+            device=chosen.device,
+            dtype=chosen.dtype,
+            runtime=chosen.runtime,
+            compiled=chosen.compile,
+            batch_size=chosen.batch_size,
         ),
         temperatures={
             expert_name(name, m): spec.temperature.get(m, TEMPERATURES[m])

@@ -239,9 +239,10 @@ class Settings(_Masked, BaseSettings):
             path with a ``/``.
         profiles: Further profiles, by name.
         device: Where the encoders run.
-        dtype: Number format of the encoders; `auto` is bfloat16 where the hardware is faster in it.
+        dtype: Number format of the encoders; `auto` is bfloat16 where it is faster, measured with each model on a CPU.
         runtime: What computes the encoders; `auto` is onnxruntime where they are exported for it and that is faster on
             this CPU, else torch; `onnx` insists on it. `zsvec encoders export` exports them.
+        compile: Whether torch.compile compiles the encoders, with a C++ compiler; the first start takes a minute more.
         batch_size: Images that an encoder takes at once.
         index: Where images are compared with the references: `memory` holds the references in this process or on its
             GPU, `qdrant` asks the database; `auto` decides by their number.
@@ -301,6 +302,7 @@ class Settings(_Masked, BaseSettings):
     device: Device = "auto"
     dtype: Dtype = "auto"
     runtime: RuntimeName = "auto"
+    compile: bool = False
     batch_size: PositiveInt = Field(default=32, le=4096)
     index: IndexKind = "auto"
     index_budget: PositiveInt = 200_000

@@ -74,3 +74,11 @@ def test_what_exports_is_named_where_it_is_not_installed(monkeypatch: pytest.Mon
     result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "to"])
     assert isinstance(result.exception, MissingExtraError)
     assert "torch is not installed" in str(result.exception)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there every user may be one")
+@pytest.mark.usefixtures("settings")
+def test_the_home_of_nobody() -> None:
+    result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "~no-such-user/x"])
+    assert isinstance(result.exception, InvalidInputError)
+    assert "'~no-such-user/x' cannot be a path" in str(result.exception)

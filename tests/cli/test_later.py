@@ -11,7 +11,7 @@ import pytest
 
 from zsvec.cli import later
 from zsvec.config import Settings
-from zsvec.encoders import cache
+from zsvec.encoders import host
 from zsvec.encoders.cache import place, read_record
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def test_encoders_are_exported_in_the_background(settings: Settings, capfd: pyte
 def test_nothing_is_started_where_torch_was_not_needed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     later._export(settings)
-    assert not cache.cache_folder().exists()
+    assert not host.cache_folder().exists()
 
 
 OPENS = """

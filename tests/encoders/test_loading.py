@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import shutil
 import sys
@@ -21,8 +22,8 @@ from sentence_transformers import SentenceTransformer
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.conftest import OFFLINE, weight_file
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import Encoder, conse, describe_device, device, load_encoder, load_encoders, missing_weights, vision
-from zsvec.encoders.device import BFLOAT16_TOLERANCE, choose_runtime
+from zsvec.encoders import Encoder, conse, describe_device, load_encoder, load_encoders, missing_weights, vision
+from zsvec.encoders.device import BFLOAT16_TOLERANCE
 from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
@@ -241,51 +242,6 @@ def test_a_device_that_is_not_there(where: Any, specs: dict[str, EncoderSpec]) -
         load_encoder("it", specs["vit"], device=where)
 
 
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        ({"avx512_bf16": True}, True),
-        ({"amx_bf16": True, "avx512_bf16": False}, True),
-        ({"avx512_f": True, "avx512_bf16": False}, False),
-        ({}, False),
-    ],
-)
-def test_auto_is_bfloat16_where_the_cpu_multiplies_in_it(
-    found: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
-    monkeypatch.setattr(device, "product_seconds", lambda: {torch.bfloat16: 1.0, torch.float32: 2.0})
-    assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if expected else torch.float32)
-    assert choose_runtime("cpu", "float32").dtype == torch.float32
-    assert choose_runtime("cpu", "bfloat16").dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("bfloat16", [1.0, 2.1, 3.0])
-def test_auto_is_float32_where_that_is_clearly_faster(bfloat16: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    monkeypatch.setattr(device, "product_seconds", lambda: {torch.bfloat16: bfloat16, torch.float32: 2.0})
-    assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if bfloat16 < 2.4 else torch.float32)
-
-
-def test_both_formats_are_timed() -> None:
-    seconds = device.product_seconds()
-    assert seconds.keys() == {torch.bfloat16, torch.float32}
-    assert all(0 < taken < 10 for taken in seconds.values())
-
-
-@pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16 fma", True), ("avx2 fma", False), (None, False)])
-def test_an_older_torch_is_told_by_the_kernel(
-    flags: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    if flags:
-        cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(device, "product_seconds", lambda: {torch.bfloat16: 1.0, torch.float32: 2.0})
-    monkeypatch.setattr(device, "Path", lambda _: cpuinfo)
-    assert choose_runtime("cpu", "auto").dtype == (torch.bfloat16 if expected else torch.float32)
-
-
 def test_the_device_is_described() -> None:
     words = describe_device("cpu", "float32")
     threads = torch.get_num_threads()
@@ -336,6 +292,17 @@ def test_nothing_at_the_path(tmp_path: Path) -> None:
         with pytest.raises(WeightsUnavailableError, match=r"no weights at .*none"):
             load(spec)
         assert "none" in missing_weights({"it": spec})["it"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere every user may be one")
+@pytest.mark.parametrize("field", ["model", "weights", "text_model"])
+def test_the_home_of_nobody(field: str, specs: dict[str, EncoderSpec]) -> None:
+    spec = specs["tiny-conse"].model_copy(update={field: "~no-such-user/x"})
+    if field == "model":
+        spec = specs["clip"].model_copy(update={field: "~no-such-user/x"})
+    for asks in (load_encoders, describe_device, missing_weights):
+        with pytest.raises(InvalidInputError, match=r"'~no-such-user/x' cannot be a path .*without a ~"):
+            asks(specs={"it": spec})  # type: ignore[operator]
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:

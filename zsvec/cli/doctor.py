@@ -91,8 +91,9 @@ def _packages(of_encoders: Sequence[str]) -> Finding:
 
 
 def _device(settings: Settings) -> Finding:
-    where: dict[str, Any] = {"runtime": settings.runtime, "specs": settings.encoder_specs()}
-    described = describe_device(settings.device, settings.dtype, **where)  # loads what computes
+    where: dict[str, Any] = {"runtime": settings.runtime, "compiled": settings.compile}
+    specs = settings.encoder_specs()
+    described = describe_device(settings.device, settings.dtype, specs=specs, **where)  # loads what computes
     return Finding("device", True, described, _advice_on_threads() if described.startswith("cpu") else "")
 
 

@@ -12,11 +12,17 @@ from zsvec.cli.app import Json, app
 
 @app.command()
 def info(context: typer.Context, json: Json = False) -> None:
-    """Show what is in the store, which encoders made its vectors, and which engine serves it."""
+    """Show what is in the store, which encoders made its vectors, how fast they are, and which engine serves it."""
     from zsvec.cli import output
+    from zsvec.encoders.cache import measured
+    from zsvec.errors import ZSVecError
 
     with context.obj.open_store() as store:
         found = store.info()
+    try:
+        found["measured"] = measured(context.obj.settings().encoder_specs())
+    except ZSVecError as exc:  # the store can be told of without the encoders of the profile
+        found["measured"] = str(exc)
     if json:
         output.print_json(found)
     else:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import sys
@@ -20,17 +19,15 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import platformdirs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from zsvec.encoders.exported import FORMAT, ExportedFolder
+from zsvec.encoders import host
+from zsvec.encoders.rates import describe_rates
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
-from zsvec.encoders.weights import is_package
+from zsvec.encoders.weights import located
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.trust import is_ours
 
@@ -42,7 +39,9 @@ EXPORTING = ("onnxruntime", "tokenizers", "onnxscript", "onnx")
 
 _AT_WORK = 3600  # seconds that an export has until it counts as killed
 _UNUSED = 30 * 86_400  # seconds from which on what nobody has used is deleted
-_NAME = re.compile(r"[0-9a-f]{32}(\.json|\.claim|\.partial)?|\.[0-9a-f]{32}-.*")  # exports, and those at work
+_NAME = re.compile(
+    r"[0-9a-f]{32}(\.json|\.claim|\.rates|\.partial)?|\.[0-9a-f]{32}-.*"
+)  # exports, those at work, and rates
 _PACKAGES = ("zsvec", "torch", "timm", "transformers", "sentence-transformers", "tokenizers", "onnxruntime", "pillow")
 _GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _logger = logging.getLogger(__name__)
@@ -103,21 +102,15 @@ class Record(BaseModel):
         return ", ".join(f"{name} {rate:.1f}" for name, rate in self.rates.items()) + " images/s"
 
 
-def cache_folder() -> Path:
-    """Where exports are kept."""
-    return Path(platformdirs.user_cache_dir("zsvec")) / "encoders"
-
-
 def place(specs: Mapping[str, EncoderSpec]) -> Path:
     """The folder that an export of these encoders has in the cache; its record has the same name and ``.json``."""
     depends = {
-        "format": FORMAT,
-        "encoders": {name: spec.model_dump(mode="json") | _located(spec) for name, spec in specs.items()},
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "encoders": {name: spec.model_dump(mode="json") | located(spec) for name, spec in specs.items()},
+        "versions": {package: host.installed_version(package) for package in _PACKAGES},
         "python": sys.prefix,
-        "processor": _processor(),
+        "processor": host.processor(),
     }
-    return cache_folder() / hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
+    return host.cache_folder() / hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def record_of(folder: Path) -> Path:
@@ -147,8 +140,17 @@ def read_record(specs: Mapping[str, EncoderSpec]) -> Record | None:
     return record
 
 
+def measured(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
+    """What was measured of encoders on this host, in words: of all of them with an export, and of each on torch."""
+    record = read_record(specs)
+    chosen = f"{record}: {'onnx' if record.is_fast else 'torch'}" if record else "not exported here"
+    return {"all, with the export": chosen} | {
+        f"{name}, on torch": words for name, words in describe_rates(specs).items()
+    }
+
+
 def chosen_specs(
-    specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dtype, runtime: RuntimeName
+    specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dtype, runtime: RuntimeName, compiled: bool = False
 ) -> Mapping[str, EncoderSpec]:
     """The encoders to load: those of an export in the cache where these settings choose it, else those given.
 
@@ -157,23 +159,28 @@ def chosen_specs(
         device: As the setting.
         dtype: As the setting.
         runtime: As the setting.
+        compiled: As the setting `compile`.
 
     Raises:
         InvalidInputError: `runtime` is ``onnx``, and they were not exported, or the other settings exclude it.
     """
     if all(spec.family == "onnx" for spec in specs.values()):
-        if runtime == "torch" or _excluded(device, dtype):
+        if runtime == "torch" or compiled or _excluded(device, dtype):
             raise InvalidInputError(
-                f"exported encoders run on onnxruntime, on the CPU, in float32: runtime={runtime!r}, device={device!r} "
-                f"and dtype={dtype!r} cannot be had of them; choose 'auto', or the profile that they were exported from"
+                "exported encoders run on onnxruntime, on the CPU, in float32: "
+                f"runtime={runtime!r}, device={device!r}, dtype={dtype!r} and compile={compiled} cannot be had of them;"
+                " choose 'auto', or the profile that they were exported from"
             )
         return specs
-    if runtime == "torch" or (runtime == "auto" and _left_to_torch(device, dtype)):
+    if runtime == "torch" or (runtime == "auto" and (compiled or _left_to_torch(device, dtype))):
         return specs
-    if _excluded(device, dtype):
+    if compiled or _excluded(device, dtype):
         raise InvalidInputError(
-            f"runtime='onnx' is on the CPU and in float32: it does not go with device={device!r} and dtype={dtype!r}"
+            f"runtime='onnx' is on the CPU and in float32: it does not go with device={device!r}, dtype={dtype!r} and "
+            f"compile={compiled}"
         )
+    from zsvec.encoders.exported import ExportedFolder  # with numpy, which `zsvec info` needs not
+
     record = read_record(specs) if find_spec("onnxruntime") and find_spec("tokenizers") else None
     if record is not None and (runtime == "onnx" or record.allowing(dtype).is_fast):
         try:
@@ -215,8 +222,8 @@ def claim_export(specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dty
 
 
 def tidy() -> None:
-    """Delete exports that nobody has used for 30 days, and what killed ones have left."""
-    folder, now = cache_folder(), time.time()
+    """Delete exports that nobody has used for 30 days, rates as old as that, and what killed exports have left."""
+    folder, now = host.cache_folder(), time.time()
     if not is_ours(folder):
         return
     used: dict[str, float] = defaultdict(float)
@@ -230,16 +237,6 @@ def tidy() -> None:
                     shutil.rmtree(entry, ignore_errors=True)
                 else:
                     entry.unlink()
-
-
-def _located(spec: EncoderSpec) -> dict[str, Any]:
-    """References to files by their absolute paths: a relative one means another file elsewhere."""
-    references = {"model": spec.model, "weights": spec.weights, "text_model": spec.text_model}
-    return {
-        field: str(Path(reference).expanduser().resolve())
-        for field, reference in references.items()
-        if reference and not is_package(reference) and Path(reference).expanduser().exists()
-    }
 
 
 def _excluded(device: Device, dtype: Dtype) -> bool:
@@ -257,21 +254,3 @@ def _may_have_gpu() -> bool:
     if sys.platform == "linux":
         return any(os.path.exists(path) for path in _GPUS)  # noqa: PTH110 - no errors
     return True
-
-
-def _processor() -> str:
-    """What makes runtimes faster or slower."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return f"{name} {os.cpu_count()}"
-    models = [line for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else name} {os.cpu_count()}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

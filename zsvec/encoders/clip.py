@@ -14,6 +14,7 @@ from zsvec.encoders.base import rgb_of_bounded_aspect
 from zsvec.encoders.device import Runtime
 from zsvec.encoders.heads import ClipEncoder, ImageFeatures
 from zsvec.encoders.hub import checkpoint_source
+from zsvec.encoders.image_model import fast_model
 from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.weights import Source
@@ -28,18 +29,30 @@ class ClipBackbone:
 
     Args:
         sentences: The whole model.
+        spec: Of the encoder.
         runtime: Where it runs.
+        compiled: Whether torch.compile compiles it.
 
     Attributes:
         model: The whole model, as sentence-transformers has it.
         side: Pixels to which the shorter side of an image is scaled, if the processor says so.
     """
 
-    def __init__(self, sentences: SentenceModel, runtime: Runtime) -> None:
+    def __init__(self, sentences: SentenceModel, spec: EncoderSpec, runtime: Runtime, *, compiled: bool) -> None:
         self.model = sentences.model
         self._runtime = runtime
         size = sentences.model.processor.image_processor.to_dict().get("size") or {}
         self.side = max((side for side in size.values() if isinstance(side, int)), default=None)
+        noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        self._features = fast_model(
+            self.model,
+            lambda model, batch: model(dict(batch))["sentence_embedding"],
+            self._batch([self.preprocess(Image.fromarray(noise))] * 2),
+            spec=spec,
+            runtime=runtime,
+            compiled=compiled,
+            others=lambda: sentences.embed_texts(["a cat"]),
+        )
 
     def preprocess(self, image: Image.Image) -> Mapping[str, Any]:
         """The output of the model's processor for one image: tensors (1, …), such as ``pixel_values``."""
@@ -48,14 +61,15 @@ class ClipBackbone:
 
     def forward(self, inputs: Sequence[Mapping[str, Any]]) -> ImageFeatures:
         """Image features, of any norm."""
+        features: NDArray[np.float32] = self._features(self._batch(inputs)).float().cpu().numpy()
+        return ImageFeatures(features, features)
+
+    def _batch(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         self._runtime.wait_for_uploads()
-        batch = {
+        return {
             key: torch.cat([one[key] for one in inputs]).to(self._runtime.device) if torch.is_tensor(value) else value
             for key, value in inputs[0].items()
         }
-        with self._runtime.inference():
-            features: NDArray[np.float32] = self.model(batch)["sentence_embedding"].float().cpu().numpy()
-        return ImageFeatures(features, features)
 
 
 def sources(spec: EncoderSpec) -> list[Source]:
@@ -64,7 +78,14 @@ def sources(spec: EncoderSpec) -> list[Source]:
 
 
 def load(
-    name: str, spec: EncoderSpec, *, modalities: tuple[Modality, ...], runtime: Runtime, batch_size: int, **_: Any
+    name: str,
+    spec: EncoderSpec,
+    *,
+    modalities: tuple[Modality, ...],
+    runtime: Runtime,
+    batch_size: int,
+    compiled: bool,
+    **_: Any,
 ) -> ClipEncoder:
     """Load a checkpoint in the format of sentence-transformers or transformers.
 
@@ -89,7 +110,7 @@ def load(
             preprocessing=f"images: {_described_processor(sentences)}; texts: {sentences.description}",
         ),
         modalities=modalities,
-        backbone=ClipBackbone(sentences, runtime),
+        backbone=ClipBackbone(sentences, spec, runtime, compiled=compiled),
         batch_size=batch_size,
     )
 

@@ -38,6 +38,7 @@ def load(
     runtime: Runtime,
     batch_size: int,
     backbones: Backbones,
+    compiled: bool,
 ) -> ConseEncoder:
     """Load an ImageNet classifier of timm and a text model of sentence-transformers.
 
@@ -48,7 +49,7 @@ def load(
     # The weights of the mean are a softmax, which amplifies the rounding of bfloat16.
     runtime = replace(runtime, dtype=torch.float32)
     text_weights = _text_source(spec).load()
-    backbone = load_backbone(spec, runtime, backbones)
+    backbone = load_backbone(spec, runtime, backbones, compiled=compiled)
     labels = _labels(name, spec.model, backbone)
     sentences = SentenceModel(text_weights, runtime)
     # In one batch: the text model sorts texts by length, so that it pads less.

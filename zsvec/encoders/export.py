@@ -45,6 +45,7 @@ from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.vision import TimmBackbone
+from zsvec.encoders.weights import at_home
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
 
 LEAST_COSINE = 0.9999
@@ -69,7 +70,7 @@ def export_encoders(specs: Mapping[str, EncoderSpec], folder: Path) -> None:
     """
     _check_not_exported(specs)
     _check_packages()
-    folder = folder.expanduser().resolve()  # of a link, what it leads to is replaced
+    folder = at_home(folder).resolve()  # of a link, what it leads to is replaced
     _check_replaceable(folder)
     with _exported_beside(folder, specs) as work:
         _check_replaceable(folder)  # it took a minute
@@ -153,22 +154,24 @@ def _exported_beside(folder: Path, specs: Mapping[str, EncoderSpec]) -> Iterator
 
 
 def _rates(specs: Mapping[str, EncoderSpec], exported: Mapping[str, EncoderSpec]) -> dict[str, float]:
-    """Images a second of the candidates, each the best of a few turns."""
-    candidates = {
-        f"torch {dtype}": load_encoders(specs, device="cpu", dtype=dtype, runtime="torch")
+    """Images a second of the candidates."""
+    # One after the other: they need not be in memory together.
+    rates = {
+        f"torch {dtype}": _rate(load_encoders(specs, device="cpu", dtype=dtype, runtime="torch"))
         for dtype in ("float32", "bfloat16")
     }
-    candidates["onnx"] = load_encoders(exported, device="cpu")
-    image = _photograph(0, (320, 240))
-    seconds = dict.fromkeys(candidates, float("inf"))
-    for turn in range(_TURNS + 1):
-        for name, encoders in candidates.items():
-            prepared = [encoders.preprocess(image)] * _IMAGES_A_TURN
-            begun = time.perf_counter()
-            encoders.encode_images(prepared)
-            if turn:  # the first one warms up
-                seconds[name] = min(seconds[name], time.perf_counter() - begun)
-    return {name: _IMAGES_A_TURN / taken for name, taken in seconds.items()}
+    return rates | {"onnx": _rate(load_encoders(exported, device="cpu"))}
+
+
+def _rate(encoders: EncoderSet) -> float:
+    """Images a second, the best of a few turns."""
+    prepared = [encoders.preprocess(_photograph(0, (320, 240)))] * _IMAGES_A_TURN
+    seconds = []
+    for _ in range(_TURNS + 1):  # the first one warms up
+        begun = time.perf_counter()
+        encoders.encode_images(prepared)
+        seconds.append(time.perf_counter() - begun)
+    return _IMAGES_A_TURN / min(seconds[1:])
 
 
 class _Exporter:

@@ -46,6 +46,7 @@ def load_encoders(
     device: Device = "auto",
     dtype: Dtype = "auto",
     runtime: RuntimeName = "auto",
+    compiled: bool = False,
     batch_size: int = 32,
 ) -> EncoderSet:
     """Load the encoders of a profile. Encoders with the same image model share its backbone.
@@ -54,27 +55,29 @@ def load_encoders(
         specs: The encoders, by name.
         device: Where they run; ``auto`` is the first of CUDA, MPS and the CPU that is available. Exported encoders run
             on the CPU.
-        dtype: Their number format; ``auto`` is bfloat16 where the hardware is faster in it, else float32. Exported
-            encoders are in float32.
+        dtype: Their number format; ``auto`` is bfloat16 where the hardware is faster in it, else float32: on a CPU each
+            model is timed in both, once. Exported encoders are in float32.
         runtime: What computes them; ``auto`` is onnxruntime where they were exported for this machine and that is fast,
             ``onnx`` insists on it.
+        compiled: Whether torch.compile compiles the image models, which takes a minute once; ``auto`` is torch then.
         batch_size: Images that a backbone gets at most in one pass.
 
     Raises:
         InvalidInputError: The device or the runtime is not available, or a spec does not fit its family or model.
+        EncoderError: torch.compile cannot compile a model.
         MissingExtraError: Weights come in a package that is not installed, or what runs exported encoders is not.
         WeightsUnavailableError: Weights are neither on disk nor available from the hub.
     """
     from zsvec.encoders.cache import chosen_specs
 
-    chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime)
+    chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime, compiled=compiled)
     try:
-        return _load_all(chosen, device, dtype, batch_size)
+        return _load_all(chosen, device, dtype, batch_size, compiled)
     except (MissingExtraError, WeightsUnavailableError) as exc:
         if chosen is specs or runtime == "onnx":
             raise
         _logger.warning("%s; torch computes until then", exc)
-        return _load_all(specs, device, dtype, batch_size)
+        return _load_all(specs, device, dtype, batch_size, compiled)
 
 
 def load_encoder(
@@ -84,10 +87,12 @@ def load_encoder(
     device: Device = "auto",
     dtype: Dtype = "auto",
     runtime: RuntimeName = "auto",
+    compiled: bool = False,
     batch_size: int = 32,
 ) -> Encoder:
     """Load one encoder; see `load_encoders`."""
-    return load_encoders({name: spec}, device=device, dtype=dtype, runtime=runtime, batch_size=batch_size)[name]
+    options: Any = {"device": device, "dtype": dtype, "runtime": runtime, "compiled": compiled}
+    return load_encoders({name: spec}, batch_size=batch_size, **options)[name]
 
 
 def describe_device(
@@ -95,6 +100,7 @@ def describe_device(
     dtype: Dtype = "auto",
     *,
     runtime: RuntimeName = "auto",
+    compiled: bool = False,
     specs: Mapping[str, EncoderSpec] | None = None,
 ) -> str:
     """Device, number format and version of what `load_encoders` would compute with, in words.
@@ -103,27 +109,27 @@ def describe_device(
         device: As `load_encoders`.
         dtype: As `load_encoders`.
         runtime: As `load_encoders`.
+        compiled: As `load_encoders`.
         specs: The encoders, by name; without any, those that torch computes.
 
     Raises:
         InvalidInputError: The device or the runtime is not available.
         MissingExtraError: What runs exported encoders is not installed.
     """
-    from zsvec.encoders.cache import chosen_specs, read_record
+    from zsvec.encoders.cache import chosen_specs, measured
 
-    chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime) if specs else {}
-    record = read_record(specs) if specs else None
-    measured = f"; measured with the export: {record}" if record else ""
+    chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime, compiled=compiled) if specs else {}
+    rates = "".join(f"; {what}: {words}" for what, words in measured(specs).items()) if specs else ""
     if chosen and all(spec.family == "onnx" for spec in chosen.values()):
         from zsvec.encoders.onnx import describe
 
         try:
-            return describe() + measured
+            return describe() + rates
         except MissingExtraError:
             if chosen is specs or runtime == "onnx":
                 raise
     choose_runtime = _imported("zsvec.encoders.device").choose_runtime
-    return f"{choose_runtime(device, dtype)}{measured}"
+    return f"{choose_runtime(device, dtype)}{', compiled' if compiled else ''}{rates}"
 
 
 def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
@@ -147,7 +153,9 @@ def weight_sources(spec: EncoderSpec) -> list[Any]:
     return list(_module(spec.family).sources(spec))
 
 
-def _load_all(specs: Mapping[str, EncoderSpec], device: Device, dtype: Dtype, batch_size: int) -> EncoderSet:
+def _load_all(
+    specs: Mapping[str, EncoderSpec], device: Device, dtype: Dtype, batch_size: int, compiled: bool
+) -> EncoderSet:
     for_torch = [name for name, spec in specs.items() if spec.family != "onnx"]
     loaded: dict[str, Encoder] = {}
     where: Device = "cpu"
@@ -155,7 +163,7 @@ def _load_all(specs: Mapping[str, EncoderSpec], device: Device, dtype: Dtype, ba
         choose_runtime = _imported("zsvec.encoders.device").choose_runtime
         runtime = choose_runtime(device, dtype).with_uploads()
         where = cast("Device", runtime.device.type)
-        shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "backbones": {}}
+        shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "backbones": {}, "compiled": compiled}
         # Encoders that need float32 come first, so that those which share their image model get it in float32.
         for name in sorted(for_torch, key=lambda name: not _FAMILIES[specs[name].family].needs_float32):
             loaded[name] = _load(name, specs[name], shared)

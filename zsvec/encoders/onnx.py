@@ -7,7 +7,6 @@ and there are as many as torch would have.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from PIL import Image
 from zsvec.encoders.base import BatchEncoder, Vectors, batches
 from zsvec.encoders.exported import ExportedFolder, ExportedImages, ExportedTexts
 from zsvec.encoders.heads import ClipEncoder, ConseEncoder, ImageFeatures, VisionEncoder
+from zsvec.encoders.host import thread_count
 from zsvec.encoders.preprocessing import Pixels
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
@@ -174,20 +174,6 @@ class OnnxTexts:
             raise self._folder.damaged(f"{self._model.graph} is no text model")
         self._close()
         return graph, tokenizer
-
-
-def thread_count() -> int:
-    """Threads of a graph: as many as torch has where it is loaded, else one a core that this process may use."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        return int(torch.get_num_threads())
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if given.isdecimal() and int(given):
-        return int(given)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    siblings = Path("/sys/devices/system/cpu/smt/active")
-    doubled = siblings.exists() and siblings.read_text(encoding="ascii").strip() == "1"
-    return max(1, usable // 2 if doubled else usable)
 
 
 def describe() -> str:

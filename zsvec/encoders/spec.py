@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 from zsvec.types import Modality
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+NumberFormat = Literal["float32", "bfloat16"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 RuntimeName = Literal["auto", "torch", "onnx"]
 Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]

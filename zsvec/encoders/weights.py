@@ -11,7 +11,8 @@ from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from zsvec.errors import MissingExtraError, WeightsUnavailableError
+from zsvec.encoders.spec import EncoderSpec
+from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
 
 FileChoice = Callable[[Sequence[str]], list[str]]
 """From the names of a checkpoint's files, relative to its root, to those that a loader needs."""
@@ -74,8 +75,9 @@ class LocalSource:
         Raises:
             MissingExtraError: The package is not installed.
             WeightsUnavailableError: The package is unknown, or there are no weights at the path.
+            InvalidInputError: As `at_home`.
         """
-        path = _package_path(self.reference) if is_package(self.reference) else Path(self.reference).expanduser()
+        path = _package_path(self.reference) if is_package(self.reference) else at_home(Path(self.reference))
         if not path.exists():
             raise WeightsUnavailableError(f"no weights at {path}; give the path of a weight file or checkpoint folder")
         return Weights(path=path, model=f"sha256:{_sha256(path)}")
@@ -108,6 +110,32 @@ _PACKAGES: Mapping[str, _Package] = {
 def is_package(reference: str) -> bool:
     """Whether a reference is ``package:NAME``."""
     return reference.startswith(_PACKAGE)
+
+
+def at_home(path: Path) -> Path:
+    """A path whose ``~`` is the home of a user.
+
+    Raises:
+        InvalidInputError: There is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as exc:
+        raise InvalidInputError(f"{str(path)!r} cannot be a path ({exc}): give it without a ~") from exc
+
+
+def located(spec: EncoderSpec) -> dict[str, str]:
+    """References of a spec to files, by field, as absolute paths: a relative one means another file elsewhere.
+
+    Raises:
+        InvalidInputError: As `at_home`.
+    """
+    references = {"model": spec.model, "weights": spec.weights, "text_model": spec.text_model}
+    return {
+        field: str(at_home(Path(reference)).resolve())
+        for field, reference in references.items()
+        if reference and not is_package(reference) and at_home(Path(reference)).exists()
+    }
 
 
 def checkpoint_files(names: Sequence[str]) -> list[str]:

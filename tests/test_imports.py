@@ -59,7 +59,7 @@ HOMES = {
     "timm": ("zsvec.encoders",),
     "sentence_transformers": ("zsvec.encoders",),
     "transformers": ("zsvec.encoders",),
-    "onnxruntime": ("zsvec.encoders.onnx",),
+    "onnxruntime": ("zsvec.encoders.onnx", "zsvec.encoders.int8"),
     "tokenizers": ("zsvec.encoders.onnx",),
     "qdrant_client": ("zsvec.store.server",),
     "qdrant_edge": ("zsvec.store.edge",),

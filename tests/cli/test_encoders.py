@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.encoders import tiny_checkpoints as tiny
 from zsvec.cli.commands import app
 from zsvec.config import Settings
 from zsvec.encoders import cache, export
@@ -82,3 +83,20 @@ def test_the_home_of_nobody() -> None:
     result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "~no-such-user/x"])
     assert isinstance(result.exception, InvalidInputError)
     assert "'~no-such-user/x' cannot be a path" in str(result.exception)
+
+
+def test_photographs_for_int8(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for seed in range(9):
+        tiny.photo(seed, (200, 180)).save(tmp_path / "photos" / f"{seed}.png")
+    result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "to", "--int8", "photos"])
+    assert result.exit_code == 0, result.output
+    assert "in int8: " in result.stderr
+    assert ExportedFolder(tmp_path / "to").manifest.encoders.keys() == settings.encoder_specs().keys()
+
+
+@pytest.mark.usefixtures("settings")
+def test_int8_is_not_kept_for_the_user(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "--int8", str(tmp_path)])
+    assert isinstance(result.exception, InvalidInputError)
+    assert "--int8 takes a folder to export to" in str(result.exception)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import Encoder, EncoderSet, export, load_encoder, load_encoders, missing_weights
+from zsvec.encoders import Encoder, EncoderSet, export, graphs, load_encoder, load_encoders, missing_weights
 from zsvec.encoders.export import export_encoders
 from zsvec.encoders.exported import MANIFEST, ExportedFolder
 from zsvec.encoders.heads import ImageFeatures
@@ -181,14 +181,14 @@ def test_a_folder_goes_aside_under_a_new_name(
 def test_an_export_that_differs_is_refused(
     specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = export._TimmImages
+    graph = graphs.TimmImages
 
     class Wrong(graph):  # type: ignore[misc, valid-type]
         def forward(self, pixels: Any) -> Any:
             pooled, logits = super().forward(pixels)
             return pooled + 0.1 * pooled.std(), logits
 
-    monkeypatch.setattr(export, "_TimmImages", Wrong)
+    monkeypatch.setattr(graphs, "TimmImages", Wrong)
     with pytest.raises(EncoderError, match=r"'vit' is not exported: vectors of images differ .* \(cosine 0\.9"):
         export_encoders({"vit": specs["vit"]}, tmp_path / "it")
     assert list(tmp_path.iterdir()) == []

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zsvec.cli.app import app
-from zsvec.errors import MissingExtraError
+from zsvec.errors import InvalidInputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 encoders = typer.Typer(help="Export the encoders of the profile, to run without torch.", no_args_is_help=True)
 app.add_typer(encoders, name="encoders")
@@ -25,10 +28,18 @@ def export(
             "folder, they are kept for this user and this machine, and used from the next start on if that is as fast.",
         ),
     ] = None,
+    int8: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PHOTOS",
+            help="Round the image models to int8 where that is faster, in ranges that a folder of photographs shows. "
+            "The vectors differ: a store in float32 refuses them. Takes a FOLDER.",
+        ),
+    ] = None,
 ) -> None:
     """Export the encoders of the profile for onnxruntime, which starts in a fraction of a second.
 
-    The vectors are compared with those of torch; they are the same, so stores stay valid.
+    The vectors are compared with those of torch; they are the same, so stores stay valid, unless --int8 is given.
     """
     from zsvec.cli import output
     from zsvec.encoders.cache import chosen_specs
@@ -41,8 +52,13 @@ def export(
         ) from exc
     settings = context.obj.settings()
     specs = settings.encoder_specs()
+    if int8 is not None and folder is None:
+        raise InvalidInputError("--int8 takes a folder to export to: encoders kept for you have the vectors of torch")
     if folder is not None:
-        export_encoders(specs, folder)
+        cosines = export_encoders(specs, folder, photographs=_photographs(int8) if int8 else ())
+        if int8 is not None:
+            said = ", ".join(f"{name} (mean cosine {cosine:.4f})" for name, cosine in cosines.items())
+            output.print_note(f"in int8: {said or 'nothing, which would be slower here, or too different'}")
         output.print_note(f"exported to {folder}: use them by --profile {folder.absolute()}")
         return
     record = export_to_cache(specs)
@@ -54,3 +70,13 @@ def export(
     else:
         used = "torch as before: onnxruntime is slower here"
     output.print_note(f"{record}: {used}")
+
+
+def _photographs(folder: Path) -> list[Image.Image]:
+    """Some images of a folder, from all of it."""
+    from zsvec.encoders.int8 import MOST_PHOTOGRAPHS
+    from zsvec.inputs.folders import find_images
+    from zsvec.inputs.images import load_image
+
+    paths = find_images(folder)
+    return [load_image(path) for path in paths[:: -(-len(paths) // MOST_PHOTOGRAPHS) or 1]]

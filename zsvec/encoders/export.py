@@ -7,13 +7,12 @@ image and text that is compared. The fingerprint stays the same, so a store may 
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -26,7 +25,6 @@ from PIL import Image
 
 from zsvec.encoders.base import BatchEncoder
 from zsvec.encoders.cache import EXPORTING, Record, WeightFile, claim_of, place, record_of, tidy
-from zsvec.encoders.clip import ClipBackbone
 from zsvec.encoders.encoder_set import EncoderSet
 from zsvec.encoders.exported import (
     FORMAT,
@@ -38,15 +36,15 @@ from zsvec.encoders.exported import (
     Manifest,
     other_files,
 )
+from zsvec.encoders.graphs import Texts, image_graph, tokenizer_of, write_graph
 from zsvec.encoders.heads import ClipEncoder, ConseEncoder
 from zsvec.encoders.loading import load_encoders, weight_sources
 from zsvec.encoders.preprocessing import Preprocessing
-from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.encoders.vision import TimmBackbone
 from zsvec.encoders.weights import at_home
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
+from zsvec.types import Fingerprint
 
 LEAST_COSINE = 0.9999
 _TURNS, _IMAGES_A_TURN = 4, 8
@@ -54,16 +52,23 @@ _COMPARED_SIZES = [(320, 240), (240, 320), (224, 224), (500, 375), (64, 48), (10
 _COMPARED_TEXTS = ["a photo of a cat", "x", "  Two   DOGS, sleeping in the sun!\n", "小熊猫 é ß", "a long text " * 100]
 
 
-def export_encoders(specs: Mapping[str, EncoderSpec], folder: Path) -> None:
+def export_encoders(
+    specs: Mapping[str, EncoderSpec], folder: Path, *, photographs: Sequence[Image.Image] = ()
+) -> dict[str, float]:
     """Export encoders to a folder.
 
     Args:
         specs: The encoders, by name.
         folder: Made, or replaced if it holds exported encoders and nothing else; whole or not at all.
+        photographs: Image models are rounded to int8 by them, where that is faster; the encoders get fingerprints of
+            their own then. Without any, all is in float32.
+
+    Returns:
+        Of each encoder that was rounded, the mean cosine of its vectors with those of torch.
 
     Raises:
         InvalidInputError: The folder holds something else, or an encoder is of a kind that cannot be exported, as those
-            that were exported already.
+            that were exported already; or there are too few photographs.
         MissingExtraError: What exports is not installed.
         EncoderError: The exported encoder gives other vectors.
         WeightsUnavailableError: Weights cannot be loaded here.
@@ -72,9 +77,10 @@ def export_encoders(specs: Mapping[str, EncoderSpec], folder: Path) -> None:
     _check_packages()
     folder = at_home(folder).resolve()  # of a link, what it leads to is replaced
     _check_replaceable(folder)
-    with _exported_beside(folder, specs) as work:
+    with _exported_beside(folder, specs, photographs) as (work, cosines):
         _check_replaceable(folder)  # it took a minute
         _put_in_place(work, folder)
+    return cosines
 
 
 def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
@@ -109,7 +115,7 @@ def _exported_to_cache(specs: Mapping[str, EncoderSpec], folder: Path) -> Record
             )
     _check_packages()
     record_of(folder).unlink(missing_ok=True)
-    with _exported_beside(folder, specs) as work:
+    with _exported_beside(folder, specs) as (work, _):
         _put_in_place(work, folder)  # whatever is there is ours, and may be damaged
     folder.chmod(0o700)
     files = sorted({str(file.absolute()) for source in sources for file in source.load().files()})
@@ -136,8 +142,13 @@ def _check_replaceable(folder: Path) -> None:
 
 
 @contextmanager
-def _exported_beside(folder: Path, specs: Mapping[str, EncoderSpec]) -> Iterator[Path]:
+def _exported_beside(
+    folder: Path, specs: Mapping[str, EncoderSpec], photographs: Sequence[Image.Image] = ()
+) -> Iterator[tuple[Path, dict[str, float]]]:
     """A new folder beside another, with the export of encoders, compared with them; removed in the end if still there.
+
+    Yields:
+        The folder, and the cosines of what is in int8.
 
     Raises:
         InvalidInputError, EncoderError, WeightsUnavailableError: As `export_encoders`.
@@ -146,9 +157,10 @@ def _exported_beside(folder: Path, specs: Mapping[str, EncoderSpec]) -> Iterator
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _Exporter(work).write(encoders, specs)
-        _compare(encoders, load_encoders(ExportedFolder(work).specs(), device="cpu"))
-        yield work
+        _Exporter(work, photographs).write(encoders, specs)
+        exported = load_encoders(ExportedFolder(work).specs(), device="cpu")
+        cosines = _compare(encoders, exported, photographs)
+        yield work, cosines
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -177,30 +189,32 @@ def _rate(encoders: EncoderSet) -> float:
 class _Exporter:
     """Writes models, those that encoders share once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, photographs: Sequence[Image.Image]) -> None:
         self._folder = folder
+        self._photographs = photographs
         self._written: dict[int, Any] = {}
+        self._rounded: dict[str, str] = {}
         self._numbers = count()
 
     def write(self, encoders: EncoderSet, specs: Mapping[str, EncoderSpec]) -> None:
         exported = {
             encoder.name: self._encoder(cast("BatchEncoder", encoder), specs[encoder.name]) for encoder in encoders
         }
-        files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(self._folder.iterdir())}
+        files = {file.name: _digest(file) for file in sorted(self._folder.iterdir())}
         manifest = Manifest(format=FORMAT, encoders=exported, files=files)
         (self._folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
     def _encoder(self, encoder: BatchEncoder, spec: EncoderSpec) -> ExportedEncoder:
-        labels = None
+        images, labels = self._images(encoder.name, encoder.backbone), None
         if isinstance(encoder, ConseEncoder):
             labels = f"labels-{next(self._numbers)}.npy"
             np.save(self._folder / labels, encoder.labels, allow_pickle=False)
         texts = encoder.texts if isinstance(encoder, ClipEncoder | ConseEncoder) else None
         return ExportedEncoder(
             family=cast("Any", spec.family),
-            fingerprint=encoder.fingerprint,
+            fingerprint=self._fingerprint(encoder.fingerprint, images.graph),
             modalities=encoder.modalities,
-            images=self._images(encoder.name, encoder.backbone),
+            images=images,
             texts=self._texts(cast("SentenceModel", texts)) if texts else None,
             labels=labels,
             prompt=spec.prompt,
@@ -209,12 +223,27 @@ class _Exporter:
 
     def _images(self, name: str, backbone: Any) -> ExportedImages:
         if id(backbone) not in self._written:
-            model, preprocessing = _image_graph(name, backbone)
+            model, preprocessing = image_graph(name, backbone)
             graph = f"images-{next(self._numbers)}.onnx"
             example = torch.zeros((2, preprocessing.size, preprocessing.size, 3), dtype=torch.uint8)
-            _write_graph(model, {"pixels": example}, self._folder / graph)
+            write_graph(model, {"pixels": example}, self._folder / graph)
+            if self._photographs:
+                self._round(graph, preprocessing)
             self._written[id(backbone)] = ExportedImages(graph=graph, preprocessing=preprocessing)
         return cast("ExportedImages", self._written[id(backbone)])
+
+    def _round(self, graph: str, preprocessing: Preprocessing) -> None:
+        from zsvec.encoders.int8 import quantize  # takes onnx, which is checked before
+
+        form = quantize(self._folder / graph, [preprocessing(image) for image in self._photographs])
+        if form:
+            self._rounded[graph] = f"{form} int8 {_digest(self._folder / graph)}"
+
+    def _fingerprint(self, fingerprint: Fingerprint, graph: str) -> Fingerprint:
+        """Vectors of a rounded graph can be compared with those of the very same graph."""
+        if graph not in self._rounded:
+            return fingerprint
+        return replace(fingerprint, preprocessing=f"{fingerprint.preprocessing}; {self._rounded[graph]}")
 
     def _texts(self, texts: SentenceModel) -> ExportedTexts:
         if id(texts) not in self._written:
@@ -222,161 +251,48 @@ class _Exporter:
             graph, tokenizer = f"texts-{number}.onnx", f"tokenizer-{number}.json"
             inputs = dict(texts.model.preprocess(["a cat", "two dogs that sleep in the sun"]))
             tokens = {name: inputs.pop(name) for name in list(inputs) if torch.is_tensor(inputs[name])}
-            _write_graph(_Texts(texts.model, list(tokens), inputs), tokens, self._folder / graph)
-            (self._folder / tokenizer).write_text(_tokenizer(texts), encoding="utf-8")
+            write_graph(Texts(texts.model, list(tokens), inputs), tokens, self._folder / graph)
+            (self._folder / tokenizer).write_text(tokenizer_of(texts), encoding="utf-8")
             self._written[id(texts)] = ExportedTexts(graph=graph, tokenizer=tokenizer)
         return cast("ExportedTexts", self._written[id(texts)])
 
 
-class _TimmImages(torch.nn.Module):
-    """A timm model from uint8 pixels (n, height, width, channels) on."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, backbone: TimmBackbone) -> None:
-        super().__init__()
-        self.model = backbone.model
-        self.register_buffer("mean", backbone.mean)
-        self.register_buffer("std", backbone.std)
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features = self.model.forward_features((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
-        pooled = self.model.forward_head(features, pre_logits=True)
-        return (pooled, self.model.forward_head(features)) if self.model.num_classes else (pooled,)
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-class _ClipImages(torch.nn.Module):
-    """The image tower of a CLIP-like model from uint8 pixels on."""
+def _compare(expected: EncoderSet, exported: EncoderSet, photographs: Sequence[Image.Image]) -> dict[str, float]:
+    """The mean cosines of the encoders in int8.
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, backbone: ClipBackbone, processor: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.model = backbone.model
-        self._rest = rest
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(processor[f"image_{name}"]).mul(255).view(1, -1, 1, 1))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        scaled = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        vectors: torch.Tensor = self.model({**self._rest, "pixel_values": scaled})["sentence_embedding"]
-        return vectors
-
-
-class _Texts(torch.nn.Module):
-    """A text model from tokens to vectors."""
-
-    def __init__(self, model: torch.nn.Module, names: Sequence[str], rest: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.model = model
-        self._names = names
-        self._rest = rest
-
-    def forward(self, *tokens: torch.Tensor) -> torch.Tensor:
-        inputs = {**self._rest, **dict(zip(self._names, tokens, strict=True))}
-        vectors: torch.Tensor = self.model(inputs)["sentence_embedding"]
-        return vectors
-
-
-def _image_graph(name: str, backbone: Any) -> tuple[torch.nn.Module, Preprocessing]:
-    if isinstance(backbone, TimmBackbone) and backbone.declared is not None:
-        return _TimmImages(backbone), backbone.declared
-    if isinstance(backbone, ClipBackbone):
-        processor = backbone.model.processor.image_processor.to_dict()
-        preprocessing = _of_processor(processor)
-        inputs = {k: v for k, v in backbone.preprocess(Image.new("RGB", (8, 8))).items() if not torch.is_tensor(v)}
-        if preprocessing is not None:
-            return _ClipImages(backbone, processor, inputs), preprocessing
-    raise InvalidInputError(
-        f"encoder {name!r} cannot be exported: its preprocessing is not to scale the shorter side and crop a square "
-        "out of the centre; use it with torch (runtime='torch')"
-    )
-
-
-def _of_processor(processor: Mapping[str, Any]) -> Preprocessing | None:
-    """What an image processor of transformers does, if it is to scale, crop and normalise."""
-    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
-    does = all(processor.get(f"do_{step}", True) for step in ("resize", "center_crop", "rescale", "normalize"))
-    scale = processor.get("rescale_factor", 1 / 255)
-    if (
-        not does
-        or abs(scale * 255 - 1) > 1e-6
-        or not size.get("shortest_edge")
-        or crop.get("height") != crop.get("width")
-    ):
-        return None
-    interpolation = Image.Resampling(processor["resample"]).name.lower()
-    try:
-        return Preprocessing(
-            size=crop["height"], scaled=size["shortest_edge"], interpolation=cast("Any", interpolation), half="down"
-        )
-    except (KeyError, ValueError):
-        return None
-
-
-def _tokenizer(texts: SentenceModel) -> str:
-    """A tokenizer with the truncation and padding that the model uses, in the format of the library `tokenizers`."""
-    slow = texts.model.tokenizer
-    fast = getattr(slow, "backend_tokenizer", None)
-    if fast is None:
-        raise InvalidInputError(f"{type(slow).__name__} cannot be exported: it is no fast tokenizer; use torch")
-    tokenizer = type(fast).from_str(fast.to_str())
-    tokenizer.enable_truncation(texts.model.max_seq_length)
-    tokenizer.enable_padding(
-        pad_id=slow.pad_token_id, pad_token=slow.pad_token, pad_type_id=getattr(slow, "pad_token_type_id", 0)
-    )
-    return cast("str", tokenizer.to_str())
-
-
-def _write_graph(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], file: Path) -> None:
-    axes = {0: torch.export.Dim("items"), 1: torch.export.Dim("tokens")}
-    dynamic = tuple({axis: axes[axis] for axis in range(1 if tensor.ndim > 2 else 2)} for tensor in inputs.values())
-    variadic = isinstance(model, _Texts)
-    with _silence():
-        torch.onnx.export(
-            model.eval(),
-            tuple(inputs.values()),
-            str(file),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            input_names=list(inputs),
-            dynamic_shapes=(dynamic,) if variadic else dynamic,
-        )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep exporters from speaking of their own inner life."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with quiet_loading(), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _compare(expected: EncoderSet, exported: EncoderSet) -> None:
+    Raises:
+        EncoderError: An encoder's vectors differ from those expected.
+    """
     images = [_photograph(seed, size) for seed, size in enumerate(_COMPARED_SIZES)]
+    cosines = {}
     for encoder in expected:
         other = exported[encoder.name]
-        pairs = {"images": (encoder.encode_images(images), other.encode_images(images))}
+        rounded = other.fingerprint != encoder.fingerprint
+        compared = photographs[1::2] if rounded else images
+        found = (encoder.encode_images(compared) * other.encode_images(compared)).sum(axis=1)
+        if rounded:
+            from zsvec.encoders.int8 import LEAST_COSINE as LEAST_IN_INT8
+
+            cosines[encoder.name] = float(found.mean())
+            _check_alike(encoder.name, "images", cosines[encoder.name], LEAST_IN_INT8)
+        else:
+            _check_alike(encoder.name, "images", float(found.min()), LEAST_COSINE)
         if "text" in encoder.modalities:
-            pairs["texts"] = encoder.encode_texts(_COMPARED_TEXTS), other.encode_texts(_COMPARED_TEXTS)
-        for what, (right, got) in pairs.items():
-            cosine = float((right * got).sum(axis=1).min())
-            if not cosine >= LEAST_COSINE:
-                raise EncoderError(
-                    f"encoder {encoder.name!r} is not exported: vectors of {what} differ from those of torch (cosine "
-                    f"{cosine:.5f}, and {LEAST_COSINE} is asked); use it with torch (runtime='torch')"
-                )
+            texts = (encoder.encode_texts(_COMPARED_TEXTS) * other.encode_texts(_COMPARED_TEXTS)).sum(axis=1)
+            _check_alike(encoder.name, "texts", float(texts.min()), LEAST_COSINE)
+    return cosines
+
+
+def _check_alike(name: str, what: str, cosine: float, least: float) -> None:
+    if not cosine >= least:
+        raise EncoderError(
+            f"encoder {name!r} is not exported: vectors of {what} differ from those of torch (cosine {cosine:.5f}, and "
+            f"{least} is asked); use it with torch (runtime='torch')"
+        )
 
 
 def _photograph(seed: int, size: tuple[int, int]) -> Image.Image:

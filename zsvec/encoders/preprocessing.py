@@ -9,7 +9,8 @@ bilinear, whose products are often ties. Over 720 photographs of Caltech-101, th
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,3 +62,24 @@ class Preprocessing(BaseModel):
         margin = (scaled - self.size) / 2
         start = round(margin) if self.half == "even" else int(margin)
         return start * side / scaled, (start + self.size) * side / scaled
+
+
+def of_processor(processor: Mapping[str, Any]) -> Preprocessing | None:
+    """What an image processor of transformers does to pixels, by its configuration, if it is to scale and crop."""
+    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
+    does = all(processor.get(f"do_{step}", True) for step in ("resize", "center_crop", "rescale", "normalize"))
+    scale = processor.get("rescale_factor", 1 / 255)
+    if (
+        not does
+        or abs(scale * 255 - 1) > 1e-6
+        or not size.get("shortest_edge")
+        or crop.get("height") != crop.get("width")
+    ):
+        return None
+    interpolation = Image.Resampling(processor["resample"]).name.lower()
+    try:
+        return Preprocessing(
+            size=crop["height"], scaled=size["shortest_edge"], interpolation=cast("Any", interpolation), half="down"
+        )
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,123 @@
+"""Image graphs in int8, on request: less exact, often faster, and never comparable with the vectors in float32.
+
+Two ways are tried, and the faster one is taken of those that keep the features alike: *dynamic* rounds the weights of
+linear layers, and what they take in each pass (transformers); *static* rounds convolutions too, in ranges that
+photographs have shown (convolutional networks). On two cores with AMX, ViT-B/32 (random weights) ran at 3.3 times its
+rate in float32 by the former, with a mean cosine of .9995 and a least of .9988; EfficientNet-Lite0 at 2.0 times by the
+latter, with .991 and .951, over 120 photographs of Caltech-101.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime import InferenceSession, SessionOptions
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+
+from zsvec.encoders.host import thread_count
+from zsvec.encoders.preprocessing import Pixels
+from zsvec.errors import InvalidInputError
+
+LEAST_COSINE = 0.95
+"""Of features in int8 and in float32, in the mean over photographs."""
+
+FEWEST_PHOTOGRAPHS, MOST_PHOTOGRAPHS = 8, 128
+_IMAGES_A_PASS, _TURNS = 8, 4
+
+
+class _Photographs(CalibrationDataReader):  # type: ignore[misc] # untyped
+    def __init__(self, name: str, pixels: Sequence[Pixels]) -> None:
+        self._batches = iter([{name: batch} for batch in _batches(pixels)])
+
+    def get_next(self) -> Any:
+        """A batch, or ``None``."""
+        return next(self._batches, None)
+
+
+def quantize(graph: Path, pixels: Sequence[Pixels]) -> str | None:
+    """Replace an image graph by the faster of its forms in int8, if one is faster and alike.
+
+    Args:
+        graph: From uint8 pixels to features, in float32.
+        pixels: Of photographs, alternately for the ranges and for the comparison.
+
+    Returns:
+        The form, in words; ``None`` where the graph stays as it is.
+
+    Raises:
+        InvalidInputError: There are too few photographs.
+    """
+    if len(pixels) < FEWEST_PHOTOGRAPHS:
+        raise InvalidInputError(f"int8 takes at least {FEWEST_PHOTOGRAPHS} photographs: these are {len(pixels)}")
+    exact = _session(graph)
+    (name,) = (given.name for given in exact.get_inputs())
+    forms = {form: graph.with_suffix(f".{form}") for form in ("dynamic", "static")}
+    weights: dict[str, Any] = {"weight_type": QuantType.QInt8, "per_channel": True}
+    with _silent():
+        quantize_dynamic(graph, forms["dynamic"], op_types_to_quantize=["MatMul", "Gemm"], **weights)
+        quantize_static(
+            graph, forms["static"], _Photographs(name, pixels[::2]), activation_type=QuantType.QUInt8, **weights
+        )
+    compared = pixels[1::2]
+    expected = _features(exact, compared)
+    alike: dict[str | None, InferenceSession] = {None: exact}
+    for form, file in forms.items():
+        session = _session(file)
+        if _mean_cosine(expected, _features(session, compared)) >= LEAST_COSINE:
+            alike[form] = session
+    chosen = _fastest(alike, np.stack(pixels[:_IMAGES_A_PASS]))
+    if chosen is not None:
+        forms[chosen].replace(graph)
+    for file in forms.values():
+        file.unlink(missing_ok=True)
+    return chosen
+
+
+def _mean_cosine(rows: NDArray[np.float32], others: NDArray[np.float32]) -> float:
+    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(others, axis=1)
+    return float(((rows * others).sum(axis=1) / norms).mean())
+
+
+def _fastest(sessions: dict[str | None, InferenceSession], pixels: Pixels) -> str | None:
+    seconds = dict.fromkeys(sessions, float("inf"))
+    for turn in range(_TURNS + 1):
+        for form, session in sessions.items():
+            begun = time.perf_counter()
+            session.run(None, {session.get_inputs()[0].name: pixels})
+            if turn:  # the first one warms up
+                seconds[form] = min(seconds[form], time.perf_counter() - begun)
+    return min(seconds, key=lambda form: seconds[form])
+
+
+def _features(session: InferenceSession, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: batch})[0] for batch in _batches(pixels)])
+
+
+def _batches(pixels: Sequence[Pixels]) -> list[Pixels]:
+    return [np.stack(pixels[start : start + _IMAGES_A_PASS]) for start in range(0, len(pixels), _IMAGES_A_PASS)]
+
+
+def _session(graph: Path) -> InferenceSession:
+    options = SessionOptions()
+    options.intra_op_num_threads = thread_count()
+    options.log_severity_level = 4
+    return InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """onnxruntime.quantization writes to the root logger, which would get a handler by that."""
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, [logging.NullHandler()]
+    try:
+        yield
+    finally:
+        root.handlers = handlers

@@ -165,9 +165,10 @@ def chosen_specs(
         InvalidInputError: `runtime` is ``onnx``, and they were not exported, or the other settings exclude it.
     """
     if all(spec.family == "onnx" for spec in specs.values()):
-        if runtime == "torch" or compiled or _excluded(device, dtype):
+        on_cuda = device == "cuda" and dtype != "bfloat16" and host.installed_version("onnxruntime-gpu") is not None
+        if runtime == "torch" or compiled or (_excluded(device, dtype) and not on_cuda):
             raise InvalidInputError(
-                "exported encoders run on onnxruntime, on the CPU, in float32: "
+                "exported encoders run on onnxruntime, on the CPU (or CUDA, with onnxruntime-gpu), in float32: "
                 f"runtime={runtime!r}, device={device!r}, dtype={dtype!r} and compile={compiled} cannot be had of them;"
                 " choose 'auto', or the profile that they were exported from"
             )

@@ -120,7 +120,7 @@ def write_graph(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], file
     axes = {0: torch.export.Dim("items"), 1: torch.export.Dim("tokens")}
     dynamic = tuple({axis: axes[axis] for axis in range(1 if tensor.ndim > 2 else 2)} for tensor in inputs.values())
     variadic = isinstance(model, Texts)
-    with _silence():
+    with silence():
         torch.onnx.export(
             model.eval(),
             tuple(inputs.values()),
@@ -134,7 +134,7 @@ def write_graph(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], file
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep exporters from speaking of their own inner life."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

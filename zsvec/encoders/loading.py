@@ -121,10 +121,10 @@ def describe_device(
     chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime, compiled=compiled) if specs else {}
     rates = "".join(f"; {what}: {words}" for what, words in measured(specs).items()) if specs else ""
     if chosen and all(spec.family == "onnx" for spec in chosen.values()):
-        from zsvec.encoders.onnx import describe
+        from zsvec.encoders.onnx_session import describe
 
         try:
-            return describe() + rates
+            return describe(device if chosen is specs else "cpu") + rates
         except MissingExtraError:
             if chosen is specs or runtime == "onnx":
                 raise
@@ -167,7 +167,7 @@ def _load_all(
         # Encoders that need float32 come first, so that those which share their image model get it in float32.
         for name in sorted(for_torch, key=lambda name: not _FAMILIES[specs[name].family].needs_float32):
             loaded[name] = _load(name, specs[name], shared)
-    folders: dict[str, Any] = {"batch_size": batch_size, "shared": {}}
+    folders: dict[str, Any] = {"batch_size": batch_size, "shared": {}, "device": "cpu" if for_torch else device}
     for name in specs.keys() - loaded.keys():
         loaded[name] = _load(name, specs[name], folders)
     return EncoderSet((loaded[name] for name in specs), batch_size=batch_size, device=where, on_torch=bool(for_torch))

@@ -1,15 +1,14 @@
 """Exported encoders, run by onnxruntime: without torch, and without the libraries that made the models.
 
-Graphs compute in float32 on the CPU. Their threads do not spin while they wait, so that they leave the cores to others,
-and there are as many as torch would have.
+Graphs compute on the CPU, or on CUDA where onnxruntime has it. Their threads do not spin while they wait, so that they
+leave the cores to others, and there are as many as torch would have.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,19 +18,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from zsvec.encoders import own_graphs
 from zsvec.encoders.base import BatchEncoder, Vectors, batches
 from zsvec.encoders.exported import ExportedFolder, ExportedImages, ExportedTexts
 from zsvec.encoders.heads import ClipEncoder, ConseEncoder, ImageFeatures, VisionEncoder
-from zsvec.encoders.host import thread_count
+from zsvec.encoders.onnx_session import Graph, imported
 from zsvec.encoders.preprocessing import Pixels
-from zsvec.encoders.spec import EncoderSpec
-from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
-from zsvec.types import Modality, counted
+from zsvec.encoders.spec import Device, EncoderSpec
+from zsvec.errors import InvalidInputError, WeightsUnavailableError
+from zsvec.types import Fingerprint, Modality
 
 _IMAGES_A_PASS = 8  # so that their activations stay in the cache
 _TEXTS_A_PASS = 64
-# This is no folder: a graph is whole, and weights outside of it are of no file that was checked.
-_NOWHERE = os.devnull
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,61 +47,30 @@ class ExportedSource:
         return None
 
 
-class _Graph:
-    """A graph that onnxruntime runs. Safe in any thread."""
-
-    def __init__(self, folder: ExportedFolder, file: str, opened: BinaryIO | None = None) -> None:
-        content = folder.read(file, opened)
-        runtime = _onnxruntime()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = thread_count()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # its warnings are not ours to print
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
-        try:
-            self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as exc:  # whatever is wrong with a graph has errors of its own
-            raise folder.damaged(f"{file} cannot be loaded ({exc})") from exc
-        self._file = folder.path / file
-        self.inputs = {one.name: (one.type, list(one.shape)) for one in self._session.get_inputs()}
-        self.widths = [one.shape[-1] for one in self._session.get_outputs()]
-
-    def __call__(self, inputs: Mapping[str, Any]) -> list[Vectors]:
-        """The outputs, float32.
-
-        Raises:
-            EncoderError: The graph refuses the inputs.
-        """
-        try:
-            outputs: list[Vectors] = self._session.run(None, dict(inputs))
-        except Exception as exc:  # likewise
-            raise EncoderError(f"the graph {self._file} cannot be computed: {exc}") from exc
-        return outputs
-
-
 class OnnxBackbone:
     """An image model.
 
     Args:
         folder: Where it is.
         model: Which one.
+        device: As `Graph`.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
         WeightsUnavailableError: The graph is damaged, or not one of images.
     """
 
-    def __init__(self, folder: ExportedFolder, model: ExportedImages) -> None:
-        self._graph = _Graph(folder, model.graph)
+    def __init__(self, folder: ExportedFolder, model: ExportedImages, device: Device) -> None:
+        self._graph = _graph(folder, model.graph, device)
         self.preprocessing = model.preprocessing
         self.side = model.preprocessing.scaled
         size = model.preprocessing.size
         shapes = [(kind, shape[1:]) for kind, shape in self._graph.inputs.values()]
-        if shapes != [("tensor(uint8)", [size, size, 3])] or len(self._graph.widths) not in {1, 2}:
+        if shapes != [("tensor(uint8)", [size, size, 3])] or len(self._graph.outputs) not in {1, 2}:
             raise folder.damaged(f"{model.graph} is no image model of {size} × {size} pixels")
         (self._input,) = self._graph.inputs
-        self.width, self.classes = self._graph.widths[0], self._graph.widths[-1]
+        widths = [shape[-1] for shape in self._graph.outputs.values()]
+        self.width, self.classes = widths[0], widths[-1]
 
     def preprocess(self, image: Image.Image) -> Pixels:
         """One image, uint8 (size, size, 3)."""
@@ -162,43 +129,41 @@ class OnnxTexts:
         return vectors[np.argsort(order)]
 
     @cached_property
-    def _loaded(self) -> tuple[_Graph, Any]:
-        tokenizers = _imported("tokenizers")
+    def _loaded(self) -> tuple[Graph, Any]:
+        tokenizers = imported("tokenizers")
         content = self._folder.read(self._model.tokenizer, self._tokenizer)
         try:
             tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as exc:  # the library raises nothing more specific
             raise self._folder.damaged(f"{self._model.tokenizer} is no tokenizer ({exc})") from exc
-        graph = _Graph(self._folder, self._model.graph, self._graph)
+        graph = _graph(self._folder, self._model.graph, opened=self._graph)
         if not graph.inputs.keys() <= {"input_ids", "attention_mask", "token_type_ids"}:
             raise self._folder.damaged(f"{self._model.graph} is no text model")
         self._close()
         return graph, tokenizer
 
 
-def describe() -> str:
-    """Device, number format and version, in words.
-
-    Raises:
-        MissingExtraError: onnxruntime is not installed.
-    """
-    return f"cpu ({counted(thread_count(), 'thread')}), float32, onnxruntime {_onnxruntime().__version__}"
-
-
-def sources(spec: EncoderSpec) -> list[ExportedSource]:
+def sources(spec: EncoderSpec) -> Sequence[ExportedSource | own_graphs.GraphSource]:
     """Where the weights are."""
-    return [ExportedSource(Path(spec.model))]
+    return own_graphs.sources(spec) if own_graphs.is_graph(spec) else [ExportedSource(Path(spec.model))]
 
 
 def load(
-    name: str, spec: EncoderSpec, *, modalities: tuple[Modality, ...], batch_size: int, shared: dict[Any, Any]
+    name: str,
+    spec: EncoderSpec,
+    *,
+    modalities: tuple[Modality, ...],
+    device: Device,
+    batch_size: int,
+    shared: dict[Any, Any],
 ) -> BatchEncoder:
-    """Load an exported encoder.
+    """Load an exported encoder, or one of a graph of somebody's own.
 
     Args:
         name: Its name in the profile, and in the folder.
-        spec: `EncoderSpec.model` is the folder.
+        spec: `EncoderSpec.model` is the folder, or the file of a graph.
         modalities: Which references it embeds.
+        device: Where image models run, as `Graph`.
         batch_size: Texts that it takes at once.
         shared: What the encoders loaded so far have in common.
 
@@ -207,6 +172,8 @@ def load(
         MissingExtraError: onnxruntime is not installed.
         WeightsUnavailableError: The folder is not there, or damaged.
     """
+    if own_graphs.is_graph(spec):
+        return _own(name, spec, modalities, device, batch_size)
     path = Path(spec.model)
     folder: ExportedFolder = shared.setdefault(path, None) or ExportedFolder(path)
     shared[path] = folder
@@ -218,7 +185,7 @@ def load(
         )
     key = path, found.images
     if key not in shared:
-        shared[key] = OnnxBackbone(folder, found.images)
+        shared[key] = OnnxBackbone(folder, found.images, device)
     backbone: OnnxBackbone = shared[key]
     base: dict[str, Any] = {
         "fingerprint": found.fingerprint,
@@ -239,21 +206,24 @@ def load(
     return ConseEncoder(name, texts, labels, **base)
 
 
+def _own(
+    name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], device: Device, batch_size: int
+) -> BatchEncoder:
+    images, texts, model, preprocessing = own_graphs.load(spec, device)
+    base: dict[str, Any] = {
+        "fingerprint": Fingerprint(model=model, revision=None, dim=images.dim, preprocessing=preprocessing),
+        "backbone": images,
+        "batch_size": batch_size,
+    }
+    if texts is None:
+        return VisionEncoder(name, modalities=("image",), **base)
+    return ClipEncoder(name, texts, modalities=modalities, **base)
+
+
+def _graph(folder: ExportedFolder, file: str, device: Device = "cpu", opened: BinaryIO | None = None) -> Graph:
+    return Graph(folder.read(file, opened), folder.path / file, folder.damaged, device)
+
+
 def _check(folder: ExportedFolder, file: str, fits: bool) -> None:
     if not fits:
         raise folder.damaged(f"{file} has another shape than the fingerprint says")
-
-
-def _onnxruntime() -> Any:
-    return _imported("onnxruntime")
-
-
-def _imported(package: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(package)
-    except ImportError as exc:  # it is not installed, or its installation is damaged
-        raise MissingExtraError(
-            f'exported encoders need {package}: pip install "zsvec[onnx]", or repair what cannot be imported ({exc})'
-        ) from exc

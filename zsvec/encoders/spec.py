@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from zsvec.types import Modality
 
@@ -28,17 +28,55 @@ TEMPERATURES: Mapping[Modality, float] = {"text": 0.01, "image": 0.03}
 """Default temperature of an expert, by its modality."""
 
 
+class GraphPreprocessing(BaseModel):
+    """How an image becomes the input of a graph of one's own.
+
+    Attributes:
+        size: Side of the square input, in pixels.
+        scaled: Pixels to which the shorter side is scaled before the square is cut out of the centre; without it, the
+            whole image is squashed to the square.
+        interpolation: A filter of Pillow.
+        mean: Of the channels, 0 to 1.
+        std: Likewise.
+        half: Where the square begins if half a pixel is left over, as `zsvec.encoders.preprocessing.Preprocessing`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(ge=1, le=4096)
+    scaled: int | None = Field(default=None, ge=1, le=8192)
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "box", "hamming"] = "bicubic"
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    half: Literal["even", "down"] = "even"
+
+    @model_validator(mode="after")
+    def _is_cut_out(self) -> GraphPreprocessing:
+        if self.scaled is not None and self.size > self.scaled:
+            raise ValueError(f"a square of {self.size} pixels cannot be cut out of {self.scaled}")
+        return self
+
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{number:.4g}" for number in values) for values in (self.mean, self.std))
+        scaled = f"of {self.scaled}" if self.scaled else "squashed"
+        return f"{self.size}×{self.size} {scaled}, {self.interpolation} {self.half}, mean {mean}, std {std}"
+
+
 class EncoderSpec(BaseModel):
     """One encoder of a profile, as a table of a TOML file or of `zsvec.profiles.PROFILES` gives it.
 
     Attributes:
         family: Which loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm + text model), `onnx`
-            (exported by ``zsvec encoders export``).
-        model: Hub id, timm model name, path of a local checkpoint, or folder of exported encoders.
+            (exported by ``zsvec encoders export``, or a graph of your own).
+        model: Hub id, timm model name, path of a local checkpoint, folder of exported encoders, or file of a graph
+            (``*.onnx``).
         revision: Commit of the hub's repository; pinned, so that vectors stay comparable.
         weights: Local weight file for a timm architecture, or ``package:NAME`` for those of an installed package.
-        text_model: The sentence-transformers text model of `conse`: id, path or ``package:NAME``.
+        text_model: The sentence-transformers text model of `conse`: id, path or ``package:NAME``; or the graph of texts
+            of `onnx`, which may be the same file.
         image_size: Side of the square input in pixels; by default the model's own.
+        output: Of a graph of your own, the output that has the vectors of images.
+        preprocessing: Of such a graph; by default as the configuration beside it says.
         modalities: Which references the encoder embeds.
         prompt: Text for a category without definition texts; ``{name}`` stands for its name.
         temperature: Divides the similarities of an expert before the softmax, by modality.
@@ -52,6 +90,8 @@ class EncoderSpec(BaseModel):
     weights: str | None = None
     text_model: str | None = None
     image_size: PositiveInt | None = None
+    output: str | None = None
+    preprocessing: GraphPreprocessing | None = None
     modalities: tuple[Modality, ...] = ("text", "image")
     prompt: Prompt = "{name}"
     temperature: Mapping[Modality, Temperature] = TEMPERATURES

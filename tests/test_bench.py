@@ -108,12 +108,18 @@ def test_runtimes(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_
         f"model = '{VIT}'\nweights = '{weights}'\nmodalities = ['image']\n"
     )
     Path("photos").mkdir()
-    for seed in range(3):
+    for seed in range(8):
         photo(seed, (60, 50)).save(f"photos/{seed}.png")
     _, figures = run("runtimes", "photos", "--profile", "tiny", "--rounds", "1", "--starts", "1")
-    names = [row["runtime"] for row in figures["tables"]["images/s"]]
-    assert names == ["torch, float32", "torch, bfloat16", "onnxruntime"]
-    assert all(value > 0 for row in figures["tables"]["images/s"] for value in row.values() if value not in names)
+    rates, one, _ = figures["tables"].values()
+    ways = [
+        *(f"torch{way}, {dtype}" for dtype in ("float32", "bfloat16") for way in (" eager", "")),
+        *("torch, auto", "onnxruntime, float32", "onnxruntime, int8", "onnxruntime, plain loop"),
+    ]
+    assert [row["way"] for row in one] == ways
+    assert [row["way"] for row in rates] == [*ways, "sentence-transformers and timm, plain loops"]
+    assert all(row["images/s"] > 0 for row in (*rates, *one))
+    assert rates[-2]["÷ plain onnxruntime"] == "1.00 [1.00, 1.00]"
     torch, onnx = figures["tables"]["zsvec classify, one image"]
     assert onnx["s of CPU"] < torch["s of CPU"]
     assert onnx["MiB"] < torch["MiB"]

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import onnxruntime
 
 import zsvec
-from benchmarks.measure import Device, Out, Row, Spent, interleaved, medians, report
-from zsvec.encoders import EncoderSet, load_encoders
+from benchmarks.material import specs
+from benchmarks.measure import Device, Out, Row, Spent, interleaved, medians, report, spent
+from benchmarks.peers import in_a_process, loops
+from zsvec.encoders import EncoderSet, describe_device, image_model, load_encoders
+from zsvec.encoders.base import batches
 from zsvec.encoders.export import export_encoders
 from zsvec.encoders.exported import ExportedFolder
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
 from zsvec.profiles import PROFILES
+
+_BATCH, _REPEATS = 8, 5
+_ONNX, _PLAIN = "onnxruntime, float32", "onnxruntime, plain loop"
 
 # The peak of a process counts that of its parent: this one has loaded everything, and a launcher nothing.
 _LAUNCHER = """
@@ -36,54 +49,130 @@ os._exit(os.waitstatus_to_exitcode(status))
 
 
 def runtimes(
-    folder: Path, profile: str = "offline", rounds: int = 7, starts: int = 7, device: Device = "cpu", out: Out = None
+    folder: Path,
+    profile: str = "offline",
+    rounds: int = 7,
+    starts: int = 7,
+    compiled: bool = False,
+    device: Device = "cpu",
+    out: Out = None,
 ) -> None:
-    """Images a second, medians of interleaved rounds; and seconds and memory of `zsvec classify` of one image."""
-    specs = PROFILES[profile].encoders
+    """Images a second from files, of every candidate and of plain loops; one warm image; `zsvec classify` of one.
+
+    ``base`` has random weights, which are as fast as the real ones. ``--compiled`` adds torch.compile, which takes
+    minutes to load.
+    """
     paths = find_images(folder)[:32]
     with tempfile.TemporaryDirectory() as scratch:
-        exported = Path(scratch, "encoders")
-        export_encoders(specs, exported)
-        candidates = {
-            f"torch, {dtype}": load_encoders(specs, device=device, dtype=dtype, runtime="torch")  # type: ignore[arg-type]
-            for dtype in ("float32", "bfloat16")
-        } | {"onnxruntime": load_encoders(ExportedFolder(exported).specs())}
-        alone = [_rates(candidates, paths, size, rounds) for size in (1, 8, 32)]
+        chosen = specs(profile, Path(scratch)) if profile in {"base", "plus"} else PROFILES[profile].encoders
+        exported, rounded = Path(scratch, "encoders"), Path(scratch, "int8")
+        export_encoders(chosen, exported)
+        export_encoders(chosen, rounded, photographs=[load_image(path) for path in paths])
+        candidates = _candidates(chosen, exported, rounded, device, compiled=compiled)
+        auto = f"auto, without an export: {describe_device(device, specs=chosen, runtime='torch')}"  # type: ignore[arg-type]
+        with in_a_process(partial(loops, chosen, device), paths) as peers:
+            ways: dict[str, Callable[[], object]] = {
+                name: partial(_encode, encoders, paths) for name, encoders in candidates.items()
+            }
+            plain = _PlainLoop(exported)
+            ways |= {_PLAIN: partial(plain, paths), "sentence-transformers and timm, plain loops": peers}
+            all_of_them = interleaved(ways, rounds)
+        one = interleaved(_one_image(candidates, plain, paths[0]), rounds)
         with _busy_process():
-            beside = _rates(candidates, paths, 8, rounds)
+            beside = interleaved(ways | {"sentence-transformers and timm, plain loops": lambda: Spent(math.nan, 0)}, 3)
         profiles = {"torch": (profile, "torch"), "onnxruntime": (str(exported), "auto")}
-        start = _starts(profiles, paths, Path(scratch, "store"), starts)
+        start = _starts(profiles, paths, Path(scratch, "store"), starts) if chosen is PROFILES[profile].encoders else []
     rows: list[Row] = [
-        {
-            "runtime": name,
-            **{f"batch of {size}": rates[name] for size, rates in zip((1, 8, 32), alone, strict=True)},
-            "batch of 8, cores busy": beside[name],
-            "of alone": beside[name] / alone[1][name],
-        }
-        for name in candidates
+        {**row, "cores busy, of alone": len(paths) / taken / float(row["images/s"])}
+        for row, taken in zip(_ratios(all_of_them, len(paths)), medians(beside).values(), strict=True)
     ]
+    tables: dict[str, list[Row]] = {
+        f"{len(paths)} images from files, decoded one after the other, batches of {_BATCH}": rows,
+        f"one warm image from a file, the best of {_REPEATS} each round": _ratios(one, 1),
+        **({"zsvec classify, one image": start} if start else {}),
+    }
     report(
         "runtimes",
-        f"Encoders of the profile {profile}, {len(paths)} images",
-        {"images/s": rows, "zsvec classify, one image": start},
+        f"Encoders of the profile {profile}, {rounds} rounds",
+        tables,
         out=out,
-        draw=lambda axes: axes.bar(list(candidates), list(alone[2].values())),
+        draw=lambda axes: axes.barh([str(row["way"]) for row in rows], [row["images/s"] for row in rows]),
         device=device,
-        notes=["As many processes as there are cores kept them busy."],
+        notes=[auto, "As many processes as there are cores kept them busy. [ ] are 95 % intervals over rounds."],
     )
 
 
-def _rates(candidates: Mapping[str, EncoderSet], paths: list[Path], size: int, rounds: int) -> dict[str, float]:
-    """Images a second of each candidate, decoding not included."""
-    images = [load_image(path) for path in (paths * size)[:size]]
-    repeats = max(1, 8 // size)
+def _candidates(
+    chosen: Mapping[str, EncoderSpec], exported: Path, rounded: Path, device: str, *, compiled: bool
+) -> dict[str, EncoderSet]:
+    on_torch: dict[str, Any] = {"device": device, "runtime": "torch"}
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        with patch.multiple(image_model, _fold=lambda *_: None, _layers=lambda *_: set()):
+            found[f"torch eager, {dtype}"] = load_encoders(chosen, dtype=dtype, **on_torch)
+        found[f"torch, {dtype}"] = load_encoders(chosen, dtype=dtype, **on_torch)
+        if compiled:
+            found[f"torch compiled, {dtype}"] = load_encoders(chosen, dtype=dtype, compiled=True, **on_torch)
+    found["torch, auto"] = load_encoders(chosen, **on_torch)
+    found[_ONNX] = load_encoders(ExportedFolder(exported).specs())
+    found["onnxruntime, int8"] = load_encoders(ExportedFolder(rounded).specs())
+    return found
 
-    def encode(encoders: EncoderSet) -> None:
-        for _ in range(repeats):
-            encoders.encode_images([encoders.preprocess(image) for image in images])
 
-    times = medians(interleaved({name: partial(encode, one) for name, one in candidates.items()}, rounds))
-    return {name: size * repeats / taken for name, taken in times.items()}
+def _encode(encoders: EncoderSet, paths: Sequence[Path]) -> None:
+    for batch in batches(paths, _BATCH):
+        encoders.encode_images([encoders.preprocess(load_image(path, side=encoders.side)) for path in batch])
+
+
+class _PlainLoop:
+    """What one would write by onnxruntime, at its defaults, with zsvec's decoding and pixels."""
+
+    def __init__(self, folder: Path) -> None:
+        models = {e.images for e in ExportedFolder(folder).manifest.encoders.values()}
+        self._models = [
+            (onnxruntime.InferenceSession(str(folder / model.graph)), model.preprocessing) for model in models
+        ]
+        self._side = max(preprocessing.scaled for _, preprocessing in self._models)
+
+    def __call__(self, paths: Sequence[Path]) -> None:
+        for batch in batches(paths, _BATCH):
+            images = [load_image(path, side=self._side) for path in batch]
+            for session, preprocessing in self._models:
+                vectors = session.run(None, {"pixels": np.stack([preprocessing(image) for image in images])})[0]
+                vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _one_image(candidates: Mapping[str, EncoderSet], plain: _PlainLoop, path: Path) -> dict[str, Callable[[], object]]:
+    def best(action: Callable[[], object]) -> Spent:
+        return min(spent(action) for _ in range(_REPEATS))
+
+    def encode(encoders: EncoderSet) -> object:
+        return encoders.encode_image(encoders.preprocess(load_image(path, side=encoders.side)))
+
+    ways: dict[str, Callable[[], object]] = {
+        name: partial(best, partial(encode, encoders)) for name, encoders in candidates.items()
+    }
+    return {**ways, _PLAIN: partial(best, partial(plain, [path]))}
+
+
+def _ratios(times: Mapping[str, Sequence[Spent]], count: int) -> list[Row]:
+    """Rates, and as ratios of medians to the plain loop of onnxruntime, with 95 % intervals (bootstrap over rounds)."""
+    walls = {name: np.array([one.wall for one in taken]) for name, taken in times.items()}
+    rounds = len(walls[_PLAIN])
+    drawn = np.random.default_rng(0).integers(0, rounds, (2000, rounds))
+    rows: list[Row] = []
+    for name, taken in walls.items():
+        ratios = np.median(walls[_PLAIN][drawn], axis=1) / np.median(taken[drawn], axis=1)
+        low, high = np.percentile(ratios, [2.5, 97.5])
+        ratio = np.median(walls[_PLAIN]) / np.median(taken)
+        rows.append(
+            {
+                "way": name,
+                "images/s": count / float(np.median(taken)),
+                "÷ plain onnxruntime": f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
+            }
+        )
+    return rows
 
 
 def _spin() -> None:

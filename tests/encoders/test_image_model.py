@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,15 @@ def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder.mkdir(mode=0o700)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
     return folder
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+def test_a_compiled_model_gives_the_same(compiles: Path) -> None:
+    expected, model = made(Network(), EXACT), made(Network(), EXACT, compiled=True)
+    assert any(compiles.iterdir())
+    for count in (1, 2, 5):
+        batch = torch.cat([example(seed) for seed in range(3)])[:count]
+        torch.testing.assert_close(model(batch), expected(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_compiler_the_error_says_what_to_do(compiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:

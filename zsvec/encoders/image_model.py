@@ -218,7 +218,7 @@ def _compiled(model: ImageModel, example: Any) -> ImageModel:
             f"torch.compile would run what others may have written to {folder}: set TORCHINDUCTOR_CACHE_DIR to a "
             "folder that only you can write to, or compile = false"
         )
-    compiled = replace(model, run=torch.compile(model.run, options={"freezing": True}))
+    compiled = replace(model, run=torch.compile(model.run, dynamic=True, options={"freezing": True}))
     try:
         compiled(example)
     except Exception as exc:  # whatever is wrong with the compiler or the model has errors of its own

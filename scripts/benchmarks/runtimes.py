@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import statistics
@@ -70,25 +69,26 @@ def runtimes(
         export_encoders(chosen, rounded, photographs=[load_image(path) for path in paths])
         candidates = _candidates(chosen, exported, rounded, device, compiled=compiled)
         auto = f"auto, without an export: {describe_device(device, specs=chosen, runtime='torch')}"  # type: ignore[arg-type]
+        plain = _PlainLoop(exported)
+
+        def ways(paths: Sequence[Path]) -> dict[str, Callable[[], object]]:
+            ours = {name: partial(_encode, encoders, paths) for name, encoders in candidates.items()}
+            return {**ours, _PLAIN: partial(plain, paths)}
+
         with in_a_process(partial(loops, chosen, device), paths) as peers:
-            ways: dict[str, Callable[[], object]] = {
-                name: partial(_encode, encoders, paths) for name, encoders in candidates.items()
-            }
-            plain = _PlainLoop(exported)
-            ways |= {_PLAIN: partial(plain, paths), "sentence-transformers and timm, plain loops": peers}
-            all_of_them = interleaved(ways, rounds)
+            all_of_them = interleaved({**ways(paths), "sentence-transformers and timm, plain loops": peers}, rounds)
         one = interleaved(_one_image(candidates, plain, paths[0]), rounds)
+        few = paths[:_BATCH]
         with _busy_process():
-            beside = interleaved(ways | {"sentence-transformers and timm, plain loops": lambda: Spent(math.nan, 0)}, 3)
+            beside = medians(interleaved(ways(few), 3))
         profiles = {"torch": (profile, "torch"), "onnxruntime": (str(exported), "auto")}
         start = _starts(profiles, paths, Path(scratch, "store"), starts) if chosen is PROFILES[profile].encoders else []
-    rows: list[Row] = [
-        {**row, "cores busy, of alone": len(paths) / taken / float(row["images/s"])}
-        for row, taken in zip(_ratios(all_of_them, len(paths)), medians(beside).values(), strict=True)
-    ]
+    rows = _ratios(all_of_them, len(paths))
+    busy: list[Row] = [{"way": name, "images/s": len(few) / taken} for name, taken in beside.items()]
     tables: dict[str, list[Row]] = {
         f"{len(paths)} images from files, decoded one after the other, batches of {_BATCH}": rows,
         f"one warm image from a file, the best of {_REPEATS} each round": _ratios(one, 1),
+        "beside as many busy processes as there are cores, one batch": busy,
         **({"zsvec classify, one image": start} if start else {}),
     }
     report(
@@ -98,7 +98,7 @@ def runtimes(
         out=out,
         draw=lambda axes: axes.barh([str(row["way"]) for row in rows], [row["images/s"] for row in rows]),
         device=device,
-        notes=[auto, "As many processes as there are cores kept them busy. [ ] are 95 % intervals over rounds."],
+        notes=[auto, "[ ] are 95 % intervals over rounds."],
     )
 
 

@@ -151,6 +151,17 @@ def test_the_faster_format_is_found_and_kept(
     assert made(Network(), EXACT).runtime.dtype == torch.float32  # as it was asked for
 
 
+def test_what_conse_shares_is_never_measured() -> None:
+    conse = SPEC.model_copy(update={"family": "conse", "text_model": "x"})
+    said = measured({"conse": conse, "shares": SPEC, "other": SPEC.model_copy(update={"image_size": 96})})
+    assert said == {
+        "all, with the export": "not exported here",
+        "conse, on torch": "float32, as ConSE needs it",
+        "shares, on torch": "float32, as ConSE needs it",
+        "other, on torch": "not measured yet",
+    }
+
+
 def test_the_clearly_slower_format_takes_few_turns(takes: Callable[..., list[str]]) -> None:
     ran = takes(float32=[1.0], bfloat16=[3.0])
     made(Network(), FOUND)

@@ -129,6 +129,9 @@ def test_clip_gives_the_vectors_of_torch(names: tuple[str, str], clip: Path) -> 
     alike(encoder.encode_images(IMAGES), expected.encode_images(IMAGES))
     alike(encoder.encode_texts(TEXTS), expected.encode_texts(TEXTS))
     assert encoder.backbone.side == 32
+    words = describe_device("cpu", specs={"it": spec(clip / names[0])})
+    assert ", float32, onnxruntime " in words
+    assert "export" not in words  # there is none to be measured
     assert missing_weights({"it": spec(clip / names[0], clip / names[1])}) == {}
 
 

@@ -61,7 +61,16 @@ def keep_rates(spec: EncoderSpec, rates: Rates) -> None:
 
 def describe_rates(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
     """By name of the encoder: the number format in which torch runs its image model on the CPU, and why, in words."""
-    return {name: _described(spec) for name, spec in specs.items() if spec.family in {"clip", "vision"}}
+    exact = [_image_model(spec) for spec in specs.values() if spec.family == "conse"]
+    return {
+        name: "float32, as ConSE needs it" if _image_model(spec) in exact else _described(spec)
+        for name, spec in specs.items()
+        if spec.family != "onnx"
+    }
+
+
+def _image_model(spec: EncoderSpec) -> tuple[object, ...]:
+    return spec.model, spec.revision, spec.weights, spec.image_size
 
 
 def _described(spec: EncoderSpec) -> str:

@@ -218,11 +218,14 @@ def _compiled(model: ImageModel, example: Any) -> ImageModel:
             f"torch.compile would run what others may have written to {folder}: set TORCHINDUCTOR_CACHE_DIR to a "
             "folder that only you can write to, or compile = false"
         )
-    compiled = replace(model, run=torch.compile(model.run, dynamic=True, options={"freezing": True}))
+    compiled = replace(model, run=torch.compile(model.run, options={"freezing": True}))
+    for tensor in example.values() if isinstance(example, Mapping) else [example]:
+        if torch.is_tensor(tensor):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # so that batches of all sizes are compiled at once
     try:
         compiled(example)
     except Exception as exc:  # whatever is wrong with the compiler or the model has errors of its own
-        reason = str(exc).partition("\n")[0]
+        reason = " ".join(str(exc).splitlines()[:2])
         raise EncoderError(
             f"torch.compile cannot compile {type(model.model).__name__} ({reason}): install a C++ compiler such as g++ "
             "(CXX names it), or set compile = false"

@@ -147,7 +147,7 @@ def _one_image(candidates: Mapping[str, EncoderSet], plain: _PlainLoop, path: Pa
         return min(spent(action) for _ in range(_REPEATS))
 
     def encode(encoders: EncoderSet) -> object:
-        return encoders.encode_image(encoders.preprocess(load_image(path, side=encoders.side)))
+        return encoders.encode_images([encoders.preprocess(load_image(path, side=encoders.side))])
 
     ways: dict[str, Callable[[], object]] = {
         name: partial(best, partial(encode, encoders)) for name, encoders in candidates.items()

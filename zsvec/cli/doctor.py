@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table
 from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.app import HOW_TO_MAKE_A_STORE
+from zsvec.cli.busy import kept_beside_others
 from zsvec.cli.output import escape
 from zsvec.cli.process import OPENMP_SPINNING, openmp_as_it_comes
 from zsvec.config import Settings
@@ -50,7 +52,10 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
     yield _packages(_WITHOUT_TORCH if exported else _FOR_TORCH)
     store = without_password(settings.store)
     yield Finding("settings", True, f"profile {settings.profile}, store {store}, namespace {settings.namespace}")
-    yield _guarded("device", lambda: _device(settings))
+    device = _guarded("device", lambda: _device(settings))
+    yield device
+    if device.detail.startswith("cpu") and "torch" in sys.modules:
+        yield _busy_machine()
     try:
         missing = missing_weights(specs)
     except ZSVecError as exc:
@@ -93,8 +98,12 @@ def _packages(of_encoders: Sequence[str]) -> Finding:
 def _device(settings: Settings) -> Finding:
     where: dict[str, Any] = {"runtime": settings.runtime, "compiled": settings.compile}
     specs = settings.encoder_specs()
-    described = describe_device(settings.device, settings.dtype, specs=specs, **where)  # loads what computes
-    return Finding("device", True, described, _advice_on_threads() if described.startswith("cpu") else "")
+    return Finding("device", True, describe_device(settings.device, settings.dtype, specs=specs, **where))
+
+
+def _busy_machine() -> Finding:
+    kept = f"torch keeps {kept_beside_others():.0%} of its speed beside as many busy processes as it has threads"
+    return Finding("busy machine", True, f"{kept} (half is fair)", _advice_on_threads())
 
 
 def _advice_on_threads() -> str:

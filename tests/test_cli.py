@@ -355,9 +355,9 @@ def test_info(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) ->
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
         "measured": {
-            "all, with the export": "not exported here",
-            "clip, on torch": "not measured yet",
-            "dino, on torch": "not measured yet",
+            "by onnxruntime": "not exported here",
+            "clip by torch": "not measured yet",
+            "dino by torch": "not measured yet",
         },
     }
     assert filled("--namespace other init").code == 0

@@ -139,12 +139,12 @@ def test_the_faster_format_is_found_and_kept(
     float32: float, bfloat16: float, expected: torch.dtype, takes: Callable[..., list[str]]
 ) -> None:
     ran = takes(float32=[float32], bfloat16=[bfloat16])
-    assert describe_device("cpu", specs={"it": SPEC}).endswith("it, on torch: not measured yet")
+    assert describe_device("cpu", specs={"it": SPEC}).endswith("it by torch: not measured yet")
     model = made(Network(), FOUND)
     assert model.runtime.dtype == expected
     assert model.model.first.weight.dtype == expected  # type: ignore[union-attr]
     words = f"(float32 {2 / float32:.1f}, bfloat16 {2 / bfloat16:.1f} images/s)"
-    assert measured({"it": SPEC})["it, on torch"] == f"{str(expected).removeprefix('torch.')} {words}"
+    assert measured({"it": SPEC})["it by torch"] == f"{str(expected).removeprefix('torch.')} {words}"
     ran.clear()
     assert made(Network(), FOUND).runtime.dtype == expected
     assert ran == []
@@ -155,10 +155,10 @@ def test_what_conse_shares_is_never_measured() -> None:
     conse = SPEC.model_copy(update={"family": "conse", "text_model": "x"})
     said = measured({"conse": conse, "shares": SPEC, "other": SPEC.model_copy(update={"image_size": 96})})
     assert said == {
-        "all, with the export": "not exported here",
-        "conse, on torch": "float32, as ConSE needs it",
-        "shares, on torch": "float32, as ConSE needs it",
-        "other, on torch": "not measured yet",
+        "by onnxruntime": "not exported here",
+        "conse by torch": "float32, as ConSE needs it",
+        "shares by torch": "float32, as ConSE needs it",
+        "other by torch": "not measured yet",
     }
 
 

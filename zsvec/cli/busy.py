@@ -7,7 +7,7 @@ kernel, so it is tried.
 
 from __future__ import annotations
 
-import subprocess
+import subprocess  # nosec B404 # starts Python itself
 import sys
 import time
 from collections.abc import Iterator
@@ -45,7 +45,9 @@ def _neighbours(count: int) -> Iterator[None]:
     """Processes that compute all the time."""
     started: list[subprocess.Popen[bytes]] = []
     try:
-        started += (subprocess.Popen([sys.executable, "-I", "-S", "-c", "while True: pass"]) for _ in range(count))
+        computing = [sys.executable, "-I", "-S", "-c", "while True: pass"]
+        while len(started) < count:
+            started.append(subprocess.Popen(computing))  # noqa: S603 # nosec B603 # nothing of it is given
         time.sleep(_STARTING)
         yield
     finally:

@@ -146,9 +146,7 @@ def measured(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
         return {}
     record = read_record(specs)
     chosen = f"{record}: {'onnx' if record.is_fast else 'torch'}" if record else "not exported here"
-    return {"all, with the export": chosen} | {
-        f"{name}, on torch": words for name, words in describe_rates(specs).items()
-    }
+    return {"by onnxruntime": chosen} | {f"{name} by torch": words for name, words in describe_rates(specs).items()}
 
 
 def chosen_specs(

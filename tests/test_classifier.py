@@ -1493,7 +1493,8 @@ def test_a_profile_of_ones_own(folder: Path, loading: Loading) -> None:
         assert repr(clf).endswith("encoders clip, vit>")
         clf.add_category("red_panda", images=[coloured("red", 1)])
         clf.add_category("cat", ["a feline"], [coloured("blue", 1)])
-        assert loading.options == {"device": "cpu", "dtype": "float32", "runtime": "auto", "batch_size": 5}
+        options = {"device": "cpu", "dtype": "float32", "runtime": "auto", "compiled": False, "batch_size": 5}
+        assert loading.options == options
         assert [spec.model for spec in loading.specs.values()] == ["./models/clip", "vit_tiny"]
         assert sources(clf.store, "red_panda") == {
             "clip:text": ["a photo of a red panda"],

@@ -98,8 +98,8 @@ def stages() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in re.sub(r"\\\n", "", DOCKERFILE.read_text()).splitlines():
         if begin := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
-            of, name = begin.groups()
-            found[name] = [*found.get(of, [])]
+            base, name = begin.groups()
+            found[name] = [*found.get(base, [])]
         elif found and line and not line.startswith("#"):
             found[name].append(line)
     return found

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.search.support import STATE, assert_answers, by_expert, every_way, fill, memory_and_qdrant, queries, searcher
@@ -164,6 +165,27 @@ def test_only_what_changed_is_fetched(deployment: Deployment, way: str, norms: b
     store.remove("images only")
     searching.search(queries(), nearest=1)
     assert backend.taken() == []
+
+
+class EmptyPages(Hooked):
+    """Gives pages without points between the others, as shards of a cluster do."""
+
+    def scroll(self, *args: Any, **kwargs: Any) -> Iterator[Points]:
+        empty = Points([], np.empty((0, 0), dtype=np.float32), [])
+        yield empty
+        for page in self.inner.scroll(*args, **kwargs):
+            yield page
+            yield empty
+
+
+@memory_and_qdrant
+def test_pages_may_be_empty(deployment: Deployment, way: str) -> None:
+    store = deployment.open(EmptyPages(deployment.backend().inner))
+    fill(store, STATE)
+    searching = searcher(store, way)
+    assert_answers(searching, STATE)
+    store.remove("images only")
+    assert_answers(searching, {name: stored for name, stored in STATE.items() if name != "images only"})
 
 
 def filled_with_six(store: Store, deployment: Deployment) -> list[str]:

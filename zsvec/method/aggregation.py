@@ -292,7 +292,7 @@ def aggregate_in_parts(
 
     def of_part(rows: slice) -> T:
         part = found.of(rows)
-        means = {name: {how: said[rows] for how, said in of.items()} for name, of in classwise.items()}
+        means = {name: {how: said[rows] for how, said in one.items()} for name, one in classwise.items()}
         return then(rows, part, aggregate_experts(part, methods, m, means))
 
     return [of_part(rows) for rows in slices(len(found), size or len(found))]

@@ -68,7 +68,9 @@ class _Gathered:
         self._rows: dict[tuple[Modality, str], list[int]] = {}  # by modality and category
 
     def add(self, page: Points) -> None:
-        """Take a page."""
+        """Take a page, which may be empty."""
+        if not page.ids:
+            return
         for row, payload in enumerate(page.payloads, start=len(self._hashes)):
             self._rows.setdefault((payload["modality"], payload["category"]), []).append(row)
         self._hashes += [payload["hash"] for payload in page.payloads]

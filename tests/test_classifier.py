@@ -277,11 +277,16 @@ def test_a_source_that_fails_loses_nothing_that_it_gave(clf: Classifier) -> None
 # ---- arguments
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "3", float("nan"), [1]])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", float("nan"), [1], True, np.float64(2)])
 @pytest.mark.parametrize("name", ["top_k", "batch_size"])
 def test_counts_that_are_none(clf: Classifier, name: str, value: Any) -> None:
     with pytest.raises(InvalidInputError, match=rf"{name} must be a whole number from 1 up\. Got "):
         clf.classify_stream([], **{name: value})  # at the call, not at the first prediction
+
+
+def test_counts_may_be_of_numpy(clf: Classifier) -> None:
+    ranking = clf.classify(coloured("red", 100), top_k=np.int64(2)).ranking  # type: ignore[call-overload]
+    assert ranking == clf.classify(coloured("red", 100), top_k=2).ranking
 
 
 def test_the_value_of_errors_is_checked(clf: Classifier) -> None:

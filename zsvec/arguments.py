@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from zsvec.embedding import Vectors
@@ -18,10 +19,10 @@ Errors = Literal["raise", "report"]
 
 
 def checked_count(name: str, value: object) -> int:
-    """A whole number from 1 up; InvalidInputError for anything else."""
-    if not isinstance(value, int) or value < 1:
+    """A whole number from 1 up, numpy's too; InvalidInputError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
-    return value
+    return int(value)
 
 
 def check_answers(top_k: object, errors: object) -> None:

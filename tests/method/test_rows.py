@@ -44,3 +44,15 @@ def test_only_what_is_short_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     again = Rows.of_pieces([*after.between(0, 10), new, new, *after.between(11, 13), *after.between(15, 19)])
     assert [len(block) for block in again.blocks] == [10, 4, 4]
     assert [np.shares_memory(block, before.blocks[0]) for block in again.blocks] == [True, False, True]
+
+
+def test_what_is_hardly_used_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FEW", 4)
+    before = Rows(pieces([20]))
+    more, less = (
+        Rows.of_pieces([*before.between(0, 10)]),
+        Rows.of_pieces([*before.between(0, 5), *before.between(8, 12)]),
+    )
+    assert np.shares_memory(more.blocks[0], before.blocks[0])
+    assert not any(np.shares_memory(block, before.blocks[0]) for block in less.blocks)
+    np.testing.assert_array_equal(less.joined(), np.concatenate([before.take(0, 5), before.take(8, 12)]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ _FEW = 4096  # rows that are sooner copied to their neighbours than multiplied a
 
 
 class Rows:
-    """Blocks of rows, one below the other. Immutable; safe in any thread.
+    """Blocks of rows, one below the other. The rows never change; safe in any thread.
 
     Args:
         blocks: float32 ``(n, dim)`` each; at least one.
@@ -26,27 +28,29 @@ class Rows:
     def of_pieces(cls, pieces: Iterable[Floats]) -> Rows:
         """Pieces of other matrices: long ones are taken as they are, short ones are copied together.
 
+        Of a matrix that is used by less than half, long ones are copied too, so that it need not be kept.
+
         Args:
             pieces: float32 ``(n, dim)`` each; at least one that is not empty.
         """
+        every = [piece for piece in pieces if len(piece)]
+        used: Counter[int] = Counter()
+        for piece in every:
+            used[id(_owner(piece))] += len(piece)
         blocks: list[Floats] = []
         short: list[Floats] = []
-
-        def flush() -> None:
-            if short:
-                blocks.append(short[0] if len(short) == 1 else np.concatenate(short))
-                short.clear()
-
-        for piece in pieces:
-            if len(piece) >= _FEW:
-                flush()
-                blocks.append(piece)
-            elif len(piece):
+        rows = 0  # of these
+        for piece in every:
+            if len(piece) < _FEW:
                 short.append(piece)
-                if sum(map(len, short)) >= _FEW:
-                    flush()
-        flush()
-        return cls(blocks)
+                rows += len(piece)
+            if short and (len(piece) >= _FEW or rows >= _FEW):
+                blocks.append(np.concatenate(short))
+                short, rows = [], 0
+            if len(piece) >= _FEW:
+                owner = _owner(piece)
+                blocks.append(piece if 2 * used[id(owner)] >= len(owner) else piece.copy())
+        return cls([*blocks, np.concatenate(short)] if short else blocks)
 
     def __len__(self) -> int:
         return sum(map(len, self.blocks))
@@ -87,3 +91,8 @@ class Rows:
             found[inside] = block[rows[inside] - first]
             first += len(block)
         return found
+
+
+def _owner(piece: Floats) -> NDArray[Any]:
+    """The matrix whose memory a piece keeps."""
+    return piece.base if isinstance(piece.base, np.ndarray) else piece

@@ -16,11 +16,11 @@ from rich.table import Table
 from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.app import HOW_TO_MAKE_A_STORE
-from zsvec.cli.busy import kept_beside_others
 from zsvec.cli.output import escape
 from zsvec.cli.process import OPENMP_SPINNING, openmp_as_it_comes
 from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
+from zsvec.encoders.busy import kept_beside_others
 from zsvec.errors import ZSVecError, without_password
 from zsvec.types import Finding
 

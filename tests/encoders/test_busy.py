@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from zsvec.cli import busy
+from zsvec.encoders import busy
 
 
 @pytest.fixture

@@ -238,6 +238,30 @@ def test_a_disk_that_is_really_full(tmp_path: Path, length: int) -> None:
         assert store.incomplete() == []
 
 
+# What an open store has in memory
+
+MAPPED = """
+import sys
+from pathlib import Path
+from tests.store.test_folder import open_, state
+with open_(Path(sys.argv[1])) as store:
+    state(store)
+    maps = Path("/proc/self/smaps").read_text().splitlines()
+files = [line for line in maps if ".mmap" in line or line.startswith("Rss:")]
+print(sum(int(size.split()[1]) for file, size in zip(files, files[1:]) if ".mmap" in file))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which pages are mapped")
+def test_holes_for_vectors_to_come_take_no_memory(store: Store, folder: Path) -> None:
+    before = state(store)
+    store.close()
+    reader = subprocess.run([sys.executable, "-c", MAPPED, str(folder)], capture_output=True, text=True, check=True)
+    assert 0 < int(reader.stdout) < 1024  # KiB; each of the three files has 32 MiB
+    with open_(folder) as opened:
+        assert state(opened) == before
+
+
 # A folder that is gone
 
 

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store.base import Handle, Hit, Points, Put, Where
-from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, room_for, room_to_open
+from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, read_ahead, room_for, room_to_open
 from zsvec.store.seal import Claim, Keeper
 from zsvec.trust import inside
 from zsvec.types import Finding
@@ -110,7 +110,8 @@ class EdgeBackend:
         qe.EdgeShard.create(
             str(unfinished),
             qe.EdgeConfig(
-                vectors=qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine),
+                # Not the default, which maps every block of the files, of 32 MiB each, when they are opened.
+                vectors=qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine, memory=qe.Memory.Cold),
                 hnsw_config=qe.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
             ),
         ).close()
@@ -313,6 +314,7 @@ class EdgeBackend:
             keeper = Keeper(self._folder, collection)
             keeper.check_files()
             check_room(folder, room_to_open(folder, closed=keeper.sealed))
+            read_ahead(folder)
             shard = qe.EdgeShard.load(str(folder))
             try:
                 keeper.check_points(partial(_count, shard), partial(_records, shard))

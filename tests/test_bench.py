@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -123,3 +125,32 @@ def test_runtimes(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_
     torch, onnx = figures["tables"]["zsvec classify, one image"]
     assert onnx["s of CPU"] < torch["s of CPU"]
     assert onnx["MiB"] < torch["MiB"]
+
+
+def test_decoding(run: Callable[..., Any]) -> None:
+    Path("photos").mkdir()
+    photo(0, (60, 50)).save("photos/0.png")
+    _, figures = run("decoding", "photos", "--images", "1", "--rounds", "1")
+    kinds = [row["files"] for row in figures["tables"]["ms an image"]]
+    assert kinds == ["300×200", "500×375", "840×560", "4000×3000", "500×375 PNG"]
+
+
+def test_pillow_alone_is_given_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from benchmarks import decoding
+
+    for size in ((300, 200), (375, 500)):
+        image = photo(0, size)
+        np.testing.assert_array_equal(decoding._resize(image), decoding._PREPROCESSING(image))
+
+
+def test_spin(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parent))
+    Path("photos").mkdir()
+    photo(0, (60, 50)).save("photos/0.png")
+    _, figures = run("spin", "photos", "--images", "1", "--counts", "0", "--rounds", "1")
+    rows = figures["tables"]["streams by torch"]
+    assert [row["GOMP_SPINCOUNT"] for row in rows] == ["default", "0"]
+    assert all(row["images/s"] > 0 and row["images/s, cores busy"] > 0 for row in rows)
+    assert os.environ["GOMP_SPINCOUNT"] == "7"  # as it was

@@ -27,6 +27,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for figures as JSON and a plot.")]
 Row: TypeAlias = Mapping[str, str | float]
 
+_RESAMPLES = 2000
+
 console = Console(highlight=False, width=160)
 _LOAD_BEFORE = os.getloadavg()  # of other processes, when this one begins
 
@@ -72,6 +74,14 @@ def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dic
 def medians(times: Mapping[str, Sequence[Spent]]) -> dict[str, float]:
     """Median seconds that pass for each action."""
     return {name: statistics.median(spent.wall for spent in rounds) for name, rounds in times.items()}
+
+
+def ratio(times: Mapping[str, Sequence[Spent]], way: str, other: str) -> str:
+    """Rate of a way by that of another: the median over the rounds, with its 95 % interval by resampling."""
+    ratios = np.array([theirs.wall / mine.wall for mine, theirs in zip(times[way], times[other], strict=True)])
+    drawn = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return f"{statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def memory() -> tuple[float, float]:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 import zsvec
-from benchmarks.measure import Out, Row, Spent, interleaved, medians, report
+from benchmarks.measure import Out, Row, interleaved, medians, ratio, report
 from zsvec.classifier import Classifier
 from zsvec.encoders.export import export_encoders
 from zsvec.inputs.folders import find_images, read_categories
 from zsvec.inputs.images import load_image
 from zsvec.profiles import PROFILES
-
-_RESAMPLES = 2000
 
 
 def threads(
@@ -65,8 +61,8 @@ def threads(
         {
             "way": name,
             "images/s": rate,
-            "of the stream": _ratio(times, name, stream),
-            "of the encoders alone": _ratio(times, name, encoded),
+            "of the stream": ratio(times, name, stream),
+            "of the encoders alone": ratio(times, name, encoded),
         }
         for name, rate in rates.items()
     ]
@@ -92,10 +88,3 @@ def _encode(classifier: Classifier, paths: Sequence[Path]) -> None:
     encoders = classifier.encoders
     for path in paths:
         encoders.encode_images([encoders.preprocess(load_image(path, side=encoders.side))])
-
-
-def _ratio(times: Mapping[str, Sequence[Spent]], way: str, other: str) -> str:
-    ratios = np.array([theirs.wall / mine.wall for mine, theirs in zip(times[way], times[other], strict=True)])
-    drawn = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return f"{statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]"

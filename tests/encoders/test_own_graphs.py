@@ -271,6 +271,153 @@ def test_what_is_damaged_is_named(damage: str, copy: Path) -> None:
         load(spec(copy / "model.onnx", copy / "model.onnx"))
 
 
+SQUASHED: dict[str, Any] = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+CROPPED: dict[str, Any] = {
+    **SQUASHED,
+    "size": {"shortest_edge": 40},
+    "crop_size": {"height": 32, "width": 32},
+    "do_center_crop": True,
+}
+OF_TIMM: dict[str, Any] = {"input_size": [3, 32, 32], "crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+def bare(folder: Path) -> Path:
+    """A graph of images, beside which nothing is."""
+    for file in folder.glob("*.json"):
+        file.unlink()
+    return folder / "onnx" / "vision_model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("file", "config", "said"),
+    [
+        ("preprocessor_config.json", SQUASHED, "32×32 squashed, bicubic down"),
+        ("preprocessor_config.json", {**SQUASHED, "do_center_crop": None, "resample": 2}, "32×32 squashed, bilinear"),
+        ("preprocessor_config.json", CROPPED, "32×32 of 40, bicubic down"),
+        ("processor_config.json", {"image_processor": CROPPED}, "32×32 of 40, bicubic down"),
+        (
+            "preprocessor_config.json",
+            {**CROPPED, "size": 40, "crop_size": 32, "feature_extractor_type": "CLIPFeatureExtractor"},
+            "32×32 of 40",
+        ),
+        ("config.json", {"pretrained_cfg": OF_TIMM}, "32×32 of 35, bicubic even"),
+        ("config.json", {**OF_TIMM, "crop_pct": None, "interpolation": "bilinear"}, "32×32 of 36, bilinear even"),
+        ("config.json", {**OF_TIMM, "test_input_size": [3, 64, 64], "test_crop_pct": 1.0}, "32×32 of 35"),
+        ("config.json", {**OF_TIMM, "test_input_size": None, "crop_mode": "squash", "crop_pct": 1}, "32×32 squashed"),
+    ],
+)
+def test_preprocessing_is_that_of_its_configuration(file: str, config: object, said: str, copy: Path) -> None:
+    graph = bare(copy)
+    (copy / file).write_text(json.dumps(config))
+    assert load(spec(graph)).fingerprint.preprocessing.startswith(f"images: {said}")
+
+
+HOSTILE: tuple[Any, ...] = (99, -1, 8.5, 10**30, "a", [], [1], {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(
+            {**CROPPED, key: value}
+            for key in ("size", "crop_size", "resample", "image_mean", "image_std", "do_resize", "do_center_crop")
+            for value in (*HOSTILE, None)
+            if (key, value) != ("do_center_crop", 1)
+        ),
+        *({"image_processor": value} for value in (*HOSTILE[:-1], None)),
+        {**CROPPED, "rescale_factor": 1 / 127.5},
+        {**CROPPED, "rescale_factor": None},
+        {**CROPPED, "size": {"height": 40, "width": 40}},  # DeiT
+        {**CROPPED, "size": 40, "crop_size": 32, "feature_extractor_type": "DeiTFeatureExtractor"},
+        {**CROPPED, "crop_pct": 0.9},
+        {**CROPPED, "do_rescale": False},
+        {**CROPPED, "size": {"shortest_edge": 40, "longest_edge": 60}},
+        {**SQUASHED, "size": 32},
+        {**SQUASHED, "size": {"height": 32, "width": 24}},
+        {**SQUASHED, "size": {"height": 5000, "width": 5000}},
+        {**SQUASHED, "resample": 0},
+        {**SQUASHED, "do_center_crop": True},
+        {**SQUASHED, "image_mean": [float("nan")] * 3},
+        {**SQUASHED, "image_mean": [1e39] * 3},
+        {**SQUASHED, "image_std": [1e-60] * 3},
+    ],
+    ids=str,
+)
+def test_processors_that_cannot_be_carried_out_are_refused(config: object, copy: Path) -> None:
+    graph = bare(copy)
+    (copy / "preprocessor_config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInputError, match=r"preprocessor_config\.json cannot be carried out .* in zsvec\.toml"):
+        load(spec(graph))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *({**OF_TIMM, key: value} for key in ("input_size", "interpolation", "mean", "std") for value in HOSTILE),
+        *({**OF_TIMM, "crop_pct": value} for value in (0, -1, "a", [], float("nan"), 5e-324, 1e-9, 2.0, 1e999)),
+        *({"pretrained_cfg": value} for value in HOSTILE[:-1]),
+        {**OF_TIMM, "input_size": [1, 32, 32]},
+        {**OF_TIMM, "input_size": [3, 32, 24]},
+        {**OF_TIMM, "crop_mode": "border"},
+        {**OF_TIMM, "crop_mode": "squash"},  # to more than is cropped
+        {**OF_TIMM, "interpolation": "random"},
+    ],
+    ids=str,
+)
+def test_configurations_of_timm_that_cannot_be_carried_out_are_refused(config: object, copy: Path) -> None:
+    graph = bare(copy)
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInputError, match=r"config\.json cannot be carried out .* in zsvec\.toml"):
+        load(spec(graph))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, b"\xff\xfe{}"], ids=repr)
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "config.json", "tokenizer_config.json"])
+def test_what_is_no_json_is_named(name: str, content: str | bytes, copy: Path) -> None:
+    (copy / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(WeightsUnavailableError, match=rf"{name} is no JSON"):
+        load(spec(copy / "model.onnx", copy / "model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("file", "config"),
+    [
+        *(("tokenizer_config.json", {"model_max_length": value}) for value in ("a", [1], {}, -3, 0, float("nan"))),
+        *(("tokenizer_config.json", {"pad_token": value}) for value in (5, [1], {"x": 1}, {"content": 5})),
+        *(("config.json", {"text_config": value}) for value in (5, "a", [1], {"max_position_embeddings": [1]})),
+        ("config.json", {"max_position_embeddings": "nine"}),
+    ],
+    ids=str,
+)
+def test_configurations_of_texts_are_checked(file: str, config: dict[str, Any], copy: Path) -> None:
+    (copy / file).write_text(json.dumps(json.loads((copy / file).read_text()) | config))
+    with pytest.raises(WeightsUnavailableError, match=rf"{file} is not understood \({next(iter(config))}"):
+        load(spec(copy / "model.onnx", copy / "model.onnx"))
+
+
+@pytest.mark.parametrize(("op", "kind"), [("SequenceConstruct", None), ("Cast", "string")])
+def test_an_output_that_is_no_array_of_numbers_is_refused(op: str, kind: str | None, copy: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    make, float_, string = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.STRING
+    node = make.make_node(op, ["pixel_values"], ["pooler_output"], **({"to": string} if kind else {}))
+    given = make.make_tensor_value_info("pixel_values", float_, ("n", 3, "h", "w"))
+    output = (
+        make.make_tensor_value_info("pooler_output", string, None)
+        if kind
+        else make.make_tensor_sequence_value_info("pooler_output", float_, None)
+    )
+    graph = make.make_graph([node], "it", [given], [output])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, copy / "model.onnx")
+    with pytest.raises(InvalidInputError, match=r"model\.onnx gives something else than an array of numbers"):
+        load(spec(copy / "model.onnx"))
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    with pytest.raises(WeightsUnavailableError, match="cannot be read"):
+        load(EncoderSpec(family="onnx", model="\0.onnx"))
+
+
 def test_missing_graphs_are_named(tmp_path: Path) -> None:
     found = missing_weights({"it": spec(tmp_path / "a.onnx", tmp_path / "b.onnx")})
     assert found == {"it": f"no graph at {tmp_path / 'a.onnx'}, no graph at {tmp_path / 'b.onnx'}"}

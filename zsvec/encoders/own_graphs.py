@@ -1,18 +1,17 @@
 """ONNX graphs that people exported themselves: CLIP, SigLIP, DINOv2 and v3 by optimum or transformers, models of timm.
 
 ``model = "./clip/vision_model.onnx"`` names the graph of images, which takes float pixels (n, 3, height, width), and
-``text_model`` that of texts, which may be the same file. Beside a graph, or in the folder above, are looked for:
-``preprocessor_config.json`` or ``processor_config.json`` (transformers) or ``config.json`` (timm), unless the spec has
-the preprocessing;
-``tokenizer.json`` and ``tokenizer_config.json`` for texts. Whoever names a graph trusts it, and what is beside it, as a
+``text_model`` that of texts, which may be the same file. Beside a graph, or in the folder above, are looked for
+(`zsvec.encoders.side_files`): ``preprocessor_config.json`` or ``processor_config.json`` (transformers) or
+``config.json`` (timm), unless the spec has the preprocessing; ``tokenizer.json`` and ``tokenizer_config.json`` for
+texts. Whoever names a graph trusts it, and what is beside it, as a
 weight file: nothing is unpickled, and no weights are taken from files outside of the graph.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,17 @@ from PIL import Image
 
 from zsvec.encoders.base import Vectors, batches, rgb_of_bounded_aspect
 from zsvec.encoders.heads import ImageFeatures
-from zsvec.encoders.onnx_session import Graph, imported
+from zsvec.encoders.onnx_session import Graph
 from zsvec.encoders.preprocessing import Pixels, Preprocessing
+from zsvec.encoders.side_files import damaged, preprocessing_beside, read_file, tokenizer_beside
 from zsvec.encoders.spec import Device, EncoderSpec, GraphPreprocessing
 from zsvec.encoders.weights import at_home
-from zsvec.errors import InvalidInputError, WeightsUnavailableError
+from zsvec.errors import InvalidInputError
 
 _IMAGES_A_PASS = 8
 _TEXTS_A_PASS = 64
 _IMAGE_OUTPUTS = ("image_embeds", "pooler_output", "last_hidden_state")
 _TEXT_OUTPUTS = ("text_embeds", "sentence_embedding", "pooler_output")
-_LONGEST = 100_000  # tokens; tokenizers that know no limit say 10³⁰
-_LARGEST_SIDE_FILE = 2**26  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class OwnImages:
         self._output = spec.output or _known(graph, _IMAGE_OUTPUTS, "images")
         if self._output not in graph.outputs:
             raise InvalidInputError(_no_output(graph, f"output {self._output!r}"))
-        found = spec.preprocessing or _preprocessing_beside(graph.file)
+        found = spec.preprocessing or preprocessing_beside(graph.file)
         self._resize = _resize(found)
         self.side = found.scaled
         self._mean, self._std = (np.array(values, np.float32) * 255 for values in (found.mean, found.std))
@@ -113,7 +111,7 @@ class OwnTexts:
         self._graph = graph
         _input_of(graph, "input_ids", "tensor(int64)", 2)
         self._output = _known(graph, _TEXT_OUTPUTS, "texts")
-        self._tokenizer, longest, digest = _tokenizer_beside(graph)
+        self._tokenizer, longest, digest = tokenizer_beside(graph)
         self._rest = _rest(graph, {"input_ids", "attention_mask", "token_type_ids"}, size)
         self.description = f"{self._output} of at most {longest} tokens of {digest}"
 
@@ -154,8 +152,8 @@ def load(spec: EncoderSpec, device: Device) -> tuple[OwnImages, OwnTexts | None,
     graphs: dict[str, tuple[Graph, str]] = {}
     for source, file in zip(sources(spec), filter(None, (spec.model, spec.text_model)), strict=True):
         if file not in graphs:
-            content = _read(source.path)
-            graphs[file] = Graph(content, source.path, _damaged, device), hashlib.sha256(content).hexdigest()
+            content = read_file(source.path)
+            graphs[file] = Graph(content, source.path, damaged, device), hashlib.sha256(content).hexdigest()
     graph, digest = graphs[spec.model]
     images = OwnImages(graph, spec)
     if spec.text_model is None:
@@ -209,6 +207,8 @@ def _rest(graph: Graph, taken: set[str], size: int) -> dict[str, Any]:
 
 def _rows(output: Any, graph: Graph) -> Vectors:
     """Vectors (n, dim); of tokens (n, tokens, dim) the first one, which is CLS."""
+    if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiu":
+        raise InvalidInputError(f"{graph.file} gives something else than an array of numbers: name another output")
     if output.ndim == 3:
         output = output[:, 0]
     if output.ndim != 2:
@@ -216,141 +216,8 @@ def _rows(output: Any, graph: Graph) -> Vectors:
     return np.asarray(output, np.float32)
 
 
-# ---- what is beside a graph
-
-
-def _preprocessing_beside(graph: Path) -> GraphPreprocessing:
-    for folder in (graph.parent, graph.parent.parent):
-        for name, reader in _CONFIGURATIONS.items():
-            file = folder / name
-            found = reader(_json(file)) if file.is_file() else None
-            if found is not None:
-                return found
-    raise InvalidInputError(
-        f"the preprocessing of {graph} is nowhere: no preprocessor_config.json of transformers, and no config.json of "
-        "timm, that scales, crops the centre or squashes, and normalises, is beside it; write it in zsvec.toml, as "
-        "preprocessing = {size = 224, scaled = 256, mean = […], std = […]}"
-    )
-
-
-def _of_transformers(config: Mapping[str, Any]) -> GraphPreprocessing | None:
-    config = config.get("image_processor", config)
-    size, crop = config.get("size") or {}, config.get("crop_size") or {}
-    if isinstance(size, int):
-        size = {"shortest_edge": size}
-    if isinstance(crop, int):
-        crop = {"height": crop, "width": crop}
-    crops = config.get("do_center_crop", bool(crop))
-    square = crop if crops else size
-    if not (config.get("do_resize", True) and config.get("do_normalize", True) and config.get("do_rescale", True)):
-        return None
-    if square.get("height") is None or square.get("height") != square.get("width"):
-        return None
-    scaled = size.get("shortest_edge") if crops else None
-    return _checked(
-        size=square["height"],
-        scaled=scaled,
-        interpolation=Image.Resampling(config.get("resample", 3)).name.lower(),
-        mean=config.get("image_mean"),
-        std=config.get("image_std"),
-        half="down",
-    )
-
-
-def _of_timm(config: Mapping[str, Any]) -> GraphPreprocessing | None:
-    values = config.get("pretrained_cfg", config)
-    if "input_size" not in values:
-        return None
-    size = values.get("test_input_size", values["input_size"])[-1]
-    squashed = values.get("crop_mode") == "squash"
-    scaled = None if squashed else int(size / values.get("test_crop_pct", values.get("crop_pct", 1.0)))
-    return _checked(
-        size=size,
-        scaled=scaled,
-        interpolation=values.get("interpolation"),
-        mean=values.get("mean"),
-        std=values.get("std"),
-        half="even",
-    )
-
-
-_CONFIGURATIONS: Mapping[str, Callable[[Mapping[str, Any]], GraphPreprocessing | None]] = {
-    "preprocessor_config.json": _of_transformers,
-    "processor_config.json": _of_transformers,
-    "config.json": _of_timm,
-}
-
-
-def _checked(**values: Any) -> GraphPreprocessing | None:
-    try:
-        return GraphPreprocessing(**values)
-    except ValueError:
-        return None
-
-
 def _resize(found: GraphPreprocessing) -> Any:
     if found.scaled is not None:
         return Preprocessing(size=found.size, scaled=found.scaled, interpolation=found.interpolation, half=found.half)
     filter_, size = Image.Resampling[found.interpolation.upper()], (found.size, found.size)
     return lambda image: np.array(rgb_of_bounded_aspect(image).resize(size, filter_))
-
-
-def _tokenizer_beside(graph: Graph) -> tuple[Any, int, str]:
-    """The tokenizer with its truncation and padding, the tokens that it gives at most, and its digest."""
-    folders = (graph.file.parent, graph.file.parent.parent)
-    file = next((folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()), None)
-    if file is None:
-        raise WeightsUnavailableError(f"no tokenizer.json beside {graph.file}: copy that of the model there")
-    content = _read(file)
-    try:
-        tokenizer = imported("tokenizers").Tokenizer.from_buffer(content)
-    except Exception as exc:  # the library raises nothing more specific
-        if type(exc).__module__.startswith("zsvec"):
-            raise
-        raise _damaged(f"{file} is no tokenizer ({exc})") from exc
-    config, model = (_json_if_there(file.with_name(name)) for name in ("tokenizer_config.json", "config.json"))
-    limits = (
-        config.get("model_max_length"),
-        model.get("text_config", model).get("max_position_embeddings"),  # which some tokenizers do not know
-        (tokenizer.truncation or {}).get("max_length"),
-    )
-    longest = min((int(limit) for limit in limits if limit and limit < _LONGEST), default=None)
-    if longest is None:
-        raise InvalidInputError(
-            f"nothing beside {graph.file} says how long texts are: give model_max_length in tokenizer_config.json"
-        )
-    tokenizer.enable_truncation(longest)
-    token = config.get("pad_token") or (tokenizer.padding or {}).get("pad_token") or "[PAD]"
-    token = token.get("content") if isinstance(token, dict) else token
-    # Without a mask, the model has learnt from texts that are padded to the end.
-    length = {} if "attention_mask" in graph.inputs else {"length": longest}
-    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(token) or 0, pad_token=token, **length)
-    return tokenizer, longest, f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def _json_if_there(file: Path) -> Any:
-    return _json(file) if file.is_file() else {}
-
-
-def _json(file: Path) -> Any:
-    try:
-        found = json.loads(_read(file, _LARGEST_SIDE_FILE))
-    except ValueError as exc:
-        raise _damaged(f"{file} is no JSON ({exc})") from exc
-    if not isinstance(found, dict):
-        raise _damaged(f"{file} is no table")
-    return found
-
-
-def _read(file: Path, most: int = -1) -> bytes:
-    try:
-        with file.open("rb") as opened:
-            return opened.read(most)
-    except OSError as exc:
-        raise WeightsUnavailableError(f"{file} cannot be read ({exc}); give the path of a graph") from exc
-
-
-def _damaged(what: str) -> WeightsUnavailableError:
-    return WeightsUnavailableError(
-        f"{what}; it must be a whole graph in one file, with its weights: export or download it again"
-    )

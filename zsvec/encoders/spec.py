@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from zsvec.types import Modality
 
@@ -28,6 +28,10 @@ TEMPERATURES: Mapping[Modality, float] = {"text": 0.01, "image": 0.03}
 """Default temperature of an expert, by its modality."""
 
 
+_Mean = Annotated[float, Field(ge=-1e4, le=1e4)]
+_Deviation = Annotated[float, Field(ge=1e-4, le=1e4)]
+
+
 class GraphPreprocessing(BaseModel):
     """How an image becomes the input of a graph of one's own.
 
@@ -46,8 +50,8 @@ class GraphPreprocessing(BaseModel):
     size: int = Field(ge=1, le=4096)
     scaled: int | None = Field(default=None, ge=1, le=8192)
     interpolation: Literal["bicubic", "bilinear", "lanczos", "box", "hamming"] = "bicubic"
-    mean: tuple[float, float, float]
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Deviation, _Deviation, _Deviation]
     half: Literal["even", "down"] = "even"
 
     @model_validator(mode="after")

@@ -183,6 +183,33 @@ def test_what_another_user_has_written_is_not_used(
     assert read_record(specs) is None
 
 
+@pytest.mark.skipif(os.name != "posix", reason="no modes here")
+def test_nothing_is_exported_to_where_others_may_write(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+    record, victim = record_of(place(specs)), tmp_path / "victim"
+    record.unlink()
+    victim.write_text("precious")
+    for link in (record.with_suffix(".partial"), claim_of(place(specs))):
+        link.symlink_to(victim)
+    record.parent.chmod(0o777)
+    assert not claim_export(specs, **AUTO)
+    with pytest.raises(InvalidInputError, match=r"others may write to .*chmod go-w"):
+        export_to_cache(specs)
+    assert victim.read_text() == "precious"
+
+
+def test_reasons_are_not_written_through_links(
+    specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, victim = claim_of(place(specs)), tmp_path / "victim"
+    victim.write_text("precious")
+    claim.symlink_to(victim)
+    monkeypatch.setattr(export, "LEAST_COSINE", 2.0)
+    with pytest.raises(EncoderError, match="is not exported"):
+        export_to_cache(specs)
+    assert victim.read_text() == "precious"
+    assert "is not exported" in claim.read_text()
+
+
 def test_changed_weights_are_exported_anew(specs: dict[str, EncoderSpec]) -> None:
     file = Path(str(specs["vit"].weights))
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns

@@ -183,6 +183,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "damaged": lambda file: file.write_bytes(b"\x80\x04."),
     "of another kind": lambda file: file.write_text("[1]"),
     "of another format": lambda file: file.write_text('{"float8": 1}'),
+    "without rates": lambda file: file.write_text("{}"),
+    "of one format": lambda file: file.write_text('{"bfloat16": 5}'),
     "not a rate": lambda file: file.write_text('{"float32": 1e999, "bfloat16": -1}'),
     "gone": lambda file: file.unlink(),
     "others may write": lambda file: file.parent.chmod(0o777),
@@ -212,6 +214,29 @@ def test_rates_are_those_of_this_host_and_model(what: str, monkeypatch: pytest.M
         name = {"threads": "thread_count", "processor": "processor", "versions": "installed_version"}[what]
         monkeypatch.setattr(host, name, lambda *_: "another")
         assert read_rates(SPEC) is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no modes here")
+def test_nothing_is_written_where_others_may_write(cache_folder: Path) -> None:
+    cache_folder.mkdir()
+    cache_folder.chmod(0o777)
+    keep_rates(SPEC, {"float32": 1.0, "bfloat16": 2.0})
+    assert list(cache_folder.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs rights for links elsewhere")
+def test_links_in_the_cache_are_replaced_and_not_followed(cache_folder: Path, tmp_path: Path) -> None:
+    rates = {"float32": 1.0, "bfloat16": 2.0}
+    keep_rates(SPEC, rates)
+    (file,) = cache_folder.iterdir()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for link in (file, file.with_suffix(".partial")):
+        link.unlink(missing_ok=True)
+        link.symlink_to(victim)
+    keep_rates(SPEC, rates)
+    assert victim.read_text() == "precious"
+    assert read_rates(SPEC) == rates
 
 
 def test_rates_are_no_part_of_a_cache_that_cannot_be_written(cache_folder: Path) -> None:

@@ -39,9 +39,7 @@ EXPORTING = ("onnxruntime", "tokenizers", "onnxscript", "onnx")
 
 _AT_WORK = 3600  # seconds that an export has until it counts as killed
 _UNUSED = 30 * 86_400  # seconds from which on what nobody has used is deleted
-_NAME = re.compile(
-    r"[0-9a-f]{32}(\.json|\.claim|\.rates|\.partial)?|\.[0-9a-f]{32}-.*"
-)  # exports, those at work, and rates
+_NAME = re.compile(r"[0-9a-f]{32}(\.json|\.claim|\.rates)?|\.[0-9a-f]{32}-.*")  # exports, rates, what is at work
 _PACKAGES = ("zsvec", "torch", "timm", "transformers", "sentence-transformers", "tokenizers", "onnxruntime", "pillow")
 _GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _logger = logging.getLogger(__name__)
@@ -212,6 +210,8 @@ def claim_export(specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dty
     claim = claim_of(place(specs))
     try:
         claim.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not is_ours(claim.parent):
+            return False
         with suppress(FileNotFoundError):
             found = claim.stat()
             if not found.st_size and time.time() - found.st_mtime > _AT_WORK:

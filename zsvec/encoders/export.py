@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from zsvec.encoders import host
 from zsvec.encoders.base import BatchEncoder
 from zsvec.encoders.cache import EXPORTING, Record, WeightFile, claim_of, place, record_of, tidy
 from zsvec.encoders.encoder_set import EncoderSet
@@ -44,6 +45,7 @@ from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.weights import at_home
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
+from zsvec.trust import is_ours
 from zsvec.types import Fingerprint
 
 LEAST_COSINE = 0.9999
@@ -88,18 +90,23 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
 
     Raises:
         InvalidInputError: They are exported ones, or weights of the hub without a pinned revision, of which another
-            may be the newest tomorrow; or as `export_encoders`.
+            may be the newest tomorrow; or others may write to the cache; or as `export_encoders`.
         MissingExtraError, EncoderError, WeightsUnavailableError: As `export_encoders`.
     """
     _check_not_exported(specs)
     folder = place(specs)
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not is_ours(folder.parent):
+        raise InvalidInputError(
+            f"others may write to {folder.parent}, so exports there are not used: make it yours alone (chmod go-w), or "
+            "export to a folder"
+        )
     try:
         record = _exported_to_cache(specs, folder)
     except WeightsUnavailableError:  # they may be there an hour later
         raise
     except (InvalidInputError, EncoderError) as exc:
-        claim_of(folder).write_text(f"{exc}\n", encoding="utf-8")
+        host.keep(claim_of(folder), f"{exc}\n".encode())
         raise
     claim_of(folder).unlink(missing_ok=True)
     tidy()
@@ -120,9 +127,7 @@ def _exported_to_cache(specs: Mapping[str, EncoderSpec], folder: Path) -> Record
     folder.chmod(0o700)
     files = sorted({str(file.absolute()) for source in sources for file in source.load().files()})
     record = Record(weights=tuple(map(WeightFile.now, files)), rates=_rates(specs, ExportedFolder(folder).specs()))
-    partial = record_of(folder).with_suffix(".partial")
-    partial.write_text(record.model_dump_json(), encoding="utf-8")
-    partial.replace(record_of(folder))
+    host.keep(record_of(folder), record.model_dump_json().encode())
     return record
 
 

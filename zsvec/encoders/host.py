@@ -7,13 +7,30 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import platformdirs
+
+from zsvec.trust import is_ours
 
 
 def cache_folder() -> Path:
     """Where exports and measured rates are kept."""
     return Path(platformdirs.user_cache_dir("zsvec")) / "encoders"
+
+
+def keep(file: Path, content: bytes) -> None:
+    """Write a file of the cache, whole or not at all; what others may have put in its place is not followed.
+
+    Raises:
+        OSError: It cannot be written, or its folder is not for this user alone.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not is_ours(file.parent):
+        raise PermissionError(f"others may write to {file.parent}")
+    with NamedTemporaryFile(dir=file.parent, prefix=f".{file.stem}-", delete=False) as partial:
+        partial.write(content)
+    Path(partial.name).replace(file)
 
 
 def processor() -> str:

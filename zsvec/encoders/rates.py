@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -23,7 +22,7 @@ from zsvec.encoders.weights import located
 from zsvec.trust import is_ours
 
 Rates = Mapping[NumberFormat, float]
-"""Images a second, by number format."""
+"""Images a second, in each number format."""
 
 _RATES: TypeAdapter[Rates] = TypeAdapter(
     Mapping[NumberFormat, Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]]
@@ -35,7 +34,7 @@ _WORTH_ROUNDING = 1.03
 
 def faster(rates: Rates) -> NumberFormat:
     """The number format to run in."""
-    return "bfloat16" if rates.get("bfloat16", 0.0) > _WORTH_ROUNDING * rates.get("float32", math.inf) else "float32"
+    return "bfloat16" if rates["bfloat16"] > _WORTH_ROUNDING * rates["float32"] else "float32"
 
 
 def read_rates(spec: EncoderSpec) -> Rates | None:
@@ -44,19 +43,16 @@ def read_rates(spec: EncoderSpec) -> Rates | None:
     if not is_ours(file.parent):
         return None
     try:
-        return _RATES.validate_json(file.read_bytes())
+        rates = _RATES.validate_json(file.read_bytes())
     except (OSError, ValueError, ValidationError):
         return None
+    return rates if rates.keys() == set(get_args(NumberFormat)) else None
 
 
 def keep_rates(spec: EncoderSpec, rates: Rates) -> None:
-    """Remember what was measured, where the cache can be written."""
-    file = _file(spec)
+    """Remember what was measured, where the cache can be written and is for this user alone."""
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = file.with_suffix(".partial")
-        partial.write_bytes(_RATES.dump_json(rates))
-        partial.replace(file)
+        host.keep(_file(spec), _RATES.dump_json(rates))
 
 
 def describe_rates(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:

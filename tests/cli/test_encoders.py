@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from tests.encoders import tiny_checkpoints as tiny
@@ -95,8 +96,34 @@ def test_photographs_for_int8(settings: Settings, tmp_path: Path) -> None:
     assert ExportedFolder(tmp_path / "to").manifest.encoders.keys() == settings.encoder_specs().keys()
 
 
+def test_photographs_for_int8_are_reduced_and_those_that_cannot_be_read_left_out(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for seed in range(8):
+        tiny.photo(seed, (1300, 900)).save(tmp_path / "photos" / f"{seed}.png")
+    (tmp_path / "photos" / "damaged.png").write_bytes(b"\x89PNG")
+    sizes: list[tuple[int, int]] = []
+
+    def exported(*_: object, photographs: list[Image.Image]) -> dict[str, float]:
+        sizes.extend(image.size for image in photographs)
+        return {}
+
+    monkeypatch.setattr(export, "export_encoders", exported)
+    result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "to", "--int8", "photos"])
+    assert result.exit_code == 0, result.output
+    assert sizes == [(640, 443)] * 8
+    assert "left out: " in result.stderr
+    assert "damaged.png" in "".join(result.stderr.split())
+    monkeypatch.setenv("ZSVEC_MAX_PIXELS", "1000")
+    sizes.clear()
+    assert CliRunner().invoke(app, ["encoders", "export", "to", "--int8", "photos"]).stderr.count("left out: ") == 9
+
+
 @pytest.mark.usefixtures("settings")
-def test_int8_is_not_kept_for_the_user(tmp_path: Path) -> None:
+def test_int8_is_not_kept_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # it is refused before seconds have gone by
+    monkeypatch.delitem(sys.modules, "zsvec.encoders.export")
     result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "--int8", str(tmp_path)])
     assert isinstance(result.exception, InvalidInputError)
     assert "--int8 takes a folder to export to" in str(result.exception)

@@ -19,7 +19,7 @@ from zsvec.encoders import BatchEncoder, describe_device, host, image_model, loa
 from zsvec.encoders.cache import measured, tidy
 from zsvec.encoders.device import Runtime
 from zsvec.encoders.image_model import ImageModel, fast_model
-from zsvec.encoders.rates import keep_rates, read_rates
+from zsvec.encoders.rates import Rates, keep_rates, read_rates
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import EncoderError
 
@@ -226,7 +226,7 @@ def test_nothing_is_written_where_others_may_write(cache_folder: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs rights for links elsewhere")
 def test_links_in_the_cache_are_replaced_and_not_followed(cache_folder: Path, tmp_path: Path) -> None:
-    rates = {"float32": 1.0, "bfloat16": 2.0}
+    rates: Rates = {"float32": 1.0, "bfloat16": 2.0}
     keep_rates(SPEC, rates)
     (file,) = cache_folder.iterdir()
     victim = tmp_path / "victim"

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("onnxruntime.quantization", reason='pip install "zsvec[onnx]"')
 
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import int8, load_encoders
+from zsvec.encoders import export, int8, load_encoders
 from zsvec.encoders.export import export_encoders
 from zsvec.encoders.exported import ExportedFolder
 from zsvec.encoders.spec import EncoderSpec
@@ -78,6 +78,12 @@ def test_an_encoder_that_rounding_ruins_is_not_exported(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_handful_of_photographs_is_not_enough(chosen: dict[str, EncoderSpec], tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="at least 8 photographs: these are 7"):
-        export_encoders(chosen, tmp_path / "it", photographs=PHOTOS[:7])
+@pytest.mark.parametrize("count", [0, 7])
+def test_a_handful_of_photographs_is_refused_before_anything_is_exported(
+    count: int, chosen: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(export, "load_encoders")
+    with pytest.raises(
+        InvalidInputError, match=f"at least 8 photographs .* these are {count}: give more, or export in"
+    ):
+        export_encoders(chosen, tmp_path / "it", photographs=PHOTOS[:count])

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli.app import app
-from zsvec.errors import InvalidInputError, MissingExtraError
+from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from zsvec.config import Settings
+
+_SIDE = 640  # pixels of a photograph for int8: 128 take 160 MB
 
 encoders = typer.Typer(help="Export the encoders of the profile, to run without torch.", no_args_is_help=True)
 app.add_typer(encoders, name="encoders")
@@ -44,6 +48,8 @@ def export(
     from zsvec.cli import output
     from zsvec.encoders.cache import chosen_specs
 
+    if int8 is not None and folder is None:
+        raise InvalidInputError("--int8 takes a folder to export to: encoders kept for you have the vectors of torch")
     try:
         from zsvec.encoders.export import export_encoders, export_to_cache
     except ModuleNotFoundError as exc:
@@ -52,10 +58,8 @@ def export(
         ) from exc
     settings = context.obj.settings()
     specs = settings.encoder_specs()
-    if int8 is not None and folder is None:
-        raise InvalidInputError("--int8 takes a folder to export to: encoders kept for you have the vectors of torch")
     if folder is not None:
-        cosines = export_encoders(specs, folder, photographs=_photographs(int8) if int8 else ())
+        cosines = export_encoders(specs, folder, photographs=_photographs(int8, settings) if int8 else None)
         if int8 is not None:
             said = ", ".join(f"{name} (mean cosine {cosine:.4f})" for name, cosine in cosines.items())
             output.print_note(f"in int8: {said or 'nothing, which would be slower here, or too different'}")
@@ -72,11 +76,20 @@ def export(
     output.print_note(f"{record}: {used}")
 
 
-def _photographs(folder: Path) -> list[Image.Image]:
-    """Some images of a folder, from all of it."""
+def _photographs(folder: Path, settings: Settings) -> list[Image.Image]:
+    """Some images of a folder, from all of it, which can be in memory together; what cannot be read is left out."""
+    from zsvec.cli import output
     from zsvec.encoders.int8 import MOST_PHOTOGRAPHS
     from zsvec.inputs.folders import find_images
     from zsvec.inputs.images import load_image
 
-    paths = find_images(folder)
-    return [load_image(path) for path in paths[:: -(-len(paths) // MOST_PHOTOGRAPHS) or 1]]
+    paths, found = find_images(folder), []
+    for path in paths[:: -(-len(paths) // MOST_PHOTOGRAPHS) or 1]:
+        try:
+            image = load_image(path, side=_SIDE, **settings.image_limits())
+        except ImageError as exc:
+            output.print_note(f"left out: {exc}")
+        else:
+            image.thumbnail((_SIDE, _SIDE))
+            found.append(image)
+    return found

@@ -55,7 +55,7 @@ _COMPARED_TEXTS = ["a photo of a cat", "x", "  Two   DOGS, sleeping in the sun!\
 
 
 def export_encoders(
-    specs: Mapping[str, EncoderSpec], folder: Path, *, photographs: Sequence[Image.Image] = ()
+    specs: Mapping[str, EncoderSpec], folder: Path, *, photographs: Sequence[Image.Image] | None = None
 ) -> dict[str, float]:
     """Export encoders to a folder.
 
@@ -63,7 +63,7 @@ def export_encoders(
         specs: The encoders, by name.
         folder: Made, or replaced if it holds exported encoders and nothing else; whole or not at all.
         photographs: Image models are rounded to int8 by them, where that is faster; the encoders get fingerprints of
-            their own then. Without any, all is in float32.
+            their own then. Without, all is in float32.
 
     Returns:
         Of each encoder that was rounded, the mean cosine of its vectors with those of torch.
@@ -77,9 +77,17 @@ def export_encoders(
     """
     _check_not_exported(specs)
     _check_packages()
+    if photographs is not None:
+        from zsvec.encoders.int8 import FEWEST_PHOTOGRAPHS  # takes onnx, which is checked before
+
+        if len(photographs) < FEWEST_PHOTOGRAPHS:
+            raise InvalidInputError(
+                f"int8 takes at least {FEWEST_PHOTOGRAPHS} photographs that can be read, and these are "
+                f"{len(photographs)}: give more, or export in float32, without any"
+            )
     folder = at_home(folder).resolve()  # of a link, what it leads to is replaced
     _check_replaceable(folder)
-    with _exported_beside(folder, specs, photographs) as (work, cosines):
+    with _exported_beside(folder, specs, photographs or ()) as (work, cosines):
         _check_replaceable(folder)  # it took a minute
         _put_in_place(work, folder)
     return cosines

@@ -23,7 +23,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 
 from zsvec.encoders.host import thread_count
 from zsvec.encoders.preprocessing import Pixels
-from zsvec.errors import InvalidInputError
 
 LEAST_COSINE = 0.95
 """Of features in int8 and in float32, in the mean over photographs."""
@@ -46,16 +45,11 @@ def quantize(graph: Path, pixels: Sequence[Pixels]) -> str | None:
 
     Args:
         graph: From uint8 pixels to features, in float32.
-        pixels: Of photographs, alternately for the ranges and for the comparison.
+        pixels: Of at least `FEWEST_PHOTOGRAPHS` photographs, alternately for the ranges and for the comparison.
 
     Returns:
         The form, in words; ``None`` where the graph stays as it is.
-
-    Raises:
-        InvalidInputError: There are too few photographs.
     """
-    if len(pixels) < FEWEST_PHOTOGRAPHS:
-        raise InvalidInputError(f"int8 takes at least {FEWEST_PHOTOGRAPHS} photographs: these are {len(pixels)}")
     exact = _session(graph)
     (name,) = (given.name for given in exact.get_inputs())
     forms = {form: graph.with_suffix(f".{form}") for form in ("dynamic", "static")}

@@ -410,3 +410,25 @@ def test_modalities_that_a_family_cannot_have(specs: dict[str, EncoderSpec]) -> 
     assert load(specs["vit"], modalities=("text", "image")).modalities == ("image",)
     with pytest.raises(InvalidInputError, match=r"family 'vision' embeds image; its modalities cannot be text"):
         load(specs["vit"], modalities=("text",))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"family": "clip", "weights": "./x", "image_size": 384},
+            "weights, image_size .* family 'clip' takes revision",
+        ),
+        ({"family": "vision", "output": "x"}, "output .* family 'vision' takes revision, weights, image_size"),
+        (
+            {"family": "conse", "text_model": "x", "preprocessing": {"size": 8, "mean": [0] * 3, "std": [1] * 3}},
+            "preprocessing would have no effect",
+        ),
+        ({"family": "onnx", "model": "x.onnx", "weights": "./x"}, "weights .* a graph takes text_model, output, prep"),
+        ({"family": "onnx", "model": "x.onnx", "image_size": 384}, "image_size would have no effect"),
+        ({"family": "onnx", "model": "./exported", "text_model": "x"}, "family 'onnx' takes none of its own"),
+    ],
+)
+def test_fields_without_an_effect_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        EncoderSpec(**{"model": "x", **fields})

@@ -145,7 +145,7 @@ class OnnxTexts:
 
 def sources(spec: EncoderSpec) -> Sequence[ExportedSource | own_graphs.GraphSource]:
     """Where the weights are."""
-    return own_graphs.sources(spec) if own_graphs.is_graph(spec) else [ExportedSource(Path(spec.model))]
+    return own_graphs.sources(spec) if spec.is_graph else [ExportedSource(Path(spec.model))]
 
 
 def load(
@@ -172,7 +172,7 @@ def load(
         MissingExtraError: onnxruntime is not installed.
         WeightsUnavailableError: The folder is not there, or damaged.
     """
-    if own_graphs.is_graph(spec):
+    if spec.is_graph:
         return _own(name, spec, modalities, device, batch_size)
     path = Path(spec.model)
     folder: ExportedFolder = shared.setdefault(path, None) or ExportedFolder(path)

@@ -131,11 +131,6 @@ class OwnTexts:
         return np.concatenate(parts)[np.argsort(order)]
 
 
-def is_graph(spec: EncoderSpec) -> bool:
-    """Whether a spec of the family ``onnx`` names a graph, and not a folder that zsvec has exported."""
-    return spec.model.endswith(".onnx")
-
-
 def sources(spec: EncoderSpec) -> list[GraphSource]:
     """Where the graphs are."""
     return [GraphSource(at_home(Path(file))) for file in (spec.model, spec.text_model) if file]

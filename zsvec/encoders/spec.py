@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -69,6 +69,8 @@ class GraphPreprocessing(BaseModel):
 class EncoderSpec(BaseModel):
     """One encoder of a profile, as a table of a TOML file or of `zsvec.profiles.PROFILES` gives it.
 
+    A field that would have no effect in its family is refused.
+
     Attributes:
         family: Which loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm + text model), `onnx`
             (exported by ``zsvec encoders export``, or a graph of your own).
@@ -99,3 +101,29 @@ class EncoderSpec(BaseModel):
     modalities: tuple[Modality, ...] = ("text", "image")
     prompt: Prompt = "{name}"
     temperature: Mapping[Modality, Temperature] = TEMPERATURES
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it names a graph of one's own, and neither a model nor a folder that zsvec has exported."""
+        return self.family == "onnx" and self.model.endswith(".onnx")
+
+    @model_validator(mode="after")
+    def _has_no_field_in_vain(self) -> EncoderSpec:
+        kind = "graph" if self.is_graph else self.family
+        every = dict.fromkeys(field for fields in _FIELDS.values() for field in fields)
+        in_vain = [field for field in every if field not in _FIELDS[kind] and getattr(self, field) is not None]
+        if in_vain:
+            takes = ", ".join(_FIELDS[kind]) or "none of its own"
+            what = "a graph" if self.is_graph else f"family {self.family!r}"
+            raise ValueError(f"{', '.join(in_vain)} would have no effect: {what} takes {takes}")
+        return self
+
+
+_FIELDS: Mapping[str, Sequence[str]] = {
+    "clip": ("revision",),
+    "vision": ("revision", "weights", "image_size"),
+    "conse": ("revision", "weights", "image_size", "text_model"),
+    "onnx": (),
+    "graph": ("text_model", "output", "preprocessing"),
+}
+"""What specs take beside the fields of all."""

@@ -783,7 +783,7 @@ def test_encoders_of_other_fingerprints_are_refused_before_anything_is_written(c
     with open_classifier(folder, *others) as wrong:
         for action in (lambda: wrong.add_category("white"), lambda: wrong.classify(coloured("red", 1))):
             with pytest.raises(
-                EncoderMismatchError, match=r"'clip' in .* were made by .*32-d.*24-d.* is in use"
+                EncoderMismatchError, match=r"'clip' in .* another encoder \(dim: 32 there, 24 in use"
             ) as error:
                 action()
             assert str(folder) in str(error.value)

@@ -409,7 +409,7 @@ def test_other_encoders_are_refused(old: Old) -> None:
     others: dict[str, tuple[list[HashEncoder], str]] = {
         "other names": ([HashEncoder("clip"), HashEncoder("vit")], "vectors of the encoders"),
         "one is missing": ([HashEncoder(names[0])], "vectors of the encoders"),
-        "another dimension": ([HashEncoder(name, dim=48) for name in names], "were made by"),
+        "another dimension": ([HashEncoder(name, dim=48) for name in names], "were made by another encoder"),
     }
     for encoders, message in others.values():
         with pytest.raises(EncoderMismatchError, match=message), old.open(encoders=encoders) as clf:

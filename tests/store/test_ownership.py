@@ -53,10 +53,17 @@ OPERATIONS: Mapping[str, Callable[[Store], Any]] = {
 @pytest.mark.parametrize(
     ("used", "named"),
     [
-        ({"clip": replace(CLIP, dim=512), "dino": DINO}, ["test/clip@0123abc (16-d", "test/clip@0123abc (512-d"]),
-        ({"clip": replace(CLIP, model="other"), "dino": DINO}, ["test/clip@0123abc", "other@0123abc"]),
-        ({"clip": replace(CLIP, revision="4567def"), "dino": DINO}, ["test/clip@0123abc", "test/clip@4567def"]),
-        ({"clip": CLIP, "dino": replace(DINO, preprocessing="crop")}, ["resize 518", "crop"]),
+        ({"clip": replace(CLIP, dim=512), "dino": DINO}, ["another encoder (dim: 16 there, 512 in use)"]),
+        ({"clip": replace(CLIP, model="other"), "dino": DINO}, ["(model: test/clip there, other in use)"]),
+        ({"clip": replace(CLIP, revision="4567def"), "dino": DINO}, ["(revision: 0123abc there, 4567def in use)"]),
+        (
+            {"clip": CLIP, "dino": replace(DINO, preprocessing="crop")},
+            ["(preprocessing: resize 518 there, crop in use)"],
+        ),
+        (
+            {"clip": CLIP, "dino": replace(DINO, preprocessing=f"{DINO.preprocessing}; int8 0a1b")},
+            ["(preprocessing: nothing there, int8 0a1b in use)"],
+        ),
         ({"clip": CLIP}, ["encoders clip, dino", "clip are in use"]),
         ({**FINGERPRINTS, "sift": DINO}, ["encoders clip, dino", "clip, dino, sift are in use"]),
         ({"clip": CLIP, "sift": DINO}, ["encoders clip, dino", "clip, sift are in use"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
 from zsvec.store.base import Backend, Where
@@ -14,6 +15,7 @@ from zsvec.store.schema import CATALOG
 from zsvec.types import Fingerprint
 
 _RESERVED = {CATALOG, "images", "inbox"}
+_PART = re.compile("[,;] ")
 _ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -57,9 +59,23 @@ def check_fingerprints(catalog: Catalog, fingerprints: Mapping[str, Fingerprint]
     for name, stored in catalog.encoders().items():
         if stored != fingerprints[name]:
             raise EncoderMismatchError(
-                f"the vectors of {name!r} in {catalog.location} were made by {stored}, and {fingerprints[name]} is "
-                "in use: open the store with the encoder it was made with, or import again into another namespace"
+                f"the vectors of {name!r} in {catalog.location} were made by another encoder "
+                f"({_differences(stored, fingerprints[name])}): open the store with the encoder it was made with, or "
+                "import again into another namespace"
             )
+
+
+def _differences(stored: Fingerprint, used: Fingerprint) -> str:
+    """What differs of two fingerprints; of long words, the parts that only one has."""
+    found = []
+    for name, value in asdict(stored).items():
+        there, here = (_PART.split(str(one)) for one in (value, getattr(used, name)))
+        if there != here:
+            ours, theirs = ([part for part in a if part not in b] for a, b in ((there, here), (here, there)))
+            if not (ours or theirs):  # another order
+                ours, theirs = there, here
+            found.append(f"{name}: {', '.join(ours) or 'nothing'} there, {', '.join(theirs) or 'nothing'} in use")
+    return "; ".join(found)
 
 
 def _refuse_foreign(collection: str, backend: Backend, catalog: Catalog) -> None:

@@ -355,7 +355,7 @@ def test_info(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) ->
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
         "measured": {
-            "by onnxruntime": "not exported here",
+            "all together": "not exported here",
             "clip by torch": "not measured yet",
             "dino by torch": "not measured yet",
         },

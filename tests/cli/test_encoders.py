@@ -18,12 +18,18 @@ from zsvec.errors import InvalidInputError, MissingExtraError
 
 
 @pytest.mark.usefixtures("settings")
-def test_a_folder_is_written_and_named_as_a_profile() -> None:
+def test_a_folder_is_written_and_named_as_a_profile(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "to"])
     assert result.exit_code == 0, result.output
     assert "--profile" in result.stderr
     assert list(ExportedFolder(Path("to")).manifest.encoders) == ["vit"]
     assert list(Settings(profile="./to").encoder_specs()) == ["vit"]
+    measured = {}
+    for profile in ("tiny", "./to"):
+        command = ["--profile", profile, "--store", str(tmp_path / "store")]
+        assert CliRunner().invoke(app, [*command, "init"]).exit_code == 0
+        measured[profile] = "measured" in CliRunner().invoke(app, [*command, "info"]).stdout
+    assert measured == {"tiny": True, "./to": False}  # what was exported runs on onnxruntime alone
 
 
 @pytest.mark.usefixtures("settings")

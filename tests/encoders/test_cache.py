@@ -73,7 +73,7 @@ def test_an_export_is_used_from_the_next_start_on(specs: dict[str, EncoderSpec])
     assert torch.fingerprints == onnx.fingerprints
     expected, got = (encoders["vit"].encode_images(IMAGES) for encoders in (torch, onnx))
     np.testing.assert_allclose(got, expected, atol=1e-4)
-    measured = "all, with the export: torch float32 10.0, onnx 20.0 images/s: onnx; vit, on torch: not measured yet"
+    measured = "all together: torch float32 10.0, onnx 20.0 images/s → auto is onnx; vit by torch: not measured yet"
     for runtime, computes in {"auto": "onnxruntime", "torch": "torch"}.items():
         words = describe_device("cpu", specs=specs, runtime=runtime)  # type: ignore[arg-type]
         assert f", float32, {computes} " in words or f", float32 or bfloat16, {computes} " in words

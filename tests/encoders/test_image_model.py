@@ -155,7 +155,7 @@ def test_what_conse_shares_is_never_measured() -> None:
     conse = SPEC.model_copy(update={"family": "conse", "text_model": "x"})
     said = measured({"conse": conse, "shares": SPEC, "other": SPEC.model_copy(update={"image_size": 96})})
     assert said == {
-        "by onnxruntime": "not exported here",
+        "all together": "not exported here",
         "conse by torch": "float32, as ConSE needs it",
         "shares by torch": "float32, as ConSE needs it",
         "other by torch": "not measured yet",

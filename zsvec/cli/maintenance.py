@@ -20,9 +20,11 @@ def info(context: typer.Context, json: Json = False) -> None:
     with context.obj.open_store() as store:
         found = store.info()
     try:
-        found["measured"] = measured(context.obj.settings().encoder_specs())
+        rates: object = measured(context.obj.settings().encoder_specs())
     except ZSVecError as exc:  # the store can be told of without the encoders of the profile
-        found["measured"] = str(exc)
+        rates = str(exc)
+    if rates:  # exported encoders have onnxruntime alone
+        found["measured"] = rates
     if json:
         output.print_json(found)
     else:

@@ -143,8 +143,8 @@ def measured(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
     if all(spec.family == "onnx" for spec in specs.values()):
         return {}
     record = read_record(specs)
-    chosen = f"{record}: {'onnx' if record.is_fast else 'torch'}" if record else "not exported here"
-    return {"by onnxruntime": chosen} | {f"{name} by torch": words for name, words in describe_rates(specs).items()}
+    chosen = f"{record} → auto is {'onnx' if record.is_fast else 'torch'}" if record else "not exported here"
+    return {"all together": chosen} | {f"{name} by torch": words for name, words in describe_rates(specs).items()}
 
 
 def chosen_specs(

@@ -77,9 +77,9 @@ def _write(sources: Sequence[Path], size: tuple[int, int], suffix: str, into: Pa
 def _ways(paths: Sequence[Path]) -> dict[str, Callable[[], object]]:
     decoded = [load_image(path, side=_PREPROCESSING.scaled) for path in paths]
 
-    def each(step: Callable[..., object], of: Sequence[object]) -> Callable[[], None]:
+    def each(step: Callable[..., object], items: Sequence[object]) -> Callable[[], None]:
         def take() -> None:
-            for one in of:
+            for one in items:
                 step(one)
 
         return take

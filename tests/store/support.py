@@ -27,7 +27,8 @@ from zsvec.store.edge import EdgeBackend
 from zsvec.store.memory import MemoryBackend
 from zsvec.store.server import connect
 from zsvec.store.server.backend import ServerBackend
-from zsvec.store.server.connection import Connection, Node
+from zsvec.store.server.connection import Connection
+from zsvec.store.server.node import Node
 
 _SHM = Path("/dev/shm")
 _BLOCK = 4096

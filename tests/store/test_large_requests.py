@@ -19,9 +19,10 @@ from zsvec.store.base import Points, Put, Where
 from zsvec.store.schema import new_write_id, record_id
 from zsvec.store.server import connect
 from zsvec.store.server.backend import ServerBackend
-from zsvec.store.server.connection import Connection, Node
+from zsvec.store.server.connection import Connection
 from zsvec.store.server.filters import filter_of, parts
 from zsvec.store.server.limits import BYTES, Limits, cut, size_of_point
+from zsvec.store.server.node import Node
 
 REST_TAKES = 32 * 2**20
 

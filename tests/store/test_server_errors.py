@@ -23,8 +23,8 @@ from tests.store.material import FINGERPRINTS, write_of
 from tests.store.support import fast_folder
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store import Store, open_store
-from zsvec.store.server.connection import Node
 from zsvec.store.server.deadline import LateError, in_time
+from zsvec.store.server.node import Node
 
 pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 

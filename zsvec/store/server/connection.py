@@ -11,10 +11,8 @@ import os
 import re
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -33,7 +31,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.base import Handle
-from zsvec.store.server.deadline import LateError, in_time
+from zsvec.store.server.deadline import LateError
 from zsvec.store.server.failures import (
     FAILURES,
     is_busy,
@@ -44,97 +42,17 @@ from zsvec.store.server.failures import (
     reason_of,
     tls_problem,
 )
+from zsvec.store.server.node import Node, Request
 
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
 
 _PATIENCE = 2  # seconds, at first, from which another node is asked where there are several
-_WELL = 0.25  # seconds within which a node that is well says so
 _SILENCE = (0.5, 2.0)  # seconds that the port beside has for its answer, at least and at most …
 _ROUND_TRIPS = 50  # … and in round trips of the REST port
-_ABOUT = 1.0  # seconds by which the deadline of a gRPC call may be missed, so that it needs no thread that waits for it
 _GRPC_OPTIONS = {"grpc.compression_enabled_algorithms_bitset": 1}  # identity: compressed floats are no smaller
 
 _URL = TypeAdapter(HttpUrl)
 _T = TypeVar("_T")
-_Request = Callable[[QdrantClient, int | None], _T]
-
-
-class Node:
-    """One server of a deployment.
-
-    Args:
-        url: Of its REST interface.
-        contact: Gives a client of it that waits for so many seconds, and whether that speaks gRPC. It may raise the
-            client's errors.
-        patience: How long its client waits for an answer, in seconds.
-        verify: Whom to believe that it is this node, as httpx takes it.
-
-    Attributes:
-        url: Of its REST interface.
-        speaks_grpc: Whether it does, as far as is known.
-        patience: How long its client waits for an answer, in seconds.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        contact: Callable[[float], tuple[QdrantClient, bool]],
-        patience: float,
-        verify: ssl.SSLContext | bool = True,
-    ) -> None:
-        self.url = url
-        self.speaks_grpc = False
-        self.patience = patience
-        self._contact = contact
-        self._verify = verify if url.startswith("https:") else False  # to make a context of all authorities takes long
-        self._client: QdrantClient | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def client(self) -> QdrantClient:
-        """Its client, made at the first contact."""
-        with self._lock:
-            if self._client is None:
-                self._client, self.speaks_grpc = self._contact(self.patience)
-            return self._client
-
-    def ask(self, request: _Request[_T], *, left: float, seconds: float = math.inf) -> _T:
-        """What it answers, in time.
-
-        Args:
-            request: As `Connection.call` has it.
-            left: Seconds of the deadline.
-            seconds: For the request; infinite: as the client is made.
-
-        Raises:
-            ApiException: Among others of `FAILURES`: there was no whole answer in time.
-        """
-        patience = None if seconds == math.inf else math.ceil(seconds)
-        limit = self.patience if patience is None else seconds
-        if self.speaks_grpc and limit < left + _ABOUT:
-            return request(self.client, patience)
-        answer: _T = in_time(lambda: request(self.client, patience), min(limit, left), when_late=self._forget)
-        return answer
-
-    def _forget(self, late: Future[Any]) -> None:
-        """Make another client: the connection of a request that does not end is in the pool of this one."""
-        client = self._client
-        if client is not None and not self.speaks_grpc:
-            self._client = None
-            late.add_done_callback(lambda _: client.close())
-
-    def is_well(self) -> bool:
-        """Whether it says so at once; it needs no key for that."""
-        try:
-            said = in_time(lambda: httpx.get(f"{self.url}/healthz", timeout=_WELL, verify=self._verify), _WELL)
-        except (httpx.HTTPError, LateError):
-            return False
-        return said.is_success
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        if self._client is not None:
-            self._client.close()
 
 
 class Connection:
@@ -185,7 +103,7 @@ class Connection:
         self._handle.check()
 
     def call(
-        self, request: _Request[_T], *, missing: Any = None, before: Callable[[float], None] = lambda until: None
+        self, request: Request[_T], *, missing: Any = None, before: Callable[[float], None] = lambda until: None
     ) -> _T:
         """Ask, again after a passing failure while there is time, with failures as errors of ours.
 
@@ -233,7 +151,7 @@ class Connection:
             for node in self.nodes:
                 node.close()
 
-    def _ask(self, request: _Request[_T], attempt: int, until: float, before: Callable[[float], None]) -> _T:
+    def _ask(self, request: Request[_T], attempt: int, until: float, before: Callable[[float], None]) -> _T:
         # Nodes that are slow and not away are waited for longer when all have been asked twice.
         turn = _PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))) if len(self.nodes) > 1 else math.inf
         seconds = min(turn, self._patience.get())

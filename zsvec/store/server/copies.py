@@ -18,8 +18,9 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException
 
 from zsvec.errors import StoreError
-from zsvec.store.server.connection import Connection, Node
+from zsvec.store.server.connection import Connection
 from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
+from zsvec.store.server.node import Node
 from zsvec.store.server.notice import LONGEST, Notice
 from zsvec.store.server.replicas import UNKNOWN, Consistency, Replicas
 

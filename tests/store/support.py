@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -279,7 +280,7 @@ class LocalDeployment(ClientDeployment):
         super().__init__(_SharedLocalClient())
 
     def connect(self) -> Backend:
-        return ServerBackend(Connection(":memory:", 5, [Node(":memory:", lambda _: (self.client, False), 5)]))
+        return ServerBackend(Connection(":memory:", 5, [Node(":memory:", lambda *_: (self.client, False), 5)]))
 
     def clear(self, store: Store) -> None:
         """Drop the collections: the client's filters look at every point that ever was."""
@@ -360,3 +361,13 @@ def fast_folder() -> Iterator[Path]:
     in_memory = _SHM.is_dir() and shutil.disk_usage(_SHM).free > 2**30
     with TemporaryDirectory(prefix="zsvec-test-", dir=_SHM if in_memory else None) as folder:
         yield Path(folder)
+
+
+def left_behind() -> list[threading.Thread]:
+    """Threads of late requests, as soon as there are none, or else after a while."""
+    until = time.monotonic() + 10
+    while (found := [thread for thread in threading.enumerate() if thread.name == "zsvec-in-time"]) and (
+        time.monotonic() < until
+    ):
+        time.sleep(0.01)
+    return found

@@ -1,29 +1,40 @@
-"""Requests that do not end hold up no other of the same node."""
+"""Requests that do not end hold up no other of the same node, and end soon after nobody waits for them."""
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
+import httpx
 import pytest
 from qdrant_client import QdrantClient
 
+from tests.store.support import left_behind
+from zsvec.errors import StoreUnavailableError
+from zsvec.store import open_store
 from zsvec.store.server.deadline import LateError
 from zsvec.store.server.node import Node
+from zsvec.store.server.sockets import Sockets
 
 ENOUGH = 10.0  # seconds, also where the machine is busy
 VERSION = "1.18.3"
 
 
 class Client(QdrantClient):
-    """One that tells when it is closed."""
+    """One that keeps its connections, of this host too, and tells when it is closed."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, sockets: Sockets) -> None:
         self.closed = threading.Event()
-        super().__init__(url=url, check_compatibility=False)
+        super().__init__(
+            url=url, check_compatibility=False, timeout=60, limits=httpx.Limits(), event_hooks=sockets.hooks
+        )
 
     def close(self, grpc_grace: float | None = None, **options: Any) -> None:
         super().close(grpc_grace, **options)
@@ -59,11 +70,46 @@ class Held:
         self._begun.result().join(ENOUGH)
 
 
+class Server(ThreadingHTTPServer):
+    """Says its version.
+
+    Attributes:
+        go_on: Until then it says nothing of the collection ``slow``, and drips of ``drips``.
+        slow: Whether it was asked of that.
+        connections: How many there were.
+    """
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.slow = threading.Event()
+        self.connections = 0
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
 class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
+
     def do_GET(self) -> None:
         body = f'{{"title": "qdrant", "version": "{VERSION}"}}'.encode()
+        if "/slow/" in self.path:
+            self.server.slow.set()
+            self.server.go_on.wait()
+            body = b'{"result": {"exists": true}}'
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
+        if "/drips" in self.path:
+            self.close_connection = True
+            drip(self.connection, self.server.go_on)
+            return
         self.end_headers()
         self.wfile.write(body)
 
@@ -71,13 +117,22 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def drip(connection: socket.socket, until: threading.Event) -> None:
+    """A byte now and then."""
+    with suppress(OSError):  # who asked has gone
+        connection.sendall(b"HTTP/1.1 200 OK\r\nx-drip: ")
+        while not until.wait(0.05):
+            connection.sendall(b"x")
+
+
 @pytest.fixture
-def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+def server() -> Iterator[Server]:
+    with Server() as found:
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        yield found
+        found.go_on.set()
+        found.shutdown()
         thread.join()
 
 
@@ -88,12 +143,12 @@ def clients() -> list[Client]:
 
 
 @pytest.fixture
-def node(url: str, clients: list[Client]) -> Iterator[Node]:
-    def contact(_: float) -> tuple[QdrantClient, bool]:
-        clients.append(Client(url))
+def node(server: Server, clients: list[Client]) -> Iterator[Node]:
+    def contact(_: float, sockets: Sockets) -> tuple[QdrantClient, bool]:
+        clients.append(Client(server.url, sockets))
         return clients[-1], False
 
-    found = Node(url, contact, ENOUGH)
+    found = Node(server.url, contact, ENOUGH)
     yield found
     found.close()
 
@@ -102,17 +157,17 @@ def version(client: QdrantClient, _: int | None) -> str:
     return client.info().version
 
 
-def test_a_first_contact_that_does_not_end_holds_up_no_later_request(url: str) -> None:
+def test_a_first_contact_that_does_not_end_holds_up_no_later_request(server: Server) -> None:
     ended = threading.Event()
     waits: Iterator[Callable[[], object]] = iter([ended.wait])
     made: list[Client] = []
 
-    def contact(_: float) -> tuple[QdrantClient, bool]:
+    def contact(_: float, sockets: Sockets) -> tuple[QdrantClient, bool]:
         next(waits, lambda: None)()
-        made.append(Client(url))
+        made.append(Client(server.url, sockets))
         return made[-1], False
 
-    node = Node(url, contact, ENOUGH)
+    node = Node(server.url, contact, ENOUGH)
     with pytest.raises(LateError):
         node.ask(version, left=0.1)
     assert node.ask(version, left=ENOUGH) == VERSION
@@ -150,3 +205,78 @@ def test_a_late_request_leaves_those_that_are_in_time_their_client(node: Node, c
     in_time.go_on.set()
     assert in_time.answer() == VERSION
     assert clients[0].closed.wait(ENOUGH)
+
+
+def drips(client: QdrantClient, _: int | None) -> bool:
+    return client.collection_exists("drips")
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["new connection", "kept connection"])
+def test_what_drips_is_left_when_nobody_waits_for_it(
+    node: Node, server: Server, clients: list[Client], before: int
+) -> None:
+    for _ in range(before):
+        node.ask(version, left=ENOUGH)
+    with pytest.raises(LateError):
+        node.ask(drips, left=0.2)
+    assert server.connections == 1
+    assert not left_behind()
+    assert clients[0].closed.is_set()
+    assert node.ask(version, left=ENOUGH) == VERSION
+
+
+def test_what_drips_is_left_only_when_no_request_beside_it_is_in_time(node: Node, server: Server) -> None:
+    node.ask(version, left=ENOUGH)
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(node.ask, lambda client, _: client.collection_exists("slow"), left=ENOUGH)
+        assert server.slow.wait(ENOUGH)
+        with pytest.raises(LateError):
+            node.ask(drips, left=0.2)
+        server.go_on.set()
+        assert beside.result()
+    assert not left_behind()
+
+
+def test_a_first_contact_that_drips_is_left(server: Server) -> None:
+    def contact(_: float, sockets: Sockets) -> tuple[QdrantClient, bool]:
+        client = Client(server.url, sockets)
+        client.collection_exists("drips")
+        return client, False
+
+    node = Node(server.url, contact, ENOUGH)
+    for _ in range(2):
+        with pytest.raises(LateError):
+            node.ask(version, left=0.2)
+    assert not left_behind()
+
+
+def test_a_look_whether_it_is_well_that_drips_is_left(server: Server) -> None:
+    assert not Node(f"{server.url}/drips", lambda *_: pytest.fail("it is not contacted"), 1).is_well()
+    assert not left_behind()
+
+
+class Handshake(BaseRequestHandler):
+    def handle(self) -> None:
+        with suppress(OSError):  # who asked has gone
+            self.request.recv(1)
+            self.request.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB …
+            while True:
+                self.request.sendall(b"\x02")  # … byte by byte
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_handshake_that_drips_is_left(scheme: str) -> None:
+    """By `http://` too, where who does not answer it is asked whether it speaks TLS."""
+    with ThreadingTCPServer(("127.0.0.1", 0), Handshake) as server:
+        server.daemon_threads = True  # they end with who asks
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
+        try:
+            with pytest.raises(StoreUnavailableError, match="did not answer within 1 s"):
+                open_store(url, namespace="birds", timeout=1)
+            assert not left_behind()
+        finally:
+            server.shutdown()
+            thread.join()

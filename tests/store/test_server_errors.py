@@ -20,7 +20,7 @@ from qdrant_client import grpc as protocol
 from tests.qdrant import Node as Server
 from tests.qdrant import running_server
 from tests.store.material import FINGERPRINTS, write_of
-from tests.store.support import fast_folder
+from tests.store.support import fast_folder, left_behind
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store import Store, open_store
 from zsvec.store.server.deadline import LateError, in_time
@@ -516,6 +516,7 @@ def test_a_call_ends_by_its_deadline_whatever_drips(qdrant: FakeQdrant, drip: An
     qdrant.drip = drip
     act = store.categories if store else lambda: opened(qdrant.url)
     assert "did not answer within 1 s" in refusal(qdrant.url, act, StoreUnavailableError, within=LATEST)
+    assert not left_behind()
     qdrant.drip = None
     with store or opened(qdrant.url) as recovered:
         assert recovered.categories() == []
@@ -546,7 +547,7 @@ def test_a_check_up_ends_whatever_drips(qdrant: FakeQdrant, another: FakeQdrant,
 def test_a_node_that_drips_is_not_well(qdrant: FakeQdrant, drip: Any) -> None:
     qdrant.drip = drip
     start = time.monotonic()
-    assert not Node(qdrant.url, lambda _: pytest.fail("it is not contacted"), 1).is_well()
+    assert not Node(qdrant.url, lambda *_: pytest.fail("it is not contacted"), 1).is_well()
     assert time.monotonic() - start < LATEST
 
 

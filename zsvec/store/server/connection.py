@@ -43,6 +43,7 @@ from zsvec.store.server.failures import (
     tls_problem,
 )
 from zsvec.store.server.node import Node, Request
+from zsvec.store.server.sockets import Sockets
 
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
 
@@ -180,7 +181,9 @@ class Connection:
         return len(self.nodes) >= number and all(node.is_well() for node in self.nodes)
 
     def _well(self, first: int) -> int:
-        """The next node that is well, from the first on; or just that."""
+        """The next node that is well, from the first on; or just that. One alone is not asked whether it is."""
+        if len(self.nodes) == 1:
+            return 0
         order = [(first + step) % len(self.nodes) for step in range(len(self.nodes))]
         return next((node for node in order if self.nodes[node].is_well()), order[0])
 
@@ -239,14 +242,15 @@ def connect(
 
     patience = timeout if alone else _PATIENCE
 
-    def contact(url: str, seconds: float) -> tuple[QdrantClient, bool]:
-        port = _grpc_port(url, {**options, "timeout": first_contact if alone else _PATIENCE})
+    def contact(url: str, seconds: float, sockets: Sockets) -> tuple[QdrantClient, bool]:
+        port = _grpc_port(url, {**options, "timeout": first_contact if alone else _PATIENCE}, sockets)
         client = QdrantClient(
             url=url,
             api_key=api_key,
             timeout=max(1, round(seconds)),
             grpc_port=port or 0,
             prefer_grpc=port is not None,
+            event_hooks=sockets.hooks,
             **{**options, "grpc_options": dict(options["grpc_options"])},  # the client adds to what it is given
         )
         return client, port is not None
@@ -258,18 +262,18 @@ def connect(
     return connection
 
 
-def _grpc_port(url: str, options: Mapping[str, Any]) -> int | None:
+def _grpc_port(url: str, options: Mapping[str, Any], sockets: Sockets) -> int | None:
     """Where a server speaks gRPC, if beside its REST port it does; the key is not needed, and not shown to it.
 
     Raises:
         StoreUnavailableError: It is too old, or no Qdrant.
     """
-    with closing(QdrantClient(url=url, **{**options, "grpc_options": None})) as rest:
+    with closing(QdrantClient(url=url, event_hooks=sockets.hooks, **{**options, "grpc_options": None})) as rest:
         start = time.monotonic()
         try:
             found = rest.info()
         except ResponseHandlingException as exc:
-            if isinstance(exc.source, httpx.TransportError) and url.startswith("http:") and _speaks_tls(url):
+            if isinstance(exc.source, httpx.TransportError) and url.startswith("http:") and _speaks_tls(url, sockets):
                 raise ResponseHandlingException(ssl.SSLError("it speaks TLS: give it as https://")) from exc
             raise
         patience = min(max(_SILENCE[0], _ROUND_TRIPS * (time.monotonic() - start)), _SILENCE[1])
@@ -354,12 +358,14 @@ def _authorities(file: Path) -> dict[str, Any]:
         raise InvalidInputError(f"the file of certificates {str(file)!r} cannot be read: {exc}") from exc
 
 
-def _speaks_tls(url: str) -> bool:
+def _speaks_tls(url: str, sockets: Sockets) -> bool:
     """Whether who answers at the port of a URL shakes hands as a server of TLS does, whoever it is."""
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     try:
-        with socket.create_connection(_address(url), _SILENCE[1]) as plain, anybody.wrap_socket(plain):
-            return True
+        with socket.create_connection(_address(url), _SILENCE[1]) as plain, plain.dup() as same:
+            sockets.add(same)  # ssl takes the number of the other away
+            with anybody.wrap_socket(plain):
+                return True
     except OSError:  # an ssl.SSLError too
         return False

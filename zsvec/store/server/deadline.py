@@ -29,7 +29,7 @@ def in_time(
     Args:
         act: Runs in a thread of its own, which nobody waits for any more after the deadline.
         seconds: Until the deadline.
-        when_late: Is called at the deadline with what the thread will end with.
+        when_late: Is called at the deadline with what the thread will end with; it may end what that waits for.
 
     Raises:
         LateError: It took too long.

@@ -14,6 +14,7 @@ import httpx
 from qdrant_client import QdrantClient
 
 from zsvec.store.server.deadline import LateError, in_time
+from zsvec.store.server.sockets import Sockets
 
 _WELL = 0.25  # seconds within which a node that is well says so
 _ABOUT = 1.0  # seconds by which the deadline of a gRPC call may be missed, so that it needs no thread that waits for it
@@ -28,6 +29,7 @@ class _Line:
 
     Attributes:
         client: ``None`` before the first contact.
+        sockets: Of that, and of the first contact.
         speaks_grpc: Whether it does.
         waiting: How many requests are in time.
         late: What the threads of the others end with.
@@ -35,12 +37,14 @@ class _Line:
 
     def __init__(self) -> None:
         self.client: QdrantClient | None = None
+        self.sockets = Sockets()
         self.speaks_grpc = False
         self.waiting = 0
         self.late: list[Future[Any]] = []
 
     def close(self) -> None:
-        """Let go of the connection as soon as no thread uses it: one that is closed in use may become another's."""
+        """Let go of the connection, of which nothing is waited for any more."""
+        self.sockets.shut_down()
         for late in self.late:
             late.add_done_callback(self._close_if_unused)
 
@@ -54,8 +58,8 @@ class Node:
 
     Args:
         url: Of its REST interface.
-        contact: Gives a client of it that waits for so many seconds, and whether that speaks gRPC. It may raise the
-            client's errors.
+        contact: Gives a client of it that waits for so many seconds, with these sockets, and whether that speaks gRPC.
+            It may raise the client's errors.
         patience: How long its client waits for an answer, in seconds.
         verify: Whom to believe that it is this node, as httpx takes it.
 
@@ -67,7 +71,7 @@ class Node:
     def __init__(
         self,
         url: str,
-        contact: Callable[[float], tuple[QdrantClient, bool]],
+        contact: Callable[[float, Sockets], tuple[QdrantClient, bool]],
         patience: float,
         verify: ssl.SSLContext | bool = True,
     ) -> None:
@@ -90,7 +94,7 @@ class Node:
 
     def _reached(self, line: _Line) -> QdrantClient:
         if line.client is None:
-            client, speaks_grpc = self._contact(self.patience)  # not under the lock: it may drip
+            client, speaks_grpc = self._contact(self.patience, line.sockets)  # not under the lock: it may drip
             with self._lock:
                 if line.client is None:
                     line.client, line.speaks_grpc = client, speaks_grpc
@@ -141,11 +145,16 @@ class Node:
 
     def is_well(self) -> bool:
         """Whether it says so at once; it needs no key for that."""
+        sockets = Sockets()
+
+        def say() -> bool:
+            with httpx.Client(timeout=_WELL, verify=self._verify, event_hooks=sockets.hooks) as client:
+                return client.get(f"{self.url}/healthz").is_success
+
         try:
-            said = in_time(lambda: httpx.get(f"{self.url}/healthz", timeout=_WELL, verify=self._verify), _WELL)
+            return in_time(say, _WELL, when_late=lambda _: sockets.shut_down())
         except (httpx.HTTPError, LateError):
             return False
-        return said.is_success
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from zsvec.errors import StoreError
 from zsvec.types import Finding
@@ -67,8 +67,12 @@ class Points:
         return np.asarray(self.rows, dtype=np.float32)
 
     def chosen(self, kept: Sequence[int]) -> Points:
-        """Some of them, in this order."""
-        return Points([self.ids[i] for i in kept], [self.rows[i] for i in kept], [self.payloads[i] for i in kept])
+        """Some of them, ascending; all are the same object."""
+        if len(kept) == len(self.ids):
+            return self
+        matrix = hasattr(self.rows, "shape")
+        rows = cast("Any", self.rows)[list(kept)] if matrix else [self.rows[i] for i in kept]
+        return Points([self.ids[i] for i in kept], rows, [self.payloads[i] for i in kept])
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,4 @@ def _read_ahead(read: Callable[[int], T], parts: Iterable[int]) -> Iterator[T]:
 
 
 def _readable(page: Points) -> Points:
-    kept = [i for i, payload in enumerate(page.payloads) if is_reference(payload)]
-    if len(kept) == len(page.payloads):
-        return page
-    return page.chosen(kept)
+    return page.chosen([i for i, payload in enumerate(page.payloads) if is_reference(payload)])

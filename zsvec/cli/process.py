@@ -9,9 +9,9 @@ EfficientNet-Lite0 a fifth of its speed on two cores. ``OPENBLAS_THREAD_TIMEOUT`
 clock cycles, 26 by default. OpenBLAS reads it when numpy is first imported.
 
 Threads of OpenMP spin, too, whenever they wait for each other within a network: up to 300,000 times by libgomp, which
-torch from PyPI brings for Linux. Beside a process that kept two cores busy, a stream fell to 0.14 of its speed, and
-with 10,000 to 0.32. On two quiet cores that costs nothing; 1,000 cost a fifth, and 3,000 an eighth. libgomp reads
-``GOMP_SPINCOUNT`` when torch is imported.
+torch from PyPI brings for Linux. Beside processes that kept two cores busy, a stream kept 0.14 to 0.35 of its speed,
+and with 10,000 0.32 to 0.41. What that costs on quiet cores is not settled: from nothing to a quarter in five runs;
+1,000 cost a fifth in one. libgomp reads ``GOMP_SPINCOUNT`` when torch is imported.
 
 **Memory.** The GNU C library returns large arrays (from 128 KiB to 32 MiB up, depending on what has been freed
 before) and the ends of its heaps to the system as soon as they are free, and the system clears every page again for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -186,6 +187,18 @@ def test_pages_may_be_empty(deployment: Deployment, way: str) -> None:
     assert_answers(searching, STATE)
     store.remove("images only")
     assert_answers(searching, {name: stored for name, stored in STATE.items() if name != "images only"})
+
+
+@memory_and_qdrant
+def test_a_reference_that_says_it_is_of_a_category_without_manifest_is_of_none(
+    backend: Hooked, store: Store, way: str
+) -> None:
+    fill(store, STATE)
+    (page,) = backend.scroll(store.collection("clip"), Where(match={"category": "both"}), vectors=True)
+    forged = [{**payload, "category": "nobody's"} for payload in page.payloads]
+    others = [str(uuid.uuid4()) for _ in forged]
+    backend.upsert(store.collection("clip"), replace(page, ids=others, payloads=forged))
+    assert_answers(searcher(store, way), STATE)
 
 
 def filled_with_six(store: Store, deployment: Deployment) -> list[str]:

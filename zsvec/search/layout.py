@@ -80,17 +80,17 @@ class _Gathered:
 
     def references(self) -> Iterator[tuple[Modality, References]]:
         """All of each modality."""
-        vectors = self._vectors()
+        keys = sorted(self._rows)
+        rows = list(chain.from_iterable(self._rows[key] for key in keys))
+        vectors = self._vectors(rows)
         end = 0
-        for modality, keys in groupby(sorted(self._rows), key=itemgetter(0)):
-            names = tuple(name for _, name in keys)
-            counts = [len(self._rows[modality, name]) for name in names]
-            start, end = end, end + sum(counts)
-            rows = [row for name in names for row in self._rows[modality, name]]
-            groups = tuple(map(self._groups.__getitem__, rows))
-            starts = np.cumsum([0, *counts], dtype=np.intp)
-            mine = vectors[start:end]
+        for modality, of_modality in groupby(keys, key=itemgetter(0)):
+            names = tuple(name for _, name in of_modality)
+            starts = np.cumsum([0, *(len(self._rows[modality, name]) for name in names)], dtype=np.intp)
+            start, end = end, end + int(starts[-1])
+            mine, in_order = vectors[start:end], rows[start:end]
             norms = [_norm(mine[first:last]) for first, last in pairwise(starts.tolist())]
+            groups = tuple(map(self._groups.__getitem__, in_order))
             yield (
                 modality,
                 References(
@@ -98,16 +98,15 @@ class _Gathered:
                     rows=Rows([mine]),
                     starts=starts,
                     norms=np.array(norms, dtype=np.float32),
-                    hashes=tuple(map(self._hashes.__getitem__, rows)),
-                    sources=tuple(map(self._sources.__getitem__, rows)),
+                    hashes=tuple(map(self._hashes.__getitem__, in_order)),
+                    sources=tuple(map(self._sources.__getitem__, in_order)),
                     groups=groups if any(groups) else (),
                 ),
             )
 
-    def _vectors(self) -> Vectors:
-        """Those of each modality and category side by side."""
-        order = np.fromiter(chain.from_iterable(self._rows[key] for key in sorted(self._rows)), dtype=np.intp)
-        places = np.empty_like(order)
+    def _vectors(self, order: Sequence[int]) -> Vectors:
+        """The vectors in this order."""
+        places = np.empty(len(order), dtype=np.intp)
         places[order] = np.arange(len(order))
         vectors = np.empty((len(order), self._pages[0].shape[1] if self._pages else 0), dtype=np.float32)
         first = 0
@@ -154,8 +153,8 @@ def renewed(
     torn = _take_back(parts, kept, changes)
     after = dict(before)
     for expert, categories in parts.items():
-        if expert in new and expert not in before and not torn:
-            after[expert] = new[expert]
+        if expert not in before and not torn and names.issuperset(new[expert].names):
+            after[expert] = new[expert]  # laid out already
             continue
         was = kept.get(expert, {})
         changed = {name: categories.get(name) for name in names if categories.get(name) is not was.get(name)}

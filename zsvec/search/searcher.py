@@ -258,11 +258,11 @@ class Searcher:
 
     def _keep(self) -> None:
         """Keep the references, if many were read since that was done; nobody waits for it."""
-        many = self._unkept >= max(WORTH, _RENEWED * self._size)
-        if self._cache and many and not self._lacking and isinstance(self._snapshot, InProcess):
+        store, many = self._cursor.store, self._unkept >= max(WORTH, _RENEWED * self._size)
+        if self._cache and store and many and not self._lacking and isinstance(self._snapshot, InProcess):
             if self._keeping is not None:
                 self._keeping.join()
-            kept = f"{self._store.place} {self._cursor.store}", self._snapshot.references(), self._snapshot.catalog
+            kept = f"{self._store.place} {store}", self._snapshot.references(), self._snapshot.catalog
             self._keeping = threading.Thread(target=self._cache.save, args=kept, name="zsvec-keep")
             self._keeping.start()
             self._unkept = 0

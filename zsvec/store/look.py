@@ -61,7 +61,7 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     """As `zsvec.store.store.Store.look`."""
     fresh, writes = cursor.store is None, catalog.backend.writes
     if catalog.exclusive and not (fresh or whole) and writes == cursor.writes:
-        catalog.backend.exists(catalog.collection)  # else it raises
+        catalog.backend.exists(catalog.collection)  # raises where the folder is gone
         return Look(cursor, [])
     where = COMMITS if fresh or whole else replace(COMMITS, since=_since(catalog, cursor))
     at_once = catalog.exclusive or fresh  # else what has changed is found out first: most of it is known

@@ -5,9 +5,8 @@ similarities → aggregation → logits of each expert → strategy → novelty 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.aggregation import aggregate_in_parts
@@ -21,8 +20,6 @@ from zsvec.method.similarities import SearchResult
 from zsvec.types import Prediction
 
 _CACHED = 2**16  # numbers of one kind of a part: with those of the other kinds, they fit a core's cache
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +72,8 @@ class Scoring:
         """
         joint = STRATEGIES[self.fusion].joint
         size = max(1, _CACHED // len(found.categories)) if not joint else None if related else 1
-        return self._in_parts(found, size, lambda rows, part, scores: predictions(part, scores, sources[rows], top_k))
+        parts = self._in_parts(found, size)
+        return [(scores, predictions(part, scores, sources[rows], top_k)) for rows, part, scores in parts]
 
     def scores(self, found: SearchResult) -> Scores:
         """The distribution of each expert, its confidence, what they fuse to, and how novel the images are.
@@ -83,18 +81,15 @@ class Scoring:
         Args:
             found: The answer of a search; at least one expert has references.
         """
-        ((scores, _),) = self._in_parts(found, None, lambda *_: None)
+        ((_, _, scores),) = self._in_parts(found, None)
         return scores
 
-    def _in_parts(
-        self, found: SearchResult, size: int | None, made: Callable[[slice, SearchResult, Scores], T]
-    ) -> list[tuple[Scores, T]]:
-        """The scores of some images after the other, and what is made of them.
+    def _in_parts(self, found: SearchResult, size: int | None) -> list[tuple[slice, SearchResult, Scores]]:
+        """The scores of some images after the other: which images these are, what was found for them, and the scores.
 
         Args:
             found: The answer of a search; at least one expert has references.
             size: Images of a part, at least 1; ``None``: all.
-            made: Takes which images these are, what was found for them, and their scores.
         """
         names = [expert.name for expert in found.experts]
         calibration = self.calibration(found)
@@ -104,7 +99,7 @@ class Scoring:
             name: [self.aggregation, *pool.coefficients[name], *novelty_pool.coefficients[name]] for name in names
         }
 
-        def scored(rows: slice, part: SearchResult, similarities: Similarity) -> tuple[Scores, T]:
+        def scored(rows: slice, part: SearchResult, similarities: Similarity) -> tuple[slice, SearchResult, Scores]:
             logits, novelty_logits = expert_logits(
                 part,
                 similarities,
@@ -133,7 +128,7 @@ class Scoring:
                 fusion=strategy,
                 calibration="none" if calibration is None else "stale" if found.stale else "current",
             )
-            return scores, made(rows, part, scores)
+            return rows, part, scores
 
         backgrounds = calibration.backgrounds if calibration else {}
         return aggregate_in_parts(found, wanted, self.top_m, backgrounds, size, scored)

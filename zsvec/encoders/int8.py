@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession, SessionOptions
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 
-from zsvec.encoders.host import thread_count
+from zsvec.encoders.onnx_session import Graph
 from zsvec.encoders.preprocessing import Pixels
+from zsvec.errors import EncoderError
 
 LEAST_COSINE = 0.95
 """Of features in int8 and in float32, in the mean over photographs."""
@@ -50,8 +50,8 @@ def quantize(graph: Path, pixels: Sequence[Pixels]) -> str | None:
     Returns:
         The form, in words; ``None`` where the graph stays as it is.
     """
-    exact = _session(graph)
-    (name,) = (given.name for given in exact.get_inputs())
+    exact = _loaded(graph)
+    (name,) = exact.inputs
     forms = {form: graph.with_suffix(f".{form}") for form in ("dynamic", "static")}
     weights: dict[str, Any] = {"weight_type": QuantType.QInt8, "per_channel": True}
     with _silent():
@@ -61,11 +61,11 @@ def quantize(graph: Path, pixels: Sequence[Pixels]) -> str | None:
         )
     compared = pixels[1::2]
     expected = _features(exact, compared)
-    alike: dict[str | None, InferenceSession] = {None: exact}
+    alike: dict[str | None, Graph] = {None: exact}
     for form, file in forms.items():
-        session = _session(file)
-        if _mean_cosine(expected, _features(session, compared)) >= LEAST_COSINE:
-            alike[form] = session
+        rounded = _loaded(file)
+        if _mean_cosine(expected, _features(rounded, compared)) >= LEAST_COSINE:
+            alike[form] = rounded
     chosen = _fastest(alike, np.stack(pixels[:_IMAGES_A_PASS]))
     if chosen is not None:
         forms[chosen].replace(graph)
@@ -79,31 +79,27 @@ def _mean_cosine(rows: NDArray[np.float32], others: NDArray[np.float32]) -> floa
     return float(((rows * others).sum(axis=1) / norms).mean())
 
 
-def _fastest(sessions: dict[str | None, InferenceSession], pixels: Pixels) -> str | None:
-    seconds = dict.fromkeys(sessions, float("inf"))
+def _fastest(graphs: dict[str | None, Graph], pixels: Pixels) -> str | None:
+    seconds = dict.fromkeys(graphs, float("inf"))
     for turn in range(_TURNS + 1):
-        for form, session in sessions.items():
+        for form, graph in graphs.items():
             begun = time.perf_counter()
-            session.run(None, {session.get_inputs()[0].name: pixels})
+            graph(dict.fromkeys(graph.inputs, pixels))
             if turn:  # the first one warms up
                 seconds[form] = min(seconds[form], time.perf_counter() - begun)
     return min(seconds, key=lambda form: seconds[form])
 
 
-def _features(session: InferenceSession, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: batch})[0] for batch in _batches(pixels)])
+def _features(graph: Graph, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
+    return np.concatenate([graph(dict.fromkeys(graph.inputs, batch))[0] for batch in _batches(pixels)])
 
 
 def _batches(pixels: Sequence[Pixels]) -> list[Pixels]:
     return [np.stack(pixels[start : start + _IMAGES_A_PASS]) for start in range(0, len(pixels), _IMAGES_A_PASS)]
 
 
-def _session(graph: Path) -> InferenceSession:
-    options = SessionOptions()
-    options.intra_op_num_threads = thread_count()
-    options.log_severity_level = 4
-    return InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+def _loaded(file: Path) -> Graph:
+    return Graph(file.read_bytes(), file, EncoderError)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def decoding(
         device=device,
         raw={"seconds": raw},
         notes=[
-            "Shares: medians over the rounds, with their 95 % intervals.",
+            "Shares of medians, with their 95 % intervals over the rounds.",
             "Pillow opens the file, decodes at the same size and resizes twice, to the same pixels.",
         ],
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from benchmarks.measure import unit_vectors
@@ -94,3 +95,8 @@ def random_categories(encoders: EncoderSet, references: int, categories: int) ->
         if count:
             vectors |= {f"{e.name}:image": unit_vectors(random, count, e.fingerprint.dim) for e in encoders}
         yield CategoryInput(name=f"category {number:05}", texts=[], vectors=vectors)
+
+
+def vector_category(number: int, vectors: NDArray[np.float32]) -> CategoryInput:
+    """A category of vectors of the encoder ``bench``."""
+    return CategoryInput(name=f"category {number:06}", texts=[], vectors={"bench:image": vectors})

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ import onnxruntime
 
 import zsvec
 from benchmarks.material import specs
-from benchmarks.measure import Device, Out, Row, Spent, interleaved, medians, report, spent
+from benchmarks.measure import Device, Out, Row, Spent, interleaved, medians, ratio, report, spent
 from benchmarks.peers import in_a_process, loops
 from zsvec.encoders import EncoderSet, describe_device, image_model, load_encoders
 from zsvec.encoders.base import batches
+from zsvec.encoders.busy import busy_processes
 from zsvec.encoders.export import export_encoders
 from zsvec.encoders.exported import ExportedFolder
 from zsvec.encoders.spec import EncoderSpec
@@ -79,7 +78,7 @@ def runtimes(
             all_of_them = interleaved({**ways(paths), "sentence-transformers and timm, plain loops": peers}, rounds)
         one = interleaved(_one_image(candidates, plain, paths[0]), rounds)
         few = paths[:_BATCH]
-        with _busy_process():
+        with busy_processes(os.cpu_count() or 1):
             beside = medians(interleaved(ways(few), 3))
         profiles = {"torch": (profile, "torch"), "onnxruntime": (str(exported), "auto")}
         start = _starts(profiles, paths, Path(scratch, "store"), starts) if chosen is PROFILES[profile].encoders else []
@@ -156,42 +155,11 @@ def _one_image(candidates: Mapping[str, EncoderSet], plain: _PlainLoop, path: Pa
 
 
 def _ratios(times: Mapping[str, Sequence[Spent]], count: int) -> list[Row]:
-    """Rates, and as ratios of medians to the plain loop of onnxruntime, with 95 % intervals (bootstrap over rounds)."""
-    walls = {name: np.array([one.wall for one in taken]) for name, taken in times.items()}
-    rounds = len(walls[_PLAIN])
-    drawn = np.random.default_rng(0).integers(0, rounds, (2000, rounds))
-    rows: list[Row] = []
-    for name, taken in walls.items():
-        ratios = np.median(walls[_PLAIN][drawn], axis=1) / np.median(taken[drawn], axis=1)
-        low, high = np.percentile(ratios, [2.5, 97.5])
-        ratio = np.median(walls[_PLAIN]) / np.median(taken)
-        rows.append(
-            {
-                "way": name,
-                "images/s": count / float(np.median(taken)),
-                "÷ plain onnxruntime": f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
-            }
-        )
-    return rows
-
-
-def _spin() -> None:
-    while True:
-        pass
-
-
-@contextmanager
-def _busy_process() -> Iterator[None]:
-    """Others that keep every core busy."""
-    others = [multiprocessing.Process(target=_spin, daemon=True) for _ in range(os.cpu_count() or 1)]
-    for other in others:
-        other.start()
-    try:
-        yield
-    finally:
-        for other in others:
-            other.kill()
-            other.join()
+    """Rates, and as ratios to that of the plain loop of onnxruntime."""
+    return [
+        {"way": name, "images/s": count / taken, "÷ plain onnxruntime": ratio(times, name, _PLAIN)}
+        for name, taken in medians(times).items()
+    ]
 
 
 def _starts(profiles: Mapping[str, tuple[str, str]], paths: list[Path], store: Path, rounds: int) -> list[Row]:

@@ -16,6 +16,7 @@ import typer
 from numpy.typing import NDArray
 
 import zsvec
+from benchmarks.material import vector_category
 from benchmarks.measure import (
     Device,
     Out,
@@ -29,14 +30,12 @@ from benchmarks.measure import (
     unit_vectors,
 )
 from zsvec.classifier import Classifier
-from zsvec.inputs.categories import CategoryInput
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
 
 _PER_CATEGORY = 10
 _QDRANT = 100_000  # references up to which the queries of an embedded store are measured
-_EXPERT = "bench:image"
 
 Vectors = NDArray[np.float32]
 
@@ -97,7 +96,7 @@ def _filled(vectors: Vectors, device: str) -> Iterator[tuple[Classifier, Callabl
         os.environ["XDG_CACHE_HOME"] = scratch  # nothing of it is left in that of the user
         opened = partial(zsvec.open, f"{scratch}/store", encoders=[encoder], index="memory", index_device=device)
         with opened(index_cache=False) as classifier:
-            filling = seconds(lambda: classifier.add_categories(map(_category, range(len(parts)), parts)))
+            filling = seconds(lambda: classifier.add_categories(map(vector_category, range(len(parts)), parts)))
             calibrating = seconds(classifier.calibrate)
         some = {"bench": parts[0]}
         with opened() as classifier:
@@ -118,10 +117,6 @@ def _filled(vectors: Vectors, device: str) -> Iterator[tuple[Classifier, Callabl
                 }
 
             yield classifier, begin
-
-
-def _category(number: int, vectors: Vectors) -> CategoryInput:
-    return CategoryInput(name=f"category {number:06}", texts=[], vectors={_EXPERT: vectors})
 
 
 def _searches(classifier: Classifier, vectors: Vectors, queries: Vectors, rounds: int) -> dict[str, float]:
@@ -158,7 +153,7 @@ def _adding(classifier: Classifier, queries: Vectors, batch: float, times: int =
     written, noticed = [], []
     with _counted(classifier.store) as read:
         for number in range(times):
-            new = _category(before + number, unit_vectors(random, _PER_CATEGORY, queries.shape[1]))
+            new = vector_category(before + number, unit_vectors(random, _PER_CATEGORY, queries.shape[1]))
             written.append(seconds(partial(classifier.add_categories, [new])))
             noticed.append(seconds(lambda: classifier.classify_vectors({"bench": queries})) - batch)
     return {

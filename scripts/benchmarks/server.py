@@ -15,9 +15,9 @@ from qdrant_client import QdrantClient
 from qdrant_client import grpc as protocol
 
 import zsvec
+from benchmarks.material import vector_category
 from benchmarks.measure import Out, Row, interleaved, medians, report, seconds, unit_vectors
 from zsvec.classifier import Classifier
-from zsvec.inputs.categories import CategoryInput
 from zsvec.testing import HashEncoder
 
 _PER_CATEGORY = 10
@@ -50,7 +50,7 @@ def server(
         try:
             for where in (url, f"{scratch}/store"):
                 with opened(where, index_cache=False) as filled:
-                    filled.add_categories(map(_category, range(len(parts)), parts))
+                    filled.add_categories(map(vector_category, range(len(parts)), parts))
                     filled.calibrate()
             starts = [_starts(partial(opened, where), queries) for where in (url, f"{scratch}/store")]
             with (
@@ -88,10 +88,6 @@ def server(
         draw=lambda axes: axes.barh(list(took), [1000 * one for one in took.values()]),
         device="cpu",
     )
-
-
-def _category(number: int, vectors: Any) -> CategoryInput:
-    return CategoryInput(name=f"category {number:06}", texts=[], vectors={"bench:image": vectors})
 
 
 def _drop(client: QdrantClient) -> None:
@@ -136,7 +132,7 @@ def _after_commits(reader: Classifier, writer: Classifier, queries: Any, rounds:
     for number in range(rounds):
         usual.append(seconds(lambda: reader.classify_vectors(queries)))
         writer.add_categories(
-            [_category(10**6 + number, unit_vectors(random, _PER_CATEGORY, len(queries["bench"][0])))]
+            [vector_category(10**6 + number, unit_vectors(random, _PER_CATEGORY, len(queries["bench"][0])))]
         )
         after.append(seconds(lambda: reader.classify_vectors(queries)))
     more = [1000 * (one - other) for one, other in zip(after, usual, strict=True)]

@@ -74,7 +74,7 @@ def spin(
         device=device,
         raw={"seconds": times},
         notes=[
-            "Ratios of rates: medians over the rounds, with their 95 % intervals.",
+            "Ratios of median rates, with their 95 % intervals over the rounds.",
             "Each value has one process. Processes of the same value differ by up to a quarter: repeat it.",
         ],
     )

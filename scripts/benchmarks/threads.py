@@ -74,7 +74,7 @@ def threads(
         draw=lambda axes: axes.barh(list(rates), list(rates.values())),
         device="cpu",
         raw={"seconds": times},
-        notes=["Ratios of rates: medians over the rounds, with their 95 % intervals."],
+        notes=["Ratios of median rates, with their 95 % intervals over the rounds."],
     )
 
 

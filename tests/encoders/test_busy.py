@@ -32,7 +32,7 @@ def test_a_share_is_measured_beside_as_many_processes_as_there_are_threads(
 
 
 def test_nobody_is_left_busy_by_an_error(started: list[subprocess.Popen[bytes]]) -> None:
-    with pytest.raises(KeyboardInterrupt), busy._neighbours(2):
+    with pytest.raises(KeyboardInterrupt), busy.busy_processes(2):
         assert [process.poll() for process in started] == [None, None]
         raise KeyboardInterrupt
     assert [process.returncode for process in started] == [-9, -9]

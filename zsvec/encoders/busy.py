@@ -36,12 +36,12 @@ def kept_beside_others() -> float:
     with torch.inference_mode():
         rate()  # warms up
         alone = rate()
-        with _neighbours(torch.get_num_threads()):
+        with busy_processes(torch.get_num_threads()):
             return rate() / alone
 
 
 @contextmanager
-def _neighbours(count: int) -> Iterator[None]:
+def busy_processes(count: int) -> Iterator[None]:
     """Processes that compute all the time."""
     started: list[subprocess.Popen[bytes]] = []
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import types
@@ -315,6 +316,14 @@ def test_preprocessing_is_that_of_its_configuration(file: str, config: object, s
 HOSTILE: tuple[Any, ...] = (99, -1, 8.5, 10**30, "a", [], [1], {"a": 1})
 
 
+def assert_refused(copy: Path, name: str, config: object) -> None:
+    """That a configuration beside a graph is refused, and how to go on."""
+    graph = bare(copy)
+    (copy / name).write_text(json.dumps(config))
+    with pytest.raises(InvalidInputError, match=rf"/{re.escape(name)} cannot be carried out .* in zsvec\.toml"):
+        load(spec(graph))
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -344,10 +353,7 @@ HOSTILE: tuple[Any, ...] = (99, -1, 8.5, 10**30, "a", [], [1], {"a": 1})
     ids=str,
 )
 def test_processors_that_cannot_be_carried_out_are_refused(config: object, copy: Path) -> None:
-    graph = bare(copy)
-    (copy / "preprocessor_config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidInputError, match=r"preprocessor_config\.json cannot be carried out .* in zsvec\.toml"):
-        load(spec(graph))
+    assert_refused(copy, "preprocessor_config.json", config)
 
 
 @pytest.mark.parametrize(
@@ -365,10 +371,7 @@ def test_processors_that_cannot_be_carried_out_are_refused(config: object, copy:
     ids=str,
 )
 def test_configurations_of_timm_that_cannot_be_carried_out_are_refused(config: object, copy: Path) -> None:
-    graph = bare(copy)
-    (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidInputError, match=r"config\.json cannot be carried out .* in zsvec\.toml"):
-        load(spec(graph))
+    assert_refused(copy, "config.json", config)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, b"\xff\xfe{}"], ids=repr)

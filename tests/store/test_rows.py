@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from qdrant_client import grpc as protocol
+from qdrant_client.conversions.conversion import RestToGrpc
 
 from zsvec.errors import StoreError
 from zsvec.store.base import Points
-from zsvec.store.server.rows import _vectors
+from zsvec.store.server.rows import _payloads, _vectors
 
 
 def point(number: int, *values: float, former: bool = False) -> Any:
@@ -25,6 +26,39 @@ def point(number: int, *values: float, former: bool = False) -> Any:
 def test_vectors_are_a_matrix(former: bool) -> None:
     found = _vectors([point(1, 0.5, 1.0, former=former), point(2, 0.25, 2.0, former=former)], "c")
     np.testing.assert_array_equal(found, np.array([[0.5, 1], [0.25, 2]], np.float32))
+
+
+@pytest.mark.parametrize("former", [False, True])
+@pytest.mark.parametrize("dim", [1, 31, 32, 512, 5000])
+def test_vectors_are_those_that_were_sent_to_the_last_bit(former: bool, dim: int) -> None:
+    sent = np.random.default_rng(dim).standard_normal((3, dim)).astype(np.float32)
+    sent[0, 0] = -0.0
+    points = [point(i, *row.tolist(), former=former) for i, row in enumerate(sent)]
+    found = _vectors([protocol.RetrievedPoint.FromString(p.SerializeToString()) for p in points], "c")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.view(np.uint32), sent.view(np.uint32))
+
+
+def test_what_a_later_server_adds_to_a_vector_is_passed_over() -> None:
+    one, other = point(1, 0.5, 1.0), point(2, 0.25, 2.0)
+    unknown = b"\x78\x05"  # field 15, a number
+    other.vectors.vector.dense.MergeFromString(unknown)
+    assert other.vectors.vector.dense.SerializeToString().endswith(unknown)
+    np.testing.assert_array_equal(_vectors([one, other], "c"), np.array([[0.5, 1], [0.25, 2]], np.float32))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"category": "red panda", "source": "a.jpg"},
+        {"category": "red panda", "source": ""},
+        {"category": "red panda", "version": 0, "texts": [], "metadata": {"a": [1.5, None, True]}},
+        {},
+    ],
+)
+def test_a_payload_is_what_was_sent(payload: dict[str, Any]) -> None:
+    sent = protocol.RetrievedPoint(payload=RestToGrpc.convert_payload(payload))
+    assert _payloads([sent]) == [payload]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
@@ -121,10 +122,10 @@ class Change:
         return set(self.after.write_ids) - set(self.before.write_ids if self.before and self.grew else ())
 
     @property
-    def gained(self) -> int:
-        """How many references those are."""
+    def gained(self) -> Counter[str]:
+        """How many references those are, by expert."""
         before = self.before.references if self.before and self.grew else {}
-        return sum(self.after.references.values()) - sum(before.values())
+        return Counter(self.after.references) - Counter(before)
 
 
 class Incomplete(Exception):  # noqa: N818 - a signal within the search, not an error

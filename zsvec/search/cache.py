@@ -30,7 +30,6 @@ import platformdirs
 
 from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
-from zsvec.search.base import Vectors
 from zsvec.trust import is_ours
 from zsvec.types import Category
 
@@ -107,7 +106,7 @@ class ReferenceCache:
             if not is_ours(self._folder):
                 _log.info("references are not kept in %s, where others may write", self._folder)
                 return
-            size = sum(expert.vectors.nbytes for expert in references.values())
+            size = sum(block.nbytes for expert in references.values() for block in expert.rows.blocks)
             if shutil.disk_usage(self._folder).free < _SPARE * size:
                 return
             values = {
@@ -157,7 +156,7 @@ class ReferenceCache:
 
     def _write(self, expert: References) -> dict[str, Any]:
         return {
-            "vectors": self._write_vectors(expert.vectors),
+            "vectors": self._write_vectors(expert.rows),
             "names": expert.names,
             "starts": expert.starts.tolist(),
             "norms": expert.norms.tolist(),
@@ -166,10 +165,15 @@ class ReferenceCache:
             "groups": expert.groups,
         }
 
-    def _write_vectors(self, vectors: Vectors) -> str:
+    def _write_vectors(self, rows: Rows) -> str:
         """Write vectors under the name that it returns."""
+        shape = len(rows), rows.dim
         with self._new_file() as file:
-            np.save(file, vectors, allow_pickle=False)
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+            )
+            for block in rows.blocks:
+                file.write(np.ascontiguousarray(block).data)
         written = Path(file.name)
         name = f"{_file_checksum(written)}.npy"
         try:

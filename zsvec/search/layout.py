@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, pairwise
-from operator import itemgetter
+from itertools import chain
 
 import numpy as np
 
 from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
+from zsvec.search.arrivals import norm_of_mean, read
 from zsvec.search.base import Change, Vectors
 from zsvec.store import Store
-from zsvec.store.base import Points
-from zsvec.store.schema import group_from
-from zsvec.types import Modality, expert_name
 
 Groups = tuple[str | None, ...]
 
@@ -43,7 +39,7 @@ class Part:
     @classmethod
     def of(cls, vectors: Vectors, hashes: tuple[str, ...], sources: tuple[str, ...], groups: Groups) -> Part:
         """References with the norm of their mean."""
-        return cls(vectors, hashes, sources, groups, _norm(vectors))
+        return cls(vectors, hashes, sources, groups, norm_of_mean(vectors))
 
     def __add__(self, other: Part) -> Part:
         vectors = np.concatenate([self.vectors, other.vectors])
@@ -51,80 +47,6 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.hashes)
-
-
-def _norm(vectors: Vectors) -> float:
-    return float(np.linalg.norm(vectors.mean(axis=0, dtype=np.float64)))
-
-
-class _Gathered:
-    """References of one encoder as their pages arrive: the next one is on its way meanwhile."""
-
-    def __init__(self) -> None:
-        self._pages: deque[Vectors] = deque()
-        self._hashes: list[str] = []
-        self._sources: list[str] = []
-        self._groups: list[str | None] = []
-        self._rows: dict[tuple[Modality, str], list[int]] = {}  # by modality and category
-
-    def add(self, page: Points) -> None:
-        """Take a page, which may be empty."""
-        if not page.ids:
-            return
-        for row, payload in enumerate(page.payloads, start=len(self._hashes)):
-            self._rows.setdefault((payload["modality"], payload["category"]), []).append(row)
-        self._hashes += [payload["hash"] for payload in page.payloads]
-        self._sources += [payload["source"] for payload in page.payloads]
-        self._groups += map(group_from, page.payloads)
-        self._pages.append(page.vectors)
-
-    def references(self) -> Iterator[tuple[Modality, References]]:
-        """All of each modality."""
-        keys = sorted(self._rows)
-        rows = list(chain.from_iterable(self._rows[key] for key in keys))
-        vectors = self._vectors(rows)
-        end = 0
-        for modality, of_modality in groupby(keys, key=itemgetter(0)):
-            names = tuple(name for _, name in of_modality)
-            starts = np.cumsum([0, *(len(self._rows[modality, name]) for name in names)], dtype=np.intp)
-            start, end = end, end + int(starts[-1])
-            mine, in_order = vectors[start:end], rows[start:end]
-            norms = [_norm(mine[first:last]) for first, last in pairwise(starts.tolist())]
-            groups = tuple(map(self._groups.__getitem__, in_order))
-            yield (
-                modality,
-                References(
-                    names=names,
-                    rows=Rows([mine]),
-                    starts=starts,
-                    norms=np.array(norms, dtype=np.float32),
-                    hashes=tuple(map(self._hashes.__getitem__, in_order)),
-                    sources=tuple(map(self._sources.__getitem__, in_order)),
-                    groups=groups if any(groups) else (),
-                ),
-            )
-
-    def _vectors(self, order: Sequence[int]) -> Vectors:
-        """The vectors in this order."""
-        places = np.empty(len(order), dtype=np.intp)
-        places[order] = np.arange(len(order))
-        vectors = np.empty((len(order), self._pages[0].shape[1] if self._pages else 0), dtype=np.float32)
-        first = 0
-        while self._pages:
-            page = self._pages.popleft()  # so that nothing is kept twice
-            vectors[places[first : first + len(page)]] = page
-            first += len(page)
-        return vectors
-
-
-def read(store: Store, write_ids: Sequence[str]) -> Iterator[tuple[str, References]]:
-    """The references of some writes, by expert; of those that have any."""
-    for encoder in store.encoders() if write_ids else ():
-        gathered = _Gathered()
-        for page in store.references(encoder, write_ids):
-            gathered.add(page)
-        for modality, references in gathered.references():
-            yield expert_name(encoder, modality), references
 
 
 def renewed(
@@ -145,7 +67,7 @@ def renewed(
     grown = {change.after.name for change in changes if change.grew}
     kept = {expert: parts_of(references, names) for expert, references in before.items()}
     parts = {expert: {name: found[name] for name in found.keys() & grown} for expert, found in kept.items()}
-    new = dict(read(store, [write_id for change in changes for write_id in change.new_write_ids]))
+    new = dict(read(store, changes))
     for expert, references in new.items():
         categories = parts.setdefault(expert, {})
         for name, part in parts_of(references, references.names).items():

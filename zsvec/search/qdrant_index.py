@@ -18,8 +18,9 @@ from zsvec.method.aggregation import Similarities
 from zsvec.method.background import Background, roots
 from zsvec.method.class_means import Block, ClassMeans, mean_reference
 from zsvec.method.similarities import ExpertSimilarities, References
+from zsvec.search.arrivals import read
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot, Vectors
-from zsvec.search.layout import Part, parts_of, read, renewed
+from zsvec.search.layout import Part, parts_of, renewed
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Neighbor
 
@@ -229,7 +230,7 @@ class QdrantSnapshot:
         changed = {change.after.name for change in changes}
         means = {key: mean for key, mean in self.means.items() if key[1] in catalog and key[1] not in changed}
         averaged = {name for _, name in means}
-        unread = [write_id for name in catalog.keys() - averaged for write_id in catalog[name].write_ids]
+        unread = [Change(None, catalog[name]) for name in sorted(catalog.keys() - averaged)]
         for expert, references in read(self.store, unread if wanted else []):
             parts = parts_of(references, references.names)
             means.update({(expert, name): Mean.of(part) for name, part in parts.items()})

@@ -219,7 +219,7 @@ class Searcher:
         self._cursor = look.cursor
         if look.calibration is not None:
             self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
-        self._unkept += sum(change.gained for change in changes)
+        self._unkept += sum(change.gained.total() for change in changes)
         if torn - self._given_up:
             raise Incomplete(torn - self._given_up)
 

@@ -177,26 +177,35 @@ def _id(identifier: protocol.PointId) -> str:
 
 
 def _payloads(points: Iterable[Any]) -> list[Mapping[str, Any]]:
-    return [GrpcToRest.convert_payload(point.payload) for point in points]
+    return [_payload(point.payload) for point in points]
+
+
+def _payload(found: Any) -> Mapping[str, Any]:
+    texts = {name: value.string_value for name, value in found.items()}
+    return texts if all(texts.values()) else GrpcToRest.convert_payload(found)  # not all of it is text
 
 
 def _vectors(points: Sequence[Any], collection: str) -> NDArray[np.float32]:
     if not points:
         return np.empty((0, 0), dtype=np.float32)
-    dim = len(_dense(points[0]))
-    rows = np.empty((len(points), dim), dtype=np.float32)
-    for row, point in zip(rows, points, strict=True):
-        vector = _dense(point)
-        if len(vector) != dim or not dim:
+    dense = [_dense(point) for point in points]
+    dim = len(dense[0].data)
+    for point, vector in zip(points, dense, strict=True):
+        if len(vector.data) != dim or not dim:
             raise StoreError(
-                f"the point {_id(point.id)} of {collection!r} has a vector of {len(vector)} numbers, and another one "
-                f"{dim or 'some'}: it is not of zsvec; delete it"
+                f"the point {_id(point.id)} of {collection!r} has a vector of {len(vector.data)} numbers, and another "
+                f"one {dim or 'some'}: it is not of zsvec; delete it"
             )
-        row[:] = vector
-    return rows
+    # A vector is written again as its numbers are in memory, behind a few bytes: not one object for each of them.
+    numbers = 4 * dim
+    head = protocol.DenseVector(data=[0.0] * dim).ByteSize() - numbers
+    written = [vector.SerializeToString() for vector in dense]
+    if any(len(row) != head + numbers for row in written):  # there is more in them than this version knows of
+        return np.array([vector.data for vector in dense], dtype=np.float32)
+    rows = np.frombuffer(b"".join(written), dtype=np.uint8).reshape(len(dense), -1)[:, head:]
+    return np.ascontiguousarray(rows).view("<f4").astype(np.float32, copy=False)
 
 
-def _dense(point: Any) -> Sequence[float]:
+def _dense(point: Any) -> Any:
     vector = point.vectors.vector
-    values: Sequence[float] = vector.dense.data if vector.HasField("dense") else vector.data  # before 1.17
-    return values
+    return vector.dense if vector.HasField("dense") else vector  # before 1.17

@@ -1,0 +1,99 @@
+"""References that arrive from a store: each where it belongs, whatever the catalog says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import pytest
+
+from zsvec.method.similarities import References
+from zsvec.search import arrivals
+from zsvec.search.arrivals import read
+from zsvec.search.base import Change
+from zsvec.store import Store
+from zsvec.store.base import Points
+from zsvec.types import Category
+
+Stored = Sequence[tuple[str, str, float]]
+"""Category, modality and the one number that tells a reference from others."""
+
+
+class Pages:
+    """A store of one encoder that gives references in this order, some a page."""
+
+    def __init__(self, stored: Stored, a_page: int) -> None:
+        self._stored, self._a_page = stored, a_page
+
+    def encoders(self) -> Mapping[str, None]:
+        return {"clip": None}
+
+    def references(self, encoder: str, write_ids: Sequence[str]) -> Iterator[Points]:
+        for first in range(0, len(self._stored), self._a_page):
+            some = self._stored[first : first + self._a_page]
+            yield Points(
+                [str(first + i) for i in range(len(some))],
+                np.array([[number, 1] for _, _, number in some], dtype=np.float32),
+                [
+                    {"category": name, "modality": modality, "hash": f"{number:g}", "source": f"{number:g}.jpg"}
+                    for name, modality, number in some
+                ],
+            )
+
+
+def arrived(stored: Stored, counts: Mapping[str, Mapping[str, int]], a_page: int = 2) -> dict[str, References]:
+    changes = [
+        Change(None, Category(name=name, version=1, rev=1, write_ids=("w",), texts=(), references=dict(experts)))
+        for name, experts in counts.items()
+    ]
+    return dict(read(cast("Store", Pages(stored, a_page)), changes))
+
+
+def by_category(references: References) -> dict[str, list[float]]:
+    starts = references.starts.tolist()
+    rows = references.rows.take(0, starts[-1])
+    for row, digest, source in zip(rows, references.hashes, references.sources, strict=True):
+        assert (f"{row[0]:g}", f"{row[0]:g}.jpg") == (digest, source)
+    return {
+        name: rows[start:end, 0].tolist()
+        for name, start, end in zip(references.names, starts[:-1], starts[1:], strict=True)
+    }
+
+
+STORED = [("b", "image", 1), ("a", "image", 2), ("b", "text", 3), ("b", "image", 4), ("c", "image", 5)]
+
+
+@pytest.mark.parametrize("a_page", [1, 2, 5])
+@pytest.mark.parametrize("block", [1, 2, 3, 8192])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"a": {"clip:image": 1}, "b": {"clip:image": 2, "clip:text": 1}, "c": {"clip:image": 1}},
+        {},
+        {"a": {"clip:image": 3}, "b": {"clip:image": 1}, "c": {"clip:text": 7}, "d": {"clip:image": 2}},
+        {"b": {"clip:image": 10**15, "clip:text": 1}, "c": {"clip:image": 1}},
+        {"a": {"clip:image": 1}, "b": {"clip:image": -4}},
+    ],
+    ids=["right", "nothing", "wrong", "huge", "negative"],
+)
+def test_each_is_where_it_belongs(
+    counts: dict[str, dict[str, int]], block: int, a_page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "_ROWS", block)
+    counts = counts or {"nobody": {}}
+    found = arrived(STORED, counts, a_page)
+    assert {expert: by_category(references) for expert, references in found.items()} == {
+        "clip:image": {"a": [2], "b": [1, 4], "c": [5]},
+        "clip:text": {"b": [3]},
+    }
+    means = [np.array([2, 1]), np.array([2.5, 1]), np.array([5, 1])]
+    np.testing.assert_allclose(found["clip:image"].norms, [np.linalg.norm(mean) for mean in means], rtol=1e-6)
+
+
+def test_what_the_catalog_counts_rightly_is_in_blocks_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "_ROWS", 4)
+    stored: list[tuple[str, str, float]] = [(name, "image", i) for i, name in enumerate("cab" * 3)]
+    found = arrived(stored, {name: {"clip:image": 3} for name in "abc"})["clip:image"]
+    assert [len(rows) for rows in found.rows.blocks] == [4, 4, 1]
+    assert by_category(found) == {"a": [1, 4, 7], "b": [2, 5, 8], "c": [0, 3, 6]}

@@ -223,9 +223,9 @@ class Classifier:
             with self.classify_stream(images, top_k=top_k, errors=errors) as stream:
                 return list(stream) if images else []
         check_answers(top_k, errors)
-        self._encoders_to_read()
-        encoders = self.encoders
-        image = self._embedder.prepare(cast("ImageInput", images))
+        encoders = self._encoders_to_read()
+        with encoders.shared.coming():
+            image = self._embedder.prepare(cast("ImageInput", images))
         if image.error is not None:
             return next(self._answers([image], {}, top_k, errors, None))
         with encoders.shared.turn((image.inputs, image.source), top_k) as turn:
@@ -433,18 +433,18 @@ class Classifier:
         return in_memory(device, self.settings.index_dtype, torch_encodes=bool(encoders and encoders.on_torch))
 
     def _builder(self) -> Builder:
-        encoders = self.encoders
-        self.store.bind(encoders.fingerprints)
+        self.store.bind(self.encoders.fingerprints)
         limits = self.settings.image_limits()
-        return Builder(self.store, encoders, prompts=self._prompts, batch_size=self.settings.batch_size, **limits)
+        return Builder(self.store, self.encoders, prompts=self._prompts, batch_size=self.settings.batch_size, **limits)
 
-    def _encoders_to_read(self) -> None:
-        """Load the encoders and check them against the store, unless it is empty; then the search checks them."""
+    def _encoders_to_read(self) -> EncoderSet:
+        """The encoders, checked against the store; from then on the search checks them."""
         if self._fingerprints is None:
             if not self.store.encoders():
                 raise self._empty()
             self.store.check_fingerprints(self.encoders.fingerprints)
             self._fingerprints = self.encoders.fingerprints
+        return self.encoders
 
     def _empty(self) -> StoreError:
         return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")

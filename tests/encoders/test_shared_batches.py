@@ -6,6 +6,7 @@ import dis
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -272,3 +273,74 @@ def test_each_call_gets_its_own_result_from_one_batch(size: int, threads: int, i
     assert sum(call.exception() is not None for call in calls) == failed
     for item, call in zip(items, calls, strict=True):
         assert call.exception() is not None or call.result() == 2 * item
+
+
+def announced(doubling: Doubling, item: int) -> tuple[threading.Event, Future[int]]:
+    """Announce an item in a new thread, which calls with it when the event is set."""
+    made, announcing, done = threading.Event(), threading.Event(), Future[int]()
+
+    def call() -> None:
+        try:
+            with doubling.shared.coming():
+                announcing.set()
+                assert made.wait(DEADLINE)
+                assert item > 0, "no item"
+        except AssertionError as exc:
+            done.set_exception(exc)
+        else:
+            done.set_result(doubling.call(item))
+
+    threading.Thread(target=call, daemon=True).start()
+    assert announcing.wait(DEADLINE)
+    return made, done
+
+
+def test_who_leads_waits_for_items_that_are_being_made() -> None:
+    doubling = Doubling(8)
+    doubling.shared._took = DEADLINE
+    made, coming = announced(doubling, 2)
+    first = called(doubling, 1)
+    assert eventually(lambda: doubling.waiting() == 1)
+    time.sleep(0.05)
+    assert not first.done()
+    made.set()
+    assert (first.result(DEADLINE), coming.result(DEADLINE)) == (2, 4)
+    assert doubling.batches in ([[1, 2]], [[1], [2]])  # the second may come when the first has just given up waiting
+
+
+def test_nobody_waits_for_what_does_not_come() -> None:
+    doubling = Doubling(8)
+    doubling.shared._took = DEADLINE
+    made, coming = announced(doubling, -1)
+    first = called(doubling, 1)
+    assert eventually(lambda: doubling.waiting() == 1)
+    made.set()
+    assert first.result(DEADLINE / 2) == 2
+    with pytest.raises(AssertionError, match="no item"):
+        coming.result(DEADLINE)
+    assert not doubling.shared._coming
+
+
+def test_an_item_that_takes_long_to_make_is_waited_for_once_and_no_longer_than_a_batch_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    doubling = Doubling(8)
+    made, coming = announced(doubling, 2)
+    doubling.shared._took = 0.05
+    assert called(doubling, 1).result(DEADLINE / 2) == 2
+    time.sleep(0.05)
+    doubling.shared._took = 0.05
+    monkeypatch.setattr(doubling.shared._arrival, "wait", lambda left: pytest.fail(f"waited for {left} s"))
+    assert doubling.call(3) == 6
+    monkeypatch.undo()
+    made.set()
+    assert coming.result(DEADLINE) == 4
+
+
+def test_a_full_batch_waits_for_nobody() -> None:
+    doubling = Doubling(1)
+    doubling.shared._took = DEADLINE
+    made, coming = announced(doubling, 2)
+    assert called(doubling, 1).result(DEADLINE / 2) == 2
+    made.set()
+    assert coming.result(DEADLINE) == 4

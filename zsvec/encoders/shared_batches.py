@@ -1,8 +1,9 @@
 """Threads that share batches: encoders, search and fusion take little longer for several images than for one.
 
 The thread that opens a batch leads it. It waits until the batch before is over: batches follow each other in the order
-in which they were opened, and who comes meanwhile joins the one that waits. A thread that finds nobody at work waits
-for nobody. There is no thread of its own, and no timer.
+in which they were opened, and who comes meanwhile joins the one that waits. It also waits for those who have announced
+an item and are making it, each of them no longer than the batch before took: so much is a batch of its own for them.
+A thread that finds nobody else waits for nobody, and there is no thread of its own.
 
 A leader may be interrupted anywhere, by Ctrl-C for one. Therefore a batch lasts as long as its leader holds its lock,
 which a ``with`` releases however the leader ends. Who finds that a batch is over and has no outcome joins another.
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Lock
+from threading import Condition, Lock, get_ident
+from time import monotonic
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -47,8 +49,23 @@ class SharedBatches(Generic[Item, Result]):
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._lock = Lock()  # of `_last` and of the items of an open batch; nobody waits while holding it
+        self._lock = Lock()  # of what follows and of the items of an open batch; nobody waits while holding it
+        self._arrival = Condition(self._lock)
         self._last: _Batch[Item, Result] | None = None
+        self._coming: dict[int, float] = {}  # since when which threads have been making an item
+        self._took = 0.0  # seconds of the batch before
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """Announce an item, which the block makes: who leads a batch waits for it a little."""
+        with self._lock:
+            self._coming[get_ident()] = monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming.pop(get_ident(), None)
+                self._arrival.notify_all()
 
     @contextmanager
     def turn(self, item: Item, kind: Hashable = None) -> Iterator[Turn[Item, Result]]:
@@ -75,10 +92,13 @@ class SharedBatches(Generic[Item, Result]):
                     if last is not None:
                         last.wait()
                     with self._lock:
+                        self._wait_for_others(own)
                         turn: Turn[Item, Result] = Turn(own.close(), place)
+                    begun = monotonic()
                     try:
                         yield turn
                         own.results = turn.results
+                        self._took = monotonic() - begun
                     except Exception as exc:
                         own.error = exc
                         raise
@@ -98,6 +118,14 @@ class SharedBatches(Generic[Item, Result]):
             finally:
                 del own, batch, last  # likewise
 
+    def _wait_for_others(self, batch: _Batch[Item, Result]) -> None:
+        """Wait for items that are being made, while there is room for them in a batch."""
+        while len(batch) < self._size and self._coming:
+            left = max(self._coming.values()) + self._took - monotonic()
+            if left <= 0:
+                break
+            self._arrival.wait(left)
+
 
 class _Batch(Generic[Item, Result]):
     """Items of several callers, and what came of them.
@@ -115,6 +143,9 @@ class _Batch(Generic[Item, Result]):
         self.error: Exception | None = None
         self._items: list[Item] = []
         self._open = True
+
+    def __len__(self) -> int:
+        return len(self._items)
 
     def has_room(self, size: int, kind: Hashable) -> bool:
         """Whether another item of this kind may join."""

@@ -12,6 +12,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.store.base import FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.census import Census
 from zsvec.store.look import Cursor, Look
+from zsvec.store.mending import Move
 from zsvec.store.schema import Reference
 from zsvec.store.store import Store
 from zsvec.store.writing import Write
@@ -23,6 +24,7 @@ __all__ = [
     "Cursor",
     "Hit",
     "Look",
+    "Move",
     "Placement",
     "Points",
     "Reference",

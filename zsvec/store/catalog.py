@@ -23,6 +23,7 @@ from zsvec.store.schema import (
     calibration_from,
     category_from,
     collection_name,
+    expected,
     is_in_its_place,
     is_record,
     record_id,
@@ -114,6 +115,12 @@ class Catalog:
             raise StoreError(
                 f"{self.location} has schema {store['schema']} and this version of zsvec knows {SCHEMA}: upgrade zsvec"
             )
+
+    def raise_schema(self) -> None:
+        """Make the store one of the newest schema, which versions that do not know it refuse."""
+        while (store := self.store()) is not None and store["schema"] < SCHEMA:
+            raised = {**store, "schema": SCHEMA, "version": store["version"] + 1}
+            self.put([Put(record_id("store"), raised, expected(store))])
 
     def encoders(self) -> dict[str, Fingerprint]:
         """Fingerprint of each encoder whose vectors are stored; empty before the first write.

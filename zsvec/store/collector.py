@@ -19,6 +19,7 @@ from zsvec.store.base import Put, Where
 from zsvec.store.catalog import Catalog, id_of
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import category_from, expected, intent_payload, manifest_payload, record_id, write_time
+from zsvec.store.transfer import settled
 from zsvec.types import Category
 
 READERS = 60.0
@@ -112,7 +113,7 @@ class Collector:
             age = (now - intent["rev"]) / 1e6
             if age < readers:
                 continue
-            now_there = self._catalog.state({*intent["writes"], *intent["replaced"]}).manifests
+            now_there = settled(self._catalog, {*intent["writes"], *intent["replaced"]}).manifests
             open_writes = {
                 name: write_id
                 for name, write_id in intent["writes"].items()
@@ -143,9 +144,17 @@ class Collector:
             for i, name in enumerate(names)
         ]
         self._catalog.put(puts)
-        now = self._catalog.state(names).manifests
+        now = settled(self._catalog, names).manifests  # a transfer that had begun names writes, too
         high = all(name in now and now[name]["version"] > _version(manifests.get(name)) for name in names)
         return now if high else None
+
+    def _manifests(self) -> list[Mapping[str, Any]]:
+        """All of them, without transfers that have begun."""
+        found = self._catalog.manifests()
+        if begun := [manifest["category"] for manifest in found if "transfer" in manifest]:
+            settled(self._catalog, begun)
+            return self._catalog.manifests()
+        return found
 
     def _sweep(self, found: Iterable[tuple[str, str]], at_work: Container[str]) -> int:
         """Delete references of writes that nothing speaks of.
@@ -158,7 +167,7 @@ class Collector:
             StoreError: Categories have no manifest, or one from before. Commits may have been lost, so nothing of them
                 is deleted.
         """
-        manifests = {manifest["category"]: manifest for manifest in self._catalog.manifests()}
+        manifests = {manifest["category"]: manifest for manifest in self._manifests()}
         live = {name: set(category_from(manifest).write_ids) for name, manifest in manifests.items()}
         unnamed = [(name, w) for name, w in found if w not in at_work and w not in live.get(name, ())]
         orphans = {name for name, _ in unnamed} - live.keys()

@@ -51,19 +51,32 @@ def commit(catalog: Catalog, categories: Sequence[Category], before: State) -> d
         StoreError: The store was dropped.
     """
     writer, rev = uuid.uuid4().hex, catalog.next_rev()
-    puts = {
-        category.name: _put(replace(category, rev=rev + i * STEP), writer, before)
-        for i, category in enumerate(categories)
-    }
+    stamped = [replace(category, rev=rev + i * STEP) for i, category in enumerate(categories)]
+    payloads = [manifest_payload(one, before.store, writer, before.manifests.get(one.name)) for one in stamped]
+    return commit_manifests(catalog, payloads, before)
+
+
+def commit_manifests(
+    catalog: Catalog, payloads: Sequence[Mapping[str, Any]], before: State
+) -> dict[str, Mapping[str, Any]]:
+    """Commit manifests as `commit` does.
+
+    Args:
+        catalog: Of the store.
+        payloads: The manifests; the first of their writers is a token of this commit.
+        before: What they were planned on.
+    """
+    puts = {payload["category"]: _put(payload, before) for payload in payloads}
+    had = {name: category.write_ids for name, category in before.categories().items()}
     won: dict[str, Mapping[str, Any]] = {}
-    for attempt in _attempts(catalog, puts):
+    for attempt in attempts(catalog, puts):
         with attempt:
             catalog.put(list(puts.values()))
             now = catalog.state(puts)
             _check_same(catalog, before.store, now.store)
             for name, put in list(puts.items()):
                 manifest = now.manifests.get(name)
-                outcome = _outcome(put, manifest, writer, put.payload["writes"][-1:])
+                outcome = _outcome(put, manifest, set(put.payload["writes"]).difference(had.get(name, ())))
                 if outcome != "unknown":
                     del puts[name]
                 if outcome == "won" and manifest:
@@ -72,7 +85,7 @@ def commit(catalog: Catalog, categories: Sequence[Category], before: State) -> d
                 catalog.counts["unknown_outcomes"] += len(puts)
                 if attempt.retry_state.attempt_number in _HEALS:  # it would be the same for ever
                     catalog.heal(puts)
-                raise _UnknownError
+                raise UnknownError
     return won
 
 
@@ -120,23 +133,22 @@ def commit_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> bool
     payload = calibration_payload(calibration, store, writer, catalog.next_rev(), before)
     put = Put(record_id("calibration"), payload, expected(before) if before else None)
     outcome = "unknown"
-    for attempt in _attempts(catalog, ["the calibration"]):
+    for attempt in attempts(catalog, ["the calibration"]):
         with attempt:
             catalog.put([put])
             now, after = catalog.calibration_record()
             _check_same(catalog, store, now)
-            outcome = _outcome(put, after, writer, ())
+            outcome = _outcome(put, after, ())
             if outcome == "unknown":
                 catalog.counts["unknown_outcomes"] += 1
-                raise _UnknownError
+                raise UnknownError
     return outcome == "won"
 
 
-def _put(category: Category, writer: str, before: State) -> Put:
-    manifest = before.manifests.get(category.name)
-    there = manifest or before.foreign.get(category.name)
-    payload = manifest_payload(category, before.store, writer, manifest)
-    return Put(record_id("category", category.name), payload, expected(there) if there else None)
+def _put(payload: Mapping[str, Any], before: State) -> Put:
+    name = payload["category"]
+    there = before.manifests.get(name) or before.foreign.get(name)
+    return Put(id_of(payload), payload, expected(there) if there else None)
 
 
 def _restamped(manifest: Mapping[str, Any], rev: int, unchanged: Container[str]) -> Put:
@@ -145,7 +157,7 @@ def _restamped(manifest: Mapping[str, Any], rev: int, unchanged: Container[str])
     return Put(id_of(manifest), payload, expected(manifest))
 
 
-def _attempts(catalog: Catalog, names: Collection[str]) -> Retrying:
+def attempts(catalog: Catalog, names: Collection[str]) -> Retrying:
     """Try again what may still come to show."""
 
     def give_up(_: object) -> None:
@@ -157,23 +169,23 @@ def _attempts(catalog: Catalog, names: Collection[str]) -> Retrying:
     return Retrying(
         stop=stop_after_attempt(_LOOKS),
         wait=wait_random_exponential(multiplier=0.05, max=2.0),
-        retry=retry_if_exception_type(_UnknownError),
+        retry=retry_if_exception_type(UnknownError),
         retry_error_callback=give_up,
     )
 
 
-class _UnknownError(Exception):
+class UnknownError(Exception):
     """The catalog shows neither that a commit won nor that it lost."""
 
 
 def _outcome(
-    put: Put, found: Mapping[str, Any] | None, writer: str, write_ids: Sequence[str]
+    put: Put, found: Mapping[str, Any] | None, write_ids: Collection[str]
 ) -> Literal["won", "lost", "unknown"]:
     """What the record says of a commit that is there after it. What does not show may be on its way."""
     if found is None:
         return "unknown"
     # The write id outlives the token where many have written since.
-    if writer in found.get("writers", ()) or set(write_ids) & set(found.get("writes", ())):
+    if put.payload["writers"][0] in found.get("writers", ()) or set(write_ids) & set(found.get("writes", ())):
         return "won"
     return "lost" if found["version"] >= put.payload["version"] else "unknown"
 

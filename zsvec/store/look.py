@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zsvec.store.catalog import COMMITS, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
-from zsvec.store.schema import LOOK_FIELDS, calibration_from
+from zsvec.store.schema import LOOK_FIELDS, calibration_from, requirements
 from zsvec.types import Category
 
 _PAUSES = (0.01, 0.05, 0.2)  # seconds before records that were just there are asked for again
@@ -79,7 +79,9 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     if cursor.store and cursor.store != store:
         return replace(look(catalog, Cursor(), {}), reset=True)
     records = [record for record in records if record["kind"] != "store" and belongs(record, store)]
-    changed = [record for record in records if _version_seen(record, known, cursor) != record["version"]]
+    changed: Sequence[Mapping[str, Any]] = [
+        record for record in records if _version_seen(record, known, cursor) != record["version"]
+    ]
     after = Cursor(store, max([cursor.newest, *(record["rev"] for record in records)]), cursor.newest, writes=writes)
     if changed and not at_once:
         places = [id_of(record) for record in changed]
@@ -92,10 +94,34 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
         if len(found) < len(places):
             after = cursor  # so that the next look finds them again
         changed = list(found.values())
+    changed = _with_required(catalog, changed, known)
     calibrations = [record for record in changed if record["kind"] == "calibration"]
     after = replace(after, calibration=calibrations[0]["version"] if calibrations else cursor.calibration)
     categories, unreadable = readable(record for record in changed if record["kind"] != "calibration")
     return Look(after, categories, calibration_from(calibrations[0]) if calibrations else None, False, unreadable)
+
+
+def _with_required(
+    catalog: Catalog, changed: Sequence[Mapping[str, Any]], known: Mapping[str, int]
+) -> Sequence[Mapping[str, Any]]:
+    """Changed records, and the manifests that have gained what these have lost since the look was at them.
+
+    See `zsvec.store.transfer`. What has been gained may have been lost to yet another category.
+    """
+    while True:
+        seen = {record["category"]: record["version"] for record in changed if record["kind"] != "calibration"}
+        wanted = {
+            name
+            for record in changed
+            for name, version in requirements(record).items()
+            if version > max(seen.get(name, 0), known.get(name, 0))
+        }
+        found = catalog.state(wanted).manifests if wanted else {}
+        newer = [record for name, record in found.items() if record["version"] > seen.get(name, 0)]
+        if not newer:
+            return changed
+        others = [record for record in changed if record.get("category") not in {one["category"] for one in newer}]
+        changed = [*others, *newer]
 
 
 def _since(catalog: Catalog, cursor: Cursor) -> int:

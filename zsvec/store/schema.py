@@ -13,8 +13,9 @@ by compare-and-set of both (`zsvec.store.commit`). What orders the commits for r
 keeps the one of its last change (``changed``), for it may get another without a change. The keys of the payloads are
 the format of stores on disk.
 
-Schema 1 had manifests of kind ``category``, no ids of stores, and no intents. Both are read; `zsvec.store.migration`
-turns the one into the other.
+Schema 1 had manifests of kind ``category``, no ids of stores, and no intents; `zsvec.store.migration` turns it into
+schema 2. In schema 3, manifests may have transfers (`zsvec.store.transfer`), which writers of schema 2 would write
+over: a store gets it when something first moves from one category to another.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 2
+SCHEMA = 3
+"""The newest that this version knows."""
+NEW = 2
+"""That of a new store, which older versions of zsvec can use, too."""
 CATALOG = "catalog"
 REFERENCE_INDEXES: Mapping[str, str] = {"category": "keyword", "modality": "keyword", "gen": "keyword"}
 CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 
 _REFERENCE = ("category", "modality", "gen", "hash", "source")
 _NAMESPACE = uuid.UUID("6b1f3c80-7a0c-5a52-9d0e-2f6f3a1f5b7e")
+_REQUIRED = 32  # categories that a manifest requires
 _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its own after others have written
 
 
@@ -170,7 +175,7 @@ def is_in_its_place(identifier: str, record: Mapping[str, Any]) -> bool:
 def store_payload(fingerprints: Mapping[str, Fingerprint]) -> dict[str, Any]:
     """The record of a new store: one for all encoders, so that it is there whole or not at all."""
     encoders = {name: asdict(fingerprint) for name, fingerprint in fingerprints.items()}
-    return {"kind": "store", "schema": SCHEMA, "version": 1, "id": uuid.uuid4().hex, "encoders": encoders}
+    return {"kind": "store", "schema": NEW, "version": 1, "id": uuid.uuid4().hex, "encoders": encoders}
 
 
 def expected(record: Mapping[str, Any]) -> dict[str, str | int]:
@@ -188,6 +193,7 @@ def manifest_payload(category: Category, store: str, writer: str, before: Mappin
         writer: Token by which the writer recognises its own commit.
         before: The manifest that is replaced, if there is one.
     """
+    required = requirements(before) if before else {}
     return {
         "kind": "manifest",
         "store": store,
@@ -199,9 +205,32 @@ def manifest_payload(category: Category, store: str, writer: str, before: Mappin
         "references": dict(category.references),
         "texts": list(category.texts),
         "metadata": dict(category.metadata),
-        "writers": [writer, *(before["writers"] if before else ())][:_WRITERS_KEPT],
+        "writers": with_writer(writer, before),
         "removed": not category.write_ids,
+        **({"requires": dict(required)} if required else {}),
     }
+
+
+def with_requirement(record: Mapping[str, Any], name: str, version: int) -> dict[str, int]:
+    """The last requirements of a record, with another one: readers whose look began before it go by them.
+
+    Args:
+        record: The record.
+        name: The category that is required.
+        version: The least version of it.
+    """
+    others = [(other, least) for other, least in requirements(record).items() if other != name]
+    return dict([*others, (name, version)][-_REQUIRED:])
+
+
+def with_writer(writer: str, before: Mapping[str, Any] | None) -> list[str]:
+    """The last writers of a record, newest first.
+
+    Args:
+        writer: Token of the newest.
+        before: The record that it replaces, if there is one.
+    """
+    return [writer, *(before.get("writers", ()) if before else ())][:_WRITERS_KEPT]
 
 
 def migrated_manifest(record: Mapping[str, Any], store: str) -> dict[str, Any]:
@@ -243,6 +272,13 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
         ) from exc
 
 
+def requirements(record: Mapping[str, Any]) -> Mapping[str, int]:
+    """By category, the least version of it that has what the category of this record has lost to it."""
+    required = record.get("requires")
+    found = required.items() if isinstance(required, dict) else ()
+    return {name: version for name, version in found if isinstance(version, int)}
+
+
 def calibration_payload(
     calibration: Mapping[str, Any], store: str, writer: str, rev: int, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -260,7 +296,7 @@ def calibration_payload(
         "store": store,
         "version": before["version"] + 1 if before else 1,
         "rev": rev,
-        "writers": [writer, *(before.get("writers", ()) if before else ())][:_WRITERS_KEPT],
+        "writers": with_writer(writer, before),
         "fitted": dict(calibration),
     }
 

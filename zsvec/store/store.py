@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from zsvec.errors import EncoderMismatchError
-from zsvec.store import ownership, writing
+from zsvec.store import mending, ownership, writing
 from zsvec.store.base import Backend, Hit, Points
 from zsvec.store.catalog import Catalog
 from zsvec.store.collector import Collector
 from zsvec.store.look import Cursor, Look, look
+from zsvec.store.mending import Move
 from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference
@@ -311,6 +312,35 @@ class Store:
         """
         with self._writing():
             writing.remove_category(self._catalog, self._references, self._collector, name)
+
+    def remove_references(self, name: str, hashes: Collection[str]) -> Category:
+        """Remove some references of a category, and give it as it is then.
+
+        Args:
+            name: The category.
+            hashes: Content hashes of texts and images; all encoders' references of these.
+
+        Raises:
+            CategoryNotFoundError: There is none of this name.
+            InvalidInputError: It has no reference of such a hash, or would have none at all.
+            ConflictError: Others changed it at each attempt.
+        """
+        with self._writing():
+            return mending.remove_references(self._catalog, self._references, self._collector, name, hashes)
+
+    def move(self, move: Move) -> Category:
+        """Move references from one category to another, and give that as it is then.
+
+        For an instant they are in both, never in neither, and whatever is killed, they end in one of them.
+
+        Raises:
+            CategoryNotFoundError: There is no such source.
+            InvalidInputError: It has no reference of such a hash, or none would be left; or there is a target where
+                there must be none.
+            ConflictError: Others changed one of the two at each attempt.
+        """
+        with self._writing():
+            return mending.move_references(self._catalog, self._references, self._collector, move)
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
         """Commit a calibration in the place of the one that is there; an empty one is none.

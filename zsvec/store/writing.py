@@ -13,7 +13,14 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_result,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from zsvec.errors import ConflictError, StoreError
 from zsvec.store.catalog import Catalog, State
@@ -21,6 +28,7 @@ from zsvec.store.collector import Collector
 from zsvec.store.commit import commit, commit_calibration, publish
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference, category_from, new_write_id
+from zsvec.store.transfer import settled
 from zsvec.types import Category, encoder_and_modality, expert_name
 
 _WRITES_KEPT = 32  # write ids of a category, beyond which an addition copies all its references into one write
@@ -28,7 +36,7 @@ _ATTEMPTS = 12
 _ALL = frozenset({"text", "image", "metadata"})  # of a category
 
 # A category as a write leaves it, and the references that have to be written first.
-_Plan: TypeAlias = tuple[Category, Sequence[Reference]]
+Plan: TypeAlias = tuple[Category, Sequence[Reference]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +68,12 @@ def write_categories(
     pending = {write.name: write for write in writes}
 
     def attempt() -> bool:
-        before = catalog.state(pending)
+        before = settled(catalog, pending)
         latest = before.categories()
-        plans = [_plan(write, latest.get(name), references) for name, write in pending.items()]
+        plans = [planned(write, latest.get(name), catalog, references) for name, write in pending.items()]
         complete = [category.name for category, _ in plans if category is latest.get(category.name)]
-        changes = [plan for plan in plans if plan[0].name not in complete]
-        manifests = _carry_out(catalog, references, collector, changes, before)
+        changes = [one for one in plans if one[0].name not in complete]
+        manifests = carry_out(catalog, references, collector, changes, before)
         if complete and not catalog.exclusive:  # others may have changed them since
             manifests |= catalog.state(complete).manifests
         wanted = {category.name: category.write_ids for category, _ in plans}
@@ -78,7 +86,7 @@ def write_categories(
                 del pending[name]
         return not pending
 
-    _until_won(attempt, pending, catalog.location)
+    until_won(attempt, pending, catalog.location)
     return [done[write.name] for write in writes]
 
 
@@ -86,30 +94,30 @@ def remove_category(catalog: Catalog, references: ReferenceCollections, collecto
     """As `zsvec.store.store.Store.remove`."""
 
     def attempt() -> bool:
-        before = catalog.state([name])
+        before = settled(catalog, [name])
         if name not in before.manifests and catalog.heal([name]):
-            before = catalog.state([name])
+            before = settled(catalog, [name])
         category = before.categories().get(name)
         if category is None or not category.write_ids:
             raise catalog.not_found(name)
         removed = replace(category, version=category.version + 1, write_ids=(), texts=(), references={}, metadata={})
-        return bool(publish(catalog, _carry_out(catalog, references, collector, [(removed, ())], before)))
+        return bool(publish(catalog, carry_out(catalog, references, collector, [(removed, ())], before)))
 
-    _until_won(attempt, [name], catalog.location)
+    until_won(attempt, [name], catalog.location)
 
 
 def keep_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> None:
     """As `zsvec.store.store.Store.keep_calibration`."""
-    _until_won(lambda: commit_calibration(catalog, calibration), [], catalog.location)
+    until_won(lambda: commit_calibration(catalog, calibration), [], catalog.location)
 
 
-def _plan(write: Write, current: Category | None, references: ReferenceCollections) -> _Plan:
+def planned(write: Write, current: Category | None, catalog: Catalog, references: ReferenceCollections) -> Plan:
     """The category as a write leaves it; `current` itself if it already is as the write wants it."""
     there = current if current and current.write_ids else None
     kept = None if write.replace else there
     keeps = write.keeps if write.replace else _ALL
     present = references.keys(kept) if kept else set()
-    carried = _read(there, references, keeps) if there and write.replace and keeps else []
+    carried = read_all(catalog, there, references, keeps) if there and write.replace and keeps else []
     fresh = list({r.key: r for r in (*carried, *write.references) if r.key not in present}.values())
     texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
     before = there.metadata if there and "metadata" in keeps else {}
@@ -118,7 +126,7 @@ def _plan(write: Write, current: Category | None, references: ReferenceCollectio
         return kept, ()
     write_ids = kept.write_ids if kept else ()
     if kept and len(write_ids) >= _WRITES_KEPT:
-        fresh = [*_read(kept, references), *fresh]
+        fresh = [*read_all(catalog, kept, references), *fresh]
         write_ids = ()
     counts = Counter(kept.references if kept and write_ids else {})
     counts.update(expert_name(reference.encoder, reference.modality) for reference in fresh)
@@ -134,15 +142,21 @@ def _plan(write: Write, current: Category | None, references: ReferenceCollectio
     return category, fresh
 
 
-def _read(category: Category, references: ReferenceCollections, modalities: Container[str] = _ALL) -> list[Reference]:
-    """The references of a category that are written again.
+def read_all(
+    catalog: Catalog, category: Category, references: ReferenceCollections, modalities: Container[str] = _ALL
+) -> list[Reference]:
+    """The references of a category that are to be written again.
 
     Raises:
+        ChangedError: They are not all there, since the category has been changed.
         StoreError: They are not all there: those that are missing would be gone without a word.
     """
     wanted = sum(n for expert, n in category.references.items() if encoder_and_modality(expert)[1] in modalities)
     found = [reference for reference in references.read(category) if reference.modality in modalities]
     if len(found) < wanted:
+        now = catalog.find(category.name)
+        if now is None or now.version != category.version:
+            raise ChangedError
         raise StoreError(
             f"category {category.name!r} has only {len(found)} of {wanted} references that it is to keep: look with "
             "`zsvec doctor`, or replace all of them"
@@ -150,8 +164,12 @@ def _read(category: Category, references: ReferenceCollections, modalities: Cont
     return found
 
 
-def _carry_out(
-    catalog: Catalog, references: ReferenceCollections, collector: Collector, plans: Sequence[_Plan], before: State
+class ChangedError(Exception):
+    """What an attempt was planned on is no longer there."""
+
+
+def carry_out(
+    catalog: Catalog, references: ReferenceCollections, collector: Collector, plans: Sequence[Plan], before: State
 ) -> dict[str, Mapping[str, Any]]:
     """Write references and commit: the manifests of the commits that won, by category."""
     if not plans:
@@ -170,7 +188,7 @@ def _carry_out(
     return won
 
 
-def _until_won(attempt: Callable[[], bool], names: Iterable[str], location: str) -> None:
+def until_won(attempt: Callable[[], bool], names: Iterable[str], location: str) -> None:
     """Try a commit again until it wins.
 
     Args:
@@ -182,7 +200,7 @@ def _until_won(attempt: Callable[[], bool], names: Iterable[str], location: str)
         ConflictError: It lost `_ATTEMPTS` times.
     """
     retrying = Retrying(
-        retry=retry_if_not_result(bool),
+        retry=retry_if_not_result(bool) | retry_if_exception_type(ChangedError),
         stop=stop_after_attempt(_ATTEMPTS),
         wait=wait_random_exponential(multiplier=0.01, max=1.0),
     )

@@ -1,0 +1,140 @@
+"""What moves from one category to another is never in none, and in the end in one, whatever is killed or late."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.store.material import FINGERPRINTS, references, unit_vector, write_of
+from tests.store.simulated import HOURS, Faults, Process, SimulatedBackend, World, simulated_time  # noqa: F401
+from zsvec.errors import ConflictError, InvalidInputError, StoreUnavailableError
+from zsvec.search.searcher import Searcher
+from zsvec.store import Move, Store
+from zsvec.store.base import Where
+
+pytestmark = pytest.mark.usefixtures("simulated_time")
+
+NAMES = ("here", "there", "elsewhere")
+ITEMS = [f"image {i}" for i in range(6)]
+QUERIES = {name: unit_vector(fingerprint.dim, "query")[None] for name, fingerprint in FINGERPRINTS.items()}
+
+
+class Moves:
+    """Images that several processes move between categories, and what readers see meanwhile.
+
+    Attributes:
+        wrong: What readers saw that they must not.
+    """
+
+    def __init__(self, seed: int, faults: Faults) -> None:
+        self.world = World(seed, faults)
+        self.wrong: list[str] = []
+        self.moved = self.refused = self.seen = self.twice = 0
+        store = self.open()
+        store.bind(FINGERPRINTS)
+        store.write([write_of(name, [f"of {name}", *(ITEMS if name == "here" else [])]) for name in NAMES])
+
+    def open(self, process: Process | None = None) -> Store:
+        return Store(SimulatedBackend(self.world, process), "zsvec")
+
+    def moves(self, process: Process) -> None:
+        """Move for ever."""
+        store, random = self.open(process), self.world.random
+        while True:
+            source, target = random.sample(NAMES, 2)
+            hashes = {reference.hash for item in random.sample(ITEMS, 2) for reference in references(images=[item])}
+            try:
+                known = {key[2] for key in store.keys(source)}
+                if hashes & known:
+                    store.move(Move(source=source, target=target, hashes=hashes & known))
+                    self.moved += 1
+            except (StoreUnavailableError, ConflictError, InvalidInputError):
+                self.refused += 1
+
+    def writes(self, process: Process) -> None:
+        """Add to the categories for ever."""
+        store, random = self.open(process), self.world.random
+        while True:
+            try:
+                store.write([write_of(random.choice(NAMES), [f"{process.name} {random.getrandbits(20)}"])])
+            except (StoreUnavailableError, ConflictError):
+                self.refused += 1
+
+    def reads(self, process: Process) -> None:
+        """Read for ever, and begin anew at times."""
+        while True:
+            searcher = searcher_of(self.open(process))
+            for _ in range(self.world.random.randint(1, 40)):
+                try:
+                    found, _ = searcher.references()
+                except StoreUnavailableError:
+                    continue
+                self.seen += 1
+                for expert, indexed in found.items():
+                    times = [indexed.sources.count(item) for item in ITEMS]
+                    self.twice += max(times) > 1
+                    if min(times) < 1:
+                        self.wrong.append(f"{process.name} sees {ITEMS[times.index(0)]} nowhere in {expert}")
+
+    def collects(self, process: Process) -> None:
+        """Collect garbage for ever, as early as can be."""
+        store = self.open(process)
+        while True:
+            process.asleep_until = self.world.steps + self.world.random.randint(0, 200)
+            process.wait()
+            try:
+                store.gc(grace=self.world.random.choice([0, None]))
+            except StoreUnavailableError:
+                self.refused += 1
+
+    def run(self, steps: int) -> None:
+        """Processes come and go, and in the end all is well."""
+        kinds = [*[self.moves] * 4, *[self.writes] * 2, *[self.reads] * 3, self.collects]
+        skews = [self.world.random.uniform(-2, 2) * HOURS for _ in kinds]
+        slots = [
+            self.world.start(f"{work.__name__} {i}", work, skew)
+            for i, (work, skew) in enumerate(zip(kinds, skews, strict=True))
+        ]
+        for round_ in range(steps // 100):
+            self.world.run(100)
+            if self.wrong:
+                break
+            for i, process in enumerate(slots):
+                if not process.alive:
+                    if process.error:
+                        raise process.error
+                    slots[i] = self.world.start(f"{kinds[i].__name__} {i}.{round_}", kinds[i], skews[i])
+        self.world.finish()
+        for process in self.world.processes:
+            if process.error:
+                raise process.error
+        self.check()
+
+    def check(self) -> None:
+        """After what was begun is done, each is in one category, and there is no garbage."""
+        store = self.open()
+        store.gc(grace=float("-inf"))
+        assert store.incomplete() == []
+        places: dict[str, list[str]] = {item: [] for item in ITEMS}
+        for name in NAMES:
+            for source in {reference.source for reference in store.stored(name)} & set(ITEMS):
+                places[source].append(name)
+        assert {item: len(where) for item, where in places.items()} == dict.fromkeys(ITEMS, 1), places
+        counted = dict.fromkeys(FINGERPRINTS, 0)
+        for category in store.categories():
+            for expert, n in category.references.items():
+                counted[expert.partition(":")[0]] += n
+        assert {name: self.world.server.count(f"zsvec__{name}", Where()) for name in FINGERPRINTS} == counted
+
+
+def searcher_of(store: Store) -> Searcher:
+    return Searcher(store, kind="memory", budget=0, neighbors=10, norms=False)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_moves(seed: int) -> None:
+    moves = Moves(seed, Faults(kill=0.002))
+    moves.run(10_000)
+    assert moves.wrong == []
+    assert moves.moved > 2
+    assert moves.seen > 50
+    assert moves.twice  # so that there were instants at which one might be in none

@@ -1,0 +1,172 @@
+"""Changes of the references that a category has: some are taken away, or moved to another. No encoder is needed.
+
+References that stay, and those that move, are written again under a new write id, since a manifest names whole writes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from zsvec.errors import InvalidInputError
+from zsvec.store.catalog import Catalog
+from zsvec.store.collector import Collector
+from zsvec.store.commit import publish
+from zsvec.store.references import ReferenceCollections
+from zsvec.store.schema import Reference, category_from, new_write_id
+from zsvec.store.transfer import settled, transfer
+from zsvec.store.writing import Plan, Write, carry_out, planned, read_all, until_won
+from zsvec.types import Category, expert_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """References of one category that become those of another.
+
+    Attributes:
+        source: The category that has them.
+        target: The category that gets them; made, if there is none.
+        hashes: Which, by content; ``None``: all, so that the source is removed, and its metadata move as well.
+        new: Whether there must be no target yet.
+        renamed: Texts that take the place of others on the way, with their references: those of a category that is
+            defined by its name.
+    """
+
+    source: str
+    target: str
+    hashes: Collection[str] | None = None
+    new: bool = False
+    renamed: Renamed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """The definition of a category by another name.
+
+    Attributes:
+        texts: Its definition texts.
+        references: References of these.
+    """
+
+    texts: Sequence[str]
+    references: Sequence[Reference] = field(default_factory=tuple)
+
+
+def remove_references(
+    catalog: Catalog, references: ReferenceCollections, collector: Collector, name: str, hashes: Collection[str]
+) -> Category:
+    """As `zsvec.store.store.Store.remove_references`."""
+    left: list[Category] = []
+
+    def attempt() -> bool:
+        before = settled(catalog, [name])
+        category = _there(catalog, before.categories().get(name), name)
+        every = read_all(catalog, category, references)
+        _check_known(hashes, every, name)
+        won = carry_out(catalog, references, collector, [_without(category, every, hashes)], before)
+        left.extend(map(category_from, publish(catalog, won).values()))
+        return bool(left)
+
+    until_won(attempt, [name], catalog.location)
+    return left[0]
+
+
+def move_references(catalog: Catalog, references: ReferenceCollections, collector: Collector, move: Move) -> Category:
+    """As `zsvec.store.store.Store.move_references`."""
+    names = [move.source, move.target]
+    moved: list[Category] = []
+
+    def attempt() -> bool:
+        before = settled(catalog, names)
+        latest = before.categories()
+        source, target = _there(catalog, latest.get(move.source), move.source), latest.get(move.target)
+        if move.new and target and target.write_ids:
+            raise InvalidInputError(f"there is a category {move.target!r} already: merge {move.source!r} into it")
+        every = read_all(catalog, source, references)
+        _check_known(move.hashes or (), every, move.source)
+        loses, gains = _both(move, source, target, every, catalog, references)
+        if gains[0] is target:  # it has them all
+            won = carry_out(catalog, references, collector, [loses], before)
+            moved.extend([target] if won else [])
+            return bool(won and publish(catalog, won))
+        plans = [gains, loses]
+        writes = {category.name: category.write_ids[-1] for category, fresh in plans if fresh}
+        replaced = {
+            old.name: [w for w in old.write_ids if w not in new.write_ids]
+            for old, (new, _) in ((source, loses), (target, gains))
+            if old
+        }
+        with collector.intent(before.store, writes, replaced) as winners:
+            references.put(plans)
+            won = transfer(catalog, loses[0], gains[0], before)
+            winners.update(won)
+        moved.extend([category_from(won[move.target])] if won else [])
+        return bool(won)
+
+    until_won(attempt, names, catalog.location)
+    return moved[0]
+
+
+def _both(
+    move: Move,
+    source: Category,
+    target: Category | None,
+    every: Sequence[Reference],
+    catalog: Catalog,
+    references: ReferenceCollections,
+) -> tuple[Plan, Plan]:
+    """The source as a move leaves it, and the target."""
+    whole = move.hashes is None
+    leaving = [r for r in every if whole or r.hash in (move.hashes or ())]
+    texts: Sequence[str] = [text for text in source.texts if whole or text in {r.source for r in leaving}]
+    if move.renamed:
+        leaving = [*(r for r in leaving if r.modality == "image"), *move.renamed.references]
+        texts = move.renamed.texts
+    metadata = None
+    if whole:
+        metadata = {**source.metadata, **(target.metadata if target and target.write_ids else {})}
+    gains = planned(
+        Write(name=move.target, references=leaving, texts=texts, metadata=metadata), target, catalog, references
+    )
+    gone = Category(name=source.name, version=source.version + 1, rev=0, write_ids=(), texts=(), references={})
+    return (gone, ()) if whole else _without(source, every, move.hashes or ()), gains
+
+
+def _without(category: Category, every: Sequence[Reference], hashes: Collection[str]) -> Plan:
+    """A category without some of its references.
+
+    Raises:
+        InvalidInputError: It would have none.
+    """
+    kept = [reference for reference in every if reference.hash not in hashes]
+    if not kept:
+        raise InvalidInputError(
+            f"category {category.name!r} would have no reference: remove it, or merge it into another"
+        )
+    removed = {reference.source for reference in every if reference.hash in hashes and reference.modality == "text"}
+    texts = [text for text in category.texts if text not in removed]
+    counts: Mapping[str, Any] = Counter(expert_name(reference.encoder, reference.modality) for reference in kept)
+    return replace(
+        category,
+        version=category.version + 1,
+        rev=0,
+        write_ids=(new_write_id(),),
+        texts=tuple(texts) if any(reference.modality == "text" for reference in kept) else (),
+        references=dict(counts),
+    ), kept
+
+
+def _check_known(hashes: Collection[str], every: Sequence[Reference], name: str) -> None:
+    unknown = sorted(set(hashes) - {reference.hash for reference in every})
+    if unknown:
+        raise InvalidInputError(
+            f"category {name!r} has no reference {unknown[0]!r}: `zsvec show` lists those it has, by hash"
+        )
+
+
+def _there(catalog: Catalog, category: Category | None, name: str) -> Category:
+    if category is None or not category.write_ids:
+        raise catalog.not_found(name)
+    return category

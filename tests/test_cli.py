@@ -28,7 +28,7 @@ from zsvec.cli import main, output
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.evaluation.metrics import calibration_floor
-from zsvec.store import writing
+from zsvec.store import open_store, writing
 from zsvec.testing import HashEncoder
 
 COLOURS = ("blue", "green", "red")
@@ -318,6 +318,40 @@ def test_remove(filled: Callable[..., Result]) -> None:
     result = filled("remove red")
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("zsvec: there is no category 'red' in ")
+
+
+def test_references_are_moved_and_categories_mended(filled: Callable[..., Result]) -> None:
+    def images(name: str) -> list[str]:
+        with open_store(os.environ["ZSVEC_STORE"], namespace="zsvec") as store:
+            return sorted({digest for _, modality, digest in store.keys(name) if modality == "image"})
+
+    red, blue = images("red"), images("blue")
+    (moved,) = filled(f"move red blue {red[0][:12]} --json").objects
+    assert (moved["category"], max(moved["references"].values())) == ("blue", len(blue) + 1)
+    assert images("blue") == sorted([*blue, red[0]])
+    assert images("red") == red[1:]
+    (shown,) = filled("show red --json").objects
+    left = sum(shown["references"].values()) - sum(expert.endswith(":image") for expert in shown["references"])
+    assert filled(f"remove red {red[1]}") == Result(0, "", f"red has {left} references left\n")
+    assert "azure" in filled("rename blue azure").out
+    assert filled("""set azure --text 'like the sky' --metadata '{"a": 1}' --json""").objects[0]["texts"] == [
+        "like the sky"
+    ]
+    assert [found["category"] for found in filled("merge red azure --json").objects] == ["azure"]
+    assert [found["category"] for found in filled("list --json").objects] == ["azure", "green"]
+    for command, says in {
+        "move azure green abc": "'abc' is the beginning of no hashes of 'azure'",
+        f"move azure green {'f' * 12}": "is the beginning of no hashes of 'azure'",
+        "move azur green abcdef": "there is no category 'azur'",
+        "rename azure green": "there is a category 'green' already",
+        "merge azure azure": "are the same category",
+        "set azure": "there is nothing to set",
+        "set azure --metadata [1]": "must be an object of JSON",
+        "set azure --metadata {": "the metadata are no JSON",
+    }.items():
+        result = filled(command)
+        assert (result.code, result.out) == (2, "")
+        assert says in result.err
 
 
 def test_gc(filled: Callable[..., Result], ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 import zsvec
 from tests.method.material import clusters
+from tests.support import coloured
 from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.errors import StoreError
+from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreError
 from zsvec.testing import HashEncoder
+from zsvec.types import Modality
 
 NAMES = "abcdef"
 
@@ -67,3 +70,96 @@ def test_without_a_calibration_nobody_knows_how_often_a_label_is_wrong() -> None
         clf.add_category("a", texts=["a"])
         with pytest.raises(StoreError, match=r"no calibration .* calibrate it with `zsvec calibrate`"):
             clf.references.suspects()
+
+
+@pytest.fixture
+def pets() -> Iterator[Classifier]:
+    with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
+        classifier.add_category("cat", texts=["meows", "purrs"], images=[coloured("red", i) for i in range(3)])
+        classifier.add_category("dog", images=[coloured("blue", i) for i in range(3)], metadata={"legs": 4})
+        yield classifier
+
+
+def hashes_of(classifier: Classifier, name: str, modality: str = "image") -> list[str]:
+    return sorted({digest for _, said, digest in classifier.store.keys(name) if said == modality})
+
+
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images and texts are embedded from now on, batch by batch."""
+    counts: list[int] = []
+    embed = HashEncoder.embed
+
+    def counting(self: HashEncoder, batch: Sequence[Any], modality: Modality) -> Any:
+        counts.append(len(batch))
+        return embed(self, batch, modality)
+
+    monkeypatch.setattr(HashEncoder, "embed", counting)
+    return counts
+
+
+def test_references_are_moved_and_removed_and_the_next_image_knows(
+    pets: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, other = hashes_of(pets, "cat")[:2]
+    counts = embedded(monkeypatch)
+    dog = pets.references.move(moved, source="cat", target="dog")
+    assert dog == pets.store.category("dog")
+    assert moved in hashes_of(pets, "dog")
+    assert moved not in hashes_of(pets, "cat")
+    pets.references.remove("cat", [other])
+    assert len(hashes_of(pets, "cat")) == 1
+    assert counts == []
+
+
+def test_a_category_that_is_defined_by_its_name_is_defined_by_the_new_one(
+    pets: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = embedded(monkeypatch)
+    renamed = pets.references.rename("dog", "grey_wolf")
+    assert renamed.texts == ("grey wolf",)
+    assert renamed.metadata == {"legs": 4}
+    assert counts == [1]
+    assert pets.references.rename("cat", "tom").texts == ("meows", "purrs")
+    assert counts == [1]
+    assert [category.name for category in pets.categories()] == ["grey_wolf", "tom"]
+
+
+def test_categories_are_merged_and_described(pets: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = embedded(monkeypatch)
+    merged = pets.references.merge("cat", "dog")
+    assert merged.texts == ("dog", "meows", "purrs")
+    assert counts == []
+    assert pets.references.set_texts("dog", ["meows", "hunts"]).texts == ("meows", "hunts")
+    assert counts == [1]
+    assert len(hashes_of(pets, "dog")) == 6
+    assert pets.references.set_metadata("dog", {"tame": True}).metadata == {"tame": True}
+    assert pets.store.category("dog").references == {"hash:image": 6, "hash:text": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (lambda r: r.move("f" * 64, source="cat", target="dog"), InvalidInputError, "no reference"),
+        (lambda r: r.move([], source="cat", target="dog"), InvalidInputError, "no hash"),
+        (lambda r: r.move("f" * 64, source="fox", target="dog"), CategoryNotFoundError, "fox"),
+        (lambda r: r.remove("cat", "f" * 64), InvalidInputError, "no reference"),
+        (lambda r: r.remove("fox", "f" * 64), CategoryNotFoundError, "fox"),
+        (lambda r: r.rename("cat", "dog"), InvalidInputError, "already"),
+        (lambda r: r.rename("cat", " cat "), InvalidInputError, "the same"),
+        (lambda r: r.rename("cat", "a\nb"), InvalidInputError, "printable"),
+        (lambda r: r.rename("fox", "wolf"), CategoryNotFoundError, "fox"),
+        (lambda r: r.merge("cat", "fox"), CategoryNotFoundError, "fox"),
+        (lambda r: r.merge("cat", "cat"), InvalidInputError, "the same"),
+        (lambda r: r.set_texts("fox", ["red"]), CategoryNotFoundError, "fox"),
+        (lambda r: r.set_texts("cat", [""]), InvalidInputError, "text"),
+        (lambda r: r.set_metadata("fox", {}), CategoryNotFoundError, "fox"),
+        (lambda r: r.set_metadata("cat", {"a": float("nan")}), InvalidInputError, "metadata"),
+    ],
+)
+def test_what_cannot_be_changed_stays(
+    pets: Classifier, change: Callable[[Any], object], error: type[Exception], says: str
+) -> None:
+    before = pets.categories()
+    with pytest.raises(error, match=says):
+        change(pets.references)
+    assert pets.categories() == before

@@ -33,7 +33,7 @@ from zsvec.inputs.categories import (
 from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageLimits, content_hash, reading, source_of, taken
 from zsvec.inputs.memory import DEFAULT
-from zsvec.store import Reference, Store, Write
+from zsvec.store import Reference, Renamed, Store, Write
 from zsvec.stream import prefetch
 from zsvec.types import Category, Modality, encoder_and_modality, expert_name
 
@@ -167,6 +167,17 @@ class Builder:
     def prompt(self, encoder: str, name: str) -> str:
         """The text that defines a category by its name, in the words of an encoder."""
         return self._prompts.get(encoder, "{name}").replace("{name}", as_words(name))
+
+    def definition(self, name: str) -> Renamed:
+        """What defines a category by its name.
+
+        Args:
+            name: As it is stored.
+        """
+        draft = _Draft(CategoryInput(name=name), replace=False, stored={})
+        for encoder in self._text_encoders:
+            self._embed_texts(encoder, [draft])
+        return Renamed(draft.texts(as_words(name)), draft.references)
 
     def build(
         self,

@@ -190,10 +190,10 @@ class Classifier:
 
     @cached_property
     def references(self) -> StoredReferences:
-        """Looks after the references: which ones are probably under a wrong category."""
+        """Looks after the references: moves and removes them, and says which are probably under a wrong category."""
         from zsvec.references import StoredReferences
 
-        return StoredReferences(self._calibrator)
+        return StoredReferences(self.store, self._calibrator, self._builder)
 
     @overload
     def classify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]

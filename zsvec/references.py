@@ -2,19 +2,118 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
+from zsvec.errors import InvalidInputError
+from zsvec.inputs.categories import CategoryInput, as_words, checked_metadata, checked_name
 from zsvec.method.suspects import Suspect
+from zsvec.store import Move, Renamed, Store, Write
+from zsvec.types import Category, encoder_and_modality
 
 
 class StoredReferences:
     """The references of a store. It is ``clf.references`` of a classifier.
 
+    No image is embedded again by anything here. A change is in the next batch of every process.
+
     Args:
+        store: Where they are.
         calibrator: Of the store.
+        builder: Gives a builder, whose encoders embed texts that are new.
     """
 
-    def __init__(self, calibrator: Calibrator) -> None:
+    def __init__(self, store: Store, calibrator: Calibrator, builder: Callable[[], Builder]) -> None:
+        self._store = store
         self._calibrator = calibrator
+        self._builder = builder
+
+    def remove(self, name: str, hashes: str | Collection[str]) -> Category:
+        """Remove references of a category, and give it as it is then.
+
+        Args:
+            name: The category.
+            hashes: Content hash of a text or an image, or several.
+
+        Raises:
+            CategoryNotFoundError: There is none of this name.
+            InvalidInputError: It has no such reference, or would have none at all.
+            ConflictError: Other writers changed it at every attempt.
+        """
+        return self._changed(self._store.remove_references(checked_name(name), _hashes(hashes)))
+
+    def move(self, hashes: str | Collection[str], *, source: str, target: str) -> Category:
+        """Move references from one category to another, which is made if there is none, and give that.
+
+        For an instant they are in both, never in neither; a process that is killed on the way leaves them in one.
+
+        Args:
+            hashes: Content hash of a text or an image, or several.
+            source: The category that has them.
+            target: The category that gets them.
+
+        Raises:
+            CategoryNotFoundError: There is no such source.
+            InvalidInputError: It has no such reference, or would have none at all; or both are the same.
+            ConflictError: Other writers changed one of the two at every attempt.
+        """
+        return self._moved(Move(source=checked_name(source), target=checked_name(target), hashes=_hashes(hashes)))
+
+    def rename(self, name: str, new: str) -> Category:
+        """Give a category another name. If it is defined by its name alone, it is then by the new one.
+
+        Raises:
+            CategoryNotFoundError: There is none of the old name.
+            InvalidInputError: There is one of the new name; or both are the same.
+            ConflictError: Other writers changed one of the two at every attempt.
+        """
+        old, wanted = checked_name(name), checked_name(new)
+        category = self._store.category(old)
+        renamed = None
+        if category.texts == (as_words(old),):
+            embedded = any(encoder_and_modality(expert)[1] == "text" for expert in category.references)
+            renamed = self._builder().definition(wanted) if embedded else Renamed((as_words(wanted),))
+        return self._moved(Move(source=old, target=wanted, new=True, renamed=renamed))
+
+    def merge(self, source: str, target: str) -> Category:
+        """Move all that a category has to another one, and remove it. Metadata of the target win.
+
+        Raises:
+            CategoryNotFoundError: One of them is not there.
+            InvalidInputError: Both are the same.
+            ConflictError: Other writers changed one of the two at every attempt.
+        """
+        self._store.category(checked_name(target))
+        return self._moved(Move(source=checked_name(source), target=checked_name(target)))
+
+    def set_texts(self, name: str, texts: Sequence[str]) -> Category:
+        """Define a category by other texts; those that it has are not embedded again.
+
+        Raises:
+            CategoryNotFoundError: There is none of this name.
+            InvalidInputError: A text cannot be used, or there would be no reference at all.
+            ConflictError: Other writers changed it at every attempt.
+        """
+        self._store.category(checked_name(name))
+        (category,) = self._builder().build([CategoryInput(name=name, texts=texts)], replace=True)
+        return self._changed(category)
+
+    def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> Category:
+        """Keep other JSON with a category; raises as `set_texts`."""
+        there = self._store.category(checked_name(name))
+        (category,) = self._store.write([Write(name=there.name, references=(), metadata=checked_metadata(metadata))])
+        return category
+
+    def _moved(self, move: Move) -> Category:
+        if move.source == move.target:
+            raise InvalidInputError(f"{move.source!r} and {move.target!r} are the same category: give two")
+        return self._changed(self._store.move(move))
+
+    def _changed(self, category: Category) -> Category:
+        self._calibrator.calibrate_if_cheap()
+        return category
 
     def suspects(self) -> list[Suspect]:
         """The reference images that are probably under a wrong category, most doubtful first; nothing is changed.
@@ -34,3 +133,10 @@ class StoredReferences:
             StoreError: There is no calibration for the experts and the aggregation in use.
         """
         return self._calibrator.suspects()
+
+
+def _hashes(given: str | Collection[str]) -> frozenset[str]:
+    hashes = frozenset([given] if isinstance(given, str) else given)
+    if not hashes:
+        raise InvalidInputError("no hash of a reference is given: `zsvec show` lists them")
+    return hashes

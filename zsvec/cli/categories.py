@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli.app import Json, Name, Replace, app, check_exists, images_at
-from zsvec.errors import CategoryNotFoundError, ImageError
+from zsvec.errors import CategoryNotFoundError, ImageError, InvalidInputError
 from zsvec.types import Category
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from zsvec.inputs.categories import CategoryInput
     from zsvec.store import Store
+
+_SHORTEST = 6  # characters of a hash that may stand for it
 
 
 @app.command("import")
@@ -159,28 +161,57 @@ def add(
     if json:
         output.print_json(category.to_dict())
     else:
-        output.out.print(_categories_table([category]))
+        output.out.print(categories_table([category]))
 
 
 @app.command()
 def remove(
     context: typer.Context,
     name: Name,
+    hashes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[HASH]...", help="Remove only these references of it; see `zsvec show`."),
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask. Where there is no terminal, nothing is asked.")
     ] = False,
 ) -> None:
-    """Remove a category and its references. A small store is then calibrated again."""
+    """Remove a category and its references, or some of these. A small store is then calibrated again."""
     from zsvec.cli import output
     from zsvec.inputs.categories import checked_name
 
-    with context.obj.open() as classifier, _nearest_name(name, classifier.store):
+    with context.obj.open() as classifier, nearest_name(name, classifier.store):
+        if hashes:
+            category = classifier.references.remove(name, hashes_of(classifier.store, name, hashes))
+            output.print_note(f"{name} has {output.counted(sum(category.references.values()), 'reference')} left")
+            return
         if is_terminal() and not yes:
             references = sum(classifier.store.category(checked_name(name)).references.values())
             what = f"{name!r} and its {output.counted(references, 'reference')}"
             _confirm(f"Remove {what}?")
         classifier.remove_category(name)
     output.print_note(f"removed {name}")
+
+
+def hashes_of(store: Store, name: str, given: Sequence[str]) -> frozenset[str]:
+    """The hashes of references of a category that begin as these.
+
+    Raises:
+        InvalidInputError: One of them is too short, or none or several begin so.
+    """
+    from zsvec.inputs.categories import checked_name
+
+    known = {digest for _, _, digest in store.keys(checked_name(name))}
+    chosen = set()
+    for start in given:
+        found = [digest for digest in known if digest.startswith(start)] if len(start) >= _SHORTEST else []
+        if known and len(found) != 1:
+            raise InvalidInputError(
+                f"{start!r} is the beginning of {len(found) or 'no'} hashes of {name!r}: give more of it, at least "
+                f"{_SHORTEST} characters; `zsvec show` lists them"
+            )
+        chosen.update(found or [start])
+    return frozenset(chosen)
 
 
 def _confirm(question: str) -> None:
@@ -210,7 +241,7 @@ def list_(context: typer.Context, json: Json = False) -> None:
         for category in found:
             output.print_json(category.to_dict())
     elif found:
-        output.out.print(_categories_table(found))
+        output.out.print(categories_table(found))
     else:
         output.print_note(f"no categories in {location}: add one with `zsvec add` or `zsvec import`")
 
@@ -222,19 +253,19 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
     from zsvec.inputs.categories import checked_name
 
     with context.obj.open_store() as store:
-        with _nearest_name(name, store):
+        with nearest_name(name, store):
             category = store.category(checked_name(name))
         sources = store.sources(category)
     if json:
         output.print_json({**category.to_dict(), "metadata": category.metadata, "sources": sources})
         return
-    output.out.print(_categories_table([category]))
+    output.out.print(categories_table([category]))
     for expert, origins in sources.items():
         output.out.print(output.facts_table({f"{expert} {i}": source for i, source in enumerate(origins, 1)}))
 
 
 @contextmanager
-def _nearest_name(name: str, store: Store) -> Iterator[None]:
+def nearest_name(name: str, store: Store) -> Iterator[None]:
     """Add the nearest name, if there is one, to the error that there is no category of this one."""
     try:
         yield
@@ -243,7 +274,7 @@ def _nearest_name(name: str, store: Store) -> Iterator[None]:
         raise CategoryNotFoundError(f"{exc}{f'; did you mean {near[0]!r}?' if near else ''}") from exc
 
 
-def _categories_table(categories: Sequence[Category]) -> Table:
+def categories_table(categories: Sequence[Category]) -> Table:
     """A row for each category, with the number of its references of each expert."""
     from zsvec.cli import output
     from zsvec.cli.output import escape

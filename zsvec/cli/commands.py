@@ -2,7 +2,19 @@
 
 # ruff: noqa: I001 - help lists the commands in the order of these imports, and of the functions in each module:
 # people need the first ones first.
-from zsvec.cli import demo, categories, classify, evaluate, calibrate, generate, maintenance, encoders, trust, docs
+from zsvec.cli import (
+    demo,
+    categories,
+    mending,
+    classify,
+    evaluate,
+    calibrate,
+    generate,
+    maintenance,
+    encoders,
+    trust,
+    docs,
+)
 from zsvec.cli.app import app
 
 __all__ = [
@@ -16,5 +28,6 @@ __all__ = [
     "evaluate",
     "generate",
     "maintenance",
+    "mending",
     "trust",
 ]

@@ -12,7 +12,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.store.base import FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.census import Census
 from zsvec.store.look import Cursor, Look
-from zsvec.store.mending import Move
+from zsvec.store.mending import Move, Renamed
 from zsvec.store.schema import Reference
 from zsvec.store.store import Store
 from zsvec.store.writing import Write
@@ -28,6 +28,7 @@ __all__ = [
     "Placement",
     "Points",
     "Reference",
+    "Renamed",
     "Store",
     "Write",
     "open_store",

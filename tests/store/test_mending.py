@@ -1,0 +1,227 @@
+"""References that are removed and moved, on every kind of store, against a plain model of what it then has."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.store.material import add, content_hash, references, sources, write_of
+from zsvec.errors import CategoryNotFoundError, InvalidInputError
+from zsvec.store import Move, Renamed, Store
+from zsvec.store.base import Put
+from zsvec.store.schema import expected, record_id
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+
+@pytest.fixture
+def store(open_store: Callable[..., Store]) -> Store:
+    return open_store()
+
+
+def hashes(*contents: str) -> list[str]:
+    return [content_hash(content) for content in contents]
+
+
+def test_some_references_are_removed_and_the_others_stay(store: Store) -> None:
+    add(store, "red panda", images=["a", "b"], texts=["reddish", "arboreal"])
+    before = {reference.key: reference.vector.tolist() for reference in store.stored("red panda")}
+    category = store.remove_references("red panda", hashes("a", "reddish"))
+    assert category == store.category("red panda")
+    assert category.texts == ("arboreal",)
+    assert category.references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
+    assert sources(store, "red panda") == {"clip:image": ["b"], "clip:text": ["arboreal"], "dino:image": ["b"]}
+    for reference in store.stored("red panda"):
+        assert reference.vector.tolist() == pytest.approx(before[reference.key], abs=1e-6)
+    store.gc(0)
+    assert store.gc(0) == 0
+    assert store.incomplete() == []
+
+
+@pytest.mark.parametrize("gone", [["a", "b"], ["c"], ["a", "c"]])
+def test_what_is_not_there_or_is_all_cannot_be_removed(store: Store, gone: list[str]) -> None:
+    add(store, "red panda", images=["a", "b"])
+    before = store.category("red panda")
+    with pytest.raises(InvalidInputError, match=r"(has|would have) no reference"):
+        store.remove_references("red panda", hashes(*gone))
+    assert store.category("red panda") == before
+    with pytest.raises(CategoryNotFoundError):
+        store.remove_references("fox", hashes("a"))
+
+
+def test_references_move(store: Store) -> None:
+    add(store, "cat", images=["tom", "pluto"], texts=["meows"])
+    add(store, "dog", images=["rex", "pluto"], metadata={"barks": True})
+    moved = store.move(Move(source="cat", target="dog", hashes=hashes("pluto", "tom")))
+    assert moved == store.category("dog")
+    assert moved.metadata == {"barks": True}
+    assert sources(store, "dog") == {name: ["pluto", "rex", "tom"] for name in ("clip:image", "dino:image")}
+    assert sources(store, "cat") == {"clip:text": ["meows"]}
+    store.move(Move(source="dog", target="fox", hashes=hashes("rex")))
+    assert sources(store, "fox") == {"clip:image": ["rex"], "dino:image": ["rex"]}
+    assert store.incomplete() == []
+
+
+def test_what_the_target_has_already_is_only_removed(store: Store) -> None:
+    add(store, "cat", images=["tom", "pluto"])
+    add(store, "dog", images=["pluto"])
+    before = store.category("dog")
+    assert store.move(Move(source="cat", target="dog", hashes=hashes("pluto"))) == before
+    assert sources(store, "cat") == {"clip:image": ["tom"], "dino:image": ["tom"]}
+
+
+def test_a_category_is_merged_and_renamed(store: Store) -> None:
+    add(store, "cat", images=["tom"], texts=["cat"], metadata={"legs": 4, "says": "meow"})
+    add(store, "dog", images=["rex"], texts=["dog"], metadata={"says": "woof"})
+    merged = store.move(Move(source="cat", target="dog"))
+    assert merged.texts == ("dog", "cat")
+    assert merged.metadata == {"legs": 4, "says": "woof"}
+    assert [category.name for category in store.categories()] == ["dog"]
+    with pytest.raises(CategoryNotFoundError):
+        store.move(Move(source="cat", target="dog"))
+    add(store, "cat", images=["felix"])
+    with pytest.raises(InvalidInputError, match="there is a category 'cat' already: merge"):
+        store.move(Move(source="dog", target="cat", new=True))
+    by_name = Renamed(["canine"], references(texts=["canine"]))
+    renamed = store.move(Move(source="dog", target="canine", new=True, renamed=by_name))
+    assert renamed.texts == ("canine",)
+    assert sources(store, "canine") == {
+        "clip:image": ["rex", "tom"],
+        "clip:text": ["canine"],
+        "dino:image": ["rex", "tom"],
+    }
+    store.move(Move(source="canine", target="dog", new=True))  # where there was one
+    assert {category.name for category in store.categories()} == {"cat", "dog"}
+    assert store.incomplete() == []
+
+
+def test_older_versions_refuse_a_store_in_which_something_has_moved(store: Store) -> None:
+    add(store, "cat", images=["tom", "pluto"])
+    assert (store._catalog.store() or {})["schema"] == 2
+    store.remove_references("cat", hashes("tom"))
+    assert (store._catalog.store() or {})["schema"] == 2
+    add(store, "cat", images=["tom"])
+    store.move(Move(source="cat", target="dog", hashes=hashes("pluto")))
+    assert (store._catalog.store() or {})["schema"] == 3
+
+
+@pytest.mark.parametrize("said", [None, 3, "x", [], {}, {"id": "a", "planned_on": None, "source": {}, "target": {}}])
+@pytest.mark.parametrize("key", ["transfer", "came", "requires"])
+def test_what_is_no_transfer_stops_nobody(store: Store, key: str, said: Any) -> None:
+    add(store, "cat", images=["tom", "pluto"])
+    (record,) = (m for m in store._catalog.manifests() if m["category"] == "cat")
+    store._catalog.put([Put(record_id("category", "cat"), {**record, "version": 2, key: said}, expected(record))])
+    assert store.category("cat").version == 2
+    store.move(Move(source="cat", target="dog", hashes=hashes("tom")))
+    add(store, "cat", images=["felix"])
+    assert sources(store, "cat") == {name: ["felix", "pluto"] for name in ("clip:image", "dino:image")}
+
+
+@dataclass
+class Model:
+    """What a store should have: by category, contents by modality, and metadata."""
+
+    categories: dict[str, dict[str, set[str]]] = field(default_factory=dict)
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, name: str, contents: Mapping[str, set[str]]) -> None:
+        there = self.categories.setdefault(name, {"image": set(), "text": set()})
+        for modality, some in contents.items():
+            there[modality] |= some
+        self.metadata.setdefault(name, {})
+
+    def take(self, name: str, some: set[str]) -> dict[str, set[str]]:
+        there = self.categories[name]
+        taken = {modality: contents & some for modality, contents in there.items()}
+        self.categories[name] = {modality: contents - some for modality, contents in there.items()}
+        if not any(self.categories[name].values()):
+            del self.categories[name]
+        return taken
+
+    def contents(self, name: str) -> set[str]:
+        return set().union(*self.categories.get(name, {}).values())
+
+
+class Changes:
+    """Changes of a store and of its model, each drawn at random."""
+
+    def __init__(self, store: Store, seed: int) -> None:
+        self.store, self.model, self.random = store, Model(), random.Random(seed)
+
+    def some(self, name: str) -> set[str]:
+        there = sorted(self.model.contents(name))
+        return set(self.random.sample(there, self.random.randint(1, len(there))))
+
+    def add(self, name: str, _: str, /) -> None:
+        image, text = f"image {self.random.randint(0, 9)}", f"text {self.random.randint(0, 3)}"
+        add(self.store, name, images=[image], texts=[text])
+        self.model.add(name, {"image": {image}, "text": {text}})
+
+    def remove(self, name: str, _: str, /) -> None:
+        some = self.some(name)
+        with refused(some == self.model.contents(name)):
+            self.store.remove_references(name, hashes(*some))
+            self.model.take(name, some)
+
+    def move(self, name: str, other: str, /) -> None:
+        some = self.some(name)
+        with refused(some == self.model.contents(name)):
+            self.store.move(Move(source=name, target=other, hashes=hashes(*some)))
+            self.model.add(other, self.model.take(name, some))
+
+    def merge(self, name: str, other: str, /, *, new: bool = False) -> None:
+        with refused(new and other in self.model.categories):
+            self.store.move(Move(source=name, target=other, new=new))
+            metadata = {**self.model.metadata.pop(name), **self.model.metadata.get(other, {})}
+            self.model.add(other, self.model.take(name, self.model.contents(name)))
+            self.model.metadata[other] = metadata
+
+    def rename(self, name: str, other: str, /) -> None:
+        self.merge(name, other, new=True)
+
+    def describe(self, name: str, _: str, /) -> None:
+        self.model.metadata[name] = {"number": self.random.random()}
+        self.store.write([write_of(name, metadata=self.model.metadata[name])])
+
+    def drop(self, name: str, _: str, /) -> None:
+        self.store.remove(name)
+        del self.model.categories[name], self.model.metadata[name]
+
+    def change(self) -> None:
+        name, other = self.random.sample("abcd", 2)
+        ways: list[Callable[[str, str], None]] = [self.add] * 2
+        if name in self.model.categories:
+            ways += [self.remove, self.move, self.move, self.merge, self.rename, self.describe, self.drop]
+        self.random.choice(ways)(name, other)
+
+
+def refused(wanted: bool) -> AbstractContextManager[object]:
+    return pytest.raises(InvalidInputError) if wanted else nullcontext()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_changes_are_those_of_a_plain_model(store: Store, seed: int) -> None:
+    changes = Changes(store, seed)
+    for _ in range(40):
+        changes.change()
+        assert_as(store, changes.model)
+    store.gc(0)
+    assert store.gc(0) == 0
+    assert store.incomplete() == []
+    assert_as(store, changes.model)
+
+
+def assert_as(store: Store, model: Model) -> None:
+    found = {category.name: category for category in store.categories()}
+    assert found.keys() == model.categories.keys()
+    for name, contents in model.categories.items():
+        expected = {"clip:image": contents["image"], "dino:image": contents["image"], "clip:text": contents["text"]}
+        assert sources(store, name) == {e: sorted(s) for e, s in sorted(expected.items()) if s}
+        assert set(found[name].texts) == contents["text"]
+        assert found[name].metadata == model.metadata[name]
+        assert found[name].references == {e: len(s) for e, s in expected.items() if s}

@@ -1,0 +1,92 @@
+"""The commands that change what a category has: move, rename, merge, set."""
+
+from __future__ import annotations
+
+import json as json_
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zsvec.cli.app import Json, Name, app
+from zsvec.cli.categories import categories_table, hashes_of, nearest_name
+from zsvec.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from zsvec.types import Category
+
+Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Of a text or an image, or how it begins.")]
+New = Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")]
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="The category that has them.")]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="The category that gets them.")]
+
+
+@app.command()
+def move(context: typer.Context, source: Source, target: Target, hashes: Hashes, json: Json = False) -> None:
+    """Move references from one category to another, which is made if there is none. Nothing is embedded again."""
+    with context.obj.open() as classifier, nearest_name(source, classifier.store):
+        chosen = hashes_of(classifier.store, source, hashes)
+        _print(classifier.references.move(chosen, source=source, target=target), json=json)
+
+
+@app.command()
+def rename(
+    context: typer.Context,
+    name: Name,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")],
+    json: Json = False,
+) -> None:
+    """Give a category another name. Nothing is embedded again but its name, if it is defined by that alone."""
+    with context.obj.open() as classifier, nearest_name(name, classifier.store):
+        _print(classifier.references.rename(name, new), json=json)
+
+
+@app.command()
+def merge(context: typer.Context, source: Source, target: Target, json: Json = False) -> None:
+    """Move all that SOURCE has to TARGET, and remove SOURCE. Nothing is embedded again."""
+    with context.obj.open() as classifier, nearest_name(source, classifier.store):
+        _print(classifier.references.merge(source, target), json=json)
+
+
+@app.command("set")
+def set_(
+    context: typer.Context,
+    name: Name,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="A text that defines the category, in the place of those it has. Repeatable."),
+    ] = None,
+    metadata: Annotated[
+        str | None, typer.Option("--metadata", metavar="JSON", help="An object to keep with the category.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Define a category by other texts, or keep other metadata with it. Its images stay."""
+    if text is None and metadata is None:
+        raise InvalidInputError("there is nothing to set: give --text or --metadata")
+    kept = None if metadata is None else _object(metadata)
+    with context.obj.open() as classifier, nearest_name(name, classifier.store):
+        category = classifier.store.category(name)
+        if text is not None:
+            category = classifier.references.set_texts(name, text)
+        if kept is not None:
+            category = classifier.references.set_metadata(name, kept)
+    _print(category, json=json)
+
+
+def _object(text: str) -> dict[str, object]:
+    try:
+        found = json_.loads(text)
+    except ValueError as exc:
+        raise InvalidInputError(f"the metadata are no JSON: {exc}. Got {text[:80]!r}") from exc
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"the metadata must be an object of JSON. Got {text[:80]!r}")
+    return found
+
+
+def _print(category: Category, *, json: bool) -> None:
+    from zsvec.cli import output
+
+    if json:
+        output.print_json(category.to_dict())
+    else:
+        output.out.print(categories_table([category]))

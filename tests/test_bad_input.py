@@ -711,6 +711,10 @@ def definitions(name: str, content: bytes) -> Callable[[Bench], None]:
     return make
 
 
+def table(content: str, name: str = "t.csv") -> Callable[[Bench], None]:
+    return definitions(name, content.encode())
+
+
 def pets(bench: Bench) -> None:
     """A folder with a category that is not in the store."""
     (bench.scratch / "pets" / "cat").mkdir(parents=True)
@@ -726,6 +730,7 @@ def reds(bench: Bench) -> None:
     (bench.scratch / "empty").mkdir()
 
 
+REPLACE = "import|t.csv|--replace"
 JSON_FILE, CSV_FILE = "import|pets|--definitions|d.json", "import|pets|--definitions|d.csv"
 COMMANDS = [
     command("none", 2, "Missing command", "--store|x"),
@@ -758,14 +763,26 @@ COMMANDS = [
         "import: no Unicode", 2, "d.csv cannot be read", CSV_FILE, definitions("d.csv", b"category,text\nr\xe9d,a")
     ),
     command("import: empty text", 2, "not empty. Got ''", CSV_FILE, definitions("d.csv", b"category,text\ncat,\n")),
+    command("import: columns of a file", 2, "must name the columns path and label", "import|t.csv", table("a,b\n")),
+    command("import: a file of nothing", 2, "no image with a label", "import|t.csv", table("path,label\n")),
+    command("import: a path that leads out", 2, "leads out of .", REPLACE, table("path,label\n../x.png,cat\n")),
+    command("import: a row too long", 2, "2 columns where", REPLACE, table("path,label,x\npets/cat/tom.png,cat\n")),
+    command("import: no folder of images", 2, "nowhere is no folder", "import|t.csv|--images|nowhere", table("")),
+    command("import: boxes of a CSV", 2, "--boxes needs COCO", "import|t.csv|--boxes", table("path,label\n")),
+    command("import: no annotations", 2, "has no COCO annotations", "import|t.json", table("[]", "t.json")),
+    command("import: nested annotations", 2, "is no JSON", "import|t.json", table("[" * 100_000, "t.json")),
     command("evaluate: unknown labels", 2, "is no category of", "evaluate|pets", pets),
     command("evaluate: missing folder", 2, "cannot list the folder 'missing'", "evaluate|missing"),
     command("evaluate: empty folder", 2, "empty has no images in sub-folders", "evaluate|empty", reds),
     command("evaluate: flat folder", 2, "flat has no images in sub-folders", "evaluate|flat", reds),
-    command("evaluate: nothing readable", 2, "no image in broken can be read", "evaluate|broken", reds),
+    command("evaluate: nothing readable", 2, "no image with a label can be read", "evaluate|broken", reds),
     command("evaluate: no unknown images", 2, "empty has no images", "evaluate|reds|--unknown|empty", reds),
     command(
-        "evaluate: unreadable unknown images", 2, "no image in broken can be", "evaluate|reds|--unknown|broken", reds
+        "evaluate: unreadable unknown images",
+        2,
+        "no image of no category can be",
+        "evaluate|reds|--unknown|broken",
+        reds,
     ),
     command("generate: no names", 2, "name categories, or give --all", "generate"),
     command("generate: names and all", 2, "name categories, or give --all", "generate|cat|--all"),

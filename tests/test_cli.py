@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +217,92 @@ def test_import_with_definitions(cli: Callable[..., Result], colours: Path, name
     assert found["red"] == category("red", texts=["like fire", "like blood"], clip_text=2, clip_image=3, dino_image=3)
     assert found["cat"] == category("cat", texts=["a feline"], clip_text=1)
     assert found["blue"]["texts"] == ["blue"]
+
+
+def test_import_of_a_csv(cli: Callable[..., Result], colours: Path, hash_encoders: Loading) -> None:
+    (colours / "red" / "1.png").rename(Path("elsewhere.png"))
+    rows = [f"{colour}/{i}.png,{colour}" for colour in COLOURS for i in range(3)]
+    (colours / "labels.csv").write_text("\n".join(["path,label", *rows, "red/broken.jpg,red", "red/2.png,green"]))
+    result = cli("import --json", colours / "labels.csv")
+    assert result.code == 0
+    counts = {found["category"]: found["references"]["clip:image"] for found in result.objects}
+    assert counts == {"blue": 3, "green": 4, "red": 2}
+    notes = result.err.splitlines()
+    assert notes[0].startswith("left out: colours/labels.csv, line 9: there is no 'colours/red/1.png': check the path")
+    assert notes[1] == "images under several labels: 1, such as colours/red/2.png"
+    assert notes[2].startswith("left out: cannot read 'colours/red/broken.jpg': it is empty (0 bytes)")
+    assert notes[3].startswith("3 categories, 10 images (1 unreadable) in ")
+    embedded = hash_encoders.embedded()
+    again = cli("import --json", colours / "labels.csv")
+    assert again.objects == result.objects
+    assert "10 images (1 unreadable, 9 stored before, or the same as another)" in again.err
+    assert hash_encoders.embedded() == embedded
+
+
+def test_import_of_a_csv_whose_images_lie_elsewhere(cli: Callable[..., Result], colours: Path) -> None:
+    Path("lists").mkdir()
+    Path("lists/labels.tsv").write_text("label\tpath\nred\tred/0.png\nred\t../lists/labels.tsv\n")
+    Path("d.json").write_text('{"red": "like fire", "cat": "a feline"}')
+    result = cli("import lists/labels.tsv --json --definitions d.json --images", colours)
+    assert [(found["category"], found["texts"]) for found in result.objects] == [
+        ("cat", ["a feline"]),
+        ("red", ["like fire"]),
+    ]
+    assert "line 3: 'colours/../lists/labels.tsv' leads out of colours" in result.err
+    assert "no images for the definitions of cat" in result.err.splitlines()
+
+
+def test_rows_that_cannot_be_used_are_counted_and_replace_nothing(cli: Callable[..., Result], colours: Path) -> None:
+    Path("labels.csv").write_text("path,label\ncolours/red/0.png,red\n" + "none.png,red\n" * 30)
+    result = cli("import labels.csv")
+    notes = result.err.splitlines()
+    assert result.code == 0
+    assert sum(note.startswith("left out: labels.csv, line ") for note in notes) == 20
+    assert notes[20] == "left out: 10 more"
+    before = cli("list --json").objects
+    result = cli("import labels.csv --replace")
+    assert result.code == 2
+    assert "labels.csv, line 3: there is no 'none.png'" in result.err
+    assert cli("list --json").objects == before
+    Path("labels.csv").write_text("path,label\n" + "none.png,red\n")
+    assert cli("import labels.csv").code == 2
+
+
+def test_import_of_coco_annotations(cli: Callable[..., Result], colours: Path) -> None:
+    width, height = coloured("red", 0).size
+    images = [{"id": i, "file_name": f"red/{i}.png", "width": width + (i == 2), "height": height} for i in range(3)]
+    annotations = [
+        {"image_id": i, "category_id": 1, "bbox": [0, 0, 2, 2], "iscrowd": int(i == 0 and crowd)}
+        for i in range(3)
+        for crowd in range(2)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "corner"}]}
+    Path("annotations.json").write_text(json.dumps(content))
+    result = cli("import annotations.json --json --images", colours)
+    assert [found["references"]["clip:image"] for found in result.objects] == [3]
+    result = cli("import annotations.json --json --boxes --images", colours)
+    assert result.code == 0
+    assert [found["references"]["clip:image"] for found in result.objects] == [3 + 2]
+    assert "left out: annotations.json, annotations[1]: it is a crowd, not one object" in result.err
+    assert "red/2.png#xywh=0,0,2,2': it has " in result.err
+    assert "1 category, 5 images (1 unreadable, " in result.err
+    sources = cli("show corner --json").objects[0]["sources"]["clip:image"]
+    assert "colours/red/1.png#xywh=0,0,2,2" in sources
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("import colours --images colours", "--images needs a FILE"),
+        ("import colours --boxes", "--boxes needs COCO annotations"),
+        ("import labels.csv --boxes", "--boxes needs COCO annotations"),
+    ],
+)
+def test_options_of_a_file(cli: Callable[..., Result], colours: Path, command: str, message: str) -> None:
+    Path("labels.csv").write_text("path,label\ncolours/red/0.png,red\n")
+    result = cli(command)
+    assert result.code == 2
+    assert message in result.err
 
 
 # ---- add, show, list, remove
@@ -755,6 +843,32 @@ def test_a_folder_that_cannot_be_listed_comes_after_what_was_read(
     assert "cannot list the folder 'locked': Permission denied" in result.err
 
 
+def test_classify_csv(stocked: Callable[..., Result], new: Path) -> None:
+    (new / "broken, or so.jpg").touch()
+    (new / "red.png").rename("=red.png")
+    result = stocked("classify --csv =red.png", new)
+    assert result.code == 0
+    rows = list(csv.DictReader(io.StringIO(result.out)))
+    assert [row["source"] for row in rows] == ["'=red.png", str(new / "blue.png"), str(new / "broken, or so.jpg")]
+    objects = stocked("classify --json =red.png", new).objects
+    for row, found in zip(rows, objects, strict=True):
+        assert list(row) == ["source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error"]
+        for name in ("label", "nearest", "probability", "novelty", "distance", "error"):
+            assert row[name] == ("" if found[name] is None else str(found[name]))
+        assert row["unknown"] == ("true" if found["unknown"] else "false")
+    assert stocked("classify --csv missing.png").out.splitlines()[1].startswith("missing.png,,,,false,,,")
+
+
+def test_csv_on_a_terminal_is_harmless(
+    stocked: Callable[..., Result], new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (new / "blue.png").rename(new / "\x1b[31mred.png")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    result = stocked("classify --csv", new)
+    assert "\x1b" not in result.out
+    assert "\\x1b[31mred.png" in result.out
+
+
 # ---- evaluate
 
 
@@ -783,6 +897,8 @@ def test_evaluate(stocked: Callable[..., Result], colours: Path) -> None:
     quality = ["top1", "top3", "top5", "nll", "brier", "ece", "ece_floor"]
     (found,) = result.objects
     assert list(found["experts"].pop("clip:text")) == quality
+    unknown = {colour: sum(a["unknown"] for a in answers if a["nearest"] == colour) / 3 for colour in COLOURS}
+    perfect = {"precision": 1.0, "recall": 1.0, "f1": 1.0}
     assert found == {
         "n": 9,
         **all_right([answer["ranking"] for answer in answers]),
@@ -794,10 +910,17 @@ def test_evaluate(stocked: Callable[..., Result], colours: Path) -> None:
             name: all_right([answer["experts"][name]["ranking"] for answer in answers])
             for name in ("clip:image", "dino:image")
         },
+        "macro": {"images": 9, **perfect, "called_unknown": pytest.approx(np.mean(list(unknown.values())))},
+        "categories": {
+            colour: {"images": 3, **perfect, "called_unknown": pytest.approx(unknown[colour])} for colour in COLOURS
+        },
+        "confusion": {colour: {colour: 3} for colour in COLOURS},
     }
     assert "left out: cannot read 'colours/red/broken.jpg'" in result.err
     (found,) = stocked("evaluate --json --fusion max_confidence", colours).objects
-    assert list(found) == ["n", *quality, "fusion", "experts"]
+    assert list(found) == [
+        *("n", *quality, "false_unknown_rate", "fusion", "experts", "macro", "categories", "confusion"),
+    ]
     assert found["fusion"] == "max_confidence"
 
 
@@ -810,10 +933,74 @@ def test_evaluate_for_people(stocked: Callable[..., Result], colours: Path) -> N
     (found,) = stocked("evaluate --json --fusion fixed", colours).objects
     last = [f"{found['nll']:.3f}", f"{found['ece']:.1%}", f"({found['ece_floor']:.1%})"]
     assert lines[2] == ["fusion", "(fixed)", "100.0%", "100.0%", "100.0%", *last]
-    assert {words[0] for words in lines[3:-2]} == {"clip:text", "clip:image", "dino:image"}
-    assert " ".join(lines[-2]) == "9 images"
+    assert {words[0] for words in lines[3:6]} == {"clip:text", "clip:image", "dino:image"}
+    assert lines[6] == ["category", "images", "precision", "recall", "F1", "called", "unknown"]
+    assert [words[:5] for words in lines[8:12]] == [
+        *([colour, "3", "100.0%", "100.0%", "100.0%"] for colour in COLOURS),
+        ["mean", "9", "100.0%", "100.0%", "100.0%"],
+    ]
+    assert lines[12] == ["is", "\\", "answered", *COLOURS]
+    assert lines[14] == ["blue", "3", "·", "·"]
+    assert " ".join(lines[-2]) == f"9 images; {found['false_unknown_rate']:.1%} of them are called unknown"
     assert " ".join(lines[-1]).startswith("unknown images: AUROC 1.000; ")
-    assert stocked("evaluate", colours).out.splitlines()[-1] == "9 images"
+    assert stocked("evaluate", colours).out.splitlines()[-1].startswith("9 images; ")
+
+
+def test_evaluate_shows_the_mistakes_of_many_categories(cli: Callable[..., Result]) -> None:
+    names = [f"c{i:02}" for i in range(11)]
+    for i, name in enumerate(names):
+        write_photos(Path("references") / name, [i])
+        write_photos(Path("test") / name, [i])
+    shutil.copy("test/c00/0.png", "test/c01/0.png")
+    assert cli("import references").code == 0
+    out = cli("evaluate test").out
+    assert ["c01", "c00", "1", "of", "2"] in [line.split() for line in out.splitlines()]
+    assert "answered" in out
+    assert "\\" not in out
+
+
+def test_evaluate_into_files(stocked: Callable[..., Result], colours: Path) -> None:
+    pytest.importorskip("matplotlib", reason='pip install "zsvec[report]"')
+    shutil.copy(colours / "red" / "0.png", colours / "blue" / "red.png")
+    (colours / "red" / "broken.jpg").unlink()
+    result = stocked("evaluate --csv e.csv --html e.html --json", colours)
+    assert result.code == 0
+    assert result.err.splitlines() == ["written: e.csv", "written: e.html"]
+    (found,) = result.objects
+    rows = {row["category"]: row for row in csv.DictReader(io.StringIO(Path("e.csv").read_text(encoding="utf-8")))}
+    assert list(rows) == list(COLOURS)
+    assert {name: rows["blue"][f"answered {name}"] for name in COLOURS} == {"blue": "3", "green": "0", "red": "1"}
+    for name, row in rows.items():
+        assert {key: float(row[key]) for key in found["categories"][name]} == found["categories"][name]
+    page = Path("e.html").read_text(encoding="utf-8")
+    assert "blue → red" in page
+    assert "colours" in page
+    assert page.count("data:image/png;base64") == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("classify new --csv --json", "--csv has no evidence, and is no JSON"),
+        ("classify new --csv --explain", "--csv has no evidence"),
+        ("evaluate colours --csv no/e.csv", "no/e.csv cannot be written: there is no folder no"),
+        ("evaluate colours --html colours", "colours cannot be written: Is a directory"),
+        ("evaluate colours --suite paper --csv e.csv", "leave --fusion, --csv and --html out"),
+        ("evaluate colours --report r", "a page without it is --html FILE"),
+    ],
+)
+def test_wrong_usage_of_files(stocked: Callable[..., Result], new: Path, command: str, message: str) -> None:
+    result = stocked(command)
+    assert result.code == 2
+    assert message in " ".join(result.err.replace("│", " ").split())
+    assert result.out == ""
+
+
+def test_a_page_needs_its_extra(stocked: Callable[..., Result], colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zsvec.evaluation.page", None)
+    result = stocked("evaluate --html e.html", colours)
+    assert result.code == 1
+    assert 'is needed for a report: pip install "zsvec[report]"' in result.err
 
 
 # ---- calibrate

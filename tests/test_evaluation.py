@@ -20,6 +20,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.evaluation import Evaluation, evaluate, labelled_images
 from zsvec.evaluation.evaluate import Accuracy, Outcome
 from zsvec.evaluation.metrics import calibration_floor
+from zsvec.inputs.folders import find_images
 from zsvec.types import ExpertOutput, Prediction, Ranking
 
 
@@ -147,7 +148,12 @@ def run(
     folders: Path, *, unknown: bool, predictions: Mapping[str, Prediction] = PREDICTIONS, **options: Any
 ) -> Evaluation:
     classifier = cast("Classifier", Given(predictions, ["cat", "dog", "fox"]))
-    return evaluate(classifier, folders / "known", folders / "unknown" if unknown else None, **options)
+    return of_folders(classifier, folders / "known", folders / "unknown" if unknown else None, **options)
+
+
+def of_folders(classifier: Any, known: Path, unknown: Path | None = None, **options: Any) -> Evaluation:
+    images, labels = zip(*labelled_images(known), strict=True)
+    return evaluate(classifier, images, labels, find_images(unknown) if unknown else (), **options)
 
 
 def test_an_evaluation_by_hand(folders: Path) -> None:
@@ -188,18 +194,34 @@ def test_an_evaluation_by_hand(folders: Path) -> None:
                 "ece_floor": FLOOR,
             },
         },
+        "macro": score(3, 1 / 2, 1 / 4, 1 / 3, 1 / 2),  # of cat and dog
+        "categories": {
+            "a": score(0, 0.0, None, 0.0, None),
+            "cat": score(2, 1.0, 1 / 2, 2 / 3, 0.0),
+            "dog": score(1, 0.0, 0.0, 0.0, 1.0),
+        },
+        "confusion": {"cat": {"cat": 1, "dog": 1}, "dog": {"a": 1}},
     }
+    assert result.confusion.tolist() == [[0, 0, 0], [0, 1, 1], [1, 0, 0]]
     assert left_out == [BROKEN]
+
+
+def score(
+    images: int, precision: float | None, recall: float | None, f1: float | None, called_unknown: float | None
+) -> dict[str, Any]:
+    shares = {"precision": precision, "recall": recall, "f1": f1, "called_unknown": called_unknown}
+    return {"images": images} | {
+        name: share if share is None else pytest.approx(share) for name, share in shares.items()
+    }
 
 
 def test_the_object_is_json_and_has_an_auroc_only_with_unknown_images(folders: Path) -> None:
     result = run(folders, unknown=False)
     assert result.auroc is None
     quality = ["top1", "top3", "top5", "nll", "brier", "ece", "ece_floor"]
-    assert list(json.loads(json.dumps(result.to_dict()))) == ["n", *quality, "fusion", "experts"]
-    assert list(run(folders, unknown=True).to_dict()) == [
-        *("n", *quality, "auroc", "detected", "false_unknown_rate", "fusion", "experts"),
-    ]
+    rest = ["false_unknown_rate", "fusion", "experts", "macro", "categories", "confusion"]
+    assert list(json.loads(json.dumps(result.to_dict()))) == ["n", *quality, *rest]
+    assert list(run(folders, unknown=True).to_dict()) == ["n", *quality, "auroc", "detected", *rest]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +272,7 @@ def test_images_of_a_category_do_not_come_together(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     classifier = Given({name: prediction(0.1, ranking(name[:3], "a")) for name in names}, ["cat", "dog"])
-    result = evaluate(cast("Classifier", classifier), tmp_path / "known", tmp_path / "unknown")
+    result = of_folders(classifier, tmp_path / "known", tmp_path / "unknown")
     assert result.accuracy.top1 == 1
     assert sorted(classifier.asked) == sorted(names)
     for first in range(0, 60, 12):
@@ -270,37 +292,72 @@ def test_labels_are_the_names_of_the_sub_folders(folders: Path) -> None:
 
 def test_labels_that_are_no_category(folders: Path) -> None:
     classifier = Given(PREDICTIONS, ["dog"])
-    with pytest.raises(InvalidInputError, match=r"1 of the labels in .*known is no category of here: 'cat'; add"):
-        evaluate(cast("Classifier", classifier), folders / "known")
+    with pytest.raises(InvalidInputError, match="1 of the labels in the images is no category of here: 'cat'; add"):
+        of_folders(classifier, folders / "known")
     assert classifier.asked == []
     for i in range(6):
         (folders / "known" / f"c{i}").mkdir()
         (folders / "known" / f"c{i}" / "a.png").touch()
     with pytest.raises(InvalidInputError, match=r"7 of the labels .*: 'c0', 'c1', 'c2', 'c3', 'c4' …; add"):
-        evaluate(cast("Classifier", classifier), folders / "known")
+        of_folders(classifier, folders / "known")
 
 
-def test_folders_without_images(folders: Path, tmp_path: Path) -> None:
+def test_folders_without_images(tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.png").touch()
     (tmp_path / "empty").mkdir()
-    classifier = cast("Classifier", Given(PREDICTIONS, ["cat", "dog"]))
     for name in ("flat", "empty"):
         with pytest.raises(InvalidInputError, match=rf"{name} has no images in sub-folders"):
-            evaluate(classifier, tmp_path / name)
-    with pytest.raises(InvalidInputError, match="empty has no images"):
-        evaluate(classifier, folders / "known", tmp_path / "empty")
-    for known, unknown in (("missing", None), ("known", "missing")):
-        with pytest.raises(InvalidInputError, match=r"cannot list the folder .*missing'"):
-            evaluate(classifier, tmp_path / known, tmp_path / unknown if unknown else None)
+            labelled_images(tmp_path / name)
+    with pytest.raises(InvalidInputError, match=r"cannot list the folder .*missing'"):
+        labelled_images(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "reason"),
+    [
+        ([], [], "Got 0 and 0"),
+        (["cat1.png"], [], "Got 1 and 0"),
+        (["cat1.png"], ["cat", "cat"], "Got 1 and 2"),
+        (["cat1.png"], [3], "a category name must be a str. Got 3"),
+        (["cat1.png"], [None], "a category name must be a str. Got None"),
+        ("cat1.png", ["cat"], "images must be a list"),
+    ],
+    ids=range(6),
+)
+def test_images_and_labels_that_do_not_fit(images: Any, labels: Any, reason: str) -> None:
+    with pytest.raises(InvalidInputError, match=reason.replace(".", r"\.")):
+        evaluate(cast("Classifier", Given(PREDICTIONS, ["cat"])), images, labels)
+
+
+def test_a_sequence_makes_each_image_when_it_is_asked_for_it() -> None:
+    class Lazy(Sequence[Path]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: Any) -> Any:
+            made.append(index)
+            return Path(("cat1.png", "cat2.png", "dog1.png")[index])
+
+    made: list[int] = []
+    labels = iter(("cat", " cat ", "dog"))
+    result = evaluate(cast("Classifier", Given(PREDICTIONS, ["cat", "dog"])), Lazy(), labels)
+    assert sorted(made) == [0, 1, 2]
+    assert result.truth == ["cat", "cat", "dog"]
+    assert result.answers == ["cat", "dog", "a"]  # in the order given, whatever the order of classifying
+    paths = (Path(name) for name in ("dog1.png", "cat1.png"))
+    assert evaluate(cast("Classifier", Given(PREDICTIONS, ["cat", "dog"])), paths, ["dog", "cat"]).truth == [
+        "dog",
+        "cat",
+    ]
 
 
 def test_images_that_can_none_of_them_be_read(folders: Path) -> None:
     broken = dict.fromkeys(PREDICTIONS, BROKEN)
-    with pytest.raises(InvalidInputError, match=r"no image in .*known can be read"):
+    with pytest.raises(InvalidInputError, match="no image with a label can be read"):
         run(folders, unknown=True, predictions=broken)
     some = {**PREDICTIONS, "fox1.png": BROKEN, "fox2.png": BROKEN}
-    with pytest.raises(InvalidInputError, match=r"no image in .*unknown can be read"):
+    with pytest.raises(InvalidInputError, match="no image of no category can be read"):
         run(folders, unknown=True, predictions=some)
     assert run(folders, unknown=False, predictions=some).n == 3
 
@@ -325,7 +382,7 @@ def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
     with fast_folder() as folder, open_classifier(folder, **settings) as classifier:
         for colour in ("red", "green", "blue"):
             classifier.add_category(colour, [], [coloured(colour, seed) for seed in range(3)])
-        result = evaluate(
+        result = of_folders(
             classifier,
             tmp_path / "test",
             tmp_path / "noise",
@@ -358,5 +415,11 @@ def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
             name: all_right([answer.experts[name].ranking for answer in answers])
             for name in ("clip:image", "dino:image")
         },
+        "macro": score(6, 1.0, 1.0, 1.0, float(np.mean([answer.unknown for answer in answers]))),
+        "categories": {
+            colour: score(2, 1.0, 1.0, 1.0, sum(a.unknown for a in answers if a.nearest == colour) / 2)
+            for colour in ("blue", "green", "red")
+        },
+        "confusion": {colour: {colour: 2} for colour in ("blue", "green", "red")},
     }
     assert left_out == [str(tmp_path / "test" / "red" / "broken.jpg")]

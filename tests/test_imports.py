@@ -27,9 +27,13 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "inputs.memory",
             "inputs.headers",
             "inputs.decoding",
+            "inputs.digests",
+            "inputs.regions",
             "inputs.images",
             "inputs.categories",
             "inputs.folders",
+            "inputs.tables",
+            "inputs.coco",
             "inputs.changes",
             "inputs.watch",
             "inputs.video",
@@ -391,6 +395,10 @@ def test_a_command_imports_what_it_needs(arguments: list[str], unneeded: Sequenc
     printed, loaded = loaded_after(COMMAND.format(store=store, arguments=given), (*unneeded, "zsvec.store.edge"))
     assert printed
     assert loaded == ["qdrant_edge", "zsvec.store.edge"]
+
+
+def test_an_evaluation_needs_no_package_that_an_installation_without_torch_lacks() -> None:
+    assert loaded_after("import zsvec.evaluation, zsvec.cli.evaluate", ("torch", "sklearn", "matplotlib")) == ("", [])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["classify", "--help"]])

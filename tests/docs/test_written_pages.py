@@ -48,5 +48,5 @@ def test_settings_has_every_field_and_its_variable() -> None:
 def test_commands_has_what_a_command_takes() -> None:
     text = page("commands")
     assert "## zsvec import" in text
-    assert "`zsvec import [OPTIONS] DIR`" in text
+    assert "`zsvec import [OPTIONS] DIR|FILE`" in text
     assert "| `--definitions FILE` |" in text

@@ -14,7 +14,7 @@ from tests.encoders.conftest import needs_offline_weights
 from tests.generation.fake_openai import IMAGES, KEY, FakeOpenAI, folder_artist
 from tests.support import fast_folder, isolated  # noqa: F401
 from zsvec.encoders import EncoderSet
-from zsvec.evaluation import evaluate
+from zsvec.evaluation import evaluate, labelled_images
 
 DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[3] / "shared" / "data") / "tinyimagenet-dalle"
 # Top-1 of what is stored from the 191 images that the gate lets in, and what the DALL-E prompts say as texts.
@@ -58,6 +58,6 @@ def test_the_images_of_the_paper(load_once: Callable[..., EncoderSet], monkeypat
             counts = {"conse:text": 2, "conse:image": images, "efficientnet:image": images}
             assert category.references == {expert: count for expert, count in counts.items() if count}
 
-        found = evaluate(clf, DATA / "photos")
+        found = evaluate(clf, *zip(*labelled_images(DATA / "photos"), strict=True))
         top1 = {"fusion": found.accuracy.top1, **{expert: accuracy.top1 for expert, accuracy in found.experts.items()}}
         assert top1 == {expert: pytest.approx(value, abs=0.02) for expert, value in MEASURED.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -21,18 +22,34 @@ from zsvec.types import Category
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zsvec.inputs.categories import CategoryInput
+    from zsvec.inputs.categories import CategoryInput, ReferenceImage
+    from zsvec.inputs.images import ImageInput
     from zsvec.store import Store
 
 _SHORTEST = 6  # characters of a hash that may stand for it
+_FILES = (".csv", ".tsv", ".txt", ".json")
+_SHOWN = 20  # rows of a file that cannot be used, each in a line
 
 
 @app.command("import")
 def import_(
     context: typer.Context,
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder with a sub-folder of reference images for each category.")
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|FILE",
+            help="Folder with a sub-folder of reference images for each category; CSV file with the columns path and "
+            "label; or COCO annotations (.json).",
+        ),
     ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the paths in FILE begin. None may lead out of it.  [default: the folder of FILE]",
+        ),
+    ] = None,
+    boxes: Annotated[bool, typer.Option("--boxes", help="Of COCO annotations, take each object in its box.")] = False,
     definitions: Annotated[
         Path | None,
         typer.Option(
@@ -44,19 +61,18 @@ def import_(
     replace_: Replace = False,
     json: Json = False,
 ) -> None:
-    """Add a category for each sub-folder of DIR, named like the folder.
+    """Add a category for each sub-folder of DIR, named like the folder, or for each label in FILE.
 
-    Repeat the command freely: stored images are recognised and not embedded again. Unreadable images, and folders
-    without images, are reported and left out.
+    Repeat the command freely: stored images are recognised and not embedded again. Unreadable images, folders without
+    images, and rows that cannot be used are reported and left out. With --replace, such a row ends the command before
+    anything is written.
     """
     from zsvec.cli import output
-    from zsvec.inputs.folders import category_folders, read_categories, read_definitions
+    from zsvec.inputs.folders import read_definitions
 
-    found = read_categories(folder, read_definitions(definitions) if definitions else None)
-    folders = category_folders(folder)
-    images = _images_in(found)
-    for note in _notes_on(folder, found, folders):
-        output.print_note(note)
+    texts = read_definitions(definitions) if definitions else {}
+    found = _read(source, images, boxes=boxes, definitions=texts, strict=replace_)
+    number = _images_in(found)
     unreadable: list[str] = []
 
     def report(source: str, error: ImageError) -> None:
@@ -71,7 +87,7 @@ def import_(
             output.print_json(category.to_dict())
 
     start = time.monotonic()
-    with context.obj.open() as classifier, output.progress("importing", images) as counted:
+    with context.obj.open() as classifier, output.progress("importing", number) as counted:
         before = {category.name: category for category in classifier.categories()}
         inputs = (replace(category, images=counted(category.images)) for category in found)
         try:
@@ -85,7 +101,7 @@ def import_(
     seconds = time.monotonic() - start
     names = {category.name for category in committed}
     stored = [category for category in found if category.name in names]
-    failed = len({str(image) for category in stored for image in category.images}.intersection(unreadable))
+    failed = len({_source(image) for category in stored for image in category.images}.intersection(unreadable))
     new = sum(_images_of(category) - _images_of(before.get(category.name)) for category in committed)
     known = _images_in(stored) - failed - new
     there = f", {known} stored before, or the same as another" if known > 0 and not replace_ else ""
@@ -93,8 +109,65 @@ def import_(
     output.print_note(f"{what} ({failed} unreadable{there}) in {seconds:.1f} s")
     if left := [category.name for category in found if category.name not in names]:
         output.print_note(f"left as they were, because images are unreadable: {', '.join(left)}")
-    if images and len(unreadable) == images:
+    if number and len(unreadable) == number:
         raise typer.Exit(1)
+
+
+def _read(
+    source: Path, images: Path | None, *, boxes: bool, definitions: Mapping[str, Sequence[str]], strict: bool
+) -> list[CategoryInput]:
+    """The categories of a folder or a file, with notes on what somebody may not expect of them."""
+    from zsvec.cli import output
+    from zsvec.inputs.folders import category_folders, read_categories, with_definitions
+
+    suffix = source.suffix.lower()
+    if not os.path.isfile(source):  # noqa: PTH113 - Path.is_file raises for a name that is too long
+        if images is not None:
+            raise typer.BadParameter("--images needs a FILE: the images of a folder are in it")
+        if boxes:
+            raise typer.BadParameter("--boxes needs COCO annotations")
+        found = read_categories(source, definitions)
+        for note in _notes_on(source, found, category_folders(source)):
+            output.print_note(note)
+        return found
+    if suffix not in _FILES:
+        raise InvalidInputError(f"{source} is not a folder, and no file that ends with {' or '.join(_FILES)}: give one")
+    if boxes and suffix != ".json":
+        raise typer.BadParameter("--boxes needs COCO annotations, a file that ends with .json")
+    rows = _rows(source, images, boxes=boxes, strict=strict)
+    labels = Counter(image for category in rows for image in {_source(image) for image in category.images})
+    if several := [image for image, number in labels.items() if number > 1]:
+        output.print_note(f"images under several labels: {len(several)}, such as {several[0]}")
+    found = with_definitions(rows, definitions)
+    if bare := [category.name for category in found if not list(category.images)]:
+        output.print_note(f"no images for the definitions of {', '.join(bare)}")
+    return found
+
+
+def _rows(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> list[CategoryInput]:
+    """The categories of a CSV file or of COCO annotations; unless `strict`, with a note on each unusable row."""
+    from zsvec.cli import output
+
+    refused = 0
+
+    def report(error: InvalidInputError) -> None:
+        nonlocal refused
+        refused += 1
+        if refused <= _SHOWN:
+            output.print_note(f"left out: {error}")
+
+    on_error = None if strict else report
+    if file.suffix.lower() == ".json":
+        from zsvec.inputs.coco import from_coco
+
+        found = from_coco(file, images, boxes=boxes, on_error=on_error)
+    else:
+        from zsvec.inputs.tables import from_csv
+
+        found = from_csv(file, images, on_error=on_error)
+    if refused > _SHOWN:
+        output.print_note(f"left out: {refused - _SHOWN} more")
+    return found
 
 
 def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str, Path]) -> Iterator[str]:
@@ -123,6 +196,14 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
     if others := sum((other_files(path) for path in folders.values()), Counter()):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         yield f"files left out, because they are no images by their names: {others.total()} ({kinds})"
+
+
+def _source(image: ImageInput | ReferenceImage) -> str:
+    """The name of a reference image in errors."""
+    from zsvec.inputs.categories import ReferenceImage
+    from zsvec.inputs.images import source_of
+
+    return source_of(image.image if isinstance(image, ReferenceImage) else image)
 
 
 def _images_in(categories: Sequence[CategoryInput]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,18 +34,25 @@ def classify(
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Of videos, each N-th frame.")] = 1,
     stats: Stats = False,
     json: Json = False,
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV: source, label, nearest, probability, unknown, novelty, …")
+    ] = False,
 ) -> None:
     """Classify images, each as soon as it is read.
 
     An image that cannot be read is reported, and the rest goes on. Fails if nothing was classified.
     """
     from zsvec.cli import output
+    from zsvec.cli.spreadsheet import prediction_printer
 
+    if csv and (json or explain):
+        raise typer.BadParameter("--csv has no evidence, and is no JSON: leave --explain and --json out, or --csv")
+    show = prediction_printer() if csv else partial(output.print_prediction, explain=explain, json=json)
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion) as classifier:
         if len(missing) == len(sources) and classifier.store.encoders():  # an empty store is said to be empty
             for answer in missing:
-                output.print_prediction(answer, explain=explain, json=json)
+                show(answer)
             failed = images = len(missing)
         else:
             output.print_loading(classifier)
@@ -53,7 +61,7 @@ def classify(
                 output.live(stream, stats),
             ):
                 for prediction in stream:
-                    output.print_prediction(prediction, explain=explain, json=json)
+                    show(prediction)
                 failed, images = stream.stats.failed, stream.stats.images
     if failed:
         output.print_note(f"{failed} of {output.counted(images, 'image')} could not be read")

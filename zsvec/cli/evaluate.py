@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zsvec import __version__
 from zsvec.cli.app import Fusion, Json, Target, app
+from zsvec.cli.spreadsheet import row
+from zsvec.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from zsvec.evaluation import Evaluation
     from zsvec.types import Prediction
+
+_SCORES = ("images", "precision", "recall", "f1", "called_unknown")
+_MATRIX = 10  # categories of which the whole matrix fits a terminal, and mistakes that are shown otherwise
 
 
 class Suite(StrEnum):
@@ -56,9 +64,18 @@ def evaluate(
     dataset: Annotated[
         Dataset, typer.Option("--dataset", help="How DIR is laid out, for the suite: folders, or a public data set.")
     ] = Dataset.FOLDER,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv", metavar="FILE", help="Write a row for each category, and in it what its images are taken for."
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write everything as a page, with figures.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Measure accuracy on images whose categories are known.
+    """Measure accuracy on images whose categories are known: over all, by category, and what is taken for what.
 
     With --suite paper: every table and figure of the paper, on the references of the store and these images,
     as a page to read and as JSON. Embeddings are kept in the folder of the report, so that the command can be
@@ -66,30 +83,92 @@ def evaluate(
     """
     from zsvec.cli import output
     from zsvec.evaluation import evaluate as measure
+    from zsvec.evaluation import labelled_images
+    from zsvec.inputs.folders import find_images
 
     if suite is not None:
-        if fusion is not None:
-            raise typer.BadParameter("--suite compares all strategies: leave --fusion out")
+        if fusion is not None or csv is not None or html is not None:
+            raise typer.BadParameter(
+                "--suite compares all strategies, in a report of its own: leave --fusion, --csv and --html out"
+            )
         _suite(context.obj, folder, unknown, dataset, report, json)
         return
     if report is not None or dataset is not Dataset.FOLDER:
-        raise typer.BadParameter("--report and --dataset need --suite paper")
+        raise typer.BadParameter("--report and --dataset need --suite paper; a page without it is --html FILE")
+    page_of = _page_of() if html is not None else None
+    for file in (csv, html):
+        _check_writable(file)
 
     def left_out(prediction: Prediction) -> None:
         output.print_note(f"left out: {prediction.error}")
 
     with context.obj.open(fusion=fusion) as classifier, output.progress("classifying", None) as counted:
-        result = measure(classifier, folder, unknown, on_error=left_out, track=counted)
+        images, labels = zip(*labelled_images(folder), strict=True)
+        strangers = find_images(unknown) if unknown else []
+        if unknown and not strangers:
+            raise InvalidInputError(f"{unknown} has no images")
+        result = measure(classifier, images, labels, strangers, on_error=left_out, track=counted)
+        references = sum((Counter(category.references) for category in classifier.categories()), Counter[str]())
+    if csv is not None:
+        _write(csv, "".join(map(row, _rows(result))))
+    if html is not None and page_of is not None:
+        profile = classifier.settings.profile
+        _write(html, page_of(result, name=_named(folder), profile=profile, references=references, version=__version__))
     if json:
         output.print_json(result.to_dict())
-        return
-    output.out.print(_accuracy_table(result))
-    output.out.print(output.counted(result.n, "image"))
+    else:
+        _print(result)
+
+
+def _print(result: Evaluation) -> None:
+    from zsvec.cli import output
+
+    for table in (_accuracy_table(result), _category_table(result), _confusion_table(result)):
+        output.out.print(table)
+    output.out.print(f"{output.counted(result.n, 'image')}; {result.false_unknown_rate:.1%} of them are called unknown")
     if result.auroc is not None:
-        output.out.print(
-            f"unknown images: AUROC {result.auroc:.3f}; {result.detected:.1%} of them are called unknown, "
-            f"and {result.false_unknown_rate:.1%} of the others"
-        )
+        output.out.print(f"unknown images: AUROC {result.auroc:.3f}; {result.detected:.1%} of them are called unknown")
+
+
+def _named(folder: Path) -> str:
+    return "/".join(folder.resolve().parts[-2:])
+
+
+def _page_of() -> Callable[..., str]:
+    """What makes the page, or an error before images are classified for nothing."""
+    try:
+        from zsvec.evaluation.page import page_of
+    except ModuleNotFoundError as exc:
+        raise _missing(exc) from exc
+    return page_of
+
+
+def _missing(error: ModuleNotFoundError) -> MissingExtraError:
+    return MissingExtraError(f'{error.name} is needed for a report: pip install "zsvec[report]"')
+
+
+def _check_writable(file: Path | None) -> None:
+    """Refuse a file that cannot be written before images are classified for nothing."""
+    if file is not None and not file.parent.is_dir():
+        raise InvalidInputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
+
+
+def _write(file: Path, text: str) -> None:
+    from zsvec.cli import output
+
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise InvalidInputError(f"{file} cannot be written: {exc.strerror}; give another file") from exc
+    output.print_note(f"written: {file}")
+
+
+def _rows(result: Evaluation) -> Iterator[list[object]]:
+    """A row for each category: its scores, and how many of its images were answered as each category."""
+    scores = result.categories
+    yield ["category", *_SCORES, *(f"answered {name}" for name in scores)]
+    for (name, score), counts in zip(scores.items(), result.confusion.tolist(), strict=True):
+        yield [name, *(getattr(score, column) for column in _SCORES), *counts]
 
 
 def _suite(
@@ -97,7 +176,6 @@ def _suite(
 ) -> None:
     from zsvec.cli import output
     from zsvec.cli.process import single_threaded
-    from zsvec.errors import MissingExtraError
     from zsvec.evaluation.datasets import DATASETS
     from zsvec.evaluation.suite import run
     from zsvec.inputs.folders import find_images
@@ -105,7 +183,7 @@ def _suite(
     try:
         from zsvec.evaluation.publish import publish
     except ModuleNotFoundError as exc:
-        raise MissingExtraError(f'{exc.name} is needed for a report: pip install "zsvec[report]"') from exc
+        raise _missing(exc) from exc
     images = DATASETS[dataset.value](folder, False).images
     strangers = find_images(unknown) if unknown else []
     to = report or Path("zsvec-report")
@@ -115,7 +193,7 @@ def _suite(
             images,
             strangers,
             folder=to,
-            name="/".join(folder.resolve().parts[-2:]),
+            name=_named(folder),
             track=counted,
             on_error=lambda source, reason: output.print_note(f"left out: {source}: {reason}"),
             say=output.print_note,
@@ -139,4 +217,37 @@ def _accuracy_table(result: Evaluation) -> Table:
         right = (f"{value:.1%}" for value in (accuracy.top1, accuracy.top3, accuracy.top5))
         surprise = "–" if accuracy.nll is None else f"{accuracy.nll:.3f}"
         table.add_row(output.escape(name), *right, surprise, f"{accuracy.ece:.1%} ({accuracy.ece_floor:.1%})")
+    return table
+
+
+def _category_table(result: Evaluation) -> Table:
+    """A row for each category, and their mean."""
+    from zsvec.cli import output
+    from zsvec.evaluation.by_category import mean_score
+
+    table = output.new_table("category", "images", "precision", "recall", "F1", "called unknown")
+    scores = result.categories
+    for name, score in [
+        *((output.escape(name), score) for name, score in scores.items()),
+        ("[dim]mean[/]", mean_score(scores)),
+    ]:
+        shares = (score.precision, score.recall, score.f1, score.called_unknown)
+        table.add_row(name, str(score.images), *("–" if share is None else f"{share:.1%}" for share in shares))
+    return table
+
+
+def _confusion_table(result: Evaluation) -> Table:
+    """What images of each category were answered as; of many categories the most frequent mistakes."""
+    from zsvec.cli import output
+    from zsvec.evaluation.by_category import mistakes
+
+    names = [output.escape(name) for name in result.categories]
+    if len(names) <= _MATRIX:
+        table = output.new_table("is \\ answered", *names)
+        for name, counts in zip(names, result.confusion.tolist(), strict=True):
+            table.add_row(name, *(str(count) if count else "[dim]·[/]" for count in counts))
+        return table
+    table = output.new_table("is", "answered", "images")
+    for true, answer, number in mistakes(result.truth, result.answers)[:_MATRIX]:
+        table.add_row(output.escape(true), output.escape(answer), f"{number} of {result.categories[true].images}")
     return table

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError, StoreError
+from zsvec.evaluation.by_category import CategoryScore, by_category, confusion, mean_score
 from zsvec.evaluation.metrics import blind_auroc, calibration_floor
-from zsvec.inputs.categories import checked_name
+from zsvec.inputs.categories import checked_images, checked_name
 from zsvec.inputs.folders import find_images
+from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import expected_calibration_error
 from zsvec.types import Prediction, Ranking
 
@@ -89,6 +92,29 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """The answer for one image, beside the truth.
+
+    Attributes:
+        source: Where the image came from.
+        truth: Its category; ``None`` for an image of no category.
+        nearest: The most probable category, whether or not the image was called unknown.
+        probability: Its fused probability, 0 to 1.
+        unknown: Whether the image was called unknown.
+        novelty: 0 to 1; ``None`` without a calibration.
+        distance: As of `Prediction`.
+    """
+
+    source: str
+    truth: str | None
+    nearest: str
+    probability: float
+    unknown: bool
+    novelty: float | None
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What an evaluation found.
 
@@ -99,8 +125,9 @@ class Evaluation:
         auroc: Area under the ROC curve of novelty, or of distance without a calibration, unknown against known
             images; 0.5 is chance. ``None`` without unknown images.
         detected: Fraction of the unknown images that were called unknown; ``None`` without unknown images.
-        false_unknown_rate: Fraction of the known images that were called unknown; ``None`` without unknown images.
+        false_unknown_rate: Fraction of the known images that were called unknown.
         fusion: Name of the strategy that ran.
+        judged: Each image that could be read, in the order given, those of no category last.
     """
 
     n: int
@@ -108,15 +135,53 @@ class Evaluation:
     experts: Mapping[str, Accuracy]
     auroc: float | None
     detected: float | None
-    false_unknown_rate: float | None
+    false_unknown_rate: float
     fusion: str
+    judged: tuple[Judged, ...]
+
+    @property
+    def truth(self) -> list[str]:
+        """Category of each image that has one, for functions of scikit-learn; `answers` is its other argument."""
+        return [image.truth for image in self.judged if image.truth is not None]
+
+    @property
+    def answers(self) -> list[str]:
+        """The most probable category of each image that has one, in the order of `truth`."""
+        return [image.nearest for image in self.judged if image.truth is not None]
+
+    @property
+    def categories(self) -> dict[str, CategoryScore]:
+        """Precision, recall and F1 of each category that an image is of, or was answered as, sorted by name."""
+        return by_category(
+            self.truth, self.answers, [image.unknown for image in self.judged if image.truth is not None]
+        )
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """How many images of one category were answered as another.
+
+        int64 ``(n, n)``: a row for each true category, a column for each answer, both in the order of `categories`.
+        """
+        return confusion(self.truth, self.answers)
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that ``zsvec evaluate --json`` prints."""
-        unknown = {"auroc": self.auroc, "detected": self.detected, "false_unknown_rate": self.false_unknown_rate}
-        auroc = {} if self.auroc is None else unknown
-        experts = {name: asdict(accuracy) for name, accuracy in self.experts.items()}
-        return {"n": self.n, **asdict(self.accuracy), **auroc, "fusion": self.fusion, "experts": experts}
+        """The object that ``zsvec evaluate --json`` prints; of its confusions those that occur."""
+        unknown = {} if self.auroc is None else {"auroc": self.auroc, "detected": self.detected}
+        categories = self.categories
+        confusions: dict[str, dict[str, int]] = {}
+        for (true, answer), number in sorted(Counter(zip(self.truth, self.answers, strict=True)).items()):
+            confusions.setdefault(true, {})[answer] = number
+        return {
+            "n": self.n,
+            **asdict(self.accuracy),
+            **unknown,
+            "false_unknown_rate": self.false_unknown_rate,
+            "fusion": self.fusion,
+            "experts": {name: asdict(accuracy) for name, accuracy in self.experts.items()},
+            "macro": asdict(mean_score(categories)),
+            "categories": {name: asdict(score) for name, score in categories.items()},
+            "confusion": confusions,
+        }
 
 
 def labelled_images(folder: Path) -> list[tuple[Path, str]]:
@@ -158,11 +223,12 @@ def check_labels(categories: Collection[str], labels: Iterable[str], *, images: 
 
 def evaluate(
     classifier: Classifier,
-    folder: Path,
-    unknown: Path | None = None,
+    images: Iterable[ImageInput],
+    labels: Iterable[str],
+    unknown: Iterable[ImageInput] = (),
     *,
     on_error: Callable[[Prediction], None] = lambda prediction: None,
-    track: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+    track: Callable[[Iterable[ImageInput]], Iterable[ImageInput]] = iter,
 ) -> Evaluation:
     """Classify labelled images, in random order, and count.
 
@@ -171,61 +237,86 @@ def evaluate(
 
     Args:
         classifier: Whose categories include every label.
-        folder: A sub-folder of images per category.
-        unknown: Images of no category.
+        images: Images with a category: a list, or another sequence that makes each image when it is asked for it. Of
+            any other iterable a list is made.
+        labels: The category of each.
+        unknown: Images of no category, to measure how well novelty tells them apart.
         on_error: Called for each image that cannot be read; it does not count.
         track: Wraps the images, to show progress.
 
     Raises:
         StoreError: The store has no category.
-        InvalidInputError: A folder has no images, or a label is no category of the store.
+        InvalidInputError: There are no images, or not as many labels, or none can be read; or a label is no category of
+            the store.
     """
-    labelled = labelled_images(folder)
-    strangers = find_images(unknown) if unknown else []
-    if unknown and not strangers:
-        raise InvalidInputError(f"{unknown} has no images")
+    images, strangers = _sequence(images), _sequence(unknown)
+    names = [checked_name(label) for label in labels]
+    if len(names) != len(images) or not names:
+        raise InvalidInputError(f"give one or more images, and a label for each. Got {len(images)} and {len(names)}")
     categories = [category.name for category in classifier.categories()]
-    check_labels(categories, [label for _, label in labelled], images=str(folder), location=classifier.store.location)
-    images = [*labelled, *((path, None) for path in strangers)]
+    check_labels(categories, names, images="the images", location=classifier.store.location)
     # In any other order than that of the folders: a strategy may take it from a batch that its images are alike.
-    images = [images[i] for i in np.random.default_rng(0).permutation(len(images))]
-    paths, labels = [path for path, _ in images], [label for _, label in images]
-    known: list[Prediction] = []
-    foreign: list[Prediction] = []
+    order = np.random.default_rng(0).permutation(len(images) + len(strangers)).tolist()
+    given = (images[i] if i < len(images) else strangers[i - len(images)] for i in order)
+    found: dict[int, Judged] = {}
     fused: list[Outcome] = []
     experts: dict[str, list[Outcome]] = defaultdict(list)
-    with classifier.classify_stream(track(paths), top_k=len(categories)) as stream:
-        for prediction, label in zip(stream, labels, strict=True):
+    fusion = ""
+    with classifier.classify_stream(track(given), top_k=len(categories)) as stream:
+        for prediction, i in zip(stream, order, strict=True):
             if prediction.error is not None:
                 on_error(prediction)
                 continue
-            (foreign if label is None else known).append(replace(prediction, ranking=(), experts={}))
+            label = names[i] if i < len(names) else None
+            found[i] = _judged(prediction, label)
             if label is not None:
+                fusion = fusion or str(prediction.fusion)
                 fused.append(Outcome.of(prediction.ranking, label))
                 for name, expert in prediction.experts.items():
                     experts[name].append(Outcome.of(expert.ranking, label))
+    judged = tuple(found[i] for i in sorted(found))
+    known, foreign = judged[: len(fused)], judged[len(fused) :]
     if not known:
-        raise InvalidInputError(f"no image in {folder} can be read")
-    if unknown and not foreign:
-        raise InvalidInputError(f"no image in {unknown} can be read")
+        raise InvalidInputError("no image with a label can be read: `zsvec classify` says why")
+    if strangers and not foreign:
+        raise InvalidInputError("no image of no category can be read: `zsvec classify` says why")
     return Evaluation(
         n=len(known),
         accuracy=Accuracy.of(fused),
         experts={name: Accuracy.of(outcomes) for name, outcomes in experts.items()},
-        auroc=_auroc(known, foreign) if unknown else None,
-        detected=_called_unknown(foreign) if unknown else None,
-        false_unknown_rate=_called_unknown(known) if unknown else None,
-        fusion=str(known[0].fusion),
+        auroc=_auroc(known, foreign) if foreign else None,
+        detected=_called_unknown(foreign) if foreign else None,
+        false_unknown_rate=_called_unknown(known),
+        fusion=fusion,
+        judged=judged,
     )
 
 
-def _auroc(known: Sequence[Prediction], unknown: Sequence[Prediction]) -> float:
-    predictions = [*known, *unknown]
-    scores = [prediction.novelty for prediction in predictions]
+def _sequence(images: Iterable[ImageInput]) -> Sequence[ImageInput]:
+    """Images that can be taken in any order."""
+    given = checked_images(images)
+    return given if isinstance(given, Sequence | np.ndarray) else list(given)  # type: ignore[return-value]
+
+
+def _judged(prediction: Prediction, truth: str | None) -> Judged:
+    return Judged(
+        prediction.source,
+        truth,
+        str(prediction.nearest),
+        cast("float", prediction.probability),
+        prediction.unknown,
+        prediction.novelty,
+        cast("float", prediction.distance),
+    )
+
+
+def _auroc(known: Sequence[Judged], unknown: Sequence[Judged]) -> float:
+    judged = [*known, *unknown]
+    scores = [image.novelty for image in judged]
     if None in scores:
-        scores = [prediction.distance for prediction in predictions]
+        scores = [image.distance for image in judged]
     return blind_auroc(np.array(scores, dtype=np.float64), np.arange(len(scores)) >= len(known))
 
 
-def _called_unknown(predictions: Sequence[Prediction]) -> float:
-    return fmean(prediction.unknown for prediction in predictions)
+def _called_unknown(judged: Sequence[Judged]) -> float:
+    return fmean(image.unknown for image in judged)

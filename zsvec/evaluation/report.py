@@ -18,22 +18,34 @@ _TEMPLATE = "report.html.jinja"
 
 
 def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
-    """Write ``report.html`` into a folder.
-
-    Args:
-        folder: Where the page goes, and from where the PNGs of the figures are taken.
-        results: ``format``, ``set``, ``profile``, ``created``, ``images``, ``unknown_images``, ``categories``;
-            ``references`` (of each expert) and ``versions`` as mappings; ``summary``, a list of sentences;
-            ``tables``, each with ``id, title, paper, note, columns, rows``; ``figures``, each with
-            ``id, title, file, caption``. A column has ``key, title, unit`` and may have ``best``: ``"high"`` or
-            ``"low"``; a row has ``name``, ``values`` and, in the unit of these, ``interval``, both by key of column.
-            The values of unit ``%`` are fractions.
+    """Write ``report.html`` into a folder, which has the figures; the arguments are those of `rendered`.
 
     Returns:
         The page.
 
     Raises:
         OSError: A figure cannot be read, or the page not be written.
+    """
+    page = rendered(folder, results)
+    path = inside(folder, folder / "report.html")
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def rendered(folder: Path, results: Mapping[str, Any]) -> str:
+    """The page, as HTML.
+
+    Args:
+        folder: From where the PNGs of the figures are taken.
+        results: ``set``, ``profile``, ``created``, ``images``, ``unknown_images``, ``categories``, and ``format`` if
+            there are files of results; ``references`` (of each expert) and ``versions`` as mappings; ``summary``, a
+            list of sentences; ``tables``, each with ``id, title, paper, note, columns, rows``; ``figures``, each with
+            ``id, title, file, caption``. A column has ``key, title, unit`` and may have ``best``: ``"high"`` or
+            ``"low"``; a row has ``name``, ``values`` and, in the unit of these, ``interval``, both by key of column.
+            The values of unit ``%`` are fractions.
+
+    Raises:
+        OSError: A figure cannot be read.
     """
     # Names of categories and of files come from outside: all that is filled in is escaped.
     environment = Environment(
@@ -44,14 +56,11 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page = environment.get_template(_TEMPLATE).render(
+    return environment.get_template(_TEMPLATE).render(
         results=results,
         tables=[_table(table) for table in results["tables"]],
         figures=[_figure(folder, figure) for figure in results["figures"]],
     )
-    path = inside(folder, folder / "report.html")
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 def shown(value: float | None, unit: str) -> str:

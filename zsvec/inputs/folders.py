@@ -7,7 +7,8 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -76,19 +77,35 @@ def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | Non
     Raises:
         InvalidInputError: As `category_folders`, or the name of a definition cannot be used, or there is no category.
     """
-    folders = category_folders(folder)
-    texts: dict[str, list[str]] = {}
-    for name, category_texts in (definitions or {}).items():
-        texts.setdefault(checked_name(name), []).extend(category_texts)
-    images = {name: find_images(path) for name, path in folders.items()}
-    found = [
-        CategoryInput(name=name, texts=texts.get(name), images=images.get(name, []))
-        for name in sorted({*folders, *texts})
-        if images.get(name) or name in texts
-    ]
+    images = {name: find_images(path) for name, path in category_folders(folder).items()}
+    given = [CategoryInput(name=name, images=paths) for name, paths in images.items()]
+    defined = with_definitions(given, definitions or {})
+    found = [category for category in defined if category.images or category.texts is not None]
     if not found:
         raise InvalidInputError(f"{folder} has no images in its sub-folders: put those of each category in one")
     return found
+
+
+def with_definitions(
+    categories: Iterable[CategoryInput], definitions: Mapping[str, Sequence[str]]
+) -> list[CategoryInput]:
+    """Categories with their definition texts, and those that have nothing but these, sorted by name.
+
+    Args:
+        categories: Without texts, one of each name.
+        definitions: Definition texts by category.
+
+    Raises:
+        InvalidInputError: The name of a definition cannot be used.
+    """
+    texts: dict[str, list[str]] = {}
+    for name, category_texts in definitions.items():
+        texts.setdefault(checked_name(name), []).extend(category_texts)
+    by_name = {category.name: category for category in categories}
+    return [
+        replace(by_name.get(name, CategoryInput(name=name)), texts=texts.get(name))
+        for name in sorted({*by_name, *texts})
+    ]
 
 
 def category_folders(folder: Path) -> dict[str, Path]:

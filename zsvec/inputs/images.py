@@ -7,18 +7,16 @@ much memory an image takes, and `zsvec.inputs.memory` who has to wait for it.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
 import reprlib
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from inspect import CO_GENERATOR
-from itertools import chain
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, BinaryIO, TypeAlias, TypedDict, TypeGuard
@@ -32,7 +30,6 @@ from zsvec.inputs.decoding import (
     MAX_BYTES,
     Limits,
     Plan,
-    bands,
     check_array,
     decode,
     opened,
@@ -40,10 +37,14 @@ from zsvec.inputs.decoding import (
     plan_encoded,
     recognised,
 )
+from zsvec.inputs.digests import digest_of, digest_of_parts
 from zsvec.inputs.headers import Reader
 from zsvec.inputs.memory import ACCOUNT, DEFAULT
+from zsvec.inputs.regions import Region
 
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
+ImageInput: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any] | Region
+)
 
 _CHUNK = 2**20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path has one of the two slashes; a drive has one letter
@@ -129,9 +130,10 @@ def load_image(
 
     Args:
         image: A path; encoded bytes; a binary file, read from its position to the end and, if it can seek,
-            put back; a PIL image, returned itself if it needs no change and is of no file; or an array of shape
+            put back; a PIL image, returned itself if it needs no change and is of no file; an array of shape
             (height, width) or (height, width, channels), channels being 1 (grey), 2 (grey, alpha), 3 (RGB) or
-            4 (RGBA), and dtype uint8, uint16 (white is 65535), bool, or float within [0, 1].
+            4 (RGBA), and dtype uint8, uint16 (white is 65535), bool, or float within [0, 1]; or a `Region`, whose
+            image is decoded as a whole.
         max_pixels: A larger image is refused by its header. By default 100 million, of a JPEG after `side`. For TIFF,
             Pillow's own ``MAX_IMAGE_PIXELS`` is a limit too, because its decoder warns above it.
         side: Pixels to which the shorter side will be scaled. A much larger JPEG file is then decoded at 1/2, 1/4
@@ -152,35 +154,41 @@ def load_image(
 def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memory: int = DEFAULT) -> str:
     """SHA-256 of the content of an image, in hexadecimal.
 
-    The content of a path, bytes or a file is the encoded bytes, which are not decoded; that of a PIL image its size
-    and its pixels in RGB; that of an array its dtype, shape and values. The arguments are those of `load_image`.
+    The content of a path, bytes or a file is the encoded bytes, which are not decoded; that of a PIL image, and of a
+    `Region`, its size and its pixels in RGB; that of an array its dtype, shape and values. The arguments are those of
+    `load_image`.
 
     Raises:
         ImageError: The image cannot be read, or is no image by its first bytes; or it is larger than `image_memory`.
     """
     limits = Limits(max_pixels, image_memory)
     with _image_errors(image):
+        if isinstance(image, Region):
+            with ExitStack() as held:
+                return _load(image, limits, None, held, hashed=True).content_hash
         if isinstance(image, str | os.PathLike):
             with _opened_path(image) as file:
-                return _digest_of(_parts(_reader(file, image_memory)))
+                return digest_of_parts(_parts(_reader(file, image_memory)))
         if _is_file(image) and _can_seek(image):
             with _put_back(image):
-                return _digest_of(_parts(_reader(image, image_memory)))
+                return digest_of_parts(_parts(_reader(image, image_memory)))
         content = _content(image)
         if isinstance(content, Image.Image):
             plan = plan_decoded(content, limits)
             with ExitStack() as held:
                 ACCOUNT.take(plan.memory, limits.memory, held)
-                return _digest(decode(content, plan))
+                return digest_of(decode(content, plan))
         if isinstance(content, np.ndarray):
             check_array(content, limits)
         if isinstance(content, bytes):
             recognised(content[:16])
-        return _digest(content)
+        return digest_of(content)
 
 
 def source_of(image: ImageInput) -> str:
     """Name of an image in results: its path, ``name`` or ``filename``, else its kind, as ``bytes`` or ``array``."""
+    if isinstance(image, Region):
+        return f"{source_of(image.path)}#{image.fragment}"
     if isinstance(image, str | os.PathLike):
         path = os.fsdecode(image)
         return without_password(path) if _URL.match(path) else path
@@ -203,7 +211,7 @@ def taken(image: ImageInput, *, max_pixels: int | None = None, image_memory: int
     copied, and files read to their end; what cannot be read now is an error later. Paths are returned as they are. So
     are PIL images of files (`opened`), which must be read at once: a copy would be decoded, and large.
     """
-    if isinstance(image, str | os.PathLike | bytes) or opened(image):
+    if isinstance(image, str | os.PathLike | bytes | Region) or opened(image):
         return image
     try:
         content = _content(image, image_memory)
@@ -263,7 +271,7 @@ def _forgetting() -> Iterator[None]:
 def _image_errors(image: ImageInput) -> Iterator[None]:
     """Add the image's name to our errors, and map those of Pillow and of the caller's file object."""
     source = source_of(image)
-    name = repr(source) if isinstance(image, str | os.PathLike) else source
+    name = repr(source) if isinstance(image, str | os.PathLike | Region) else source
     try:
         with _forgetting():
             yield
@@ -286,6 +294,9 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
 
     A file says its size, and in its header the size of the image. Only when both have room is it read.
     """
+    if isinstance(image, Region):
+        rgb = image.cut_from(_load(image.path, limits, None, held, hashed=False).image)
+        return LoadedImage(rgb, digest_of(rgb) if hashed else "")
     plan: Plan
     content: bytes | NDArray[Any] | Image.Image
     with ExitStack() as files:
@@ -311,7 +322,7 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
             if plan.memory > expected.memory:
                 raise ImageError("it was changed while it was read; read it again")
     rgb = decode(content, plan)
-    digest = _digest(rgb if isinstance(content, Image.Image) else content) if hashed else ""
+    digest = digest_of(rgb if isinstance(content, Image.Image) else content) if hashed else ""
     return LoadedImage(rgb, digest)
 
 
@@ -424,23 +435,3 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
         if size > MAX_BYTES:
             raise ImageError(f"it has more than {MAX_BYTES:,} bytes; give a smaller image")
         yield bytes(chunk)
-
-
-def _digest_of(chunks: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _digest(content: bytes | NDArray[Any] | Image.Image) -> str:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    if isinstance(content, Image.Image):
-        kind = f"{content.mode} {content.size}"
-        parts: Iterable[bytes] = (content.crop(box).tobytes() for box in bands(content.size))
-    else:
-        kind = f"{content.dtype.str} {content.shape}"
-        boxes = bands((content.shape[1], content.shape[0]))
-        parts = (content[top:bottom].tobytes() for _, top, _, bottom in boxes)
-    return _digest_of(chain([kind.encode()], parts))

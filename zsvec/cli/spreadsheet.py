@@ -1,0 +1,56 @@
+"""Rows of CSV, in which a spreadsheet takes no text for a formula."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Callable, Iterable
+
+from zsvec.cli.process import harmless
+from zsvec.types import Prediction
+
+PREDICTION = ("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error")
+"""The fields of a prediction that are columns; `Prediction.to_dict` has all."""
+
+_END = "\r\n"
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")  # spreadsheets take the wide ones, too
+
+
+def row(values: Iterable[object]) -> str:
+    """A line of CSV with its end.
+
+    Names and paths may be anybody's. A text that begins like a formula gets an apostrophe before it, as spreadsheets
+    mark text; source: OWASP, "CSV Injection". ``None`` is an empty cell, a truth value ``true`` or ``false``.
+    """
+    line = io.StringIO()
+    csv.writer(line, lineterminator=_END).writerow(
+        [_cell(value) for value in values]
+    )  # characters of its line end are quoted
+    return line.getvalue().removesuffix(_END) + "\n"
+
+
+def print_row(values: Iterable[object]) -> None:
+    """Print a line of CSV on stdout, at once; to a terminal without any character that it could obey."""
+    line = row(values)
+    sys.stdout.write(harmless(line, but="\n") if sys.stdout.isatty() else line)
+    sys.stdout.flush()
+
+
+def prediction_printer() -> Callable[[Prediction], None]:
+    """A function that prints a prediction as a line, and before the first the names of the columns."""
+    names = iter([PREDICTION])
+
+    def show(prediction: Prediction) -> None:
+        for columns in names:
+            print_row(columns)
+        print_row(getattr(prediction, name) for name in PREDICTION)
+
+    return show
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value

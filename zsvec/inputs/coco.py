@@ -1,0 +1,226 @@
+"""Categories from annotations in COCO's format: of whole images, or of the objects in their boxes.
+
+Source of the format: Lin et al. (2014), "Microsoft COCO", arXiv:1405.0312, and its "Data format" page.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from zsvec.errors import InvalidInputError
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_group, checked_name
+from zsvec.inputs.regions import Region
+from zsvec.inputs.tables import Gathered, OnError, folder_of, opened_text, path_in
+
+_Id = int | Annotated[str, Field(max_length=200)]
+_Side = Annotated[int, Field(gt=0, lt=2**31)]
+
+
+class _Category(BaseModel):
+    id: _Id
+    name: str
+
+
+class _Picture(BaseModel):
+    id: _Id
+    file_name: str
+    width: _Side
+    height: _Side
+
+
+class _Annotation(BaseModel):
+    image_id: _Id
+    category_id: _Id
+
+
+class _Object(_Annotation):
+    bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    iscrowd: bool = False
+
+
+_KEPT = {"images", "annotations", "categories", *_Category.model_fields, *_Picture.model_fields}
+_KEPT |= _Object.model_fields.keys()
+
+_SHOWN = 5  # categories of an image that has several
+
+T = TypeVar("T", bound=BaseModel)
+A = TypeVar("A", bound=_Annotation)
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    path: Path
+    picture: _Picture
+
+
+def from_coco(
+    file: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None = None,
+    *,
+    boxes: bool = False,
+    on_error: OnError | None = None,
+) -> list[CategoryInput]:
+    """Categories from a JSON file of COCO annotations.
+
+    Args:
+        file: The JSON file, up to 1 GiB.
+        images: Folder where the paths of images begin, and which none may leave, as in `from_csv`; by default the
+            folder of the file.
+        boxes: Whether the references are the objects in their boxes, each a `Region` of its image, and those of one
+            image one group. A box is rounded outwards to whole pixels and ends with the image; crowds are left out. By
+            default the references are whole images, each of the category that its annotations name; an image without
+            any is left out.
+        on_error: Called with the error of each annotation that cannot be used, and with what is left out; by default,
+            the first that cannot be used is raised. An image of several categories is such a one, without `boxes`.
+
+    Returns:
+        The categories for `add_categories`, sorted by name. No image is read yet.
+
+    Raises:
+        InvalidInputError: The file cannot be read or is none of COCO, an annotation cannot be used, or none can.
+    """
+    file = Path(file)
+    content = _read(file)
+    gathered = Gathered(str(file), on_error)
+    names = _names(content["categories"], gathered)
+    pictures = _pictures(content["images"], folder_of(file, images), gathered)
+    (_add_boxes if boxes else _add_images)(content["annotations"], names, pictures, gathered)
+    return gathered.categories()
+
+
+def _read(file: Path) -> Mapping[str, list[Any]]:
+    with opened_text(file) as text:
+        try:
+            content = json.load(text, object_hook=lambda found: {key: found[key] for key in _KEPT & found.keys()})
+        except (ValueError, RecursionError) as exc:
+            raise InvalidInputError(f"{file} is no JSON: {exc}; give COCO annotations, or a CSV file") from exc
+    parts = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
+        raise InvalidInputError(f"{file} has no COCO annotations: it needs the lists {', '.join(parts)}")
+    return content
+
+
+def _names(rows: list[Any], gathered: Gathered) -> dict[int | str, str]:
+    names: dict[int | str, str] = {}
+    for number, row in enumerate(rows):
+        where = f"categories[{number}]"
+        category = _checked(_Category, row, where, gathered)
+        if category is None:
+            continue
+        try:
+            name = checked_name(category.name)
+        except InvalidInputError as exc:
+            gathered.refuse(where, str(exc))
+            continue
+        if names.setdefault(category.id, name) != name:
+            gathered.refuse(where, f"the id {category.id!r} is that of {names[category.id]!r} already")
+    return names
+
+
+def _pictures(rows: list[Any], folder: Path, gathered: Gathered) -> dict[int | str, _Image]:
+    pictures: dict[int | str, _Image] = {}
+    for number, row in enumerate(rows):
+        where = f"images[{number}]"
+        picture = _checked(_Picture, row, where, gathered)
+        if picture is None:
+            continue
+        try:
+            checked_group(picture.file_name)
+            image = _Image(path_in(folder, picture.file_name), picture)
+        except InvalidInputError as exc:
+            gathered.refuse(where, str(exc))
+            continue
+        if pictures.setdefault(picture.id, image) is not image:
+            gathered.refuse(where, f"the id {picture.id!r} is that of another image already")
+    return pictures
+
+
+def _add_images(
+    rows: list[Any], names: Mapping[int | str, str], pictures: Mapping[int | str, _Image], gathered: Gathered
+) -> None:
+    labels_of: dict[int | str, dict[str, None]] = {key: {} for key in pictures}
+    for number, row in enumerate(rows):
+        annotation = _known(_Annotation, row, f"annotations[{number}]", names, pictures, gathered)
+        if annotation is not None:
+            labels_of[annotation.image_id][names[annotation.category_id]] = None
+    for key, labels in labels_of.items():
+        where = f"image {key!r} ({pictures[key].picture.file_name})"
+        if len(labels) == 1:
+            gathered.add(where, next(iter(labels)), str(pictures[key].path))
+        elif labels:
+            first = ", ".join(list(labels)[:_SHOWN])
+            gathered.refuse(where, f"it shows {len(labels)} categories ({first}): take the boxes instead")
+        else:
+            gathered.leave_out(where, "it has no annotation that can be used")
+
+
+def _add_boxes(
+    rows: list[Any], names: Mapping[int | str, str], pictures: Mapping[int | str, _Image], gathered: Gathered
+) -> None:
+    for number, row in enumerate(rows):
+        where = f"annotations[{number}]"
+        annotation = _known(_Object, row, where, names, pictures, gathered)
+        if annotation is None:
+            continue
+        if annotation.iscrowd:
+            gathered.leave_out(where, "it is a crowd, not one object")
+            continue
+        image = pictures[annotation.image_id]
+        size = image.picture.width, image.picture.height
+        box = _pixels(annotation.bbox, size)
+        if box is None:
+            gathered.refuse(where, f"its box {annotation.bbox} has no pixel in an image of {size[0]} × {size[1]}")
+            continue
+        region = Region(str(image.path), box, size)
+        reference = ReferenceImage(image=region, group=image.picture.file_name)
+        gathered.add(where, names[annotation.category_id], reference)
+
+
+def _pixels(bbox: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom of a box, whole and within the image; ``None`` if nothing of it is."""
+    if min(bbox[2:]) <= 0:
+        return None
+    x, y, width, height = bbox
+    left, top = max(0, math.floor(x)), max(0, math.floor(y))
+    right, bottom = (math.ceil(min(end, side)) for end, side in ((x + width, size[0]), (y + height, size[1])))
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def _known(
+    model: type[A],
+    row: Any,
+    where: str,
+    names: Mapping[int | str, str],
+    pictures: Mapping[int | str, _Image],
+    gathered: Gathered,
+) -> A | None:
+    """The annotation, if its category and its image are in the file."""
+    annotation = _checked(model, row, where, gathered)
+    if annotation is None:
+        return None
+    if annotation.category_id not in names:
+        gathered.refuse(where, f"there is no category of the id {annotation.category_id!r}")
+    elif annotation.image_id not in pictures:
+        gathered.refuse(where, f"there is no image of the id {annotation.image_id!r} that can be used")
+    else:
+        return annotation
+    return None
+
+
+def _checked(model: type[T], row: Any, where: str, gathered: Gathered) -> T | None:
+    try:
+        return model.model_validate(row)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_context=False)[0]
+        field = "".join(f"{part}: " for part in first["loc"][:1])
+        gathered.refuse(where, f"{field}{first['msg']}. Got {reprlib.repr(first['input'])}")
+        return None

@@ -1,0 +1,313 @@
+"""Categories from tables of images with labels: CSV files, data frames, data sets of torchvision and Hugging Face.
+
+A file is data from anywhere: the paths in it may not leave the folder of the images. Paths in a frame or a data set are
+those of the program that made it, and are taken as they are. No image is read before its category is built.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, TypeAlias
+
+from zsvec.errors import InvalidInputError
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
+from zsvec.trust import inside
+
+OnError: TypeAlias = Callable[[InvalidInputError], object]
+
+DELIMITERS = ",;\t|"
+LARGEST_FILE = 2**30  # bytes; what is kept of a row takes about as much memory as the row
+_LONGEST_PATH = 4096  # characters; no common file system takes more
+_LONGEST_LINE = 2**20  # characters: a file without line ends is not read as a whole
+
+
+class Gathered:
+    """Images by label. Rows that give none are told to `on_error`; without it, the first is raised."""
+
+    def __init__(self, table: str, on_error: OnError | None) -> None:
+        self._table = table
+        self._on_error = on_error
+        self._names: dict[object, str] = {}
+        self._images: dict[str, list[Any]] = {}
+
+    def add(self, row: str, label: object, image: Any) -> None:
+        """Add the image of a row to the category of its label; a label that cannot be a name is told."""
+        try:
+            name = self._names[label] if isinstance(label, str) and label in self._names else checked_name(label)
+        except InvalidInputError as exc:
+            self.refuse(row, str(exc))
+            return
+        self._names[label] = name
+        self._images.setdefault(name, []).append(image)
+
+    def refuse(self, row: str, reason: str) -> None:
+        """Tell that a row cannot be used, or raise that as an error."""
+        error = InvalidInputError(f"{self._table}, {row}: {reason}")
+        if self._on_error is None:
+            raise error
+        self._on_error(error)
+
+    def leave_out(self, row: str, reason: str) -> None:
+        """Tell that a row is no image of one category, which is no error."""
+        if self._on_error is not None:
+            self.refuse(row, reason)
+
+    def categories(self, images: Callable[[list[Any]], Iterable[Any]] = list) -> list[CategoryInput]:
+        """The categories, sorted by name.
+
+        Args:
+            images: Makes the images of a category from what was added to it.
+
+        Raises:
+            InvalidInputError: There is no category.
+        """
+        if not self._images:
+            raise InvalidInputError(f"{self._table} has no image with a label that can be used; mend or replace it")
+        return [CategoryInput(name=name, images=images(self._images[name])) for name in sorted(self._images)]
+
+
+def from_csv(
+    file: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None = None,
+    *,
+    path: str = "path",
+    label: str = "label",
+    on_error: OnError | None = None,
+) -> list[CategoryInput]:
+    """Categories from a CSV file with a row for each image: its path and its label.
+
+    The file is UTF-8, its first line names the columns, and the delimiter, one of ``, ; | tab``, is the one with which
+    that line has both. Other columns are ignored. One image may have several labels, each in a row.
+
+    Args:
+        file: The CSV file, up to 1 GiB.
+        images: Folder where relative paths begin, and which no path may leave, neither by ``..``, nor as an absolute
+            path, nor by a symbolic link; by default the folder of the file.
+        path: Name of the column of paths.
+        label: Name of the column of labels.
+        on_error: Called with the error of each row that cannot be used, which is then left out; by default, the first
+            is raised.
+
+    Returns:
+        The categories for `add_categories`, sorted by name. Their images are paths, not read yet.
+
+    Raises:
+        InvalidInputError: The file cannot be read or is no such CSV, a row cannot be used, or no row can.
+    """
+    file = Path(file)
+    folder = folder_of(file, images)
+    gathered = Gathered(str(file), on_error)
+    lines = _lines(file)
+    delimiter, columns = _columns(file, next(lines, ""), path, label)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        for row in rows:
+            where = f"line {rows.line_num + 1}"
+            if row and len(row) != len(columns):
+                gathered.refuse(where, f"{len(row)} columns where the first line has {len(columns)}; quote its text")
+            elif row:
+                _add_path(gathered, where, folder, row[columns.index(path)], row[columns.index(label)])
+    except csv.Error as exc:
+        raise InvalidInputError(f"{file} is no CSV after line {rows.line_num + 1}: {exc}; mend it") from exc
+    return gathered.categories()
+
+
+def from_frame(
+    frame: Any, *, path: str = "path", label: str = "label", on_error: OnError | None = None
+) -> list[CategoryInput]:
+    """Categories from a pandas or polars data frame with a row for each image: its path and its label.
+
+    Args:
+        frame: The frame. Relative paths begin in the working directory.
+        path: Name of the column of paths.
+        label: Name of the column of labels, text.
+        on_error: Called with the error of each row that cannot be used, which is then left out; by default, the first
+            is raised.
+
+    Returns:
+        As `from_csv`.
+
+    Raises:
+        InvalidInputError: It is no frame with these columns, a row cannot be used, or no row can.
+    """
+    if hasattr(frame, "collect"):
+        raise InvalidInputError(f"{type(frame).__name__} is lazy: give its collect()")
+    try:
+        columns = list(frame.columns)
+        if columns.count(path) != 1 or columns.count(label) != 1:
+            raise InvalidInputError(
+                f"a frame needs one column {path!r} and one {label!r}; give their names as path and label. "
+                f"Got {reprlib.repr(columns)}"
+            )
+        rows = zip(frame[path], frame[label], strict=True)
+    except (AttributeError, TypeError) as exc:
+        raise InvalidInputError(f"a frame must be one of pandas or polars. Got {reprlib.repr(frame)} instead") from exc
+    gathered = Gathered("the frame", on_error)
+    for number, (image, name) in enumerate(rows):
+        if isinstance(image, str | os.PathLike) and os.fspath(image):
+            gathered.add(f"row {number}", name, image)
+        else:
+            gathered.refuse(f"row {number}", f"a path must be text that is not empty. Got {reprlib.repr(image)}")
+    return gathered.categories()
+
+
+def from_dataset(
+    dataset: Any, *, image: str | None = None, label: str | None = None, on_error: OnError | None = None
+) -> list[CategoryInput]:
+    """Categories from a torchvision ``ImageFolder``, or a Hugging Face ``Dataset`` with ``Image`` and ``ClassLabel``.
+
+    Images are decoded by zsvec, within its limits and at its own sizes: transforms and formats of the data set are not
+    applied. A Hugging Face image that is not in the data set but beside it is read by its path, as ``datasets`` does.
+
+    Args:
+        dataset: The data set; one split of a ``DatasetDict``, and no stream.
+        image: Column of the images of a Hugging Face data set; by default the only one of type ``Image``.
+        label: Column of its labels; by default the only one of type ``ClassLabel``.
+        on_error: Called with the error of each row that cannot be used, which is then left out; by default, the first
+            is raised.
+
+    Returns:
+        The categories for `add_categories`, sorted by name. Their images are read when they are iterated.
+
+    Raises:
+        InvalidInputError: It is no such data set, a row cannot be used, or no row can.
+    """
+    gathered = Gathered("the data set", on_error)
+    if hasattr(dataset, "samples") and hasattr(dataset, "classes"):
+        for number, (path, position) in enumerate(dataset.samples):
+            gathered.add(f"row {number}", dataset.classes[position], path)
+        return gathered.categories()
+    features = getattr(dataset, "features", None)
+    if features is None or not hasattr(dataset, "select_columns") or not hasattr(dataset, "__len__"):
+        raise InvalidInputError(
+            "a data set must be a torchvision ImageFolder or a Hugging Face Dataset, of a DatasetDict one split. Got "
+            f"{type(dataset).__name__} instead"
+        )
+    image, label = _feature(features, "Image", image), _feature(features, "ClassLabel", label)
+    plain = dataset.with_format(None)
+    names = features[label].names
+    for number, position in enumerate(plain[label]):
+        if isinstance(position, int) and 0 <= position < len(names):
+            gathered.add(f"row {number}", names[position], number)
+        else:
+            gathered.refuse(f"row {number}", f"it has no label. Got {position}")
+    pictures = plain.select_columns([image]).cast_column(image, type(features[image])(decode=False))
+    return gathered.categories(lambda rows: _Pictures(pictures, image, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    """Encoded images of some rows of a Hugging Face data set; can be iterated again."""
+
+    dataset: Any
+    column: str
+    rows: Sequence[int]
+
+    def __iter__(self) -> Iterator[ReferenceImage]:
+        for row in self.rows:
+            found = self.dataset[row][self.column] or {}
+            path = found.get("path")
+            content = found.get("bytes")
+            # nothing at all is an empty image: reported like any other that cannot be read
+            yield ReferenceImage(image=content or path or b"", source=path or f"row {row}")
+
+
+def _feature(features: Any, kind: str, name: str | None) -> str:
+    """The column of a kind of features: the given one, or the only one."""
+    found = [column for column, feature in features.items() if type(feature).__name__ == kind]
+    if name is None and len(found) == 1:
+        return str(found[0])
+    if name in found:
+        return str(name)
+    argument = "image" if kind == "Image" else "label"
+    raise InvalidInputError(
+        f"a data set needs one column of type {kind}; give its name as {argument}. Got {argument}={name!r} and "
+        f"{', '.join(map(str, found)) or 'none'} of {', '.join(map(str, features))}"
+    )
+
+
+@contextmanager
+def opened_text(file: Path) -> Iterator[TextIO]:
+    """A text file that is not larger than `LARGEST_FILE`, open; what is wrong with it is one error of ours.
+
+    Raises:
+        InvalidInputError: It is no file, too large, not UTF-8, or cannot be read.
+    """
+    try:
+        if not os.path.isfile(file):  # noqa: PTH113 - is_file raises for a name that is too long
+            raise InvalidInputError(f"{file} is no file: give one that exists")
+        if (size := file.stat().st_size) > LARGEST_FILE:
+            raise InvalidInputError(f"{file} has {size:,} bytes, more than {LARGEST_FILE:,}: divide it")
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            yield text
+    except OSError as exc:
+        raise InvalidInputError(f"{file} cannot be read: {exc.strerror}; check its permissions") from exc
+    except UnicodeDecodeError as exc:
+        raise InvalidInputError(f"{file} is not UTF-8: {exc.reason} ({exc.object[exc.start]:#x}); save it so") from exc
+
+
+def folder_of(file: Path, images: str | os.PathLike[str] | None) -> Path:
+    """The folder of the images that a file names.
+
+    Raises:
+        InvalidInputError: It is no folder.
+    """
+    folder = file.parent if images is None else Path(images)
+    if not os.path.isdir(folder):  # noqa: PTH112 - as above
+        raise InvalidInputError(f"the folder of images {folder} is no folder: give one that exists")
+    return folder
+
+
+def path_in(folder: Path, path: str) -> Path:
+    """A path that a file names, below a folder.
+
+    Raises:
+        InvalidInputError: It is empty or a URL, leads out of the folder, or to nothing.
+    """
+    if not path.strip():
+        raise InvalidInputError("the path is empty; name an image")
+    if len(path) > _LONGEST_PATH:
+        raise InvalidInputError(
+            f"a path may have at most {_LONGEST_PATH:,} characters. Got {len(path):,}, {path[:40]!r}…"
+        )
+    if "://" in path:
+        raise InvalidInputError(f"URLs are not fetched: download {path!r}, and give its path")
+    found = inside(folder, folder / path)
+    if not os.path.exists(found):  # noqa: PTH110 - Path.exists raises for a name that is too long
+        raise InvalidInputError(f"there is no {str(found)!r}: check the path, and the folder of the images")
+    return found
+
+
+def _add_path(gathered: Gathered, row: str, folder: Path, path: str, label: str) -> None:
+    try:
+        image = path_in(folder, path)
+    except InvalidInputError as exc:
+        gathered.refuse(row, str(exc))
+    else:
+        gathered.add(row, label, str(image))
+
+
+def _lines(file: Path) -> Iterator[str]:
+    with opened_text(file) as text:
+        while line := text.readline(_LONGEST_LINE):
+            if len(line) == _LONGEST_LINE:
+                raise InvalidInputError(f"{file} is no CSV: it has a line of {_LONGEST_LINE:,} characters or more")
+            yield line
+
+
+def _columns(file: Path, header: str, path: str, label: str) -> tuple[str, list[str]]:
+    """The delimiter with which the header names both columns, and the names of all."""
+    for delimiter in DELIMITERS:
+        columns = [name.strip() for name in header.rstrip("\r\n").split(delimiter)]
+        columns = [name[1:-1] if name[:1] == name[-1:] == '"' else name for name in columns]
+        if columns.count(path) == 1 and columns.count(label) == 1:
+            return delimiter, columns
+    raise InvalidInputError(
+        f"the first line of {file} must name the columns {path} and {label}. Got {reprlib.repr(header.strip())}"
+    )

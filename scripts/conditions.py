@@ -20,7 +20,6 @@ is better by more than two standard errors of their difference.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,12 +113,12 @@ def shown(name: str, measured: Mapping[str, Condition], strategies: Sequence[str
             table.add_row(
                 f"  {strategy}",
                 _mean(values, "top1", 1),
-                "" if strategy == baseline else _gain(values["top1"], 2),
+                "" if strategy == baseline else values["top1"].gained(2),
                 _mean(values, "nll", 3),
-                "" if strategy == baseline else _gain(values["nll"], 3),
+                "" if strategy == baseline else values["nll"].gained(3),
                 f"{values['ece'].mean:.1f} ({values['floor'].mean:.1f})",
                 *(_mean(values, key, 1) for key in ("unknown", "auroc", "few")),
-                _gain(against, 1),
+                against.gained(1),
                 "(below)" * below(against),
             )
     return table
@@ -131,15 +130,7 @@ def below(against: Compared) -> bool:
 
 
 def _mean(values: Mapping[str, Compared], key: str, digits: int) -> str:
-    return f"{values[key].mean:.{digits}f}{_error(values[key].error, digits)}" if key in values else ""
-
-
-def _gain(value: Compared, digits: int) -> str:
-    return f"{value.gain:+.{digits}f}{_error(value.gain_error, digits)}"
-
-
-def _error(error: float, digits: int) -> str:
-    return "" if math.isnan(error) else f" ±{error:.{digits}f}"
+    return values[key].shown(digits) if key in values else ""
 
 
 if __name__ == "__main__":

@@ -1161,6 +1161,81 @@ def test_a_store_that_cannot_be_calibrated(
     assert Path(os.environ["ZSVEC_STORE"]).exists() == bool(content)
 
 
+# ---- audit
+
+
+def test_audit_json(filled: Callable[..., Result], colours: Path, hash_encoders: Loading) -> None:
+    add_images(colours, range(3, 12))
+    for number, (colour, other) in enumerate(itertools.permutations(COLOURS, 2)):
+        (colours / colour / f"{other} {number}.png").write_bytes(encode(coloured(other, 20 + number)))
+    (colours / "red" / "copy of blue.png").write_bytes((colours / "blue" / "0.png").read_bytes())
+    assert filled("import", colours).code == 0
+    before, embedded = filled("list --json").objects, hash_encoders.embedded()
+    result = filled("audit --json")
+    assert (result.code, result.err) == (0, "")
+    summary, *findings = result.objects
+    assert summary == {
+        "finding": "summary",
+        "images": 43,
+        "judged": 43,
+        "calibrated": True,
+        **{kind: summary[kind] for kind in ("labels", "duplicates", "outliers", "thin", "confusions")},
+    }
+    labels = [one for one in findings if one["finding"] == "label"]
+    assert len(labels) == summary["labels"] == 7
+    assert all(one["instead"] in Path(one["source"]).name for one in labels)
+    assert [one["probability"] for one in labels] == sorted((one["probability"] for one in labels), reverse=True)
+    (pair,) = [one for one in findings if one["finding"] == "duplicates" and one["across"] and one["likeness"] > 0.9999]
+    assert [image["category"] for image in pair["images"]] == ["blue", "red"]
+    assert (filled("list --json").objects, hash_encoders.embedded()) == (before, embedded)
+
+
+def test_audit_for_people(filled: Callable[..., Result], colours: Path) -> None:
+    result = filled("audit")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines()[-1].startswith("9 reference images, 9 of them judged by the others")
+    for number, (colour, other) in enumerate([*itertools.permutations(COLOURS, 2)] * 2):
+        (colours / colour / f"{other} {number}.png").write_bytes(encode(coloured(other, 20 + number)))
+    add_images(colours, range(3, 12))
+    assert filled("import", colours).code == 0
+    lines = filled("audit").out.splitlines()
+    assert lines[0] == "12 reference images probably under a wrong category:"
+    assert "and 2 more: --json and --html name all" in lines
+    assert lines[-1] == "48 reference images, 48 of them judged by the others"
+
+
+def test_audit_without_a_calibration(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("add red --text red").code == 0
+    result = cli("audit")
+    assert (result.code, result.out) == (0, "0 reference images, 0 of them judged by the others; nothing is doubtful\n")
+    assert result.err == (
+        "labels are not judged without a calibration: `zsvec calibrate` makes it, where there are two categories with "
+        "images\n"
+    )
+    assert cli("audit --json").objects[0]["calibrated"] is False
+
+
+def test_audit_writes_a_page(filled: Callable[..., Result]) -> None:
+    result = filled("audit --html audit.html")
+    assert (result.code, result.err) == (0, "page: audit.html\n")
+    assert "9 reference images" in Path("audit.html").read_text(encoding="utf-8")
+    assert filled("audit --json --html audit.html").objects[0]["images"] == 9
+    result = filled("audit --html missing/audit.html")
+    assert (result.code, result.out.splitlines()[-1][:18]) == (2, "9 reference images")
+    assert "missing/audit.html' cannot be written" in result.err
+
+
+def test_audit_shows_control_characters_and_obeys_none(filled: Callable[..., Result], colours: Path) -> None:
+    for seed in range(2):
+        (colours / "red" / f"\x1b[2J[bold]{seed}.png").write_bytes(encode(coloured("blue", 30 + seed)))
+    assert filled("import", colours).code == 0
+    add_images(colours, range(3, 12))
+    assert filled("import", colours).code == 0
+    out = filled("audit").out
+    assert "\x1b" not in out
+    assert "[bold]0.png" in out
+
+
 # ---- wrong usage
 
 

@@ -52,14 +52,16 @@ def test_a_set_is_embedded_with_bursts(folder: Path) -> None:
     assert {name: len(numbers) for name, numbers in images.pool.items()} == dict.fromkeys(COLOURS, 12)
     assert list(images.unknown) == [36, 37]
     made = [number for numbers in images.bursts.values() for number in numbers]
-    assert sorted(made) == list(range(38, 38 + 36 * 4))
-    assert {name: vectors.shape for name, vectors in images.vectors.items()} == {"clip": (182, 32), "dino": (182, 16)}
+    assert sorted([*made, *images.copies.values()]) == list(range(38, 38 + 36 * 5))
+    assert {name: vectors.shape for name, vectors in images.vectors.items()} == {"clip": (218, 32), "dino": (218, 16)}
     (clip,) = images.texts.values()
     np.testing.assert_array_equal(clip[0], two_encoders()[0].encode_texts(["a photo of blue"])[0])
     # The first of a burst is the image in a mirror.
     image = Image.open(folder / "references" / "blue" / "0.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     mirrored = two_encoders()[1].encode_images([image])[0]
     np.testing.assert_allclose(images.vectors["dino"][images.bursts[0][0]], mirrored, atol=1e-6)
+    # The copy is nearly the image.
+    assert 0.9 < images.vectors["dino"][images.copies[0]] @ images.vectors["dino"][0] < 1
 
 
 @pytest.mark.usefixtures("script")

@@ -15,6 +15,7 @@ from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
 from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreError
+from zsvec.method.calibration import Calibration
 from zsvec.testing import HashEncoder
 from zsvec.types import Modality
 
@@ -163,3 +164,61 @@ def test_what_cannot_be_changed_stays(
     with pytest.raises(error, match=says):
         change(pets.references)
     assert pets.categories() == before
+
+
+# ---- references that count less
+
+
+def open_weighing(suspects: str) -> Classifier:
+    encoder = HashEncoder(dim=16)
+    vectors = clusters(np.random.default_rng(1), dict.fromkeys(NAMES, 12), signal=3.0)
+    classifier = zsvec.open(":memory:", encoders=[encoder], suspects=suspects)
+    rows = {name: list(vectors[name].values()) for name in NAMES}
+    classifier.add_categories(
+        CategoryInput(name=name, texts=[], vectors={f"{encoder.name}:image": rows[NAMES[i - 1]][:2] + rows[name][2:]})
+        for i, name in enumerate(NAMES)
+    )
+    return classifier
+
+
+def test_doubtful_references_count_less_where_that_is_asked_for() -> None:
+    probabilities = {}
+    for wanted in ("keep", "down-weight"):
+        with open_weighing(wanted) as clf:
+            made = Calibration.from_dict(clf.store.calibration())
+            assert made is not None
+            (background,) = made.backgrounds.values()
+            doubtful = {(name, digest) for name, by_hash in background.weights.items() for digest in by_hash}
+            told = clf.references.suspects()
+            assert len(told) == 12  # they go on being told
+            assert doubtful == ({(one.category, one.hash) for one in told} if wanted == "down-weight" else set())
+            assert clf.calibrate().calibration.backgrounds.keys() == made.backgrounds.keys()
+            vectors = clusters(np.random.default_rng(1), dict.fromkeys(NAMES, 12), signal=3.0)
+            answers = clf.classify_vectors({"hash": [list(vectors[name].values())[5] for name in NAMES]})
+            assert {answer.fusion for answer in answers} == {"log_linear_gda"}
+            assert [answer.nearest for answer in answers] == list(NAMES)
+            centred = {
+                name: clf._searcher.references()[0]["hash:image"].sum_up(background).take(i)
+                @ vectors[name][f"{name}005"]
+                for i, name in enumerate(NAMES)
+            }
+            probabilities[wanted] = centred
+    assert all(probabilities["down-weight"][name] > probabilities["keep"][name] for name in NAMES)
+
+
+def test_weights_stay_while_the_background_does() -> None:
+    with open_weighing("down-weight") as clf:
+        before = Calibration.from_dict(clf.store.calibration())
+        added = clusters(np.random.default_rng(3), {"a": 1}, signal=3.0)["a"]
+        clf.add_category("a", vectors={"hash:image": list(added.values())})
+        after = Calibration.from_dict(clf.store.calibration())
+    assert before is not None
+    assert after is not None
+    assert after.revision > before.revision
+    assert after.backgrounds == before.backgrounds
+    assert after.backgrounds["hash:image"].weights
+
+
+def test_another_word_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="suspects"):
+        zsvec.open(":memory:", encoders=[HashEncoder()], suspects="drop")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from numbers import Real
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from zsvec.config import Settings
 from zsvec.embedding import Vectors
 from zsvec.errors import InvalidInputError, StoreError
-from zsvec.method.calibration import Calibration, LogLinear, other_aggregation, uncalibrated
+from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
 from zsvec.method.fit import (
     FALSE_UNKNOWN_RATE,
     CalibrationReport,
@@ -20,17 +19,17 @@ from zsvec.method.fit import (
     fit_calibration,
     holds,
     largest_sample,
-    learn_backgrounds,
     quality,
     quality_of,
 )
 from zsvec.method.fusion import STRATEGIES
-from zsvec.method.leave_one_out import LeftOut, each_left_out
+from zsvec.method.judgement import judge, weighed_down
+from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.logits import softmax
 from zsvec.method.pooled import pooled_evidence
 from zsvec.method.scale import fit_scale, scaled
 from zsvec.method.similarities import References, category_names, image_experts
-from zsvec.method.suspects import Suspect, most_doubtful_first, suspects
+from zsvec.method.suspects import Suspect, Verdict, suspects, verdicts
 from zsvec.search.searcher import Searcher
 from zsvec.store import Census, Store
 from zsvec.types import encoder_and_modality
@@ -60,6 +59,7 @@ class Calibrator:
         self._fusion = STRATEGIES[settings.fusion]
         self._automatic = settings.calibration == "auto"
         self._wanted_rate = settings.false_unknown_rate
+        self._weigh = settings.suspects == "down-weight"
 
     @property
     def false_unknown_rate(self) -> float:
@@ -101,12 +101,12 @@ class Calibrator:
         if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
             before = self._pool(former) if calibration.classwise else former.aggregations
         after = self._pool(calibration)
-        doubtful = suspects(references, calibration, sample)
+        doubtful = suspects(references, verdicts(references, calibration, sample))
         return CalibrationReport(calibration, quality(before, sample), quality(after, sample), doubtful, *by_label)
 
     def check_labels(self, names: Sequence[str]) -> None:
         """Raise InvalidInputError where a label is no category of the store."""
-        self._check_labels(names, self._references()[0])
+        self._check_labels(names, self.references())
 
     def _check_labels(self, names: Sequence[str], references: Mapping[str, References]) -> None:
         if unknown := sorted(set(names) - set(category_names(references))):
@@ -137,24 +137,32 @@ class Calibrator:
         Raises:
             StoreError: There is no calibration for these experts and this aggregation.
         """
-        references, _ = self._references()
-        present = self._present()
-        if present is None or not present.fits(references, self._aggregation, self._top_m):
+        references = self.references()
+        said = self.verdicts(references)
+        if said is None:
             raise StoreError(
                 f"{self._store.location} has no calibration that says how often a label is wrong: calibrate it with "
                 "`zsvec calibrate` or clf.calibrate()"
             )
-        backgrounds = learn_backgrounds(references) if present.classwise else {}
-        if not backgrounds:
-            present = replace(present, classwise=None)  # a category has too few images by now
-        blocks = each_left_out(
-            references,
-            (self._aggregation, other_aggregation(self._aggregation)),
-            self._top_m,
-            largest_sample(len(category_names(references))),
-            backgrounds,
-        )
-        return most_doubtful_first(found for block in blocks for found in suspects(references, present, block))
+        return suspects(references, said)
+
+    def verdicts(self, references: Mapping[str, References]) -> list[Verdict] | None:
+        """What the present calibration says of the categories of all reference images.
+
+        Args:
+            references: From `references`.
+
+        Returns:
+            ``None`` where there is no calibration for these experts and this aggregation.
+        """
+        present = self._present()
+        if present is None or not present.fits(references, self._aggregation, self._top_m):
+            return None
+        return judge(references, present)
+
+    def references(self) -> dict[str, References]:
+        """The references of the experts in use, read from the store."""
+        return self._references()[0]
 
     def calibrate_if_cheap(self) -> None:
         """Calibrate after a write if that is cheap and the stored calibration is outdated; else it turns stale.
@@ -201,7 +209,7 @@ class Calibrator:
         false_unknown_rate: float,
         former: Calibration | None = None,
     ) -> tuple[Calibration, LeftOut] | None:
-        return fit_calibration(
+        made = fit_calibration(
             references,
             self._temperatures,
             revision=revision,
@@ -210,6 +218,9 @@ class Calibrator:
             false_unknown_rate=false_unknown_rate,
             former=former,
         )
+        if made is None or not self._weigh or (former and made[0].backgrounds == former.backgrounds):
+            return made  # backgrounds that stay have their weights
+        return weighed_down(references, *made), made[1]
 
     def _keep(self, calibration: Calibration | None) -> None:
         """Keep a calibration with the store; none, where the store cannot be calibrated any more."""

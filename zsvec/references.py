@@ -7,6 +7,7 @@ from typing import Any
 
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
+from zsvec.curation.audit import Audit, audit
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import CategoryInput, as_words, checked_metadata, checked_name
 from zsvec.method.suspects import Suspect
@@ -133,6 +134,19 @@ class StoredReferences:
             StoreError: There is no calibration for the experts and the aggregation in use.
         """
         return self._calibrator.suspects()
+
+    def audit(self) -> Audit:
+        """What is doubtful among the reference images, of each kind the most doubtful first; nothing is changed.
+
+        Labels, as `suspects` judges them; the same picture twice; images that are like no other; categories with too
+        few different images; and pairs of categories whose images are taken for each other. Without a calibration,
+        labels and confusions are missing. All vectors are read into the process once; beyond them, memory grows with
+        the number of images, and the time with its square.
+
+        Raises:
+            StoreError: References cannot be read.
+        """
+        return audit(self._calibrator)
 
 
 def _hashes(given: str | Collection[str]) -> frozenset[str]:

@@ -25,6 +25,7 @@ from zsvec.evaluation.metrics import (
 from zsvec.method.aggregation import aggregate_experts, classwise_similarities
 from zsvec.method.calibration import CENTRED, GDA, Calibration
 from zsvec.method.fit import expected_calibration_error, fit_calibration
+from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.scoring import Scoring
 from zsvec.method.similarities import References, SearchResult, category_names, image_experts
 from zsvec.search.numpy_index import compare
@@ -40,12 +41,14 @@ class Asked:
         trial: The references, and the images to classify.
         references: By expert.
         calibration: Learned from them, with all that any strategy takes; ``None`` if they teach nothing.
+        sample: What it was learned from; ``None`` likewise.
     """
 
     images: Images
     trial: Trial
     references: Mapping[str, References]
     calibration: Calibration | None
+    sample: LeftOut | None
 
     @classmethod
     def of(cls, images: Images, trial: Trial) -> Asked:
@@ -71,7 +74,7 @@ class Asked:
             top_m=scoring.top_m,
             false_unknown_rate=trial.rate,
         )
-        return cls(images, trial, references, fitted[0] if fitted else None)
+        return cls(images, trial, references, *(fitted or (None, None)))
 
     def found(self, numbers: Numbers) -> SearchResult:
         """Some images, compared with the references."""
@@ -162,6 +165,18 @@ class Compared:
     def to_dict(self) -> dict[str, float | None]:
         """For JSON, which has no NaN."""
         return {key: None if np.isnan(value) else value for key, value in vars(self).items()}
+
+    def shown(self, digits: int) -> str:
+        """The mean with its error, where there is one."""
+        return f"{self.mean:.{digits}f}{_error(self.error, digits)}"
+
+    def gained(self, digits: int) -> str:
+        """The gain likewise."""
+        return f"{self.gain:+.{digits}f}{_error(self.gain_error, digits)}"
+
+
+def _error(error: float, digits: int) -> str:
+    return "" if np.isnan(error) else f" ±{error:.{digits}f}"
 
 
 @dataclass

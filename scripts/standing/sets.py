@@ -1,7 +1,8 @@
-"""Sets of images, embedded once, with what a burst of each image would show."""
+"""Sets of images, embedded once, with what a burst of each image would show, and each image saved again."""
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from zsvec.inputs.folders import find_images, read_categories
 from zsvec.inputs.images import load_image
 
 progress = Console(stderr=True)
-_BATCH = 16  # images that are embedded at once, each with four that are made from it
+_BATCH = 16  # images that are embedded at once, each with five that are made from it
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Images:
         unknown: Numbers of the images of no category.
         most: References of a category, at most; the others are photos.
         bursts: By image of the pool, numbers of the images that are made from it.
+        copies: By image of the pool, the number of that which was saved again.
     """
 
     name: str
@@ -46,10 +48,11 @@ class Images:
     unknown: Sequence[int]
     most: int
     bursts: Mapping[int, Sequence[int]]
+    copies: Mapping[int, int]
 
 
 def embed(folder: Path, encoders: EncoderSet, prompts: Mapping[str, str]) -> Images:
-    """Read and embed a set, with four variants of each image of a category.
+    """Read and embed a set, with four variants of each image of a category, and a copy.
 
     Args:
         folder: With ``references`` and ``photos``, and possibly ``unknown``.
@@ -67,8 +70,8 @@ def embed(folder: Path, encoders: EncoderSet, prompts: Mapping[str, str]) -> Ima
     batches = range(0, len(paths), _BATCH)
     for first in track(batches, f"embedding {folder.name}", console=progress, transient=True):
         images = [load_image(path) for path in paths[first : first + _BATCH]]
-        bursts = [variant for image in images[: max(0, pooled - first)] for variant in variants(image)]
-        for encoder, vectors in encoders.encode_images([encoders.preprocess(one) for one in images + bursts]).items():
+        others = [made for one in images[: max(0, pooled - first)] for made in (*variants(one), saved_again(one))]
+        for encoder, vectors in encoders.encode_images([encoders.preprocess(one) for one in images + others]).items():
             found[encoder].append(vectors[: len(images)])
             made[encoder].append(vectors[len(images) :])
     categories = read_categories(folder / "references")
@@ -86,7 +89,8 @@ def embed(folder: Path, encoders: EncoderSet, prompts: Mapping[str, str]) -> Ima
         pool=pool,
         unknown=range(pooled, len(paths)),
         most=min(sum(name == wanted for _, name in references) for wanted in pool),
-        bursts={number: range(len(paths) + 4 * number, len(paths) + 4 * number + 4) for number in range(pooled)},
+        bursts={number: range(len(paths) + 5 * number, len(paths) + 5 * number + 4) for number in range(pooled)},
+        copies={number: len(paths) + 5 * number + 4 for number in range(pooled)},
     )
 
 
@@ -101,3 +105,11 @@ def variants(image: Image.Image) -> list[Image.Image]:
     mirrored = ImageOps.mirror(image)
     blurred = cropped(mirrored, 0.9, 0.5, 1).filter(ImageFilter.GaussianBlur(max(image.size) / 150))
     return [mirrored, cropped(image, 0.9, 0, 0), cropped(image, 0.85, 1, 0.7), blurred]
+
+
+def saved_again(image: Image.Image) -> Image.Image:
+    """As a JPEG, at nine tenths of its size."""
+    smaller = image.convert("RGB").resize((max(1, round(0.9 * image.width)), max(1, round(0.9 * image.height))))
+    file = io.BytesIO()
+    smaller.save(file, "JPEG", quality=75)
+    return Image.open(file)

@@ -154,9 +154,31 @@ def _uneven(draw: Draw) -> Iterator[Trial]:
 def _spoiled(draw: Draw, whole: Sequence[tuple[int, str]]) -> Iterator[Trial]:
     """Wrong labels, pictures in two categories, and bursts."""
     for share in (0.2, 0.5):
-        wrong = [(number, draw.another(name) if draw.random.random() < share else name) for number, name in whole]
-        yield Trial(wrong, {f"{share:.0%} wrong labels": draw.everything()}, draw.truth)
+        yield Trial(_mislabelled(draw, whole, share), {f"{share:.0%} wrong labels": draw.everything()}, draw.truth)
     twins = [(number, draw.another(name)) for number, name in whole if draw.random.random() < 0.2]
     yield Trial([*whole, *twins], {"20% in another category too": draw.everything()}, draw.truth)
     burst = [(made, name) for number, name in whole for made in (number, *draw.images.bursts[number])]
     yield Trial(burst, {"bursts of 5": draw.everything()}, draw.truth)
+
+
+def _mislabelled(draw: Draw, whole: Sequence[tuple[int, str]], share: float) -> list[tuple[int, str]]:
+    """The same images, a share of which is under any other category."""
+    return [(number, draw.another(name) if draw.random.random() < share else name) for number, name in whole]
+
+
+def doubtful(images: Images, count: int, wrong: float, copied: float, seed: int) -> Trial:
+    """References some of which are wrong.
+
+    Args:
+        images: Of the set.
+        count: References a category.
+        wrong: Share of them that is under another category.
+        copied: Share of them that is saved again: every other one in its category, the others in another one.
+        seed: Of the draw.
+    """
+    draw = Draw(images, seed)
+    rows = _mislabelled(draw, draw.equal(count), wrong)
+    chosen = [rows[i] for i in draw.random.permutation(len(rows))[: round(copied * len(rows))]]
+    copies = [(images.copies[number], draw.another(name) if i % 2 else name) for i, (number, name) in enumerate(chosen)]
+    truth = draw.truth | {images.copies[number]: draw.truth[number] for number, _ in chosen}
+    return Trial([*rows, *copies], {"": draw.everything()}, truth)

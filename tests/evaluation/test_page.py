@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason='pip install "zsvec[report]"')
 
-from tests.evaluation.test_report import EVIL, Page
+from tests.evaluation.page import Page
+from tests.evaluation.test_report import EVIL
 from zsvec.evaluation.evaluate import Accuracy, Evaluation, Judged, Outcome
 from zsvec.evaluation.page import page_of
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,3 +89,46 @@ def test_means_that_nobody_asked_for_are_not_made() -> None:
     after.succeed(before, {"b"})
     assert not {"class_means", "root_means"} & after.__dict__.keys()
     assert after.class_means.counts.tolist() == [1, 2]
+
+
+# ---- references that count less than others
+
+
+def test_weighted_means_by_hand() -> None:
+    rows, starts = Rows([np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)]), np.array([0, 2, 3])
+    found = ClassMeans.of("ab", rows, starts).weighed({0: np.array([1.0, 0.25], np.float32)}, rows, starts)
+    assert all_means(found) == pytest.approx(np.array([[0.8, 0.2], [0.6, 0.8]]))
+    assert found.counts.tolist() == [1, 1]  # 1.25 references
+    roots = ClassMeans.of("ab", rows, starts, of_roots=True).weighed({1: np.array([0.5], np.float32)}, rows, starts)
+    assert all_means(roots)[1] == pytest.approx(np.sqrt([0.6, 0.8]) / np.sqrt(1.4))
+
+
+@pytest.mark.parametrize("size", [2, 2048])
+def test_weights_of_one_do_nothing_and_others_only_to_their_category(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", size)
+    some = stored(dict.fromkeys("abcdefg", 4))
+    before = some.class_means
+    for block in before.blocks:
+        block.seen_from(background())
+    ones = before.weighed({2: np.ones(4, np.float32), 6: np.ones(4, np.float32)}, some.rows, some.starts)
+    np.testing.assert_allclose(all_means(ones), all_means(before), atol=1e-7)
+    weights = np.array([1, 0.5, 0.001, 1], np.float32)
+    after = before.weighed({3: weights}, some.rows, some.starts)
+    expected = all_means(before).copy()
+    expected[3] = np.average(some.vectors[12:16], axis=0, weights=weights)
+    np.testing.assert_allclose(all_means(after), expected, atol=1e-6)
+    assert after.counts.tolist() == [4, 4, 4, 3, 4, 4, 4]  # of 2.501
+
+
+def test_references_are_weighed_as_the_background_says() -> None:
+    some = references({"a": {"1": (1, 0), "2": (0, 1)}, "b": {"3": (1, 0), "1": (0, 1)}})
+    plain = background(2)
+    weighing = replace(plain, weights={"a": {"2": 0.25}, "b": {"2": 0.5}, "gone": {"1": 0.5}})
+    assert some.sum_up(plain) is some.class_means
+    found = some.sum_up(weighing)
+    assert all_means(found) == pytest.approx(np.array([[0.8, 0.2], [0.5, 0.5]]))
+    assert some.sum_up(weighing) is found
+    other = some.sum_up(replace(plain, weights={"b": {"1": 0.25}}))
+    assert all_means(other) == pytest.approx(np.array([[0.5, 0.5], [0.8, 0.2]]))

@@ -9,12 +9,12 @@ from tests.method.material import Vectors, calibrated, clusters, references, tex
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.fit import learn_backgrounds
 from zsvec.method.leave_one_out import LeftOut, each_left_out
-from zsvec.method.suspects import Suspect, suspects, wrong_label
+from zsvec.method.suspects import Suspect, suspects, verdicts, wrong_label
 
 
 def found(experts: Mapping[str, Vectors]) -> list[Suspect]:
     stored = {name: references(vectors) for name, vectors in experts.items()}
-    return suspects(stored, *calibrated(experts))
+    return suspects(stored, verdicts(stored, *calibrated(experts)))
 
 
 def in_blocks(experts: Mapping[str, Vectors], size: int) -> list[Suspect]:
@@ -23,7 +23,7 @@ def in_blocks(experts: Mapping[str, Vectors], size: int) -> list[Suspect]:
     backgrounds = learn_backgrounds(stored) if calibration.classwise else {}
     blocks = list(each_left_out(stored, ("top_mean", "prototype"), 5, size, backgrounds))
     assert all(len(block.labels) <= size for block in blocks)
-    return [suspect for block in blocks for suspect in suspects(stored, calibration, block)]
+    return suspects(stored, [said for block in blocks for said in verdicts(stored, calibration, block)])
 
 
 def mislabelled(rng: np.random.Generator, sizes: Mapping[str, int], wrong: int) -> tuple[Vectors, dict[str, str]]:
@@ -71,7 +71,13 @@ def test_an_image_is_accused_by_what_the_pool_says_of_its_category() -> None:
     stored = references({"a": {"1": (1, 0), "2": (0, 1)}, "b": {"3": (1, 0)}, "c": {"4": (0, 1)}})
     calibration = Calibration(1, "top_mean", 5, 0.05, 3, {}, pool, pool)
     # 0.1 / (0.7 · 0.02 + 0.1); the others are at 0.1 / (0.7 · 0.9 + 0.1) and 0.1 / (0.7 · 0.5 + 0.1)
-    (told,) = suspects({"clip:image": stored}, calibration, sample)
+    said = verdicts({"clip:image": stored}, calibration, sample)
+    assert [(verdict.key, verdict.mistaken) for verdict in said] == [
+        (("a", "1"), False),
+        (("a", "2"), True),
+        (("b", "3"), False),
+    ]
+    (told,) = suspects({"clip:image": stored}, said)
     assert (told.category, told.hash, told.source, told.instead, told.copied) == ("a", "2", "2", "c", False)
     assert told.probability == pytest.approx(0.1 / 0.114)
 
@@ -86,8 +92,7 @@ def test_wrong_labels_are_found_and_no_others(size: int) -> None:
     told = found(experts) if size > 100 else in_blocks(experts, size)
     assert {suspect.hash: suspect.instead for suspect in told} == moved
     assert all(0.5 < suspect.probability <= 1 for suspect in told)
-    if size > 100:
-        assert [s.probability for s in told] == sorted((s.probability for s in told), reverse=True)
+    assert [s.probability for s in told] == sorted((s.probability for s in told), reverse=True)
 
 
 def test_where_all_labels_are_right_nobody_is_accused() -> None:

@@ -126,11 +126,6 @@ def _print_suspects(suspects: Sequence[Suspect]) -> None:
     if not suspects:
         return
     output.out.print(f"{output.counted(len(suspects), 'reference image')} probably under a wrong category:")
-    table = output.new_table("reference", "category", "probably wrong", "instead")
-    for suspect in suspects[:_SHOWN]:
-        instead = output.escape(suspect.instead) + (" (the same picture is there, too)" if suspect.copied else "")
-        source, category = output.escape(suspect.source), output.escape(suspect.category)
-        table.add_row(source, category, f"{suspect.probability:.1%}", instead)
-    output.out.print(table)
+    output.out.print(output.suspects_table(suspects[:_SHOWN]))
     if len(suspects) > _SHOWN:
         output.out.print(f"and {len(suspects) - _SHOWN} more: --json names all")

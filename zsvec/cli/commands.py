@@ -9,6 +9,7 @@ from zsvec.cli import (
     classify,
     evaluate,
     calibrate,
+    audit,
     generate,
     maintenance,
     encoders,
@@ -19,6 +20,7 @@ from zsvec.cli.app import app
 
 __all__ = [
     "app",
+    "audit",
     "calibrate",
     "categories",
     "classify",

@@ -17,6 +17,7 @@ TOPICS = (
     "decides",
     "categories",
     "unknowns",
+    "audit",
     "streams",
     "server",
     "encoders",

@@ -22,6 +22,7 @@ from zsvec.types import how_far
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
     from zsvec.flow import StreamStats
+    from zsvec.method.suspects import Suspect
     from zsvec.stream import Stream
     from zsvec.types import Prediction, Ranking
 
@@ -177,6 +178,15 @@ def _worded(value: Any) -> list[str]:
 def new_table(*headers: str, box: Box | None = SIMPLE_HEAD, **options: Any) -> Table:
     """A table without rows. However narrow the terminal is, nothing is cut off."""
     return Table(*(Column(header, overflow="fold") for header in headers), box=box, pad_edge=False, **options)
+
+
+def suspects_table(suspects: Iterable[Suspect]) -> Table:
+    """References that are probably under a wrong category."""
+    table = new_table("reference", "category", "probably wrong", "instead")
+    for suspect in suspects:
+        instead = escape(suspect.instead) + (" (the same picture is there, too)" if suspect.copied else "")
+        table.add_row(escape(suspect.source), escape(suspect.category), f"{suspect.probability:.1%}", instead)
+    return table
 
 
 def shortened(text: str, longest: int = 48) -> str:

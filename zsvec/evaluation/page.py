@@ -15,7 +15,7 @@ import numpy as np
 from zsvec.evaluation import figures
 from zsvec.evaluation.by_category import mean_score, mistakes
 from zsvec.evaluation.evaluate import Evaluation
-from zsvec.evaluation.report import rendered
+from zsvec.evaluation.report import report_page
 
 _MOST_MISTAKES = 20
 _QUALITY = (
@@ -55,7 +55,7 @@ def page_of(evaluation: Evaluation, *, name: str, profile: str, references: Mapp
             {"id": identifier, "title": title, "file": f"{identifier}.png", "caption": caption}
             for identifier, title, caption in _draw(evaluation, Path(folder))
         ]
-        return rendered(
+        return report_page(
             Path(folder),
             {
                 "set": name,

@@ -8,17 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from zsvec.evaluation.pages import rendered
 from zsvec.trust import inside
 
 _NONE = "–"
-_TEMPLATE = "report.html.jinja"
 
 
 def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
-    """Write ``report.html`` into a folder, which has the figures; the arguments are those of `rendered`.
+    """Write ``report.html`` into a folder, which has the figures; the arguments are those of `report_page`.
 
     Returns:
         The page.
@@ -26,13 +25,13 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
     Raises:
         OSError: A figure cannot be read, or the page not be written.
     """
-    page = rendered(folder, results)
+    page = report_page(folder, results)
     path = inside(folder, folder / "report.html")
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def rendered(folder: Path, results: Mapping[str, Any]) -> str:
+def report_page(folder: Path, results: Mapping[str, Any]) -> str:
     """The page, as HTML.
 
     Args:
@@ -47,16 +46,8 @@ def rendered(folder: Path, results: Mapping[str, Any]) -> str:
     Raises:
         OSError: A figure cannot be read.
     """
-    # Names of categories and of files come from outside: all that is filled in is escaped.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(_TEMPLATE).render(
+    return rendered(
+        "report.html.jinja",
         results=results,
         tables=[_table(table) for table in results["tables"]],
         figures=[_figure(folder, figure) for figure in results["figures"]],

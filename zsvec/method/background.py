@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -58,6 +59,8 @@ class Background:
         between: Mean squared Mahalanobis distance of that from the mean of the categories.
         references: Number of references that it was learned from.
         of_roots: Whether images are the roots of their vectors.
+        weights: By category and hash, what a reference counts in the mean of its category, above 0 to 1; all others
+            count 1.
     """
 
     mean: Floats
@@ -69,6 +72,7 @@ class Background:
     between: float
     references: int
     of_roots: bool = False
+    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def features(self, vectors: Floats) -> Floats:
         """The `features` of vectors, as this background takes them."""
@@ -124,16 +128,18 @@ class Background:
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the store: arrays as base64 of little-endian numbers, half as long where these are many."""
         arrays = {name: b64encode(getattr(self, name).astype(_ARRAYS[name]).tobytes()).decode() for name in _ARRAYS}
-        return {**arrays, **{name: getattr(self, name) for name in _NUMBERS}}
+        weights = {"weights": json.dumps(self.weights, sort_keys=True)} if self.weights else {}
+        return {**arrays, **{name: getattr(self, name) for name in _NUMBERS}, **weights}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Background:
         """Inverse of `to_dict`, but for rounding; the same object for equal values, so that no mean is seen anew.
 
         Raises:
-            KeyError, OverflowError, TypeError, ValueError: They are no such dictionary.
+            AttributeError, KeyError, OverflowError, TypeError, ValueError: They are no such dictionary.
         """
-        return _read(*({"of_roots": False, **values}[name] for name in (*_ARRAYS, *_NUMBERS)))
+        known = {"of_roots": False, "weights": "{}", **values}
+        return _read(*(known[name] for name in (*_ARRAYS, *_NUMBERS, "weights")))
 
 
 _ARRAYS = {"mean": "<f4", "basis": "<f2", "along": "<f4"}
@@ -142,12 +148,18 @@ _NUMBERS = ("elsewhere", "weight", "within", "between", "references", "of_roots"
 
 @lru_cache(maxsize=16)
 def _read(*values: Any) -> Background:
-    kept = dict(zip((*_ARRAYS, *_NUMBERS), values, strict=True))
+    kept = dict(zip((*_ARRAYS, *_NUMBERS, "weights"), values, strict=True))
     arrays = {name: np.frombuffer(b64decode(kept[name]), _ARRAYS[name]).astype(np.float32) for name in _ARRAYS}
     fields: dict[str, Any] = {name: float(kept[name]) for name in _NUMBERS}
     numbers = np.concatenate([*arrays.values(), list(fields.values())])
     if not np.isfinite(numbers).all() or min(fields.values()) < 0 or fields["within"] == 0:
         raise ValueError("a background has numbers that nobody can count with")
     fields |= arrays | {"references": int(kept["references"]), "of_roots": bool(kept["of_roots"])}
+    fields["weights"] = {
+        str(name): {str(digest): float(weight) for digest, weight in by_hash.items()}
+        for name, by_hash in json.loads(kept["weights"]).items()
+    }
+    if not all(0 < weight <= 1 for by_hash in fields["weights"].values() for weight in by_hash.values()):
+        raise ValueError("a reference that counts less counts above 0 to 1")
     fields["basis"] = arrays["basis"].reshape(len(arrays["along"]), len(arrays["mean"]))
     return Background(**fields)

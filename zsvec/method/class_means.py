@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -166,6 +166,32 @@ class ClassMeans:
             else:
                 made = _block(names, rows, starts, others, self.of_roots)
                 blocks.append(block.with_others(names[first:last], made))
+        return ClassMeans(tuple(blocks), self.of_roots)
+
+    def weighed(self, weights: Mapping[int, Floats], rows: Rows, starts: NDArray[np.intp]) -> ClassMeans:
+        """With weighted means of some categories, which count as many references as their weights add up to.
+
+        Args:
+            weights: By category, as a position: float32 ``(n_references,)``, above 0 to 1, of its references.
+            rows: As `of`.
+            starts: As `of`.
+        """
+        blocks, first = [], 0
+        for block in self.blocks:
+            inside = range(first, first + len(block.counts))
+            chosen = [category for category in inside if category in weights]
+            if chosen:
+                means = np.empty((len(chosen), rows.dim), dtype=np.float32)
+                for mean, category in zip(means, chosen, strict=True):
+                    vectors = rows.take(int(starts[category]), int(starts[category + 1]))
+                    mean[:] = np.average(
+                        features(vectors, of_roots=self.of_roots).astype(np.float64), axis=0, weights=weights[category]
+                    )
+                counts = np.array([max(1, round(float(weights[category].sum()))) for category in chosen], dtype=np.intp)
+                names = [block.names[category - first] for category in chosen]
+                block = block.with_others(block.names, Block(names, means, counts))
+            blocks.append(block)
+            first = inside.stop
         return ClassMeans(tuple(blocks), self.of_roots)
 
     def __len__(self) -> int:

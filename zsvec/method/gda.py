@@ -103,7 +103,8 @@ def describes(background: Background, references: References) -> bool:
     """
     if len(background.mean) != references.vectors.shape[1]:
         return False
-    means, n = references.sum_up(background), len(references.vectors)
+    # Learned was how far images are from means that they all count in.
+    means, n = references.root_means if background.of_roots else references.class_means, len(references.vectors)
     rows = np.arange(0, n, 1 + (n - 1) // _ENOUGH)
     owner = np.searchsorted(references.starts, rows, side="right") - 1
     residuals = background.features(references.vectors[rows]) - np.stack([means.take(category) for category in owner])

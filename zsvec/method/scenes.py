@@ -59,11 +59,19 @@ def scenes(
     wanted = sorted({name for name, _ in images})
     links = agreed({expert: set(_twins(found, wanted)) for expert, found in experts.items()}, rows)
     if experts:
-        best = max(sorted(experts), key=lambda expert: _accuracy(experts[expert], rows[expert], images))
+        best = most_discriminating(references, rows, images)
         links |= set(_neighbors(experts[best], rows[best], wanted))
     for found in experts.values():
         links |= set(_grouped(found, wanted))
     return _connected(links)
+
+
+def most_discriminating(
+    references: Mapping[str, References], rows: Mapping[str, Mapping[Key, int]], images: Collection[Key]
+) -> str:
+    """The image expert that tells categories apart best, of one or more; arguments as in `scenes`."""
+    experts = image_experts(references)
+    return max(sorted(experts), key=lambda expert: _accuracy(experts[expert], rows[expert], images))
 
 
 def agreed(pairs: Mapping[str, Pairs], images: Mapping[str, Collection[Key]]) -> Pairs:
@@ -101,7 +109,7 @@ def _grouped(references: References, names: Collection[str]) -> Iterator[tuple[K
 
 def _neighbors(references: References, row_of: Mapping[Key, int], names: Collection[str]) -> Iterator[tuple[Key, Key]]:
     """The pairs of images of a category that are far nearer than its images are, and than those of others are."""
-    categories = [(*category, _median(category[1])) for category in _categories(references, names)]
+    categories = [(*category, median_cosine(category[1])) for category in _categories(references, names)]
     below = [np.minimum(_cosines(vectors) - median, 0) for _, vectors, _, median in categories]
     scattered = np.concatenate([np.empty(0, np.float32), *(found[found < 0] for found in below)])
     if not scattered.size:
@@ -158,7 +166,12 @@ def _cosines(vectors: Floats) -> Floats:
     return (some @ some.T)[np.triu_indices(len(some), 1)]
 
 
-def _median(vectors: Floats) -> float:
+def median_cosine(vectors: Floats) -> float:
+    """Of two images of a category; where it has many, of some of them.
+
+    Args:
+        vectors: float32 ``(n_images, dim)``, unit rows; at least two.
+    """
     return float(np.median(_cosines(vectors)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -101,7 +102,26 @@ class References:
 
     def sum_up(self, background: Background) -> ClassMeans:
         """The mean reference of each category, as a background takes them."""
-        return self.root_means if background.of_roots else self.class_means
+        means = self.root_means if background.of_roots else self.class_means
+        if not background.weights:
+            return means
+        weighed: tuple[Background, ClassMeans] | None = self.__dict__.get("_weighed")
+        if weighed is None or weighed[0] is not background:
+            weighed = background, means.weighed(self._weights(background.weights), self.rows, self.starts)
+            self.__dict__["_weighed"] = weighed
+        return weighed[1]
+
+    def _weights(self, given: Mapping[str, Mapping[str, float]]) -> dict[int, Floats]:
+        """Of the references of the categories in which one counts less than others, by position."""
+        found = {}
+        for name, by_hash in given.items():
+            category = bisect_left(self.names, name)
+            if category < len(self.names) and self.names[category] == name:
+                digests = self.hashes[self.starts[category] : self.starts[category + 1]]
+                weights = np.array([by_hash.get(digest, 1.0) for digest in digests], dtype=np.float32)
+                if (weights < 1).any():
+                    found[category] = weights
+        return found
 
 
 def image_experts(by_expert: Mapping[str, T]) -> dict[str, T]:

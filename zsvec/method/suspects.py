@@ -56,8 +56,27 @@ class Suspect:
     copied: bool
 
 
-def suspects(references: Mapping[str, References], calibration: Calibration, sample: LeftOut) -> list[Suspect]:
-    """The suspects among left-out images and those that are in several categories, most doubtful first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the other references say of the category of an image.
+
+    Attributes:
+        key: The image.
+        wrong: Probability that its category is wrong, 0 to 1.
+        instead: The most probable other category.
+        mistaken: Whether that is more probable than its own.
+        copied: Whether the same picture is in that category, too.
+    """
+
+    key: Key
+    wrong: float
+    instead: str
+    mistaken: bool
+    copied: bool
+
+
+def verdicts(references: Mapping[str, References], calibration: Calibration, sample: LeftOut) -> list[Verdict]:
+    """What is said of left-out images, and of those that are in several categories.
 
     Nothing is said of texts, nor of an image that has no other of its category to be compared with, or that an encoder
     has not embedded.
@@ -69,32 +88,38 @@ def suspects(references: Mapping[str, References], calibration: Calibration, sam
     """
     calibration = scaled(calibration, 1 / calibration.scale)  # references are no worse than references
     pool = calibration.classwise or calibration.aggregations
-    verdicts = [*_mislabelled(pool, sample), *_copied(references, pool, calibration, sample.copies)]
-    doubtful = [verdict for verdict in verdicts if verdict[1] > _DOUBTFUL]
-    wanted = {key for key, *_ in doubtful}
+    return [*_of_left_out(pool, sample), *_of_copied(references, pool, calibration, sample.copies)]
+
+
+def suspects(references: Mapping[str, References], said: Iterable[Verdict]) -> list[Suspect]:
+    """Those whose category is probably wrong, most doubtful first; as doubtful ones by name and hash.
+
+    Args:
+        references: By expert, all of them.
+        said: Of some of them.
+    """
+    doubtful = {verdict.key: verdict for verdict in said if verdict.wrong > _DOUBTFUL}
     sources = {
         key: source
         for found in image_experts(references).values()
         for key, source in zip(found.keys, found.sources, strict=True)
-        if key in wanted
+        if key in doubtful
     }
     named = [
-        Suspect(category=key[0], hash=key[1], source=sources[key], probability=p, instead=instead, copied=copied)
-        for key, p, instead, copied in doubtful
+        Suspect(
+            category=category,
+            hash=digest,
+            source=sources[category, digest],
+            probability=verdict.wrong,
+            instead=verdict.instead,
+            copied=verdict.copied,
+        )
+        for (category, digest), verdict in doubtful.items()
     ]
-    return most_doubtful_first(named)
+    return sorted(named, key=lambda suspect: (-suspect.probability, suspect.category, suspect.hash))
 
 
-def most_doubtful_first(found: Iterable[Suspect]) -> list[Suspect]:
-    """Suspects by falling probability; those that are as doubtful by name and hash."""
-    return sorted(found, key=lambda suspect: (-suspect.probability, suspect.category, suspect.hash))
-
-
-Verdict = tuple[Key, float, str, bool]
-"""An image, the probability that its label is wrong, what it is instead, and whether the picture is there too."""
-
-
-def _mislabelled(pool: LogLinear, sample: LeftOut) -> list[Verdict]:
+def _of_left_out(pool: LogLinear, sample: LeftOut) -> list[Verdict]:
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
     told = sample.complete(evidence)
     told &= [(sample.categories[c], digest) not in sample.copies for c, digest in _labelled(sample)]
@@ -107,7 +132,11 @@ def _mislabelled(pool: LogLinear, sample: LeftOut) -> list[Verdict]:
     wrong = wrong_label(own, pool.noise, len(sample.categories))
     keys = [(sample.categories[c], digest) for (c, digest), kept in zip(_labelled(sample), told, strict=True) if kept]
     others = [sample.categories[c] for c in fused.argmax(axis=1)]
-    return [(key, float(p), other, False) for key, p, other in zip(keys, wrong, others, strict=True)]
+    mistaken = fused.max(axis=1) > own
+    return [
+        Verdict(key=key, wrong=p, instead=other, mistaken=is_mistaken, copied=False)
+        for key, p, other, is_mistaken in zip(keys, wrong.tolist(), others, mistaken.tolist(), strict=True)
+    ]
 
 
 def _labelled(sample: LeftOut) -> Sequence[tuple[int, str]]:
@@ -128,7 +157,7 @@ def wrong_label(probability: Doubles, noise: float, n_categories: int) -> Double
     return posterior
 
 
-def _copied(
+def _of_copied(
     references: Mapping[str, References],
     pool: LogLinear,
     calibration: Calibration,
@@ -158,12 +187,13 @@ def _copied(
     }
     categories, evidence = pooled_evidence(kept, queries, pool, calibration)
     position = {name: i for i, name in enumerate(categories)}
-    verdicts = []
+    found = []
     for row, one in zip(evidence, images, strict=True):
         rivals = sorted({name for name, _ in copies[one]})
         among = softmax(row[[position[one[0]], *(position[name] for name in rivals)]])
-        verdicts.append((one, float(1 - among[0]), rivals[int(among[1:].argmax())], True))
-    return verdicts
+        wrong, instead = float(1 - among[0]), rivals[int(among[1:].argmax())]
+        found.append(Verdict(key=one, wrong=wrong, instead=instead, mistaken=wrong > _DOUBTFUL, copied=True))
+    return found
 
 
 def _without(references: References, dropped: Collection[Key]) -> References:

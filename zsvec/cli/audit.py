@@ -1,0 +1,154 @@
+"""The command that audits references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zsvec.cli.app import Json, app
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from zsvec.curation.audit import Audit, Confusion, Duplicates, Outlier, StoredImage, ThinCategory
+
+_SHOWN = 10  # findings of a kind in a table for people
+
+
+@app.command()
+def audit(
+    context: typer.Context,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write all findings to a page that needs no other file."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Name what is doubtful among the reference images, most doubtful first. Nothing is changed.
+
+    Images that are probably under a wrong category, the same picture twice, images that are like no other, categories
+    that have too few different pictures, and pairs of categories that are taken for each other. The first and the last
+    need a calibration.
+    """
+    from zsvec.cli import output
+
+    write = _page_writer() if html else None
+    with context.obj.open() as classifier:
+        found = classifier.references.audit()
+    if json:
+        for line in found.lines():
+            output.print_json(line)
+    else:
+        _print(found)
+    if html and write:
+        write(html, found, classifier.store.location)
+        output.print_note(f"page: {html}")
+
+
+def _page_writer() -> Callable[[Path, Audit, str], None]:
+    from zsvec.errors import MissingExtraError
+
+    try:
+        from zsvec.evaluation.audit_page import write_audit
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(f'{exc.name} is needed for a page: pip install "zsvec[report]"') from exc
+    return write_audit
+
+
+def _print(found: Audit) -> None:
+    """Print the findings of each kind that has any."""
+    from zsvec.cli import output
+
+    for number, named, table in (
+        (
+            len(found.labels),
+            output.counted(len(found.labels), "reference image") + " probably under a wrong category",
+            output.suspects_table(found.labels[:_SHOWN]),
+        ),
+        (
+            len(found.duplicates),
+            output.counted(len(found.duplicates), "picture") + " more than once",
+            _duplicates_table(found.duplicates[:_SHOWN]),
+        ),
+        (
+            len(found.outliers),
+            output.counted(len(found.outliers), "reference image") + " like no other",
+            _outliers_table(found.outliers[:_SHOWN]),
+        ),
+        (
+            len(found.thin),
+            output.counted(len(found.thin), "category", "categories") + " with too few different pictures",
+            _thin_table(found.thin[:_SHOWN]),
+        ),
+        (
+            len(found.confusions),
+            output.counted(len(found.confusions), "pair") + " of categories taken for each other",
+            _confusions_table(found.confusions[:_SHOWN]),
+        ),
+    ):
+        if number:
+            output.out.print(f"{named}:")
+            output.out.print(table)
+        if number > _SHOWN:
+            output.out.print(f"and {number - _SHOWN} more: --json and --html name all\n")
+    doubtful = any((found.labels, found.duplicates, found.outliers, found.thin, found.confusions))
+    output.out.print(
+        f"{output.counted(found.images, 'reference image')}, {found.judged} of them judged by the others"
+        + "; nothing is doubtful" * (not doubtful)
+    )
+    if not found.calibrated:
+        output.print_note(
+            "labels are not judged without a calibration: `zsvec calibrate` makes it, where there are two categories "
+            "with images"
+        )
+
+
+def _duplicates_table(duplicates: Sequence[Duplicates]) -> Table:
+    from zsvec.cli import output
+
+    table = output.new_table("references", "category", "cosine")
+    for one in duplicates:
+        table.add_row(*_columns(one.images), f"{one.likeness:.3f}")
+    return table
+
+
+def _outliers_table(outliers: Sequence[Outlier]) -> Table:
+    from zsvec.cli import output
+
+    table = output.new_table("reference", "category", "cosine to the nearest")
+    for one in outliers:
+        table.add_row(output.escape(one.image.source), output.escape(one.image.category), f"{one.similarity:.2f}")
+    return table
+
+
+def _thin_table(thin: Sequence[ThinCategory]) -> Table:
+    from zsvec.cli import output
+
+    table = output.new_table("category", "images", "different pictures", "spread")
+    for one in thin:
+        spread = "–" if one.spread is None else f"{one.spread:.2f}"
+        table.add_row(output.escape(one.category), str(one.images), str(one.pictures), spread)
+    return table
+
+
+def _confusions_table(confusions: Sequence[Confusion]) -> Table:
+    from zsvec.cli import output
+
+    table = output.new_table("categories", "images", "references", "category")
+    for one in confusions:
+        categories = output.escape(" – ".join(one.categories))
+        table.add_row(categories, str(len(one.images)), *_columns(one.images))
+    return table
+
+
+def _columns(images: Sequence[StoredImage]) -> tuple[str, str]:
+    """Sources and categories of some images, a line for each, and how many there are beyond some."""
+    from zsvec.cli import output
+
+    some = images[:_SHOWN]
+    more = [f"and {len(images) - _SHOWN} more"] * (len(images) > _SHOWN)
+    sources = [output.escape(output.shortened(image.source)) for image in some]
+    return "\n".join([*sources, *more]), "\n".join(output.escape(image.category) for image in some)

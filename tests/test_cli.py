@@ -1164,12 +1164,19 @@ def test_a_store_that_cannot_be_calibrated(
 # ---- audit
 
 
-def test_audit_json(filled: Callable[..., Result], colours: Path, hash_encoders: Loading) -> None:
+@pytest.fixture
+def doubtful(filled: Callable[..., Result], colours: Path) -> Callable[..., Result]:
+    """A store with six images under a wrong category, and the copy of one in another."""
     add_images(colours, range(3, 12))
     for number, (colour, other) in enumerate(itertools.permutations(COLOURS, 2)):
         (colours / colour / f"{other} {number}.png").write_bytes(encode(coloured(other, 20 + number)))
     (colours / "red" / "copy of blue.png").write_bytes((colours / "blue" / "0.png").read_bytes())
     assert filled("import", colours).code == 0
+    return filled
+
+
+def test_audit_json(doubtful: Callable[..., Result], hash_encoders: Loading) -> None:
+    filled = doubtful
     before, embedded = filled("list --json").objects, hash_encoders.embedded()
     result = filled("audit --json")
     assert (result.code, result.err) == (0, "")
@@ -1202,6 +1209,35 @@ def test_audit_for_people(filled: Callable[..., Result], colours: Path) -> None:
     assert lines[0] == "12 reference images probably under a wrong category:"
     assert "and 2 more: --json and --html name all" in lines
     assert lines[-1] == "48 reference images, 48 of them judged by the others"
+
+
+def test_audit_asks_what_to_do_and_does_it(
+    doubtful: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, hash_encoders: Loading
+) -> None:
+    found = [one for one in doubtful("audit --json").objects if one["finding"] == "label"]
+    embedded = hash_encoders.embedded()
+    monkeypatch.setattr("zsvec.cli.audit.is_terminal", lambda: True)
+    result = doubtful("audit --fix", stdin="m\nnonsense\nR\nk\ns\n")
+    assert (result.code, result.out.strip()) == (0, "")  # click puts the space of its question there
+    first, second, third, *_ = found
+    assert f"is under '{first['category']}', and probably '{first['instead']}'" in result.err.replace("\n", " ")
+    with open_store(os.environ["ZSVEC_STORE"], namespace="zsvec") as store:
+
+        def names_of(one: dict[str, Any]) -> set[str]:
+            return {c.name for c in store.categories() if one["hash"] in {digest for *_, digest in store.keys(c.name)}}
+
+        assert names_of(first) == {first["instead"]}
+        assert names_of(second) == ({second["instead"]} if second["copied"] else set())
+        assert third["category"] in names_of(third)
+    assert hash_encoders.embedded() == embedded
+    assert doubtful("audit --fix", stdin="").code == 1  # nobody answers
+
+
+def test_audit_asks_nobody_where_nobody_can_answer(filled: Callable[..., Result]) -> None:
+    for command, says in {"audit --fix": "--fix asks at a terminal", "audit --fix --json": "give one of them"}.items():
+        result = filled(command)
+        assert (result.code, result.out) == (2, "")
+        assert says in result.err
 
 
 def test_audit_without_a_calibration(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zsvec.cli.app import Json, app
+from zsvec.cli.categories import answering, is_terminal
+from zsvec.errors import CategoryNotFoundError, InvalidInputError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from zsvec.curation.audit import Audit, Confusion, Duplicates, Outlier, StoredImage, ThinCategory
+    from zsvec.references import StoredReferences
+    from zsvec.types import Category
 
 _SHOWN = 10  # findings of a kind in a table for people
 
@@ -25,9 +31,13 @@ def audit(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write all findings to a page that needs no other file."),
     ] = None,
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="Ask of each doubtful label, and of copies, what to do, and do it at once."),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Name what is doubtful among the reference images, most doubtful first. Nothing is changed.
+    """Name what is doubtful among the reference images, most doubtful first. Nothing is changed without --fix.
 
     Images that are probably under a wrong category, the same picture twice, images that are like no other, categories
     that have too few different pictures, and pairs of categories that are taken for each other. The first and the last
@@ -35,9 +45,17 @@ def audit(
     """
     from zsvec.cli import output
 
+    if fix and json:
+        raise InvalidInputError("--fix asks, and --json is for programs: give one of them")
+    if fix and not is_terminal():
+        raise InvalidInputError("--fix asks at a terminal: in a program, take `zsvec audit --json` and `zsvec move`")
     write = _page_writer() if html else None
     with context.obj.open() as classifier:
         found = classifier.references.audit()
+        if fix:
+            with suppress(_Stop):
+                _fix(found, classifier.references)
+            return
     if json:
         for line in found.lines():
             output.print_json(line)
@@ -46,6 +64,66 @@ def audit(
     if html and write:
         write(html, found, classifier.store.location)
         output.print_note(f"page: {html}")
+
+
+class _Stop(Exception):  # noqa: N818 - an answer, not an error
+    """No more questions."""
+
+
+def _fix(found: Audit, references: StoredReferences) -> None:
+    """Ask what to do with each image under a doubtful label, and with copies within a category; do it at once."""
+    gone: set[tuple[str, str]] = set()
+    for label in found.labels:
+        gone.add((label.category, label.hash))
+        answer = _ask(
+            f"{label.source}\n  is under {label.category!r}, and probably {label.instead!r} ({label.probability:.0%})",
+            {"m": f"move it to {label.instead!r}", "r": "remove it", "k": "keep it"},
+        )
+        if answer == "m":
+            _try(partial(references.move, label.hash, source=label.category, target=label.instead))
+        elif answer == "r":
+            _try(partial(references.remove, label.category, label.hash))
+    for duplicates in found.duplicates:
+        there = [image for image in duplicates.images if (image.category, image.hash) not in gone]
+        for name in dict.fromkeys(image.category for image in there):
+            first, *copies = [image for image in there if image.category == name]
+            if copies:
+                shown = "\n  ".join(image.source for image in copies)
+                answer = _ask(
+                    f"{first.source}\n  of {name!r} looks like\n  {shown}",
+                    {"r": f"remove {'these' if len(copies) > 1 else 'this'}", "k": "keep all"},
+                )
+                if answer == "r":
+                    _try(partial(references.remove, name, [image.hash for image in copies]))
+
+
+def _ask(what: str, choices: Mapping[str, str]) -> str:
+    """One of some letters, or `_Stop`."""
+    from zsvec.cli import output
+
+    choices = {**choices, "s": "stop"}
+    output.err.print(output.escape(what))
+    said = ", ".join(f"{letter}: {meaning}" for letter, meaning in choices.items())
+    output.err.print(output.escape(said))
+    answer = ""
+    while answer not in choices:
+        with answering():
+            answer = typer.prompt(f"What to do? [{'/'.join(choices)}]", err=True).strip().lower()
+    if answer == "s":
+        raise _Stop
+    return answer
+
+
+def _try(change: Callable[[], Category]) -> None:
+    """Do what was chosen; what cannot be done is said, and the next question asked."""
+    from zsvec.cli import output
+
+    try:
+        changed = change()
+    except (CategoryNotFoundError, InvalidInputError) as exc:  # others may have changed it meanwhile
+        output.print_note(f"not done: {exc}")
+    else:
+        output.print_note(f"done: {changed.name} has {output.counted(sum(changed.references.values()), 'reference')}")
 
 
 def _page_writer() -> Callable[[Path, Audit, str], None]:

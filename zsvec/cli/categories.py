@@ -296,9 +296,16 @@ def hashes_of(store: Store, name: str, given: Sequence[str]) -> frozenset[str]:
 
 
 def _confirm(question: str) -> None:
-    """Go on only if the answer is yes. Typer makes no difference between a no and Ctrl-C."""
-    try:
+    """Go on only if the answer is yes."""
+    with answering():
         typer.confirm(question, abort=True, err=True)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Around a question: Typer makes no difference between a no and Ctrl-C."""
+    try:
+        yield
     except typer.Abort as exc:
         if isinstance(exc.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None

@@ -157,8 +157,12 @@ def open_classifier(folder: Path, *encoders: HashEncoder, **settings: Any) -> Cl
 
 
 def sources(store: Store, name: str) -> dict[str, list[str]]:
-    """Where the references of a category come from, by expert, sorted."""
-    return store.sources(store.category(name))
+    """Where the references of a category come from, by expert, sorted: a text, or a path, with the prompt if any."""
+    found: dict[str, list[str]] = {expert: [] for expert in store.category(name).references}
+    for reference in store.stored_references(name):
+        for expert in reference.experts:
+            found[expert].append(": ".join(filter(None, (reference.source, reference.prompt))))
+    return {expert: sorted(origins) for expert, origins in found.items()}
 
 
 def state(store: Store) -> dict[str, tuple[Category, Mapping[tuple[str, str, str], list[float]]]]:

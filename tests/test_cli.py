@@ -14,24 +14,28 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import zsvec
 from tests.store.support import ServerDeployment
 from tests.support import coloured, encode, fast_folder, isolated, trusted_settings, write_photos  # noqa: F401
 from zsvec import __version__
 from zsvec.cli import main, output
+from zsvec.cli.sheet import write_sheet
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import calibration_floor
-from zsvec.store import open_store, writing
+from zsvec.store import SmallImage, open_store, writing
 from zsvec.testing import HashEncoder
+from zsvec.types import StoredReference
 
 COLOURS = ("blue", "green", "red")
 CURRENT = "the calibration was already current: nothing has changed\n"
@@ -389,15 +393,98 @@ def test_show(stocked: Callable[..., Result]) -> None:
     (found,) = stocked("show red --json").objects
     images = [f"colours/red/{seed}.png" for seed in range(3)]
     assert found.pop("metadata") == {}
-    assert found.pop("sources") == {
-        "clip:text": ["a photo of a red"],
-        "clip:image": images,
-        "dino:image": images,
-    }
+    stored = [(one["modality"], one["source"], one["experts"]) for one in found.pop("stored")]
+    assert stored[0] == ("text", "a photo of a red", ["clip:text"])
+    assert stored[1:] == [("image", path, ["clip:image", "dino:image"]) for path in images]
     assert without_time(found) == IMPORTED[2]
     result = stocked("show red")
     assert (result.code, result.err) == (0, "")
     assert all(expected in result.out for expected in ("a photo of a red", *images))
+
+
+def test_show_says_when_and_by_whom(cli: Callable[..., Result], colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann [bold]")
+    assert cli("import", colours).code == 0
+    (found,) = cli("show red --json").objects
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert {(one["by"], one["added"][:10]) for one in found["stored"]} == {("Ann [bold]", today)}
+    shown = cli("show red").out
+    assert "Ann [bold]" in shown
+    assert all(one["hash"][:12] in shown for one in found["stored"])
+
+
+@pytest.mark.parametrize("kind", ["png", "html"])
+def test_contact_sheet(stocked: Callable[..., Result], kind: str) -> None:
+    result = stocked(f"show red --sheet sheet.{kind}")
+    assert (result.code, result.err) == (0, f"the contact sheet is sheet.{kind}\n")
+    if kind == "png":
+        with Image.open("sheet.png") as sheet:
+            assert sheet.size == (3 * 168 + 8, 208 + 8)
+            red, green, _ = np.asarray(sheet.convert("RGB"), float)[8:168, 8:168].mean(axis=(0, 1))
+            assert sheet.getpixel((8 + 80, 8 + 80)) != (238, 238, 238)
+            assert red > green  # a picture in its place, and no grey
+    else:
+        page = Path("sheet.html").read_text(encoding="utf-8")
+        assert page.count('<img alt="" src="data:image/jpeg;base64,') == 3
+        assert "a photo of a red" in page
+        assert "http" not in page.replace("http-equiv", "")  # all is in it
+
+
+def test_contact_sheet_without_copies(cli: Callable[..., Result], colours: Path) -> None:
+    assert cli("import --keep-images none", colours).code == 0
+    for kind in ("png", "html"):
+        result = cli(f"show red --sheet sheet.{kind}")
+        assert result.err == f"the contact sheet is sheet.{kind}; of 3 images the store has no copy\n"
+    assert '<div class="none">' in Path("sheet.html").read_text(encoding="utf-8")
+
+
+def test_contact_sheet_of_another_kind(stocked: Callable[..., Result]) -> None:
+    result = stocked("show red --sheet sheet.pdf")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "zsvec: --sheet takes a file that ends in .png or .html. Got 'sheet.pdf'\n"
+    assert stocked("show red --sheet missing/sheet.png").code == 1
+
+
+def test_a_contact_sheet_obeys_nothing_that_it_shows(stocked: Callable[..., Result], tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\x1b[2J\n\"'&"
+    reference = StoredReference(category=evil, hash=evil, modality="image", source=evil, by=evil)
+    text = StoredReference(category=evil, hash="", modality="text", source=evil)
+    content = b"GIF89a<script>"
+    small = SmallImage(hash=evil, content=content, width=1, height=1, source=evil)
+    for file, find in ((tmp_path / "a.html", lambda _: small), (tmp_path / "a.png", lambda _: None)):
+        write_sheet(file, evil, [text, reference], find)
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert page.count("&lt;script&gt;") == 6  # title twice, text, hash, source and author
+
+
+def test_a_png_has_room_for_so_many(tmp_path: Path) -> None:
+    many = [StoredReference(category="c", hash=str(i), modality="image", source="") for i in range(601)]
+    with pytest.raises(InvalidInputError, match=r"room for 600 pictures, and there are 601: give a file \.html"):
+        write_sheet(tmp_path / "a.png", "c", many, lambda _: None)
+    assert write_sheet(tmp_path / "a.html", "c", many, lambda _: None) == 601
+
+
+def test_images_drop(filled: Callable[..., Result]) -> None:
+    done = "all small copies of images are deleted, and none are kept any more\n"
+    assert filled("images drop --yes") == Result(0, "", done)
+    assert filled("images drop") == Result(0, "", done)
+    assert "of 3 images the store has no copy" in filled("show red --sheet a.html").err
+    assert [found["references"]["clip:image"] for found in filled("list --json").objects] == [3, 3, 3]
+
+
+def test_images_drop_asks(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zsvec.cli.images.is_terminal", lambda: True)
+    assert filled("images drop", stdin="n\n").code == 1
+    assert filled("show red --sheet a.html").err == "the contact sheet is a.html\n"
+    assert filled("images drop", stdin="y\n").code == 0
+
+
+def test_keep_images_is_one_of_two(cli: Callable[..., Result], colours: Path) -> None:
+    result = cli("import --keep-images all", colours)
+    assert result.code == 2
+    assert "keep_images: Input should be 'small' or 'none' (got 'all')" in result.err
 
 
 def test_remove(filled: Callable[..., Result]) -> None:
@@ -436,6 +523,8 @@ def test_references_are_moved_and_categories_mended(filled: Callable[..., Result
         "set azure": "there is nothing to set",
         "set azure --metadata [1]": "must be an object of JSON",
         "set azure --metadata {": "the metadata are no JSON",
+        f"set azure --metadata {'[' * 100_000}": "the metadata are no JSON",
+        "merge azure gren": "there is no category 'gren' in",
     }.items():
         result = filled(command)
         assert (result.code, result.out) == (2, "")
@@ -1234,7 +1323,7 @@ def test_audit_asks_what_to_do_and_does_it(
 
 
 def test_audit_asks_nobody_where_nobody_can_answer(filled: Callable[..., Result]) -> None:
-    for command, says in {"audit --fix": "--fix asks at a terminal", "audit --fix --json": "give one of them"}.items():
+    for command, says in {"audit --fix": "--fix asks at a terminal", "audit --fix --json": "give it alone"}.items():
         result = filled(command)
         assert (result.code, result.out) == (2, "")
         assert says in result.err

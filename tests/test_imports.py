@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "inputs.digests",
             "inputs.regions",
             "inputs.images",
+            "inputs.small",
             "inputs.categories",
             "inputs.folders",
             "inputs.tables",

@@ -21,7 +21,7 @@ import zsvec
 from tests.encoders.conftest import needs_offline_weights
 from tests.store.material import commits
 from tests.store.support import LocalDeployment
-from tests.support import fast_folder, isolated, photo, two_encoders  # noqa: F401
+from tests.support import fast_folder, isolated, photo, sources, two_encoders  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.encoders import EncoderSet
 from zsvec.errors import CategoryNotFoundError, EncoderMismatchError
@@ -49,7 +49,7 @@ def categories_of(clf: Classifier) -> dict[str, dict[str, Any]]:
             "texts": list(category.texts),
             "references": dict(category.references),
             "metadata": dict(category.metadata),
-            "sources": clf.store.sources(category),
+            "sources": sources(clf.store, category.name),
             "hashes": hashes_of(clf, category.name),
         }
         for category in clf.categories()
@@ -347,8 +347,8 @@ def test_it_is_written_on(old: Old) -> None:
         assert images == {name: images_before.get(name, 0) + 1 for name in of_images}
         assert now[first]["texts"] == before[first]["texts"]
         assert now[first]["metadata"] == {"later": True}
-        for expert, sources in before[first]["sources"].items():
-            assert sorted([*sources, *(["image"] if expert in of_images else [])]) == now[first]["sources"][expert]
+        for expert, origins in before[first]["sources"].items():
+            assert sorted([*origins, *(["image"] if expert in of_images else [])]) == now[first]["sources"][expert]
         if last != first:
             assert removed_of(clf)[last]["version"] == before_version(old, last) + 2
             with pytest.raises(CategoryNotFoundError):
@@ -379,7 +379,7 @@ def test_what_was_removed_can_come_back(old: Old) -> None:
         assert categories_of(clf)["removed"]["texts"] == ["back"]
         assert removed_of(clf).keys() <= {"interrupted"}  # a collector told its dead writer that it has lost
         clf.add_category("interrupted", images=[photo(6)])  # in the place of what a dead writer left
-        assert clf.store.sources(clf.store.category("interrupted"))["clip:text"] == ["interrupted"]
+        assert sources(clf.store, "interrupted")["clip:text"] == ["interrupted"]
 
 
 @pytest.mark.parametrize("old", ["edge-hash", "server-hash"], indirect=True)

@@ -80,6 +80,7 @@ def test_what_a_classifier_can_be_asked() -> None:
         "remove_category": ["name"],
         "create": [],
         "categories": [],
+        "image": ["content_hash"],
         "classify": ["images", "*", "top_k=", "errors="],
         "aclassify": ["images", "*", "top_k=", "errors="],
         "classify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors="],

@@ -13,9 +13,10 @@ TEXT = ExpertOutput(
     weight=0.75,
     entropy=0.5,
     ranking=(("cat", 0.8), ("dog", 0.2)),
-    neighbors=(Neighbor("cat", 0.31, "a small feline"), Neighbor("dog", 0.25, "a canine")),
+    neighbors=(Neighbor("cat", 0.31, "a small feline", "c1"), Neighbor("dog", 0.25, "a canine", "d1")),
 )
-IMAGE = ExpertOutput(weight=0.25, entropy=0.0, ranking=(("cat", 1.0),), neighbors=(Neighbor("cat", 0.9, "a.jpg"),))
+NEAR = Neighbor("cat", 0.9, "a.jpg", "a1")
+IMAGE = ExpertOutput(weight=0.25, entropy=0.0, ranking=(("cat", 1.0),), neighbors=(NEAR,))
 
 CAT = Prediction(
     source="photo.jpg",
@@ -67,15 +68,15 @@ def test_prediction_to_dict() -> None:
                 "entropy": 0.5,
                 "ranking": [{"label": "cat", "probability": 0.8}, {"label": "dog", "probability": 0.2}],
                 "neighbors": [
-                    {"category": "cat", "similarity": 0.31, "source": "a small feline"},
-                    {"category": "dog", "similarity": 0.25, "source": "a canine"},
+                    {"category": "cat", "similarity": 0.31, "source": "a small feline", "hash": "c1"},
+                    {"category": "dog", "similarity": 0.25, "source": "a canine", "hash": "d1"},
                 ],
             },
             "dino:image": {
                 "weight": 0.25,
                 "entropy": 0.0,
                 "ranking": [{"label": "cat", "probability": 1.0}],
-                "neighbors": [{"category": "cat", "similarity": 0.9, "source": "a.jpg"}],
+                "neighbors": [{"category": "cat", "similarity": 0.9, "source": "a.jpg", "hash": "a1"}],
             },
         },
         "fusion": "log_linear",
@@ -218,7 +219,7 @@ def test_keyword_only(value: Any) -> None:
 def test_equal_by_value() -> None:
     assert replace(CAT) == CAT
     assert replace(CAT, novelty=0.2) != CAT
-    assert {Neighbor("cat", 0.5, "a.jpg"), Neighbor("cat", 0.5, "a.jpg")} == {Neighbor("cat", 0.5, "a.jpg")}
+    assert {NEAR, replace(NEAR)} == {NEAR}
 
 
 def test_defaults_are_not_shared() -> None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as with_changes
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,9 +33,10 @@ from zsvec.inputs.categories import (
     checked_vectors,
 )
 from zsvec.inputs.decoding import opened
-from zsvec.inputs.images import ImageLimits, content_hash, reading, source_of, taken
+from zsvec.inputs.images import ImageLimits, LoadedImage, content_hash, reading, source_of, taken
 from zsvec.inputs.memory import DEFAULT
-from zsvec.store import Reference, Renamed, Store, Write
+from zsvec.inputs.small import small_copy
+from zsvec.store import Reference, Renamed, SmallImage, Store, Write
 from zsvec.stream import prefetch
 from zsvec.types import Category, Modality, encoder_and_modality, expert_name
 
@@ -53,15 +56,23 @@ class _Draft:
         recognised: Stored references that were given again; they are not written again.
         given: Modalities of which something was given.
         unreadable: Number of images that could not be read.
+        added: When what is new was added (UTC).
+        by: Who adds it.
     """
 
     category: CategoryInput
     replace: bool
     stored: Mapping[Key, Reference | None]
+    by: str | None
     references: list[Reference] = field(default_factory=list)
     recognised: set[Key] = field(default_factory=set)
     given: set[Modality] = field(default_factory=set)
     unreadable: int = 0
+    added: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def add(self, reference: Reference) -> None:
+        """Add a reference that is new."""
+        self.references.append(with_changes(reference, added=self.added, by=self.by))
 
     def texts(self, by_name: str) -> Sequence[str]:
         """The definition texts; without any, a new category is defined by its name.
@@ -115,7 +126,13 @@ class _Image:
     source: str
     hash: str = ""
     prepared: Any = None
+    small: SmallImage | None = None
     error: ImageError | None = None
+
+    def reference(self, encoder: str, vector: NDArray[np.float32]) -> Reference:
+        """What one encoder has of the image."""
+        given, name = self.given, _name(self.given, self.source)
+        return Reference(encoder, "image", self.hash, name, vector, given.prompt, given.group, small=self.small)
 
 
 class Builder:
@@ -128,6 +145,8 @@ class Builder:
         batch_size: Images that an encoder takes at once.
         max_pixels: Largest image that is decoded; see `zsvec.inputs.images.load_image`.
         image_memory: Likewise.
+        keep_images: Whether to keep small copies of new images, where the store keeps any; see `Store.bind`.
+        by: Who adds the references.
 
     Attributes:
         encoders: As given.
@@ -145,6 +164,8 @@ class Builder:
         batch_size: int,
         max_pixels: int | None = None,
         image_memory: int = DEFAULT,
+        keep_images: bool = False,
+        by: str | None = None,
     ) -> None:
         self.encoders = encoders
         self.batch_size = batch_size
@@ -152,6 +173,8 @@ class Builder:
         self.image_memory = image_memory
         self._store = store
         self._prompts = prompts
+        self._keep_images = keep_images
+        self._by = by
         self._image_encoders = [encoder.name for encoder in encoders if "image" in encoder.modalities]
         self._text_encoders = [encoder.name for encoder in encoders if "text" in encoder.modalities]
 
@@ -168,16 +191,18 @@ class Builder:
         """The text that defines a category by its name, in the words of an encoder."""
         return self._prompts.get(encoder, "{name}").replace("{name}", as_words(name))
 
-    def definition(self, name: str) -> Renamed:
-        """What defines a category by its name.
+    def renamed(self, old: str, new: str) -> Renamed:
+        """What takes the place of a name that defines a category.
 
         Args:
-            name: As it is stored.
+            old: The name as it is stored.
+            new: Another one.
         """
-        draft = _Draft(CategoryInput(name=name), replace=False, stored={})
+        hashes = {text_hash(as_words(old)), *(text_hash(self.prompt(encoder, old)) for encoder in self._text_encoders)}
+        draft = _Draft(CategoryInput(name=new), replace=False, stored={}, by=self._by)
         for encoder in self._text_encoders:
             self._embed_texts(encoder, [draft])
-        return Renamed(draft.texts(as_words(name)), draft.references)
+        return Renamed(as_words(old), as_words(new), hashes, draft.references)
 
     def build(
         self,
@@ -273,7 +298,10 @@ class Builder:
         given = {encoder_and_modality(expert)[1] for expert, rows in vectors.items() if len(rows)}
         if category.texts is not None:
             given.add("text")
-        return _Draft(category, replace, stored, list(_references_of_vectors(vectors)), given=given)
+        draft = _Draft(category, replace, stored, self._by, given=given)
+        for reference in _references_of_vectors(vectors):
+            draft.add(reference)
+        return draft
 
     def _checked_vectors(self, expert: str, category: CategoryInput) -> NDArray[np.float32]:
         experts = [expert_name(encoder.name, modality) for encoder in self.encoders for modality in encoder.modalities]
@@ -291,14 +319,25 @@ class Builder:
         try:
             if given.vectors is not None or (draft.stored and not hasattr(given.image, "read")):
                 digest = content_hash(given.image, **self._limits)
-                if given.vectors is not None or self._is_stored(draft, digest):
+                if self._is_stored(draft, digest):
                     return _Image(draft, given, source, digest)
+                if given.vectors is not None:
+                    return _Image(draft, given, source, digest, small=self._small_copy_of_embedded(draft, given))
             with reading(given.image, side=self.encoders.side, **self._limits) as loaded:
                 if self._is_stored(draft, loaded.content_hash):
                     return _Image(draft, given, source, loaded.content_hash)
-                return _Image(draft, given, source, loaded.content_hash, self.encoders.preprocess(loaded.image))
+                small = _small_copy(draft, given, loaded) if self._keep_images else None
+                prepared = self.encoders.preprocess(loaded.image)
+                return _Image(draft, given, source, loaded.content_hash, prepared, small)
         except ImageError as exc:
             return _Image(draft, given, source, error=exc)
+
+    def _small_copy_of_embedded(self, draft: _Draft, given: ReferenceImage) -> SmallImage | None:
+        """The copy of an image that is not decoded for its vectors; of one that cannot be decoded, none."""
+        if self._keep_images:
+            with suppress(ImageError), reading(given.image, side=self.encoders.side, **self._limits) as loaded:
+                return _small_copy(draft, given, loaded)
+        return None
 
     def _is_stored(self, draft: _Draft, digest: str) -> bool:
         return all((name, "image", digest) in draft.stored for name in self._image_encoders)
@@ -309,16 +348,16 @@ class Builder:
         vectors = self.encoders.encode_images([image.prepared for image in new])
         for name in self._image_encoders:
             for image, vector in zip(new, vectors[name], strict=True):
-                image.draft.references.append(_reference(name, image, vector))
+                image.draft.add(image.reference(name, vector))
             for image in images:
                 reused = image.prepared is None and image.draft.reuse((name, "image", image.hash), image.given.group)
                 if image.given.vectors is not None and not reused:
-                    image.draft.references.append(_reference(name, image, image.given.vectors[name]))
+                    image.draft.add(image.reference(name, image.given.vectors[name]))
 
     def _embed_texts(self, encoder: str, drafts: Sequence[_Draft]) -> None:
         """Add the references of texts to their drafts; a text of several categories is embedded once."""
         keyed = [
-            (draft, text, (encoder, "text", hashlib.sha256(text.encode()).hexdigest()))
+            (draft, text, (encoder, "text", text_hash(text)))
             for draft in drafts
             for text in dict.fromkeys(draft.texts(self.prompt(encoder, draft.category.name)))
         ]
@@ -326,7 +365,7 @@ class Builder:
         vectors = dict(zip(new, self.encoders[encoder].encode_texts(new), strict=True))
         for draft, text, key in keyed:
             if not draft.reuse(key):
-                draft.references.append(Reference(encoder, "text", key[2], text, vectors[text]))
+                draft.add(Reference(encoder, "text", key[2], text, vectors[text]))
 
     def _commit(self, drafts: Sequence[_Draft]) -> list[Category]:
         """Embed the texts of complete drafts and write all but those that lost images."""
@@ -350,6 +389,11 @@ class Builder:
         return self._store.write(writes)
 
 
+def text_hash(text: str) -> str:
+    """Content hash of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _references_of_vectors(vectors: Mapping[str, NDArray[np.float32]]) -> Iterator[Reference]:
     """References embedded elsewhere.
 
@@ -369,9 +413,20 @@ def _references_of_vectors(vectors: Mapping[str, NDArray[np.float32]]) -> Iterat
             yield Reference(encoder, modality, digest, "vector", row)
 
 
-def _reference(encoder: str, image: _Image, vector: NDArray[np.float32]) -> Reference:
-    source = image.given.source or image.source.encode(errors="backslashreplace").decode()  # a path may be any bytes
-    return Reference(encoder, "image", image.hash, source, vector, image.given.prompt, image.given.group)
+def _small_copy(draft: _Draft, given: ReferenceImage, loaded: LoadedImage) -> SmallImage:
+    width, height = loaded.size
+    return SmallImage(
+        hash=loaded.content_hash,
+        content=small_copy(loaded.image),
+        width=width,
+        height=height,
+        source=_name(given, source_of(given.image)),
+        added=draft.added,
+    )
+
+
+def _name(given: ReferenceImage, source: str) -> str:
+    return given.source or source.encode(errors="backslashreplace").decode()  # a path may be any bytes
 
 
 def _until_failure(batch: Sequence[_Draft | _Image]) -> tuple[Sequence[_Draft | _Image], ImageError | None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from numbers import Real
 
 import numpy as np
@@ -163,6 +163,16 @@ class Calibrator:
     def references(self) -> dict[str, References]:
         """The references of the experts in use, read from the store."""
         return self._references()[0]
+
+    @contextmanager
+    def renewing(self) -> Iterator[None]:
+        """A block that writes. What it has committed is calibrated at its end, also after an error."""
+        try:
+            yield
+        except Exception:
+            self.calibrate_if_cheap()
+            raise
+        self.calibrate_if_cheap()
 
     def calibrate_if_cheap(self) -> None:
         """Calibrate after a write if that is cheap and the stored calibration is outdated; else it turns stale.

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from numpy.typing import ArrayLike
+from PIL.Image import Image
 
 from zsvec.arguments import Errors, check_answers, checked_count, checked_queries, checked_wait
 from zsvec.builder import Builder
@@ -21,6 +22,7 @@ from zsvec.errors import ImageError, StoreError, ZSVecError
 from zsvec.flow import Flow, StreamStats, Totals
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
+from zsvec.inputs.small import open_small
 from zsvec.method.fit import CalibrationReport
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
@@ -139,9 +141,7 @@ class Classifier:
         on_error: Callable[[str, ImageError], None] | None = None,
         on_commit: Callable[[Category], None] | None = None,
     ) -> list[Category]:
-        """Add many categories; their references share the encoders' batches.
-
-        Afterwards the store is calibrated, if that is cheap.
+        """Add many categories, whose references share batches; then calibrate the store, if that is cheap.
 
         Args:
             categories: At most one of each name; iterated in a thread of its own.
@@ -157,23 +157,15 @@ class Classifier:
             ZSVecError: As `add_category`. What was committed before stays.
         """
         committed = []
-        try:
+        with self._calibrator.renewing():
             for category in self._builder().build(categories, replace=replace, on_error=on_error):
                 committed.append(category)
                 if on_commit is not None:
                     on_commit(category)
-        except Exception:
-            self._calibrator.calibrate_if_cheap()  # of what is committed
-            raise
-        self._calibrator.calibrate_if_cheap()
         return committed
 
     def remove_category(self, name: str) -> None:
-        """Remove a category and its references.
-
-        Raises:
-            CategoryNotFoundError: There is none of this name.
-        """
+        """Remove a category and its references; CategoryNotFoundError if there is none of this name."""
         self.store.remove(checked_name(name))
         self._calibrator.calibrate_if_cheap()
 
@@ -194,6 +186,11 @@ class Classifier:
         from zsvec.references import StoredReferences
 
         return StoredReferences(self.store, self._calibrator, self._builder)
+
+    def image(self, content_hash: str) -> Image | None:
+        """The small copy of a reference image, of `Neighbor.hash`; ``None`` without one that can be read."""
+        small = self.store.image(content_hash)
+        return open_small(small.content) if small else None
 
     @overload
     def classify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
@@ -269,9 +266,7 @@ class Classifier:
 
         Returns:
             An iterator of predictions with its ``stats``. Close it, or use it as a context manager, to stop early.
-
-        Raises:
-            ZSVecError: As `classify`.
+            It raises as `classify`.
         """
         flow = Flow()
         return Stream(self._predictions(images, flow, batch_size, max_wait_ms, top_k, errors), flow)
@@ -305,10 +300,7 @@ class Classifier:
             batch_size: Images that an encoder takes at once; by default the setting.
 
         Returns:
-            An iterator of embeddings, each with its ``error`` if the image cannot be read.
-
-        Raises:
-            ZSVecError: As `load`.
+            An iterator of embeddings, each with its ``error`` if the image cannot be read; raises as `load`.
         """
         size = checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
         return self._embedder.stream(checked_images(images), size)
@@ -355,7 +347,7 @@ class Classifier:
 
     def create(self) -> None:
         """Make the collections of the store; then a key that may write to them is enough. Raises as a write does."""
-        self.store.bind(self.encoders.fingerprints)
+        self.store.bind(self.encoders.fingerprints, images=self.settings.keep_images)
 
     def load(self) -> None:
         """Load the encoders now, not with the first image; raises as `encoders`."""
@@ -433,9 +425,17 @@ class Classifier:
         return in_memory(device, self.settings.index_dtype, torch_encodes=bool(encoders and encoders.on_torch))
 
     def _builder(self) -> Builder:
-        self.store.bind(self.encoders.fingerprints)
-        limits = self.settings.image_limits()
-        return Builder(self.store, self.encoders, prompts=self._prompts, batch_size=self.settings.batch_size, **limits)
+        chosen = self.settings
+        self.create()
+        return Builder(
+            self.store,
+            self.encoders,
+            prompts=self._prompts,
+            batch_size=chosen.batch_size,
+            keep_images=chosen.keep_images != "none" and self.store.keeps_images(),
+            by=chosen.added_by,
+            **chosen.image_limits(),
+        )
 
     def _encoders_to_read(self) -> EncoderSet:
         """The encoders, checked against the store; from then on the search checks them."""

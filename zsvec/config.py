@@ -46,6 +46,7 @@ from zsvec.method import DEFAULT_STRATEGY
 from zsvec.profiles import PROFILES, Profile, encoders_of, other_profile
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 from zsvec.trust import is_private, read_if_trusted
+from zsvec.types import KeepImages
 
 if TYPE_CHECKING:
     from zsvec.inputs.images import ImageLimits
@@ -189,8 +190,7 @@ class GenerationSettings(_Masked):
 
     Attributes:
         base_url: Of any service with OpenAI's interface; by default ``OPENAI_BASE_URL``, or OpenAI's own.
-        allow_http: Whether the key may be sent to another machine where others on the way can read it, by ``http://``;
-            for a private network.
+        allow_http: Whether the key may be sent to another machine in clear text (``http://``), on a private network.
         language_model: Describes categories and says which are alike; needs structured outputs.
         image_model: Draws.
         image_size: Width and height in pixels. Encoders see some 224 of them.
@@ -223,8 +223,7 @@ class Settings(_Masked, BaseSettings):
             between them, of which the next is asked where one does not answer.
         namespace: Prefix of the collections that this store owns in a deployment.
         api_key: Key of the server.
-        allow_http: Whether the key may be sent to another machine where others on the way can read it, by ``http://``;
-            for a private network.
+        allow_http: Whether the key may be sent to another machine in clear text (``http://``), on a private network.
         ca_certificate: PEM file of the authorities to trust in the place of the usual ones, for REST and gRPC; by
             default what ``SSL_CERT_FILE`` names.
         timeout: Deadline of one operation on a server, in seconds. If it is set, it is also that of the first contact,
@@ -233,8 +232,9 @@ class Settings(_Masked, BaseSettings):
             while a server is away; each answer says how old that is (`Prediction.stale_seconds`).
         replicas: Copies of each collection that zsvec makes in a cluster; by default as the server chooses.
         shards: Parts of each collection of references that zsvec makes in a cluster; by default likewise.
-        write_consistency: Copies that must have a write before it is acknowledged, of collections that zsvec makes; by
-            default likewise.
+        write_consistency: Copies that must have a write before it is acknowledged; by default likewise.
+        keep_images: Whether small copies of reference images are kept; by default as the store says (new: `small`).
+        added_by: Who adds references; kept with each of them.
         profile: Name of a profile, of `PROFILES` or of `profiles`; or the folder of exported encoders, as a
             path with a ``/``.
         profiles: Further profiles, by name.
@@ -260,13 +260,11 @@ class Settings(_Masked, BaseSettings):
             fusion of a calibrated store uses coefficients instead.
         calibration: ``auto`` uses the calibration that is kept with the store, and makes one after a write
             while that is cheap; ``off`` takes the temperatures of the profile, as the paper does.
-        false_unknown_rate: Default target rate of unknown among images of known categories; by default that of the
-            present calibration, or 0.05.
+        false_unknown_rate: Target rate of unknown among images of known categories; by default the present, or 0.05.
         unknown_above: Novelty above which an image is unknown; by default the calibrated 0.5, where there is a
             calibrated threshold. Without a calibration there is no novelty, and no effect.
         unknown_per_category: Whether categories with enough references (19, at 5 %) have their own thresholds.
-        suspects: ``down-weight``: references whose label a calibration doubts count less in the mean of their
-            category; ``keep``: like any other. A calibration keeps what it was made with.
+        suspects: ``down-weight``: references whose label a calibration doubts count less; ``keep``: like any other.
         max_pixels: Largest image that is read. By default 100 million pixels, of which a JPEG that is decoded at a
             fraction has as many as are decoded.
         image_memory: Bytes that all threads together may take for images that are being decoded. An image that takes
@@ -299,6 +297,8 @@ class Settings(_Masked, BaseSettings):
     replicas: PositiveInt | None = None
     shards: PositiveInt | None = None
     write_consistency: PositiveInt | None = None
+    keep_images: KeepImages | None = None
+    added_by: str | None = Field(default=None, max_length=500, pattern=r"^\P{C}+$")
     profile: str = "base"
     profiles: Mapping[str, Profile] = Field(default_factory=dict)
     device: Device = "auto"

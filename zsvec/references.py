@@ -12,7 +12,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import CategoryInput, as_words, checked_metadata, checked_name
 from zsvec.method.suspects import Suspect
 from zsvec.store import Move, Renamed, Store, Write
-from zsvec.types import Category, encoder_and_modality
+from zsvec.types import Category, StoredReference, encoder_and_modality
 
 
 class StoredReferences:
@@ -63,7 +63,7 @@ class StoredReferences:
         return self._moved(Move(source=checked_name(source), target=checked_name(target), hashes=_hashes(hashes)))
 
     def rename(self, name: str, new: str) -> Category:
-        """Give a category another name. If it is defined by its name alone, it is then by the new one.
+        """Give a category another name. If its name is one of its definition texts, so is the new one then.
 
         Raises:
             CategoryNotFoundError: There is none of the old name.
@@ -73,9 +73,9 @@ class StoredReferences:
         old, wanted = checked_name(name), checked_name(new)
         category = self._store.category(old)
         renamed = None
-        if category.texts == (as_words(old),):
+        if as_words(old) in category.texts:
             embedded = any(encoder_and_modality(expert)[1] == "text" for expert in category.references)
-            renamed = self._builder().definition(wanted) if embedded else Renamed((as_words(wanted),))
+            renamed = self._builder().renamed(old, wanted) if embedded else Renamed(as_words(old), as_words(wanted))
         return self._moved(Move(source=old, target=wanted, new=True, renamed=renamed))
 
     def merge(self, source: str, target: str) -> Category:
@@ -115,6 +115,14 @@ class StoredReferences:
     def _changed(self, category: Category) -> Category:
         self._calibrator.calibrate_if_cheap()
         return category
+
+    def of(self, name: str) -> list[StoredReference]:
+        """The references of a category: each text and image once, texts first, then by age.
+
+        Raises:
+            CategoryNotFoundError: There is no category of this name.
+        """
+        return self._store.stored_references(checked_name(name))
 
     def suspects(self) -> list[Suspect]:
         """The reference images that are probably under a wrong category, most doubtful first; nothing is changed.

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 Modality: TypeAlias = Literal["text", "image"]
 CalibrationState: TypeAlias = Literal["current", "stale", "none"]
+KeepImages: TypeAlias = Literal["small", "none"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
 CALIBRATION_FORMAT = 3
@@ -87,6 +88,38 @@ class Category:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredReference:
+    """A text or an image of a category, as the store has it.
+
+    Attributes:
+        category: Whose reference it is.
+        hash: Content hash of the text or image.
+        modality: What it is.
+        source: The text itself, or where the image came from.
+        prompt: What a generated image was drawn from.
+        group: Names the images of the category that it belongs together with, such as those of a burst.
+        added: When it was added (UTC); ``None`` if it was by a version that did not keep that.
+        by: Who added it, if that was said.
+        experts: Names of the experts that have it.
+    """
+
+    category: str
+    hash: str
+    modality: Modality
+    source: str
+    prompt: str | None = None
+    group: str | None = None
+    added: datetime | None = None
+    by: str | None = None
+    experts: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """An entry of what ``zsvec show --json`` prints."""
+        added = self.added and self.added.isoformat(timespec="seconds")
+        return {**asdict(self), "added": added, "experts": list(self.experts)}
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbor:
     """A reference near to the image: evidence.
@@ -95,11 +128,13 @@ class Neighbor:
         category: Whose reference it is.
         similarity: Cosine of image and reference, -1 to 1.
         source: Where the reference came from: the text itself, a path, or ``image``.
+        hash: Content hash of the text or image, by which `Classifier.image` finds its small copy.
     """
 
     category: str
     similarity: float
     source: str
+    hash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -243,11 +243,11 @@ def test_show_prints_the_prompts(cli: Run, service: Service) -> None:
     (image,) = cli("generate 'red panda' --per-category 1 --json").objects
     expected = f"generated: {image['prompt']}"
     (found,) = cli("show 'red panda' --json").objects
-    assert found["sources"] == {
-        "clip:text": ["a photo of a red panda", "a small reddish mammal"],
-        "clip:image": [expected],
-        "dino:image": [expected],
-    }
+    assert [(one["modality"], one["source"], one["prompt"]) for one in found["stored"]] == [
+        ("text", "a photo of a red panda", None),
+        ("text", "a small reddish mammal", None),
+        ("image", "generated", image["prompt"]),
+    ]
     assert expected in cli("show 'red panda'").out
 
 

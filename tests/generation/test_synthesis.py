@@ -86,7 +86,7 @@ def test_images_enter_with_their_prompts_under_every_encoder(studio: Studio) -> 
         images = [payload for payload in studio.payloads(encoder) if payload["modality"] == "image"]
         assert {payload["source"] for payload in images} == {"generated"}
         assert {tuple(sorted(payload)) for payload in images} == {
-            ("category", "gen", "hash", "modality", "prompt", "source")
+            ("added", "category", "gen", "hash", "modality", "prompt", "source")
         }
     in_store = studio.clf.store.stored("red panda")
     by_modality = {

@@ -304,10 +304,8 @@ def test_a_data_set_of_hugging_face(folder: Path) -> None:
             ("cat", 2),
             ("dog", 2),
         ]
-        sources = clf.store.sources(categories[0])
-        assert {tuple(sorted(found)) for expert, found in sources.items() if expert.endswith("image")} == {
-            ("2.png", "row 0")
-        }
+        images = [one for one in clf.references.of(categories[0].name) if one.modality == "image"]
+        assert sorted(one.source for one in images) == ["2.png", "row 0"]
         assert clf.classify(encode(photo(0))).distance == pytest.approx(0, abs=1e-6)
     (empty,) = unreadable
     assert "it is empty (0 bytes)" in empty

@@ -143,7 +143,7 @@ def searched(
                 ),
                 class_means=stored.sum_up if bound is None else lambda _: None,
                 nearest=[
-                    tuple(Neighbor(stored.labels[j], float(row[j]), stored.sources[j]) for j in order)
+                    tuple(Neighbor(stored.labels[j], float(row[j]), stored.sources[j], stored.hashes[j]) for j in order)
                     for row, order in zip(values, near.tolist(), strict=True)
                 ],
             )

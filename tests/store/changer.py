@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from tests.forking import say, serve
-from tests.store.material import FINGERPRINTS, write_of
+from tests.store.material import FINGERPRINTS, copies, live_copies, pictured
 from zsvec.errors import CategoryNotFoundError
 from zsvec.store import Store, open_store
 from zsvec.types import CALIBRATION_FORMAT
@@ -68,7 +68,7 @@ def _change(draw: random.Random, before: State, number: int) -> Change:
     if what in ("add", "extend", "replace") or (what == "remove" and not there):
         names = draw.sample(_NAMES, draw.randint(1, 3))
         images = [f"image {number}-{i}" for i in range(draw.randint(1, 4))]
-        writes = [write_of(name, images, [f"text {number}"], replace=what == "replace") for name in names]
+        writes = [pictured(name, images, [f"text {number}"], replace=what == "replace") for name in names]
         after = dict(before.categories)
         for name in names:
             kept = frozenset[str]() if what == "replace" else after.get(name, frozenset())
@@ -113,6 +113,7 @@ def make_changes(location: str, namespace: str, seed: str, first: str) -> None:
 def found(store: Store) -> State:
     """What a store holds, read through it; all of it is there."""
     assert store.incomplete() == []
+    assert live_copies(store) <= copies(store)
     categories: dict[str, Any] = {}
     for category in store.categories():
         stored = store.stored(category.name)

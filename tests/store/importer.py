@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.forking import say, serve
-from tests.store.material import FINGERPRINTS, write_of
+from tests.store.material import FINGERPRINTS, pictured
 from zsvec.store import Store, Write
 from zsvec.store.edge import EdgeBackend
 
@@ -21,8 +21,8 @@ BATCH = 3  # categories a write
 
 def batches() -> list[Sequence[Write]]:
     """Every category with a text and three images; then two more images for some of them."""
-    new = [write_of(name, [f"{name}, {i}" for i in range(3)], [f"text of {name}"]) for name in NAMES]
-    additions = [write_of(name, [f"{name}, {i}" for i in (3, 4)]) for name in NAMES[::5]]
+    new = [pictured(name, [f"{name}, {i}" for i in range(3)], [f"text of {name}"]) for name in NAMES]
+    additions = [pictured(name, [f"{name}, {i}" for i in (3, 4)]) for name in NAMES[::5]]
     return [part[first : first + BATCH] for part in (new, additions) for first in range(0, len(part), BATCH)]
 
 

@@ -1,18 +1,26 @@
-"""References to write, made of words alone: no model, no client."""
+"""References to write, and small copies of their images, made of words alone: no model, no client."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from zsvec.store import Cursor, Reference, Store, Write
+from zsvec.store import Cursor, Reference, SmallImage, Store, Write
+from zsvec.store.base import Where
 from zsvec.types import Category, Fingerprint, Modality
 
 Key = tuple[str, str, str]
+
+ADDED = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 
 FINGERPRINTS: Mapping[str, Fingerprint] = {
     "clip": Fingerprint(model="test/clip", revision="0123abc", dim=16, preprocessing="resize 224"),
@@ -46,6 +54,43 @@ def references(texts: Iterable[str] = (), images: Iterable[str] = ()) -> list[Re
 
 def write_of(name: str, images: Iterable[str] = (), texts: Sequence[str] = (), **changes: Any) -> Write:
     return Write(name=name, references=references(texts, images), texts=texts, **changes)
+
+
+@cache
+def jpeg(content: str) -> bytes:
+    """A picture of its own for each content."""
+    seed = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4])
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def small(content: str) -> SmallImage:
+    size = {"width": 800, "height": 600}
+    return SmallImage(hash=content_hash(content), content=jpeg(content), source=content, added=ADDED, **size)
+
+
+def pictured(name: str, images: Iterable[str] = (), texts: Sequence[str] = (), **changes: Any) -> Write:
+    """A write whose images have copies."""
+    write = write_of(name, images, texts, **changes)
+    with_copies = [replace(r, small=small(r.source)) if r.modality == "image" else r for r in write.references]
+    return replace(write, references=with_copies)
+
+
+def copies(store: Store) -> set[tuple[str, str, str]]:
+    """Category, write id and hash of every small copy that there is, committed or not."""
+    fields = ("category", "gen", "hash")
+    pages = store._backend.scroll(store.collection("images"), Where(), fields=fields)
+    return {(p["category"], p["gen"], p["hash"]) for page in pages for p in page.payloads}
+
+
+def live_copies(store: Store) -> set[tuple[str, str, str]]:
+    """Those of the committed references, where each write that has an image has a copy of it."""
+    found = set()
+    for category in store.categories():
+        for page in store.references("dino", category.write_ids, vectors=False):
+            found |= {(p["category"], p["gen"], p["hash"]) for p in page.payloads}
+    return found
 
 
 def add(store: Store, name: str, images: Iterable[str] = (), texts: Sequence[str] = (), **changes: Any) -> None:

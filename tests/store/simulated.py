@@ -40,6 +40,7 @@ class Faults:
         lost: A write is made, and its answer is lost.
         late: A write is given up, and lands later.
         dropped: A read leaves out a record that was made a moment ago, as a quorum does whose replicas differ.
+        replaced: Or one that was replaced a moment ago.
     """
 
     pause: float = 0.01
@@ -47,6 +48,7 @@ class Faults:
     lost: float = 0.01
     late: float = 0.01
     dropped: float = 0.05
+    replaced: bool = False
 
 
 class World:
@@ -224,6 +226,9 @@ class SimulatedBackend:
         self._turn()
         self.world.server.create(collection, dim, indexes)
 
+    def remove(self, collection: str) -> None:
+        raise NotImplementedError
+
     def upsert(self, collection: str, points: Points) -> None:
         self._write(lambda: self.world.server.upsert(collection, points))
 
@@ -232,7 +237,7 @@ class SimulatedBackend:
             self._write(lambda put=put: self._put(collection, put))  # type: ignore[misc]
 
     def _put(self, collection: str, put: Put) -> None:
-        if not self.world.server.retrieve(collection, [put.id]):
+        if self.world.faults.replaced or not self.world.server.retrieve(collection, [put.id]):
             self.world.fresh[put.id] = self.world.steps
         self.world.server.put(collection, [put])
         if put.payload.get("removed") and self.world.server.retrieve(collection, [put.id])[put.id] == put.payload:

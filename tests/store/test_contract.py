@@ -183,7 +183,8 @@ def test_prompts_are_kept_with_their_images_through_compaction(deployment: Deplo
             assert sorted(prompts) == ["-"] * (len(prompts) - 1) + ["a picture of a.jpg"]
         add(store, "red panda", [str(further)])
     assert len(store.category("red panda").write_ids) < 32
-    assert store.sources(store.category("red panda"))["dino:image"][-2:] == ["a.jpg: a picture of a.jpg", "b.jpg"]
+    described = {r.source: r.prompt for r in store.stored_references("red panda")}
+    assert (described["a.jpg"], described["b.jpg"], described["34"]) == ("a picture of a.jpg", None, None)
 
 
 def test_groups_are_kept_with_their_images_through_compaction(deployment: Deployment, open_store: OpenStore) -> None:
@@ -413,6 +414,7 @@ def test_query_finds_the_nearest_of_a_modality(deployment: Deployment, open_stor
         "category": "lynx",
         "gen": store.category("lynx").write_ids[0],
         "source": "image 25",
+        "hash": content_hash("image 25"),
     }
     assert nearest.similarity == pytest.approx(1, abs=1e-5)
     assert {hit.payload["source"] for hit in store.query("clip", "text", queries, limit=99)[0]} == set(texts)

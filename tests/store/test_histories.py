@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.store.material import FINGERPRINTS, unit_vector, write_of
+from tests.store.material import FINGERPRINTS, copies, live_copies, pictured, unit_vector
 from tests.store.simulated import HOURS, Faults, Process, SimulatedBackend, World, simulated_time  # noqa: F401
 from zsvec.errors import CategoryNotFoundError, ConflictError, StoreError, StoreUnavailableError
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store, commit, writing
 from zsvec.store.base import Where
 from zsvec.store.collector import Collector
+from zsvec.types import KeepImages
 
 pytestmark = pytest.mark.usefixtures("simulated_time")
 
@@ -33,13 +34,14 @@ class History:
         wrong: What readers saw that they must not.
     """
 
-    def __init__(self, seed: int, faults: Faults) -> None:
+    def __init__(self, seed: int, faults: Faults, images: KeepImages, skew: float = 2 * HOURS) -> None:
         self.world = World(seed, faults)
+        self.skew = skew  # seconds by which clocks are wrong at most
         self.acknowledged: dict[str, int] = defaultdict(int)
         self.added: dict[str, set[str]] = defaultdict(set)
         self.wrong: list[str] = []
         self.batches = self.commits = self.refused = self.collected = 0
-        self.open().bind(FINGERPRINTS)
+        self.open().bind(FINGERPRINTS, images=images)
 
     def open(self, process: Process | None = None) -> Store:
         return Store(SimulatedBackend(self.world, process), "zsvec")
@@ -52,8 +54,8 @@ class History:
             name = random.choice(CHANGING)
             operations: list[Callable[[], Any]] = [
                 partial(self.add, store, random.choice(GROWING), new),
-                partial(store.write, [write_of(name, [new], replace=True)]),
-                partial(store.write, [write_of(each, [new]) for each in CHANGING]),
+                partial(store.write, [pictured(name, [new], replace=True)]),
+                partial(store.write, [pictured(each, [new]) for each in CHANGING]),
                 partial(store.remove, name),
             ]
             try:
@@ -66,7 +68,7 @@ class History:
             self.commits += 1
 
     def add(self, store: Store, name: str, source: str) -> Any:
-        done = store.write([write_of(name, [source])])
+        done = store.write([pictured(name, [source])])
         self.added[name].add(source)
         return done
 
@@ -100,7 +102,7 @@ class History:
 
     def run(self, steps: int) -> None:
         """Processes come and go, and in the end all is well."""
-        skews = [self.world.random.uniform(-2, 2) * HOURS for _ in range(9)]
+        skews = [self.world.random.uniform(-1, 1) * self.skew for _ in range(9)]
         kinds = [*[self.writes] * 5, *[self.reads] * 3, self.collects]
         slots = [
             self.world.start(f"{work.__name__} {i}", work, skew)
@@ -141,6 +143,7 @@ class History:
                 counted[expert.partition(":")[0]] += n
         sizes = {name: self.world.server.count(f"zsvec__{name}", Where()) for name in FINGERPRINTS}
         assert sizes == counted
+        assert copies(store) == (live_copies(store) if store.keeps_images() else set())
         assert store.incomplete() == []
 
 
@@ -150,7 +153,7 @@ def searcher_of(store: Store) -> Searcher:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_histories(seed: int) -> None:
-    history = History(seed, Faults(kill=0.001))
+    history = History(seed, Faults(kill=0.001), images="small")
     history.run(10_000)
     assert history.wrong == []
     assert history.batches > 150
@@ -179,14 +182,21 @@ def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Collector, "_fence", lambda _, names, manifests: {n: manifests.get(n) for n in names})
 
 
-DEFECTS = [no_second_stamp, what_does_not_show_is_lost, no_fence]
+# With the faults and the clocks that show each of them in one of ten histories or more.
+DEFECTS = [
+    (no_second_stamp, Faults(pause=0.03), 0.0),
+    (what_does_not_show_is_lost, Faults(pause=0.05, late=0.05, dropped=0.5), 2 * HOURS),
+    (no_fence, Faults(kill=0.001), 2 * HOURS),
+]
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
-def test_they_find(defect: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("defect", "faults", "skew"), DEFECTS)
+def test_they_find(
+    defect: Callable[[pytest.MonkeyPatch], None], faults: Faults, skew: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     defect(monkeypatch)
-    for seed in range(100, 140):
-        history = History(seed, Faults(kill=0.001))
+    for seed in range(100, 180):
+        history = History(seed, faults, "none", skew)
         try:
             history.run(4_000)
         except (AssertionError, StoreError):

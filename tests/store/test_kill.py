@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tests.store import changer
 from tests.store.importer import BATCH, NAMES, batches, write_all
-from tests.store.material import FINGERPRINTS, Key, vectors
+from tests.store.material import FINGERPRINTS, Key, copies, live_copies, vectors
 from tests.store.support import EdgeDeployment, ServerDeployment, fast_folder
 from zsvec.store import Store, open_store
 
@@ -77,6 +77,7 @@ def assert_whole(folder: Path, acknowledged: int) -> None:
     before, after = STATES[acknowledged], STATES[min(acknowledged + 1, len(STATES) - 1)]
     for name in stored | before:
         assert any(same(stored.get(name), state.get(name)) for state in (before, after)), name
+    assert live_copies(store) <= copies(store)
     deployment.close()
 
 
@@ -91,8 +92,9 @@ def assert_complete(folder: Path) -> None:
     encoders = Counter(encoder for references in stored.values() for encoder, _, _ in references)
     assert deployment.sizes() == encoders
     assert store.gc() == 0
+    assert live_copies(store) == copies(store)
     deployment.close()
-    assert deployment.collections() == {"zsvec__catalog", *(f"zsvec__{encoder}" for encoder in FINGERPRINTS)}
+    assert deployment.collections() == {f"zsvec__{name}" for name in ("catalog", "images", *FINGERPRINTS)}
 
 
 def same(some: dict[Key, NDArray[np.float32]] | None, others: dict[Key, NDArray[np.float32]] | None) -> bool:
@@ -207,6 +209,7 @@ def kill_until_done(process: subprocess.Popen[str], location: str, namespace: st
         assert store.gc(grace=0) == 0
         assert changer.found(store) == changer.changes(seed)[-1].after
         assert not [finding for finding in store.check_up() if "garbage" in finding.what]
+        assert live_copies(store) == copies(store)
     return killed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +72,8 @@ def test_what_the_target_has_already_is_only_removed(store: Store) -> None:
     add(store, "cat", images=["tom", "pluto"])
     add(store, "dog", images=["pluto"])
     before = store.category("dog")
-    assert store.move(Move(source="cat", target="dog", hashes=hashes("pluto"))) == before
+    moved = store.move(Move(source="cat", target="dog", hashes=hashes("pluto")))
+    assert (moved.write_ids, moved.references) == (before.write_ids, before.references)
     assert sources(store, "cat") == {"clip:image": ["tom"], "dino:image": ["tom"]}
 
 
@@ -87,12 +89,12 @@ def test_a_category_is_merged_and_renamed(store: Store) -> None:
     add(store, "cat", images=["felix"])
     with pytest.raises(InvalidInputError, match="there is a category 'cat' already: merge"):
         store.move(Move(source="dog", target="cat", new=True))
-    by_name = Renamed(["canine"], references(texts=["canine"]))
+    by_name = Renamed("dog", "canine", hashes("dog"), references(texts=["canine"]))
     renamed = store.move(Move(source="dog", target="canine", new=True, renamed=by_name))
-    assert renamed.texts == ("canine",)
+    assert renamed.texts == ("canine", "cat")
     assert sources(store, "canine") == {
         "clip:image": ["rex", "tom"],
-        "clip:text": ["canine"],
+        "clip:text": ["canine", "cat"],
         "dino:image": ["rex", "tom"],
     }
     store.move(Move(source="canine", target="dog", new=True))  # where there was one
@@ -100,17 +102,58 @@ def test_a_category_is_merged_and_renamed(store: Store) -> None:
     assert store.incomplete() == []
 
 
-def test_older_versions_refuse_a_store_in_which_something_has_moved(store: Store) -> None:
-    add(store, "cat", images=["tom", "pluto"])
-    assert (store._catalog.store() or {})["schema"] == 2
-    store.remove_references("cat", hashes("tom"))
-    assert (store._catalog.store() or {})["schema"] == 2
+def test_a_copy_that_two_move_to_each_other_stays(open_store: Callable[..., Store]) -> None:
+    first = open_store()
+    stores = [first, first if first._catalog.exclusive else open_store()]
+    for number in range(5):
+        names = [f"cat {number}", f"dog {number}"]
+        for name in names:
+            add(stores[0], name, images=[f"of {name}", "both"])
+        moves = [Move(source=a, target=b, hashes=hashes("both")) for a, b in (names, reversed(names))]
+        with ThreadPoolExecutor(2) as pool:
+            done = [pool.submit(store.move, move) for store, move in zip(stores, moves, strict=True)]
+            refused = [future.exception() for future in done]
+        assert all(error is None or isinstance(error, InvalidInputError) for error in refused)
+        there = [name for name in names if "both" in sources(stores[0], name)["clip:image"]]
+        assert len(there) == 1
+
+
+def test_a_text_that_is_added_while_a_category_is_renamed_stays(store: Store) -> None:
+    add(store, "dog", texts=["dog"], images=["rex"])
+    renamed = Renamed("dog", "hound", hashes("dog"), references(texts=["hound"]))
+    add(store, "dog", texts=["barks"])
+    assert store.move(Move(source="dog", target="hound", new=True, renamed=renamed)).texts == ("hound", "barks")
+    assert sources(store, "hound")["clip:text"] == ["barks", "hound"]
+
+
+def test_a_transfer_to_a_category_that_cannot_be_read_stops_no_writer_of_the_other(store: Store) -> None:
     add(store, "cat", images=["tom"])
-    store.move(Move(source="cat", target="dog", hashes=hashes("pluto")))
-    assert (store._catalog.store() or {})["schema"] == 3
+    add(store, "dog", images=["rex"])
+    (record,) = (m for m in store._catalog.manifests() if m["category"] == "dog")
+    damaged = {**record, "version": 2, "texts": None}
+    store._catalog.put([Put(record_id("category", "dog"), damaged, expected(record))])
+    add(store, "cat", images=["felix"])
+    assert sources(store, "cat")["clip:image"] == ["felix", "tom"]
 
 
-@pytest.mark.parametrize("said", [None, 3, "x", [], {}, {"id": "a", "planned_on": None, "source": {}, "target": {}}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(None, 3, "x", [], {}, {"id": "a", "planned_on": None, "source": {}, "target": {}}),
+        {
+            "id": "a",
+            "planned_on": 3,
+            **{end: {"kind": "manifest", "category": end, "version": 1, "rev": 1} for end in ("source", "target")},
+        },
+        {
+            "id": "a",
+            "planned_on": None,
+            "source": {"kind": "manifest", "category": "cat", "version": 1, "rev": 1},
+            "target": {"kind": "manifest", "category": "dog", "version": 1, "rev": 1},
+        },
+        {"id": "a", "from": "nowhere"},
+    ],
+)
 @pytest.mark.parametrize("key", ["transfer", "came", "requires"])
 def test_what_is_no_transfer_stops_nobody(store: Store, key: str, said: Any) -> None:
     add(store, "cat", images=["tom", "pluto"])

@@ -114,7 +114,7 @@ def test_encoder_names_that_could_be_of_another_collection_are_refused(deploymen
 @pytest.mark.parametrize("name", ["x__clip", "images"])
 def test_stores_that_have_such_names_are_opened(deployment: Deployment, name: str) -> None:
     backend = deployment.backend()
-    Catalog(backend, deployment.namespace).create({name: CLIP})
+    Catalog(backend, deployment.namespace).create({name: CLIP}, "none")
     store = Store(backend, deployment.namespace)
     store.bind({name: CLIP})
     store.write([Write(name="red panda", references=[replace(reference("clip", "image", "a"), encoder=name)])])
@@ -151,12 +151,12 @@ def test_foreign_collections_are_left_alone(deployment: Deployment) -> None:
     store.close()
 
     assert {collection: deployment.state(collection) for collection in foreign} == before
-    ours = {f"{own}__catalog", f"{own}__clip", f"{own}__dino"}
+    ours = {f"{own}__catalog", f"{own}__images", f"{own}__clip", f"{own}__dino"}
     assert {name for name in deployment.collections() if own in name} == {*foreign, *ours}
 
 
 @LASTING
-@pytest.mark.parametrize("taken", ["catalog", "clip", "dino"])
+@pytest.mark.parametrize("taken", ["catalog", "clip", "dino", "images"])
 def test_foreign_collection_under_a_needed_name_is_refused(deployment: Deployment, taken: str) -> None:
     collection = f"{deployment.namespace}__{taken}"
     deployment.make_foreign(collection)
@@ -339,7 +339,7 @@ def test_folder_is_opened_by_its_name(deployment: EdgeDeployment, monkeypatch: p
         add(store, "red panda", ["a"])
     with open_store("~/store", namespace="birds") as store:
         assert [category.name for category in store.categories()] == ["red panda"]
-    assert deployment.collections() == {"birds__catalog", "birds__clip", "birds__dino"}
+    assert deployment.collections() == {"birds__catalog", "birds__images", "birds__clip", "birds__dino"}
 
 
 def make(folder: Path, begin: Any, sender: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,16 @@ Replace = Annotated[
     bool,
     typer.Option("--replace", help="Replace the stored images, or texts, by those given, instead of adding to them."),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask. Where there is no terminal, nothing is asked.")]
+KeepImages = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-images",
+        metavar="small|none",
+        help="Whether to keep small copies of the images, for `zsvec show`.  [default: as the store says; a new store "
+        "keeps them]",
+    ),
+]
 Fusion = Annotated[
     str | None,
     typer.Option(
@@ -131,6 +142,28 @@ class Target:
             store.close()
             raise StoreError(f"there is no store in {store.location} yet: {HOW_TO_MAKE_A_STORE}")
         return store
+
+
+def confirm(question: str) -> None:
+    """Go on only if the answer is yes."""
+    with answering():
+        typer.confirm(question, abort=True, err=True)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Around a question: Typer makes no difference between a no and Ctrl-C."""
+    try:
+        yield
+    except typer.Abort as exc:
+        if isinstance(exc.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
+def is_terminal() -> bool:
+    """Whether somebody can answer."""
+    return sys.stdin.isatty()
 
 
 def images_at(path: str | Path) -> Sequence[str | Path]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import Json, app
-from zsvec.cli.categories import answering, is_terminal
+from zsvec.cli.app import Json, answering, app, is_terminal
 from zsvec.errors import CategoryNotFoundError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
     from zsvec.types import Category
 
 _SHOWN = 10  # findings of a kind in a table for people
+_UNCALIBRATED = (
+    "labels are not judged without a calibration: `zsvec calibrate` makes it, where there are two categories with "
+    "images"
+)
 
 
 @app.command()
@@ -45,8 +48,8 @@ def audit(
     """
     from zsvec.cli import output
 
-    if fix and json:
-        raise InvalidInputError("--fix asks, and --json is for programs: give one of them")
+    if fix and (json or html):
+        raise InvalidInputError("--fix asks one by one, without a report: give it alone")
     if fix and not is_terminal():
         raise InvalidInputError("--fix asks at a terminal: in a program, take `zsvec audit --json` and `zsvec move`")
     write = _page_writer() if html else None
@@ -55,6 +58,9 @@ def audit(
         if fix:
             with suppress(_Stop):
                 _fix(found, classifier.references)
+                output.print_note("there is nothing more to ask")
+            if not found.calibrated:
+                output.print_note(_UNCALIBRATED)
             return
     if json:
         for line in found.lines():
@@ -74,35 +80,36 @@ def _fix(found: Audit, references: StoredReferences) -> None:
     """Ask what to do with each image under a doubtful label, and with copies within a category; do it at once."""
     gone: set[tuple[str, str]] = set()
     for label in found.labels:
-        gone.add((label.category, label.hash))
         answer = _ask(
-            f"{label.source}\n  is under {label.category!r}, and probably {label.instead!r} ({label.probability:.0%})",
+            [label.source, f"  is under {label.category!r}, and probably {label.instead!r} ({label.probability:.0%})"],
             {"m": f"move it to {label.instead!r}", "r": "remove it", "k": "keep it"},
         )
         if answer == "m":
             _try(partial(references.move, label.hash, source=label.category, target=label.instead))
         elif answer == "r":
             _try(partial(references.remove, label.category, label.hash))
+        if answer != "k":
+            gone.add((label.category, label.hash))
     for duplicates in found.duplicates:
         there = [image for image in duplicates.images if (image.category, image.hash) not in gone]
         for name in dict.fromkeys(image.category for image in there):
             first, *copies = [image for image in there if image.category == name]
             if copies:
-                shown = "\n  ".join(image.source for image in copies)
                 answer = _ask(
-                    f"{first.source}\n  of {name!r} looks like\n  {shown}",
+                    [first.source, f"  of {name!r} looks like", *(f"  {image.source}" for image in copies)],
                     {"r": f"remove {'these' if len(copies) > 1 else 'this'}", "k": "keep all"},
                 )
                 if answer == "r":
                     _try(partial(references.remove, name, [image.hash for image in copies]))
 
 
-def _ask(what: str, choices: Mapping[str, str]) -> str:
+def _ask(lines: Sequence[str], choices: Mapping[str, str]) -> str:
     """One of some letters, or `_Stop`."""
     from zsvec.cli import output
 
     choices = {**choices, "s": "stop"}
-    output.err.print(output.escape(what))
+    for line in lines:
+        output.err.print(output.escape(line))
     said = ", ".join(f"{letter}: {meaning}" for letter, meaning in choices.items())
     output.err.print(output.escape(said))
     answer = ""
@@ -178,10 +185,7 @@ def _print(found: Audit) -> None:
         + "; nothing is doubtful" * (not doubtful)
     )
     if not found.calibrated:
-        output.print_note(
-            "labels are not judged without a calibration: `zsvec calibrate` makes it, where there are two categories "
-            "with images"
-        )
+        output.print_note(_UNCALIBRATED)
 
 
 def _duplicates_table(duplicates: Sequence[Duplicates]) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import Json, Name, Replace, app, check_exists, images_at
+from zsvec.cli.app import Json, KeepImages, Name, Replace, Yes, app, check_exists, confirm, images_at, is_terminal
 from zsvec.errors import CategoryNotFoundError, ImageError, InvalidInputError
-from zsvec.types import Category
+from zsvec.types import Category, StoredReference
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,6 +58,7 @@ def import_(
         ),
     ] = None,
     replace_: Replace = False,
+    keep_images: KeepImages = None,
     json: Json = False,
 ) -> None:
     """Add a category for each sub-folder of DIR, named like the folder, or for each label in FILE.
@@ -87,7 +87,7 @@ def import_(
             output.print_json(category.to_dict())
 
     start = time.monotonic()
-    with context.obj.open() as classifier, output.progress("importing", number) as counted:
+    with context.obj.open(keep_images=keep_images) as classifier, output.progress("importing", number) as counted:
         before = {category.name: category for category in classifier.categories()}
         inputs = (replace(category, images=counted(category.images)) for category in found)
         try:
@@ -229,6 +229,7 @@ def add(
         typer.Option("--image", metavar="PATH|DIR", help="A reference image, or a folder of them. Repeatable."),
     ] = None,
     replace_: Replace = False,
+    keep_images: KeepImages = None,
     json: Json = False,
 ) -> None:
     """Add a category, or references to one that exists. Every process uses them from its next image on."""
@@ -237,7 +238,7 @@ def add(
     images = [path for given in image or [] for path in images_at(given)]
     for path in images:
         check_exists(path)
-    with context.obj.open() as classifier:
+    with context.obj.open(keep_images=keep_images) as classifier:
         category = classifier.add_category(name, text or None, images, replace=replace_)
     if json:
         output.print_json(category.to_dict())
@@ -253,9 +254,7 @@ def remove(
         list[str] | None,
         typer.Argument(metavar="[HASH]...", help="Remove only these references of it; see `zsvec show`."),
     ] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask. Where there is no terminal, nothing is asked.")
-    ] = False,
+    yes: Yes = False,
 ) -> None:
     """Remove a category and its references, or some of these. A small store is then calibrated again."""
     from zsvec.cli import output
@@ -269,7 +268,7 @@ def remove(
         if is_terminal() and not yes:
             references = sum(classifier.store.category(checked_name(name)).references.values())
             what = f"{name!r} and its {output.counted(references, 'reference')}"
-            _confirm(f"Remove {what}?")
+            confirm(f"Remove {what}?")
         classifier.remove_category(name)
     output.print_note(f"removed {name}")
 
@@ -295,28 +294,6 @@ def hashes_of(store: Store, name: str, given: Sequence[str]) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def _confirm(question: str) -> None:
-    """Go on only if the answer is yes."""
-    with answering():
-        typer.confirm(question, abort=True, err=True)
-
-
-@contextmanager
-def answering() -> Iterator[None]:
-    """Around a question: Typer makes no difference between a no and Ctrl-C."""
-    try:
-        yield
-    except typer.Abort as exc:
-        if isinstance(exc.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-
-
-def is_terminal() -> bool:
-    """Whether somebody can answer."""
-    return sys.stdin.isatty()
-
-
 @app.command("list")
 def list_(context: typer.Context, json: Json = False) -> None:
     """List the categories, with how many references each has."""
@@ -335,21 +312,37 @@ def list_(context: typer.Context, json: Json = False) -> None:
 
 
 @app.command()
-def show(context: typer.Context, name: Name, json: Json = False) -> None:
-    """Show a category: its texts, and the source of each reference."""
+def show(
+    context: typer.Context,
+    name: Name,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png|html", help="Write a contact sheet of the images that the store has copies of."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show a category and its references: each text and image, when it was added, and by whom."""
     from zsvec.cli import output
     from zsvec.inputs.categories import checked_name
 
+    if sheet and sheet.suffix not in (".png", ".html"):
+        raise InvalidInputError(f"--sheet takes a file that ends in .png or .html. Got {str(sheet)!r}")
     with context.obj.open_store() as store:
         with nearest_name(name, store):
             category = store.category(checked_name(name))
-        sources = store.sources(category)
+        references = store.stored_references(category.name)
+        if sheet:
+            from zsvec.cli.sheet import write_sheet
+
+            missing = write_sheet(sheet, category.name, references, store.image)
+            lacking = f"; of {output.counted(missing, 'image')} the store has no copy" if missing else ""
+            output.print_note(f"the contact sheet is {sheet}{lacking}")
     if json:
-        output.print_json({**category.to_dict(), "metadata": category.metadata, "sources": sources})
+        stored = [reference.to_dict() for reference in references]
+        output.print_json({**category.to_dict(), "metadata": category.metadata, "stored": stored})
         return
     output.out.print(categories_table([category]))
-    for expert, origins in sources.items():
-        output.out.print(output.facts_table({f"{expert} {i}": source for i, source in enumerate(origins, 1)}))
+    output.out.print(_references_table(references))
 
 
 @contextmanager
@@ -358,6 +351,8 @@ def nearest_name(name: str, store: Store) -> Iterator[None]:
     try:
         yield
     except CategoryNotFoundError as exc:
+        if repr(name) not in str(exc):  # but of another one
+            raise
         near = get_close_matches(name, [category.name for category in store.categories()], n=1)
         raise CategoryNotFoundError(f"{exc}{f'; did you mean {near[0]!r}?' if near else ''}") from exc
 
@@ -374,4 +369,17 @@ def categories_table(categories: Sequence[Category]) -> Table:
         text = output.shortened("; ".join(category.texts))
         updated = f"{category.updated.astimezone():%Y-%m-%d %H:%M}"
         table.add_row(escape(category.name), str(category.version), updated, escape(text), *counts)
+    return table
+
+
+def _references_table(references: Sequence[StoredReference]) -> Table:
+    """A row for each text and image."""
+    from zsvec.cli import output
+    from zsvec.cli.output import escape
+
+    table = output.new_table("hash", "modality", "source", "added", "by")
+    for one in references:
+        source = one.source if one.prompt is None else f"{one.source}: {one.prompt}"
+        added = f"{one.added.astimezone():%Y-%m-%d %H:%M}" if one.added else "–"
+        table.add_row(escape(one.hash[:12]), one.modality, escape(source), added, escape(one.by or "–"))
     return table

@@ -43,7 +43,11 @@ def rename(
 @app.command()
 def merge(context: typer.Context, source: Source, target: Target, json: Json = False) -> None:
     """Move all that SOURCE has to TARGET, and remove SOURCE. Nothing is embedded again."""
-    with context.obj.open() as classifier, nearest_name(source, classifier.store):
+    with (
+        context.obj.open() as classifier,
+        nearest_name(source, classifier.store),
+        nearest_name(target, classifier.store),
+    ):
         _print(classifier.references.merge(source, target), json=json)
 
 
@@ -61,9 +65,11 @@ def set_(
     json: Json = False,
 ) -> None:
     """Define a category by other texts, or keep other metadata with it. Its images stay."""
+    from zsvec.inputs.categories import checked_metadata
+
     if text is None and metadata is None:
         raise InvalidInputError("there is nothing to set: give --text or --metadata")
-    kept = None if metadata is None else _object(metadata)
+    kept = None if metadata is None else checked_metadata(_object(metadata))
     with context.obj.open() as classifier, nearest_name(name, classifier.store):
         category = classifier.store.category(name)
         if text is not None:
@@ -76,7 +82,7 @@ def set_(
 def _object(text: str) -> dict[str, object]:
     try:
         found = json_.loads(text)
-    except ValueError as exc:
+    except (RecursionError, ValueError) as exc:
         raise InvalidInputError(f"the metadata are no JSON: {exc}. Got {text[:80]!r}") from exc
     if not isinstance(found, dict):
         raise InvalidInputError(f"the metadata must be an object of JSON. Got {text[:80]!r}")

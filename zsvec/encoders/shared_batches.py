@@ -119,9 +119,10 @@ class SharedBatches(Generic[Item, Result]):
                 del own, batch, last  # likewise
 
     def _wait_for_others(self, batch: _Batch[Item, Result]) -> None:
-        """Wait for items that are being made, while there is room for them in a batch."""
+        """Wait for items that are being made, while there is room for them in a batch, but no longer than one takes."""
+        due = monotonic() + self._took
         while len(batch) < self._size and self._coming:
-            left = max(self._coming.values()) + self._took - monotonic()
+            left = min(due, max(self._coming.values()) + self._took) - monotonic()
             if left <= 0:
                 break
             self._arrival.wait(left)

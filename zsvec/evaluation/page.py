@@ -90,7 +90,10 @@ def _tables(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     note = (
         "An image counts as its most probable category, also where it is called unknown. The mean is over categories."
     )
-    yield _table("categories", "Categories", note, _BY_CATEGORY, {**scores, "mean": mean_score(scores)})
+    by_category, mean = (
+        _table("categories", "Categories", note, _BY_CATEGORY, rows) for rows in (scores, {"mean": mean_score(scores)})
+    )
+    yield {**by_category, "rows": [*by_category["rows"], *mean["rows"]]}  # a category may be called so as well
     wrong = mistakes(evaluation.truth, evaluation.answers)
     if wrong:
         rows = [

@@ -89,6 +89,12 @@ class Plan:
     header: Header | None = None
     draft: tuple[int, int] | None = None
 
+    def size_of(self, decoded: Image.Image) -> tuple[int, int]:
+        """Width and height of the whole image, turned as what was decoded of it."""
+        width, height = self.header.size if self.header else decoded.size
+        turned = (width - height) * (decoded.width - decoded.height) < 0
+        return (height, width) if turned else (width, height)
+
 
 def plan_encoded(data: Reader, limits: Limits, side: int | None) -> Plan:
     """How encoded bytes will be decoded.

@@ -64,10 +64,12 @@ class LoadedImage:
     Attributes:
         image: Mode ``RGB``, fully decoded.
         content_hash: As `zsvec.inputs.images.content_hash` returns it.
+        size: Width and height of what was read, upright; a JPEG may be decoded at a fraction of it.
     """
 
     image: Image.Image
     content_hash: str
+    size: tuple[int, int]
 
 
 @contextmanager
@@ -296,7 +298,7 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
     """
     if isinstance(image, Region):
         rgb = image.cut_from(_load(image.path, limits, None, held, hashed=False).image)
-        return LoadedImage(rgb, digest_of(rgb) if hashed else "")
+        return LoadedImage(rgb, digest_of(rgb) if hashed else "", rgb.size)
     plan: Plan
     content: bytes | NDArray[Any] | Image.Image
     with ExitStack() as files:
@@ -323,7 +325,7 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
                 raise ImageError("it was changed while it was read; read it again")
     rgb = decode(content, plan)
     digest = digest_of(rgb if isinstance(content, Image.Image) else content) if hashed else ""
-    return LoadedImage(rgb, digest)
+    return LoadedImage(rgb, digest, plan.size_of(rgb))
 
 
 def _content(image: ImageInput, image_memory: int = DEFAULT) -> bytes | NDArray[Any] | Image.Image:

@@ -18,7 +18,7 @@ from zsvec.method.similarities import References
 from zsvec.search.base import Change, Vectors
 from zsvec.store import Store
 from zsvec.store.base import Points
-from zsvec.store.schema import group_from
+from zsvec.store.schema import text_from
 from zsvec.types import expert_name
 
 _ROWS = 8192  # of a block
@@ -88,7 +88,7 @@ class _Arrived:
         else:
             row, self._beyond = self._beyond, self._beyond + 1
         rows.append(row)
-        self._texts[row] = payload["hash"], payload["source"], group_from(payload)
+        self._texts[row] = payload["hash"], payload["source"], text_from(payload, "group")
         return row
 
     def _block(self, number: int, dim: int) -> Vectors:

@@ -72,9 +72,9 @@ def neighbors(references: References, rows: NDArray[np.intp], cosines: Vectors) 
         cosines: float32 ``(n_images, k)``, their similarities.
     """
     owners = (np.searchsorted(references.starts, rows, side="right") - 1).tolist()
-    names, sources = references.names.__getitem__, references.sources.__getitem__
+    names, sources, hashes = (table.__getitem__ for table in (references.names, references.sources, references.hashes))
     return [
-        tuple(map(Neighbor, map(names, owner), cosine, map(sources, row)))
+        tuple(map(Neighbor, map(names, owner), cosine, map(sources, row), map(hashes, row)))
         for owner, cosine, row in zip(owners, cosines.tolist(), rows.tolist(), strict=True)
     ]
 

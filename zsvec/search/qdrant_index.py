@@ -151,12 +151,7 @@ class QdrantIndex:
                 norms=self.norms,
                 bound=hits.bound,
             ),
-            nearest=[
-                tuple(
-                    Neighbor(hit.payload["category"], hit.similarity, hit.payload["source"]) for hit in found[:nearest]
-                )
-                for found in live
-            ],
+            nearest=[tuple(_neighbor(hit) for hit in found[:nearest]) for found in live],
             class_means=self.sum_up,
         )
 
@@ -279,6 +274,10 @@ class QdrantSnapshot:
             rows = self.store.query(expert.encoder, expert.modality, queries[expert.encoder], self.limit, write_ids)
             found[expert.name] = Hits.of(rows, self.limit)
         return found
+
+
+def _neighbor(hit: Hit) -> Neighbor:
+    return Neighbor(hit.payload["category"], hit.similarity, hit.payload["source"], hit.payload["hash"])
 
 
 def _experts(catalog: Mapping[str, Category]) -> list[str]:

@@ -13,7 +13,7 @@ from zsvec.store.base import FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.census import Census
 from zsvec.store.look import Cursor, Look
 from zsvec.store.mending import Move, Renamed
-from zsvec.store.schema import Reference
+from zsvec.store.schema import Reference, SmallImage
 from zsvec.store.store import Store
 from zsvec.store.writing import Write
 from zsvec.types import Fingerprint
@@ -29,6 +29,7 @@ __all__ = [
     "Points",
     "Reference",
     "Renamed",
+    "SmallImage",
     "Store",
     "Write",
     "open_store",

@@ -167,6 +167,9 @@ class Backend(Protocol):
             ordered: Whether its writes have one order, so that it is one shard.
         """
 
+    def remove(self, collection: str) -> None:
+        """Delete a collection, if there is one, with all that it ever had."""
+
     def upsert(self, collection: str, points: Points) -> None:
         """Write points; the same ids again change nothing."""
 

@@ -18,6 +18,7 @@ from zsvec.store.schema import (
     CATALOG,
     CATALOG_INDEXES,
     CATEGORY_KINDS,
+    IMAGES,
     SCHEMA,
     calibrated_revision,
     calibration_from,
@@ -26,10 +27,11 @@ from zsvec.store.schema import (
     expected,
     is_in_its_place,
     is_record,
+    keeps_images,
     record_id,
     store_payload,
 )
-from zsvec.types import CalibrationState, Category, Fingerprint
+from zsvec.types import CalibrationState, Category, Fingerprint, KeepImages
 
 SLACK = 1_000_000
 """How much smaller than the newest the ``rev`` of a commit may be that is acknowledged."""
@@ -45,11 +47,13 @@ class State:
         store: Id of the store; empty for one of schema 1.
         manifests: Of categories that were ever committed, by name.
         foreign: Records in the places of manifests that belong to a store that was dropped.
+        images: Whether the store keeps small copies of images.
     """
 
     store: str
     manifests: Mapping[str, Mapping[str, Any]]
     foreign: Mapping[str, Mapping[str, Any]]
+    images: bool
 
     def categories(self) -> dict[str, Category]:
         """The last commit of each category, by name; a removed one has no write ids.
@@ -88,10 +92,16 @@ class Catalog:
 
     # The store
 
-    def create(self, fingerprints: Mapping[str, Fingerprint]) -> None:
+    def create(self, fingerprints: Mapping[str, Fingerprint], images: KeepImages) -> None:
         """Make the catalog, and the record of the store unless another writer has just made it."""
         self.backend.create(self.collection, 1, CATALOG_INDEXES, ordered=True)
-        self.backend.put(self.collection, [Put(record_id("store"), store_payload(fingerprints))])
+        self.backend.put(self.collection, [Put(record_id("store"), store_payload(fingerprints, images))])
+
+    def keep_images(self, images: KeepImages) -> None:
+        """Say in the record of the store whether it keeps small copies of images."""
+        while (store := self.store()) is not None and store.get("images") != images:
+            new = {**store, "version": store["version"] + 1, "images": images}
+            self.put([Put(record_id("store"), new, expected(store))])
 
     def store(self) -> Mapping[str, Any] | None:
         """The record of the store, if there is one.
@@ -116,12 +126,6 @@ class Catalog:
                 f"{self.location} has schema {store['schema']} and this version of zsvec knows {SCHEMA}: upgrade zsvec"
             )
 
-    def raise_schema(self) -> None:
-        """Make the store one of the newest schema, which versions that do not know it refuse."""
-        while (store := self.store()) is not None and store["schema"] < SCHEMA:
-            raised = {**store, "schema": SCHEMA, "version": store["version"] + 1}
-            self.put([Put(record_id("store"), raised, expected(store))])
-
     def encoders(self) -> dict[str, Fingerprint]:
         """Fingerprint of each encoder whose vectors are stored; empty before the first write.
 
@@ -136,6 +140,14 @@ class Catalog:
                 f"the encoders of {self.location} cannot be read ({exc!r}): its catalog is damaged; restore the store "
                 "from a copy, or import again into another"
             ) from exc
+
+    def collections(self) -> list[str]:
+        """What has the points of writes: the encoders, and `IMAGES` where there may be any; raises as `encoders`."""
+        return [*self.encoders(), *([IMAGES] if self.had_images() else [])]
+
+    def had_images(self) -> bool:
+        """Whether there may be small copies of images. Else a collection of their name is somebody else's."""
+        return "images" in (self.store() or ())
 
     # Reading
 
@@ -191,6 +203,7 @@ class Catalog:
             store,
             {name: record for name, record in named.items() if belongs(record, store)},
             {name: record for name, record in named.items() if not belongs(record, store)},
+            keeps_images(found.get(record_id("store"))),
         )
 
     # The calibration

@@ -48,7 +48,12 @@ class Collector:
 
     @contextmanager
     def intent(
-        self, store: str, writes: Mapping[str, str], replaced: Mapping[str, Sequence[str]]
+        self,
+        store: str,
+        writes: Mapping[str, str],
+        replaced: Mapping[str, Sequence[str]],
+        *,
+        lost_at_once: bool = True,
     ) -> Iterator[set[str]]:
         """Say what a write may leave behind, before it does; and delete what may go, after it.
 
@@ -56,6 +61,8 @@ class Collector:
             store: Id of the store.
             writes: The write id under which references of each category are to be written.
             replaced: The write ids that each category loses by the commit.
+            lost_at_once: Whether a commit that did not win has lost for good. Else others may carry it out yet, and
+                what it wrote is collected as if its writer were gone.
 
         Yields:
             For the names of the categories whose commits won.
@@ -71,9 +78,9 @@ class Collector:
         finally:
             self._open.remove(identifier)
         lost = [write_id for name, write_id in writes.items() if name not in won]
-        if lost:
-            self._references.delete(self._catalog.encoders(), lost)
-        if leaves and not any(replaced.get(name) for name in won):
+        if lost and lost_at_once:
+            self._references.delete(self._catalog.collections(), lost)
+        if leaves and (lost_at_once or not lost) and not any(replaced.get(name) for name in won):
             self._catalog.drop([identifier])
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._readers
@@ -82,7 +89,7 @@ class Collector:
     def collect(self, grace: float | None = None) -> int:
         """As `zsvec.store.store.Store.gc`."""
         readers, writers = (self._readers, self._writers) if grace is None else (grace, grace)
-        found = set(self._references.writes(self._catalog.encoders()))
+        found = set(self._references.writes(self._catalog.collections()))
         at_work = {w for intent in self._all_intents() for w in _write_ids(intent)}
         return self._settle(self._intents(), readers, writers) + self._sweep(found, at_work)
 
@@ -127,7 +134,7 @@ class Collector:
             named = {name: _named(manifest) for name, manifest in {**now_there, **fenced}.items()}
             dead = [w for name, w in open_writes.items() if w not in named[name]]
             dead += [w for name, old in intent["replaced"].items() for w in old if w not in named[name]]
-            deleted += self._references.delete(self._catalog.encoders(), dead) if dead else 0
+            deleted += self._references.delete(self._catalog.collections(), dead) if dead else 0
             self._catalog.drop([intent["id"]])
         return deleted
 
@@ -175,7 +182,7 @@ class Collector:
         if self._catalog.exclusive:  # every write had an intent, so the catalog has lost those after its manifests
             orphans |= {name for name, w in unnamed if name in live and write_time(w) > manifests[name]["rev"]}
         dead = [w for name, w in unnamed if name in live.keys() - orphans]
-        deleted = self._references.delete(self._catalog.encoders(), dead) if dead else 0
+        deleted = self._references.delete(self._catalog.collections(), dead) if dead else 0
         if orphans:
             raise StoreError(
                 f"references of {', '.join(map(repr, sorted(orphans)))} in {self._catalog.location} belong to no "

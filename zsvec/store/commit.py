@@ -21,6 +21,7 @@ from zsvec.store.schema import (
     calibrated_revision,
     calibration_from,
     calibration_payload,
+    category_from,
     expected,
     manifest_payload,
     record_id,
@@ -67,7 +68,7 @@ def commit_manifests(
         before: What they were planned on.
     """
     puts = {payload["category"]: _put(payload, before) for payload in payloads}
-    had = {name: category.write_ids for name, category in before.categories().items()}
+    had = {name: category_from(before.manifests[name]).write_ids for name in puts if name in before.manifests}
     won: dict[str, Mapping[str, Any]] = {}
     for attempt in attempts(catalog, puts):
         with attempt:

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store.base import Handle, Hit, Points, Put, Where
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, read_ahead, room_for, room_to_open
-from zsvec.store.seal import Claim, Keeper
+from zsvec.store.seal import Claim, Keeper, remove_collection
 from zsvec.trust import inside
 from zsvec.types import Finding
 
@@ -118,6 +118,18 @@ class EdgeBackend:
         unfinished.rename(self._folder / collection)
         for leftover in self._folder.glob(f".{collection}.*"):
             shutil.rmtree(leftover)
+
+    def remove(self, collection: str) -> None:
+        with self._calls(collection):
+            self._check_there(collection)
+            if self.exists(collection):
+                self._hold(collection)
+                if collection in self._shards:
+                    self._shards.pop(collection).close()
+                    self._opened.pop(collection).close()
+                    self._keepers.pop(collection).close()
+                    self._owed.pop(collection, None)
+                remove_collection(self._folder, collection)
 
     def upsert(self, collection: str, points: Points) -> None:
         every = points.vectors

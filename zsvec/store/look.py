@@ -94,7 +94,9 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
         if len(found) < len(places):
             after = cursor  # so that the next look finds them again
         changed = list(found.values())
-    changed = _with_required(catalog, changed, known)
+    changed, whole_look = _with_required(catalog, changed, known)
+    if not whole_look:
+        after = cursor  # likewise
     calibrations = [record for record in changed if record["kind"] == "calibration"]
     after = replace(after, calibration=calibrations[0]["version"] if calibrations else cursor.calibration)
     categories, unreadable = readable(record for record in changed if record["kind"] != "calibration")
@@ -103,25 +105,39 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
 
 def _with_required(
     catalog: Catalog, changed: Sequence[Mapping[str, Any]], known: Mapping[str, int]
-) -> Sequence[Mapping[str, Any]]:
+) -> tuple[Sequence[Mapping[str, Any]], bool]:
     """Changed records, and the manifests that have gained what these have lost since the look was at them.
 
     See `zsvec.store.transfer`. What has been gained may have been lost to yet another category.
+
+    Returns:
+        The records, without those of known categories that have lost something to a manifest that does not show; and
+        whether all show.
     """
+    pauses = list(_PAUSES)
     while True:
         seen = {record["category"]: record["version"] for record in changed if record["kind"] != "calibration"}
-        wanted = {
-            name
+        lacking = {
+            record["category"]: {
+                name
+                for name, version in requirements(record).items()
+                if version > max(seen.get(name, 0), known.get(name, 0))
+            }
             for record in changed
-            for name, version in requirements(record).items()
-            if version > max(seen.get(name, 0), known.get(name, 0))
+            if record["kind"] != "calibration"
         }
-        found = catalog.state(wanted).manifests if wanted else {}
-        newer = [record for name, record in found.items() if record["version"] > seen.get(name, 0)]
-        if not newer:
-            return changed
-        others = [record for record in changed if record.get("category") not in {one["category"] for one in newer}]
-        changed = [*others, *newer]
+        wanted = set().union(*lacking.values())
+        if not wanted:
+            return changed, True
+        found = catalog.state(wanted).manifests
+        newer = {name: record for name, record in found.items() if record["version"] > seen.get(name, 0)}
+        if newer:
+            changed = [*(record for record in changed if record.get("category") not in newer), *newer.values()]
+        elif pauses:
+            time.sleep(pauses.pop(0))  # replicas differ at the moment
+        else:
+            late = {name for name, required in lacking.items() if required and name in known}
+            return [record for record in changed if record.get("category") not in late], False
 
 
 def _since(catalog: Catalog, cursor: Cursor) -> int:

@@ -46,6 +46,12 @@ class MemoryBackend:
         self.check()
         self._collections.setdefault(collection, {})
 
+    def remove(self, collection: str) -> None:
+        self.check()
+        with self._lock:
+            self._collections.pop(collection, None)
+            self.writes += 1
+
     def upsert(self, collection: str, points: Points) -> None:
         with self._write(collection) as stored:
             for identifier, vector, payload in zip(points.ids, points.vectors, points.payloads, strict=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zsvec.errors import InvalidInputError
@@ -30,8 +30,7 @@ class Move:
         target: The category that gets them; made, if there is none.
         hashes: Which, by content; ``None``: all, so that the source is removed, and its metadata move as well.
         new: Whether there must be no target yet.
-        renamed: Texts that take the place of others on the way, with their references: those of a category that is
-            defined by its name.
+        renamed: A definition text that takes the place of another on the way.
     """
 
     source: str
@@ -43,15 +42,19 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """The definition of a category by another name.
+    """A name that defines a category, and is another one from now on.
 
     Attributes:
-        texts: Its definition texts.
-        references: References of these.
+        old: The definition text that it was.
+        new: The one that takes its place.
+        hashes: Content hashes of the references of the old one, whether they are there or not.
+        references: Those of the new one.
     """
 
-    texts: Sequence[str]
-    references: Sequence[Reference] = field(default_factory=tuple)
+    old: str
+    new: str
+    hashes: Collection[str] = ()
+    references: Sequence[Reference] = ()
 
 
 def remove_references(
@@ -66,8 +69,8 @@ def remove_references(
         every = read_all(catalog, category, references)
         _check_known(hashes, every, name)
         won = carry_out(catalog, references, collector, [_without(category, every, hashes)], before)
-        left.extend(map(category_from, publish(catalog, won).values()))
-        return bool(left)
+        left.extend(map(category_from, won.values()))
+        return bool(publish(catalog, won)) or bool(left)
 
     until_won(attempt, [name], catalog.location)
     return left[0]
@@ -77,20 +80,22 @@ def move_references(catalog: Catalog, references: ReferenceCollections, collecto
     """As `zsvec.store.store.Store.move_references`."""
     names = [move.source, move.target]
     moved: list[Category] = []
+    attempts = 0
 
     def attempt() -> bool:
+        nonlocal attempts
+        attempts += 1
         before = settled(catalog, names)
         latest = before.categories()
+        if attempts > 1 and _is_done(move, latest, references):  # somebody else carried the last attempt out
+            moved.append(latest[move.target])
+            return True
         source, target = _there(catalog, latest.get(move.source), move.source), latest.get(move.target)
         if move.new and target and target.write_ids:
             raise InvalidInputError(f"there is a category {move.target!r} already: merge {move.source!r} into it")
         every = read_all(catalog, source, references)
         _check_known(move.hashes or (), every, move.source)
         loses, gains = _both(move, source, target, every, catalog, references)
-        if gains[0] is target:  # it has them all
-            won = carry_out(catalog, references, collector, [loses], before)
-            moved.extend([target] if won else [])
-            return bool(won and publish(catalog, won))
         plans = [gains, loses]
         writes = {category.name: category.write_ids[-1] for category, fresh in plans if fresh}
         replaced = {
@@ -98,8 +103,11 @@ def move_references(catalog: Catalog, references: ReferenceCollections, collecto
             for old, (new, _) in ((source, loses), (target, gains))
             if old
         }
-        with collector.intent(before.store, writes, replaced) as winners:
+        with collector.intent(before.store, writes, replaced, lost_at_once=False) as winners:
             references.put(plans)
+            if before.images:
+                moved_from = {**replaced, move.target: [*replaced.get(move.target, ()), *source.write_ids]}
+                references.images.put(plans, moved_from)
             won = transfer(catalog, loses[0], gains[0], before)
             winners.update(won)
         moved.extend([category_from(won[move.target])] if won else [])
@@ -120,16 +128,18 @@ def _both(
     """The source as a move leaves it, and the target."""
     whole = move.hashes is None
     leaving = [r for r in every if whole or r.hash in (move.hashes or ())]
-    texts: Sequence[str] = [text for text in source.texts if whole or text in {r.source for r in leaving}]
+    texts = [text for text in source.texts if whole or text in {r.source for r in leaving}]
     if move.renamed:
-        leaving = [*(r for r in leaving if r.modality == "image"), *move.renamed.references]
-        texts = move.renamed.texts
+        leaving = [*(r for r in leaving if r.hash not in move.renamed.hashes), *move.renamed.references]
+        texts = [move.renamed.new if text == move.renamed.old else text for text in texts]
     metadata = None
     if whole:
         metadata = {**source.metadata, **(target.metadata if target and target.write_ids else {})}
     gains = planned(
         Write(name=move.target, references=leaving, texts=texts, metadata=metadata), target, catalog, references
     )
+    if target and gains[0] is target:  # it has them all; but nobody may take them from it meanwhile
+        gains = replace(target, version=target.version + 1, rev=0), ()
     gone = Category(name=source.name, version=source.version + 1, rev=0, write_ids=(), texts=(), references={})
     return (gone, ()) if whole else _without(source, every, move.hashes or ()), gains
 
@@ -156,6 +166,17 @@ def _without(category: Category, every: Sequence[Reference], hashes: Collection[
         texts=tuple(texts) if any(reference.modality == "text" for reference in kept) else (),
         references=dict(counts),
     ), kept
+
+
+def _is_done(move: Move, latest: Mapping[str, Category], references: ReferenceCollections) -> bool:
+    """Whether nothing is left to move, and the target has what was moved."""
+    source, target = latest.get(move.source), latest.get(move.target)
+    if target is None or not target.write_ids:
+        return False
+    if move.hashes is None:
+        return source is None or not source.write_ids
+    left = {key[2] for key in references.keys(source)} if source and source.write_ids else set()
+    return left.isdisjoint(move.hashes) and {key[2] for key in references.keys(target)}.issuperset(move.hashes)
 
 
 def _check_known(hashes: Collection[str], every: Sequence[Reference], name: str) -> None:

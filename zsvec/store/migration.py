@@ -16,7 +16,7 @@ from zsvec.store.base import Put
 from zsvec.store.catalog import Catalog, id_of
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import (
-    NEW,
+    SCHEMA,
     category_from,
     expected,
     intent_payload,
@@ -31,10 +31,10 @@ from zsvec.store.schema import (
 def migrate(catalog: Catalog, references: ReferenceCollections) -> None:
     """Bring a store to schema 2, unless it is."""
     store = catalog.store()
-    if store is None or (store["schema"] >= NEW and not store.get("migrating")):
+    if store is None or (store["schema"] == SCHEMA and not store.get("migrating")):
         return
-    if store["schema"] < NEW:
-        new = {**store, "schema": NEW, "version": store["version"] + 1, "id": uuid.uuid4().hex, "migrating": True}
+    if store["schema"] != SCHEMA:
+        new = {**store, "schema": SCHEMA, "version": store["version"] + 1, "id": uuid.uuid4().hex, "migrating": True}
         catalog.put([Put(record_id("store"), new, expected(store))])
         store = catalog.store() or new  # of whoever was first
     catalog.put([Put(record_id("moved"), stopper_payload(catalog.next_rev()))])

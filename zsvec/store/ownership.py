@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
 from zsvec.store.base import Backend, Where
 from zsvec.store.catalog import Catalog
 from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import CATALOG
-from zsvec.types import Fingerprint
+from zsvec.store.schema import CATALOG, IMAGES, keeps_images
+from zsvec.types import Fingerprint, KeepImages
 
-_RESERVED = {CATALOG, "images", "inbox"}
+_RESERVED = {CATALOG, IMAGES, "inbox"}
 _PART = re.compile("[,;] ")
 _ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 def bind(
-    backend: Backend, catalog: Catalog, references: ReferenceCollections, fingerprints: Mapping[str, Fingerprint]
+    backend: Backend,
+    catalog: Catalog,
+    references: ReferenceCollections,
+    fingerprints: Mapping[str, Fingerprint],
+    images: KeepImages | None,
 ) -> None:
     """As `zsvec.store.store.Store.bind`."""
     check_names(catalog, fingerprints)
     if catalog.store() is None:
-        for collection in (catalog.collection, *map(references.collection, fingerprints)):
-            _refuse_foreign(collection, backend, catalog)
-        catalog.create(fingerprints)
+        for collection in (catalog.collection, *map(references.collection, (*fingerprints, IMAGES))):
+            _refuse_foreign(collection, backend, catalog, lambda store: store is not None)
+        catalog.create(fingerprints, images or "small")
     check_fingerprints(catalog, fingerprints)
     migrate(catalog, references)
     for name, fingerprint in fingerprints.items():
         references.create(name, fingerprint.dim)
+    if images == "small":
+        _begin_to_keep_images(backend, catalog, references)
+    if keeps_images(catalog.store()):
+        references.images.create()
+
+
+def _begin_to_keep_images(backend: Backend, catalog: Catalog, references: ReferenceCollections) -> None:
+    """Let a store keep small copies of images, if it does not."""
+    if IMAGES in catalog.encoders():  # of a version that did not reserve the name
+        raise InvalidInputError(
+            f"{catalog.location} cannot keep small copies of images, because one of its encoders is named {IMAGES!r}: "
+            "leave keep_images out, or import again with another name"
+        )
+    name = references.images.name
+    _refuse_foreign(name, backend, catalog, lambda store: store is not None and "images" in store)
+    references.images.create()  # first: whoever reads that there are copies may look for them
+    catalog.keep_images("small")
 
 
 def check_names(catalog: Catalog, names: Iterable[str]) -> None:
@@ -78,10 +100,12 @@ def _differences(stored: Fingerprint, used: Fingerprint) -> str:
     return "; ".join(found)
 
 
-def _refuse_foreign(collection: str, backend: Backend, catalog: Catalog) -> None:
-    # Points are ours if by now another writer has made the store: its record comes before them.
+def _refuse_foreign(
+    collection: str, backend: Backend, catalog: Catalog, is_ours: Callable[[Mapping[str, Any] | None], bool]
+) -> None:
+    # Points are ours if by now another writer has made the collection: the record of the store comes before them.
     pages = backend.scroll(collection, Where(), fields=())
-    if any(page.ids for page in pages) and catalog.store() is None:
+    if any(page.ids for page in pages) and not is_ours(catalog.store()):
         raise StoreError(
             f"{backend.location} already has a collection {collection!r} that zsvec did not make: "
             "choose another namespace"

@@ -1,4 +1,7 @@
-"""The collections of references: one per encoder. What is in them counts only where a manifest names its write."""
+"""The collections of references: one per encoder. What is in them counts only where a manifest names its write.
+
+The small copies of images, if there are any, come and go with the writes of the references.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from zsvec.errors import StoreError
 from zsvec.store.base import Backend, Hit, Points, Where
+from zsvec.store.images import ImageCollection
 from zsvec.store.schema import (
+    IMAGES,
     REFERENCE_INDEXES,
     Reference,
     collection_name,
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_HIT_FIELDS = ("category", "gen", "source")
+_HIT_FIELDS = ("category", "gen", "source", "hash")
 _WRITE_IDS = 256  # in one filter
 _AHEAD = 2  # threads that read: the server makes a page while another is taken apart
 
@@ -40,9 +45,13 @@ class ReferenceCollections:
     Args:
         backend: Where the collections are.
         namespace: Prefix of their names.
+
+    Attributes:
+        images: The collection of small copies.
     """
 
     def __init__(self, backend: Backend, namespace: str) -> None:
+        self.images = ImageCollection(backend, namespace)
         self._backend = backend
         self._namespace = namespace
 
@@ -131,21 +140,24 @@ class ReferenceCollections:
             )
             self._backend.upsert(self.collection(encoder), points)
 
-    def writes(self, encoders: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """Category and write id of every reference that there is."""
-        for encoder in encoders:
-            for page in self._backend.scroll(self.collection(encoder), Where(), fields=("category", "gen")):
+    def writes(self, collections: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Category and write id of every reference that there is, and of every small copy of an image."""
+        for name in collections:
+            for page in self._backend.scroll(self.collection(name), Where(), fields=("category", "gen")):
                 yield from ((p["category"], p["gen"]) for p in page.payloads if is_reference(p, ("category", "gen")))
 
-    def delete(self, encoders: Iterable[str], write_ids: Sequence[str]) -> int:
-        """Delete the references of these writes, and say how many there were."""
+    def delete(self, collections: Iterable[str], write_ids: Sequence[str]) -> int:
+        """Delete the references and small copies of these writes, and say how many references there were."""
         deleted = 0
-        for encoder in encoders:
+        for name in collections:
+            if name == IMAGES and not self._backend.exists(self.collection(name)):
+                continue  # a writer was killed before it made it
             for first in range(0, len(write_ids), _WRITE_IDS):
                 where = Where(match={"gen": list(write_ids[first : first + _WRITE_IDS])})
-                pages = self._backend.scroll(self.collection(encoder), where, fields=("gen",))
-                deleted += sum(len(page.ids) for page in pages)
-                self._backend.delete(self.collection(encoder), where)
+                if name != IMAGES:
+                    pages = self._backend.scroll(self.collection(name), where, fields=("gen",))
+                    deleted += sum(len(page.ids) for page in pages)
+                self._backend.delete(self.collection(name), where)
         return deleted
 
 

@@ -1,9 +1,10 @@
 """What zsvec keeps in Qdrant: the names of its collections, the ids of its points, and their payloads.
 
-A store owns the collections of one namespace: one per encoder, whose points are references, and the
-catalog, whose points are records:
+A store owns the collections of one namespace: one per encoder, whose points are references, one of small copies of
+images (`zsvec.store.images`), if it keeps any, and the catalog, whose points are records:
 
-- one record for the store: the version of this schema, an id of its own, and the fingerprint of each encoder;
+- one record for the store: the version of this schema, an id of its own, the fingerprint of each encoder, and whether
+  it keeps small copies of images (``images``: ``small`` or ``none``; without it none, and no collection for them);
 - one manifest per category, which names the writes whose references are live;
 - one record for the calibration;
 - one intent per write that is under way, or has left something to be deleted: whatever it may leave behind.
@@ -13,9 +14,8 @@ by compare-and-set of both (`zsvec.store.commit`). What orders the commits for r
 keeps the one of its last change (``changed``), for it may get another without a change. The keys of the payloads are
 the format of stores on disk.
 
-Schema 1 had manifests of kind ``category``, no ids of stores, and no intents; `zsvec.store.migration` turns it into
-schema 2. In schema 3, manifests may have transfers (`zsvec.store.transfer`), which writers of schema 2 would write
-over: a store gets it when something first moves from one category to another.
+Schema 1 had manifests of kind ``category``, no ids of stores, and no intents. Both are read; `zsvec.store.migration`
+turns the one into the other.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from zsvec.errors import StoreError
-from zsvec.types import READABLE_CALIBRATIONS, Category, Fingerprint, Modality
+from zsvec.types import READABLE_CALIBRATIONS, Category, Fingerprint, KeepImages, Modality
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 3
-"""The newest that this version knows."""
-NEW = 2
-"""That of a new store, which older versions of zsvec can use, too."""
+SCHEMA = 2
 CATALOG = "catalog"
+IMAGES = "images"
 REFERENCE_INDEXES: Mapping[str, str] = {"category": "keyword", "modality": "keyword", "gen": "keyword"}
+IMAGE_INDEXES: Mapping[str, str] = {"gen": "keyword", "hash": "keyword"}
 CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 
 _REFERENCE = ("category", "modality", "gen", "hash", "source")
@@ -51,7 +51,7 @@ _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its own after 
 
 
 def collection_name(namespace: str, encoder: str) -> str:
-    """Name of the collection of an encoder's references; of the catalog, for `CATALOG`."""
+    """Name of the collection of an encoder's references; of the catalog or the images, for `CATALOG` or `IMAGES`."""
     return f"{namespace}__{encoder}"
 
 
@@ -83,6 +83,27 @@ def write_time(write_id: str) -> int:
 # References
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallImage:
+    """A small copy of an image, for people to look at.
+
+    Attributes:
+        hash: Content hash of the image.
+        content: The copy as a file: a JPEG.
+        width: Of the image itself, upright, in pixels.
+        height: Likewise.
+        source: Where the image came from.
+        added: When it was added (UTC), if that is known.
+    """
+
+    hash: str
+    content: bytes
+    width: int
+    height: int
+    source: str
+    added: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """A text or an image of a category, embedded by one encoder.
@@ -95,6 +116,9 @@ class Reference:
         vector: float32 ``(dim,)``, unit norm.
         prompt: What a generated image was drawn from.
         group: Names the images of the category that it belongs together with, such as those of a burst.
+        added: When it was added (UTC); ``None`` if it was by a version that did not keep that.
+        by: Who added it, if that was said.
+        small: A copy of the image to keep with it. It is kept elsewhere, so a stored reference has none.
     """
 
     encoder: str
@@ -104,6 +128,9 @@ class Reference:
     vector: NDArray[np.float32]
     prompt: str | None = None
     group: str | None = None
+    added: datetime | None = None
+    by: str | None = None
+    small: SmallImage | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -120,20 +147,31 @@ def reference_payload(reference: Reference, category: str, write_id: str) -> dic
         "hash": reference.hash,
         "source": reference.source,
     }
-    optional = {"prompt": reference.prompt, "group": reference.group}
+    added = reference.added and reference.added.isoformat(timespec="seconds")
+    optional = {"prompt": reference.prompt, "group": reference.group, "added": added, "by": reference.by}
     return payload | {name: value for name, value in optional.items() if value is not None}
 
 
 def reference_from(encoder: str, payload: Mapping[str, Any], vector: NDArray[np.float32]) -> Reference:
     """The reference of a payload."""
     always = (payload["modality"], payload["hash"], payload["source"])
-    return Reference(encoder, *always, vector, payload.get("prompt"), group_from(payload))
+    prompt, group, by = (text_from(payload, key) for key in ("prompt", "group", "by"))
+    return Reference(encoder, *always, vector, prompt, group, time_from(payload), by)
 
 
-def group_from(payload: Mapping[str, Any]) -> str | None:
-    """The group of a reference, by its payload."""
-    group = payload.get("group")
-    return group if isinstance(group, str) else None
+def text_from(payload: Mapping[str, Any], key: str) -> str | None:
+    """A text that a payload may have."""
+    text = payload.get(key)
+    return text if isinstance(text, str) else None
+
+
+def time_from(payload: Mapping[str, Any]) -> datetime | None:
+    """When the reference or the image of a payload was added, if it says so, with the zone."""
+    try:
+        added = datetime.fromisoformat(payload["added"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return added if added.tzinfo and 1970 <= added.year < 9999 else None  # in every zone
 
 
 def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE) -> bool:
@@ -172,10 +210,16 @@ def is_in_its_place(identifier: str, record: Mapping[str, Any]) -> bool:
     return identifier == (record_id("category", record["category"]) if of_category else record_id(record["kind"]))
 
 
-def store_payload(fingerprints: Mapping[str, Fingerprint]) -> dict[str, Any]:
+def store_payload(fingerprints: Mapping[str, Fingerprint], images: KeepImages) -> dict[str, Any]:
     """The record of a new store: one for all encoders, so that it is there whole or not at all."""
     encoders = {name: asdict(fingerprint) for name, fingerprint in fingerprints.items()}
-    return {"kind": "store", "schema": NEW, "version": 1, "id": uuid.uuid4().hex, "encoders": encoders}
+    identity = {"kind": "store", "schema": SCHEMA, "version": 1, "id": uuid.uuid4().hex}
+    return {**identity, "encoders": encoders, "images": images}
+
+
+def keeps_images(store: Mapping[str, Any] | None) -> bool:
+    """Whether a store keeps small copies of images, by its record."""
+    return store is not None and store.get("images") == "small"
 
 
 def expected(record: Mapping[str, Any]) -> dict[str, str | int]:

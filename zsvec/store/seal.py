@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import uuid
 import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -310,6 +312,19 @@ class Keeper:
         if self._claiming:
             self._claiming.close()
         self._claiming = None
+
+
+def remove_collection(folder: Path, collection: str) -> None:
+    """Delete the files of a collection that is not open; killed at any instant, it is there or not.
+
+    Raises:
+        OSError: They cannot be deleted.
+    """
+    for kept in ("seal", "open"):  # else it would be missed
+        inside(folder, folder / f".{kept}-{collection}").unlink(missing_ok=True)
+    removed = folder / f".{collection}.{uuid.uuid4().hex[:8]}"
+    (folder / collection).rename(removed)
+    shutil.rmtree(removed)
 
 
 def _boot() -> str:

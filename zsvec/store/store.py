@@ -19,9 +19,9 @@ from zsvec.store.look import Cursor, Look, look
 from zsvec.store.mending import Move
 from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import Reference
+from zsvec.store.schema import IMAGES, Reference, SmallImage, keeps_images
 from zsvec.store.writing import Write
-from zsvec.types import Category, Finding, Fingerprint, Modality, counted, expert_name
+from zsvec.types import Category, Finding, Fingerprint, KeepImages, Modality, StoredReference, counted, expert_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,18 +102,21 @@ class Store:
         """
         return self._catalog.encoders()
 
-    def bind(self, fingerprints: Mapping[str, Fingerprint]) -> None:
+    def bind(self, fingerprints: Mapping[str, Fingerprint], *, images: KeepImages | None = None) -> None:
         """Make the store ready to be written with these encoders, and refuse any others.
 
         Args:
             fingerprints: Of the encoders in use, by name.
+            images: Whether small copies of images are kept. ``small`` begins to keep them; ``none`` is a matter of a
+                new store. By default a new store keeps them, and another one goes on as it did.
 
         Raises:
             EncoderMismatchError: The stored vectors were made by other encoders.
+            InvalidInputError: It cannot keep copies, because one of its encoders has the name of their collection.
             StoreError: A collection of a name that is needed belongs to somebody else.
         """
         with self._writing(), self._naming_the_profile():
-            ownership.bind(self._backend, self._catalog, self._references, fingerprints)
+            ownership.bind(self._backend, self._catalog, self._references, fingerprints, images)
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse encoders of other names than those that the store was written with.
@@ -205,13 +208,32 @@ class Store:
         category = self._catalog.find(name)
         return list(self._references.read(category)) if category else []
 
-    def sources(self, category: Category) -> dict[str, list[str]]:
-        """Sources of the references of a category, by expert: a text, or a path, with the prompt if there is one."""
-        found: dict[str, list[str]] = {expert: [] for expert in category.references}
-        for reference in self._references.read(category, vectors=False):
-            source = reference.source if reference.prompt is None else f"{reference.source}: {reference.prompt}"
-            found[expert_name(reference.encoder, reference.modality)].append(source)
-        return {expert: sorted(sources) for expert, sources in found.items()}
+    def stored_references(self, name: str) -> list[StoredReference]:
+        """What a category has: each text and image once, with the experts that have it; texts first, then by age.
+
+        Raises:
+            CategoryNotFoundError: There is no category of this name.
+        """
+        found: dict[tuple[Modality, str], list[Reference]] = {}
+        for reference in self._references.read(self.category(name), vectors=False):
+            found.setdefault((reference.modality, reference.hash), []).append(reference)
+        described = [_described(name, references) for references in found.values()]
+        return sorted(described, key=lambda one: (one.modality == "image", str(one.added or ""), one.source, one.hash))
+
+    def keeps_images(self) -> bool:
+        """Whether small copies of images are kept; no, before the first write."""
+        return keeps_images(self._catalog.store())
+
+    def image(self, content_hash: str) -> SmallImage | None:
+        """The small copy of a reference image, which is an image of the size that it may have.
+
+        Args:
+            content_hash: Of the image.
+
+        Returns:
+            ``None`` if there is none, or only ones that cannot be read.
+        """
+        return self._references.images.find(content_hash) if self.keeps_images() else None
 
     def info(self) -> dict[str, Any]:
         """Place, size, encoders and calibration of the store, and versions of its engine; JSON."""
@@ -362,7 +384,29 @@ class Store:
         """
         with self._writing():
             migrate(self._catalog, self._references)
+            self._drop_images()  # that a writer left which was at work while they were dropped
             return self._collector.collect(grace)
+
+    def drop_images(self) -> None:
+        """Delete all small copies of images, and keep none any more.
+
+        A writer at work may leave some. Nobody sees them, and `gc` deletes them.
+        """
+        with self._writing():
+            if self._catalog.had_images():
+                self._catalog.keep_images("none")
+                self._drop_images()
+
+    def _drop_images(self) -> None:
+        """Delete the copies that are there, but none of a writer that has begun to keep them again."""
+        if self.keeps_images() or not self._catalog.had_images():
+            return
+        if self._backend.exclusive:
+            self._backend.remove(self.collection(IMAGES))  # what is only deleted stays in the files
+            return
+        write_ids = sorted({write_id for _, write_id in self._references.writes([IMAGES])})
+        if not self.keeps_images():
+            self._references.delete([IMAGES], write_ids)
 
     def flush(self) -> None:
         """Make all that is committed survive a loss of power; a killed process never loses it."""
@@ -378,3 +422,19 @@ class Store:
         self._backend.check()  # before the lock, which a forked process might never get
         with self._lock:
             yield
+
+
+def _described(category: str, references: Sequence[Reference]) -> StoredReference:
+    """One text or image of a category, by what each encoder has of it."""
+    one = references[0]
+    return StoredReference(
+        category=category,
+        hash=one.hash,
+        modality=one.modality,
+        source=one.source,
+        prompt=one.prompt,
+        group=one.group,
+        added=one.added,
+        by=one.by,
+        experts=tuple(sorted(expert_name(reference.encoder, reference.modality) for reference in references)),
+    )

@@ -1,4 +1,4 @@
-"""Changes of two categories at once: what leaves one for another is for an instant in both, and never in none.
+"""Changes of two categories at once: a reference that moves is for an instant in both, and never in neither.
 
 No request to Qdrant changes two records or neither. So a *transfer* is written down before it is carried out, in the
 manifest of the category that loses by it, the *source*: what that manifest and the one of the *target* will be. From
@@ -11,7 +11,10 @@ garbage, does it first, whether the writer of the transfer is at work or gone: n
 
 Nobody writes to the source between 1 and 3, nor to the target between 2 and 3, without doing 3 first. So where the
 source names the transfer, and the target neither is what it was planned on nor names it, somebody else has changed the
-target before 2. Who reads the two at different times may find that as well when all is done, and loses at 3.
+target before 2. A process that reads the two at different times may find the same when the transfer is done. It takes
+it for off, and loses at 3.
+
+A writer of an earlier version of zsvec does not know of transfers, and would write over them.
 
 A reader whose look goes page by page may see the new source and the old target. The new source says which version of
 the target it requires, and the reader asks for that again (`zsvec.store.look`).
@@ -19,16 +22,20 @@ the target it requires, and the reader asks for that again (`zsvec.store.look`).
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from zsvec.errors import StoreError
 from zsvec.store.catalog import Catalog, State
 from zsvec.store.commit import UnknownError, attempts, commit_manifests, publish
-from zsvec.store.schema import expected, is_record, manifest_payload, with_requirement, with_writer
+from zsvec.store.schema import category_from, expected, is_record, manifest_payload, with_requirement, with_writer
 from zsvec.types import Category
 
 Manifest = Mapping[str, Any]
+
+_PAUSES = (0.01, 0.05, 0.2)  # seconds before a record that must be there is asked for again
 
 
 def transfer(catalog: Catalog, source: Category, target: Category, before: State) -> dict[str, Manifest]:
@@ -41,13 +48,14 @@ def transfer(catalog: Catalog, source: Category, target: Category, before: State
         before: What both were planned on, from `settled`.
 
     Returns:
-        Their manifests by name, as `commit`: of both, or of none.
+        The manifests of both, by name, as they were right after it or later. Empty, if somebody else had changed one
+        of the two before; or if so many have changed the source since that nothing tells: then others may have carried
+        it out.
 
     Raises:
         StoreUnavailableError: It could not be found out whether the commits won.
         StoreError: The store was dropped.
     """
-    catalog.raise_schema()
     identifier = uuid.uuid4().hex
     old, there = before.manifests[source.name], before.manifests.get(target.name)
     planned_on = there or before.foreign.get(target.name)
@@ -57,15 +65,15 @@ def transfer(catalog: Catalog, source: Category, target: Category, before: State
         "target": manifest_payload(target, before.store, identifier, there),
         "source": manifest_payload(source, before.store, _done(identifier), old),
     }
-    if not commit_manifests(catalog, [{**_succeeding(catalog, old, identifier), "transfer": said}], before):
-        return {}
+    commit_manifests(catalog, [{**_succeeding(catalog, old, identifier), "transfer": said}], before)
     finish(catalog, source.name)
-    after = catalog.state([source.name, target.name]).manifests
-    writers = after.get(source.name, {}).get("writers", ())
-    # Where so many have written since that none of these is named any more, the target may tell.
-    gained = set(target.write_ids).difference(there["writes"] if there else ())
-    won = _done(identifier) in writers or gained & set(after.get(target.name, {}).get("writes", ()))
-    return dict(publish(catalog, after)) if won else {}
+    for attempt in attempts(catalog, [source.name, target.name]):
+        with attempt:
+            state = catalog.state([source.name, target.name])
+            after = {name: _shown(catalog, state, name) for name in (source.name, target.name)}
+    if _done(identifier) not in after[source.name].get("writers", ()):
+        return {}
+    return dict(publish(catalog, after))
 
 
 def settled(catalog: Catalog, names: Iterable[str]) -> State:
@@ -80,7 +88,7 @@ def settled(catalog: Catalog, names: Iterable[str]) -> State:
         state = catalog.state(names)
         under_way = {name for name, manifest in state.manifests.items() if _said(manifest)}
         for source, identifier in filter(None, map(_came, state.manifests.values())):
-            if _said(catalog.state([source]).manifests.get(source, {})).get("id") == identifier:
+            if _said(_looked_for(catalog, source)).get("id") == identifier:
                 under_way.add(source)
         if not under_way:
             return state
@@ -112,18 +120,34 @@ def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:
     if _said(now).get("id") != identifier:
         return None
     there = state.manifests.get(target) or state.foreign.get(target)
-    if there is None and said["planned_on"] is not None:
+    if there is None and said["planned_on"]:
         there = _shown(catalog, state, target)
     if there and _came(there) == (source, identifier):
-        version = publish(catalog, {target: there})[target]["version"]
+        published = publish(catalog, {target: there})
+        if target not in published:
+            raise UnknownError
+        version = published[target]["version"]
         done = _succeeding(
             catalog, {**said["source"], "version": now["version"], "writers": now["writers"]}, _done(identifier)
         )
         return {**done, "changed": done["rev"], "requires": with_requirement(now, target, version)}, state
-    if (expected(there) if there else None) == said["planned_on"]:
+    planned_on = said["planned_on"]
+    if there and planned_on and _is_older(there, planned_on):
+        raise UnknownError  # the answer of a replica that has been away
+    if (expected(there) if there else None) == planned_on:
         rev = catalog.next_rev()
         return {**said["target"], "rev": rev, "changed": rev, "came": {"id": identifier, "from": source}}, state
     return _succeeding(catalog, now, f"{identifier}-off"), state
+
+
+def _looked_for(catalog: Catalog, name: str) -> Manifest:
+    """A manifest that has been there; empty where it does not show, and so never was."""
+    for pause in (0.0, *_PAUSES):
+        time.sleep(pause)
+        if found := catalog.state([name]).manifests:
+            return found[name]
+        catalog.heal([name])
+    return {}
 
 
 def _succeeding(catalog: Catalog, manifest: Manifest, writer: str) -> dict[str, Any]:
@@ -148,13 +172,25 @@ def _shown(catalog: Catalog, state: State, name: str) -> Manifest:
     return state.manifests[name]
 
 
+def _is_older(manifest: Manifest, planned_on: Manifest) -> bool:
+    same_store = manifest.get("store") == planned_on.get("store")
+    return same_store and manifest["version"] < planned_on["version"]
+
+
 def _said(manifest: Manifest) -> Mapping[str, Any]:
-    """What a source says of its transfer; empty if there is none, or what is there is none of ours."""
+    """What a source says of its transfer; empty if there is none, or if somebody else has put something there."""
     said = manifest.get("transfer")
     if not isinstance(said, dict) or not isinstance(said.get("id"), str) or "planned_on" not in said:
         return {}
-    both = [said.get("source"), said.get("target")]
-    if not all(isinstance(one, dict) and one.get("kind") == "manifest" and is_record(one) for one in both):
+    planned_on = said["planned_on"]
+    if planned_on is not None and not (isinstance(planned_on, dict) and isinstance(planned_on.get("version"), int)):
+        return {}
+    try:
+        for one in (said.get("source"), said.get("target")):
+            if not isinstance(one, dict) or one.get("kind") != "manifest" or not is_record(one):
+                return {}
+            category_from(one)
+    except StoreError:
         return {}
     return said if said["source"]["category"] == manifest["category"] != said["target"]["category"] else {}
 

@@ -1,9 +1,10 @@
 """Writing categories: an intent, references, the commit, and only then the acknowledgement.
 
 A category is planned on its last commit. What the write may leave behind is declared (`zsvec.store.collector`). The
-references that it lacks go to every encoder's collection under a new write id, its manifest is replaced by
-compare-and-set (`zsvec.store.commit`), and the commit is published to all readers. References that the winner no longer
-names are left to the collector. A writer that loses plans again on what is there by then, under a new write id.
+references that it lacks go to every encoder's collection under a new write id, and so do small copies of their images
+(`zsvec.store.images`). Its manifest is replaced by compare-and-set (`zsvec.store.commit`), and the commit is published
+to all readers. References that the winner no longer names are left to the collector. A writer that loses plans again on
+what is there by then, under a new write id.
 """
 
 from __future__ import annotations
@@ -183,6 +184,8 @@ def carry_out(
     }
     with collector.intent(before.store, writes, replaced) as winners:
         references.put(plans)
+        if before.images:
+            references.images.put(plans, replaced)
         won = commit(catalog, [category for category, _ in plans], before)
         winners.update(won)
     return won

@@ -97,6 +97,9 @@ class ServerBackend:
                 )
             )
 
+    def remove(self, collection: str) -> None:
+        self._connection.call(lambda client, patience: client.delete_collection(collection, timeout=patience))
+
     def upsert(self, collection: str, points: Points) -> None:
         structs = [
             models.PointStruct(id=identifier, vector=vector.tolist(), payload=dict(payload))

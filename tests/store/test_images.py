@@ -1,0 +1,384 @@
+"""Small copies of images: written and deleted with the references of their write, and read by nothing else."""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.store.material import ADDED, FINGERPRINTS, add, content_hash, jpeg, pictured, reference, references, small
+from tests.store.support import LASTING, Deployment, EdgeDeployment
+from zsvec.errors import InvalidInputError, StoreError
+from zsvec.store import Move, SmallImage, Store, Write
+from zsvec.store.base import Points, Put, Where
+from zsvec.store.catalog import Catalog
+from zsvec.store.schema import record_id
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+
+def kept(deployment: Deployment) -> list[tuple[str, str]]:
+    """Category and source of every copy that there is, committed or not."""
+    return sorted((payload["category"], payload["source"]) for payload in deployment.points("images").values())
+
+
+def collected(deployment: Deployment, store: Store) -> list[tuple[str, str]]:
+    """`kept`, when what was replaced is collected."""
+    store.gc(grace=0)
+    return kept(deployment)
+
+
+def rival(store: Store, images: Sequence[str], **changes: Any) -> None:
+    """Another writer of the same category."""
+    store.write([pictured("red panda", images, **changes)])
+
+
+def assert_found(store: Store, *images: str) -> None:
+    for image in images:
+        assert store.image(content_hash(image)) == small(image)
+
+
+def test_a_copy_is_found_by_the_hash_of_its_image(deployment: Deployment) -> None:
+    store = deployment.open()
+    store.write([pictured("red panda", ["a", "b"], ["text"]), pictured("lynx", ["b"])])
+    assert_found(store, "a", "b")
+    assert store.image(content_hash("text")) is None
+    assert store.image("") is None
+    assert kept(deployment) == [("lynx", "b"), ("red panda", "a"), ("red panda", "b")]
+    payload = next(p for p in deployment.points("images").values() if p["source"] == "a")
+    assert payload == {
+        "category": "red panda",
+        "gen": store.category("red panda").write_ids[0],
+        "hash": content_hash("a"),
+        "small": b64encode(jpeg("a")).decode(),
+        "width": 800,
+        "height": 600,
+        "source": "a",
+        "added": "2026-05-04T03:02:01+00:00",
+    }
+
+
+@pytest.mark.parametrize("deployment", ["edge", "server"], indirect=True)
+def test_copies_are_indexed_by_write_and_hash(deployment: Any) -> None:
+    store = deployment.open()
+    store.close()
+    assert deployment.indexes(f"{deployment.namespace}__images") == {"gen": "keyword", "hash": "keyword"}
+
+
+def test_the_same_again_writes_no_copy(deployment: Deployment) -> None:
+    store = deployment.open()
+    store.write([pictured("red panda", ["a"])])
+    before = deployment.points("images")
+    store.write([pictured("red panda", ["a"])])
+    assert deployment.points("images") == before
+    store.write([pictured("red panda", ["a", "b"])])
+    assert kept(deployment) == [("red panda", "a"), ("red panda", "b")]
+
+
+def test_a_copy_goes_with_its_last_reference(deployment: Deployment) -> None:
+    store = deployment.open()
+    store.write([pictured("red panda", ["a", "b"]), pictured("lynx", ["b"])])
+    store.remove("red panda")
+    assert collected(deployment, store) == [("lynx", "b")]
+    assert_found(store, "b")
+    assert store.image(content_hash("a")) is None
+    store.write([pictured("lynx", ["c"], replace=True)])
+    assert collected(deployment, store) == [("lynx", "c")]
+    store.remove("lynx")
+    assert collected(deployment, store) == []
+
+
+def test_references_that_are_written_again_bring_their_copies(deployment: Deployment) -> None:
+    """Images that a replacement keeps, or is given again as stored references, have no copies of their own."""
+    store = deployment.open()
+    store.write([pictured("red panda", ["a", "b"], ["old"])])
+    store.write([Write(name="red panda", references=references(["new"]), replace=True, keeps=frozenset({"image"}))])
+    assert collected(deployment, store) == [("red panda", "a"), ("red panda", "b")]
+    assert_found(store, "a", "b")
+    again = [stored for stored in store.stored("red panda") if stored.source == "a"]
+    new = pictured("red panda", ["c"]).references
+    store.write([Write(name="red panda", references=[*again, *new], replace=True)])
+    assert collected(deployment, store) == [("red panda", "a"), ("red panda", "c")]
+    assert_found(store, "a", "c")
+
+
+def test_many_additions_are_compacted_and_keep_every_copy(deployment: Deployment) -> None:
+    store = deployment.open()
+    names = [str(i) for i in range(35)]
+    for name in names:
+        store.write([pictured("red panda", [name])])
+    assert len(store.category("red panda").write_ids) < 32
+    assert collected(deployment, store) == sorted(("red panda", name) for name in names)
+    assert_found(store, *names)
+
+
+def test_a_copy_of_another_category_is_not_taken_along(deployment: Deployment) -> None:
+    store = deployment.open()
+    store.write([pictured("lynx", ["a"])])
+    add(store, "red panda", ["a"])
+    store.write([Write(name="red panda", references=references(["t"]), replace=True, keeps=frozenset({"image"}))])
+    assert kept(deployment) == [("lynx", "a")]
+
+
+def test_a_writer_that_loses_leaves_no_copy_and_takes_none_away(deployment: Deployment) -> None:
+    backend = deployment.backend()
+    store = deployment.open(backend)
+    store.write([pictured("red panda", ["a"])])
+    other = deployment.another(store)
+    backend.hooks["commit"] = lambda *_: rival(other, ["b"])
+    store.write([pictured("red panda", ["c"], replace=True)])
+    assert collected(deployment, store) == [("red panda", "c")]
+    assert_found(store, "c")
+    backend.hooks["commit"] = lambda *_: rival(other, ["d"], replace=True)
+    store.write([pictured("red panda", ["e"])])
+    assert collected(deployment, store) == [("red panda", "d"), ("red panda", "e")]
+    assert_found(store, "d", "e")
+
+
+# What is kept, and until when
+
+
+def test_a_store_that_was_made_to_keep_none_begins_when_it_is_told(deployment: Deployment) -> None:
+    store = Store(deployment.backend(), deployment.namespace)
+    store.bind(FINGERPRINTS, images="none")
+    store.write([pictured("red panda", ["a"])])
+    assert not store.keeps_images()
+    assert f"{deployment.namespace}__images" not in deployment.collections()
+    store.bind(FINGERPRINTS)
+    store.bind(FINGERPRINTS, images="none")
+    assert not store.keeps_images()
+    store.bind(FINGERPRINTS, images="small")
+    store.write([pictured("red panda", ["a", "b"])])
+    assert kept(deployment) == [("red panda", "b")]
+    store.bind(FINGERPRINTS, images="none")  # of this process alone: what it writes has no copies
+    assert store.keeps_images()
+    assert_found(store, "b")
+
+
+def without_field(store: Store, deployment: Deployment) -> None:
+    """Make the record of a store as earlier versions did."""
+    catalog = Catalog(store._backend, deployment.namespace)
+    record = dict(catalog.store() or {})
+    del record["images"]
+    store._backend.remove(f"{deployment.namespace}__images")
+    catalog.put([Put(record_id("store"), {**record, "version": 2}, {"version": 1})])
+
+
+def test_a_store_of_an_earlier_version_keeps_none_until_it_is_told(deployment: Deployment) -> None:
+    store = deployment.open()
+    without_field(store, deployment)
+    store.bind(FINGERPRINTS)
+    store.write([pictured("red panda", ["a"])])
+    store.remove("red panda")
+    store.gc(grace=0)
+    assert (store.keeps_images(), store.image(content_hash("a"))) == (False, None)
+    assert f"{deployment.namespace}__images" not in deployment.collections()
+    store.bind(FINGERPRINTS, images="small")
+    store.write([pictured("red panda", ["a"])])
+    assert_found(store, "a")
+
+
+@LASTING
+def test_a_foreign_collection_of_the_name_is_left_alone(deployment: Deployment) -> None:
+    """A store of an earlier version may lie beside one: nothing of it is read, counted or deleted."""
+    store = deployment.open()
+    add(store, "red panda", ["a"])
+    without_field(store, deployment)
+    store.close()
+    name = f"{deployment.namespace}__images"
+    deployment.make_foreign(name)
+    before = deployment.content(name)
+    with Store(deployment.backend(), deployment.namespace) as again:
+        again.bind(FINGERPRINTS)
+        again.remove("red panda")
+        again.gc(grace=0)
+        again.drop_images()
+        with pytest.raises(StoreError, match=f"already has a collection '{name}' that zsvec did not make"):
+            again.bind(FINGERPRINTS, images="small")
+    assert deployment.content(name) == before
+
+
+def test_a_store_with_an_encoder_of_the_name_keeps_none(deployment: Deployment) -> None:
+    """One that was written before the name was reserved."""
+    backend = deployment.backend()
+    encoders = {"images": FINGERPRINTS["clip"]}
+    Catalog(backend, deployment.namespace).create(encoders, "none")
+    store = Store(backend, deployment.namespace)
+    without_field(store, deployment)
+    store.bind(encoders)
+    stored = replace(reference("clip", "image", "a"), encoder="images")
+    store.write([Write(name="red panda", references=[stored])])
+    with pytest.raises(InvalidInputError, match="one of its encoders is named 'images'"):
+        store.bind(encoders, images="small")
+    store.drop_images()
+    assert store.gc(grace=0) == 0
+    assert [r.source for r in store.stored("red panda")] == ["a"]
+
+
+def test_dropped_copies_are_gone_and_no_more_are_kept(deployment: Deployment) -> None:
+    store = deployment.open()
+    store.write([pictured("red panda", ["a"])])
+    store.drop_images()
+    assert (kept(deployment), store.image(content_hash("a")), store.keeps_images()) == ([], None, False)
+    store.bind(FINGERPRINTS)
+    store.write([pictured("red panda", ["a", "b"])])
+    assert kept(deployment) == []
+    assert store.incomplete() == []
+    store.bind(FINGERPRINTS, images="small")
+    store.write([pictured("red panda", ["c"])])
+    assert kept(deployment) == [("red panda", "c")]
+    store.drop_images()
+    store.drop_images()
+    assert kept(deployment) == []
+
+
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+def test_dropped_copies_are_not_in_the_files(deployment: EdgeDeployment) -> None:
+    store = deployment.open()
+    store.write([pictured("red panda", ["a"])])
+    store.flush()
+    coded = b64encode(jpeg("a"))
+
+    def found() -> list[str]:
+        return [f.name for f in deployment.folder.rglob("*") if f.is_file() and coded in f.read_bytes()]
+
+    assert found()
+    store.drop_images()
+    store.close()
+    assert found() == []
+    with deployment.open() as again:
+        assert [category.name for category in again.categories()] == ["red panda"]
+
+
+@pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
+def test_a_copy_of_a_writer_at_work_is_left_to_the_collector_when_all_are_dropped(deployment: Deployment) -> None:
+    backend = deployment.backend()
+    store = deployment.open(backend)
+    dropping = deployment.another(store)
+    # Between the look at whether copies are kept, and their upsert.
+    backend.hooks["upsert"] = lambda *_: dropping.drop_images()
+    store.write([pictured("red panda", ["a"])])
+    assert kept(deployment) == [("red panda", "a")]
+    assert store.image(content_hash("a")) is None
+    assert store.gc() == 0
+    assert kept(deployment) == []
+
+
+@pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
+def test_what_is_kept_again_meanwhile_is_not_dropped(deployment: Deployment) -> None:
+    backend = deployment.backend()
+    store = deployment.open(backend)
+    other = deployment.another(store)
+    store.write([pictured("red panda", ["a"])])
+
+    def begin_again(*_: Any, **__: Any) -> None:
+        other.bind(FINGERPRINTS, images="small")
+        other.write([pictured("lynx", ["b"])])
+
+    backend.hooks["scroll"] = begin_again  # the list of what there is
+    store.drop_images()
+    assert_found(store, "b")
+
+
+# Damage, and what an enemy may write
+
+
+def write_point(deployment: Deployment, store: Store, payload: dict[str, Any]) -> None:
+    points = Points(["00000000-0000-0000-0000-000000000001"], [[1.0]], [payload])
+    store._backend.upsert(f"{deployment.namespace}__images", points)
+
+
+def bomb() -> bytes:
+    """A PNG that claims 10⁸ pixels."""
+    file = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {},
+        {"small": None},
+        {"small": 7},
+        {"small": ["x"]},
+        {"small": "no base64 at all!"},
+        {"small": "é"},
+        {"small": ""},
+        {"small": b64encode(b"no image").decode()},
+        {"small": b64encode(jpeg("a")[:100]).decode()},
+        {"small": b64encode(bomb()).decode()},
+        {"small": b64encode(jpeg("a") + bytes(30_000)).decode()},
+        {"small": b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>").decode()},
+    ],
+    ids=str,
+)
+def test_a_damaged_copy_is_none(deployment: Deployment, damage: dict[str, Any]) -> None:
+    store = deployment.open()
+    digest = content_hash("a")
+    write_point(deployment, store, {"hash": digest, **damage})
+    assert store.image(digest) is None
+    store.write([pictured("red panda", ["a"])])
+    assert_found(store, "a")  # beside it
+    store.write([Write(name="red panda", references=references(["t"]), replace=True, keeps=frozenset({"image"}))])
+    assert_found(store, "a")
+
+
+def test_what_is_said_of_a_copy_may_be_anything(deployment: Deployment) -> None:
+    store = deployment.open()
+    content = {"small": b64encode(jpeg("a")).decode()}
+    said = {"width": "wide", "height": None, "source": 7, "added": "yesterday", "category": [], "gen": {}}
+    write_point(deployment, store, {"hash": "x", **said, **content})
+    assert store.image("x") == SmallImage(hash="x", content=jpeg("a"), width=0, height=0, source="")
+    store.gc(grace=0)
+
+
+# Who added what, and when
+
+
+def test_date_and_author_are_kept_through_compaction(deployment: Deployment) -> None:
+    store = deployment.open()
+    written = [replace(r, added=ADDED, by="Ann") for r in references(["text"], ["a"])]
+    store.write([Write(name="red panda", references=written)])
+    for further in range(35):
+        add(store, "red panda", [str(further)])
+    stored = {r.source: r for r in store.stored_references("red panda")}
+    assert [(stored[s].added, stored[s].by) for s in ("text", "a", "7")] == [
+        (ADDED, "Ann"),
+        (ADDED, "Ann"),
+        (None, None),
+    ]
+    assert next(iter(stored)) == "text"
+    assert stored["a"].experts == ("clip:image", "dino:image")
+
+
+@pytest.mark.parametrize("added", ["", "yesterday", "2026-05-04T03:02:01", "0001-01-01T00:00:00+00:00", 7, None, []])
+def test_a_date_that_is_none_is_not_known(deployment: Deployment, added: Any) -> None:
+    store = deployment.open()
+    add(store, "red panda", ["a", "b"])
+    clip = store.collection("clip")
+    (page,) = store._backend.scroll(clip, Where(match={"category": "red panda"}), vectors=True)
+    payloads = [{**payload, "added": added, "by": 7, "prompt": [1]} for payload in page.payloads]
+    store._backend.upsert(clip, Points(page.ids, page.vectors, payloads))
+    found = store.stored_references("red panda")
+    assert [(r.source, r.added, r.by, r.prompt) for r in found] == [("a", None, None, None), ("b", None, None, None)]
+
+
+def test_copies_move_with_their_references(deployment: Deployment) -> None:
+    store = deployment.open()
+    store.write([pictured("red panda", ["a", "b", "c"]), pictured("lynx", ["d"])])
+    store.move(Move(source="red panda", target="lynx", hashes=[content_hash("a")]))
+    assert collected(deployment, store) == [("lynx", "a"), ("lynx", "d"), ("red panda", "b"), ("red panda", "c")]
+    store.remove_references("red panda", [content_hash("b")])
+    assert store.image(content_hash("b")) in (None, small("b"))  # until it is collected
+    assert collected(deployment, store) == [("lynx", "a"), ("lynx", "d"), ("red panda", "c")]
+    assert store.image(content_hash("b")) is None
+    store.move(Move(source="lynx", target="fox", new=True))
+    store.move(Move(source="red panda", target="fox"))
+    assert collected(deployment, store) == [("fox", "a"), ("fox", "c"), ("fox", "d")]
+    assert_found(store, "a", "c", "d")

@@ -1,0 +1,122 @@
+"""The collection of small copies of images: what people look at, and nothing that classifies reads.
+
+A copy belongs to a write, as a reference does. It is written under the same write id, before the commit, and whatever
+deletes the references of a write deletes its copies. So there are as many points of an image as writes that have it:
+one that several writes share could not be deleted without knowing all of them.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from zsvec.errors import ImageError
+from zsvec.store.base import Backend, Points, Where
+from zsvec.store.schema import (
+    IMAGE_INDEXES,
+    IMAGES,
+    Reference,
+    SmallImage,
+    collection_name,
+    point_id,
+    text_from,
+    time_from,
+)
+from zsvec.types import Category
+
+_AT_ONCE = 256  # copies in one request
+
+
+class ImageCollection:
+    """The small copies of images of one namespace.
+
+    Args:
+        backend: Where the collection is.
+        namespace: Prefix of its name.
+    """
+
+    def __init__(self, backend: Backend, namespace: str) -> None:
+        self._backend = backend
+        self.name = collection_name(namespace, IMAGES)
+
+    def create(self) -> None:
+        """Make the collection, unless it exists."""
+        self._backend.create(self.name, 1, IMAGE_INDEXES)
+
+    def put(self, planned: Iterable[tuple[Category, Sequence[Reference]]], stored: Mapping[str, Sequence[str]]) -> None:
+        """Keep copies of images whose references are written, each under the last write id of its category.
+
+        Args:
+            planned: Categories, and the references that are written. One that brings no copy was stored before, and is
+                written again.
+            stored: By category, the write ids under which the copies of such references are.
+        """
+        rows = (
+            (point_id(IMAGES, payload["category"], "image", payload["gen"], payload["hash"]), payload)
+            for category, references in planned
+            for payload in self._payloads(category, references, stored.get(category.name, ()))
+        )
+        while some := list(islice(rows, _AT_ONCE)):
+            points = Points([place for place, _ in some], [[1.0]] * len(some), [payload for _, payload in some])
+            self._backend.upsert(self.name, points)
+
+    def _payloads(
+        self, category: Category, references: Iterable[Reference], write_ids: Sequence[str]
+    ) -> Iterator[Mapping[str, Any]]:
+        images = [reference for reference in references if reference.modality == "image"]
+        if not images:
+            return
+        belongs = {"category": category.name, "gen": category.write_ids[-1]}
+        given = {reference.hash: reference.small for reference in images if reference.small is not None}
+        yield from ({**_payload(small), **belongs} for small in given.values())
+        others = list({reference.hash for reference in images} - given.keys()) if write_ids else []
+        for first in range(0, len(others), _AT_ONCE):
+            where = Where(match={"gen": list(write_ids), "hash": others[first : first + _AT_ONCE]})
+            for page in self._backend.scroll(self.name, where):
+                yield from ({**payload, **belongs} for payload in page.payloads)
+
+    def find(self, content_hash: str) -> SmallImage | None:
+        """The copy of an image, if there is one that can be read."""
+        for page in self._backend.scroll(self.name, Where(match={"hash": content_hash})):
+            for payload in page.payloads:
+                with suppress(ImageError):
+                    return _image(payload)
+        return None
+
+
+def _payload(small: SmallImage) -> dict[str, Any]:
+    payload = {
+        "hash": small.hash,
+        "small": b64encode(small.content).decode(),
+        "width": small.width,
+        "height": small.height,
+        "source": small.source,
+    }
+    return payload if small.added is None else {**payload, "added": small.added.isoformat(timespec="seconds")}
+
+
+def _image(payload: Mapping[str, Any]) -> SmallImage:
+    """The copy of a payload, which anybody who may write to the store may have written.
+
+    Raises:
+        ImageError: It is none, or no image of its size.
+    """
+    from zsvec.inputs.small import open_small  # Pillow, which is not needed to list the categories of a store
+
+    width, height = payload.get("width"), payload.get("height")
+    try:
+        content = b64decode(payload["small"], validate=True)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ImageError("it is no small copy") from exc
+    open_small(content)
+    return SmallImage(
+        hash=payload["hash"],
+        content=content,
+        width=width if isinstance(width, int) else 0,
+        height=height if isinstance(height, int) else 0,
+        source=text_from(payload, "source") or "",
+        added=time_from(payload),
+    )

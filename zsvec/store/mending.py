@@ -64,13 +64,15 @@ def remove_references(
     left: list[Category] = []
 
     def attempt() -> bool:
+        if left:  # it is done, and every reader's next look must find it
+            return bool(publish(catalog, catalog.state([name]).manifests))
         before = settled(catalog, [name])
         category = _there(catalog, before.categories().get(name), name)
         every = read_all(catalog, category, references)
         _check_known(hashes, every, name)
         won = carry_out(catalog, references, collector, [_without(category, every, hashes)], before)
         left.extend(map(category_from, won.values()))
-        return bool(publish(catalog, won)) or bool(left)
+        return bool(won and publish(catalog, won))
 
     until_won(attempt, [name], catalog.location)
     return left[0]

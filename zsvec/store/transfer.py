@@ -67,13 +67,17 @@ def transfer(catalog: Catalog, source: Category, target: Category, before: State
     }
     commit_manifests(catalog, [{**_succeeding(catalog, old, identifier), "transfer": said}], before)
     finish(catalog, source.name)
-    for attempt in attempts(catalog, [source.name, target.name]):
+    names = [source.name, target.name]
+    won: dict[str, Manifest] = {}
+    for attempt in attempts(catalog, names):
         with attempt:
-            state = catalog.state([source.name, target.name])
-            after = {name: _shown(catalog, state, name) for name in (source.name, target.name)}
-    if _done(identifier) not in after[source.name].get("writers", ()):
-        return {}
-    return dict(publish(catalog, after))
+            state = catalog.state(names)
+            after = {name: _shown(catalog, state, name) for name in names}
+            if _done(identifier) in after[source.name].get("writers", ()):
+                won = dict(publish(catalog, after))
+                if len(won) < len(names):
+                    raise UnknownError  # whether every reader's next look finds both
+    return won
 
 
 def settled(catalog: Catalog, names: Iterable[str]) -> State:

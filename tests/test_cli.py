@@ -290,7 +290,7 @@ def test_import_of_coco_annotations(cli: Callable[..., Result], colours: Path) -
     assert "left out: annotations.json, annotations[1]: it is a crowd, not one object" in result.err
     assert "red/2.png#xywh=0,0,2,2': it has " in result.err
     assert "1 category, 5 images (1 unreadable, " in result.err
-    sources = cli("show corner --json").objects[0]["sources"]["clip:image"]
+    sources = [one["source"] for one in cli("show corner --json").objects[0]["stored"] if one["modality"] == "image"]
     assert "colours/red/1.png#xywh=0,0,2,2" in sources
 
 

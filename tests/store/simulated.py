@@ -76,6 +76,35 @@ class World:
         self.processes.append(process)
         return process
 
+    def live(
+        self, kinds: Sequence[Callable[[Process], None]], skews: Sequence[float], steps: int, over: Callable[[], bool]
+    ) -> None:
+        """Let processes of these kinds take turns, each begun anew where it ended, and finish.
+
+        Args:
+            kinds: What each does.
+            skews: By how many seconds the clock of each is wrong.
+            steps: Turns in all.
+            over: Whether to stop before.
+        """
+        slots = [
+            self.start(f"{work.__name__} {i}", work, skew)
+            for i, (work, skew) in enumerate(zip(kinds, skews, strict=True))
+        ]
+        for round_ in range(steps // 100):
+            self.run(100)
+            if over():
+                break
+            for i, process in enumerate(slots):
+                if not process.alive:
+                    if process.error:
+                        raise process.error
+                    slots[i] = self.start(f"{kinds[i].__name__} {i}.{round_}", kinds[i], skews[i])
+        self.finish()
+        for process in self.processes:
+            if process.error:
+                raise process.error
+
     def run(self, steps: int) -> None:
         """Let the processes take turns."""
         for _ in range(steps):

@@ -104,23 +104,7 @@ class History:
         """Processes come and go, and in the end all is well."""
         skews = [self.world.random.uniform(-1, 1) * self.skew for _ in range(9)]
         kinds = [*[self.writes] * 5, *[self.reads] * 3, self.collects]
-        slots = [
-            self.world.start(f"{work.__name__} {i}", work, skew)
-            for i, (work, skew) in enumerate(zip(kinds, skews, strict=True))
-        ]
-        for round_ in range(steps // 100):
-            self.world.run(100)
-            if self.wrong:
-                break
-            for i, process in enumerate(slots):
-                if not process.alive:
-                    if process.error:
-                        raise process.error
-                    slots[i] = self.world.start(f"{kinds[i].__name__} {i}.{round_}", kinds[i], skews[i])
-        self.world.finish()
-        for process in self.world.processes:
-            if process.error:
-                raise process.error
+        self.world.live(kinds, skews, steps, lambda: bool(self.wrong))
         self.check()
 
     def check(self) -> None:
@@ -137,14 +121,18 @@ class History:
         assert found_.categories == tuple(sorted(there))
         assert found_.incomplete == ()
         store.gc(grace=float("-inf"))
-        counted = dict.fromkeys(FINGERPRINTS, 0)
-        for category in store.categories():
-            for expert, n in category.references.items():
-                counted[expert.partition(":")[0]] += n
-        sizes = {name: self.world.server.count(f"zsvec__{name}", Where()) for name in FINGERPRINTS}
-        assert sizes == counted
+        assert_no_garbage(store, self.world)
         assert copies(store) == (live_copies(store) if store.keeps_images() else set())
         assert store.incomplete() == []
+
+
+def assert_no_garbage(store: Store, world: World) -> None:
+    """All references that there are are counted by a category."""
+    counted = dict.fromkeys(FINGERPRINTS, 0)
+    for category in store.categories():
+        for expert, n in category.references.items():
+            counted[expert.partition(":")[0]] += n
+    assert {name: world.server.count(f"zsvec__{name}", Where()) for name in FINGERPRINTS} == counted
 
 
 def searcher_of(store: Store) -> Searcher:

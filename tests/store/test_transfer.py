@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.store.material import FINGERPRINTS, references, unit_vector, write_of
+from tests.store.material import FINGERPRINTS, references, write_of
 from tests.store.simulated import HOURS, Faults, Process, SimulatedBackend, World, simulated_time  # noqa: F401
+from tests.store.test_histories import assert_no_garbage, searcher_of
 from zsvec.errors import ConflictError, InvalidInputError, StoreUnavailableError
-from zsvec.search.searcher import Searcher
 from zsvec.store import Move, Store, schema
-from zsvec.store.base import Where
 
 pytestmark = pytest.mark.usefixtures("simulated_time")
 
 NAMES = ("here", "there", "elsewhere")
 ITEMS = [f"image {i}" for i in range(6)]
 TWICE = ITEMS[:2]  # in two categories from the beginning
-QUERIES = {name: unit_vector(fingerprint.dim, "query")[None] for name, fingerprint in FINGERPRINTS.items()}
 
 
 class Moves:
@@ -94,23 +92,7 @@ class Moves:
         """Processes come and go, and in the end all is well."""
         kinds = [*[self.moves] * 3, self.writes, *[self.reads] * 2, self.collects]
         skews = [self.world.random.uniform(-2, 2) * HOURS for _ in kinds]
-        slots = [
-            self.world.start(f"{work.__name__} {i}", work, skew)
-            for i, (work, skew) in enumerate(zip(kinds, skews, strict=True))
-        ]
-        for round_ in range(steps // 100):
-            self.world.run(100)
-            if self.wrong:
-                break
-            for i, process in enumerate(slots):
-                if not process.alive:
-                    if process.error:
-                        raise process.error
-                    slots[i] = self.world.start(f"{kinds[i].__name__} {i}.{round_}", kinds[i], skews[i])
-        self.world.finish()
-        for process in self.world.processes:
-            if process.error:
-                raise process.error
+        self.world.live(kinds, skews, steps, lambda: bool(self.wrong))
         self.check()
 
     def check(self) -> None:
@@ -124,15 +106,7 @@ class Moves:
                 places[source].append(name)
         assert all(len(places[item]) == 1 for item in ITEMS if item not in TWICE), places
         assert all(len(places[item]) in (1, 2) for item in TWICE), places
-        counted = dict.fromkeys(FINGERPRINTS, 0)
-        for category in store.categories():
-            for expert, n in category.references.items():
-                counted[expert.partition(":")[0]] += n
-        assert {name: self.world.server.count(f"zsvec__{name}", Where()) for name in FINGERPRINTS} == counted
-
-
-def searcher_of(store: Store) -> Searcher:
-    return Searcher(store, kind="memory", budget=0, neighbors=10, norms=False)
+        assert_no_garbage(store, self.world)
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -2,8 +2,8 @@
 
 The thread that opens a batch leads it. It waits until the batch before is over: batches follow each other in the order
 in which they were opened, and who comes meanwhile joins the one that waits. It also waits for those who have announced
-an item and are making it, each of them no longer than the batch before took: so much is a batch of its own for them.
-A thread that finds nobody else waits for nobody, and there is no thread of its own.
+an item and are making it, but no longer than the batch before took: so much would a batch of their own cost. A thread
+that finds nobody else waits for nobody, and there is no thread of its own.
 
 A leader may be interrupted anywhere, by Ctrl-C for one. Therefore a batch lasts as long as its leader holds its lock,
 which a ``with`` releases however the leader ends. Who finds that a batch is over and has no outcome joins another.

@@ -19,7 +19,7 @@ from zsvec.search.base import Change, Vectors
 from zsvec.store import Store
 from zsvec.store.base import Points
 from zsvec.store.schema import text_from
-from zsvec.types import expert_name
+from zsvec.types import Modality, expert_name
 
 _ROWS = 8192  # of a block
 
@@ -35,10 +35,11 @@ def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, Refer
     for encoder in store.encoders() if write_ids else ():
         arrived: dict[str, _Arrived] = {}
         for page in store.references(encoder, write_ids):
-            experts: dict[str, list[int]] = {}
+            of_each: dict[Modality, list[int]] = {}
             for row, payload in enumerate(page.payloads):
-                experts.setdefault(expert_name(encoder, payload["modality"]), []).append(row)
-            for expert, rows in experts.items():
+                of_each.setdefault(payload["modality"], []).append(row)
+            for modality, rows in of_each.items():
+                expert = expert_name(encoder, modality)
                 if expert not in arrived:
                     arrived[expert] = _Arrived({change.after.name: change.gained[expert] for change in changes})
                 arrived[expert].add(page.chosen(rows))

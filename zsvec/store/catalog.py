@@ -35,6 +35,8 @@ from zsvec.types import CalibrationState, Category, Fingerprint, KeepImages
 
 SLACK = 1_000_000
 """How much smaller than the newest the ``rev`` of a commit may be that is acknowledged."""
+PAUSES = (0.01, 0.05, 0.2)
+"""Seconds before a record is asked for again that must be there, and does not show since replicas differ."""
 COMMITS = Where(match={"kind": [*CATEGORY_KINDS, "calibration"]})
 STORE = {"kind": "store"}
 

@@ -12,11 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zsvec.store.catalog import COMMITS, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
+from zsvec.store.catalog import COMMITS, PAUSES, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
 from zsvec.store.schema import LOOK_FIELDS, calibration_from, requirements
 from zsvec.types import Category
-
-_PAUSES = (0.01, 0.05, 0.2)  # seconds before records that were just there are asked for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     if changed and not at_once:
         places = [id_of(record) for record in changed]
         found = catalog.retrieve(places)
-        for pause in _PAUSES:
+        for pause in PAUSES:
             if len(found) == len(places):
                 break
             time.sleep(pause)  # replicas differ at the moment
@@ -114,7 +112,7 @@ def _with_required(
         The records, without those of known categories that have lost something to a manifest that does not show; and
         whether all show.
     """
-    pauses = list(_PAUSES)
+    pauses = list(PAUSES)
     while True:
         seen = {record["category"]: record["version"] for record in changed if record["kind"] != "calibration"}
         lacking = {

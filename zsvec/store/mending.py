@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from zsvec.errors import InvalidInputError
 from zsvec.store.catalog import Catalog
@@ -17,7 +16,7 @@ from zsvec.store.commit import publish
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference, category_from, new_write_id
 from zsvec.store.transfer import settled, transfer
-from zsvec.store.writing import Plan, Write, carry_out, planned, read_all, until_won
+from zsvec.store.writing import Plan, Write, carry_out, left_behind, planned, read_all, until_won
 from zsvec.types import Category, expert_name
 
 
@@ -99,12 +98,7 @@ def move_references(catalog: Catalog, references: ReferenceCollections, collecto
         _check_known(move.hashes or (), every, move.source)
         loses, gains = _both(move, source, target, every, catalog, references)
         plans = [gains, loses]
-        writes = {category.name: category.write_ids[-1] for category, fresh in plans if fresh}
-        replaced = {
-            old.name: [w for w in old.write_ids if w not in new.write_ids]
-            for old, (new, _) in ((source, loses), (target, gains))
-            if old
-        }
+        writes, replaced = left_behind(plans, latest)
         with collector.intent(before.store, writes, replaced, lost_at_once=False) as winners:
             references.put(plans)
             if before.images:
@@ -159,14 +153,13 @@ def _without(category: Category, every: Sequence[Reference], hashes: Collection[
         )
     removed = {reference.source for reference in every if reference.hash in hashes and reference.modality == "text"}
     texts = [text for text in category.texts if text not in removed]
-    counts: Mapping[str, Any] = Counter(expert_name(reference.encoder, reference.modality) for reference in kept)
     return replace(
         category,
         version=category.version + 1,
         rev=0,
         write_ids=(new_write_id(),),
         texts=tuple(texts) if any(reference.modality == "text" for reference in kept) else (),
-        references=dict(counts),
+        references=dict(Counter(expert_name(reference.encoder, reference.modality) for reference in kept)),
     ), kept
 
 

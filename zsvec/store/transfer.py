@@ -28,14 +28,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from zsvec.errors import StoreError
-from zsvec.store.catalog import Catalog, State
+from zsvec.store.catalog import PAUSES, Catalog, State
 from zsvec.store.commit import UnknownError, attempts, commit_manifests, publish
 from zsvec.store.schema import category_from, expected, is_record, manifest_payload, with_requirement, with_writer
 from zsvec.types import Category
 
 Manifest = Mapping[str, Any]
-
-_PAUSES = (0.01, 0.05, 0.2)  # seconds before a record that must be there is asked for again
 
 
 def transfer(catalog: Catalog, source: Category, target: Category, before: State) -> dict[str, Manifest]:
@@ -146,7 +144,7 @@ def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:
 
 def _looked_for(catalog: Catalog, name: str) -> Manifest:
     """A manifest that has been there; empty where it does not show, and so never was."""
-    for pause in (0.0, *_PAUSES):
+    for pause in (0.0, *PAUSES):
         time.sleep(pause)
         if found := catalog.state([name]).manifests:
             return found[name]

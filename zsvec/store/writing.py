@@ -175,13 +175,7 @@ def carry_out(
     """Write references and commit: the manifests of the commits that won, by category."""
     if not plans:
         return {}
-    latest = before.categories()
-    writes = {category.name: category.write_ids[-1] for category, fresh in plans if fresh}
-    replaced = {
-        category.name: [w for w in latest[category.name].write_ids if w not in category.write_ids]
-        for category, _ in plans
-        if category.name in latest
-    }
+    writes, replaced = left_behind(plans, before.categories())
     with collector.intent(before.store, writes, replaced) as winners:
         references.put(plans)
         if before.images:
@@ -189,6 +183,22 @@ def carry_out(
         won = commit(catalog, [category for category, _ in plans], before)
         winners.update(won)
     return won
+
+
+def left_behind(plans: Sequence[Plan], latest: Mapping[str, Category]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """What plans may leave behind: by category, the write id of what they write, and those that they replace.
+
+    Args:
+        plans: To be carried out.
+        latest: The last commit of each category that there is.
+    """
+    writes = {category.name: category.write_ids[-1] for category, fresh in plans if fresh}
+    replaced = {
+        category.name: [w for w in latest[category.name].write_ids if w not in category.write_ids]
+        for category, _ in plans
+        if category.name in latest
+    }
+    return writes, replaced
 
 
 def until_won(attempt: Callable[[], bool], names: Iterable[str], location: str) -> None:

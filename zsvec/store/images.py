@@ -95,7 +95,7 @@ def _payload(small: SmallImage) -> dict[str, Any]:
         "height": small.height,
         "source": small.source,
     }
-    return payload if small.added is None else {**payload, "added": small.added.isoformat(timespec="seconds")}
+    return payload if small.added is None else {**payload, "added": small.added.isoformat(timespec="milliseconds")}
 
 
 def _image(payload: Mapping[str, Any]) -> SmallImage:

@@ -147,7 +147,7 @@ def reference_payload(reference: Reference, category: str, write_id: str) -> dic
         "hash": reference.hash,
         "source": reference.source,
     }
-    added = reference.added and reference.added.isoformat(timespec="seconds")
+    added = reference.added and reference.added.isoformat(timespec="milliseconds")
     optional = {"prompt": reference.prompt, "group": reference.group, "added": added, "by": reference.by}
     return payload | {name: value for name, value in optional.items() if value is not None}
 

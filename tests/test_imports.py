@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (("encoders",), ("store",), ("method",)),
-    (("profiles", "config"), ("search", "embedding", "arguments")),
+    (("profiles", "sources", "config"), ("search", "embedding", "arguments")),
     (("builder", "calibrator"),),
     (("generation",), ("curation", "references")),
     (("classifier", "zsvec"),),
@@ -83,7 +83,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-PACKAGES = {"zsvec", "zsvec.encoders", "zsvec.evaluation", "zsvec.search", "zsvec.store"}
+PACKAGES = {"zsvec", "zsvec.classifier", "zsvec.encoders", "zsvec.evaluation", "zsvec.search", "zsvec.store"}
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 

@@ -8,10 +8,7 @@ configuration folder.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -28,24 +25,17 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName, Temperature
 from zsvec.errors import InvalidInputError, without_password
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.profiles import PROFILES, Profile, encoders_of, other_profile
+from zsvec.sources import Arguments, Environment, File, LocalFile, did_you_mean
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
-from zsvec.trust import is_private, read_if_trusted
+from zsvec.trust import is_private
 from zsvec.types import KeepImages
 
 if TYPE_CHECKING:
@@ -54,25 +44,6 @@ if TYPE_CHECKING:
 
 IndexKind = Literal["auto", "memory", "qdrant"]
 IndexDtype = Literal["float32", "float16"]
-
-# Variables with the prefix of the settings that are none, and who reads them.
-OTHER_VARIABLES = {
-    "ZSVEC_ALLOW_REQUESTS": "zsvec.generation.access",
-    "ZSVEC_DATA": "tests that need the research data",
-    "ZSVEC_QDRANT_GRPC_PORT": "docker/docker-compose.yml",
-    "ZSVEC_QDRANT_PORT": "docker/docker-compose.yml",
-    "ZSVEC_TEST_QDRANT_URL": "tests that need a server",
-}
-
-# Names of earlier versions: they work, with a warning, until the next.
-_RENAMED = {
-    "search": "index",
-    "mirror_budget": "index_budget",
-    "mirror_device": "index_device",
-    "mirror_dtype": "index_dtype",
-    "false_alarms": "false_unknown_rate",
-}
-_RENAMED_VALUES = {("index", "mirror"): "memory", ("fusion", "max"): "max_confidence"}
 
 
 def _working_folder() -> Path:
@@ -91,72 +62,6 @@ def _one_of(table: str) -> AfterValidator:
         return name
 
     return AfterValidator(check)
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A question to append to an error; empty if no name is near."""
-    near = get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _by_present_names(values: dict[str, Any]) -> dict[str, Any]:
-    """What one source says, by the present names; a present name beside its former one wins."""
-    for former, name in _RENAMED.items():
-        if former in values:
-            warnings.warn(f"the setting {former!r} is called {name!r} now", FutureWarning, stacklevel=1)
-            value = values.pop(former)
-            values.setdefault(name, value)
-    for (name, former), value in _RENAMED_VALUES.items():
-        if values.get(name) == former:
-            message = f"{former!r} is called {value!r} now, as a value of {name!r}"
-            warnings.warn(message, FutureWarning, stacklevel=1)
-            values[name] = value
-    return values
-
-
-class _Arguments(InitSettingsSource):
-    def __call__(self) -> dict[str, Any]:
-        return _by_present_names(super().__call__())
-
-
-class _Environment(EnvSettingsSource):
-    def __call__(self) -> dict[str, Any]:
-        self._warn_of_unknown()
-        variables = {former: self.env_vars.get(f"{self.env_prefix}{former}".lower()) for former in _RENAMED}
-        given = {former: value for former, value in variables.items() if value is not None}
-        return _by_present_names({**super().__call__(), **given})
-
-    def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
-        try:
-            return super().prepare_field_value(field_name, field, value, value_is_complex)
-        except ValueError as exc:
-            variable = f"{self.env_prefix}{field_name}".lower()
-            given = [name.upper() for name in self.env_vars if name == variable or name.startswith(f"{variable}__")]
-            raise InvalidInputError(
-                f"{' or '.join(sorted(given))} in the environment is a table and must be JSON, "
-                f'such as {{"a": 1}}: {exc}'
-            ) from exc
-
-    def _warn_of_unknown(self) -> None:
-        """Name the variables with our prefix that nothing reads. No error: other programs may read them."""
-        settings = [f"{self.env_prefix}{name.upper()}" for name in (*self.settings_cls.model_fields, *_RENAMED)]
-        for variable in sorted(map(str.upper, self.env_vars)):
-            ours = variable.startswith(self.env_prefix) and variable not in OTHER_VARIABLES
-            if ours and variable.partition(self.env_nested_delimiter or "__")[0] not in settings:
-                message = f"the variable {variable} is no setting and has no effect{_did_you_mean(variable, settings)}"
-                warnings.warn(message, UserWarning, stacklevel=1)
-
-
-class _File(TomlConfigSettingsSource):
-    def __call__(self) -> dict[str, Any]:
-        return _by_present_names(super().__call__())
-
-
-class _LocalFile(_File):
-    """That of the working directory, which anybody may have put there."""
-
-    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
-        return read_if_trusted(Path(str(file_path)), Settings.marks())
 
 
 class ModelPrice(BaseModel):
@@ -336,9 +241,10 @@ class Settings(_Masked, BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, environment, TOML files; first one wins."""
-        arguments = _Arguments(settings_cls, init_settings())
+        arguments = Arguments(settings_cls, init_settings())
         users, local = cls.toml_files
-        return arguments, _Environment(settings_cls), _LocalFile(settings_cls, local), _File(settings_cls, users)
+        trusted = LocalFile(settings_cls, local, cls.marks())
+        return arguments, Environment(settings_cls), trusted, File(settings_cls, users)
 
     @classmethod
     def marks(cls) -> Path:
@@ -440,7 +346,7 @@ def _problem(error: ErrorDetails) -> str:
         table = name.rpartition(".")[0]
         tables: Mapping[str, type[BaseModel]] = {"": Settings, "generation": GenerationSettings}
         known = tables[table].model_fields if table in tables else ()
-        near = _did_you_mean(name, [f"{table}.{field}".lstrip(".") for field in known])
+        near = did_you_mean(name, [f"{table}.{field}".lstrip(".") for field in known])
         return f"there is no setting {name!r}{near}"
     given = error["input"]
     plain = isinstance(given, int | float) or (isinstance(given, str) and "@" not in given)  # name:password@host

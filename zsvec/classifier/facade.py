@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace as with_changes
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -12,29 +11,27 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from numpy.typing import ArrayLike
 from PIL.Image import Image
 
-from zsvec.arguments import Errors, check_answers, checked_count, checked_queries, checked_wait
+from zsvec.arguments import Errors, check_answers, checked_count, checked_queries
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
+from zsvec.classifier.predictor import Predictor
 from zsvec.config import Settings
-from zsvec.embedding import Embedder, Embedding, PreparedImage, Vectors
+from zsvec.embedding import Embedder, Embedding
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ImageError, StoreError, ZSVecError
-from zsvec.flow import Flow, StreamStats, Totals
+from zsvec.errors import ImageError, ZSVecError
+from zsvec.flow import Flow, StreamStats
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.inputs.small import open_small
 from zsvec.method.fit import CalibrationReport
-from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.stream import AsyncStream, Stream, iterate_async_source, iterate_in_thread
-from zsvec.types import Category, Fingerprint, Prediction, encoder_and_modality
+from zsvec.types import Category, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.generation.facet import Generation
     from zsvec.references import StoredReferences
-
-_NEAREST = 3  # references that a prediction shows for each expert
 
 
 class Classifier:
@@ -64,8 +61,6 @@ class Classifier:
         self._prompts = prompts
         self._encoder_names = sorted({encoder_and_modality(expert)[0] for expert in temperatures})
         self._embedder = Embedder(load_encoders, **settings.image_limits(), check=store.check_open)
-        self._fingerprints: Mapping[str, Fingerprint] | None = None
-        self._totals = Totals()
         self._searcher = Searcher(
             store,
             kind=settings.index,
@@ -76,6 +71,7 @@ class Classifier:
             cached=settings.index_cache,
         )
         self.scoring = settings.scoring(temperatures)
+        self._predictor = Predictor(store, self._searcher, self.scoring, self._embedder, settings)
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
         try:
             settings.check_experts(temperatures)
@@ -220,15 +216,17 @@ class Classifier:
             with self.classify_stream(images, top_k=top_k, errors=errors) as stream:
                 return list(stream) if images else []
         check_answers(top_k, errors)
-        encoders = self._encoders_to_read()
+        encoders = self._predictor.encoders_to_read()
         with encoders.shared.coming():
             image = self._embedder.prepare(cast("ImageInput", images))
         if image.error is not None:
-            return next(self._answers([image], {}, top_k, errors, None))
+            return next(self._predictor.answers([image], {}, top_k, errors, None))
         with encoders.shared.turn((image.inputs, image.source), top_k) as turn:
             if turn.items:
                 inputs, sources = zip(*turn.items, strict=True)
-                turn.results = self._predict(sources, encoders.encode_images(inputs), top_k, None, related=False)
+                turn.results = self._predictor.predict(
+                    sources, encoders.encode_images(inputs), top_k, None, related=False
+                )
         return cast("Prediction", turn.result)
 
     @overload
@@ -269,7 +267,7 @@ class Classifier:
             It raises as `classify`.
         """
         flow = Flow()
-        return Stream(self._predictions(images, flow, batch_size, max_wait_ms, top_k, errors), flow)
+        return Stream(self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors), flow)
 
     def aclassify_stream(
         self,
@@ -284,13 +282,13 @@ class Classifier:
         flow = Flow()
         if isinstance(images, AsyncIterable):
             images = iterate_async_source(images, flow)
-        predictions = self._predictions(images, flow, batch_size, max_wait_ms, top_k, errors)
+        predictions = self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors)
         return AsyncStream(iterate_in_thread(predictions, flow), flow)
 
     @property
     def stats(self) -> StreamStats:
         """What all streams of predictions together have done so far, and the store's counters; from any thread."""
-        return with_changes(self._totals.stats(), store=self.store.stats())
+        return with_changes(self._predictor.totals.stats(), store=self.store.stats())
 
     def embed_stream(self, images: Iterable[ImageInput], *, batch_size: int | None = None) -> Iterator[Embedding]:
         """Vectors of images as they come, in order and in bounded memory; for `classify_vectors`, or for keeping.
@@ -319,10 +317,10 @@ class Classifier:
         checked_count("top_k", top_k)
         fingerprints = self.store.encoders()
         if not fingerprints:
-            raise self._empty()
+            raise self._predictor.empty()
         queries = checked_queries(vectors, fingerprints)
         sources = [f"vector {i}" for i in range(len(next(iter(queries.values()))))]
-        return self._predict(sources, queries, top_k, None) if sources else []
+        return self._predictor.predict(sources, queries, top_k, None) if sources else []
 
     def calibrate(
         self, *, false_unknown_rate: float | None = None, labelled: Iterable[tuple[ImageInput, str]] | None = None
@@ -341,7 +339,7 @@ class Classifier:
         """
         known = None
         if labelled is not None:
-            self._encoders_to_read()
+            self._predictor.encoders_to_read()
             known = self._embedder.labelled(labelled, self.settings.batch_size, self._calibrator.check_labels)
         return self._calibrator.calibrate(false_unknown_rate, known)
 
@@ -363,67 +361,6 @@ class Classifier:
         self._searcher.close()
         self.store.close()
 
-    def _predictions(
-        self,
-        images: Iterable[ImageInput],
-        flow: Flow,
-        batch_size: int | None,
-        max_wait_ms: float | None,
-        top_k: int,
-        errors: Errors,
-    ) -> Generator[Prediction, None, None]:
-        size = checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
-        check_answers(top_k, errors)
-        max_wait = checked_wait(max_wait_ms)
-        checked = checked_images(images)
-
-        def answers() -> Generator[Prediction, None, None]:
-            self._encoders_to_read()
-            batches = self._embedder.batches(checked, size, flow, max_wait=max_wait)
-            self._totals.add(flow)
-            with closing(batches), flow:
-                for batch, vectors in batches:
-                    yield from self._answers(batch, vectors, top_k, errors, flow)
-
-        return answers()
-
-    def _answers(
-        self, batch: Sequence[PreparedImage], vectors: Vectors, top_k: int, errors: Errors, flow: Flow | None
-    ) -> Iterator[Prediction]:
-        sources = [image.source for image in batch if image.error is None]
-        answered = self._predict(sources, vectors, top_k, flow) if sources else []
-        if flow is not None:
-            flow.count(len(batch), len(batch) - len(sources), sum(answer.stale_seconds > 0 for answer in answered))
-        answers = iter(answered)
-        for image in batch:
-            if image.error is None:
-                yield next(answers)
-            elif errors == "raise":
-                raise image.error
-            else:
-                yield Prediction(source=image.source, error=str(image.error))
-
-    def _predict(
-        self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow | None, *, related: bool = True
-    ) -> list[Prediction]:
-        with flow.stage("search") if flow else nullcontext():
-            found = self._searcher.search(vectors, _NEAREST, self._index(), self._fingerprints)
-        # A modality that is not in use any more may still have references.
-        used = tuple(expert for expert in found.experts if expert.name in self.scoring.temperatures)
-        if not used:
-            raise self._empty()  # or known by other modalities alone
-        with flow.stage("fuse") if flow else nullcontext():
-            parts = self.scoring.predict_in_parts(with_changes(found, experts=used), sources, top_k, related=related)
-            if flow:
-                flow.rank([rank for scores, _ in parts for rank in scores.rank.tolist()])
-            return [answer for _, answers in parts for answer in answers]
-
-    def _index(self) -> IndexSpec:
-        encoders = self._embedder.loaded  # until they are, numpy compares
-        on = encoders.device if encoders else "cpu"
-        device = on if self.settings.index_device == "auto" else self.settings.index_device
-        return in_memory(device, self.settings.index_dtype, torch_encodes=bool(encoders and encoders.on_torch))
-
     def _builder(self) -> Builder:
         chosen = self.settings
         self.create()
@@ -436,15 +373,3 @@ class Classifier:
             by=chosen.added_by,
             **chosen.image_limits(),
         )
-
-    def _encoders_to_read(self) -> EncoderSet:
-        """The encoders, checked against the store; from then on the search checks them."""
-        if self._fingerprints is None:
-            if not self.store.encoders():
-                raise self._empty()
-            self.store.check_fingerprints(self.encoders.fingerprints)
-            self._fingerprints = self.encoders.fingerprints
-        return self.encoders
-
-    def _empty(self) -> StoreError:
-        return StoreError(f"{self.store.location} has no category yet: add one with `zsvec add` or `zsvec import`")

@@ -120,6 +120,31 @@ class StoredReference:
         return {**asdict(self), "added": added, "experts": list(self.experts)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A change of categories that can be taken back, or was.
+
+    Attributes:
+        id: Names it.
+        what: In one word, such as ``add`` or ``rename``.
+        at: When it was made (UTC).
+        by: Who made it, if that was said.
+        categories: Those that it has changed, by name.
+        undone: Whether it is taken back.
+    """
+
+    id: str
+    what: str
+    at: datetime
+    by: str | None = None
+    categories: tuple[str, ...] = ()
+    undone: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """An entry of what ``zsvec history --json`` prints."""
+        return {**asdict(self), "at": self.at.isoformat(timespec="seconds"), "categories": list(self.categories)}
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbor:
     """A reference near to the image: evidence.

@@ -59,7 +59,7 @@ def test_a_copy_is_found_by_the_hash_of_its_image(deployment: Deployment) -> Non
         "width": 800,
         "height": 600,
         "source": "a",
-        "added": "2026-05-04T03:02:01+00:00",
+        "added": "2026-05-04T03:02:01.000+00:00",
     }
 
 

@@ -114,7 +114,7 @@ class Moves:
 def test_random_moves(seed: int, replaced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "_WRITERS_KEPT", 2)  # many write while one sleeps
     moves = Moves(seed, Faults(kill=0.002, replaced=replaced))
-    moves.run(10_000)
+    moves.run(20_000)
     assert moves.wrong == []
     assert moves.moved
     assert moves.seen > 50

@@ -47,6 +47,8 @@ def open_store(
     placement: Placement | None = None,
     within: Path | None = None,
     profile_of: Callable[[Mapping[str, Fingerprint]], str | None] = lambda stored: None,
+    history: float = 0.0,
+    by: str | None = None,
 ) -> Store:
     """Open a store. Nothing is created before the first write.
 
@@ -62,6 +64,8 @@ def open_store(
         placement: Of the collections that are made on a server.
         within: Where a relative folder is; by default the working folder of this moment.
         profile_of: As `Store`.
+        history: Likewise.
+        by: Likewise.
 
     Raises:
         InvalidInputError: The folder is a file or looks like ``host:port``, or a URL is of another kind, or the
@@ -78,7 +82,7 @@ def open_store(
     if like_server:
         raise InvalidInputError(f"the store {location!r} looks like a server: write http://{location}, or https://")
     if location == ":memory:":
-        return Store(import_module("zsvec.store.memory").MemoryBackend(), namespace, profile_of)
+        return Store(import_module("zsvec.store.memory").MemoryBackend(), namespace, profile_of, history=history, by=by)
     if "://" in location:
         urls = [url.strip() for url in location.split(",")]
         for url in urls:
@@ -92,10 +96,10 @@ def open_store(
             first_contact=first_contact,
             placement=placement,
         )
-        return Store(backend, namespace, profile_of)
+        return Store(backend, namespace, profile_of, history=history, by=by)
     folder = _folder(location, within or Path())
     edge = import_module("zsvec.store.edge")
-    return Store(edge.EdgeBackend(folder, name=location), namespace, profile_of)
+    return Store(edge.EdgeBackend(folder, name=location), namespace, profile_of, history=history, by=by)
 
 
 def _folder(location: str, within: Path) -> Path:

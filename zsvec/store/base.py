@@ -21,11 +21,17 @@ FIRST_CONTACT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A filter over payloads: all of `match`, and ``rev`` at least `since`; or all of `or_match`."""
+    """A filter over payloads: all of `match`, and ``rev`` from `since` up to `until`; or all of `or_match`."""
 
     match: Mapping[str, str | int | Sequence[str]] = field(default_factory=dict)
     since: int | None = None
+    until: int | None = None
     or_match: Mapping[str, str | int | Sequence[str]] | None = None
+
+    @property
+    def ranged(self) -> bool:
+        """Whether there is a condition on ``rev``."""
+        return self.since is not None or self.until is not None
 
 
 @dataclass(frozen=True, slots=True)

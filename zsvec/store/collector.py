@@ -1,5 +1,7 @@
 """The collector of garbage: it deletes what no manifest names and no writer can commit any more.
 
+What a change has replaced that can be taken back (`zsvec.store.history`) is kept until that is *final*.
+
 A write declares first what it may leave behind: its *intent*. So the collector need not look through the references.
 It *fences* a category before it deletes references that a writer may still be about to commit: it raises the version of
 the manifest, so that every commit that was planned before is lost. No clock decides that: how old an intent is only
@@ -12,15 +14,17 @@ import time
 import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from zsvec.errors import StoreError
 from zsvec.store.base import Put, Where
-from zsvec.store.catalog import Catalog, id_of
+from zsvec.store.catalog import Catalog, State, id_of
+from zsvec.store.history import Cause, History, change_payload, final_payload, told
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import category_from, expected, intent_payload, manifest_payload, record_id, write_time
 from zsvec.store.transfer import settled
-from zsvec.types import Category
+from zsvec.types import Category, Change
 
 READERS = 60.0
 """Seconds that replaced references stay for readers that have just read the manifest that named them."""
@@ -30,15 +34,36 @@ WRITERS = 3600.0
 _AT_ONCE = 100  # intents that are settled after one write
 
 
+@dataclass(slots=True)
+class Intent:
+    """What a write has declared.
+
+    Attributes:
+        id: Of the record.
+        change: Id by which manifests name the change; ``None`` where no history is kept.
+        won: The manifests of the commits that have won, by category.
+    """
+
+    id: str
+    change: str | None = None
+    won: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
 class Collector:
     """The garbage of one store.
 
     Args:
         catalog: Its manifests name the writes that are live.
         references: What to delete from.
+        history: Seconds for which changes can be taken back.
+
+    Attributes:
+        cause: What the writes of this moment are together.
     """
 
-    def __init__(self, catalog: Catalog, references: ReferenceCollections) -> None:
+    def __init__(self, catalog: Catalog, references: ReferenceCollections, history: float = 0.0) -> None:
+        self.cause = Cause(what="change")
+        self._history = history
         self._catalog = catalog
         self._references = references
         # Where no other process can write, every writer is gone but this one, which is not writing now.
@@ -49,58 +74,82 @@ class Collector:
     @contextmanager
     def intent(
         self,
-        store: str,
+        before: State,
+        names: Iterable[str],
         writes: Mapping[str, str],
         replaced: Mapping[str, Sequence[str]],
         *,
-        lost_at_once: bool = True,
-    ) -> Iterator[set[str]]:
+        moved: Sequence[str] = (),
+    ) -> Iterator[Intent]:
         """Say what a write may leave behind, before it does; and delete what may go, after it.
 
         Args:
-            store: Id of the store.
+            before: What it is planned on.
+            names: The categories that it is to change.
             writes: The write id under which references of each category are to be written.
             replaced: The write ids that each category loses by the commit.
-            lost_at_once: Whether a commit that did not win has lost for good. Else others may carry it out yet, and
-                what it wrote is collected as if its writer were gone.
+            moved: The source and the target of a transfer. If it did not win, others may carry it out yet, and what it
+                wrote is collected as if its writer were gone. Any other commit that did not win has lost for good.
 
         Yields:
-            For the names of the categories whose commits won.
+            For the commits that won.
         """
-        identifier, won = str(uuid.uuid4()), set[str]()
-        leaves = bool(writes) or any(replaced.values())
+        identifier, now = str(uuid.uuid4()), time.time_ns() // 1000
+        tells = told(self.cause, names, before, now, self._history, moved) if self._history else None
+        payload = intent_payload(identifier, before.store, now, writes, replaced, tells)
+        leaves = bool(tells or writes or payload["replaced"])
         if leaves:
-            payload = intent_payload(identifier, store, time.time_ns() // 1000, writes, replaced)
             self._catalog.put([Put(identifier, payload)])
+        intent = Intent(identifier, identifier if tells else None)
         self._open.add(identifier)
         try:
-            yield won
+            yield intent
         finally:
             self._open.remove(identifier)
-        lost = [write_id for name, write_id in writes.items() if name not in won]
-        if lost and lost_at_once:
+        lost = [write_id for name, write_id in writes.items() if name not in intent.won]
+        if lost and not moved:
             self._references.delete(self._catalog.collections(), lost)
-        if leaves and (lost_at_once or not lost) and not any(replaced.get(name) for name in won):
+        if tells and intent.won:
+            change = change_payload(payload, intent.won, _at(intent, now))
+            self._catalog.put([Put(identifier, change, expected(payload))])
+        elif leaves and not any(replaced.get(name) for name in intent.won) and (intent.won or not moved):
             self._catalog.drop([identifier])
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._readers
+            self._finalize(None)
             self._settle(self._oldest(), self._readers, self._writers)
 
-    def collect(self, grace: float | None = None) -> int:
-        """As `zsvec.store.store.Store.gc`."""
+    def collect(self, grace: float | None = None) -> tuple[int, list[Change]]:
+        """As `zsvec.store.store.Store.gc`, and the changes that nobody can take back any more."""
         readers, writers = (self._readers, self._writers) if grace is None else (grace, grace)
+        could = {change.id: change for change in History(self._catalog).changes()}
+        self._finalize(grace)
         found = set(self._references.writes(self._catalog.collections()))
-        at_work = {w for intent in self._all_intents() for w in _write_ids(intent)}
-        return self._settle(self._intents(), readers, writers) + self._sweep(found, at_work)
+        at_work = {w for record in self._all("intent", "change") for w in _write_ids(record)}
+        deleted = self._settle(self._intents(), readers, writers, final=grace is not None) + self._sweep(found, at_work)
+        can = {change.id for change in History(self._catalog).changes()}
+        return deleted, [change for identifier, change in could.items() if identifier not in can]
 
-    def _all_intents(self) -> list[Mapping[str, Any]]:
+    def _finalize(self, grace: float | None) -> None:
+        """Let changes be taken back no longer: those that were kept long enough, or of this age in seconds."""
+        now = time.time_ns() // 1000
+        due = Where(match={"kind": "change"}, until=now if grace is None else None)
+        records = [r for r in self._catalog.scroll(due) if grace is None or (now - r["at"]) / 1e6 >= grace]
+        for first in range(0, len(records), _AT_ONCE):
+            some = records[first : first + _AT_ONCE]
+            if puts := [Put(r["id"], final_payload(r), expected(r)) for r in some if r["replaced"]]:
+                self._catalog.put(puts)
+            if done := [record["id"] for record in some if not record["replaced"]]:
+                self._catalog.drop(done)
+
+    def _all(self, *kinds: str) -> list[Mapping[str, Any]]:
         store = self._catalog.state([]).store
-        found = self._catalog.scroll(Where(match={"kind": "intent"}))
-        return sorted((intent for intent in found if intent["store"] == store), key=lambda intent: intent["rev"])
+        found = self._catalog.scroll(Where(match={"kind": list(kinds)}))
+        return sorted((record for record in found if record["store"] == store), key=lambda record: record["rev"])
 
     def _intents(self) -> list[Mapping[str, Any]]:
         """Those that no write of this process is at, oldest first."""
-        return [intent for intent in self._all_intents() if intent["id"] not in self._open]
+        return [intent for intent in self._all("intent") if intent["id"] not in self._open]
 
     def _oldest(self) -> list[Mapping[str, Any]]:
         """As many as are settled after one write."""
@@ -110,12 +159,24 @@ class Collector:
             intents = [intent for intent in intents if intent["replaced"].keys() <= there.keys()]
         return intents[:_AT_ONCE]
 
-    def _settle(self, intents: Sequence[Mapping[str, Any]], readers: float, writers: float) -> int:
-        """Delete what old intents have left behind, and say how many references that were."""
+    def _settle(
+        self, intents: Sequence[Mapping[str, Any]], readers: float, writers: float, *, final: bool = False
+    ) -> int:
+        """Delete what old intents have left behind, and say how many references that were.
+
+        Args:
+            intents: Of no write of this process that is under way.
+            readers: Age in seconds from which what was replaced may go.
+            writers: Age from which what was not committed may go.
+            final: Whether what was replaced goes even if the change can still be taken back.
+        """
         deleted = 0
         now = time.time_ns() // 1000
         # What somebody has replaced was committed, and nobody is about to.
-        replaced = {write_id for intent in intents for old in intent["replaced"].values() for write_id in old}
+        tell = any("before" in intent for intent in intents)  # their writers died, or others carried them out
+        changes = self._all("change") if tell else []
+        replaced = _replaced([*intents, *changes])
+        before = {w for change in changes for was in change["before"].values() if was for w in was["writes"]}
         for intent in intents:
             age = (now - intent["rev"]) / 1e6
             if age < readers:
@@ -133,10 +194,24 @@ class Collector:
                 continue
             named = {name: _named(manifest) for name, manifest in {**now_there, **fenced}.items()}
             dead = [w for name, w in open_writes.items() if w not in named[name]]
-            dead += [w for name, old in intent["replaced"].items() for w in old if w not in named[name]]
+            kept = "before" in intent and not final and intent["until"] > now
+            if not kept:
+                if "before" in intent:
+                    self._catalog.put([Put(intent["id"], final_payload(intent), expected(intent))])
+                gone = [(name, w) for name, old in intent["replaced"].items() for w in old if w not in before]
+                dead += [w for name, w in gone if w not in named[name]]
             deleted += self._references.delete(self._catalog.collections(), dead) if dead else 0
-            self._catalog.drop([intent["id"]])
+            if not (kept and self._has_become_change(intent)):
+                self._catalog.drop([intent["id"]])
         return deleted
+
+    def _has_become_change(self, intent: Mapping[str, Any]) -> bool:
+        """Keep what a writer did that died before it said so; False if it has changed nothing."""
+        history = History(self._catalog)
+        won = [n for n in intent["before"] if any(record["id"] == intent["id"] for record in history.chain(n))]
+        if won:
+            self._catalog.put([Put(intent["id"], change_payload(intent, won, intent["at"]), expected(intent))])
+        return bool(won)
 
     def _fence(
         self, names: Iterable[str], manifests: Mapping[str, Mapping[str, Any]]
@@ -194,6 +269,16 @@ class Collector:
 
 def _named(manifest: Mapping[str, Any] | None) -> tuple[str, ...]:
     return category_from(manifest).write_ids if manifest else ()
+
+
+def _at(intent: Intent, begun: int) -> int:
+    """When a change was made, by the order of the commits."""
+    revs: list[int] = [manifest["rev"] for manifest in intent.won.values()]
+    return max([begun, *revs])
+
+
+def _replaced(records: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {write_id for record in records for old in record["replaced"].values() for write_id in old}
 
 
 def _write_ids(intent: Mapping[str, Any]) -> list[str]:

@@ -35,13 +35,16 @@ _LOOKS = 8  # at records that do not show yet what was written …
 _HEALS = (4, 7)  # … after which copies may differ in them
 
 
-def commit(catalog: Catalog, categories: Sequence[Category], before: State) -> dict[str, Mapping[str, Any]]:
+def commit(
+    catalog: Catalog, categories: Sequence[Category], before: State, change: str | None = None
+) -> dict[str, Mapping[str, Any]]:
     """Commit categories by compare-and-set of their manifests.
 
     Args:
         catalog: Of the store.
         categories: Each with the version above the one that it replaces; the commit chooses its ``rev``.
         before: What they were planned on.
+        change: Id of the change that they are, if that is kept.
 
     Returns:
         Of those whose commit won, by name, the manifest that was there right after it: this one, or a later one. The
@@ -53,7 +56,7 @@ def commit(catalog: Catalog, categories: Sequence[Category], before: State) -> d
     """
     writer, rev = uuid.uuid4().hex, catalog.next_rev()
     stamped = [replace(category, rev=rev + i * STEP) for i, category in enumerate(categories)]
-    payloads = [manifest_payload(one, before.store, writer, before.manifests.get(one.name)) for one in stamped]
+    payloads = [manifest_payload(one, before.store, writer, before.manifests.get(one.name), change) for one in stamped]
     return commit_manifests(catalog, payloads, before)
 
 

@@ -435,8 +435,8 @@ def _newest(shard: qe.EdgeShard, where: Where) -> int:
 
 def _filter(where: Where) -> qe.Filter:
     must = _conditions(where.match)
-    if where.since is not None:
-        must.append(qe.FieldCondition(key="rev", range=qe.RangeFloat(gte=float(where.since))))
+    if where.ranged:
+        must.append(qe.FieldCondition(key="rev", range=qe.RangeFloat(gte=where.since, lte=where.until)))
     chosen = qe.Filter(must=must)
     return chosen if where.or_match is None else qe.Filter(should=[chosen, qe.Filter(must=_conditions(where.or_match))])
 

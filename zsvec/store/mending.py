@@ -15,8 +15,8 @@ from zsvec.store.collector import Collector
 from zsvec.store.commit import publish
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference, category_from, new_write_id
-from zsvec.store.transfer import settled, transfer
-from zsvec.store.writing import Plan, Write, carry_out, left_behind, planned, read_all, until_won
+from zsvec.store.transfer import settled
+from zsvec.store.writing import Plan, Write, carry_out, carry_out_move, planned, read_all, until_won
 from zsvec.types import Category, expert_name
 
 
@@ -97,15 +97,11 @@ def move_references(catalog: Catalog, references: ReferenceCollections, collecto
         every = read_all(catalog, source, references)
         _check_known(move.hashes or (), every, move.source)
         loses, gains = _both(move, source, target, every, catalog, references)
-        plans = [gains, loses]
-        writes, replaced = left_behind(plans, latest)
-        with collector.intent(before.store, writes, replaced, lost_at_once=False) as winners:
-            references.put(plans)
-            if before.images:
-                moved_from = {**replaced, move.target: [*replaced.get(move.target, ()), *source.write_ids]}
-                references.images.put(plans, moved_from)
-            won = transfer(catalog, loses[0], gains[0], before)
-            winners.update(won)
+        stored = {
+            move.source: source.write_ids,
+            move.target: [*(target.write_ids if target else ()), *source.write_ids],
+        }
+        won = carry_out_move(catalog, references, collector, loses, gains, before, stored)
         moved.extend([category_from(won[move.target])] if won else [])
         return bool(won)
 

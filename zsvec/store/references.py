@@ -24,7 +24,7 @@ from zsvec.store.schema import (
     reference_from,
     reference_payload,
 )
-from zsvec.types import Category, Modality, encoder_and_modality, expert_name
+from zsvec.types import Category, Modality, StoredReference, encoder_and_modality, expert_name
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -85,6 +85,14 @@ class ReferenceCollections:
                 for payload, vector in zip(page.payloads, page.vectors, strict=True):
                     yield reference_from(encoder, payload, vector)
 
+    def described(self, category: Category) -> list[StoredReference]:
+        """What a category has: each text and image once, with the experts that have it; texts first, then by age."""
+        found: dict[tuple[Modality, str], list[Reference]] = {}
+        for reference in self.read(category, vectors=False):
+            found.setdefault((reference.modality, reference.hash), []).append(reference)
+        described = [_described(category.name, references) for references in found.values()]
+        return sorted(described, key=lambda one: (one.modality == "image", str(one.added or ""), one.source, one.hash))
+
     def keys(self, category: Category) -> set[tuple[str, str, str]]:
         """`Reference.key` of every reference of a category."""
         return {reference.key for reference in self.read(category, vectors=False)}
@@ -101,10 +109,14 @@ class ReferenceCollections:
             counted[expert] = self._backend.count(self.collection(encoder), where)
         return counted
 
-    def garbage(self, categories: Iterable[Category], encoders: Iterable[str]) -> int:
-        """How many references there are beyond those that these categories count."""
+    def garbage(self, categories: Iterable[Category], encoders: Iterable[str], kept: Iterable[str]) -> int:
+        """How many references there are beyond those that these categories count, and those of writes that are kept."""
         named = sum(sum(category.references.values()) for category in categories)
-        return max(0, sum(self._backend.count(self.collection(encoder), Where()) for encoder in encoders) - named)
+        writes = sorted(kept)
+        wheres = [Where(match={"gen": writes[i : i + _WRITE_IDS]}) for i in range(0, len(writes), _WRITE_IDS)]
+        names = [self.collection(encoder) for encoder in encoders]
+        others = sum(self._backend.count(name, Where()) for name in names) - named
+        return max(0, others - sum(self._backend.count(name, where) for name in names for where in wheres))
 
     def query(
         self,
@@ -181,3 +193,19 @@ def _read_ahead(read: Callable[[int], T], parts: Iterable[int]) -> Iterator[T]:
 
 def _readable(page: Points) -> Points:
     return page.chosen([i for i, payload in enumerate(page.payloads) if is_reference(payload)])
+
+
+def _described(category: str, references: Sequence[Reference]) -> StoredReference:
+    """One text or image of a category, by what each encoder has of it."""
+    one = references[0]
+    return StoredReference(
+        category=category,
+        hash=one.hash,
+        modality=one.modality,
+        source=one.source,
+        prompt=one.prompt,
+        group=one.group,
+        added=one.added,
+        by=one.by,
+        experts=tuple(sorted(expert_name(reference.encoder, reference.modality) for reference in references)),
+    )

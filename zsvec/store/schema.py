@@ -7,7 +7,9 @@ images (`zsvec.store.images`), if it keeps any, and the catalog, whose points ar
   it keeps small copies of images (``images``: ``small`` or ``none``; without it none, and no collection for them);
 - one manifest per category, which names the writes whose references are live;
 - one record for the calibration;
-- one intent per write that is under way, or has left something to be deleted: whatever it may leave behind.
+- one intent per write that is under way, or has left something to be deleted: whatever it may leave behind;
+- one change per write of the last time (`zsvec.store.history`), which can be taken back: what its intent was, and what
+  the manifests were before. Its ``rev`` says until when it is kept.
 
 Every record has a version, 1 when it is new and one more for each replacement, and the id of its store; it is written
 by compare-and-set of both (`zsvec.store.commit`). What orders the commits for readers is their ``rev``; a manifest also
@@ -193,6 +195,7 @@ _ALWAYS: Mapping[str, Mapping[str, type]] = {
     "category": {"category": str, "version": int, "rev": int},
     "calibration": {"version": int, "rev": int},
     "intent": {"id": str, "rev": int, "store": str, "writes": dict, "replaced": dict},
+    "change": {"id": str, "version": int, "rev": int, "at": int, "store": str, "replaced": dict, "before": dict},
 }
 
 
@@ -203,8 +206,8 @@ def is_record(payload: Mapping[str, Any]) -> bool:
 
 
 def is_in_its_place(identifier: str, record: Mapping[str, Any]) -> bool:
-    """Whether a record has the id that its kind and its category make; an intent has one of its own."""
-    if record["kind"] == "intent" or "moved" in record:
+    """Whether a record has the id that its kind and its category make; intents and changes have their own."""
+    if record["kind"] in ("intent", "change") or "moved" in record:
         return True
     of_category = record["kind"] in CATEGORY_KINDS
     return identifier == (record_id("category", record["category"]) if of_category else record_id(record["kind"]))
@@ -228,7 +231,9 @@ def expected(record: Mapping[str, Any]) -> dict[str, str | int]:
     return {"version": version, "store": record["store"]} if "store" in record else {"version": version}
 
 
-def manifest_payload(category: Category, store: str, writer: str, before: Mapping[str, Any] | None) -> dict[str, Any]:
+def manifest_payload(
+    category: Category, store: str, writer: str, before: Mapping[str, Any] | None, change: str | None = None
+) -> dict[str, Any]:
     """The manifest that commits a category; without write ids, the category is removed.
 
     Args:
@@ -236,6 +241,7 @@ def manifest_payload(category: Category, store: str, writer: str, before: Mappin
         store: Id of the store.
         writer: Token by which the writer recognises its own commit.
         before: The manifest that is replaced, if there is one.
+        change: Id of the change that it is of, if that is kept.
     """
     required = requirements(before) if before else {}
     return {
@@ -252,6 +258,7 @@ def manifest_payload(category: Category, store: str, writer: str, before: Mappin
         "writers": with_writer(writer, before),
         "removed": not category.write_ids,
         **({"requires": dict(required)} if required else {}),
+        **({"change": change} if change else {}),
     }
 
 
@@ -379,7 +386,12 @@ def calibration_from(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def intent_payload(
-    identifier: str, store: str, rev: int, writes: Mapping[str, str], replaced: Mapping[str, Sequence[str]]
+    identifier: str,
+    store: str,
+    rev: int,
+    writes: Mapping[str, str],
+    replaced: Mapping[str, Sequence[str]],
+    told: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of what a write may leave behind.
 
@@ -389,6 +401,7 @@ def intent_payload(
         rev: When the write began.
         writes: The write id under which references of each category are written.
         replaced: The write ids that each category loses by the commit.
+        told: What is told of a change that can be taken back; see `zsvec.store.history`.
     """
     return {
         "kind": "intent",
@@ -398,6 +411,7 @@ def intent_payload(
         "rev": rev,
         "writes": dict(writes),
         "replaced": {name: list(write_ids) for name, write_ids in replaced.items() if write_ids},
+        **(told or {}),
     }
 
 

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from zsvec.errors import EncoderMismatchError
-from zsvec.store import mending, ownership, writing
+from zsvec.store import health, mending, ownership, undo, writing
 from zsvec.store.base import Backend, Hit, Points
 from zsvec.store.catalog import Catalog
 from zsvec.store.collector import Collector
+from zsvec.store.history import Cause, History
 from zsvec.store.look import Cursor, Look, look
 from zsvec.store.mending import Move
 from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import IMAGES, Reference, SmallImage, keeps_images
 from zsvec.store.writing import Write
-from zsvec.types import Category, Finding, Fingerprint, KeepImages, Modality, StoredReference, counted, expert_name
+from zsvec.types import Category, Change, Finding, Fingerprint, KeepImages, Modality, StoredReference
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_CAUSE: ContextVar[Cause | None] = ContextVar("cause", default=None)
 
 
 class Store:
@@ -36,6 +38,8 @@ class Store:
         namespace: Prefix of their names. Nothing else in the deployment is read or written.
         profile_of: From the fingerprints of its encoders to the profile to name where others are in use, if there is
             one.
+        history: Seconds for which changes can be taken back; 0 keeps no history.
+        by: Who changes categories; kept with each change.
     """
 
     def __init__(
@@ -43,13 +47,17 @@ class Store:
         backend: Backend,
         namespace: str,
         profile_of: Callable[[Mapping[str, Fingerprint]], str | None] = lambda stored: None,
+        *,
+        history: float = 0.0,
+        by: str | None = None,
     ) -> None:
         self._backend = backend
         self._profile_of = profile_of
         self.namespace = namespace
         self._catalog = Catalog(backend, namespace)
         self._references = ReferenceCollections(backend, namespace)
-        self._collector = Collector(self._catalog, self._references)
+        self._collector = Collector(self._catalog, self._references, history)
+        self._by = by
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -214,11 +222,7 @@ class Store:
         Raises:
             CategoryNotFoundError: There is no category of this name.
         """
-        found: dict[tuple[Modality, str], list[Reference]] = {}
-        for reference in self._references.read(self.category(name), vectors=False):
-            found.setdefault((reference.modality, reference.hash), []).append(reference)
-        described = [_described(name, references) for references in found.values()]
-        return sorted(described, key=lambda one: (one.modality == "image", str(one.added or ""), one.source, one.hash))
+        return self._references.described(self.category(name))
 
     def keeps_images(self) -> bool:
         """Whether small copies of images are kept; no, before the first write."""
@@ -237,26 +241,7 @@ class Store:
 
     def info(self) -> dict[str, Any]:
         """Place, size, encoders and calibration of the store, and versions of its engine; JSON."""
-        categories, unreadable = self._catalog.categories()
-        references: Counter[str] = Counter()
-        for category in categories:
-            references.update(category.references)
-        return {
-            "store": self._backend.location,
-            "namespace": self.namespace,
-            **self._backend.versions(),
-            "categories": len(categories),
-            "unreadable": unreadable,
-            "references": dict(references),
-            "encoders": {name: str(fingerprint) for name, fingerprint in self.encoders().items()},
-            "calibration": self._catalog.calibration_state(),
-            **self._placements(),
-        }
-
-    def _placements(self) -> dict[str, Any]:
-        names = [self._catalog.collection, *map(self.collection, self.encoders())] if self._catalog.store() else []
-        found = {name: placement for name in names if (placement := self._backend.placement(name))}
-        return {"collections": {name: asdict(placement) for name, placement in found.items()}} if found else {}
+        return health.info(self._backend, self.namespace, self._catalog, self._references)
 
     def stats(self) -> dict[str, int]:
         """How often, with this handle, what is rare has happened.
@@ -269,11 +254,7 @@ class Store:
 
     def incomplete(self) -> list[str]:
         """Names of the categories that lack references which their manifest counts; empty unless data was lost."""
-        return [
-            category.name
-            for category in self.categories()
-            if self._references.counts(category) != dict(category.references)
-        ]
+        return health.incomplete(self._catalog, self._references)
 
     def check_up(self, *, repair: bool = False) -> Iterator[Finding]:
         """What is to be said of the deployment and of what is in it, with what to do.
@@ -281,29 +262,51 @@ class Store:
         Args:
             repair: Whether to make the copies of the catalog agree, where they do not.
         """
-        encoders = self.encoders()
-        collections = [self.collection(encoder) for encoder in encoders]
-        yield from self._backend.check_up(self._catalog.collection, collections, repair=repair)
-        if damaged := self.incomplete():
-            names = ", ".join(map(repr, damaged[:5]))
-            yield Finding(
-                "references", False, f"those of {names} are not all there", "remove these categories and add them again"
-            )
-        if unreadable := self._catalog.categories()[1]:
-            yield Finding(
-                "manifests", False, f"those of {', '.join(map(repr, unreadable[:5]))} cannot be read", "upgrade zsvec"
-            )
-        if garbage := self._references.garbage(self._catalog.categories()[0], encoders):
-            yield Finding(
-                "garbage",
-                True,
-                f"{counted(garbage, 'reference')} that no category names",
-                "run `zsvec gc`, if no writer is at work",
-            )
+        return health.check_up(self._catalog, self._references, repair=repair)
 
     def calibration(self) -> Mapping[str, Any] | None:
         """The calibration that is kept with the store; ``None``, or empty, if there is none."""
         return self._catalog.calibration()
+
+    # History
+
+    def changes(self) -> list[Change]:
+        """The changes of categories that can be taken back, or were, newest first."""
+        return History(self._catalog).changes()
+
+    def undo(self, name: str | None = None, change: str | None = None) -> Change:
+        """Take a change back, and give it.
+
+        Args:
+            name: Of a category, whose last change it is; by default the last change of all.
+            change: Its id, or the first characters of that. A change that took another one back can be given here, too.
+
+        Raises:
+            InvalidInputError: There is no such change, or a category has been changed since.
+            ConflictError: Others changed a category at each attempt.
+        """
+        with self.one_change("undo"), self._writing("undo"):
+            history = History(self._catalog)
+            found = undo.chosen(history, name, change)
+            for record, names in history.to_take_back(found):
+                undo.take_back(self._catalog, self._references, self._collector, record, names)
+        return found
+
+    @contextmanager
+    def one_change(self, what: str) -> Iterator[None]:
+        """Let all writes of a block be one change for people; in another such block, they are part of that.
+
+        Args:
+            what: In one word.
+        """
+        if _CAUSE.get() is not None:
+            yield
+            return
+        token = _CAUSE.set(Cause(what=what, by=self._by))
+        try:
+            yield
+        finally:
+            _CAUSE.reset(token)
 
     # Writing
 
@@ -322,7 +325,7 @@ class Store:
         Raises:
             ConflictError: Others changed a category at each attempt. The other categories are committed.
         """
-        with self._writing():
+        with self._writing("replace" if any(write.replace for write in writes) else "add"):
             return writing.write_categories(self._catalog, self._references, self._collector, writes)
 
     def remove(self, name: str) -> None:
@@ -332,7 +335,7 @@ class Store:
             CategoryNotFoundError: There is none of this name.
             ConflictError: Others changed it at each attempt.
         """
-        with self._writing():
+        with self._writing("remove"):
             writing.remove_category(self._catalog, self._references, self._collector, name)
 
     def remove_references(self, name: str, hashes: Collection[str]) -> Category:
@@ -347,7 +350,7 @@ class Store:
             InvalidInputError: It has no reference of such a hash, or would have none at all.
             ConflictError: Others changed it at each attempt.
         """
-        with self._writing():
+        with self._writing("remove"):
             return mending.remove_references(self._catalog, self._references, self._collector, name, hashes)
 
     def move(self, move: Move) -> Category:
@@ -361,7 +364,7 @@ class Store:
                 there must be none.
             ConflictError: Others changed one of the two at each attempt.
         """
-        with self._writing():
+        with self._writing("merge" if move.hashes is None else "move"):
             return mending.move_references(self._catalog, self._references, self._collector, move)
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
@@ -375,17 +378,22 @@ class Store:
         with self._writing():
             writing.keep_calibration(self._catalog, calibration)
 
-    def gc(self, grace: float | None = None) -> int:
+    def gc(self, grace: float | None = None, *, on_final: Callable[[Change], None] = lambda change: None) -> int:
         """Delete the references that no manifest names, and say how many there were.
 
         Args:
-            grace: Age in seconds from which they cannot belong to a writer at work; by default an
-                hour, or 0 where no other process can write.
+            grace: Age in seconds from which they cannot belong to a writer at work, and from which changes cannot be
+                taken back any more. By default an hour, or 0 where no other process can write; and changes stay as
+                long as their history is kept.
+            on_final: Called with each change that cannot be taken back any more.
         """
         with self._writing():
             migrate(self._catalog, self._references)
             self._drop_images()  # that a writer left which was at work while they were dropped
-            return self._collector.collect(grace)
+            deleted, final = self._collector.collect(grace)
+        for change in final:
+            on_final(change)
+        return deleted
 
     def drop_images(self) -> None:
         """Delete all small copies of images, and keep none any more.
@@ -417,24 +425,13 @@ class Store:
         self._backend.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """One writer at a time in this process."""
+    def _writing(self, what: str = "") -> Iterator[None]:
+        """One writer at a time in this process.
+
+        Args:
+            what: It does to categories, where it is no part of anything.
+        """
         self._backend.check()  # before the lock, which a forked process might never get
         with self._lock:
+            self._collector.cause = _CAUSE.get() or Cause(what=what, by=self._by)
             yield
-
-
-def _described(category: str, references: Sequence[Reference]) -> StoredReference:
-    """One text or image of a category, by what each encoder has of it."""
-    one = references[0]
-    return StoredReference(
-        category=category,
-        hash=one.hash,
-        modality=one.modality,
-        source=one.source,
-        prompt=one.prompt,
-        group=one.group,
-        added=one.added,
-        by=one.by,
-        experts=tuple(sorted(expert_name(reference.encoder, reference.modality) for reference in references)),
-    )

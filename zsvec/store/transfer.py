@@ -36,7 +36,9 @@ from zsvec.types import Category
 Manifest = Mapping[str, Any]
 
 
-def transfer(catalog: Catalog, source: Category, target: Category, before: State) -> dict[str, Manifest]:
+def transfer(
+    catalog: Catalog, source: Category, target: Category, before: State, change: str | None = None
+) -> dict[str, Manifest]:
     """Commit two categories of which one loses what the other gains.
 
     Args:
@@ -44,6 +46,7 @@ def transfer(catalog: Catalog, source: Category, target: Category, before: State
         source: As it will be, with the version above the one that it replaces.
         target: Likewise.
         before: What both were planned on, from `settled`.
+        change: Id of the change that it is, if that is kept.
 
     Returns:
         The manifests of both, by name, as they were right after it or later. Empty, if somebody else had changed one
@@ -60,8 +63,8 @@ def transfer(catalog: Catalog, source: Category, target: Category, before: State
     said = {
         "id": identifier,
         "planned_on": expected(planned_on) if planned_on else None,
-        "target": manifest_payload(target, before.store, identifier, there),
-        "source": manifest_payload(source, before.store, _done(identifier), old),
+        "target": manifest_payload(target, before.store, identifier, there, change),
+        "source": manifest_payload(source, before.store, _done(identifier), old, change),
     }
     commit_manifests(catalog, [{**_succeeding(catalog, old, identifier), "transfer": said}], before)
     finish(catalog, source.name)

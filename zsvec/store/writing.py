@@ -29,7 +29,7 @@ from zsvec.store.collector import Collector
 from zsvec.store.commit import commit, commit_calibration, publish
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference, category_from, new_write_id
-from zsvec.store.transfer import settled
+from zsvec.store.transfer import settled, transfer
 from zsvec.types import Category, encoder_and_modality, expert_name
 
 _WRITES_KEPT = 32  # write ids of a category, beyond which an addition copies all its references into one write
@@ -170,19 +170,52 @@ class ChangedError(Exception):
 
 
 def carry_out(
-    catalog: Catalog, references: ReferenceCollections, collector: Collector, plans: Sequence[Plan], before: State
+    catalog: Catalog,
+    references: ReferenceCollections,
+    collector: Collector,
+    plans: Sequence[Plan],
+    before: State,
+    stored: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Mapping[str, Any]]:
-    """Write references and commit: the manifests of the commits that won, by category."""
+    """Write references and commit: the manifests of the commits that won, by category.
+
+    Args:
+        catalog: Of the store.
+        references: Where they are written.
+        collector: Is told what may be left behind.
+        plans: What to commit.
+        before: What they were planned on.
+        stored: By category, the write ids of references that are written again; by default those it has.
+    """
     if not plans:
         return {}
     writes, replaced = left_behind(plans, before.categories())
-    with collector.intent(before.store, writes, replaced) as winners:
+    with collector.intent(before, [category.name for category, _ in plans], writes, replaced) as intent:
         references.put(plans)
         if before.images:
-            references.images.put(plans, replaced)
-        won = commit(catalog, [category for category, _ in plans], before)
-        winners.update(won)
-    return won
+            references.images.put(plans, replaced if stored is None else stored)
+        intent.won.update(commit(catalog, [category for category, _ in plans], before, intent.change))
+    return intent.won
+
+
+def carry_out_move(
+    catalog: Catalog,
+    references: ReferenceCollections,
+    collector: Collector,
+    loses: Plan,
+    gains: Plan,
+    before: State,
+    stored: Mapping[str, Sequence[str]],
+) -> dict[str, Mapping[str, Any]]:
+    """As `carry_out`, two categories of which one loses what the other gains: both, or none."""
+    plans, names = [gains, loses], [loses[0].name, gains[0].name]
+    writes, replaced = left_behind(plans, before.categories())
+    with collector.intent(before, names, writes, replaced, moved=names) as intent:
+        references.put(plans)
+        if before.images:
+            references.images.put(plans, stored)
+        intent.won.update(transfer(catalog, loses[0], gains[0], before, intent.change))
+    return intent.won
 
 
 def left_behind(plans: Sequence[Plan], latest: Mapping[str, Category]) -> tuple[dict[str, str], dict[str, list[str]]]:

@@ -18,8 +18,8 @@ _CHARACTER, _AROUND = 6, 3  # bytes of a character of a value, at most, and of w
 def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> models.Filter:
     """All matching points but those of some ids."""
     must = _conditions(where.match, limits)
-    if where.since is not None:
-        must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since)))
+    if where.ranged:
+        must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since, lte=where.until)))
     must_not: list[Any] = [models.HasIdCondition(has_id=list(ids)) for ids in cut(without, limits.values)]
     chosen = models.Filter(must=must, must_not=must_not)
     if where.or_match is None:
@@ -40,7 +40,7 @@ def parts(where: Where, limits: Limits, without: int = 0) -> list[Where]:
         return [where]
     name, longest = max(lists.items(), key=lambda item: len(item[1]))
     lengths = [len(lists.get(other, "1")) for other in where.match if other != name]
-    others = sum(-(-length // limits.values) for length in (*lengths, without)) + (where.since is not None)
+    others = sum(-(-length // limits.values) for length in (*lengths, without)) + where.ranged
     most = math.inf if limits.conditions is None else limits.values * max(1, limits.conditions - others)
     some = cut(longest, most, lambda value: _CHARACTER * len(value) + _AROUND)
     return [replace(where, match={**where.match, name: values}) for values in some] or [where]

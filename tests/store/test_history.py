@@ -1,0 +1,255 @@
+"""Changes and taking them back, on every kind of store, against a plain model; and whatever is killed on the way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.store.material import FINGERPRINTS, content_hash, copies, live_copies, pictured, write_of
+from tests.store.support import Crash, Deployment, Hooked
+from zsvec.errors import CategoryNotFoundError, InvalidInputError
+from zsvec.store import Move, Store
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+DAY = 86_400.0
+NAMES = ("here", "there", "elsewhere")
+
+
+@dataclass(frozen=True)
+class Category:
+    """What a category has, as the model knows it."""
+
+    images: frozenset[str] = frozenset()
+    texts: tuple[str, ...] = ()
+    metadata: tuple[tuple[str, Any], ...] = ()
+
+
+State = Mapping[str, Category]
+
+
+def state_of(store: Store) -> dict[str, Category]:
+    """All categories, as every encoder has them."""
+    found = {}
+    for category in store.categories():
+        by_encoder: dict[str, set[str]] = {encoder: set() for encoder in FINGERPRINTS}
+        texts = set()
+        for reference in store.stored(category.name):
+            if reference.modality == "text":
+                texts.add(reference.source)
+            else:
+                by_encoder[reference.encoder].add(reference.source)
+        assert by_encoder["clip"] == by_encoder["dino"]
+        assert texts == set(category.texts)
+        metadata = tuple(sorted(category.metadata.items()))
+        found[category.name] = Category(frozenset(by_encoder["clip"]), tuple(sorted(category.texts)), metadata)
+    return found
+
+
+@dataclass
+class Model:
+    """What a store should have, and what of it can be taken back.
+
+    Attributes:
+        now: By name.
+        done: Changes in effect, oldest first: what each category was before, ``None`` if it was not there.
+    """
+
+    now: dict[str, Category] = field(default_factory=dict)
+    done: list[dict[str, Category | None]] = field(default_factory=list)
+
+    def become(self, after: State, touched: Collection[str]) -> None:
+        """A change, if it is one."""
+        names = {*touched, *(name for name in {*self.now, *after} if self.now.get(name) != after.get(name))}
+        if names:
+            self.done.append({name: self.now.get(name) for name in names})
+            self.now = dict(after)
+
+    def last(self, name: str | None) -> dict[str, Category | None] | None:
+        return next((change for change in reversed(self.done) if name is None or name in change), None)
+
+    def can_undo(self, change: dict[str, Category | None]) -> bool:
+        later = self.done[self._place(change) + 1 :]
+        return not any(change.keys() & other.keys() for other in later)
+
+    def take_back(self, change: dict[str, Category | None]) -> None:
+        self.now = self.without(change)
+        del self.done[self._place(change)]
+
+    def _place(self, change: dict[str, Category | None]) -> int:
+        return next(i for i, other in enumerate(self.done) if other is change)
+
+    def without(self, change: Mapping[str, Category | None]) -> dict[str, Category]:
+        after: dict[str, Category | None] = {**self.now, **change}
+        return {name: category for name, category in after.items() if category is not None}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that is done to a store.
+
+    Attributes:
+        what: In words.
+        act: Does it.
+        after: What the store should have then; ``None``: it is refused.
+        undoes: The change that it takes back.
+        touched: Categories that it changes even if they have the same then.
+    """
+
+    what: str
+    act: Callable[[Store], object]
+    after: State | None
+    undoes: dict[str, Category | None] | None = None
+    touched: Collection[str] = ()
+
+
+def steps(model: Model, chance: random.Random) -> Step:
+    """A random step."""
+    name, other = chance.sample(NAMES, 2)
+    there = model.now.get(name)
+    images = frozenset(f"image {i}" for i in chance.sample(range(8), chance.randint(1, 3)))
+    what = chance.choice(["add"] * 3 + ["replace", "remove", "forget", "move", "move", "merge", "rename", "metadata"])
+    if chance.random() < 0.35:
+        what = "undo"
+    now = dict(model.now)
+    if what == "undo":
+        which = chance.choice([None, name])
+        change = model.last(which)
+        if change is None or not model.can_undo(change):
+            return Step(f"undo {which}", lambda store: store.undo(which), None)
+        return Step(f"undo {which}", lambda store: store.undo(which), model.without(change), change)
+    if what == "add" or there is None:
+        old = there or Category()
+        texts = tuple(sorted({*old.texts, f"text {chance.randint(0, 3)}"}))
+        now[name] = Category(old.images | images, texts, old.metadata)
+        return Step(f"add {name}", lambda store: store.write([pictured(name, sorted(images), texts)]), now)
+    if what == "replace":
+        now[name] = Category(images, ("new",), ())
+        write = pictured(name, sorted(images), ["new"], replace=True)
+        return Step(f"replace {name}", lambda store: store.write([write]), now, touched=[name])
+    if what == "metadata":
+        metadata = {"n": chance.randint(0, 2)}
+        now[name] = Category(there.images, there.texts, tuple(metadata.items()))
+        return Step(f"metadata {name}", lambda store: store.write([write_of(name, metadata=metadata)]), now)
+    if what == "remove":
+        del now[name]
+        return Step(f"remove {name}", lambda store: store.remove(name), now)
+    gone = there.images & images
+    hashes = [content_hash(image) for image in gone]
+    if what == "forget":
+        kept = Category(there.images - gone, there.texts, there.metadata)
+        now[name] = kept
+        fits = gone and (kept.images or kept.texts)
+        return Step(
+            f"remove {gone} of {name}",
+            lambda store: store.remove_references(name, hashes or ["none"]),
+            now if fits else None,
+        )
+    target = model.now.get(other, Category())
+    if what == "move":
+        now[name] = Category(there.images - gone, there.texts, there.metadata)
+        now[other] = Category(target.images | gone, target.texts, target.metadata)
+        fits = gone and (now[name].images or now[name].texts)
+        move = Move(source=name, target=other, hashes=hashes or ["none"])
+        said = f"move {gone} from {name} to {other}"
+        return Step(said, lambda store: store.move(move), now if fits else None, touched=[name, other])
+    new = what == "rename"
+    texts = tuple(sorted({*there.texts, *target.texts}))
+    metadata = dict(there.metadata) | dict(target.metadata)
+    del now[name]
+    now[other] = Category(there.images | target.images, texts, tuple(sorted(metadata.items())))
+    move = Move(source=name, target=other, new=new)
+    return Step(
+        f"{what} {name} as {other}", lambda store: store.move(move), None if new and other in model.now else now
+    )
+
+
+def played(store: Store, model: Model, step: Step) -> None:
+    """Do a step, and compare."""
+    if step.after is None:
+        with pytest.raises((InvalidInputError, CategoryNotFoundError)):
+            step.act(store)
+    else:
+        step.act(store)
+        taken(model, step)
+    assert state_of(store) == model.now, step.what
+
+
+def taken(model: Model, step: Step) -> None:
+    assert step.after is not None
+    if step.undoes is not None:
+        model.take_back(step.undoes)
+    else:
+        model.become(step.after, step.touched)
+
+
+def opened(deployment: Deployment, backend: Hooked) -> Store:
+    store = Store(backend, deployment.namespace, history=DAY)
+    store.bind(FINGERPRINTS)
+    return store
+
+
+@pytest.fixture
+def store(deployment: Deployment) -> Store:
+    return opened(deployment, deployment.backend())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_changes_are_taken_back(store: Store, seed: int) -> None:
+    model, chance = Model(), random.Random(seed)
+    for i in range(60):
+        played(store, model, steps(model, chance))
+        if i % 20 == 0:
+            store.gc(None if i % 40 else 3600.0)
+    while model.done:
+        change = model.done[-1]
+        played(store, model, Step("undo", lambda store: store.undo(), model.without(change), change))
+    with pytest.raises(InvalidInputError, match="no change"):
+        store.undo()
+    assert store.incomplete() == []
+    assert copies(store) >= live_copies(store)
+    store.gc(float("-inf"))
+    assert store.gc(float("-inf")) == 0
+    assert store.changes() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_changes_with_a_killed_writer(deployment: Deployment, seed: int) -> None:
+    """Each step is done or not at all, what was acknowledged stays, and what was done can be taken back."""
+    backend = deployment.backend()
+    store, model, chance = opened(deployment, backend), Model(), random.Random(seed)
+    killed = 0
+    for _ in range(80):
+        step = steps(model, chance)
+        if step.after in (None, model.now) or chance.random() < 0.3:
+            played(store, model, step)
+            continue
+        dying = Hooked(backend.inner)
+        writer = Store(dying, deployment.namespace, history=DAY)
+        assert step.after is not None
+        dying.dies_at = chance.randint(0, 25)
+        try:
+            step.act(writer)
+            done = True
+        except Crash:
+            killed += 1
+            done = False
+        store = opened(deployment, backend)  # another process
+        store.gc()
+        found = state_of(store)
+        assert found == (dict(step.after) if done else found), step.what
+        assert found in (dict(step.after), model.now), step.what
+        if found == dict(step.after):
+            taken(model, step)
+        assert store.incomplete() == []
+        assert copies(store) >= live_copies(store)
+    assert killed > 10
+    while model.done:
+        change = model.done[-1]
+        played(store, model, Step("undo", lambda store: store.undo(), model.without(change), change))
+    store.gc(float("-inf"))
+    assert store.gc(float("-inf")) == 0

@@ -1,0 +1,68 @@
+"""What is to be said of a store: whether its references are all there, and what it has too much."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from zsvec.store.base import Backend
+from zsvec.store.catalog import Catalog
+from zsvec.store.history import History
+from zsvec.store.references import ReferenceCollections
+from zsvec.types import Finding, counted
+
+
+def incomplete(catalog: Catalog, references: ReferenceCollections) -> list[str]:
+    """As `zsvec.store.store.Store.incomplete`."""
+    categories, _ = catalog.categories()
+    return [category.name for category in categories if references.counts(category) != dict(category.references)]
+
+
+def check_up(catalog: Catalog, references: ReferenceCollections, *, repair: bool) -> Iterator[Finding]:
+    """As `zsvec.store.store.Store.check_up`."""
+    encoders = list(catalog.encoders())
+    collections = [references.collection(encoder) for encoder in encoders]
+    yield from catalog.backend.check_up(catalog.collection, collections, repair=repair)
+    if damaged := incomplete(catalog, references):
+        names = ", ".join(map(repr, damaged[:5]))
+        yield Finding(
+            "references", False, f"those of {names} are not all there", "remove these categories and add them again"
+        )
+    categories, unreadable = catalog.categories()
+    if unreadable:
+        yield Finding(
+            "manifests", False, f"those of {', '.join(map(repr, unreadable[:5]))} cannot be read", "upgrade zsvec"
+        )
+    kept = {w for record in History(catalog).records.values() for old in record["replaced"].values() for w in old}
+    kept -= {write_id for category in categories for write_id in category.write_ids}
+    if garbage := references.garbage(categories, encoders, kept):
+        yield Finding(
+            "garbage",
+            True,
+            f"{counted(garbage, 'reference')} that no category names",
+            "run `zsvec gc`, if no writer is at work",
+        )
+
+
+def info(backend: Backend, namespace: str, catalog: Catalog, references: ReferenceCollections) -> dict[str, Any]:
+    """As `zsvec.store.store.Store.info`."""
+    categories, unreadable = catalog.categories()
+    counts: Counter[str] = Counter()
+    for category in categories:
+        counts.update(category.references)
+    encoders = catalog.encoders()
+    names = [catalog.collection, *map(references.collection, encoders)] if catalog.store() else []
+    placements = {name: asdict(placement) for name in names if (placement := backend.placement(name))}
+    return {
+        "store": backend.location,
+        "namespace": namespace,
+        **backend.versions(),
+        "categories": len(categories),
+        "unreadable": unreadable,
+        "references": dict(counts),
+        "encoders": {name: str(fingerprint) for name, fingerprint in encoders.items()},
+        "calibration": catalog.calibration_state(),
+        **({"collections": placements} if placements else {}),
+    }

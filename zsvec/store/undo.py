@@ -1,0 +1,132 @@
+"""Taking changes back: categories become again what they were before.
+
+What a change has replaced is written again under a new write id, as references that move are, unless the category still
+has those writes. So no write that was replaced is ever named again, and the collector may delete it without asking who
+is about to. Whether it has begun to, the record of the change says: it is made final first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from zsvec.errors import InvalidInputError
+from zsvec.store.catalog import Catalog
+from zsvec.store.collector import Collector
+from zsvec.store.commit import publish
+from zsvec.store.history import Cause, History, Record, state_before
+from zsvec.store.references import ReferenceCollections
+from zsvec.store.schema import new_write_id
+from zsvec.store.transfer import settled
+from zsvec.store.writing import Plan, carry_out, carry_out_move, until_won
+from zsvec.types import Category, Change, expert_name
+
+
+def chosen(history: History, name: str | None, identifier: str | None) -> Change:
+    """The change that is to be taken back.
+
+    Args:
+        history: Of the store.
+        name: Of a category, whose last change it is.
+        identifier: Of the change, or its first characters.
+
+    Raises:
+        InvalidInputError: There is no such change.
+    """
+    changes = history.changes()
+    if identifier is not None:
+        found = [change for change in changes if identifier and change.id.startswith(identifier)]
+        if len(found) != 1:
+            several = "several changes begin" if found else "no change that can be taken back begins"
+            raise InvalidInputError(f"{several} with {identifier!r}: `zsvec history` lists those there are")
+        return found[0]
+    undos = {record["change"] for record in history.records.values() if record.get("undoes")}
+    for change in changes:
+        if not change.undone and change.id not in undos and (name is None or name in change.categories):
+            return change
+    which = "" if name is None else f" of {name!r}"
+    raise InvalidInputError(f"there is no change{which} that can be taken back: `zsvec history` lists those there are")
+
+
+def take_back(
+    catalog: Catalog, references: ReferenceCollections, collector: Collector, record: Record, names: Sequence[str]
+) -> None:
+    """Take one write back.
+
+    Args:
+        catalog: Of the store.
+        references: Of the store.
+        collector: Of the store.
+        record: The change.
+        names: Its categories, each as the change left it.
+
+    Raises:
+        InvalidInputError: A category has been changed since, or the change has been made final.
+        ConflictError: Others changed a category at each attempt.
+    """
+    cause = collector.cause = replace(collector.cause, undoes=record["id"])
+    pending = list(names)
+
+    def attempt() -> bool:
+        before = settled(catalog, names)
+        history = History(catalog)
+        pending[:] = [name for name in pending if not _is_taken_back(history, record, name, cause)]
+        for name in pending:
+            if not _is_last(history, record, name):
+                raise InvalidInputError(
+                    f"{name!r} has been changed while a change of it was taken back: `zsvec history` shows by what"
+                )
+        latest = before.categories()
+        plans = [_as_before(record, latest[name], references) for name in pending]
+        if record["id"] not in History(catalog).records:
+            raise InvalidInputError(f"the change {record['change'][:8]} has been made final, and cannot be taken back")
+        stored = {name: [*latest[name].write_ids, *_writes_before(record, name)] for name in pending}
+        moved = [name for name in reversed(record.get("moved", ())) if name in pending]
+        if len(moved) == len(pending):
+            loses, gains = sorted(plans, key=lambda plan: moved.index(plan[0].name))
+            won = carry_out_move(catalog, references, collector, loses, gains, before, stored)
+        else:
+            won = dict(publish(catalog, carry_out(catalog, references, collector, plans, before, stored)))
+        pending[:] = [name for name in pending if name not in won]
+        return not pending
+
+    until_won(attempt, pending, catalog.location)
+
+
+def _is_last(history: History, record: Record, name: str) -> bool:
+    """Whether nothing of a category has been changed since, but for what was taken back."""
+    changed = (change for change in history.in_effect(name) if not change.get("undoes"))
+    return record["id"] in {found["id"] for found in (next(changed, None), next(history.chain(name), None)) if found}
+
+
+def _is_taken_back(history: History, record: Record, name: str, cause: Cause) -> bool:
+    """Whether somebody else has carried it out."""
+    last = next(history.chain(name), None)
+    return last is not None and last.get("undoes") == record["id"] and last["change"] == cause.id
+
+
+def _as_before(record: Record, now: Category, references: ReferenceCollections) -> Plan:
+    """A category as it was before a change, and the references to be written for it.
+
+    Raises:
+        InvalidInputError: They are not all there.
+    """
+    was = state_before(record, now.name)
+    if was is not None and set(was.write_ids) <= set(now.write_ids):
+        return replace(was, version=now.version + 1), ()
+    found = list(references.read(was)) if was else []
+    if was and len(found) < sum(was.references.values()):
+        raise InvalidInputError(
+            f"{now.name!r} cannot be as it was before the change {record['change'][:8]}: only {len(found)} of "
+            f"{sum(was.references.values())} references of then are left"
+        )
+    if not (was and found):
+        return Category(name=now.name, version=now.version + 1, rev=0, write_ids=(), texts=(), references={}), ()
+    counts = dict(Counter(expert_name(reference.encoder, reference.modality) for reference in found))
+    return replace(was, version=now.version + 1, write_ids=(new_write_id(),), references=counts), found
+
+
+def _writes_before(record: Record, name: str) -> Sequence[str]:
+    was = state_before(record, name)
+    return was.write_ids if was else ()

@@ -44,7 +44,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("encoders",), ("store",), ("method",)),
     (("profiles", "sources", "config"), ("search", "embedding", "arguments")),
     (("builder", "calibrator"),),
-    (("generation",), ("curation", "references")),
+    (("generation",), ("curation", "references"), ("history",)),
     (("classifier", "zsvec"),),
     (("evaluation",),),
     (("cli", "__main__"),),

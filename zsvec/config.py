@@ -140,6 +140,8 @@ class Settings(_Masked, BaseSettings):
         write_consistency: Copies that must have a write before it is acknowledged; by default likewise.
         keep_images: Whether small copies of reference images are kept; by default as the store says (new: `small`).
         added_by: Who adds references; kept with each of them.
+        history: Seconds for which changes of categories can be taken back, with what they replaced; by default a day.
+            With 0, nothing is kept of the changes of this process.
         profile: Name of a profile, of `PROFILES` or of `profiles`; or the folder of exported encoders, as a
             path with a ``/``.
         profiles: Further profiles, by name.
@@ -204,6 +206,7 @@ class Settings(_Masked, BaseSettings):
     write_consistency: PositiveInt | None = None
     keep_images: KeepImages | None = None
     added_by: str | None = Field(default=None, max_length=500, pattern=r"^\P{C}+$")
+    history: float = Field(default=86_400.0, ge=0, le=366 * 86_400)
     profile: str = "base"
     profiles: Mapping[str, Profile] = Field(default_factory=dict)
     device: Device = "auto"
@@ -275,6 +278,8 @@ class Settings(_Masked, BaseSettings):
             timeout=self.timeout,
             first_contact=self.timeout if "timeout" in self.model_fields_set else FIRST_CONTACT,
             placement=Placement(self.replicas, self.shards, self.write_consistency),
+            history=self.history,
+            by=self.added_by,
             profile_of=lambda stored: other_profile(stored, {**PROFILES, **self.profiles}, self.profile),
         )
 

@@ -76,7 +76,8 @@ class StoredReferences:
         if as_words(old) in category.texts:
             embedded = any(encoder_and_modality(expert)[1] == "text" for expert in category.references)
             renamed = self._builder().renamed(old, wanted) if embedded else Renamed(as_words(old), as_words(wanted))
-        return self._moved(Move(source=old, target=wanted, new=True, renamed=renamed))
+        with self._store.one_change("rename"):
+            return self._moved(Move(source=old, target=wanted, new=True, renamed=renamed))
 
     def merge(self, source: str, target: str) -> Category:
         """Move all that a category has to another one, and remove it. Metadata of the target win.
@@ -98,13 +99,16 @@ class StoredReferences:
             ConflictError: Other writers changed it at every attempt.
         """
         self._store.category(checked_name(name))
-        (category,) = self._builder().build([CategoryInput(name=name, texts=texts)], replace=True)
+        with self._store.one_change("texts"):
+            (category,) = self._builder().build([CategoryInput(name=name, texts=texts)], replace=True)
         return self._changed(category)
 
     def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> Category:
         """Keep other JSON with a category; raises as `set_texts`."""
         there = self._store.category(checked_name(name))
-        (category,) = self._store.write([Write(name=there.name, references=(), metadata=checked_metadata(metadata))])
+        with self._store.one_change("metadata"):
+            write = Write(name=there.name, references=(), metadata=checked_metadata(metadata))
+            (category,) = self._store.write([write])
         return category
 
     def _moved(self, move: Move) -> Category:

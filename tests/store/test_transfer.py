@@ -7,7 +7,7 @@ import pytest
 from tests.store.material import FINGERPRINTS, references, write_of
 from tests.store.simulated import HOURS, Faults, Process, SimulatedBackend, World, simulated_time  # noqa: F401
 from tests.store.test_histories import assert_no_garbage, searcher_of
-from zsvec.errors import ConflictError, InvalidInputError, StoreUnavailableError
+from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store import Move, Store, schema
 
 pytestmark = pytest.mark.usefixtures("simulated_time")
@@ -24,17 +24,18 @@ class Moves:
         wrong: What readers saw that they must not.
     """
 
-    def __init__(self, seed: int, faults: Faults) -> None:
+    def __init__(self, seed: int, faults: Faults, history: float = 0.0) -> None:
         self.world = World(seed, faults)
+        self.history = history
         self.wrong: list[str] = []
-        self.moved = self.refused = self.seen = self.twice = 0
-        store = self.open()
+        self.moved = self.undone = self.refused = self.seen = self.twice = 0
+        store = Store(SimulatedBackend(self.world), "zsvec")  # what it writes cannot be taken back
         store.bind(FINGERPRINTS)
         begin = {"here": ITEMS, "there": TWICE, "elsewhere": []}
         store.write([write_of(name, [f"of {name}", *begin[name]]) for name in NAMES])
 
     def open(self, process: Process | None = None) -> Store:
-        return Store(SimulatedBackend(self.world, process), "zsvec")
+        return Store(SimulatedBackend(self.world, process), "zsvec", history=self.history)
 
     def moves(self, process: Process) -> None:
         """Move for ever."""
@@ -48,6 +49,16 @@ class Moves:
                     store.move(Move(source=source, target=target, hashes=hashes & known))
                     self.moved += 1
             except (StoreUnavailableError, ConflictError, InvalidInputError):
+                self.refused += 1
+
+    def takes_back(self, process: Process) -> None:
+        """Take changes back for ever."""
+        store, random = self.open(process), self.world.random
+        while True:
+            try:
+                store.undo(random.choice([None, *NAMES]))
+                self.undone += 1
+            except (StoreError, InvalidInputError):
                 self.refused += 1
 
     def writes(self, process: Process) -> None:
@@ -91,6 +102,8 @@ class Moves:
     def run(self, steps: int) -> None:
         """Processes come and go, and in the end all is well."""
         kinds = [*[self.moves] * 3, self.writes, *[self.reads] * 2, self.collects]
+        if self.history:
+            kinds += [self.takes_back] * 2
         skews = [self.world.random.uniform(-2, 2) * HOURS for _ in kinds]
         self.world.live(kinds, skews, steps, lambda: bool(self.wrong))
         self.check()
@@ -117,4 +130,14 @@ def test_random_moves(seed: int, replaced: bool, monkeypatch: pytest.MonkeyPatch
     moves.run(20_000)
     assert moves.wrong == []
     assert moves.moved
+    assert moves.seen > 50
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_moves_that_are_taken_back(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "_WRITERS_KEPT", 2)
+    moves = Moves(seed, Faults(kill=0.002), history=6 * HOURS)
+    moves.run(20_000)
+    assert moves.wrong == []
+    assert moves.undone
     assert moves.seen > 50

@@ -31,6 +31,7 @@ from zsvec.types import Category, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.generation.facet import Generation
+    from zsvec.history import ChangeHistory
     from zsvec.references import StoredReferences
 
 
@@ -153,7 +154,7 @@ class Classifier:
             ZSVecError: As `add_category`. What was committed before stays.
         """
         committed = []
-        with self._calibrator.renewing():
+        with self._calibrator.renewing(), self.store.one_change("replace" if replace else "add"):
             for category in self._builder().build(categories, replace=replace, on_error=on_error):
                 committed.append(category)
                 if on_commit is not None:
@@ -182,6 +183,13 @@ class Classifier:
         from zsvec.references import StoredReferences
 
         return StoredReferences(self.store, self._calibrator, self._builder)
+
+    @cached_property
+    def history(self) -> ChangeHistory:
+        """The changes of categories of the last time, which can be taken back."""
+        from zsvec.history import ChangeHistory
+
+        return ChangeHistory(self.store, self._calibrator)
 
     def image(self, content_hash: str) -> Image | None:
         """The small copy of a reference image, of `Neighbor.hash`; ``None`` without one that can be read."""

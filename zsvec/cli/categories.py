@@ -91,7 +91,8 @@ def import_(
         before = {category.name: category for category in classifier.categories()}
         inputs = (replace(category, images=counted(category.images)) for category in found)
         try:
-            classifier.add_categories(inputs, replace=replace_, on_error=report, on_commit=keep)
+            with classifier.store.one_change("import"):
+                classifier.add_categories(inputs, replace=replace_, on_error=report, on_commit=keep)
         except KeyboardInterrupt:
             output.print_note(
                 f"interrupted: {len(committed)} of {output.counted(len(found), 'category', 'categories')} are stored. "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zsvec.cli.app import Json, app
+
+if TYPE_CHECKING:
+    from zsvec.types import Change
 
 
 @app.command()
@@ -69,10 +72,29 @@ def init(context: typer.Context) -> None:
 
 
 @app.command()
-def gc(context: typer.Context) -> None:
-    """Delete references left behind by killed writers. No reader sees them, but they take space."""
-    from zsvec.cli import output
+def gc(
+    context: typer.Context,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Age from which they go, also of changes that could be taken back yet.  [default: as long as a writer "
+            "may be at work, and the history is kept]",
+        ),
+    ] = None,
+) -> None:
+    """Delete references that no category names: left behind by killed writers, or replaced before the last day.
 
+    No reader sees them, but they take space. What is deleted of a change makes that final: `zsvec undo` cannot take it
+    back any more. Each such change is named.
+    """
+    from zsvec.cli import output
+    from zsvec.cli.history import said
+
+    final: list[Change] = []
     with context.obj.open_store() as store:
-        deleted = store.gc()
+        deleted = store.gc(grace, on_final=final.append)
+    for change in final:
+        output.print_note(f"final: {said(change)}")
     output.print_note(f"{output.counted(deleted, 'reference')} deleted")

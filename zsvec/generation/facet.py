@@ -118,14 +118,15 @@ class Generation:
             raise drawn.error
         builder = self._builder()
         references, _ = self._searcher.references()
-        done = store_images(
-            drawn,
-            plan.folder,
-            builder=builder,
-            references=references,
-            existing={category.name for category in self._store.categories()},
-            keep_flagged=keep_flagged,
-        )
+        with self._store.one_change("generate"):
+            done = store_images(
+                drawn,
+                plan.folder,
+                builder=builder,
+                references=references,
+                existing={category.name for category in self._store.categories()},
+                keep_flagged=keep_flagged,
+            )
         self._calibrator.calibrate_if_cheap()
         if drawn.error is not None:
             drawn.error.generated = done

@@ -189,7 +189,7 @@ class Collector:
             }
             if (open_writes and age < writers) or not intent["replaced"].keys() <= now_there.keys():
                 continue
-            fenced = self._fence(open_writes, now_there)
+            fenced = self.fence(open_writes, now_there)
             if fenced is None:
                 continue
             named = {name: _named(manifest) for name, manifest in {**now_there, **fenced}.items()}
@@ -213,10 +213,18 @@ class Collector:
             self._catalog.put([Put(intent["id"], change_payload(intent, won, intent["at"]), expected(intent))])
         return bool(won)
 
-    def _fence(
+    def fence(
         self, names: Iterable[str], manifests: Mapping[str, Mapping[str, Any]]
     ) -> Mapping[str, Mapping[str, Any]] | None:
-        """Raise the versions of categories, and give their manifests; ``None`` if that does not show."""
+        """Raise the versions of categories, so that commits which were planned before are lost.
+
+        Args:
+            names: The categories.
+            manifests: Theirs, if they have any.
+
+        Returns:
+            Their manifests then; ``None`` if that does not show.
+        """
         names = list(names)
         if not names:
             return {}

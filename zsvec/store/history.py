@@ -26,6 +26,9 @@ from zsvec.types import Category, Change
 
 Record: TypeAlias = Mapping[str, Any]
 
+FORGET = "forget"
+"""What cannot be taken back: what was before it can be, without what is forgotten."""
+
 _STATE = ("version", "writes", "references", "texts", "metadata", "change")
 
 
@@ -126,6 +129,10 @@ class History:
             undone = self._record(record["undoes"], name) if record.get("undoes") else record
             identifier = _change_before(undone, name) if undone else None
 
+    def done(self, name: str) -> Iterator[Record]:
+        """The changes of a category that can be taken back one after the other, newest first."""
+        return (r for r in self.in_effect(name) if not r.get("undoes") and r["what"] != FORGET)
+
     def changes(self) -> list[Change]:
         """All of them, newest first."""
         writes: dict[str, list[tuple[Record, str]]] = {}
@@ -143,12 +150,15 @@ class History:
         """The writes of a change, newest first, each with its categories.
 
         Raises:
-            InvalidInputError: A category has been changed since; or all of it is taken back already.
+            InvalidInputError: A category has been changed since; or all of it is taken back already, or cannot be.
+        StoreError: Not all of it is there.
         """
+        if change.what == FORGET:
+            raise InvalidInputError(f"the change {change.id[:8]} has forgotten an image: that cannot be taken back")
         is_undo = any(record.get("undoes") for record in self.records.values() if record["change"] == change.id)
         last: dict[str, list[Record]] = {}
         for name in change.categories:
-            found = list(self.chain(name) if is_undo else self._done(name))
+            found = list(self.chain(name) if is_undo else self.done(name))
             ours = [record for record in found if record["change"] == change.id]
             if ours and found[: len(ours)] != ours:
                 since = next(record for record in found if record["change"] != change.id)
@@ -161,19 +171,19 @@ class History:
         while heads := {records[0]["id"]: records[0] for records in last.values() if records}:
             for record in sorted(heads.values(), key=lambda record: record["at"], reverse=True):
                 names = [name for name in last if record in last[name]]
-                if all(last[name][0] is record for name in names):
+                if all(last[name][0] is record for name in names) and set(names) >= set(record.get("moved", ())):
                     ordered.append((record, names))
                     for name in names:
                         last[name].pop(0)
                     break
             else:
-                raise StoreError(f"the changes of {change.id} are in no order: somebody else has written them")
+                raise StoreError(
+                    f"the change {change.id[:8]} ({change.what}) cannot be read as a whole: try again; if that does not"
+                    " help, `zsvec doctor` shows whether the copies of a cluster differ"
+                )
         if not ordered:
             raise InvalidInputError(f"the change {change.id[:8]} ({change.what}) is taken back already")
         return ordered
-
-    def _done(self, name: str) -> Iterator[Record]:
-        return (record for record in self.in_effect(name) if not record.get("undoes"))
 
     def _record(self, identifier: str | None, name: str) -> Record | None:
         record = self.records.get(identifier or "")
@@ -205,6 +215,9 @@ def _is_told(record: Record) -> bool:
     """Whether an intent or a change tells of a change, as this version writes it."""
     before = record.get("before")
     if not isinstance(before, dict) or not all(was is None or isinstance(was, dict) for was in before.values()):
+        return False
+    moved = record.get("moved", [])
+    if not isinstance(moved, list) or len(moved) not in (0, 2) or not set(map(str, moved)) <= before.keys():
         return False
     texts = all(isinstance(record.get(key), str) for key in ("what", "change"))
     times = all(isinstance(record.get(key), int) and 0 <= record[key] < 2**55 for key in ("at", "until"))

@@ -56,6 +56,18 @@ def _begin_to_keep_images(backend: Backend, catalog: Catalog, references: Refere
     catalog.keep_images("small")
 
 
+def drop_images(backend: Backend, catalog: Catalog, references: ReferenceCollections) -> None:
+    """Delete the copies that a store does not keep, but none of a writer that has begun to keep them again."""
+    if keeps_images(catalog.store()) or not catalog.had_images():
+        return
+    if backend.exclusive:
+        backend.remove(references.images.name)  # what is only deleted stays in the files
+        return
+    write_ids = sorted({write_id for _, write_id in references.writes([IMAGES])})
+    if not keeps_images(catalog.store()):
+        references.delete([IMAGES], write_ids)
+
+
 def check_names(catalog: Catalog, names: Iterable[str]) -> None:
     """As `zsvec.store.store.Store.check`."""
     used, stored = set(names), catalog.encoders()

@@ -10,16 +10,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from zsvec.errors import EncoderMismatchError
-from zsvec.store import health, mending, ownership, undo, writing
+from zsvec.store import forgetting, health, mending, ownership, undo, writing
 from zsvec.store.base import Backend, Hit, Points
 from zsvec.store.catalog import Catalog
 from zsvec.store.collector import Collector
-from zsvec.store.history import Cause, History
+from zsvec.store.history import FORGET, Cause, History
 from zsvec.store.look import Cursor, Look, look
 from zsvec.store.mending import Move
 from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import IMAGES, Reference, SmallImage, keeps_images
+from zsvec.store.schema import Reference, SmallImage, keeps_images
 from zsvec.store.writing import Write
 from zsvec.types import Category, Change, Finding, Fingerprint, KeepImages, Modality, StoredReference
 
@@ -353,6 +353,26 @@ class Store:
         with self._writing("remove"):
             return mending.remove_references(self._catalog, self._references, self._collector, name, hashes)
 
+    def forget(self, content_hash: str) -> tuple[str, ...]:
+        """Remove an image from all categories, copies and changes, for good: nothing can bring it back.
+
+        A category that has nothing else is removed. Of an embedded store, the files are written anew.
+
+        Args:
+            content_hash: Of the image.
+
+        Returns:
+            The names of the categories that had it.
+
+        Raises:
+            ConflictError: Others add it again and again.
+        """
+        with self._writing(FORGET):
+            names = forgetting.forget(self._catalog, self._references, self._collector, content_hash)
+            for name in self._catalog.collections():
+                self._backend.rewrite(self.collection(name))  # type: ignore[attr-defined]
+            return names
+
     def move(self, move: Move) -> Category:
         """Move references from one category to another, and give that as it is then.
 
@@ -389,7 +409,9 @@ class Store:
         """
         with self._writing():
             migrate(self._catalog, self._references)
-            self._drop_images()  # that a writer left which was at work while they were dropped
+            ownership.drop_images(
+                self._backend, self._catalog, self._references
+            )  # that a writer left which was at work while they were dropped
             deleted, final = self._collector.collect(grace)
         for change in final:
             on_final(change)
@@ -403,18 +425,7 @@ class Store:
         with self._writing():
             if self._catalog.had_images():
                 self._catalog.keep_images("none")
-                self._drop_images()
-
-    def _drop_images(self) -> None:
-        """Delete the copies that are there, but none of a writer that has begun to keep them again."""
-        if self.keeps_images() or not self._catalog.had_images():
-            return
-        if self._backend.exclusive:
-            self._backend.remove(self.collection(IMAGES))  # what is only deleted stays in the files
-            return
-        write_ids = sorted({write_id for _, write_id in self._references.writes([IMAGES])})
-        if not self.keeps_images():
-            self._references.delete([IMAGES], write_ids)
+                ownership.drop_images(self._backend, self._catalog, self._references)
 
     def flush(self) -> None:
         """Make all that is committed survive a loss of power; a killed process never loses it."""

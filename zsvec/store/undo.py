@@ -15,7 +15,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.store.catalog import Catalog
 from zsvec.store.collector import Collector
 from zsvec.store.commit import publish
-from zsvec.store.history import Cause, History, Record, state_before
+from zsvec.store.history import FORGET, Cause, History, Record, state_before
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import new_write_id
 from zsvec.store.transfer import settled
@@ -43,7 +43,8 @@ def chosen(history: History, name: str | None, identifier: str | None) -> Change
         return found[0]
     undos = {record["change"] for record in history.records.values() if record.get("undoes")}
     for change in changes:
-        if not change.undone and change.id not in undos and (name is None or name in change.categories):
+        takes_back = change.id in undos or change.what == FORGET
+        if not (change.undone or takes_back) and (name is None or name in change.categories):
             return change
     which = "" if name is None else f" of {name!r}"
     raise InvalidInputError(f"there is no change{which} that can be taken back: `zsvec history` lists those there are")
@@ -67,11 +68,15 @@ def take_back(
     """
     cause = collector.cause = replace(collector.cause, undoes=record["id"])
     pending = list(names)
+    moved = record.get("moved", ())[::-1]  # what had gained loses
 
     def attempt() -> bool:
         before = settled(catalog, names)
         history = History(catalog)
-        pending[:] = [name for name in pending if not _is_taken_back(history, record, name, cause)]
+        done = [name for name in pending if _is_taken_back(history, record, name, cause)]
+        pending[:] = [] if done and moved else [name for name in pending if name not in done]
+        if not pending:
+            return True
         for name in pending:
             if not _is_last(history, record, name):
                 raise InvalidInputError(
@@ -82,8 +87,7 @@ def take_back(
         if record["id"] not in History(catalog).records:
             raise InvalidInputError(f"the change {record['change'][:8]} has been made final, and cannot be taken back")
         stored = {name: [*latest[name].write_ids, *_writes_before(record, name)] for name in pending}
-        moved = [name for name in reversed(record.get("moved", ())) if name in pending]
-        if len(moved) == len(pending):
+        if moved:
             loses, gains = sorted(plans, key=lambda plan: moved.index(plan[0].name))
             won = carry_out_move(catalog, references, collector, loses, gains, before, stored)
         else:
@@ -96,8 +100,8 @@ def take_back(
 
 def _is_last(history: History, record: Record, name: str) -> bool:
     """Whether nothing of a category has been changed since, but for what was taken back."""
-    changed = (change for change in history.in_effect(name) if not change.get("undoes"))
-    return record["id"] in {found["id"] for found in (next(changed, None), next(history.chain(name), None)) if found}
+    last = next(history.done(name), None), next(history.chain(name), None)
+    return record["id"] in {found["id"] for found in last if found}
 
 
 def _is_taken_back(history: History, record: Record, name: str, cause: Cause) -> bool:

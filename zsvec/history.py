@@ -1,0 +1,51 @@
+"""`ChangeHistory`: what a classifier offers to see what was changed, and to take it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zsvec.calibrator import Calibrator
+from zsvec.inputs.categories import checked_name
+from zsvec.store import Store
+from zsvec.types import Change
+
+
+class ChangeHistory:
+    """The changes of the last time (setting ``history``), by whatever process. It is ``clf.history`` of a classifier.
+
+    Iterates them, newest first. What belongs together is one change, such as an import or a move.
+
+    Args:
+        store: Where the categories are.
+        calibrator: Of the store.
+    """
+
+    def __init__(self, store: Store, calibrator: Calibrator) -> None:
+        self._store = store
+        self._calibrator = calibrator
+
+    def __iter__(self) -> Iterator[Change]:
+        """The changes, newest first, and those that were taken back.
+
+        Raises:
+            StoreError: They cannot be read.
+        """
+        return iter(self._store.changes())
+
+    def undo(self, category: str | None = None, *, change: str | None = None) -> Change:
+        """Take a change back, and give it: its categories become what they were before. Nothing is embedded again.
+
+        What is taken back is a change again, which its id takes back.
+
+        Args:
+            category: Name of a category, whose last change it is; by default the last one of all.
+            change: Its id, or the first characters of that.
+
+        Raises:
+            InvalidInputError: There is no such change; or a category has been changed since by another one, which has
+                to be taken back first.
+            ConflictError: Other writers changed a category at every attempt.
+        """
+        undone = self._store.undo(None if category is None else checked_name(category), change)
+        self._calibrator.calibrate_if_cheap()
+        return undone

@@ -723,8 +723,7 @@ def test_a_store_on_a_server(
         "limits",
         "copies",
         "catalog",
-        "garbage",
-    ]
+    ]  # what was removed is no garbage while it can be taken back
     assert all(found["ok"] for found in nodes)
     assert (doctor["what"], doctor["ok"]) == ("store", True)
     assert "3 categories, 21 references" in doctor["detail"]

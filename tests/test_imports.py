@@ -67,7 +67,7 @@ HOMES = {
     "onnxruntime": ("zsvec.encoders.onnx_session", "zsvec.encoders.int8"),
     "tokenizers": ("zsvec.encoders.onnx_session",),
     "qdrant_client": ("zsvec.store.server",),
-    "qdrant_edge": ("zsvec.store.edge",),
+    "qdrant_edge": ("zsvec.store.edge", "zsvec.store.shard"),
     "openai": ("zsvec.generation",),
     "av": ("zsvec.inputs.video",),
 }

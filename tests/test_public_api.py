@@ -92,7 +92,7 @@ def test_what_a_classifier_can_be_asked() -> None:
         "close": [],
     }
     properties = {name for name, member in vars(Classifier).items() if isinstance(member, property | cached_property)}
-    assert properties == {"encoders", "generation", "references", "stats"}
+    assert properties == {"encoders", "generation", "history", "references", "stats"}
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
         attributes = {name for name in vars(classifier) if not name.startswith("_")}
     assert attributes == {"scoring", "settings", "store"}

@@ -258,6 +258,9 @@ class SimulatedBackend:
     def remove(self, collection: str) -> None:
         raise NotImplementedError
 
+    def rewrite(self, collection: str) -> None:
+        """Do nothing: there are no files."""
+
     def upsert(self, collection: str, points: Points) -> None:
         self._write(lambda: self.world.server.upsert(collection, points))
 

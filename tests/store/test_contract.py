@@ -529,6 +529,33 @@ def test_reopening_finds_everything(deployment: Deployment, open_store: OpenStor
     assert store.category("lynx").version == 3
 
 
+def test_what_is_written_anew_answers_the_same(deployment: Deployment, open_store: OpenStore) -> None:
+    backend = deployment.backend()
+    store = deployment.open(backend)
+    add(store, "red panda", ["a", "b"], ["text"])
+    add(store, "lynx", ["a", "c"], metadata={"k": [1, {"deep": "é"}]})
+    store.remove("red panda")
+    store.gc(grace=0)
+    queries = np.array([unit_vector(FINGERPRINTS["clip"].dim, content) for content in "abc"])
+
+    def answers() -> list[Any]:
+        found: list[Any] = [store.categories(), deployment.sizes(), store.query("clip", "image", queries, 5)]
+        for name in ("catalog", "images", *FINGERPRINTS):
+            collection = f"{deployment.namespace}__{name}"
+            points = deployment.points(name)
+            found += [points, backend.retrieve(collection, list(points)), backend.count(collection, Where())]
+        return [*found, {key: vector.tobytes() for key, vector in vectors(store.stored("lynx")).items()}]
+
+    before = answers()
+    for name in ("catalog", "images", *FINGERPRINTS, "not there"):
+        backend.rewrite(f"{deployment.namespace}__{name}")
+    assert answers() == before
+
+    add(store, "lynx", ["d"])
+    assert sources(store, "lynx") == {"clip:image": ["a", "c", "d"], "dino:image": ["a", "c", "d"]}
+    assert store.incomplete() == []
+
+
 @pytest.mark.parametrize("deployment", ["edge"], indirect=True)
 def test_flushed_store_can_be_copied_while_open(deployment: EdgeDeployment, open_store: OpenStore) -> None:
     store = open_store()

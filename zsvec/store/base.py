@@ -176,6 +176,15 @@ class Backend(Protocol):
     def remove(self, collection: str) -> None:
         """Delete a collection, if there is one, with all that it ever had."""
 
+    def rewrite(self, collection: str) -> None:
+        """Write a collection anew, if there is one, so that its files hold nothing that was deleted from it.
+
+        Nothing else of it changes. A server rewrites its files when it sees fit: there, nothing is done.
+
+        Raises:
+            StoreUnavailableError: There is no room for another copy.
+        """
+
     def upsert(self, collection: str, points: Points) -> None:
         """Write points; the same ids again change nothing."""
 

@@ -10,15 +10,10 @@ that must not flush is kept until the process ends.
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
-import shutil
 import threading
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,9 +23,11 @@ import qdrant_edge as qe
 from filelock import FileLock, Timeout
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
+from zsvec.store import shard as shards
+from zsvec.store import swap
 from zsvec.store.base import Handle, Hit, Points, Put, Where
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, read_ahead, room_for, room_to_open
-from zsvec.store.seal import Claim, Keeper, remove_collection
+from zsvec.store.seal import Claim, Keeper
 from zsvec.trust import inside
 from zsvec.types import Finding
 
@@ -38,8 +35,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_PAGE = 2000
-_CHUNK = 500
 _SCHEMAS = {"keyword": qe.PayloadSchemaType.Keyword, "integer": qe.PayloadSchemaType.Integer}
 
 
@@ -82,13 +77,12 @@ class EdgeBackend:
         return nullcontext()
 
     def exists(self, collection: str) -> bool:
-        self.check()
-        self._check_there(collection)
-        if os.path.isdir(self._folder / collection):  # noqa: PTH112 - as in `location`
-            return True
-        with self._failures(collection):
-            Keeper(self._folder, collection).check_gone()
-        return False
+        with self._calls(collection):
+            self._check_there(collection)
+            there = swap.exists(self._folder, collection)
+            if not there:
+                Keeper(self._folder, collection).check_gone()
+            return there
 
     def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):
@@ -104,42 +98,41 @@ class EdgeBackend:
 
     def _create(self, collection: str, dim: int) -> None:
         check_room(self._folder, ROOM + sum(self._owed.values()))
-        # It has another name until it is complete: a killed process leaves no half collection.
-        unfinished = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
-        unfinished.mkdir()
-        qe.EdgeShard.create(
-            str(unfinished),
-            qe.EdgeConfig(
-                # Not the default, which maps every block of the files, of 32 MiB each, when they are opened.
-                vectors=qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine, memory=qe.Memory.Cold),
-                hnsw_config=qe.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
-            ),
-        ).close()
-        unfinished.rename(self._folder / collection)
-        for leftover in self._folder.glob(f".{collection}.*"):
-            shutil.rmtree(leftover)
+        complete = swap.begin(self._folder, collection)
+        shards.make(complete, dim).close()
+        complete.rename(self._folder / collection)
 
     def remove(self, collection: str) -> None:
         with self._calls(collection):
             self._check_there(collection)
             if self.exists(collection):
                 self._hold(collection)
-                if collection in self._shards:
-                    self._shards.pop(collection).close()
-                    self._opened.pop(collection).close()
-                    self._keepers.pop(collection).close()
-                    self._owed.pop(collection, None)
-                remove_collection(self._folder, collection)
+                self._let_go(collection)
+                swap.remove(self._folder, collection)
+
+    def rewrite(self, collection: str) -> None:
+        with self._calls(collection):
+            if self.exists(collection):
+                self._flush(collection, self._shard(collection), self._keepers[collection])
+                try:
+                    copy = swap.begin(self._folder, collection)
+                    points = shards.copy(self._shard(collection), self._folder / collection, copy, self._check_room)
+                    self._let_go(collection)
+                    swap.replace(self._folder, collection, copy, points)
+                finally:
+                    swap.settle(self._folder, collection)
+
+    def _let_go(self, collection: str) -> None:
+        if collection in self._shards:
+            self._shards.pop(collection).close()
+            self._opened.pop(collection).close()
+            self._keepers.pop(collection).close()
+            self._owed.pop(collection, None)
 
     def upsert(self, collection: str, points: Points) -> None:
-        every = points.vectors
         with self._calls(collection):
-            for first in range(0, len(points.ids), _CHUNK):
-                chunk = slice(first, first + _CHUNK)
-                vectors, payloads = every[chunk], points.payloads[chunk]
-                rows = zip(points.ids[chunk], vectors, payloads, strict=True)
-                operation = qe.UpdateOperation.upsert_points([qe.Point(i, v.tolist(), dict(p)) for i, v, p in rows])
-                self._update(collection, operation, len(payloads), vectors.nbytes + _size(payloads))
+            for operation, number, size in shards.upserts(points):
+                self._update(collection, operation, number, size)
 
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         with self._calls(collection):
@@ -149,7 +142,7 @@ class EdgeBackend:
                     None if put.expected is None else _filter(Where(match=put.expected)),
                     qe.UpdateMode.InsertOnly if put.expected is None else qe.UpdateMode.UpdateOnly,
                 )
-                self._update(collection, operation, 1, _size([put.payload]))
+                self._update(collection, operation, 1, shards.size([put.payload]))
             self._keepers[collection].claim(_records(self._shards[collection]))
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
@@ -175,22 +168,9 @@ class EdgeBackend:
     def _pages(self, collection: str, where: Where, vectors: bool, fields: Sequence[str] | None) -> Iterator[Points]:
         offset = None
         while True:
-            request = qe.ScrollRequest(
-                offset=offset,
-                limit=_PAGE,
-                filter=_filter(where),
-                with_payload=True if fields is None else list(fields),
-                with_vector=vectors,
-            )
             with self._calls(collection):
-                page, offset = self._shard(collection).scroll(request)
-                points = Points(
-                    ids=[str(point.id) for point in page],
-                    rows=[point.vector for point in page],
-                    payloads=[point.payload or {} for point in page],
-                )
-                if vectors:
-                    points = replace(points, rows=points.vectors)  # here, where what is damaged is an error of ours
+                shard = self._shard(collection)
+                points, offset = shards.page(shard, _filter(where), offset, vectors=vectors, fields=fields)
             yield points
             if offset is None:
                 return
@@ -271,7 +251,7 @@ class EdgeBackend:
     def _close(self, collection: str, shard: qe.EdgeShard, opened: Mapping[str, OpenedFolder], keeper: Keeper) -> None:
         with self._failures(collection):
             if not (opened[""].is_there() and opened[collection].is_there()):
-                _keep_for_ever(shard)
+                shards.keep_for_ever(shard)
                 if collection in self._owed:
                     raise self._gone(collection)
                 return
@@ -282,7 +262,7 @@ class EdgeBackend:
         self._check_room(0, shard)
         shard.flush()
         self._owed.pop(collection, None)
-        keeper.seal(partial(_count, shard))
+        keeper.seal(partial(shards.count, shard))
 
     def _update(self, collection: str, operation: qe.UpdateOperation, points: int = 1, size: int = 0) -> None:
         """Write, if there is room.
@@ -312,7 +292,7 @@ class EdgeBackend:
             check_room(self._folder, needed + sum(self._owed.values()))
         except StoreUnavailableError:
             for shard in (*self._shards.values(), *closing):
-                _keep_for_ever(shard)
+                shards.keep_for_ever(shard)
             raise
 
     def _shard(self, collection: str) -> qe.EdgeShard:
@@ -329,7 +309,7 @@ class EdgeBackend:
             read_ahead(folder)
             shard = qe.EdgeShard.load(str(folder))
             try:
-                keeper.check_points(partial(_count, shard), partial(_records, shard))
+                keeper.check_points(partial(shards.count, shard), partial(_records, shard))
             except BaseException:
                 shard.close()  # else the error would keep it open
                 raise
@@ -355,12 +335,14 @@ class EdgeBackend:
             self._held[collection] = lock
             if "" not in self._opened:
                 self._opened[""] = OpenedFolder(self._folder)
+        if collection not in self._shards:
+            swap.settle(self._folder, collection)
 
     def _check_there(self, collection: str) -> None:
         """Refuse a folder that is not the one that was opened."""
         if not all(self._opened[name].is_there() for name in ("", collection) if name in self._opened):
             for shard in self._shards.values():
-                _keep_for_ever(shard)
+                shards.keep_for_ever(shard)
             raise self._gone(collection)
 
     def _gone(self, collection: str) -> StoreUnavailableError:
@@ -403,18 +385,6 @@ class EdgeBackend:
                 f"collection {collection!r} of the embedded store {self._name} failed: {exc}; if its files are "
                 f"damaged, put a copy of {self._folder} in its place, or import again into another folder"
             ) from exc
-
-
-def _keep_for_ever(shard: qe.EdgeShard) -> None:
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(shard))
-
-
-def _size(payloads: Sequence[Mapping[str, Any]]) -> int:
-    return sum(len(json.dumps(payload)) for payload in payloads)
-
-
-def _count(shard: qe.EdgeShard) -> int:
-    return int(shard.count(qe.CountRequest(exact=True)))
 
 
 def _records(shard: qe.EdgeShard) -> Claim:

@@ -49,6 +49,11 @@ def room_to_open(collection: Path, closed: bool) -> int:
     return needed
 
 
+def room_to_rewrite(collection: Path) -> int:
+    """Bytes that must be free to begin to write a collection anew: it takes as much again, and so does its log."""
+    return ROOM + 2 * sum(_taken(path) for path in (collection / "segments").rglob("*") if path.is_file())
+
+
 def log_size(collection: Path) -> int:
     """Bytes that the log of a collection takes."""
     return sum(_taken(path) for path in (collection / "wal").glob("open-*"))
@@ -82,6 +87,21 @@ def check_room(folder: Path, needed: int) -> None:
             f"{needed / _MIB:.1f} MiB are needed for this: make room, or move the store to a larger disk, and do it "
             "again; what was acknowledged is kept"
         )
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file, or what a folder has, survive a loss of power.
+
+    Raises:
+        OSError: It cannot be.
+    """
+    if path.is_dir() and os.name != "posix":  # Windows opens no folder
+        return
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 class OpenedFolder:

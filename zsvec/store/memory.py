@@ -52,6 +52,10 @@ class MemoryBackend:
             self._collections.pop(collection, None)
             self.writes += 1
 
+    def rewrite(self, collection: str) -> None:
+        """Do nothing: what was deleted is gone."""
+        self.check()
+
     def upsert(self, collection: str, points: Points) -> None:
         with self._write(collection) as stored:
             for identifier, vector, payload in zip(points.ids, points.vectors, points.payloads, strict=True):

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from zsvec.store.folder import sync
 from zsvec.trust import inside
 
 _EVERY = ("wal/open-*", "segments/*/segment.json")  # what the engine makes anew, empty, where it is missing
@@ -90,12 +89,7 @@ class Seal:
             opened.flush()
             os.fsync(opened.fileno())
         unfinished.replace(file)
-        if os.name == "posix":  # else the one before could be there again
-            folder = os.open(file.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync(file.parent)  # else the one before could be there again
 
     def check_ids(self, collection: Path) -> None:
         """Refuse a collection whose ids do not begin with these, before the engine reads them.
@@ -209,8 +203,8 @@ class Keeper:
 
     def __init__(self, folder: Path, collection: str) -> None:
         self._folder = folder / collection
-        self._seal_file = inside(folder, folder / f".seal-{collection}")
-        self._claim_file = inside(folder, folder / f".open-{collection}")
+        self._seal_file = seal_file(folder, collection)
+        self._claim_file = claim_file(folder, collection)
         self._seal: Seal | None = None
         self._claim: Claim | None = None
         self._claiming: ClaimFile | None = None
@@ -314,17 +308,22 @@ class Keeper:
         self._claiming = None
 
 
-def remove_collection(folder: Path, collection: str) -> None:
-    """Delete the files of a collection that is not open; killed at any instant, it is there or not.
+def seal_file(folder: Path, collection: str) -> Path:
+    """Where the seal of a collection is, in the folder of its store.
 
     Raises:
-        OSError: They cannot be deleted.
+        InvalidInputError: A link leads out of the folder.
     """
-    for kept in ("seal", "open"):  # else it would be missed
-        inside(folder, folder / f".{kept}-{collection}").unlink(missing_ok=True)
-    removed = folder / f".{collection}.{uuid.uuid4().hex[:8]}"
-    (folder / collection).rename(removed)
-    shutil.rmtree(removed)
+    return inside(folder, folder / f".seal-{collection}")
+
+
+def claim_file(folder: Path, collection: str) -> Path:
+    """Where the claim of a collection is, in the folder of its store.
+
+    Raises:
+        InvalidInputError: A link leads out of the folder.
+    """
+    return inside(folder, folder / f".open-{collection}")
 
 
 def _boot() -> str:

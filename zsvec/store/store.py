@@ -370,7 +370,7 @@ class Store:
         with self._writing(FORGET):
             names = forgetting.forget(self._catalog, self._references, self._collector, content_hash)
             for name in self._catalog.collections():
-                self._backend.rewrite(self.collection(name))  # type: ignore[attr-defined]
+                self._backend.rewrite(self.collection(name))
             return names
 
     def move(self, move: Move) -> Category:
@@ -409,9 +409,8 @@ class Store:
         """
         with self._writing():
             migrate(self._catalog, self._references)
-            ownership.drop_images(
-                self._backend, self._catalog, self._references
-            )  # that a writer left which was at work while they were dropped
+            # A writer may have left some which was at work while they were dropped.
+            ownership.drop_images(self._backend, self._catalog, self._references)
             deleted, final = self._collector.collect(grace)
         for change in final:
             on_final(change)

@@ -100,6 +100,9 @@ class ServerBackend:
     def remove(self, collection: str) -> None:
         self._connection.call(lambda client, patience: client.delete_collection(collection, timeout=patience))
 
+    def rewrite(self, collection: str) -> None:
+        """Do nothing: no request makes a server rewrite its log."""
+
     def upsert(self, collection: str, points: Points) -> None:
         structs = [
             models.PointStruct(id=identifier, vector=vector.tolist(), payload=dict(payload))

@@ -11,6 +11,7 @@ from zsvec.curation.audit import Audit, audit
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import CategoryInput, as_words, checked_metadata, checked_name
 from zsvec.method.suspects import Suspect
+from zsvec.search.searcher import Searcher
 from zsvec.store import Move, Renamed, Store, Write
 from zsvec.types import Category, StoredReference, encoder_and_modality
 
@@ -22,12 +23,16 @@ class StoredReferences:
 
     Args:
         store: Where they are.
+        searcher: Of the store.
         calibrator: Of the store.
         builder: Gives a builder, whose encoders embed texts that are new.
     """
 
-    def __init__(self, store: Store, calibrator: Calibrator, builder: Callable[[], Builder]) -> None:
+    def __init__(
+        self, store: Store, searcher: Searcher, calibrator: Calibrator, builder: Callable[[], Builder]
+    ) -> None:
         self._store = store
+        self._searcher = searcher
         self._calibrator = calibrator
         self._builder = builder
 
@@ -110,6 +115,30 @@ class StoredReferences:
             write = Write(name=there.name, references=(), metadata=checked_metadata(metadata))
             (category,) = self._store.write([write])
         return category
+
+    def forget(self, content_hash: str) -> tuple[str, ...]:
+        """Remove an image from every category, the kept copies and the history: nothing can bring it back.
+
+        A category that has nothing else is removed. Of an embedded store, the files of all references are written anew,
+        so that nothing of the image stays in them. A server deletes it as well, and overwrites its files when it sees
+        fit. What this user keeps of the store for the next process is deleted; other users' is renewed when they
+        open the store again.
+
+        Args:
+            content_hash: Of the image.
+
+        Returns:
+            The names of the categories that had it; empty if none had.
+
+        Raises:
+            StoreUnavailableError: There is no room to write the files anew; the references are deleted.
+            ConflictError: Other writers add the image again and again.
+        """
+        names = self._store.forget(content_hash)
+        self._searcher.forget()
+        if names:
+            self._calibrator.calibrate_if_cheap()
+        return names
 
     def _moved(self, move: Move) -> Category:
         if move.source == move.target:

@@ -182,7 +182,7 @@ class Classifier:
         """Looks after the references: moves and removes them, and says which are probably under a wrong category."""
         from zsvec.references import StoredReferences
 
-        return StoredReferences(self.store, self._calibrator, self._builder)
+        return StoredReferences(self.store, self._searcher, self._calibrator, self._builder)
 
     @cached_property
     def history(self) -> ChangeHistory:

@@ -1,18 +1,21 @@
-"""The commands that change what a category has: move, rename, merge, set."""
+"""The commands that change what a category has: move, rename, merge, forget, set."""
 
 from __future__ import annotations
 
 import json as json_
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import Json, Name, app
+from zsvec.cli.app import Json, Name, Yes, app, confirm, is_terminal
 from zsvec.cli.categories import categories_table, hashes_of, nearest_name
 from zsvec.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zsvec.types import Category
+
+_HASH = re.compile("[0-9a-f]{64}")
 
 Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Of a text or an image, or how it begins.")]
 New = Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")]
@@ -49,6 +52,28 @@ def merge(context: typer.Context, source: Source, target: Target, json: Json = F
         nearest_name(target, classifier.store),
     ):
         _print(classifier.references.merge(source, target), json=json)
+
+
+@app.command()
+def forget(
+    context: typer.Context,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image file, or its hash; see `zsvec show`.")],
+    yes: Yes = False,
+) -> None:
+    """Remove an image from every category, its copies and the history: nothing can bring it back.
+
+    It is removed as the content of its file: a copy of another size, or of another format, is another image.
+    """
+    from zsvec.cli import output
+    from zsvec.inputs.images import content_hash
+
+    digest = image if _HASH.fullmatch(image) else content_hash(image)
+    if is_terminal() and not yes:
+        confirm(f"Forget {digest[:12]} for good?")
+    with context.obj.open() as classifier:
+        names = classifier.references.forget(digest)
+    had = f"it was in {', '.join(map(repr, names))}" if names else "no category had it"
+    output.print_note(f"{digest[:12]} is forgotten: {had}")
 
 
 @app.command("set")

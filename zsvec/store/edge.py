@@ -203,7 +203,8 @@ class EdgeBackend:
     def drop(self, collection: str, ids: Sequence[str]) -> None:
         with self._calls(collection):
             self._update(collection, qe.UpdateOperation.delete_points(list(ids)), len(ids))
-            self._keepers[collection].claim(_records(self._shards[collection]))
+            if "rev" in self._shards[collection].info().payload_schema:  # else there are no records in it
+                self._keepers[collection].claim(_records(self._shards[collection]))
 
     def count(self, collection: str, where: Where) -> int:
         if not self.exists(collection):

@@ -1,0 +1,171 @@
+"""An image that is forgotten is nowhere: in no category, no copy, no change, no write of anybody, and in no file."""
+
+from __future__ import annotations
+
+import random
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+
+from tests.store.material import FINGERPRINTS, add, content_hash, jpeg, pictured, sources, unit_vector
+from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked
+from zsvec.errors import InvalidInputError
+from zsvec.store import Move, Store
+from zsvec.store.base import Where
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+DAY = 86_400.0
+GONE = content_hash("gone")
+
+
+def opened(deployment: Deployment, backend: Hooked | None = None) -> Store:
+    store = Store(backend or deployment.backend(), deployment.namespace, history=DAY)
+    store.bind(FINGERPRINTS)
+    return store
+
+
+@pytest.fixture
+def store(deployment: Deployment) -> Store:
+    return opened(deployment)
+
+
+def mentions(store: Store, what: str) -> list[str]:
+    """Collections of the store with a payload in which this is said, committed or not."""
+    names = [*FINGERPRINTS, "images", "catalog"]
+    return [
+        name
+        for name in names
+        for page in store._backend.scroll(store.collection(name), Where())
+        for payload in page.payloads
+        if what in str(payload)
+    ]
+
+
+def filled(store: Store) -> None:
+    """Categories that have had the image in all ways: as one of several, alone, moved, replaced and removed."""
+    store.write([pictured("cat", ["gone", "tom"], ["meows"]), pictured("dog", ["rex"])])
+    store.write([pictured("alone", ["gone"])])
+    store.write([pictured("replaced", ["gone", "other"])])
+    store.write([pictured("replaced", ["new"], replace=True)])
+    store.write([pictured("removed", ["gone", "one more"])])
+    store.remove("removed")
+    store.write([pictured("from", ["gone", "stays"])])
+    store.move(Move(source="from", target="to", hashes=[GONE]))
+
+
+def test_it_is_in_no_category_and_no_collection(store: Store) -> None:
+    filled(store)
+    assert {"clip", "dino", "images"} <= set(mentions(store, GONE))
+    assert store.forget(GONE) == ("alone", "cat", "to")
+    assert mentions(store, GONE) == []
+    assert store.image(GONE) is None
+    assert store.image(content_hash("tom")) is not None
+    assert [category.name for category in store.categories()] == ["cat", "dog", "from", "replaced"]
+    assert sources(store, "cat") == {"clip:image": ["tom"], "clip:text": ["meows"], "dino:image": ["tom"]}
+    assert store.incomplete() == []
+    assert store.forget(GONE) == ()
+
+
+def test_undo_brings_back_all_but_it(store: Store) -> None:
+    filled(store)
+    store.forget(GONE)
+    for _ in range(8):
+        try:
+            store.undo()
+        except InvalidInputError:
+            break
+        assert mentions(store, GONE) == []
+        assert store.incomplete() == []
+    assert store.categories() == []
+    filled(store)  # who has it may add it again
+    store.forget(GONE)
+    store.undo("removed")
+    assert sources(store, "removed") == {"clip:image": ["one more"], "dino:image": ["one more"]}
+    store.undo("replaced")
+    assert sources(store, "replaced") == {"clip:image": ["other"], "dino:image": ["other"]}
+
+
+def test_that_it_was_forgotten_cannot_be_taken_back(store: Store) -> None:
+    store.write([pictured("cat", ["gone", "tom"])])
+    store.forget(GONE)
+    (forgotten,) = [change for change in store.changes() if change.what == "forget"]
+    assert forgotten.categories == ("cat",)
+    with pytest.raises(InvalidInputError, match="cannot be taken back"):
+        store.undo(change=forgotten.id)
+
+
+def test_a_text_of_the_same_hash_stays(store: Store) -> None:
+    add(store, "cat", images=["tom"], texts=["gone"])
+    assert store.forget(GONE) == ()
+    assert sources(store, "cat")["clip:text"] == ["gone"]
+
+
+def test_two_images_of_one_write_are_forgotten_one_after_the_other(store: Store) -> None:
+    store.write([pictured("cat", ["gone", "gone too", "tom"])])
+    store.write([pictured("cat", ["new"], replace=True)])
+    store.forget(GONE)
+    store.forget(content_hash("gone too"))
+    store.undo()
+    assert sources(store, "cat") == {"clip:image": ["tom"], "dino:image": ["tom"]}
+
+
+def test_a_writer_at_work_loses_and_begins_anew(deployment: Deployment) -> None:
+    """It has written the image again, as part of what stays, and is about to commit."""
+    if not deployment.shared:
+        pytest.skip("no other process can write")
+    store, backend = opened(deployment), deployment.backend()
+    store.write([pictured("cat", ["gone", "tom", "other"])])
+    writer = opened(deployment, backend)
+
+    def forget(*_: object) -> None:
+        store.forget(GONE)
+
+    backend.hooks["commit"] = forget
+    writer.remove_references("cat", [content_hash("other")])
+    assert sources(store, "cat") == {"clip:image": ["tom"], "dino:image": ["tom"]}
+    assert mentions(store, GONE) == []
+    assert store.incomplete() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_process_does_it_at_the_second_time(deployment: Deployment, seed: int) -> None:
+    backend, chance = deployment.backend(), random.Random(seed)
+    store = opened(deployment, backend)
+    for _ in range(8):
+        filled(store)
+        dying = Hooked(backend.inner)
+        dying.dies_at = chance.randint(0, 60)
+        with pytest.raises(Crash):
+            while True:
+                Store(dying, deployment.namespace, history=DAY).forget(GONE)
+        store = opened(deployment, backend)
+        assert store.incomplete() == []
+        store.forget(GONE)
+        assert mentions(store, GONE) == []
+        assert store.incomplete() == []
+        store.undo("cat")
+        store.gc(0)
+
+
+def test_its_bytes_are_in_no_file(tmp_path: Path) -> None:
+    deployment = EdgeDeployment(tmp_path / "store")
+    store = opened(deployment)
+    filled(store)
+    store.close()
+
+    def files_with(what: bytes) -> list[str]:
+        return [path.name for path in (tmp_path / "store").rglob("*") if path.is_file() and what in path.read_bytes()]
+
+    traces = [GONE.encode(), unit_vector(16, "clip image gone").tobytes(), unit_vector(8, "dino image gone").tobytes()]
+    traces.append(b64encode(jpeg("gone"))[40:-40])
+    assert all(files_with(trace) for trace in traces)
+    store = opened(deployment)
+    store.forget(GONE)
+    assert not any(files_with(trace) for trace in traces)
+    store.close()
+    assert not any(files_with(trace) for trace in traces)
+    assert files_with(content_hash("tom").encode())
+    assert opened(deployment).incomplete() == []
+    deployment.close()

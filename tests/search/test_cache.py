@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,10 +21,13 @@ import zsvec
 from tests.search.support import STATE, OneWay, SharedDeployment, State, assert_answers, fill, in_a_folder, queries
 from tests.store.material import add, references
 from zsvec import CategoryInput
+from zsvec.errors import StoreUnavailableError
 from zsvec.method.rows import Rows
+from zsvec.method.similarities import References
 from zsvec.search import cache
 from zsvec.search.base import IndexSpec
 from zsvec.search.cache import ReferenceCache
+from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
 
@@ -325,7 +329,7 @@ def test_no_id_of_a_store_leads_out_of_the_folder(store: Store) -> None:
     assert_answers(searching, SMALL)
     kept = ReferenceCache()
     for name in ("../../../x", "/x", "a\0b", "x" * 5000):
-        kept.save(name, searching.references()[0], searching._snapshot.catalog)
+        kept.save(name, searching.references()[0], searching._snapshot.catalog, b"")
         assert kept.load(name) is not None
     assert len(files("*.json")) == 5
     assert {path.parent for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("*.*")} == {folder()}
@@ -387,7 +391,7 @@ def test_what_nobody_uses_is_deleted(store: Store) -> None:
     young.touch()
     os.utime(table, (long_ago, long_ago))
     assert_answers(another(store), SMALL)  # it is used
-    ReferenceCache().save("another", {}, {})
+    ReferenceCache().save("another", {}, {}, b"")
     assert set(kept) <= set(files())
     assert young.exists()
     assert not any(file.exists() for file in old)
@@ -410,3 +414,217 @@ def test_what_was_not_whole_at_first_is_kept_later(store: Store, read: Read, mon
     add(store, "both", ["9"], replace=True)
     assert_answers(searching, {**SMALL, "both": references(images=["9"])})
     assert len(files("*.json")) == 1
+
+
+# What is dropped
+
+
+def key(store: Store) -> str:
+    return f"{store.place} {store._catalog.state([]).store}"
+
+
+def kept_bytes() -> bytes:
+    """All that is in the cache, whatever it is called."""
+    return b"".join(path.read_bytes() for path in files())
+
+
+def one_vector(store: Store) -> bytes:
+    return next(iter(another(store, cached=False).references()[0].values())).vectors[0].tobytes()
+
+
+def test_what_is_dropped_is_in_no_file(store: Store, read: Read) -> None:
+    fill(store, SMALL)
+    searching = another(store)
+    assert_answers(searching, SMALL)
+    vector = one_vector(store)
+    assert vector in kept_bytes()
+    assert b"images only" in kept_bytes()
+    ReferenceCache().drop(key(store))
+    assert vector not in kept_bytes()
+    assert b"images only" not in kept_bytes()
+    assert [file.name for file in files()] == [".lock", "dropped"]
+    before = read.count
+    assert_answers(another(store), SMALL)
+    assert read.count - before == total(SMALL)
+    assert vector in kept_bytes()
+    ReferenceCache().drop(key(store))
+    assert vector not in kept_bytes()
+
+
+def test_what_another_store_keeps_stays(store: Store, deployment: SharedDeployment) -> None:
+    """Of a copy: the files of vectors are the same."""
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    mine = key(store)
+    deployment.close()
+    copied = deployment.folder.with_name("copy")
+    shutil.copytree(deployment.folder, copied)
+    opened = SharedDeployment(copied)
+    there = Store(opened.backend(), "zsvec")
+    assert_answers(another(there), SMALL)
+    vectors = files("*.npy")
+    assert len(vectors) == 3
+    ReferenceCache().drop(mine)
+    assert (files("*.npy"), len(files("*.json"))) == (vectors, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        read = Read(there, patch)
+        assert_answers(another(there), SMALL)
+        assert read.count == 0
+    ReferenceCache().drop(key(there))
+    assert files("*.npy") == files("*.json") == []
+    opened.close()
+
+
+def test_who_has_mapped_what_is_dropped_goes_on_with_it(store: Store, read: Read) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    searching = another(store)
+    assert_answers(searching, SMALL)
+    ReferenceCache().drop(key(store))
+    before = read.count
+    assert_answers(searching, SMALL)
+    add(store, "new", ["14"])
+    assert_answers(searching, {**SMALL, "new": references(images=["14"])})
+    assert read.count - before == 2
+
+
+def test_who_has_read_it_before_does_not_keep_it(store: Store) -> None:
+    """Until it has looked at the store again."""
+    fill(store, SMALL)
+    searching = another(store)
+    Searcher.search(searching, queries(), 1, searching.spec)
+    vector = one_vector(store)
+    ReferenceCache().drop(key(store))
+    searching.close()
+    assert not files("*.npy")
+    assert vector not in kept_bytes()
+    add(store, "new", [f"new {i}" for i in range(30)])
+    searching.search(queries(), 1)
+    assert vector in kept_bytes()
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2, 3])
+def test_what_is_dropped_while_it_is_written_is_not_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """By another process, before a file of vectors is written, between two, and after the last."""
+    fill(store, SMALL)
+    vector, dropping = one_vector(store), key(store)
+    write, written = ReferenceCache._write, []
+
+    def interrupted(cache: ReferenceCache, expert: References) -> dict[str, Any]:
+        if len(written) == moment:
+            ReferenceCache().drop(dropping)
+        written.append(write(cache, expert))
+        if len(written) == moment == 3:
+            ReferenceCache().drop(dropping)
+        return written[-1]
+
+    monkeypatch.setattr(ReferenceCache, "_write", interrupted)
+    assert_answers(another(store), SMALL)
+    assert len(written) == 3
+    assert [file.name for file in files()] == [".lock", "dropped"]
+    assert vector not in kept_bytes()
+
+
+def test_what_is_dropped_while_it_is_loaded_is_read_from_the_store(
+    store: Store, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    load = ReferenceCache._read
+
+    def interrupted(cache: ReferenceCache, expert: Mapping[str, Any]) -> References:
+        ReferenceCache().drop(key(store))
+        return load(cache, expert)
+
+    before = read.count
+    with monkeypatch.context() as patched:
+        patched.setattr(ReferenceCache, "_read", interrupted)
+        assert_answers(another(store), SMALL)
+    assert read.count - before == total(SMALL)
+
+
+def test_it_is_dropped_among_many_who_keep_it(store: Store) -> None:
+    """After the last drop nothing is there that was read before it."""
+    fill(store, SMALL)
+    searching, vector, dropping = another(store), one_vector(store), key(store)
+    searching.search(queries(), 1)
+    kept, catalog = searching.references()[0], searching._snapshot.catalog
+    done = threading.Event()
+    saved = [0, 0]
+
+    def save(number: int) -> None:
+        while not done.is_set():
+            ReferenceCache().save(dropping, kept, catalog, ReferenceCache().dropped() if number else b"")
+            saved[number] += 1
+
+    threads = [threading.Thread(target=save, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(50):
+        ReferenceCache().drop(dropping)
+    done.set()
+    for thread in threads:
+        thread.join()
+    ReferenceCache().drop(dropping)
+    ReferenceCache().save(dropping, kept, catalog, b"")
+    assert min(saved) > 0
+    assert vector not in kept_bytes()
+
+
+def test_nothing_to_drop() -> None:
+    ReferenceCache().drop("a store that nobody knows")
+    assert [file.name for file in files()] == [".lock", "dropped"]
+
+
+def test_what_cannot_be_deleted_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+
+    def refused(path: Path, *, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refused)
+        with pytest.raises(
+            StoreUnavailableError, match=r"cannot be deleted: .*Permission denied.*; delete that folder"
+        ):
+            another(store).forget()
+    another(store).forget()
+    assert not files("*.npy")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_who_forgets_reads_all_anew(store: Store, read: Read, cached: bool) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    searching = another(store, cached=cached)
+    assert_answers(searching, SMALL)
+    vector = one_vector(store)
+    before = read.count
+    assert_answers(searching, SMALL)
+    assert read.count == before
+    searching.forget()
+    assert vector not in kept_bytes()
+    searching.close()
+    assert vector not in kept_bytes()
+    assert_answers(searching, SMALL)
+    assert read.count - before == total(SMALL)
+    assert (vector in kept_bytes()) == cached
+
+
+def test_who_forgets_before_the_first_search(store: Store) -> None:
+    fill(store, SMALL)
+    assert_answers(another(store), SMALL)
+    another(store).forget()
+    assert not files("*.npy")
+
+
+def test_a_store_in_memory_forgets() -> None:
+    with zsvec.open(":memory:", encoders=[HashEncoder()]) as clf:
+        clf._searcher.forget()
+        clf.add_categories([CategoryInput(name=name) for name in ("a", "b")])
+        clf._searcher.forget()
+        assert clf.classify_vectors({"hash": np.eye(1, 64, dtype=np.float32)})
+    assert not files()

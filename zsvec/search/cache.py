@@ -8,6 +8,9 @@ A table says what there is, and names the files of vectors. Each file begins wit
 is in it: what is damaged counts as not there. A folder that others can write to is not used; in that of the user, files
 are as much trusted as all that the user keeps. A store is known by its place and its id, so that no other deployment's
 vectors are taken for its own.
+
+What is dropped is not kept again by a process that read it before: such a process was told of an earlier drop, or none,
+before it last looked at the catalog.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import logging
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,9 +31,12 @@ from typing import IO, Any
 
 import numpy as np
 import platformdirs
+from filelock import FileLock
 
+from zsvec.errors import StoreUnavailableError
 from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
+from zsvec.store.folder import sync
 from zsvec.trust import is_ours
 from zsvec.types import Category
 
@@ -39,6 +46,7 @@ _FORMAT = 1
 _UNUSED = 30 * 86_400  # seconds from which on what nobody has opened is deleted
 _AT_WORK = 3600  # seconds that a process has from writing vectors to writing the table that names them
 _SPARE = 4  # times as much room as it takes must be free
+_PATIENCE = 10  # seconds that another process has to put its table in place, or to drop one
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +73,7 @@ class ReferenceCache:
 
     def __init__(self) -> None:
         self._folder = Path(platformdirs.user_cache_dir("zsvec")) / "references"
+        self._last_drop = self._folder / "dropped"
 
     def load(self, store: str) -> Kept | None:
         """What is kept of a store; ``None`` if there is nothing, or it is damaged or from another version.
@@ -93,13 +102,50 @@ class ReferenceCache:
             _log.info("references kept in %s cannot be used: %s", table, exc)
             return None
 
-    def save(self, store: str, references: Mapping[str, References], catalog: Mapping[str, Category]) -> None:
+    def dropped(self) -> bytes:
+        """Name of the last `drop`, of whichever store; empty if there was none."""
+        try:
+            return self._last_drop.read_bytes()
+        except OSError:
+            return b""
+
+    def drop(self, store: str) -> None:
+        """Delete what is kept of a store, and files that no table names. A process that has them mapped goes on.
+
+        Args:
+            store: Place and id.
+
+        Raises:
+            StoreUnavailableError: They cannot be deleted.
+        """
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._locked():
+                with self._new_file() as file:
+                    file.write(uuid.uuid4().bytes)
+                Path(file.name).replace(self._last_drop)
+                self._table(store).unlink(missing_ok=True)
+                named = set[str]().union(*map(_named, self._folder.glob("*.json")))
+                # What others are just writing, too: they find that they cannot keep it.
+                for left in (*self._folder.glob("*.npy"), *self._folder.glob("*.new")):
+                    if left.name not in named:
+                        left.unlink(missing_ok=True)
+                sync(self._folder)  # else a loss of power could bring them back
+        except OSError as exc:
+            raise StoreUnavailableError(
+                f"references that were kept in {self._folder} cannot be deleted: {exc}; delete that folder"
+            ) from exc
+
+    def save(
+        self, store: str, references: Mapping[str, References], catalog: Mapping[str, Category], dropped: bytes
+    ) -> None:
         """Keep references in the place of those that were kept of this store, if there is room.
 
         Args:
             store: Place and id.
             references: By expert.
             catalog: The categories that they belong to, by name.
+            dropped: What `dropped` was before the catalog was looked at; after another drop nothing is kept.
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -107,20 +153,24 @@ class ReferenceCache:
                 _log.info("references are not kept in %s, where others may write", self._folder)
                 return
             size = sum(block.nbytes for expert in references.values() for block in expert.rows.blocks)
-            if shutil.disk_usage(self._folder).free < _SPARE * size:
+            if shutil.disk_usage(self._folder).free < _SPARE * size or self.dropped() != dropped:
                 return
-            values = {
+            values: dict[str, Any] = {
                 "format": _FORMAT,
                 "experts": {name: self._write(expert) for name, expert in references.items()},
                 "categories": {name: [one.write_ids, dict(one.references)] for name, one in catalog.items()},
             }
             content = json.dumps(values).encode()
-            with self._new_file() as file:
-                file.write(_checksum(content).encode() + b"\n" + content)
             table = self._table(store)
-            replaced = _named(table)
-            Path(file.name).replace(table)
-            self._tidy(replaced)
+            with self._locked():
+                if self.dropped() != dropped:
+                    self._tidy({expert["vectors"] for expert in values["experts"].values()})
+                    return
+                with self._new_file() as file:
+                    file.write(_checksum(content).encode() + b"\n" + content)
+                replaced = _named(table)
+                Path(file.name).replace(table)
+                self._tidy(replaced)
         except OSError as exc:
             _log.info("references cannot be kept in %s: %s", self._folder, exc)
 
@@ -181,6 +231,9 @@ class ReferenceCache:
         except PermissionError:  # on Windows, where a process has this very file mapped
             written.unlink()
         return name
+
+    def _locked(self) -> FileLock:
+        return FileLock(self._folder / ".lock", timeout=_PATIENCE, mode=0o600)
 
     def _new_file(self) -> IO[bytes]:
         return NamedTemporaryFile(dir=self._folder, suffix=".new", delete=False)

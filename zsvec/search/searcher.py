@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Literal, TypeVar
 
 from zsvec.errors import StoreUnavailableError
@@ -77,6 +78,7 @@ class Searcher:
         self._snapshot = self._empty(NUMPY if self._budget >= 0 else QDRANT)
         self._size = 0  # references that the catalog of the snapshot counts
         self._unkept = 0  # that were read since they were kept
+        self._dropped = b""  # the last drop of the cache before the catalog was looked at
         self._calibration: Calibration | None = None
         self._cursor = Cursor()
         self._versions: dict[str, int] = {}  # of all categories that were ever seen
@@ -100,6 +102,23 @@ class Searcher:
             self._keep()
             if self._keeping is not None:
                 self._keeping.join()
+
+    def forget(self) -> None:
+        """Keep no reference that was read, neither here nor in the user's cache: the next search reads all anew.
+
+        Raises:
+            StoreError: The store cannot be read.
+            StoreUnavailableError: What is in the cache cannot be deleted.
+        """
+        with self._lock:
+            if self._keeping is not None:
+                self._keeping.join()
+            try:
+                store = self._cursor.store or self._store.look(Cursor(), {}).cursor.store
+                if self._store.place and store:
+                    ReferenceCache().drop(f"{self._store.place} {store}")
+            finally:
+                self._begin()
 
     def search(
         self,
@@ -193,6 +212,7 @@ class Searcher:
     def _catch_up(self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None) -> None:
         """As `_refresh`."""
         self._keep()
+        dropped = self._cache.dropped() if self._cache else b""
         whole = time.monotonic() - self._compared >= COMPARED
         look = self._store.look(self._cursor, self._versions, whole=whole)
         if look.reset:
@@ -210,6 +230,7 @@ class Searcher:
             self._unchecked = False
         self._given_up -= later.keys()
         torn = self._take_over(changes)
+        self._dropped = dropped
         self._lacking = {change.after.name: change.after for change in changes if change.after.name in torn}
         if self.kind == "memory":
             self._given_up &= torn
@@ -262,8 +283,9 @@ class Searcher:
         if self._cache and store and many and not self._lacking and isinstance(self._snapshot, InProcess):
             if self._keeping is not None:
                 self._keeping.join()
-            kept = f"{self._store.place} {store}", self._snapshot.references(), self._snapshot.catalog
-            self._keeping = threading.Thread(target=self._cache.save, args=kept, name="zsvec-keep")
+            kept = self._snapshot.references(), self._snapshot.catalog, self._dropped
+            save = partial(self._cache.save, f"{self._store.place} {store}", *kept)
+            self._keeping = threading.Thread(target=save, name="zsvec-keep")
             self._keeping.start()
             self._unkept = 0
 

@@ -33,6 +33,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import calibration_floor
+from zsvec.inputs.images import content_hash
 from zsvec.store import SmallImage, open_store, writing
 from zsvec.testing import HashEncoder
 from zsvec.types import StoredReference
@@ -493,6 +494,54 @@ def test_remove(filled: Callable[..., Result]) -> None:
     result = filled("remove red")
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("zsvec: there is no category 'red' in ")
+
+
+def test_changes_are_listed_and_taken_back(filled: Callable[..., Result]) -> None:
+    (imported,) = filled("history --json").objects
+    assert (imported["what"], imported["categories"], imported["undone"]) == ("import", ["blue", "green", "red"], False)
+    before = filled("list --json").out
+    filled("rename red crimson")
+    filled("remove blue")
+    table = filled("history").out
+    assert [line.split()[1] for line in table.splitlines() if line[1:9].strip().isalnum()][1:] == [
+        "remove",
+        "rename",
+        "import",
+    ]
+    assert [found["what"] for found in filled("history crimson --json").objects] == ["rename"]
+    assert filled("undo --category crimson").err.startswith("taken back: rename of 'crimson', 'red' (20")
+    assert filled("undo --json").objects[0]["what"] == "remove"
+    assert [without_time({**found, "version": 0}) for found in filled("list --json").objects] == [
+        without_time({**json.loads(line), "version": 0}) for line in before.splitlines()
+    ]
+    undo = filled("history --json").objects[0]
+    assert undo["what"] == "undo"
+    filled(f"undo {undo['id'][:10]}")
+    assert "blue" not in {found["category"] for found in filled("list --json").objects}
+    result = filled("undo nonsense")
+    assert (result.code, result.out) == (2, "")
+    assert "no change that can be taken back begins with 'nonsense'" in result.err
+
+
+def test_gc_says_what_it_makes_final(filled: Callable[..., Result]) -> None:
+    filled("remove red")
+    assert filled("gc").err == "0 references deleted\n"
+    said = filled("gc --grace 0").err.splitlines()
+    names = [line.split(" (")[0] for line in said[:-1]]
+    assert names == ["final: remove of 'red'", "final: import of 'blue', 'green', 'red'"]
+    assert said[-1] != "0 references deleted"
+    assert filled("history").err == "there are no changes that can be taken back\n"
+    assert filled("undo").code == 2
+
+
+def test_an_image_is_forgotten_by_its_file_or_its_hash(filled: Callable[..., Result], colours: Path) -> None:
+    photo = sorted((colours / "red").glob("*.png"))[0]
+    result = filled("forget", photo)
+    digest = content_hash(photo)
+    assert result == Result(0, "", f"{digest[:12]} is forgotten: it was in 'red'\n")
+    assert filled(f"forget {digest}").err == f"{digest[:12]} is forgotten: no category had it\n"
+    assert digest not in filled("show red --json").out
+    assert filled("forget nowhere.png").code == 1
 
 
 def test_references_are_moved_and_categories_mended(filled: Callable[..., Result]) -> None:

@@ -1,0 +1,132 @@
+"""Changes that a user makes, sees and takes back: `clf.history`; and images that are forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import zsvec
+from tests.support import coloured
+from tests.support import isolated as isolated
+from zsvec import CategoryInput
+from zsvec.classifier import Classifier
+from zsvec.errors import InvalidInputError
+from zsvec.testing import HashEncoder
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Iterator[Classifier]:
+    with zsvec.open(tmp_path / "store", encoders=[HashEncoder()], added_by="Ann") as classifier:
+        classifier.add_categories(
+            CategoryInput(name=name, texts=[name], images=[coloured(colour, i) for i in range(3)])
+            for name, colour in {"cat": "red", "dog": "blue", "cow": "green"}.items()
+        )
+        yield classifier
+
+
+def images(clf: Classifier, name: str) -> list[str]:
+    return [reference.hash for reference in clf.references.of(name) if reference.modality == "image"]
+
+
+def test_what_was_done_together_is_one_change(pets: Classifier) -> None:
+    (added,) = pets.history
+    assert (added.what, added.categories, added.by, added.undone) == ("add", ("cat", "cow", "dog"), "Ann", False)
+    assert pets.history.undo() == added
+    assert pets.categories() == []
+    assert [(change.what, change.undone) for change in pets.history] == [("undo", False), ("add", True)]
+    with pytest.raises(InvalidInputError, match="no change that can be taken back"):
+        pets.history.undo()
+
+
+def test_an_undo_is_taken_back_by_its_id(pets: Classifier) -> None:
+    pets.remove_category("cat")
+    before = pets.categories()
+    pets.history.undo()
+    undo = next(iter(pets.history))
+    assert [category.name for category in pets.categories()] == ["cat", "cow", "dog"]
+    assert pets.history.undo(change=undo.id[:8]).what == "undo"
+    assert pets.categories() == before
+    pets.history.undo()
+    assert [category.name for category in pets.categories()] == ["cat", "cow", "dog"]
+
+
+def test_the_next_answer_knows_of_it(pets: Classifier) -> None:
+    photo = coloured("red", 0)
+    assert pets.classify(photo).label == "cat"
+    pets.references.move(images(pets, "cat"), source="cat", target="dog")
+    assert pets.classify(photo).label == "dog"
+    pets.history.undo("dog")
+    assert pets.classify(photo).label == "cat"
+
+
+def test_a_category_that_was_changed_since_says_by_what(pets: Classifier) -> None:
+    first, *_ = images(pets, "cat")
+    pets.references.move(first, source="cat", target="dog")
+    pets.references.rename("dog", "hound")
+    with pytest.raises(InvalidInputError, match=r"'dog' has been changed since by another change \(rename, "):
+        pets.history.undo("cat")
+    pets.history.undo("hound")
+    assert pets.history.undo("cat").what == "move"
+    assert len(images(pets, "cat")) == len(images(pets, "dog")) == 3
+
+
+@pytest.mark.parametrize(("change", "says"), [("", "no change"), ("nonsense", "no change")])
+def test_a_change_that_is_not_there(pets: Classifier, change: str, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        pets.history.undo(change=change)
+    with pytest.raises(InvalidInputError, match="no change of 'fox'"):
+        pets.history.undo("fox")
+
+
+def test_each_way_to_change_has_its_word(pets: Classifier) -> None:
+    pets.add_category("cat", images=[coloured("red", 7)])
+    pets.add_category("cat", texts=["a cat"], replace=True)
+    pets.references.set_texts("cat", ["a feline"])
+    pets.references.set_metadata("cat", {"legs": 4})
+    pets.references.remove("cat", images(pets, "cat")[0])
+    pets.references.move(images(pets, "cat")[0], source="cat", target="dog")
+    pets.references.rename("cow", "ox")
+    pets.references.merge("ox", "dog")
+    pets.remove_category("dog")
+    words = ["remove", "merge", "rename", "move", "remove", "metadata", "texts", "replace", "add", "add"]
+    assert [change.what for change in pets.history] == words
+    for _ in words[:-1]:
+        pets.history.undo()
+    assert [(category.name, category.texts) for category in pets.categories()] == [
+        (name, (name,)) for name in ("cat", "cow", "dog")
+    ]
+    assert all(len(images(pets, name)) == 3 for name in ("cat", "cow", "dog"))
+
+
+def test_without_a_history_nothing_is_kept(tmp_path: Path) -> None:
+    with zsvec.open(tmp_path / "store", encoders=[HashEncoder()], history=0) as clf:
+        clf.add_category("cat", images=[coloured("red", i) for i in range(3)])
+        clf.remove_category("cat")
+        assert list(clf.history) == []
+        with pytest.raises(InvalidInputError, match="no change"):
+            clf.history.undo()
+        assert clf.store.gc() == 0  # it was deleted with the commit
+
+
+def test_another_process_takes_it_back(pets: Classifier, tmp_path: Path) -> None:
+    pets.remove_category("dog")
+    pets.close()
+    with zsvec.open(tmp_path / "store", encoders=[HashEncoder()], added_by="Bob") as clf:
+        assert clf.history.undo().by == "Ann"
+        assert next(iter(clf.history)).by == "Bob"
+        assert clf.classify(coloured("blue", 1)).label == "dog"
+
+
+def test_a_forgotten_image_is_no_evidence_and_has_no_copy(pets: Classifier) -> None:
+    photo, (digest, *_) = coloured("red", 0), images(pets, "cat")
+    pets.add_category("dog", images=[photo])
+    digest = pets.classify(photo).experts["hash:image"].neighbors[0].hash
+    assert pets.image(digest) is not None
+    assert pets.references.forget(digest) == ("cat", "dog")
+    assert digest not in {n.hash for n in pets.classify(photo).experts["hash:image"].neighbors}
+    assert pets.image(digest) is None
+    pets.history.undo()
+    assert digest not in images(pets, "dog")
+    assert pets.references.forget(digest) == ()

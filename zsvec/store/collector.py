@@ -173,8 +173,9 @@ class Collector:
         deleted = 0
         now = time.time_ns() // 1000
         # What somebody has replaced was committed, and nobody is about to.
-        tell = any("before" in intent for intent in intents)  # their writers died, or others carried them out
-        changes = self._all("change") if tell else []
+        # Of writers that died, or of a move that others carried out.
+        history = History(self._catalog) if any("before" in intent for intent in intents) else None
+        changes = [record for record in history.records.values() if record["kind"] == "change"] if history else []
         replaced = _replaced([*intents, *changes])
         before = {w for change in changes for was in change["before"].values() if was for w in was["writes"]}
         for intent in intents:
@@ -201,13 +202,13 @@ class Collector:
                 gone = [(name, w) for name, old in intent["replaced"].items() for w in old if w not in before]
                 dead += [w for name, w in gone if w not in named[name]]
             deleted += self._references.delete(self._catalog.collections(), dead) if dead else 0
-            if not (kept and self._has_become_change(intent)):
+            if not (kept and history and self._has_become_change(intent, history)):
                 self._catalog.drop([intent["id"]])
         return deleted
 
-    def _has_become_change(self, intent: Mapping[str, Any]) -> bool:
+    def _has_become_change(self, intent: Mapping[str, Any], history: History) -> bool:
         """Keep what a writer did that died before it said so; False if it has changed nothing."""
-        history = History(self._catalog)
+        history.catch_up(self._catalog.state(intent["before"]))
         won = [n for n in intent["before"] if any(record["id"] == intent["id"] for record in history.chain(n))]
         if won:
             self._catalog.put([Put(intent["id"], change_payload(intent, won, intent["at"]), expected(intent))])

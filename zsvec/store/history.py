@@ -96,14 +96,32 @@ class History:
 
     Args:
         catalog: Of the store.
+
+    Attributes:
+        records: Of the changes, by id, and of writes that may have become some.
     """
 
     def __init__(self, catalog: Catalog) -> None:
-        store = catalog.state([]).store
-        found = catalog.scroll(Where(match={"kind": ["change", "intent"]}))
-        self.records = {r["id"]: r for r in found if r["store"] == store and _is_told(r)}
+        self._catalog = catalog
+        self._store = catalog.state([]).store
+        self.records: dict[str, Record] = {}
+        self._add(catalog.scroll(Where(match={"kind": ["change", "intent"]})))
         names = {name for record in self.records.values() for name in record["before"]}
-        self._manifests = catalog.state(names).manifests
+        self._manifests: Mapping[str, Record] = catalog.state(names).manifests
+
+    def catch_up(self, state: State) -> None:
+        """Take over what categories are now, and their last changes, if these are new.
+
+        Args:
+            state: Their manifests.
+        """
+        self._manifests = {**self._manifests, **state.manifests}
+        last = {manifest.get("change") for manifest in state.manifests.values()} - {None, *self.records}
+        self._add(self._catalog.retrieve(sorted(map(str, last))).values())
+
+    def is_kept(self, record: Record) -> bool:
+        """Whether a change can still be taken back, so that nobody has begun to delete what it replaced."""
+        return any(map(_is_told, self._catalog.retrieve([record["id"]]).values()))
 
     def chain(self, name: str, head: str | None = None) -> Iterator[Record]:
         """The changes of a category, newest first.
@@ -184,6 +202,9 @@ class History:
         if not ordered:
             raise InvalidInputError(f"the change {change.id[:8]} ({change.what}) is taken back already")
         return ordered
+
+    def _add(self, found: Iterable[Record]) -> None:
+        self.records |= {r["id"]: r for r in found if r.get("store") == self._store and _is_told(r)}
 
     def _record(self, identifier: str | None, name: str) -> Record | None:
         record = self.records.get(identifier or "")

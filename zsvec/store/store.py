@@ -289,7 +289,7 @@ class Store:
             history = History(self._catalog)
             found = undo.chosen(history, name, change)
             for record, names in history.to_take_back(found):
-                undo.take_back(self._catalog, self._references, self._collector, record, names)
+                undo.take_back(self._catalog, self._references, self._collector, history, record, names)
         return found
 
     @contextmanager

@@ -51,7 +51,12 @@ def chosen(history: History, name: str | None, identifier: str | None) -> Change
 
 
 def take_back(
-    catalog: Catalog, references: ReferenceCollections, collector: Collector, record: Record, names: Sequence[str]
+    catalog: Catalog,
+    references: ReferenceCollections,
+    collector: Collector,
+    history: History,
+    record: Record,
+    names: Sequence[str],
 ) -> None:
     """Take one write back.
 
@@ -59,6 +64,7 @@ def take_back(
         catalog: Of the store.
         references: Of the store.
         collector: Of the store.
+        history: Of the store; is brought up to date.
         record: The change.
         names: Its categories, each as the change left it.
 
@@ -72,7 +78,7 @@ def take_back(
 
     def attempt() -> bool:
         before = settled(catalog, names)
-        history = History(catalog)
+        history.catch_up(before)
         done = [name for name in pending if _is_taken_back(history, record, name, cause)]
         pending[:] = [] if done and moved else [name for name in pending if name not in done]
         if not pending:
@@ -84,7 +90,7 @@ def take_back(
                 )
         latest = before.categories()
         plans = [_as_before(record, latest[name], references) for name in pending]
-        if record["id"] not in History(catalog).records:
+        if not history.is_kept(record):
             raise InvalidInputError(f"the change {record['change'][:8]} has been made final, and cannot be taken back")
         stored = {name: [*latest[name].write_ids, *_writes_before(record, name)] for name in pending}
         if moved:

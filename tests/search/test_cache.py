@@ -595,6 +595,26 @@ def test_what_cannot_be_deleted_is_told(store: Store, monkeypatch: pytest.Monkey
     assert not files("*.npy")
 
 
+def test_nothing_is_written_where_others_may_write(store: Store) -> None:
+    folder().mkdir(parents=True)
+    folder().chmod(0o777)
+    victim = folder().with_name("victim")
+    victim.write_text("mine")
+    (folder() / ".lock").symlink_to(victim)
+    ReferenceCache().drop("a store of which nothing is kept")
+    fill(store, SMALL)
+    ReferenceCache()._table(key(store)).write_text("of another")
+    with pytest.raises(StoreUnavailableError, match="others may write"):
+        another(store).forget()
+    assert victim.read_text() == "mine"
+    assert not (folder() / "dropped").exists()
+
+
+def test_nothing_is_dropped_where_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    ReferenceCache().drop("a store of which nothing is kept")
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_who_forgets_reads_all_anew(store: Store, read: Read, cached: bool) -> None:
     fill(store, SMALL)

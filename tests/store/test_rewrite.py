@@ -26,7 +26,7 @@ from tests.store.rewriter import COLLECTION
 from tests.store.support import fast_folder
 from tests.store.test_folder import Disk
 from zsvec.errors import StoreError, StoreUnavailableError, ZSVecError
-from zsvec.store import Store
+from zsvec.store import Store, shard
 from zsvec.store.base import Points, Put, Where
 from zsvec.store.edge import EdgeBackend
 from zsvec.store.folder import ROOM
@@ -426,6 +426,28 @@ def test_what_took_the_place_of_the_store_is_left_alone(backend: EdgeBackend, fo
     with pytest.raises(StoreUnavailableError, match="was deleted, moved, replaced"):
         backend.rewrite(COLLECTION)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_what_took_the_place_of_the_store_meanwhile_is_left_alone(
+    backend: EdgeBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.flush()
+    there, elsewhere = folder.with_name("copy"), folder.with_name("moved")
+    copy(folder, there)
+    (there / f".{COLLECTION}.01234567").mkdir()  # of a process that has its lock
+    before = {path: path.stat().st_mtime_ns for path in there.rglob("*")}
+    page = shard.page
+
+    def replaced(*args: Any, **options: Any) -> Any:
+        if there.exists():
+            folder.rename(elsewhere)
+            there.rename(folder)
+        return page(*args, **options)
+
+    monkeypatch.setattr(shard, "page", replaced)
+    with pytest.raises(StoreUnavailableError, match="was deleted, moved, replaced"):
+        backend.rewrite(COLLECTION)
+    assert {there / path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 @pytest.mark.parametrize("link", [f".next-{COLLECTION}", f".{COLLECTION}.01234567"])

@@ -118,23 +118,28 @@ class ReferenceCache:
         Raises:
             StoreUnavailableError: They cannot be deleted.
         """
-        try:
+        with suppress(OSError):  # there is nothing in a folder that cannot be made
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._locked():
-                with self._new_file() as file:
-                    file.write(uuid.uuid4().bytes)
-                Path(file.name).replace(self._last_drop)
-                self._table(store).unlink(missing_ok=True)
-                named = set[str]().union(*map(_named, self._folder.glob("*.json")))
-                # What others are just writing, too: they find that they cannot keep it.
-                for left in (*self._folder.glob("*.npy"), *self._folder.glob("*.new")):
-                    if left.name not in named:
-                        left.unlink(missing_ok=True)
-                sync(self._folder)  # else a loss of power could bring them back
+        try:
+            if is_ours(self._folder) or self._table(store).exists():
+                with self._locked():
+                    self._drop(self._table(store))
         except OSError as exc:
             raise StoreUnavailableError(
                 f"references that were kept in {self._folder} cannot be deleted: {exc}; delete that folder"
             ) from exc
+
+    def _drop(self, table: Path) -> None:
+        with self._new_file() as file:
+            file.write(uuid.uuid4().bytes)
+        Path(file.name).replace(self._last_drop)
+        table.unlink(missing_ok=True)
+        named = set[str]().union(*map(_named, self._folder.glob("*.json")))
+        # What others are just writing, too: they find that they cannot keep it.
+        for left in (*self._folder.glob("*.npy"), *self._folder.glob("*.new")):
+            if left.name not in named:
+                left.unlink(missing_ok=True)
+        sync(self._folder)  # else a loss of power could bring them back
 
     def save(
         self, store: str, references: Mapping[str, References], catalog: Mapping[str, Category], dropped: bytes
@@ -233,6 +238,8 @@ class ReferenceCache:
         return name
 
     def _locked(self) -> FileLock:
+        if not is_ours(self._folder):
+            raise PermissionError(f"others may write to {self._folder}")
         return FileLock(self._folder / ".lock", timeout=_PATIENCE, mode=0o600)
 
     def _new_file(self) -> IO[bytes]:

@@ -117,10 +117,15 @@ class EdgeBackend:
                 try:
                     copy = swap.begin(self._folder, collection)
                     points = shards.copy(self._shard(collection), self._folder / collection, copy, self._check_room)
+                    self._check_there(collection)
                     self._let_go(collection)
                     swap.replace(self._folder, collection, copy, points)
                 finally:
-                    swap.settle(self._folder, collection)
+                    self._settle(collection)
+
+    def _settle(self, collection: str) -> None:
+        self._check_there(collection)  # the lock is of the folder that was opened
+        swap.settle(self._folder, collection)
 
     def _let_go(self, collection: str) -> None:
         if collection in self._shards:
@@ -337,7 +342,7 @@ class EdgeBackend:
             if "" not in self._opened:
                 self._opened[""] = OpenedFolder(self._folder)
         if collection not in self._shards:
-            swap.settle(self._folder, collection)
+            self._settle(collection)
 
     def _check_there(self, collection: str) -> None:
         """Refuse a folder that is not the one that was opened."""

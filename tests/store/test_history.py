@@ -217,7 +217,7 @@ def test_random_changes_are_taken_back(store: Store, seed: int) -> None:
     assert store.changes() == []
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(9))
 def test_random_changes_with_a_killed_writer(deployment: Deployment, seed: int) -> None:
     """Each step is done or not at all, what was acknowledged stays, and what was done can be taken back."""
     backend = deployment.backend()

@@ -142,7 +142,7 @@ def searcher_of(store: Store) -> Searcher:
 @pytest.mark.parametrize("seed", range(5))
 def test_random_histories(seed: int) -> None:
     history = History(seed, Faults(kill=0.001), images="small")
-    history.run(10_000)
+    history.run(14_000)
     assert history.wrong == []
     assert history.batches > 150
     assert history.commits > 40
@@ -167,7 +167,7 @@ def what_does_not_show_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Collector, "_fence", lambda _, names, manifests: {n: manifests.get(n) for n in names})
+    monkeypatch.setattr(Collector, "fence", lambda _, names, manifests: {n: manifests.get(n) for n in names})
 
 
 # With the faults and the clocks that show each of them in one of ten histories or more.

@@ -20,7 +20,7 @@ from typing import Any
 from zsvec.errors import StoreError
 from zsvec.store.base import Put, Where
 from zsvec.store.catalog import Catalog, State, id_of
-from zsvec.store.history import Cause, History, change_payload, final_payload, told
+from zsvec.store.history import Cause, History, change_payload, final_payload, is_told, told
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import category_from, expected, intent_payload, manifest_payload, record_id, write_time
 from zsvec.store.transfer import settled
@@ -173,43 +173,47 @@ class Collector:
         deleted = 0
         now = time.time_ns() // 1000
         # What somebody has replaced was committed, and nobody is about to.
-        # Of writers that died, or of a move that others carried out.
-        history = History(self._catalog) if any("before" in intent for intent in intents) else None
-        changes = [record for record in history.records.values() if record["kind"] == "change"] if history else []
-        replaced = _replaced([*intents, *changes])
-        before = {w for change in changes for was in change["before"].values() if was for w in was["writes"]}
+        replaced = _replaced(intents)
         for intent in intents:
             age = (now - intent["rev"]) / 1e6
             if age < readers:
                 continue
-            now_there = settled(self._catalog, {*intent["writes"], *intent["replaced"]}).manifests
+            names = {*intent["writes"], *intent["replaced"], *(intent["before"] if is_told(intent) else ())}
+            now_there = settled(self._catalog, names).manifests
+            # Its writer has died, or others have carried it out. It is read after the manifests.
+            history = History(self._catalog) if is_told(intent) else None
+            committed = replaced | _replaced(history.changes_kept()) if history else replaced
             open_writes = {
                 name: write_id
                 for name, write_id in intent["writes"].items()
-                if write_id not in replaced and write_id not in _named(now_there.get(name))
+                if write_id not in committed and write_id not in _named(now_there.get(name))
             }
-            if (open_writes and age < writers) or not intent["replaced"].keys() <= now_there.keys():
+            undecided = {*open_writes, *(set(intent["before"]) - history.won(intent) if history else ())}
+            if (undecided and age < writers) or not intent["replaced"].keys() <= now_there.keys():
                 continue
-            fenced = self.fence(open_writes, now_there)
+            fenced = self.fence(undecided, now_there)
             if fenced is None:
                 continue
             named = {name: _named(manifest) for name, manifest in {**now_there, **fenced}.items()}
             dead = [w for name, w in open_writes.items() if w not in named[name]]
-            kept = "before" in intent and not final and intent["until"] > now
+            kept = (
+                history is not None and not final and intent["until"] > now and self._has_become_change(intent, history)
+            )
             if not kept:
-                if "before" in intent:
+                needed = history.needed(intent) if history else set[str]()
+                if history:
                     self._catalog.put([Put(intent["id"], final_payload(intent), expected(intent))])
-                gone = [(name, w) for name, old in intent["replaced"].items() for w in old if w not in before]
+                gone = [(name, w) for name, old in intent["replaced"].items() for w in old if w not in needed]
                 dead += [w for name, w in gone if w not in named[name]]
             deleted += self._references.delete(self._catalog.collections(), dead) if dead else 0
-            if not (kept and history and self._has_become_change(intent, history)):
+            if not kept:
                 self._catalog.drop([intent["id"]])
         return deleted
 
     def _has_become_change(self, intent: Mapping[str, Any], history: History) -> bool:
         """Keep what a writer did that died before it said so; False if it has changed nothing."""
         history.catch_up(self._catalog.state(intent["before"]))
-        won = [n for n in intent["before"] if any(record["id"] == intent["id"] for record in history.chain(n))]
+        won = history.won(intent)
         if won:
             self._catalog.put([Put(intent["id"], change_payload(intent, won, intent["at"]), expected(intent))])
         return bool(won)

@@ -106,8 +106,8 @@ class History:
         self._store = catalog.state([]).store
         self.records: dict[str, Record] = {}
         self._add(catalog.scroll(Where(match={"kind": ["change", "intent"]})))
-        names = {name for record in self.records.values() for name in record["before"]}
-        self._manifests: Mapping[str, Record] = catalog.state(names).manifests
+        self._manifests: Mapping[str, Record] = {}
+        self.catch_up(catalog.state({name for record in self.records.values() for name in record["before"]}))
 
     def catch_up(self, state: State) -> None:
         """Take over what categories are now, and their last changes, if these are new.
@@ -119,9 +119,26 @@ class History:
         last = {manifest.get("change") for manifest in state.manifests.values()} - {None, *self.records}
         self._add(self._catalog.retrieve(sorted(map(str, last))).values())
 
+    def changes_kept(self) -> list[Record]:
+        """The records of changes, without those of writes that may have become some."""
+        return [record for record in self.records.values() if record["kind"] == "change"]
+
+    def won(self, intent: Record) -> set[str]:
+        """The categories that a write has changed, as far as their history reaches."""
+        return {n for n in intent["before"] if any(record["id"] == intent["id"] for record in self.chain(n))}
+
+    def needed(self, but: Record) -> set[str]:
+        """The write ids that other changes have to have, to be taken back.
+
+        Args:
+            but: The record that is no change, or is one no more.
+        """
+        others = (record for record in self.records.values() if record["id"] != but["id"])
+        return {w for record in others for was in record["before"].values() if was for w in was.get("writes", ())}
+
     def is_kept(self, record: Record) -> bool:
         """Whether a change can still be taken back, so that nobody has begun to delete what it replaced."""
-        return any(map(_is_told, self._catalog.retrieve([record["id"]]).values()))
+        return any(map(is_told, self._catalog.retrieve([record["id"]]).values()))
 
     def chain(self, name: str, head: str | None = None) -> Iterator[Record]:
         """The changes of a category, newest first.
@@ -204,7 +221,7 @@ class History:
         return ordered
 
     def _add(self, found: Iterable[Record]) -> None:
-        self.records |= {r["id"]: r for r in found if r.get("store") == self._store and _is_told(r)}
+        self.records |= {r["id"]: r for r in found if r.get("store") == self._store and is_told(r)}
 
     def _record(self, identifier: str | None, name: str) -> Record | None:
         record = self.records.get(identifier or "")
@@ -232,7 +249,7 @@ def _change_before(record: Record, name: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _is_told(record: Record) -> bool:
+def is_told(record: Record) -> bool:
     """Whether an intent or a change tells of a change, as this version writes it."""
     before = record.get("before")
     if not isinstance(before, dict) or not all(was is None or isinstance(was, dict) for was in before.values()):

@@ -37,7 +37,7 @@ from standing.trials import Trial, doubtful
 
 from zsvec.curation.audit import Audit, audited
 from zsvec.encoders import load_encoders
-from zsvec.method.judgement import judge, weighed_down
+from zsvec.method.judgement import judge
 from zsvec.profiles import PROFILES
 
 app = typer.Typer(add_completion=False)
@@ -89,10 +89,7 @@ def measured(
         found = audited(asked.references, said)
         for name, value in accusations(images, trial, found).items():
             figures[name].append(value)
-        ways = {ALL: asked, WEIGHED: asked}
-        if asked.calibration and asked.sample:
-            by_weight = weighed_down(asked.references, asked.calibration, asked.sample)
-            ways[WEIGHED] = replace(asked, calibration=by_weight)
+        ways = {ALL: asked, WEIGHED: asked.weighed()}
         ways |= {name: Asked.of(images, replace(trial, rows=rows)) for name, rows in remaining(trial, found).items()}
         for name, way in ways.items():
             fusion.by_name[name].append(way.strategy(_STRATEGY, trial.batches[""]))

@@ -169,10 +169,10 @@ def test_what_cannot_be_changed_stays(
 # ---- references that count less
 
 
-def open_weighing(suspects: str) -> Classifier:
+def open_weighing(suspects: str, **settings: Any) -> Classifier:
     encoder = HashEncoder(dim=16)
     vectors = clusters(np.random.default_rng(1), dict.fromkeys(NAMES, 12), signal=3.0)
-    classifier = zsvec.open(":memory:", encoders=[encoder], suspects=suspects)
+    classifier = zsvec.open(":memory:", encoders=[encoder], suspects=suspects, **settings)
     rows = {name: list(vectors[name].values()) for name in NAMES}
     classifier.add_categories(
         CategoryInput(name=name, texts=[], vectors={f"{encoder.name}:image": rows[NAMES[i - 1]][:2] + rows[name][2:]})
@@ -204,6 +204,21 @@ def test_doubtful_references_count_less_where_that_is_asked_for() -> None:
             }
             probabilities[wanted] = centred
     assert all(probabilities["down-weight"][name] > probabilities["keep"][name] for name in NAMES)
+
+
+def test_they_count_less_wherever_references_are_compared() -> None:
+    rng = np.random.default_rng(4)
+    asked = {"hash": np.concatenate([list(one.values()) for one in clusters(rng, {"x": 20, "y": 20}, 1.0).values()])}
+    answers = {}
+    for wanted in ("keep", "down-weight"):
+        for index in ("memory", "qdrant"):
+            with open_weighing(wanted, index=index, neighbors=100) as clf:
+                found = clf.classify_vectors(asked, top_k=len(NAMES))
+                assert {one.fusion for one in found} == {"log_linear_gda"}
+                answers[wanted, index] = [[dict(one.ranking)[name] for name in NAMES] + [one.novelty] for one in found]
+    for wanted in ("keep", "down-weight"):
+        np.testing.assert_allclose(answers[wanted, "qdrant"], answers[wanted, "memory"], atol=1e-5)
+    assert np.abs(np.subtract(answers["down-weight", "memory"], answers["keep", "memory"])).max() > 0.01
 
 
 def test_weights_stay_while_the_background_does() -> None:

@@ -25,6 +25,7 @@ from zsvec.evaluation.metrics import (
 from zsvec.method.aggregation import aggregate_experts, classwise_similarities
 from zsvec.method.calibration import CENTRED, GDA, Calibration
 from zsvec.method.fit import expected_calibration_error, fit_calibration
+from zsvec.method.judgement import weighed_down
 from zsvec.method.leave_one_out import LeftOut
 from zsvec.method.scoring import Scoring
 from zsvec.method.similarities import References, SearchResult, category_names, image_experts
@@ -75,6 +76,12 @@ class Asked:
             false_unknown_rate=trial.rate,
         )
         return cls(images, trial, references, *(fitted or (None, None)))
+
+    def weighed(self) -> Asked:
+        """The same, where references whose label the calibration doubts count less."""
+        if self.calibration is None or self.sample is None:
+            return self
+        return replace(self, calibration=weighed_down(self.references, self.calibration, self.sample))
 
     def found(self, numbers: Numbers) -> SearchResult:
         """Some images, compared with the references."""

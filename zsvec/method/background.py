@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -77,6 +77,12 @@ class Background:
     def features(self, vectors: Floats) -> Floats:
         """The `features` of vectors, as this background takes them."""
         return features(vectors, of_roots=self.of_roots)
+
+    def weights_of(self, category: str, hashes: Sequence[str]) -> Floats | None:
+        """What each of the references of a category counts, float32 ``(n_references,)``; ``None``: all count 1."""
+        by_hash = self.weights.get(category, {})
+        found = np.array([by_hash.get(digest, 1.0) for digest in hashes], dtype=np.float32) if by_hash else None
+        return found if found is not None and (found < 1).any() else None
 
     def trust(self, counts: NDArray[Any] | int) -> NDArray[Any] | float:
         """How much of a mean reference's distance from the centre is not chance, 0 to 1.

@@ -117,6 +117,32 @@ class Block:
         return block
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Weighed:
+    """The mean reference of a category whose references do not all count the same.
+
+    Attributes:
+        mean: float32 ``(dim,)``.
+        count: As how many references it counts: the sum of the weights, rounded, at least 1.
+    """
+
+    mean: Floats
+    count: int
+
+    @classmethod
+    def of(cls, vectors: Floats, weights: Floats, *, of_roots: bool) -> Weighed:
+        """Of references.
+
+        Args:
+            vectors: float32 ``(n_references, dim)``.
+            weights: float32 ``(n_references,)``, above 0 to 1.
+            of_roots: Whether to take the roots of the references.
+        """
+        summed_up = features(vectors, of_roots=of_roots).astype(np.float64)
+        mean: Floats = np.average(summed_up, axis=0, weights=weights).astype(np.float32)
+        return cls(mean, max(1, round(float(weights.sum()))))
+
+
 @dataclass(frozen=True, eq=False)
 class ClassMeans:
     """The mean references of the categories of one expert, by name ascending.
@@ -169,26 +195,32 @@ class ClassMeans:
         return ClassMeans(tuple(blocks), self.of_roots)
 
     def weighed(self, weights: Mapping[int, Floats], rows: Rows, starts: NDArray[np.intp]) -> ClassMeans:
-        """With weighted means of some categories, which count as many references as their weights add up to.
+        """With weighted means of some categories.
 
         Args:
             weights: By category, as a position: float32 ``(n_references,)``, above 0 to 1, of its references.
             rows: As `of`.
             starts: As `of`.
         """
+        return self.replaced(
+            {
+                category: Weighed.of(
+                    rows.take(int(starts[category]), int(starts[category + 1])), given, of_roots=self.of_roots
+                )
+                for category, given in weights.items()
+            }
+        )
+
+    def replaced(self, others: Mapping[int, Weighed]) -> ClassMeans:
+        """With other means of some categories, by position."""
         blocks, first = [], 0
         for block in self.blocks:
             inside = range(first, first + len(block.counts))
-            chosen = [category for category in inside if category in weights]
+            chosen = [category for category in inside if category in others]
             if chosen:
-                means = np.empty((len(chosen), rows.dim), dtype=np.float32)
-                for mean, category in zip(means, chosen, strict=True):
-                    vectors = rows.take(int(starts[category]), int(starts[category + 1]))
-                    mean[:] = np.average(
-                        features(vectors, of_roots=self.of_roots).astype(np.float64), axis=0, weights=weights[category]
-                    )
-                counts = np.array([max(1, round(float(weights[category].sum()))) for category in chosen], dtype=np.intp)
                 names = [block.names[category - first] for category in chosen]
+                means = np.stack([others[category].mean for category in chosen])
+                counts = np.array([others[category].count for category in chosen], dtype=np.intp)
                 block = block.with_others(block.names, Block(names, means, counts))
             blocks.append(block)
             first = inside.stop

@@ -107,19 +107,18 @@ class References:
             return means
         weighed: tuple[Background, ClassMeans] | None = self.__dict__.get("_weighed")
         if weighed is None or weighed[0] is not background:
-            weighed = background, means.weighed(self._weights(background.weights), self.rows, self.starts)
+            weighed = background, means.weighed(self._weights(background), self.rows, self.starts)
             self.__dict__["_weighed"] = weighed
         return weighed[1]
 
-    def _weights(self, given: Mapping[str, Mapping[str, float]]) -> dict[int, Floats]:
+    def _weights(self, background: Background) -> dict[int, Floats]:
         """Of the references of the categories in which one counts less than others, by position."""
         found = {}
-        for name, by_hash in given.items():
+        for name in background.weights:
             category = bisect_left(self.names, name)
             if category < len(self.names) and self.names[category] == name:
                 digests = self.hashes[self.starts[category] : self.starts[category + 1]]
-                weights = np.array([by_hash.get(digest, 1.0) for digest in digests], dtype=np.float32)
-                if (weights < 1).any():
+                if (weights := background.weights_of(name, digests)) is not None:
                     found[category] = weights
         return found
 

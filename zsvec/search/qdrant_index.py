@@ -7,7 +7,7 @@ asked first; then the catalog is read again, and the categories that have lost r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.aggregation import Similarities
 from zsvec.method.background import Background, roots
-from zsvec.method.class_means import Block, ClassMeans, mean_reference
+from zsvec.method.class_means import Block, ClassMeans, Weighed, mean_reference
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.arrivals import read
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot, Vectors
@@ -63,17 +63,22 @@ class Mean:
         vector: float32 ``(dim,)``.
         norm: Its length, 0 to 1.
         of_roots: The mean of their `roots`, float32 ``(dim,)``; ``None`` where a reference has negative components.
+        weighed: What it is by a background that says what they count; ``None`` where each of them counts 1.
     """
 
     vector: Vectors
     norm: float
     of_roots: Vectors | None
+    weighed: Weighed | None
 
     @classmethod
-    def of(cls, part: Part) -> Mean:
-        """The mean of references that were read."""
+    def of(cls, name: str, part: Part, background: Background | None) -> Mean:
+        """The mean of the references of a category that were read, and as a background weighs them."""
         of_roots = mean_reference(roots(part.vectors)) if part.vectors.min(initial=0) >= 0 else None
-        return cls(mean_reference(part.vectors), part.norm, of_roots)
+        weighed = None
+        if background is not None and (weights := background.weights_of(name, part.hashes)) is not None:
+            weighed = Weighed.of(part.vectors, weights, of_roots=background.of_roots)
+        return cls(mean_reference(part.vectors), part.norm, of_roots, weighed)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class QdrantIndex:
         counts: Number of references of each category that the expert covers, ascending by name.
         means: By expert and category, of the references that were read.
         norms: float32 ``(n_covered,)``; length of the mean of each category's references, NaN if they were not read.
+        background: That the means are weighed by.
     """
 
     expert: Expert
@@ -95,10 +101,16 @@ class QdrantIndex:
     counts: Mapping[str, int]
     means: Mapping[tuple[str, str], Mean]
     norms: Vectors
+    background: Background | None
 
     @classmethod
     def of(
-        cls, name: str, catalog: Mapping[str, Category], means: Mapping[tuple[str, str], Mean], names: Sequence[str]
+        cls,
+        name: str,
+        catalog: Mapping[str, Category],
+        means: Mapping[tuple[str, str], Mean],
+        names: Sequence[str],
+        background: Background | None,
     ) -> QdrantIndex:
         """The index of one expert.
 
@@ -107,12 +119,13 @@ class QdrantIndex:
             catalog: All categories, by name.
             means: See the attribute.
             names: Of all categories, ascending.
+            background: See the attribute.
         """
         counts = {category: n for category in names if (n := catalog[category].references.get(name, 0))}
         norms = [means[name, category].norm if (name, category) in means else np.nan for category in counts]
         position = {category: i for i, category in enumerate(names)}
         expert = Expert.of(name, tuple(counts), position)
-        return cls(expert, catalog, counts, means, np.array(norms, dtype=np.float32))
+        return cls(expert, catalog, counts, means, np.array(norms, dtype=np.float32), background)
 
     def committed(self, hit: Hit) -> bool:
         """Whether a reference is one of the catalog, and not of a writer that is at work or dead."""
@@ -156,8 +169,14 @@ class QdrantIndex:
         )
 
     def sum_up(self, background: Background) -> ClassMeans | None:
-        """The mean reference of each category, as a background takes them; ``None`` unless all were read."""
-        return self.root_means if background.of_roots else self.class_means
+        """The mean reference of each category, as a background takes them.
+
+        Returns:
+            ``None`` unless all were read, and weighed by this background if it says what references count.
+        """
+        if background.weights:
+            return self.weighed_means if background is self.background else None
+        return self._plain(background)
 
     @cached_property
     def class_means(self) -> ClassMeans | None:
@@ -168,6 +187,16 @@ class QdrantIndex:
     def root_means(self) -> ClassMeans | None:
         """Means of the roots of the references, likewise."""
         return self._class_means([mean.of_roots if mean else None for mean in self._means()], of_roots=True)
+
+    @cached_property
+    def weighed_means(self) -> ClassMeans | None:
+        """Means as the background weighs the references, likewise; ``None`` without one."""
+        plain = self._plain(self.background) if self.background else None
+        others = {i: mean.weighed for i, mean in enumerate(self._means()) if mean and mean.weighed}
+        return plain.replaced(others) if plain else None
+
+    def _plain(self, background: Background) -> ClassMeans | None:
+        return self.root_means if background.of_roots else self.class_means
 
     def _means(self) -> list[Mean | None]:
         return [self.means.get((self.expert.name, category)) for category in self.counts]
@@ -190,6 +219,7 @@ class QdrantSnapshot:
         store: To search.
         limit: References that one query fetches for one image and expert.
         norms_wanted: Whether the means of all categories are read.
+        backgrounds: By expert, what the means are weighed by.
         catalog: The categories, by name.
         means: By expert and category, of the references that were read.
         names: The names of the categories, ascending.
@@ -199,6 +229,7 @@ class QdrantSnapshot:
     store: Store
     limit: int
     norms_wanted: bool
+    backgrounds: Mapping[str, Background] = field(default_factory=dict)
     catalog: Mapping[str, Category] = field(default_factory=dict)
     means: Mapping[tuple[str, str], Mean] = field(default_factory=dict)
     names: tuple[str, ...] = ()
@@ -225,11 +256,22 @@ class QdrantSnapshot:
         changed = {change.after.name for change in changes}
         means = {key: mean for key, mean in self.means.items() if key[1] in catalog and key[1] not in changed}
         averaged = {name for _, name in means}
-        unread = [Change(None, catalog[name]) for name in sorted(catalog.keys() - averaged)]
-        for expert, references in read(self.store, unread if wanted else []):
-            parts = parts_of(references, references.names)
-            means.update({(expert, name): Mean.of(part) for name, part in parts.items()})
-        return self._with(catalog, means), set()
+        return self._averaging(catalog, means, catalog.keys() - averaged if wanted else set()), set()
+
+    def weighing(self, backgrounds: Mapping[str, Background]) -> QdrantSnapshot:
+        """See `Snapshot`: the references of categories that were, or are to be, weighed otherwise are read again."""
+        if backgrounds == self.backgrounds:
+            return self
+        averaged = {name for _, name in self.means}
+        concerned = {
+            name
+            for expert in backgrounds.keys() | self.backgrounds.keys()
+            if (before := self.backgrounds.get(expert)) is not (after := backgrounds.get(expert))
+            for background in (before, after)
+            if background
+            for name in background.weights
+        }
+        return replace(self, backgrounds=backgrounds)._averaging(self.catalog, self.means, concerned & averaged)
 
     def search(
         self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], Snapshot]
@@ -256,9 +298,23 @@ class QdrantSnapshot:
             hits = {expert: hits.get(expert, found).with_others(lost, found) for expert, found in others.items()}
         raise Incomplete(lost)
 
+    def _averaging(
+        self, catalog: Mapping[str, Category], means: Mapping[tuple[str, str], Mean], names: Collection[str]
+    ) -> QdrantSnapshot:
+        """With the means of some more categories, whose references are read."""
+        found = dict(means)
+        for expert, references in read(self.store, [Change(None, catalog[name]) for name in sorted(names)]):
+            background = self.backgrounds.get(expert)
+            parts = parts_of(references, references.names)
+            found.update({(expert, name): Mean.of(name, part, background) for name, part in parts.items()})
+        return self._with(catalog, found)
+
     def _with(self, catalog: Mapping[str, Category], means: Mapping[tuple[str, str], Mean]) -> QdrantSnapshot:
         names = tuple(sorted(catalog))
-        indexes = {expert: QdrantIndex.of(expert, catalog, means, names) for expert in _experts(catalog)}
+        indexes = {
+            expert: QdrantIndex.of(expert, catalog, means, names, self.backgrounds.get(expert))
+            for expert in _experts(catalog)
+        }
         return replace(self, catalog=catalog, means=means, names=names, indexes=indexes)
 
     def _crowded(self, index: QdrantIndex, hits: Hits) -> bool:

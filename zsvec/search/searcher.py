@@ -240,6 +240,7 @@ class Searcher:
         self._cursor = look.cursor
         if look.calibration is not None:
             self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
+        self._snapshot = self._snapshot.weighing(self._calibration.backgrounds if self._calibration else {})
         self._unkept += sum(change.gained.total() for change in changes)
         if torn - self._given_up:
             raise Incomplete(torn - self._given_up)

@@ -11,6 +11,7 @@
     python scripts/bench.py spin FOLDER       streams by torch beside busy processes, by GOMP_SPINCOUNT
     python scripts/bench.py decoding FOLDER   decoding and preprocessing, beside Pillow alone
     python scripts/bench.py server URL        a store on a Qdrant server: first batches, commits, beside bare requests
+    python scripts/bench.py copies FOLDER     small copies of reference images: what an import and a stream take
     python scripts/bench.py calibrate         seconds and memory of a calibration, and of adding a category
 
 FOLDER has a sub-folder of images per category. Each command prints tables; `--out FOLDER` keeps them as JSON with the
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import typer
 from benchmarks.basics import calibrate, pipeline, search
+from benchmarks.copies import copies
 from benchmarks.decoding import decoding
 from benchmarks.runtimes import runtimes
 from benchmarks.scale import scale
@@ -31,7 +33,7 @@ from benchmarks.stream import stream
 from benchmarks.threads import threads
 
 app = typer.Typer(add_completion=False)
-for command in (stream, scale, soak, pipeline, search, runtimes, threads, spin, decoding, server, calibrate):
+for command in (stream, scale, soak, pipeline, search, runtimes, threads, spin, decoding, server, copies, calibrate):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.encoders.tiny_checkpoints import VIT, photo, save_clip, save_vit
-from tests.support import fast_folder, isolated  # noqa: F401
+from tests.support import coloured_set, fast_folder, isolated  # noqa: F401
 from zsvec.config import Settings
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.profiles import Profile
@@ -125,6 +125,27 @@ def test_runtimes(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_
     torch, onnx = figures["tables"]["zsvec classify, one image"]
     assert onnx["s of CPU"] < torch["s of CPU"]
     assert onnx["MiB"] < torch["MiB"]
+
+
+def test_copies(run: Callable[..., Any]) -> None:
+    folder = coloured_set(4, 4)
+    _, figures = run("copies", str(folder / "references"), str(folder / "photos"), "--profile", "hash", "--rounds", "2")
+    imports, streams = figures["tables"].values()
+    assert "24 images, 3 categories, profile hash" in figures["title"]
+    assert [row["store"] for row in imports] == [row["store"] for row in streams] == ["with copies", "without"]
+    assert imports[0]["MB"] > imports[1]["MB"]
+    assert (imports[1]["÷ without"], streams[1]["of a store without"]) == ("1.00 [1.00, 1.00]", "1.000 [1.000, 1.000]")
+    assert {name: len(one) for name, one in figures["raw"]["bytes"].items()} == {"with copies": 3, "without": 3}
+
+
+def test_calibrate(run: Callable[..., Any]) -> None:
+    _, figures = run("calibrate", "--references", "40", "--categories", "4", "--dim", "16")
+    assert [row["what"] for row in figures["tables"][""]] == [
+        "calibrate",
+        'more for suspects="down-weight"',
+        "add a category",
+    ]
+    assert all(row["s"] > 0 for row in figures["tables"][""])
 
 
 def test_decoding(run: Callable[..., Any]) -> None:

@@ -215,10 +215,12 @@ def test_they_count_less_wherever_references_are_compared() -> None:
             with open_weighing(wanted, index=index, neighbors=100) as clf:
                 found = clf.classify_vectors(asked, top_k=len(NAMES))
                 assert {one.fusion for one in found} == {"log_linear_gda"}
-                answers[wanted, index] = [[dict(one.ranking)[name] for name in NAMES] + [one.novelty] for one in found]
+                answers[wanted, index] = np.array(
+                    [[*(dict(one.ranking)[name] for name in NAMES), one.novelty] for one in found], dtype=np.float64
+                )
     for wanted in ("keep", "down-weight"):
         np.testing.assert_allclose(answers[wanted, "qdrant"], answers[wanted, "memory"], atol=1e-5)
-    assert np.abs(np.subtract(answers["down-weight", "memory"], answers["keep", "memory"])).max() > 0.01
+    assert np.abs(answers["down-weight", "memory"] - answers["keep", "memory"]).max() > 0.01
 
 
 def test_weights_stay_while_the_background_does() -> None:

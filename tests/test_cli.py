@@ -301,13 +301,21 @@ def test_import_of_coco_annotations(cli: Callable[..., Result], colours: Path) -
         ("import colours --images colours", "--images needs a FILE"),
         ("import colours --boxes", "--boxes needs COCO annotations"),
         ("import labels.csv --boxes", "--boxes needs COCO annotations"),
+        ("import colours/red/0.png", "is not a folder, and no file that ends with .csv or .tsv or .txt or .json"),
+        ("evaluate colours --images colours", "--images needs a FILE"),
+        ("evaluate colours --boxes", "--boxes needs COCO annotations"),
+        ("evaluate labels.csv --boxes", "--boxes needs COCO annotations"),
+        ("evaluate colours/red/0.png", "is not a folder, and no file that ends with .csv or .tsv or .txt or .json"),
+        ("evaluate labels.csv --suite paper --dataset mnist", "--dataset mnist is a folder. Got the file labels.csv"),
+        ("evaluate colours --suite paper --boxes", "--boxes needs COCO annotations"),
+        ("evaluate none.csv", "none.csv"),
     ],
 )
 def test_options_of_a_file(cli: Callable[..., Result], colours: Path, command: str, message: str) -> None:
     Path("labels.csv").write_text("path,label\ncolours/red/0.png,red\n")
     result = cli(command)
     assert result.code == 2
-    assert message in result.err
+    assert message in " ".join(result.err.replace("│", " ").split())
 
 
 # ---- add, show, list, remove
@@ -1081,6 +1089,83 @@ def test_evaluate_for_people(stocked: Callable[..., Result], colours: Path) -> N
     assert " ".join(lines[-2]) == f"9 images; {found['false_unknown_rate']:.1%} of them are called unknown"
     assert " ".join(lines[-1]).startswith("unknown images: AUROC 1.000; ")
     assert stocked("evaluate", colours).out.splitlines()[-1].startswith("9 images; ")
+
+
+def test_evaluate_labels_in_a_csv(stocked: Callable[..., Result], colours: Path) -> None:
+    (of_the_folder,) = stocked("evaluate --json", colours).objects
+    rows = [f"{colour}/{i}.png,{colour}" for colour in COLOURS for i in range(3)]
+    Path("lists").mkdir()
+    Path("lists/labels.csv").write_text("\n".join(["path,label", *rows, "red/broken.jpg,red", "red/9.png,red"]))
+    result = stocked("evaluate lists/labels.csv --json --images", colours)
+    assert (result.code, result.objects) == (0, [of_the_folder])
+    refused, unreadable = result.err.splitlines()
+    assert refused.startswith("left out: lists/labels.csv, line 12: there is no 'colours/red/9.png': check the path")
+    assert unreadable.startswith("left out: cannot read 'colours/red/broken.jpg'")
+    # An image under two labels counts for each of them, and can be right for one.
+    Path("lists/labels.csv").write_text("\n".join(["path,label", *rows, "red/0.png,blue"]))
+    result = stocked("evaluate lists/labels.csv --json --images", colours)
+    (found,) = result.objects
+    assert result.err.splitlines() == ["images under several labels: 1, such as colours/red/0.png"]
+    assert (found["n"], found["confusion"]["blue"]) == (10, {"blue": 3, "red": 1})
+
+
+def test_evaluate_coco_annotations(stocked: Callable[..., Result], colours: Path) -> None:
+    blue, red = (Image.open(colours / colour / "0.png") for colour in ("blue", "red"))
+    (width, height), both = blue.size, Image.new("RGB", (2 * blue.width, blue.height))
+    both.paste(blue, (0, 0))
+    both.paste(red, (width, 0))
+    both.save(colours / "both.png")
+    content = {
+        "images": [
+            {"id": 1, "file_name": "both.png", "width": 2 * width, "height": height},
+            {"id": 2, "file_name": "green/0.png", "width": width, "height": height},
+            {"id": 3, "file_name": "../lists.json", "width": width, "height": height},
+        ],
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "bbox": [0, 0, width, height]},
+            {"image_id": 1, "category_id": 3, "bbox": [width, 0, width, height]},
+            {"image_id": 2, "category_id": 2, "bbox": [0, 0, width, height]},
+            {"image_id": 3, "category_id": 2, "bbox": [0, 0, width, height]},
+        ],
+        "categories": [{"id": i, "name": colour} for i, colour in enumerate(COLOURS, 1)],
+    }
+    Path("lists.json").write_text(json.dumps(content))
+    result = stocked("evaluate lists.json --boxes --json --images", colours)
+    (found,) = result.objects
+    assert (found["n"], found["top1"]) == (3, 1.0)
+    assert found["confusion"] == {colour: {colour: 1} for colour in COLOURS}
+    assert "images[2]: 'colours/../lists.json' leads out of colours" in result.err
+    result = stocked("evaluate lists.json --json --images", colours)  # whole images
+    (found,) = result.objects
+    assert (found["n"], found["confusion"]) == (1, {"green": {"green": 1}})
+    assert "it shows 2 categories (blue, red): take the boxes instead" in result.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label\n/etc/passwd,red\n", "labels.csv has no image with a label that can be used"),
+        ("path,label\nlink/0.png,red\n", "labels.csv has no image with a label that can be used"),
+        ("path,label\nred/0.png,purple\n", "1 of the labels in the images is no category of"),
+        ("path,label\nred/broken.jpg,red\n", "no image with a label can be read"),
+        ("path,label\nhttps://example.org/0.png,red\n", "labels.csv has no image with a label that can be used"),
+        ("path,label\n" + "red/0.png," + "x" * 2**20 + "\n", "labels.csv is no CSV: it has a line of 1,048,576"),
+        ("file,class\nred/0.png,red\n", "the first line of colours/labels.csv must name the columns path and label"),
+        ("", "the first line of colours/labels.csv must name the columns path and label"),
+        ("path,label\n\x1b[31mred/0.png,red\n", "labels.csv has no image with a label that can be used"),
+    ],
+)
+def test_files_that_nothing_can_be_evaluated_by(
+    stocked: Callable[..., Result], colours: Path, content: str, message: str
+) -> None:
+    Path("secret").mkdir()
+    shutil.copy(colours / "red" / "0.png", "secret")
+    (colours / "link").symlink_to(Path("secret").resolve())
+    (colours / "labels.csv").write_text(content)
+    result = stocked("evaluate --json", colours / "labels.csv")
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert "\x1b" not in result.err
 
 
 def test_evaluate_shows_the_mistakes_of_many_categories(cli: Callable[..., Result]) -> None:

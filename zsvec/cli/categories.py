@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,19 +14,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli.app import Json, KeepImages, Name, Replace, Yes, app, check_exists, confirm, images_at, is_terminal
+from zsvec.cli.labelled import Boxes, Images, is_file, read_file, source_of
 from zsvec.errors import CategoryNotFoundError, ImageError, InvalidInputError
 from zsvec.types import Category, StoredReference
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zsvec.inputs.categories import CategoryInput, ReferenceImage
-    from zsvec.inputs.images import ImageInput
+    from zsvec.inputs.categories import CategoryInput
     from zsvec.store import Store
 
 _SHORTEST = 6  # characters of a hash that may stand for it
-_FILES = (".csv", ".tsv", ".txt", ".json")
-_SHOWN = 20  # rows of a file that cannot be used, each in a line
 
 
 @app.command("import")
@@ -41,14 +38,8 @@ def import_(
             "label; or COCO annotations (.json).",
         ),
     ],
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where the paths in FILE begin. None may lead out of it.  [default: the folder of FILE]",
-        ),
-    ] = None,
-    boxes: Annotated[bool, typer.Option("--boxes", help="Of COCO annotations, take each object in its box.")] = False,
+    images: Images = None,
+    boxes: Boxes = False,
     definitions: Annotated[
         Path | None,
         typer.Option(
@@ -102,7 +93,7 @@ def import_(
     seconds = time.monotonic() - start
     names = {category.name for category in committed}
     stored = [category for category in found if category.name in names]
-    failed = len({_source(image) for category in stored for image in category.images}.intersection(unreadable))
+    failed = len({source_of(image) for category in stored for image in category.images}.intersection(unreadable))
     new = sum(_images_of(category) - _images_of(before.get(category.name)) for category in committed)
     known = _images_in(stored) - failed - new
     there = f", {known} stored before, or the same as another" if known > 0 and not replace_ else ""
@@ -121,53 +112,15 @@ def _read(
     from zsvec.cli import output
     from zsvec.inputs.folders import category_folders, read_categories, with_definitions
 
-    suffix = source.suffix.lower()
-    if not os.path.isfile(source):  # noqa: PTH113 - Path.is_file raises for a name that is too long
-        if images is not None:
-            raise typer.BadParameter("--images needs a FILE: the images of a folder are in it")
-        if boxes:
-            raise typer.BadParameter("--boxes needs COCO annotations")
+    if not is_file(source, images, boxes=boxes):
         found = read_categories(source, definitions)
         for note in _notes_on(source, found, category_folders(source)):
             output.print_note(note)
         return found
-    if suffix not in _FILES:
-        raise InvalidInputError(f"{source} is not a folder, and no file that ends with {' or '.join(_FILES)}: give one")
-    if boxes and suffix != ".json":
-        raise typer.BadParameter("--boxes needs COCO annotations, a file that ends with .json")
-    rows = _rows(source, images, boxes=boxes, strict=strict)
-    labels = Counter(image for category in rows for image in {_source(image) for image in category.images})
-    if several := [image for image, number in labels.items() if number > 1]:
-        output.print_note(f"images under several labels: {len(several)}, such as {several[0]}")
+    rows = read_file(source, images, boxes=boxes, strict=strict)
     found = with_definitions(rows, definitions)
     if bare := [category.name for category in found if not list(category.images)]:
         output.print_note(f"no images for the definitions of {', '.join(bare)}")
-    return found
-
-
-def _rows(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> list[CategoryInput]:
-    """The categories of a CSV file or of COCO annotations; unless `strict`, with a note on each unusable row."""
-    from zsvec.cli import output
-
-    refused = 0
-
-    def report(error: InvalidInputError) -> None:
-        nonlocal refused
-        refused += 1
-        if refused <= _SHOWN:
-            output.print_note(f"left out: {error}")
-
-    on_error = None if strict else report
-    if file.suffix.lower() == ".json":
-        from zsvec.inputs.coco import from_coco
-
-        found = from_coco(file, images, boxes=boxes, on_error=on_error)
-    else:
-        from zsvec.inputs.tables import from_csv
-
-        found = from_csv(file, images, on_error=on_error)
-    if refused > _SHOWN:
-        output.print_note(f"left out: {refused - _SHOWN} more")
     return found
 
 
@@ -197,14 +150,6 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
     if others := sum((other_files(path) for path in folders.values()), Counter()):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         yield f"files left out, because they are no images by their names: {others.total()} ({kinds})"
-
-
-def _source(image: ImageInput | ReferenceImage) -> str:
-    """The name of a reference image in errors."""
-    from zsvec.inputs.categories import ReferenceImage
-    from zsvec.inputs.images import source_of
-
-    return source_of(image.image if isinstance(image, ReferenceImage) else image)
 
 
 def _images_in(categories: Sequence[CategoryInput]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +12,7 @@ import typer
 
 from zsvec import __version__
 from zsvec.cli.app import Fusion, Json, Target, app
+from zsvec.cli.labelled import Boxes, Images, is_file, read_file
 from zsvec.cli.spreadsheet import row
 from zsvec.errors import InvalidInputError, MissingExtraError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zsvec.evaluation import Evaluation
+    from zsvec.inputs.images import ImageInput
     from zsvec.types import Prediction
 
 _SCORES = ("images", "precision", "recall", "f1", "called_unknown")
@@ -45,9 +47,16 @@ class Dataset(StrEnum):
 @app.command()
 def evaluate(
     context: typer.Context,
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder with a sub-folder of images for each category.")
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|FILE",
+            help="Folder with a sub-folder of images for each category; CSV file with the columns path and label; or "
+            "COCO annotations (.json).",
+        ),
     ],
+    images: Images = None,
+    boxes: Boxes = False,
     unknown: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Images of no category, to measure how well novelty tells them apart."),
@@ -62,7 +71,7 @@ def evaluate(
         typer.Option("--report", metavar="DIR", help="Where the suite writes its report.  [default: zsvec-report]"),
     ] = None,
     dataset: Annotated[
-        Dataset, typer.Option("--dataset", help="How DIR is laid out, for the suite: folders, or a public data set.")
+        Dataset, typer.Option("--dataset", help="What DIR is, for the suite: folders, or a public data set.")
     ] = Dataset.FOLDER,
     csv: Annotated[
         Path | None,
@@ -77,13 +86,14 @@ def evaluate(
 ) -> None:
     """Measure accuracy on images whose categories are known: over all, by category, and what is taken for what.
 
+    Rows of FILE that cannot be used, and unreadable images, are reported and left out.
+
     With --suite paper: every table and figure of the paper, on the references of the store and these images,
     as a page to read and as JSON. Embeddings are kept in the folder of the report, so that the command can be
     interrupted and repeated.
     """
     from zsvec.cli import output
     from zsvec.evaluation import evaluate as measure
-    from zsvec.evaluation import labelled_images
     from zsvec.inputs.folders import find_images
 
     if suite is not None:
@@ -91,7 +101,8 @@ def evaluate(
             raise typer.BadParameter(
                 "--suite compares all strategies, in a report of its own: leave --fusion, --csv and --html out"
             )
-        _suite(context.obj, folder, unknown, dataset, report, json)
+        labelled = _labelled(source, images, boxes=boxes, dataset=dataset)
+        _suite(context.obj, labelled, _named(source), unknown, report, json)
         return
     if report is not None or dataset is not Dataset.FOLDER:
         raise typer.BadParameter("--report and --dataset need --suite paper; a page without it is --html FILE")
@@ -103,21 +114,39 @@ def evaluate(
         output.print_note(f"left out: {prediction.error}")
 
     with context.obj.open(fusion=fusion) as classifier, output.progress("classifying", None) as counted:
-        images, labels = zip(*labelled_images(folder), strict=True)
+        given, labels = zip(*_labelled(source, images, boxes=boxes), strict=True)
         strangers = find_images(unknown) if unknown else []
         if unknown and not strangers:
             raise InvalidInputError(f"{unknown} has no images")
-        result = measure(classifier, images, labels, strangers, on_error=left_out, track=counted)
+        result = measure(classifier, given, labels, strangers, on_error=left_out, track=counted)
         references = sum((Counter(category.references) for category in classifier.categories()), Counter[str]())
     if csv is not None:
         _write(csv, "".join(map(row, _rows(result))))
     if html is not None and page_of is not None:
         profile = classifier.settings.profile
-        _write(html, page_of(result, name=_named(folder), profile=profile, references=references, version=__version__))
+        _write(html, page_of(result, name=_named(source), profile=profile, references=references, version=__version__))
     if json:
         output.print_json(result.to_dict())
     else:
         _print(result)
+
+
+def _labelled(
+    source: Path, images: Path | None, *, boxes: bool, dataset: Dataset = Dataset.FOLDER
+) -> Sequence[tuple[ImageInput, str]]:
+    """The images of a folder, a file or a public data set, each with its category."""
+    from zsvec.evaluation import labelled_images, labelled_images_of
+
+    in_file = is_file(source, images, boxes=boxes)
+    if dataset is not Dataset.FOLDER:
+        from zsvec.evaluation.datasets import DATASETS
+
+        if in_file:
+            raise typer.BadParameter(f"--dataset {dataset.value} is a folder. Got the file {source}")
+        return DATASETS[dataset.value](source, False).images
+    if in_file:
+        return labelled_images_of(read_file(source, images, boxes=boxes, strict=False))
+    return labelled_images(source)
 
 
 def _print(result: Evaluation) -> None:
@@ -130,8 +159,8 @@ def _print(result: Evaluation) -> None:
         output.out.print(f"unknown images: AUROC {result.auroc:.3f}; {result.detected:.1%} of them are called unknown")
 
 
-def _named(folder: Path) -> str:
-    return "/".join(folder.resolve().parts[-2:])
+def _named(source: Path) -> str:
+    return "/".join(source.resolve().parts[-2:])
 
 
 def _page_of() -> Callable[..., str]:
@@ -172,11 +201,15 @@ def _rows(result: Evaluation) -> Iterator[list[object]]:
 
 
 def _suite(
-    target: Target, folder: Path, unknown: Path | None, dataset: Dataset, report: Path | None, json: bool
+    target: Target,
+    images: Sequence[tuple[ImageInput, str]],
+    name: str,
+    unknown: Path | None,
+    report: Path | None,
+    json: bool,
 ) -> None:
     from zsvec.cli import output
     from zsvec.cli.process import single_threaded
-    from zsvec.evaluation.datasets import DATASETS
     from zsvec.evaluation.suite import run
     from zsvec.inputs.folders import find_images
 
@@ -184,7 +217,6 @@ def _suite(
         from zsvec.evaluation.publish import publish
     except ModuleNotFoundError as exc:
         raise _missing(exc) from exc
-    images = DATASETS[dataset.value](folder, False).images
     strangers = find_images(unknown) if unknown else []
     to = report or Path("zsvec-report")
     with target.open() as classifier, output.progress("embedding", len(images) + len(strangers)) as counted:
@@ -193,7 +225,7 @@ def _suite(
             images,
             strangers,
             folder=to,
-            name=_named(folder),
+            name=name,
             track=counted,
             on_error=lambda source, reason: output.print_note(f"left out: {source}: {reason}"),
             say=output.print_note,

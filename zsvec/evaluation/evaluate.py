@@ -17,7 +17,7 @@ from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError, StoreError
 from zsvec.evaluation.by_category import CategoryScore, by_category, confusion, mean_score
 from zsvec.evaluation.metrics import blind_auroc, calibration_floor
-from zsvec.inputs.categories import checked_images, checked_name
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_images, checked_name
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import expected_calibration_error
@@ -198,6 +198,22 @@ def labelled_images(folder: Path) -> list[tuple[Path, str]]:
     return [(path, checked_name(path.relative_to(folder).parts[0])) for path in paths]
 
 
+def labelled_images_of(categories: Iterable[CategoryInput]) -> list[tuple[ImageInput, str]]:
+    """Images of categories, such as those of `zsvec.inputs.tables.from_csv`, each with its category.
+
+    Raises:
+        InvalidInputError: There is no image.
+    """
+    found = [
+        (given.image if isinstance(given, ReferenceImage) else given, category.name)
+        for category in categories
+        for given in category.images
+    ]
+    if not found:
+        raise InvalidInputError("none of the categories has an image: give one or more")
+    return found
+
+
 def check_labels(categories: Collection[str], labels: Iterable[str], *, images: str, location: str) -> None:
     """Refuse images of categories that a store does not have.
 
@@ -217,7 +233,7 @@ def check_labels(categories: Collection[str], labels: Iterable[str], *, images: 
         shown = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
         raise InvalidInputError(
             f"{len(missing)} of the labels in {images} {'is' if len(missing) == 1 else 'are'} no category of "
-            f"{location}: {shown}; add them, or name the sub-folders as `zsvec list` does"
+            f"{location}: {shown}; add them, or use the names that `zsvec list` shows"
         )
 
 

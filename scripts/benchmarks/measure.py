@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import typer
@@ -76,9 +76,11 @@ def medians(times: Mapping[str, Sequence[Spent]]) -> dict[str, float]:
     return {name: statistics.median(spent.wall for spent in rounds) for name, rounds in times.items()}
 
 
-def ratio(times: Mapping[str, Sequence[Spent]], way: str, other: str, *, digits: int = 2) -> str:
+def ratio(
+    times: Mapping[str, Sequence[Spent]], way: str, other: str, *, digits: int = 2, by: Literal["wall", "cpu"] = "wall"
+) -> str:
     """Rate of a way by that of another: the ratio of medians, with its 95 % interval by resampling the rounds."""
-    mine, theirs = (np.array([one.wall for one in times[name]]) for name in (way, other))
+    mine, theirs = (np.array([getattr(one, by) for one in times[name]]) for name in (way, other))
     drawn = np.random.default_rng(0).integers(0, len(mine), (_RESAMPLES, len(mine)))
     low, high = np.quantile(np.median(theirs[drawn], axis=1) / np.median(mine[drawn], axis=1), [0.025, 0.975])
     return f"{np.median(theirs) / np.median(mine):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -193,7 +193,7 @@ class QdrantIndex:
         """Means as the background weighs the references, likewise; ``None`` without one."""
         plain = self._plain(self.background) if self.background else None
         others = {i: mean.weighed for i, mean in enumerate(self._means()) if mean and mean.weighed}
-        return plain.replaced(others) if plain else None
+        return None if plain is None else plain.replaced(others)
 
     def _plain(self, background: Background) -> ClassMeans | None:
         return self.root_means if background.of_roots else self.class_means

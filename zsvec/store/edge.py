@@ -28,7 +28,7 @@ import qdrant_edge as qe
 from filelock import FileLock, Timeout
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
-from zsvec.store.base import Handle, Hit, Points, Put, Where
+from zsvec.store.base import Dims, Handle, Hit, Points, Put, Where
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, read_ahead, room_for, room_to_open
 from zsvec.store.seal import Claim, Keeper, remove_collection
 from zsvec.trust import inside
@@ -90,7 +90,7 @@ class EdgeBackend:
             Keeper(self._folder, collection).check_gone()
         return False
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._hold(collection)
@@ -102,7 +102,7 @@ class EdgeBackend:
             for field in indexes.keys() - shard.info().payload_schema.keys():
                 self._update(collection, qe.UpdateOperation.create_field_index(field, _SCHEMAS[indexes[field]]))
 
-    def _create(self, collection: str, dim: int) -> None:
+    def _create(self, collection: str, dim: Dims) -> None:
         check_room(self._folder, ROOM + sum(self._owed.values()))
         # It has another name until it is complete: a killed process leaves no half collection.
         unfinished = self._folder / f".{collection}.{uuid.uuid4().hex[:8]}"
@@ -110,8 +110,7 @@ class EdgeBackend:
         qe.EdgeShard.create(
             str(unfinished),
             qe.EdgeConfig(
-                # Not the default, which maps every block of the files, of 32 MiB each, when they are opened.
-                vectors=qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine, memory=qe.Memory.Cold),
+                vectors=_params(dim) if isinstance(dim, int) else {name: _params(n) for name, n in dim.items()},
                 hnsw_config=qe.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
             ),
         ).close()
@@ -132,14 +131,12 @@ class EdgeBackend:
                 remove_collection(self._folder, collection)
 
     def upsert(self, collection: str, points: Points) -> None:
-        every = points.vectors
         with self._calls(collection):
             for first in range(0, len(points.ids), _CHUNK):
-                chunk = slice(first, first + _CHUNK)
-                vectors, payloads = every[chunk], points.payloads[chunk]
-                rows = zip(points.ids[chunk], vectors, payloads, strict=True)
-                operation = qe.UpdateOperation.upsert_points([qe.Point(i, v.tolist(), dict(p)) for i, v, p in rows])
-                self._update(collection, operation, len(payloads), vectors.nbytes + _size(payloads))
+                some = points.chosen(range(first, min(first + _CHUNK, len(points.ids))))
+                rows = [qe.Point(i, v, dict(p)) for i, v, p in zip(some.ids, some.plain, some.payloads, strict=True)]
+                operation = qe.UpdateOperation.upsert_points(rows)
+                self._update(collection, operation, len(rows), 4 * some.numbers + _size(some.payloads))
 
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         with self._calls(collection):
@@ -189,7 +186,7 @@ class EdgeBackend:
                     rows=[point.vector for point in page],
                     payloads=[point.payload or {} for point in page],
                 )
-                if vectors:
+                if vectors and not points.named:
                     points = replace(points, rows=points.vectors)  # here, where what is damaged is an error of ours
             yield points
             if offset is None:
@@ -409,6 +406,10 @@ def _keep_for_ever(shard: qe.EdgeShard) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(shard))
 
 
+def _params(dim: int) -> qe.EdgeVectorParams:  # not the default, which maps every 32 MiB of the files when opened
+    return qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine, memory=qe.Memory.Cold)
+
+
 def _size(payloads: Sequence[Mapping[str, Any]]) -> int:
     return sum(len(json.dumps(payload)) for payload in payloads)
 
@@ -442,9 +443,5 @@ def _filter(where: Where) -> qe.Filter:
 
 
 def _conditions(match: Mapping[str, str | int | Sequence[str]]) -> list[Any]:
-    return [
-        qe.FieldCondition(
-            key=field, match=qe.MatchValue(value) if isinstance(value, str | int) else qe.MatchAny(list(value))
-        )
-        for field, value in match.items()
-    ]
+    matches = {f: qe.MatchValue(v) if isinstance(v, str | int) else qe.MatchAny(list(v)) for f, v in match.items()}
+    return [qe.FieldCondition(key=field, match=matched) for field, matched in matches.items()]

@@ -16,22 +16,25 @@ from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
 from zsvec.classifier.predictor import Predictor
 from zsvec.config import Settings
-from zsvec.embedding import Embedder, Embedding
+from zsvec.embedding import Embedder, Embedding, Vectors, Wanted
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, ZSVecError
 from zsvec.flow import Flow, StreamStats
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
-from zsvec.inputs.images import ImageInput
+from zsvec.inputs.images import ImageInput, is_path
 from zsvec.inputs.small import open_small
+from zsvec.keeping import Keeper
 from zsvec.method.fit import CalibrationReport
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.stream import AsyncStream, Stream, iterate_async_source, iterate_in_thread
-from zsvec.types import Category, Prediction, encoder_and_modality
+from zsvec.types import Category, Keep, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.generation.facet import Generation
+    from zsvec.inbox import Inbox
     from zsvec.references import StoredReferences
+    from zsvec.teaching import Teaching
 
 
 class Classifier:
@@ -73,6 +76,7 @@ class Classifier:
         self.scoring = settings.scoring(temperatures)
         self._predictor = Predictor(store, self._searcher, self.scoring, self._embedder, settings)
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
+        self._keeper = Keeper(store, settings)
         try:
             settings.check_experts(temperatures)
             store.check(self._encoder_names)
@@ -183,9 +187,72 @@ class Classifier:
 
         return StoredReferences(self.store, self._calibrator, self._builder)
 
+    @cached_property
+    def inbox(self) -> Inbox:
+        """Images that wait for a label: what to label next, and groups that may be categories which are missing."""
+        from zsvec.inbox import Inbox
+
+        encoders = [
+            name for name, modality in map(encoder_and_modality, self.scoring.temperatures) if modality == "image"
+        ]
+        return Inbox(self.store, self._keeper, self._calibrator, self._predicted, encoders, self.settings.added_by)
+
+    @cached_property
+    def _teaching(self) -> Teaching:
+        from zsvec.teaching import Teaching
+
+        return Teaching(
+            self.store,
+            self.inbox,
+            self._keeper,
+            self._calibrator,
+            self._embedder,
+            self.settings.image_limits(),
+            create=self.create,
+            predict=lambda source, vectors: self._predicted([source], vectors, 1)[0],
+            add=lambda name, image: self.add_category(name, images=[image]),
+        )
+
+    def _predicted(self, sources: Sequence[str], vectors: Vectors, top_k: int) -> list[Prediction]:
+        return self._predictor.predict(sources, vectors, top_k, None, related=False)
+
+    def keep(self, image: ImageInput | Prediction) -> str | None:
+        """Keep an image in the inbox; or that of a prediction which has a `hash`, if its file is still the same.
+
+        Returns:
+            Its content hash; ``None`` if it does not wait, because it equals a reference, an image that waits or one
+            that was dismissed, or nearly.
+
+        Raises:
+            ImageError: It cannot be read, or its file has changed.
+            InvalidInputError: The prediction has no hash.
+            StoreError: The inbox cannot be written.
+        """
+        return self._teaching.keep(image)
+
+    def correct(self, image: ImageInput | Prediction, name: str) -> Category:
+        """Make an image a reference of the right category, from the next image of every process on.
+
+        One that is a reference of another category is moved. One that waits in the inbox is not embedded again.
+
+        Args:
+            image: An image, or a prediction, as for `keep`.
+            name: The category, which is made if there is none.
+
+        Returns:
+            The category as committed.
+
+        Raises:
+            ImageError: It cannot be read, or its file has changed.
+            InvalidInputError: The name cannot be used, the prediction has no hash, or another category would lose its
+                last reference.
+            ConflictError: Other writers changed a category at every attempt.
+        """
+        return self._teaching.correct(image, name)
+
     def image(self, content_hash: str) -> Image | None:
-        """The small copy of a reference image, of `Neighbor.hash`; ``None`` without one that can be read."""
-        small = self.store.image(content_hash)
+        """The small copy of a reference image, or of one that waits; ``None`` without one that can be read."""
+        small = self.store.image(content_hash) or self.store.inbox.small(content_hash)
         return open_small(small.content) if small else None
 
     @overload
@@ -218,7 +285,7 @@ class Classifier:
         check_answers(top_k, errors)
         encoders = self._predictor.encoders_to_read()
         with encoders.shared.coming():
-            image = self._embedder.prepare(cast("ImageInput", images))
+            image = self._embedder.prepare(cast("ImageInput", images), wanted=Wanted(hash=is_path(images)))
         if image.error is not None:
             return next(self._predictor.answers([image], {}, top_k, errors, None))
         with encoders.shared.turn((image.inputs, image.source), top_k) as turn:
@@ -227,7 +294,8 @@ class Classifier:
                 turn.results = self._predictor.predict(
                     sources, encoders.encode_images(inputs), top_k, None, related=False
                 )
-        return cast("Prediction", turn.result)
+        prediction = cast("Prediction", turn.result)
+        return with_changes(prediction, hash=image.hash) if image.hash else prediction
 
     @overload
     async def aclassify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
@@ -249,6 +317,7 @@ class Classifier:
         max_wait_ms: float | None = None,
         top_k: int = 5,
         errors: Errors = "report",
+        keep: Keep | None = None,
     ) -> Stream[Prediction]:
         """Classify images as they come, in order and in bounded memory, endless sources included.
 
@@ -261,13 +330,16 @@ class Classifier:
                 default 50.
             top_k: Categories in the rankings.
             errors: For an image that cannot be read, ``report`` a `Prediction` with ``error``, or ``raise``.
+            keep: Which images wait in the inbox for a label: ``none``, those that are ``uncertain``, or ``all``; by
+                default the setting.
 
         Returns:
             An iterator of predictions with its ``stats``. Close it, or use it as a context manager, to stop early.
             It raises as `classify`.
         """
         flow = Flow()
-        return Stream(self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors), flow)
+        keeper = self._keeper.of_stream(keep, flow)
+        return Stream(self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors, keeper), flow)
 
     def aclassify_stream(
         self,
@@ -277,12 +349,14 @@ class Classifier:
         max_wait_ms: float | None = None,
         top_k: int = 5,
         errors: Errors = "report",
+        keep: Keep | None = None,
     ) -> AsyncStream[Prediction]:
         """`classify_stream` for an event loop, whose images may come from one; cancelled or closed, its threads end."""
         flow = Flow()
         if isinstance(images, AsyncIterable):
             images = iterate_async_source(images, flow)
-        predictions = self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors)
+        keeper = self._keeper.of_stream(keep, flow)
+        predictions = self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors, keeper)
         return AsyncStream(iterate_in_thread(predictions, flow), flow)
 
     @property
@@ -346,6 +420,8 @@ class Classifier:
     def create(self) -> None:
         """Make the collections of the store; then a key that may write to them is enough. Raises as a write does."""
         self.store.bind(self.encoders.fingerprints, images=self.settings.keep_images)
+        if self.settings.keep != "none":
+            self.store.inbox.create()
 
     def load(self) -> None:
         """Load the encoders now, not with the first image; raises as `encoders`."""

@@ -15,6 +15,7 @@ from zsvec.store import mending, ownership, writing
 from zsvec.store.base import Backend, Hit, Points
 from zsvec.store.catalog import Catalog
 from zsvec.store.collector import Collector
+from zsvec.store.inbox import InboxCollection
 from zsvec.store.look import Cursor, Look, look
 from zsvec.store.mending import Move
 from zsvec.store.migration import migrate
@@ -36,6 +37,9 @@ class Store:
         namespace: Prefix of their names. Nothing else in the deployment is read or written.
         profile_of: From the fingerprints of its encoders to the profile to name where others are in use, if there is
             one.
+
+    Attributes:
+        inbox: Images that wait for a label.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Store:
         self._catalog = Catalog(backend, namespace)
         self._references = ReferenceCollections(backend, namespace)
         self._collector = Collector(self._catalog, self._references)
+        self.inbox = InboxCollection(backend, self._catalog, namespace)
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -219,6 +224,10 @@ class Store:
             found.setdefault((reference.modality, reference.hash), []).append(reference)
         described = [_described(name, references) for references in found.values()]
         return sorted(described, key=lambda one: (one.modality == "image", str(one.added or ""), one.source, one.hash))
+
+    def holders(self, hashes: Collection[str]) -> dict[str, set[str]]:
+        """By content hash of an image, names of the categories that have it, in one pass over the references."""
+        return self._references.holders(hashes, self.categories())
 
     def keeps_images(self) -> bool:
         """Whether small copies of images are kept; no, before the first write."""

@@ -18,7 +18,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import checked_name
 from zsvec.keeping import Keeper
 from zsvec.method.unlabelled import most_useful, urgency
-from zsvec.store import InboxImage, Move, Reference, Store, Write
+from zsvec.store import InboxImage, Move, Reference, SmallImage, Store, Write
 from zsvec.types import Category, Prediction
 
 
@@ -109,6 +109,14 @@ class Inbox:
 
     def __iter__(self) -> Iterator[Unlabelled]:
         return iter(self.rank())
+
+    def hashes(self) -> list[str]:
+        """Content hashes of the images that wait, in no order."""
+        return [image.hash for image in self._waiting()]
+
+    def small(self, content_hash: str) -> SmallImage | None:
+        """The small copy of an image that waits; ``None`` without one that can be read."""
+        return self._store.inbox.small(content_hash)
 
     def rank(self, number: int | None = None) -> list[Unlabelled]:
         """What to label next: images whose label would tell much, and that differ from each other.

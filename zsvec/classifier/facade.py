@@ -237,7 +237,7 @@ class Classifier:
 
         Args:
             image: An image, or a prediction, as for `keep`.
-            name: The category, which is made if there is none.
+            name: The category; made if there is none.
 
         Returns:
             The category as committed.

@@ -126,7 +126,8 @@ def at_random(asked: Asked, number: int) -> Sequence[int]:
 
 def inbox(asked: Asked, number: int) -> Sequence[int]:
     """As the inbox ranks them."""
-    return most_useful(asked.urgencies, asked.vectors, number)
+    nearness = np.array([1 - (prediction.distance or 0.0) for prediction in asked.predictions])
+    return most_useful(asked.urgencies, nearness, asked.vectors, number)
 
 
 def urgent(asked: Asked, number: int) -> Sequence[int]:

@@ -133,8 +133,10 @@ class Inbox:
         waiting = self._waiting()
         wanted = len(waiting) if number is None else min(checked_count("number", number), len(waiting))
         found = self._described(waiting)
-        order = most_useful(np.array([one.urgency for one in found]), _matrices(waiting), wanted) if found else []
-        return [found[row] for row in order]
+        if not found:
+            return []
+        urgencies, nearness = (np.array(values) for values in zip(*map(_usefulness, found), strict=True))
+        return [found[row] for row in most_useful(urgencies, nearness, _matrices(waiting), wanted)]
 
     def groups(self) -> list[Group]:
         """Unknown images that look alike, the largest group first: each may be a category that is missing.
@@ -259,6 +261,12 @@ class Inbox:
             )
             for encoder in self._image_encoders
         ]
+
+
+def _usefulness(one: Unlabelled) -> tuple[float, float]:
+    """How urgent an image is, and its cosine to the nearest reference; with nothing to compare with, 0."""
+    distance = one.prediction.distance if one.prediction else None
+    return one.urgency, 0.0 if distance is None else 1 - distance
 
 
 def _matrices(images: Sequence[InboxImage]) -> Vectors:

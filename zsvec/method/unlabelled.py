@@ -22,7 +22,7 @@ CLOSE = 0.3
 AT_ODDS = 0.5
 """Share of the experts' weight for another category than the fused one, above which an image is uncertain."""
 
-_LEAST = 1e-6  # that an urgency or a distance counts
+_COMPARED = 100  # of the most urgent images, with each other
 
 
 def margin(prediction: Prediction) -> float:
@@ -66,25 +66,33 @@ def distinct(vectors: Mapping[str, Floats], *, first: int = 0) -> list[int]:
 
 
 def urgency(prediction: Prediction) -> float:
-    """How much a label of the image would tell, 0 to 1."""
-    return 1 - margin(prediction)
+    """How much a label of the image would tell, 0 to 1: by margin, by experts at odds, and if unknown, by novelty."""
+    novelty = prediction.novelty or 0.0 if prediction.unknown else 0.0
+    return max(1 - margin(prediction), at_odds(prediction), novelty)
 
 
-def most_useful(urgencies: Floats, vectors: Mapping[str, Floats], number: int) -> list[int]:
+def most_useful(urgencies: Floats, nearness: Floats, vectors: Mapping[str, Floats], number: int) -> list[int]:
     """Rows of images whose label would tell much and that differ from each other, the most useful first.
+
+    Each is the one of the most urgent images that, times its own urgency, brings the urgent images nearest to something
+    labelled: facility location (Wei, Iyer & Bilmes, "Submodularity in data subset selection and active learning",
+    2015), greedily. How near two images are is the cosine under the encoder that sees them farthest.
 
     Args:
         urgencies: float ``(n_images,)``, 0 to 1.
+        nearness: float ``(n_images,)``, cosine of each to the nearest reference, under the encoder that sees it
+            farthest, -1 to 1.
         vectors: By encoder, float ``(n_images, dim)``, rows of unit norm.
-        number: How many, at most ``n_images``.
+        number: How many, at most ``n_images``. Beyond the first `_COMPARED`, they are by urgency alone.
     """
-    distance = np.ones(len(urgencies))
-    chosen: list[int] = []
-    for _ in range(number):
-        worth = (urgencies + _LEAST) * np.maximum(distance, _LEAST)
-        worth[chosen] = -1
-        row = int(worth.argmax())
-        chosen.append(row)
-        cosine = np.mean([rows @ rows[row] for rows in vectors.values()], axis=0)
-        distance = np.minimum(distance, 1 - cosine)
-    return chosen
+    by_urgency = np.argsort(-urgencies, kind="stable")
+    first = by_urgency[:_COMPARED]
+    cosines = np.min([rows @ rows[first].T for rows in vectors.values()], axis=0)
+    near, left, chosen = nearness.astype(np.float64), np.ones(len(first), dtype=bool), list[int]()
+    for _ in range(min(number, len(first))):
+        gains = urgencies @ np.maximum(cosines - near[:, None], 0) * urgencies[first]
+        column = int(np.where(left, gains, -1).argmax())
+        left[column] = False
+        chosen.append(int(first[column]))
+        near = np.maximum(near, cosines[:, column])
+    return [*chosen, *map(int, by_urgency[_COMPARED:number])]

@@ -739,7 +739,7 @@ def test_classify_json(stocked: Callable[..., Result], new: Path, monkeypatch: p
     (found,) = result.objects
     assert list(found) == [
         *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error"),
+        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error", "hash"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
     assert found["calibration"] == "current"
@@ -870,6 +870,7 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(stocked: Callable[
         "incomplete": [],
         "stale_seconds": 0.0,
         "error": "cannot read 'missing.png': No such file or directory; check the path and its permissions",
+        "hash": None,
     }
     assert red["label"] == "red"
     assert broken["error"].startswith("cannot read 'colours/red/broken.jpg': it is empty")

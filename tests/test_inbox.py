@@ -27,7 +27,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, StoreUnavailableError
 from zsvec.inputs.images import content_hash
 from zsvec.keeping import Keeper, surplus
-from zsvec.method.unlabelled import ALIKE, distinct
+from zsvec.method.unlabelled import ALIKE, distinct, uncertain
 from zsvec.store import InboxImage, Store
 from zsvec.store.memory import MemoryBackend
 from zsvec.types import ExpertOutput, Prediction
@@ -246,7 +246,7 @@ def answer(first: float, second: float, *, weight: float = 1.0, unknown: bool = 
     ],
 )
 def test_what_is_uncertain(prediction: Prediction, is_uncertain: bool) -> None:
-    assert keeping.uncertain(prediction) == is_uncertain
+    assert uncertain(prediction) == is_uncertain
 
 
 def test_the_ranking_follows_what_is_taught(clf: Classifier) -> None:
@@ -381,7 +381,7 @@ def test_a_stream_keeps_nothing_by_default(clf: Classifier, monkeypatch: pytest.
 
 
 def test_a_stream_keeps_all(clf: Classifier) -> None:
-    images = [*photos(1, 2), coloured("red", 0), b"no image", photo(3), photo(1)]
+    images: list[Any] = [*photos(1, 2), coloured("red", 0), b"no image", photo(3), photo(1)]
     with clf.classify_stream(images, keep="all") as stream:
         answers = list(stream)
     assert [one.hash is None for one in answers] == [False, False, False, True, False, False]
@@ -421,9 +421,10 @@ def test_the_setting_keeps_in_streams_and_lists_alone(monkeypatch: pytest.Monkey
 
 
 def test_what_is_no_choice_of_images_to_keep(clf: Classifier) -> None:
-    for stream in (clf.classify_stream, clf.aclassify_stream):
+    streams: list[Any] = [clf.classify_stream, clf.aclassify_stream]
+    for stream in streams:
         with pytest.raises(InvalidInputError, match=r"keep must be 'none', 'uncertain' or 'all'. Got 'some' instead"):
-            stream([photo(1)], keep="some")  # type: ignore[operator]
+            stream([photo(1)], keep="some")
 
 
 def test_a_stream_goes_on_while_the_inbox_cannot_be_written(

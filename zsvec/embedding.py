@@ -170,11 +170,10 @@ class Embedder:
                 with stage("decode"):
                     limits: ImageLimits = {"max_pixels": self._max_pixels, "image_memory": self._image_memory}
                     loaded = [read_held(image, memory, side=self._side, hashed=wanted.hash, **limits)]
-                found: dict[str, Any] = {}
-                if wanted.hash:
-                    found = {"hash": loaded[0].content_hash, "size": loaded[0].size}
-                if wanted.small:
-                    with stage("copy"):
+                    found: dict[str, Any] = {}
+                    if wanted.hash:
+                        found = {"hash": loaded[0].content_hash, "size": loaded[0].size}
+                    if wanted.small:
                         found["small"] = small_copy(loaded[0].image)
                 with stage("preprocess"):  # which forgets the image before its memory is given back
                     return PreparedImage(source_of(image), encoders.preprocess(loaded.pop().image), **found)

@@ -131,7 +131,8 @@ def test_somebody_elses_collection_is_refused(deployment: Deployment) -> None:
     before = deployment.content(name)
     store = Store(deployment.backend(), deployment.namespace)
     store.bind(FINGERPRINTS)
-    for write in (lambda: store.inbox.put([image("a")]), store.inbox.create):
+    writes: list[Callable[[], None]] = [lambda: store.inbox.put([image("a")]), store.inbox.create]
+    for write in writes:
         with pytest.raises(StoreError, match=r"already has a collection .*__inbox.* that zsvec did not make"):
             write()
     assert store.inbox.read() == []

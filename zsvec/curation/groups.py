@@ -41,7 +41,10 @@ def groups_of(vectors: Mapping[str, NDArray[np.float32]]) -> list[Alike]:
         return []
     from sklearn.cluster import HDBSCAN  # slow to import, and needed here alone
 
-    found = HDBSCAN(FEWEST, metric="precomputed", copy=True).fit(np.clip(1 - cosines, 0, 2)).labels_
+    distances = np.clip(1 - cosines, 0, 2)
+    found = HDBSCAN(FEWEST, metric="precomputed", copy=True).fit(distances).labels_
+    if found.max() < 0:  # not several: perhaps one, which many more images belong to if it may always be alone
+        found = HDBSCAN(FEWEST, metric="precomputed", copy=True, allow_single_cluster=True).fit(distances).labels_
     groups = [_group(np.flatnonzero(found == label), cosines) for label in range(found.max() + 1)]
     return sorted(groups, key=lambda group: (-len(group.rows), -group.likeness))
 

@@ -8,6 +8,7 @@
     python scripts/bench.py search            search + aggregation + fusion against a matrix product and a maximum
     python scripts/bench.py runtimes FOLDER   encoders by torch and by onnxruntime: rates, and the start of a command
     python scripts/bench.py threads FOLDER PHOTOS  threads with an image each against one stream
+    python scripts/bench.py keeping FOLDER PHOTOS  a stream that keeps images for labelling, beside one that does not
     python scripts/bench.py spin FOLDER       streams by torch beside busy processes, by GOMP_SPINCOUNT
     python scripts/bench.py decoding FOLDER   decoding and preprocessing, beside Pillow alone
     python scripts/bench.py server URL        a store on a Qdrant server: first batches, commits, beside bare requests
@@ -24,6 +25,7 @@ import typer
 from benchmarks.basics import calibrate, pipeline, search
 from benchmarks.copies import copies
 from benchmarks.decoding import decoding
+from benchmarks.keeping import keeping
 from benchmarks.runtimes import runtimes
 from benchmarks.scale import scale
 from benchmarks.server import server
@@ -33,7 +35,11 @@ from benchmarks.stream import stream
 from benchmarks.threads import threads
 
 app = typer.Typer(add_completion=False)
-for command in (stream, scale, soak, pipeline, search, runtimes, threads, spin, decoding, server, copies, calibrate):
+commands = (
+    *(stream, scale, soak, pipeline, search, runtimes, threads),
+    *(keeping, spin, decoding, server, copies, calibrate),
+)
+for command in commands:
     app.command()(command)
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ def commands_page() -> str:
 def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every command by its name, those of a group behind the name of the group."""
     for name, command in group.commands.items():
+        if getattr(command, "invoke_without_command", False):
+            yield f"{prefix}{name}", command
         if hasattr(command, "commands"):
             yield from _commands(command, f"{name} ")
         else:

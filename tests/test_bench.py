@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+import zsvec
 from tests.encoders.tiny_checkpoints import VIT, photo, save_clip, save_vit
-from tests.support import coloured_set, fast_folder, isolated  # noqa: F401
+from tests.support import coloured_set, fast_folder, isolated, two_encoders  # noqa: F401
 from zsvec.config import Settings
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.profiles import Profile
@@ -80,6 +81,20 @@ def test_stream(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
+def test_keeping(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = coloured_set(3, 4)
+    encoders = two_encoders()
+    real = zsvec.open
+    monkeypatch.setattr(
+        zsvec, "open", lambda store, *, profile, device, **settings: real(store, encoders=encoders, **settings)
+    )
+    result, figures = run("keeping", str(folder / "references"), str(folder / "photos"), "--rounds", "2")
+    [rates] = figures["tables"].values()
+    assert [row["keep"] for row in rates] == ["none", "uncertain", "all"]
+    assert rates[0]["kept"] == 0 <= rates[1]["kept"] <= rates[2]["kept"]
+    assert "÷ none" in result.output
+
+
 def test_scale(run: Callable[..., Any]) -> None:
     pytest.importorskip("faiss")
     _, figures = run("scale", "--smallest", "--rounds", "1", "--dim", "16")

@@ -28,7 +28,7 @@ from tests.store.support import ServerDeployment
 from tests.support import coloured, encode, fast_folder, isolated, trusted_settings, write_photos  # noqa: F401
 from zsvec import __version__
 from zsvec.cli import main, output
-from zsvec.cli.sheet import write_sheet
+from zsvec.cli.sheet import Picture, pictures_of, write_sheet
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError
@@ -456,12 +456,11 @@ def test_contact_sheet_of_another_kind(stocked: Callable[..., Result]) -> None:
 
 def test_a_contact_sheet_obeys_nothing_that_it_shows(stocked: Callable[..., Result], tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\x1b[2J\n\"'&"
-    reference = StoredReference(category=evil, hash=evil, modality="image", source=evil, by=evil)
-    text = StoredReference(category=evil, hash="", modality="text", source=evil)
+    pictures = pictures_of([StoredReference(category=evil, hash=evil, modality="image", source=evil, by=evil)])
     content = b"GIF89a<script>"
     small = SmallImage(hash=evil, content=content, width=1, height=1, source=evil)
     for file, find in ((tmp_path / "a.html", lambda _: small), (tmp_path / "a.png", lambda _: None)):
-        write_sheet(file, evil, [text, reference], find)
+        write_sheet(file, evil, pictures, find, [evil])
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "\x1b" not in page
@@ -469,7 +468,7 @@ def test_a_contact_sheet_obeys_nothing_that_it_shows(stocked: Callable[..., Resu
 
 
 def test_a_png_has_room_for_so_many(tmp_path: Path) -> None:
-    many = [StoredReference(category="c", hash=str(i), modality="image", source="") for i in range(601)]
+    many = [Picture(str(i), []) for i in range(601)]
     with pytest.raises(InvalidInputError, match=r"room for 600 pictures, and there are 601: give a file \.html"):
         write_sheet(tmp_path / "a.png", "c", many, lambda _: None)
     assert write_sheet(tmp_path / "a.html", "c", many, lambda _: None) == 601
@@ -796,7 +795,7 @@ def test_classify_json(stocked: Callable[..., Result], new: Path, monkeypatch: p
     (found,) = result.objects
     assert list(found) == [
         *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error"),
+        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error", "hash"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
     assert found["calibration"] == "current"
@@ -927,6 +926,7 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(stocked: Callable[
         "incomplete": [],
         "stale_seconds": 0.0,
         "error": "cannot read 'missing.png': No such file or directory; check the path and its permissions",
+        "hash": None,
     }
     assert red["label"] == "red"
     assert broken["error"].startswith("cannot read 'colours/red/broken.jpg': it is empty")

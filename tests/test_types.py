@@ -84,6 +84,7 @@ def test_prediction_to_dict() -> None:
         "incomplete": [],
         "stale_seconds": 0.0,
         "error": None,
+        "hash": None,
     }
 
 
@@ -107,6 +108,7 @@ def test_prediction_of_an_unreadable_image_to_dict() -> None:
         "incomplete": [],
         "stale_seconds": 0.0,
         "error": "broken.jpg is empty",
+        "hash": None,
     }
 
 
@@ -115,7 +117,7 @@ def test_prediction_keys_are_those_of_the_design(prediction: Prediction) -> None
     said = prediction.to_dict()
     assert list(said) == [
         *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error"),
+        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error", "hash"),
     ]
     for expert in said["experts"].values():
         assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]

@@ -36,7 +36,7 @@ from zsvec.profiles import PROFILES, Profile, encoders_of, other_profile
 from zsvec.sources import Arguments, Environment, File, LocalFile, did_you_mean
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 from zsvec.trust import is_private
-from zsvec.types import KeepImages
+from zsvec.types import Keep, KeepImages
 
 if TYPE_CHECKING:
     from zsvec.inputs.images import ImageLimits
@@ -142,6 +142,9 @@ class Settings(_Masked, BaseSettings):
         added_by: Who adds references; kept with each of them.
         history: Seconds for which changes of categories can be taken back, with what they replaced; by default a day.
             With 0, nothing is kept of the changes of this process.
+        keep: Which images of streams wait in the inbox for a label: `none`, those that are `uncertain`, or `all`.
+        inbox_size: Images that wait in the inbox, at most; and as many that were dismissed.
+        inbox_days: Days after which an image in the inbox is deleted.
         profile: Name of a profile, of `PROFILES` or of `profiles`; or the folder of exported encoders, as a
             path with a ``/``.
         profiles: Further profiles, by name.
@@ -207,6 +210,9 @@ class Settings(_Masked, BaseSettings):
     keep_images: KeepImages | None = None
     added_by: str | None = Field(default=None, max_length=500, pattern=r"^\P{C}+$")
     history: float = Field(default=86_400.0, ge=0, le=366 * 86_400)
+    keep: Keep = "none"
+    inbox_size: PositiveInt = Field(default=1000, le=100_000)
+    inbox_days: float = Field(default=30.0, gt=0, le=36_500)
     profile: str = "base"
     profiles: Mapping[str, Profile] = Field(default_factory=dict)
     device: Device = "auto"

@@ -20,6 +20,7 @@ from zsvec.inputs.categories import checked_name
 from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
 from zsvec.inputs.memory import DEFAULT
+from zsvec.inputs.small import small_copy
 from zsvec.stream import ahead, prefetch
 
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
@@ -49,11 +50,33 @@ class PreparedImage:
         source: Where the image came from.
         inputs: What `EncoderSet.encode_images` takes.
         error: Why the image cannot be read, or ``None``.
+        hash: Content hash; empty if not asked for.
+        size: Width and height, upright, in pixels; (0, 0) if no hash was asked for.
+        small: A small copy, a JPEG; ``None`` if not asked for.
     """
 
     source: str
     inputs: Any = None
     error: ImageError | None = None
+    hash: str = ""
+    size: tuple[int, int] = (0, 0)
+    small: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What else of an image is wanted than its vectors.
+
+    Attributes:
+        hash: Whether its content hash.
+        small: Whether a small copy.
+    """
+
+    hash: bool = False
+    small: bool = False
+
+
+_NOTHING_ELSE = Wanted()
 
 
 def _unmeasured(stage: str) -> AbstractContextManager[None]:
@@ -129,22 +152,31 @@ class Embedder:
         return names, {name: np.concatenate(rows) for name, rows in parts.items()}
 
     def prepare(
-        self, image: ImageInput, stage: Callable[[str], AbstractContextManager[None]] = _unmeasured
+        self,
+        image: ImageInput,
+        stage: Callable[[str], AbstractContextManager[None]] = _unmeasured,
+        wanted: Wanted = _NOTHING_ELSE,
     ) -> PreparedImage:
         """Decode and preprocess one image.
 
         Args:
             image: A path, bytes, file, PIL image or array.
             stage: Context manager that measures the time of a stage, by its name.
+            wanted: What else of it is wanted.
         """
         encoders = self.encoders
         try:
             with ExitStack() as memory:
                 with stage("decode"):
                     limits: ImageLimits = {"max_pixels": self._max_pixels, "image_memory": self._image_memory}
-                    loaded = [read_held(image, memory, side=self._side, hashed=False, **limits)]
+                    loaded = [read_held(image, memory, side=self._side, hashed=wanted.hash, **limits)]
+                    found: dict[str, Any] = {}
+                    if wanted.hash:
+                        found = {"hash": loaded[0].content_hash, "size": loaded[0].size}
+                    if wanted.small:
+                        found["small"] = small_copy(loaded[0].image)
                 with stage("preprocess"):  # which forgets the image before its memory is given back
-                    return PreparedImage(source_of(image), encoders.preprocess(loaded.pop().image))
+                    return PreparedImage(source_of(image), encoders.preprocess(loaded.pop().image), **found)
         except ImageError as exc:
             return PreparedImage(source_of(image), error=exc)
 
@@ -154,7 +186,13 @@ class Embedder:
         return self.encoders.encode_images(readable) if readable else {}
 
     def batches(
-        self, images: Iterable[ImageInput], batch_size: int, flow: Flow, *, max_wait: float | None = None
+        self,
+        images: Iterable[ImageInput],
+        batch_size: int,
+        flow: Flow,
+        *,
+        max_wait: float | None = None,
+        wanted: Wanted = _NOTHING_ELSE,
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         """Batches of images, and the vectors of those that can be read.
 
@@ -165,12 +203,13 @@ class Embedder:
             batch_size: Images that an encoder takes at once.
             flow: Shared by the stages of the stream.
             max_wait: Seconds, from its first image, after which an incomplete batch is passed on.
+            wanted: What else of the images is wanted.
         """
-        encoded = self._encoded(images, batch_size, flow, max_wait)
+        encoded = self._encoded(images, batch_size, flow, max_wait, wanted)
         return ahead(encoded, flow, "encode") if _work_ahead(self.encoders) else encoded
 
     def _encoded(
-        self, images: Iterable[ImageInput], batch_size: int, flow: Flow, max_wait: float | None
+        self, images: Iterable[ImageInput], batch_size: int, flow: Flow, max_wait: float | None, wanted: Wanted
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         def take(image: ImageInput) -> ImageInput | PreparedImage:
             if opened(image):
@@ -178,7 +217,7 @@ class Embedder:
             return taken(image, max_pixels=self._max_pixels, image_memory=self._image_memory)
 
         def prepare(image: ImageInput | PreparedImage) -> PreparedImage:
-            return image if isinstance(image, PreparedImage) else self.prepare(image, flow.stage)
+            return image if isinstance(image, PreparedImage) else self.prepare(image, flow.stage, wanted)
 
         taking = map(take, images)  # in the thread of the source, before that goes on
         for batch in prefetch(prepare, taking, batch_size, max_wait=max_wait, flow=flow):

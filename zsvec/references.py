@@ -117,7 +117,7 @@ class StoredReferences:
         return category
 
     def forget(self, content_hash: str) -> tuple[str, ...]:
-        """Remove an image from every category, the kept copies and the history: nothing can bring it back.
+        """Remove an image from every category, the inbox, the kept copies and the history: nothing can bring it back.
 
         A category that has nothing else is removed. Of an embedded store, the files of all references are written anew,
         so that nothing of the image stays in them. A server deletes it as well, and overwrites its files when it sees

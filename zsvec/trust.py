@@ -28,6 +28,8 @@ _DECIDING = {
     "generation",
     "max_pixels",
     "image_memory",
+    "inbox_size",
+    "inbox_days",
 }
 
 
@@ -58,14 +60,15 @@ def decisions(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """What of a file's settings needs trust.
 
     They name a place beyond the file's folder, a key or where it goes, whose certificates are believed, weights, a
-    service and what it costs, how much memory an image may take, or that copies of images are kept.
+    service and what it costs, how much memory an image may take, what is deleted of the inbox, or that images of
+    streams, or copies of references, are kept.
     """
     return {
         name: value
         for name, value in values.items()
         if (name in _DECIDING and not (name == "store" and _is_within(value, file.resolve().parent)))
         or (name == "profile" and names_folder(str(value)))
-        or (name == "keep_images" and value != "none")
+        or (name in ("keep_images", "keep") and value != "none")
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 Modality: TypeAlias = Literal["text", "image"]
 CalibrationState: TypeAlias = Literal["current", "stale", "none"]
 KeepImages: TypeAlias = Literal["small", "none"]
+Keep: TypeAlias = Literal["none", "uncertain", "all"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
 CALIBRATION_FORMAT = 3
@@ -203,6 +204,8 @@ class Prediction:
         stale_seconds: How long ago the state of the store was read that answered, while the store is away; 0 if it is
             not away (`max_staleness`).
         error: Why there is no answer, or ``None``.
+        hash: Content hash of the image, by which `Classifier.keep` and `Classifier.correct` find it; ``None`` unless it
+            was asked for (by ``keep``, in a stream) or is of a path that was classified alone.
     """
 
     source: str
@@ -219,6 +222,7 @@ class Prediction:
     incomplete: tuple[str, ...] = ()
     stale_seconds: float = 0.0
     error: str | None = None
+    hash: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec classify --json`` prints."""
@@ -245,6 +249,7 @@ class Prediction:
             "incomplete": list(self.incomplete),
             "stale_seconds": self.stale_seconds,
             "error": self.error,
+            "hash": self.hash,
         }
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.store.base import Hit, Points, Put, Where
+from zsvec.store.base import Dims, Hit, Points, Put, Where
 from zsvec.store.memory import MemoryBackend
 from zsvec.types import Finding
 
@@ -251,7 +251,7 @@ class SimulatedBackend:
         self._turn()
         return self.world.server.exists(collection)
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         self._turn()
         self.world.server.create(collection, dim, indexes)
 

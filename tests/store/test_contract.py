@@ -40,7 +40,7 @@ from tests.store.support import (
 )
 from zsvec.errors import CategoryNotFoundError, ZSVecError
 from zsvec.store import Cursor, Look, Store, Write
-from zsvec.store.base import Where
+from zsvec.store.base import Points, Where
 from zsvec.store.schema import record_id
 from zsvec.types import CALIBRATION_FORMAT
 
@@ -830,3 +830,35 @@ def test_edge_store_is_like_the_model(operations: list[tuple[str, str, list[str]
         deployment = EdgeDeployment(folder)
         check_against_model(deployment, operations)
         deployment.close()
+
+
+# Named vectors
+
+
+def test_points_have_vectors_by_name(deployment: Deployment, open_store: OpenStore) -> None:
+    """Of several dimensions, written and read page by page; and again, with others in their place."""
+    backend = open_store()._backend
+    name = "zsvec__several"
+    backend.create(name, {"a": 3, "b": 2}, {"hash": "keyword"})
+    backend.create(name, {"a": 3, "b": 2}, {"hash": "keyword"})
+    ids = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(i))) for i in range(3)]
+    rows = [{"a": unit_vector(3, str(i)), "b": unit_vector(2, str(i))} for i in range(3)]
+    payloads = [{"hash": str(i), "added": "then", "width": i} for i in range(3)]
+    backend.upsert(name, Points(ids, rows, payloads))
+    backend.upsert(name, Points(ids[:1], rows[1:2], payloads[:1]))
+
+    found = {
+        place: (row, payload)
+        for page in backend.scroll(name, Where(), vectors=True)
+        for place, row, payload in zip(page.ids, page.rows, page.payloads, strict=True)
+    }
+    assert found.keys() == set(ids)
+    for place, row, payload in zip(ids, (rows[1], rows[1], rows[2]), payloads, strict=True):
+        assert found[place][1] == payload
+        assert found[place][0].keys() == {"a", "b"}
+        for key, vector in row.items():
+            np.testing.assert_allclose(found[place][0][key], vector, atol=1e-6)
+    chosen = [page for page in backend.scroll(name, Where(match={"hash": ["2", "x"]}), fields=("hash",)) if page.ids]
+    assert [(page.ids, page.payloads) for page in chosen] == [(ids[2:], [{"hash": "2"}])]
+    backend.delete(name, Where(match={"hash": ["0", "1"]}))
+    assert backend.count(name, Where()) == 1

@@ -11,28 +11,31 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from numpy.typing import ArrayLike
 from PIL.Image import Image
 
-from zsvec.arguments import Errors, check_answers, checked_count, checked_queries
+from zsvec.arguments import Errors, check_answers, checked_count
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
 from zsvec.classifier.predictor import Predictor
 from zsvec.config import Settings
-from zsvec.embedding import Embedder, Embedding
+from zsvec.embedding import Embedder, Embedding, Vectors, Wanted
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, ZSVecError
 from zsvec.flow import Flow, StreamStats
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
-from zsvec.inputs.images import ImageInput
+from zsvec.inputs.images import ImageInput, is_path
 from zsvec.inputs.small import open_small
+from zsvec.keeping import Keeper
 from zsvec.method.fit import CalibrationReport
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.stream import AsyncStream, Stream, iterate_async_source, iterate_in_thread
-from zsvec.types import Category, Prediction, encoder_and_modality
+from zsvec.types import Category, Keep, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.generation.facet import Generation
     from zsvec.history import ChangeHistory
+    from zsvec.inbox import Inbox
     from zsvec.references import StoredReferences
+    from zsvec.teaching import Teaching
 
 
 class Classifier:
@@ -74,6 +77,7 @@ class Classifier:
         self.scoring = settings.scoring(temperatures)
         self._predictor = Predictor(store, self._searcher, self.scoring, self._embedder, settings)
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
+        self._keeper = Keeper(store, settings)
         try:
             settings.check_experts(temperatures)
             store.check(self._encoder_names)
@@ -191,9 +195,68 @@ class Classifier:
 
         return ChangeHistory(self.store, self._calibrator)
 
+    @cached_property
+    def inbox(self) -> Inbox:
+        """Images that wait for a label: what to label next, and groups that may be categories which are missing."""
+        from zsvec.inbox import Inbox
+
+        encoders = [
+            name for name, modality in map(encoder_and_modality, self.scoring.temperatures) if modality == "image"
+        ]
+        return Inbox(self.store, self._keeper, self._calibrator, self._predicted, encoders, self.settings.added_by)
+
+    @cached_property
+    def _teaching(self) -> Teaching:
+        from zsvec.teaching import Teaching
+
+        limits = self.settings.image_limits()
+        parts = self.store, self.inbox, self._keeper, self._calibrator, self._embedder, limits
+
+        def add(name: str, image: ReferenceImage) -> Category:
+            return self.add_category(name, images=[image])
+
+        return Teaching(*parts, create=self.create, predict=self._predicted, add=add)
+
+    def _predicted(self, sources: Sequence[str], vectors: Vectors, top_k: int) -> list[Prediction]:
+        return self._predictor.predict(sources, vectors, top_k, None, related=False)
+
+    def keep(self, image: ImageInput | Prediction) -> str | None:
+        """Keep an image in the inbox; or that of a prediction which has a `hash`, if its file is still the same.
+
+        Returns:
+            Its content hash; ``None`` if it does not wait, because it equals a reference, an image that waits or one
+            that was dismissed, or nearly.
+
+        Raises:
+            ImageError: It cannot be read, or its file has changed.
+            InvalidInputError: The prediction has no hash.
+            StoreError: The inbox cannot be written.
+        """
+        return self._teaching.keep(image)
+
+    def correct(self, image: ImageInput | Prediction, name: str) -> Category:
+        """Make an image a reference of the right category, from the next image of every process on.
+
+        One that is a reference of another category is moved. One that waits in the inbox is not embedded again.
+
+        Args:
+            image: An image, or a prediction, as for `keep`.
+            name: The category; made if there is none.
+
+        Returns:
+            The category as committed.
+
+        Raises:
+            ImageError: It cannot be read, or its file has changed.
+            InvalidInputError: The name cannot be used, the prediction has no hash, or another category would lose its
+                last reference.
+            ConflictError: Other writers changed a category at every attempt.
+        """
+        return self._teaching.correct(image, name)
+
     def image(self, content_hash: str) -> Image | None:
-        """The small copy of a reference image, of `Neighbor.hash`; ``None`` without one that can be read."""
-        small = self.store.image(content_hash)
+        """The small copy of a reference image, or of one that waits; ``None`` without one that can be read."""
+        small = self.store.image(content_hash) or self.store.inbox.small(content_hash)
         return open_small(small.content) if small else None
 
     @overload
@@ -226,7 +289,7 @@ class Classifier:
         check_answers(top_k, errors)
         encoders = self._predictor.encoders_to_read()
         with encoders.shared.coming():
-            image = self._embedder.prepare(cast("ImageInput", images))
+            image = self._embedder.prepare(cast("ImageInput", images), wanted=Wanted(hash=is_path(images)))
         if image.error is not None:
             return next(self._predictor.answers([image], {}, top_k, errors, None))
         with encoders.shared.turn((image.inputs, image.source), top_k) as turn:
@@ -235,7 +298,8 @@ class Classifier:
                 turn.results = self._predictor.predict(
                     sources, encoders.encode_images(inputs), top_k, None, related=False
                 )
-        return cast("Prediction", turn.result)
+        prediction = cast("Prediction", turn.result)
+        return with_changes(prediction, hash=image.hash) if image.hash else prediction
 
     @overload
     async def aclassify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
@@ -257,6 +321,7 @@ class Classifier:
         max_wait_ms: float | None = None,
         top_k: int = 5,
         errors: Errors = "report",
+        keep: Keep | None = None,
     ) -> Stream[Prediction]:
         """Classify images as they come, in order and in bounded memory, endless sources included.
 
@@ -269,13 +334,16 @@ class Classifier:
                 default 50.
             top_k: Categories in the rankings.
             errors: For an image that cannot be read, ``report`` a `Prediction` with ``error``, or ``raise``.
+            keep: Which images wait in the inbox for a label: ``none``, those that are ``uncertain``, or ``all``; by
+                default the setting.
 
         Returns:
             An iterator of predictions with its ``stats``. Close it, or use it as a context manager, to stop early.
             It raises as `classify`.
         """
         flow = Flow()
-        return Stream(self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors), flow)
+        keeper = self._keeper.of_stream(keep, flow)
+        return Stream(self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors, keeper), flow)
 
     def aclassify_stream(
         self,
@@ -285,12 +353,14 @@ class Classifier:
         max_wait_ms: float | None = None,
         top_k: int = 5,
         errors: Errors = "report",
+        keep: Keep | None = None,
     ) -> AsyncStream[Prediction]:
         """`classify_stream` for an event loop, whose images may come from one; cancelled or closed, its threads end."""
         flow = Flow()
         if isinstance(images, AsyncIterable):
             images = iterate_async_source(images, flow)
-        predictions = self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors)
+        keeper = self._keeper.of_stream(keep, flow)
+        predictions = self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors, keeper)
         return AsyncStream(iterate_in_thread(predictions, flow), flow)
 
     @property
@@ -322,13 +392,7 @@ class Classifier:
             InvalidInputError: They are of other encoders, of other shapes, zero or not finite.
             StoreError: The store has no category.
         """
-        checked_count("top_k", top_k)
-        fingerprints = self.store.encoders()
-        if not fingerprints:
-            raise self._predictor.empty()
-        queries = checked_queries(vectors, fingerprints)
-        sources = [f"vector {i}" for i in range(len(next(iter(queries.values()))))]
-        return self._predictor.predict(sources, queries, top_k, None) if sources else []
+        return self._predictor.predict_embedded(vectors, top_k)
 
     def calibrate(
         self, *, false_unknown_rate: float | None = None, labelled: Iterable[tuple[ImageInput, str]] | None = None
@@ -354,6 +418,8 @@ class Classifier:
     def create(self) -> None:
         """Make the collections of the store; then a key that may write to them is enough. Raises as a write does."""
         self.store.bind(self.encoders.fingerprints, images=self.settings.keep_images)
+        if self.settings.keep != "none":
+            self.store.inbox.create()
 
     def load(self) -> None:
         """Load the encoders now, not with the first image; raises as `encoders`."""

@@ -6,14 +6,17 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace as with_changes
 
-from zsvec.arguments import Errors, check_answers, checked_count, checked_wait
+from numpy.typing import ArrayLike
+
+from zsvec.arguments import Errors, check_answers, checked_count, checked_queries, checked_wait
 from zsvec.config import Settings
-from zsvec.embedding import Embedder, PreparedImage, Vectors
+from zsvec.embedding import Embedder, PreparedImage, Vectors, Wanted
 from zsvec.encoders import EncoderSet
 from zsvec.errors import StoreError
 from zsvec.flow import Flow, Totals
 from zsvec.inputs.categories import checked_images
 from zsvec.inputs.images import ImageInput
+from zsvec.keeping import StreamKeeper
 from zsvec.method.scoring import Scoring
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
@@ -69,6 +72,7 @@ class Predictor:
         max_wait_ms: float | None,
         top_k: int,
         errors: Errors,
+        keeper: StreamKeeper | None = None,
     ) -> Generator[Prediction, None, None]:
         """Predictions of images as they come; see `zsvec.classifier.Classifier.classify_stream`.
 
@@ -82,16 +86,23 @@ class Predictor:
 
         def answers() -> Generator[Prediction, None, None]:
             self.encoders_to_read()
-            batches = self._embedder.batches(checked, size, flow, max_wait=max_wait)
+            wanted = Wanted(hash=keeper is not None, small=keeper is not None and self._store.keeps_images())
+            batches = self._embedder.batches(checked, size, flow, max_wait=max_wait, wanted=wanted)
             self.totals.add(flow)
             with closing(batches), flow:
                 for batch, vectors in batches:
-                    yield from self.answers(batch, vectors, top_k, errors, flow)
+                    yield from self.answers(batch, vectors, top_k, errors, flow, keeper)
 
         return answers()
 
     def answers(
-        self, batch: Sequence[PreparedImage], vectors: Vectors, top_k: int, errors: Errors, flow: Flow | None
+        self,
+        batch: Sequence[PreparedImage],
+        vectors: Vectors,
+        top_k: int,
+        errors: Errors,
+        flow: Flow | None,
+        keeper: StreamKeeper | None = None,
     ) -> Iterator[Prediction]:
         """Predictions of a batch, in order, with an error for each image that could not be read.
 
@@ -101,9 +112,14 @@ class Predictor:
             top_k: Categories in the rankings.
             errors: For the others, ``report`` or ``raise``.
             flow: Of the stream that the batch is of, if it is of one.
+            keeper: Keeps some of the images for labelling, if any are to be kept.
         """
-        sources = [image.source for image in batch if image.error is None]
+        readable = [image for image in batch if image.error is None]
+        sources = [image.source for image in readable]
         answered = self.predict(sources, vectors, top_k, flow) if sources else []
+        if keeper is not None:
+            answered = [with_changes(a, hash=image.hash) for a, image in zip(answered, readable, strict=True)]
+            keeper.offer(readable, vectors, answered)
         if flow is not None:
             flow.count(len(batch), len(batch) - len(sources), sum(answer.stale_seconds > 0 for answer in answered))
         answers = iter(answered)
@@ -114,6 +130,16 @@ class Predictor:
                 raise image.error
             else:
                 yield Prediction(source=image.source, error=str(image.error))
+
+    def predict_embedded(self, vectors: Mapping[str, ArrayLike], top_k: int) -> list[Prediction]:
+        """As `zsvec.classifier.Classifier.classify_vectors`."""
+        checked_count("top_k", top_k)
+        fingerprints = self._store.encoders()
+        if not fingerprints:
+            raise self.empty()
+        queries = checked_queries(vectors, fingerprints)
+        sources = [f"vector {i}" for i in range(len(next(iter(queries.values()))))]
+        return self.predict(sources, queries, top_k, None) if sources else []
 
     def predict(
         self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow | None, *, related: bool = True

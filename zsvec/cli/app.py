@@ -91,6 +91,14 @@ KeepImages = Annotated[
         "keeps them]",
     ),
 ]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        metavar="none|uncertain|all",
+        help="Which images wait in the inbox for a label: `zsvec inbox` shows them.  [default: the setting, or none]",
+    ),
+]
 Fusion = Annotated[
     str | None,
     typer.Option(

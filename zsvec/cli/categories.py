@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from zsvec.inputs.categories import CategoryInput
     from zsvec.store import Store
 
-_SHORTEST = 6  # characters of a hash that may stand for it
+SHORTEST = 6
+"""Characters of a hash that may stand for it."""
 
 
 @app.command("import")
@@ -230,11 +231,11 @@ def hashes_of(store: Store, name: str, given: Sequence[str]) -> frozenset[str]:
     known = {digest for _, _, digest in store.keys(checked_name(name))}
     chosen = set()
     for start in given:
-        found = [digest for digest in known if digest.startswith(start)] if len(start) >= _SHORTEST else []
+        found = [digest for digest in known if digest.startswith(start)] if len(start) >= SHORTEST else []
         if known and len(found) != 1:
             raise InvalidInputError(
                 f"{start!r} is the beginning of {len(found) or 'no'} hashes of {name!r}: give more of it, at least "
-                f"{_SHORTEST} characters; `zsvec show` lists them"
+                f"{SHORTEST} characters; `zsvec show` lists them"
             )
         chosen.update(found or [start])
     return frozenset(chosen)
@@ -271,16 +272,17 @@ def show(
     from zsvec.cli import output
     from zsvec.inputs.categories import checked_name
 
-    if sheet and sheet.suffix not in (".png", ".html"):
-        raise InvalidInputError(f"--sheet takes a file that ends in .png or .html. Got {str(sheet)!r}")
+    if sheet:
+        from zsvec.cli.sheet import check_sheet, pictures_of, write_sheet
+
+        check_sheet(sheet)
     with context.obj.open_store() as store:
         with nearest_name(name, store):
             category = store.category(checked_name(name))
         references = store.stored_references(category.name)
         if sheet:
-            from zsvec.cli.sheet import write_sheet
-
-            missing = write_sheet(sheet, category.name, references, store.image)
+            texts = [reference.source for reference in references if reference.modality == "text"]
+            missing = write_sheet(sheet, category.name, pictures_of(references), store.image, texts)
             lacking = f"; of {output.counted(missing, 'image')} the store has no copy" if missing else ""
             output.print_note(f"the contact sheet is {sheet}{lacking}")
     if json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import Explain, Fusion, Json, Stats, app, check_exists, images_at
+from zsvec.cli.app import Explain, Fusion, Json, Keep, Stats, app, check_exists, images_at
 from zsvec.errors import ImageError
 from zsvec.types import Prediction
 
@@ -32,6 +32,7 @@ def classify(
     fusion: Fusion = None,
     explain: Explain = False,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Of videos, each N-th frame.")] = 1,
+    keep: Keep = None,
     stats: Stats = False,
     json: Json = False,
     csv: Annotated[
@@ -49,7 +50,7 @@ def classify(
         raise typer.BadParameter("--csv has no evidence, and is no JSON: leave --explain and --json out, or --csv")
     show = prediction_printer() if csv else partial(output.print_prediction, explain=explain, json=json)
     missing = [answer for source in sources if (answer := _missing(source))]
-    with context.obj.open(fusion=fusion) as classifier:
+    with context.obj.open(fusion=fusion, keep=keep) as classifier:
         if len(missing) == len(sources) and classifier.store.encoders():  # an empty store is said to be empty
             for answer in missing:
                 show(answer)
@@ -85,6 +86,7 @@ def watch(
     settle: Annotated[float, typer.Option(min=0, help="Seconds without a change after which a file is complete.")] = 1,
     top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
     explain: Explain = False,
+    keep: Keep = None,
     stats: Stats = False,
     json: Json = False,
 ) -> None:
@@ -93,7 +95,7 @@ def watch(
     from zsvec.inputs.watch import Watch
 
     with (
-        context.obj.open() as classifier,
+        context.obj.open(keep=keep) as classifier,
         Watch(folder, state=state, settle=settle) as watched,
         classifier.classify_stream(watched, top_k=top_k) as stream,
         output.live(stream, stats),

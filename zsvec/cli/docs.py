@@ -18,6 +18,7 @@ TOPICS = (
     "categories",
     "unknowns",
     "audit",
+    "inbox",
     "streams",
     "server",
     "encoders",

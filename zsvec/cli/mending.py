@@ -60,7 +60,7 @@ def forget(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image file, or its hash; see `zsvec show`.")],
     yes: Yes = False,
 ) -> None:
-    """Remove an image from every category, its copies and the history: nothing can bring it back.
+    """Remove an image from every category, the inbox, its copies and the history: nothing can bring it back.
 
     It is removed as the content of its file: a copy of another size, or of another format, is another image.
     """

@@ -1,9 +1,11 @@
-"""A contact sheet: the small copies of a category's images with what is known of them, as one PNG or one web page."""
+"""A contact sheet: small copies of images with what is known of them, as one PNG or one web page."""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from pathlib import Path
 
@@ -37,16 +39,58 @@ figcaption {{ overflow-wrap: anywhere; color: #555; }}
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image with what is known of it.
+
+    Attributes:
+        hash: Content hash of the image.
+        captions: Up to three lines.
+    """
+
+    hash: str
+    captions: Sequence[str]
+
+
+def pictures_of(references: Sequence[StoredReference]) -> list[Picture]:
+    """The images among references, each with its hash, its source, and when it was added by whom."""
+    return [
+        Picture(one.hash, [one.hash[:12], one.source, " ".join(filter(None, (day_of(one.added), one.by)))])
+        for one in references
+        if one.modality == "image"
+    ]
+
+
+def day_of(added: datetime | None) -> str:
+    """A day, as captions have it; empty for none."""
+    return f"{added:%Y-%m-%d}" if added else ""
+
+
+def check_sheet(file: Path) -> None:
+    """Refuse a file that is neither a picture nor a page.
+
+    Raises:
+        InvalidInputError: It is so.
+    """
+    if file.suffix not in (".png", ".html"):
+        raise InvalidInputError(f"--sheet takes a file that ends in .png or .html. Got {str(file)!r}")
+
+
 def write_sheet(
-    file: Path, title: str, references: Sequence[StoredReference], find: Callable[[str], SmallImage | None]
+    file: Path,
+    title: str,
+    pictures: Sequence[Picture],
+    find: Callable[[str], SmallImage | None],
+    texts: Sequence[str] = (),
 ) -> int:
-    """Write the contact sheet of some references.
+    """Write the contact sheet of some images.
 
     Args:
         file: Ends in ``.png``, or is a page.
         title: Of the page.
-        references: Of these, texts are shown on a page alone.
+        pictures: The images.
         find: Gives the small copy of an image by its hash.
+        texts: Shown above the images, on a page alone.
 
     Returns:
         How many images have no copy that can be read.
@@ -55,51 +99,48 @@ def write_sheet(
         InvalidInputError: There are more images than a PNG has room for.
         OSError: The file cannot be written.
     """
-    images = [reference for reference in references if reference.modality == "image"]
-    found = ((reference, find(reference.hash)) for reference in images)
-    missing: list[StoredReference] = []
+    missing: list[Picture] = []
 
-    def counted() -> Iterator[tuple[StoredReference, SmallImage | None]]:
-        for reference, small in found:
+    def found() -> Iterator[tuple[Picture, SmallImage | None]]:
+        for picture in pictures:
+            small = find(picture.hash)
             if small is None:
-                missing.append(reference)
-            yield reference, small
+                missing.append(picture)
+            yield picture, small
 
     if file.suffix == ".png":
-        _picture(counted(), len(images)).save(file, "PNG")
+        _sheet(found(), len(pictures)).save(file, "PNG")
     else:
         with file.open("w", encoding="utf-8") as opened:
-            opened.writelines(_page(title, [r for r in references if r.modality == "text"], counted()))
+            opened.writelines(_page(title, texts, found()))
     return len(missing)
 
 
-def _picture(found: Iterator[tuple[StoredReference, SmallImage | None]], number: int) -> Image.Image:
+def _sheet(found: Iterator[tuple[Picture, SmallImage | None]], number: int) -> Image.Image:
     if number > _MOST:
         raise InvalidInputError(f"a PNG has room for {_MOST} pictures, and there are {number}: give a file .html")
     columns = max(1, min(_COLUMNS, number))
     width, height = _TILE + _MARGIN, _TILE + _CAPTION + _MARGIN
     sheet = Image.new("RGB", (columns * width + _MARGIN, -(-number // columns) * height + _MARGIN), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for i, (reference, small) in enumerate(found):
+    for i, (picture, small) in enumerate(found):
         left, top = i % columns * width + _MARGIN, i // columns * height + _MARGIN
         if small is None:
             draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), fill="#eee")
         else:
-            picture = open_small(small.content)
-            picture.thumbnail((_TILE, _TILE))
-            sheet.paste(picture, (left + (_TILE - picture.width) // 2, top + (_TILE - picture.height) // 2))
-        for line, text in enumerate(_captions(reference)):
+            opened = open_small(small.content)
+            opened.thumbnail((_TILE, _TILE))
+            sheet.paste(opened, (left + (_TILE - opened.width) // 2, top + (_TILE - opened.height) // 2))
+        for line, text in enumerate(_captions(picture)):
             draw.text((left, top + _TILE + 2 + 12 * line), shortened(text, 24), fill="#555", font=font)
     return sheet
 
 
-def _page(
-    title: str, texts: Sequence[StoredReference], found: Iterator[tuple[StoredReference, SmallImage | None]]
-) -> Iterator[str]:
+def _page(title: str, texts: Sequence[str], found: Iterator[tuple[Picture, SmallImage | None]]) -> Iterator[str]:
     yield _PAGE.format(title=_escaped(title))
-    yield "<ul>\n" + "".join(f"<li>{_escaped(text.source)}</li>\n" for text in texts) + "</ul>\n<main>\n"
-    for reference, small in found:
-        caption = "<br>".join(map(escape, _captions(reference)))
+    yield "<ul>\n" + "".join(f"<li>{_escaped(text)}</li>\n" for text in texts) + "</ul>\n<main>\n"
+    for picture, small in found:
+        caption = "<br>".join(map(escape, _captions(picture)))
         yield f"<figure>{_shown(small)}<figcaption>{caption}</figcaption></figure>\n"
     yield "</main></body></html>\n"
 
@@ -111,11 +152,9 @@ def _shown(small: SmallImage | None) -> str:
     return f'<img alt="" src="data:image/{kind};base64,{b64encode(small.content).decode()}">'
 
 
-def _captions(reference: StoredReference) -> list[str]:
-    """What is known of an image, in up to three lines without control characters."""
-    added = f"{reference.added:%Y-%m-%d}" if reference.added else ""
-    lines = (reference.hash[:12], reference.source, " ".join(filter(None, (added, reference.by))))
-    return [harmless(without_password(line)) for line in lines if line]
+def _captions(picture: Picture) -> list[str]:
+    """What is known of an image, without control characters."""
+    return [harmless(without_password(line)) for line in picture.captions if line]
 
 
 def _escaped(text: str) -> str:

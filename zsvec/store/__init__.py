@@ -11,6 +11,7 @@ from pathlib import Path
 from zsvec.errors import InvalidInputError
 from zsvec.store.base import FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.census import Census
+from zsvec.store.inbox import InboxImage, Why
 from zsvec.store.look import Cursor, Look
 from zsvec.store.mending import Move, Renamed
 from zsvec.store.schema import Reference, SmallImage
@@ -23,6 +24,7 @@ __all__ = [
     "Census",
     "Cursor",
     "Hit",
+    "InboxImage",
     "Look",
     "Move",
     "Placement",
@@ -31,6 +33,7 @@ __all__ = [
     "Renamed",
     "SmallImage",
     "Store",
+    "Why",
     "Write",
     "open_store",
 ]

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from zsvec.errors import StoreError
 from zsvec.types import Finding
@@ -14,6 +15,9 @@ from zsvec.types import Finding
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Dims: TypeAlias = int | Mapping[str, int]
+"""Dimension of the vectors of a collection; by name, where each point has several."""
 
 FIRST_CONTACT = 5.0
 """Seconds after which a server that cannot be reached is given up when a store is opened."""
@@ -55,7 +59,8 @@ class Points:
 
     Attributes:
         ids: Of the points.
-        rows: Their vectors as a client gives them, each ``None`` if not asked for; or a matrix.
+        rows: Their vectors as a client gives them, each ``None`` if not asked for; or a matrix. Each is a mapping of
+            names to vectors where points have several.
         payloads: What they carry.
     """
 
@@ -71,6 +76,24 @@ class Points:
         if isinstance(self.rows, list) and all(row is None for row in self.rows):
             return np.empty((len(self.rows), 0), dtype=np.float32)
         return np.asarray(self.rows, dtype=np.float32)
+
+    @property
+    def named(self) -> bool:
+        """Whether each point has several vectors, by name."""
+        return isinstance(self.rows, list) and bool(self.rows) and isinstance(self.rows[0], Mapping)
+
+    @property
+    def plain(self) -> list[Any]:
+        """The vector of each point as a list of numbers; by name, where points have several."""
+        if self.named:
+            return [{name: list(map(float, vector)) for name, vector in row.items()} for row in self.rows]
+        rows: list[Any] = self.vectors.tolist()
+        return rows
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the vectors have, all together."""
+        return sum(map(len, chain.from_iterable(row.values() for row in self.rows) if self.named else self.vectors))
 
     def chosen(self, kept: Sequence[int]) -> Points:
         """Some of them, ascending; all are the same object."""
@@ -163,7 +186,7 @@ class Backend(Protocol):
     def exists(self, collection: str) -> bool:
         """Whether there is a collection of this name."""
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         """Make a collection for exact cosine search with its payload indexes; keep one that exists.
 
         Args:
@@ -205,7 +228,7 @@ class Backend(Protocol):
     def query(
         self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
     ) -> list[list[Hit]]:
-        """The `limit` nearest matching points of each vector, nearest first, by exact search."""
+        """The `limit` nearest matching points of each vector, nearest first, by exact search; not of named vectors."""
 
     def delete(self, collection: str, where: Where) -> None:
         """Delete all matching points."""

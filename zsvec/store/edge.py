@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store import shard as shards
 from zsvec.store import swap
-from zsvec.store.base import Handle, Hit, Points, Put, Where
+from zsvec.store.base import Dims, Handle, Hit, Points, Put, Where
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, read_ahead, room_for, room_to_open
 from zsvec.store.seal import Claim, Keeper
 from zsvec.trust import inside
@@ -84,7 +84,7 @@ class EdgeBackend:
                 Keeper(self._folder, collection).check_gone()
             return there
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._hold(collection)
@@ -96,7 +96,7 @@ class EdgeBackend:
             for field in indexes.keys() - shard.info().payload_schema.keys():
                 self._update(collection, qe.UpdateOperation.create_field_index(field, _SCHEMAS[indexes[field]]))
 
-    def _create(self, collection: str, dim: int) -> None:
+    def _create(self, collection: str, dim: Dims) -> None:
         check_room(self._folder, ROOM + sum(self._owed.values()))
         complete = swap.begin(self._folder, collection)
         shards.make(complete, dim).close()
@@ -418,9 +418,5 @@ def _filter(where: Where) -> qe.Filter:
 
 
 def _conditions(match: Mapping[str, str | int | Sequence[str]]) -> list[Any]:
-    return [
-        qe.FieldCondition(
-            key=field, match=qe.MatchValue(value) if isinstance(value, str | int) else qe.MatchAny(list(value))
-        )
-        for field, value in match.items()
-    ]
+    matches = {f: qe.MatchValue(v) if isinstance(v, str | int) else qe.MatchAny(list(v)) for f, v in match.items()}
+    return [qe.FieldCondition(key=field, match=matched) for field, matched in matches.items()]

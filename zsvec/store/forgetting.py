@@ -75,6 +75,8 @@ def forget(
             f"others add the image {content_hash[:12]} to {catalog.location} again and again: stop them, and forget it "
             "once more"
         ) from exc
+    for name in catalog.collections():  # again, if a process was killed before it had come so far
+        catalog.backend.rewrite(references.collection(name))
     return tuple(sorted(changed))
 
 

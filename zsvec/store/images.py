@@ -83,7 +83,7 @@ class ImageCollection:
         for page in self._backend.scroll(self.name, Where(match={"hash": content_hash})):
             for payload in page.payloads:
                 with suppress(ImageError):
-                    return _image(payload)
+                    return small_image(payload)
         return None
 
 
@@ -98,7 +98,7 @@ def _payload(small: SmallImage) -> dict[str, Any]:
     return payload if small.added is None else {**payload, "added": small.added.isoformat(timespec="milliseconds")}
 
 
-def _image(payload: Mapping[str, Any]) -> SmallImage:
+def small_image(payload: Mapping[str, Any]) -> SmallImage:
     """The copy of a payload, which anybody who may write to the store may have written.
 
     Raises:

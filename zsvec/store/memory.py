@@ -6,17 +6,18 @@ import json
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Handle, Hit, Points, Put, Where
+from zsvec.store.base import Dims, Handle, Hit, Points, Put, Where
 from zsvec.types import Finding
 
-# By id, the vector and the payload; a record has no vector.
-_Collection: TypeAlias = dict[str, tuple[NDArray[np.float32] | None, Mapping[str, Any]]]
+# By id, the vector, or several by name, and the payload; a record has no vector.
+_Collection: TypeAlias = dict[str, tuple[Any, Mapping[str, Any]]]
 
 
 class MemoryBackend:
@@ -42,7 +43,7 @@ class MemoryBackend:
         self.check()
         return collection in self._collections
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         self.check()
         self._collections.setdefault(collection, {})
 
@@ -58,8 +59,9 @@ class MemoryBackend:
 
     def upsert(self, collection: str, points: Points) -> None:
         with self._write(collection) as stored:
-            for identifier, vector, payload in zip(points.ids, points.vectors, points.payloads, strict=True):
-                stored[identifier] = vector.copy(), _copy(payload)
+            rows = points.rows if points.named else points.vectors
+            for identifier, row, payload in zip(points.ids, rows, points.payloads, strict=True):
+                stored[identifier] = deepcopy(row), _copy(payload)
 
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         with self._write(collection) as stored:

@@ -10,12 +10,13 @@ from typing import Any
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
 from zsvec.store.base import Backend, Where
 from zsvec.store.catalog import Catalog
+from zsvec.store.inbox import INBOX
 from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import CATALOG, IMAGES, keeps_images
 from zsvec.types import Fingerprint, KeepImages
 
-_RESERVED = {CATALOG, IMAGES, "inbox"}
+_RESERVED = {CATALOG, IMAGES, INBOX}
 _PART = re.compile("[,;] ")
 _ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 

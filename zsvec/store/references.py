@@ -6,7 +6,7 @@ The small copies of images, if there are any, come and go with the writes of the
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import copy_context
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
@@ -96,6 +96,23 @@ class ReferenceCollections:
     def keys(self, category: Category) -> set[tuple[str, str, str]]:
         """`Reference.key` of every reference of a category."""
         return {reference.key for reference in self.read(category, vectors=False)}
+
+    def holders(self, hashes: Collection[str], categories: Sequence[Category]) -> dict[str, set[str]]:
+        """By content hash of an image, names of those of the categories that have it, in one pass over the references.
+
+        There is no index of hashes, and a server may refuse a filter without one.
+        """
+        live = {write_id: category.name for category in categories for write_id in category.write_ids}
+        experts = {encoder_and_modality(expert) for category in categories for expert in category.references}
+        where = Where(match={"modality": "image"})
+        found: dict[str, set[str]] = {}
+        for encoder in sorted(encoder for encoder, modality in experts if modality == "image"):
+            for page in self._backend.scroll(self.collection(encoder), where, fields=("gen", "hash")):
+                for payload in page.payloads:
+                    name = live.get(payload.get("gen", ""))
+                    if name is not None and payload.get("hash") in hashes:
+                        found.setdefault(payload["hash"], set()).add(name)
+        return found
 
     def counts(self, category: Category) -> dict[str, int]:
         """How many references of a category there are, by expert."""

@@ -13,7 +13,7 @@ from typing import Any
 import qdrant_edge as qe
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.store.base import Points
+from zsvec.store.base import Dims, Points
 from zsvec.store.folder import POINT, room_for, room_to_rewrite
 from zsvec.store.seal import DamagedError
 
@@ -21,13 +21,17 @@ _PAGE = 2000
 _CHUNK = 500
 
 
-def make(folder: Path, dim: int) -> qe.EdgeShard:
+def make(folder: Path, dim: Dims) -> qe.EdgeShard:
     """A new one, of unit vectors, for exact search."""
+
+    def params(dim: int) -> qe.EdgeVectorParams:
+        # Not the default, which maps every block of the files, of 32 MiB each, when they are opened.
+        return qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine, memory=qe.Memory.Cold)
+
     return qe.EdgeShard.create(
         str(folder),
         qe.EdgeConfig(
-            # Not the default, which maps every block of the files, of 32 MiB each, when they are opened.
-            vectors=qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine, memory=qe.Memory.Cold),
+            vectors=params(dim) if isinstance(dim, int) else {name: params(n) for name, n in dim.items()},
             hnsw_config=qe.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
         ),
     )
@@ -50,18 +54,16 @@ def page(
         rows=[point.vector for point in records],
         payloads=[point.payload or {} for point in records],
     )
-    return (replace(points, rows=points.vectors) if vectors else points), offset
+    matrix = vectors and not points.named
+    return (replace(points, rows=points.vectors) if matrix else points), offset  # what is damaged fails here
 
 
 def upserts(points: Points) -> Iterator[tuple[qe.UpdateOperation, int, int]]:
     """What writes points, some at a time: how many, and the bytes of their vectors and payloads."""
-    every = points.vectors
     for first in range(0, len(points.ids), _CHUNK):
-        chunk = slice(first, first + _CHUNK)
-        vectors, payloads = every[chunk], points.payloads[chunk]
-        rows = zip(points.ids[chunk], vectors, payloads, strict=True)
-        operation = qe.UpdateOperation.upsert_points([qe.Point(i, v.tolist(), dict(p)) for i, v, p in rows])
-        yield operation, len(payloads), vectors.nbytes + size(payloads)
+        some = points.chosen(range(first, min(first + _CHUNK, len(points.ids))))
+        rows = [qe.Point(i, v, dict(p)) for i, v, p in zip(some.ids, some.plain, some.payloads, strict=True)]
+        yield qe.UpdateOperation.upsert_points(rows), len(rows), 4 * some.numbers + size(some.payloads)
 
 
 def copy(shard: qe.EdgeShard, folder: Path, other: Path, check_room: Callable[[int], None]) -> int:
@@ -82,7 +84,8 @@ def copy(shard: qe.EdgeShard, folder: Path, other: Path, check_room: Callable[[i
     """
     check_room(room_to_rewrite(folder))
     config = json.loads((folder / "edge_config.json").read_bytes())
-    copied = make(other, config["vectors"][""]["size"])
+    dims = {name: params["size"] for name, params in config["vectors"].items()}
+    copied = make(other, dims.get("", dims))
     written, offset = 0, None
     try:
         for field, index in shard.info().payload_schema.items():

@@ -15,6 +15,7 @@ from zsvec.store.base import Backend, Hit, Points
 from zsvec.store.catalog import Catalog
 from zsvec.store.collector import Collector
 from zsvec.store.history import FORGET, Cause, History
+from zsvec.store.inbox import InboxCollection
 from zsvec.store.look import Cursor, Look, look
 from zsvec.store.mending import Move
 from zsvec.store.migration import migrate
@@ -40,6 +41,9 @@ class Store:
             one.
         history: Seconds for which changes can be taken back; 0 keeps no history.
         by: Who changes categories; kept with each change.
+
+    Attributes:
+        inbox: Images that wait for a label.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Store:
         self._references = ReferenceCollections(backend, namespace)
         self._collector = Collector(self._catalog, self._references, history)
         self._by = by
+        self.inbox = InboxCollection(backend, self._catalog, namespace)
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -224,6 +229,10 @@ class Store:
         """
         return self._references.described(self.category(name))
 
+    def holders(self, hashes: Collection[str]) -> dict[str, set[str]]:
+        """By content hash of an image, names of the categories that have it, in one pass over the references."""
+        return self._references.holders(hashes, self.categories())
+
     def keeps_images(self) -> bool:
         """Whether small copies of images are kept; no, before the first write."""
         return keeps_images(self._catalog.store())
@@ -286,11 +295,7 @@ class Store:
             ConflictError: Others changed a category at each attempt.
         """
         with self.one_change("undo"), self._writing("undo"):
-            history = History(self._catalog)
-            found = undo.chosen(history, name, change)
-            for record, names in history.to_take_back(found):
-                undo.take_back(self._catalog, self._references, self._collector, history, record, names)
-        return found
+            return undo.undo(self._catalog, self._references, self._collector, name, change)
 
     @contextmanager
     def one_change(self, what: str) -> Iterator[None]:
@@ -354,7 +359,7 @@ class Store:
             return mending.remove_references(self._catalog, self._references, self._collector, name, hashes)
 
     def forget(self, content_hash: str) -> tuple[str, ...]:
-        """Remove an image from all categories, copies and changes, for good: nothing can bring it back.
+        """Remove an image from all categories, copies, changes and the inbox, for good: nothing can bring it back.
 
         A category that has nothing else is removed. Of an embedded store, the files are written anew.
 
@@ -369,8 +374,7 @@ class Store:
         """
         with self._writing(FORGET):
             names = forgetting.forget(self._catalog, self._references, self._collector, content_hash)
-            for name in self._catalog.collections():
-                self._backend.rewrite(self.collection(name))
+            self.inbox.forget(content_hash)
             return names
 
     def move(self, move: Move) -> Category:

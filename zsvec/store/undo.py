@@ -23,7 +23,22 @@ from zsvec.store.writing import Plan, carry_out, carry_out_move, until_won
 from zsvec.types import Category, Change, expert_name
 
 
-def chosen(history: History, name: str | None, identifier: str | None) -> Change:
+def undo(
+    catalog: Catalog,
+    references: ReferenceCollections,
+    collector: Collector,
+    name: str | None,
+    identifier: str | None,
+) -> Change:
+    """As `zsvec.store.store.Store.undo`."""
+    history = History(catalog)
+    found = _chosen(history, name, identifier)
+    for record, names in history.to_take_back(found):
+        _take_back(catalog, references, collector, history, record, names)
+    return found
+
+
+def _chosen(history: History, name: str | None, identifier: str | None) -> Change:
     """The change that is to be taken back.
 
     Args:
@@ -50,7 +65,7 @@ def chosen(history: History, name: str | None, identifier: str | None) -> Change
     raise InvalidInputError(f"there is no change{which} that can be taken back: `zsvec history` lists those there are")
 
 
-def take_back(
+def _take_back(
     catalog: Catalog,
     references: ReferenceCollections,
     collector: Collector,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Hit, Placement, Points, Put, Where
+from zsvec.store.base import Dims, Hit, Placement, Points, Put, Where
 from zsvec.store.server import peers, rows
 from zsvec.store.server.checkup import check_up
 from zsvec.store.server.connection import Connection
@@ -62,18 +62,19 @@ class ServerBackend:
     def exists(self, collection: str) -> bool:
         return self._connection.call(lambda client, _: client.collection_exists(collection))
 
-    def create(self, collection: str, dim: int, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         if not self._checked:
             peers.check(self._connection)
             self._checked = True
         self._copies.meet(collection)
         if not self.exists(collection):
+            params = _params(dim) if isinstance(dim, int) else {name: _params(n) for name, n in dim.items()}
             fan_out = models.CollectionParamsDiff(read_fan_out_delay_ms=_FAN_OUT)
             try:
                 self._connection.call(
                     lambda client, patience: client.create_collection(
                         collection,
-                        vectors_config=models.VectorParams(size=dim, distance=models.Distance.COSINE),
+                        vectors_config=params,
                         hnsw_config=models.HnswConfigDiff(m=0),
                         shard_number=1 if ordered else self._placement.shards,
                         replication_factor=self._placement.replicas,
@@ -105,12 +106,13 @@ class ServerBackend:
 
     def upsert(self, collection: str, points: Points) -> None:
         structs = [
-            models.PointStruct(id=identifier, vector=vector.tolist(), payload=dict(payload))
-            for identifier, vector, payload in zip(points.ids, points.vectors, points.payloads, strict=True)
+            models.PointStruct(id=identifier, vector=vector, payload=dict(payload))
+            for identifier, vector, payload in zip(points.ids, points.plain, points.payloads, strict=True)
         ]
+        numbers = points.numbers // max(1, len(points.ids))  # of each: all points of a collection have as many
 
         def write(limits: Limits) -> None:
-            for some in cut(structs, limits.points, lambda point: size_of_point(len(point.vector), point.payload)):
+            for some in cut(structs, limits.points, lambda point: size_of_point(numbers, point.payload)):
                 self._copies.write(
                     collection,
                     lambda client, patience, _, some=some: client.upsert(  # type: ignore[misc]
@@ -374,6 +376,10 @@ class ServerBackend:
 
         self._limits[collection] = Limits.of(self._connection.call(ask, missing=models.StrictModeConfigOutput()))
         return self._limits[collection]
+
+
+def _params(dim: int) -> models.VectorParams:
+    return models.VectorParams(size=dim, distance=models.Distance.COSINE)
 
 
 def _merged(some: Sequence[Hit], others: Sequence[Hit]) -> list[Hit]:

@@ -63,7 +63,7 @@ def scroll(
             rows=[record.vector for record in records],
             payloads=[record.payload or {} for record in records],
         )
-        return replace(points, rows=points.vectors) if vectors else points, following
+        return replace(points, rows=points.vectors) if vectors and not points.named else points, following
     response = client.grpc_points.Scroll(
         protocol.ScrollPoints(
             collection_name=collection,
@@ -79,7 +79,7 @@ def scroll(
     )
     points = Points(
         ids=[_id(point.id) for point in response.result],
-        rows=_vectors(response.result, collection) if vectors else [None] * len(response.result),
+        rows=_rows(response.result, collection) if vectors else [None] * len(response.result),
         payloads=_payloads(response.result),
     )
     more = response.HasField("next_page_offset")
@@ -185,6 +185,17 @@ def _payload(found: Any) -> Mapping[str, Any]:
     return texts if all(texts.values()) else GrpcToRest.convert_payload(found)  # not all of it is text
 
 
+def _rows(points: Sequence[Any], collection: str) -> Any:
+    """The vectors of points as a matrix; as mappings of names to vectors, where they are named."""
+    if any(point.vectors.HasField("vectors") for point in points):
+        return [{name: _numbers(one) for name, one in point.vectors.vectors.vectors.items()} for point in points]
+    return _vectors(points, collection)
+
+
+def _numbers(vector: Any) -> NDArray[np.float32]:
+    return np.array(_dense_of(vector).data, dtype=np.float32)
+
+
 def _vectors(points: Sequence[Any], collection: str) -> NDArray[np.float32]:
     if not points:
         return np.empty((0, 0), dtype=np.float32)
@@ -207,5 +218,8 @@ def _vectors(points: Sequence[Any], collection: str) -> NDArray[np.float32]:
 
 
 def _dense(point: Any) -> Any:
-    vector = point.vectors.vector
+    return _dense_of(point.vectors.vector)
+
+
+def _dense_of(vector: Any) -> Any:
     return vector.dense if vector.HasField("dense") else vector  # before 1.17

@@ -1,0 +1,246 @@
+"""The inbox of a store: what waits for a label, whatever the store is kept in, and whoever wrote there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.store.material import FINGERPRINTS, content_hash, unit_vector, write_of
+from tests.store.support import LASTING, Deployment
+from zsvec.errors import InvalidInputError, StoreError
+from zsvec.inputs.small import small_copy
+from zsvec.store import InboxImage, Store
+from zsvec.store.base import Points, Where
+from zsvec.store.schema import record_id
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+OpenStore = Callable[..., Store]
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+def vectors_of(content: str) -> dict[str, Any]:
+    return {name: unit_vector(one.dim, f"{name} {content}") for name, one in FINGERPRINTS.items()}
+
+
+def image(content: str, /, **changes: Any) -> InboxImage:
+    given: dict[str, Any] = {
+        "hash": content_hash(content),
+        "source": f"{content}.jpg",
+        "added": NOW,
+        "width": 640,
+        "height": 480,
+        "vectors": vectors_of(content),
+        "content": small_copy(Image.new("RGB", (32, 24), "red")),
+    }
+    return InboxImage(**{**given, **changes})
+
+
+def by_hash(store: Store, *, vectors: bool = False) -> dict[str, InboxImage]:
+    return {one.hash: one for one in store.inbox.read(vectors=vectors)}
+
+
+def test_what_is_kept_is_read_back(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    assert store.inbox.read() == []
+    store.inbox.put([image("a", why="uncertain"), image("b", content=None, why="all")])
+    found = deployment.another(store).inbox.read(vectors=True)
+    assert {one.hash for one in found} == {content_hash("a"), content_hash("b")}
+    one = by_hash(store, vectors=True)[content_hash("a")]
+    assert (one.source, one.added, one.width, one.height, one.why) == ("a.jpg", NOW, 640, 480, "uncertain")
+    assert not one.dismissed
+    assert one.vectors.keys() == FINGERPRINTS.keys()
+    for name, vector in vectors_of("a").items():
+        np.testing.assert_allclose(one.vectors[name], vector, atol=1e-6)
+        assert one.vectors[name].dtype == np.float32
+    assert by_hash(store)[content_hash("a")].vectors == {}
+    assert [one.hash for one in store.inbox.read([content_hash("b"), content_hash("x")])] == [content_hash("b")]
+
+    small = store.inbox.small(content_hash("a"))
+    assert small is not None
+    assert (small.hash, small.content, small.source) == (content_hash("a"), image("a").content, "a.jpg")
+    assert store.inbox.small(content_hash("b")) is None
+
+
+def test_an_image_that_is_kept_again_takes_its_place(open_store: OpenStore) -> None:
+    store = open_store()
+    store.inbox.put([image("a"), image("b")])
+    store.inbox.put([image("a", dismissed=True, content=None)])
+    assert {one.hash: one.dismissed for one in store.inbox.read()} == {
+        content_hash("a"): True,
+        content_hash("b"): False,
+    }
+    assert store.inbox.small(content_hash("a")) is None  # its copy is gone with it
+    store.inbox.delete([content_hash("a"), content_hash("x")])
+    assert by_hash(store).keys() == {content_hash("b")}
+    store.inbox.clear()
+    assert store.inbox.read() == []
+    store.inbox.put([image("c")])
+    assert by_hash(store).keys() == {content_hash("c")}
+
+
+def test_reading_makes_no_collection(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    store.write([write_of("red panda", ["a"])])
+    store.inbox.read()
+    store.inbox.small(content_hash("a"))
+    store.inbox.delete([content_hash("a")])
+    store.inbox.clear()
+    assert not store._backend.exists(f"{deployment.namespace}__inbox")
+
+
+def test_nothing_that_classifies_sees_it(open_store: OpenStore) -> None:
+    store = open_store()
+    store.write([write_of("red panda", ["a"])])
+    before = store.info()
+    store.inbox.put([image("b")])
+    after = store.info()
+    assert [before[key] for key in ("categories", "references", "encoders")] == [
+        after[key] for key in ("categories", "references", "encoders")
+    ]
+    assert store.holders({content_hash("a"), content_hash("b")}) == {content_hash("a"): {"red panda"}}
+
+
+def test_holders_are_the_categories_that_have_an_image_now(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    store.write([write_of("red panda", ["a", "b"], ["a"]), write_of("lynx", ["a"]), write_of("owl", ["c"])])
+    wanted = {content_hash(one) for one in "abcx"}
+    assert store.holders(wanted) == {
+        content_hash("a"): {"red panda", "lynx"},
+        content_hash("b"): {"red panda"},
+        content_hash("c"): {"owl"},
+    }
+    store.remove("lynx")
+    store.remove_references("red panda", {content_hash("b")})
+    assert deployment.another(store).holders(wanted) == {content_hash("a"): {"red panda"}, content_hash("c"): {"owl"}}
+
+
+# Whose it is
+
+
+@LASTING
+def test_somebody_elses_collection_is_refused(deployment: Deployment) -> None:
+    name = f"{deployment.namespace}__inbox"
+    deployment.make_foreign(name)
+    before = deployment.content(name)
+    store = Store(deployment.backend(), deployment.namespace)
+    store.bind(FINGERPRINTS)
+    writes: list[Callable[[], None]] = [lambda: store.inbox.put([image("a")]), store.inbox.create]
+    for write in writes:
+        with pytest.raises(StoreError, match=r"already has a collection .*__inbox.* that zsvec did not make"):
+            write()
+    assert store.inbox.read() == []
+    store.close()
+    assert deployment.content(name) == before
+
+
+def test_images_of_a_store_that_was_dropped_are_not_shown(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    store.inbox.put([image("a"), image("b")])
+    catalog = f"{deployment.namespace}__catalog"
+    store._backend.remove(catalog)
+    again = Store(store._backend, deployment.namespace)
+    again.bind(FINGERPRINTS)
+    assert again.inbox.read() == []
+    again.inbox.put([image("b"), image("c")])
+    assert by_hash(again).keys() == {content_hash("b"), content_hash("c")}
+    assert again._backend.count(f"{deployment.namespace}__inbox", Where()) == 2
+
+
+def test_images_of_a_dropped_store_with_other_encoders(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    store.inbox.put([image("a")])
+    for collection in ("catalog", "clip", "dino"):
+        store._backend.remove(f"{deployment.namespace}__{collection}")
+    again = Store(store._backend, deployment.namespace)
+    again.bind({"clip": FINGERPRINTS["dino"]})
+    kept = image("b", vectors={"clip": unit_vector(8, "b")})
+    again.inbox.put([kept])
+    assert [one.hash for one in again.inbox.read(vectors=True)] == [kept.hash]
+
+
+def test_a_store_with_an_encoder_of_that_name(deployment: Deployment, open_store: OpenStore) -> None:
+    """Of a version that did not reserve the name: its references are in the collection."""
+    store = open_store()
+    catalog = f"{deployment.namespace}__catalog"
+    record = dict(store._backend.retrieve(catalog, [record_id("store")])[record_id("store")])
+    record["encoders"] = {"inbox": record["encoders"]["clip"]}
+    points = Points([record_id("store")], [[1.0]], [record])
+    store._backend.upsert(catalog, points)
+    store._backend.create(f"{deployment.namespace}__inbox", 16, {"gen": "keyword"})
+    assert store.inbox.read() == []
+    assert store.inbox.small("a") is None
+    store.inbox.clear()
+    with pytest.raises(InvalidInputError, match="cannot have an inbox, because one of its encoders is named 'inbox'"):
+        store.inbox.put([image("a")])
+    assert store._backend.exists(f"{deployment.namespace}__inbox")
+
+
+# What an enemy may write
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"hash": 7},
+        {"hash": None},
+        {"added": "yesterday"},
+        {"added": "2026-01-01T00:00:00"},
+        {"added": 10**15},
+        {"added": ["2026-01-01T00:00:00+00:00"]},
+    ],
+    ids=str,
+)
+def test_a_damaged_image_is_none(open_store: OpenStore, damage: dict[str, Any]) -> None:
+    store = open_store()
+    store.inbox.put([image("a"), image("b")])
+    _overwrite(store, content_hash("b"), damage)
+    assert {one.hash for one in store.inbox.read(vectors=True)} == {content_hash("a")}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"small": None},
+        {"small": "no base64 at all!"},
+        {"small": "aGVsbG8="},
+        {"width": "x", "height": [1]},
+        {"source": 3},
+        {"why": {"x": 1}},
+        {"dismissed": True},
+    ],
+    ids=str,
+)
+def test_damage_that_an_image_survives(open_store: OpenStore, damage: dict[str, Any]) -> None:
+    store = open_store()
+    store.inbox.put([image("a")])
+    _overwrite(store, content_hash("a"), damage)
+    [one] = store.inbox.read(vectors=True)
+    assert isinstance(one.source, str)
+    assert isinstance(one.width, int)
+    assert one.why == "asked"
+    assert not one.dismissed
+    if "small" in damage:
+        assert store.inbox.small(one.hash) is None
+
+
+@pytest.mark.parametrize("added", [NOW + timedelta(days=10_000), NOW - timedelta(days=10_000)])
+def test_a_time_that_cannot_be(open_store: OpenStore, added: datetime) -> None:
+    """By a clock that is ahead, an image would stay for ever."""
+    store = open_store()
+    store.inbox.put([image("a", added=added)])
+    [one] = store.inbox.read()
+    assert one.added <= datetime.now(UTC)
+
+
+def _overwrite(store: Store, digest: str, damage: dict[str, Any]) -> None:
+    name = store.inbox.name
+    for page in store._backend.scroll(name, Where(match={"hash": digest}), vectors=True):
+        rows = [dict(row) for row in page.rows]
+        store._backend.upsert(name, Points(page.ids, rows, [{**payload, **damage} for payload in page.payloads]))

@@ -1,0 +1,559 @@
+"""Images that wait for a label: kept by hand and by streams, ranked, labelled, dismissed, grouped, corrected."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import zsvec
+from tests.store.support import Crash, Hooked, LocalDeployment
+from tests.support import coloured, encode, open_classifier, photo, photos, trusted_settings, two_encoders, write_photos
+from tests.support import isolated as isolated
+from zsvec import CategoryInput, keeping
+from zsvec.classifier import Classifier
+from zsvec.config import load_settings
+from zsvec.encoders import EncoderSet
+from zsvec.errors import ImageError, InvalidInputError, StoreUnavailableError
+from zsvec.inputs.images import content_hash
+from zsvec.keeping import Keeper, surplus
+from zsvec.method.unlabelled import ALIKE, distinct, uncertain
+from zsvec.store import InboxImage, Store
+from zsvec.store.memory import MemoryBackend
+from zsvec.types import ExpertOutput, Prediction
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+COLOURS = ("red", "green", "blue")
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def clf() -> Iterator[Classifier]:
+    with zsvec.open(":memory:", encoders=two_encoders(), added_by="Ann") as classifier:
+        yield fill(classifier)
+
+
+def fill(classifier: Classifier) -> Classifier:
+    classifier.add_categories(
+        CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)]) for colour in COLOURS
+    )
+    return classifier
+
+
+def held(clf: Classifier) -> set[str]:
+    return {one.hash for one in clf.inbox}
+
+
+def encoded(clf: Classifier) -> int:
+    return sum(encoder.images_encoded + encoder.texts_encoded for encoder in clf.encoders)  # type: ignore[attr-defined]
+
+
+# By hand
+
+
+def test_what_is_kept_waits(clf: Classifier) -> None:
+    assert len(clf.inbox) == 0
+    assert clf.inbox.rank() == []
+    assert clf.inbox.groups() == []
+    digest = clf.keep(photo(1))
+    assert digest == content_hash(photo(1))
+    assert clf.keep(photo(1)) == digest
+    [one] = clf.inbox
+    assert (one.hash, one.source, one.width, one.height) == (digest, "image", 8, 6)
+    assert abs(one.added - datetime.now(UTC)) < timedelta(minutes=1)
+    assert one.prediction is not None
+    assert one.prediction.nearest in COLOURS
+    assert one.prediction.hash == digest
+    small = clf.image(digest)
+    assert small is not None
+    assert small.size == (8, 6)
+
+
+def test_what_equals_a_reference_or_one_that_waits_is_not_kept(clf: Classifier) -> None:
+    assert clf.keep(coloured("red", 0)) is None
+    kept = photo(1)
+    assert clf.keep(kept)
+    nearly = np.asarray(kept).copy()
+    nearly[0, 0] ^= 1
+    assert clf.keep(nearly) is None
+    assert len(clf.inbox) == 1
+
+
+def test_an_image_that_cannot_be_read_is_not_kept(clf: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(ImageError):
+        clf.keep(tmp_path / "a.jpg")
+    assert len(clf.inbox) == 0
+
+
+def test_a_store_without_categories_keeps_images() -> None:
+    with zsvec.open(":memory:", encoders=two_encoders()) as clf:
+        assert len(clf.inbox) == 0
+        digest = clf.keep(photo(1))
+        [one] = clf.inbox
+        assert (one.hash, one.prediction, one.urgency) == (digest, None, 1.0)
+        assert clf.inbox.label(one.hash, "panda").references == {"clip:image": 1, "dino:image": 1}
+        assert clf.classify(photo(1)).nearest == "panda"
+
+
+@pytest.mark.parametrize("keep_images", ["small", "none"])
+def test_copies_are_kept_where_those_of_references_are(keep_images: Any) -> None:
+    with zsvec.open(":memory:", encoders=two_encoders(), keep_images=keep_images) as clf:
+        fill(clf)
+        digest = clf.keep(photo(1))
+        with clf.classify_stream([photo(2)], keep="all") as stream:
+            [answer] = stream
+        assert digest
+        assert answer.hash
+        for one in (digest, answer.hash):
+            assert (clf.image(one) is not None) == (keep_images == "small")
+        clf.inbox.label([digest, answer.hash], "panda")
+        assert (clf.image(digest) is not None) == (keep_images == "small")
+
+
+# Labels
+
+
+def test_a_label_makes_a_reference_without_an_encoder(tmp_path: Path) -> None:
+    with open_classifier(tmp_path, *two_encoders()) as clf:
+        fill(clf)
+        digest = clf.keep(photo(1))
+        assert digest
+
+    def load() -> EncoderSet:
+        raise AssertionError("no encoder is needed")
+
+    settings = load_settings(store=str(tmp_path / "store"), added_by="Ann")
+    temperatures = {"clip:text": 0.01, "clip:image": 0.05, "dino:image": 0.05}
+    with Classifier(
+        settings.open_store(), settings, load_encoders=load, temperatures=temperatures, prompts={}
+    ) as again:
+        assert [one.hash for one in again.inbox.rank(5)] == [digest]
+        again.inbox.groups()
+        before = again.store.calibration()
+        category = again.inbox.label(digest, " red ")
+        assert category.name == "red"
+        assert category.references["clip:image"] == category.references["dino:image"] == 4
+        [reference] = [one for one in again.references.of("red") if one.hash == digest]
+        assert (reference.source, reference.by, reference.experts) == ("image", "Ann", ("clip:image", "dino:image"))
+        assert reference.added is not None
+        assert len(again.inbox) == 0
+        assert again.image(digest) is not None
+        assert again.store.calibration() != before  # it is current again
+        assert again.inbox.label(digest, "red") == again.store.category("red")  # done again
+    with open_classifier(tmp_path, *two_encoders()) as last:
+        assert last.classify(photo(1)).nearest == "red"
+
+
+def test_a_label_that_cannot_be(clf: Classifier) -> None:
+    digest = clf.keep(photo(1))
+    assert digest
+    with pytest.raises(InvalidInputError, match="no image 'x' waits in the inbox: `zsvec inbox` lists those that do"):
+        clf.inbox.label([digest, "x"], "red")
+    with pytest.raises(InvalidInputError, match="category name"):
+        clf.inbox.label(digest, "")
+    with pytest.raises(InvalidInputError, match="no hash of an image is given"):
+        clf.inbox.label([], "red")
+    assert held(clf) == {digest}
+
+
+def test_a_label_moves_a_reference_of_another_category(clf: Classifier) -> None:
+    digest = clf.keep(photo(1))
+    assert digest
+    clf.add_category("green", images=[photo(1)])
+    assert clf.inbox.label(digest, "red").references["dino:image"] == 4
+    assert clf.store.holders({digest}) == {digest: {"red"}}
+    assert len(clf.inbox) == 0
+
+
+@pytest.mark.parametrize("dies_at", range(40))
+def test_killed_while_labelling(dies_at: int) -> None:
+    """Nothing is lost, and doing it again ends well."""
+    backend = Hooked(MemoryBackend())
+    store = Store(backend, "zsvec")
+    encoders = EncoderSet(two_encoders())
+    store.bind(encoders.fingerprints)
+    temperatures = {"clip:text": 0.01, "clip:image": 0.05, "dino:image": 0.05}
+    settings = load_settings(store=":memory:", calibration="off")
+    clf = Classifier(store, settings, load_encoders=lambda: encoders, temperatures=temperatures, prompts={})
+    clf.add_category("red", images=[coloured("red", 0)])
+    digests = [clf.keep(photo(seed)) for seed in (1, 2)]
+    waiting = held(clf)
+    assert waiting == set(digests)
+    backend.dies_at = backend.calls.total() + dies_at
+    with suppress(Crash):
+        clf.inbox.label(waiting, "red")
+    backend.dies_at = None
+    labelled = {one.hash for one in clf.references.of("red")}
+    assert waiting <= held(clf) | labelled
+    clf.inbox.label(waiting, "red")
+    assert waiting <= {one.hash for one in clf.references.of("red")}
+    assert clf.store.category("red").references["dino:image"] == 3
+    assert len(clf.inbox) == 0
+
+
+def test_a_dismissed_image_waits_no_more_nor_one_like_it(clf: Classifier) -> None:
+    first, second = clf.keep(photo(1)), clf.keep(photo(2))
+    assert first
+    assert second
+    clf.inbox.dismiss(first)
+    assert held(clf) == {second}
+    assert clf.image(first) is None
+    nearly = np.asarray(photo(1)).copy()
+    nearly[0, 0] ^= 1
+    assert clf.keep(nearly) is None
+    assert clf.keep(photo(1)) is None
+    with pytest.raises(InvalidInputError, match="no image 'x' waits"):
+        clf.inbox.dismiss("x")
+    clf.inbox.clear()
+    assert len(clf.inbox) == 0
+    assert clf.keep(photo(1)) == first
+
+
+# The order
+
+
+def answer(first: float, second: float, *, weight: float = 1.0, unknown: bool = False) -> Prediction:
+    says = ExpertOutput(weight=weight, entropy=0, ranking=(("a", 1.0),), neighbors=())
+    other = ExpertOutput(weight=1 - weight, entropy=0, ranking=(("b", 1.0),), neighbors=())
+    ranking = (("a", first), ("b", second))
+    return Prediction(source="", nearest="a", ranking=ranking, experts={"x": says, "y": other}, unknown=unknown)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "is_uncertain"),
+    [
+        (answer(0.9, 0.1), False),
+        (answer(0.6, 0.4), True),  # a close call
+        (answer(0.65, 0.35), False),
+        (answer(0.9, 0.1, weight=0.4), True),  # experts at odds
+        (answer(0.9, 0.1, weight=0.6), False),
+        (answer(0.9, 0.1, unknown=True), True),
+        (Prediction(source="", error="no image"), False),
+        (Prediction(source="", nearest="a", ranking=(("a", 1.0),)), False),
+        (Prediction(source="", nearest="a", ranking=(("a", 0.6),)), True),  # of which only the first is told
+    ],
+)
+def test_what_is_uncertain(prediction: Prediction, is_uncertain: bool) -> None:
+    assert uncertain(prediction) == is_uncertain
+
+
+def test_the_ranking_follows_what_is_taught(clf: Classifier) -> None:
+    noise = [np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8) for seed in range(6)]
+    for one in noise:
+        clf.keep(one)
+    first = clf.inbox.rank(1)[0]
+    assert clf.inbox.rank()[0] == first
+    assert sorted(one.hash for one in clf.inbox.rank()) == sorted(map(content_hash, noise))
+    clf.inbox.label(first.hash, "noise")
+    after = {one.hash: one.prediction for one in clf.inbox}
+    assert first.hash not in after
+    assert "noise" in {one.nearest for one in after.values() if one}
+    with pytest.raises(InvalidInputError, match="number must be a whole number from 1 up"):
+        clf.inbox.rank(0)
+
+
+# Bounds
+
+Spec = tuple[int, int, bool, str]  # direction, age in minutes, whether it was dismissed, why
+
+
+@st.composite
+def inboxes(draw: st.DrawFn) -> list[InboxImage]:
+    """Images of which those of one direction are nearly alike, and no others."""
+    specs = draw(
+        st.lists(
+            st.tuples(st.integers(0, 5), st.integers(0, 9), st.booleans(), st.sampled_from(["all", "asked"])),
+            max_size=14,
+        )
+    )
+    return [
+        InboxImage(
+            hash=f"{i}",
+            source="",
+            added=NOW - timedelta(minutes=age),
+            why=why,  # type: ignore[arg-type]
+            dismissed=dismissed,
+            vectors={"clip": np.eye(6, dtype=np.float32)[direction]},
+        )
+        for i, (direction, age, dismissed, why) in enumerate(specs)
+    ]
+
+
+@given(inboxes(), st.integers(1, 5))
+def test_what_stays_is_bounded_and_no_two_are_alike(images: list[InboxImage], size: int) -> None:
+    gone = surplus(images, size)
+    stays = [image for image in images if image.hash not in gone]
+    waiting = [image for image in stays if not image.dismissed]
+    assert len(waiting) <= size
+    assert sum(image.dismissed for image in stays) <= size
+    directions = [int(image.vectors["clip"].argmax()) for image in waiting]
+    assert len(set(directions)) == len(directions)
+    dismissed = {int(image.vectors["clip"].argmax()) for image in images if image.dismissed}
+    assert dismissed.isdisjoint(directions)
+    assert surplus(stays, size) == set()  # whoever looks next deletes nothing
+    every = {int(image.vectors["clip"].argmax()) for image in images} - dismissed
+    assert len(waiting) == min(size, len(every))  # and nothing goes without need
+    if len(every) > size and any(image.why == "all" for image in waiting):
+        assert not any(image.why == "asked" and image.hash in gone for image in firsts(images, dismissed))
+
+
+def firsts(images: list[InboxImage], dismissed: set[int]) -> list[InboxImage]:
+    """Of each direction that waits, the one that has waited longest."""
+    found: dict[int, InboxImage] = {}
+    for image in sorted(images, key=lambda image: (image.added, image.hash)):
+        direction = int(image.vectors["clip"].argmax())
+        if not image.dismissed and direction not in dismissed:
+            found.setdefault(direction, image)
+    return list(found.values())
+
+
+def test_nearly_the_same_is_for_every_encoder() -> None:
+    near = [np.cos(0.1), np.sin(0.1)]
+    far = [np.cos(0.5), np.sin(0.5)]
+    assert np.cos(0.1) > ALIKE > np.cos(0.5)
+    one, other = np.array([[1, 0], near]), np.array([[1, 0], far])
+    assert distinct({"a": one, "b": one}) == [0]
+    assert distinct({"a": one, "b": other}) == [0, 1]
+    assert distinct({"a": one, "b": one}, first=1) == []
+    assert distinct({}) == []
+
+
+def test_old_images_go(clf: Classifier) -> None:
+    digest = clf.keep(photo(1))
+    assert digest
+    [one] = clf.store.inbox.read(vectors=True)
+    old = InboxImage(hash="old", source="", added=NOW - timedelta(days=31), vectors=one.vectors)
+    clf.store.inbox.put([old])
+    assert held(clf) == {digest}  # it is not shown
+    clf.keep(photo(2))
+    assert {one.hash for one in clf.store.inbox.read()} == {digest, content_hash(photo(2))}  # nor there any more
+
+
+def test_writers_at_once_leave_no_more_than_may_wait() -> None:
+    deployment = LocalDeployment()
+    stores = [deployment.open() for _ in range(4)]
+    settings = load_settings(store="http://localhost", inbox_size=5)
+    directions = np.eye(16, dtype=np.float32)
+
+    def work(number: int) -> None:
+        keeper = Keeper(stores[number], settings)
+        for i in range(12):
+            vectors = {"clip": directions[(i + number) % 12], "dino": directions[0, :8]}
+            keeper.keep([InboxImage(hash=f"{number}-{i}", source="", added=datetime.now(UTC), vectors=vectors)])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    left = stores[0].inbox.read(vectors=True)
+    assert len(left) <= 5
+    assert len(distinct({"clip": np.stack([image.vectors["clip"] for image in left])})) == len(left)
+    deployment.close()
+
+
+# Streams
+
+
+def test_a_stream_keeps_nothing_by_default(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing of the inbox is needed")
+
+    monkeypatch.setattr("zsvec.embedding.small_copy", refuse)
+    monkeypatch.setattr("zsvec.inputs.images.digest_of", refuse)
+    monkeypatch.setattr("zsvec.store.inbox.InboxCollection.read", refuse)
+    with clf.classify_stream(photos(1, 2)) as stream:
+        answers = list(stream)
+    assert [one.hash for one in answers] == [None, None]
+    assert not clf.store._backend.exists(clf.store.inbox.name)
+
+
+def test_a_stream_keeps_all(clf: Classifier) -> None:
+    images: list[Any] = [*photos(1, 2), coloured("red", 0), b"no image", photo(3), photo(1)]
+    with clf.classify_stream(images, keep="all") as stream:
+        answers = list(stream)
+    assert [one.hash is None for one in answers] == [False, False, False, True, False, False]
+    assert held(clf) == {content_hash(photo(seed)) for seed in (1, 2, 3)}  # no reference, and none twice
+    assert all(clf.image(digest) for digest in held(clf))
+
+
+def test_a_stream_keeps_what_is_uncertain(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "uncertain", lambda prediction: prediction.source == "b")
+    files = [encode(photo(seed)) for seed in (1, 2)]
+    Path("a").write_bytes(files[0])
+    Path("b").write_bytes(files[1])
+    with clf.classify_stream(["a", "b"], keep="uncertain", top_k=1) as stream:
+        a, b = stream
+    assert len(a.ranking) == 1
+    assert held(clf) == {b.hash}
+    [one] = clf.store.inbox.read()
+    assert one.why == "uncertain"
+
+
+def test_the_setting_keeps_in_streams_and_lists_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with zsvec.open(":memory:", encoders=two_encoders(), keep="all") as clf:
+        fill(clf)
+        clf.classify(photo(1))
+        assert len(clf.inbox) == 0
+        clf.classify([photo(2)])
+        with clf.classify_stream([photo(3)], keep="none") as stream:
+            list(stream)
+        assert held(clf) == {content_hash(photo(2))}
+
+        async def answers() -> None:
+            async with clf.aclassify_stream([photo(4)]) as found:
+                assert [one.hash async for one in found] == [content_hash(photo(4))]
+
+        asyncio.run(answers())
+        assert held(clf) == {content_hash(photo(2)), content_hash(photo(4))}
+
+
+def test_what_is_no_choice_of_images_to_keep(clf: Classifier) -> None:
+    streams: list[Any] = [clf.classify_stream, clf.aclassify_stream]
+    for stream in streams:
+        with pytest.raises(InvalidInputError, match=r"keep must be 'none', 'uncertain' or 'all'. Got 'some' instead"):
+            stream([photo(1)], keep="some")
+
+
+def test_a_stream_goes_on_while_the_inbox_cannot_be_written(
+    clf: Classifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise StoreUnavailableError("the server is away")
+
+    monkeypatch.setattr("zsvec.store.inbox.InboxCollection.put", away)
+    with caplog.at_level(logging.WARNING), clf.classify_stream(photos(*range(6)), batch_size=1, keep="all") as stream:
+        assert [answered.error for answered in stream] == [None] * 6
+    assert sum("not kept for labelling: the server is away" in one.message for one in caplog.records) == 1
+
+
+def test_a_stream_does_not_wait_for_the_inbox(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does what waits to be written grow with the stream."""
+    going, largest = threading.Event(), []
+    real = Keeper.keep
+
+    def slow(keeper: Keeper, images: Any) -> set[str]:
+        largest.append(len(images))
+        assert going.wait(60)
+        return real(keeper, images)
+
+    monkeypatch.setattr(Keeper, "keep", slow)
+    with clf.classify_stream(photos(*range(100, 140)), batch_size=1, keep="all") as stream:
+        assert len(list(stream)) == 40  # while nothing is written
+        going.set()
+    assert 1 <= len(clf.inbox) <= keeping._AHEAD + 1
+
+
+# Correcting
+
+
+def test_one_line_corrects(clf: Classifier) -> None:
+    wrong = coloured("red", 7)
+    assert clf.classify(wrong).nearest == "red"
+    category = clf.correct(wrong, "green")
+    digest = content_hash(wrong)
+    [reference] = [one for one in clf.references.of("green") if one.hash == digest]
+    assert (reference.by, reference.source) == ("Ann", "image")
+    assert reference.added
+    assert category.references["dino:image"] == 4
+    assert clf.classify(wrong).experts["dino:image"].neighbors[0].category == "green"
+
+    before = encoded(clf)
+    clf.correct(wrong, "blue")  # moved
+    assert clf.store.holders({digest}) == {digest: {"blue"}}
+    assert clf.correct(wrong, "blue").version == clf.store.category("blue").version
+    clf.correct(wrong, "new")
+    assert clf.store.category("new").texts == ()
+    assert encoded(clf) == before
+    with pytest.raises(InvalidInputError, match="would have no reference"):
+        clf.correct(wrong, "red")
+
+
+def test_what_waits_is_corrected_without_an_encoder(clf: Classifier) -> None:
+    digest = clf.keep(photo(1))
+    assert digest
+    before = encoded(clf)
+    clf.correct(photo(1), "red")
+    assert encoded(clf) == before
+    assert clf.store.holders({digest}) == {digest: {"red"}}
+    assert len(clf.inbox) == 0
+
+
+def test_a_prediction_stands_for_its_image(clf: Classifier) -> None:
+    [path] = write_photos(Path(), [1])
+    answered = clf.classify(path)
+    assert answered.hash == content_hash(path)
+    assert clf.keep(answered) == answered.hash
+    path.unlink()
+    assert clf.keep(answered) == answered.hash  # it waits
+    clf.correct(answered, "red")  # by what waits
+    clf.correct(answered, "green")  # by the reference
+    assert answered.hash
+    assert clf.store.holders({answered.hash}) == {answered.hash: {"green"}}
+
+
+def test_a_prediction_stands_for_no_other_image(clf: Classifier) -> None:
+    [path] = write_photos(Path(), [1])
+    answered = clf.classify(path)
+    path.write_bytes(encode(photo(2)))
+    for use in (clf.keep, lambda one: clf.correct(one, "red")):
+        with pytest.raises(ImageError, match=r"has changed since it was classified; classify it again"):
+            use(answered)  # type: ignore[operator]
+    path.unlink()
+    with pytest.raises(ImageError):
+        clf.keep(answered)
+    with pytest.raises(InvalidInputError, match="cannot stand for its image, because it has no hash"):
+        clf.correct(clf.classify(photo(1)), "red")
+    assert clf.store.category("red").references["dino:image"] == 3
+
+
+def test_a_stream_of_bytes_is_read_once(clf: Classifier) -> None:
+    class Once:
+        """A file that cannot seek."""
+
+        def __init__(self) -> None:
+            self._left = [encode(photo(1)), b""]
+
+        def read(self, _: int = -1) -> bytes:
+            return self._left.pop(0) if self._left else b""
+
+    clf.correct(Once(), "red")  # type: ignore[arg-type]
+    assert clf.store.category("red").references["dino:image"] == 4
+
+
+# Whom it trusts
+
+
+@pytest.mark.parametrize("line", ['keep = "all"', 'keep = "uncertain"', "inbox_size = 1", "inbox_days = 0.001"])
+def test_a_file_that_somebody_put_there_keeps_and_deletes_nothing(line: str) -> None:
+    Path("zsvec.toml").write_text(line)
+    with pytest.raises(InvalidInputError, match=r"which only a file that you trust may"):
+        load_settings()
+    trusted_settings(line)
+    load_settings()
+    Path("zsvec.toml").write_text('keep = "none"')
+    assert load_settings().keep == "none"
+
+
+def test_vectors_of_an_enemy_do_not_count(clf: Classifier) -> None:
+    digest = clf.keep(photo(1))
+    assert digest
+    [one] = clf.store.inbox.read(vectors=True)
+    bad = {name: np.full_like(vector, np.nan) for name, vector in one.vectors.items()}
+    clf.store.inbox.put([InboxImage(hash="bad", source="\x1b[2J", added=NOW, vectors=bad)])
+    assert held(clf) == {digest}
+    clf.keep(photo(2))
+    assert held(clf) == {digest, content_hash(photo(2))}
+    assert len(clf.store.inbox.read()) == 2

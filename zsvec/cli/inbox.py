@@ -1,0 +1,177 @@
+"""The commands for images that wait for a label, and the one that corrects an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zsvec.cli.app import Json, Name, app, check_exists
+from zsvec.cli.categories import SHORTEST, categories_table
+from zsvec.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from zsvec.inbox import Inbox, Unlabelled
+    from zsvec.types import Category
+
+Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Of an image that waits, or how it begins.")]
+Sheet = Annotated[
+    Path | None, typer.Option(metavar="FILE.png|html", help="Write a contact sheet of those that have small copies.")
+]
+
+_SHOWN = 20  # images in a table for people
+
+inbox = typer.Typer(help="Look at the images that wait for a label, label and dismiss them.")
+app.add_typer(inbox, name="inbox")
+
+
+@app.command()
+def correct(
+    context: typer.Context,
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="An image.")],
+    name: Name,
+    json: Json = False,
+) -> None:
+    """Make an image a reference of the right category, which is made if there is none.
+
+    It counts from the next image of every process on. One that is a reference of another category is moved, and one
+    that waits in the inbox is not embedded again.
+    """
+    check_exists(photo)
+    with context.obj.open() as classifier:
+        _print_category(classifier.correct(photo, name), json=json)
+
+
+@inbox.callback(invoke_without_command=True)
+def show(
+    context: typer.Context,
+    number: Annotated[
+        int | None, typer.Option("--number", "-n", min=1, help="How many.  [default: 20; with --json or --sheet, all]")
+    ] = None,
+    sheet: Sheet = None,
+    json: Json = False,
+) -> None:
+    """Show the images that wait for a label, those first whose label would tell most and that differ most.
+
+    They come there by `--keep` of `zsvec classify` and `zsvec watch`, by the setting `keep`, or by `clf.keep`.
+    """
+    if context.invoked_subcommand:
+        return
+    from zsvec.cli import output
+
+    with context.obj.open() as classifier:
+        waiting = len(classifier.inbox)
+        found = classifier.inbox.rank(number if json or sheet else number or _SHOWN)
+        if sheet:
+            _write_sheet(sheet, found, classifier.inbox)
+    if json:
+        for one in found:
+            output.print_json(one.to_dict())
+    elif found:
+        _print_table(found)
+    if not json:
+        output.print_note(f"{output.counted(waiting, 'image')} {'waits' if waiting == 1 else 'wait'} for a label")
+
+
+@inbox.command()
+def label(
+    context: typer.Context,
+    hashes: Hashes,
+    name: Name,
+    json: Json = False,
+) -> None:
+    """Make images references of a category, which is made if there is none. Nothing is embedded again."""
+    with context.obj.open() as classifier:
+        _print_category(classifier.inbox.label(_hashes_of(classifier.inbox, hashes), name), json=json)
+
+
+@inbox.command()
+def dismiss(context: typer.Context, hashes: Hashes) -> None:
+    """Let images wait no more. Until they are too old, nothing like them is kept again."""
+    from zsvec.cli import output
+
+    with context.obj.open() as classifier:
+        chosen = _hashes_of(classifier.inbox, hashes)
+        classifier.inbox.dismiss(chosen)
+    output.print_note(f"dismissed {output.counted(len(chosen), 'image')}")
+
+
+@inbox.command()
+def groups(context: typer.Context, sheet: Sheet = None, json: Json = False) -> None:
+    """Show unknown images that look alike: each group may be a category that is missing."""
+    from zsvec.cli import output
+
+    with context.obj.open() as classifier:
+        found = classifier.inbox.groups()
+        if sheet:
+            _write_sheet(sheet, [image for group in found for image in group.images], classifier.inbox)
+    if json:
+        for group in found:
+            output.print_json(group.to_dict())
+        return
+    for number, group in enumerate(found, 1):
+        output.print_note(
+            f"group {number}: {output.counted(len(group.images), 'image')}, likeness {group.likeness:.2f}"
+        )
+        _print_table(group.images)
+    if not found:
+        output.print_note("no five unknown images that wait look alike")
+
+
+def _hashes_of(inbox: Inbox, given: Sequence[str]) -> frozenset[str]:
+    """The hashes of images that wait which begin as these; a whole hash stands for itself.
+
+    Raises:
+        InvalidInputError: One of them is too short, or none or several begin so.
+    """
+    known = inbox.hashes()
+    chosen = set()
+    for start in given:
+        found = [digest for digest in known if digest.startswith(start)] if len(start) >= SHORTEST else []
+        if len(found) != 1 and len(start) != 64:
+            raise InvalidInputError(
+                f"{start!r} is the beginning of {len(found) or 'no'} hashes of images that wait: give more of it, at "
+                f"least {SHORTEST} characters; `zsvec inbox` lists them"
+            )
+        chosen.update(found or [start])
+    return frozenset(chosen)
+
+
+def _print_table(found: Sequence[Unlabelled]) -> None:
+    from zsvec.cli import output
+    from zsvec.cli.output import escape
+
+    table = output.new_table("hash", "source", "kept", "urgency", "would be")
+    for one in found:
+        added = f"{one.added.astimezone():%Y-%m-%d %H:%M}"
+        table.add_row(escape(one.hash[:12]), escape(one.source), added, f"{one.urgency:.2f}", escape(_says(one)))
+    output.out.print(table)
+
+
+def _says(one: Unlabelled) -> str:
+    if one.prediction is None:
+        return "–"
+    nearest = f"{one.prediction.nearest} {one.prediction.probability:.1%}"
+    return f"unknown, nearest {nearest}" if one.prediction.unknown else nearest
+
+
+def _write_sheet(file: Path, found: Sequence[Unlabelled], inbox: Inbox) -> None:
+    from zsvec.cli import output
+    from zsvec.cli.sheet import Picture, check_sheet, write_sheet
+
+    check_sheet(file)
+    pictures = [Picture(one.hash, [one.hash[:12], one.source, _says(one)]) for one in found]
+    missing = write_sheet(file, "inbox", pictures, inbox.small)
+    lacking = f"; of {output.counted(missing, 'image')} the store has no copy" if missing else ""
+    output.print_note(f"the contact sheet is {file}{lacking}")
+
+
+def _print_category(category: Category, *, json: bool) -> None:
+    from zsvec.cli import output
+
+    if json:
+        output.print_json(category.to_dict())
+    else:
+        output.out.print(categories_table([category]))

@@ -77,6 +77,7 @@ class Wanted:
 
 
 _NOTHING_ELSE = Wanted()
+_HASHED = Wanted(hash=True)
 
 
 def _unmeasured(stage: str) -> AbstractContextManager[None]:
@@ -179,6 +180,10 @@ class Embedder:
                     return PreparedImage(source_of(image), encoders.preprocess(loaded.pop().image), **found)
         except ImageError as exc:
             return PreparedImage(source_of(image), error=exc)
+
+    def prepare_alone(self, image: ImageInput) -> PreparedImage:
+        """Decode and preprocess an image that is of no stream; one that is given by its path with its content hash."""
+        return self.prepare(image, wanted=_HASHED if isinstance(image, str | os.PathLike) else _NOTHING_ELSE)
 
     def _encode(self, images: Sequence[PreparedImage]) -> Vectors:
         """Vectors of the images that can be read, in their order; empty if there is none."""

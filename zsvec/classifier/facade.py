@@ -16,12 +16,12 @@ from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
 from zsvec.classifier.predictor import Predictor
 from zsvec.config import Settings
-from zsvec.embedding import Embedder, Embedding, Vectors, Wanted
+from zsvec.embedding import Embedder, Embedding, Vectors
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, ZSVecError
 from zsvec.flow import Flow, StreamStats
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
-from zsvec.inputs.images import ImageInput, is_path
+from zsvec.inputs.images import ImageInput
 from zsvec.inputs.small import open_small
 from zsvec.keeping import Keeper
 from zsvec.method.fit import CalibrationReport
@@ -230,7 +230,6 @@ class Classifier:
         Raises:
             ImageError: It cannot be read, or its file has changed.
             InvalidInputError: The prediction has no hash.
-            StoreError: The inbox cannot be written.
         """
         return self._teaching.keep(image)
 
@@ -289,7 +288,7 @@ class Classifier:
         check_answers(top_k, errors)
         encoders = self._predictor.encoders_to_read()
         with encoders.shared.coming():
-            image = self._embedder.prepare(cast("ImageInput", images), wanted=Wanted(hash=is_path(images)))
+            image = self._embedder.prepare_alone(cast("ImageInput", images))
         if image.error is not None:
             return next(self._predictor.answers([image], {}, top_k, errors, None))
         with encoders.shared.turn((image.inputs, image.source), top_k) as turn:

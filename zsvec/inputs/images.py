@@ -187,11 +187,6 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
         return digest_of(content)
 
 
-def is_path(image: object) -> bool:
-    """Whether an image is given by its path."""
-    return isinstance(image, str | os.PathLike)
-
-
 def source_of(image: ImageInput) -> str:
     """Name of an image in results: its path, ``name`` or ``filename``, else its kind, as ``bytes`` or ``array``."""
     if isinstance(image, Region):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from base64 import b64encode
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from tests.store.material import FINGERPRINTS, add, content_hash, jpeg, pictured, sources, unit_vector
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked
 from zsvec.errors import InvalidInputError
-from zsvec.store import Move, Store
+from zsvec.store import InboxImage, Move, Store
 from zsvec.store.base import Where
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -149,10 +151,27 @@ def test_a_killed_process_does_it_at_the_second_time(deployment: Deployment, see
         store.gc(0)
 
 
+def test_it_waits_in_no_inbox(store: Store) -> None:
+    waiting = [waits("gone"), waits("waits")]
+    store.inbox.put(waiting)
+    store.inbox.put([replace(waits("dismissed"), dismissed=True, hash=content_hash("dismissed"))])
+    store.forget(GONE)
+    store.forget(content_hash("dismissed"))
+    assert [image.hash for image in store.inbox.read()] == [content_hash("waits")]
+    assert store.inbox.small(GONE) is None
+
+
+def waits(content: str) -> InboxImage:
+    vectors = {name: unit_vector(f.dim, f"{name} image {content}") for name, f in FINGERPRINTS.items()}
+    added = datetime.now(UTC)
+    return InboxImage(hash=content_hash(content), source=content, added=added, vectors=vectors, content=jpeg(content))
+
+
 def test_its_bytes_are_in_no_file(tmp_path: Path) -> None:
     deployment = EdgeDeployment(tmp_path / "store")
     store = opened(deployment)
     filled(store)
+    store.inbox.put([waits("gone"), waits("waits")])
     store.close()
 
     def files_with(what: bytes) -> list[str]:
@@ -167,5 +186,8 @@ def test_its_bytes_are_in_no_file(tmp_path: Path) -> None:
     store.close()
     assert not any(files_with(trace) for trace in traces)
     assert files_with(content_hash("tom").encode())
-    assert opened(deployment).incomplete() == []
+    store = opened(deployment)
+    assert store.incomplete() == []
+    (image,) = store.inbox.read(vectors=True)
+    assert image.vectors["clip"].tolist() == unit_vector(16, "clip image waits").tolist()
     deployment.close()

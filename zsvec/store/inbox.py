@@ -177,8 +177,14 @@ class InboxCollection:
     def forget(self, content_hash: str) -> None:
         """Delete an image, and of an embedded store its bytes; it may be kept again."""
         self.delete({content_hash})
-        if self._store_id() and INBOX not in self._catalog.encoders():
+        if INBOX not in self._catalog.encoders() and self._is_ours():
             self._backend.rewrite(self.name)
+
+    def _is_ours(self) -> bool:
+        try:
+            return set(self._stores()) <= {self._store_id()}
+        except StoreError:  # somebody else has filled it
+            return False
 
     def clear(self) -> None:
         """Delete all images of this store. Where no other process can write, the files go too."""

@@ -373,9 +373,8 @@ class Store:
             ConflictError: Others add it again and again.
         """
         with self._writing(FORGET):
-            names = forgetting.forget(self._catalog, self._references, self._collector, content_hash)
             self.inbox.forget(content_hash)
-            return names
+            return forgetting.forget(self._catalog, self._references, self._collector, content_hash)
 
     def move(self, move: Move) -> Category:
         """Move references from one category to another, and give that as it is then.

@@ -81,10 +81,12 @@ def test_what_a_classifier_can_be_asked() -> None:
         "create": [],
         "categories": [],
         "image": ["content_hash"],
+        "keep": ["image"],
+        "correct": ["image", "name"],
         "classify": ["images", "*", "top_k=", "errors="],
         "aclassify": ["images", "*", "top_k=", "errors="],
-        "classify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors="],
-        "aclassify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors="],
+        "classify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors=", "keep="],
+        "aclassify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors=", "keep="],
         "embed_stream": ["images", "*", "batch_size="],
         "classify_vectors": ["vectors", "*", "top_k="],
         "calibrate": ["*", "false_unknown_rate=", "labelled="],
@@ -92,7 +94,7 @@ def test_what_a_classifier_can_be_asked() -> None:
         "close": [],
     }
     properties = {name for name, member in vars(Classifier).items() if isinstance(member, property | cached_property)}
-    assert properties == {"encoders", "generation", "history", "references", "stats"}
+    assert properties == {"encoders", "generation", "history", "inbox", "references", "stats"}
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
         attributes = {name for name in vars(classifier) if not name.startswith("_")}
     assert attributes == {"scoring", "settings", "store"}

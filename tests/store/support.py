@@ -341,9 +341,11 @@ class _SharedLocalClient:
                 try:
                     return method(*args, **kwargs)
                 except ValueError as exc:  # a server says it so
-                    if "not found" not in str(exc):
+                    codes = {"not found": (404, "Not Found"), "already exists": (409, "Conflict")}
+                    code = next((codes[words] for words in codes if words in str(exc)), None)
+                    if code is None:
                         raise
-                    raise UnexpectedResponse(404, "Not Found", str(exc).encode(), httpx.Headers()) from exc
+                    raise UnexpectedResponse(*code, str(exc).encode(), httpx.Headers()) from exc
 
         return call
 

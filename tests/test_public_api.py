@@ -90,6 +90,8 @@ def test_what_a_classifier_can_be_asked() -> None:
         "embed_stream": ["images", "*", "batch_size="],
         "classify_vectors": ["vectors", "*", "top_k="],
         "calibrate": ["*", "false_unknown_rate=", "labelled="],
+        "keep": ["image"],
+        "correct": ["image", "name"],
         "load": [],
         "close": [],
     }

@@ -36,6 +36,7 @@ PAGES = {"README": ROOT / "README.md", **{topic: DOCS / f"{topic}.md" for topic 
 UNRUN = {
     "README": ["needs-network"],
     "streams": ["needs-hardware"],
+    "inbox": ["needs-data"],
     "server": ["needs-docker", *["needs-server"] * 5],  # the latter run where there is one
     "encoders": ["needs-time", "needs-network", "needs-docker"],
     "evaluation": ["needs-time"],

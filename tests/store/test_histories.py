@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -142,7 +142,7 @@ def searcher_of(store: Store) -> Searcher:
 @pytest.mark.parametrize("seed", range(5))
 def test_random_histories(seed: int) -> None:
     history = History(seed, Faults(kill=0.001), images="small")
-    history.run(14_000)
+    history.run(24_000)
     assert history.wrong == []
     assert history.batches > 150
     assert history.commits > 40
@@ -167,7 +167,10 @@ def what_does_not_show_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Collector, "fence", lambda _, names, manifests: {n: manifests.get(n) for n in names})
+    def unchanged(_: Collector, names: Iterable[str], manifests: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: manifests[name] for name in names if name in manifests}
+
+    monkeypatch.setattr(Collector, "fence", unchanged)
 
 
 # With the faults and the clocks that show each of them in one of ten histories or more.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from tests.store.material import FINGERPRINTS, references, write_of
@@ -109,8 +111,14 @@ class Moves:
         self.check()
 
     def check(self) -> None:
-        """After what was begun is done, each is in one category, and there is no garbage."""
+        """After what was begun is done and taken back, each is in one category, and there is no garbage."""
         store = self.open()
+        store.gc()  # what was begun is done then
+        for _ in store.changes():
+            for name in NAMES:
+                with suppress(InvalidInputError):  # until there is nothing that can be
+                    store.undo(name)
+        assert [change for change in store.changes() if not change.undone and change.what != "undo"] == []
         store.gc(grace=float("-inf"))
         assert store.incomplete() == []
         places: dict[str, list[str]] = {item: [] for item in ITEMS}

@@ -78,5 +78,5 @@ def changes_table(changes: Sequence[Change]) -> Table:
         names = output.shortened(", ".join(change.categories))
         at = f"{change.at.astimezone():%Y-%m-%d %H:%M:%S}"
         undone = "taken back" if change.undone else ""
-        table.add_row(change.id[:8], escape(change.what), escape(names), at, escape(change.by or "–"), undone)
+        table.add_row(escape(change.id[:8]), escape(change.what), escape(names), at, escape(change.by or "–"), undone)
     return table

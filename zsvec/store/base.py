@@ -25,12 +25,13 @@ FIRST_CONTACT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A filter over payloads: all of `match`, and ``rev`` from `since` up to `until`; or all of `or_match`."""
+    """A filter over payloads: all of `match`, none of `without`, and ``rev`` from `since` to `until`; or `or_match`."""
 
     match: Mapping[str, str | int | Sequence[str]] = field(default_factory=dict)
     since: int | None = None
     until: int | None = None
     or_match: Mapping[str, str | int | Sequence[str]] | None = None
+    without: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ranged(self) -> bool:

@@ -19,7 +19,9 @@ from zsvec.store.schema import (
     CATALOG_INDEXES,
     CATEGORY_KINDS,
     IMAGES,
+    PAST,
     SCHEMA,
+    WRITE_KINDS,
     calibrated_revision,
     calibration_from,
     category_from,
@@ -267,6 +269,7 @@ class Catalog:
             self._checked(identifier, record)
             for page in self.backend.scroll(self.collection, where, fields=fields)
             for identifier, record in zip(page.ids, page.payloads, strict=True)
+            if not self._is_foreign(identifier, record)
         ]
 
     def scroll_all(self, where: Where) -> list[Mapping[str, Any]]:
@@ -278,7 +281,7 @@ class Catalog:
         if not self.exclusive:
             return self.scroll(where)
         kinds = [kind for match in (where.match, where.or_match or {}) for kind in _listed(match["kind"])]
-        everything = self.backend.scroll(self.collection, replace(where, match={}))
+        everything = self.backend.scroll(self.collection, replace(where, match={}, without=PAST))
         records = [(i, record) for page in everything for i, record in zip(page.ids, page.payloads, strict=True)]
         for _, record in records:
             if record.get("kind") == "store" and is_record(record):
@@ -294,7 +297,16 @@ class Catalog:
             StoreError: One of them cannot be read.
         """
         found = self.backend.retrieve(self.collection, ids)
-        return {identifier: self._checked(identifier, record) for identifier, record in found.items()}
+        return {
+            identifier: self._checked(identifier, record)
+            for identifier, record in found.items()
+            if not self._is_foreign(identifier, record)
+        }
+
+    def _is_foreign(self, identifier: str, record: Mapping[str, Any]) -> bool:
+        """Whether it seems to tell of a write, and somebody else has put it on the server."""
+        of_write = record.get("kind") in WRITE_KINDS
+        return of_write and not self.exclusive and not (is_record(record) and is_in_its_place(identifier, record))
 
     def _checked(self, identifier: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
         # A bit of a name may have changed in the files of a folder; a server looks after its own.

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zsvec.errors import StoreError
 from zsvec.store.base import Put, Where
 from zsvec.store.catalog import Catalog, State, id_of
-from zsvec.store.history import Cause, History, change_payload, final_payload, is_told, told
+from zsvec.store.history import Cause, History, change_payload, final_payload, told
+from zsvec.store.records import is_told, is_write
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import category_from, expected, intent_payload, manifest_payload, record_id, write_time
 from zsvec.store.transfer import settled
@@ -31,6 +32,7 @@ READERS = 60.0
 WRITERS = 3600.0
 """Seconds that a writer has from its intent to its commit, before a collector makes it begin anew."""
 
+_LONG = 86_400.0  # seconds, the age from which changes of others are looked at by who keeps none
 _AT_ONCE = 100  # intents that are settled after one write
 
 
@@ -122,21 +124,22 @@ class Collector:
     def collect(self, grace: float | None = None) -> tuple[int, list[Change]]:
         """As `zsvec.store.store.Store.gc`, and the changes that nobody can take back any more."""
         readers, writers = (self._readers, self._writers) if grace is None else (grace, grace)
-        could = {change.id: change for change in History(self._catalog).changes()}
+        could = History(self._catalog).changes()
         self._finalize(grace)
         found = set(self._references.writes(self._catalog.collections()))
-        at_work = {w for record in self._all("intent", "change") for w in _write_ids(record)}
+        at_work = self._at_work()
         deleted = self._settle(self._intents(), readers, writers, final=grace is not None) + self._sweep(found, at_work)
         can = {change.id for change in History(self._catalog).changes()}
-        return deleted, [change for identifier, change in could.items() if identifier not in can]
+        return deleted, [change for change in could if change.id not in can]
 
     def _finalize(self, grace: float | None) -> None:
         """Let changes be taken back no longer: those that were kept long enough, or of this age in seconds."""
         now = time.time_ns() // 1000
-        due = Where(match={"kind": "change"}, until=now if grace is None else None)
-        records = [r for r in self._catalog.scroll(due) if grace is None or (now - r["at"]) / 1e6 >= grace]
-        for first in range(0, len(records), _AT_ONCE):
-            some = records[first : first + _AT_ONCE]
+        age = (self._history or _LONG) if grace is None else grace
+        records = self._catalog.scroll(Where(match={"kind": "change"}, until=now - _microseconds(age)))
+        due = [r for r in records if is_told(r) and (grace is not None or r["until"] <= now)]
+        for first in range(0, len(due), _AT_ONCE):
+            some = due[first : first + _AT_ONCE]
             if puts := [Put(r["id"], final_payload(r), expected(r)) for r in some if r["replaced"]]:
                 self._catalog.put(puts)
             if done := [record["id"] for record in some if not record["replaced"]]:
@@ -145,7 +148,12 @@ class Collector:
     def _all(self, *kinds: str) -> list[Mapping[str, Any]]:
         store = self._catalog.state([]).store
         found = self._catalog.scroll(Where(match={"kind": list(kinds)}))
-        return sorted((record for record in found if record["store"] == store), key=lambda record: record["rev"])
+        kept = (record for record in found if record["store"] == store and is_write(record))
+        return sorted(kept, key=lambda record: record["rev"])
+
+    def _at_work(self) -> set[str]:
+        """The write ids that intents and changes speak of."""
+        return {w for record in self._all("intent", "change") for w in _write_ids(record)}
 
     def _intents(self) -> list[Mapping[str, Any]]:
         """Those that no write of this process is at, oldest first."""
@@ -170,53 +178,63 @@ class Collector:
             writers: Age from which what was not committed may go.
             final: Whether what was replaced goes even if the change can still be taken back.
         """
-        deleted = 0
         now = time.time_ns() // 1000
-        # What somebody has replaced was committed, and nobody is about to.
-        replaced = _replaced(intents)
-        for intent in intents:
-            age = (now - intent["rev"]) / 1e6
-            if age < readers:
-                continue
+        old = [intent for intent in intents if (now - intent["rev"]) / 1e6 >= readers]
+        if not old:
+            return 0
+        replaced = _replaced(intents)  # that was committed, and nobody is about to
+        history = History(self._catalog)
+        left: list[tuple[str | None, set[str]]] = []
+        for intent in old:
             names = {*intent["writes"], *intent["replaced"], *(intent["before"] if is_told(intent) else ())}
-            now_there = settled(self._catalog, names).manifests
-            # Its writer has died, or others have carried it out. It is read after the manifests.
-            history = History(self._catalog) if is_told(intent) else None
-            committed = replaced | _replaced(history.changes_kept()) if history else replaced
+            state = settled(self._catalog, names)
+            history.catch_up(state)
             open_writes = {
-                name: write_id
+                (name, write_id)
                 for name, write_id in intent["writes"].items()
-                if write_id not in committed and write_id not in _named(now_there.get(name))
+                if write_id not in replaced and write_id not in _named(state.manifests.get(name))
             }
-            undecided = {*open_writes, *(set(intent["before"]) - history.won(intent) if history else ())}
-            if (undecided and age < writers) or not intent["replaced"].keys() <= now_there.keys():
+            undecided = {name for name, _ in open_writes}
+            if is_told(intent):  # its writer has died, or others have carried it out
+                undecided |= set(intent["before"]) - history.won(intent)
+            young = (now - intent["rev"]) / 1e6 < writers
+            if (undecided and young) or not intent["replaced"].keys() <= state.manifests.keys():
                 continue
-            fenced = self.fence(undecided, now_there)
+            fenced = self.fence(undecided, state.manifests)
             if fenced is None:
                 continue
-            named = {name: _named(manifest) for name, manifest in {**now_there, **fenced}.items()}
-            dead = [w for name, w in open_writes.items() if w not in named[name]]
-            kept = (
-                history is not None and not final and intent["until"] > now and self._has_become_change(intent, history)
-            )
-            if not kept:
-                needed = history.needed(intent) if history else set[str]()
-                if history:
-                    self._catalog.put([Put(intent["id"], final_payload(intent), expected(intent))])
-                gone = [(name, w) for name, old in intent["replaced"].items() for w in old if w not in needed]
-                dead += [w for name, w in gone if w not in named[name]]
-            deleted += self._references.delete(self._catalog.collections(), dead) if dead else 0
-            if not kept:
-                self._catalog.drop([intent["id"]])
-        return deleted
+            manifests = {**state.manifests, **fenced}
+            history.catch_up(replace(state, manifests=manifests))
+            kept = self._has_become_change(intent, history, now, final=final)
+            gone = set() if kept else {(name, w) for name, some in intent["replaced"].items() for w in some}
+            dead = {write_id for name, write_id in open_writes | gone if write_id not in _named(manifests.get(name))}
+            left.append((None if kept else intent["id"], dead))
+        return self._delete(left)
 
-    def _has_become_change(self, intent: Mapping[str, Any], history: History) -> bool:
-        """Keep what a writer did that died before it said so; False if it has changed nothing."""
-        history.catch_up(self._catalog.state(intent["before"]))
-        won = history.won(intent)
-        if won:
-            self._catalog.put([Put(intent["id"], change_payload(intent, won, intent["at"]), expected(intent))])
+    def _has_become_change(self, intent: Mapping[str, Any], history: History, now: int, *, final: bool) -> bool:
+        """Keep what a writer has changed that died before it said so, if it can still be taken back."""
+        if not is_told(intent):
+            return False
+        won = set() if final or intent["until"] <= now else history.won(intent)
+        after = change_payload(intent, won, intent["rev"]) if won else final_payload(intent)
+        self._catalog.put([Put(intent["id"], after, expected(intent))])
         return bool(won)
+
+    def _delete(self, left: Sequence[tuple[str | None, set[str]]]) -> int:
+        """Delete writes that intents have left, but none that a change needs; say how many references there were.
+
+        Args:
+            left: Ids of writes that no manifest named a moment ago, with that of the intent, which goes with them.
+        """
+        if not left:
+            return 0
+        needed = History(self._catalog).needed()  # after the manifests: what is of a change by now was named then
+        dead = sorted(set[str]().union(*(some for _, some in left)) - needed)
+        deleted = self._references.delete(self._catalog.collections(), dead) if dead else 0
+        done = [identifier for identifier, some in left if identifier and needed.isdisjoint(some)]
+        if done:
+            self._catalog.drop(done)
+        return deleted
 
     def fence(
         self, names: Iterable[str], manifests: Mapping[str, Mapping[str, Any]]
@@ -251,12 +269,12 @@ class Collector:
             return self._catalog.manifests()
         return found
 
-    def _sweep(self, found: Iterable[tuple[str, str]], at_work: Container[str]) -> int:
+    def _sweep(self, found: Iterable[tuple[str, str]], at_work: set[str]) -> int:
         """Delete references of writes that nothing speaks of.
 
         Args:
             found: Category and write id of all references that there were before the intents were read.
-            at_work: The write ids of all intents.
+            at_work: The write ids of which intents and changes spoke then.
 
         Raises:
             StoreError: Categories have no manifest, or one from before. Commits may have been lost, so nothing of them
@@ -264,6 +282,7 @@ class Collector:
         """
         manifests = {manifest["category"]: manifest for manifest in self._manifests()}
         live = {name: set(category_from(manifest).write_ids) for name, manifest in manifests.items()}
+        at_work = at_work | self._at_work()  # of what was replaced since, too
         unnamed = [(name, w) for name, w in found if w not in at_work and w not in live.get(name, ())]
         orphans = {name for name, _ in unnamed} - live.keys()
         orphans -= self._catalog.state(orphans).manifests.keys()  # where replicas differ, one look shows too little
@@ -282,6 +301,10 @@ class Collector:
 
 def _named(manifest: Mapping[str, Any] | None) -> tuple[str, ...]:
     return category_from(manifest).write_ids if manifest else ()
+
+
+def _microseconds(seconds: float) -> int:
+    return round(max(min(seconds, 1e9), -1e9) * 1e6)
 
 
 def _at(intent: Intent, begun: int) -> int:

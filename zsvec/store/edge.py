@@ -413,7 +413,7 @@ def _filter(where: Where) -> qe.Filter:
     must = _conditions(where.match)
     if where.ranged:
         must.append(qe.FieldCondition(key="rev", range=qe.RangeFloat(gte=where.since, lte=where.until)))
-    chosen = qe.Filter(must=must)
+    chosen = qe.Filter(must=must, must_not=_conditions(where.without))
     return chosen if where.or_match is None else qe.Filter(should=[chosen, qe.Filter(must=_conditions(where.or_match))])
 
 

@@ -22,7 +22,7 @@ from zsvec.store.collector import Collector
 from zsvec.store.history import FORGET, History, Record
 from zsvec.store.mending import remove_references
 from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import IMAGES, category_from, expected
+from zsvec.store.schema import IMAGES, category_from, expected, is_reference
 from zsvec.store.transfer import settled
 from zsvec.store.writing import remove_category
 from zsvec.types import expert_name
@@ -57,10 +57,13 @@ def forget(
         for name in {place.category for place in found if place.write_id in live.get(place.category, ())}:
             _take_out(catalog, references, collector, name, content_hash)
             changed.add(name)
-        _discount(catalog, found)
-        now = collector.fence(names, settled(catalog, names).manifests) or {}
+        now = collector.fence(names, settled(catalog, names).manifests)
+        if now is None:
+            return False
         named = {w for manifest in now.values() for w in category_from(manifest).write_ids}
-        _delete(catalog, references, [place for place in found if now and place.write_id not in named])
+        dead = [place for place in found if place.write_id not in named]
+        _discount(catalog, dead)
+        _delete(catalog, references, dead)
         return False  # until none is found: others may have been at work
 
     retrying = Retrying(
@@ -87,8 +90,9 @@ def _places(catalog: Catalog, references: ReferenceCollections, content_hash: st
         collection = references.collection(name)
         for page in catalog.backend.scroll(collection, Where(), fields=fields):
             for identifier, payload in zip(page.ids, page.payloads, strict=True):
-                if payload.get("hash") == content_hash and (name == IMAGES or payload.get("modality") == "image"):
-                    yield _Place(name, identifier, str(payload.get("category")), str(payload.get("gen")))
+                has_it = payload.get("hash") == content_hash and (name == IMAGES or payload.get("modality") == "image")
+                if has_it and is_reference(payload, ("category", "gen")):
+                    yield _Place(name, identifier, str(payload["category"]), str(payload["gen"]))
 
 
 def _take_out(
@@ -113,11 +117,14 @@ def _take_out(
 def _discount(catalog: Catalog, found: Collection[_Place]) -> None:
     """Let the changes that can be taken back not expect the image of their writes."""
     counted = [place for place in found if place.encoder != IMAGES]
-    while puts := [
-        Put(record["id"], discounted, expected(record))
-        for record in History(catalog).records.values()
-        if (discounted := _discounted(record, counted)) is not None
-    ]:
+    for _ in range(_ATTEMPTS):
+        puts = [
+            Put(record["id"], discounted, expected(record))
+            for record in History(catalog).records.values()
+            if (discounted := _discounted(record, counted)) is not None
+        ]
+        if not puts:
+            return
         catalog.put(puts)
 
 

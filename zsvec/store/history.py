@@ -13,15 +13,17 @@ back: after one that takes back another, the chain goes on with what was before 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any, TypeAlias
 
-from zsvec.errors import InvalidInputError, StoreError
+from zsvec.errors import InvalidInputError
 from zsvec.store.base import Where
 from zsvec.store.catalog import Catalog, State
-from zsvec.store.schema import category_from
+from zsvec.store.records import is_told
+from zsvec.store.schema import PAST, WRITE_KINDS, category_from
 from zsvec.types import Category, Change
 
 Record: TypeAlias = Mapping[str, Any]
@@ -66,7 +68,6 @@ def told(
     return {
         "what": cause.what,
         "change": cause.id,
-        "at": at,
         "until": at + round(seconds * 1e6),
         "before": {name: _kept(before.manifests.get(name)) for name in names},
         **{name: value for name, value in optional.items() if value is not None},
@@ -82,13 +83,13 @@ def change_payload(intent: Record, won: Collection[str], at: int) -> dict[str, A
         at: When they did, in microseconds since 1970.
     """
     reduced = {key: {n: v for n, v in intent[key].items() if n in won} for key in ("writes", "replaced", "before")}
-    return {**intent, **reduced, "kind": "change", "version": intent["version"] + 1, "at": at, "rev": intent["until"]}
+    return {**intent, **reduced, **PAST, "kind": "change", "version": intent["version"] + 1, "rev": at}
 
 
 def final_payload(record: Record) -> dict[str, Any]:
     """The intent that a change becomes again that nobody can take back any more: its references are to be deleted."""
-    kept = {key: record[key] for key in ("id", "store", "replaced")}
-    return {**kept, "kind": "intent", "version": record["version"] + 1, "rev": record["at"], "writes": {}}
+    kept = {key: record[key] for key in ("id", "store", "replaced", "rev")}
+    return {**kept, "kind": "intent", "version": record["version"] + 1, "writes": {}}
 
 
 class History:
@@ -105,8 +106,9 @@ class History:
         self._catalog = catalog
         self._store = catalog.state([]).store
         self.records: dict[str, Record] = {}
-        self._add(catalog.scroll(Where(match={"kind": ["change", "intent"]})))
-        self._manifests: Mapping[str, Record] = {}
+        self._manifests: dict[str, Record] = {}
+        self._won: dict[str, set[str]] = {}
+        self._add(catalog.scroll(Where(match={"kind": list(WRITE_KINDS)})))
         self.catch_up(catalog.state({name for record in self.records.values() for name in record["before"]}))
 
     def catch_up(self, state: State) -> None:
@@ -115,58 +117,55 @@ class History:
         Args:
             state: Their manifests.
         """
-        self._manifests = {**self._manifests, **state.manifests}
-        last = {manifest.get("change") for manifest in state.manifests.values()} - {None, *self.records}
-        self._add(self._catalog.retrieve(sorted(map(str, last))).values())
+        self._manifests |= state.manifests
+        last = {_text(manifest, "change") for manifest in state.manifests.values()} - {None, *self.records}
+        if last:
+            self._add(self._catalog.retrieve(sorted(map(str, last))).values())
+        for name in state.manifests:
+            for record in self._walk(name, _change_before):
+                self._won.setdefault(record["id"], set()).add(name)
 
-    def changes_kept(self) -> list[Record]:
-        """The records of changes, without those of writes that may have become some."""
-        return [record for record in self.records.values() if record["kind"] == "change"]
+    def latest(self, record: Record) -> Record | None:
+        """A change as it is told now; ``None`` if it is final, so that somebody may have deleted what it replaced."""
+        return next(filter(is_told, self._catalog.retrieve([record["id"]]).values()), None)
 
-    def won(self, intent: Record) -> set[str]:
+    def won(self, record: Record) -> set[str]:
         """The categories that a write has changed, as far as their history reaches."""
-        return {n for n in intent["before"] if any(record["id"] == intent["id"] for record in self.chain(n))}
+        return self._won.get(record["id"], set())
 
-    def needed(self, but: Record) -> set[str]:
-        """The write ids that other changes have to have, to be taken back.
+    def needed(self) -> set[str]:
+        """The write ids that the changes have to have, to be taken back."""
+        states = (was for record in self.records.values() for was in record["before"].values() if was)
+        return {write_id for was in states for write_id in was["writes"]}
 
-        Args:
-            but: The record that is no change, or is one no more.
-        """
-        others = (record for record in self.records.values() if record["id"] != but["id"])
-        return {w for record in others for was in record["before"].values() if was for w in was.get("writes", ())}
+    def chain(self, name: str) -> Iterator[Record]:
+        """The changes of a category, newest first."""
+        return self._whole(self._walk(name, _change_before))
 
-    def is_kept(self, record: Record) -> bool:
-        """Whether a change can still be taken back, so that nobody has begun to delete what it replaced."""
-        return any(map(is_told, self._catalog.retrieve([record["id"]]).values()))
-
-    def chain(self, name: str, head: str | None = None) -> Iterator[Record]:
-        """The changes of a category, newest first.
-
-        Args:
-            name: The category.
-            head: The change to begin with; by default its last one.
-        """
-        identifier = head or self._manifests.get(name, {}).get("change")
-        seen: set[str] = set()  # whoever may write to the store can make a ring of them
-        while (record := self._record(identifier, name)) and record["id"] not in seen:
-            seen.add(record["id"])
-            yield record
-            identifier = _change_before(record, name)
-
-    def in_effect(self, name: str, head: str | None = None) -> Iterator[Record]:
+    def in_effect(self, name: str) -> Iterator[Record]:
         """The changes of a category that were not taken back, newest first, with those that take back others."""
-        identifier = head or self._manifests.get(name, {}).get("change")
-        seen: set[str] = set()
-        while (record := self._record(identifier, name)) and record["id"] not in seen:
-            seen.add(record["id"])
-            yield record
+
+        def before(record: Record, name: str) -> str | None:
             undone = self._record(record["undoes"], name) if record.get("undoes") else record
-            identifier = _change_before(undone, name) if undone else None
+            return _change_before(undone, name) if undone else None
+
+        return self._whole(self._walk(name, before))
 
     def done(self, name: str) -> Iterator[Record]:
         """The changes of a category that can be taken back one after the other, newest first."""
         return (r for r in self.in_effect(name) if not r.get("undoes") and r["what"] != FORGET)
+
+    def _walk(self, name: str, before: Callable[[Record, str], str | None]) -> Iterator[Record]:
+        identifier = _text(self._manifests.get(name, {}), "change")
+        seen: set[str] = set()  # whoever may write to the store can make a ring of them
+        while (record := self._record(identifier, name)) and record["id"] not in seen:
+            seen.add(record["id"])
+            yield record
+            identifier = before(record, name)
+
+    def _whole(self, records: Iterator[Record]) -> Iterator[Record]:
+        """Those up to a move of which only one category still has the history."""
+        return takewhile(lambda record: self.won(record) >= set(record.get("moved", ())), records)
 
     def changes(self) -> list[Change]:
         """All of them, newest first."""
@@ -176,56 +175,95 @@ class History:
                 writes.setdefault(record["change"], []).append((record, name))
         effective = {(record["id"], name) for name in self._manifests for record in self.in_effect(name)}
         found = [
-            _change(identifier, some, undone=not any((record["id"], name) in effective for record, name in some))
-            for identifier, some in writes.items()
+            replace(self.changed_by(some), undone=not any((record["id"], name) in effective for record, name in some))
+            for some in writes.values()
         ]
         return sorted(found, key=lambda change: (change.at, change.id), reverse=True)
+
+    def changed_by(self, writes: Sequence[tuple[Record, str]]) -> Change:
+        """The change that some writes of categories are together."""
+        last = max((record for record, _ in writes), key=lambda record: record["rev"])
+        return Change(
+            id=last["change"],
+            what=last["what"],
+            at=datetime.fromtimestamp(last["rev"] / 1e6, tz=UTC),
+            by=last.get("by"),
+            categories=tuple(sorted({name for _, name in writes})),
+        )
+
+    def last_of(self, name: str) -> Record:
+        """The last write of a category that can be taken back.
+
+        Raises:
+            InvalidInputError: There is none; or it has moved references between this category and another one, which
+                has been changed since.
+        """
+        record = next(self.done(name), None)
+        if record is None:
+            raise InvalidInputError(
+                f"there is no change of {name!r} that can be taken back: `zsvec history` lists those there are"
+            )
+        for other in record.get("moved", ()):
+            if (since := next(self.done(other), record))["id"] != record["id"]:
+                raise _changed_since(other, since)
+        return record
+
+    def last(self) -> Change | None:
+        """The newest change that is the last one of all its categories; ``None`` if there is none."""
+        heads = {name: next(self.done(name), None) for name in self._manifests}
+        for change in self.changes():
+            last = [heads[name] for name in change.categories]
+            if not change.undone and all(record and record["change"] == change.id for record in last):
+                return change
+        return None
 
     def to_take_back(self, change: Change) -> list[tuple[Record, list[str]]]:
         """The writes of a change, newest first, each with its categories.
 
         Raises:
             InvalidInputError: A category has been changed since; or all of it is taken back already, or cannot be.
-        StoreError: Not all of it is there.
         """
         if change.what == FORGET:
             raise InvalidInputError(f"the change {change.id[:8]} has forgotten an image: that cannot be taken back")
         is_undo = any(record.get("undoes") for record in self.records.values() if record["change"] == change.id)
-        last: dict[str, list[Record]] = {}
+        left: dict[str, list[Record]] = {}
         for name in change.categories:
             found = list(self.chain(name) if is_undo else self.done(name))
             ours = [record for record in found if record["change"] == change.id]
-            if ours and found[: len(ours)] != ours:
-                since = next(record for record in found if record["change"] != change.id)
-                raise InvalidInputError(
-                    f"{name!r} has been changed since by another change ({since['what']}, {since['change'][:8]}): take "
-                    "that back first"
-                )
-            last[name] = ours
+            if since := next((record for record in found[: len(ours)] if record["change"] != change.id), None):
+                raise _changed_since(name, since)
+            left[name] = ours
         ordered: list[tuple[Record, list[str]]] = []
-        while heads := {records[0]["id"]: records[0] for records in last.values() if records}:
-            for record in sorted(heads.values(), key=lambda record: record["at"], reverse=True):
-                names = [name for name in last if record in last[name]]
-                if all(last[name][0] is record for name in names) and set(names) >= set(record.get("moved", ())):
-                    ordered.append((record, names))
-                    for name in names:
-                        last[name].pop(0)
+        while heads := {records[0]["id"]: records[0] for records in left.values() if records}:
+            for record in sorted(heads.values(), key=lambda record: record["rev"], reverse=True):
+                names = [name for name in left if any(other["id"] == record["id"] for other in left[name])]
+                if all(left[name][0]["id"] == record["id"] for name in names):
                     break
-            else:
-                raise StoreError(
-                    f"the change {change.id[:8]} ({change.what}) cannot be read as a whole: try again; if that does not"
-                    " help, `zsvec doctor` shows whether the copies of a cluster differ"
+            if not set(names) >= set(record.get("moved", ())):
+                raise InvalidInputError(
+                    f"the change {change.id[:8]} ({change.what}) has moved references, and only {names[0]!r} tells of it "
+                    "any more: look again with `zsvec history`"
                 )
+            ordered.append((record, names))
+            for name in names:
+                left[name] = [other for other in left[name] if other["id"] != record["id"]]
         if not ordered:
             raise InvalidInputError(f"the change {change.id[:8]} ({change.what}) is taken back already")
         return ordered
 
     def _add(self, found: Iterable[Record]) -> None:
-        self.records |= {r["id"]: r for r in found if r.get("store") == self._store and is_told(r)}
+        self.records |= {r["id"]: r for r in found if r["store"] == self._store and is_told(r)}
 
     def _record(self, identifier: str | None, name: str) -> Record | None:
         record = self.records.get(identifier or "")
         return record if record and name in record["before"] else None
+
+
+def _changed_since(name: str, since: Record) -> InvalidInputError:
+    return InvalidInputError(
+        f"{name!r} has been changed since by another change ({since['what']}, {since['change'][:8]}): take that back "
+        "first, or take changes back by category"
+    )
 
 
 def state_before(record: Record, name: str) -> Category | None:
@@ -245,31 +283,9 @@ def _kept(manifest: Record | None) -> dict[str, Any] | None:
 
 
 def _change_before(record: Record, name: str) -> str | None:
-    found = (record["before"][name] or {}).get("change")
+    return _text(record["before"][name] or {}, "change")
+
+
+def _text(record: Record, key: str) -> str | None:
+    found = record.get(key)
     return found if isinstance(found, str) else None
-
-
-def is_told(record: Record) -> bool:
-    """Whether an intent or a change tells of a change, as this version writes it."""
-    before = record.get("before")
-    if not isinstance(before, dict) or not all(was is None or isinstance(was, dict) for was in before.values()):
-        return False
-    moved = record.get("moved", [])
-    if not isinstance(moved, list) or len(moved) not in (0, 2) or not set(map(str, moved)) <= before.keys():
-        return False
-    texts = all(isinstance(record.get(key), str) for key in ("what", "change"))
-    times = all(isinstance(record.get(key), int) and 0 <= record[key] < 2**55 for key in ("at", "until"))
-    return texts and times
-
-
-def _change(identifier: str, writes: Sequence[tuple[Record, str]], *, undone: bool) -> Change:
-    first = min((record for record, _ in writes), key=lambda record: record["at"])
-    by = first.get("by")
-    return Change(
-        id=identifier,
-        what=first["what"],
-        at=datetime.fromtimestamp(first["at"] / 1e6, tz=UTC),
-        by=by if isinstance(by, str) else None,
-        categories=tuple(sorted({name for _, name in writes})),
-        undone=undone,
-    )

@@ -177,13 +177,15 @@ def _matching(stored: _Collection, where: Where) -> _Collection:
 def _test(where: Where) -> Callable[[Mapping[str, Any]], bool]:
     """Whether a payload matches; what is wanted is made ready once, not for each payload."""
     wanted = [(field, _values(values)) for field, values in where.match.items()]
-    since, until = where.since, where.until
+    since, until, without = where.since, where.until, where.without.items()
     otherwise = None if where.or_match is None else _test(Where(match=where.or_match))
 
     def chosen(payload: Mapping[str, Any]) -> bool:
         for field, values in wanted:
             if payload.get(field) not in values:
                 return False
+        if any(payload.get(field) == value for field, value in without):
+            return False
         rev = payload.get("rev", -1)
         return (since is None or rev >= since) and (until is None or 0 <= rev <= until)
 

@@ -9,7 +9,7 @@ images (`zsvec.store.images`), if it keeps any, and the catalog, whose points ar
 - one record for the calibration;
 - one intent per write that is under way, or has left something to be deleted: whatever it may leave behind;
 - one change per write of the last time (`zsvec.store.history`), which can be taken back: what its intent was, and what
-  the manifests were before. Its ``rev`` says until when it is kept.
+  the manifests were before.
 
 Every record has a version, 1 when it is new and one more for each replacement, and the id of its store; it is written
 by compare-and-set of both (`zsvec.store.commit`). What orders the commits for readers is their ``rev``; a manifest also
@@ -185,6 +185,9 @@ def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE)
 
 
 CATEGORY_KINDS = ("manifest", "category")  # of schema 2, and 1
+WRITE_KINDS = ("intent", "change")
+PAST: Mapping[str, str] = {"past": "yes"}
+"""What changes have, which may be many, and no other record."""
 LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "moved")
 """What tells whether a record has changed."""
 
@@ -195,7 +198,7 @@ _ALWAYS: Mapping[str, Mapping[str, type]] = {
     "category": {"category": str, "version": int, "rev": int},
     "calibration": {"version": int, "rev": int},
     "intent": {"id": str, "rev": int, "store": str, "writes": dict, "replaced": dict},
-    "change": {"id": str, "version": int, "rev": int, "at": int, "store": str, "replaced": dict, "before": dict},
+    "change": {"id": str, "version": int, "rev": int, "store": str, "replaced": dict, "before": dict},
 }
 
 
@@ -207,7 +210,9 @@ def is_record(payload: Mapping[str, Any]) -> bool:
 
 def is_in_its_place(identifier: str, record: Mapping[str, Any]) -> bool:
     """Whether a record has the id that its kind and its category make; intents and changes have their own."""
-    if record["kind"] in ("intent", "change") or "moved" in record:
+    if record["kind"] in WRITE_KINDS:
+        return bool(identifier == record["id"])
+    if "moved" in record:
         return True
     of_category = record["kind"] in CATEGORY_KINDS
     return identifier == (record_id("category", record["category"]) if of_category else record_id(record["kind"]))

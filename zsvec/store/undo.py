@@ -15,11 +15,11 @@ from zsvec.errors import InvalidInputError
 from zsvec.store.catalog import Catalog
 from zsvec.store.collector import Collector
 from zsvec.store.commit import publish
-from zsvec.store.history import FORGET, Cause, History, Record, state_before
+from zsvec.store.history import Cause, History, Record, state_before
 from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import new_write_id
+from zsvec.store.schema import Reference, new_write_id
 from zsvec.store.transfer import settled
-from zsvec.store.writing import Plan, carry_out, carry_out_move, until_won
+from zsvec.store.writing import ChangedError, Plan, carry_out, carry_out_move, until_won
 from zsvec.types import Category, Change, expert_name
 
 
@@ -31,20 +31,26 @@ def undo(
     identifier: str | None,
 ) -> Change:
     """As `zsvec.store.store.Store.undo`."""
+    if name is not None and identifier is not None:
+        raise InvalidInputError("give a category or a change, not both")
     history = History(catalog)
-    found = _chosen(history, name, identifier)
+    if name is not None:
+        record = history.last_of(name)
+        names = record.get("moved") or [name]
+        _take_back(catalog, references, collector, history, record, names)
+        return history.changed_by([(record, one) for one in names])
+    found = _chosen(history, identifier)
     for record, names in history.to_take_back(found):
         _take_back(catalog, references, collector, history, record, names)
     return found
 
 
-def _chosen(history: History, name: str | None, identifier: str | None) -> Change:
+def _chosen(history: History, identifier: str | None) -> Change:
     """The change that is to be taken back.
 
     Args:
         history: Of the store.
-        name: Of a category, whose last change it is.
-        identifier: Of the change, or its first characters.
+        identifier: Of the change, or its first characters; by default the last one.
 
     Raises:
         InvalidInputError: There is no such change.
@@ -56,13 +62,14 @@ def _chosen(history: History, name: str | None, identifier: str | None) -> Chang
             several = "several changes begin" if found else "no change that can be taken back begins"
             raise InvalidInputError(f"{several} with {identifier!r}: `zsvec history` lists those there are")
         return found[0]
-    undos = {record["change"] for record in history.records.values() if record.get("undoes")}
-    for change in changes:
-        takes_back = change.id in undos or change.what == FORGET
-        if not (change.undone or takes_back) and (name is None or name in change.categories):
-            return change
-    which = "" if name is None else f" of {name!r}"
-    raise InvalidInputError(f"there is no change{which} that can be taken back: `zsvec history` lists those there are")
+    if last := history.last():
+        return last
+    if any(next(history.done(name), None) for change in changes for name in change.categories):
+        raise InvalidInputError(
+            "there is no last change: several were made at once over the same categories; take them back by category "
+            "(`zsvec undo --category`)"
+        )
+    raise InvalidInputError("there is no change that can be taken back: `zsvec history` lists those there are")
 
 
 def _take_back(
@@ -104,9 +111,13 @@ def _take_back(
                     f"{name!r} has been changed while a change of it was taken back: `zsvec history` shows by what"
                 )
         latest = before.categories()
-        plans = [_as_before(record, latest[name], references) for name in pending]
-        if not history.is_kept(record):
+        if not latest.keys() >= set(pending):  # replicas differ
+            raise ChangedError
+        read = [(latest[name], _references_before(record, name, references)) for name in pending]
+        told = history.latest(record)  # it may count fewer, if an image was forgotten
+        if told is None:
             raise InvalidInputError(f"the change {record['change'][:8]} has been made final, and cannot be taken back")
+        plans = [_as_before(told, now, found) for now, found in read]
         stored = {name: [*latest[name].write_ids, *_writes_before(record, name)] for name in pending}
         if moved:
             loses, gains = sorted(plans, key=lambda plan: moved.index(plan[0].name))
@@ -131,21 +142,26 @@ def _is_taken_back(history: History, record: Record, name: str, cause: Cause) ->
     return last is not None and last.get("undoes") == record["id"] and last["change"] == cause.id
 
 
-def _as_before(record: Record, now: Category, references: ReferenceCollections) -> Plan:
+def _references_before(record: Record, name: str, references: ReferenceCollections) -> Sequence[Reference]:
+    """What a category had before a change, as far as it is there."""
+    was = state_before(record, name)
+    return list(references.read(was)) if was else []
+
+
+def _as_before(record: Record, now: Category, found: Sequence[Reference]) -> Plan:
     """A category as it was before a change, and the references to be written for it.
 
     Raises:
         InvalidInputError: They are not all there.
     """
     was = state_before(record, now.name)
-    if was is not None and set(was.write_ids) <= set(now.write_ids):
-        return replace(was, version=now.version + 1), ()
-    found = list(references.read(was)) if was else []
     if was and len(found) < sum(was.references.values()):
         raise InvalidInputError(
             f"{now.name!r} cannot be as it was before the change {record['change'][:8]}: only {len(found)} of "
             f"{sum(was.references.values())} references of then are left"
         )
+    if was and set(was.write_ids) <= set(now.write_ids):
+        return replace(was, version=now.version + 1), ()
     if not (was and found):
         return Category(name=now.name, version=now.version + 1, rev=0, write_ids=(), texts=(), references={}), ()
     counts = dict(Counter(expert_name(reference.encoder, reference.modality) for reference in found))

@@ -20,7 +20,8 @@ def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> mode
     must = _conditions(where.match, limits)
     if where.ranged:
         must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since, lte=where.until)))
-    must_not: list[Any] = [models.HasIdCondition(has_id=list(ids)) for ids in cut(without, limits.values)]
+    must_not: list[Any] = _conditions(where.without, limits)
+    must_not += [models.HasIdCondition(has_id=list(ids)) for ids in cut(without, limits.values)]
     chosen = models.Filter(must=must, must_not=must_not)
     if where.or_match is None:
         return chosen

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from tests.store.material import FINGERPRINTS, content_hash, copies, live_copies, pictured, write_of
-from tests.store.support import Crash, Deployment, Hooked
+from tests.store.support import Crash, Deployment, Hooked, LocalDeployment
 from zsvec.errors import CategoryNotFoundError, InvalidInputError
 from zsvec.store import Move, Store
+from zsvec.store import store as history
+from zsvec.store.base import Put
+from zsvec.store.schema import expected, record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -253,3 +258,115 @@ def test_random_changes_with_a_killed_writer(deployment: Deployment, seed: int) 
         played(store, model, Step("undo", lambda store: store.undo(), model.without(change), change))
     store.gc(float("-inf"))
     assert store.gc(float("-inf")) == 0
+
+
+# What collectors, dead writers and enemies do meanwhile
+
+
+def test_what_is_replaced_while_garbage_is_collected_can_be_taken_back(deployment: Deployment) -> None:
+    """It was written by a process that keeps no history, so that only the change that replaces it speaks of it."""
+    if not deployment.shared:
+        pytest.skip("no other process can write")
+    old, store, other = deployment.open(), opened(deployment, deployment.backend()), deployment.open()
+    old.write([pictured("cat", ["tom"])])
+    settle = other._collector._settle
+
+    def settled(*args: Any, **options: Any) -> int:
+        store.remove("cat")
+        return settle(*args, **options)
+
+    other._collector._settle = settled  # type: ignore[method-assign]
+    other.gc()
+    store.undo("cat")
+    assert state_of(store) == {"cat": Category(frozenset({"tom"}))}
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_what_a_dead_writer_without_history_replaced_is_still_needed(deployment: Deployment, committed: bool) -> None:
+    backend = deployment.backend()
+    old = deployment.open(backend)
+    old.write([pictured("cat", ["tom"])])
+    dying = Hooked(backend.inner)
+    writer = Store(dying, deployment.namespace)
+
+    def die(*_: object) -> None:
+        raise Crash
+
+    if committed:
+        dying.hooks["commit"] = lambda *_: dying.hooks.update({"state": die, "retrieve": die})
+    else:
+        dying.hooks["commit"] = die
+    with pytest.raises(Crash):
+        writer.write([pictured("cat", ["felix"], replace=True)])
+    store = opened(deployment, backend)
+    was = state_of(store)
+    store.remove("cat")
+    store.gc()
+    store.undo()
+    assert state_of(store) == was == {"cat": Category(frozenset({"felix" if committed else "tom"}))}
+    store.gc(float("-inf"))
+    assert store.gc(float("-inf")) == 0
+
+
+def test_changes_made_at_once_over_the_same_categories_are_taken_back_by_category(deployment: Deployment) -> None:
+    store = opened(deployment, deployment.backend())
+    store.write([pictured("cat", ["tom"]), pictured("dog", ["rex"])])
+    other = opened(deployment, deployment.backend()) if deployment.shared else store
+    with store.one_change("import"):
+        store.write([pictured("cat", ["a"])])
+        cause = history._CAUSE.set(None)
+        with other.one_change("import"):
+            other.write([pictured("cat", ["b"])])
+            other.write([pictured("dog", ["b"])])
+        history._CAUSE.reset(cause)
+        store.write([pictured("dog", ["a"])])
+    with pytest.raises(InvalidInputError, match="take them back by category"):
+        store.undo()
+    for name in ("cat", "dog", "cat", "dog"):
+        store.undo(name)
+    assert {name: category.images for name, category in state_of(store).items()} == {"cat": {"tom"}, "dog": {"rex"}}
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "before is no object": {"before": {"cat": 5}},
+    "before has no writes": {"before": {"cat": {"version": 1}}},
+    "replaced are numbers": {"replaced": {"cat": 5}},
+    "writes are lists": {"writes": {"cat": ["x"]}},
+    "undoes a list": {"undoes": ["x"]},
+    "no version": {"version": None},
+    "an intent without version": {"kind": "intent", "version": None, "rev": 0},
+    "an old intent of numbers": {"kind": "intent", "rev": 0, "before": {"cat": 5}, "replaced": {"cat": 5}},
+    "moved from itself": {"moved": ["cat", "cat"]},
+    "in another place": {"id": "somewhere else"},
+    "takes itself back": {"undoes": "00000000-0000-4000-8000-000000000000"},
+    "huge": {"what": "x" * 100_000, "by": "\x1b[31m" * 1000},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_record_that_no_zsvec_wrote_stops_nobody(odd: str, named: bool) -> None:
+    """Whoever may write to a server may put it there, and let a manifest name it."""
+    deployment = LocalDeployment()
+    store = opened(deployment, deployment.backend())
+    store.write([pictured("cat", ["tom", "felix"]), pictured("dog", ["rex"])])
+    place, catalog = "00000000-0000-4000-8000-000000000000", store._catalog
+    now, state = time.time_ns() // 1000, catalog.state(["cat"])
+    payload = {"kind": "change", "id": place, "store": state.store, "version": 1, "rev": now, "until": now + 10**12}
+    payload |= {"writes": {}, "replaced": {}, "what": "add", "change": place, "before": {"cat": None}} | ODD[odd]
+    catalog.put([Put(place, {key: value for key, value in payload.items() if value is not None})])
+    if named:
+        manifest = state.manifests["cat"]
+        changed = {**manifest, "version": manifest["version"] + 1, "change": place}
+        catalog.put([Put(record_id("category", "cat"), changed, expected(manifest))])
+    assert isinstance(store.changes(), list)
+    store.write([pictured("dog", ["lassie"])])
+    with suppress(InvalidInputError):
+        store.undo("cat")
+    store.undo("dog")
+    store.forget(content_hash("rex"))
+    assert list(store.check_up())
+    for grace in (None, 0, float("-inf")):
+        store.gc(grace)
+    assert store.incomplete() == []
+    deployment.close()

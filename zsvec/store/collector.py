@@ -137,7 +137,7 @@ class Collector:
         now = time.time_ns() // 1000
         age = (self._history or _LONG) if grace is None else grace
         records = self._catalog.scroll(Where(match={"kind": "change"}, until=now - _microseconds(age)))
-        due = [r for r in records if is_told(r) and (grace is not None or r["until"] <= now)]
+        due = [r for r in filter(is_write, records) if grace is not None or not is_told(r) or r["until"] <= now]
         for first in range(0, len(due), _AT_ONCE):
             some = due[first : first + _AT_ONCE]
             if puts := [Put(r["id"], final_payload(r), expected(r)) for r in some if r["replaced"]]:
@@ -216,6 +216,8 @@ class Collector:
         if not is_told(intent):
             return False
         won = set() if final or intent["until"] <= now else history.won(intent)
+        if not won >= set(intent.get("moved", ())):
+            won = set()  # of half a move, nothing can be taken back
         after = change_payload(intent, won, intent["rev"]) if won else final_payload(intent)
         self._catalog.put([Put(intent["id"], after, expected(intent))])
         return bool(won)

@@ -229,9 +229,9 @@ class History:
         left: dict[str, list[Record]] = {}
         for name in change.categories:
             found = list(self.chain(name) if is_undo else self.done(name))
-            ours = [record for record in found if record["change"] == change.id]
-            if since := next((record for record in found[: len(ours)] if record["change"] != change.id), None):
-                raise _changed_since(name, since)
+            ours = list(takewhile(lambda record: record["change"] == change.id, found))
+            if not ours and any(record["change"] == change.id for record in found):
+                raise _changed_since(name, found[0])
             left[name] = ours
         ordered: list[tuple[Record, list[str]]] = []
         while heads := {records[0]["id"]: records[0] for records in left.values() if records}:
@@ -241,8 +241,8 @@ class History:
                     break
             if not set(names) >= set(record.get("moved", ())):
                 raise InvalidInputError(
-                    f"the change {change.id[:8]} ({change.what}) has moved references, and only {names[0]!r} tells of it "
-                    "any more: look again with `zsvec history`"
+                    f"the change {change.id[:8]} ({change.what}) has moved references, and only {names[0]!r} tells of "
+                    "it any more: look again with `zsvec history`"
                 )
             ordered.append((record, names))
             for name in names:

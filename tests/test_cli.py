@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from PIL import Image
+from rich.color import ColorSystem
 
 import zsvec
 from tests.store.support import ServerDeployment
@@ -501,6 +503,18 @@ def test_remove(filled: Callable[..., Result]) -> None:
     result = filled("remove red")
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("zsvec: there is no category 'red' in ")
+
+
+def test_pictures_in_a_terminal(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    result = filled("show red --pictures")
+    assert (result.code, result.out) == (2, "")
+    assert "this terminal has no colours for pictures" in result.err
+    monkeypatch.setattr(output.out, "_color_system", ColorSystem.TRUECOLOR)
+    monkeypatch.setattr(output.out, "_force_terminal", True)
+    shown = filled("show red --pictures").out
+    reds = re.findall(r"\x1b\[38;2;(\d+);(\d+);(\d+);48;2;\d+;\d+;\d+m▀", shown)
+    assert len(reds) == 3 * 8 * 3  # of three pictures, each of 8 × 6 pixels
+    assert all(int(red) > 150 > 100 > int(green) for red, green, _ in reds)
 
 
 def test_changes_are_listed_and_taken_back(filled: Callable[..., Result]) -> None:

@@ -24,7 +24,9 @@ from zsvec import CategoryInput, keeping
 from zsvec.classifier import Classifier
 from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
+from zsvec.encoders.words import common_words
 from zsvec.errors import ImageError, InvalidInputError, StoreUnavailableError
+from zsvec.inbox import Inbox
 from zsvec.inputs.images import content_hash
 from zsvec.keeping import Keeper, surplus
 from zsvec.method.unlabelled import ALIKE, distinct, uncertain
@@ -557,3 +559,35 @@ def test_vectors_of_an_enemy_do_not_count(clf: Classifier) -> None:
     clf.keep(photo(2))
     assert held(clf) == {digest, content_hash(photo(2))}
     assert len(clf.store.inbox.read()) == 2
+
+
+# Names of groups
+
+
+class Things:
+    """An encoder that sees in each image, and reads in each text, one of a few things."""
+
+    def __init__(self, name: str, things: list[str]) -> None:
+        self.name, self.modalities, self._things = name, ("text", "image"), things
+
+    def encode_texts(self, texts: list[str]) -> Any:
+        found = [self._things.index(text) if text in self._things else len(self._things) for text in texts]
+        return np.eye(len(self._things) + 1, dtype=np.float32)[found]
+
+
+def test_groups_are_named_by_the_nearest_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("red panda, lesser panda", "lion", "tench, Tinca tinca", "hen")
+    monkeypatch.setattr("zsvec.inbox.common_words", lambda: words)
+    encoders = [Things("one", list(words)), Things("other", ["lion", "red panda, lesser panda"])]
+    inbox = Inbox(None, None, None, None, [], None, lambda: encoders)  # type: ignore[arg-type, return-value]
+    vectors = {"one": np.eye(5, dtype=np.float32)[[0, 0, 1]], "other": np.eye(3, dtype=np.float32)[[1, 1, 0]]}
+    first, second = inbox._names(vectors, [[0, 1], [2]])
+    assert (first[0], second[0], len(first)) == ("red panda", "lion", 3)
+    monkeypatch.setattr("zsvec.inbox.common_words", lambda: ())
+    assert inbox._names(vectors, [[0, 1]]) == [()]
+
+
+def test_the_words_are_those_of_imagenet() -> None:
+    words = common_words()
+    assert len(words) == 1000
+    assert "tench, Tinca tinca" in words

@@ -14,12 +14,16 @@ from zsvec.arguments import checked_count
 from zsvec.calibrator import Calibrator
 from zsvec.curation.groups import groups_of
 from zsvec.embedding import Vectors
+from zsvec.encoders import EncoderSet
+from zsvec.encoders.words import common_words
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import checked_name
 from zsvec.keeping import Keeper
 from zsvec.method.unlabelled import most_useful, urgency
 from zsvec.store import InboxImage, Move, Reference, SmallImage, Store, Write
 from zsvec.types import Category, Prediction
+
+_PROPOSED = 3  # names of a group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,20 +68,24 @@ class Group:
     Attributes:
         images: The images, the most typical first.
         likeness: Mean cosine of two of them, over all encoders, -1 to 1.
+        names: Words that may name it, the likeliest first; empty without an encoder of texts, or words.
     """
 
     images: Sequence[Unlabelled]
     likeness: float
+    names: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec inbox groups --json`` prints."""
-        return {"likeness": self.likeness, "images": [image.to_dict() for image in self.images]}
+        images = [image.to_dict() for image in self.images]
+        return {"names": list(self.names), "likeness": self.likeness, "images": images}
 
 
 class Inbox:
     """The images that wait for a label. It is ``clf.inbox`` of a classifier.
 
-    Nothing here needs an encoder. Iterated, it gives the images, the most useful first (`rank`).
+    Nothing here needs an encoder, but for the names of groups. Iterated, it gives the images, the most useful first
+    (`rank`).
 
     Args:
         store: Where they are.
@@ -86,6 +94,7 @@ class Inbox:
         predict: From sources, vectors and the number of categories in the rankings to predictions.
         image_encoders: Names of the encoders that have references of images.
         by: Who labels; kept with each reference.
+        encoders: Gives the encoders.
     """
 
     def __init__(
@@ -96,6 +105,7 @@ class Inbox:
         predict: Callable[[Sequence[str], Vectors, int], list[Prediction]],
         image_encoders: Sequence[str],
         by: str | None,
+        encoders: Callable[[], EncoderSet],
     ) -> None:
         self._store = store
         self._keeper = keeper
@@ -103,6 +113,7 @@ class Inbox:
         self._predict = predict
         self._image_encoders = image_encoders
         self._by = by
+        self._encoders = encoders
 
     def __len__(self) -> int:
         return len(self._waiting())
@@ -138,21 +149,45 @@ class Inbox:
         urgencies, nearness = (np.array(values) for values in zip(*map(_usefulness, found), strict=True))
         return [found[row] for row in most_useful(urgencies, nearness, _matrices(waiting), wanted)]
 
-    def groups(self) -> list[Group]:
+    def groups(self, *, names: bool = True) -> list[Group]:
         """Unknown images that look alike, the largest group first: each may be a category that is missing.
 
         Of a store without categories, all images are unknown. Five images or more make a group.
 
+        Args:
+            names: Whether to propose names, for which the encoders are loaded: of ImageNet's words, those whose
+                vectors as texts are nearest to the mean of the images.
+
         Raises:
             StoreError: The store cannot be read.
+            WeightsUnavailableError: The encoders cannot be loaded.
         """
         waiting = self._waiting()
         described = self._described(waiting)
         rows = [i for i, one in enumerate(described) if one.prediction is None or one.prediction.unknown]
         if not rows:
             return []
-        found = groups_of(_matrices([waiting[row] for row in rows]))
-        return [Group(images=[described[rows[i]] for i in group.rows], likeness=group.likeness) for group in found]
+        unknown = _matrices([waiting[row] for row in rows])
+        found = groups_of(unknown)
+        proposed = self._names(unknown, [group.rows for group in found]) if names and found else [()] * len(found)
+        return [
+            Group(images=[described[rows[i]] for i in group.rows], likeness=group.likeness, names=words)
+            for group, words in zip(found, proposed, strict=True)
+        ]
+
+    def _names(self, vectors: Vectors, groups: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
+        """Words that may name groups of images, by the encoders of texts and images together."""
+        words = common_words()
+        both = [encoder for encoder in self._encoders() if {"text", "image"} <= set(encoder.modalities)]
+        if not (words and both):
+            return [()] * len(groups)
+        scores = np.zeros((len(groups), len(words)))
+        for encoder in both:
+            means = np.array([vectors[encoder.name][list(rows)].mean(axis=0) for rows in groups])
+            cosines = means @ encoder.encode_texts(words).T
+            scores += (cosines - cosines.mean(axis=1, keepdims=True)) / cosines.std(axis=1, keepdims=True)
+        best = np.argsort(-scores, axis=1)[:, :_PROPOSED]
+        return [tuple(words[word].split(",")[0] for word in row) for row in best]
 
     def label(self, hashes: str | Collection[str], name: str) -> Category:
         """Make images references of a category, which is made if there is none. No encoder runs.

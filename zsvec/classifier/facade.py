@@ -200,10 +200,10 @@ class Classifier:
         """Images that wait for a label: what to label next, and groups that may be categories which are missing."""
         from zsvec.inbox import Inbox
 
-        encoders = [
-            name for name, modality in map(encoder_and_modality, self.scoring.temperatures) if modality == "image"
-        ]
-        return Inbox(self.store, self._keeper, self._calibrator, self._predicted, encoders, self.settings.added_by)
+        experts = map(encoder_and_modality, self.scoring.temperatures)
+        names = [name for name, modality in experts if modality == "image"]
+        by, load = self.settings.added_by, lambda: self.encoders
+        return Inbox(self.store, self._keeper, self._calibrator, self._predicted, names, by, load)
 
     @cached_property
     def _teaching(self) -> Teaching:

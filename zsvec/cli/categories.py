@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zsvec.inputs.categories import CategoryInput
-    from zsvec.store import Store
+    from zsvec.store import SmallImage, Store
 
 SHORTEST = 6
 """Characters of a hash that may stand for it."""
@@ -266,12 +266,18 @@ def show(
         Path | None,
         typer.Option(metavar="FILE.png|html", help="Write a contact sheet of the images that the store has copies of."),
     ] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Show the images in the table, in a terminal that has the colours.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show a category and its references: each text and image, when it was added, and by whom."""
     from zsvec.cli import output
+    from zsvec.cli.thumbnails import shows_pictures
     from zsvec.inputs.categories import checked_name
 
+    if pictures and not json and not shows_pictures(output.out):
+        raise InvalidInputError("this terminal has no colours for pictures: write a contact sheet, with --sheet")
     if sheet:
         from zsvec.cli.sheet import check_sheet, pictures_of, write_sheet
 
@@ -285,12 +291,13 @@ def show(
             missing = write_sheet(sheet, category.name, pictures_of(references), store.image, texts)
             lacking = f"; of {output.counted(missing, 'image')} the store has no copy" if missing else ""
             output.print_note(f"the contact sheet is {sheet}{lacking}")
+        found = {r.hash: store.image(r.hash) for r in references if r.modality == "image"} if pictures else {}
     if json:
         stored = [reference.to_dict() for reference in references]
         output.print_json({**category.to_dict(), "metadata": category.metadata, "stored": stored})
         return
     output.out.print(categories_table([category]))
-    output.out.print(_references_table(references))
+    output.out.print(_references_table(references, found))
 
 
 @contextmanager
@@ -320,14 +327,21 @@ def categories_table(categories: Sequence[Category]) -> Table:
     return table
 
 
-def _references_table(references: Sequence[StoredReference]) -> Table:
-    """A row for each text and image."""
+def _references_table(references: Sequence[StoredReference], pictures: Mapping[str, SmallImage | None]) -> Table:
+    """A row for each text and image.
+
+    Args:
+        references: The texts and images.
+        pictures: Copies of the images by hash, if they are to be shown.
+    """
     from zsvec.cli import output
     from zsvec.cli.output import escape
+    from zsvec.cli.thumbnails import thumbnail
 
-    table = output.new_table("hash", "modality", "source", "added", "by")
+    table = output.new_table(*(["picture"] if pictures else []), "hash", "modality", "source", "added", "by")
     for one in references:
         source = one.source if one.prompt is None else f"{one.source}: {one.prompt}"
         added = f"{one.added.astimezone():%Y-%m-%d %H:%M}" if one.added else "–"
-        table.add_row(escape(one.hash[:12]), one.modality, escape(source), added, escape(one.by or "–"))
+        shown = [thumbnail(pictures.get(one.hash))] if pictures else []
+        table.add_row(*shown, escape(one.hash[:12]), one.modality, escape(source), added, escape(one.by or "–"))
     return table

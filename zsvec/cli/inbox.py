@@ -114,6 +114,7 @@ def groups(context: typer.Context, sheet: Sheet = None, json: Json = False) -> N
     for number, group in enumerate(found, 1):
         output.print_note(
             f"group {number}: {output.counted(len(group.images), 'image')}, likeness {group.likeness:.2f}"
+            + (f"; perhaps {', '.join(group.names)}" if group.names else "")
         )
         _print_table(group.images)
     if not found:

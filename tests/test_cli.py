@@ -513,7 +513,7 @@ def test_pictures_in_a_terminal(filled: Callable[..., Result], monkeypatch: pyte
     monkeypatch.setattr(output.out, "_force_terminal", True)
     shown = filled("show red --pictures").out
     reds = re.findall(r"\x1b\[38;2;(\d+);(\d+);(\d+);48;2;\d+;\d+;\d+m▀", shown)
-    assert len(reds) == 3 * 8 * 3  # of three pictures, each of 8 × 6 pixels
+    assert len(reds) == 3 * 8 * 3  # of three pictures, each of 8 by 6 pixels
     assert all(int(red) > 150 > 100 > int(green) for red, green, _ in reds)
 
 

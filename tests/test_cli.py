@@ -530,7 +530,10 @@ def test_changes_are_listed_and_taken_back(filled: Callable[..., Result]) -> Non
         "import",
     ]
     assert [found["what"] for found in filled("history crimson --json").objects] == ["rename"]
-    assert filled("undo --category crimson").err.startswith("taken back: rename of 'crimson', 'red' (20")
+    said = filled("undo --category crimson").err
+    assert re.fullmatch(
+        r"taken back: rename of 'crimson', 'red' \(20.*\); `zsvec undo [0-9a-f]{8}` does it again\n", said
+    )
     assert filled("undo --json").objects[0]["what"] == "remove"
     assert [without_time({**found, "version": 0}) for found in filled("list --json").objects] == [
         without_time({**json.loads(line), "version": 0}) for line in before.splitlines()
@@ -557,10 +560,12 @@ def test_gc_says_what_it_makes_final(filled: Callable[..., Result]) -> None:
 
 def test_an_image_is_forgotten_by_its_file_or_its_hash(filled: Callable[..., Result], colours: Path) -> None:
     photo = sorted((colours / "red").glob("*.png"))[0]
-    result = filled("forget", photo)
     digest = content_hash(photo)
-    assert result == Result(0, "", f"{digest[:12]} is forgotten: it was in 'red'\n")
-    assert filled(f"forget {digest}").err == f"{digest[:12]} is forgotten: no category had it\n"
+    assert "is the beginning of a hash: `zsvec show --json`" in filled(f"forget {digest[:12]}").err
+    said = f"{digest[:12]} is forgotten: it was in 'red'. No undo brings it back; its file can be added again\n"
+    assert filled("forget", photo) == Result(0, "", said)
+    again = filled(f"forget {digest.upper()}")
+    assert (again.code, again.err.partition(" ")[2][:21]) == (1, "is not in this store:")
     assert digest not in filled("show red --json").out
     assert filled("forget nowhere.png").code == 1
 
@@ -585,8 +590,8 @@ def test_references_are_moved_and_categories_mended(filled: Callable[..., Result
     assert [found["category"] for found in filled("merge red azure --json").objects] == ["azure"]
     assert [found["category"] for found in filled("list --json").objects] == ["azure", "green"]
     for command, says in {
-        "move azure green abc": "'abc' is the beginning of no hashes of 'azure'",
-        f"move azure green {'f' * 12}": "is the beginning of no hashes of 'azure'",
+        "move azure green abc": "'abc' is too short for a hash: give 6 characters of it, or more",
+        f"move azure green {'f' * 12}": "is the beginning of no hash of 'azure'",
         "move azur green abcdef": "there is no category 'azur'",
         "rename azure green": "there is a category 'green' already",
         "merge azure azure": "are the same category",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.support import coloured
 from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, StoreError
 from zsvec.testing import HashEncoder
 
 
@@ -33,7 +34,7 @@ def images(clf: Classifier, name: str) -> list[str]:
 def test_what_was_done_together_is_one_change(pets: Classifier) -> None:
     (added,) = pets.history
     assert (added.what, added.categories, added.by, added.undone) == ("add", ("cat", "cow", "dog"), "Ann", False)
-    assert pets.history.undo() == added
+    assert pets.history.undo() == replace(added, undone=True)
     assert pets.categories() == []
     assert [(change.what, change.undone) for change in pets.history] == [("undo", False), ("add", True)]
     with pytest.raises(InvalidInputError, match="no change that can be taken back"):
@@ -124,9 +125,57 @@ def test_a_forgotten_image_is_no_evidence_and_has_no_copy(pets: Classifier) -> N
     pets.add_category("dog", images=[photo])
     digest = pets.classify(photo).experts["hash:image"].neighbors[0].hash
     assert pets.image(digest) is not None
-    assert pets.references.forget(digest) == ("cat", "dog")
+    assert pets.references.forget(digest).categories == ("cat", "dog")
     assert digest not in {n.hash for n in pets.classify(photo).experts["hash:image"].neighbors}
     assert pets.image(digest) is None
     pets.history.undo()
     assert digest not in images(pets, "dog")
-    assert pets.references.forget(digest) == ()
+    assert pets.references.forget(digest).categories == ()
+
+
+def sizes(clf: Classifier) -> dict[str, int]:
+    return {category.name: len(images(clf, category.name)) for category in clf.categories()}
+
+
+@pytest.mark.parametrize("how", ["last", "id", "category"])
+def test_a_correction_of_an_image_in_two_categories_is_taken_back_as_a_whole(pets: Classifier, how: str) -> None:
+    photo = coloured("red", 0)
+    pets.add_category("dog", images=[photo])
+    before = sizes(pets)
+    pets.correct(photo, "cow")
+    assert sizes(pets) == {"cat": 2, "cow": 4, "dog": 3}
+    correction = next(iter(pets.history))
+    undone = {
+        "last": lambda: pets.history.undo(),
+        "id": lambda: pets.history.undo(change=correction.id),
+        "category": lambda: pets.history.undo("cow"),
+    }[how]()
+    assert (undone.what, undone.categories) == ("correct", ("cat", "cow", "dog"))
+    assert sizes(pets) == before
+    assert pets.history.undo().what == "add"  # of the photo to the dogs
+    assert sizes(pets) == {"cat": 3, "cow": 3, "dog": 3}
+
+
+def test_what_is_left_of_a_change_is_the_last_one(pets: Classifier) -> None:
+    pets.add_categories(CategoryInput(name=name, images=[coloured("red", i)]) for i, name in enumerate("ab", 10))
+    pets.history.undo("a")
+    assert "a" not in sizes(pets)
+    assert pets.history.undo().categories == ("b",)
+    assert sizes(pets) == {"cat": 3, "cow": 3, "dog": 3}
+
+
+@pytest.mark.parametrize("digest", ["abc", "", None, 7, "g" * 64])
+def test_what_is_no_hash_is_not_forgotten(pets: Classifier, digest: object) -> None:
+    with pytest.raises(InvalidInputError, match="by its hash of 64 characters"):
+        pets.references.forget(digest)  # type: ignore[arg-type]
+
+
+def test_nothing_is_forgotten_where_there_is_no_store(tmp_path: Path) -> None:
+    with zsvec.open(tmp_path / "nothing", encoders=[HashEncoder()]) as clf, pytest.raises(StoreError, match="no store"):
+        clf.references.forget("a" * 64)
+
+
+def test_what_was_forgotten_is_not_called_taken_back(pets: Classifier) -> None:
+    pets.references.forget(images(pets, "cat")[0].upper())
+    pets.history.undo()
+    assert {change.what: change.undone for change in pets.history} == {"add": True, "forget": False, "undo": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from zsvec.inputs.categories import CategoryInput, as_words, checked_metadata, c
 from zsvec.method.suspects import Suspect
 from zsvec.search.searcher import Searcher
 from zsvec.store import Move, Renamed, Store, Write
-from zsvec.types import Category, StoredReference, encoder_and_modality
+from zsvec.types import Category, Forgotten, StoredReference, encoder_and_modality
+
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 class StoredReferences:
@@ -116,8 +119,10 @@ class StoredReferences:
             (category,) = self._store.write([write])
         return category
 
-    def forget(self, content_hash: str) -> tuple[str, ...]:
-        """Remove an image from every category, the inbox, the kept copies and the history: nothing can bring it back.
+    def forget(self, content_hash: str) -> Forgotten:
+        """Remove an image from every category, the inbox, the kept copies and the history: no undo brings it back.
+
+        Whoever has its file can add it again.
 
         A category that has nothing else is removed. Of an embedded store, the files of all references are written anew,
         so that nothing of the image stays in them. A server deletes it as well, and overwrites its files when it sees
@@ -128,17 +133,24 @@ class StoredReferences:
             content_hash: Of the image.
 
         Returns:
-            The names of the categories that had it; empty if none had.
+            What there was of it. Without any, it was not in this store: its file may have changed since.
 
         Raises:
+            InvalidInputError: It is no content hash, of 64 characters.
+            StoreError: There is no store.
             StoreUnavailableError: There is no room to write the files anew; the references are deleted.
             ConflictError: Other writers add the image again and again.
         """
-        names = self._store.forget(content_hash)
+        if not isinstance(content_hash, str) or not _HASH.fullmatch(content_hash.lower()):
+            raise InvalidInputError(
+                f"an image is forgotten by its hash of 64 characters, as `zsvec show --json` has it. Got "
+                f"{content_hash!r} instead"
+            )
+        found = self._store.forget(content_hash.lower())
         self._searcher.forget()
-        if names:
+        if found.categories:
             self._calibrator.calibrate_if_cheap()
-        return names
+        return found
 
     def _moved(self, move: Move) -> Category:
         if move.source == move.target:

@@ -147,6 +147,19 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What there was of an image that is forgotten.
+
+    Attributes:
+        categories: Those that had it, by name.
+        points: How many points of all collections had it: references, also replaced ones, copies and one that waited.
+    """
+
+    categories: tuple[str, ...]
+    points: int
+
+
+@dataclass(frozen=True, slots=True)
 class Neighbor:
     """A reference near to the image: evidence.
 

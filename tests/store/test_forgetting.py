@@ -60,14 +60,14 @@ def filled(store: Store) -> None:
 def test_it_is_in_no_category_and_no_collection(store: Store) -> None:
     filled(store)
     assert {"clip", "dino", "images"} <= set(mentions(store, GONE))
-    assert store.forget(GONE) == ("alone", "cat", "to")
+    assert store.forget(GONE).categories == ("alone", "cat", "to")
     assert mentions(store, GONE) == []
     assert store.image(GONE) is None
     assert store.image(content_hash("tom")) is not None
     assert [category.name for category in store.categories()] == ["cat", "dog", "from", "replaced"]
     assert sources(store, "cat") == {"clip:image": ["tom"], "clip:text": ["meows"], "dino:image": ["tom"]}
     assert store.incomplete() == []
-    assert store.forget(GONE) == ()
+    assert store.forget(GONE).categories == ()
 
 
 def test_undo_brings_back_all_but_it(store: Store) -> None:
@@ -100,7 +100,7 @@ def test_that_it_was_forgotten_cannot_be_taken_back(store: Store) -> None:
 
 def test_a_text_of_the_same_hash_stays(store: Store) -> None:
     add(store, "cat", images=["tom"], texts=["gone"])
-    assert store.forget(GONE) == ()
+    assert store.forget(GONE).categories == ()
     assert sources(store, "cat")["clip:text"] == ["gone"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from zsvec.inputs.categories import CategoryInput
     from zsvec.store import SmallImage, Store
 
-SHORTEST = 6
-"""Characters of a hash that may stand for it."""
+_SHORTEST, _WHOLE = 6, 64  # characters of a hash that may stand for it, and of a whole one
 
 
 @app.command("import")
@@ -221,22 +220,34 @@ def remove(
 
 
 def hashes_of(store: Store, name: str, given: Sequence[str]) -> frozenset[str]:
-    """The hashes of references of a category that begin as these.
+    """The hashes of references of a category that begin as these; raises as `chosen_hashes`."""
+    from zsvec.inputs.categories import checked_name
+
+    known = {digest for _, _, digest in store.keys(checked_name(name))}
+    return chosen_hashes(known, given, repr(name), "zsvec show") if known else frozenset(given)
+
+
+def chosen_hashes(known: Collection[str], given: Sequence[str], whose: str, command: str) -> frozenset[str]:
+    """The hashes that begin as these; a whole hash stands for itself.
+
+    Args:
+        known: All there are.
+        given: Hashes, or their beginnings.
+        whose: They are, in words.
+        command: Lists them.
 
     Raises:
         InvalidInputError: One of them is too short, or none or several begin so.
     """
-    from zsvec.inputs.categories import checked_name
-
-    known = {digest for _, _, digest in store.keys(checked_name(name))}
     chosen = set()
     for start in given:
-        found = [digest for digest in known if digest.startswith(start)] if len(start) >= SHORTEST else []
-        if known and len(found) != 1:
-            raise InvalidInputError(
-                f"{start!r} is the beginning of {len(found) or 'no'} hashes of {name!r}: give more of it, at least "
-                f"{SHORTEST} characters; `zsvec show` lists them"
-            )
+        if len(start) < _SHORTEST:
+            raise InvalidInputError(f"{start!r} is too short for a hash: give {_SHORTEST} characters of it, or more")
+        found = [digest for digest in known if digest.startswith(start)]
+        if len(found) > 1:
+            raise InvalidInputError(f"{start!r} is the beginning of {len(found)} hashes of {whose}: give more of it")
+        if not found and len(start) < _WHOLE:
+            raise InvalidInputError(f"{start!r} is the beginning of no hash of {whose}: `{command}` lists them")
         chosen.update(found or [start])
     return frozenset(chosen)
 
@@ -291,7 +302,9 @@ def show(
             missing = write_sheet(sheet, category.name, pictures_of(references), store.image, texts)
             lacking = f"; of {output.counted(missing, 'image')} the store has no copy" if missing else ""
             output.print_note(f"the contact sheet is {sheet}{lacking}")
-        found = {r.hash: store.image(r.hash) for r in references if r.modality == "image"} if pictures else {}
+        found = (
+            {r.hash: store.image(r.hash) for r in references if r.modality == "image"} if pictures and not json else {}
+        )
     if json:
         stored = [reference.to_dict() for reference in references]
         output.print_json({**category.to_dict(), "metadata": category.metadata, "stored": stored})

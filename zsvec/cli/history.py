@@ -53,10 +53,11 @@ def undo(
 
     with context.obj.open() as classifier:
         undone = classifier.history.undo(category, change=change)
+        last = next((one.id for one in classifier.history if one.what == "undo"), "")
     if json:
         output.print_json(undone.to_dict())
     else:
-        output.print_note(f"taken back: {said(undone)}")
+        output.print_note(f"taken back: {said(undone)}; `zsvec undo {last[:8]}` does it again")
 
 
 def said(change: Change) -> str:

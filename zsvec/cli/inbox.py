@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli.app import Json, Name, app, check_exists
-from zsvec.cli.categories import SHORTEST, categories_table
-from zsvec.errors import InvalidInputError
+from zsvec.cli.categories import categories_table, chosen_hashes
 
 if TYPE_CHECKING:
     from zsvec.inbox import Inbox, Unlabelled
@@ -122,22 +121,7 @@ def groups(context: typer.Context, sheet: Sheet = None, json: Json = False) -> N
 
 
 def _hashes_of(inbox: Inbox, given: Sequence[str]) -> frozenset[str]:
-    """The hashes of images that wait which begin as these; a whole hash stands for itself.
-
-    Raises:
-        InvalidInputError: One of them is too short, or none or several begin so.
-    """
-    known = inbox.hashes()
-    chosen = set()
-    for start in given:
-        found = [digest for digest in known if digest.startswith(start)] if len(start) >= SHORTEST else []
-        if len(found) != 1 and len(start) != 64:
-            raise InvalidInputError(
-                f"{start!r} is the beginning of {len(found) or 'no'} hashes of images that wait: give more of it, at "
-                f"least {SHORTEST} characters; `zsvec inbox` lists them"
-            )
-        chosen.update(found or [start])
-    return frozenset(chosen)
+    return chosen_hashes(inbox.hashes(), given, "the images that wait", "zsvec inbox")
 
 
 def _print_table(found: Sequence[Unlabelled]) -> None:

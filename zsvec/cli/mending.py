@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from zsvec.types import Category
 
 _HASH = re.compile("[0-9a-f]{64}")
+_BEGINNING = re.compile("[0-9a-f]{6,63}")
 
 Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Of a text or an image, or how it begins.")]
-New = Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="The category that has them.")]
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="The category that gets them.")]
 
@@ -60,20 +61,28 @@ def forget(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image file, or its hash; see `zsvec show`.")],
     yes: Yes = False,
 ) -> None:
-    """Remove an image from every category, the inbox, its copies and the history: nothing can bring it back.
+    """Remove an image from every category, the inbox, its copies and the history: no undo brings it back.
 
     It is removed as the content of its file: a copy of another size, or of another format, is another image.
     """
     from zsvec.cli import output
     from zsvec.inputs.images import content_hash
 
-    digest = image if _HASH.fullmatch(image) else content_hash(image)
+    is_hash = _HASH.fullmatch(image.lower())
+    if not is_hash and _BEGINNING.fullmatch(image.lower()) and not Path(image).exists():
+        raise InvalidInputError(
+            f"{image!r} is the beginning of a hash: `zsvec show --json` has all 64 characters of it"
+        )
+    digest = image.lower() if is_hash else content_hash(image)
     if is_terminal() and not yes:
         confirm(f"Forget {digest[:12]} for good?")
     with context.obj.open() as classifier:
-        names = classifier.references.forget(digest)
-    had = f"it was in {', '.join(map(repr, names))}" if names else "no category had it"
-    output.print_note(f"{digest[:12]} is forgotten: {had}")
+        found = classifier.references.forget(digest)
+    if not found.points:
+        output.print_note(f"{digest[:12]} is not in this store: it is another one, or the file has changed since")
+        raise typer.Exit(1)
+    had = f"it was in {', '.join(map(repr, found.categories))}" if found.categories else "no category had it any more"
+    output.print_note(f"{digest[:12]} is forgotten: {had}. No undo brings it back; its file can be added again")
 
 
 @app.command("set")
@@ -97,10 +106,11 @@ def set_(
     kept = None if metadata is None else checked_metadata(_object(metadata))
     with context.obj.open() as classifier, nearest_name(name, classifier.store):
         category = classifier.store.category(name)
-        if text is not None:
-            category = classifier.references.set_texts(name, text)
-        if kept is not None:
-            category = classifier.references.set_metadata(name, kept)
+        with classifier.store.one_change("set"):
+            if text is not None:
+                category = classifier.references.set_texts(name, text)
+            if kept is not None:
+                category = classifier.references.set_metadata(name, kept)
     _print(category, json=json)
 
 

@@ -25,7 +25,7 @@ from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import IMAGES, category_from, expected, is_reference
 from zsvec.store.transfer import settled
 from zsvec.store.writing import remove_category
-from zsvec.types import expert_name
+from zsvec.types import Forgotten, expert_name
 
 _ATTEMPTS = 12
 
@@ -40,12 +40,11 @@ class _Place:
     write_id: str
 
 
-def forget(
-    catalog: Catalog, references: ReferenceCollections, collector: Collector, content_hash: str
-) -> tuple[str, ...]:
+def forget(catalog: Catalog, references: ReferenceCollections, collector: Collector, content_hash: str) -> Forgotten:
     """As `zsvec.store.store.Store.forget`."""
     collector.cause = replace(collector.cause, what=FORGET)
     changed: set[str] = set()
+    deleted: set[tuple[str, str]] = set()
 
     def attempt() -> bool:
         found = list(_places(catalog, references, content_hash))
@@ -64,6 +63,7 @@ def forget(
         dead = [place for place in found if place.write_id not in named]
         _discount(catalog, dead)
         _delete(catalog, references, dead)
+        deleted.update((place.encoder, place.id) for place in dead)
         return False  # until none is found: others may have been at work
 
     retrying = Retrying(
@@ -80,7 +80,7 @@ def forget(
         ) from exc
     for name in catalog.collections():  # again, if a process was killed before it had come so far
         catalog.backend.rewrite(references.collection(name))
-    return tuple(sorted(changed))
+    return Forgotten(tuple(sorted(changed)), len(deleted))
 
 
 def _places(catalog: Catalog, references: ReferenceCollections, content_hash: str) -> Iterator[_Place]:

@@ -175,10 +175,17 @@ class History:
                 writes.setdefault(record["change"], []).append((record, name))
         effective = {(record["id"], name) for name in self._manifests for record in self.in_effect(name)}
         found = [
-            replace(self.changed_by(some), undone=not any((record["id"], name) in effective for record, name in some))
+            replace(self.changed_by(some), undone=all(self._is_undone(*one, effective) for one in some))
             for some in writes.values()
         ]
         return sorted(found, key=lambda change: (change.at, change.id), reverse=True)
+
+    def _is_undone(self, record: Record, name: str, effective: Collection[tuple[str, str]]) -> bool:
+        if record["what"] == FORGET:
+            return False
+        if record.get("undoes"):  # one that was made before what is in effect now is still no mistake
+            return any(other.get("undoes") == record["id"] for other in self.chain(name))
+        return (record["id"], name) not in effective
 
     def changed_by(self, writes: Sequence[tuple[Record, str]]) -> Change:
         """The change that some writes of categories are together."""
@@ -209,12 +216,12 @@ class History:
         return record
 
     def last(self) -> Change | None:
-        """The newest change that is the last one of all its categories; ``None`` if there is none."""
+        """The newest change that is the last one of all categories where it is in effect; ``None`` without one."""
         heads = {name: next(self.done(name), None) for name in self._manifests}
         for change in self.changes():
-            last = [heads[name] for name in change.categories]
-            if not change.undone and all(record and record["change"] == change.id for record in last):
-                return change
+            left = [n for n in change.categories if any(record["change"] == change.id for record in self.done(n))]
+            if left and all((heads[name] or {}).get("change") == change.id for name in left):
+                return replace(change, categories=tuple(left))
         return None
 
     def to_take_back(self, change: Change) -> list[tuple[Record, list[str]]]:

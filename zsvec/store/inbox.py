@@ -174,11 +174,13 @@ class InboxCollection:
             for where in _parts(store, sorted(hashes)):
                 self._backend.delete(self.name, where)
 
-    def forget(self, content_hash: str) -> None:
-        """Delete an image, and of an embedded store its bytes; it may be kept again."""
+    def forget(self, content_hash: str) -> int:
+        """Delete an image, and of an embedded store its bytes, and say how many there were; it may be kept again."""
+        found = len(self.read([content_hash]))
         self.delete({content_hash})
         if INBOX not in self._catalog.encoders() and self._is_ours():
             self._backend.rewrite(self.name)
+        return found
 
     def _is_ours(self) -> bool:
         try:

@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from zsvec.errors import EncoderMismatchError
+from zsvec.errors import EncoderMismatchError, StoreError
 from zsvec.store import forgetting, health, mending, ownership, undo, writing
 from zsvec.store.base import Backend, Hit, Points
 from zsvec.store.catalog import Catalog
@@ -22,7 +23,7 @@ from zsvec.store.migration import migrate
 from zsvec.store.references import ReferenceCollections
 from zsvec.store.schema import Reference, SmallImage, keeps_images
 from zsvec.store.writing import Write
-from zsvec.types import Category, Change, Finding, Fingerprint, KeepImages, Modality, StoredReference
+from zsvec.types import Category, Change, Finding, Fingerprint, Forgotten, KeepImages, Modality, StoredReference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -358,7 +359,7 @@ class Store:
         with self._writing("remove"):
             return mending.remove_references(self._catalog, self._references, self._collector, name, hashes)
 
-    def forget(self, content_hash: str) -> tuple[str, ...]:
+    def forget(self, content_hash: str) -> Forgotten:
         """Remove an image from all categories, copies, changes and the inbox, for good: nothing can bring it back.
 
         A category that has nothing else is removed. Of an embedded store, the files are written anew.
@@ -366,15 +367,14 @@ class Store:
         Args:
             content_hash: Of the image.
 
-        Returns:
-            The names of the categories that had it.
-
         Raises:
-            ConflictError: Others add it again and again.
+            StoreError: There is no store; ConflictError: others add the image again and again.
         """
         with self._writing(FORGET):
-            self.inbox.forget(content_hash)
-            return forgetting.forget(self._catalog, self._references, self._collector, content_hash)
+            if self._catalog.store() is None:
+                raise StoreError(f"there is no store in {self.location}: check the path, or the URL, and the namespace")
+            found = forgetting.forget(self._catalog, self._references, self._collector, content_hash)
+            return replace(found, points=found.points + self.inbox.forget(content_hash))
 
     def move(self, move: Move) -> Category:
         """Move references from one category to another, and give that as it is then.

@@ -35,14 +35,18 @@ def undo(
         raise InvalidInputError("give a category or a change, not both")
     history = History(catalog)
     if name is not None:
-        record = history.last_of(name)
-        names = record.get("moved") or [name]
-        _take_back(catalog, references, collector, history, record, names)
-        return history.changed_by([(record, one) for one in names])
+        record: Record | None = history.last_of(name)
+        taken: list[tuple[Record, str]] = []
+        while record and (not taken or record["change"] == taken[0][0]["change"]):
+            names = record.get("moved") or [name]
+            _take_back(catalog, references, collector, history, record, names)
+            taken += [(record, one) for one in names]
+            record = next(history.done(name), None)
+        return replace(history.changed_by(taken), undone=True)
     found = _chosen(history, identifier)
     for record, names in history.to_take_back(found):
         _take_back(catalog, references, collector, history, record, names)
-    return found
+    return replace(found, undone=True)
 
 
 def _chosen(history: History, identifier: str | None) -> Change:
@@ -57,7 +61,7 @@ def _chosen(history: History, identifier: str | None) -> Change:
     """
     changes = history.changes()
     if identifier is not None:
-        found = [change for change in changes if identifier and change.id.startswith(identifier)]
+        found = [change for change in changes if identifier and change.id.startswith(str(identifier))]
         if len(found) != 1:
             several = "several changes begin" if found else "no change that can be taken back begins"
             raise InvalidInputError(f"{several} with {identifier!r}: `zsvec history` lists those there are")
@@ -128,6 +132,7 @@ def _take_back(
         return not pending
 
     until_won(attempt, pending, catalog.location)
+    history.catch_up(settled(catalog, names))
 
 
 def _is_last(history: History, record: Record, name: str) -> bool:

@@ -50,6 +50,7 @@ from zsvec.errors import (
     WeightsUnavailableError,
 )
 from zsvec.inputs.categories import CategoryInput
+from zsvec.inputs.images import content_hash
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import STRATEGIES
 from zsvec.profiles import PROFILES
@@ -202,7 +203,8 @@ def test_every_kind_of_input_gives_the_same_answer(clf: Classifier, tmp_path: Pa
     given[f"{path} "] = str(path)
     answers = {source.strip(): clf.classify(value) for source, value in given.items()}
     assert {source: answer.source for source, answer in answers.items()} == {source: source for source in answers}
-    assert len({str(answer.to_dict() | {"source": ""}) for answer in answers.values()}) == 1
+    assert len({str(answer.to_dict() | {"source": "", "hash": ""}) for answer in answers.values()}) == 1
+    assert {answer.hash for source, answer in answers.items() if source == str(path)} == {content_hash(path)}
 
 
 def test_classifying_writes_nothing(clf: Classifier) -> None:

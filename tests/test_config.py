@@ -140,8 +140,8 @@ def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(monkeypatch
 
 
 def test_a_variable_that_resembles_no_setting_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ZSVEC_QQQQ", "1")
-    with pytest.warns(UserWarning, match=r"ZSVEC_QQQQ is no setting and has no effect$"):
+    monkeypatch.setenv("ZSVEC_QQQQQQ", "1")
+    with pytest.warns(UserWarning, match=r"ZSVEC_QQQQQQ is no setting and has no effect$"):
         load_settings()
 
 

@@ -94,10 +94,11 @@ class Studio(Service):
         return {encoder.name: (encoder.texts_encoded, encoder.images_encoded) for encoder in self.encoders}
 
     def payloads(self, encoder: str) -> list[Mapping[str, Any]]:
-        """Of every point of an encoder's collection."""
+        """Of every reference in an encoder's collection; not of what can be taken back."""
         store = self.clf.store
+        write_ids = {write_id for category in store.categories() for write_id in category.write_ids}
         pages = store._backend.scroll(store.collection(encoder), Where())
-        return [payload for page in pages for payload in page.payloads]
+        return [payload for page in pages for payload in page.payloads if payload["gen"] in write_ids]
 
 
 def name_in(prompt: str) -> str:

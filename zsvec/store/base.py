@@ -81,7 +81,8 @@ class Points:
     @property
     def named(self) -> bool:
         """Whether each point has several vectors, by name."""
-        return isinstance(self.rows, list) and bool(self.rows) and isinstance(self.rows[0], Mapping)
+        first = self.rows[0] if isinstance(self.rows, list) and self.rows else None
+        return isinstance(first, Mapping) and bool(first)  # of damaged files it may be empty
 
     @property
     def plain(self) -> list[Any]:

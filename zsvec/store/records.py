@@ -3,62 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+_LATEST = 2**55  # microseconds since 1970
 
-_Microseconds = Annotated[int, Field(ge=0, lt=2**55)]
+_Types: TypeAlias = Mapping[str, type | tuple[type, ...]]
 
-
-class _Write(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    id: str
-    version: int
-    rev: _Microseconds
-    store: str
-    writes: dict[str, str]
-    replaced: dict[str, list[str]]
-
-
-class _Before(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    version: int
-    writes: list[str]
-    references: dict[str, int]
-    texts: list[str]
-    metadata: dict[str, Any]
-    change: str | None = None
-
-
-class _Told(_Write):
-    what: str
-    change: str
-    until: _Microseconds
-    before: dict[str, _Before | None]
-    by: str | None = None
-    undoes: str | None = None
-    moved: list[str] = Field(default_factory=list)
-    forgotten: list[str] = Field(default_factory=list)
+_WRITE: _Types = {"id": str, "version": int, "rev": int, "store": str, "writes": dict, "replaced": dict}
+_TOLD: _Types = {"what": str, "change": str, "until": int, "before": dict}
+_MAYBE: _Types = {"by": (str, type(None)), "undoes": (str, type(None)), "moved": list, "forgotten": list}
+_BEFORE: _Types = {"version": int, "writes": list, "references": dict, "texts": list, "metadata": dict}
 
 
 def is_write(record: Mapping[str, Any]) -> bool:
     """Whether a record says what a write may leave behind: an intent, or a change."""
-    return _is(_Write, record)
+    return (
+        _has(record, _WRITE)
+        and 0 <= record["rev"] < _LATEST
+        and all(isinstance(write_id, str) for write_id in record["writes"].values())
+        and all(_are_texts(write_ids) for write_ids in record["replaced"].values())
+    )
 
 
 def is_told(record: Mapping[str, Any]) -> bool:
     """Whether it tells of a change that can be taken back, too."""
-    if "before" not in record or not _is(_Told, record):
+    if not (is_write(record) and _has(record, _TOLD) and 0 <= record["until"] < _LATEST):
         return False
-    moved = record.get("moved", ())
-    return len(set(moved)) == len(moved) and len(moved) in (0, 2) and set(moved) <= record["before"].keys()
+    if not all(isinstance(record.get(key, ([] if kinds is list else None)), kinds) for key, kinds in _MAYBE.items()):
+        return False
+    moved = record.get("moved", [])
+    return (
+        _are_texts(moved)
+        and _are_texts(record.get("forgotten", []))
+        and len(moved) == len(set(moved))
+        and len(moved) in (0, 2)
+        and set(moved) <= record["before"].keys()
+        and all(was is None or _is_state(was) for was in record["before"].values())
+    )
 
 
-def _is(model: type[BaseModel], record: Mapping[str, Any]) -> bool:
-    try:
-        model.model_validate(record)
-    except ValidationError:
-        return False
-    return True
+def _is_state(was: Any) -> bool:
+    """Whether it says what a category was."""
+    return (
+        isinstance(was, dict)
+        and _has(was, _BEFORE)
+        and _are_texts(was["writes"])
+        and _are_texts(was["texts"])
+        and all(isinstance(number, int) for number in was["references"].values())
+        and isinstance(was.get("change"), str | None)
+    )
+
+
+def _has(record: Mapping[str, Any], types: _Types) -> bool:
+    return all(isinstance(record.get(key), kinds) for key, kinds in types.items())
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)

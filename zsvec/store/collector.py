@@ -32,7 +32,6 @@ READERS = 60.0
 WRITERS = 3600.0
 """Seconds that a writer has from its intent to its commit, before a collector makes it begin anew."""
 
-_LONG = 86_400.0  # seconds, the age from which changes of others are looked at by who keeps none
 _AT_ONCE = 100  # intents that are settled after one write
 
 
@@ -118,7 +117,8 @@ class Collector:
             self._catalog.drop([identifier])
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._readers
-            self._finalize(None)
+            if self._history:  # who keeps none leaves it to those that do
+                self._finalize(None)
             self._settle(self._oldest(), self._readers, self._writers)
 
     def collect(self, grace: float | None = None) -> tuple[int, list[Change]]:
@@ -135,7 +135,7 @@ class Collector:
     def _finalize(self, grace: float | None) -> None:
         """Let changes be taken back no longer: those that were kept long enough, or of this age in seconds."""
         now = time.time_ns() // 1000
-        age = (self._history or _LONG) if grace is None else grace
+        age = self._history if grace is None else grace
         records = self._catalog.scroll(Where(match={"kind": "change"}, until=now - _microseconds(age)))
         due = [r for r in filter(is_write, records) if grace is not None or not is_told(r) or r["until"] <= now]
         for first in range(0, len(due), _AT_ONCE):
@@ -183,19 +183,19 @@ class Collector:
         if not old:
             return 0
         replaced = _replaced(intents)  # that was committed, and nobody is about to
-        history = History(self._catalog)
+        history = History(self._catalog) if any(map(is_told, old)) else None
         left: list[tuple[str | None, set[str]]] = []
         for intent in old:
             names = {*intent["writes"], *intent["replaced"], *(intent["before"] if is_told(intent) else ())}
             state = settled(self._catalog, names)
-            history.catch_up(state)
             open_writes = {
                 (name, write_id)
                 for name, write_id in intent["writes"].items()
                 if write_id not in replaced and write_id not in _named(state.manifests.get(name))
             }
             undecided = {name for name, _ in open_writes}
-            if is_told(intent):  # its writer has died, or others have carried it out
+            if history and is_told(intent):  # its writer has died, or others have carried it out
+                history.catch_up(state)
                 undecided |= set(intent["before"]) - history.won(intent)
             young = (now - intent["rev"]) / 1e6 < writers
             if (undecided and young) or not intent["replaced"].keys() <= state.manifests.keys():
@@ -204,8 +204,10 @@ class Collector:
             if fenced is None:
                 continue
             manifests = {**state.manifests, **fenced}
-            history.catch_up(replace(state, manifests=manifests))
-            kept = self._has_become_change(intent, history, now, final=final)
+            kept = False
+            if history and is_told(intent):
+                history.catch_up(replace(state, manifests=manifests))
+                kept = self._has_become_change(intent, history, now, final=final)
             gone = set() if kept else {(name, w) for name, some in intent["replaced"].items() for w in some}
             dead = {write_id for name, write_id in open_writes | gone if write_id not in _named(manifests.get(name))}
             left.append((None if kept else intent["id"], dead))
@@ -213,8 +215,6 @@ class Collector:
 
     def _has_become_change(self, intent: Mapping[str, Any], history: History, now: int, *, final: bool) -> bool:
         """Keep what a writer has changed that died before it said so, if it can still be taken back."""
-        if not is_told(intent):
-            return False
         won = set() if final or intent["until"] <= now else history.won(intent)
         if not won >= set(intent.get("moved", ())):
             won = set()  # of half a move, nothing can be taken back

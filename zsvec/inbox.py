@@ -18,7 +18,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.words import common_words
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import checked_name
-from zsvec.keeping import Keeper
+from zsvec.keeping import Keeper, matrices
 from zsvec.method.unlabelled import most_useful, urgency
 from zsvec.store import InboxImage, Move, Reference, SmallImage, Store, Write
 from zsvec.types import Category, Prediction
@@ -147,7 +147,7 @@ class Inbox:
         if not found:
             return []
         urgencies, nearness = (np.array(values) for values in zip(*map(_usefulness, found), strict=True))
-        return [found[row] for row in most_useful(urgencies, nearness, _matrices(waiting), wanted)]
+        return [found[row] for row in most_useful(urgencies, nearness, matrices(waiting), wanted)]
 
     def groups(self, *, names: bool = True) -> list[Group]:
         """Unknown images that look alike, the largest group first: each may be a category that is missing.
@@ -167,7 +167,7 @@ class Inbox:
         rows = [i for i, one in enumerate(described) if one.prediction is None or one.prediction.unknown]
         if not rows:
             return []
-        unknown = _matrices([waiting[row] for row in rows])
+        unknown = matrices([waiting[row] for row in rows])
         found = groups_of(unknown)
         proposed = self._names(unknown, [group.rows for group in found]) if names and found else [()] * len(found)
         return [
@@ -267,7 +267,7 @@ class Inbox:
             return []
         predictions: Sequence[Prediction | None] = [None] * len(images)
         if self._store.categories():
-            predictions = self._predict([image.source for image in images], _matrices(images), 5)
+            predictions = self._predict([image.source for image in images], matrices(images), 5)
         return [
             Unlabelled(
                 hash=image.hash,
@@ -303,10 +303,6 @@ def _usefulness(one: Unlabelled) -> tuple[float, float]:
     """How urgent an image is, and its cosine to the nearest reference; with nothing to compare with, 0."""
     distance = one.prediction.distance if one.prediction else None
     return one.urgency, 0.0 if distance is None else 1 - distance
-
-
-def _matrices(images: Sequence[InboxImage]) -> Vectors:
-    return {name: np.stack([image.vectors[name] for image in images]) for name in images[0].vectors}
 
 
 def _hashes(given: str | Collection[str]) -> frozenset[str]:

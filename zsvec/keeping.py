@@ -88,7 +88,7 @@ class Keeper:
             there = self.present()
             known = {image.hash for image in there}
             fresh = list({image.hash: image for image in images if image.hash not in known}.values())
-            rows = distinct(_matrices([*there, *fresh]), first=len(there))
+            rows = distinct(matrices([*there, *fresh]), first=len(there))
             if rows:
                 self._store.inbox.put([fresh[row - len(there)] for row in rows])
                 there = self._settled()
@@ -116,7 +116,7 @@ def surplus(images: Sequence[InboxImage], size: int) -> set[str]:
     """
     dismissed = sorted((image for image in images if image.dismissed), key=_age)
     waiting = sorted((image for image in images if not image.dismissed), key=_age)
-    rows = distinct(_matrices([*dismissed, *waiting]), first=len(dismissed))
+    rows = distinct(matrices([*dismissed, *waiting]), first=len(dismissed))
     kept = [waiting[row - len(dismissed)] for row in rows]
     kept.sort(key=lambda image: (image.why != "all", _age(image)))
     stay = {image.hash for image in (*kept[-size:], *dismissed[-size:])}
@@ -127,7 +127,7 @@ def _age(image: InboxImage) -> tuple[datetime, str]:
     return image.added, image.hash
 
 
-def _matrices(images: Sequence[InboxImage]) -> Vectors:
+def matrices(images: Sequence[InboxImage]) -> Vectors:
     """Vectors by encoder, float32 ``(n_images, dim)``."""
     names = images[0].vectors if images else ()
     return {name: np.stack([image.vectors[name] for image in images]) for name in names}

@@ -325,6 +325,16 @@ def nearest_name(name: str, store: Store) -> Iterator[None]:
         raise CategoryNotFoundError(f"{exc}{f'; did you mean {near[0]!r}?' if near else ''}") from exc
 
 
+def print_category(category: Category, *, json: bool) -> None:
+    """Print one category, as a table or as one line of JSON."""
+    from zsvec.cli import output
+
+    if json:
+        output.print_json(category.to_dict())
+    else:
+        output.out.print(categories_table([category]))
+
+
 def categories_table(categories: Sequence[Category]) -> Table:
     """A row for each category, with the number of its references of each expert."""
     from zsvec.cli import output

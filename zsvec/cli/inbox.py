@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli.app import Json, Name, app, check_exists
-from zsvec.cli.categories import categories_table, chosen_hashes
+from zsvec.cli.categories import chosen_hashes, print_category
 
 if TYPE_CHECKING:
     from zsvec.inbox import Inbox, Unlabelled
-    from zsvec.types import Category
 
 Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Of an image that waits, or how it begins.")]
 Sheet = Annotated[
@@ -40,7 +39,7 @@ def correct(
     """
     check_exists(photo)
     with context.obj.open() as classifier:
-        _print_category(classifier.correct(photo, name), json=json)
+        print_category(classifier.correct(photo, name), json=json)
 
 
 @inbox.callback(invoke_without_command=True)
@@ -83,7 +82,7 @@ def label(
 ) -> None:
     """Make images references of a category, which is made if there is none. Nothing is embedded again."""
     with context.obj.open() as classifier:
-        _print_category(classifier.inbox.label(_hashes_of(classifier.inbox, hashes), name), json=json)
+        print_category(classifier.inbox.label(_hashes_of(classifier.inbox, hashes), name), json=json)
 
 
 @inbox.command()
@@ -151,12 +150,3 @@ def _write_sheet(file: Path, found: Sequence[Unlabelled], inbox: Inbox) -> None:
     missing = write_sheet(file, "inbox", pictures, inbox.small)
     lacking = f"; of {output.counted(missing, 'image')} the store has no copy" if missing else ""
     output.print_note(f"the contact sheet is {file}{lacking}")
-
-
-def _print_category(category: Category, *, json: bool) -> None:
-    from zsvec.cli import output
-
-    if json:
-        output.print_json(category.to_dict())
-    else:
-        output.out.print(categories_table([category]))

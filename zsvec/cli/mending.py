@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli.app import Json, Name, Yes, app, confirm, is_terminal
-from zsvec.cli.categories import categories_table, hashes_of, nearest_name
+from zsvec.cli.categories import hashes_of, nearest_name, print_category
 from zsvec.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsvec.types import Category
+    pass
 
 _HASH = re.compile("[0-9a-f]{64}")
 _BEGINNING = re.compile("[0-9a-f]{6,63}")
@@ -29,7 +29,7 @@ def move(context: typer.Context, source: Source, target: Target, hashes: Hashes,
     """Move references from one category to another, which is made if there is none. Nothing is embedded again."""
     with context.obj.open() as classifier, nearest_name(source, classifier.store):
         chosen = hashes_of(classifier.store, source, hashes)
-        _print(classifier.references.move(chosen, source=source, target=target), json=json)
+        print_category(classifier.references.move(chosen, source=source, target=target), json=json)
 
 
 @app.command()
@@ -41,7 +41,7 @@ def rename(
 ) -> None:
     """Give a category another name. Nothing is embedded again but its name, if it is defined by that alone."""
     with context.obj.open() as classifier, nearest_name(name, classifier.store):
-        _print(classifier.references.rename(name, new), json=json)
+        print_category(classifier.references.rename(name, new), json=json)
 
 
 @app.command()
@@ -52,7 +52,7 @@ def merge(context: typer.Context, source: Source, target: Target, json: Json = F
         nearest_name(source, classifier.store),
         nearest_name(target, classifier.store),
     ):
-        _print(classifier.references.merge(source, target), json=json)
+        print_category(classifier.references.merge(source, target), json=json)
 
 
 @app.command()
@@ -111,7 +111,7 @@ def set_(
                 category = classifier.references.set_texts(name, text)
             if kept is not None:
                 category = classifier.references.set_metadata(name, kept)
-    _print(category, json=json)
+    print_category(category, json=json)
 
 
 def _object(text: str) -> dict[str, object]:
@@ -122,12 +122,3 @@ def _object(text: str) -> dict[str, object]:
     if not isinstance(found, dict):
         raise InvalidInputError(f"the metadata must be an object of JSON. Got {text[:80]!r}")
     return found
-
-
-def _print(category: Category, *, json: bool) -> None:
-    from zsvec.cli import output
-
-    if json:
-        output.print_json(category.to_dict())
-    else:
-        output.out.print(categories_table([category]))

@@ -179,3 +179,13 @@ def test_what_was_forgotten_is_not_called_taken_back(pets: Classifier) -> None:
     pets.references.forget(images(pets, "cat")[0].upper())
     pets.history.undo()
     assert {change.what: change.undone for change in pets.history} == {"add": True, "forget": False, "undo": False}
+
+
+def test_who_changes_categories_may_be_said_for_a_block(pets: Classifier) -> None:
+    with pets.store.acting("Bob"):
+        pets.add_category("fox", images=[coloured("yellow", 901)])
+        with pets.store.one_change("two"):
+            pets.references.set_metadata("fox", {"a": 1})
+    pets.references.set_metadata("fox", {"a": 2})
+    assert [change.by for change in pets.history][:3] == ["Ann", "Bob", "Bob"]
+    assert {reference.by for reference in pets.references.of("fox")} == {"Bob"}

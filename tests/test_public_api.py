@@ -83,8 +83,8 @@ def test_what_a_classifier_can_be_asked() -> None:
         "image": ["content_hash"],
         "keep": ["image"],
         "correct": ["image", "name"],
-        "classify": ["images", "*", "top_k=", "errors="],
-        "aclassify": ["images", "*", "top_k=", "errors="],
+        "classify": ["images", "*", "top_k=", "errors=", "keep="],
+        "aclassify": ["images", "*", "top_k=", "errors=", "keep="],
         "classify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors=", "keep="],
         "aclassify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors=", "keep="],
         "embed_stream": ["images", "*", "batch_size="],
@@ -98,7 +98,7 @@ def test_what_a_classifier_can_be_asked() -> None:
     assert properties == {"encoders", "generation", "history", "inbox", "references", "stats"}
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
         attributes = {name for name in vars(classifier) if not name.startswith("_")}
-    assert attributes == {"scoring", "settings", "store"}
+    assert attributes == {"alone", "scoring", "settings", "store"}
 
 
 # ---- errors

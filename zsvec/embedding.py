@@ -77,7 +77,6 @@ class Wanted:
 
 
 _NOTHING_ELSE = Wanted()
-_HASHED = Wanted(hash=True)
 
 
 def _unmeasured(stage: str) -> AbstractContextManager[None]:
@@ -155,17 +154,18 @@ class Embedder:
     def prepare(
         self,
         image: ImageInput,
-        stage: Callable[[str], AbstractContextManager[None]] = _unmeasured,
         wanted: Wanted = _NOTHING_ELSE,
+        flow: Flow | None = None,
     ) -> PreparedImage:
         """Decode and preprocess one image.
 
         Args:
             image: A path, bytes, file, PIL image or array.
-            stage: Context manager that measures the time of a stage, by its name.
             wanted: What else of it is wanted.
+            flow: Of the stream that it is of, if it is of one.
         """
         encoders = self.encoders
+        stage = flow.stage if flow else _unmeasured
         try:
             with ExitStack() as memory:
                 with stage("decode"):
@@ -181,14 +181,13 @@ class Embedder:
         except ImageError as exc:
             return PreparedImage(source_of(image), error=exc)
 
-    def prepare_alone(self, image: ImageInput) -> PreparedImage:
-        """Decode and preprocess an image that is of no stream; one that is given by its path with its content hash."""
-        return self.prepare(image, wanted=_HASHED if isinstance(image, str | os.PathLike) else _NOTHING_ELSE)
-
-    def _encode(self, images: Sequence[PreparedImage]) -> Vectors:
+    def _encode(self, images: Sequence[PreparedImage], flow: Flow) -> Vectors:
         """Vectors of the images that can be read, in their order; empty if there is none."""
         readable = [image.inputs for image in images if image.error is None]
-        return self.encoders.encode_images(readable) if readable else {}
+        if not readable:
+            return {}
+        with flow.encoding(len(readable)):
+            return self.encoders.encode_images(readable)
 
     def batches(
         self,
@@ -222,13 +221,11 @@ class Embedder:
             return taken(image, max_pixels=self._max_pixels, image_memory=self._image_memory)
 
         def prepare(image: ImageInput | PreparedImage) -> PreparedImage:
-            return image if isinstance(image, PreparedImage) else self.prepare(image, flow.stage, wanted)
+            return image if isinstance(image, PreparedImage) else self.prepare(image, wanted, flow)
 
         taking = map(take, images)  # in the thread of the source, before that goes on
         for batch in prefetch(prepare, taking, batch_size, max_wait=max_wait, flow=flow):
-            with flow.stage("encode"):
-                vectors = self._encode(batch)
-            yield batch, vectors
+            yield batch, self._encode(batch, flow)
 
     def stream(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Embedding]:
         """Vectors of images, in order and in bounded memory.

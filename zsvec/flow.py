@@ -11,7 +11,7 @@ import atexit
 import logging
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +26,8 @@ from zsvec.drift import WINDOW, Drift
 _log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+Key = TypeVar("Key", str, int)
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,11 @@ class StreamStats:
         images: How many have been classified or could not be read; of a batch, all at once.
         failed: How many of them could not be read.
         stale: How many of them were answered from an earlier state of the store, while that was away.
-        seconds: Since its first stage began, until its end.
+        seconds: Since its first stage began, until its end; of images that were classified alone, those in which there
+            was one.
         busy: Seconds of work by stage, summed over threads. Waiting for a GPU counts as work.
+        runs: How often each stage has worked: once an image, or once a batch.
+        batches: How many batches have been encoded, by their number of images.
         waiting: Results that a stage has finished and the next has not taken, by the finished stage. Images or batches.
         store: Counters of the store's writes (`zsvec.store.store.Store.stats`), in the totals of a classifier.
         drift: How far the last images have moved away from the references, 0 to 1 (`zsvec.drift`); in totals, the
@@ -49,6 +54,8 @@ class StreamStats:
     stale: int = 0
     seconds: float = 0.0
     busy: Mapping[str, float] = field(default_factory=dict)
+    runs: Mapping[str, int] = field(default_factory=dict)
+    batches: Mapping[int, int] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)
     store: Mapping[str, int] = field(default_factory=dict)
     drift: float | None = None
@@ -64,13 +71,16 @@ class StreamStats:
             self.failed + other.failed,
             self.stale + other.stale,
             self.seconds + other.seconds,
-            {stage: self.busy.get(stage, 0.0) + other.busy.get(stage, 0.0) for stage in {**self.busy, **other.busy}},
-            {
-                stage: self.waiting.get(stage, 0) + other.waiting.get(stage, 0)
-                for stage in {**self.waiting, **other.waiting}
-            },
+            _sum(self.busy, other.busy),
+            _sum(self.runs, other.runs),
+            _sum(self.batches, other.batches),
+            _sum(self.waiting, other.waiting),
             drift=max((drift for drift in (self.drift, other.drift) if drift is not None), default=None),
         )
+
+
+def _sum(one: Mapping[Key, Number], other: Mapping[Key, Number]) -> Mapping[Key, Number]:
+    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
 
 
 class Flow:
@@ -89,8 +99,12 @@ class Flow:
         self._queues: list[SimpleQueue[Any]] = []
         self._threads: list[Thread] = []
         self._busy: defaultdict[str, float] = defaultdict(float)
+        self._runs: Counter[str] = Counter()
+        self._batches: Counter[int] = Counter()
         self._images = self._failed = self._stale = 0
         self._drift = Drift()
+        self._workers = 0
+        self._worked = self._since = 0.0
         self._begun: float | None = None
         self._ended: float | None = None
         self._lock = Lock()
@@ -111,6 +125,30 @@ class Flow:
             with self._lock:
                 if not self.stopped:
                     self._busy[name] += spent
+                    self._runs[name] += 1
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let the clock of a flow without channels run while anybody is in this block."""
+        with self._lock:
+            self._workers += 1
+            if self._workers == 1:
+                self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._workers -= 1
+                if not self._workers:
+                    self._worked += time.monotonic() - self._since
+
+    @contextmanager
+    def encoding(self, images: int) -> Iterator[None]:
+        """Count a batch of so many images, and the time of its encoders."""
+        with self.stage("encode"):
+            yield
+        with self._lock:
+            self._batches[images] += 1
 
     def count(self, images: int, failed: int, stale: int) -> None:
         """Count results that the stream has yielded."""
@@ -179,12 +217,15 @@ class Flow:
         """What has been done so far; may be called from any thread."""
         with self._lock:
             now = self._ended or time.monotonic()
+            worked = self._worked + (now - self._since if self._workers else 0.0)
             return StreamStats(
                 self._images,
                 self._failed,
                 self._stale,
-                now - (self._begun or now),
+                worked + now - (self._begun or now),
                 dict(self._busy),
+                dict(self._runs),
+                dict(self._batches),
                 {name: 0 if self._ended else channel.waiting for name, channel in self._channels.items()},
                 drift=self._drift.value,
             )

@@ -93,7 +93,6 @@ class Inbox:
         calibrator: Of the store.
         predict: From sources, vectors and the number of categories in the rankings to predictions.
         image_encoders: Names of the encoders that have references of images.
-        by: Who labels; kept with each reference.
         encoders: Gives the encoders.
     """
 
@@ -104,7 +103,6 @@ class Inbox:
         calibrator: Calibrator,
         predict: Callable[[Sequence[str], Vectors, int], list[Prediction]],
         image_encoders: Sequence[str],
-        by: str | None,
         encoders: Callable[[], EncoderSet],
     ) -> None:
         self._store = store
@@ -112,7 +110,6 @@ class Inbox:
         self._calibrator = calibrator
         self._predict = predict
         self._image_encoders = image_encoders
-        self._by = by
         self._encoders = encoders
 
     def __len__(self) -> int:
@@ -292,7 +289,7 @@ class Inbox:
                 source=image.source,
                 vector=image.vectors[encoder],
                 added=added,
-                by=self._by,
+                by=self._store.by,
                 small=small and with_changes(small, added=added),
             )
             for encoder in self._image_encoders

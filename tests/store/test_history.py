@@ -14,8 +14,7 @@ import pytest
 from tests.store.material import FINGERPRINTS, content_hash, copies, live_copies, pictured, write_of
 from tests.store.support import Crash, Deployment, Hooked, LocalDeployment
 from zsvec.errors import CategoryNotFoundError, InvalidInputError
-from zsvec.store import Move, Store
-from zsvec.store import store as history
+from zsvec.store import Move, Store, causes
 from zsvec.store.base import Put
 from zsvec.store.schema import expected, record_id
 
@@ -314,11 +313,11 @@ def test_changes_made_at_once_over_the_same_categories_are_taken_back_by_categor
     other = opened(deployment, deployment.backend()) if deployment.shared else store
     with store.one_change("import"):
         store.write([pictured("cat", ["a"])])
-        cause = history._CAUSE.set(None)
+        cause = causes._CAUSE.set(None)
         with other.one_change("import"):
             other.write([pictured("cat", ["b"])])
             other.write([pictured("dog", ["b"])])
-        history._CAUSE.reset(cause)
+        causes._CAUSE.reset(cause)
         store.write([pictured("dog", ["a"])])
     with pytest.raises(InvalidInputError, match="take them back by category"):
         store.undo()

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from numpy.typing import ArrayLike
 from PIL.Image import Image
 
-from zsvec.arguments import Errors, check_answers, checked_count
+from zsvec.arguments import Errors, checked_count
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
+from zsvec.classifier.alone import Alone
 from zsvec.classifier.predictor import Predictor
 from zsvec.config import Settings
-from zsvec.embedding import Embedder, Embedding, Vectors
+from zsvec.embedding import Embedder, Embedding
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, ZSVecError
 from zsvec.flow import Flow, StreamStats
@@ -78,6 +79,7 @@ class Classifier:
         self._predictor = Predictor(store, self._searcher, self.scoring, self._embedder, settings)
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
         self._keeper = Keeper(store, settings)
+        self.alone = Alone(self._predictor, self._embedder, self._keeper, store)
         try:
             settings.check_experts(temperatures)
             store.check(self._encoder_names)
@@ -202,8 +204,8 @@ class Classifier:
 
         experts = map(encoder_and_modality, self.scoring.temperatures)
         names = [name for name, modality in experts if modality == "image"]
-        by, load = self.settings.added_by, lambda: self.encoders
-        return Inbox(self.store, self._keeper, self._calibrator, self._predicted, names, by, load)
+        parts = self.store, self._keeper, self._calibrator, self._predictor.predict_each
+        return Inbox(*parts, names, lambda: self.encoders)
 
     @cached_property
     def _teaching(self) -> Teaching:
@@ -215,10 +217,7 @@ class Classifier:
         def add(name: str, image: ReferenceImage) -> Category:
             return self.add_category(name, images=[image])
 
-        return Teaching(*parts, create=self.create, predict=self._predicted, add=add)
-
-    def _predicted(self, sources: Sequence[str], vectors: Vectors, top_k: int) -> list[Prediction]:
-        return self._predictor.predict(sources, vectors, top_k, None, related=False)
+        return Teaching(*parts, create=self.create, predict=self._predictor.predict_each, add=add)
 
     def keep(self, image: ImageInput | Prediction) -> str | None:
         """Keep an image in the inbox; or that of a prediction which has a `hash`, if its file is still the same.
@@ -259,20 +258,28 @@ class Classifier:
         return open_small(small.content) if small else None
 
     @overload
-    def classify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
+    def classify(  # type: ignore[overload-overlap]
+        self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise", keep: Keep | None = None
+    ) -> Prediction: ...
     @overload
     def classify(
-        self, images: Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise"
+        self, images: Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise", keep: Keep | None = None
     ) -> list[Prediction]: ...
     def classify(
-        self, images: ImageInput | Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise"
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        top_k: int = 5,
+        errors: Errors = "raise",
+        keep: Keep | None = None,
     ) -> Prediction | list[Prediction]:
         """Classify one image, in the calling thread (threads that call at once share batches), or a list, as a stream.
 
         Args:
-            images: A path, bytes, file, PIL image or array; or a list or tuple of such.
+            images: A path, bytes, file, PIL image or array; or a list or tuple.
             top_k: Categories in the rankings.
             errors: For an image that cannot be read, ``raise``, or ``report`` a `Prediction` with ``error``.
+            keep: As for `classify_stream`; of one image ``None`` is ``none``.
 
         Returns:
             A prediction for an image, a list of them, in order, for a list.
@@ -283,34 +290,28 @@ class Classifier:
             EncoderMismatchError: It was made with other encoders.
         """
         if isinstance(images, list | tuple):
-            with self.classify_stream(images, top_k=top_k, errors=errors) as stream:
+            with self.classify_stream(images, top_k=top_k, errors=errors, keep=keep) as stream:
                 return list(stream) if images else []
-        check_answers(top_k, errors)
-        encoders = self._predictor.encoders_to_read()
-        with encoders.shared.coming():
-            image = self._embedder.prepare_alone(cast("ImageInput", images))
-        if image.error is not None:
-            return next(self._predictor.answers([image], {}, top_k, errors, None))
-        with encoders.shared.turn((image.inputs, image.source), top_k) as turn:
-            if turn.items:
-                inputs, sources = zip(*turn.items, strict=True)
-                turn.results = self._predictor.predict(
-                    sources, encoders.encode_images(inputs), top_k, None, related=False
-                )
-        prediction = cast("Prediction", turn.result)
-        return with_changes(prediction, hash=image.hash) if image.hash else prediction
+        return self.alone.classify(cast("ImageInput", images), top_k, errors, keep or "none")
 
     @overload
-    async def aclassify(self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise") -> Prediction: ...  # type: ignore[overload-overlap]
+    async def aclassify(  # type: ignore[overload-overlap]
+        self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise", keep: Keep | None = None
+    ) -> Prediction: ...
     @overload
     async def aclassify(
-        self, images: Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise"
+        self, images: Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise", keep: Keep | None = None
     ) -> list[Prediction]: ...
     async def aclassify(
-        self, images: ImageInput | Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise"
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        top_k: int = 5,
+        errors: Errors = "raise",
+        keep: Keep | None = None,
     ) -> Prediction | list[Prediction]:
         """`classify` in a thread, so that an event loop goes on meanwhile."""
-        return await asyncio.to_thread(self.classify, images, top_k=top_k, errors=errors)
+        return await asyncio.to_thread(self.classify, images, top_k=top_k, errors=errors, keep=keep)
 
     def classify_stream(
         self,
@@ -431,6 +432,7 @@ class Classifier:
 
     def close(self) -> None:
         """Make everything written durable and let go of the store."""
+        self.alone.close()
         self._searcher.close()
         self.store.close()
 
@@ -443,6 +445,6 @@ class Classifier:
             prompts=self._prompts,
             batch_size=chosen.batch_size,
             keep_images=chosen.keep_images != "none" and self.store.keeps_images(),
-            by=chosen.added_by,
+            by=self.store.by,
             **chosen.image_limits(),
         )

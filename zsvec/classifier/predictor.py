@@ -103,6 +103,8 @@ class Predictor:
         errors: Errors,
         flow: Flow | None,
         keeper: StreamKeeper | None = None,
+        *,
+        related: bool = True,
     ) -> Iterator[Prediction]:
         """Predictions of a batch, in order, with an error for each image that could not be read.
 
@@ -113,10 +115,11 @@ class Predictor:
             errors: For the others, ``report`` or ``raise``.
             flow: Of the stream that the batch is of, if it is of one.
             keeper: Keeps some of the images for labelling, if any are to be kept.
+            related: As for `predict`.
         """
         readable = [image for image in batch if image.error is None]
         sources = [image.source for image in readable]
-        answered = self.predict(sources, vectors, top_k, flow) if sources else []
+        answered = self.predict(sources, vectors, top_k, flow, related=related) if sources else []
         if keeper is not None:
             answered = [with_changes(a, hash=image.hash) for a, image in zip(answered, readable, strict=True)]
             keeper.offer(readable, vectors, answered)
@@ -167,6 +170,10 @@ class Predictor:
             if flow:
                 flow.rank([rank for scores, _ in parts for rank in scores.rank.tolist()])
             return [answer for _, answers in parts for answer in answers]
+
+    def predict_each(self, sources: Sequence[str], vectors: Vectors, top_k: int) -> list[Prediction]:
+        """`predict` for images that do not belong together, and are of no stream."""
+        return self.predict(sources, vectors, top_k, None, related=False)
 
     def _index(self) -> IndexSpec:
         encoders = self._embedder.loaded  # until they are, numpy compares

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -14,8 +13,9 @@ from zsvec.errors import EncoderMismatchError, StoreError
 from zsvec.store import forgetting, health, mending, ownership, undo, writing
 from zsvec.store.base import Backend, Hit, Points
 from zsvec.store.catalog import Catalog
+from zsvec.store.causes import Causes
 from zsvec.store.collector import Collector
-from zsvec.store.history import FORGET, Cause, History
+from zsvec.store.history import FORGET, History
 from zsvec.store.inbox import InboxCollection
 from zsvec.store.look import Cursor, Look, look
 from zsvec.store.mending import Move
@@ -28,8 +28,6 @@ from zsvec.types import Category, Change, Finding, Fingerprint, Forgotten, KeepI
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-_CAUSE: ContextVar[Cause | None] = ContextVar("cause", default=None)
 
 
 class Store:
@@ -62,7 +60,7 @@ class Store:
         self._catalog = Catalog(backend, namespace)
         self._references = ReferenceCollections(backend, namespace)
         self._collector = Collector(self._catalog, self._references, history)
-        self._by = by
+        self._causes = Causes(by)
         self.inbox = InboxCollection(backend, self._catalog, namespace)
         self._lock = threading.RLock()
 
@@ -298,21 +296,22 @@ class Store:
         with self.one_change("undo"), self._writing("undo"):
             return undo.undo(self._catalog, self._references, self._collector, name, change)
 
-    @contextmanager
-    def one_change(self, what: str) -> Iterator[None]:
+    def one_change(self, what: str) -> AbstractContextManager[None]:
         """Let all writes of a block be one change for people; in another such block, they are part of that.
 
         Args:
             what: In one word.
         """
-        if _CAUSE.get() is not None:
-            yield
-            return
-        token = _CAUSE.set(Cause(what=what, by=self._by))
-        try:
-            yield
-        finally:
-            _CAUSE.reset(token)
+        return self._causes.one_change(what)
+
+    def acting(self, by: str | None) -> AbstractContextManager[None]:
+        """Let somebody else than the setting says be who changes categories in a block; ``None``: as it says."""
+        return self._causes.acting(by)
+
+    @property
+    def by(self) -> str | None:
+        """Who changes categories now; kept with each reference and each change."""
+        return self._causes.by
 
     # Writing
 
@@ -446,5 +445,5 @@ class Store:
         """
         self._backend.check()  # before the lock, which a forked process might never get
         with self._lock:
-            self._collector.cause = _CAUSE.get() or Cause(what=what, by=self._by)
+            self._collector.cause = self._causes.cause(what)
             yield

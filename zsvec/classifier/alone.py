@@ -1,0 +1,76 @@
+"""Images that come one at a time: threads that bring one each share the encoders' batches."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from dataclasses import replace as with_changes
+
+from zsvec.arguments import Errors, check_answers
+from zsvec.classifier.predictor import Predictor
+from zsvec.embedding import Embedder, Wanted
+from zsvec.flow import Flow, StreamStats
+from zsvec.inputs.images import ImageInput
+from zsvec.keeping import Keeper, StreamKeeper
+from zsvec.store import Store
+from zsvec.types import Keep, Prediction
+
+
+class Alone:
+    """Classifies one image in the calling thread. It is ``clf.alone`` of a classifier.
+
+    Args:
+        predictor: From vectors to predictions.
+        embedder: Embeds images.
+        keeper: Keeps images in the inbox.
+        store: Theirs.
+    """
+
+    def __init__(self, predictor: Predictor, embedder: Embedder, keeper: Keeper, store: Store) -> None:
+        self._predictor = predictor
+        self._embedder = embedder
+        self._keeper = keeper
+        self._store = store
+        self._flow = Flow()
+        self._measured: Flow | None = None
+        self._keepers: dict[Keep, StreamKeeper | None] = {}
+
+    @property
+    def stats(self) -> StreamStats:
+        """What has been done since `measure`; may be asked from any thread."""
+        return self._flow.stats()
+
+    def measure(self) -> None:
+        """Count what is done from now on."""
+        self._measured = self._flow
+
+    def classify(self, image: ImageInput, top_k: int, errors: Errors, keep: Keep) -> Prediction:
+        """As `zsvec.classifier.Classifier.classify` with one image."""
+        check_answers(top_k, errors)
+        if keep not in self._keepers:
+            self._keepers[keep] = self._keeper.of_stream(keep, self._flow)
+        keeper = self._keepers[keep]
+        encoders = self._predictor.encoders_to_read()
+        wanted = Wanted(
+            hash=keeper is not None or isinstance(image, str | os.PathLike),
+            small=keeper is not None and self._store.keeps_images(),
+        )
+        flow = self._measured
+        with flow.at_work() if flow else nullcontext():
+            with encoders.shared.coming():
+                prepared = self._embedder.prepare(image, wanted=wanted, flow=flow)
+            if prepared.error is not None:
+                return next(self._predictor.answers([prepared], {}, top_k, errors, flow))
+            with encoders.shared.turn(prepared, (top_k, keep)) as turn:
+                if turn.items:
+                    with flow.encoding(len(turn.items)) if flow else nullcontext():
+                        vectors = encoders.encode_images([image.inputs for image in turn.items])
+                    answers = self._predictor.answers(turn.items, vectors, top_k, errors, flow, keeper, related=False)
+                    turn.results = list(answers)
+        prediction: Prediction = turn.result
+        return with_changes(prediction, hash=prepared.hash) if prepared.hash else prediction
+
+    def close(self) -> None:
+        """Wait until what is to be kept is written."""
+        self._flow.end()
+        self._flow.wait()

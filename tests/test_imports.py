@@ -46,7 +46,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("builder", "calibrator"), ("keeping",)),
     (("generation",), ("curation", "references", "inbox", "teaching"), ("history",)),
     (("classifier", "zsvec"),),
-    (("evaluation",),),
+    (("evaluation",), ("service",)),
     (("cli", "__main__"),),
 )
 PLACE = {
@@ -70,6 +70,10 @@ HOMES = {
     "qdrant_edge": ("zsvec.store.edge", "zsvec.store.shard"),
     "openai": ("zsvec.generation",),
     "av": ("zsvec.inputs.video",),
+    "fastapi": ("zsvec.service",),
+    "starlette": ("zsvec.service",),
+    "uvicorn": ("zsvec.service.server",),
+    "prometheus_client": ("zsvec.service",),
 }
 PURE = {"method"}
 HEAVY = ("torch", "openai", "qdrant_client", "qdrant_edge", "scipy", "sklearn", "transformers")
@@ -83,7 +87,15 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-PACKAGES = {"zsvec", "zsvec.classifier", "zsvec.encoders", "zsvec.evaluation", "zsvec.search", "zsvec.store"}
+PACKAGES = {
+    "zsvec",
+    "zsvec.classifier",
+    "zsvec.encoders",
+    "zsvec.evaluation",
+    "zsvec.search",
+    "zsvec.service",
+    "zsvec.store",
+}
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 

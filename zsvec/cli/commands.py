@@ -9,6 +9,7 @@ from zsvec.cli import (
     history,
     classify,
     inbox,
+    serve,
     evaluate,
     calibrate,
     audit,
@@ -37,5 +38,6 @@ __all__ = [
     "inbox",
     "maintenance",
     "mending",
+    "serve",
     "trust",
 ]

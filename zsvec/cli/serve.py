@@ -1,0 +1,65 @@
+"""The command that serves a classifier over HTTP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zsvec.cli.app import app
+from zsvec.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from zsvec.service.keys import Keys
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; beyond this machine, a key is asked for.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Write the log as JSON, one object a line.")] = False,
+) -> None:
+    """Serve an API for programs and pages for people, until interrupted.
+
+    On this machine alone it asks for no key. On any other address the first start makes one and prints it; or set
+    ZSVEC_SERVE_KEYS, as `zsvec docs service` says. Nothing is encrypted: let others come by a proxy with TLS.
+    """
+    from zsvec.cli import output
+
+    try:
+        from zsvec.service import create_app
+        from zsvec.service.server import listening, log_to_stderr
+        from zsvec.service.server import serve as run
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(f'{exc.name} is needed for a service: pip install "zsvec[serve]"') from exc
+    keys, secret = _keys(host)
+    log_to_stderr(as_json=log_json)
+    with context.obj.open() as classifier, listening(host, port) as listener:
+        name, number = listener.getsockname()[:2]
+        shown = "localhost" if name in ("0.0.0.0", "::") else f"[{name}]" if ":" in name else name  # noqa: S104
+        output.print_note(f"zsvec serves http://{shown}:{number}/" + (f"#key={secret}" if secret else ""))
+        if not keys:
+            output.print_note("it asks nobody for a key: whoever is on this machine may use it")
+        run(create_app(classifier, keys=keys), [listener])
+
+
+def _keys(host: str) -> tuple[Keys, str | None]:
+    """The keys that count at an address, and the one that is to be shown, if it is new."""
+    from zsvec.cli import output
+    from zsvec.service.guard import is_loopback
+    from zsvec.service.keys import VARIABLE, Keys, first_key, key_file
+
+    keys = Keys.from_environment()
+    if keys or is_loopback(host):
+        return keys, None
+    keys, secret = first_key()
+    if secret:
+        output.print_note(f"this is the only time that the key is shown; {key_file()} has its digest")
+    else:
+        output.print_note(
+            f"the key was shown at the first start; delete {key_file()} for another one, or set {VARIABLE}"
+        )
+    return keys, secret

@@ -1,0 +1,193 @@
+"""The routes of categories and their references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from zsvec.classifier import Classifier
+from zsvec.inputs.categories import ReferenceImage, checked_name
+from zsvec.service import schemas
+from zsvec.service.api.common import OF_BODY, By, Hash, Name, Runs, body_of, problems
+from zsvec.service.pictures import picture
+from zsvec.service.problems import JSON, Problem
+from zsvec.service.uploads import Material, sent_json, sent_material
+from zsvec.types import StoredReference
+
+router = APIRouter(prefix="/v1", tags=["categories"])
+
+
+@router.get("/categories", summary="List categories", response_model=list[schemas.Category], responses=problems(409))
+async def list_categories(work: Runs) -> Response:
+    """All categories, by name, with how many references each has."""
+    return JSON([category.to_dict() for category in await work.run(work.classifier.categories)])
+
+
+@router.get(
+    "/categories/{name}",
+    summary="Show a category",
+    response_model=schemas.WholeCategory,
+    responses=problems(404, 409, 422),
+)
+async def show_category(name: Name, work: Runs) -> Response:
+    """A category with its metadata and its references."""
+    return JSON(await work.run(lambda: whole_category(work.classifier, name)))
+
+
+def whole_category(classifier: Classifier, name: str) -> dict[str, Any]:
+    """The object that ``zsvec show --json`` prints."""
+    category = classifier.store.category(checked_name(name))
+    stored = [reference.to_dict() for reference in classifier.references.of(category.name)]
+    return {**category.to_dict(), "metadata": category.metadata, "stored": stored}
+
+
+@router.put(
+    "/categories/{name}",
+    summary="Add a category, or replace what is given of it",
+    response_model=schemas.Category,
+    responses={201: {"model": schemas.Category, "description": "It is new"}, **problems(*OF_BODY, 409)},
+    openapi_extra=body_of(schemas.CategoryGiven, form=True),
+)
+async def put_category(request: Request, name: Name, work: Runs, by: By) -> Response:
+    """Texts, images and metadata that are given take the place of those that it has; what is not given stays.
+
+    Nothing is retrained. Without any text or image, a new category is defined by its name.
+    """
+    sent = await sent_material(request, work.limits.images)
+
+    def put() -> tuple[bool, dict[str, Any]]:
+        there = {category.name for category in work.classifier.categories()}
+        return checked_name(name) not in there, _added(work.classifier, name, sent, replace=True)
+
+    new, category = await work.run(put, by=by)
+    return JSON(category, 201 if new else 200)
+
+
+@router.post(
+    "/categories/{name}/references",
+    summary="Add references to a category",
+    response_model=schemas.Category,
+    responses=problems(*OF_BODY, 409),
+    openapi_extra=body_of(schemas.CategoryGiven, form=True),
+)
+async def add_references(request: Request, name: Name, work: Runs, by: By) -> Response:
+    """Texts and images are added to those that it has; a category that is not there is made.
+
+    What it has already is recognised by its content: adding the same twice changes nothing.
+    """
+    sent = await sent_material(request, work.limits.images)
+    return JSON(await work.run(lambda: _added(work.classifier, name, sent, replace=False), by=by))
+
+
+def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) -> dict[str, Any]:
+    images = [ReferenceImage(image=image, source=image.name) for image in sent.images]
+    there = classifier.add_category(name, sent.texts, images, metadata=sent.metadata, replace=replace)
+    return there.to_dict()
+
+
+@router.patch(
+    "/categories/{name}",
+    summary="Change, rename or merge a category",
+    response_model=schemas.Category,
+    responses=problems(*OF_BODY, 404, 409),
+    openapi_extra=body_of(schemas.CategoryChange),
+)
+async def change_category(request: Request, name: Name, work: Runs, by: By) -> Response:
+    """All that is given is one change, which can be taken back."""
+    given: schemas.CategoryChange = await sent_json(request, schemas.CategoryChange)
+    return JSON(await work.run(lambda: _changed(work.classifier, name, given), by=by))
+
+
+def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -> dict[str, Any]:
+    category = classifier.store.category(checked_name(name))
+    with classifier.store.one_change("merge" if given.merge else "set" if given.name is None else "rename"):
+        if given.texts is not None:
+            category = classifier.references.set_texts(name, given.texts)
+        if given.metadata is not None:
+            category = classifier.references.set_metadata(name, given.metadata)
+        if given.name is not None and given.merge:
+            category = classifier.references.merge(name, given.name)
+        elif given.name is not None:
+            if checked_name(given.name) in {one.name for one in classifier.categories()}:
+                raise Problem(409, f"there is a category {given.name!r} already: merge, or take another name")
+            category = classifier.references.rename(name, given.name)
+    return category.to_dict()
+
+
+@router.delete("/categories/{name}", summary="Remove a category", status_code=204, responses=problems(404, 409, 422))
+async def remove_category(name: Name, work: Runs, by: By) -> Response:
+    """It goes with its references; `POST /v1/undo` brings it back."""
+    await work.run(lambda: work.classifier.remove_category(name), by=by)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/categories/{name}/references",
+    summary="List the references of a category",
+    response_model=list[schemas.Reference],
+    responses=problems(404, 409, 422),
+)
+async def list_references(name: Name, work: Runs) -> Response:
+    """Each text and image once, texts first, then by age."""
+    found = await work.run(lambda: work.classifier.references.of(name))
+    return JSON([reference.to_dict() for reference in found])
+
+
+@router.get(
+    "/categories/{name}/references/{hash}",
+    summary="Show a reference",
+    response_model=schemas.Reference,
+    responses=problems(404, 409, 422),
+)
+async def show_reference(name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
+    """Where it came from, when it was added, and by whom."""
+    return JSON((await work.run(lambda: _reference(work.classifier, name, hash))).to_dict())
+
+
+def _reference(classifier: Classifier, name: str, content_hash: str) -> StoredReference:
+    found = [one for one in classifier.references.of(name) if one.hash == content_hash]
+    if not found:
+        raise Problem(404, f"{name!r} has no reference {content_hash!r}: its references are listed beside it")
+    return found[0]
+
+
+@router.get(
+    "/categories/{name}/references/{hash}/image",
+    summary="The small copy of a reference image",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}, **problems(404)},
+)
+async def show_image(name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
+    """A JPEG with a short side of 256 pixels at most, if the store keeps copies."""
+    return picture(await work.run(lambda: work.classifier.store.image(hash)), hash)
+
+
+@router.patch(
+    "/categories/{name}/references/{hash}",
+    summary="Move a reference to another category",
+    response_model=schemas.Category,
+    responses=problems(*OF_BODY, 404, 409),
+    openapi_extra=body_of(schemas.ReferenceChange),
+)
+async def move_reference(request: Request, name: Name, hash: Hash, work: Runs, by: By) -> Response:  # noqa: A002
+    """The category that has it then; made if there is none. Nothing is embedded again."""
+    given = await sent_json(request, schemas.ReferenceChange)
+
+    def move() -> dict[str, Any]:
+        return work.classifier.references.move(hash, source=name, target=given.category).to_dict()
+
+    return JSON(await work.run(move, by=by))
+
+
+@router.delete(
+    "/categories/{name}/references/{hash}",
+    summary="Remove a reference",
+    status_code=204,
+    responses=problems(404, 409, 422),
+)
+async def remove_reference(name: Name, hash: Hash, work: Runs, by: By) -> Response:  # noqa: A002
+    """The last one of a category stays: remove the category."""
+    await work.run(lambda: work.classifier.references.remove(name, hash), by=by)
+    return Response(status_code=204)

@@ -1,0 +1,81 @@
+"""What the routes share: who asks, what runs it, names in paths, and the problems that they answer with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+from fastapi import Depends, Path, Request
+from pydantic import AfterValidator, BaseModel
+
+from zsvec.service.keys import Key
+from zsvec.service.work import Work
+
+
+def work_of(request: Request) -> Work:
+    """What runs requests."""
+    work: Work = request.app.state.work
+    return work
+
+
+def by(request: Request) -> str | None:
+    """Who asks, where that is known."""
+    key: Key | None = request.state.key
+    return key.name if key else None
+
+
+def _decoded(part: str) -> str:
+    return unquote(part, errors="strict")
+
+
+Runs = Annotated[Work, Depends(work_of)]
+By = Annotated[str | None, Depends(by)]
+Name = Annotated[
+    str,
+    Path(description="Name of the category; a `/` in it is sent as `%2F`.", examples=["red%20panda"]),
+    AfterValidator(_decoded),
+]
+Hash = Annotated[str, Path(description="Content hash of the text or image.", pattern="^[0-9a-f]{64}$")]
+
+_SAID = {
+    400: "The body cannot be read",
+    401: "No key, or none of this service",
+    403: "The key may not do this, or a page of another origin asks",
+    404: "There is no such thing",
+    408: "The body did not come",
+    409: "Others changed it at every attempt, or the state of the store does not allow it",
+    413: "The body, or the number of images, is too large",
+    415: "The body has another type than those that are taken",
+    422: "A value cannot be used",
+    429: "Too much is waiting: try again after the seconds of `Retry-After`",
+    503: "The store is away: try again after the seconds of `Retry-After`",
+}
+OF_BODY = (400, 408, 413, 415, 422)
+"""Problems of requests that send something."""
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """How a description says that a route answers with these, beside those of all routes."""
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {code: {"description": _SAID[code], "content": content} for code in sorted({*codes, 401, 403, 429, 503})}
+
+
+def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) -> dict[str, Any]:
+    """How a description says what a route reads of its body by itself.
+
+    Args:
+        model: As JSON.
+        form: Whether a form with the same fields will do.
+        raw: Whether an image will do.
+    """
+    image = {"type": "string", "format": "binary"}
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    if form:
+        kinds = {"images": {"type": "array", "items": image}, "texts": {"type": "array", "items": {"type": "string"}}}
+        fields = {name: kinds.get(name, {"type": "string"}) for name in model.model_fields}
+        required = [name for name, field in model.model_fields.items() if field.is_required()]
+        described = {"type": "object", "properties": fields, **({"required": required} if required else {})}
+        content["multipart/form-data"] = {"schema": described}
+    if raw:
+        content |= {"image/*": {"schema": image}, "application/octet-stream": {"schema": image}}
+    return {"requestBody": {"required": True, "content": content}}

@@ -1,0 +1,113 @@
+"""The application: routes, and what stands before them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from zsvec import __version__
+from zsvec.classifier import Classifier
+from zsvec.errors import ZSVecError
+from zsvec.service import api, operations, pages
+from zsvec.service.bodies import Bodies
+from zsvec.service.guard import Guard
+from zsvec.service.keys import Keys
+from zsvec.service.metrics import Metrics
+from zsvec.service.problems import Problem, answer, problem_of
+from zsvec.service.requests import Requests
+from zsvec.service.work import ClientLeft, Limits, Work
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> FastAPI:
+    """A service of a classifier, to be run by any server of ASGI applications, in one process.
+
+    Its encoders are loaded when it starts. It does not close the classifier.
+
+    Args:
+        classifier: Classifies.
+        keys: Who may ask; by default whoever reaches it, by a name of this machine.
+        limits: What it takes.
+    """
+    chosen = limits or Limits()
+    work = Work(classifier, chosen)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        classifier.alone.measure()
+        loading = asyncio.create_task(app.state.health.load())
+        yield
+        loading.cancel()
+        await asyncio.to_thread(work.close)
+
+    app = FastAPI(
+        title="zsvec",
+        version=__version__,
+        summary="Image classification whose categories live in Qdrant",
+        lifespan=lifespan,
+        docs_url=None,  # their scripts come from elsewhere
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+    )
+    app.state.work = work
+    app.state.health = operations.Health(classifier)
+    app.state.metrics = Metrics(work)
+    for router in (api.router, operations.router, pages.router):
+        app.include_router(router)
+    _answer_errors(app)
+    # The last one that is added stands first.
+    app.add_middleware(Bodies, limits=chosen)
+    app.add_middleware(Guard, keys=keys or Keys())
+    app.add_middleware(_WholePaths)
+    app.add_middleware(Requests, metrics=app.state.metrics)
+    return app
+
+
+class _WholePaths:
+    """Paths as they were sent: what is encoded stays so, that a name may have a ``/``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "raw_path" in scope:
+            scope["path"] = scope["raw_path"].partition(b"?")[0].decode("latin-1")
+        await self._app(scope, receive, send)
+
+
+def _answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(Problem)
+    async def problem(request: Request, exc: Problem) -> Response:
+        return pages.answered(request, exc) or answer(exc)
+
+    @app.exception_handler(ZSVecError)
+    async def known(request: Request, exc: ZSVecError) -> Response:
+        found = problem_of(exc)
+        if found.status >= 500:
+            _log.warning("%s: %s", type(exc).__name__, exc)
+        return pages.answered(request, found) or answer(found, type(exc).__name__)
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, exc: HTTPException) -> Response:
+        found = Problem(exc.status_code, str(exc.detail or HTTPStatus(exc.status_code).phrase), exc.headers)
+        return pages.answered(request, found) or answer(found)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, exc: RequestValidationError) -> Response:
+        first = exc.errors()[0]
+        found = Problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        return pages.answered(request, found) or answer(found)
+
+    @app.exception_handler(ClientLeft)
+    async def left(request: Request, exc: ClientLeft) -> Response:
+        return Response(status_code=499)  # nobody reads it; the log does

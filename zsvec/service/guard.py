@@ -1,0 +1,146 @@
+"""Who is let in: addresses of this machine, pages of this service, and keys with the right for what is asked.
+
+A request is refused where it
+
+- names a host that is not this machine, while no key is asked for: a page elsewhere could have had its own name point
+  here (DNS rebinding);
+- comes from a page of another origin, whatever key the browser has for us. Browsers say so, by ``Sec-Fetch-Site`` or by
+  ``Origin``; a request that changes something and has a cookie must have one of them;
+- has no key, where there are keys, but for what is open to all: the page that asks for a key, its files, and whether
+  the service is alive;
+- would change something, and has a key that may only read.
+
+Whatever is not a ``GET`` changes something, but for what classifies. A new route is so until it is named here.
+"""
+
+from __future__ import annotations
+
+from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from zsvec.service.keys import Key, Keys
+from zsvec.service.problems import Problem, answer
+
+COOKIE = "zsvec_key"
+"""Name of the cookie that has a browser's key."""
+LOGIN = "/login"
+"""Where a browser is asked for its key."""
+
+_OPEN = (LOGIN, "/logout", "/static/", "/health/")
+_READING = ("/v1/classify", "/classify")  # by POST
+_WRITERS = ("/live",)  # shows images of others
+_SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+class Guard:
+    """Lets requests in, and tells the application who asks: ``request.state.key``, ``None`` where nobody is asked.
+
+    Args:
+        app: What is guarded.
+        keys: Those that may.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or answer why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            key = self._checked(scope)
+        except Problem as problem:
+            response: Response = answer(problem)
+            if problem.status == 401 and _is_a_browser(Headers(scope=scope)):
+                response = RedirectResponse(LOGIN, 303)
+            await response(scope, receive, send)
+            return
+        scope.setdefault("state", {})["key"] = key
+        await self._app(scope, receive, send)
+
+    def _checked(self, scope: Scope) -> Key | None:
+        """The key of a request that is let in; raises a Problem for any other."""
+        headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
+        host = headers.get("host", "")
+        if not self._keys and not _is_this_machine(host):
+            raise Problem(403, f"without keys only this machine is served, by its own names. Got the host {host!r}")
+        _check_origin(headers, method, host)
+        if path.startswith(_OPEN):
+            return None
+        if not self._keys:
+            return None
+        given = _given(headers)
+        if given is None:
+            raise Problem(401, "a key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
+        key = self._keys.find(given)
+        if key is None:
+            wrong = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+            raise Problem(401, "the key is none of this service", wrong)
+        changes = method not in _SAFE and not (method == "POST" and path in _READING)
+        if key.right != "write" and (changes or path.startswith(_WRITERS)):
+            raise Problem(403, f"the key {key.name!r} may only read: {method} of this needs one that may write")
+        return key
+
+
+def _given(headers: Headers) -> str | None:
+    """The key that a request has, in its header or in its cookie."""
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and secret.strip():
+        return secret.strip()
+    return cookie_of(headers)
+
+
+def cookie_of(headers: Headers) -> str | None:
+    """The key in the cookie of a request, if it has one."""
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return None
+    return found.value if found and found.value else None
+
+
+def _check_origin(headers: Headers, method: str, host: str) -> None:
+    """Refuse what a page of another origin asks for; raises a Problem."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    opened = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
+    framed = headers.get("sec-fetch-dest") in ("iframe", "frame", "embed", "object")
+    if site in ("cross-site", "same-site") and (not opened or framed):
+        raise Problem(403, "a page of another origin asks for this")
+    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        raise Problem(403, f"a page of another origin asks for this: {origin!r} is not {host!r}")
+    if method not in _SAFE and site is None and origin is None and headers.get("cookie"):
+        raise Problem(403, "a browser changes nothing without saying which page asks: Origin is missing")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return is_loopback(name)
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a name or an address is this machine's own."""
+    try:
+        return name.lower() == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_a_browser(headers: Headers) -> bool:
+    """Whether somebody opens a page."""
+    return "text/html" in headers.get("accept", "") and "hx-request" not in headers
+
+
+def is_encrypted(request: HTTPConnection) -> bool:
+    """Whether the browser's side of a connection is, so that a cookie may insist on it."""
+    return request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"

@@ -1,0 +1,94 @@
+"""What who runs the service asks it: whether it is alive and ready, and its figures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from zsvec.classifier import Classifier
+from zsvec.errors import ZSVecError
+from zsvec.service.problems import JSON, Problem
+from zsvec.service.work import Work
+
+_log = logging.getLogger(__name__)
+
+_FRESH = 1.0  # seconds for which an answer of the store counts
+_PATIENCE = 2.0  # seconds that it may take
+_AGAIN = 5.0  # seconds after which loading is tried again
+
+router = APIRouter(include_in_schema=False)
+
+
+class Health:
+    """Whether the service can answer.
+
+    Args:
+        classifier: Answers.
+
+    Attributes:
+        ending: Set when the service is to end: it takes no new connections soon.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self.ending = asyncio.Event()
+        self._loaded = False
+        self._said: tuple[float, str] = (float("-inf"), "")
+
+    async def load(self) -> None:
+        """Load the encoders; whatever fails is tried again."""
+        while not self._loaded:
+            try:
+                await asyncio.to_thread(self._classifier.load)
+                self._loaded = True
+            except ZSVecError as exc:
+                _log.warning("the encoders cannot be loaded: %s", exc)
+                await asyncio.sleep(_AGAIN)
+
+    async def problem(self) -> str:
+        """Why it is not ready; empty if it is."""
+        if self.ending.is_set():
+            return "it is ending"
+        if not self._loaded:
+            return "the encoders are being loaded"
+        at, said = self._said
+        if time.monotonic() - at > _FRESH:
+            said = await asyncio.to_thread(self._ask_store)
+            self._said = (time.monotonic(), said)
+        return said
+
+    def _ask_store(self) -> str:
+        try:
+            with self._classifier.store.within(_PATIENCE):
+                self._classifier.store.encoders()
+        except ZSVecError as exc:
+            _log.warning("the store does not answer: %s", exc)
+            return "the store does not answer"
+        return ""
+
+
+@router.get("/health/live")
+async def live() -> Response:
+    """Whether the process answers."""
+    return JSON({"status": "ok"})
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """Whether it can classify: the encoders are loaded, and the store answers."""
+    if said := await request.app.state.health.problem():
+        raise Problem(503, said)
+    return JSON({"status": "ok"})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """The figures, for Prometheus."""
+    work: Work = request.app.state.work
+    found: bytes = await work.run(request.app.state.metrics.text)
+    return Response(found, media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,215 @@
+"""What the API takes and gives, as its description (OpenAPI) says it: the objects of the command line's ``--json``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+
+from zsvec.types import CalibrationState, Modality
+
+
+class Given(BaseModel):
+    """JSON that is sent; what has no meaning is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class NamedImage(Given):
+    """An image with its name."""
+
+    data: Annotated[Base64Bytes, Field(description="The image file, as base64.")]
+    name: Annotated[str | None, Field(description="The name of the file; kept as the source of a reference.")] = None
+
+
+Image = Base64Bytes | NamedImage
+
+
+class Images(Given):
+    """Images, each as base64, or with its name."""
+
+    images: Annotated[list[Image], Field(min_length=1)]
+
+
+class CategoryGiven(Given):
+    """A category, or what is to be added to one."""
+
+    texts: Annotated[list[str] | None, Field(description="Definition texts.")] = None
+    images: Annotated[list[Image], Field(description="Reference images.")] = []
+    metadata: Annotated[dict[str, Any] | None, Field(description="JSON to keep with the category.")] = None
+
+
+class CategoryChange(Given):
+    """What is to be changed of a category; what is left out stays."""
+
+    name: Annotated[str | None, Field(description="Its new name; with `merge`, the category that gets all of it.")] = (
+        None
+    )
+    merge: Annotated[bool, Field(description="Whether `name` is there, and gets all that this one has.")] = False
+    texts: Annotated[list[str] | None, Field(description="Definition texts in the place of those it has.")] = None
+    metadata: Annotated[dict[str, Any] | None, Field(description="JSON in the place of what it has.")] = None
+
+
+class ReferenceChange(Given):
+    """Where a reference is to go."""
+
+    category: Annotated[str, Field(description="The category that gets it; made if there is none.")]
+
+
+class LabelGiven(Given):
+    """Images of the inbox, and their category."""
+
+    hashes: Annotated[list[str], Field(min_length=1)]
+    category: Annotated[str, Field(description="Made if there is none.")]
+
+
+class Hashes(Given):
+    """Images of the inbox."""
+
+    hashes: Annotated[list[str], Field(min_length=1)]
+
+
+class UndoGiven(Given):
+    """Which change to take back; by default the last one of all."""
+
+    category: Annotated[str | None, Field(description="The category whose last change it is.")] = None
+    change: Annotated[str | None, Field(description="Its id, or how that begins.")] = None
+
+
+class Answer(BaseModel):
+    """JSON that is given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(Answer):
+    """Why a request was not done (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: Annotated[str, Field(description="What happened, with which value, and what to do.")]
+    error: Annotated[str | None, Field(description="The class of `zsvec.errors`.")] = None
+
+
+class Label(Answer):
+    """A category with its probability."""
+
+    label: str
+    probability: Annotated[float, Field(ge=0, le=1)]
+
+
+class Neighbor(Answer):
+    """A reference near to the image."""
+
+    category: str
+    similarity: Annotated[float, Field(description="Cosine of image and reference.")]
+    source: str
+    hash: str
+
+
+class Expert(Answer):
+    """What one expert says of the image."""
+
+    weight: Annotated[float, Field(description="Its share; the shares of all experts sum to 1.")]
+    entropy: Annotated[float, Field(description="Of its distribution, in nats.")]
+    ranking: list[Label]
+    neighbors: list[Neighbor]
+
+
+class Prediction(Answer):
+    """The answer for one image."""
+
+    source: str
+    label: Annotated[str | None, Field(description="The category; null when unknown, or with an error.")]
+    nearest: Annotated[str | None, Field(description="The most probable category, of an unknown image too.")]
+    probability: float | None
+    unknown: bool
+    novelty: Annotated[float | None, Field(description="0 to 1; null without a calibration.")]
+    distance: Annotated[float | None, Field(description="1 - the largest cosine to a reference image.")]
+    ranking: list[Label]
+    experts: Annotated[dict[str, Expert], Field(description="By name; empty without `explain`.")]
+    fusion: str | None
+    calibration: CalibrationState
+    incomplete: list[str]
+    stale_seconds: float
+    error: Annotated[str | None, Field(description="Why there is no answer.")]
+    hash: str | None
+
+
+class Category(Answer):
+    """A category."""
+
+    category: str
+    version: int
+    updated: str
+    texts: list[str]
+    references: Annotated[dict[str, int], Field(description="Number of references of each expert.")]
+
+
+class Reference(Answer):
+    """A text or an image of a category."""
+
+    category: str
+    hash: str
+    modality: Modality
+    source: Annotated[str, Field(description="The text itself, or where the image came from.")]
+    prompt: str | None
+    group: str | None
+    added: str | None
+    by: str | None
+    experts: list[str]
+
+
+class WholeCategory(Category):
+    """A category with its metadata and references."""
+
+    metadata: dict[str, Any]
+    stored: list[Reference]
+
+
+class Unlabelled(Answer):
+    """An image that waits for a label."""
+
+    hash: str
+    source: str
+    added: str
+    width: int
+    height: int
+    urgency: Annotated[float, Field(description="How much its label would tell, 0 to 1.")]
+    prediction: Prediction | None
+
+
+class Group(Answer):
+    """Unknown images that look alike."""
+
+    names: Annotated[list[str], Field(description="Words that may name it.")]
+    likeness: float
+    images: list[Unlabelled]
+
+
+class Kept(Answer):
+    """What became of an image that was to be kept."""
+
+    source: str
+    hash: Annotated[str | None, Field(description="Null: nothing is to be learned from it, or it cannot be read.")]
+    error: str | None
+
+
+class Change(Answer):
+    """A change of categories."""
+
+    id: str
+    what: str
+    at: str
+    by: str | None
+    categories: list[str]
+    undone: bool
+
+
+class Finding(BaseModel):
+    """A finding of an audit; its kind says what else it has."""
+
+    model_config = ConfigDict(extra="allow")
+
+    finding: Literal["summary", "label", "duplicates", "outlier", "thin", "confusion"]

@@ -1,0 +1,107 @@
+"""The process of a service: uvicorn, which ends so that nobody who was let in goes without an answer.
+
+After SIGTERM or SIGINT the service says at once that it is not ready, and takes connections for a moment longer: those
+who send them look seldom. Then it takes none, answers what it has, and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from zsvec.errors import InvalidInputError
+
+NOTICE = 1.0
+"""Seconds between not being ready and taking no connections."""
+LAST_ANSWERS = 7.0
+"""Seconds for the answers to what was let in."""
+_IDLE = 65  # seconds that a connection may be idle: longer than proxies keep theirs
+
+
+class _Server(uvicorn.Server):
+    """Says that it is ending before it does."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End, by a signal; at once by a second one."""
+        if self.app.state.health.ending.is_set():
+            self.force_exit = True
+        self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if not self.app.state.health.ending.is_set():
+            self.app.state.health.ending.set()
+            self._loop.call_later(NOTICE, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+    async def run_until_ended(self, app: FastAPI, sockets: list[socket.socket]) -> None:
+        self.app, self._loop = app, asyncio.get_running_loop()
+        await self.serve(sockets)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: Name or address.
+        port: 0: any that is free.
+
+    Raises:
+        InvalidInputError: There is no such address here, or it is taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as exc:
+        raise InvalidInputError(f"nothing can listen on {host!r}, port {port}: {exc}; choose others") from exc
+
+
+def serve(app: FastAPI, sockets: list[socket.socket]) -> None:
+    """Run a service until a signal ends it."""
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=int(LAST_ANSWERS),
+        lifespan="on",
+        ws="none",
+    )
+    asyncio.run(_Server(config).run_until_ended(app, sockets))
+
+
+def log_to_stderr(*, as_json: bool) -> None:
+    """Write logs to stderr, a line each.
+
+    Args:
+        as_json: As JSON, one object a line.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for chatty in ("uvicorn", "httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON: when, how grave, what; and the facts of a request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "request", {}),
+            **({"error": self.formatException(record.exc_info)} if record.exc_info else {}),
+        }
+        return json.dumps(line)

@@ -1,0 +1,163 @@
+"""What requests send: images, as files of a form, as a body of their own, or as base64 in JSON."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from zsvec.service.problems import Problem
+from zsvec.service.schemas import CategoryGiven, Image, Images
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LONGEST = 255  # characters of a file name
+_FIELDS = 1000  # of a form
+_METADATA = TypeAdapter(dict[str, Any])
+
+
+class Upload(io.BytesIO):
+    """An image that was sent.
+
+    Args:
+        content: Its bytes.
+        name: How it was called; only the last part of a path, and what a file name can have, are kept.
+    """
+
+    def __init__(self, content: bytes, name: str | None) -> None:
+        super().__init__(content)
+        last = re.split(r"[/\\]", name or "")[-1]
+        self.name = _HIDDEN.sub("", last.encode(errors="replace").decode())[:_LONGEST] or "upload"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a request sends of a category.
+
+    Attributes:
+        images: Reference images, in order.
+        texts: Definition texts; ``None``: none are given.
+        metadata: JSON to keep; ``None``: none is given.
+    """
+
+    images: Sequence[Upload]
+    texts: Sequence[str] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+async def sent_images(request: Request, most: int) -> list[Upload]:
+    """The images of a request, one or more.
+
+    Args:
+        request: With a form, JSON, or an image as its body.
+        most: Images.
+
+    Raises:
+        Problem: There is none, or there are too many, or the body cannot be read.
+    """
+    kind = _content_type(request)
+    if kind == "multipart/form-data":
+        images, fields = await _form(request, most)
+        if fields:
+            raise Problem(422, f"the form has a field {next(iter(fields))!r}, which has no meaning here: send images")
+    elif kind == "application/json":
+        images = _named((await sent_json(request, Images)).images, most)
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        images = [Upload(await request.body(), None)]
+    else:
+        raise _unsupported(kind, "multipart/form-data, application/json or image/*")
+    if not images:
+        raise Problem(422, "there is no image: send files as 'images'")
+    return images
+
+
+async def sent_material(request: Request, most: int) -> Material:
+    """What a request sends of a category; the arguments and errors are those of `sent_images`."""
+    kind = _content_type(request)
+    if kind == "application/json":
+        given = await sent_json(request, CategoryGiven)
+        return Material(_named(given.images, most), given.texts, given.metadata)
+    if kind != "multipart/form-data":
+        raise _unsupported(kind, "multipart/form-data or application/json")
+    images, fields = await _form(request, most)
+    texts, metadata = fields.pop("texts", None), fields.pop("metadata", [])
+    if fields:
+        raise Problem(422, f"the form has a field {next(iter(fields))!r}: it may have images, texts and metadata")
+    if len(metadata) > 1:
+        raise Problem(422, "metadata is given more than once")
+    with _as_problems():
+        return Material(images, texts, _METADATA.validate_json(metadata[0]) if metadata else None)
+
+
+async def sent_json(request: Request, model: type[Model]) -> Model:
+    """The object that the body is.
+
+    Raises:
+        Problem: It is no JSON, or not as the model says.
+    """
+    if (kind := _content_type(request)) != "application/json":
+        raise _unsupported(kind, "application/json")
+    with _as_problems():
+        return model.model_validate_json(await request.body())
+
+
+@contextmanager
+def _as_problems() -> Iterator[None]:
+    """Errors of pydantic as problems; what was given is not in them, for it may be large."""
+    try:
+        yield
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] == "json_invalid":
+            raise Problem(400, f"the body is no JSON: {first['msg']}") from exc
+        raise Problem(422, f"{where or 'the body'}: {first['msg']}") from exc
+
+
+async def _form(request: Request, most: int) -> tuple[list[Upload], dict[str, list[str]]]:
+    """The images of a form, and its texts by name."""
+    try:
+        form = await request.form(max_files=_FIELDS, max_fields=_FIELDS)
+    except HTTPException as exc:
+        raise Problem(400, f"the form cannot be read: {exc.detail}") from exc
+    images: list[Upload] = []
+    fields: dict[str, list[str]] = {}
+    try:
+        for name, value in form.multi_items():
+            if not isinstance(value, UploadFile):
+                fields.setdefault(name, []).append(value)
+            elif name != "images":
+                raise Problem(422, f"the file {value.filename!r} is sent as {name!r}: send images as 'images'")
+            elif value.filename or value.size:  # of a field without a chosen file, browsers send an empty one
+                _check_number(len(images) + 1, most)
+                images.append(Upload(await value.read(), value.filename))
+    finally:
+        await form.close()
+    return images, fields
+
+
+def _named(images: Sequence[Image], most: int) -> list[Upload]:
+    _check_number(len(images), most)
+    return [Upload(one, None) if isinstance(one, bytes) else Upload(one.data, one.name) for one in images]
+
+
+def _check_number(images: int, most: int) -> None:
+    if images > most:
+        raise Problem(413, f"there are more than {most} images: send them in several requests")
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _unsupported(kind: str, taken: str) -> Problem:
+    return Problem(415, f"a body of the type {kind or 'that is not said'} is not taken: send {taken}")

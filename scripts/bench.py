@@ -8,6 +8,7 @@
     python scripts/bench.py search            search + aggregation + fusion against a matrix product and a maximum
     python scripts/bench.py runtimes FOLDER   encoders by torch and by onnxruntime: rates, and the start of a command
     python scripts/bench.py threads FOLDER PHOTOS  threads with an image each against one stream
+    python scripts/bench.py service FOLDER PHOTOS  clients of the service with an image each against one stream
     python scripts/bench.py keeping FOLDER PHOTOS  a stream that keeps images for labelling, beside one that does not
     python scripts/bench.py spin FOLDER       streams by torch beside busy processes, by GOMP_SPINCOUNT
     python scripts/bench.py decoding FOLDER   decoding and preprocessing, beside Pillow alone
@@ -29,6 +30,7 @@ from benchmarks.keeping import keeping
 from benchmarks.runtimes import runtimes
 from benchmarks.scale import scale
 from benchmarks.server import server
+from benchmarks.service import service
 from benchmarks.soak import soak
 from benchmarks.spin import spin
 from benchmarks.stream import stream
@@ -37,7 +39,7 @@ from benchmarks.threads import threads
 app = typer.Typer(add_completion=False)
 commands = (
     *(stream, scale, soak, pipeline, search, runtimes, threads),
-    *(keeping, spin, decoding, server, copies, calibrate),
+    *(service, keeping, spin, decoding, server, copies, calibrate),
 )
 for command in commands:
     app.command()(command)

@@ -5,9 +5,14 @@ And the images of zsvec itself, as far as their file can be read.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
+import threading
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +21,8 @@ from tests.qdrant import COMPOSE_FILE, composed, running_server
 from tests.store.support import fast_folder
 from zsvec.config import load_settings
 from zsvec.errors import StoreUnavailableError, WeightsUnavailableError
+from zsvec.service.keys import Keys
+from zsvec.service.server import LAST_ANSWERS, NOTICE
 from zsvec.store.server import connect
 
 PEOPLES_FILE = COMPOSE_FILE.with_name("docker-compose.yml")
@@ -33,9 +40,14 @@ def three_nodes() -> str:
 FILES: Mapping[str, Any] = {"one": yaml.safe_load(PEOPLES_FILE.read_text()), "three": yaml.safe_load(three_nodes())}
 
 
+def nodes_of(nodes: str) -> Mapping[str, Any]:
+    """The services that are servers of Qdrant."""
+    return {name: service for name, service in FILES[nodes]["services"].items() if name != "zsvec"}
+
+
 @pytest.mark.parametrize("nodes", FILES)
 def test_every_service_is_for_this_machine_and_asks_for_a_key(nodes: str) -> None:
-    services = FILES[nodes]["services"].values()
+    services = nodes_of(nodes).values()
     assert len(services) == {"one": 1, "three": 3}[nodes]
     for service in services:
         assert [port.rpartition(":")[2] for port in service["ports"]] == ["6333", "6334"]
@@ -49,7 +61,46 @@ def test_every_service_is_for_this_machine_and_asks_for_a_key(nodes: str) -> Non
 def test_every_service_keeps_its_data_in_a_volume_of_its_own(nodes: str) -> None:
     mounted = [volume.split(":") for service in FILES[nodes]["services"].values() for volume in service["volumes"]]
     assert sorted(name for name, _ in mounted) == sorted(FILES[nodes]["volumes"])
-    assert len([path for _, path in mounted if path == "/qdrant/storage"]) == len(FILES[nodes]["services"])
+    assert len([path for _, path in mounted if path == "/qdrant/storage"]) == len(nodes_of(nodes))
+
+
+def test_the_service_is_for_this_machine_has_no_rights_and_asks_for_a_key() -> None:
+    service = FILES["one"]["services"]["zsvec"]
+    assert service["ports"] == ["127.0.0.1:${ZSVEC_SERVE_PORT:-8000}:8000"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["environment"]["ZSVEC_SERVE_KEYS"].startswith("${ZSVEC_SERVE_KEYS:?")
+    assert (
+        service["environment"]["ZSVEC_API_KEY"] == nodes_of("one")["qdrant"]["environment"]["QDRANT__SERVICE__API_KEY"]
+    )
+    assert service["depends_on"] == {"qdrant": {"condition": "service_healthy"}}
+    assert service["build"]["target"] in STAGES
+
+
+def test_the_service_has_as_long_to_end_as_it_needs() -> None:
+    seconds = int(FILES["one"]["services"]["zsvec"]["stop_grace_period"].removesuffix("s"))
+    assert seconds > NOTICE + LAST_ANSWERS + 3
+
+
+def test_what_the_service_is_told_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is none would be warned of."""
+    for name, value in FILES["one"]["services"]["zsvec"]["environment"].items():
+        monkeypatch.setenv(name, value if "$" not in value else KEY)
+    monkeypatch.setenv("ZSVEC_PROFILE", "offline")  # the image's own are in a folder of it
+    monkeypatch.setenv("ZSVEC_SERVE_PORT", "8000")
+    settings = load_settings()
+    assert (settings.store, settings.allow_http, settings.keep) == ("http://qdrant:6333", True, "uncertain")
+
+
+def test_the_line_that_makes_the_keys_makes_keys(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^\$ (printf .*) > docker/.env$", (ROOT / "zsvec/docs/service.md").read_text(), re.MULTILINE)
+    made = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    variables = dict(entry.split("=", 1) for entry in made.splitlines())
+    assert variables.keys() == {"ZSVEC_API_KEY", "ZSVEC_SERVE_KEYS"}
+    name, right, secret = variables["ZSVEC_SERVE_KEYS"].split(":")
+    key = Keys.from_environment(variables).find(secret)
+    assert key is not None
+    assert (key.name, key.right, right) == (name, "write", "write")
+    assert len(secret) == len(variables["ZSVEC_API_KEY"]) == 64
 
 
 def test_tests_have_a_server_of_the_same_version() -> None:
@@ -108,7 +159,7 @@ def stages() -> dict[str, list[str]]:
 STAGES = stages()
 
 
-@pytest.mark.parametrize("image", ["slim", "full"])
+@pytest.mark.parametrize("image", ["slim", "service", "full"])
 def test_an_image_runs_as_a_user_without_rights(image: str) -> None:
     """Given as a number: an orchestrator that lets no root run sees that it is none."""
     last = [line for line in STAGES[image] if line.startswith("USER ")][-1]
@@ -135,6 +186,37 @@ def test_what_images_are_made_of_is_there_and_sent() -> None:
     assert sent[0] == "*"
     assert all((ROOT / source).exists() and f"!{source.split('/')[0]}" in sent for source in copied)
     assert {"zsvec", "pyproject.toml", "README.md", "LICENSE"} <= copied
+
+
+def test_the_health_of_the_image_is_asked_of_the_service() -> None:
+    """Its command, against a server that is ready, one that is not, and none."""
+    (check,) = [line for line in STAGES["service"] if line.startswith("HEALTHCHECK ")]
+    program = json.loads(check[check.index("[") :])[2]
+    assert "8000" in program
+    statuses = [200, 503]
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/health/ready"
+            self.send_response(statuses.pop(0))
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, "-c", program.replace("8000", str(server.server_port))]
+        codes = [subprocess.run(command, timeout=30).returncode for _ in range(2)]
+        server.shutdown()
+    gone = subprocess.run(command, timeout=30, stderr=subprocess.DEVNULL).returncode
+    assert (codes, gone) == ([0, 1], 1)
+
+
+def test_the_service_image_runs_what_it_checks() -> None:
+    command = json.loads([line for line in STAGES["service"] if line.startswith("CMD ")][-1].removeprefix("CMD "))
+    assert command == ["serve", "--host", "0.0.0.0"]
+    assert "COPY --from=exported /encoders /encoders" in STAGES["service"]
 
 
 def set_variables(image: str, monkeypatch: pytest.MonkeyPatch) -> None:

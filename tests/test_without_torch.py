@@ -20,7 +20,8 @@ PINS = {
     for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "zsvec" / "without-torch.txt").read_text(), re.M)
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NEEDED = [Requirement(line) for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["onnx"][:2]]]
+EXTRAS = PROJECT["optional-dependencies"]
+NEEDED = [Requirement(line) for line in [*PROJECT["dependencies"], *EXTRAS["onnx"][:2], *EXTRAS["serve"]]]
 
 
 @pytest.mark.parametrize("needed", NEEDED, ids=lambda needed: str(needed.name))

@@ -50,10 +50,10 @@ def threads(
         stream, by_threads = f"stream, batches of {workers}", f"{workers} threads, an image each"
         alone, encoded = "one thread, an image at a time", "decoding and encoders alone, an image at a time"
         ways: dict[str, Callable[[], object]] = {
-            stream: partial(_stream, classifier, paths, workers),
+            stream: partial(stream_of, classifier, paths, workers),
             by_threads: lambda: list(pool.map(classifier.classify, paths)),
             alone: lambda: [classifier.classify(path) for path in paths],
-            encoded: partial(_encode, classifier, paths),
+            encoded: partial(encode_alone, classifier, paths),
         }
         times = interleaved(ways, rounds)
     rates = {name: len(paths) / taken for name, taken in medians(times).items()}
@@ -78,13 +78,15 @@ def threads(
     )
 
 
-def _stream(classifier: Classifier, paths: Sequence[Path], size: int) -> None:
+def stream_of(classifier: Classifier, paths: Sequence[Path], size: int) -> None:
+    """Classify images as a stream, in batches of this size."""
     with classifier.classify_stream(paths, batch_size=size) as predictions:
         for _ in predictions:
             pass
 
 
-def _encode(classifier: Classifier, paths: Sequence[Path]) -> None:
+def encode_alone(classifier: Classifier, paths: Sequence[Path]) -> None:
+    """Decode, preprocess and encode images, one at a time."""
     encoders = classifier.encoders
     for path in paths:
         encoders.encode_images([encoders.preprocess(load_image(path, side=encoders.side))])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import app
+from zsvec.cli.app import Keep, app
 from zsvec.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def serve(
         str, typer.Option(metavar="ADDRESS", help="Where to listen; beyond this machine, a key is asked for.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    keep: Keep = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Write the log as JSON, one object a line.")] = False,
 ) -> None:
     """Serve an API for programs and pages for people, until interrupted.
@@ -37,7 +38,7 @@ def serve(
         raise MissingExtraError(f'{exc.name} is needed for a service: pip install "zsvec[serve]"') from exc
     keys, secret = _keys(host)
     log_to_stderr(as_json=log_json)
-    with context.obj.open() as classifier, listening(host, port) as listener:
+    with context.obj.open(keep=keep) as classifier, listening(host, port) as listener:
         name, number = listener.getsockname()[:2]
         shown = "localhost" if name in ("0.0.0.0", "::") else f"[{name}]" if ":" in name else name  # noqa: S104
         output.print_note(f"zsvec serves http://{shown}:{number}/" + (f"#key={secret}" if secret else ""))

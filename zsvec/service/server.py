@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import socket
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
@@ -21,6 +22,7 @@ NOTICE = 1.0
 """Seconds between not being ready and taking no connections."""
 LAST_ANSWERS = 7.0
 """Seconds for the answers to what was let in."""
+_BACKLOG = 2048  # connections that wait to be taken
 _IDLE = 65  # seconds that a connection may be idle: longer than proxies keep theirs
 
 
@@ -57,10 +59,18 @@ def listening(host: str, port: int) -> socket.socket:
         InvalidInputError: There is no such address here, or it is taken.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # asyncio lets only sockets send at once that name their protocol; else each answer waits 40 ms for its body.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        with ExitStack() as stack:
+            stack.callback(listener.close)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+            stack.pop_all()
     except (OSError, OverflowError) as exc:
         raise InvalidInputError(f"nothing can listen on {host!r}, port {port}: {exc}; choose others") from exc
+    return listener
 
 
 def serve(app: FastAPI, sockets: list[socket.socket]) -> None:

@@ -34,9 +34,10 @@ PAGES = {"README": ROOT / "README.md", **{topic: DOCS / f"{topic}.md" for topic 
 
 # The blocks that do not run here, by page. Whoever adds one says so.
 UNRUN = {
-    "README": ["needs-network"],
+    "README": ["needs-network", "needs-docker"],
     "streams": ["needs-hardware"],
     "inbox": ["needs-data"],
+    "service": [*["needs-service"] * 3, "needs-docker"],
     "server": ["needs-docker", *["needs-server"] * 5],  # the latter run where there is one
     "encoders": ["needs-time", "needs-network", "needs-docker"],
     "evaluation": ["needs-time"],

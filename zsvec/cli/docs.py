@@ -19,6 +19,7 @@ TOPICS = (
     "unknowns",
     "audit",
     "inbox",
+    "service",
     "streams",
     "server",
     "encoders",

@@ -60,6 +60,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
         openapi_url="/v1/openapi.json",
     )
     app.state.work = work
+    app.state.keys = keys or Keys()
     app.state.health = operations.Health(classifier)
     app.state.metrics = Metrics(work)
     for router in (api.router, operations.router, pages.router):
@@ -67,7 +68,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
     _answer_errors(app)
     # The last one that is added stands first.
     app.add_middleware(Bodies, limits=chosen)
-    app.add_middleware(Guard, keys=keys or Keys())
+    app.add_middleware(Guard, keys=app.state.keys)
     app.add_middleware(_WholePaths)
     app.add_middleware(Requests, metrics=app.state.metrics)
     return app

@@ -66,7 +66,7 @@ async def sent_images(request: Request, most: int) -> list[Upload]:
     """
     kind = _content_type(request)
     if kind == "multipart/form-data":
-        images, fields = await _form(request, most)
+        images, fields = await sent_form(request, most)
         if fields:
             raise Problem(422, f"the form has a field {next(iter(fields))!r}, which has no meaning here: send images")
     elif kind == "application/json":
@@ -88,7 +88,7 @@ async def sent_material(request: Request, most: int) -> Material:
         return Material(_named(given.images, most), given.texts, given.metadata)
     if kind != "multipart/form-data":
         raise _unsupported(kind, "multipart/form-data or application/json")
-    images, fields = await _form(request, most)
+    images, fields = await sent_form(request, most)
     texts, metadata = fields.pop("texts", None), fields.pop("metadata", [])
     if fields:
         raise Problem(422, f"the form has a field {next(iter(fields))!r}: it may have images, texts and metadata")
@@ -123,8 +123,8 @@ def _as_problems() -> Iterator[None]:
         raise Problem(422, f"{where or 'the body'}: {first['msg']}") from exc
 
 
-async def _form(request: Request, most: int) -> tuple[list[Upload], dict[str, list[str]]]:
-    """The images of a form, and its texts by name."""
+async def sent_form(request: Request, most: int) -> tuple[list[Upload], dict[str, list[str]]]:
+    """The images of a form, and its texts by name; the arguments and errors are those of `sent_images`."""
     try:
         form = await request.form(max_files=_FIELDS, max_fields=_FIELDS)
     except HTTPException as exc:

@@ -37,14 +37,15 @@ class Causes:
             _BY.reset(token)
 
     @contextmanager
-    def one_change(self, what: str) -> Iterator[None]:
+    def one_change(self, what: str) -> Iterator[str]:
         """As `zsvec.store.store.Store.one_change`."""
-        if _CAUSE.get() is not None:
-            yield
+        if (outer := _CAUSE.get()) is not None:
+            yield outer.id
             return
-        token = _CAUSE.set(self.cause(what))
+        cause = self.cause(what)
+        token = _CAUSE.set(cause)
         try:
-            yield
+            yield cause.id
         finally:
             _CAUSE.reset(token)
 

@@ -296,8 +296,10 @@ class Store:
         with self.one_change("undo"), self._writing("undo"):
             return undo.undo(self._catalog, self._references, self._collector, name, change)
 
-    def one_change(self, what: str) -> AbstractContextManager[None]:
+    def one_change(self, what: str) -> AbstractContextManager[str]:
         """Let all writes of a block be one change for people; in another such block, they are part of that.
+
+        The block gets the id of the change, which is in the history if anything is written.
 
         Args:
             what: In one word.

@@ -1,0 +1,5 @@
+"""The page of one category."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

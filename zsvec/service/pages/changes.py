@@ -1,0 +1,80 @@
+"""What every change on a page is followed by: a line that says what was done, and a button that takes it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from zsvec.service.api.common import By, Runs, by, work_of
+from zsvec.service.pages.rendering import category_path, events, render
+from zsvec.service.problems import Problem
+from zsvec.service.uploads import sent_form
+from zsvec.types import Change
+
+router = APIRouter()
+
+
+async def changed(request: Request, what: str, change: Callable[[], str], *, goes: str | None = None) -> Response:
+    """Change something as one change, and say so.
+
+    Args:
+        request: Who asks.
+        what: The change, in one word, as the history has it.
+        change: Does it in a thread, and says in a sentence what was done.
+        goes: Path of the page that is to be shown then, if it is another one.
+    """
+    work = work_of(request)
+
+    def run() -> tuple[str, str | None]:
+        with work.classifier.store.one_change(what) as identifier:
+            said = change()
+        there = any(one.id == identifier for one in work.classifier.history)
+        return said, identifier if there else None
+
+    said, identifier = await work.run(run, by=by(request))
+    return _toast(request, said, identifier, goes=goes)
+
+
+def _toast(
+    request: Request, said: str, identifier: str | None, *, takes_back: str = "Undo", goes: str | None = None
+) -> Response:
+    details: dict[str, Any] = {"changed": {"change": identifier}}
+    if goes is not None:
+        details = {"went": {"path": goes}, **details}
+    return render(request, "toast.html", headers=events(**details), said=said, change=identifier, takes_back=takes_back)
+
+
+@router.post("/undo")
+async def undo(request: Request, work: Runs, by: By) -> Response:
+    """Take a change back, by its id; what takes it back is a change, too."""
+    _, fields = await sent_form(request, 0)
+    given = fields.get("change", [])
+    if len(given) != 1:
+        raise Problem(422, "the change that is to be taken back is not said: reload the page")
+
+    def run() -> tuple[Change, str, set[str]]:
+        with work.classifier.store.one_change("undo") as identifier:
+            undone = work.classifier.history.undo(change=given[0])
+        return undone, identifier, {category.name for category in work.classifier.categories()}
+
+    undone, identifier, there = await work.run(run, by=by)
+    redone = undone.what == "undo"
+    return _toast(
+        request,
+        "Done again." if redone else f"Taken back: {undone.what}.",
+        identifier,
+        takes_back="Undo" if redone else "Redo",
+        goes=_elsewhere(request, undone, there),
+    )
+
+
+def _elsewhere(request: Request, undone: Change, there: set[str]) -> str | None:
+    """Where to go if the category that is shown is gone: to another one of the change, or to all."""
+    _, _, shown = urlsplit(request.headers.get("hx-current-url", "")).path.partition("/categories/")
+    if not shown or unquote(shown) in there:
+        return None
+    return next((category_path(name) for name in undone.categories if name in there), "/categories")

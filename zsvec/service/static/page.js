@@ -1,0 +1,136 @@
+// What all pages do: say what happens, what has failed, and show dialogs. Texts are put in as texts, never as HTML.
+
+const toasts = document.getElementById("toasts");
+const busyBox = document.getElementById("busy");
+const busyText = document.getElementById("busy-text");
+const MOST_TOASTS = 3;
+const AWAY = ["The service cannot be reached.", "Look whether it runs and whether you are online, then try again."];
+
+// A key in the address is taken over at once, and is gone from it before anything else is loaded or said.
+const given = new URLSearchParams(location.hash.slice(1)).get("key");
+if (given !== null) {
+  history.replaceState(null, "", location.pathname);
+  fetch("/login", { method: "POST", headers: { "HX-Request": "true" }, body: new URLSearchParams({ key: given }) })
+    .then((answer) => {
+      if (answer.ok) location.replace("/");
+      else sayProblem("This is no key of this service.", "Look whether all of the address was copied.");
+    })
+    .catch(() => sayProblem(...AWAY));
+}
+
+// What is going on, in words; several things at once are shown by the newest.
+const going = new Map();
+export function busy(what, text) {
+  if (text) going.set(what, text);
+  else going.delete(what);
+  const newest = [...going.values()].at(-1);
+  busyBox.hidden = newest === undefined;
+  if (newest !== undefined && busyText.textContent !== newest) busyText.textContent = newest;
+}
+
+function tidy() {
+  for (const old of [...toasts.children].slice(MOST_TOASTS)) old.remove();
+}
+
+export function sayProblem(said, detail) {
+  const toast = document.createElement("div");
+  toast.className = "toast failed";
+  toast.setAttribute("role", "alert");
+  const text = document.createElement("p");
+  const strong = document.createElement("strong");
+  strong.textContent = said;
+  text.append(strong, ` ${detail}`);
+  const close = document.createElement("button");
+  close.type = "button";
+  close.className = "quiet";
+  close.dataset.closes = "";
+  close.textContent = "Close";
+  toast.append(text, close);
+  toasts.prepend(toast);
+  tidy();
+}
+
+export function sayHTML(html) {
+  toasts.insertAdjacentHTML("afterbegin", html); // a part that our templates made
+  window.htmx.process(toasts.firstElementChild);
+  tidy();
+}
+
+// An answer that is a problem: as HTML where a page answers, as JSON where something before it does.
+export function problemIn(status, type, body) {
+  if (status === 0) return AWAY;
+  if (!type.includes("json")) return null;
+  try {
+    return ["This could not be done.", JSON.parse(body).detail];
+  } catch {
+    return ["This could not be done.", `The service answered with ${status}.`];
+  }
+}
+
+function failed(request) {
+  if (request.status === 401) location.assign("/login");
+  const problem = problemIn(request.status, request.getResponseHeader("Content-Type") ?? "", request.responseText);
+  if (problem) sayProblem(...problem);
+  else sayHTML(request.responseText);
+}
+
+function happen(header) {
+  for (const [name, detail] of Object.entries(JSON.parse(header ?? "{}"))) {
+    document.body.dispatchEvent(new CustomEvent(name, { bubbles: true, detail }));
+  }
+}
+
+// Send a form that a script has made. Gives the answer's HTML, or null when it has failed, which is said by then.
+export function send(path, form, { sending = () => {}, quiet = false } = {}) {
+  return new Promise((resolve) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", path);
+    request.setRequestHeader("HX-Request", "true");
+    request.setRequestHeader("HX-Current-URL", location.href);
+    request.setRequestHeader("Accept", "text/html");
+    request.upload.onprogress = (event) => event.lengthComputable && sending(event.loaded / event.total);
+    request.onload = request.onerror = request.onabort = () => {
+      const ok = request.status >= 200 && request.status < 300;
+      if (ok) happen(request.getResponseHeader("HX-Trigger"));
+      else if (!quiet) failed(request);
+      resolve(quiet ? request : ok ? request.responseText : null);
+    };
+    request.send(form);
+  });
+}
+
+// What htmx sends, and what becomes of it.
+document.body.addEventListener("htmx:beforeRequest", (event) => {
+  const text = event.detail.elt.closest("[data-busy]")?.dataset.busy;
+  if (text) busy(event.detail.xhr, text);
+});
+document.body.addEventListener("htmx:afterRequest", (event) => busy(event.detail.xhr, null));
+document.body.addEventListener("htmx:responseError", (event) => failed(event.detail.xhr));
+document.body.addEventListener("htmx:sendError", () => sayProblem(...AWAY));
+document.body.addEventListener("htmx:afterSwap", tidy);
+
+// A change may have moved what is shown to another address.
+document.body.addEventListener("zsvec:went", (event) => history.replaceState(null, "", event.detail.path));
+
+document.addEventListener("click", (event) => {
+  const closing = event.target.closest("[data-closes]");
+  closing?.closest(".toast, dialog")?.[closing.closest("dialog") ? "close" : "remove"]();
+  const opening = event.target.closest("[data-opens]");
+  if (opening) document.getElementById(opening.dataset.opens).showModal();
+  if (event.target instanceof HTMLDialogElement) event.target.close(); // beside it
+});
+
+// A form in a dialog is done when its answer is there.
+document.body.addEventListener("htmx:afterRequest", (event) => {
+  if (!event.detail.successful || event.detail.elt.tagName !== "FORM") return;
+  event.detail.elt.closest("dialog")?.close();
+  if (event.detail.requestConfig.verb === "post") event.detail.elt.reset();
+  event.detail.elt.closest(".toast")?.remove(); // it was the button that takes back
+});
+
+// A reference without a picture: a store may keep no copies.
+document.addEventListener(
+  "error",
+  (event) => event.target instanceof HTMLImageElement && event.target.closest("[data-picture]")?.classList.add("absent"),
+  true,
+);

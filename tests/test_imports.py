@@ -44,7 +44,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("encoders",), ("store",), ("method",)),
     (("profiles", "sources", "config"), ("search", "embedding", "arguments")),
     (("builder", "calibrator"), ("keeping",)),
-    (("generation",), ("curation", "references", "inbox", "teaching"), ("history",)),
+    (("generation",), ("curation", "references", "inbox", "teaching"), ("history",), ("facts",)),
     (("classifier", "zsvec"),),
     (("evaluation",), ("service",)),
     (("cli", "__main__"),),

@@ -17,17 +17,10 @@ if TYPE_CHECKING:
 def info(context: typer.Context, json: Json = False) -> None:
     """Show what is in the store, which encoders made its vectors, how fast they are, and which engine serves it."""
     from zsvec.cli import output
-    from zsvec.encoders.cache import measured
-    from zsvec.errors import ZSVecError
+    from zsvec.facts import info as facts
 
     with context.obj.open_store() as store:
-        found = store.info()
-    try:
-        rates: object = measured(context.obj.settings().encoder_specs())
-    except ZSVecError as exc:  # the store can be told of without the encoders of the profile
-        rates = str(exc)
-    if rates:  # exported encoders have onnxruntime alone
-        found["measured"] = rates
+        found = facts(store, context.obj.settings())
     if json:
         output.print_json(found)
     else:

@@ -11,7 +11,9 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from zsvec import __version__
@@ -27,6 +29,10 @@ from zsvec.service.requests import Requests
 from zsvec.service.work import ClientLeft, Limits, Work
 
 _log = logging.getLogger(__name__)
+
+DESCRIPTION = "/v1/openapi.json"
+"""Where the description of the API is."""
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> FastAPI:
@@ -57,7 +63,8 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
         lifespan=lifespan,
         docs_url=None,  # their scripts come from elsewhere
         redoc_url=None,
-        openapi_url="/v1/openapi.json",
+        openapi_url=DESCRIPTION,
+        redirect_slashes=False,
     )
     app.state.work = work
     app.state.keys = keys or Keys()
@@ -81,7 +88,7 @@ class _WholePaths:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and "raw_path" in scope:
+        if scope["type"] == "http" and scope.get("raw_path"):
             scope["path"] = scope["raw_path"].partition(b"?")[0].decode("latin-1")
         await self._app(scope, receive, send)
 
@@ -100,7 +107,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, exc: HTTPException) -> Response:
-        found = Problem(exc.status_code, str(exc.detail or HTTPStatus(exc.status_code).phrase), exc.headers)
+        found = _explained(request, exc)
         return pages.answered(request, found) or answer(found)
 
     @app.exception_handler(RequestValidationError)
@@ -109,6 +116,22 @@ def _answer_errors(app: FastAPI) -> None:
         found = Problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
         return pages.answered(request, found) or answer(found)
 
+    @app.exception_handler(ClientDisconnect)
     @app.exception_handler(ClientLeft)
-    async def left(request: Request, exc: ClientLeft) -> Response:
+    async def left(request: Request, exc: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it; the log does
+
+
+def _explained(request: Request, error: HTTPException) -> Problem:
+    """An error of the framework as a problem; of a path or a method that there is not, with those that there are."""
+    if error.status_code == 404 and error.detail == HTTPStatus.NOT_FOUND.phrase:
+        return Problem(404, f"there is nothing at this path: {DESCRIPTION} describes those that there are")
+    if error.status_code == 405:
+        taken = ", ".join(method for method in _METHODS if _is_taken(request, method))
+        return Problem(405, f"{request.method} is not taken at this path: use {taken}", {"Allow": taken})
+    return Problem(error.status_code, str(error.detail), error.headers)
+
+
+def _is_taken(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)

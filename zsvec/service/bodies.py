@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import MutableMapping
-from typing import Any
+import time
+from contextlib import suppress
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zsvec.service.problems import Problem, answer
 from zsvec.service.work import Limits
+
+_SLOWEST = 4096  # bytes a second, from when the patience is over
+_LINGERING = 5.0  # seconds for which the rest of a refused body is thrown away, so that its sender reads why
+_LAST = {"Connection": "close"}
 
 
 class Bodies:
@@ -19,63 +23,92 @@ class Bodies:
     Args:
         app: What gets the requests.
         limits: Bytes of one body, of all, and the seconds that its next part may take.
+
+    Attributes:
+        held: Bytes of the bodies of all requests that are at work: what they say, or what has come.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
-        self._limits = limits
-        self._held = 0
+        self.limits = limits
+        self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take a request, or answer why its body is not."""
-        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
-        size = _size(headers, self._limits.bytes)
-        if not size:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if size > self._limits.bytes:
-            await answer(_too_large(self._limits.bytes))(scope, receive, send)
-            return
-        if self._held + size > self._limits.held:
-            await answer(Problem(429, "too much is being sent at once: try again soon"))(scope, receive, send)
-            return
-        self._held += size
+        body = _Body(self, receive)
+
+        async def sending(message: Message) -> None:
+            if body.refused and message["type"] == "http.response.body" and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                await body.throw_away()
+                message = {"type": "http.response.body"}
+            await send(message)
+
         try:
-            await self._app(scope, self._bounded(receive), send)
+            body.hold(_said(Headers(scope=scope)))
+            await self._app(scope, body.receive, sending)
+        except Problem as problem:
+            await answer(problem)(scope, receive, sending)
         finally:
-            self._held -= size
-
-    def _bounded(self, receive: Receive) -> Receive:
-        """Parts of a body as they come; raises a Problem for one that is too large, or too slow."""
-        got, ended = 0, False
-
-        async def part() -> MutableMapping[str, Any]:
-            nonlocal got, ended
-            if ended:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), self._limits.patience)
-            except TimeoutError:
-                raise Problem(408, f"nothing of the body came for {self._limits.patience:g} s", _LAST) from None
-            got += len(message.get("body", b""))
-            ended = not message.get("more_body", False)
-            if got > self._limits.bytes:
-                raise _too_large(self._limits.bytes)
-            return message
-
-        return part
+            self.held -= body.held
 
 
-_LAST = {"Connection": "close"}
+class _Body:
+    """One body, and its share of what is held."""
+
+    def __init__(self, bodies: Bodies, receive: Receive) -> None:
+        self._bodies = bodies
+        self._receive = receive
+        self._ended = False
+        self._got, self._waited = 0, 0.0
+        self.held = 0
+        self.refused = False
+
+    def hold(self, size: int) -> None:
+        """Hold so many bytes in all; raises a Problem if that is too much."""
+        limits = self._bodies.limits
+        self.refused = True
+        if size > limits.bytes:
+            most = f"more than {limits.bytes:,} bytes: send fewer images at once, or smaller ones"
+            raise Problem(413, f"the body has {most}", _LAST)
+        more = max(size - self.held, 0)
+        if self._bodies.held + more > limits.held:
+            raise Problem(429, "too much is being sent at once: try again soon", _LAST)
+        self.refused = False
+        self.held += more
+        self._bodies.held += more
+
+    async def receive(self) -> Message:
+        """The next part; raises a Problem if the body is too large, or too slow."""
+        if self._ended:
+            return await self._receive()
+        patience = self._bodies.limits.patience
+        left = patience + self._got / _SLOWEST - self._waited
+        begun = time.monotonic()
+        try:
+            message = await asyncio.wait_for(self._receive(), min(patience, left))
+        except TimeoutError:
+            raise Problem(
+                408, f"the body stopped after {self._got:,} bytes, or is too slow: send it again", _LAST
+            ) from None
+        self._waited += time.monotonic() - begun
+        self._got += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        self.hold(self._got)
+        return message
+
+    async def throw_away(self) -> None:
+        """Read the rest for a while: a connection that is closed on unread bytes is reset, and the answer lost."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGERING):
+                while (await self._receive()).get("more_body"):
+                    pass
 
 
-def _size(headers: Headers, most: int) -> int:
-    """Bytes that a body may take: what it says, or the most where it does not say."""
-    if "transfer-encoding" in headers:
-        return most
-    length = headers.get("content-length", "0")
-    return int(length) if length.isdecimal() else most
-
-
-def _too_large(most: int) -> Problem:
-    return Problem(413, f"the body has more than {most:,} bytes: send fewer images at once, or smaller ones", _LAST)
+def _said(headers: Headers) -> int:
+    """Bytes that a body says it has; 0 where it does not say."""
+    length = headers.get("content-length", "")
+    return int(length) if length.isdecimal() and len(length) < 19 and "transfer-encoding" not in headers else 0

@@ -3,7 +3,7 @@
 A request is refused where it
 
 - names a host that is not this machine, while no key is asked for: a page elsewhere could have had its own name point
-  here (DNS rebinding);
+  here (DNS rebinding); or names two;
 - comes from a page of another origin, whatever key the browser has for us. Browsers say so, by ``Sec-Fetch-Site`` or by
   ``Origin``; a request that changes something and has a cookie must have one of them;
 - has no key, where there are keys, but for what is open to all: the page that asks for a key, its files, and whether
@@ -15,14 +15,14 @@ Whatever is not a ``GET`` changes something, but for what classifies. A new rout
 
 from __future__ import annotations
 
-from http.cookies import CookieError, SimpleCookie
+import re
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from zsvec.service.keys import Key, Keys
 from zsvec.service.problems import Problem, answer
@@ -32,10 +32,14 @@ COOKIE = "zsvec_key"
 LOGIN = "/login"
 """Where a browser is asked for its key."""
 
-_OPEN = (LOGIN, "/logout", "/static/", "/health/")
+# Paths are compared as they were sent, as the routes compare them: what is encoded another way is another path.
+_OPEN = (LOGIN, "/logout", "/health/live", "/health/ready")
+_OPEN_FOLDER = "/static/"
 _READING = ("/v1/classify", "/classify")  # by POST
 _WRITERS = ("/live",)  # shows images of others
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]*)?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class Guard:
@@ -52,8 +56,11 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer why not."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await WebSocketClose()(scope, receive, send)
             return
         try:
             key = self._checked(scope)
@@ -69,13 +76,14 @@ class Guard:
     def _checked(self, scope: Scope) -> Key | None:
         """The key of a request that is let in; raises a Problem for any other."""
         headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
-        host = headers.get("host", "")
+        hosts = headers.getlist("host")
+        if len(hosts) > 1:
+            raise Problem(400, f"a request is for one host. Got {len(hosts)}")
+        host = hosts[0] if hosts else ""
         if not self._keys and not _is_this_machine(host):
             raise Problem(403, f"without keys only this machine is served, by its own names. Got the host {host!r}")
         _check_origin(headers, method, host)
-        if path.startswith(_OPEN):
-            return None
-        if not self._keys:
+        if not self._keys or path in _OPEN or path.startswith(_OPEN_FOLDER):
             return None
         given = _given(headers)
         if given is None:
@@ -100,11 +108,7 @@ def _given(headers: Headers) -> str | None:
 
 def cookie_of(headers: Headers) -> str | None:
     """The key in the cookie of a request, if it has one."""
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return None
-    return found.value if found and found.value else None
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE) or None
 
 
 def _check_origin(headers: Headers, method: str, host: str) -> None:
@@ -112,20 +116,24 @@ def _check_origin(headers: Headers, method: str, host: str) -> None:
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     opened = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
     framed = headers.get("sec-fetch-dest") in ("iframe", "frame", "embed", "object")
-    if site in ("cross-site", "same-site") and (not opened or framed):
+    if site not in (None, "same-origin", "none") and (not opened or framed):
         raise Problem(403, "a page of another origin asks for this")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and not _is_of(origin, host):
         raise Problem(403, f"a page of another origin asks for this: {origin!r} is not {host!r}")
     if method not in _SAFE and site is None and origin is None and headers.get("cookie"):
         raise Problem(403, "a browser changes nothing without saying which page asks: Origin is missing")
 
 
+def _is_of(origin: str, host: str) -> bool:
+    """Whether an origin is that of pages of a host; ``null`` is that of none."""
+    scheme, _, named = origin.lower().partition("://")
+    port = _DEFAULT_PORTS.get(scheme)
+    return port is not None and host != "" and named == host.lower().removesuffix(port)
+
+
 def _is_this_machine(host: str) -> bool:
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    return is_loopback(name)
+    found = _HOST.fullmatch(host)
+    return found is not None and is_loopback(found[1].strip("[]"))
 
 
 def is_loopback(name: str) -> bool:

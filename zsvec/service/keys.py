@@ -7,14 +7,16 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Literal, TypeAlias
 
 import platformdirs
 
 from zsvec.errors import InvalidInputError
+from zsvec.trust import is_ours
 
 Right: TypeAlias = Literal["read", "write"]
 
@@ -22,6 +24,7 @@ VARIABLE = "ZSVEC_SERVE_KEYS"
 """Variable of the environment that has the keys."""
 
 _SHORTEST = 16  # characters of a key
+_LONGEST_FILE = 100  # characters that are read of a file with a digest
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _SECRET = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # what a header can have, without the comma
 _HOW = f"{VARIABLE} has keys as NAME:RIGHT:KEY with commas between them, such as ann:write:…,camera:read:…"
@@ -39,18 +42,29 @@ class Key:
 
     name: str
     right: Right
-    digest: str
+    digest: str = field(repr=False)
 
 
 class Keys:
     """The keys that there are.
 
     Args:
-        keys: Any number. Without one nobody is asked for a key.
+        keys: Any number. Without one nobody is asked for a key. A name may have several, so that one can take the
+            place of another.
+
+    Raises:
+        InvalidInputError: Two are the same key, so that nobody could say whose it is.
     """
 
     def __init__(self, keys: Iterable[Key] = ()) -> None:
         self._keys = tuple(keys)
+        owners: dict[str, str] = {}
+        for key in self._keys:
+            if key.digest in owners:
+                raise InvalidInputError(
+                    f"{owners[key.digest]!r} and {key.name!r} have the same key: give each a key of its own"
+                )
+            owners[key.digest] = key.name
 
     def __bool__(self) -> bool:
         return bool(self._keys)
@@ -100,23 +114,34 @@ def first_key(folder: Path | None = None) -> tuple[Keys, str | None]:
         The keys, and the new key itself; ``None`` if it was made before.
 
     Raises:
-        InvalidInputError: The file cannot be read or written.
+        InvalidInputError: The file cannot be read or written, or others may write to its folder.
     """
     file = key_file(folder)
+    secret = secrets.token_urlsafe(32)
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        secret = secrets.token_urlsafe(32)
-        try:
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-                opened.write(_digest(secret))
-        except FileExistsError:
-            digest = file.read_text().strip()
-            if not re.fullmatch("[0-9a-f]{64}", digest):
-                raise InvalidInputError(f"{file} has no digest of a key: delete it, and start again") from None
-            return Keys([Key("owner", "write", digest)]), None
+        if not is_ours(file.parent):
+            raise PermissionError(f"others may write to {file.parent}")
+        made = _is_made(file, _digest(secret))
+        with os.fdopen(os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))) as opened:
+            digest = opened.read(_LONGEST_FILE).strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise InvalidInputError(f"no key can be kept in {file}: {exc}; set {VARIABLE} instead. {_HOW}") from exc
-    return Keys([Key("owner", "write", _digest(secret))]), secret
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise InvalidInputError(f"{file} has no digest of a key: delete it, and start again")
+    return Keys([Key("owner", "write", digest)]), secret if made else None
+
+
+def _is_made(file: Path, text: str) -> bool:
+    """Write a file that is not there, whole or not at all; of several processes, one does."""
+    with NamedTemporaryFile("w", dir=file.parent, prefix=".serve-") as partial:
+        partial.write(text)
+        partial.flush()
+        try:
+            os.link(partial.name, file)
+        except FileExistsError:
+            return False
+    return True
 
 
 def key_file(folder: Path | None = None) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter as Counts
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
@@ -11,8 +13,10 @@ from prometheus_client.registry import Collector
 
 from zsvec.errors import ZSVecError
 from zsvec.service.work import Work
-from zsvec.types import encoder_and_modality
+from zsvec.types import Category, encoder_and_modality
 
+PATIENCE = 2.0
+"""Seconds that the store may take to be asked how it is."""
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of batches
 _FRESH = 15.0  # seconds for which what was read of the store counts
 _OUTCOMES = ("known", "unknown", "failed")
@@ -31,13 +35,15 @@ class Metrics(Collector):
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._store: tuple[float, dict[str, int], int] | None = None
+        self._asked = float("-inf")
+        self._store: tuple[dict[str, int], int] | None = None
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "zsvec_http_requests", "Requests that were answered", ["route", "code"], registry=self._registry
         )
-        self.seconds = Histogram("zsvec_http_request_seconds", "From a request to its answer", ["route"])
-        self._registry.register(self.seconds)
+        self.seconds = Histogram(
+            "zsvec_http_request_seconds", "From a request to its answer", ["route"], registry=self._registry
+        )
         self._registry.register(self)
 
     def text(self) -> bytes:
@@ -71,22 +77,14 @@ class Metrics(Collector):
 
     def _of_store(self) -> Iterator[GaugeMetricFamily]:
         """As it was when it was last read; nothing, if it never was."""
-        if self._store is None or time.monotonic() - self._store[0] > _FRESH:
-            try:
-                categories = self._work.classifier.categories()
-            except ZSVecError:
-                pass  # the requests that need it say so
-            else:
-                counts: dict[str, dict[str, int]] = {"text": {}, "image": {}}
-                for category in categories:
-                    for expert, number in category.references.items():
-                        encoder, modality = encoder_and_modality(expert)
-                        counts[modality][encoder] = counts[modality].get(encoder, 0) + number
-                most = {modality: max(found.values(), default=0) for modality, found in counts.items()}
-                self._store = time.monotonic(), most, max((category.rev for category in categories), default=0)
+        if time.monotonic() - self._asked > _FRESH:
+            self._asked = time.monotonic()
+            store = self._work.classifier.store
+            with suppress(ZSVecError), store.within(PATIENCE):  # the requests that need the store say that it is away
+                self._store = _counted(store.categories())
         if self._store is None:
             return
-        _, most, revision = self._store
+        most, revision = self._store
         references = GaugeMetricFamily("zsvec_references", "References of the categories", labels=["modality"])
         for named, number in most.items():
             references.add_metric([named], number)
@@ -94,3 +92,14 @@ class Metrics(Collector):
         newest = GaugeMetricFamily("zsvec_store_revision", "Revision of the newest commit")
         newest.add_metric([], revision)
         yield newest
+
+
+def _counted(categories: Sequence[Category]) -> tuple[dict[str, int], int]:
+    """References by modality, of the encoder that has most, and the newest revision."""
+    counts: dict[str, Counts[str]] = {"text": Counts(), "image": Counts()}
+    for category in categories:
+        for expert, number in category.references.items():
+            encoder, modality = encoder_and_modality(expert)
+            counts[modality][encoder] += number
+    most = {modality: max(found.values(), default=0) for modality, found in counts.items()}
+    return most, max((category.rev for category in categories), default=0)

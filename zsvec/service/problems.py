@@ -14,6 +14,7 @@ from zsvec.errors import (
     ConflictError,
     ImageError,
     InvalidInputError,
+    MissingExtraError,
     StoreError,
     StoreLockedError,
     StoreUnavailableError,
@@ -31,6 +32,7 @@ _STATUS: tuple[tuple[type[ZSVecError], int], ...] = (
     (StoreUnavailableError, 503),
     (StoreLockedError, 503),
     (WeightsUnavailableError, 503),
+    (MissingExtraError, 503),
     (StoreError, 409),  # what is in the store, or is not, does not allow it
 )
 _RETRY = {429: "1", 503: "5"}  # seconds

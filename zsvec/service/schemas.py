@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
 from zsvec.types import CalibrationState, Modality
+
+_MOST = 1000  # entries of a list that is sent, so that one of many wrong ones costs no more than its bytes
 
 
 class Given(BaseModel):
@@ -28,14 +30,14 @@ Image = Base64Bytes | NamedImage
 class Images(Given):
     """Images, each as base64, or with its name."""
 
-    images: Annotated[list[Image], Field(min_length=1)]
+    images: Annotated[list[Image], Field(min_length=1, max_length=_MOST)]
 
 
 class CategoryGiven(Given):
     """A category, or what is to be added to one."""
 
-    texts: Annotated[list[str] | None, Field(description="Definition texts.")] = None
-    images: Annotated[list[Image], Field(description="Reference images.")] = []
+    texts: Annotated[list[str] | None, Field(max_length=_MOST, description="Definition texts.")] = None
+    images: Annotated[list[Image], Field(max_length=_MOST, description="Reference images.")] = []
     metadata: Annotated[dict[str, Any] | None, Field(description="JSON to keep with the category.")] = None
 
 
@@ -46,8 +48,16 @@ class CategoryChange(Given):
         None
     )
     merge: Annotated[bool, Field(description="Whether `name` is there, and gets all that this one has.")] = False
-    texts: Annotated[list[str] | None, Field(description="Definition texts in the place of those it has.")] = None
+    texts: Annotated[
+        list[str] | None, Field(max_length=_MOST, description="Definition texts in the place of those it has.")
+    ] = None
     metadata: Annotated[dict[str, Any] | None, Field(description="JSON in the place of what it has.")] = None
+
+    @model_validator(mode="after")
+    def _merges_with_one(self) -> CategoryChange:
+        if self.merge and self.name is None:
+            raise ValueError("`merge` needs `name`, the category that gets all of it")
+        return self
 
 
 class ReferenceChange(Given):
@@ -59,14 +69,14 @@ class ReferenceChange(Given):
 class LabelGiven(Given):
     """Images of the inbox, and their category."""
 
-    hashes: Annotated[list[str], Field(min_length=1)]
+    hashes: Annotated[list[str], Field(min_length=1, max_length=_MOST)]
     category: Annotated[str, Field(description="Made if there is none.")]
 
 
 class Hashes(Given):
     """Images of the inbox."""
 
-    hashes: Annotated[list[str], Field(min_length=1)]
+    hashes: Annotated[list[str], Field(min_length=1, max_length=_MOST)]
 
 
 class UndoGiven(Given):

@@ -19,7 +19,6 @@ from zsvec.service.schemas import CategoryGiven, Image, Images
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LONGEST = 255  # characters of a file name
 _FIELDS = 1000  # of a form
 _METADATA = TypeAdapter(dict[str, Any])
@@ -36,7 +35,7 @@ class Upload(io.BytesIO):
     def __init__(self, content: bytes, name: str | None) -> None:
         super().__init__(content)
         last = re.split(r"[/\\]", name or "")[-1]
-        self.name = _HIDDEN.sub("", last.encode(errors="replace").decode())[:_LONGEST] or "upload"
+        self.name = "".join(filter(str.isprintable, last))[:_LONGEST].strip() or "upload"
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,8 @@ async def sent_form(request: Request, most: int) -> tuple[list[Upload], dict[str
     """The images of a form, and its texts by name; the arguments and errors are those of `sent_images`."""
     try:
         form = await request.form(max_files=_FIELDS, max_fields=_FIELDS)
-    except HTTPException as exc:
-        raise Problem(400, f"the form cannot be read: {exc.detail}") from exc
+    except (HTTPException, UnicodeError) as exc:  # the charset may be any codec of Python's
+        raise Problem(400, f"the form cannot be read: {getattr(exc, 'detail', exc)}") from exc
     images: list[Upload] = []
     fields: dict[str, list[str]] = {}
     try:

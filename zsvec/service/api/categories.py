@@ -10,10 +10,11 @@ from starlette.responses import Response
 from zsvec.classifier import Classifier
 from zsvec.inputs.categories import ReferenceImage, checked_name
 from zsvec.service import schemas
-from zsvec.service.api.common import OF_BODY, By, Hash, Name, Runs, body_of, problems
+from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Name, Runs, body_of, problems
 from zsvec.service.pictures import picture
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import Material, sent_json, sent_material
+from zsvec.store import SmallImage
 from zsvec.types import StoredReference
 
 router = APIRouter(prefix="/v1", tags=["categories"])
@@ -102,17 +103,22 @@ async def change_category(request: Request, name: Name, work: Runs, by: By) -> R
 
 def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -> dict[str, Any]:
     category = classifier.store.category(checked_name(name))
+    new = None if given.name is None else checked_name(given.name)
+    names = {one.name for one in classifier.categories()}
+    # Before anything is changed.
+    if given.merge and new is not None and new not in names:
+        raise Problem(404, f"there is no category {new!r} to merge with: leave `merge` out, to rename")
+    if not given.merge and new != category.name and new in names:
+        raise Problem(409, f"there is a category {new!r} already: merge, or take another name")
     with classifier.store.one_change("merge" if given.merge else "set" if given.name is None else "rename"):
         if given.texts is not None:
             category = classifier.references.set_texts(name, given.texts)
         if given.metadata is not None:
             category = classifier.references.set_metadata(name, given.metadata)
-        if given.name is not None and given.merge:
-            category = classifier.references.merge(name, given.name)
-        elif given.name is not None:
-            if checked_name(given.name) in {one.name for one in classifier.categories()}:
-                raise Problem(409, f"there is a category {given.name!r} already: merge, or take another name")
-            category = classifier.references.rename(name, given.name)
+        if new is not None and given.merge:
+            category = classifier.references.merge(name, new)
+        elif new is not None and new != category.name:
+            category = classifier.references.rename(name, new)
     return category.to_dict()
 
 
@@ -149,7 +155,7 @@ async def show_reference(name: Name, hash: Hash, work: Runs) -> Response:  # noq
 def _reference(classifier: Classifier, name: str, content_hash: str) -> StoredReference:
     found = [one for one in classifier.references.of(name) if one.hash == content_hash]
     if not found:
-        raise Problem(404, f"{name!r} has no reference {content_hash!r}: its references are listed beside it")
+        raise Problem(404, f"{name!r} has no reference {content_hash!r}: GET …/references lists those that it has")
     return found[0]
 
 
@@ -157,11 +163,16 @@ def _reference(classifier: Classifier, name: str, content_hash: str) -> StoredRe
     "/categories/{name}/references/{hash}/image",
     summary="The small copy of a reference image",
     response_class=Response,
-    responses={200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}, **problems(404)},
+    responses=OF_PICTURE,
 )
 async def show_image(name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
     """A JPEG with a short side of 256 pixels at most, if the store keeps copies."""
-    return picture(await work.run(lambda: work.classifier.store.image(hash)), hash)
+
+    def small() -> SmallImage | None:
+        _reference(work.classifier, name, hash)
+        return work.classifier.store.image(hash)
+
+    return picture(await work.run(small), hash)
 
 
 @router.patch(
@@ -176,6 +187,7 @@ async def move_reference(request: Request, name: Name, hash: Hash, work: Runs, b
     given = await sent_json(request, schemas.ReferenceChange)
 
     def move() -> dict[str, Any]:
+        _reference(work.classifier, name, hash)
         return work.classifier.references.move(hash, source=name, target=given.category).to_dict()
 
     return JSON(await work.run(move, by=by))
@@ -189,5 +201,10 @@ async def move_reference(request: Request, name: Name, hash: Hash, work: Runs, b
 )
 async def remove_reference(name: Name, hash: Hash, work: Runs, by: By) -> Response:  # noqa: A002
     """The last one of a category stays: remove the category."""
-    await work.run(lambda: work.classifier.references.remove(name, hash), by=by)
+
+    def remove() -> None:
+        _reference(work.classifier, name, hash)
+        work.classifier.references.remove(name, hash)
+
+    await work.run(remove, by=by)
     return Response(status_code=204)

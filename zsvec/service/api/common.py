@@ -9,6 +9,7 @@ from fastapi import Depends, Path, Request
 from pydantic import AfterValidator, BaseModel
 
 from zsvec.service.keys import Key
+from zsvec.service.problems import Problem
 from zsvec.service.work import Work
 
 
@@ -25,7 +26,10 @@ def by(request: Request) -> str | None:
 
 
 def _decoded(part: str) -> str:
-    return unquote(part, errors="strict")
+    try:
+        return unquote(part, errors="strict")
+    except UnicodeDecodeError:
+        raise Problem(422, "a name in a path is UTF-8, percent-encoded: this one is not") from None
 
 
 Runs = Annotated[Work, Depends(work_of)]
@@ -58,6 +62,13 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """How a description says that a route answers with these, beside those of all routes."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {code: {"description": _SAID[code], "content": content} for code in sorted({*codes, 401, 403, 429, 503})}
+
+
+OF_PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
+    **problems(404, 409, 422),
+}
+"""How a description says that a route answers with a small copy of an image."""
 
 
 def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from zsvec.errors import ImageError
 from zsvec.service import schemas
-from zsvec.service.api.common import OF_BODY, By, Hash, Runs, body_of, problems
+from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Runs, body_of, problems
 from zsvec.service.pictures import picture
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_images, sent_json
@@ -71,7 +71,7 @@ async def groups(work: Runs) -> Response:
     "/inbox/{hash}/image",
     summary="The small copy of an image that waits",
     response_class=Response,
-    responses={200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}, **problems(404)},
+    responses=OF_PICTURE,
 )
 async def show_image(hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
     """A JPEG with a short side of 256 pixels at most, if the store keeps copies."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from zsvec.facts import info as facts
 from zsvec.service import schemas
 from zsvec.service.api.common import OF_BODY, By, Runs, body_of, problems
 from zsvec.service.problems import JSON
@@ -18,7 +19,7 @@ router = APIRouter(prefix="/v1", tags=["store"])
 @router.get("/info", summary="Say what is in the store", response_model=dict[str, Any], responses=problems(409))
 async def info(work: Runs) -> Response:
     """Its place, size, encoders, calibration, and the versions of its engine."""
-    return JSON(await work.run(work.classifier.store.info))
+    return JSON(await work.run(lambda: facts(work.classifier.store, work.classifier.settings)))
 
 
 @router.get("/audit", summary="Audit the references", response_model=list[schemas.Finding], responses=problems(409))

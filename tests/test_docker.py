@@ -92,7 +92,9 @@ def test_what_the_service_is_told_are_settings(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_line_that_makes_the_keys_makes_keys(tmp_path: Path) -> None:
-    (line,) = re.findall(r"^\$ (\{ echo .*\}) > docker/.env$", (ROOT / "zsvec/docs/service.md").read_text(), re.MULTILINE)
+    page = (ROOT / "zsvec/docs/service.md").read_text()
+    (line,) = re.findall(r"^\$ (\{ echo .*\}) > docker/.env$", page, re.MULTILINE)
+    assert line in (ROOT / "README.md").read_text()
     made = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     variables = dict(entry.split("=", 1) for entry in made.splitlines())
     assert variables.keys() == {"ZSVEC_API_KEY", "ZSVEC_SERVE_KEYS"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -37,5 +38,5 @@ async def classify(
     if work.full:
         raise Problem(429, f"{work.queued} images wait already: try again soon")
     images = await sent_images(request, work.limits.images)
-    answers = [prediction.to_dict() for prediction in await work.classify(images, top_k, request.receive)]
-    return JSON(answers if explain else [{**answer, "experts": {}} for answer in answers])
+    found = await work.classify(images, top_k, request.receive)
+    return JSON([(one if explain else replace(one, experts={})).to_dict() for one in found])

@@ -25,6 +25,15 @@ def by(request: Request) -> str | None:
     return key.name if key else None
 
 
+# FastAPI runs what is not async in a thread: for these, that would take longer than all else that it does.
+async def _runs(request: Request) -> Work:
+    return work_of(request)
+
+
+async def _by(request: Request) -> str | None:
+    return by(request)
+
+
 def _decoded(part: str) -> str:
     try:
         return unquote(part, errors="strict")
@@ -32,8 +41,8 @@ def _decoded(part: str) -> str:
         raise Problem(422, "a name in a path is UTF-8, percent-encoded: this one is not") from None
 
 
-Runs = Annotated[Work, Depends(work_of)]
-By = Annotated[str | None, Depends(by)]
+Runs = Annotated[Work, Depends(_runs)]
+By = Annotated[str | None, Depends(_by)]
 Name = Annotated[
     str,
     Path(description="Name of the category; a `/` in it is sent as `%2F`.", examples=["red%20panda"]),

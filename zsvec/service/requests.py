@@ -58,6 +58,8 @@ class Requests:
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
+                if scope["app"].state.health.ending.is_set():
+                    headers["Connection"] = "close"
             await send(message)
 
         try:

@@ -1,7 +1,8 @@
 """The process of a service: uvicorn, which ends so that nobody who was let in goes without an answer.
 
 After SIGTERM or SIGINT the service says at once that it is not ready, and takes connections for a moment longer: those
-who send them look seldom. Then it takes none, answers what it has, and ends.
+who send them look seldom. Each answer closes its connection from then on. Then it takes no connections, waits another
+moment for the requests of those that it has taken, answers what it has, and ends.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,6 +23,8 @@ from zsvec.errors import InvalidInputError
 
 NOTICE = 1.0
 """Seconds between not being ready and taking no connections."""
+LAST_REQUESTS = 0.5
+"""Seconds for the requests of connections that were taken."""
 LAST_ANSWERS = 7.0
 """Seconds for the answers to what was let in."""
 _BACKLOG = 2048  # connections that wait to be taken
@@ -41,10 +46,35 @@ class _Server(uvicorn.Server):
             self._loop.call_later(NOTICE, self._stop)
 
     def _stop(self) -> None:
-        self.should_exit = True
+        # asyncio drops a connection that it has taken, and not begun to serve, when its server is closed.
+        for server in self.servers:
+            for listener in server.sockets:
+                self._loop.remove_reader(listener.fileno())
+        self._loop.call_soon(self._close)
+
+    def _close(self) -> None:
+        for server in self.servers:
+            for listener in server.sockets:
+                self._take_last(listener.fileno())
+            server.close()
+        self._loop.call_later(LAST_REQUESTS, setattr, self, "should_exit", True)
+
+    def _take_last(self, listener: int) -> None:
+        """Take the connections that wait: closing what listens would reset them, and the requests that they have."""
+        with suppress(BlockingIOError), socket.socket(fileno=os.dup(listener)) as waiting:
+            while True:
+                taken = self._loop.connect_accepted_socket(self._protocol, waiting.accept()[0])
+                self._last.add(self._loop.create_task(taken))
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes it for a connection."""
+        kind: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = kind(self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
 
     async def run_until_ended(self, app: FastAPI, sockets: list[socket.socket]) -> None:
         self.app, self._loop = app, asyncio.get_running_loop()
+        self._last: set[asyncio.Task[Any]] = set()  # else nobody would hold them
         await self.serve(sockets)
 
 
@@ -68,7 +98,7 @@ def listening(host: str, port: int) -> socket.socket:
             listener.bind(address)
             listener.listen(_BACKLOG)
             stack.pop_all()
-    except (OSError, OverflowError) as exc:
+    except (OSError, OverflowError, ValueError) as exc:
         raise InvalidInputError(f"nothing can listen on {host!r}, port {port}: {exc}; choose others") from exc
     return listener
 

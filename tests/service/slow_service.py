@@ -1,0 +1,44 @@
+"""A service of encoders that take their time: `python -m tests.service.slow_service FOLDER` prints its port."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import zsvec
+from tests.support import COLOURS, coloured
+from zsvec.inputs.categories import CategoryInput
+from zsvec.service import create_app
+from zsvec.service.server import listening, log_to_stderr, serve
+from zsvec.testing import HashEncoder
+from zsvec.types import Modality
+
+SECONDS = 0.05  # of a batch
+
+
+class Slow(HashEncoder):
+    """Takes its time over each batch."""
+
+    def embed(self, batch: Sequence[Any], modality: Modality) -> NDArray[np.float64]:
+        time.sleep(SECONDS)
+        return super().embed(batch, modality)
+
+
+def main(folder: str) -> None:
+    log_to_stderr(as_json=True)
+    with zsvec.open(folder, encoders=[Slow()]) as classifier, listening("127.0.0.1", 0) as listener:
+        classifier.add_categories(
+            CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)]) for colour in COLOURS
+        )
+        sys.stdout.write(f"{listener.getsockname()[1]}\n")
+        sys.stdout.flush()
+        serve(create_app(classifier), [listener])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

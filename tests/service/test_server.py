@@ -1,0 +1,175 @@
+"""The process of a service: how it listens, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+import pytest
+
+from tests.support import coloured
+from zsvec.errors import InvalidInputError
+from zsvec.service.server import LAST_ANSWERS, LAST_REQUESTS, NOTICE, JsonLines, listening
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 30.0
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A service in a process of its own, and its port; it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.service.slow_service", str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a pipe that nobody reads would be full soon
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        until = time.monotonic() + DEADLINE
+        while status(port, "/health/ready") != 200:
+            assert time.monotonic() < until
+        yield process, port
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def status(port: int, path: str, body: bytes | None = None) -> int:
+    """What is answered; 0: no connection was taken."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    try:
+        connection.connect()
+    except ConnectionRefusedError:
+        return 0
+    try:
+        connection.request("POST" if body else "GET", path, body, {"Content-Type": "image/png"} if body else {})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+    finally:
+        connection.close()
+
+
+def photo() -> bytes:
+    file = io.BytesIO()
+    coloured("red", 7).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_who_ends_it_loses_no_request(tmp_path: Path) -> None:
+    image = photo()
+    with running(tmp_path / "store") as (process, port):
+        found: Counter[int | str] = Counter()
+        lock = threading.Lock()
+        begun = threading.Barrier(9)
+
+        def ask() -> None:
+            begun.wait()
+            answered: int | str = 1
+            while answered:
+                try:
+                    answered = status(port, "/v1/classify", image)
+                except (OSError, HTTPException) as exc:
+                    answered = type(exc).__name__
+                with lock:
+                    found[answered] += 1
+
+        clients = [threading.Thread(target=ask) for _ in range(8)]
+        for client in clients:
+            client.start()
+        begun.wait()
+        while found[200] < 20:
+            assert process.poll() is None
+        told = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        ready = []
+        while (answered := status(port, "/health/ready")) != 0:
+            ready.append(answered)
+        closed = time.monotonic() - told
+        for client in clients:
+            client.join(DEADLINE)
+        assert process.wait(DEADLINE) == 0
+        assert time.monotonic() - told < 10
+        assert 503 in ready
+        assert 200 not in ready[ready.index(503) :]
+        assert closed >= NOTICE
+        assert found.keys() == {200, 0}
+        assert found[0] == 8
+
+
+def test_a_connection_that_is_kept_is_told_of_the_end(tmp_path: Path) -> None:
+    with running(tmp_path / "store") as (process, port):
+        connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+        for end in (False, True):
+            if end:
+                process.send_signal(signal.SIGTERM)
+                while status(port, "/health/ready") == 200:
+                    pass
+            connection.request("POST", "/v1/classify", photo(), {"Content-Type": "image/png"})
+            answer = connection.getresponse()
+            answer.read()
+            assert (answer.status, answer.getheader("Connection") == "close") == (200, end)
+        assert process.wait(DEADLINE) == 0
+
+
+def test_a_connection_that_says_nothing_does_not_keep_it(tmp_path: Path) -> None:
+    with (
+        running(tmp_path / "store") as (process, port),
+        socket.create_connection(("127.0.0.1", port)),
+        socket.create_connection(("127.0.0.1", port)) as half,
+    ):
+        half.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(NOTICE + LAST_REQUESTS + LAST_ANSWERS + 5) == 0
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    with running(tmp_path / "store") as (process, port), socket.create_connection(("127.0.0.1", port)) as half:
+        half.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
+        process.send_signal(signal.SIGINT)
+        while status(port, "/health/ready") == 200:
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(NOTICE + LAST_REQUESTS + 5) == 0
+
+
+def test_sockets_send_at_once() -> None:
+    """asyncio asks for that only of sockets that name their protocol."""
+    with listening("localhost", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.1", "\0", "a" * 300])
+def test_an_address_that_is_not_here_is_refused(host: str) -> None:
+    with pytest.raises(InvalidInputError, match="nothing can listen"):
+        listening(host, 0)
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with listening("127.0.0.1", 0) as listener, pytest.raises(InvalidInputError, match="choose others"):
+        listening("127.0.0.1", listener.getsockname()[1])
+
+
+def test_a_line_of_the_log_is_one_object() -> None:
+    record = logging.LogRecord("a", logging.INFO, "", 1, "two\nlines %s", ("\u2028\x1b[31m",), None)
+    record.request = {"id": "x", "code": 200}
+    line = JsonLines().format(record)
+    assert line.isascii()
+    assert "\n" not in line
+    found = json.loads(line)
+    assert (found["message"], found["id"], found["code"]) == ("two\nlines \u2028\x1b[31m", "x", 200)

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Write the pages of the documentation that are made from the code: the commands and the settings.
+"""Write what of the documentation is made from the code: the commands, the settings, the description of the API.
 
 python scripts/write_pages.py
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,12 +21,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from typer.core import TyperGroup
 
+import zsvec
 from zsvec.cli.commands import app
 from zsvec.config import GenerationSettings, ModelPrice, Settings
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import STRATEGIES
 from zsvec.profiles import Profile
+from zsvec.service import create_app
+from zsvec.testing import HashEncoder
 
 FOLDER = Path(__file__).parents[1] / "zsvec" / "docs"
 _CHOICES: Mapping[str, Iterable[str]] = {"aggregation": AGGREGATIONS, "fusion": STRATEGIES}
@@ -226,6 +230,15 @@ def _default(field: FieldInfo) -> str:
     return "" if field.default is None else f"`{field.default}`"
 
 
+# The API
+
+
+def description() -> str:
+    """The description of the API of `zsvec serve` (OpenAPI), as JSON."""
+    with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
+        return json.dumps(create_app(classifier).openapi(), indent=2, ensure_ascii=False) + "\n"
+
+
 # Markdown
 
 
@@ -240,3 +253,4 @@ PAGES: Mapping[str, Callable[[], str]] = {"commands": commands_page, "settings":
 if __name__ == "__main__":
     for topic, page in PAGES.items():
         (FOLDER / f"{topic}.md").write_text(page(), encoding="utf-8")
+    (FOLDER / "openapi.json").write_text(description(), encoding="utf-8")

@@ -26,6 +26,10 @@ def test_the_page_is_current(topic: str, write_pages: ModuleType) -> None:
     assert page(topic) == write_pages.PAGES[topic](), "run scripts/write_pages.py"
 
 
+def test_the_description_of_the_api_is_current(write_pages: ModuleType) -> None:
+    assert (write_pages.FOLDER / "openapi.json").read_text() == write_pages.description(), "run scripts/write_pages.py"
+
+
 @pytest.mark.parametrize("topic", ["commands", "settings"])
 @pytest.mark.parametrize("variable", ["COLUMNS=40", "FORCE_COLOR=1", "HOME=/nowhere"])
 def test_the_machine_makes_no_difference(

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,6 +22,7 @@ from zsvec.classifier import Classifier
 from zsvec.errors import ZSVecError
 from zsvec.service import api, operations, pages
 from zsvec.service.bodies import Bodies
+from zsvec.service.description import ABOUT, completed
 from zsvec.service.guard import Guard
 from zsvec.service.keys import Keys
 from zsvec.service.metrics import Metrics
@@ -33,6 +35,16 @@ _log = logging.getLogger(__name__)
 DESCRIPTION = "/v1/openapi.json"
 """Where the description of the API is."""
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+
+
+class _Service(FastAPI):
+    """An application that describes itself whole."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The description of the API."""
+        if self.openapi_schema is None:
+            self.openapi_schema = completed(super().openapi())
+        return self.openapi_schema
 
 
 def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> FastAPI:
@@ -56,10 +68,12 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
         loading.cancel()
         await asyncio.to_thread(work.close)
 
-    app = FastAPI(
+    app = _Service(
         title="zsvec",
         version=__version__,
         summary="Image classification whose categories live in Qdrant",
+        description=ABOUT,
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
         docs_url=None,  # their scripts come from elsewhere
         redoc_url=None,

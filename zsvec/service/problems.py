@@ -35,7 +35,8 @@ _STATUS: tuple[tuple[type[ZSVecError], int], ...] = (
     (MissingExtraError, 503),
     (StoreError, 409),  # what is in the store, or is not, does not allow it
 )
-_RETRY = {429: "1", 503: "5"}  # seconds
+RETRY = {429: "1", 503: "5"}
+"""Seconds after which what was answered by a status may be tried again."""
 
 
 class Problem(Exception):  # noqa: N818 - the word of RFC 9457
@@ -51,7 +52,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         super().__init__(detail)
         self.status = status
         self.detail = detail
-        self.headers = {**({"Retry-After": _RETRY[status]} if status in _RETRY else {}), **(headers or {})}
+        self.headers = {**({"Retry-After": RETRY[status]} if status in RETRY else {}), **(headers or {})}
 
 
 class JSON(Response):

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT
 from zsvec.types import CalibrationState, Modality
 
 _MOST = 1000  # entries of a list that is sent, so that one of many wrong ones costs no more than its bytes
+
+NAME: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": LONGEST_NAME,
+    "pattern": r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$",
+}
+"""How a description says what the name of a category is."""
+HASH = "^[0-9a-f]{64}$"
+"""What a content hash is."""
+Hash = Annotated[str, Field(pattern=HASH)]
+CategoryName = Annotated[str, WithJsonSchema(NAME)]
+Text = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT, "pattern": r"\S"})]
+
+
+def _from_base64(value: object) -> bytes:
+    """The bytes that a text stands for, which may be broken into lines; ValueError for any other."""
+    if not isinstance(value, str):
+        raise ValueError("an image is base64 in a string")  # noqa: TRY004 - for pydantic
+    try:
+        return b64decode("".join(value.split()), validate=True)
+    except ValueError:
+        raise ValueError("this is no base64") from None
+
+
+Base64 = Annotated[
+    bytes,
+    BeforeValidator(_from_base64),
+    WithJsonSchema({"type": "string", "format": "byte", "contentEncoding": "base64"}),
+]
 
 
 class Given(BaseModel):
@@ -20,11 +52,11 @@ class Given(BaseModel):
 class NamedImage(Given):
     """An image with its name."""
 
-    data: Annotated[Base64Bytes, Field(description="The image file, as base64.")]
+    data: Annotated[Base64, Field(description="The image file, as base64.")]
     name: Annotated[str | None, Field(description="The name of the file; kept as the source of a reference.")] = None
 
 
-Image = Base64Bytes | NamedImage
+Image = Base64 | NamedImage
 
 
 class Images(Given):
@@ -36,7 +68,7 @@ class Images(Given):
 class CategoryGiven(Given):
     """A category, or what is to be added to one."""
 
-    texts: Annotated[list[str] | None, Field(max_length=_MOST, description="Definition texts.")] = None
+    texts: Annotated[list[Text] | None, Field(max_length=_MOST, description="Definition texts.")] = None
     images: Annotated[list[Image], Field(max_length=_MOST, description="Reference images.")] = []
     metadata: Annotated[dict[str, Any] | None, Field(description="JSON to keep with the category.")] = None
 
@@ -44,12 +76,12 @@ class CategoryGiven(Given):
 class CategoryChange(Given):
     """What is to be changed of a category; what is left out stays."""
 
-    name: Annotated[str | None, Field(description="Its new name; with `merge`, the category that gets all of it.")] = (
-        None
-    )
+    name: Annotated[
+        CategoryName | None, Field(description="Its new name; with `merge`, the category that gets all of it.")
+    ] = None
     merge: Annotated[bool, Field(description="Whether `name` is there, and gets all that this one has.")] = False
     texts: Annotated[
-        list[str] | None, Field(max_length=_MOST, description="Definition texts in the place of those it has.")
+        list[Text] | None, Field(max_length=_MOST, description="Definition texts in the place of those it has.")
     ] = None
     metadata: Annotated[dict[str, Any] | None, Field(description="JSON in the place of what it has.")] = None
 
@@ -63,27 +95,27 @@ class CategoryChange(Given):
 class ReferenceChange(Given):
     """Where a reference is to go."""
 
-    category: Annotated[str, Field(description="The category that gets it; made if there is none.")]
+    category: Annotated[CategoryName, Field(description="The category that gets it; made if there is none.")]
 
 
 class LabelGiven(Given):
     """Images of the inbox, and their category."""
 
-    hashes: Annotated[list[str], Field(min_length=1, max_length=_MOST)]
-    category: Annotated[str, Field(description="Made if there is none.")]
+    hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MOST)]
+    category: Annotated[CategoryName, Field(description="Made if there is none.")]
 
 
 class Hashes(Given):
     """Images of the inbox."""
 
-    hashes: Annotated[list[str], Field(min_length=1, max_length=_MOST)]
+    hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MOST)]
 
 
 class UndoGiven(Given):
     """Which change to take back; by default the last one of all."""
 
-    category: Annotated[str | None, Field(description="The category whose last change it is.")] = None
-    change: Annotated[str | None, Field(description="Its id, or how that begins.")] = None
+    category: Annotated[CategoryName | None, Field(description="The category whose last change it is.")] = None
+    change: Annotated[str | None, Field(pattern="^[0-9a-f-]{1,36}$", description="Its id, or how that begins.")] = None
 
 
 class Answer(BaseModel):

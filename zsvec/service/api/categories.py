@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from zsvec.classifier import Classifier
-from zsvec.inputs.categories import ReferenceImage, checked_name
+from zsvec.inputs.categories import ReferenceImage, checked_name, checked_texts
 from zsvec.service import schemas
-from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Name, Runs, body_of, problems
+from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Name, Runs, body_of, of_state, problems
 from zsvec.service.pictures import picture
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import Material, sent_json, sent_material
@@ -112,11 +112,14 @@ def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -
         raise Problem(409, f"there is a category {new!r} already: merge, or take another name")
     with classifier.store.one_change("merge" if given.merge else "set" if given.name is None else "rename"):
         if given.texts is not None:
-            category = classifier.references.set_texts(name, given.texts)
+            texts = checked_texts(given.texts)
+            with of_state():
+                category = classifier.references.set_texts(name, texts)
         if given.metadata is not None:
             category = classifier.references.set_metadata(name, given.metadata)
         if new is not None and given.merge:
-            category = classifier.references.merge(name, new)
+            with of_state():
+                category = classifier.references.merge(name, new)
         elif new is not None and new != category.name:
             category = classifier.references.rename(name, new)
     return category.to_dict()
@@ -165,7 +168,7 @@ def _reference(classifier: Classifier, name: str, content_hash: str) -> StoredRe
     response_class=Response,
     responses=OF_PICTURE,
 )
-async def show_image(name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
+async def show_reference_image(name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
     """A JPEG with a short side of 256 pixels at most, if the store keeps copies."""
 
     def small() -> SmallImage | None:
@@ -188,7 +191,9 @@ async def move_reference(request: Request, name: Name, hash: Hash, work: Runs, b
 
     def move() -> dict[str, Any]:
         _reference(work.classifier, name, hash)
-        return work.classifier.references.move(hash, source=name, target=given.category).to_dict()
+        target = checked_name(given.category)
+        with of_state():
+            return work.classifier.references.move(hash, source=name, target=target).to_dict()
 
     return JSON(await work.run(move, by=by))
 
@@ -204,7 +209,8 @@ async def remove_reference(name: Name, hash: Hash, work: Runs, by: By) -> Respon
 
     def remove() -> None:
         _reference(work.classifier, name, hash)
-        work.classifier.references.remove(name, hash)
+        with of_state():
+            work.classifier.references.remove(name, hash)
 
     await work.run(remove, by=by)
     return Response(status_code=204)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, Path, Request
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, WithJsonSchema
 
+from zsvec.errors import CategoryNotFoundError, InvalidInputError
 from zsvec.service.keys import Key
-from zsvec.service.problems import Problem
+from zsvec.service.problems import RETRY, Problem
+from zsvec.service.schemas import HASH, NAME
 from zsvec.service.work import Work
 
 
@@ -45,10 +49,23 @@ Runs = Annotated[Work, Depends(_runs)]
 By = Annotated[str | None, Depends(_by)]
 Name = Annotated[
     str,
-    Path(description="Name of the category; a `/` in it is sent as `%2F`.", examples=["red%20panda"]),
+    Path(description="Name of the category. In a path, a `/` in it is sent as `%2F`.", examples=["red panda"]),
     AfterValidator(_decoded),
+    WithJsonSchema(NAME),
 ]
-Hash = Annotated[str, Path(description="Content hash of the text or image.", pattern="^[0-9a-f]{64}$")]
+Hash = Annotated[str, Path(description="Content hash of the text or image.", pattern=HASH)]
+
+
+@contextmanager
+def of_state() -> Iterator[None]:
+    """Values that can be used, though not now: a Problem of the state of the store, not of the request."""
+    try:
+        yield
+    except CategoryNotFoundError:
+        raise
+    except InvalidInputError as exc:
+        raise Problem(409, str(exc)) from exc
+
 
 _SAID = {
     400: "The body cannot be read",
@@ -70,7 +87,11 @@ OF_BODY = (400, 408, 413, 415, 422)
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """How a description says that a route answers with these, beside those of all routes."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {code: {"description": _SAID[code], "content": content} for code in sorted({*codes, 401, 403, 429, 503})}
+    again = {"headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}}}
+    return {
+        code: {"description": _SAID[code], "content": content, **(again if code in RETRY else {})}
+        for code in sorted({*codes, 401, 403, 429, 503})
+    }
 
 
 OF_PICTURE: dict[int | str, dict[str, Any]] = {

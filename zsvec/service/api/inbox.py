@@ -8,8 +8,10 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from zsvec.errors import ImageError
+from zsvec.inputs.categories import checked_name
+from zsvec.inputs.images import load_image
 from zsvec.service import schemas
-from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Runs, body_of, problems
+from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Runs, body_of, of_state, problems
 from zsvec.service.pictures import picture
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_images, sent_json
@@ -73,7 +75,7 @@ async def groups(work: Runs) -> Response:
     response_class=Response,
     responses=OF_PICTURE,
 )
-async def show_image(hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
+async def show_waiting_image(hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
     """A JPEG with a short side of 256 pixels at most, if the store keeps copies."""
     return picture(await work.run(lambda: work.classifier.inbox.small(hash)), hash)
 
@@ -90,7 +92,9 @@ async def label(request: Request, work: Runs, by: By) -> Response:
     given = await sent_json(request, schemas.LabelGiven)
 
     def labelled() -> dict[str, Any]:
-        return work.classifier.inbox.label(given.hashes, given.category).to_dict()
+        category = checked_name(given.category)
+        with of_state():
+            return work.classifier.inbox.label(given.hashes, category).to_dict()
 
     return JSON(await work.run(labelled, by=by))
 
@@ -105,7 +109,12 @@ async def label(request: Request, work: Runs, by: By) -> Response:
 async def dismiss(request: Request, work: Runs, by: By) -> Response:
     """Until they are too old, nothing like them is kept again."""
     given = await sent_json(request, schemas.Hashes)
-    await work.run(lambda: work.classifier.inbox.dismiss(given.hashes), by=by)
+
+    def dismissed() -> None:
+        with of_state():
+            work.classifier.inbox.dismiss(given.hashes)
+
+    await work.run(dismissed, by=by)
     return Response(status_code=204)
 
 
@@ -117,12 +126,20 @@ async def dismiss(request: Request, work: Runs, by: By) -> Response:
     openapi_extra=body_of(schemas.Images, form=True, raw=True),
 )
 async def correct(
-    request: Request, work: Runs, by: By, category: Annotated[str, Query(description="Made if there is none.")]
+    request: Request,
+    work: Runs,
+    by: By,
+    category: Annotated[schemas.CategoryName, Query(description="Made if there is none.")],
 ) -> Response:
-    """They count from the next image on. One that is a reference of another category is moved."""
+    """They count from the next image on. One that is a reference of another category is moved.
+
+    If one of several cannot be read, none is used.
+    """
     images = await sent_images(request, work.limits.images)
 
     def corrected() -> dict[str, Any]:
+        for image in images if len(images) > 1 else ():
+            load_image(image, **work.classifier.settings.image_limits())
         with work.classifier.store.one_change("correct"):
             return [work.classifier.correct(image, category) for image in images][-1].to_dict()
 

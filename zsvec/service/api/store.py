@@ -8,8 +8,9 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from zsvec.facts import info as facts
+from zsvec.inputs.categories import checked_name
 from zsvec.service import schemas
-from zsvec.service.api.common import OF_BODY, By, Runs, body_of, problems
+from zsvec.service.api.common import OF_BODY, By, Runs, body_of, of_state, problems
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_json
 
@@ -49,6 +50,8 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
     given = await sent_json(request, schemas.UndoGiven)
 
     def undone() -> dict[str, Any]:
-        return work.classifier.history.undo(given.category, change=given.change).to_dict()
+        category = None if given.category is None else checked_name(given.category)
+        with of_state():
+            return work.classifier.history.undo(category, change=given.change).to_dict()
 
     return JSON(await work.run(undone, by=by))

@@ -1,0 +1,569 @@
+"""The API: each route with what is right and what is wrong, and the JSON of the command line, word for word."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import zsvec
+from tests.service.support import KEYS, WRITE, Limits, asked, bearer, files, names, path_to, problem, red
+from tests.support import COLOURS, coloured, encode, photo, state
+from tests.test_cli import Result, cli, hash_encoders  # noqa: F401
+from zsvec.classifier import Classifier
+from zsvec.inputs.images import content_hash
+from zsvec.testing import HashEncoder
+
+pytestmark = pytest.mark.usefixtures("hash_encoders")
+
+CATEGORIES = "/v1/categories"
+EMPTY_HASH = "0" * 64
+
+
+def sent(content: bytes, kind: str = "application/json") -> dict[str, Any]:
+    return {"content": content, "headers": {"Content-Type": kind}}
+
+
+def as_json(*images: bytes) -> dict[str, Any]:
+    return {"json": {"images": [base64.b64encode(image).decode() for image in images]}}
+
+
+def rounded(value: Any) -> Any:
+    """JSON whose numbers do not depend on which images shared a batch."""
+    return json.loads(json.dumps(value), parse_float=lambda digits: round(float(digits), 4))
+
+
+# Classifying
+
+
+def test_an_image_is_classified_however_it_is_sent(client: TestClient) -> None:
+    picture = red(77)
+    for how in (
+        {"files": files(picture)},
+        sent(picture, "image/png"),
+        sent(picture, "application/octet-stream"),
+        sent(picture, "image/x-anything; q=1"),
+        as_json(picture),
+        {"json": {"images": [{"data": base64.b64encode(picture).decode(), "name": "photo.png"}]}},
+    ):
+        [answer] = client.post("/v1/classify", **how).raise_for_status().json()
+        assert (answer["label"], answer["error"], answer["experts"]) == ("red", None, {})
+        assert answer["source"] in ("photo.png", "upload")
+
+
+def test_answers_are_those_of_the_classifier_in_order(client: TestClient, classifier: Classifier) -> None:
+    pictures = [encode(coloured(colour, 50)) for colour in reversed(COLOURS)]
+    answers = client.post("/v1/classify?explain=true&top_k=2", files=files(*pictures)).json()
+    for answer, picture in zip(answers, pictures, strict=True):
+        assert rounded(answer) == rounded(classifier.classify(picture, top_k=2).to_dict()) | {"source": "photo.png"}
+    assert [answer["label"] for answer in answers] == list(reversed(COLOURS))
+
+
+def test_an_image_that_cannot_be_read_has_its_own_error(client: TestClient) -> None:
+    damaged = [b"", b"no image", red()[:60], red()]
+    answers = client.post("/v1/classify", files=files(*damaged)).raise_for_status().json()
+    assert [answer["error"] is None for answer in answers] == [False, False, False, True]
+    assert all(answer["label"] is None and answer["ranking"] == [] for answer in answers[:3])
+    assert [len(answer["error"]) > 10 for answer in answers[:3]] == [True] * 3
+    [alone] = client.post("/v1/classify", **sent(b"", "image/png")).json()
+    assert "empty" in alone["error"]
+
+
+def test_no_url_is_fetched(client: TestClient) -> None:
+    problem(client.post("/v1/classify", json={"images": ["http://127.0.0.1:9/x.png"]}), 422, "base64")
+    problem(client.post("/v1/classify", json={"images": [], "urls": ["http://127.0.0.1:9/x.png"]}), 422)
+    [answer] = client.post("/v1/classify", **sent(b"http://127.0.0.1:9/x.png", "image/png")).json()
+    assert "unknown format" in answer["error"]
+    problem(client.post("/v1/classify", data={"images": "http://127.0.0.1:9/x.png"}, files=files(red())), 422, "field")
+
+
+@pytest.mark.parametrize("query", ["top_k=0", "top_k=1001", "top_k=x", "top_k=1e9", "top_k=", "explain=perhaps"])
+def test_a_query_that_cannot_be_used(client: TestClient, query: str) -> None:
+    problem(client.post(f"/v1/classify?{query}", **sent(red(), "image/png")), 422, query.partition("=")[0])
+
+
+def test_a_store_without_categories_classifies_nothing() -> None:
+    with zsvec.open(":memory:", encoders=[HashEncoder()]) as empty, asked(empty) as client:
+        problem(client.post("/v1/classify", files=files(red())), 409, "no categor")
+        assert client.get(CATEGORIES).json() == client.get("/v1/inbox").json() == client.get("/v1/history").json() == []
+        assert client.get("/v1/inbox/groups").json() == []
+        assert client.get("/v1/info").json()["categories"] == 0
+        problem(client.post("/v1/undo", json={}), 409, "no change")
+        problem(client.get(path_to("red")), 404, "red")
+        client.get("/v1/audit")
+
+
+# Bodies
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/inbox", "/v1/correct?category=red"])
+def test_bodies_that_are_no_images(client: TestClient, path: str) -> None:
+    problem(client.post(path), 415, "not said")
+    problem(client.post(path, **sent(b"x", "text/plain")), 415, "text/plain")
+    problem(client.post(path, **sent(b"a=b", "application/x-www-form-urlencoded")), 415)
+    problem(client.post(path, **sent(b"{", "application/json")), 400, "no JSON")
+    problem(client.post(path, **sent(b"\xff\xfe{", "application/json")), 400, "no JSON")
+    problem(client.post(path, **sent(b'{"images": ["\\ud800"]}', "application/json")), 400, "no JSON")
+    problem(client.post(path, **sent(b"[" * 100_000, "application/json")), 400, "no JSON")
+    problem(client.post(path, json=[]), 422)
+    problem(client.post(path, json={}), 422, "images")
+    problem(client.post(path, json={"images": []}), 422, "images")
+    problem(client.post(path, json={"images": ["!"]}), 422, "images.0")
+    problem(client.post(path, json={"images": [{"data": "!", "more": 1}]}), 422, "images.0")
+    problem(client.post(path, json={"images": [None, 1]}), 422, "images.0")
+    problem(client.post(path, json={"images": ["!"] * 1_000_000}), 422, "images")
+    problem(client.post(path, **sent(b"x", "multipart/form-data")), 400, "boundary")
+    problem(client.post(path, **sent(b"--x\r\n\r\n", "multipart/form-data; boundary=x")), 400, "form")
+    problem(client.post(path, **sent(b"", "multipart/form-data; boundary=x")), 422, "no image")
+    problem(client.post(path, files=[("image", ("a.png", red()))]), 422, "images")
+    problem(client.post(path, files=files(red()), data={"texts": "x"}), 422, "texts")
+    chosen_none = b'--x\r\nContent-Disposition: form-data; name="images"; filename=""\r\n\r\n\r\n--x--\r\n'
+    problem(client.post(path, **sent(chosen_none, "multipart/form-data; boundary=x")), 422, "no image")
+
+
+@pytest.mark.parametrize("charset", ["idna", "punycode", "utf-7", "unicode_escape", "rot13", "zlib", "undefined", "x"])
+def test_forms_in_a_charset_that_is_none(client: TestClient, charset: str) -> None:
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="images"; filename="a\xff\\ud800+2D.png"\r\n\r\n'
+        + red()
+        + b"\r\n--x--\r\n"
+    )
+    answer = client.post("/v1/classify", **sent(body, f"multipart/form-data; boundary=x; charset={charset}"))
+    assert answer.status_code in (200, 400, 422)
+
+
+def test_a_number_of_images_that_is_too_large(classifier: Classifier) -> None:
+    before = state(classifier.store)
+    with asked(classifier, limits=Limits(images=2)) as client:
+        assert len(client.post("/v1/classify", files=files(red(), red(1))).json()) == 2
+        for how in ({"files": files(red(), red(1), red(2))}, as_json(red(), red(1), red(2))):
+            problem(client.post("/v1/classify", **how), 413, "2 images")
+            problem(client.put(path_to("new"), **how), 413, "2 images")
+    assert state(classifier.store) == before
+
+
+# Categories
+
+NAMES = [
+    "red/panda",
+    "a?b",
+    "a#b",
+    "100%",
+    "%2F",
+    "🐼 panda",
+    "with  two spaces",
+    ".hidden",
+    "…",
+    "ж",
+    "a\\b",
+    "a;b=c",
+    "<script>alert(1)</script>",
+    "x" * 500,
+    "熊" * 500,
+    "+",
+    "references",
+    "'\"`",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_any_name(client: TestClient, name: str) -> None:
+    made = client.put(path_to(name), files=files(red(9)))
+    assert (made.status_code, made.json()["category"]) == (201, name)
+    assert client.get(path_to(name)).json()["category"] == name
+    [hash_] = [one["hash"] for one in client.get(path_to(name, "references")).json() if one["modality"] == "image"]
+    assert client.get(path_to(name, "references", hash_)).json()["category"] == name
+    assert name in names(client)
+    assert [change["categories"] for change in client.get("/v1/history", params={"category": name}).json()] == [[name]]
+    assert client.patch(path_to(name), json={"metadata": {"a": 1}}).status_code == 200
+    assert client.patch(path_to(name), json={"name": "plain"}).json()["category"] == "plain"
+    assert client.patch(path_to("plain"), json={"name": name}).json()["category"] == name
+    assert client.delete(path_to(name)).status_code == 204
+    problem(client.get(path_to(name)), 404)
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        *((name, 422) for name in ("%20", "%0A", "%00", "a%7Fb", "%E2%80%8B", "x" * 501, "%FF", "%ED%A0%80")),
+        *((name, 404) for name in ("", "a/b", "a%20b", "%", "%zz", "%2E%2E")),
+    ],
+)
+def test_names_that_cannot_be_used(client: TestClient, name: str, status: int) -> None:
+    problem(client.get(f"{CATEGORIES}/{name}"), status)
+    if status == 422:
+        for method, path in (
+            ("PUT", ""),
+            ("PATCH", ""),
+            ("POST", "/references"),
+            ("PATCH", f"/references/{EMPTY_HASH}"),
+        ):
+            body = {"category": "x"} if "0" in path else {}
+            problem(client.request(method, f"{CATEGORIES}/{name}{path}", json=body), 422)
+        problem(client.delete(f"{CATEGORIES}/{name}"), 422)
+        problem(client.get(f"{CATEGORIES}/{name}/references"), 422)
+        problem(client.get(f"{CATEGORIES}/{name}/references/{EMPTY_HASH}/image"), 422)
+
+
+def test_names_that_are_sent_in_bodies_and_queries(client: TestClient, classifier: Classifier) -> None:
+    client.post("/v1/inbox", files=files(encode(photo(1))))
+    [waiting] = [one["hash"] for one in client.get("/v1/inbox").json()]
+    [one, *_] = [r.hash for r in classifier.references.of("red") if r.modality == "image"]
+    before = state(classifier.store)
+    for wrong in ("", " ", "a\nb", "\x00", "x" * 501, "\u200b"):
+        problem(client.patch(path_to("red"), json={"name": wrong}), 422, "category name")
+        problem(client.patch(path_to("red"), json={"name": wrong, "texts": ["x"], "metadata": {"a": 1}}), 422)
+        problem(client.patch(path_to("red", "references", one), json={"category": wrong}), 422, "category name")
+        problem(client.post("/v1/inbox/label", json={"hashes": [waiting], "category": wrong}), 422, "category name")
+        problem(client.post("/v1/undo", json={"category": wrong}), 422, "category name")
+        problem(client.post("/v1/correct", params={"category": wrong}, files=files(red())), 422, "category name")
+    problem(client.post("/v1/correct", files=files(red())), 422, "category")
+    assert state(classifier.store) == before
+
+
+def test_a_category_is_made_and_what_is_given_is_replaced(client: TestClient) -> None:
+    first = client.put(
+        path_to("panda"), data={"texts": ["a bear", "an animal"], "metadata": '{"a": 1}'}, files=files(red(5))
+    )
+    assert (first.status_code, first.json()["texts"]) == (201, ["a bear", "an animal"])
+    assert first.json()["references"] == {"hash:image": 1, "hash:text": 2}
+    second = client.put(path_to("panda"), json={"texts": ["a black and white bear"]})
+    assert (second.status_code, second.json()["texts"]) == (200, ["a black and white bear"])
+    assert second.json()["references"] == {"hash:image": 1, "hash:text": 1}
+    whole = client.get(path_to("panda")).json()
+    assert (whole["metadata"], len(whole["stored"])) == ({"a": 1}, 2)
+    assert client.put(path_to("panda"), json={"metadata": {"b": None}}).status_code == 200
+    assert client.get(path_to("panda")).json()["metadata"] == {"b": None}
+    assert client.put(path_to("bare"), json={}).json()["texts"] == ["bare"]
+
+
+def test_references_are_added_once(client: TestClient) -> None:
+    added = client.post(path_to("red", "references"), files=files(red(5), red(6))).json()
+    assert added["references"] == {"hash:image": 5, "hash:text": 1}
+    assert client.post(path_to("red", "references"), **as_json(red(5))).json() == added
+    assert client.post(path_to("crimson", "references"), data={"texts": "a red"}, files=[]).status_code == 415
+    assert client.post(path_to("crimson", "references"), json={"texts": ["a red"]}).json()["texts"] == ["a red"]
+
+
+def test_material_that_cannot_be_used(client: TestClient, classifier: Classifier) -> None:
+    before = state(classifier.store)
+    put, add = (path_to("red"), path_to("red", "references"))
+    for method, path in (("PUT", put), ("POST", add)):
+
+        def ask(status: int, *words: str, method: str = method, path: str = path, **how: Any) -> None:
+            problem(client.request(method, path, **how), status, *words)
+
+        ask(415)
+        ask(415, **sent(red(), "image/png"))
+        ask(400, "no JSON", **sent(b"{", "application/json"))
+        ask(422, "texts", json={"texts": "red"})
+        ask(422, "text", json={"texts": [""]})
+        ask(422, "text", json={"texts": ["x" * 20_001]})
+        ask(422, json={"texts": ["x"] * 1001})
+        ask(422, "colour", json={"colour": "red"})
+        ask(422, "metadata", json={"metadata": []})
+        ask(422, "metadata", json={"metadata": {"a": "x" * 100_001}})
+        ask(422, "metadata", json={"metadata": {"a": 2**70}})
+        ask(422, **sent(b'{"metadata": {"a": NaN}}', "application/json"))
+        ask(422, **sent(b'{"metadata": {"a": 1e999}}', "application/json"))
+        ask(422, **sent(b'{"metadata": ' + b'{"a":' * 100 + b"1" + b"}" * 100 + b"}", "application/json"))
+        ask(422, files=files(b"no image"))
+        ask(422, files=files(red(5), b""))
+        ask(422, data={"more": "x"}, files=files(red(5)))
+        ask(422, data={"metadata": ["{}", "{}"]}, files=files(red(5)))
+        ask(422, data={"metadata": "[]"}, files=files(red(5)))
+        ask(400, data={"metadata": "{"}, files=files(red(5)))
+        ask(422, data={"texts": " "}, files=files(red(5)))
+    assert state(classifier.store) == before
+
+
+def test_a_change_of_a_category_is_whole(client: TestClient, classifier: Classifier) -> None:
+    changed = client.patch(path_to("red"), json={"name": "crimson", "texts": ["like blood"], "metadata": {"a": 1}})
+    assert (changed.json()["category"], changed.json()["texts"]) == ("crimson", ["like blood"])
+    [last, *_] = client.get("/v1/history").json()
+    assert last["what"] == "rename"
+    assert client.post("/v1/undo", json={}).json()["id"] == last["id"]
+    assert client.get(path_to("red")).json()["texts"] == ["red"]
+    assert client.patch(path_to("red"), json={}).json()["category"] == "red"
+    assert client.patch(path_to("red"), json={"name": "red"}).json()["category"] == "red"
+    before = state(classifier.store)
+    # Nothing of a change is done that cannot be done whole.
+    more = {"texts": ["x"], "metadata": {"a": 2}}
+    problem(client.patch(path_to("red"), json={"name": "blue", **more}), 409, "blue", "merge")
+    problem(client.patch(path_to("red"), json={"name": "none", "merge": True, **more}), 404, "none")
+    problem(client.patch(path_to("red"), json={"name": "red", "merge": True}), 409, "same")
+    problem(client.patch(path_to("red"), json={"merge": True, **more}), 422, "merge")
+    problem(client.patch(path_to("none"), json=more), 404, "none")
+    problem(client.patch(path_to("red"), json={"texts": [" "]}), 422, "text")
+    problem(client.patch(path_to("red"), json={"metadata": 1}), 422, "metadata")
+    problem(client.patch(path_to("red"), files=files(red())), 415)
+    assert state(classifier.store) == before
+
+
+def test_merge(client: TestClient) -> None:
+    merged = client.patch(path_to("red"), json={"name": "blue", "merge": True}).json()
+    assert (merged["category"], merged["references"]["hash:image"]) == ("blue", 6)
+    assert names(client) == ["blue", "green"]
+    client.post("/v1/undo", json={"category": "red"})
+    assert names(client) == sorted(COLOURS)
+
+
+def test_remove(client: TestClient) -> None:
+    assert client.delete(path_to("red")).status_code == 204
+    problem(client.delete(path_to("red")), 404, "red")
+    assert client.post("/v1/undo", json={}).json()["categories"] == ["red"]
+    assert names(client) == sorted(COLOURS)
+
+
+# References
+
+
+def images_of(client: TestClient, name: str) -> list[str]:
+    return [one["hash"] for one in client.get(path_to(name, "references")).json() if one["modality"] == "image"]
+
+
+def test_a_reference_is_shown_moved_and_removed(client: TestClient) -> None:
+    [first, second, third] = images_of(client, "red")
+    shown = client.get(path_to("red", "references", first, "image"))
+    assert shown.headers["content-type"] == "image/jpeg"
+    assert "immutable" in shown.headers["cache-control"]
+    assert "private" in shown.headers["cache-control"]
+    moved = client.patch(path_to("red", "references", first), json={"category": "blue"}).json()
+    assert (moved["category"], moved["references"]["hash:image"]) == ("blue", 4)
+    problem(client.get(path_to("red", "references", first)), 404, first)
+    problem(client.get(path_to("red", "references", first, "image")), 404, first)
+    assert client.get(path_to("blue", "references", first, "image")).content == shown.content
+    assert client.patch(path_to("red", "references", second), json={"category": "new"}).json()["category"] == "new"
+    assert client.delete(path_to("red", "references", third)).status_code == 204
+    assert images_of(client, "red") == []
+    [text] = client.get(path_to("red", "references")).json()
+    problem(client.delete(path_to("red", "references", text["hash"])), 409, "no reference")
+    problem(client.patch(path_to("red", "references", text["hash"]), json={"category": "blue"}), 409)
+    problem(client.get(path_to("red", "references", text["hash"], "image")), 404, "small copy")
+
+
+def test_a_reference_that_is_not_there(client: TestClient, classifier: Classifier) -> None:
+    before = state(classifier.store)
+    [first, *_] = images_of(client, "red")
+    for name, hash_, status in (
+        ("red", EMPTY_HASH, 404),
+        ("none", first, 404),
+        ("red", first[:12], 422),
+        ("red", "X", 422),
+    ):
+        problem(client.get(path_to(name, "references", hash_)), status)
+        problem(client.get(path_to(name, "references", hash_, "image")), status)
+        problem(client.delete(path_to(name, "references", hash_)), status)
+        problem(client.patch(path_to(name, "references", hash_), json={"category": "blue"}), status)
+    problem(client.patch(path_to("red", "references", first), json={"category": "red"}), 409, "same")
+    problem(client.patch(path_to("red", "references", first), json={}), 422, "category")
+    assert state(classifier.store) == before
+
+
+# What waits
+
+
+def test_the_inbox(client: TestClient) -> None:
+    pictures = [encode(photo(seed)) for seed in range(3)]
+    kept = client.post("/v1/inbox", files=[*files(*pictures), *files(b"no image", name="broken.png")]).json()
+    assert [one["error"] is None for one in kept] == [True, True, True, False]
+    hashes = [one["hash"] for one in kept[:3]]
+    assert hashes == [content_hash(picture) for picture in pictures]
+    assert [one["hash"] for one in client.post("/v1/inbox", files=files(*pictures)).json()] == hashes
+    waiting = client.get("/v1/inbox").json()
+    assert {one["hash"] for one in waiting} == set(hashes)
+    assert client.get("/v1/inbox?number=1").json() == waiting[:1]
+    problem(client.get("/v1/inbox?number=0"), 422, "number")
+    assert client.get(f"/v1/inbox/{hashes[0]}/image").headers["content-type"] == "image/jpeg"
+    problem(client.get(f"/v1/inbox/{EMPTY_HASH}/image"), 404)
+    labelled = client.post("/v1/inbox/label", json={"hashes": hashes[:1], "category": "noise"}).json()
+    assert (labelled["category"], labelled["references"]) == ("noise", {"hash:image": 1})
+    assert client.post("/v1/inbox/dismiss", json={"hashes": hashes[1:2]}).status_code == 204
+    assert [one["hash"] for one in client.get("/v1/inbox").json()] == hashes[2:]
+    for path, more in (("label", {"category": "noise"}), ("dismiss", {})):
+        problem(client.post(f"/v1/inbox/{path}", json={"hashes": [EMPTY_HASH], **more}), 409, "waits")
+        problem(client.post(f"/v1/inbox/{path}", json={"hashes": [], **more}), 422, "hashes")
+        problem(client.post(f"/v1/inbox/{path}", json=more), 422, "hashes")
+        problem(client.post(f"/v1/inbox/{path}", json={"hashes": ["x" * 10_000], **more}), 422, "hashes")
+        problem(client.post(f"/v1/inbox/{path}", files=files(red())), 415)
+
+
+def test_groups() -> None:
+    with zsvec.open(":memory:", encoders=[HashEncoder()]) as empty, asked(empty) as client:
+        client.post("/v1/inbox", files=files(*(encode(coloured("purple", seed)) for seed in range(8))))
+        [group] = client.get("/v1/inbox/groups").json()
+        assert 5 <= len(group["images"]) <= 8
+
+
+def test_a_correction_counts_from_the_next_image_on(client: TestClient) -> None:
+    picture = encode(coloured("white", 3))
+    corrected = client.post("/v1/correct", params={"category": "white/snow"}, files=files(picture))
+    assert corrected.json()["category"] == "white/snow"
+    [answer] = client.post("/v1/classify", files=files(picture)).json()
+    assert answer["label"] == "white/snow"
+    moved = client.post("/v1/correct", params={"category": "red"}, **sent(picture, "image/png")).json()
+    assert (moved["category"], moved["references"]["hash:image"]) == ("red", 4)
+
+
+def test_corrections_are_all_done_or_none(client: TestClient, classifier: Classifier) -> None:
+    before = state(classifier.store)
+    answer = client.post("/v1/correct?category=blue", files=files(encode(photo(1)), b"no image"))
+    problem(answer, 422, "photo.png")
+    assert state(classifier.store) == before
+
+
+# The store
+
+
+def test_undo(client: TestClient) -> None:
+    client.delete(path_to("red"))
+    client.delete(path_to("blue"))
+    [_, of_red, *_] = client.get("/v1/history").json()
+    assert client.post("/v1/undo", json={"change": of_red["id"][:8]}).json() == of_red | {"undone": True}
+    assert client.post("/v1/undo", json={"category": "blue"}).json()["categories"] == ["blue"]
+    problem(client.post("/v1/undo", json={"category": "none"}), 409, "none")
+    problem(client.post("/v1/undo", json={"change": "ffffffff"}), 409, "ffffffff")
+    problem(client.post("/v1/undo", json={"last": 1}), 422, "last")
+    problem(client.post("/v1/undo"), 415)
+
+
+def test_who_changed_it_is_kept(classifier: Classifier) -> None:
+    with asked(classifier, keys=KEYS) as client:
+        client.put(path_to("new"), files=files(red(9)), headers=bearer(WRITE))
+        client.post("/v1/undo", json={}, headers=bearer(WRITE))
+        client.post("/v1/correct?category=x", files=files(red(10)), headers=bearer(WRITE))
+        [*changes] = client.get("/v1/history", headers=bearer(WRITE)).json()
+        stored = client.get(path_to("x", "references"), headers=bearer(WRITE)).json()
+    assert {change["by"] for change in changes if set(change["categories"]) & {"new", "x"}} == {"ann"}
+    assert {one["by"] for one in stored} == {"ann"}
+
+
+def test_audit(client: TestClient) -> None:
+    client.post(path_to("blue", "references"), files=files(red(0)))
+    client.post(path_to("red", "references"), files=files(red(0)))
+    found = client.get("/v1/audit").json()
+    assert found[0]["finding"] == "summary"
+    assert "duplicates" in {one["finding"] for one in found}
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v2/info", "/v1/info/", "/v1//info", "/V1/INFO", "/v1/info%20"])
+def test_paths_that_there_are_not(client: TestClient, path: str) -> None:
+    if client.get(path).status_code != 200:  # the page
+        problem(client.get(path), 404, "/v1/openapi.json")
+
+
+def test_methods_that_are_not_taken(client: TestClient) -> None:
+    for path, methods in client.get("/v1/openapi.json").json()["paths"].items():
+        taken = {method.upper() for method in methods}
+        for method in {"GET", "PUT", "PATCH", "POST", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - taken:
+            answer = client.request(method, path.replace("{name}", "red").replace("{hash}", EMPTY_HASH))
+            problem(answer, 405, method)
+            assert set(answer.headers["allow"].split(", ")) == taken
+
+
+# The JSON of the command line, word for word
+
+
+@pytest.fixture
+def store(cli: Callable[..., Result]) -> Path:  # noqa: F811
+    """A store with three colours and what waits for a label, made by the command line."""
+    for colour in COLOURS:
+        Path("colours", colour).mkdir(parents=True)
+        for seed in range(3):
+            Path("colours", colour, f"{seed}.png").write_bytes(encode(coloured(colour, seed)))
+    Path("new").mkdir()
+    for seed in range(6):
+        Path("new", f"{seed}.png").write_bytes(encode(coloured("purple", seed)))
+    Path("colours", "blue", "copy.png").write_bytes(encode(coloured("red", 0)))
+    assert cli("import colours").code == cli("classify --keep all new").code == 0
+    return Path(os.environ["ZSVEC_STORE"])
+
+
+def ask(store: Path, method: str, path: str, **how: Any) -> Any:
+    with zsvec.open(str(store)) as classifier, asked(classifier) as client:
+        return client.request(method, path, **how).raise_for_status().json()
+
+
+def lines(result: Result) -> list[str]:
+    assert result.code == 0, result.err
+    return [json.dumps(line) for line in result.objects]
+
+
+def as_lines(answer: Any) -> list[str]:
+    return [json.dumps(one) for one in (answer if isinstance(answer, list) else [answer])]
+
+
+def test_what_is_read_is_what_the_command_line_prints(cli: Callable[..., Result], store: Path) -> None:  # noqa: F811
+    waiting = content_hash(Path("new/0.png"))
+    cli(f"inbox label {waiting} purple")
+    for path, command in {
+        "/v1/categories": "list",
+        "/v1/categories/red": "show red",
+        "/v1/inbox": "inbox",
+        "/v1/inbox?number=2": "inbox -n 2",
+        "/v1/inbox/groups": "inbox groups",
+        "/v1/audit": "audit",
+        "/v1/history": "history",
+        "/v1/history?category=purple": "history purple",
+        "/v1/info": "info",
+    }.items():
+        said = lines(cli(f"{command} --json"))
+        assert as_lines(ask(store, "GET", path)) == said
+        assert said or "groups" in path
+
+
+def test_answers_are_what_the_command_line_prints(cli: Callable[..., Result], store: Path) -> None:  # noqa: F811
+    for options, query in (("", "?explain=true"), ("--top-k 2", "?explain=true&top_k=2")):
+        said = [json.loads(line) for line in lines(cli(f"classify --json {options} new/0.png colours/red/1.png"))]
+        content = [Path(name).read_bytes() for name in ("new/0.png", "colours/red/1.png")]
+        answers = ask(store, "POST", f"/v1/classify{query}", files=files(*content))
+        for answer, line in zip(answers, said, strict=True):
+            assert list(answer) == list(line)
+            assert rounded(answer) | {"source": "", "hash": ""} == rounded(line) | {"source": "", "hash": ""}
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "path", "body"),
+    [
+        ("add panda --text 'a bear'", "PUT", "/panda", {"texts": ["a bear"]}),
+        ("add red --text 'a bear'", "POST", "/red/references", {"texts": ["a bear"]}),
+        ("rename red crimson", "PATCH", "/red", {"name": "crimson"}),
+        ("merge red blue", "PATCH", "/red", {"name": "blue", "merge": True}),
+        ("move red blue {red}", "PATCH", "/red/references/{red}", {"category": "blue"}),
+        ("inbox label {new} purple", "POST", "/v1/inbox/label", {"hashes": ["{new}"], "category": "purple"}),
+        ("correct new/0.png blue", "POST", "/v1/correct?category=blue", {"images": ["{image}"]}),
+    ],
+)
+def test_a_change_is_answered_as_the_command_line_does(
+    cli: Callable[..., Result],  # noqa: F811
+    store: Path,
+    command: str,
+    method: str,
+    path: str,
+    body: dict[str, Any],
+) -> None:
+    new = Path("new/0.png").read_bytes()
+    texts = {"{red}": content_hash(Path("colours/red/1.png")), "{new}": content_hash(new)}
+    texts["{image}"] = base64.b64encode(new).decode()
+    sent_body = json.dumps(body)
+    for mark, text in texts.items():
+        command, path, sent_body = (one.replace(mark, text) for one in (command, path, sent_body))
+    copy = store.with_name("copy")
+    shutil.copytree(store, copy)
+    [said] = map(json.loads, lines(cli(f"{command} --json")))
+    given = {"content": sent_body, "headers": {"Content-Type": "application/json"}}
+    answer = ask(copy, method, path if path.startswith("/v1") else f"/v1/categories{path}", **given)
+    assert list(answer) == list(said)
+    assert answer | {"updated": ""} == said | {"updated": ""}
+    [undone] = map(json.loads, lines(cli("undo --json")))
+    undone_there = ask(copy, "POST", "/v1/undo", json={})
+    assert list(undone_there) == list(undone)
+    # A category that is new is put by the API, and added by the command line.
+    assert undone_there["categories"] == undone["categories"]

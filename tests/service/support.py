@@ -48,13 +48,14 @@ class _Described:
         assert answer.headers.keys() >= ALWAYS
         assert answer.status_code != 500, answer.text
         kind = answer.headers.get("content-type", "")
-        if answer.status_code >= 400:
+        path = answer.request.url.raw_path.partition(b"?")[0].decode()
+        is_page = kind.startswith("text/html") and not path.startswith("/v1/")
+        if answer.status_code >= 400 and answer.request.method != "HEAD" and not is_page:
             assert kind == "application/problem+json"
             said = answer.json()
             assert said["status"] == answer.status_code
             assert said["detail"] not in ("", said["title"])
             assert ("retry-after" in answer.headers) == (answer.status_code in (429, 503))
-        path = answer.request.url.raw_path.partition(b"?")[0].decode()
         operations = next((found for pattern, found in self._paths if pattern.fullmatch(path)), None)
         operation = operations and operations.get(answer.request.method.lower())
         if operation:

@@ -66,7 +66,7 @@ class Guard:
             key = self._checked(scope)
         except Problem as problem:
             response: Response = answer(problem)
-            if problem.status == 401 and _is_a_browser(Headers(scope=scope)):
+            if problem.status == 401 and _is_a_page(scope):
                 response = RedirectResponse(LOGIN, 303)
             await response(scope, receive, send)
             return
@@ -144,9 +144,11 @@ def is_loopback(name: str) -> bool:
         return False
 
 
-def _is_a_browser(headers: Headers) -> bool:
+def _is_a_page(scope: Scope) -> bool:
     """Whether somebody opens a page."""
-    return "text/html" in headers.get("accept", "") and "hx-request" not in headers
+    headers = Headers(scope=scope)
+    is_page = "text/html" in headers.get("accept", "") and "hx-request" not in headers
+    return is_page and not scope["path"].startswith("/v1/")
 
 
 def is_encrypted(request: HTTPConnection) -> bool:

@@ -297,9 +297,7 @@ class Store:
             return undo.undo(self._catalog, self._references, self._collector, name, change)
 
     def one_change(self, what: str) -> AbstractContextManager[str]:
-        """Let all writes of a block be one change for people; in another such block, they are part of that.
-
-        The block gets the id of the change, which is in the history if anything is written.
+        """Let all writes of a block be one change for people, whose id it gets; in another such block, part of that.
 
         Args:
             what: In one word.

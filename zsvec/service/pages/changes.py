@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Request
@@ -17,9 +16,18 @@ from zsvec.types import Change
 
 router = APIRouter()
 
+_WORDS = {
+    "add": "what was added",
+    "correct": "what was taught",
+    "merge": "the merging",
+    "move": "the moving",
+    "remove": "the removal",
+    "rename": "the renaming",
+}
+
 
 async def changed(request: Request, what: str, change: Callable[[], str], *, goes: str | None = None) -> Response:
-    """Change something as one change, and say so.
+    """Change something as one change, and say so; without a button, if nothing had to be changed.
 
     Args:
         request: Who asks.
@@ -40,12 +48,17 @@ async def changed(request: Request, what: str, change: Callable[[], str], *, goe
 
 
 def _toast(
-    request: Request, said: str, identifier: str | None, *, takes_back: str = "Undo", goes: str | None = None
+    request: Request,
+    said: str,
+    identifier: str | None,
+    *,
+    takes_back: str = "Undo",
+    undone: str | None = None,
+    goes: str | None = None,
 ) -> Response:
-    details: dict[str, Any] = {"changed": {"change": identifier}}
-    if goes is not None:
-        details = {"went": {"path": goes}, **details}
-    return render(request, "toast.html", headers=events(**details), said=said, change=identifier, takes_back=takes_back)
+    gone = {} if goes is None else {"went": {"path": goes}}
+    headers = events(**gone, changed={"undone": undone})
+    return render(request, "toast.html", headers=headers, said=said, change=identifier, takes_back=takes_back)
 
 
 @router.post("/undo")
@@ -62,14 +75,11 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
         return undone, identifier, {category.name for category in work.classifier.categories()}
 
     undone, identifier, there = await work.run(run, by=by)
-    redone = undone.what == "undo"
-    return _toast(
-        request,
-        "Done again." if redone else f"Taken back: {undone.what}.",
-        identifier,
-        takes_back="Undo" if redone else "Redo",
-        goes=_elsewhere(request, undone, there),
-    )
+    again = undone.what == "undo"
+    said = "It is done again." if again else f"It is taken back: {_WORDS.get(undone.what, undone.what)}."
+    goes = _elsewhere(request, undone, there)
+    takes_back = "Undo" if again else "Redo"
+    return _toast(request, said, identifier, takes_back=takes_back, undone=undone.id, goes=goes)
 
 
 def _elsewhere(request: Request, undone: Change, there: set[str]) -> str | None:

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from zsvec.errors import without_password
 from zsvec.service.keys import Key
 from zsvec.service.pages import static
+from zsvec.service.pages.words import how_much
 from zsvec.service.problems import Problem
 from zsvec.types import counted
 
@@ -57,7 +58,7 @@ def _picture_path(category: str, content_hash: str) -> str:
     return f"/v1/categories/{quote(category, safe='')}/references/{content_hash}/image"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """A share as people say it; nothing is ever quite sure, or quite impossible."""
     if share > 0.995:
         return "over 99 %"
@@ -71,8 +72,8 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.globals.update(static=static.address, counted=counted, picture_path=_picture_path)
-_templates.filters.update(category_path=category_path, percent=_percent)
+_templates.globals.update(static=static.address, counted=counted, picture_path=_picture_path, how_much=how_much)
+_templates.filters.update(category_path=category_path, percent=percent)
 
 
 def may_change(request: Request) -> bool:
@@ -100,7 +101,13 @@ def render(
     """
     key: Key | None = request.state.key
     tabs = [tab for tab in _TABS if may_change(request) or tab[0] not in _FOR_WRITERS]
-    common = {"may_change": may_change(request), "key_name": key.name if key else None, "tabs": tabs, "tab": None}
+    common = {
+        "may_change": may_change(request),
+        "is_part": is_part(request),
+        "key_name": key.name if key else None,
+        "tabs": tabs,
+        "tab": None,
+    }
     text = _templates.get_template(template).render({**common, **values})
     return _HTML(text, status, headers=headers)
 

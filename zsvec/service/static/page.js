@@ -28,6 +28,15 @@ export function busy(what, text) {
   if (newest !== undefined && busyText.textContent !== newest) busyText.textContent = newest;
 }
 
+// A problem is said where people look: in the dialog that is open, or below.
+function place() {
+  return document.querySelector("dialog[open]") ?? toasts;
+}
+
+function clear(at) {
+  for (const old of at.querySelectorAll(".toast.failed")) old.remove();
+}
+
 function tidy() {
   for (const old of [...toasts.children].slice(MOST_TOASTS)) old.remove();
 }
@@ -46,13 +55,15 @@ export function sayProblem(said, detail) {
   close.dataset.closes = "";
   close.textContent = "Close";
   toast.append(text, close);
-  toasts.prepend(toast);
+  clear(place());
+  place().prepend(toast);
   tidy();
 }
 
-export function sayHTML(html) {
-  toasts.insertAdjacentHTML("afterbegin", html); // a part that our templates made
-  window.htmx.process(toasts.firstElementChild);
+export function sayHTML(html, at = toasts) {
+  clear(at);
+  at.insertAdjacentHTML("afterbegin", html); // a part that our templates made
+  window.htmx.process(at.firstElementChild);
   tidy();
 }
 
@@ -71,7 +82,7 @@ function failed(request) {
   if (request.status === 401) location.assign("/login");
   const problem = problemIn(request.status, request.getResponseHeader("Content-Type") ?? "", request.responseText);
   if (problem) sayProblem(...problem);
-  else sayHTML(request.responseText);
+  else sayHTML(request.responseText, place());
 }
 
 function happen(header) {
@@ -80,7 +91,7 @@ function happen(header) {
   }
 }
 
-// Send a form that a script has made. Gives the answer's HTML, or null when it has failed, which is said by then.
+// Send a form that a script has made. Says what comes of it, and gives whether it was done; if quiet, gives the answer.
 export function send(path, form, { sending = () => {}, quiet = false } = {}) {
   return new Promise((resolve) => {
     const request = new XMLHttpRequest();
@@ -92,8 +103,8 @@ export function send(path, form, { sending = () => {}, quiet = false } = {}) {
     request.onload = request.onerror = request.onabort = () => {
       const ok = request.status >= 200 && request.status < 300;
       if (ok) happen(request.getResponseHeader("HX-Trigger"));
-      else if (!quiet) failed(request);
-      resolve(quiet ? request : ok ? request.responseText : null);
+      if (!quiet) (ok ? sayHTML : failed)(ok ? request.responseText : request);
+      resolve(quiet ? request : ok);
     };
     request.send(form);
   });
@@ -109,14 +120,24 @@ document.body.addEventListener("htmx:responseError", (event) => failed(event.det
 document.body.addEventListener("htmx:sendError", () => sayProblem(...AWAY));
 document.body.addEventListener("htmx:afterSwap", tidy);
 
-// A change may have moved what is shown to another address.
+// What is shown is asked for again after each change; the change may have moved it to another address.
 document.body.addEventListener("zsvec:went", (event) => history.replaceState(null, "", event.detail.path));
+document.body.addEventListener("zsvec:changed", () => {
+  if (!document.getElementById("content")) return;
+  window.htmx.ajax("GET", location.pathname + location.search, { target: "#content", swap: "outerHTML" });
+});
+
+export function open(dialog) {
+  clear(dialog);
+  dialog.showModal();
+}
 
 document.addEventListener("click", (event) => {
   const closing = event.target.closest("[data-closes]");
-  closing?.closest(".toast, dialog")?.[closing.closest("dialog") ? "close" : "remove"]();
+  const closed = closing?.closest(".toast, dialog");
+  if (closed) closed instanceof HTMLDialogElement ? closed.close() : closed.remove();
   const opening = event.target.closest("[data-opens]");
-  if (opening) document.getElementById(opening.dataset.opens).showModal();
+  if (opening) open(document.getElementById(opening.dataset.opens));
   if (event.target instanceof HTMLDialogElement) event.target.close(); // beside it
 });
 

@@ -1,0 +1,187 @@
+// Categories: pictures that are added, moved and removed. What is shown is the service's, asked for after each change.
+
+import { dragPictures } from "./drag.js";
+import { takeFiles } from "./files.js";
+import { busy, open, send } from "./page.js";
+
+const dialog = document.getElementById("reference-dialog");
+const adding = document.getElementById("add-dialog");
+const images = (number) => (number === 1 ? "1 picture" : `${number} pictures`);
+
+// Moving and removing
+
+function selected() {
+  return [...document.querySelectorAll(".select:checked")].map((box) => box.parentElement.querySelector("[data-reference]"));
+}
+
+// Those that go with a picture: all that are selected, if it is one of them.
+function together(picture) {
+  const chosen = selected();
+  return chosen.includes(picture) ? chosen : [picture];
+}
+
+async function change(pictures, what, doing, fields = {}) {
+  const form = new FormData();
+  for (const picture of pictures) form.append("hash", picture.dataset.hash);
+  for (const [name, value] of Object.entries(fields)) form.append(name, value);
+  busy(form, `${doing} ${images(pictures.length)} …`);
+  const done = await send(`${pictures[0].dataset.path}/${what}`, form);
+  busy(form, null);
+  return done;
+}
+
+const move = (pictures, category) => change(pictures, "move", "Moving", { category });
+
+let opened = [];
+function openPictures(pictures) {
+  opened = pictures;
+  const [first] = pictures;
+  const one = pictures.length === 1;
+  document.getElementById("reference-title").textContent = one ? `A picture of “${first.dataset.category}”` : images(pictures.length);
+  const shown = dialog.querySelector(".of-reference");
+  shown.hidden = !one;
+  if (one) {
+    shown.querySelector(".thumb").classList.remove("absent");
+    document.getElementById("reference-picture").src = first.querySelector("img").src;
+    const facts = [["From", first.dataset.source], ["Added", first.dataset.added], ["By", first.dataset.by]];
+    document.getElementById("reference-facts").replaceChildren(
+      ...facts.filter(([, value]) => value).flatMap(([name, value]) => [["dt", name], ["dd", value]]).map(([tag, text]) => {
+        const element = document.createElement(tag);
+        element.textContent = text;
+        return element;
+      }),
+    );
+  }
+  document.getElementById("move-form").reset();
+  open(dialog);
+}
+
+function showSelection() {
+  const bar = document.querySelector(".selection");
+  if (!bar) return;
+  const number = selected().length;
+  bar.hidden = !number;
+  document.getElementById("selected").textContent = number ? `${images(number)} selected` : "";
+}
+
+// Adding
+
+// Parts that the service takes at once.
+function* parts(files, { mostImages, mostBytes }) {
+  let part = [];
+  let size = 0;
+  for (const file of files) {
+    const full = part.length >= Number(mostImages) || size + file.size > 0.9 * Number(mostBytes);
+    if (part.length && full) {
+      yield part;
+      part = [];
+      size = 0;
+    }
+    part.push(file);
+    size += file.size;
+  }
+  if (part.length) yield part;
+}
+
+async function sendFiles(path, files, done, total, fields = []) {
+  const form = new FormData();
+  for (const [name, value] of fields) form.append(name, value);
+  for (const file of files) form.append("images", file, file.name);
+  const which = total > files.length ? `${done + 1} to ${done + files.length} of ${images(total)}` : images(total);
+  busy(form, total ? `Adding ${which} …` : "Adding …");
+  const sending = (share) => busy(form, share < 1 ? `Sending ${which}: ${Math.floor(100 * share)} %` : `Looking at ${which} …`);
+  const ok = await send(path, form, { sending: total ? sending : undefined });
+  busy(form, null);
+  return ok;
+}
+
+async function addTo(path, files, limits) {
+  let done = 0;
+  for (const part of parts(files, limits)) {
+    if (!(await sendFiles(`${path}/references`, part, done, files.length))) return;
+    done += part.length;
+  }
+}
+
+let chosen = []; // of the new category
+function showChosen() {
+  document.getElementById("add-pictures").replaceChildren(
+    ...chosen.map((file, index) => {
+      const item = document.createElement("li");
+      item.className = "thumb";
+      item.dataset.picture = "";
+      const image = document.createElement("img");
+      image.src = URL.createObjectURL(file);
+      image.onload = () => URL.revokeObjectURL(image.src);
+      image.alt = file.name;
+      const leave = document.createElement("button");
+      leave.type = "button";
+      leave.dataset.leaves = index;
+      leave.textContent = "×";
+      leave.ariaLabel = `Leave out ${file.name}`;
+      item.append(image, leave);
+      return item;
+    }),
+  );
+}
+
+async function addCategory(form) {
+  const fields = [...new FormData(form)].filter(([name]) => name === "name" || name === "texts");
+  const name = fields.find(([field]) => field === "name")[1].trim();
+  const button = form.querySelector(".primary");
+  button.disabled = true;
+  const [first = [], ...rest] = parts(chosen, form.dataset);
+  const ok = await sendFiles("/categories", first, 0, chosen.length, fields);
+  button.disabled = false;
+  if (!ok) return;
+  adding.close();
+  form.reset();
+  chosen = [];
+  showChosen();
+  const left = rest.flat();
+  if (left.length) await addTo(`/categories/${encodeURIComponent(name)}`, left, form.dataset);
+}
+
+if (dialog) {
+  takeFiles((files, at) => {
+    const content = document.getElementById("content");
+    const card = at?.closest?.("[data-takes-files]");
+    if (card && !adding.open) return addTo(card.dataset.takesFiles, files, document.getElementById("add-form").dataset);
+    if (content.dataset.page) return addTo(content.dataset.page, files, content.dataset);
+    chosen = [...chosen, ...files];
+    showChosen();
+    if (!adding.open) open(adding);
+  });
+  dragPictures({
+    begin: () => document.querySelector(".targets")?.removeAttribute("hidden"),
+    drop: (picture, category) => move(together(picture), category),
+    end: () => document.querySelector(".targets")?.setAttribute("hidden", ""),
+  });
+  document.addEventListener("click", async (event) => {
+    const picture = event.target.closest("[data-reference]");
+    if (picture) openPictures(together(picture));
+    if (event.target.closest("[data-opens-selection]")) openPictures(selected());
+    const selects = event.target.closest("[data-selects]");
+    if (selects) {
+      for (const box of document.querySelectorAll(".select")) box.checked = selects.dataset.selects === "all";
+      showSelection();
+    }
+    if (event.target.closest("[data-removes-references]") && (await change(opened, "references/remove", "Removing"))) dialog.close();
+    const leaves = event.target.closest("[data-leaves]");
+    if (leaves) {
+      chosen.splice(Number(leaves.dataset.leaves), 1);
+      showChosen();
+    }
+  });
+  document.addEventListener("change", (event) => event.target.matches(".select") && showSelection());
+  document.addEventListener("submit", async (event) => {
+    if (event.target.id === "add-form") {
+      event.preventDefault();
+      await addCategory(event.target);
+    }
+    if (event.target.id === "move-form") {
+      event.preventDefault();
+      if (await move(opened, new FormData(event.target).get("category"))) dialog.close();
+    }
+  });
+}

@@ -18,13 +18,14 @@ if (given !== null) {
     .catch(() => sayProblem(...AWAY));
 }
 
-// What is going on, in words; several things at once are shown by the newest.
+// What is going on, in words; of several things at once, the newest.
 const going = new Map();
 export function busy(what, text) {
   if (text) going.set(what, text);
   else going.delete(what);
   const newest = [...going.values()].at(-1);
   busyBox.hidden = newest === undefined;
+  (document.querySelector("dialog[open]") ?? toasts.parentElement).append(busyBox); // what is beside a dialog is dim
   if (newest !== undefined && busyText.textContent !== newest) busyText.textContent = newest;
 }
 

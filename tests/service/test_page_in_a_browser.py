@@ -1,0 +1,270 @@
+"""The pages in a browser, as somebody with photos uses them: against a process, with real photographs."""
+# ruff: noqa: F401, F811 - fixtures
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.service.browser import (
+    Opened,
+    Service,
+    Services,
+    chromium,
+    needs_a_browser,
+    needs_photos,
+    opened,
+    photo_of,
+    photo_store,
+    service,
+    services,
+)
+
+pytest.importorskip("playwright", reason="playwright is not installed")
+from playwright.sync_api import Browser, Locator, Page, expect
+
+pytestmark = [needs_a_browser, needs_photos]
+
+
+def drop(page: Page, *photos: Path) -> Locator:
+    """Drop files on a page; gives the cards of their answers."""
+    page.set_input_files("#chosen", [str(photo) for photo in photos])
+    cards = page.locator(".answer-card")
+    expect(cards.locator(".verdict")).to_have_count(len(photos))
+    return cards
+
+
+def card(page: Page, name: str) -> Locator:
+    return page.locator(".category-card").filter(has=page.get_by_role("link", name=name, exact=True))
+
+
+def test_a_category_is_added_a_photo_is_corrected_and_the_next_answer_knows(
+    chromium: Browser,
+    services: Services,
+    photo_store: Path,
+    tmp_path: Path,
+) -> None:
+    store = shutil.copytree(photo_store, tmp_path / "store")
+    with ExitStack() as stack:
+        served = services.start(store, stack)
+        page = (opened := Opened(chromium, served.address))("/categories")
+        page.get_by_role("button", name="Add a category").click()
+        page.get_by_label("Name", exact=True).fill("red/panda? 🐼")
+        page.get_by_label("What it looks like").fill("a small reddish animal\na bushy tail")
+        page.set_input_files("#add-files", [str(photo_of("beaver", n)) for n in range(2)])
+        page.get_by_role("button", name="Add", exact=True).click()
+        expect(card(page, "red/panda? 🐼")).to_contain_text("2 pictures, 2 texts")
+
+        page.goto("/")
+        shown = drop(page, photo_of("brain"))
+        expect(shown).not_to_contain_text("Almost certainly brain")
+        shown.get_by_label("Another category").fill("brain")
+        shown.get_by_role("button", name="Teach").click()
+        expect(shown.locator(".before")).to_contain_text("Now: brain, over 99 %")
+        expect(page.locator("#toasts")).to_contain_text("It has learned that this is “brain”")
+        page.get_by_role("button", name="Undo").click()
+        expect(shown.locator(".before")).not_to_contain_text("Now: brain")
+        page.get_by_role("button", name="Redo").click()
+        expect(shown.locator(".before")).to_contain_text("Now: brain")
+
+        page.reload()
+        expect(drop(page, photo_of("brain"))).to_contain_text("Almost certainly brain")
+        assert opened.said == []
+        page.context.close()
+    (reference,) = [one for one in shown_by(served, "brain") if one["modality"] == "image"]
+    assert reference["source"] == photo_of("brain").name
+    assert {one["source"] for one in shown_by(served, "red/panda? 🐼") if one["modality"] == "text"} == {
+        "a small reddish animal",
+        "a bushy tail",
+    }
+
+
+def shown_by(served: Service, name: str) -> list[dict[str, str]]:
+    """The references that ``zsvec show`` tells of, after the service has ended."""
+    return json.loads(served.zsvec("show", name, "--json"))["stored"]
+
+
+def test_several_photos_have_an_answer_each_whatever_one_of_them_is(opened: Opened, tmp_path: Path) -> None:
+    text = tmp_path / "<img src=x onerror=alert(1)>.jpg"
+    text.write_bytes(b"no image")
+    page = opened()
+    cards = drop(page, photo_of("ketch"), text, photo_of("ant"), photo_of("pagoda"), photo_of("ketch", 1))
+    expect(cards.nth(1)).to_contain_text("This could not be read as a picture")
+    expect(cards.nth(1)).to_contain_text("<img src=x onerror=alert(1)>.jpg")
+    for number in (0, 2, 3, 4):
+        expect(cards.nth(number).locator(".ranking li").first).to_be_visible()
+        expect(cards.nth(number).locator(".pictures img").first).to_have_js_property("complete", True)
+    expect(page.locator("#busy")).to_be_hidden()
+
+
+def test_what_cannot_be_sent_is_said_and_asked_again(opened: Opened) -> None:
+    page = opened()
+    page.context.set_offline(True)
+    cards = drop(page, photo_of("ant"))
+    expect(cards).to_contain_text("The service cannot be reached")
+    page.context.set_offline(False)
+    cards.get_by_role("button", name="Try again").click()
+    expect(cards.locator(".ranking li").first).to_be_visible()
+    opened.said.clear()  # the browser's own line about the lost connection
+
+
+def test_a_reference_is_moved_by_dragging_and_undone(opened: Opened) -> None:
+    page = opened("/categories")
+    card(page, "ant").locator("[data-reference]").first.drag_to(card(page, "ketch"))
+    expect(card(page, "ketch")).to_contain_text("5 pictures")
+    expect(card(page, "ant")).to_contain_text("3 pictures")
+    page.reload()
+    expect(card(page, "ketch")).to_contain_text("5 pictures")
+    page.goto("/categories/ketch")
+    page.locator(".gallery .select").last.check()
+    page.locator(".gallery [data-reference]").last.hover()
+    page.mouse.down()
+    page.mouse.move(300, 300)
+    page.locator(".targets").get_by_text("ant", exact=True).hover()
+    page.mouse.up()
+    expect(page.locator("#pictures-title")).to_have_text("4 pictures")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#pictures-title")).to_have_text("5 pictures")
+    page.get_by_role("button", name="Redo").click()
+    expect(page.locator("#pictures-title")).to_have_text("4 pictures")
+
+
+def test_a_reference_is_moved_by_a_finger_that_rests_on_it(opened: Opened) -> None:
+    page = opened("/categories", width=390, has_touch=True, is_mobile=True)
+    source, target = card(page, "ant").locator("[data-reference]").first, card(page, "ketch")
+    target.scroll_into_view_if_needed()
+    box, end = source.bounding_box(), target.bounding_box()
+    assert box
+    assert end
+    touch = page.context.new_cdp_session(page)
+    points = [(box["x"] + 20, box["y"] + 20), (end["x"] + 100, end["y"] + 60)]
+
+    def send(kind: str, *at: tuple[float, float]) -> None:
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y} for x, y in at]})
+
+    send("touchStart", points[0])
+    expect(page.locator(".ghost")).to_be_visible()
+    send("touchMove", points[1])
+    send("touchEnd")
+    expect(card(page, "ketch")).to_contain_text("5 pictures")
+    page.get_by_role("button", name="Undo").click()
+    expect(card(page, "ketch")).to_contain_text("4 pictures")
+
+
+def test_references_are_moved_and_removed_by_keyboard(opened: Opened) -> None:
+    page = opened("/categories/pagoda")
+    pictures = page.locator(".gallery [data-reference]")
+    pictures.first.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("A picture of “pagoda”")
+    expect(dialog.get_by_label("Move to")).to_be_focused()
+    page.keyboard.type("ketch")
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    expect(page.locator("#pictures-title")).to_have_text("3 pictures")
+    page.get_by_role("button", name="Undo").press("Enter")
+    expect(page.locator("#pictures-title")).to_have_text("4 pictures")
+
+    boxes = page.locator(".gallery .select")
+    for number in range(2):
+        boxes.nth(number).focus()
+        page.keyboard.press("Space")
+    page.get_by_role("button", name="Move or remove …").press("Enter")
+    expect(dialog).to_contain_text("2 pictures")
+    dialog.get_by_role("button", name="Remove").press("Enter")
+    expect(page.locator("#pictures-title")).to_have_text("2 pictures")
+    page.get_by_role("button", name="Undo").press("Enter")
+    expect(page.locator("#pictures-title")).to_have_text("4 pictures")
+
+
+def test_a_category_is_renamed_merged_and_removed_and_each_is_undone(opened: Opened) -> None:
+    page = opened("/categories/pagoda")
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_label("New name").fill("ketch")
+    page.get_by_role("dialog").get_by_role("button", name="Rename").click()
+    expect(page.get_by_role("dialog")).to_contain_text("There is a category “ketch” already")
+    page.get_by_label("New name").fill("tower/a?b")
+    page.get_by_role("dialog").get_by_role("button", name="Rename").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("tower/a?b")
+    expect(page).to_have_url(f"{page.url.partition('/categories')[0]}/categories/tower%2Fa%3Fb")
+    page.reload()
+    expect(page.get_by_role("heading", level=1)).to_have_text("tower/a?b")
+    page.goto("/categories/tower%2Fa%3Fb")
+    page.get_by_role("button", name="Merge").click()
+    page.get_by_label("The other category").fill("ketch")
+    page.get_by_role("dialog").get_by_role("button", name="Merge").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("ketch")
+    expect(page.locator("#pictures-title")).to_have_text("8 pictures")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#pictures-title")).to_have_text("4 pictures")
+    page.goto("/categories/tower%2Fa%3Fb")
+    page.get_by_role("button", name="Remove", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(page.locator(".category-card")).to_have_count(2)
+    page.get_by_role("button", name="Undo").click()
+    expect(card(page, "tower/a?b")).to_be_visible()
+    page.goto("/categories/tower%2Fa%3Fb")
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_label("New name").fill("pagoda")
+    page.get_by_role("dialog").get_by_role("button", name="Rename").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("pagoda")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("tower/a?b")
+    page.get_by_role("button", name="Redo").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("pagoda")
+    opened.said.clear()  # the browser's own line about the refusal
+
+
+def test_two_browsers_at_once_see_what_the_other_does(opened: Opened) -> None:
+    first, second = opened("/categories/ant"), opened("/categories/ant")
+    first.set_input_files("#more-files", [str(photo_of("ant", n)) for n in range(2)])
+    expect(first.locator("#pictures-title")).to_have_text("6 pictures")
+    second.get_by_label("Another text").fill("an insect")
+    second.get_by_role("button", name="Add text").click()
+    expect(second.locator("#pictures-title")).to_have_text("6 pictures")
+    expect(second.locator("#texts-title")).to_have_text("2 texts")
+    first.get_by_role("button", name="Undo").click()  # of what the other has changed since
+    expect(first.locator("#toasts")).to_contain_text("has been changed since")
+    second.get_by_role("button", name="Undo").click()
+    expect(second.locator("#texts-title")).to_have_text("1 text")
+    first.get_by_role("button", name="Undo").click()
+    expect(first.locator("#pictures-title")).to_have_text("4 pictures")
+    opened.said.clear()  # the browser's own line about the refusal
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(opened: Opened, theme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    found = []
+
+    def check(page: Page, what: str) -> None:
+        result = axe.run(page, options={"resultTypes": ["violations"]})
+        found.extend(
+            (what, one["id"], node["html"])
+            for one in result.response["violations"]
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"]
+        )
+
+    for width in (390, 1440):
+        page = opened("/", width=width, color_scheme=theme)
+        check(page, "no answers")
+        drop(page, photo_of("ketch"), photo_of("brain"))
+        check(page, "answers")
+        for path in ("/categories", "/categories/ant", "/nothing"):
+            page.goto(path)
+            check(page, path)
+        page.goto("/categories/ant")
+        page.locator(".gallery .select").first.check()
+        page.locator("[data-reference]").first.click()
+        check(page, "a dialog")
+        overflowing = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert overflowing <= 0, width
+        page.context.close()
+    assert found == []
+    opened.said.clear()  # of the page that is not there

@@ -43,7 +43,7 @@ class _Service(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The description of the API."""
         if self.openapi_schema is None:
-            self.openapi_schema = completed(super().openapi())
+            self.openapi_schema = completed(super().openapi(), self.state.work.limits.images)
         return self.openapi_schema
 
 

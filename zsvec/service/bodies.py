@@ -9,9 +9,11 @@ from contextlib import suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from zsvec.service.guard import is_open
 from zsvec.service.problems import Problem, answer
 from zsvec.service.work import Limits
 
+_OF_STRANGERS = 2**16  # bytes of a body at paths that are open to all
 _SLOWEST = 4096  # bytes a second, from when the patience is over
 _LINGERING = 5.0  # seconds for which the rest of a refused body is thrown away, so that its sender reads why
 _LAST = {"Connection": "close"}
@@ -38,7 +40,8 @@ class Bodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(self, receive)
+        most = min(self.limits.bytes, _OF_STRANGERS) if is_open(scope["path"]) else self.limits.bytes
+        body = _Body(self, receive, most)
 
         async def sending(message: Message) -> None:
             if body.refused and message["type"] == "http.response.body" and not message.get("more_body"):
@@ -59,8 +62,9 @@ class Bodies:
 class _Body:
     """One body, and its share of what is held."""
 
-    def __init__(self, bodies: Bodies, receive: Receive) -> None:
+    def __init__(self, bodies: Bodies, receive: Receive, most: int) -> None:
         self._bodies = bodies
+        self._most = most
         self._receive = receive
         self._ended = False
         self._got, self._waited = 0, 0.0
@@ -69,13 +73,12 @@ class _Body:
 
     def hold(self, size: int) -> None:
         """Hold so many bytes in all; raises a Problem if that is too much."""
-        limits = self._bodies.limits
         self.refused = True
-        if size > limits.bytes:
-            most = f"more than {limits.bytes:,} bytes: send fewer images at once, or smaller ones"
-            raise Problem(413, f"the body has {most}", _LAST)
+        if size > self._most:
+            hint = "send fewer images at once, or smaller ones"
+            raise Problem(413, f"the body has more than {self._most:,} bytes: {hint}", _LAST)
         more = max(size - self.held, 0)
-        if self._bodies.held + more > limits.held:
+        if self._bodies.held + more > self._bodies.limits.held:
             raise Problem(429, "too much is being sent at once: try again soon", _LAST)
         self.refused = False
         self.held += more
@@ -111,4 +114,4 @@ class _Body:
 def _said(headers: Headers) -> int:
     """Bytes that a body says it has; 0 where it does not say."""
     length = headers.get("content-length", "")
-    return int(length) if length.isdecimal() and len(length) < 19 and "transfer-encoding" not in headers else 0
+    return int(length[:19]) if length.isdecimal() and "transfer-encoding" not in headers else 0

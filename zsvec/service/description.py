@@ -35,16 +35,21 @@ _SECURITY = {
 }
 
 
-def completed(found: dict[str, Any]) -> dict[str, Any]:
+def completed(found: dict[str, Any], images: int) -> dict[str, Any]:
     """A description with what routes read, problems, keys and examples.
 
     Args:
         found: As FastAPI makes it; it is changed.
+        images: How many one request may have.
     """
     _, read = models_json_schema(
         [(model, "validation") for model in _READ] + [(schemas.Problem, "serialization")],
         ref_template="#/components/schemas/{model}",
     )
+    sent = [operation.get("requestBody") for operations in found["paths"].values() for operation in operations.values()]
+    for part in _parts([read["$defs"], sent]):
+        if "images" in part.get("properties", ()):
+            part["properties"]["images"]["maxItems"] = images
     known = {**found["components"]["schemas"], **read["$defs"]}
     for unused in ("HTTPValidationError", "ValidationError"):
         known.pop(unused, None)

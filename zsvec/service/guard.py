@@ -83,7 +83,7 @@ class Guard:
         if not self._keys and not _is_this_machine(host):
             raise Problem(403, f"without keys only this machine is served, by its own names. Got the host {host!r}")
         _check_origin(headers, method, host)
-        if not self._keys or path in _OPEN or path.startswith(_OPEN_FOLDER):
+        if not self._keys or is_open(path):
             return None
         given = _given(headers)
         if given is None:
@@ -96,6 +96,11 @@ class Guard:
         if key.right != "write" and (changes or path.startswith(_WRITERS)):
             raise Problem(403, f"the key {key.name!r} may only read: {method} of this needs one that may write")
         return key
+
+
+def is_open(path: str) -> bool:
+    """Whether a path is open to all, with a key or without."""
+    return path in _OPEN or path.startswith(_OPEN_FOLDER)
 
 
 def _given(headers: Headers) -> str | None:

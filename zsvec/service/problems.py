@@ -35,6 +35,7 @@ _STATUS: tuple[tuple[type[ZSVecError], int], ...] = (
     (MissingExtraError, 503),
     (StoreError, 409),  # what is in the store, or is not, does not allow it
 )
+_LONGEST = 2000  # characters of a detail
 RETRY = {429: "1", 503: "5"}
 """Seconds after which what was answered by a status may be tried again."""
 
@@ -51,7 +52,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
-        self.detail = detail
+        self.detail = detail if len(detail) <= _LONGEST else f"{detail[:_LONGEST]}…"  # it may have what was sent
         self.headers = {**({"Retry-After": RETRY[status]} if status in RETRY else {}), **(headers or {})}
 
 

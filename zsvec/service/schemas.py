@@ -12,18 +12,23 @@ from zsvec.types import CalibrationState, Modality
 
 _MOST = 1000  # entries of a list that is sent, so that one of many wrong ones costs no more than its bytes
 
+_SEEN = r"[^\s\x00-\x1f\x7f-\x9f]"
+_INNER = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]*"
+_AROUND = r"[\s\x1c-\x1f]*"
 NAME: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
     "maxLength": LONGEST_NAME,
-    "pattern": r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$",
+    "pattern": f"^{_AROUND}{_SEEN}({_INNER}{_SEEN})?{_AROUND}$",
 }
-"""How a description says what the name of a category is."""
+"""How a description says what the name of a category is: with something to see, and in one line."""
+TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT, "pattern": r"\S"}
+"""How a description says what a definition text is."""
 HASH = "^[0-9a-f]{64}$"
 """What a content hash is."""
 Hash = Annotated[str, Field(pattern=HASH)]
 CategoryName = Annotated[str, WithJsonSchema(NAME)]
-Text = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT, "pattern": r"\S"})]
+Text = Annotated[str, WithJsonSchema(TEXT)]
 
 
 def _from_base64(value: object) -> bytes:
@@ -44,9 +49,9 @@ Base64 = Annotated[
 
 
 class Given(BaseModel):
-    """JSON that is sent; what has no meaning is refused."""
+    """JSON that is sent; what has no meaning is refused, and nothing is taken for what it is not."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class NamedImage(Given):
@@ -75,6 +80,13 @@ class CategoryGiven(Given):
 
 class CategoryChange(Given):
     """What is to be changed of a category; what is left out stays."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"merge": {"const": True}}, "required": ["merge"]},
+            "then": {"properties": {"name": {"type": "string"}}, "required": ["name"]},
+        }
+    )
 
     name: Annotated[
         CategoryName | None, Field(description="Its new name; with `merge`, the category that gets all of it.")

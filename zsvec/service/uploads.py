@@ -21,6 +21,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _LONGEST = 255  # characters of a file name
 _FIELDS = 1000  # of a form
+_PARTS = 100_000  # of JSON, each of which may take a hundred times its bytes, or an error of its own
 _METADATA = TypeAdapter(dict[str, Any])
 
 
@@ -105,8 +106,11 @@ async def sent_json(request: Request, model: type[Model]) -> Model:
     """
     if (kind := _content_type(request)) != "application/json":
         raise _unsupported(kind, "application/json")
+    body = await request.body()
+    if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS:
+        raise Problem(413, f"the JSON has more than {_PARTS:,} parts: send several requests")
     with _as_problems():
-        return model.model_validate_json(await request.body())
+        return model.model_validate_json(body)
 
 
 @contextmanager

@@ -101,6 +101,7 @@ class Work:
             future.add_done_callback(self._release)
         leaving: asyncio.Future[Any] = asyncio.ensure_future(gone())
         answers = asyncio.gather(*map(asyncio.wrap_future, futures))
+        answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # which is looked at, then
         try:
             both: set[asyncio.Future[Any]] = {answers, leaving}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -8,7 +8,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from zsvec.classifier import Classifier
-from zsvec.inputs.categories import ReferenceImage, checked_name, checked_texts
+from zsvec.inputs.categories import (
+    CategoryInput,
+    ReferenceImage,
+    checked_category,
+    checked_name,
+    checked_texts,
+)
 from zsvec.service import schemas
 from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Name, Runs, body_of, of_state, problems
 from zsvec.service.pictures import picture
@@ -84,7 +90,9 @@ async def add_references(request: Request, name: Name, work: Runs, by: By) -> Re
 
 def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) -> dict[str, Any]:
     images = [ReferenceImage(image=image, source=image.name) for image in sent.images]
-    there = classifier.add_category(name, sent.texts, images, metadata=sent.metadata, replace=replace)
+    given = checked_category(CategoryInput(name=name, texts=sent.texts, images=images, metadata=sent.metadata))
+    with of_state():
+        (there,) = classifier.add_categories([given], replace=replace)
     return there.to_dict()
 
 

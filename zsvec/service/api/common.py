@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, WithJsonSchema
 from zsvec.errors import CategoryNotFoundError, InvalidInputError
 from zsvec.service.keys import Key
 from zsvec.service.problems import RETRY, Problem
-from zsvec.service.schemas import HASH, NAME
+from zsvec.service.schemas import HASH, NAME, TEXT
 from zsvec.service.work import Work
 
 
@@ -112,10 +112,16 @@ def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) ->
     image = {"type": "string", "format": "binary"}
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     if form:
-        kinds = {"images": {"type": "array", "items": image}, "texts": {"type": "array", "items": {"type": "string"}}}
-        fields = {name: kinds.get(name, {"type": "string"}) for name in model.model_fields}
         required = [name for name, field in model.model_fields.items() if field.is_required()]
-        described = {"type": "object", "properties": fields, **({"required": required} if required else {})}
+        kinds = {
+            "images": {"type": "array", "items": image, **({"minItems": 1} if "images" in required else {})},
+            "texts": {"type": "array", "items": TEXT},
+            "metadata": {"type": "object"},  # as JSON
+        }
+        fields = {name: kinds[name] for name in model.model_fields}
+        described: dict[str, Any] = {"type": "object", "properties": fields, "additionalProperties": False}
+        if required:
+            described["required"] = required
         content["multipart/form-data"] = {"schema": described}
     if raw:
         content |= {"image/*": {"schema": image}, "application/octet-stream": {"schema": image}}

@@ -138,9 +138,10 @@ async def correct(
     images = await sent_images(request, work.limits.images)
 
     def corrected() -> dict[str, Any]:
+        name = checked_name(category)
         for image in images if len(images) > 1 else ():
             load_image(image, **work.classifier.settings.image_limits())
-        with work.classifier.store.one_change("correct"):
-            return [work.classifier.correct(image, category) for image in images][-1].to_dict()
+        with work.classifier.store.one_change("correct"), of_state():
+            return [work.classifier.correct(image, name) for image in images][-1].to_dict()
 
     return JSON(await work.run(corrected, by=by))

@@ -29,13 +29,16 @@ async def audit(work: Runs) -> Response:
     return JSON(await work.run(lambda: list(work.classifier.references.audit().lines())))
 
 
-@router.get("/history", summary="List what was changed", response_model=list[schemas.Change], responses=problems(409))
+@router.get(
+    "/history", summary="List what was changed", response_model=list[schemas.Change], responses=problems(409, 422)
+)
 async def history(
-    work: Runs, category: Annotated[str | None, Query(description="Only changes of this one.")] = None
+    work: Runs, category: Annotated[schemas.CategoryName | None, Query(description="Only changes of this one.")] = None
 ) -> Response:
     """What can be taken back, or was, newest first."""
+    name = None if category is None else checked_name(category)
     found = await work.run(lambda: list(work.classifier.history))
-    return JSON([change.to_dict() for change in found if category is None or category in change.categories])
+    return JSON([change.to_dict() for change in found if name is None or name in change.categories])
 
 
 @router.post(

@@ -1,0 +1,106 @@
+"""Services behind real sockets, which can be asked in ways that no client would."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from tests.qdrant import wait_until
+from zsvec.classifier import Classifier
+from zsvec.service import Keys, Limits, create_app
+from zsvec.service.bodies import Bodies
+from zsvec.service.work import Work
+
+
+@dataclass
+class Running:
+    """A service that listens on the loopback.
+
+    Attributes:
+        app: The application.
+        port: Where it listens.
+    """
+
+    app: FastAPI
+    port: int
+
+    @property
+    def work(self) -> Work:
+        work: Work = self.app.state.work
+        return work
+
+    @property
+    def held(self) -> int:
+        """Bytes of bodies that are at work."""
+        found: Any = self.app.middleware_stack
+        while not isinstance(found, Bodies):
+            found = getattr(found, "app", None) or found._app
+        return found.held
+
+    def is_at_rest(self) -> bool:
+        """Whether nothing is left of any request."""
+        return self.work.queued == self.work._tasks == self.held == 0
+
+    def connect(self) -> socket.socket:
+        """A connection of its own, which waits for no answer longer than ten seconds."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def ask(self, request: bytes) -> bytes:
+        """What is answered until the connection is closed, or nothing more comes."""
+        with self.connect() as connection:
+            connection.sendall(request)
+            return read_answer(connection)
+
+
+def head(method: str, path: str, **headers: object) -> bytes:
+    """The first part of a request."""
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: localhost",
+        *(f"{n.replace('_', '-')}: {v}" for n, v in headers.items()),
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """One answer, as its length says."""
+    got = b""
+    while b"\r\n\r\n" not in got:
+        part = connection.recv(65536)
+        if not part:
+            return got
+        got += part
+    first, _, body = got.partition(b"\r\n\r\n")
+    length = next((int(line[15:]) for line in first.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
+    while len(body) < length:
+        part = connection.recv(65536)
+        if not part:
+            break
+        got, body = got + part, body + part
+    return got
+
+
+@contextmanager
+def running(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> Iterator[Running]:
+    """A service that listens as long as the block, and has nothing left to do at its end."""
+    app = create_app(classifier, keys=keys, limits=limits)
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        found = Running(app, server.servers[0].sockets[0].getsockname()[1])
+        found.ask(head("GET", "/health/live"))
+        yield found
+        wait_until(found.is_at_rest)
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,0 +1,401 @@
+"""What is sent: too large, too slow, too many, damaged, hostile; and clients that leave. Nothing is left of any."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import socket
+import struct
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import zsvec
+from tests.inputs.pictures import claims, png
+from tests.qdrant import wait_until
+from tests.service.servers import Running, head, read_answer, running
+from tests.service.support import KEYS, Limits, asked, files, path_to, problem, red
+from tests.support import encode, photo
+from zsvec.classifier import Classifier
+from zsvec.testing import HashEncoder
+from zsvec.types import Modality
+
+MANY = 10_000
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def detail(answer: bytes) -> str:
+    return str(json.loads(answer.partition(b"\r\n\r\n")[2])["detail"])
+
+
+def chunk(content: bytes) -> bytes:
+    return f"{len(content):x}\r\n".encode() + content + b"\r\n"
+
+
+def url(service: Running, path: str = "/v1/classify") -> str:
+    return f"http://127.0.0.1:{service.port}{path}"
+
+
+RAW = {"Content_Type": "image/png"}
+
+
+# Size and pace
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(classifier: Classifier) -> None:
+    with running(classifier, limits=Limits(bytes=1000)) as service:
+        for size in (1001, 10**12, 10**18):
+            answer = service.ask(head("POST", "/v1/classify", Content_Length=size, **RAW))
+            assert (status(answer), "1,000 bytes" in detail(answer)) == (413, True)
+            assert b"connection: close" in answer.lower()
+        assert status(service.ask(head("POST", "/v1/classify", Content_Length=1000, **RAW) + b"x" * 1000)) == 200
+
+
+def test_a_body_that_does_not_say_how_large_it_is_ends_where_it_is_too_large(classifier: Classifier) -> None:
+    with running(classifier, limits=Limits(bytes=100_000)) as service, service.connect() as connection:
+        connection.sendall(head("POST", "/v1/classify", Transfer_Encoding="chunked", **RAW))
+        sent = 0
+        with pytest.raises(OSError):  # noqa: PT011 - the connection is closed, sooner or later
+            while sent < 10**9:
+                connection.sendall(chunk(bytes(50_000)))
+                sent += 50_000
+                time.sleep(0.01)
+        assert sent < 10**9
+
+
+def test_who_sends_too_much_reads_why(classifier: Classifier) -> None:
+    with running(classifier, limits=Limits(bytes=1000)) as service:
+        answer = httpx.post(url(service), content=bytes(5_000_000), headers={"Content-Type": "image/png"})
+        assert answer.status_code == 413
+        answer = httpx.post(url(service), content=iter([bytes(100_000)] * 50), headers={"Content-Type": "image/png"})
+        assert answer.status_code == 413
+
+
+def test_a_body_that_does_not_come(classifier: Classifier) -> None:
+    with running(classifier, limits=Limits(patience=0.3)) as service:
+        for more in ({"Content_Length": 100}, {"Transfer_Encoding": "chunked"}):
+            begun = time.monotonic()
+            answer = service.ask(head("POST", "/v1/classify", **RAW, **more))
+            assert (status(answer), "0 bytes" in detail(answer)) == (408, True)
+            assert 0.2 < time.monotonic() - begun < 5
+
+
+def test_a_body_that_drips(classifier: Classifier) -> None:
+    with running(classifier, limits=Limits(patience=0.5)) as service, service.connect() as connection:
+        connection.sendall(head("POST", "/v1/classify", Transfer_Encoding="chunked", **RAW))
+        connection.settimeout(0.02)
+        begun, answer = time.monotonic(), b""
+        while not answer and time.monotonic() - begun < 10:
+            connection.sendall(chunk(b"x"))
+            try:
+                answer = read_answer(connection)
+            except TimeoutError:
+                continue
+        assert status(answer) == 408
+        assert time.monotonic() - begun < 5
+
+
+def test_a_body_that_is_slow_but_comes(classifier: Classifier) -> None:
+    picture = red()
+    with running(classifier, limits=Limits(patience=0.5)) as service, service.connect() as connection:
+        connection.sendall(head("POST", "/v1/classify", Content_Length=len(picture), **RAW))
+        for start in range(0, len(picture), len(picture) // 3 + 1):
+            time.sleep(0.1)
+            connection.sendall(picture[start : start + len(picture) // 3 + 1])
+        assert status(read_answer(connection)) == 200
+
+
+def test_bodies_at_once(classifier: Classifier) -> None:
+    with running(classifier, limits=Limits(held=1000)) as service, ExitStack() as stack:
+        first = stack.enter_context(service.connect())
+        first.sendall(head("POST", "/v1/classify", Content_Length=600, **RAW))
+        wait_until(lambda: service.held == 600)
+        refused = service.ask(head("POST", "/v1/classify", Content_Length=500, **RAW) + bytes(500))
+        assert (status(refused), b"retry-after: 1" in refused.lower()) == (429, True)
+        with service.connect() as second:  # one that says nothing is counted as it comes
+            second.sendall(head("POST", "/v1/classify", Transfer_Encoding="chunked", **RAW) + chunk(bytes(300)))
+            wait_until(lambda: service.held == 900)
+            second.sendall(chunk(bytes(300)))
+            assert status(read_answer(second)) == 429
+        wait_until(lambda: service.held == 600)
+        first.sendall(bytes(600))
+        assert status(read_answer(first)) == 200
+
+
+def test_strangers_may_send_little(classifier: Classifier) -> None:
+    with running(classifier, keys=KEYS) as service:
+        answer = service.ask(head("POST", "/login", Content_Length=100_000, Content_Type="multipart/form-data"))
+        assert status(answer) == 413
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\r\n\r\n\r\n",
+        b"\x00" * 100,
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+        head("GET", "/", Host="localhost"),
+        head("POST", "/v1/classify", Content_Length="-1", **RAW),
+        head("POST", "/v1/classify", Content_Length="x", **RAW),
+        head("POST", "/v1/classify", Content_Length="9" * 5000, **RAW),
+        head("POST", "/v1/classify", Content_Length="1, 2", **RAW),
+        head("POST", "/v1/classify", Transfer_Encoding="gzip", **RAW),
+        head("POST", "/v1/classify", Transfer_Encoding="chunked", **RAW) + b"zz\r\n",
+        head("GET", "/v1/info", Upgrade="websocket", Connection="Upgrade"),
+        head("CONNECT", "evil.example:443"),
+        head("TRACE", "/v1/info"),
+    ],
+    ids=range(16),
+)
+def test_what_is_no_request(classifier: Classifier, request_: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with running(classifier) as service:
+        answer = service.ask(request_)
+        assert not answer or status(answer) in (200, 400, 403, 404, 405, 501)
+        assert status(service.ask(head("GET", "/health/live"))) == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# Parts
+
+
+def test_many_fields_and_many_files(client: Any) -> None:
+    problem(client.post("/v1/classify", data={f"f{number}": "x" for number in range(MANY)}, files=files(red())), 400)
+    problem(client.post("/v1/classify", files=files(*[red()] * 1000)), 413, "64 images")
+    problem(client.post("/v1/classify", files=files(*[b""] * 1001)), 400, "1000")
+    problem(client.put(path_to("x"), files=files(*[red()] * 65)), 413, "64 images")
+    problem(client.post("/v1/classify", data={"x": "y" * 2_000_000}, files=files(red())), 400, "form")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{" + b",".join(b'"k%d":1' % number for number in range(1_000_000)) + b"}",
+        b'{"images":[{' + b",".join(b'"k%d":1' % number for number in range(1_000_000)) + b"}]}",
+        b'{"images":["AAAA"],"metadata":{"a":[' + b",".join([b"[]"] * 1_000_000) + b"]}}",
+        b'{"images":[' + b",".join([b'"!"'] * 1_000_000) + b"]}",
+        b'{"images":[' + b",".join([b"{}"] * 99_000) + b"]}",
+        b"{" + b",".join(b'"k%d":1' % number for number in range(99_000)) + b"}",
+        b'{"' + b"k" * 1_000_000 + b'":1}',
+        b'{"images":["' + b"!" * 10_000_000 + b'"]}',
+    ],
+    ids=range(8),
+)
+def test_json_that_would_take_much_memory(client: Any, body: bytes) -> None:
+    tracemalloc.start()
+    try:
+        answer = client.put(path_to("x"), content=body, headers={"Content-Type": "application/json"})
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer.status_code in (413, 422)
+    assert len(answer.content) < 5000
+    assert most < 10 * len(body) + 150_000_000
+
+
+def test_pictures_that_are_none(client: Any) -> None:
+    whole = encode(photo(1, (300, 200)))
+    damaged = {
+        "empty": b"",
+        "truncated": whole[: len(whole) // 2],
+        "bomb": png((30_000, 30_000), 8, 2, bytes(90_000)),
+        "text": b"hello",
+        "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1:9/x"/></svg>',
+        "zip": b"PK\x03\x04" + bytes(1000),
+        **claims(60_000, 60_000),
+    }
+    answers = client.post("/v1/classify", files=files(*damaged.values(), whole)).raise_for_status().json()
+    assert [answer["error"] is None for answer in answers] == [False] * len(damaged) + [True]
+    for name, content in damaged.items():
+        problem(client.put(path_to("x"), files=files(content)), 422)
+        [kept] = client.post("/v1/inbox", files=files(content)).json()
+        assert kept["error"], name
+    assert client.get("/v1/inbox").json() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\Windows\\win.ini", "win.ini"),
+        ("/", "upload"),
+        ("..", ".."),
+        ("a\x00b\x1b[31m.png", "ab[31m.png"),
+        ("a\u202egnp.exe", "agnp.exe"),
+        ("x" * 10_000, "x" * 255),
+        ("<script>.png", "script>.png"),
+        ("\u200b\u2066", "upload"),
+        ("🐼.png", "🐼.png"),
+        (" ", "upload"),
+    ],
+)
+def test_names_of_files_are_names(client: Any, given: str, kept: str) -> None:
+    given = given.replace("<script>", "<script>")
+    sent = {"images": [{"data": base64.b64encode(red()).decode(), "name": given}]}
+    [answer] = client.post("/v1/classify", json=sent).json()
+    assert answer["source"] == (kept if "<" not in given else given.rpartition("/")[2])
+    client.post(path_to("named", "references"), json=sent)
+    [one] = [one for one in client.get(path_to("named", "references")).json() if one["modality"] == "image"]
+    assert one["source"] == answer["source"]
+    disposition = b'Content-Disposition: form-data; name="images"; filename="' + given.encode() + b'"'
+    body = b"--x\r\n" + disposition + b"\r\n\r\n" + red() + b"\r\n--x--\r\n"
+    form = {"content": body, "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
+    answer = client.post("/v1/classify", **form)
+    assert answer.status_code in (200, 400)  # a header may not have controls
+    if answer.status_code == 200:
+        assert all(character.isprintable() for character in answer.json()[0]["source"])
+        assert "/" not in answer.json()[0]["source"]
+
+
+# Clients that leave, and room that there is not
+
+
+class Waiting(HashEncoder):
+    """An encoder that is entered, and goes on when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.may_go_on = threading.Event(), threading.Event()
+        self.may_go_on.set()
+
+    def embed(self, batch: Sequence[Any], modality: Modality) -> NDArray[np.float64]:
+        self.entered.set()
+        assert self.may_go_on.wait(30)
+        return super().embed(batch, modality)
+
+
+@pytest.fixture
+def waiting() -> Iterator[tuple[Classifier, Waiting]]:
+    """A classifier of two threads and batches of one, whose encoder does not go on."""
+    encoder = Waiting()
+    with zsvec.open(":memory:", encoders=[encoder], batch_size=1) as classifier:
+        classifier.add_category("red", images=[photo(0)])
+        encoder.images_encoded = 0
+        encoder.entered.clear()
+        encoder.may_go_on.clear()
+        yield classifier, encoder
+
+
+def as_form(*images: bytes) -> bytes:
+    """A whole request that classifies images."""
+    parts = b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n' + image + b"\r\n"
+        for image in images
+    )
+    body = parts + b"--x--\r\n"
+    kind = "multipart/form-data; boundary=x"
+    return head("POST", "/v1/classify", Content_Length=len(body), Content_Type=kind) + body
+
+
+@pytest.mark.parametrize("how", ["closed", "reset"])
+def test_what_has_not_begun_is_not_done_for_a_client_that_left(
+    waiting: tuple[Classifier, Waiting], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    classifier, encoder = waiting
+    caplog.set_level(logging.INFO)
+    with running(classifier) as service:
+        connection = service.connect()
+        connection.sendall(as_form(*(encode(photo(seed)) for seed in range(20))))
+        wait_until(lambda: service.work.queued == 20)
+        assert encoder.entered.wait(10)
+        if how == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        wait_until(lambda: service.work.queued <= 2)  # those of the two threads
+        wait_until(lambda: service.held == 0)
+        encoder.may_go_on.set()
+        wait_until(lambda: service.work.queued == 0)
+        assert 1 <= encoder.images_encoded <= 2
+        assert status(service.ask(as_form(encode(photo(1))))) == 200
+    assert "POST /v1/classify 499" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_client_that_leaves_within_its_body(classifier: Classifier, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with running(classifier) as service:
+        for request in (
+            head("POST", "/v1/classify", Content_Length=1000, **RAW) + b"x",
+            as_form(red())[:-20],
+            head("PUT", path_to("x"), Content_Length=1000, Content_Type="application/json") + b"{",
+            head("POST", "/v1/classify", Transfer_Encoding="chunked", **RAW) + chunk(b"x"),
+        ):
+            with service.connect() as connection:
+                connection.sendall(request)
+                wait_until(lambda: service.held > 0)
+            wait_until(lambda: service.held == 0)
+        assert service.ask(head("GET", "/health/live"))
+    assert caplog.text.count(" 499 in ") == 4
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_full_queue_is_said_before_the_body_is_read(waiting: tuple[Classifier, Waiting]) -> None:
+    classifier, encoder = waiting
+    with running(classifier, limits=Limits(queue=3)) as service, service.connect() as first:
+        first.sendall(as_form(*(encode(photo(seed)) for seed in range(3))))
+        wait_until(lambda: service.work.queued == 3)
+        refused = service.ask(head("POST", "/v1/classify", Content_Length=1000, **RAW))  # of which nothing comes
+        assert (status(refused), b"retry-after: 1" in refused.lower(), "3 images" in detail(refused)) == (
+            429,
+            True,
+            True,
+        )
+        for path in ("/health/live", "/health/ready", "/metrics", "/v1/categories"):
+            assert status(service.ask(head("GET", path))) == 200
+        assert b"zsvec_queue_size 3.0" in httpx.get(url(service, "/metrics")).content
+        encoder.may_go_on.set()
+        assert status(read_answer(first)) == 200
+        assert status(service.ask(as_form(*[encode(photo(1))] * 4))) == 429  # more than there is ever room for
+        assert status(service.ask(as_form(*[encode(photo(1))] * 3))) == 200
+
+
+def test_other_requests_wait_in_a_bounded_queue_too(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, may_go_on = threading.Event(), threading.Event()
+    categories = classifier.categories
+
+    def slow() -> Any:
+        entered.set()
+        assert may_go_on.wait(30)
+        return categories()
+
+    monkeypatch.setattr(classifier, "categories", slow)
+    with running(classifier, limits=Limits(tasks=1)) as service, service.connect() as first:
+        first.sendall(head("GET", "/v1/categories"))
+        assert entered.wait(10)
+        assert status(service.ask(head("GET", "/v1/categories"))) == 429
+        assert status(service.ask(head("GET", "/v1/info"))) == 429
+        assert status(service.ask(as_form(red()))) == 200
+        may_go_on.set()
+        assert status(read_answer(first)) == 200
+
+
+def test_an_error_of_one_image_or_of_the_store_leaves_nothing(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(classifier) as service:
+        with monkeypatch.context() as patch:
+            patch.setattr(classifier, "classify", lambda *_, **__: 1 / 0)
+            answer = service.ask(as_form(red(), red(1)))
+            assert status(answer) == 500
+            assert "at request" in detail(answer)
+        assert "ZeroDivisionError" in caplog.text
+        assert status(service.ask(as_form(red()))) == 200
+    with asked(classifier) as client:
+        classifier.close()
+        problem(client.post("/v1/classify", files=files(red())), 409, "closed")
+        client.get("/metrics").raise_for_status()
+        problem(client.get("/health/ready"), 503)

@@ -32,6 +32,7 @@ class Limits:
         tasks: Other requests that wait or are at work.
         held: Bytes of all bodies at once.
         patience: Seconds until the next part of a body has come.
+        answer: Seconds until a store on a server has answered one of our requests, of which some need several.
     """
 
     images: int = 64
@@ -40,6 +41,7 @@ class Limits:
     tasks: int = 64
     held: int = 512 * 2**20
     patience: float = 30.0
+    answer: float = 10.0
 
 
 class ClientLeft(Exception):  # noqa: N818 - nobody is answered
@@ -116,7 +118,8 @@ class Work:
 
     def _classified(self, image: ImageInput, top_k: int) -> Prediction:
         keep = self.classifier.settings.keep
-        prediction = self.classifier.classify(image, top_k=top_k, errors="report", keep=keep)
+        with self.classifier.store.within(self.limits.answer):
+            prediction = self.classifier.classify(image, top_k=top_k, errors="report", keep=keep)
         outcome = "failed" if prediction.error is not None else "unknown" if prediction.unknown else "known"
         with self._lock:
             self.outcomes[outcome] += 1
@@ -148,7 +151,7 @@ class Work:
         """
 
         def run() -> Result:
-            with self.classifier.store.acting(by):
+            with self.classifier.store.acting(by), self.classifier.store.within(self.limits.answer):
                 return function()
 
         with self._lock:

@@ -1,5 +1,4 @@
 """The pages in a browser, as somebody with photos uses them: against a process, with real photographs."""
-# ruff: noqa: F401, F811 - fixtures
 
 from __future__ import annotations
 
@@ -10,19 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.browser import (
-    Opened,
-    Service,
-    Services,
-    chromium,
-    needs_a_browser,
-    needs_photos,
-    opened,
-    photo_of,
-    photo_store,
-    service,
-    services,
-)
+from tests.service.browser.support import Opened, Service, Services, needs_a_browser, needs_photos, photo_of
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -51,7 +38,7 @@ def test_a_category_is_added_a_photo_is_corrected_and_the_next_answer_knows(
     store = shutil.copytree(photo_store, tmp_path / "store")
     with ExitStack() as stack:
         served = services.start(store, stack)
-        page = (opened := Opened(chromium, served.address))("/categories")
+        page = (opened := Opened(chromium, served))("/categories")
         page.get_by_role("button", name="Add a category").click()
         page.get_by_label("Name", exact=True).fill("red/panda? 🐼")
         page.get_by_label("What it looks like").fill("a small reddish animal\na bushy tail")
@@ -97,7 +84,10 @@ def test_several_photos_have_an_answer_each_whatever_one_of_them_is(opened: Open
     expect(cards.nth(1)).to_contain_text("<img src=x onerror=alert(1)>.jpg")
     for number in (0, 2, 3, 4):
         expect(cards.nth(number).locator(".ranking li").first).to_be_visible()
-        expect(cards.nth(number).locator(".pictures img").first).to_have_js_property("complete", True)
+        picture = cards.nth(number).locator(".pictures img").first
+        picture.scroll_into_view_if_needed()
+        expect(picture).to_have_js_property("complete", True)
+        assert picture.evaluate("image => image.naturalWidth") > 0
     expect(page.locator("#busy")).to_be_hidden()
 
 

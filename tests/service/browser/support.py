@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+from zsvec.service.guard import COOKIE
 
-DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[3] / "shared" / "data") / "caltech24"
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page
+
+DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[4] / "shared" / "data") / "caltech24"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CATEGORIES = ("ant", "ketch", "pagoda")
 _IMAGES = 4  # of each category
-_PATIENCE = 20_000  # milliseconds for what a page is expected to show
+PATIENCE = 20_000  # milliseconds for what a page is expected to show
 
 needs_a_browser = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: install it (apt-get install chromium)")
 needs_photos = pytest.mark.skipif(
@@ -44,16 +46,18 @@ class Service:
     Attributes:
         address: Of its first page.
         log: The file that it writes its log to.
+        key: One that may write; empty where nobody is asked for one.
         zsvec: Runs a command with its store, once it has ended, and gives what that prints.
     """
 
     address: str
     log: Path
+    key: str
     zsvec: Callable[..., str]
 
     def restore(self) -> None:
         """Take back all that was changed since the store was imported."""
-        with httpx.Client(base_url=self.address) as client:
+        with httpx.Client(base_url=self.address, headers={"Authorization": f"Bearer {self.key or 'none'}"}) as client:
             for change in client.get("/v1/history").json():
                 if not change["undone"] and change["what"] not in ("undo", "import"):
                     assert client.post("/v1/undo", json={"change": change["id"]}).status_code == 200
@@ -98,8 +102,15 @@ class Services:
         self.run(store, "import", str(self._folder / "references"))
         return store
 
-    def start(self, store: Path, stack: ExitStack, *, keys: str = "") -> Service:
-        """A service that is ready, until the stack ends."""
+    def start(self, store: Path, stack: ExitStack, *, key: str = "", keys: str = "") -> Service:
+        """A service that is ready, until the stack ends.
+
+        Args:
+            store: A folder that no other process has open.
+            stack: Ends it.
+            key: One of its keys, that may write.
+            keys: All of them, as ``ZSVEC_SERVE_KEYS`` has them.
+        """
         log = self._folder / f"{store.name}.log"
         environment = {**self._environment, **({"ZSVEC_SERVE_KEYS": keys} if keys else {})}
         with log.open("wb") as stream:
@@ -110,7 +121,9 @@ class Services:
         while not (found := re.search(r"http://\S+/", log.read_text())):
             assert process.poll() is None, log.read_text()
             _wait(process)
-        return Service(found.group(), log, lambda *arguments: self.run(store, *arguments))
+        while httpx.get(f"{found.group()}health/ready").status_code != 200:
+            _wait(process)
+        return Service(found.group(), log, key, lambda *arguments: self.run(store, *arguments))
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
@@ -123,61 +136,28 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait(30)
 
 
-@pytest.fixture(scope="session")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Services:
-    return Services(tmp_path_factory.mktemp("services"))
-
-
-@pytest.fixture(scope="session")
-def photo_store(services: Services) -> Path:
-    """Made once; services get copies of it."""
-    return services.imported()
-
-
-@pytest.fixture(scope="module")
-def service(services: Services, photo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One that asks nobody for a key."""
-    copy = shutil.copytree(photo_store, tmp_path_factory.mktemp("served") / "store")
-    with ExitStack() as stack:
-        yield services.start(copy, stack)
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        playwright.expect.set_options(timeout=_PATIENCE)
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 class Opened:
     """Opens pages as different people do, and remembers what their consoles said."""
 
-    def __init__(self, browser: Browser, address: str) -> None:
+    def __init__(self, browser: Browser, service: Service) -> None:
         self._browser = browser
-        self._address = address
+        self._service = service
         self.said: list[str] = []
 
-    def __call__(self, path: str = "/", *, width: int = 1280, **options: Any) -> Page:
+    def __call__(self, path: str = "/", *, width: int = 1280, stranger: bool = False, **options: Any) -> Page:
+        """A page, as it is when it has come; to a stranger, who has no key."""
         context = self._browser.new_context(
-            base_url=self._address, viewport={"width": width, "height": 860}, reduced_motion="reduce", **options
+            base_url=self._service.address, viewport={"width": width, "height": 860}, reduced_motion="reduce", **options
         )
-        context.set_default_timeout(_PATIENCE)
+        context.set_default_timeout(PATIENCE)
+        if self._service.key and not stranger:
+            context.add_cookies([{"name": COOKIE, "value": self._service.key, "url": self._service.address}])
         page = context.new_page()
-        page.on("console", lambda message: message.type == "error" and self.said.append(message.text))
+        page.on("console", self._hear)
         page.on("pageerror", lambda error: self.said.append(str(error)))
         page.goto(path)
         return page
 
-
-@pytest.fixture
-def opened(chromium: Browser, service: Service) -> Iterator[Opened]:
-    """Opens pages of the service. When the test ends, none may have had an error or broken the policy of contents."""
-    opened = Opened(chromium, service.address)
-    yield opened
-    for context in chromium.contexts:
-        context.close()
-    service.restore()
-    assert opened.said == []
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.said.append(message.text)

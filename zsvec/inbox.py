@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zsvec.arguments import checked_count
 from zsvec.calibrator import Calibrator
@@ -111,6 +112,7 @@ class Inbox:
         self._predict = predict
         self._image_encoders = image_encoders
         self._encoders = encoders
+        self._words: dict[str, NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting())
@@ -181,7 +183,9 @@ class Inbox:
         scores = np.zeros((len(groups), len(words)))
         for encoder in both:
             means = np.array([vectors[encoder.name][list(rows)].mean(axis=0) for rows in groups])
-            cosines = means @ encoder.encode_texts(words).T
+            if encoder.name not in self._words:  # of a thousand, which takes long
+                self._words[encoder.name] = encoder.encode_texts(words)
+            cosines = means @ self._words[encoder.name].T
             scores += (cosines - cosines.mean(axis=1, keepdims=True)) / cosines.std(axis=1, keepdims=True)
         best = np.argsort(-scores, axis=1)[:, :_PROPOSED]
         return [tuple(words[word].split(",")[0] for word in row) for row in best]

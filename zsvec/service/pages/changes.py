@@ -19,6 +19,7 @@ router = APIRouter()
 _WORDS = {
     "add": "what was added",
     "correct": "what was taught",
+    "label": "the label",
     "merge": "the merging",
     "move": "the moving",
     "remove": "the removal",

@@ -1,0 +1,319 @@
+// Inbox: one image is the current one; keys, buttons and touch label it, or all that are selected. Labels are sent one
+// after the other, and what is sent is off the list at once; it comes back if that fails.
+
+import { busy, send } from "./page.js";
+
+const FEW = 8; // images left, from which on more are asked for
+const list = document.getElementById("images");
+const panel = document.getElementById("panel");
+const choices = document.getElementById("choices"); // not there for who may only look
+const other = document.getElementById("other");
+const several = document.getElementById("several");
+
+const sent = new Set(); // hashes of what is being labelled or dismissed
+let current = null;
+let anchor = null; // where a selection begins
+let waiting = 0;
+let queue = Promise.resolve();
+let loading = null;
+
+const tiles = () => [...list.children];
+const selected = () => tiles().filter((tile) => tile.ariaSelected === "true");
+const chosen = () => (selected().length ? selected() : current ? [current] : []);
+const images = (number) => (number === 1 ? "1 image" : `${number} images`);
+
+// What is shown
+
+function choose(tile, { focus = false } = {}) {
+  if (current) current.tabIndex = -1;
+  current = tile;
+  if (tile) {
+    tile.tabIndex = 0;
+    if (focus) tile.focus({ preventScroll: true });
+    if (focus) tile.scrollIntoView({ block: "nearest" });
+  }
+  show();
+}
+
+// The categories that the chosen images may be of, likeliest first: of several, by the sum of their probabilities.
+function likely(group) {
+  const sums = new Map();
+  for (const tile of group) {
+    for (const [name, , share] of JSON.parse(tile.dataset.choices)) sums.set(name, (sums.get(name) ?? 0) + share);
+  }
+  const words = new Map(group.length === 1 ? JSON.parse(group[0].dataset.choices).map(([name, percent]) => [name, percent]) : []);
+  return [...sums].sort((a, b) => b[1] - a[1]).map(([name]) => [name, words.get(name) ?? ""]);
+}
+
+function show() {
+  const group = chosen();
+  const many = selected().length;
+  for (const tile of tiles()) tile.classList.toggle("current", tile === current);
+  list.hidden = !list.children.length;
+  panel.hidden = !group.length;
+  document.querySelectorAll("[data-selects]").forEach((button) => (button.hidden = !several.ariaPressed.includes("true") && !many));
+  if (!group.length) return;
+  const text = document.getElementById("panel-text");
+  const picture = document.getElementById("panel-picture");
+  const [shown] = many ? [group.at(-1)] : group;
+  picture.closest(".thumb").classList.remove("absent");
+  const source = shown.querySelector("img").src;
+  if (picture.src !== source) picture.src = source;
+  panel.classList.toggle("many", many > 0);
+  text.replaceChildren(shown.querySelector("template").content.cloneNode(true));
+  if (many) {
+    const title = document.createElement("h2");
+    title.textContent = `${images(many)} selected`;
+    text.replaceChildren(title);
+  }
+  if (!choices) return;
+  const found = likely(group);
+  [...choices.elements].forEach((button, i) => {
+    button.hidden = i >= found.length;
+    button.value = found[i]?.[0] ?? "";
+    button.querySelector(".name").textContent = found[i]?.[0] ?? "";
+    button.querySelector(".figure").textContent = found[i]?.[1] ?? "";
+  });
+}
+
+function count(number) {
+  waiting = number;
+  document.getElementById("waiting").textContent = number === 1 ? "1 image waits" : `${number} images wait`;
+}
+
+// More images; those that are shown, or just sent, are not given again.
+function load() {
+  loading ??= more().finally(() => {
+    loading = null;
+    if (!list.children.length && !sent.size) nothing();
+  });
+}
+
+async function more() {
+  const shown = [...tiles().map((tile) => tile.dataset.hash), ...sent].join(",");
+  const before = list.children.length;
+  await window.htmx.ajax("GET", `/inbox/next?shown=${shown}`, { source: list, target: list, swap: "beforeend" });
+  for (const tile of tiles()) if (sent.has(tile.dataset.hash)) tile.remove();
+  count(Math.max(parseInt(document.getElementById("waiting").textContent) - sent.size, list.children.length));
+  if (!current?.isConnected) choose(list.firstElementChild, { focus: before === 0 && idle() });
+  else show();
+}
+
+function nothing() {
+  document.getElementById("inbox").hidden = true;
+  const end = document.getElementById("nothing");
+  end.hidden = false;
+  end.querySelector("h1").focus();
+}
+
+// Labels
+
+function act(path, fields, doing) {
+  const group = chosen();
+  if (!group.length || !choices) return;
+  const inList = list.contains(document.activeElement) || panel.contains(document.activeElement) || idle();
+  const places = tiles();
+  const rest = places.filter((tile) => !group.includes(tile));
+  const next = rest.find((tile) => places.indexOf(tile) > places.indexOf(group[0])) ?? rest.at(-1) ?? null;
+  const form = new FormData();
+  for (const tile of group) {
+    form.append("hash", tile.dataset.hash);
+    sent.add(tile.dataset.hash);
+    tile.remove();
+  }
+  for (const [name, value] of Object.entries(fields)) form.append(name, value);
+  count(Math.max(waiting - group.length, 0));
+  anchor = null;
+  choose(next, { focus: inList });
+  queue = queue.then(async () => {
+    busy(form, doing);
+    const done = await send(path, form);
+    busy(form, null);
+    for (const tile of group) sent.delete(tile.dataset.hash);
+    if (done) forget(group.map((tile) => tile.dataset.hash));
+    else back(group);
+    if (list.children.length < FEW) load();
+  });
+}
+
+function back(group) {
+  for (const tile of group) tile.ariaSelected = "false";
+  list.prepend(...group);
+  count(waiting + group.length);
+  choose(group[0], { focus: idle() });
+}
+
+// Images that wait no more are in no group either.
+function forget(hashes) {
+  for (const hash of hashes) {
+    document.querySelector(`#groups input[value="${hash}"]`)?.closest("li").remove();
+  }
+  for (const group of document.querySelectorAll("#groups form.group")) {
+    if (!group.querySelector("[name=hash]")) group.remove();
+  }
+}
+
+function label(name) {
+  if (!name?.trim()) return;
+  remember(name.trim());
+  act("/inbox/label", { category: name.trim() }, `Labelling as “${name.trim()}” …`);
+}
+
+function remember(name) {
+  const names = document.getElementById("category-names");
+  if (![...names.options].some((option) => option.value === name)) names.append(new Option("", name));
+}
+
+// Keys
+
+const idle = () => [document.body, document.getElementById("main"), null].includes(document.activeElement);
+
+function columns() {
+  const all = tiles();
+  return all.findIndex((tile) => tile.offsetTop > all[0].offsetTop) === -1 ? all.length : all.findIndex((tile) => tile.offsetTop > all[0].offsetTop);
+}
+
+function move(steps, extending) {
+  const all = tiles();
+  const from = all.indexOf(current);
+  const to = Math.min(Math.max(from + steps, 0), all.length - 1);
+  if (extending && choices) {
+    anchor ??= current;
+    range(all[to]);
+  } else anchor = null;
+  choose(all[to], { focus: true });
+}
+
+function range(end) {
+  const all = tiles();
+  const [a, b] = [all.indexOf(anchor ?? current), all.indexOf(end)].sort((x, y) => x - y);
+  all.forEach((tile, i) => (tile.ariaSelected = String(i >= a && i <= b)));
+}
+
+function toggle(tile) {
+  if (choices) tile.ariaSelected = String(tile.ariaSelected !== "true");
+}
+
+function select(all) {
+  if (choices) for (const tile of tiles()) tile.ariaSelected = String(all);
+  anchor = null;
+  show();
+}
+
+const MOVES = {
+  ArrowRight: () => 1, ArrowLeft: () => -1, j: () => 1, k: () => -1,
+  ArrowDown: columns, ArrowUp: () => -columns(), Home: () => -Infinity, End: () => Infinity,
+};
+
+function pressed(event) {
+  const { key } = event;
+  const inPanel = panel.contains(document.activeElement);
+  const small = key.length === 1 ? key.toLowerCase() : key;
+  if (small in MOVES && !event.ctrlKey && !event.metaKey) move(MOVES[small](), event.shiftKey);
+  else if (small === "a" && (event.ctrlKey || event.metaKey)) select(true);
+  else if (event.ctrlKey || event.metaKey || event.altKey) return;
+  else if (key === "Escape") select(false);
+  else if (inPanel && (key === "Enter" || key === " ")) return;
+  else if (!choices) return;
+  else if (key === " ") {
+    toggle(current);
+    anchor = current;
+    show();
+  } else if (/^[1-9]$/.test(key)) {
+    const button = choices.elements[key - 1];
+    if (button && !button.hidden) label(button.value);
+  } else if (small === "d" || key === "Delete") dismiss();
+  else if (key === "Enter") other.elements.category.focus();
+  else if (key.length === 1) {
+    other.elements.category.value = key;
+    other.elements.category.focus();
+  } else return;
+  event.preventDefault();
+}
+
+function dismiss() {
+  act("/inbox/dismiss", {}, "Dismissing …");
+}
+
+if (list) {
+  count(parseInt(document.getElementById("waiting").textContent));
+  load();
+  document.addEventListener("keydown", (event) => {
+    const active = document.activeElement;
+    if (!current || event.defaultPrevented || event.isComposing) return;
+    if (active?.matches("input, textarea, select")) {
+      if (event.key === "Escape" && other?.contains(active)) {
+        other.reset();
+        current.focus();
+      }
+    } else if (idle() || list.contains(active) || panel.contains(active)) pressed(event);
+  });
+  list.addEventListener("click", (event) => {
+    const tile = event.target.closest(".tile");
+    if (!tile) return;
+    if (event.shiftKey && choices) range(tile);
+    else if (event.ctrlKey || event.metaKey || several?.ariaPressed === "true") toggle(tile);
+    if (!event.shiftKey) anchor = tile;
+    choose(tile, { focus: true });
+  });
+  list.addEventListener("focusin", (event) => {
+    const tile = event.target.closest(".tile");
+    if (tile && tile !== current) choose(tile);
+  });
+  several?.addEventListener("click", () => {
+    const on = several.ariaPressed !== "true";
+    several.ariaPressed = String(on);
+    list.classList.toggle("selecting", on);
+    if (!on) select(false);
+    show();
+  });
+  document.addEventListener("click", (event) => {
+    const selects = event.target.closest("[data-selects]");
+    if (selects) select(selects.dataset.selects === "all");
+    const fills = event.target.closest("[data-fills]");
+    if (fills) {
+      const field = fills.closest("form").elements.category;
+      field.value = fills.textContent;
+      field.focus();
+    }
+  });
+  choices?.addEventListener("submit", (event) => {
+    event.preventDefault();
+    label(event.submitter?.value);
+  });
+  other?.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const name = other.elements.category.value;
+    other.reset();
+    named();
+    current?.focus({ preventScroll: true });
+    label(name);
+  });
+  const named = () => {
+    const name = other.elements.category.value.trim();
+    const known = [...document.getElementById("category-names").options].some((option) => option.value === name);
+    other.querySelector("button").textContent = name && !known ? "Make category" : "Label";
+  };
+  other?.addEventListener("input", named);
+  document.getElementById("dismiss")?.addEventListener("click", dismiss);
+  // A group has become a category.
+  document.getElementById("groups").addEventListener("htmx:beforeRequest", (event) => {
+    const { parameters } = event.detail.requestConfig;
+    event.detail.xhr.sentHashes = parameters.getAll?.("hash") ?? [parameters.hash ?? []].flat();
+    event.detail.xhr.sentName = parameters.category ?? parameters.get?.("category");
+  });
+  document.getElementById("groups").addEventListener("htmx:afterRequest", (event) => {
+    const form = event.detail.elt;
+    if (!event.detail.successful || !form.matches("form.group")) return;
+    const hashes = event.detail.xhr.sentHashes;
+    const gone = tiles().filter((tile) => hashes.includes(tile.dataset.hash));
+    remember(event.detail.xhr.sentName);
+    form.remove();
+    document.getElementById("groups-title").focus();
+    count(Math.max(waiting - hashes.length, 0));
+    for (const tile of gone) tile.remove();
+    forget(hashes);
+    if (!current?.isConnected) choose(list.firstElementChild);
+    if (list.children.length < FEW) load();
+  });
+}

@@ -20,7 +20,10 @@ EXAMPLES = 10
 UNSAID = (b"metadata must be", b"metadata may have", b"category name must not be empty")
 # JSON Schema has no word for a picture, so that what it allows is one of these.
 PICTURES = [red(seed) for seed in range(3)]
-FORMATS = {"binary": PICTURES, "byte": [base64.b64encode(picture).decode() for picture in PICTURES]}
+FORMATS: dict[str, list[Any]] = {
+    "binary": PICTURES,
+    "byte": [base64.b64encode(picture).decode() for picture in PICTURES],
+}
 
 
 def check(examples: int) -> tuple[set[str], list[str]]:
@@ -60,7 +63,7 @@ def _failures(recorder: Any) -> Iterator[str]:
             is_unsaid = one.name == "positive_data_acceptance" and any(words in said for words in UNSAID)
             if not is_of_a_form and not is_unsaid:
                 sample = one.failure_info.code_sample
-                yield f"{one.name}: {one.failure_info.failure}\n{said}\n{sample[:1000]} … {sample[-200:]}"
+                yield f"{one.name}: {one.failure_info.failure}\n{said!r}\n{sample[:1000]} … {sample[-200:]}"
 
 
 def test_every_answer_is_as_described() -> None:

@@ -93,34 +93,36 @@ def figures(client: TestClient, **how: Any) -> Figures:
     return found
 
 
-def of(found: Figures, name: str, **labels: str) -> float:
+def figure(found: Figures, name: str, **labels: str) -> float:
     return found[name, tuple(sorted(labels.items()))]
 
 
 def test_figures_are_those_of_what_was_done(client: TestClient, classifier: Classifier) -> None:
     before = figures(client)
-    assert of(before, "zsvec_images_total", outcome="known") == 0
+    assert figure(before, "zsvec_images_total", outcome="known") == 0
     client.post("/v1/classify", files=files(red(50), red(51), b"no image"))
     client.get(path_to("red"))
     client.get(path_to("none"))
     client.get("/none/such")
     after = figures(client)
-    images = {outcome: of(after, "zsvec_images_total", outcome=outcome) for outcome in ("known", "unknown", "failed")}
+    images = {
+        outcome: figure(after, "zsvec_images_total", outcome=outcome) for outcome in ("known", "unknown", "failed")
+    }
     assert (images["known"] + images["unknown"], images["failed"]) == (2, 1)
-    assert of(after, "zsvec_queue_size") == 0
-    assert of(after, "zsvec_batch_size_sum") == 2
-    assert of(after, "zsvec_batch_size_count") == of(after, "zsvec_batch_size_bucket", le="+Inf") in (1, 2)
+    assert figure(after, "zsvec_queue_size") == 0
+    assert figure(after, "zsvec_batch_size_sum") == 2
+    assert figure(after, "zsvec_batch_size_count") == figure(after, "zsvec_batch_size_bucket", le="+Inf") in (1, 2)
     for stage in ("decode", "encode", "search", "fuse"):
-        assert of(after, "zsvec_stage_seconds_sum", stage=stage) > 0
-        assert of(after, "zsvec_stage_seconds_count", stage=stage) >= 1
-    assert of(after, "zsvec_http_requests_total", route="/v1/classify", code="200") == 1
+        assert figure(after, "zsvec_stage_seconds_sum", stage=stage) > 0
+        assert figure(after, "zsvec_stage_seconds_count", stage=stage) >= 1
+    assert figure(after, "zsvec_http_requests_total", route="/v1/classify", code="200") == 1
     for code in ("200", "404"):
-        assert of(after, "zsvec_http_requests_total", route="/v1/categories/{name}", code=code) == 1
-    assert of(after, "zsvec_http_requests_total", route="none", code="404") == 1
-    assert of(after, "zsvec_http_request_seconds_count", route="/v1/classify") == 1
-    assert of(after, "zsvec_references", modality="image") == 9
-    assert of(after, "zsvec_references", modality="text") == 3
-    assert of(after, "zsvec_store_revision") == max(category.rev for category in classifier.categories())
+        assert figure(after, "zsvec_http_requests_total", route="/v1/categories/{name}", code=code) == 1
+    assert figure(after, "zsvec_http_requests_total", route="none", code="404") == 1
+    assert figure(after, "zsvec_http_request_seconds_count", route="/v1/classify") == 1
+    assert figure(after, "zsvec_references", modality="image") == 9
+    assert figure(after, "zsvec_references", modality="text") == 3
+    assert figure(after, "zsvec_store_revision") == max(category.rev for category in classifier.categories())
 
 
 def test_counters_only_rise(client: TestClient) -> None:
@@ -140,7 +142,7 @@ def test_counters_only_rise(client: TestClient) -> None:
 
 def test_no_label_has_a_name_of_a_users(classifier: Classifier) -> None:
     with asked(classifier, keys=KEYS) as client:
-        write = {"headers": bearer(WRITE)}
+        write: Any = {"headers": bearer(WRITE)}
         client.put(path_to("secret-name"), files=files(red(9), name="secret-file.png"), **write)
         client.post("/v1/correct?category=secret-name", files=files(red(10), name="secret-file.png"), **write)
         client.get(path_to("secret-name"), **write)
@@ -215,7 +217,7 @@ def test_each_request_is_one_line_with_the_id_of_its_answer(
     ],
 )
 def test_an_id_that_is_sent_is_kept(client: TestClient, given: str, is_kept: bool) -> None:
-    answer = client.get("/health/live", headers={"X-Request-ID": given.encode("latin-1")})
+    answer = client.get("/health/live", headers=[(b"X-Request-ID", given.encode("latin-1"))])
     assert (answer.headers["x-request-id"] == given) == is_kept
     assert re.fullmatch(r"[\w.-]{1,64}", answer.headers["x-request-id"])
 
@@ -260,8 +262,7 @@ def test_a_store_that_is_away(client: TestClient, classifier: Classifier, monkey
             assert (answer.headers["retry-after"], answer.json()["error"]) == ("5", "StoreUnavailableError")
             assert "secret" not in answer.text
         now = figures(client)
-        for name in ("zsvec_store_revision",):
-            assert of(now, name) == of(before, name)  # as it was last read
+        assert figure(now, "zsvec_store_revision") == figure(before, "zsvec_store_revision")  # as it was last read
         assert client.get("/health/live").status_code == 200
     monkeypatch.setattr("zsvec.service.operations._FRESH", 0.0)
     assert not ready(client)
@@ -288,24 +289,25 @@ def test_a_server_that_goes_away_and_comes_back(
     client, node = away
     picture = encode(photo(1))
     assert client.post("/v1/classify", files=files(picture)).json()[0]["label"] == "red"
-    assert of(figures(client), "zsvec_references", modality="image") == 2
+    assert figure(figures(client), "zsvec_references", modality="image") == 2
     getattr(node, how)()
     try:
         monkeypatch.setattr("zsvec.service.metrics._FRESH", 0.0)
         wait_until(lambda: "store" in ready(client))
-        for method, path, how_sent in (
+        asked_for: list[tuple[str, str, Any]] = [
             ("POST", "/v1/classify", {"files": files(picture)}),
             ("GET", "/v1/categories", {}),
             ("PUT", path_to("new"), {"files": files(picture)}),
             ("DELETE", path_to("red"), {}),
-        ):
+        ]
+        for method, path, how_sent in asked_for:
             begun = time.monotonic()
             answer = client.request(method, path, **how_sent)
             problem(answer, 503)
             assert answer.headers["retry-after"] == "5"
             assert time.monotonic() - begun < 15
         begun = time.monotonic()
-        assert of(figures(client), "zsvec_references", modality="image") == 2
+        assert figure(figures(client), "zsvec_references", modality="image") == 2
         assert time.monotonic() - begun < 5
     finally:
         node.restart() if how == "kill" else node.resume()

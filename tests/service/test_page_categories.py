@@ -122,7 +122,10 @@ def test_a_name_that_is_none_is_refused(anybody: TestClient, name: str) -> None:
 def test_a_page_has_all_of_a_category(anybody: TestClient, colours: Classifier) -> None:
     page = page_of(anybody.get("/categories/red"))
     assert [found["data-hash"] for found in page.all("button") if "data-reference" in found] == images(colours, "red")
-    assert page_of(anybody.get("/categories/red", headers=PART)).all("title")
+    part = page_of(anybody.get("/categories/red", headers=PART))
+    assert not part.all("nav")
+    assert part.all("h1")
+    assert page_of(anybody.get("/categories/red", headers={**PART, "HX-Boosted": "true"})).all("nav")
 
 
 def test_texts_and_pictures_are_added(anybody: TestClient, colours: Classifier) -> None:

@@ -74,6 +74,7 @@ def test_htmx_is_the_file_that_its_note_says() -> None:
 def test_who_asks_for_a_page_is_told_problems_in_one(anybody: TestClient) -> None:
     page = page_of(anybody.get("/nothing"), 404)
     assert "This is not there." in page.text
+    assert "openapi" not in page.text
     page = page_of(anybody.get("/categories/nothing"), 404)
     assert "nothing" in page.text
     assert page.all("nav")

@@ -196,6 +196,8 @@ def test_a_category_is_renamed_merged_and_removed_and_each_is_undone(opened: Ope
     page.get_by_role("button", name="Remove", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     expect(page.locator(".category-card")).to_have_count(2)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Categories")
+    expect(page.get_by_role("button", name="Add a category")).to_be_visible()
     page.get_by_role("button", name="Undo").click()
     expect(card(page, "tower/a?b")).to_be_visible()
     page.goto("/categories/tower%2Fa%3Fb")

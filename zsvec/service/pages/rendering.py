@@ -34,7 +34,7 @@ _SAID = {
     404: "This is not there.",
     405: "This cannot be done here.",
     408: "The upload stopped on the way. Try again.",
-    409: "This cannot be done at the moment.",
+    409: "This cannot be done.",
     413: "This is too much at once.",
     415: "The page sent something that could not be read.",
     422: "This cannot be used.",
@@ -83,8 +83,8 @@ def may_change(request: Request) -> bool:
 
 
 def is_part(request: Request) -> bool:
-    """Whether a script of the page asks for a part of it."""
-    return "hx-request" in request.headers
+    """Whether a script of the page asks for a part of it, and not for a whole one to take that out of."""
+    return "hx-request" in request.headers and "hx-boosted" not in request.headers
 
 
 def render(
@@ -103,7 +103,6 @@ def render(
     tabs = [tab for tab in _TABS if may_change(request) or tab[0] not in _FOR_WRITERS]
     common = {
         "may_change": may_change(request),
-        "is_part": is_part(request),
         "key_name": key.name if key else None,
         "tabs": tabs,
         "tab": None,
@@ -124,6 +123,7 @@ def answered(request: Request, problem: Problem) -> Response | None:
     if not is_part(request) and "text/html" not in request.headers.get("accept", ""):
         return None
     said = _SAID.get(problem.status) or f"{HTTPStatus(problem.status).phrase}."
-    values = {"said": said, "detail": without_password(problem.detail)}
+    no_page = problem.status == 404 and "route" not in request.scope
+    detail = "No page has this address." if no_page else without_password(problem.detail)
     template = "problem_toast.html" if is_part(request) else "problem.html"
-    return render(request, template, problem.status, problem.headers, **values)
+    return render(request, template, problem.status, problem.headers, said=said, detail=detail)

@@ -4,8 +4,7 @@ import { dragPictures } from "./drag.js";
 import { takeFiles } from "./files.js";
 import { busy, open, send } from "./page.js";
 
-const dialog = document.getElementById("reference-dialog");
-const adding = document.getElementById("add-dialog");
+const get = (id) => document.getElementById(id); // when it is needed: all that is shown is replaced now and then
 const images = (number) => (number === 1 ? "1 picture" : `${number} pictures`);
 
 // Moving and removing
@@ -20,13 +19,17 @@ function together(picture) {
   return chosen.includes(picture) ? chosen : [picture];
 }
 
+let changing = false;
 async function change(pictures, what, doing, fields = {}) {
+  if (changing) return false; // a second click
+  changing = true;
   const form = new FormData();
   for (const picture of pictures) form.append("hash", picture.dataset.hash);
   for (const [name, value] of Object.entries(fields)) form.append(name, value);
   busy(form, `${doing} ${images(pictures.length)} …`);
   const done = await send(`${pictures[0].dataset.path}/${what}`, form);
   busy(form, null);
+  changing = false;
   return done;
 }
 
@@ -34,17 +37,18 @@ const move = (pictures, category) => change(pictures, "move", "Moving", { catego
 
 let opened = [];
 function openPictures(pictures) {
+  const dialog = get("reference-dialog");
   opened = pictures;
   const [first] = pictures;
   const one = pictures.length === 1;
-  document.getElementById("reference-title").textContent = one ? `A picture of “${first.dataset.category}”` : images(pictures.length);
+  get("reference-title").textContent = one ? `A picture of “${first.dataset.category}”` : images(pictures.length);
   const shown = dialog.querySelector(".of-reference");
   shown.hidden = !one;
   if (one) {
     shown.querySelector(".thumb").classList.remove("absent");
-    document.getElementById("reference-picture").src = first.querySelector("img").src;
+    get("reference-picture").src = first.querySelector("img").src;
     const facts = [["From", first.dataset.source], ["Added", first.dataset.added], ["By", first.dataset.by]];
-    document.getElementById("reference-facts").replaceChildren(
+    get("reference-facts").replaceChildren(
       ...facts.filter(([, value]) => value).flatMap(([name, value]) => [["dt", name], ["dd", value]]).map(([tag, text]) => {
         const element = document.createElement(tag);
         element.textContent = text;
@@ -52,7 +56,7 @@ function openPictures(pictures) {
       }),
     );
   }
-  document.getElementById("move-form").reset();
+  get("move-form").reset();
   open(dialog);
 }
 
@@ -61,7 +65,7 @@ function showSelection() {
   if (!bar) return;
   const number = selected().length;
   bar.hidden = !number;
-  document.getElementById("selected").textContent = number ? `${images(number)} selected` : "";
+  get("selected").textContent = number ? `${images(number)} selected` : "";
 }
 
 // Adding
@@ -105,7 +109,7 @@ async function addTo(path, files, limits) {
 
 let chosen = []; // of the new category
 function showChosen() {
-  document.getElementById("add-pictures").replaceChildren(
+  get("add-pictures").replaceChildren(
     ...chosen.map((file, index) => {
       const item = document.createElement("li");
       item.className = "thumb";
@@ -134,7 +138,7 @@ async function addCategory(form) {
   const ok = await sendFiles("/categories", first, 0, chosen.length, fields);
   button.disabled = false;
   if (!ok) return;
-  adding.close();
+  get("add-dialog").close();
   form.reset();
   chosen = [];
   showChosen();
@@ -142,46 +146,45 @@ async function addCategory(form) {
   if (left.length) await addTo(`/categories/${encodeURIComponent(name)}`, left, form.dataset);
 }
 
-if (dialog) {
-  takeFiles((files, at) => {
-    const content = document.getElementById("content");
-    const card = at?.closest?.("[data-takes-files]");
-    if (card && !adding.open) return addTo(card.dataset.takesFiles, files, document.getElementById("add-form").dataset);
-    if (content.dataset.page) return addTo(content.dataset.page, files, content.dataset);
-    chosen = [...chosen, ...files];
+takeFiles((files, at) => {
+  const [content, adding] = [get("content"), get("add-dialog")];
+  const card = at?.closest?.("[data-takes-files]");
+  if (!get("reference-dialog")) return; // who may only look
+  if (card && !adding.open) return addTo(card.dataset.takesFiles, files, get("add-form").dataset);
+  if (content.dataset.page) return addTo(content.dataset.page, files, content.dataset);
+  chosen = [...chosen, ...files];
+  showChosen();
+  if (!adding.open) open(adding);
+});
+dragPictures({
+  begin: () => document.querySelector(".targets")?.removeAttribute("hidden"),
+  drop: (picture, category) => move(together(picture), category),
+  end: () => document.querySelector(".targets")?.setAttribute("hidden", ""),
+});
+document.addEventListener("click", async (event) => {
+  const picture = event.target.closest("[data-reference]");
+  if (picture) openPictures(together(picture));
+  if (event.target.closest("[data-opens-selection]")) openPictures(selected());
+  const selects = event.target.closest("[data-selects]");
+  if (selects) {
+    for (const box of document.querySelectorAll(".select")) box.checked = selects.dataset.selects === "all";
+    showSelection();
+  }
+  if (event.target.closest("[data-removes-references]") && (await change(opened, "references/remove", "Removing"))) get("reference-dialog").close();
+  const leaves = event.target.closest("[data-leaves]");
+  if (leaves) {
+    chosen.splice(Number(leaves.dataset.leaves), 1);
     showChosen();
-    if (!adding.open) open(adding);
-  });
-  dragPictures({
-    begin: () => document.querySelector(".targets")?.removeAttribute("hidden"),
-    drop: (picture, category) => move(together(picture), category),
-    end: () => document.querySelector(".targets")?.setAttribute("hidden", ""),
-  });
-  document.addEventListener("click", async (event) => {
-    const picture = event.target.closest("[data-reference]");
-    if (picture) openPictures(together(picture));
-    if (event.target.closest("[data-opens-selection]")) openPictures(selected());
-    const selects = event.target.closest("[data-selects]");
-    if (selects) {
-      for (const box of document.querySelectorAll(".select")) box.checked = selects.dataset.selects === "all";
-      showSelection();
-    }
-    if (event.target.closest("[data-removes-references]") && (await change(opened, "references/remove", "Removing"))) dialog.close();
-    const leaves = event.target.closest("[data-leaves]");
-    if (leaves) {
-      chosen.splice(Number(leaves.dataset.leaves), 1);
-      showChosen();
-    }
-  });
-  document.addEventListener("change", (event) => event.target.matches(".select") && showSelection());
-  document.addEventListener("submit", async (event) => {
-    if (event.target.id === "add-form") {
-      event.preventDefault();
-      await addCategory(event.target);
-    }
-    if (event.target.id === "move-form") {
-      event.preventDefault();
-      if (await move(opened, new FormData(event.target).get("category"))) dialog.close();
-    }
-  });
-}
+  }
+});
+document.addEventListener("change", (event) => event.target.matches(".select") && showSelection());
+document.addEventListener("submit", async (event) => {
+  if (event.target.id === "add-form") {
+    event.preventDefault();
+    await addCategory(event.target);
+  }
+  if (event.target.id === "move-form") {
+    event.preventDefault();
+    if (await move(opened, new FormData(event.target).get("category"))) get("reference-dialog").close();
+  }
+});

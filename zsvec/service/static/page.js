@@ -121,11 +121,23 @@ document.body.addEventListener("htmx:responseError", (event) => failed(event.det
 document.body.addEventListener("htmx:sendError", () => sayProblem(...AWAY));
 document.body.addEventListener("htmx:afterSwap", tidy);
 
-// What is shown is asked for again after each change; the change may have moved it to another address.
-document.body.addEventListener("zsvec:went", (event) => history.replaceState(null, "", event.detail.path));
+// What is shown is asked for again after each change. Where that has moved it to another page, all of that is.
+let went = false;
+document.body.addEventListener("zsvec:went", (event) => {
+  history.replaceState(null, "", event.detail.path);
+  went = true;
+});
 document.body.addEventListener("zsvec:changed", () => {
-  if (!document.getElementById("content")) return;
-  window.htmx.ajax("GET", location.pathname + location.search, { target: "#content", swap: "outerHTML" });
+  const part = went ? "#main" : "#content";
+  const whole = { select: part, headers: { "HX-Boosted": "true" } };
+  if (!document.querySelector(part)) return;
+  const path = location.pathname + location.search;
+  window.htmx.ajax("GET", path, { target: part, swap: "outerHTML", ...(went ? whole : {}) });
+  went = false;
+});
+// Who was at something that is gone goes on where it was.
+document.body.addEventListener("htmx:afterSettle", () => {
+  if (document.activeElement === document.body) document.getElementById("content")?.focus({ preventScroll: true });
 });
 
 export function open(dialog) {

@@ -25,6 +25,7 @@ from zsvec.service.bodies import Bodies
 from zsvec.service.description import ABOUT, completed
 from zsvec.service.guard import Guard
 from zsvec.service.keys import Keys
+from zsvec.service.live import Live
 from zsvec.service.metrics import Metrics
 from zsvec.service.problems import Problem, answer, problem_of
 from zsvec.service.requests import Requests
@@ -84,6 +85,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
     app.state.keys = keys or Keys()
     app.state.health = operations.Health(classifier)
     app.state.metrics = Metrics(work)
+    app.state.live = Live(work, app.state.metrics, app.state.health.ending)
     for router in (api.router, operations.router, pages.router):
         app.include_router(router)
     _answer_errors(app)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Counts
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from zsvec.errors import ZSVecError
+from zsvec.flow import StreamStats
 from zsvec.service.work import Work
 from zsvec.types import Category, encoder_and_modality
 
@@ -20,6 +22,27 @@ PATIENCE = 2.0
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of batches
 _FRESH = 15.0  # seconds for which what was read of the store counts
 _OUTCOMES = ("known", "unknown", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was done so far, as all who show it have it.
+
+    Attributes:
+        outcomes: Images by what became of them: known, unknown, failed.
+        stats: Of the stages and batches.
+        queued: Images that wait or are at work.
+        codes: Requests that were answered, by status.
+        references: By modality, of the encoder that has most; ``None`` while the store was never read.
+        revision: Of the newest commit; likewise.
+    """
+
+    outcomes: Mapping[str, int]
+    stats: StreamStats
+    queued: int
+    codes: Mapping[str, int]
+    references: Mapping[str, int] | None
+    revision: int | None
 
 
 class Metrics(Collector):
@@ -50,48 +73,55 @@ class Metrics(Collector):
         """All figures, as Prometheus reads them."""
         return generate_latest(self._registry)
 
+    def figures(self) -> Figures:
+        """All figures but times of requests. May wait for the store, `PATIENCE` at most."""
+        work, codes = self._work, Counts[str]()
+        for sample in (sample for metric in self.requests.collect() for sample in metric.samples):
+            if sample.name.endswith("_total"):
+                codes[sample.labels["code"]] += int(sample.value)
+        references, revision = self._of_store() or (None, None)
+        outcomes = {outcome: work.outcomes[outcome] for outcome in _OUTCOMES}
+        return Figures(outcomes, work.classifier.alone.stats, work.queued, dict(codes), references, revision)
+
     def collect(
         self,
     ) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | SummaryMetricFamily]:
         """What is not counted here, but where it is done."""
+        found = self.figures()
         images = CounterMetricFamily("zsvec_images", "Images that were answered", labels=["outcome"])
-        for outcome in _OUTCOMES:
-            images.add_metric([outcome], self._work.outcomes[outcome])
+        for outcome, number in found.outcomes.items():
+            images.add_metric([outcome], number)
         yield images
-        stats = self._work.classifier.alone.stats
         stages = SummaryMetricFamily("zsvec_stage_seconds", "Work of a stage, by image or batch", labels=["stage"])
-        for stage, spent in stats.busy.items():
-            stages.add_metric([stage], count_value=stats.runs[stage], sum_value=spent)
+        for stage, spent in found.stats.busy.items():
+            stages.add_metric([stage], count_value=found.stats.runs[stage], sum_value=spent)
         yield stages
         queue = GaugeMetricFamily("zsvec_queue_size", "Images that wait or are at work")
-        queue.add_metric([], self._work.queued)
+        queue.add_metric([], found.queued)
         yield queue
+        sizes = found.stats.batches
         batches = HistogramMetricFamily("zsvec_batch_size", "Images of a batch that was encoded")
-        counts = [
-            (str(float(size)), sum(n for images, n in stats.batches.items() if images <= size)) for size in _SIZES
-        ]
-        total = sum(stats.batches.values())
-        batches.add_metric([], [*counts, ("+Inf", total)], sum(size * n for size, n in stats.batches.items()))
+        counts = [(str(float(size)), sum(n for images, n in sizes.items() if images <= size)) for size in _SIZES]
+        batches.add_metric([], [*counts, ("+Inf", sum(sizes.values()))], sum(size * n for size, n in sizes.items()))
         yield batches
-        yield from self._of_store()
+        if found.references is None or found.revision is None:
+            return
+        references = GaugeMetricFamily("zsvec_references", "References of the categories", labels=["modality"])
+        for modality, number in found.references.items():
+            references.add_metric([modality], number)
+        yield references
+        newest = GaugeMetricFamily("zsvec_store_revision", "Revision of the newest commit")
+        newest.add_metric([], found.revision)
+        yield newest
 
-    def _of_store(self) -> Iterator[GaugeMetricFamily]:
-        """As it was when it was last read; nothing, if it never was."""
+    def _of_store(self) -> tuple[dict[str, int], int] | None:
+        """References by modality and the revision, as they were when they were last read, if they ever were."""
         if time.monotonic() - self._asked > _FRESH:
             self._asked = time.monotonic()
             store = self._work.classifier.store
             with suppress(ZSVecError), store.within(PATIENCE):  # the requests that need the store say that it is away
                 self._store = _counted(store.categories())
-        if self._store is None:
-            return
-        most, revision = self._store
-        references = GaugeMetricFamily("zsvec_references", "References of the categories", labels=["modality"])
-        for named, number in most.items():
-            references.add_metric([named], number)
-        yield references
-        newest = GaugeMetricFamily("zsvec_store_revision", "Revision of the newest commit")
-        newest.add_metric([], revision)
-        yield newest
+        return self._store
 
 
 def _counted(categories: Sequence[Category]) -> tuple[dict[str, int], int]:

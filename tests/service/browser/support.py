@@ -158,6 +158,10 @@ class Opened:
         page.goto(path)
         return page
 
+    def forget_refusals(self) -> None:
+        """What a browser itself, and htmx, say of an answer that is a problem, or of none."""
+        self.said = [line for line in self.said if not line.startswith(("Failed to load resource", "Response Status"))]
+
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type == "error":
             self.said.append(message.text)

@@ -38,7 +38,7 @@ def test_a_wrong_key_is_said(opened: Opened) -> None:
     page.get_by_label("Key").fill("another-0123456789abcdef")
     page.get_by_role("button", name="Log in").click()
     expect(page.get_by_role("alert")).to_contain_text("This is no key of this service")
-    opened.said.clear()  # the browser's own lines about the refusals
+    opened.forget_refusals()
 
 
 def test_a_key_that_may_read_classifies_and_is_offered_no_change(opened: Opened) -> None:
@@ -63,4 +63,4 @@ def test_a_key_that_is_taken_away_leads_to_the_login(opened: Opened) -> None:
     page.context.clear_cookies()
     page.set_input_files("#chosen", str(photo_of("ketch")))
     expect(page.get_by_label("Key")).to_be_visible()
-    opened.said.clear()  # the browser's own line about the refusal
+    opened.forget_refusals()

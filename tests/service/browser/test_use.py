@@ -99,7 +99,7 @@ def test_what_cannot_be_sent_is_said_and_asked_again(opened: Opened) -> None:
     page.context.set_offline(False)
     cards.get_by_role("button", name="Try again").click()
     expect(cards.locator(".ranking li").first).to_be_visible()
-    opened.said.clear()  # the browser's own line about the lost connection
+    opened.forget_refusals()
 
 
 def test_a_reference_is_moved_by_dragging_and_undone(opened: Opened) -> None:
@@ -209,7 +209,7 @@ def test_a_category_is_renamed_merged_and_removed_and_each_is_undone(opened: Ope
     expect(page.get_by_role("heading", level=1)).to_have_text("tower/a?b")
     page.get_by_role("button", name="Redo").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("pagoda")
-    opened.said.clear()  # the browser's own line about the refusal
+    opened.forget_refusals()
 
 
 def test_two_browsers_at_once_see_what_the_other_does(opened: Opened) -> None:
@@ -226,7 +226,7 @@ def test_two_browsers_at_once_see_what_the_other_does(opened: Opened) -> None:
     expect(second.locator("#texts-title")).to_have_text("1 text")
     first.get_by_role("button", name="Undo").click()
     expect(first.locator("#pictures-title")).to_have_text("4 pictures")
-    opened.said.clear()  # the browser's own line about the refusal
+    opened.forget_refusals()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -259,4 +259,4 @@ def test_axe_finds_nothing_serious(opened: Opened, theme: str) -> None:
         assert overflowing <= 0, width
         page.context.close()
     assert found == []
-    opened.said.clear()  # of the page that is not there
+    opened.forget_refusals()

@@ -77,7 +77,7 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
 
     undone, identifier, there = await work.run(run, by=by)
     again = undone.what == "undo"
-    said = "It is done again." if again else f"It is taken back: {_WORDS.get(undone.what, undone.what)}."
+    said = "Done again." if again else f"Taken back: {_WORDS.get(undone.what, undone.what)}."
     goes = _elsewhere(request, undone, there)
     takes_back = "Undo" if again else "Redo"
     return _toast(request, said, identifier, takes_back=takes_back, undone=undone.id, goes=goes)

@@ -30,7 +30,8 @@ export function dragPictures({ begin, drop, end }) {
   }
 
   function place() {
-    held.ghost.style.transform = `translate(${held.x - 40}px, ${held.y - 40}px)`;
+    const [right, down] = held.timer ? [-40, -95] : [8, 8]; // where neither a finger nor it hides what is under it
+    held.ghost.style.transform = `translate(${held.x + right}px, ${held.y + down}px)`;
     const under = document.elementFromPoint(held.x, held.y)?.closest("[data-drop]") ?? null;
     const target = under?.dataset.drop === held.picture.dataset.category ? null : under;
     if (target === held.over) return;

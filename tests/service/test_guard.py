@@ -520,8 +520,8 @@ def test_keys_are_in_no_log_and_no_answer(guarded: TestClient, log: list[str], m
             {"Authorization": f"Basic {secret}"},
             {"X-Request-ID": "x" * 65 + secret, **bearer(READ)},
         ):
-            for path in ("/v1/info", "/v1/none", f"/v1/info?key={secret}&token={quoted}"):
-                answers.append(guarded.get(path, headers=headers))
+            paths = ("/v1/info", "/v1/none", f"/v1/info?key={secret}&token={quoted}")
+            answers += [guarded.get(path, headers=headers) for path in paths]
             answers.append(guarded.post("/v1/undo", headers=headers))
         answers.append(guarded.post("/login", data={"key": secret}))
         guarded.cookies.clear()

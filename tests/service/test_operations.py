@@ -41,15 +41,17 @@ def ready(client: TestClient) -> str:
 # Health
 
 
-def test_ready_once_the_encoders_are_loaded(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ready_once_the_encoders_are_loaded(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     may_go_on = threading.Event()
     tried: list[int] = []
 
     def load() -> None:
         assert may_go_on.wait(30)
         tried.append(1)
-        if len(tried) == 1:
-            raise WeightsUnavailableError("no weights yet")
+        if len(tried) < 3:
+            raise WeightsUnavailableError("no weights yet") if len(tried) == 1 else RuntimeError("a defect")
 
     monkeypatch.setattr(classifier, "load", load)
     monkeypatch.setattr("zsvec.service.operations._AGAIN", 0.01)
@@ -58,7 +60,8 @@ def test_ready_once_the_encoders_are_loaded(classifier: Classifier, monkeypatch:
         assert client.get("/health/live").json() == {"status": "ok"}
         may_go_on.set()
         wait_until(lambda: not ready(client))
-        assert len(tried) == 2
+        assert len(tried) == 3
+    assert "RuntimeError: a defect" in caplog.text
 
 
 def test_not_ready_while_it_ends(client: TestClient) -> None:

@@ -41,13 +41,17 @@ class Health:
 
     async def load(self) -> None:
         """Load the encoders; whatever fails is tried again."""
-        while not self._loaded:
+        while True:
             try:
                 await asyncio.to_thread(self._classifier.load)
                 self._loaded = True
             except ZSVecError as exc:
                 _log.warning("the encoders cannot be loaded: %s", exc)
-                await asyncio.sleep(_AGAIN)
+            except Exception:  # noqa: BLE001 - a defect, which is logged whole
+                _log.exception("the encoders cannot be loaded")
+            else:
+                return
+            await asyncio.sleep(_AGAIN)
 
     async def problem(self) -> str:
         """Why it is not ready; empty if it is."""

@@ -92,7 +92,8 @@ class _Body:
         left = patience + self._got / _SLOWEST - self._waited
         begun = time.monotonic()
         try:
-            message = await asyncio.wait_for(self._receive(), min(patience, left))
+            async with asyncio.timeout(min(patience, left)):
+                message = await self._receive()
         except TimeoutError:
             raise Problem(
                 408, f"the body stopped after {self._got:,} bytes, or is too slow: send it again", _LAST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import pytest
 from tests.service.browser.support import Opened, Service, Services, needs_a_browser, needs_photos, photo_of
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, JSHandle, Locator, Page, expect
 
 pytestmark = [needs_a_browser, needs_photos]
 
@@ -89,6 +90,49 @@ def test_several_photos_have_an_answer_each_whatever_one_of_them_is(opened: Open
         expect(picture).to_have_js_property("complete", True)
         assert picture.evaluate("image => image.naturalWidth") > 0
     expect(page.locator("#busy")).to_be_hidden()
+
+
+def transfer(page: Page, *photos: Path) -> JSHandle:
+    """Files as a browser has them while they are dragged, or on its clipboard."""
+    return page.evaluate_handle(
+        """files => {
+            const transfer = new DataTransfer();
+            for (const [name, content] of files) {
+                const bytes = Uint8Array.from(atob(content), character => character.charCodeAt(0));
+                transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+            }
+            return transfer;
+        }""",
+        [[photo.name, base64.b64encode(photo.read_bytes()).decode()] for photo in photos],
+    )
+
+
+def test_photos_are_dropped_anywhere_and_pasted(opened: Opened) -> None:
+    page = opened()
+    page.locator("body").dispatch_event("drop", {"dataTransfer": transfer(page, photo_of("ketch"), photo_of("ant"))})
+    expect(page.locator(".answer-card .ranking")).to_have_count(2)
+    page.evaluate(
+        "data => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true }))",
+        transfer(page, photo_of("pagoda")),
+    )
+    expect(page.locator(".answer-card .ranking")).to_have_count(3)
+
+    page.goto("/categories")
+    card(page, "ant").dispatch_event("drop", {"dataTransfer": transfer(page, photo_of("ant"))})
+    expect(card(page, "ant")).to_contain_text("5 pictures")
+    page.locator("h1").dispatch_event("drop", {"dataTransfer": transfer(page, photo_of("brain"), photo_of("brain", 1))})
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name=f"Leave out {photo_of('brain').name}").click()
+    dialog.get_by_label("Name", exact=True).fill("brain")
+    dialog.get_by_role("button", name="Add", exact=True).click()
+    expect(card(page, "brain")).to_contain_text("1 picture, 1 text")
+
+
+def test_where_too_much_waits_it_is_asked_again(opened: Opened) -> None:
+    page = opened()
+    page.route("**/classify", lambda route: route.fulfill(status=429, headers={"Retry-After": "0"}), times=2)
+    expect(drop(page, photo_of("ant")).locator(".ranking")).to_be_visible()
+    opened.forget_refusals()
 
 
 def test_what_cannot_be_sent_is_said_and_asked_again(opened: Opened) -> None:

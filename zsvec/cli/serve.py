@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +41,7 @@ def serve(
     log_to_stderr(as_json=log_json)
     with context.obj.open(keep=keep) as classifier, listening(host, port) as listener:
         name, number = listener.getsockname()[:2]
-        shown = "localhost" if name in ("0.0.0.0", "::") else f"[{name}]" if ":" in name else name  # noqa: S104
+        shown = "localhost" if ip_address(name).is_unspecified else f"[{name}]" if ":" in name else name
         output.print_note(f"zsvec serves http://{shown}:{number}/" + (f"#key={secret}" if secret else ""))
         if not keys:
             output.print_note("it asks nobody for a key: whoever is on this machine may use it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
@@ -113,6 +114,7 @@ class Inbox:
         self._image_encoders = image_encoders
         self._encoders = encoders
         self._words: dict[str, NDArray[np.float32]] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._waiting())
@@ -183,8 +185,9 @@ class Inbox:
         scores = np.zeros((len(groups), len(words)))
         for encoder in both:
             means = np.array([vectors[encoder.name][list(rows)].mean(axis=0) for rows in groups])
-            if encoder.name not in self._words:  # of a thousand, which takes long
-                self._words[encoder.name] = encoder.encode_texts(words)
+            with self._lock:  # a thousand words take long: they are embedded once
+                if encoder.name not in self._words:
+                    self._words[encoder.name] = encoder.encode_texts(words)
             cosines = means @ self._words[encoder.name].T
             scores += (cosines - cosines.mean(axis=1, keepdims=True)) / cosines.std(axis=1, keepdims=True)
         best = np.argsort(-scores, axis=1)[:, :_PROPOSED]

@@ -27,12 +27,11 @@ const images = (number) => (number === 1 ? "1 image" : `${number} images`);
 function choose(tile, { focus = false } = {}) {
   if (current) current.tabIndex = -1;
   current = tile;
-  if (tile) {
-    tile.tabIndex = 0;
-    if (focus) tile.focus({ preventScroll: true });
-    if (focus) tile.scrollIntoView({ block: "nearest" });
-  }
+  if (tile) tile.tabIndex = 0;
   show();
+  if (!tile || !focus) return;
+  tile.focus({ preventScroll: true });
+  tile.scrollIntoView({ block: "nearest" });
 }
 
 // The categories that the chosen images may be of, likeliest first: of several, by the sum of their probabilities.
@@ -103,7 +102,7 @@ function nothing() {
   document.getElementById("inbox").hidden = true;
   const end = document.getElementById("nothing");
   end.hidden = false;
-  end.querySelector("h1").focus();
+  end.querySelector("[tabindex]").focus();
 }
 
 // Labels

@@ -1,0 +1,230 @@
+"""Inbox, Audit and Live in a browser, as somebody uses them who looks after a store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service.browser.support import DATA, Opened, Service, Services, needs_a_browser, needs_photos, photo_of
+from tests.service.page_support import SECRETS
+
+pytest.importorskip("playwright", reason="playwright is not installed")
+from playwright.sync_api import Browser, Page, Route, expect
+
+pytestmark = [needs_a_browser, needs_photos]
+
+_WAITING = 12
+_SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(scope="module")
+def desk(services: Services, photo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with images that wait, one reference in a wrong category, and one that is there twice."""
+    store = shutil.copytree(photo_store, tmp_path_factory.mktemp("desk") / "desk")
+    keys = ",".join(f"{name}:{name}:{key}" for name, key in SECRETS.items())
+    with ExitStack() as stack:
+        served = services.start(store, stack, key=SECRETS["write"], keys=keys)
+        with httpx.Client(base_url=served.address, headers=bearer(served), timeout=60) as client:
+            wrong = sorted((DATA / "references" / "ketch").iterdir())[5]
+            for category, photo in (("ant", wrong), ("pagoda", photo_of("pagoda")), ("pagoda", photo_of("pagoda", 1))):
+                added = client.post(f"/v1/categories/{category}/references", files=[file(photo)])
+                assert added.status_code == 200
+            unknown = sorted((DATA / "unknown").iterdir())[:_WAITING]
+            assert client.post("/v1/inbox", files=[file(photo) for photo in unknown]).status_code == 200
+        yield served
+
+
+def bearer(served: Service) -> dict[str, str]:
+    return {"Authorization": f"Bearer {served.key}"}
+
+
+def file(photo: Path) -> tuple[str, tuple[str, bytes]]:
+    return "images", (photo.name, photo.read_bytes())
+
+
+@pytest.fixture
+def at_desk(chromium: Browser, desk: Service) -> Iterator[Opened]:
+    opened = Opened(chromium, desk)
+    yield opened
+    for context in chromium.contexts:
+        context.close()
+    assert opened.said == []
+
+
+def current(page: Page) -> str:
+    return str(page.locator(".tile.current").get_attribute("data-hash"))
+
+
+def pictures(served: Service, category: str) -> set[str]:
+    answer = httpx.get(f"{served.address}v1/categories/{category}/references", headers=bearer(served))
+    return {one["hash"] for one in answer.json() if one["modality"] == "image"}
+
+
+def test_images_are_labelled_by_keys(at_desk: Opened, desk: Service) -> None:
+    page = at_desk("/inbox")
+    tiles = page.locator(".tile")
+    expect(page.locator(".tile:focus")).to_have_count(1)
+    waiting = tiles.count()
+    first = current(page)
+    page.keyboard.press("ArrowRight")
+    assert current(page) != first
+    page.keyboard.press("k")
+    assert current(page) == first
+    name = page.locator("#choices button .name").first.inner_text()
+    page.keyboard.press("1")
+    expect(page.locator("#toasts")).to_contain_text(f"1 image labelled “{name}”")
+    expect(tiles).to_have_count(waiting - 1)
+    expect(page.locator(".tile:focus")).to_have_count(1)
+    assert first in pictures(desk, name)
+
+    second = current(page)
+    page.keyboard.press("Space")
+    page.keyboard.press("Shift+ArrowRight")
+    expect(page.locator("#panel-text")).to_contain_text("2 images selected")
+    page.keyboard.type("zebra 🦓")
+    page.keyboard.press("Enter")
+    expect(page.locator("#toasts")).to_contain_text("2 images labelled “zebra 🦓”")
+    page.keyboard.press("d")
+    expect(page.locator("#toasts")).to_contain_text("1 image dismissed")
+    expect(page.locator("#waiting")).to_have_text(f"{waiting - 4} images wait")
+
+    page.reload()
+    expect(page.locator("#waiting")).to_have_text(f"{waiting - 4} images wait")
+    expect(tiles).to_have_count(waiting - 4)
+    page.goto("/categories/zebra%20%F0%9F%A6%93")
+    expect(page.locator("[data-reference]")).to_have_count(2)
+    assert second in [item.get_attribute("data-hash") for item in page.locator("[data-reference]").all()]
+
+
+def test_images_are_labelled_by_touch(at_desk: Opened) -> None:
+    page = at_desk("/inbox", width=390, has_touch=True)
+    tiles = page.locator(".tile")
+    expect(tiles.first).to_be_visible()
+    waiting = tiles.count()
+    page.get_by_role("button", name="Select several").tap()
+    tiles.nth(1).tap()
+    tiles.nth(2).tap()
+    page.get_by_label("Another category").fill("table")
+    page.get_by_role("button", name="Make category").tap()
+    expect(page.locator("#toasts")).to_contain_text("2 images labelled “table”")
+    expect(tiles).to_have_count(waiting - 2)
+
+
+def test_a_label_that_fails_brings_the_image_back(at_desk: Opened) -> None:
+    page = at_desk("/inbox")
+    expect(page.locator(".tile:focus")).to_have_count(1)
+    first, waiting = current(page), page.locator(".tile").count()
+    page.route("**/inbox/label", lambda route: route.abort())
+    page.keyboard.press("1")
+    expect(page.locator("#toasts")).to_contain_text("cannot be reached")
+    expect(page.locator(".tile")).to_have_count(waiting)
+    assert current(page) == first
+    at_desk.said.clear()  # the browser's own line about it
+
+
+def test_a_group_becomes_a_category(chromium: Browser, services: Services, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        served = services.start(tmp_path / "new", stack)
+        photos = [photo_of("brain", n) for n in range(8)]
+        answer = httpx.post(f"{served.address}v1/inbox", files=[file(photo) for photo in photos], timeout=60)
+        assert answer.status_code == 200
+
+        opened = Opened(chromium, served)
+        page = opened("/live")
+        page.route("**/inbox/names", propose)  # to embed a thousand words takes long
+        page.goto("/inbox")
+        form = page.locator("form.group")
+        expect(form).to_have_count(1)
+        form.get_by_role("button", name="walnut").click()
+        expect(form.get_by_label("Name of the category")).to_have_value("walnut")
+        form.get_by_label("Name of the category").fill("brain")
+        form.get_by_role("checkbox").first.uncheck()
+        chosen = form.get_by_role("checkbox").count() - 1
+        assert chosen >= 4
+        form.get_by_role("button", name="Make this a category").click()
+        expect(page.locator("#toasts")).to_contain_text(f"{chosen} images labelled “brain”")
+        expect(form).to_have_count(0)
+        expect(page.locator(".tile")).to_have_count(len(photos) - chosen)
+        page.goto("/categories/brain")
+        expect(page.locator("[data-reference]")).to_have_count(chosen)
+        page.context.close()
+        assert opened.said == []
+
+
+def propose(route: Route) -> None:
+    """Answer with one name for the group that is shown."""
+    digest = route.request.frame.evaluate("document.querySelector('form.group .names').id")
+    names = (
+        f'<div id="{digest}" class="names" hx-swap-oob="true"><button type="button" data-fills>walnut</button></div>'
+    )
+    route.fulfill(body=names, content_type="text/html")
+
+
+def test_a_mislabelled_picture_is_moved_and_moved_back(at_desk: Opened, desk: Service) -> None:
+    page = at_desk("/audit")
+    finding = page.locator("[data-finding^='label:'][data-finding$=':ant']")
+    expect(finding).to_have_count(1)
+    digest = str(finding.get_attribute("data-finding")).split(":")[1]
+    finding.get_by_role("button", name="Move to “ketch”").click()
+    expect(page.locator("#toasts")).to_contain_text("1 picture of “ant” moved to “ketch”.")
+    expect(finding).to_have_count(0)
+    assert digest in pictures(desk, "ketch") - pictures(desk, "ant")
+    page.get_by_role("button", name="Undo").click()
+    expect(finding).to_have_count(1)
+    assert digest in pictures(desk, "ant") - pictures(desk, "ketch")
+
+
+def test_what_is_kept_is_not_shown_again_in_this_browser(at_desk: Opened) -> None:
+    page = at_desk("/audit")
+    findings = page.locator("[data-finding]:visible:has([data-keeps])")
+    expect(findings.first).to_be_visible()
+    there = findings.count()
+    findings.first.get_by_role("button", name="Keep", exact=True).focus()
+    page.keyboard.press("Enter")
+    expect(findings).to_have_count(there - 1)
+    page.get_by_role("button", name="Undo").click()
+    expect(findings).to_have_count(there)
+    findings.first.get_by_role("button", name="Keep", exact=True).click()
+    page.reload()
+    expect(findings).to_have_count(there - 1)
+    page.get_by_role("button", name="Show").click()
+    expect(findings).to_have_count(there)
+
+
+def test_live_shows_what_is_classified_meanwhile(at_desk: Opened, desk: Service) -> None:
+    page = at_desk("/live")
+    expect(page.locator("#connection")).to_have_text("Connected")
+    expect(page.locator("#none")).to_be_visible()
+    with httpx.Client(base_url=desk.address, headers=bearer(desk), timeout=60) as client:
+        for photo in (photo_of("ketch", 3), photo_of("pagoda", 3)):
+            assert client.post("/v1/classify", files=[file(photo)]).status_code == 200
+    expect(page.locator("#last li")).to_have_count(2)
+    expect(page.locator("#last")).to_contain_text("ketch")
+    expect(page.locator("#last img").first).to_have_js_property("complete", True)
+    assert page.locator("#last img").first.evaluate("image => image.naturalWidth") > 0
+    expect(page.locator("[data-meter=known]")).not_to_contain_text("–")
+    page.route("**/live/events", lambda route: route.abort())
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator("#connection")).to_contain_text("The connection is lost")
+    page.unroute("**/live/events")
+    expect(page.locator("#connection")).to_have_text("Connected")
+    at_desk.said.clear()  # the browser's own lines about it
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(at_desk: Opened, theme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    for width in (390, 1440):
+        page = at_desk("/inbox", width=width, color_scheme=theme)
+        for path, shown in (("/inbox", ".tile"), ("/audit", "[data-finding]"), ("/live", "[data-state=on]")):
+            page.goto(path)
+            expect(page.locator(shown).first).to_be_visible()
+            violations = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
+            assert not [(one["id"], one["nodes"]) for one in violations if one["impact"] in _SERIOUS], path
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (path, width)
+        page.context.close()

@@ -37,10 +37,10 @@ def serve(
         from zsvec.service.server import serve as run
     except ModuleNotFoundError as exc:
         raise MissingExtraError(f'{exc.name} is needed for a service: pip install "zsvec[serve]"') from exc
-    keys, secret = _keys(host)
     log_to_stderr(as_json=log_json)
-    with context.obj.open(keep=keep) as classifier, listening(host, port) as listener:
+    with listening(host, port) as listener, context.obj.open(keep=keep) as classifier:
         name, number = listener.getsockname()[:2]
+        keys, secret = _keys(name)
         shown = "localhost" if ip_address(name).is_unspecified else f"[{name}]" if ":" in name else name
         output.print_note(f"zsvec serves http://{shown}:{number}/" + (f"#key={secret}" if secret else ""))
         if not keys:

@@ -145,10 +145,12 @@ function back(group) {
 // Images that wait no more are in no group either.
 function forget(hashes) {
   for (const hash of hashes) {
-    document.querySelector(`#groups input[value="${hash}"]`)?.closest("li").remove();
-  }
-  for (const group of document.querySelectorAll("#groups form.group")) {
-    if (!group.querySelector("[name=hash]")) group.remove();
+    const gone = document.querySelector(`#groups input[value="${hash}"]`);
+    const group = gone?.closest("form.group");
+    gone?.closest("li").remove();
+    const left = group?.querySelectorAll("[name=hash]").length;
+    if (left) group.querySelector("h3").textContent = images(left);
+    else group?.remove();
   }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,20 @@ SECONDS = 0.05  # of a batch
 
 
 class Slow(HashEncoder):
-    """Takes its time over each batch."""
+    """Takes its time over each batch; without end, while a file is there."""
+
+    stuck: Path
 
     def embed(self, batch: Sequence[Any], modality: Modality) -> NDArray[np.float64]:
         time.sleep(SECONDS)
+        while self.stuck.exists():
+            time.sleep(SECONDS)
         return super().embed(batch, modality)
 
 
 def main(folder: str) -> None:
     log_to_stderr(as_json=True)
+    Slow.stuck = Path(f"{folder}.stuck")
     with zsvec.open(folder, encoders=[Slow()]) as classifier, listening("127.0.0.1", 0) as listener:
         classifier.add_categories(
             CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)]) for colour in COLOURS

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import coloured
+from tests.test_stream import eventually
 from zsvec.errors import InvalidInputError
 from zsvec.service.server import LAST_ANSWERS, LAST_REQUESTS, NOTICE, JsonLines, listening
 
@@ -146,6 +147,30 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             pass
         process.send_signal(signal.SIGINT)
         assert process.wait(NOTICE + LAST_REQUESTS + 5) == 0
+
+
+def test_what_never_ends_is_given_up(tmp_path: Path) -> None:
+    with running(tmp_path / "store") as (process, port), socket.create_connection(("127.0.0.1", port)) as stuck:
+        (tmp_path / "store.stuck").touch()
+        image = photo()
+        head = (
+            f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(image)}"
+        )
+        stuck.sendall(f"{head}\r\n\r\n".encode() + image)
+        assert eventually(lambda: metric(port, "zsvec_queue_size") == "1.0")
+        told = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 0
+        assert time.monotonic() - told < 10 + 2  # of which 2 are for a busy machine
+
+
+def metric(port: int, name: str) -> str:
+    """The value of a figure without labels."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return next(line.split()[1] for line in lines if line.startswith(f"{name} "))
 
 
 def test_sockets_send_at_once() -> None:

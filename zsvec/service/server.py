@@ -2,7 +2,8 @@
 
 After SIGTERM or SIGINT the service says at once that it is not ready, and takes connections for a moment longer: those
 who send them look seldom. Each answer closes its connection from then on. Then it takes no connections, waits another
-moment for the requests of those that it has taken, answers what it has, and ends.
+moment for the requests of those that it has taken, answers what it has, and ends. What is still at work then, such as
+an audit of a large store, is given up: a store is safe against a kill at any instant.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import logging
 import os
 import socket
+import threading
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any
@@ -27,8 +30,13 @@ LAST_REQUESTS = 0.5
 """Seconds for the requests of connections that were taken."""
 LAST_ANSWERS = 7.0
 """Seconds for the answers to what was let in."""
+GIVEN_UP = 9.5
+"""Seconds from the signal until what is at work is given up."""
 _BACKLOG = 2048  # connections that wait to be taken
 _IDLE = 65  # seconds that a connection may be idle: longer than proxies keep theirs
+
+
+_log = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
@@ -43,6 +51,7 @@ class _Server(uvicorn.Server):
     def _end(self) -> None:
         if not self.app.state.health.ending.is_set():
             self.app.state.health.ending.set()
+            _after(GIVEN_UP, _give_up)
             self._loop.call_later(NOTICE, self._stop)
 
     def _stop(self) -> None:
@@ -76,6 +85,19 @@ class _Server(uvicorn.Server):
         self.app, self._loop = app, asyncio.get_running_loop()
         self._last: set[asyncio.Task[Any]] = set()  # else nobody would hold them
         await self.serve(sockets)
+
+
+def _after(seconds: float, action: Callable[[], None]) -> None:
+    """Do something later in a thread, unless the process has ended by then."""
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+
+
+def _give_up() -> None:
+    _log.warning("something is still at work: it is given up, so that the service ends in time")
+    logging.shutdown()
+    os._exit(0)
 
 
 def listening(host: str, port: int) -> socket.socket:

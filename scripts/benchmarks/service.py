@@ -25,7 +25,7 @@ from benchmarks.threads import encode_alone, stream_of
 from zsvec.classifier import Classifier
 from zsvec.inputs.folders import find_images, read_categories
 from zsvec.service import create_app
-from zsvec.service.server import listening
+from zsvec.service.server import configuration, listening
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -104,7 +104,7 @@ def service(
 @contextmanager
 def _served(classifier: Classifier) -> Iterator[int]:
     """The port of a service in a thread."""
-    server = uvicorn.Server(uvicorn.Config(create_app(classifier), log_config=None, access_log=False, ws="none"))
+    server = uvicorn.Server(configuration(create_app(classifier)))
     with listening("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

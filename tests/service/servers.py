@@ -16,6 +16,7 @@ from tests.qdrant import wait_until
 from zsvec.classifier import Classifier
 from zsvec.service import Keys, Limits, create_app
 from zsvec.service.bodies import Bodies
+from zsvec.service.server import configuration, listening
 from zsvec.service.work import Work
 
 
@@ -91,9 +92,8 @@ def read_answer(connection: socket.socket) -> bytes:
 def running(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> Iterator[Running]:
     """A service that listens as long as the block, and has nothing left to do at its end."""
     app = create_app(classifier, keys=keys, limits=limits)
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    server = uvicorn.Server(configuration(app))
+    thread = threading.Thread(target=server.run, args=([listening("127.0.0.1", 0)],))
     thread.start()
     try:
         wait_until(lambda: server.started)

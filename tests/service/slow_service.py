@@ -1,4 +1,7 @@
-"""A service of encoders that take their time: `python -m tests.service.slow_service FOLDER` prints its port."""
+"""A service of encoders that take their time: `python -m tests.service.slow_service FOLDER` prints its port.
+
+More arguments: the seconds that the head of a request may take, and the connections that there may be at once.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 import zsvec
 from tests.support import COLOURS, coloured
 from zsvec.inputs.categories import CategoryInput
-from zsvec.service import create_app
+from zsvec.service import create_app, server
 from zsvec.service.server import listening, log_to_stderr, serve
 from zsvec.testing import HashEncoder
 from zsvec.types import Modality
@@ -34,8 +37,9 @@ class Slow(HashEncoder):
         return super().embed(batch, modality)
 
 
-def main(folder: str) -> None:
+def main(folder: str, head: str = "20", most: str = "4096") -> None:
     log_to_stderr(as_json=True)
+    server.HEAD, server._MOST = float(head), int(most)
     Slow.stuck = Path(f"{folder}.stuck")
     with zsvec.open(folder, encoders=[Slow()]) as classifier, listening("127.0.0.1", 0) as listener:
         classifier.add_categories(
@@ -47,4 +51,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

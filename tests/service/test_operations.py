@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -317,3 +318,26 @@ def test_a_server_that_goes_away_and_comes_back(
     wait_until(lambda: not ready(client))
     assert client.post("/v1/classify", files=files(picture)).json()[0]["label"] == "red"
     assert client.put(path_to("new"), files=files(encode(photo(3)))).status_code == 201
+
+
+def test_a_store_that_hangs_is_asked_once_for_all(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[float] = []
+
+    def hang() -> dict[str, Any]:
+        asked_for.append(time.monotonic())
+        time.sleep(0.3)
+        raise StoreUnavailableError("it is away")
+
+    with asked(classifier) as client:
+        while client.get("/health/ready").status_code != 200:
+            pass
+        monkeypatch.setattr(classifier.store, "encoders", hang)
+        client.app.state.health._said = (float("-inf"), "")  # type: ignore[attr-defined]
+        with ThreadPoolExecutor(20) as pool:
+            codes = list(pool.map(lambda _: client.get("/health/ready").status_code, range(20)))
+        assert (codes, len(asked_for)) == ([503] * 20, 1)
+
+
+def test_health_is_told_without_a_body_too(client: TestClient) -> None:
+    answer = client.head("/health/live")
+    assert (answer.status_code, answer.content) == (200, b"")

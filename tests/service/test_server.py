@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 
 import pytest
@@ -29,10 +29,10 @@ DEADLINE = 30.0
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def running(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A service in a process of its own, and its port; it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.service.slow_service", str(folder)],
+        [sys.executable, "-m", "tests.service.slow_service", str(folder), *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # a pipe that nobody reads would be full soon
@@ -162,6 +162,52 @@ def test_what_never_ends_is_given_up(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE) == 0
         assert time.monotonic() - told < 10 + 2  # of which 2 are for a busy machine
+        answer = HTTPResponse(stuck)
+        answer.begin()
+        assert (answer.status, answer.getheader("Content-Type")) == (503, "application/problem+json")
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other side closes a connection, sooner or later, without a word."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_who_asks_nothing_is_let_go(tmp_path: Path) -> None:
+    image = photo()
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(image)}"
+    with running(tmp_path / "store", "0.5") as (_, port):
+        address = ("127.0.0.1", port)
+        kept = HTTPConnection(*address, timeout=DEADLINE)
+        kept.request("GET", "/health/live")
+        kept.getresponse().read()
+        with (
+            socket.create_connection(address, DEADLINE) as silent,
+            socket.create_connection(address, DEADLINE) as half,
+            socket.create_connection(address, DEADLINE) as slow,
+        ):
+            half.sendall(head.encode())
+            slow.sendall(f"{head}\r\n\r\n".encode() + image[:10])
+            assert is_closed(silent)
+            assert is_closed(half)
+            slow.sendall(image[10:])  # a body may take longer
+            answer = HTTPResponse(slow)
+            answer.begin()
+            assert answer.status == 200
+        kept.request("GET", "/health/live")  # as may who has asked already
+        assert kept.getresponse().status == 200
+        kept.close()
+
+
+def test_there_are_no_more_connections_than_files_for_them(tmp_path: Path) -> None:
+    with running(tmp_path / "store", "1", "4") as (_, port):
+        silent = [socket.create_connection(("127.0.0.1", port), DEADLINE) for _ in range(12)]
+        assert all(map(is_closed, silent))
+        assert status(port, "/health/live") == 200
+        for connection in silent:
+            connection.close()
 
 
 def metric(port: int, name: str) -> str:

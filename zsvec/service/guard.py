@@ -4,6 +4,7 @@ A request is refused where it
 
 - names a host that is not this machine, while no key is asked for: a page elsewhere could have had its own name point
   here (DNS rebinding); or names two;
+- comes by a proxy, while no key is asked for: it may be anybody's;
 - comes from a page of another origin, whatever key the browser has for us. Browsers say so, by ``Sec-Fetch-Site`` or by
   ``Origin``; a request that changes something and has a cookie must have one of them;
 - has no key, where there are keys, but for what is open to all: the page that asks for a key, its files, and whether
@@ -24,7 +25,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from zsvec.service.keys import Key, Keys
+from zsvec.service.keys import VARIABLE, Key, Keys
 from zsvec.service.problems import Problem, answer
 
 COOKIE = "zsvec_key"
@@ -37,6 +38,7 @@ _OPEN = (LOGIN, "/logout", "/health/live", "/health/ready")
 _OPEN_FOLDER = "/static/"
 _READING = ("/v1/classify", "/classify")  # by POST
 _WRITERS = ("/live",)  # shows images of others
+_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]*)?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -82,6 +84,8 @@ class Guard:
         host = hosts[0] if hosts else ""
         if not self._keys and not _is_this_machine(host):
             raise Problem(403, f"without keys only this machine is served, by its own names. Got the host {host!r}")
+        if not self._keys and (passed := next(filter(headers.get, _PROXIES), None)):
+            raise Problem(403, f"without keys no proxy is served, and {passed!r} is of one: set {VARIABLE}")
         _check_origin(headers, method, host)
         if not self._keys or is_open(path):
             return None

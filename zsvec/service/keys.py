@@ -96,8 +96,8 @@ def _key(number: int, entry: str) -> Key:
         raise InvalidInputError(f"entry {number} of {VARIABLE} cannot be read. {_HOW}; RIGHT is read or write")
     if len(secret) < _SHORTEST or not _SECRET.fullmatch(secret):
         raise InvalidInputError(
-            f"the key of {name!r} in {VARIABLE} must have {_SHORTEST} characters or more, all of them visible ASCII: "
-            "make one with `openssl rand -hex 32`"
+            f"the key of entry {number} of {VARIABLE} must have {_SHORTEST} characters or more, all of them visible "
+            "ASCII: make one with `openssl rand -hex 32`"
         )
     return Key(name, "write" if right == "write" else "read", _digest(secret))
 

@@ -38,6 +38,7 @@ class Health:
         self.ending = asyncio.Event()
         self._loaded = False
         self._said: tuple[float, str] = (float("-inf"), "")
+        self._asking = asyncio.Lock()
 
     async def load(self) -> None:
         """Load the encoders; whatever fails is tried again."""
@@ -59,11 +60,11 @@ class Health:
             return "it is ending"
         if not self._loaded:
             return "the encoders are being loaded"
-        at, said = self._said
-        if time.monotonic() - at > _FRESH:
-            said = await asyncio.to_thread(self._ask_store)
-            self._said = (time.monotonic(), said)
-        return said
+        async with self._asking:  # once for all who want to know
+            if time.monotonic() - self._said[0] > _FRESH:
+                said = await asyncio.to_thread(self._ask_store)
+                self._said = (time.monotonic(), said)
+            return self._said[1]
 
     def _ask_store(self) -> str:
         try:
@@ -75,13 +76,13 @@ class Health:
         return ""
 
 
-@router.get("/health/live")
+@router.api_route("/health/live", methods=["GET", "HEAD"])
 async def live() -> Response:
     """Whether the process answers."""
     return JSON({"status": "ok"})
 
 
-@router.get("/health/ready")
+@router.api_route("/health/ready", methods=["GET", "HEAD"])
 async def ready(request: Request) -> Response:
     """Whether it can classify: the encoders are loaded, and the store answers."""
     if said := await request.app.state.health.problem():

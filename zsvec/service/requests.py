@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -64,6 +65,11 @@ class Requests:
 
         try:
             await self._app(scope, receive, sending)
+        except asyncio.CancelledError:  # by the server, which ends
+            if code:
+                raise
+            detail = "the service has ended before this was done: a change may be done yet. Look, and ask again"
+            await answer(Problem(503, detail))(scope, receive, sending)
         except Exception:
             _log.exception("request %s failed", identity)
             if code:

@@ -21,8 +21,14 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zsvec.errors import InvalidInputError
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 NOTICE = 1.0
 """Seconds between not being ready and taking no connections."""
@@ -32,11 +38,52 @@ LAST_ANSWERS = 7.0
 """Seconds for the answers to what was let in."""
 GIVEN_UP = 9.5
 """Seconds from the signal until what is at work is given up."""
-_BACKLOG = 2048  # connections that wait to be taken
+HEAD = 20.0
+"""Seconds until the head of a request has come."""
+_MOST = 4096  # connections at once, as far as the system lets the process have so many
+_OTHER_FILES = 256  # that the process may need beside them
+_BACKLOG = 128  # connections that wait to be taken; asyncio says of each one that the system refuses
 _IDLE = 65  # seconds that a connection may be idle: longer than proxies keep theirs
 
 
 _log = logging.getLogger(__name__)
+
+
+class _Connection(H11Protocol):
+    """Lets go of who does not ask: uvicorn waits without end for the first request, and for the rest of a head."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request, unless there are too many who do."""
+        self._due: asyncio.TimerHandle | None = None
+        super().connection_made(transport)
+        if len(self.connections) > _most_connections():
+            transport.abort()
+        else:
+            self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        if self._due is None and not self._has_request():
+            self._expect()
+        super().data_received(data)
+        if self._has_request():
+            self._forget()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def _has_request(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _expect(self) -> None:
+        self._due = self.loop.call_later(HEAD, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
 
 
 class _Server(uvicorn.Server):
@@ -87,6 +134,19 @@ class _Server(uvicorn.Server):
         await self.serve(sockets)
 
 
+def _allow_files() -> None:
+    """Let this process have as many open files as it may."""
+    if resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _most_connections() -> int:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource is not None else _MOST
+    return max(1, min(_MOST, files - _OTHER_FILES)) if files > 0 else _MOST
+
+
 def _after(seconds: float, action: Callable[[], None]) -> None:
     """Do something later in a thread, unless the process has ended by then."""
     timer = threading.Timer(seconds, action)
@@ -125,19 +185,26 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: FastAPI, sockets: list[socket.socket]) -> None:
-    """Run a service until a signal ends it."""
-    config = uvicorn.Config(
+def configuration(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn runs a service."""
+    return uvicorn.Config(
         app,
         access_log=False,
         log_config=None,
         server_header=False,
         timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=int(LAST_ANSWERS),
+        http=_Connection,
+        backlog=_BACKLOG,
         lifespan="on",
         ws="none",
     )
-    asyncio.run(_Server(config).run_until_ended(app, sockets))
+
+
+def serve(app: FastAPI, sockets: list[socket.socket]) -> None:
+    """Run a service until a signal ends it."""
+    _allow_files()
+    asyncio.run(_Server(configuration(app)).run_until_ended(app, sockets))
 
 
 def log_to_stderr(*, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from zsvec.classifier import Classifier
 from zsvec.inputs.images import ImageInput
@@ -83,12 +83,12 @@ class Work:
         return self._images >= self.limits.queue
 
     async def classify(
-        self, images: Sequence[ImageInput], top_k: int, gone: Callable[[], Awaitable[object]]
+        self, images: Sequence[BinaryIO], top_k: int, gone: Callable[[], Awaitable[object]]
     ) -> list[Prediction]:
         """Classify images, each by a thread, and keep those that the setting ``keep`` says.
 
         Args:
-            images: Of one request.
+            images: Of one request. Those that are left undone are closed.
             top_k: Categories in the rankings.
             gone: Comes back when the client has left: then what has not begun is left undone.
 
@@ -113,8 +113,9 @@ class Work:
         finally:
             leaving.cancel()
             answers.cancel()
-            for future in futures:
-                future.cancel()
+            for future, image in zip(futures, images, strict=True):
+                if future.cancel():  # the executor keeps it until a thread has looked at it
+                    image.close()
 
     def _classified(self, image: ImageInput, top_k: int) -> Prediction:
         keep = self.classifier.settings.keep

@@ -13,7 +13,7 @@ _BY: ContextVar[str | None] = ContextVar("by", default=None)
 
 
 class Causes:
-    """The causes of the writes of one store; what a block says holds for its thread, or its task.
+    """The causes of the writes of a store. What a block says holds for its thread, or its task, and for all stores.
 
     Args:
         by: Who changes categories where no block says so.

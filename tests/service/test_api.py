@@ -18,6 +18,8 @@ from tests.service.support import KEYS, WRITE, Limits, asked, bearer, files, nam
 from tests.support import COLOURS, coloured, encode, photo, state
 from tests.test_cli import Result, cli, hash_encoders  # noqa: F401
 from zsvec.classifier import Classifier
+from zsvec.errors import ConflictError
+from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.images import content_hash
 from zsvec.testing import HashEncoder
 
@@ -305,6 +307,44 @@ def test_a_change_of_a_category_is_whole(client: TestClient, classifier: Classif
     problem(client.patch(path_to("red"), json={"metadata": 1}), 422, "metadata")
     problem(client.patch(path_to("red"), files=files(red())), 415)
     assert state(classifier.store) == before
+
+
+@pytest.mark.parametrize("history", [0, 3600])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ('{"texts": ["x"], "metadata": {"a": NaN}}', 422),
+        ('{"texts": ["x"], "metadata": {"a": 123456789012345678901234567890}}', 422),
+        ('{"texts": ["x"], "metadata": {"a": 1}, "merge": true, "name": "red"}', 409),
+        ('{"metadata": {"a": 1}, "texts": [" "]}', 422),
+        ('{"metadata": {"a": 1}, "texts": ["x"], "name": " "}', 422),
+    ],
+)
+def test_a_change_that_is_refused_has_changed_nothing(body: str, status: int, history: int) -> None:
+    with zsvec.open(":memory:", encoders=[HashEncoder()], history=history) as own, asked(own) as client:
+        own.add_category("red", texts=["a red thing"])
+        before, changes = state(own.store), list(own.history)
+        problem(client.patch(path_to("red"), **sent(body.encode())), status)
+        assert (state(own.store), list(own.history)) == (before, changes)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("history", [0, 3600])
+def test_a_change_that_fails_on_the_way_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch, merge: bool, history: int
+) -> None:
+    def conflict(*_: Any) -> Any:
+        raise ConflictError("others changed it")
+
+    with zsvec.open(":memory:", encoders=[HashEncoder()], history=history) as own, asked(own) as client:
+        own.add_categories([CategoryInput(name="red", metadata={"a": 1}), CategoryInput(name="blue")])
+        monkeypatch.setattr(own.references, "merge" if merge else "rename", conflict)
+        name = "blue" if merge else "crimson"
+        change = {"name": name, "merge": merge, "texts": ["x"], "metadata": {"a": 2}}
+        problem(client.patch(path_to("red"), json=change), 409, "others changed it")
+        whole = client.get(path_to("red")).json()
+        kept = (["red"], {"a": 1}) if history else (["x"], {"a": 2})
+        assert (whole["texts"], whole["metadata"]) == kept
 
 
 def test_merge(client: TestClient) -> None:

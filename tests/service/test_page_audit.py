@@ -13,9 +13,10 @@ from starlette.testclient import TestClient
 
 import zsvec
 from tests.service.page_support import PART, Page, page_of, visitor
-from tests.support import coloured, coloured_store, photo
+from tests.support import coloured, coloured_store, photo, state
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
+from zsvec.errors import ConflictError
 from zsvec.inputs.categories import ReferenceImage
 from zsvec.inputs.images import content_hash
 from zsvec.testing import HashEncoder
@@ -178,6 +179,50 @@ def test_what_is_not_there_is_not_changed(
     page = page_of(anybody.post(f"/audit/{what}", data={**given, "category": "blue"}, headers=PART), status)
     assert page.all("div", role="alert")
     assert [category.to_dict() for category in doubtful.categories()] == before
+
+
+@pytest.mark.parametrize(
+    ("what", "second", "category", "status"),
+    [
+        *(
+            (what, second, "green", status)
+            for what in ("move", "remove")
+            for second, status in (
+                (f"{'0' * 64}:blue", 422),
+                (f"{'0' * 64}:nothing", 404),
+                (key(STRANGE, EVIL), 422),
+            )
+        ),
+        ("move", key(coloured("blue", 0), "blue"), "blue", 422),
+    ],
+)
+def test_of_several_pictures_all_are_changed_or_none(
+    anybody: TestClient, doubtful: Classifier, what: str, second: str, category: str, status: int
+) -> None:
+    before, changes = state(doubtful.store), list(doubtful.history)
+    data = {"reference": [key(WRONG, "red"), second], "category": category}
+    page_of(anybody.post(f"/audit/{what}", data=data, headers=PART), status)
+    assert (state(doubtful.store), list(doubtful.history)) == (before, changes)
+
+
+@pytest.mark.parametrize("what", ["move", "remove"])
+def test_what_fails_on_the_way_is_taken_back(
+    anybody: TestClient, doubtful: Classifier, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    blue = doubtful.references.of("blue")[0].hash
+    before = {name: images(doubtful, name) for name in ("red", "blue", "green")}
+    once = getattr(doubtful.references, what)
+
+    def then_conflict(*given: Any, **named: Any) -> Any:
+        if "blue" in (*given, *named.values()):
+            raise ConflictError("others changed it")
+        return once(*given, **named)
+
+    monkeypatch.setattr(doubtful.references, what, then_conflict)
+    data = {"reference": [key(WRONG, "red"), f"{blue}:blue"], "category": "green"}
+    page_of(anybody.post(f"/audit/{what}", data=data, headers=PART), 409)
+    assert {name: images(doubtful, name) for name in before} == before
+    assert [change.what for change in list(doubtful.history)[:2]] == ["undo", what]
 
 
 def test_the_last_reference_of_a_category_stays(doubtful: Classifier) -> None:

@@ -14,7 +14,7 @@ import zsvec
 from tests.service.page_support import PART, Page, page_of, visitor
 from tests.support import coloured, coloured_store, encode, photo
 from zsvec.classifier import Classifier
-from zsvec.errors import WeightsUnavailableError
+from zsvec.errors import ConflictError, WeightsUnavailableError
 from zsvec.inputs.images import content_hash
 from zsvec.service.pages.inbox import _why
 from zsvec.testing import HashEncoder
@@ -150,6 +150,19 @@ def test_a_label_makes_a_reference_and_undo_does_not_bring_the_image_back(
     done(anybody.post("/undo", data={"change": change}, headers=PART), "the label")
     assert first not in images(colours, "red")
     assert set(hashes(shown(anybody))) == set(rest)
+
+
+def test_a_label_that_fails_at_the_end_loses_no_image(
+    anybody: TestClient, colours: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = hashes(shown(anybody))
+
+    def conflict() -> None:
+        raise ConflictError("others changed it")
+
+    monkeypatch.setattr(colours.inbox._calibrator, "calibrate_if_cheap", conflict)
+    page_of(anybody.post("/inbox/label", data={"hash": first, "category": "red"}, headers=PART), 409)
+    assert first in images(colours, "red").union(colours.inbox.hashes())
 
 
 def test_several_images_make_a_new_category_of_any_name(anybody: TestClient, colours: Classifier) -> None:

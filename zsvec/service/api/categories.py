@@ -12,11 +12,23 @@ from zsvec.inputs.categories import (
     CategoryInput,
     ReferenceImage,
     checked_category,
+    checked_metadata,
     checked_name,
     checked_texts,
 )
 from zsvec.service import schemas
-from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Name, Runs, body_of, of_state, problems
+from zsvec.service.api.common import (
+    OF_BODY,
+    OF_PICTURE,
+    By,
+    Hash,
+    Name,
+    Runs,
+    body_of,
+    of_state,
+    problems,
+    whole_change,
+)
 from zsvec.service.pictures import picture
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import Material, sent_json, sent_material
@@ -111,20 +123,23 @@ async def change_category(request: Request, name: Name, work: Runs, by: By) -> R
 
 def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -> dict[str, Any]:
     category = classifier.store.category(checked_name(name))
+    # All that can be told before is, so that a change that is refused has changed nothing, with a history or without.
     new = None if given.name is None else checked_name(given.name)
+    texts = None if given.texts is None else checked_texts(given.texts)
+    metadata = None if given.metadata is None else checked_metadata(given.metadata)
     names = {one.name for one in classifier.categories()}
-    # Before anything is changed.
     if given.merge and new is not None and new not in names:
         raise Problem(404, f"there is no category {new!r} to merge with: leave `merge` out, to rename")
+    if given.merge and new == category.name:
+        raise Problem(409, f"{new!r} would be merged with itself, the same category: name another one")
     if not given.merge and new != category.name and new in names:
         raise Problem(409, f"there is a category {new!r} already: merge, or take another name")
-    with classifier.store.one_change("merge" if given.merge else "set" if given.name is None else "rename"):
-        if given.texts is not None:
-            texts = checked_texts(given.texts)
+    with whole_change(classifier, "merge" if given.merge else "set" if given.name is None else "rename"):
+        if texts is not None:
             with of_state():
                 category = classifier.references.set_texts(name, texts)
-        if given.metadata is not None:
-            category = classifier.references.set_metadata(name, given.metadata)
+        if metadata is not None:
+            category = classifier.references.set_metadata(name, metadata)
         if new is not None and given.merge:
             with of_state():
                 category = classifier.references.merge(name, new)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, Path, Request
 from pydantic import AfterValidator, BaseModel, WithJsonSchema
 
-from zsvec.errors import CategoryNotFoundError, InvalidInputError
+from zsvec.classifier import Classifier
+from zsvec.errors import CategoryNotFoundError, InvalidInputError, ZSVecError
 from zsvec.service.keys import Key
 from zsvec.service.problems import RETRY, Problem
 from zsvec.service.schemas import HASH, NAME, TEXT
@@ -65,6 +66,26 @@ def of_state() -> Iterator[None]:
         raise
     except InvalidInputError as exc:
         raise Problem(409, str(exc)) from exc
+
+
+@contextmanager
+def whole_change(classifier: Classifier, what: str) -> Iterator[str]:
+    """All writes of a block as one change, whose id it gets; if the block fails, what it has written is taken back.
+
+    That cannot be, and what was written stays, without a history (setting ``history``), where others have changed one
+    of the categories since, and while the store is away.
+
+    Args:
+        classifier: Whose store is changed.
+        what: The change, in one word, as the history has it.
+    """
+    try:
+        with classifier.store.one_change(what) as identifier:
+            yield identifier
+    except Exception:
+        with suppress(ZSVecError):  # as where nothing was written
+            classifier.history.undo(change=identifier)
+        raise
 
 
 _SAID = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -80,6 +80,9 @@ async def move(request: Request, work: Runs) -> Response:
     target = checked_name(category)
 
     def moved() -> str:
+        if target in chosen:
+            raise Problem(422, f"A picture of “{target}” is there already: choose another category for it")
+        _check(work.classifier, chosen)
         for source, hashes in chosen.items():
             work.classifier.references.move(hashes, source=source, target=target)
         return f"{_said(chosen)} moved to “{target}”."
@@ -93,6 +96,7 @@ async def remove(request: Request, work: Runs) -> Response:
     chosen, _ = await _chosen(request)
 
     def removed() -> str:
+        _check(work.classifier, chosen)
         for source, hashes in chosen.items():
             work.classifier.references.remove(source, hashes)
         return f"{_said(chosen)} removed."
@@ -110,6 +114,21 @@ async def _chosen(request: Request) -> tuple[dict[str, list[str]], str]:
     if not chosen:
         raise Problem(422, "No picture is chosen")
     return chosen, fields.get("category", [""])[0]
+
+
+def _check(classifier: Classifier, chosen: Mapping[str, Collection[str]]) -> None:
+    """Refuse what a category has not, or could not lose, before another one is changed.
+
+    Raises:
+        CategoryNotFoundError: There is no such category.
+        Problem: It has no such reference, or would have none at all.
+    """
+    for name, hashes in chosen.items():
+        there = {one.hash for one in classifier.references.of(name)}
+        if not there.issuperset(hashes):
+            raise Problem(422, f"A picture is in “{name}” no more: reload the page")
+        if there.issubset(hashes):
+            raise Problem(422, f"“{name}” would have no reference: remove it, or merge it into another category")
 
 
 def _said(chosen: dict[str, list[str]]) -> str:

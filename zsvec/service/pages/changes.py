@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from zsvec.service.api.common import By, Runs, by, work_of
+from zsvec.service.api.common import By, Runs, by, whole_change, work_of
 from zsvec.service.pages.rendering import category_path, events, render
 from zsvec.service.problems import Problem
 from zsvec.service.uploads import sent_form
@@ -25,10 +25,11 @@ _WORDS = {
     "remove": "the removal",
     "rename": "the renaming",
 }
+_STAY = ("correct", "label")  # in part: the images wait no more, so that to take it back would lose them
 
 
 async def changed(request: Request, what: str, change: Callable[[], str], *, goes: str | None = None) -> Response:
-    """Change something as one change, and say so; without a button, if nothing had to be changed.
+    """Change something as one change, whole or not at all, and say so; without a button, if nothing had to be changed.
 
     Args:
         request: Who asks.
@@ -39,7 +40,8 @@ async def changed(request: Request, what: str, change: Callable[[], str], *, goe
     work = work_of(request)
 
     def run() -> tuple[str, str | None]:
-        with work.classifier.store.one_change(what) as identifier:
+        one = work.classifier.store.one_change(what) if what in _STAY else whole_change(work.classifier, what)
+        with one as identifier:
             said = change()
         there = any(one.id == identifier for one in work.classifier.history)
         return said, identifier if there else None

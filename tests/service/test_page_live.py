@@ -281,6 +281,7 @@ def test_who_leaves_watches_no_more(served: Served) -> None:
     got = served.wait(visit).got
     assert got[0]["status"] == 200
     assert dict(got[0]["headers"])[b"content-type"] == b"text/event-stream; charset=utf-8"
+    assert dict(got[0]["headers"])[b"x-accel-buffering"] == b"no"
     assert got[1]["body"].startswith(b"retry: ")
     assert json.loads(got[2]["body"].removeprefix(b"data: "))["outcomes"]
     assert got[2]["body"].endswith(b"\n\n")

@@ -32,12 +32,13 @@ COOKIE = "zsvec_key"
 """Name of the cookie that has a browser's key."""
 LOGIN = "/login"
 """Where a browser is asked for its key."""
+FOR_WRITERS = ("/live",)
+"""What only keys that may write see: it shows images of others."""
 
 # Paths are compared as they were sent, as the routes compare them: what is encoded another way is another path.
 _OPEN = (LOGIN, "/logout", "/health/live", "/health/ready")
 _OPEN_FOLDER = "/static/"
 _READING = ("/v1/classify", "/classify")  # by POST
-_WRITERS = ("/live",)  # shows images of others
 _PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]*)?")
@@ -97,7 +98,7 @@ class Guard:
             wrong = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
             raise Problem(401, "the key is none of this service", wrong)
         changes = method not in _SAFE and not (method == "POST" and path in _READING)
-        if key.right != "write" and (changes or path.startswith(_WRITERS)):
+        if key.right != "write" and (changes or path.startswith(FOR_WRITERS)):
             raise Problem(403, f"the key {key.name!r} may only read: {method} of this needs one that may write")
         return key
 

@@ -13,7 +13,7 @@ from zsvec.service.api.common import OF_BODY, Runs, body_of, problems
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import sent_images
 
-MOST_IN_RANKING = 1000
+_MOST_IN_RANKING = 1000
 
 router = APIRouter(prefix="/v1", tags=["classify"])
 
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1", tags=["classify"])
 async def classify(
     request: Request,
     work: Runs,
-    top_k: Annotated[int, Query(ge=1, le=MOST_IN_RANKING, description="Categories in the rankings.")] = 5,
+    top_k: Annotated[int, Query(ge=1, le=_MOST_IN_RANKING, description="Categories in the rankings.")] = 5,
     explain: Annotated[bool, Query(description="Whether to give the evidence of each expert.")] = False,
 ) -> Response:
     """Each image has an answer of its own, in order; one that cannot be read has its `error`.

@@ -46,7 +46,7 @@ class _Events(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, lines: AsyncGenerator[str, None]) -> None:
-        super().__init__(lines)
+        super().__init__(lines, headers={"X-Accel-Buffering": "no"})  # nginx would wait for more
         self._lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

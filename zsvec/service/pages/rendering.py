@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from zsvec.errors import without_password
+from zsvec.service.guard import FOR_WRITERS
 from zsvec.service.keys import Key
 from zsvec.service.pages import static
 from zsvec.service.pages.words import how_much
@@ -26,7 +27,6 @@ _TABS = (
     ("/audit", "Audit"),
     ("/live", "Live"),
 )
-_FOR_WRITERS = ("/live",)  # as the guard has it
 _FOR_PROGRAMS = ("/v1/", "/health/", "/metrics", "/static/")
 _SAID = {
     400: "The page sent something that could not be read.",
@@ -100,7 +100,7 @@ def render(
         values: Of the template, beside `may_change`, the key and the tabs.
     """
     key: Key | None = request.state.key
-    tabs = [tab for tab in _TABS if may_change(request) or tab[0] not in _FOR_WRITERS]
+    tabs = [tab for tab in _TABS if may_change(request) or tab[0] not in FOR_WRITERS]
     common = {
         "may_change": may_change(request),
         "key_name": key.name if key else None,

@@ -373,8 +373,12 @@ def test_a_reference_is_shown_moved_and_removed(client: TestClient) -> None:
     [first, second, third] = images_of(client, "red")
     shown = client.get(path_to("red", "references", first, "image"))
     assert shown.headers["content-type"] == "image/jpeg"
-    assert "immutable" in shown.headers["cache-control"]
-    assert "private" in shown.headers["cache-control"]
+    assert shown.headers["cache-control"] == "private, no-cache"
+    tag = shown.headers["etag"]
+    for sent_tag, status in ((tag, 304), (f'"x", W/{tag}', 304), ('"x"', 200), ("", 200)):
+        again = client.get(shown.request.url, headers={"If-None-Match": sent_tag})
+        assert (again.status_code, again.content) == (status, b"" if status == 304 else shown.content)
+        assert (again.headers["etag"], again.headers["cache-control"]) == (tag, "private, no-cache")
     moved = client.patch(path_to("red", "references", first), json={"category": "blue"}).json()
     assert (moved["category"], moved["references"]["hash:image"]) == ("blue", 4)
     problem(client.get(path_to("red", "references", first)), 404, first)

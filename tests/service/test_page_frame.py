@@ -133,6 +133,7 @@ def test_a_key_is_kept_where_no_script_and_no_other_page_gets_at_it(colours: Cla
         assert SECRETS["write"] not in answer.headers["location"]
         answer = client.post("/logout")
         assert answer.headers["location"] == "/login"
+        assert answer.headers["clear-site-data"] == '"cache"'
         assert client.get("/").headers["location"] == "/login"
 
 

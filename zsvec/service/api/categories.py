@@ -191,14 +191,14 @@ def _reference(classifier: Classifier, name: str, content_hash: str) -> StoredRe
     response_class=Response,
     responses=OF_PICTURE,
 )
-async def show_reference_image(name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
+async def show_reference_image(request: Request, name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002
     """A JPEG with a short side of 256 pixels at most, if the store keeps copies."""
 
     def small() -> SmallImage | None:
         _reference(work.classifier, name, hash)
         return work.classifier.store.image(hash)
 
-    return picture(await work.run(small), hash)
+    return picture(request, await work.run(small), hash)
 
 
 @router.patch(

@@ -133,6 +133,7 @@ def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) ->
     image = {"type": "string", "format": "binary"}
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     if form:
+    304: {"description": "The copy of this `ETag` is still right"},
         required = [name for name, field in model.model_fields.items() if field.is_required()]
         kinds = {
             "images": {"type": "array", "items": image, **({"minItems": 1} if "images" in required else {})},

@@ -75,9 +75,9 @@ async def groups(work: Runs) -> Response:
     response_class=Response,
     responses=OF_PICTURE,
 )
-async def show_waiting_image(hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
+async def show_waiting_image(request: Request, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
     """A JPEG with a short side of 256 pixels at most, if the store keeps copies."""
-    return picture(await work.run(lambda: work.classifier.inbox.small(hash)), hash)
+    return picture(request, await work.run(lambda: work.classifier.inbox.small(hash)), hash)
 
 
 @router.post(

@@ -41,7 +41,7 @@ async def login(request: Request) -> Response:
 
 @router.post("/logout")
 async def logout(request: Request) -> Response:
-    """Forget the key."""
-    response = RedirectResponse(LOGIN, 303)
+    """Forget the key, and the pictures that the browser keeps."""
+    response = RedirectResponse(LOGIN, 303, headers={"Clear-Site-Data": '"cache"'})
     response.delete_cookie(COOKIE, path="/", secure=is_encrypted(request), httponly=True, samesite="strict")
     return response

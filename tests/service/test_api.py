@@ -264,6 +264,7 @@ def test_material_that_cannot_be_used(client: TestClient, classifier: Classifier
 
         ask(415)
         ask(415, **sent(red(), "image/png"))
+    assert [change["what"] for change in client.get("/v1/history").json()[:2]] == ["replace", "add"]
         ask(400, "no JSON", **sent(b"{", "application/json"))
         ask(422, "texts", json={"texts": "red"})
         ask(422, "text", json={"texts": [""]})

@@ -77,8 +77,9 @@ async def put_category(request: Request, name: Name, work: Runs, by: By) -> Resp
     sent = await sent_material(request, work.limits.images)
 
     def put() -> tuple[bool, dict[str, Any]]:
-        there = {category.name for category in work.classifier.categories()}
-        return checked_name(name) not in there, _added(work.classifier, name, sent, replace=True)
+        new = checked_name(name) not in {category.name for category in work.classifier.categories()}
+        with work.classifier.store.one_change("add" if new else "replace"):
+            return new, _added(work.classifier, name, sent, replace=True)
 
     new, category = await work.run(put, by=by)
     return JSON(category, 201 if new else 200)

@@ -216,6 +216,16 @@ def test_a_change_that_is_none_is_not_taken_back(anybody: TestClient, given: dic
     page_of(anybody.post("/undo", data=given, headers=PART), 422)
 
 
+@pytest.mark.parametrize(
+    "address", ["http://[", "http://[/categories/red", "", "\\", "http://localhost/categories/%FF"]
+)
+def test_a_page_that_is_nowhere_is_left_as_it_is(anybody: TestClient, colours: Classifier, address: str) -> None:
+    change = done(anybody.post("/categories/red/remove", headers=PART))
+    answer = anybody.post("/undo", data={"change": change}, headers={**PART, "HX-Current-URL": address})
+    done(answer, "the removal")
+    assert names(colours) == ["blue", "green", "red"]
+
+
 @pytest.mark.parametrize("what", ["references", "move", "references/remove", "rename", "merge", "remove"])
 def test_every_change_needs_a_category_that_is_there(anybody: TestClient, colours: Classifier, what: str) -> None:
     data = {"hash": "0" * 64, "category": "red", "new": "white"}

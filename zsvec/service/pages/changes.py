@@ -87,7 +87,11 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
 
 def _elsewhere(request: Request, undone: Change, there: set[str]) -> str | None:
     """Where to go if the category that is shown is gone: to another one of the change, or to all."""
-    _, _, shown = urlsplit(request.headers.get("hx-current-url", "")).path.partition("/categories/")
+    try:
+        path = urlsplit(request.headers.get("hx-current-url", "")).path
+    except ValueError:  # whoever asks may send anything
+        return None
+    _, _, shown = path.partition("/categories/")
     if not shown or unquote(shown) in there:
         return None
     return next((category_path(name) for name in undone.categories if name in there), "/categories")

@@ -230,6 +230,33 @@ def test_names_that_are_sent_in_bodies_and_queries(client: TestClient, classifie
     assert state(classifier.store) == before
 
 
+@pytest.mark.parametrize("name", [".", "..", " .. "])
+def test_names_that_browsers_take_out_of_paths(client: TestClient, classifier: Classifier, name: str) -> None:
+    client.post("/v1/inbox", files=files(encode(photo(1))))
+    [waiting] = [one["hash"] for one in client.get("/v1/inbox").json()]
+    [one, *_] = images_of(client, "red")
+    path = f"{CATEGORIES}/{name.replace('.', '%2E').replace(' ', '%20')}"
+    before = state(classifier.store)
+    for answer in (
+        client.put(path, json={}),
+        client.post(f"{path}/references", json={"texts": ["x"]}),
+        client.patch(path_to("red"), json={"name": name, "texts": ["x"]}),
+        client.patch(path_to("red", "references", one), json={"category": name}),
+        client.post("/v1/inbox/label", json={"hashes": [waiting], "category": name}),
+        client.post("/v1/correct", params={"category": name}, files=files(red())),
+    ):
+        problem(answer, 422, "browsers", "command line")
+    assert state(classifier.store) == before
+    # One that is there already is no worse off.
+    classifier.add_category(name)
+    assert name.strip() in names(client)
+    assert client.get(path).json()["category"] == name.strip()
+    assert client.patch(path, json={"name": "dot"}).json()["category"] == "dot"
+    classifier.add_category(name)
+    assert client.delete(path).status_code == 204
+    assert names(client) == [*COLOURS[:1], "dot", *COLOURS[1:]]
+
+
 def test_a_category_is_made_and_what_is_given_is_replaced(client: TestClient) -> None:
     first = client.put(
         path_to("panda"), data={"texts": ["a bear", "an animal"], "metadata": '{"a": 1}'}, files=files(red(5))
@@ -237,6 +264,7 @@ def test_a_category_is_made_and_what_is_given_is_replaced(client: TestClient) ->
     assert (first.status_code, first.json()["texts"]) == (201, ["a bear", "an animal"])
     assert first.json()["references"] == {"hash:image": 1, "hash:text": 2}
     second = client.put(path_to("panda"), json={"texts": ["a black and white bear"]})
+    assert [change["what"] for change in client.get("/v1/history").json()[:2]] == ["replace", "add"]
     assert (second.status_code, second.json()["texts"]) == (200, ["a black and white bear"])
     assert second.json()["references"] == {"hash:image": 1, "hash:text": 1}
     whole = client.get(path_to("panda")).json()
@@ -264,7 +292,6 @@ def test_material_that_cannot_be_used(client: TestClient, classifier: Classifier
 
         ask(415)
         ask(415, **sent(red(), "image/png"))
-    assert [change["what"] for change in client.get("/v1/history").json()[:2]] == ["replace", "add"]
         ask(400, "no JSON", **sent(b"{", "application/json"))
         ask(422, "texts", json={"texts": "red"})
         ask(422, "text", json={"texts": [""]})

@@ -16,8 +16,9 @@ from tests.support import coloured_store, photo
 from zsvec.service import create_app
 
 EXAMPLES = 10
-# Of what JSON Schema has no word for: whole numbers of 64 bits in any JSON, its depth; characters that nobody sees.
-UNSAID = (b"metadata must be", b"metadata may have", b"category name must not be empty")
+# Of what JSON Schema has no word for: whole numbers of 64 bits in any JSON, its depth; names that nobody sees, or that
+# browsers take out of paths.
+UNSAID = (b"metadata must be", b"metadata may have", b"category name must not be empty", b"out of paths")
 # JSON Schema has no word for a picture, so that what it allows is one of these.
 PICTURES = [red(seed) for seed in range(3)]
 FORMATS: dict[str, list[Any]] = {

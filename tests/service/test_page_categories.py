@@ -226,6 +226,30 @@ def test_a_page_that_is_nowhere_is_left_as_it_is(anybody: TestClient, colours: C
     assert names(colours) == ["blue", "green", "red"]
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/categories", "name"),
+        ("/categories/%2E%2E/references", "texts"),
+        ("/categories/red/move", "category"),
+        ("/categories/red/rename", "new"),
+        ("/categories/red/merge", "category"),
+        ("/audit/move", "category"),
+        ("/inbox/label", "category"),
+        ("/correct", "category"),
+    ],
+)
+def test_no_page_makes_a_category_that_no_page_shows(
+    anybody: TestClient, colours: Classifier, path: str, field: str
+) -> None:
+    one = images(colours, "red")[0]
+    data = {"hash": one, field: ".."} | ({"reference": f"{one}:red"} if path == "/audit/move" else {})
+    sent = [picture("red")] if path == "/correct" else None
+    page = page_of(anybody.post(path, data=data, files=sent, headers=PART), 422)
+    assert "command line" in page.text
+    assert names(colours) == ["blue", "green", "red"]
+
+
 @pytest.mark.parametrize("what", ["references", "move", "references/remove", "rename", "merge", "remove"])
 def test_every_change_needs_a_category_that_is_there(anybody: TestClient, colours: Classifier, what: str) -> None:
     data = {"hash": "0" * 64, "category": "red", "new": "white"}

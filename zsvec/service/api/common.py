@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, WithJsonSchema
 
 from zsvec.classifier import Classifier
 from zsvec.errors import CategoryNotFoundError, InvalidInputError, ZSVecError
+from zsvec.inputs.categories import checked_name
 from zsvec.service.keys import Key
 from zsvec.service.problems import RETRY, Problem
 from zsvec.service.schemas import HASH, NAME, TEXT
@@ -55,6 +56,21 @@ Name = Annotated[
     WithJsonSchema(NAME),
 ]
 Hash = Annotated[str, Path(description="Content hash of the text or image.", pattern=HASH)]
+
+
+def checked_target(name: object) -> str:
+    """The name of a category that is to get something, and may be new, as it is stored.
+
+    Raises:
+        InvalidInputError: As `zsvec.inputs.categories.checked_name`.
+        Problem: Its path would be taken for that of a folder, so that no page of the category could be opened.
+    """
+    checked = checked_name(name)
+    if checked in (".", ".."):
+        raise Problem(
+            422, f"browsers take {checked!r} out of paths: use another category name here, or the command line"
+        )
+    return checked
 
 
 @contextmanager
@@ -117,6 +133,7 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 OF_PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
+    304: {"description": "The copy of this `ETag` is still right"},
     **problems(404, 409, 422),
 }
 """How a description says that a route answers with a small copy of an image."""
@@ -133,7 +150,6 @@ def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) ->
     image = {"type": "string", "format": "binary"}
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     if form:
-    304: {"description": "The copy of this `ETag` is still right"},
         required = [name for name, field in model.model_fields.items() if field.is_required()]
         kinds = {
             "images": {"type": "array", "items": image, **({"minItems": 1} if "images" in required else {})},

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from zsvec.classifier import Classifier
 from zsvec.inputs.categories import checked_name
-from zsvec.service.api.common import Name, Runs
+from zsvec.service.api.common import Name, Runs, checked_target
 from zsvec.service.pages.categories import added, lines
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import category_path, is_part, render
@@ -46,14 +46,14 @@ async def add(request: Request, name: Name, work: Runs) -> Response:
     texts = lines(fields.get("texts", []))
     if not images and not texts:
         raise Problem(422, "There is no text and no picture to add")
-    return await changed(request, "add", lambda: added(work.classifier, checked_name(name), texts, images))
+    return await changed(request, "add", lambda: added(work.classifier, checked_target(name), texts, images))
 
 
 @router.post("/move")
 async def move(request: Request, name: Name, work: Runs) -> Response:
     """Move references to another category."""
     _, fields = await sent_form(request, 0)
-    target = checked_name(_field(fields, "category"))
+    target = checked_target(_field(fields, "category"))
     hashes = fields.get("hash", [])
 
     def moved() -> str:
@@ -80,7 +80,7 @@ async def remove_references(request: Request, name: Name, work: Runs) -> Respons
 async def rename(request: Request, name: Name, work: Runs) -> Response:
     """Give it another name."""
     _, fields = await sent_form(request, 0)
-    new = checked_name(_field(fields, "new"))
+    new = checked_target(_field(fields, "new"))
 
     def renamed() -> str:
         if new in {category.name for category in work.classifier.categories()}:
@@ -95,7 +95,7 @@ async def rename(request: Request, name: Name, work: Runs) -> Response:
 async def merge(request: Request, name: Name, work: Runs) -> Response:
     """Move all of it to another one, which is there."""
     _, fields = await sent_form(request, 0)
-    target = checked_name(_field(fields, "category"))
+    target = checked_target(_field(fields, "category"))
 
     def merged() -> str:
         work.classifier.references.merge(name, target)

@@ -11,9 +11,8 @@ from starlette.responses import Response
 
 from zsvec.errors import WeightsUnavailableError
 from zsvec.inbox import Group, Unlabelled
-from zsvec.inputs.categories import checked_name
 from zsvec.method.unlabelled import AT_ODDS, CLOSE, at_odds, margin
-from zsvec.service.api.common import Runs
+from zsvec.service.api.common import Runs, checked_target
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import may_change, percent, render
 from zsvec.service.pages.words import how_sure
@@ -130,7 +129,7 @@ async def names(request: Request, work: Runs) -> Response:
 async def label(request: Request, work: Runs) -> Response:
     """Make images references of a category, which is made if there is none."""
     hashes, category = await _chosen(request)
-    name = checked_name(category)
+    name = checked_target(category)
     inbox = work.classifier.inbox
 
     def labelled() -> str:

@@ -85,11 +85,11 @@ def test_what_is_taught_counts_and_is_taken_back_and_done_again(anybody: TestCli
     assert not undo.all("input", name="change")  # nothing was changed this time
     change = next(iter(colours.history))
     page = page_of(anybody.post("/undo", data={"change": change.id}, headers=PART))
-    assert "Taken back: what was taught." in page.text
+    assert "Taken back: what was taught, for" in page.text
     assert [category.name for category in colours.categories()] == ["blue", "green", "red"]
-    (redo,) = page.all("input", name="change")
-    page = page_of(anybody.post("/undo", data={"change": redo["value"]}, headers=PART))
-    assert "Done again." in page.text
+    redo = {str(found["name"]): str(found["value"]) for found in page.all("input")}
+    page = page_of(anybody.post("/undo", data=redo, headers=PART))
+    assert "Done again, for" in page.text
     assert f"snow {EVIL}" in [category.name for category in colours.categories()]
 
 

@@ -26,8 +26,9 @@ def serve(
 ) -> None:
     """Serve an API for programs and pages for people, until interrupted.
 
-    On this machine alone it asks for no key. On any other address the first start makes one and prints it; or set
-    ZSVEC_SERVE_KEYS, as `zsvec docs service` says. Nothing is encrypted: let others come by a proxy with TLS.
+    On this machine alone it asks for no key. On any other address the first start makes one and prints it. Or set
+    ZSVEC_SERVE_KEYS, which count everywhere, as `zsvec docs service` says. Nothing is encrypted: let others come by a
+    proxy with TLS.
     """
     from zsvec.cli import output
 

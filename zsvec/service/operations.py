@@ -37,6 +37,7 @@ class Health:
         self._classifier = classifier
         self.ending = asyncio.Event()
         self._loaded = False
+        self._loading = "the encoders are being loaded"
         self._said: tuple[float, str] = (float("-inf"), "")
         self._asking = asyncio.Lock()
 
@@ -52,6 +53,7 @@ class Health:
                 _log.exception("the encoders cannot be loaded")
             else:
                 return
+            self._loading = "the encoders cannot be loaded: the log says why"
             await asyncio.sleep(_AGAIN)
 
     async def problem(self) -> str:
@@ -59,7 +61,7 @@ class Health:
         if self.ending.is_set():
             return "it is ending"
         if not self._loaded:
-            return "the encoders are being loaded"
+            return self._loading
         async with self._asking:  # once for all who want to know
             if time.monotonic() - self._said[0] > _FRESH:
                 said = await asyncio.to_thread(self._ask_store)

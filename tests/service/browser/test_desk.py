@@ -73,7 +73,7 @@ def test_images_are_labelled_by_keys(at_desk: Opened, desk: Service) -> None:
     first = current(page)
     page.keyboard.press("ArrowRight")
     assert current(page) != first
-    page.keyboard.press("k")
+    page.keyboard.press("ArrowLeft")
     assert current(page) == first
     name = page.locator("#choices button .name").first.inner_text()
     page.keyboard.press("1")
@@ -89,7 +89,7 @@ def test_images_are_labelled_by_keys(at_desk: Opened, desk: Service) -> None:
     page.keyboard.type("zebra 🦓")
     page.keyboard.press("Enter")
     expect(page.locator("#toasts")).to_contain_text("2 images labelled “zebra 🦓”")
-    page.keyboard.press("d")
+    page.keyboard.press("Delete")
     expect(page.locator("#toasts")).to_contain_text("1 image dismissed")
     expect(page.locator("#waiting")).to_have_text(f"{waiting - 4} images wait")
 

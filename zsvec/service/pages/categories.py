@@ -116,6 +116,8 @@ def added(classifier: Classifier, name: str, texts: Sequence[str], images: Seque
     given = CategoryInput(name=name, texts=texts or None, images=references)
     (category,) = classifier.add_categories([given], on_error=leave_out)
     left_out = f" {counted(len(unread), 'picture')} could not be read: {'; '.join(unread)}." if unread else ""
+    if images and len(unread) == len(images) and not texts:
+        raise Problem(422, left_out.strip())  # and nothing stays
     if before is None:
         return f"“{name}” is a new category{_with(category)}.{left_out}"
     pictures = number_of_images(category) - number_of_images(before)
@@ -123,8 +125,6 @@ def added(classifier: Classifier, name: str, texts: Sequence[str], images: Seque
     parts = [counted(n, one) for n, one in ((pictures, "picture"), (new_texts, "text")) if n > 0]
     if parts:
         return f"{' and '.join(parts)} added to “{name}”.{left_out}"
-    if unread:
-        raise Problem(422, left_out.strip())
     return f"“{name}” has all of that already."
 
 

@@ -46,7 +46,12 @@ async def add(request: Request, name: Name, work: Runs) -> Response:
     texts = lines(fields.get("texts", []))
     if not images and not texts:
         raise Problem(422, "There is no text and no picture to add")
-    return await changed(request, "add", lambda: added(work.classifier, checked_target(name), texts, images))
+
+    def add_to() -> str:
+        category = work.classifier.store.category(checked_target(name))  # a page may be older than its removal
+        return added(work.classifier, category.name, texts, images)
+
+    return await changed(request, "add", add_to)
 
 
 @router.post("/move")

@@ -1,21 +1,44 @@
-"""What every change on a page is followed by: a line that says what was done, and a button that takes it back."""
+"""What every change on a page is followed by: a line that says what was done, and a button that takes it back.
+
+And the page of the last changes, from which each can be taken back when that line is gone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
 from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from zsvec.service.api.common import By, Runs, by, whole_change, work_of
-from zsvec.service.pages.rendering import category_path, events, render
+from zsvec.service.pages.rendering import category_path, events, is_part, render
 from zsvec.service.problems import Problem
 from zsvec.service.uploads import sent_form
 from zsvec.types import Change
 
 router = APIRouter()
 
+_NAMED = 3  # categories of a change that are named
+_LISTED = 50  # changes on their page
+_TITLES = {
+    "add": "Added to",
+    "correct": "Taught",
+    "import": "Imported",
+    "label": "Labelled",
+    "merge": "Merged",
+    "metadata": "Described",
+    "move": "Moved between",
+    "remove": "Removed, or from",
+    "rename": "Renamed",
+    "replace": "Replaced",
+    "set": "Described",
+    "texts": "Described",
+    "undo": "Took back a change of",
+}
 _WORDS = {
     "add": "what was added",
     "correct": "what was taught",
@@ -24,6 +47,7 @@ _WORDS = {
     "move": "the moving",
     "remove": "the removal",
     "rename": "the renaming",
+    "undo": "what was done again",
 }
 _STAY = ("correct", "label")  # in part: the images wait no more, so that to take it back would lose them
 
@@ -64,6 +88,40 @@ def _toast(
     return render(request, "toast.html", headers=headers, said=said, change=identifier, takes_back=takes_back)
 
 
+@dataclass(frozen=True)
+class _Listed:
+    """A change as the page lists it; `again`: it took one back, so to take it back is to do that again."""
+
+    id: str
+    what: str
+    categories: Sequence[str]
+    more: int
+    at: datetime
+    by: str | None
+    undone: bool
+    again: bool
+
+
+@router.get("/changes")
+async def show(request: Request, work: Runs) -> Response:
+    """The last changes, newest first."""
+    found = await work.run(lambda: list(islice(work.classifier.history, _LISTED)))
+    listed = [
+        _Listed(
+            id=one.id,
+            what=_TITLES.get(one.what, one.what.capitalize()),
+            categories=one.categories[:_NAMED],
+            more=max(len(one.categories) - _NAMED, 0),
+            at=one.at,
+            by=one.by,
+            undone=one.undone,
+            again=one.what == "undo",
+        )
+        for one in found
+    ]
+    return render(request, "changes_list.html" if is_part(request) else "changes.html", changes=listed)
+
+
 @router.post("/undo")
 async def undo(request: Request, work: Runs, by: By) -> Response:
     """Take a change back, by its id; what takes it back is a change, too."""
@@ -78,8 +136,9 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
         return undone, identifier, {category.name for category in work.classifier.categories()}
 
     undone, identifier, there = await work.run(run, by=by)
-    again = undone.what == "undo"
-    said = "Done again." if again else f"Taken back: {_WORDS.get(undone.what, undone.what)}."
+    again = "again" in fields  # an undo that is taken back: what was taken back is done again
+    names = ", ".join(f"“{name}”" for name in undone.categories[:_NAMED])
+    said = f"Done again, for {names}." if again else f"Taken back: {_WORDS.get(undone.what, undone.what)}, for {names}."
     goes = _elsewhere(request, undone, there)
     takes_back = "Undo" if again else "Redo"
     return _toast(request, said, identifier, takes_back=takes_back, undone=undone.id, goes=goes)

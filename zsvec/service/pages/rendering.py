@@ -39,7 +39,7 @@ _SAID = {
     415: "The page sent something that could not be read.",
     422: "This cannot be used.",
     429: "Too much is being done at once. Try again in a moment.",
-    503: "The store does not answer. Nothing was changed; try again in a moment.",
+    503: "The service cannot do this at the moment.",
 }
 
 

@@ -202,16 +202,16 @@ function select(all) {
 }
 
 const MOVES = {
-  ArrowRight: () => 1, ArrowLeft: () => -1, j: () => 1, k: () => -1,
+  ArrowRight: () => 1, ArrowLeft: () => -1,
   ArrowDown: columns, ArrowUp: () => -columns(), Home: () => -Infinity, End: () => Infinity,
 };
 
+// No letter is a command: a name may begin with any.
 function pressed(event) {
   const { key } = event;
   const inPanel = panel.contains(document.activeElement);
-  const small = key.length === 1 ? key.toLowerCase() : key;
-  if (small in MOVES && !event.ctrlKey && !event.metaKey) move(MOVES[small](), event.shiftKey);
-  else if (small === "a" && (event.ctrlKey || event.metaKey)) select(true);
+  if (key in MOVES && !event.ctrlKey && !event.metaKey) move(MOVES[key](), event.shiftKey);
+  else if (key.toLowerCase() === "a" && (event.ctrlKey || event.metaKey)) select(true);
   else if (event.ctrlKey || event.metaKey || event.altKey) return;
   else if (key === "Escape") select(false);
   else if (inPanel && (key === "Enter" || key === " ")) return;
@@ -223,7 +223,7 @@ function pressed(event) {
   } else if (/^[1-9]$/.test(key)) {
     const button = choices.elements[key - 1];
     if (button && !button.hidden) label(button.value);
-  } else if (small === "d" || key === "Delete") dismiss();
+  } else if (key === "Delete") dismiss();
   else if (key === "Enter") other.elements.category.focus();
   else if (key.length === 1) {
     other.elements.category.value = key;

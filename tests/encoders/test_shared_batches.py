@@ -344,3 +344,39 @@ def test_a_full_batch_waits_for_nobody() -> None:
     assert called(doubling, 1).result(DEADLINE / 2) == 2
     made.set()
     assert coming.result(DEADLINE) == 4
+
+
+def test_who_leads_waits_for_who_is_expected() -> None:
+    doubling = Doubling(8)
+    doubling.shared._took = DEADLINE
+    doubling.shared.expect("a client", DEADLINE)
+    first = called(doubling, 1)
+    assert eventually(lambda: doubling.waiting() == 1)
+    time.sleep(0.05)
+    assert not first.done()
+    made, coming = announced(doubling, 2)
+    doubling.shared.came("a client")
+    made.set()
+    assert (first.result(DEADLINE / 2), coming.result(DEADLINE / 2)) == (2, 4)
+
+
+@pytest.mark.parametrize(("took", "expected"), [(DEADLINE, 0.05), (0.05, DEADLINE)])
+def test_nobody_waits_long_for_who_is_expected(took: float, expected: float) -> None:
+    """As long as was said, and no longer than a batch takes."""
+    doubling = Doubling(8)
+    doubling.shared._took = took
+    doubling.shared.expect("a client", expected)
+    begun = time.monotonic()
+    assert called(doubling, 1).result(DEADLINE / 2) == 2
+    assert time.monotonic() - begun >= 0.05
+    doubling.shared.came("a client")
+    doubling.shared._took = DEADLINE
+    assert called(doubling, 3).result(DEADLINE / 2) == 6
+
+
+def test_who_was_expected_and_did_not_come_is_forgotten() -> None:
+    doubling = Doubling(8)
+    doubling.shared._took = DEADLINE
+    doubling.shared.expect("a client", 0.01)
+    assert doubling.call(1) == 2
+    assert not doubling.shared._expected

@@ -3,7 +3,8 @@
 The thread that opens a batch leads it. It waits until the batch before is over: batches follow each other in the order
 in which they were opened, and who comes meanwhile joins the one that waits. It also waits for those who have announced
 an item and are making it, but no longer than the batch before took: so much would a batch of their own cost. A thread
-that finds nobody else waits for nobody, and there is no thread of its own.
+that finds nobody else waits for nobody, and there is no thread of its own. Items of others may be expected, too, which
+are on their way here: for these it waits as long as was said.
 
 A leader may be interrupted anywhere, by Ctrl-C for one. Therefore a batch lasts as long as its leader holds its lock,
 which a ``with`` releases however the leader ends. Who finds that a batch is over and has no outcome joins another.
@@ -53,6 +54,7 @@ class SharedBatches(Generic[Item, Result]):
         self._arrival = Condition(self._lock)
         self._last: _Batch[Item, Result] | None = None
         self._coming: dict[int, float] = {}  # since when which threads have been making an item
+        self._expected: dict[Hashable, float] = {}  # until when whose items may come
         self._took = 0.0  # seconds of the batch before
 
     @contextmanager
@@ -66,6 +68,16 @@ class SharedBatches(Generic[Item, Result]):
             with self._lock:
                 self._coming.pop(get_ident(), None)
                 self._arrival.notify_all()
+
+    def expect(self, who: Hashable, seconds: float) -> None:
+        """Say that an item of somebody who is not here may come: who leads a batch waits so long for it at most."""
+        with self._lock:
+            self._expected[who] = monotonic() + seconds
+
+    def came(self, who: Hashable) -> None:
+        """Say that somebody is here, and about to announce an item."""
+        with self._lock:
+            self._expected.pop(who, None)
 
     @contextmanager
     def turn(self, item: Item, kind: Hashable = None) -> Iterator[Turn[Item, Result]]:
@@ -119,10 +131,13 @@ class SharedBatches(Generic[Item, Result]):
                 del own, batch, last  # likewise
 
     def _wait_for_others(self, batch: _Batch[Item, Result]) -> None:
-        """Wait for items that are being made, while there is room for them in a batch, but no longer than one takes."""
+        """Wait for items that come, while there is room for them in a batch, but no longer than one takes."""
         due = monotonic() + self._took
-        while len(batch) < self._size and self._coming:
-            left = min(due, max(self._coming.values()) + self._took) - monotonic()
+        while len(batch) < self._size and (self._coming or self._expected):
+            now = monotonic()
+            self._expected = {who: until for who, until in self._expected.items() if until > now}
+            coming = [since + self._took for since in self._coming.values()]
+            left = min(due, max([*coming, *self._expected.values()], default=now)) - now
             if left <= 0:
                 break
             self._arrival.wait(left)

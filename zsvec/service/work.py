@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 from zsvec.classifier import Classifier
 from zsvec.inputs.images import ImageInput
 from zsvec.service.problems import Problem
+from zsvec.service.regulars import Regulars
 from zsvec.types import Prediction
 
 Result = TypeVar("Result")
@@ -65,6 +67,7 @@ class Work:
         self.limits = limits
         self.outcomes: Counter[str] = Counter()
         self.listeners: list[Callable[[ImageInput, Prediction], None]] = []
+        self._regulars = Regulars(classifier)
         self._lock = threading.Lock()
         self._images = self._tasks = 0
         # While one batch is encoded, the next one is prepared.
@@ -83,7 +86,11 @@ class Work:
         return self._images >= self.limits.queue
 
     async def classify(
-        self, images: Sequence[BinaryIO], top_k: int, gone: Callable[[], Awaitable[object]]
+        self,
+        images: Sequence[BinaryIO],
+        top_k: int,
+        gone: Callable[[], Awaitable[object]],
+        client: Hashable | None = None,
     ) -> list[Prediction]:
         """Classify images, each by a thread, and keep those that the setting ``keep`` says.
 
@@ -91,6 +98,7 @@ class Work:
             images: Of one request. Those that are left undone are closed.
             top_k: Categories in the rankings.
             gone: Comes back when the client has left: then what has not begun is left undone.
+            client: Names its connection, by which it may ask again; ``None`` of one that will not.
 
         Raises:
             Problem: There is no room for so many.
@@ -98,7 +106,8 @@ class Work:
             ZSVecError: As `zsvec.classifier.Classifier.classify`; an image that cannot be read is answered.
         """
         self._admit(len(images))
-        futures = [self._classifying.submit(self._classified, image, top_k) for image in images]
+        regular = client if len(images) == 1 else None
+        futures = [self._classifying.submit(self._classified, image, top_k, regular) for image in images]
         for future in futures:
             future.add_done_callback(self._release)
         leaving: asyncio.Future[Any] = asyncio.ensure_future(gone())
@@ -117,9 +126,10 @@ class Work:
                 if future.cancel():  # the executor keeps it until a thread has looked at it
                     image.close()
 
-    def _classified(self, image: ImageInput, top_k: int) -> Prediction:
+    def _classified(self, image: ImageInput, top_k: int, client: Hashable | None) -> Prediction:
         keep = self.classifier.settings.keep
-        with self.classifier.store.within(self.limits.answer):
+        asking = nullcontext() if client is None else self._regulars.asking(client)
+        with self.classifier.store.within(self.limits.answer), asking:
             prediction = self.classifier.classify(image, top_k=top_k, errors="report", keep=keep)
         outcome = "failed" if prediction.error is not None else "unknown" if prediction.unknown else "known"
         with self._lock:

@@ -1,4 +1,7 @@
-"""Browsers and the services that they look at; each is started once."""
+"""Browsers and the services that they look at; each is started once.
+
+They end with this package: while Playwright runs, its thread has an event loop, in which no other test can start one.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Services:
     return Services(tmp_path_factory.mktemp("services"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def photo_store(services: Services) -> Path:
     """Made once; services get copies of it."""
     return services.imported()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(services: Services, photo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One that asks for a key."""
     copy = shutil.copytree(photo_store, tmp_path_factory.mktemp("served") / "store")
@@ -37,7 +40,7 @@ def service(services: Services, photo_store: Path, tmp_path_factory: pytest.Temp
         yield services.start(copy, stack, key=SECRETS["write"], keys=keys)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as started:

@@ -78,6 +78,12 @@ class Category:
         """When the last commit was made (UTC)."""
         return datetime.fromtimestamp(self.rev / 1e6, tz=UTC)
 
+    @property
+    def images(self) -> int:
+        """Number of reference images; where encoders differ, of the one that has most."""
+        counts = (n for expert, n in self.references.items() if encoder_and_modality(expert)[1] == "image")
+        return max(counts, default=0)
+
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec list --json`` prints."""
         return {

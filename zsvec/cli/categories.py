@@ -79,7 +79,7 @@ def import_(
 
     start = time.monotonic()
     with context.obj.open(keep_images=keep_images) as classifier, output.progress("importing", number) as counted:
-        before = {category.name: category for category in classifier.categories()}
+        before = {category.name: category.images for category in classifier.categories()}
         inputs = (replace(category, images=counted(category.images)) for category in found)
         try:
             with classifier.store.one_change("import"):
@@ -94,7 +94,7 @@ def import_(
     names = {category.name for category in committed}
     stored = [category for category in found if category.name in names]
     failed = len({source_of(image) for category in stored for image in category.images}.intersection(unreadable))
-    new = sum(_images_of(category) - _images_of(before.get(category.name)) for category in committed)
+    new = sum(category.images - before.get(category.name, 0) for category in committed)
     known = _images_in(stored) - failed - new
     there = f", {known} stored before, or the same as another" if known > 0 and not replace_ else ""
     what = f"{output.counted(len(stored), 'category', 'categories')}, {output.counted(_images_in(stored), 'image')}"
@@ -154,12 +154,6 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
 
 def _images_in(categories: Sequence[CategoryInput]) -> int:
     return sum(len(list(category.images)) for category in categories)
-
-
-def _images_of(category: Category | None) -> int:
-    """How many images a category has, if all were embedded by the same encoders."""
-    counts = category.references.items() if category else ()
-    return max((count for expert, count in counts if expert.endswith(":image")), default=0)
 
 
 @app.command()

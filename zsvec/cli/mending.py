@@ -5,16 +5,13 @@ from __future__ import annotations
 import json as json_
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from zsvec.cli.app import Json, Name, Yes, app, confirm, is_terminal
 from zsvec.cli.categories import hashes_of, nearest_name, print_category
 from zsvec.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    pass
 
 _HASH = re.compile("[0-9a-f]{64}")
 _BEGINNING = re.compile("[0-9a-f]{6,63}")

@@ -13,7 +13,6 @@ from zsvec.classifier import Classifier
 from zsvec.curation.audit import Audit
 from zsvec.errors import CategoryNotFoundError
 from zsvec.service.api.common import Runs, checked_target
-from zsvec.service.pages.categories import number_of_images
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import render
 from zsvec.service.problems import Problem
@@ -30,7 +29,7 @@ _AT_ONCE = 5000  # images that are compared without being asked to: the time gro
 @router.get("")
 async def show(request: Request, work: Runs) -> Response:
     """The page, without the findings: to compare all images takes a while."""
-    images = sum(map(number_of_images, await work.run(work.classifier.categories)))
+    images = sum(category.images for category in await work.run(work.classifier.categories))
     return render(request, "audit.html", tab="/audit", images=images, at_once=images <= _AT_ONCE)
 
 

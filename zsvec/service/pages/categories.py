@@ -18,7 +18,7 @@ from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import is_part, render
 from zsvec.service.problems import Problem
 from zsvec.service.uploads import Upload, sent_form
-from zsvec.types import Category, StoredReference, counted, encoder_and_modality
+from zsvec.types import Category, StoredReference, counted
 
 router = APIRouter()
 
@@ -120,7 +120,7 @@ def added(classifier: Classifier, name: str, texts: Sequence[str], images: Seque
         raise Problem(422, left_out.strip())  # and nothing stays
     if before is None:
         return f"“{name}” is a new category{_with(category)}.{left_out}"
-    pictures = number_of_images(category) - number_of_images(before)
+    pictures = category.images - before.images
     new_texts = len(category.texts) - len(before.texts)
     parts = [counted(n, one) for n, one in ((pictures, "picture"), (new_texts, "text")) if n > 0]
     if parts:
@@ -129,11 +129,4 @@ def added(classifier: Classifier, name: str, texts: Sequence[str], images: Seque
 
 
 def _with(category: Category) -> str:
-    images = number_of_images(category)
-    return f" with {counted(images, 'picture')}" if images else ", told by its words alone"
-
-
-def number_of_images(category: Category) -> int:
-    """How many reference images a category has, whichever experts see them."""
-    counts = (n for expert, n in category.references.items() if encoder_and_modality(expert)[1] == "image")
-    return max(counts, default=0)
+    return f" with {counted(category.images, 'picture')}" if category.images else ", told by its words alone"

@@ -1,0 +1,88 @@
+"""Files in folders from elsewhere: pipes are refused at once, links are never written through."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from zsvec.files import open_regular, open_to_append, read_regular, replacing, write_whole
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="named pipes and links of POSIX")
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    file = tmp_path / "elsewhere"
+    file.write_bytes(b"of the user")
+    return file
+
+
+@pytest.fixture
+def link(tmp_path: Path, victim: Path) -> Path:
+    path = tmp_path / "link"
+    path.symlink_to(victim)
+    return path
+
+
+@pytest.mark.parametrize("opens", [open_regular, open_to_append])
+def test_a_pipe_is_refused_at_once(opens: object, pipe: Path) -> None:
+    with pytest.raises(OSError, match="regular"):
+        opens(pipe)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("opens", [open_regular, open_to_append])
+def test_a_folder_is_refused(opens: object, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"regular|directory"):
+        opens(tmp_path)  # type: ignore[operator]
+
+
+def test_a_link_is_read_unless_it_must_not_be_followed(link: Path) -> None:
+    assert read_regular(link) == b"of the user"
+    with pytest.raises(OSError, match="link"):
+        read_regular(link, follow_links=False)
+
+
+def test_a_link_is_not_appended_to(link: Path) -> None:
+    with pytest.raises(OSError, match="link"):
+        open_to_append(link)
+
+
+def test_what_is_appended_follows_what_is_there(tmp_path: Path) -> None:
+    for line in (b"one\n", b"two\n"):
+        with open_to_append(tmp_path / "state") as file:
+            file.seek(0)
+            file.write(line)
+    assert (tmp_path / "state").read_bytes() == b"one\ntwo\n"
+
+
+def test_a_link_is_replaced_and_not_written_through(link: Path, victim: Path) -> None:
+    write_whole(link, b"ours")
+    assert link.read_bytes() == b"ours"
+    assert not link.is_symlink()
+    assert victim.read_bytes() == b"of the user"
+
+
+def test_what_fails_leaves_the_file_as_it_was_and_no_other(tmp_path: Path) -> None:
+    write_whole(tmp_path / "file", b"before")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "file") as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"before"}
+
+
+def test_permissions_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    write_whole(tmp_path / "secret", b"", mode=0o600)
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_long_name_can_be_replaced(tmp_path: Path) -> None:
+    write_whole(tmp_path / ("n" * 255), b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["n" * 255]

@@ -6,6 +6,7 @@ python scripts/write_pages.py
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -171,8 +172,8 @@ def _fields(
 
 def _attributes(docstring: str) -> dict[str, str]:
     """The descriptions below ``Attributes:`` of a docstring in Google style."""
-    section = docstring.partition("Attributes:")[2]
-    found = re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w|^ {0,4}\S|\Z)", section, re.MULTILINE | re.DOTALL)
+    section = inspect.cleandoc(docstring).partition("Attributes:")[2]  # Python 3.13 has taken the indent away
+    found = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|^\S|\Z)", section, re.MULTILINE | re.DOTALL)
     return {name: " ".join(text.replace("``", "`").split()) for name, text in found}
 
 

@@ -266,6 +266,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")  # torch's, of that alone
 def test_a_compiled_model_gives_the_same(compiles: Path) -> None:
     expected, model = made(Network(), EXACT), made(Network(), EXACT, compiled=True)
     assert any(compiles.iterdir())

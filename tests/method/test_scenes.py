@@ -83,7 +83,7 @@ def test_the_right_half_of_a_category_that_is_mislabelled_is_no_scene() -> None:
     mixed: dict[str, dict[str, Sequence[float]]] = {name: {} for name in truth}
     for name, vectors in truth.items():
         for digest, vector in vectors.items():
-            mixed[name if rng.random() > 0.5 else rng.choice(list(truth))][digest] = vector
+            mixed[name if rng.random() > 0.5 else str(rng.choice(list(truth)))][digest] = vector
     got = found({"clip:image": mixed})
     assert len(got) <= 0.25 * 72
 

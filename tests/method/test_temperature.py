@@ -48,7 +48,7 @@ def test_wrong_labels_do_not_make_an_expert_diffident(aggregation: str) -> None:
     mixed: dict[str, dict[str, Sequence[float]]] = {name: {} for name in truth}
     for name, vectors in truth.items():
         for digest, vector in vectors.items():
-            mixed[name if rng.random() > 0.3 else rng.choice(list(truth))][digest] = vector
+            mixed[name if rng.random() > 0.3 else str(rng.choice(list(truth)))][digest] = vector
     clean, noisy = (calibrated({"clip:image": images}, aggregation)[0] for images in (truth, mixed))
     assert noisy.experts["clip:image"].temperature < 2 * clean.experts["clip:image"].temperature
     for before, after in zip(pools(clean), pools(noisy), strict=True):

@@ -37,7 +37,8 @@ KEPT = 3000  # more than a page
 INDEXES = {"category": "keyword", "rev": "integer"}
 FORGOTTEN = str(uuid.UUID(int=2**127 + 5))
 SECRET = "a name that nobody else has"
-VECTOR = np.linspace(0.1, 0.4, DIM, dtype=np.float32) / np.linalg.norm(np.linspace(0.1, 0.4, DIM, dtype=np.float32))
+_LINE = np.linspace(0.1, 0.4, DIM, dtype=np.float32)
+VECTOR = (_LINE / np.linalg.norm(_LINE)).astype(np.float32)
 NEEDLES: Mapping[str, bytes] = {
     "payload": SECRET.encode(),
     "vector": VECTOR.tobytes(),
@@ -52,7 +53,7 @@ Content = dict[str, tuple[Mapping[str, Any], bytes]]
 def kept(number: int = KEPT) -> Points:
     """Vectors that are of no unit length, as well."""
     draw = np.random.default_rng(number)
-    vectors = draw.standard_normal((number, DIM)).astype(np.float32) * draw.uniform(0.5, 2, (number, 1)).astype("f4")
+    vectors = (draw.standard_normal((number, DIM)) * draw.uniform(0.5, 2, (number, 1))).astype(np.float32)
     values = [None, True, -1, 2**53, 0.1, "é\0小熊猫", [1, {"deep": []}], {}]
     payloads = [{"category": f"c{i % 7}", "rev": i, "value": values[i % len(values)]} for i in range(number)]
     return Points([str(uuid.UUID(int=i)) for i in range(number)], vectors, payloads)

@@ -75,8 +75,9 @@ def learn_background(references: References) -> Background | None:
     elsewhere = 1 / (shrinkage * spread)
     along = 1 / (weight * np.maximum(scatter, 0) + shrinkage * spread)
     within = float(along @ scatter + elsewhere * max(trace - scatter.sum(), 0.0)) / (n - n_categories)
+    sums = [block.means.sum(axis=0, dtype=np.float64) for block in blocks]
     background = Background(
-        mean=(sum(block.means.sum(axis=0, dtype=np.float64) for block in blocks) / n_categories).astype(np.float32),
+        mean=(np.sum(sums, axis=0) / n_categories).astype(np.float32),
         basis=basis.astype(np.float32),
         along=along.astype(np.float32),
         elsewhere=elsewhere,

@@ -24,7 +24,7 @@ def test_each_change_can_be_taken_back_later(colours: Classifier) -> None:
         client.post(f"{path_of(EVIL)}/rename", data={"new": "evil"}, headers=PART)
         page = page_of(client.get("/changes"))
         assert "<script>alert(1)" not in client.get("/changes").text
-        renamed, added, *_ = [found["value"] for found in page.all("input", name="change")]
+        renamed, added, *_ = [str(found["value"]) for found in page.all("input", name="change")]
         assert all(word in page.text for word in ("Renamed", "Added to", "evil", "by", "write"))
         assert client.post("/undo", data={"change": renamed}, headers=PART).status_code == 200
         assert EVIL in names(colours)

@@ -105,7 +105,7 @@ def test_without_categories_nothing_is_proposed() -> None:
         digest = classifier.keep(photo(1))
         (found,) = shown(client).all("li", role="option")
         assert (found["data-hash"], found["data-choices"]) == (digest, "[]")
-        done(client.post("/inbox/label", data={"hash": digest, "category": "noise"}, headers=PART))
+        done(client.post("/inbox/label", data={"hash": str(digest), "category": "noise"}, headers=PART))
         assert [category.name for category in classifier.categories()] == ["noise"]
 
 

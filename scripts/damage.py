@@ -1,21 +1,23 @@
 #!/usr/bin/env python
-"""What embedded stores say when their files are damaged, or those of a store whose writer was killed.
+"""Measures which damage of embedded stores is told, and whether a healthy store is ever called damaged.
 
     python -m scripts.damage --stores 2000 --seed 1     from the root of the repository
     python -m scripts.damage --stores 1 --seed 417      one of them: each store has a seed of its own
 
-Each store is made by the changes of `tests.store.changer`, and closed, or its writer is killed between two of them.
-Then one to three of its files are damaged (the hidden ones, that tell of damage, only alone), and a process of its own
-opens it, reads, collects garbage and writes. Damage is *told* if zsvec raises an error, or names a category as
-incomplete; a store with neither that nor a fault is *unharmed*. What must not be:
+Each store is made by the changes of `tests.store.changer`. Then the store is closed; or flushed, and its writer killed;
+or the writer is killed between two changes, and perhaps a reader after that. One to three files of a closed or flushed
+store are damaged (the checksums only alone); those of a killed writer are left as they are. A process of its own opens
+the store, reads, collects garbage and writes. Damage is *told* if zsvec raises an error, or names a category as
+incomplete; a store with neither that nor a fault is *unharmed*. The faults:
 
 - *ended*: the engine ended the process; *hung*: it took more than a minute;
 - *other errors*: that are not zsvec's;
 - *unreported*: a category, or one of its references, is missing or of another commit, and nothing says so;
-- *collected*: `gc` deleted a reference of a live category, or anything where the catalog cannot be read.
+- *collected*: `gc` deleted a reference of a live category, or anything where the catalog cannot be read;
+- *false alarm*: something is told of a store that nobody damaged.
 
 Not counted are changed bits in a source of a reference, or in a vector: they may pass unseen. Exits with 1 if there is
-any of the five. Linux only: the processes are forked.
+any of them. Linux only: the processes are forked.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from tests.store.support import fast_folder
 from zsvec.errors import ZSVecError
 from zsvec.store import Cursor, Store
 from zsvec.store.base import Where
+from zsvec.store.checksums import CHECKSUMS
 from zsvec.store.edge import EdgeBackend
 
 T = TypeVar("T")
@@ -55,7 +58,8 @@ BITS = 8  # that are flipped at most
 PAGE = 4096
 LIMIT = 60.0  # seconds
 MEMORY = 16 * 2**30  # bytes of addresses: a damaged number must not take those of the machine
-FAULTS = ("ended", "hung", "other errors", "unreported", "collected")
+FAULTS = ("ended", "hung", "other errors", "unreported", "collected", "false alarm")
+STATES = ("closed", "flushed", "killed", "killed reader")
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -82,29 +86,33 @@ class Seen:
     faults: dict[str, str] = field(default_factory=dict)
 
 
-def make(folder: Path, seed: int, closes: bool, result: Connection) -> None:
-    """Make the store of a seed, say what it has, and close it or be killed."""
+def make(folder: Path, seed: int, state: str, result: Connection) -> None:
+    """Make the store of a seed, say what it has, and leave it in a state."""
     store = changer.opened(str(folder), NAMESPACE)
     for change in changer.changes(seed)[: 4 + seed % 17]:
         change.make(store)
         store = changer.opened(str(folder), NAMESPACE) if change.what == "close" else store
     result.send({c.name: Stored(c.version, c.write_ids, sources(store, c.name)) for c in store.categories()})
-    if closes:
+    if state in ("closed", "killed reader"):
         store.close()
-    else:
+    if state == "killed reader":
+        Store(EdgeBackend(folder), NAMESPACE).incomplete()
+    if state == "flushed":
+        store.flush()
+    if state != "closed":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 # Damage
 
 
-def drawn_file(folder: Path, draw: random.Random, *, hidden: bool) -> Path:
-    """A file of a store: as likely of the log as of the ids, or of the payloads."""
+def drawn_file(folder: Path, draw: random.Random, *, checksums: bool) -> Path:
+    """A file of a collection: as likely of the log as of the ids, or of the payloads."""
     parts: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(".lock-") and (hidden or path.parent != folder):
+        if path.is_file() and path.parent != folder and (checksums or path.name != CHECKSUMS):
             names = path.relative_to(folder).parts[1:]
-            part = names[2] if names[:1] == ("segments",) else names[0] if names else "hidden"
+            part = names[2] if names[0] == "segments" else names[0]
             parts.setdefault(part, []).append(path)
     return draw.choice(parts[draw.choice(sorted(parts))])
 
@@ -177,11 +185,11 @@ DAMAGES: Mapping[str, Callable[[Path, random.Random], None]] = {
 
 
 def damage(folder: Path, draw: random.Random) -> list[str]:
-    """Damage one to three files, and say how and which. The hidden ones, that tell of damage, only alone."""
+    """Damage one to three files, and say how and which. Checksums are only damaged alone."""
     done, times = [], draw.choice([1, 1, 1, 2, 3])
     for _ in range(times):
         kind = draw.choice(sorted(DAMAGES))
-        file = drawn_file(folder, draw, hidden=times == 1 and kind not in ("folder deleted", "swapped"))
+        file = drawn_file(folder, draw, checksums=times == 1)
         if file.stat().st_size and used_pages(file):
             done.append(f"{kind}: {file.relative_to(folder)}")
             DAMAGES[kind](file, draw)
@@ -319,19 +327,21 @@ def in_a_process(work: Callable[..., None], *args: Any) -> tuple[Any, int | None
 def attack(seed: int) -> tuple[str, list[str], Seen]:
     """Of the store of a seed: how it was left, how it was damaged, and what came of it."""
     draw = random.Random(seed)  # noqa: S311 - it is no secret
-    closes = draw.random() < 0.5
+    state = draw.choice(STATES)
     with fast_folder() as parent:
         folder = parent / STORE
-        stored, code = in_a_process(make, folder, seed, closes)
-        if code != (0 if closes else -signal.SIGKILL):
+        stored, code = in_a_process(make, folder, seed, state)
+        if code != (0 if state == "closed" else -signal.SIGKILL):
             raise RuntimeError(f"the store of seed {seed} could not be made: {code}")
-        damages = damage(folder, draw)
+        damages = [] if state.startswith("killed") else damage(folder, draw)
         seen, code = in_a_process(judge, folder, stored)
     if code is None:
         seen = Seen(faults={"hung": f"more than {LIMIT:.0f} s"})
     elif seen is None:
         seen = Seen(faults={"ended": f"exit code {code}"})
-    return "closed" if closes else "killed", damages, seen
+    elif seen.told and not damages:
+        seen.faults["false alarm"] = "nothing was damaged"
+    return state, damages, seen
 
 
 def main(
@@ -342,7 +352,7 @@ def main(
     rows: dict[str, Counter[str]] = {}
     for number in range(seed, seed + stores):
         state, damages, seen = attack(number)
-        kind = damages[0].partition(":")[0] if len(damages) == 1 else "several"
+        kind = damages[0].partition(":")[0] if len(damages) == 1 else "several" if damages else "undamaged"
         row = rows.setdefault(f"{state}, {kind}", Counter())
         row.update(["stores", *(["told"] if seen.told else [] if seen.faults else ["unharmed"]), *seen.faults])
         for fault, words in seen.faults.items():

@@ -21,9 +21,10 @@ import pytest
 
 from tests.store.material import FINGERPRINTS, add, references, sources
 from tests.store.support import fast_folder
-from zsvec.errors import StoreError
-from zsvec.store import Cursor, Store, seal
-from zsvec.store.base import Points, Put, Where
+from zsvec.errors import StoreError, ZSVecError
+from zsvec.store import Cursor, Store
+from zsvec.store.base import Put, Where
+from zsvec.store.checksums import _checksum
 from zsvec.store.edge import EdgeBackend
 from zsvec.store.schema import intent_payload, new_write_id
 
@@ -63,7 +64,7 @@ from tests.store.material import add
 from tests.store.test_damage import fill
 from zsvec.store import Store
 from zsvec.store.edge import EdgeBackend
-from zsvec.store.seal import Keeper, Seal
+from zsvec.store.checksums import Checksums
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -106,7 +107,7 @@ def flushed() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def written_since() -> Iterator[Path]:
-    """What it has is what it had when it was flushed."""
+    """The store has what it had when it was flushed."""
     with fast_folder() as parent:
         yield killed(parent / "store", "store.flush()", "add(store, 'desk', ['5'])", "store.remove('desk')")
 
@@ -194,7 +195,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "catalog and references swapped": swapped(IDS, "catalog", "clip"),
     "references of two encoders swapped": swapped(IDS, "dino", "clip"),
     "ids at which the engine ends the process": lambda folder: file(folder, "clip", IDS).write_bytes(LARGE),
-    "a damaged seal": lambda folder: os.truncate(folder / ".seal-zsvec__clip", 3),
+    "damaged checksums": lambda folder: os.truncate(folder / "zsvec__clip" / "checksums.json", 3),
+    "swapped checksums": swapped("checksums.json", "catalog", "clip"),
+    "references with another segment": lambda folder: shutil.copytree(
+        file(folder, "dino", "segments/*"), file(folder, "clip", "segments/*").with_name(str(UUID(int=1)))
+    ),
+    "a record with another id": changed("catalog", IDS, 30),
+    "a reference with another id": changed("clip", IDS, 30),
+    "records at whose ids the engine ends the process": appended("catalog", IDS, LARGE),
 }
 
 LOG = "wal/open-*"
@@ -221,10 +229,18 @@ def log_ends(collection: str, word: bytes) -> Callable[[Path], None]:
     return end
 
 
-DAMAGE_OF_UNCLOSED: dict[str, Callable[[Path], object]] = {
-    "a catalog without a folder": lambda folder: shutil.rmtree(folder / "zsvec__catalog"),
-    "a catalog without a log": removed("catalog", "wal"),
-    "a catalog without segments": removed("catalog", "segments"),
+MISSING = {
+    name: DAMAGE[name]
+    for name in (
+        "a catalog without a folder",
+        "a catalog without a log",
+        "a catalog without segments",
+        "references without a folder",
+        "references without a log",
+    )
+}
+
+DAMAGED_LOGS: dict[str, Callable[[Path], object]] = {
     "a catalog whose log is zeroed at a category": log_zeroed("catalog", b"red panda"),
     "a catalog whose log is zeroed from a category on": log_zeroed("catalog", b"red panda", None),
     "a catalog whose log has lost a byte of a category": log_zeroed("catalog", b"red panda", 1),
@@ -233,28 +249,9 @@ DAMAGE_OF_UNCLOSED: dict[str, Callable[[Path], object]] = {
     "a catalog whose log is zeroed": zeroed("catalog", LOG),
     "a catalog whose log ends at a category": log_ends("catalog", b"red panda"),
     "a catalog whose log ends at what was removed": log_ends("catalog", b"desk"),
-    "references without a folder": lambda folder: shutil.rmtree(folder / "zsvec__dino"),
-    "references without a log": removed("dino", "wal"),
     "references whose log is zeroed at a category": log_zeroed("clip", b"red panda"),
     "references whose log is zeroed": zeroed("clip", LOG),
     "references whose log ends at a category": log_ends("dino", b"red panda"),
-    "a damaged claim": lambda folder: os.truncate(folder / ".open-zsvec__catalog", 3),
-}
-
-DAMAGE_OF_FLUSHED = {
-    "a catalog of no points": DAMAGE["a catalog of no points"],
-    "some references": DAMAGE["some references"],
-}
-
-DAMAGE_OF_WRITTEN_SINCE: dict[str, Callable[[Path], object]] = {
-    "a catalog without a folder": DAMAGE["a catalog without a folder"],
-    "references without a folder": DAMAGE["references without a folder"],
-    "a record with another id": changed("catalog", IDS, 30),
-    "a reference with another id": changed("clip", IDS, 30),
-    "records at whose ids the engine ends the process": appended("catalog", IDS, LARGE),
-    "references at whose ids the engine ends the process": appended("dino", IDS, LARGE),
-    "references of two encoders swapped": DAMAGE["references of two encoders swapped"],
-    "a damaged seal": DAMAGE["a damaged seal"],
 }
 
 CALLS: dict[str, Callable[[Store], object]] = {
@@ -276,8 +273,8 @@ CALLS: dict[str, Callable[[Store], object]] = {
 }
 
 
-class Damaged:
-    """What holds for every damage."""
+class AnyDamage:
+    """Holds also for damage that is not told."""
 
     def test_only_errors_of_ours(self, folder: Path, damage: Callable[[Path], object]) -> None:
         damage(folder)
@@ -285,9 +282,24 @@ class Damaged:
         for name, call in CALLS.items():
             try:
                 call(store)
-            except StoreError as error:
+            except ZSVecError as error:  # also CategoryNotFoundError: a damaged log of a killed process has lost it
                 failed[name] = str(error)
         assert all(str(folder) in message for message in failed.values())
+
+
+class Damage(AnyDamage):
+    """Holds for damage that is told."""
+
+    def test_no_live_reference_is_collected(self, folder: Path, damage: Callable[[Path], object]) -> None:
+        """There is no garbage in the store."""
+        damage(folder)
+        backend = EdgeBackend(folder)
+        before = points(backend)
+        with suppress(StoreError):
+            Store(backend, "zsvec").gc(grace=0)
+        assert points(backend) >= before
+        with suppress(StoreError):
+            backend.close()
 
     def test_what_is_missing_is_told(self, folder: Path, damage: Callable[[Path], object]) -> None:
         damage(folder)
@@ -303,53 +315,48 @@ class Damaged:
         with suppress(StoreError):
             store.close()
 
-    def test_no_live_reference_is_collected(self, folder: Path, damage: Callable[[Path], object]) -> None:
-        """There is no garbage in the store."""
-        damage(folder)
-        backend = EdgeBackend(folder)
-        before = points(backend)
-        with suppress(StoreError):
-            Store(backend, "zsvec").gc(grace=0)
-        assert points(backend) >= before
-        with suppress(StoreError):
-            backend.close()
+
+IGNORED = "ignore::pytest.PytestUnraisableExceptionWarning"  # the engine, of a collection that it cannot flush
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the engine, of what it cannot flush
-class TestClosed(Damaged):
+@pytest.mark.filterwarnings(IGNORED)
+class TestClosed(Damage):
     pass
 
 
-@pytest.mark.parametrize("damage", DAMAGE_OF_UNCLOSED.values(), ids=DAMAGE_OF_UNCLOSED)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-class TestUnclosed(Damaged):
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.filterwarnings(IGNORED)
+class TestFlushed(Damage):
+    """And killed before anybody read or wrote again."""
+
+    @pytest.fixture
+    def folder(self, flushed: Path, parent: Path) -> Path:
+        return copy(flushed, parent / "store")
+
+
+@pytest.mark.parametrize("damage", MISSING.values(), ids=MISSING)
+@pytest.mark.filterwarnings(IGNORED)
+class TestUnclosed(Damage):
     @pytest.fixture
     def folder(self, open_folder: Path) -> Path:
         return open_folder
 
 
-@pytest.fixture
-def no_boot(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seal, "_BOOT", parent / "boot_id")
-
-
-@pytest.mark.parametrize("damage", DAMAGE_OF_FLUSHED.values(), ids=DAMAGE_OF_FLUSHED)
-class TestFlushed(Damaged):
-    """And not written since. No claim is believed, as after a loss of power."""
-
+@pytest.mark.parametrize("damage", MISSING.values(), ids=MISSING)
+@pytest.mark.filterwarnings(IGNORED)
+class TestWrittenSinceItWasFlushed(Damage):
     @pytest.fixture
-    def folder(self, flushed: Path, parent: Path, no_boot: None) -> Path:
-        return copy(flushed, parent / "store")
-
-
-@pytest.mark.parametrize("damage", DAMAGE_OF_WRITTEN_SINCE.values(), ids=DAMAGE_OF_WRITTEN_SINCE)
-class TestWrittenSinceItWasFlushed(Damaged):
-    """No claim is believed."""
-
-    @pytest.fixture
-    def folder(self, written_since: Path, parent: Path, no_boot: None) -> Path:
+    def folder(self, written_since: Path, parent: Path) -> Path:
         return copy(written_since, parent / "store")
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LOGS.values(), ids=DAMAGED_LOGS)
+@pytest.mark.filterwarnings(IGNORED)
+class TestDamagedLogOfAnUnclosedStore(AnyDamage):
+    @pytest.fixture
+    def folder(self, open_folder: Path) -> Path:
+        return open_folder
 
 
 def points(backend: EdgeBackend) -> set[tuple[str, str]]:
@@ -379,19 +386,13 @@ def state(folder: Path) -> dict[str, dict[str, list[str]]]:
         return {category.name: sources(store, category.name) for category in store.categories()}
 
 
-def test_what_was_killed_is_read_as_it_was_left(open_folder: Path) -> None:
-    """By readers, who change nothing of what tells of damage; then somebody writes, and closes it."""
-    claim = open_folder / ".open-zsvec__catalog"
-    claimed = claim.read_bytes()
-    for _ in range(3):
-        assert state(open_folder) == STORED
-        assert claim.read_bytes() == claimed
-        assert not list(open_folder.glob(".seal-*"))
-    with Store(EdgeBackend(open_folder), "zsvec") as store:
-        store.remove("lynx")
-        assert claim.read_bytes() != claimed
-    assert (claim.exists(), (open_folder / ".seal-zsvec__catalog").exists()) == (False, True)
-    assert state(open_folder) == {"red panda": STORED["red panda"]}
+def test_a_killed_store_is_compared_with_nothing_until_it_is_closed(open_folder: Path) -> None:
+    assert not list(open_folder.glob("*/checksums.json"))
+    assert state(open_folder) == STORED
+    assert len(list(open_folder.glob("*/checksums.json"))) == 3  # all that were read
+    truncated("clip", NO_POINTS)(open_folder)
+    with pytest.raises(StoreError, match=r"mutable_id_tracker\.versions' has changed since the collection was closed"):
+        state(open_folder)
 
 
 ADD = "add(store, 'desk', ['5'])"
@@ -401,15 +402,15 @@ ADD = "add(store, 'desk', ['5'])"
     "then",
     [
         *([f"EdgeBackend.{name} = kill", ADD] for name in ("_check_room", "_check_there", "upsert", "put", "drop")),
-        ["Keeper.claim = kill", ADD],
-        ["Keeper.seal = kill", "store.flush()"],
-        ["Seal.write = kill", "store.flush()"],
+        *([f"Checksums.{name} = kill", "store.flush()"] for name in ("write", "_sync_changes")),
         ["os.fsync = kill", "store.flush()"],
         ["Path.replace = kill", "store.flush()"],
-        ["Keeper._drop_claim = kill", "store.flush()"],
-        ["store.flush()", "Keeper.before_write = kill", ADD],
-        ["store.flush()", "Path.replace = kill", ADD],
+        *(["store.flush()", f"Checksums.{name} = kill", ADD] for name in ("check", "remove", "write")),
+        ["store.flush()", "Path.unlink = kill", ADD],
+        ["store.flush()", "os.fsync = kill", ADD],
         ["store.flush()", "EdgeBackend._check_there = kill", ADD],
+        ["store.flush()", "store.categories()"],
+        ["store.close()", "store = Store(EdgeBackend(Path(sys.argv[1])), 'zsvec')", "store.categories()"],
         ["store.flush()", ADD, "Path.replace = kill", "store.flush()"],
         ["store.flush()", ADD, "store.flush()", ADD],
         ["store._backend.rewrite('zsvec__catalog')"],
@@ -426,57 +427,57 @@ def test_what_was_killed_at_any_point_is_no_damage(parent: Path, then: list[str]
         assert {name: found[name] for name in STORED} == STORED
 
 
-def test_changes_of_points_number_them_as_the_check_of_ids_believes(parent: Path) -> None:
-    """Thousands of them, with and without a seal; and the ids are only appended to."""
-    backend, draw, ids, before = EdgeBackend(parent / "store"), np.random.default_rng(1), list[str](), b""
-    backend.create("points", 4, {"rev": "integer"})
-    for turn in range(20):
-        for _ in range(5):
-            new = [str(UUID(bytes=draw.bytes(16))) for _ in range(60)]
-            chosen = [*new, *draw.choice(ids or new, 40)]
-            ids += new
-            backend.upsert("points", Points(chosen, draw.random((100, 4), "float32"), [{"rev": 1}] * 100))
-            backend.drop("points", list(draw.choice(ids, 50)))
-            if draw.random() < 0.3:
-                backend.flush()
-        backend.close()
-        after = next((parent / "store" / "points").glob(IDS)).read_bytes()
-        assert after.startswith(before)
-        if turn % 2:
-            (parent / "store" / ".seal-points").unlink()
-        before, backend = after, EdgeBackend(parent / "store")
-        assert backend.count("points", Where()) > 0
-    backend.close()
-
-
 def test_a_store_that_nobody_closes_warns_of_nothing(folder: Path) -> None:
     add(Store(EdgeBackend(folder), "zsvec"), "desk", ["5"])
     gc.collect()
 
 
-@pytest.mark.parametrize("damage", ["a catalog whose log is zeroed at its end", "a catalog without a folder"])
-@pytest.mark.parametrize("boot", ["another", None])
-def test_after_a_loss_of_power_what_was_not_flushed_may_be_missing(
-    open_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, boot: str | None
-) -> None:
-    if boot:
-        (tmp_path / "boot_id").write_text(boot)
-    monkeypatch.setattr(seal, "_BOOT", tmp_path / "boot_id")
-    DAMAGE_OF_UNCLOSED[damage](open_folder)
-    state(open_folder)
-
-
-def test_the_way_out_of_a_damaged_log_is_in_its_message(open_folder: Path) -> None:
-    DAMAGE_OF_UNCLOSED["a catalog whose log is zeroed at a category"](open_folder)
-    with Store(EdgeBackend(open_folder), "zsvec") as store:
-        with pytest.raises(StoreError, match="its writer was killed when it had 4 points up to revision") as damaged:
-            store.categories()
-        with pytest.raises(StoreError, match="its writer was killed"):
-            add(store, "fox", ["6"])
-    way_out = re.search(r"delete (\S*) to go on with what is left", str(damaged.value))
+def test_the_way_out_is_in_the_message(folder: Path) -> None:
+    zeroed("catalog", "segments/*/payload_index/*-kind-map/page_0.dat")(folder)
+    with pytest.raises(StoreError, match=r"page_0\.dat' has changed since") as damaged:
+        state(folder)
+    way_out = re.search(r"delete (\S*) to open it all the same", str(damaged.value))
     assert way_out
     Path(way_out[1]).unlink()
-    assert "red panda" not in state(open_folder)
+    assert state(folder) == STORED
+
+
+def test_a_copy_has_the_same_checksums(folder: Path) -> None:
+    """Where holes are written, and where blocks of zeros become holes."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    assert state(folder) == STORED
+    for path in [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 4096]:
+        content = path.read_bytes()
+        path.unlink()
+        with path.open("wb") as file:
+            os.truncate(path, len(content))
+            for first in range(0, len(content), 4096):
+                if any(page := content[first : first + 4096]):
+                    file.seek(first)
+                    file.write(page)
+    assert state(folder) == STORED
+
+
+def test_the_checksum_of_a_file_depends_on_each_byte_and_on_the_size(tmp_path: Path) -> None:
+    path, block = tmp_path / "file", 2**16
+    contents = [
+        b"",
+        b"\0",
+        b"\1",
+        b"\0\1",
+        bytes(block),
+        bytes(block) + b"\1",
+        bytes(2 * block) + b"\1",
+        bytes(3 * block),
+    ]
+    found = []
+    for content in contents:
+        path.write_bytes(content)
+        found.append(tuple(_checksum(path)))
+    assert len(set(found)) == len(contents)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the script forks, and limits its memory")
@@ -488,9 +489,11 @@ def test_damage_at_random() -> None:
     assert re.search(r"all +│ 20 ", done.stdout)
 
 
-def test_a_damaged_index_hides_no_category(folder: Path) -> None:
-    zeroed("catalog", "segments/*/payload_index/*-kind-map/page_0.dat")(folder)
-    with Store(EdgeBackend(folder), "zsvec") as store:
+def test_a_damaged_index_hides_no_category(open_folder: Path) -> None:
+    state(open_folder)
+    zeroed("catalog", "segments/*/payload_index/*-kind-map/page_0.dat")(open_folder)
+    (open_folder / "zsvec__catalog" / "checksums.json").unlink()
+    with Store(EdgeBackend(open_folder), "zsvec") as store:
         assert [category.name for category in store.categories()] == list(STORED)
         assert [category.name for category in store.look(Cursor(), {}).categories] == ["desk", *STORED]
         assert store.gc() == 0

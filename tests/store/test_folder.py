@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 from tests.store.material import FINGERPRINTS, add, sources, write_of
 from tests.store.support import Hooked, fast_folder
 from zsvec.errors import StoreError, StoreUnavailableError
+from zsvec.files import write_whole
 from zsvec.store import Store, open_store
 from zsvec.store import folder as folder_module
 from zsvec.store.base import Backend
@@ -186,6 +188,30 @@ def test_a_store_that_was_closed_is_read_on_a_full_disk(
     disk.free = 0
     with Store(EdgeBackend(folder), "zsvec") as reader:
         assert state(reader) == before
+
+
+def test_a_store_is_closed_and_read_again_where_checksums_find_no_room(
+    store: Store, folder: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty file takes none."""
+    before = state(store)
+    store.close()
+    monkeypatch.setattr(folder_module, "_in_memory", lambda path: False)
+
+    def full(path: Path, content: bytes) -> None:
+        if content:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_whole(path, content)
+
+    monkeypatch.setattr("zsvec.store.checksums.write_whole", full)
+    disk.free = 0
+    for _ in range(3):
+        with Store(EdgeBackend(folder), "zsvec") as reader:
+            assert state(reader) == before
+    monkeypatch.undo()
+    with Store(EdgeBackend(folder), "zsvec") as reader:
+        assert state(reader) == before
+    assert all(file.stat().st_size for file in folder.glob("*/checksums.json"))
 
 
 def test_a_store_whose_writer_was_killed_is_opened_when_there_is_room(store: Store, folder: Path, disk: Disk) -> None:

@@ -14,7 +14,6 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,8 @@ from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.store import shard as shards
 from zsvec.store import swap
 from zsvec.store.base import Dims, Handle, Hit, Points, Put, Where
+from zsvec.store.checksums import Checksums
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, read_ahead, room_for, room_to_open
-from zsvec.store.seal import Claim, Keeper
 from zsvec.trust import inside
 from zsvec.types import Finding
 
@@ -55,7 +54,7 @@ class EdgeBackend:
         self._held: dict[str, FileLock] = {}
         self._opened: dict[str, OpenedFolder] = {}  # of collections, and of all under no name
         self._owed: dict[str, int] = {}  # bytes that flushing takes, of the collections that were written
-        self._keepers: dict[str, Keeper] = {}
+        self._checksums: dict[str, Checksums] = {}
         self._lock = threading.RLock()
         self._handle = Handle(self._name)
         self.writes = 0
@@ -79,10 +78,7 @@ class EdgeBackend:
     def exists(self, collection: str) -> bool:
         with self._calls(collection):
             self._check_there(collection)
-            there = swap.exists(self._folder, collection)
-            if not there:
-                Keeper(self._folder, collection).check_gone()
-            return there
+            return swap.exists(self._folder, collection)
 
     def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):
@@ -113,13 +109,12 @@ class EdgeBackend:
     def rewrite(self, collection: str) -> None:
         with self._calls(collection):
             if self.exists(collection):
-                self._flush(collection, self._shard(collection), self._keepers[collection])
+                self._flush(collection, self._shard(collection))
                 try:
                     copy = swap.begin(self._folder, collection)
-                    points = shards.copy(self._shard(collection), self._folder / collection, copy, self._check_room)
-                    self._check_there(collection)
-                    self._let_go(collection)
-                    swap.replace(self._folder, collection, copy, points)
+                    shards.copy(self._shard(collection), self._folder / collection, copy, self._check_room)
+                    self._put_away(collection)
+                    swap.replace(self._folder, collection, copy)
                 finally:
                     self._settle(collection)
 
@@ -131,8 +126,16 @@ class EdgeBackend:
         if collection in self._shards:
             self._shards.pop(collection).close()
             self._opened.pop(collection).close()
-            self._keepers.pop(collection).close()
+            self._checksums.pop(collection)
             self._owed.pop(collection, None)
+
+    def _put_away(self, collection: str) -> None:
+        """Flush and close a collection, which the next call that needs it loads again."""
+        self._check_there(collection)
+        self._flush(collection, self._shards[collection])
+        checksums = self._checksums[collection]
+        self._let_go(collection)
+        checksums.write()
 
     def upsert(self, collection: str, points: Points) -> None:
         with self._calls(collection):
@@ -148,7 +151,6 @@ class EdgeBackend:
                     qe.UpdateMode.InsertOnly if put.expected is None else qe.UpdateMode.UpdateOnly,
                 )
                 self._update(collection, operation, 1, shards.size([put.payload]))
-            self._keepers[collection].claim(_records(self._shards[collection]))
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         if not self.exists(collection):
@@ -182,7 +184,15 @@ class EdgeBackend:
 
     def newest(self, collection: str, where: Where) -> int:
         with self._calls(collection):
-            return _newest(self._shard(collection), where)
+            request = qe.ScrollRequest(
+                limit=1,
+                filter=_filter(where),
+                with_payload=["rev"],
+                with_vector=False,
+                order_by=qe.OrderBy("rev", qe.Direction.Desc),
+            )
+            page, _ = self._shard(collection).scroll(request)
+            return int((page[0].payload or {})["rev"]) if page else 0
 
     def query(
         self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
@@ -208,8 +218,6 @@ class EdgeBackend:
     def drop(self, collection: str, ids: Sequence[str]) -> None:
         with self._calls(collection):
             self._update(collection, qe.UpdateOperation.delete_points(list(ids)), len(ids))
-            if "rev" in self._shards[collection].info().payload_schema:  # else there are no records in it
-                self._keepers[collection].claim(_records(self._shards[collection]))
 
     def count(self, collection: str, where: Where) -> int:
         if not self.exists(collection):
@@ -232,7 +240,8 @@ class EdgeBackend:
     def flush(self) -> None:
         for collection in list(self._shards):
             with self._calls(collection):
-                self._flush(collection, self._shard(collection), self._keepers[collection])
+                if collection in self._shards:
+                    self._put_away(collection)
 
     def close(self) -> None:
         if self._handle.forked:
@@ -242,33 +251,33 @@ class EdgeBackend:
                 with self._failures(next(iter(self._shards))):
                     self._check_room(0)  # still open, it can be closed when there is room
             self._handle.close()
-            held, opened, keepers, shards = self._held, self._opened, self._keepers, self._shards
-            self._held, self._opened, self._keepers, self._shards = {}, {}, {}, {}
+            held, opened, checksums, shards = self._held, self._opened, self._checksums, self._shards
+            self._held, self._opened, self._checksums, self._shards = {}, {}, {}, {}
             with ExitStack() as last:  # all of it is done, whatever fails
                 for lock in held.values():
                     last.callback(lock.release)
                 for folder in opened.values():
                     last.callback(folder.close)
-                for keeper in keepers.values():
-                    last.callback(keeper.close)
                 for collection, shard in shards.items():
-                    last.callback(self._close, collection, shard, opened, keepers[collection])
+                    last.callback(self._close, collection, shard, opened, checksums[collection])
 
-    def _close(self, collection: str, shard: qe.EdgeShard, opened: Mapping[str, OpenedFolder], keeper: Keeper) -> None:
+    def _close(
+        self, collection: str, shard: qe.EdgeShard, opened: Mapping[str, OpenedFolder], checksums: Checksums
+    ) -> None:
         with self._failures(collection):
             if not (opened[""].is_there() and opened[collection].is_there()):
                 shards.keep_for_ever(shard)
                 if collection in self._owed:
                     raise self._gone(collection)
                 return
-            self._flush(collection, shard, keeper)
+            self._flush(collection, shard)
             shard.close()
+            checksums.write()
 
-    def _flush(self, collection: str, shard: qe.EdgeShard, keeper: Keeper) -> None:
+    def _flush(self, collection: str, shard: qe.EdgeShard) -> None:
         self._check_room(0, shard)
         shard.flush()
         self._owed.pop(collection, None)
-        keeper.seal(partial(shards.count, shard))
 
     def _update(self, collection: str, operation: qe.UpdateOperation, points: int = 1, size: int = 0) -> None:
         """Write, if there is room.
@@ -284,7 +293,6 @@ class EdgeBackend:
         """
         shard = self._shard(collection)
         self._check_room(room_for(size) + POINT * points)
-        self._keepers[collection].before_write()
         self._owed[collection] = self._owed.get(collection, 0) + POINT * points
         try:
             shard.update(operation)
@@ -306,22 +314,16 @@ class EdgeBackend:
         if collection not in self._shards:
             self._hold(collection)
             folder = self._folder / collection
-            for path in (folder, *folder.rglob("*")):
-                if path.is_symlink():
-                    inside(self._folder, path)  # the engine follows it, and writes
-            keeper = Keeper(self._folder, collection)
-            keeper.check_files()
-            check_room(folder, room_to_open(folder, closed=keeper.sealed))
+            checksums = Checksums(self._folder, folder)
+            checksums.check()
+            check_room(folder, room_to_open(folder, closed=checksums.closed))
             read_ahead(folder)
+            swap.mark(self._folder, collection)
+            checksums.remove()
             shard = qe.EdgeShard.load(str(folder))
-            try:
-                keeper.check_points(partial(shards.count, shard), partial(_records, shard))
-            except BaseException:
-                shard.close()  # else the error would keep it open
-                raise
-            if not keeper.sealed:
+            if not checksums.closed:
                 self._owed[collection] = log_size(folder)
-            self._keepers[collection] = keeper
+            self._checksums[collection] = checksums
             self._shards[collection] = shard
             self._opened[collection] = OpenedFolder(folder)
         return self._shards[collection]
@@ -391,22 +393,6 @@ class EdgeBackend:
                 f"collection {collection!r} of the embedded store {self._name} failed: {exc}; if its files are "
                 f"damaged, put a copy of {self._folder} in its place, or import again into another folder"
             ) from exc
-
-
-def _records(shard: qe.EdgeShard) -> Claim:
-    return Claim(shard.info().points_count, _newest(shard, Where()))
-
-
-def _newest(shard: qe.EdgeShard, where: Where) -> int:
-    request = qe.ScrollRequest(
-        limit=1,
-        filter=_filter(where),
-        with_payload=["rev"],
-        with_vector=False,
-        order_by=qe.OrderBy("rev", qe.Direction.Desc),
-    )
-    page, _ = shard.scroll(request)
-    return int((page[0].payload or {})["rev"]) if page else 0
 
 
 def _filter(where: Where) -> qe.Filter:

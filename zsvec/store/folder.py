@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from zsvec.errors import StoreUnavailableError
+from zsvec.files import open_regular
 
 ROOM = 16 * 2**20
 """Bytes that stay free after a write. A new collection takes 8 MiB of them, or less."""
@@ -67,7 +68,7 @@ def read_ahead(collection: Path) -> None:
     if sys.platform != "linux":  # others have no such call
         return
     for path in sorted(collection.glob("segments/*/vector_storage/vectors/*.mmap")):
-        with suppress(OSError), path.open("rb") as file:  # without it, the same is slower
+        with suppress(OSError), open_regular(path) as file:  # without it, the same is slower
             written = os.lseek(file.fileno(), 0, os.SEEK_HOLE)  # the rest is a hole, for vectors to come
             for position in range(0, written, _READ_AT_ONCE):
                 os.posix_fadvise(file.fileno(), position, _READ_AT_ONCE, os.POSIX_FADV_WILLNEED)

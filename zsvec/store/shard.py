@@ -13,9 +13,10 @@ from typing import Any
 import qdrant_edge as qe
 
 from zsvec.errors import StoreUnavailableError
+from zsvec.files import read_regular
 from zsvec.store.base import Dims, Points
+from zsvec.store.checksums import DamagedError
 from zsvec.store.folder import POINT, room_for, room_to_rewrite
-from zsvec.store.seal import DamagedError
 
 _PAGE = 2000
 _CHUNK = 500
@@ -66,7 +67,7 @@ def upserts(points: Points) -> Iterator[tuple[qe.UpdateOperation, int, int]]:
         yield qe.UpdateOperation.upsert_points(rows), len(rows), 4 * some.numbers + size(some.payloads)
 
 
-def copy(shard: qe.EdgeShard, folder: Path, other: Path, check_room: Callable[[int], None]) -> int:
+def copy(shard: qe.EdgeShard, folder: Path, other: Path, check_room: Callable[[int], None]) -> None:
     """Write the points and payload indexes of a shard, and nothing that was deleted, to an empty folder.
 
     Args:
@@ -75,15 +76,12 @@ def copy(shard: qe.EdgeShard, folder: Path, other: Path, check_room: Callable[[i
         other: The empty one.
         check_room: Refuses to write what takes so many bytes, where there is no room.
 
-    Returns:
-        How many points there are.
-
     Raises:
         DamagedError: Not all can be read.
         StoreUnavailableError: There is no room.
     """
     check_room(room_to_rewrite(folder))
-    config = json.loads((folder / "edge_config.json").read_bytes())
+    config = json.loads(read_regular(folder / "edge_config.json"))
     dims = {name: params["size"] for name, params in config["vectors"].items()}
     copied = make(other, dims.get("", dims))
     written, offset = 0, None
@@ -107,7 +105,6 @@ def copy(shard: qe.EdgeShard, folder: Path, other: Path, check_room: Callable[[i
             copied.close()
         raise
     copied.close()
-    return written
 
 
 def count(shard: qe.EdgeShard) -> int:

@@ -11,20 +11,39 @@ import glob
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
+from zsvec.files import open_to_append
+from zsvec.store.checksums import Checksums, DamagedError
 from zsvec.store.folder import sync
-from zsvec.store.seal import Seal, claim_file, seal_file
 from zsvec.trust import inside
-
-_SEAL = "seal"  # in a folder that is complete, until it is in its place
 
 
 def exists(folder: Path, collection: str) -> bool:
-    """Whether there is a collection in the folder of a store, one that is just being replaced included."""
+    """Returns whether there is a collection in the folder of a store, one that is just being replaced included.
+
+    Raises:
+        DamagedError: There was one, and nobody removed it.
+    """
     place = folder / collection
     looks = (place, _next(folder, collection), place)  # the last, in case the next has just become the collection
-    return any(os.path.isdir(path) for path in looks)  # noqa: PTH112 - Path.is_dir raises where no folder may be entered
+    if any(os.path.isdir(path) for path in looks):  # noqa: PTH112 - Path.is_dir raises where no folder may be entered
+        return True
+    file = _mark(folder, collection)
+    if not os.path.lexists(file):
+        return False
+    if not os.path.isdir(place):  # noqa: PTH112 - else another process has just made it
+        raise DamagedError(f"{place} is gone (delete {file} if that is as it should be)")
+    return True
+
+
+def mark(folder: Path, collection: str) -> None:
+    """Notes that there is a collection, so that a deleted folder is told from one that never was."""
+    file = _mark(folder, collection)
+    if not os.path.lexists(file):
+        with suppress(OSError):  # the folder of the store may be read-only, if that of the collection is not
+            open_to_append(file).close()
 
 
 def begin(folder: Path, collection: str) -> Path:
@@ -38,21 +57,20 @@ def begin(folder: Path, collection: str) -> Path:
     return made
 
 
-def replace(folder: Path, collection: str, complete: Path, points: int) -> None:
+def replace(folder: Path, collection: str, complete: Path) -> None:
     """Have a folder take the place of a collection; neither is open. `settle` does it.
 
     Args:
         folder: Of the store.
         collection: Its name.
         complete: What `begin` made, with all that it shall have.
-        points: How many it has.
 
     Raises:
         OSError: It cannot be written, and the collection is as it was.
     """
-    Seal.of(complete, points).write(complete / _SEAL)
     for path in (*complete.rglob("*"), complete):
         sync(path)
+    Checksums(folder, complete).write()
     complete.rename(_next(folder, collection))
     sync(folder)
 
@@ -68,10 +86,6 @@ def settle(folder: Path, collection: str) -> None:
     if following.is_dir():
         if place.is_dir():
             place.rename(_unnamed(folder, collection))
-        claim_file(folder, collection).unlink(missing_ok=True)  # each is of the collection that was replaced
-        if (following / _SEAL).exists():
-            (following / _SEAL).replace(seal_file(folder, collection))
-        sync(folder)  # no power is lost between: the seal must not be that of the other one
         following.rename(place)
         sync(folder)
     leftovers = list(folder.glob(f".{glob.escape(collection)}.{8 * '[0-9a-f]'}"))
@@ -87,11 +101,14 @@ def remove(folder: Path, collection: str) -> None:
     Raises:
         OSError: They cannot be deleted.
     """
-    for kept in (seal_file(folder, collection), claim_file(folder, collection)):  # else it would be missed
-        kept.unlink(missing_ok=True)
+    _mark(folder, collection).unlink(missing_ok=True)  # else it would be missed
     removed = _unnamed(folder, collection)
     (folder / collection).rename(removed)
     shutil.rmtree(removed)
+
+
+def _mark(folder: Path, collection: str) -> Path:
+    return folder / f".collection-{collection}"
 
 
 def _next(folder: Path, collection: str) -> Path:

@@ -1,0 +1,173 @@
+"""Checksums of the files of a collection, kept in its folder while the engine does not have it open.
+
+From damaged files the engine may read fewer points, without an error. So the size and the CRC-32 of each file are
+written when a collection is closed or flushed, and compared before the engine loads it again. Loading changes files,
+even for a reader: the checksums are removed first, durably. The files of a killed process are compared with nothing.
+
+The checksums tell of damage, not of forgery: an author of files can write their checksums as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from zsvec.files import open_regular, write_whole
+from zsvec.store.folder import sync
+from zsvec.trust import inside
+
+CHECKSUMS = "checksums.json"
+"""Name of the file, in the folder of a collection."""
+
+_REQUIRED = ("wal/open-*", "segments/*/segment.json")  # the engine makes them anew, empty, where they are missing
+_MAX_SIZE = 2**24  # bytes of the file: some 100,000 entries
+_BLOCK = 2**16  # bytes
+_ZEROS = bytes(_BLOCK)
+
+
+class DamagedError(Exception):
+    """Files are missing, or not as they were."""
+
+
+class Checksums:
+    """The checksums of one collection.
+
+    Args:
+        store: Folder of the store.
+        collection: Folder of the collection.
+    """
+
+    def __init__(self, store: Path, collection: Path) -> None:
+        self._store = store
+        self._collection = collection
+        self._file = collection / CHECKSUMS
+        self._recorded: Mapping[str, list[int]] = {}
+        self.closed = False
+        """Whether the collection was closed or flushed, and not loaded since."""
+
+    def check(self) -> None:
+        """Compares the files with their checksums, if there are any.
+
+        Raises:
+            DamagedError: A file is missing, was added or has changed, or is no regular file.
+            InvalidInputError: A link leads out of the folder of the store.
+            OSError: The files cannot be read.
+        """
+        files = self._files()
+        if missing := [pattern for pattern in _REQUIRED if not any(self._collection.glob(pattern))]:
+            raise DamagedError(f"there is no {' and no '.join(missing)} in {self._collection}")
+        recorded = self._read()
+        self.closed = recorded is not None
+        if not recorded:
+            return
+        found = {name: _checksum(path) for name, path in files.items()}
+        for name in sorted(recorded.keys() | found.keys()):
+            if recorded.get(name) != found.get(name):
+                change = "is missing" if name not in found else "has changed" if name in recorded else "was added"
+                raise DamagedError(
+                    f"{str(self._collection / name)!r} {change} since the collection was closed "
+                    f"(delete {self._file} to open it all the same)"
+                )
+        self._recorded = found
+
+    def remove(self) -> None:
+        """Removes the checksums, before files change.
+
+        Raises:
+            OSError: They cannot be removed.
+        """
+        if self.closed:
+            self._file.unlink()
+            sync(self._collection)
+
+    def write(self) -> None:
+        """Writes the checksums of files that the engine has closed.
+
+        On a full disk an empty file says that the collection was closed. Without either, it is opened like that of a
+        killed process.
+        """
+        try:
+            for partial in self._collection.glob(".zsvec-*.new"):  # of a process that was killed right here
+                partial.unlink()
+            files = {name: _checksum(path) for name, path in self._files().items()}
+            self._sync_changes(files)
+            write_whole(self._file, json.dumps(files).encode())
+            sync(self._collection)
+        except (OSError, DamagedError):
+            with suppress(OSError):
+                write_whole(self._file, b"")
+
+    def _sync_changes(self, files: Mapping[str, list[int]]) -> None:
+        """Makes changed files durable, so that no power failure leaves older files than their checksums."""
+        before = self._recorded
+        changed = {name for name in before.keys() | files.keys() if before.get(name) != files.get(name)}
+        paths = {self._collection / name for name in changed}
+        folders = {parent for path in paths for parent in path.parents if parent.is_relative_to(self._collection)}
+        for path in paths | folders:
+            if path.exists():
+                sync(path)
+
+    def _read(self) -> dict[str, object] | None:
+        """Returns the recorded checksums, of which anything may be wrong; ``None`` without a file."""
+        try:
+            with open_regular(self._file, follow_links=False) as file:
+                content = file.read(_MAX_SIZE + 1)
+            recorded = json.loads(content) if content else {}
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError):
+            recorded = None
+        if not isinstance(recorded, dict) or (content and not recorded):
+            raise DamagedError(f"{self._file} cannot be read (delete it if nothing else is damaged)")
+        return recorded
+
+    def _files(self) -> dict[str, Path]:
+        """Returns the files by their names in the folder of the collection, but that of the checksums."""
+        return {
+            path.relative_to(self._collection).as_posix(): path
+            for path in _regular_files(self._store, self._collection)
+            if path != self._file
+        }
+
+
+def _regular_files(store: Path, collection: Path) -> Iterator[Path]:
+    """Yields the files of a collection; the engine opens any, waits for a pipe, and writes through a link."""
+    for path in (collection, *sorted(collection.rglob("*"))):
+        is_link = path.is_symlink()
+        if is_link:
+            inside(store, path)
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            yield path
+        elif not stat.S_ISDIR(mode) or (is_link and path != collection):  # the content of a linked folder is not seen
+            raise DamagedError(f"{str(path)!r} is neither a file nor a folder (delete it)")
+
+
+def _checksum(path: Path) -> list[int]:
+    """Returns size and CRC-32 of a file. Blocks of zeros count by their positions alone, so that holes are not read."""
+    with open_regular(path) as file:
+        descriptor = file.fileno()
+        size, position, crc = os.fstat(descriptor).st_size, 0, 0
+        while (position := _next_data(descriptor, position, size)) < size:
+            os.lseek(descriptor, position, os.SEEK_SET)
+            block = os.read(descriptor, _BLOCK)
+            if block != _ZEROS[: len(block)]:
+                crc = zlib.crc32(block, zlib.crc32(position.to_bytes(8, "little"), crc))
+            position += _BLOCK
+    return [size, crc]
+
+
+def _next_data(descriptor: int, position: int, size: int) -> int:
+    """Returns the position of the first block, from one on, that is not all a hole."""
+    if not hasattr(os, "SEEK_DATA"):  # Windows
+        return position
+    try:
+        data = os.lseek(descriptor, position, os.SEEK_DATA)
+    except OSError:  # only a hole follows
+        return size
+    return data - data % _BLOCK

@@ -31,6 +31,7 @@ from zsvec.method.fusion import STRATEGIES
 from zsvec.profiles import Profile
 from zsvec.service import create_app
 from zsvec.testing import HashEncoder
+from zsvec.trust import HARMLESS
 
 FOLDER = Path(__file__).parents[1] / "zsvec" / "docs"
 _CHOICES: Mapping[str, Iterable[str]] = {"aggregation": AGGREGATIONS, "fusion": STRATEGIES}
@@ -120,10 +121,11 @@ _ORDER = (
     "first, then the environment, then `zsvec.toml` in the working directory, then `config.toml` in the user's "
     "configuration folder (of the application `zsvec`). Mappings are JSON in the environment. A "
     "variable that begins with `ZSVEC_` and that nothing reads is named in a warning.\n\n"
-    "Anybody may have put a `zsvec.toml` into the working directory, with a clone or an archive. So `api_key`, "
-    "`allow_http`, `ca_certificate`, `profiles`, a `profile` that is a folder, `generation`, and a "
-    "`store` that is no folder below it, are refused there until you have looked at the file and said `zsvec trust` in "
-    "its folder. A file that changes or moves is to be trusted again; `zsvec trust --revoke` takes it back."
+    "Names are spelled as in the tables below, in lower case; only variables of the environment ignore letter case.\n\n"
+    "Anybody may have put a `zsvec.toml` into the working directory, with a clone or an archive. Until you trust that "
+    f"file, it may set only {', '.join(f'`{name}`' for name in sorted(HARMLESS))}, a `store` that is a folder below "
+    "it, and a `profile` by name. Any other setting in it is an error. Look at the file, then run `zsvec trust` in its "
+    "folder. A file that you change or move needs your trust again; `zsvec trust --revoke` withdraws the trust."
 )
 
 

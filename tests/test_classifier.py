@@ -1454,7 +1454,7 @@ def test_arguments_over_environment_over_file_over_user_file(
     user.parent.mkdir(parents=True)
     user.write_text('store = "./user"\nnamespace = "user"\nbatch_size = 1\nfusion = "max_confidence"\n')
     assert opened() == ("./user", "user", 1, "max_confidence")
-    Path("zsvec.toml").write_text('store = "./file"\nnamespace = "file"\nbatch_size = 2\n')
+    trusted_settings('store = "./file"\nnamespace = "file"\nbatch_size = 2\n')
     assert opened() == ("./file", "file", 2, "max_confidence")
     monkeypatch.setenv("ZSVEC_STORE", "./environment")
     monkeypatch.setenv("ZSVEC_NAMESPACE", "environment")

@@ -1,11 +1,10 @@
-"""Settings: names of earlier versions, and names that come from the tables of the method."""
+"""Settings: where they come from, and names that come from the tables of the method."""
 
 from __future__ import annotations
 
 import json
 import re
 import traceback
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,53 +41,6 @@ def test_a_profile_is_told_by_the_revisions_of_its_encoders() -> None:
     assert other_profile(made_by({"conse": None, "efficientnet": None}), twice) is None
 
 
-FORMER: list[tuple[str, Any, str, Any]] = [
-    ("search", "qdrant", "index", "qdrant"),
-    ("search", "mirror", "index", "memory"),
-    ("mirror_budget", 7, "index_budget", 7),
-    ("mirror_device", "cpu", "index_device", "cpu"),
-    ("mirror_dtype", "float16", "index_dtype", "float16"),
-    ("false_alarms", 0.2, "false_unknown_rate", 0.2),
-]
-
-
-@pytest.mark.parametrize(("former", "given", "name", "value"), FORMER)
-@pytest.mark.parametrize("by", ["argument", "variable", "file"])
-def test_a_former_name_works_and_names_the_new_one(
-    monkeypatch: pytest.MonkeyPatch, by: str, former: str, given: Any, name: str, value: Any
-) -> None:
-    arguments = {}
-    if by == "argument":
-        arguments = {former: given}
-    elif by == "variable":
-        monkeypatch.setenv(f"ZSVEC_{former.upper()}", str(given))
-    else:
-        Path("zsvec.toml").write_text(f"{former} = {given!r}\n")
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        settings = load_settings(**arguments)
-    assert getattr(settings, name) == value
-    assert {warning.category for warning in warned} == {FutureWarning}
-    assert any(f"'{former}'" in str(warning.message) and f"'{name}'" in str(warning.message) for warning in warned)
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_new_name_wins() -> None:
-    assert load_settings(search="mirror", index="qdrant").index == "qdrant"
-    assert load_settings(false_alarms=0.1, false_unknown_rate=0.3).false_unknown_rate == 0.3
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_former_name_has_the_place_of_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("zsvec.toml").write_text('index = "memory"\n')
-    assert load_settings(search="qdrant").index == "qdrant"
-    monkeypatch.setenv("ZSVEC_SEARCH", "qdrant")
-    assert load_settings().index == "qdrant"
-    monkeypatch.setenv("ZSVEC_INDEX", "auto")
-    assert load_settings().index == "auto"
-    assert load_settings(search="mirror").index == "memory"
-
-
 def test_tables_of_both_files_are_joined(tmp_path: Path) -> None:
     user = tmp_path / "user" / "zsvec" / "config.toml"
     user.parent.mkdir(parents=True)
@@ -96,11 +48,6 @@ def test_tables_of_both_files_are_joined(tmp_path: Path) -> None:
     trusted_settings('[generation]\nlanguage_model = "ours"\n')
     settings = load_settings().generation
     assert (settings.concurrency, settings.language_model) == (3, "ours")
-
-
-def test_the_former_name_of_a_strategy() -> None:
-    with pytest.warns(FutureWarning, match=r"'max'.*'max_confidence'"):
-        assert load_settings(fusion="max").fusion == "max_confidence"
 
 
 @pytest.mark.parametrize(("setting", "table"), [("fusion", STRATEGIES), ("aggregation", AGGREGATIONS)])
@@ -184,6 +131,7 @@ def test_every_variable_of_the_code_is_a_setting_or_in_the_table() -> None:
             "there is no setting 'generation.concurency'; did you mean 'generation.concurrency'?",
         ),
         ({"apikey": "secret"}, "there is no setting 'apikey'; did you mean 'api_key'?"),
+        ({"STORE": "secret"}, "there is no setting 'STORE'; did you mean 'store'?"),
         ({"fusion": "sum"}, "fusion: must be one of"),
     ],
 )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support import isolated
 from zsvec.config import Settings, load_settings
-from zsvec.errors import GenerationError, InvalidInputError, WeightsUnavailableError
+from zsvec.errors import GenerationError, InvalidInputError, WeightsUnavailableError, ZSVecError
 from zsvec.generation.access import Key, base_url
 from zsvec.trust import distrust, is_private, trust
 
@@ -18,6 +25,116 @@ __all__ = ["isolated"]
 
 FILE = Path("zsvec.toml")
 KEY = "s3cr3t-k3y"
+
+# One value of each setting that is not the default. A new setting needs one here.
+VALUES: dict[str, Any] = {
+    "store": "http://192.0.2.1",
+    "namespace": "theirs",
+    "api_key": "theirs",
+    "allow_http": True,
+    "ca_certificate": "theirs.pem",
+    "timeout": 1.0,
+    "max_staleness": 1.0,
+    "replicas": 2,
+    "shards": 2,
+    "write_consistency": 2,
+    "keep_images": "none",
+    "added_by": "them",
+    "history": 0.0,
+    "keep": "all",
+    "inbox_size": 1,
+    "inbox_days": 1.0,
+    "profile": "./theirs",
+    "profiles": {"mine": {"encoders": {"clip": {"family": "clip", "model": "./theirs"}}}},
+    "device": "cpu",
+    "dtype": "float32",
+    "runtime": "torch",
+    "compile": True,
+    "batch_size": 4096,
+    "index": "memory",
+    "index_budget": 10**9,
+    "index_device": "cpu",
+    "index_dtype": "float16",
+    "index_cache": False,
+    "neighbors": 100_000,
+    "aggregation": "max",
+    "top_m": 1,
+    "fusion": "max_confidence",
+    "weights": {"clip:text": 2.0},
+    "temperatures": {"clip:text": 2.0},
+    "calibration": "off",
+    "false_unknown_rate": 0.9,
+    "unknown_above": 0.1,
+    "unknown_per_category": True,
+    "suspects": "down-weight",
+    "max_pixels": 10**9,
+    "image_memory": 10**12,
+    "generation": {"base_url": "http://192.0.2.1"},
+}
+# Changes answers of this process alone, without cost, much memory, a deletion or a request to another machine.
+HARMLESS = {
+    "device",
+    "dtype",
+    "runtime",
+    "index_device",
+    "index_dtype",
+    "fusion",
+    "weights",
+    "temperatures",
+    "unknown_above",
+    "unknown_per_category",
+}
+SAME_LETTER = {"s": "\u017f", "k": "\u212a", "i": "\u0131\u0130"}  # become s, k and i by lower, upper or casefold
+
+
+def toml(name: str, value: Any) -> str:
+    """One setting as a line of TOML."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{json.dumps(key)} = {text(inner)}" for key, inner in value.items()) + "}"
+        return json.dumps(value)
+
+    return f"{json.dumps(name)} = {text(value)}\n"
+
+
+def test_every_setting_is_either_harmless_or_refused() -> None:
+    assert VALUES.keys() == Settings.model_fields.keys()
+    for name, value in VALUES.items():
+        FILE.write_text(toml(name, value))
+        if name in HARMLESS:
+            assert getattr(load_settings(), name) == value
+        else:
+            with pytest.raises(InvalidInputError, match=rf"sets {name}, which only a file that you trust may"):
+                load_settings()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(sorted(VALUES.keys() - HARMLESS)), data=st.data())
+def test_no_spelling_of_a_setting_gets_past_trust(name: str, data: st.DataObject) -> None:
+    spelling = "".join(
+        data.draw(st.sampled_from([letter.lower(), letter.upper(), *SAME_LETTER.get(letter, "")])) for letter in name
+    )
+    FILE.write_text(toml(spelling, VALUES[name]), encoding="utf-8")
+    refused = f"sets {name}, which only a file that you trust may"
+    with pytest.raises(InvalidInputError) as raised:
+        load_settings()
+    assert (refused if spelling == name else f"there is no setting {spelling!r}") in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["Store", "STORE", "ZSVEC_STORE", "store.store", "base_url", "search", "Generation"])
+def test_another_spelling_is_no_setting(name: str, listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_API_KEY", KEY)
+    FILE.write_text(toml(name, f"http://127.0.0.1:{listener.getsockname()[1]}"))
+    with pytest.raises(InvalidInputError, match=f"there is no setting '{name}'"):
+        load_settings().open_store()
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    trusted()
+    with pytest.raises(InvalidInputError, match=f"there is no setting '{name}'"):
+        load_settings()
+    with pytest.raises(InvalidInputError, match=f"there is no setting '{name}'"):
+        load_settings(**{name: "x"})
 
 
 def trusted() -> None:
@@ -61,12 +178,12 @@ def test_a_file_that_somebody_put_there_gets_no_key(listener: socket.socket, mon
 )
 def test_what_only_a_trusted_file_may_decide(toml: str, tmp_path: Path) -> None:
     Path("link").symlink_to(tmp_path)
-    FILE.write_text(f"batch_size = 3\n{toml}")
+    FILE.write_text(f"unknown_above = 0.25\n{toml}")
     name = toml.partition(" =")[0].strip("[").partition(".")[0].partition("]")[0]
     with pytest.raises(InvalidInputError, match=rf"sets {name}, which only a file that you trust may"):
         load_settings()
     trusted()
-    assert load_settings().batch_size == 3
+    assert load_settings().unknown_above == 0.25
 
 
 @pytest.mark.parametrize("profile", ["./encoders", "encoders/of/theirs", "/tmp/encoders", "~", "../encoders", "."])
@@ -81,8 +198,45 @@ def test_only_a_trusted_file_may_name_a_folder_of_encoders(profile: str) -> None
 
 @pytest.mark.parametrize("store", ["./here", "a/b/../c", ":memory:"])
 def test_what_any_file_may_decide(store: str) -> None:
-    FILE.write_text(f'store = "{store}"\nnamespace = "birds"\nprofile = "offline"\ntimeout = 2\n')
+    FILE.write_text(f'store = "{store}"\nprofile = "offline"\nfusion = "fixed"\n')
     assert load_settings().store == store
+
+
+def test_a_link_to_a_file_elsewhere_is_judged_where_the_link_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, clone = tmp_path / "mine", tmp_path / "clone"
+    mine.mkdir()
+    clone.mkdir()
+    (mine / FILE).write_text('store = "./here"\nnamespace = "mine"\n')
+    trust(mine / FILE, Settings.marks())
+    (clone / FILE).symlink_to(mine / FILE)
+    monkeypatch.chdir(clone)
+    with pytest.raises(InvalidInputError, match=r"clone.* sets namespace"):
+        load_settings()
+    (mine / FILE).write_text('store = "./here"\n')
+    assert load_settings().store == "./here"
+    Path("here").symlink_to(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"sets store"):
+        load_settings()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("command", ["trust", "trust --revoke"])
+def test_a_named_pipe_is_an_error_at_once(command: str) -> None:
+    os.mkfifo(FILE)
+    done = subprocess.run(
+        [sys.executable, "-m", "zsvec", *command.split()], timeout=60, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, "cannot be trusted" in done.stderr) == (2, True)
+
+
+def test_tables_without_end_are_an_error() -> None:
+    FILE.write_text("weights = " + "[" * 100_000)
+    with pytest.raises(InvalidInputError):
+        load_settings()
+    with pytest.raises(ZSVecError, match="cannot be trusted"):
+        trusted()
 
 
 def test_what_the_user_says_elsewhere_needs_no_trust(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,8 +52,8 @@ FORMER = (
     "false_alarm",
     "false alarm",
 )  # design: backbone, index, coefficient, false-unknown
-# What takes former names, and the mirrors that public data sets are fetched from.
-EXCEPT = {"zsvec/sources.py", "zsvec/method/calibration.py", "zsvec/evaluation/datasets.py"}
+# The names in stored calibrations, and the mirrors that public data sets are fetched from.
+EXCEPT = {"zsvec/method/calibration.py", "zsvec/evaluation/datasets.py"}
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(ROOT / "zsvec")], ids=_name)

@@ -33,7 +33,7 @@ from zsvec.errors import InvalidInputError, without_password
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.profiles import PROFILES, Profile, encoders_of, other_profile
-from zsvec.sources import Arguments, Environment, File, LocalFile, did_you_mean
+from zsvec.sources import Environment, File, LocalFile, no_setting
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 from zsvec.trust import is_private
 from zsvec.types import Keep, KeepImages
@@ -187,6 +187,7 @@ class Settings(_Masked, BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="ZSVEC_",
         env_nested_delimiter="__",
+        case_sensitive=True,  # one spelling of each setting, in files and arguments
         extra="forbid",
         frozen=True,
         validate_default=True,
@@ -250,10 +251,9 @@ class Settings(_Masked, BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, environment, TOML files; first one wins."""
-        arguments = Arguments(settings_cls, init_settings())
         users, local = cls.toml_files
         trusted = LocalFile(settings_cls, local, cls.marks())
-        return arguments, Environment(settings_cls), trusted, File(settings_cls, users)
+        return init_settings, Environment(settings_cls), trusted, File(settings_cls, users)
 
     @classmethod
     def marks(cls) -> Path:
@@ -357,8 +357,7 @@ def _problem(error: ErrorDetails) -> str:
         table = name.rpartition(".")[0]
         tables: Mapping[str, type[BaseModel]] = {"": Settings, "generation": GenerationSettings}
         known = tables[table].model_fields if table in tables else ()
-        near = did_you_mean(name, [f"{table}.{field}".lstrip(".") for field in known])
-        return f"there is no setting {name!r}{near}"
+        return no_setting(name, [f"{table}.{field}".lstrip(".") for field in known])
     given = error["input"]
     plain = isinstance(given, int | float) or (isinstance(given, str) and "@" not in given)  # name:password@host
     hidden = "api_key" in error["loc"] or error["type"] == "model_type" or not plain

@@ -1,4 +1,4 @@
-"""Where settings come from: arguments, environment and files, by the names of this version and the one before."""
+"""Where settings come from: the environment and files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSettingsSource
 
 from zsvec.errors import InvalidInputError
-from zsvec.trust import read_if_trusted
+from zsvec.trust import read_settings, require_trust
 
 # Variables with the prefix of the settings that are none, and who reads them.
 OTHER_VARIABLES = {
@@ -26,55 +26,29 @@ OTHER_VARIABLES = {
     "ZSVEC_TEST_QDRANT_URL": "tests that need a server",
 }
 
-# Names of earlier versions: they work, with a warning, until the next.
-_RENAMED = {
-    "search": "index",
-    "mirror_budget": "index_budget",
-    "mirror_device": "index_device",
-    "mirror_dtype": "index_dtype",
-    "false_alarms": "false_unknown_rate",
-}
-_RENAMED_VALUES = {("index", "mirror"): "memory", ("fusion", "max"): "max_confidence"}
-
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A question to append to an error; empty if no name is near."""
-    near = get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Returns a question to append to an error; empty if no name is near. Letter case does not count."""
+    spelled = {known.lower(): known for known in names}
+    near = get_close_matches(name.lower(), spelled, n=1)
+    return f"; did you mean {spelled[near[0]]!r}?" if near else ""
 
 
-def _by_present_names(values: dict[str, Any]) -> dict[str, Any]:
-    """What one source says, by the present names; a present name beside its former one wins."""
-    for former, name in _RENAMED.items():
-        if former in values:
-            warnings.warn(f"the setting {former!r} is called {name!r} now", FutureWarning, stacklevel=1)
-            value = values.pop(former)
-            values.setdefault(name, value)
-    for (name, former), value in _RENAMED_VALUES.items():
-        if values.get(name) == former:
-            message = f"{former!r} is called {value!r} now, as a value of {name!r}"
-            warnings.warn(message, FutureWarning, stacklevel=1)
-            values[name] = value
-    return values
-
-
-class Arguments(InitSettingsSource):
-    """What a caller gives."""
-
-    def __call__(self) -> dict[str, Any]:
-        """What it says, by the present names."""
-        return _by_present_names(super().__call__())
+def no_setting(name: str, names: Iterable[str]) -> str:
+    """Returns the message for a setting that does not exist."""
+    return f"there is no setting {name!r}{did_you_mean(name, names)}"
 
 
 class Environment(EnvSettingsSource):
-    """The variables of the environment."""
+    """The variables of the environment. Their letter case does not count."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls, case_sensitive=False)
 
     def __call__(self) -> dict[str, Any]:
-        """What it says, by the present names."""
+        """Returns the settings of the variables."""
         self._warn_of_unknown()
-        variables = {former: self.env_vars.get(f"{self.env_prefix}{former}".lower()) for former in _RENAMED}
-        given = {former: value for former, value in variables.items() if value is not None}
-        return _by_present_names({**super().__call__(), **given})
+        return super().__call__()
 
     def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
         """The value of a variable; InvalidInputError for one that must be JSON and is none."""
@@ -90,7 +64,7 @@ class Environment(EnvSettingsSource):
 
     def _warn_of_unknown(self) -> None:
         """Name the variables with our prefix that nothing reads. No error: other programs may read them."""
-        settings = [f"{self.env_prefix}{name.upper()}" for name in (*self.settings_cls.model_fields, *_RENAMED)]
+        settings = [f"{self.env_prefix}{name.upper()}" for name in self.settings_cls.model_fields]
         for variable in sorted(map(str.upper, self.env_vars)):
             ours = variable.startswith(self.env_prefix) and variable not in OTHER_VARIABLES
             if ours and variable.partition(self.env_nested_delimiter or "__")[0] not in settings:
@@ -99,25 +73,31 @@ class Environment(EnvSettingsSource):
 
 
 class File(TomlConfigSettingsSource):
-    """A file of the user."""
+    """A settings file of the user."""
 
-    def __call__(self) -> dict[str, Any]:
-        """What it says, by the present names."""
-        return _by_present_names(super().__call__())
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        return read_settings(Path(str(file_path)))[1]
 
 
 class LocalFile(File):
-    """The file of the working directory, which anybody may have put there.
+    """The settings file of the working directory, which anybody may have put there.
 
     Args:
         settings_cls: The settings.
-        file: Where it is, if it is there.
-        marks: Folder of what the user trusts.
+        file: Path of the file, if there is one.
+        marks: Folder of the user's marks of trust.
     """
 
     def __init__(self, settings_cls: type[BaseSettings], file: Path, marks: Path) -> None:
+        self._names = settings_cls.model_fields.keys()
         self._marks = marks
         super().__init__(settings_cls, file)
 
     def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
-        return read_if_trusted(Path(str(file_path)), self._marks)
+        file = Path(str(file_path))
+        content, values = read_settings(file)
+        for name in values:  # before trust: a misspelled name is no reason to trust a file
+            if name not in self._names:
+                raise InvalidInputError(f"{file.absolute()}: {no_setting(name, self._names)}")
+        require_trust(file, content, values, self._marks)
+        return values

@@ -1,8 +1,9 @@
-"""Whom a user trusts: settings files of working directories, addresses that keys are sent to, paths in folders.
+"""What an untrusted settings file may set, which addresses are private, which paths stay inside a folder.
 
-Anybody may have put a ``zsvec.toml`` into the working directory: with a clone, an archive, a shared folder. What it
-says of places, keys, weights and services has no effect until the user has said that this file may. A mark says so, in
-the user's configuration folder. It is named by the digest of path and content: a changed or moved file has none.
+Anybody may have put a ``zsvec.toml`` into the working directory: with a clone, an archive, a shared folder. Such a file
+may set only what is harmless. Every other setting is refused until the user has trusted the file. A mark in the user's
+configuration folder records the trust. The mark is named by the digest of path and content: a changed or moved file has
+none.
 """
 
 from __future__ import annotations
@@ -18,57 +19,74 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from zsvec.errors import InvalidInputError
+from zsvec.files import read_regular
 
-_DECIDING = {
-    "store",
-    "api_key",
-    "allow_http",
-    "ca_certificate",
-    "profiles",
-    "generation",
-    "max_pixels",
-    "image_memory",
-    "inbox_size",
-    "inbox_days",
-}
+# Settings that change only the answers of this process: they cost nothing, take no more memory, delete and send
+# nothing, and the store keeps nothing of them. Every other setting needs trust, a new one too.
+HARMLESS = frozenset(
+    {
+        "device",
+        "dtype",
+        "fusion",
+        "index_device",
+        "index_dtype",
+        "runtime",
+        "temperatures",
+        "unknown_above",
+        "unknown_per_category",
+        "weights",
+    }
+)
 
 
-def read_if_trusted(file: Path, marks: Path) -> dict[str, Any]:
-    """The settings in a file of the working directory.
+def read_settings(file: Path) -> tuple[bytes, dict[str, Any]]:
+    """Returns the content of a settings file, and its values by the names in the file.
+
+    Raises:
+        OSError: The file cannot be read, or is no regular file.
+        ValueError: The content is no TOML.
+    """
+    content = read_regular(file)
+    try:
+        return content, tomllib.loads(content.decode())
+    except RecursionError:
+        raise ValueError(f"{file} has too many tables or lists within each other") from None
+
+
+def require_trust(file: Path, content: bytes, values: Mapping[str, Any], marks: Path) -> None:
+    """Refuses a file of the working directory that sets more than harmless settings, unless the user trusts the file.
 
     Args:
-        file: Anybody's.
+        file: The settings file.
+        content: Of the file, as `read_settings` returned it.
+        values: Likewise.
         marks: Folder of the user's marks.
 
     Raises:
-        InvalidInputError: It decides what only a trusted file may.
-        OSError: It cannot be read.
-        ValueError: It is no TOML.
+        InvalidInputError: The file needs trust and has none.
     """
-    content = file.read_bytes()
-    values = tomllib.loads(content.decode())
-    deciding = decisions(file, values)
-    if deciding and not _mark(file, content, marks).exists():
+    refused = needing_trust(file, values)
+    if refused and not _mark(file, content, marks).exists():
         raise InvalidInputError(
-            f"{file.resolve()} sets {', '.join(deciding)}, which only a file that you trust may: look at it, and run "
+            f"{_location(file)} sets {', '.join(refused)}, which only a file that you trust may: look at it, and run "
             "`zsvec trust` in its folder if it is yours, else delete it"
         )
-    return values
 
 
-def decisions(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a file's settings needs trust.
+def needing_trust(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a file that are not harmless.
 
-    They name a place beyond the file's folder, a key or where it goes, whose certificates are believed, weights, a
-    service and what it costs, how much memory an image may take, what is deleted of the inbox, or that images of
-    streams, or copies of references, are kept.
+    A ``store`` is harmless if it is a folder within the folder of the file, and a ``profile`` if it is a name.
     """
+    folder = _location(file).parent
     return {
         name: value
         for name, value in values.items()
-        if (name in _DECIDING and not (name == "store" and _is_within(value, file.resolve().parent)))
-        or (name == "profile" and names_folder(str(value)))
-        or (name in ("keep_images", "keep") and value != "none")
+        if not (
+            name in HARMLESS
+            or (name == "store" and _is_within(value, folder))
+            or (name == "profile" and not names_folder(str(value)))
+        )
     }
 
 
@@ -78,26 +96,26 @@ def names_folder(profile: str) -> bool:
 
 
 def trust(file: Path, marks: Path) -> dict[str, Any]:
-    """Trust a file as it is now.
+    """Trusts a file as it is now.
 
     Returns:
-        What it decides.
+        The settings that need this trust.
 
     Raises:
-        InvalidInputError: It cannot be read, or is no TOML, or the mark cannot be kept.
+        InvalidInputError: The file cannot be read, or is no TOML, or the mark cannot be kept.
     """
     content, values = _read(file)
     with _writable(marks):
         marks.mkdir(parents=True, exist_ok=True)
-        _mark(file, content, marks).write_text(f"{file.resolve()}\n", encoding="utf-8", errors="surrogateescape")
-    return decisions(file, values)
+        _mark(file, content, marks).write_text(f"{_location(file)}\n", encoding="utf-8", errors="surrogateescape")
+    return needing_trust(file, values)
 
 
 def distrust(file: Path, marks: Path) -> None:
-    """Trust a file no more.
+    """Withdraws the trust in a file.
 
     Raises:
-        InvalidInputError: It cannot be read, or the mark cannot be taken away.
+        InvalidInputError: The file cannot be read, or the mark cannot be deleted.
     """
     content, _ = _read(file)
     with _writable(marks):
@@ -150,8 +168,7 @@ def inside(folder: Path, path: Path) -> Path:
 
 def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
     try:
-        content = file.read_bytes()
-        return content, tomllib.loads(content.decode())
+        return read_settings(file)
     except (OSError, ValueError) as exc:
         raise InvalidInputError(f"{file.absolute()} cannot be trusted: {exc}") from exc
 
@@ -164,8 +181,13 @@ def _writable(marks: Path) -> Iterator[None]:
         raise InvalidInputError(f"what you trust cannot be kept in {marks}: {exc}; make that folder writable") from exc
 
 
+def _location(file: Path) -> Path:
+    """Returns the place of a file; of a link the place of the link, which the paths in the file are relative to."""
+    return file.parent.resolve() / file.name
+
+
 def _mark(file: Path, content: bytes, marks: Path) -> Path:
-    path = bytes(file.resolve())
+    path = bytes(_location(file))
     return marks / hashlib.sha256(hashlib.sha256(path).digest() + content).hexdigest()
 
 

@@ -13,9 +13,10 @@ from zsvec.cli.app import app
 def trust(
     revoke: Annotated[bool, typer.Option("--revoke", help="Trust the file no more.")] = False,
 ) -> None:
-    """Let zsvec.toml of this folder decide where the store is, who gets the keys, and which weights are loaded.
+    """Trust zsvec.toml of this folder with every setting: stores, keys, services, weights, memory, deletions.
 
-    Without that, it may only set what does no harm. A file that is changed or moved is to be trusted again.
+    Look at the file first. An untrusted file may set only what changes the answers on this machine (zsvec docs
+    settings). A file that you change or move needs your trust again.
     """
     from zsvec import trust as marks
     from zsvec.cli import output
@@ -27,7 +28,7 @@ def trust(
         output.print_note(f"{file.resolve()} is not trusted")
         return
     decided = marks.trust(file, folder)
-    output.print_note(f"{file.resolve()} is trusted as it is now" + (", and decides:" if decided else ""))
+    output.print_note(f"{file.resolve()} is trusted as it is now" + (", and sets:" if decided else ""))
     for name, value in marks.flattened(decided):
         secret = any(word in name.lower() for word in ("key", "token", "secret", "password"))  # no setting, but written
         output.print_note(f"{name} = {'***' if secret else repr(value)}")

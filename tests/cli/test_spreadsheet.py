@@ -6,6 +6,8 @@ import csv
 import io
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zsvec.cli.spreadsheet import row
 
@@ -24,6 +26,23 @@ def test_a_text_is_no_formula(text: str) -> None:
     assert found == f"'{text}"
 
 
-@pytest.mark.parametrize("text", ["a=1", "photos/-1.jpg", "1-2", "'=1", "a@b"])
+SIGNS = "=+-@\u2212﹢﹣﹦﹫＝＋－＠"
+SKIPPED = "".join([' \t\r\n"`,;|“”«»', "\x00\x1f\x7f\x85\xa0\xad", "\u034f\u180e\u200b\u200e\u2028\u202e\u2060"])
+
+
+@given(st.text(SKIPPED + "\u3000\ufe0f\ufeff\udc80", max_size=4), st.sampled_from(SIGNS), st.text(max_size=4))
+def test_no_prefix_hides_a_formula(prefix: str, sign: str, rest: str) -> None:
+    (found,) = next(csv.reader(io.StringIO(row([f"{prefix}{sign}{rest}"]), newline="")))
+    assert found.startswith("'")
+    assert found.replace("'", "") == f"{prefix}{sign}{rest}".replace("'", "")
+
+
+@pytest.mark.parametrize("text", [";=x", "a;=x", "a; =x", "=\u03381"])
+def test_a_cell_that_a_semicolon_begins_is_no_formula(text: str) -> None:
+    (found,) = next(csv.reader(io.StringIO(row([text]), newline="")))
+    assert [cell for cell in found.split(";") if cell.strip().startswith("=")] == []
+
+
+@pytest.mark.parametrize("text", ["a=1", "photos/-1.jpg", "1-2", "'=1", "a@b", "a; b", "é=1", "…"])
 def test_other_texts_are_as_they_are(text: str) -> None:
     assert row([text]) == f"{text}\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 
 from zsvec.cli.process import harmless
@@ -15,14 +15,17 @@ PREDICTION = ("source", "label", "nearest", "probability", "unknown", "novelty",
 """The fields of a prediction that are columns; `Prediction.to_dict` has all."""
 
 _END = "\r\n"
-_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")  # spreadsheets take the wide ones, too
+_SIGNS = frozenset("=+-@\N{MINUS SIGN}")  # begin a formula, their wide and small forms too
+_SKIPPED = frozenset("\"'`,;|")  # quotes and separators
+_SKIPPED_CATEGORIES = ("C", "M", "Z", "Pi", "Pf")  # controls, zero width, marks, spaces, quotes
 
 
 def row(values: Iterable[object]) -> str:
     """A line of CSV with its end.
 
     Names and paths may be anybody's. A text that begins like a formula gets an apostrophe before it, as spreadsheets
-    mark text; source: OWASP, "CSV Injection". ``None`` is an empty cell, a truth value ``true`` or ``false``.
+    mark text; after a semicolon likewise, which begins a cell in some countries. Source: OWASP, "CSV Injection".
+    ``None`` is an empty cell, a truth value ``true`` or ``false``.
     """
     line = io.StringIO()
     csv.writer(line, lineterminator=_END).writerow(
@@ -53,4 +56,18 @@ def prediction_printer() -> Callable[[Prediction], None]:
 def _cell(value: object) -> object:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+    return _marked(";".join(map(_marked, value.split(";")))) if isinstance(value, str) else value
+
+
+def _marked(text: str) -> str:
+    return f"'{text}" if _begins_like_a_formula(text) and not text.startswith("'") else text
+
+
+def _begins_like_a_formula(text: str) -> bool:
+    for character in text:
+        for plain in unicodedata.normalize("NFKC", character):
+            if plain in _SIGNS:
+                return True
+            if plain not in _SKIPPED and not unicodedata.category(plain).startswith(_SKIPPED_CATEGORIES):
+                return False
+    return False

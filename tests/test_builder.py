@@ -23,6 +23,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, as_words, checked_name
 from zsvec.inputs.folders import read_categories, read_definitions
+from zsvec.inputs.images import content_hash
 from zsvec.store import Store, open_store
 from zsvec.testing import HashEncoder
 from zsvec.types import Category, Modality
@@ -748,6 +749,75 @@ def test_what_was_recognised_and_then_removed_by_another_is_not_lost_in_silence(
     with pytest.raises(ConflictError, match="another writer removed references of 'cat'"):
         workshop.add("cat", ["a feline"], images())
     assert workshop.store.categories() == []
+
+
+@contextmanager
+def before_the_write(store: Store, act: Callable[[], object]) -> Iterator[None]:
+    """Let another writer act after the last look of a builder, and before its write."""
+    write, acted = store.write, []
+
+    def written(writes: Any) -> list[Category]:
+        if not acted:
+            acted.append(act())
+        return write(writes)
+
+    store.write = written  # type: ignore[method-assign]
+    yield
+    store.write = write  # type: ignore[method-assign]
+    assert acted
+
+
+@pytest.mark.parametrize("new", [[], [photo(9)]], ids=["nothing new", "something new"])
+@pytest.mark.parametrize("removed", ["category", "reference"])
+def test_a_recognised_reference_that_is_removed_before_the_write_is_not_acknowledged(
+    workshop: Workshop, removed: str, new: list[Any]
+) -> None:
+    workshop.add("cat", ["a feline"], photos(1, 2))
+    store, given = workshop.store, [photo(1), *new]
+
+    def act() -> None:
+        if removed == "category":
+            store.remove("cat")
+        else:
+            store.remove_references("cat", [content_hash(photo(1))])
+
+    with before_the_write(store, act), pytest.raises(ConflictError, match="'cat'"):
+        workshop.add("cat", ["a feline"], given)
+    assert [category.name for category in store.categories()] == ([] if removed == "category" else ["cat"])
+    workshop.add("cat", ["a feline"], given)
+    assert {content_hash(image) for image in given} <= {digest for _, _, digest in store.keys("cat")}
+
+
+def test_a_conflict_over_one_category_leaves_the_others_of_the_batch_written(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline"])
+    both = [CategoryInput(name="cat", texts=["a feline"]), CategoryInput(name="dog", texts=["a canine"])]
+    with before_the_write(workshop.store, lambda: workshop.store.remove("cat")), pytest.raises(ConflictError):
+        list(workshop.builder.build(both))
+    assert [category.name for category in workshop.store.categories()] == ["dog"]
+
+
+def test_new_images_make_a_category_again_that_is_removed_before_the_write(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline"], photos(1, 2))
+    with before_the_write(workshop.store, lambda: workshop.store.remove("cat")):
+        assert workshop.add("cat", images=[photo(3)]).references == {"clip:image": 1, "dino:image": 1}
+
+
+def test_what_replaces_texts_makes_no_category_of_one_that_is_removed_before_the_write(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline"], photos(1, 2))
+    with before_the_write(workshop.store, lambda: workshop.store.remove("cat")), pytest.raises(ConflictError):
+        workshop.add("cat", ["a pet"], replace=True)
+    assert workshop.store.categories() == []
+
+
+def test_a_category_whose_images_are_removed_meanwhile_does_not_lose_its_texts_too(workshop: Workshop) -> None:
+    workshop.add("cat", ["a feline"], [photo(1)])
+
+    def act() -> None:
+        workshop.store.remove_references("cat", [content_hash(photo(1))])
+
+    with before_the_write(workshop.store, act), pytest.raises(InvalidInputError, match="no reference"):
+        workshop.add("cat", [], replace=True)
+    assert sources(workshop.store, "cat") == {"clip:text": ["a feline"]}
 
 
 # ---- folders and definitions

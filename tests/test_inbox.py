@@ -25,7 +25,7 @@ from zsvec.classifier import Classifier
 from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.words import common_words
-from zsvec.errors import ImageError, InvalidInputError, StoreUnavailableError
+from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
 from zsvec.inbox import Inbox
 from zsvec.inputs.images import content_hash
 from zsvec.keeping import Keeper, surplus
@@ -177,6 +177,57 @@ def test_a_label_moves_a_reference_of_another_category(clf: Classifier) -> None:
     assert clf.inbox.label(digest, "red").references["dino:image"] == 4
     assert clf.store.holders({digest}) == {digest: {"red"}}
     assert len(clf.inbox) == 0
+
+
+@pytest.mark.parametrize("how", ["label", "correct"])
+@pytest.mark.parametrize("held_by", ["target", "other", "nobody"])
+def test_an_image_that_waits_survives_the_removal_of_its_category_on_the_way(
+    clf: Classifier, monkeypatch: pytest.MonkeyPatch, how: str, held_by: str
+) -> None:
+    """Another writer removes the category after the look that found the image in it."""
+    image = photo(1)
+    digest = clf.keep(image)
+    assert digest
+    names = {"target": ["right"], "other": ["wrong"], "nobody": []}[held_by]
+    clf.add_categories(CategoryInput(name=name, texts=[], images=[image]) for name in names)
+    holders = clf.store.holders
+
+    def found(hashes: Any) -> Any:
+        known = holders(hashes)
+        for name in names:
+            clf.store.remove(name)
+        return known
+
+    monkeypatch.setattr(clf.store, "holders", found)
+    act = {"label": lambda: clf.inbox.label(digest, "right"), "correct": lambda: clf.correct(image, "right")}[how]
+    try:
+        act()
+    except ZSVecError:
+        assert digest in clf.inbox.hashes()
+        monkeypatch.undo()
+        act()
+    assert digest in {key[2] for key in clf.store.keys("right")}
+    assert digest not in clf.inbox.hashes()
+
+
+@pytest.mark.parametrize("how", ["label", "correct"])
+def test_an_image_that_another_removes_is_not_called_labelled(
+    clf: Classifier, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It waits no more, so that only the category has it."""
+    image, store = photo(1), clf.store
+    clf.add_category("right", images=[image, photo(2)])
+    digest = content_hash(image)
+    holders = store.holders
+
+    def found(hashes: Any) -> Any:
+        known = holders(hashes)
+        store.remove_references("right", [digest])
+        return known
+
+    monkeypatch.setattr(store, "holders", found)
+    with pytest.raises(ConflictError, match="'right'"):
+        _ = clf.inbox.label(digest, "right") if how == "label" else clf.correct(image, "right")
 
 
 @pytest.mark.parametrize("dies_at", range(40))

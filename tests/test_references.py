@@ -14,10 +14,10 @@ from tests.support import coloured
 from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreError
+from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError, StoreError
 from zsvec.method.calibration import Calibration
 from zsvec.testing import HashEncoder
-from zsvec.types import Modality
+from zsvec.types import Category, Modality
 
 NAMES = "abcdef"
 
@@ -239,3 +239,20 @@ def test_weights_stay_while_the_background_does() -> None:
 def test_another_word_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="suspects"):
         zsvec.open(":memory:", encoders=[HashEncoder()], suspects="drop")
+
+
+@pytest.mark.parametrize("how", ["texts", "metadata"])
+def test_a_category_that_another_removes_is_not_made_again_by_its_texts_or_metadata(
+    clf: Classifier, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    category = clf.store.category
+
+    def found(name: str) -> Category:
+        there = category(name)
+        clf.store.remove(name)
+        return there
+
+    monkeypatch.setattr(clf.store, "category", found)
+    with pytest.raises(ConflictError, match="'a'"):
+        _ = clf.references.set_texts("a", ["new"]) if how == "texts" else clf.references.set_metadata("a", {"b": 1})
+    assert "a" not in {one.name for one in clf.categories()}

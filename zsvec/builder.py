@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ConflictError, ImageError, InvalidInputError
+from zsvec.errors import ImageError, InvalidInputError
 from zsvec.inputs.categories import (
     CategoryInput,
     ReferenceImage,
@@ -58,12 +58,14 @@ class _Draft:
         unreadable: Number of images that could not be read.
         added: When what is new was added (UTC).
         by: Who adds it.
+        create: Whether the category is made if there is none.
     """
 
     category: CategoryInput
     replace: bool
     stored: Mapping[Key, Reference | None]
     by: str | None
+    create: bool = True
     references: list[Reference] = field(default_factory=list)
     recognised: set[Key] = field(default_factory=set)
     given: set[Modality] = field(default_factory=set)
@@ -105,6 +107,13 @@ class _Draft:
         replaces = self.replace and any(modality == "image" for _, modality, _ in self.stored)
         return self.unreadable > 0 and (replaces or self.empty)
 
+    @property
+    def _needed(self) -> frozenset[str] | None:
+        """What the draft counts on: references that it recognised, or a category of which it replaces a part."""
+        in_part = self.replace and self.stored and not self.given >= {"text", "image"}
+        recognised = frozenset(digest for _, _, digest in self.recognised)
+        return recognised if recognised or in_part or not self.create else None
+
     def write(self) -> Write:
         """What the store commits."""
         return Write(
@@ -114,6 +123,7 @@ class _Draft:
             metadata=self.category.metadata,
             replace=self.replace and bool(self.given),
             keeps=frozenset({"text", "image", "metadata"} - self.given),
+            needs=self._needed,
         )
 
 
@@ -209,6 +219,7 @@ class Builder:
         categories: Iterable[CategoryInput],
         *,
         replace: bool = False,
+        create: bool = True,
         on_error: Callable[[str, ImageError], None] | None = None,
     ) -> Iterator[Category]:
         """Embed and commit categories.
@@ -217,6 +228,7 @@ class Builder:
             categories: At most one of each name.
             replace: Whether what is given of a category that exists, images, texts or metadata, takes the place of
                 what it has of these, instead of being added.
+            create: Whether a category that is not there is made.
             on_error: Called with source and error for each unreadable image, which is then left out; by default, the
                 first error is raised and its category not written. A category whose stored images are to be replaced
                 is then left as it is, and so is one that would have no reference.
@@ -227,9 +239,10 @@ class Builder:
         Raises:
             InvalidInputError: A name, text or vector cannot be used, or a category has no reference.
             ImageError: An image cannot be read, and there is no ``on_error``.
-            ConflictError: Another writer removed references that were being added again.
+            ConflictError: Another writer removed references that were being added again, or a category of which a part
+                was being replaced; or a category is not there and not to be made.
         """
-        for batch in prefetch(self._prepare, self._steps(categories, replace=replace), self.batch_size):
+        for batch in prefetch(self._prepare, self._steps(categories, replace=replace, create=create), self.batch_size):
             done, failure = (batch, None) if on_error else _until_failure(batch)
             images = [step for step in done if isinstance(step, _Image)]
             self._embed_images([image for image in images if image.error is None])
@@ -244,7 +257,7 @@ class Builder:
                 raise failure
 
     def _steps(
-        self, categories: Iterable[CategoryInput], *, replace: bool
+        self, categories: Iterable[CategoryInput], *, replace: bool, create: bool
     ) -> Iterator[_Draft | _Image | tuple[_Draft, ReferenceImage]]:
         """Each image with its draft, taken before its source goes on. A draft after its last image is complete."""
         if not isinstance(categories, Iterable):
@@ -257,7 +270,7 @@ class Builder:
             if category.name in seen:
                 raise InvalidInputError(f"category {category.name!r} is given twice: put both in one")
             seen.add(category.name)
-            draft = self._draft(category, replace=replace)
+            draft = self._draft(category, replace=replace, create=create)
             for image in category.images:
                 draft.given.add("image")
                 reference = image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
@@ -288,7 +301,7 @@ class Builder:
                 raise InvalidInputError(f"the vector of {name} is no array of numbers: {exc}; detach a tensor") from exc
             checked_vectors(rows, self.encoders[name].fingerprint.dim, name=name)
 
-    def _draft(self, category: CategoryInput, *, replace: bool) -> _Draft:
+    def _draft(self, category: CategoryInput, *, replace: bool, create: bool) -> _Draft:
         vectors = {expert: self._checked_vectors(expert, category) for expert in category.vectors}
         stored: Mapping[Key, Reference | None]
         if replace:
@@ -298,7 +311,7 @@ class Builder:
         given = {encoder_and_modality(expert)[1] for expert, rows in vectors.items() if len(rows)}
         if category.texts is not None:
             given.add("text")
-        draft = _Draft(category, replace, stored, self._by, given=given)
+        draft = _Draft(category, replace, stored, self._by, create, given=given)
         for reference in _references_of_vectors(vectors):
             draft.add(reference)
         return draft
@@ -380,10 +393,6 @@ class Builder:
                 raise InvalidInputError(
                     f"category {name!r} has no reference: give it a text or an image that the encoders "
                     f"{', '.join(encoder.name for encoder in self.encoders)} can embed"
-                )
-            if draft.recognised and not draft.recognised <= self._store.keys(name):
-                raise ConflictError(
-                    f"another writer removed references of {name!r} that were being added again: add them once more"
                 )
             writes.append(draft.write())
         return self._store.write(writes)

@@ -217,32 +217,37 @@ class Inbox:
         if missing := sorted(one for one in wanted if one not in images and target not in holders.get(one, ())):
             raise InvalidInputError(f"no image {missing[0]!r} waits in the inbox: `zsvec inbox` lists those that do")
         with self._store.one_change("label"):
-            category = self.moved(holders, target)
-            if new := [images[one] for one in sorted(wanted) if one not in holders]:
-                references = [reference for image in new for reference in self._references(image)]
-                [category] = self._store.write([Write(name=target, references=references)])
+            category = self.gathered(holders, target, [images[one] for one in sorted(wanted) if one in images])
         self._store.inbox.delete(wanted)  # last: killed before, they wait, and are references already
         self._calibrator.calibrate_if_cheap()
-        return category or self._store.category(target)
+        return category
 
-    def moved(self, holders: Mapping[str, Collection[str]], target: str) -> Category | None:
-        """Move images to a category from all others that have them, without a calibration.
+    def gathered(
+        self, holders: Mapping[str, Collection[str]], target: str, images: Sequence[InboxImage] = ()
+    ) -> Category:
+        """Give a category images: those that wait, and those that categories have. Makes no calibration.
 
         Args:
             holders: By content hash, the categories that have the image.
             target: The category.
+            images: That wait, with their vectors.
 
         Returns:
-            The category, if anything was moved.
+            The category as committed, which has all of them.
+
+        Raises:
+            ConflictError: Another writer has removed an image that does not wait.
         """
         by_source: dict[str, set[str]] = {}
         for content_hash, names in holders.items():
             for name in names:
                 if name != target:
                     by_source.setdefault(name, set()).add(content_hash)
-        category = None
         for source, hashes in sorted(by_source.items()):
-            category = self._store.move(Move(source=source, target=target, hashes=frozenset(hashes)))
+            self._store.move(Move(source=source, target=target, hashes=frozenset(hashes)))
+        references = [reference for image in images for reference in self._references(image)]
+        needs = frozenset(holders) - {image.hash for image in images}
+        [category] = self._store.write([Write(name=target, references=references, needs=needs or None)])
         return category
 
     def dismiss(self, hashes: str | Collection[str]) -> None:

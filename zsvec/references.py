@@ -108,14 +108,15 @@ class StoredReferences:
         """
         self._store.category(checked_name(name))
         with self._store.one_change("texts"):
-            (category,) = self._builder().build([CategoryInput(name=name, texts=texts)], replace=True)
+            given = CategoryInput(name=name, texts=texts)
+            (category,) = self._builder().build([given], replace=True, create=False)
         return self._changed(category)
 
     def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> Category:
         """Keep other JSON with a category; raises as `set_texts`."""
         there = self._store.category(checked_name(name))
         with self._store.one_change("metadata"):
-            write = Write(name=there.name, references=(), metadata=checked_metadata(metadata))
+            write = Write(name=there.name, references=(), metadata=checked_metadata(metadata), needs=frozenset())
             (category,) = self._store.write([write])
         return category
 

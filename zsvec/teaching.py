@@ -86,14 +86,13 @@ class Teaching:
         else:
             image = taken(image, **self._limits)  # it is read twice
             known = content_hash(image, **self._limits)
-        holders = self._store.holders({known})
-        if known in holders:
-            category = self._inbox.moved(holders, target)
-            self._store.inbox.delete({known})
-            self._calibrator.calibrate_if_cheap()
-            return category or self._store.category(target)
         if self._store.inbox.read([known], vectors=True):
             return self._inbox.label(known, target)
+        if holders := self._store.holders({known}):
+            category = self._inbox.gathered(holders, target)
+            self._store.inbox.delete({known})
+            self._calibrator.calibrate_if_cheap()
+            return category
         if isinstance(image, Prediction):
             image = self._unchanged(image)
         return self._add(target, ReferenceImage(image=image, source=source_of(image)))

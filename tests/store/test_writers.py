@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.store.material import FINGERPRINTS, add, sources, write_of
+from tests.store.material import FINGERPRINTS, add, content_hash, sources, write_of
 from tests.store.support import LASTING, Crash, Deployment, Hooked
-from zsvec.errors import CategoryNotFoundError, ConflictError
-from zsvec.store import Cursor, Store
+from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError
+from zsvec.store import Cursor, Move, Store
 from zsvec.store.base import Points
 from zsvec.store.schema import record_id
 
@@ -112,6 +112,65 @@ def test_lost_race_is_run_again(deployment: Deployment, backend: Hooked, store: 
     assert images(store) == expected == images(other)
     assert store.category("red panda").version == version
     assert_no_garbage(deployment, store)
+
+
+GONE: dict[str, Operation] = {
+    "the category": lambda s: s.remove("red panda"),
+    "the reference": lambda s: s.remove_references("red panda", [content_hash("old")]),
+}
+
+
+@pytest.mark.parametrize("gone", GONE)
+@pytest.mark.parametrize("images_of_mine", [[], ["mine"]], ids=["nothing new", "something new"])
+def test_write_that_counts_on_a_reference_is_refused_when_another_removes_it(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store, gone: str, images_of_mine: list[str]
+) -> None:
+    hook = "commit" if images_of_mine else "retrieve"  # a write of nothing new only looks
+    backend.hooks[hook] = lambda *_: GONE[gone](other)
+    mine = write_of("red panda", images_of_mine, needs=frozenset({content_hash("old")}))
+    with pytest.raises(ConflictError, match="'red panda'"):
+        store.write([write_of("lynx", ["a"]), mine])
+    assert images(store, "lynx") == ["a"]
+    assert {category.name for category in store.categories()} == {"lynx", *(["red panda"] if "ref" in gone else [])}
+    assert_no_garbage(deployment, store)
+
+
+def test_metadata_of_a_category_that_another_removes_are_refused(backend: Hooked, store: Store, other: Store) -> None:
+    backend.hooks["commit"] = lambda *_: other.remove("red panda")
+    with pytest.raises(ConflictError, match="'red panda'"):
+        store.write([write_of("red panda", metadata={"a": 1}, needs=frozenset())])
+    assert store.categories() == []
+
+
+def test_category_without_references_is_never_made(store: Store) -> None:
+    before = store.categories()
+    for write in (
+        write_of("lynx"),
+        write_of("lynx", metadata={"a": 1}),
+        write_of("red panda", replace=True),
+        write_of("red panda", replace=True, keeps=frozenset({"metadata"})),
+    ):
+        with pytest.raises(InvalidInputError, match="no reference"):
+            store.write([write])
+    assert store.categories() == before
+
+
+@pytest.mark.parametrize("new", [False, True], ids=["merge", "rename"])
+def test_merge_of_a_category_that_another_removes_is_not_acknowledged(
+    backend: Hooked, store: Store, other: Store, new: bool
+) -> None:
+    """The category is gone then, as if the merge had been carried out by another writer."""
+
+    def theirs(*_: Any) -> None:
+        other.remove("red panda")
+        add(other, "lynx", ["theirs"])
+
+    if not new:
+        add(store, "lynx", ["mine"])
+    backend.hooks["commit"] = theirs
+    with pytest.raises(CategoryNotFoundError, match="'red panda'"):
+        store.move(Move(source="red panda", target="lynx", new=new))
+    assert "theirs" in images(store, "lynx")
 
 
 def test_category_that_both_create_has_the_references_of_both(

@@ -81,14 +81,12 @@ def move_references(catalog: Catalog, references: ReferenceCollections, collecto
     """As `zsvec.store.store.Store.move_references`."""
     names = [move.source, move.target]
     moved: list[Category] = []
-    attempts = 0
+    leaving: list[Reference] = []  # of the last attempt
 
     def attempt() -> bool:
-        nonlocal attempts
-        attempts += 1
         before = settled(catalog, names)
         latest = before.categories()
-        if attempts > 1 and _is_done(move, latest, references):  # somebody else carried the last attempt out
+        if leaving and _is_done(move, leaving, latest, references):  # another writer carried the last attempt out
             moved.append(latest[move.target])
             return True
         source, target = _there(catalog, latest.get(move.source), move.source), latest.get(move.target)
@@ -96,7 +94,8 @@ def move_references(catalog: Catalog, references: ReferenceCollections, collecto
             raise InvalidInputError(f"there is a category {move.target!r} already: merge {move.source!r} into it")
         every = read_all(catalog, source, references)
         _check_known(move.hashes or (), every, move.source)
-        loses, gains = _both(move, source, target, every, catalog, references)
+        leaving[:], texts = _leaving(move, source, every)
+        loses, gains = _both(move, source, target, (every, leaving, texts), catalog, references)
         stored = {
             move.source: source.write_ids,
             move.target: [*(target.write_ids if target else ()), *source.write_ids],
@@ -109,21 +108,35 @@ def move_references(catalog: Catalog, references: ReferenceCollections, collecto
     return moved[0]
 
 
+def _leaving(move: Move, source: Category, every: Sequence[Reference]) -> tuple[list[Reference], list[str]]:
+    """The references and the definition texts that a move brings to the target."""
+    leaving = [r for r in every if move.hashes is None or r.hash in move.hashes]
+    texts = [text for text in source.texts if move.hashes is None or text in {r.source for r in leaving}]
+    if move.renamed:
+        leaving = [*(r for r in leaving if r.hash not in move.renamed.hashes), *move.renamed.references]
+        texts = [move.renamed.new if text == move.renamed.old else text for text in texts]
+    return leaving, texts
+
+
 def _both(
     move: Move,
     source: Category,
     target: Category | None,
-    every: Sequence[Reference],
+    moving: tuple[Sequence[Reference], Sequence[Reference], Sequence[str]],
     catalog: Catalog,
     references: ReferenceCollections,
 ) -> tuple[Plan, Plan]:
-    """The source as a move leaves it, and the target."""
-    whole = move.hashes is None
-    leaving = [r for r in every if whole or r.hash in (move.hashes or ())]
-    texts = [text for text in source.texts if whole or text in {r.source for r in leaving}]
-    if move.renamed:
-        leaving = [*(r for r in leaving if r.hash not in move.renamed.hashes), *move.renamed.references]
-        texts = [move.renamed.new if text == move.renamed.old else text for text in texts]
+    """The source as a move leaves it, and the target.
+
+    Args:
+        move: What is asked for.
+        source: As it is.
+        target: As it is, if there is one.
+        moving: All references of the source; those that move, and the definition texts that do.
+        catalog: Of the store.
+        references: Of the store.
+    """
+    (every, leaving, texts), whole = moving, move.hashes is None
     metadata = None
     if whole:
         metadata = {**source.metadata, **(target.metadata if target and target.write_ids else {})}
@@ -159,15 +172,20 @@ def _without(category: Category, every: Sequence[Reference], hashes: Collection[
     ), kept
 
 
-def _is_done(move: Move, latest: Mapping[str, Category], references: ReferenceCollections) -> bool:
-    """Whether nothing is left to move, and the target has what was moved."""
+def _is_done(
+    move: Move, leaving: Sequence[Reference], latest: Mapping[str, Category], references: ReferenceCollections
+) -> bool:
+    """Whether nothing is left to move, and the target has all references that were to move.
+
+    A source that is gone says nothing alone: another writer may have removed it.
+    """
     source, target = latest.get(move.source), latest.get(move.target)
     if target is None or not target.write_ids:
         return False
-    if move.hashes is None:
-        return source is None or not source.write_ids
     left = {key[2] for key in references.keys(source)} if source and source.write_ids else set()
-    return left.isdisjoint(move.hashes) and {key[2] for key in references.keys(target)}.issuperset(move.hashes)
+    if not left.isdisjoint(left if move.hashes is None else move.hashes):
+        return False
+    return {reference.key for reference in leaving} <= references.keys(target)
 
 
 def _check_known(hashes: Collection[str], every: Sequence[Reference], name: str) -> None:

@@ -23,7 +23,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from zsvec.errors import ConflictError, StoreError
+from zsvec.errors import ConflictError, InvalidInputError, StoreError
 from zsvec.store.catalog import Catalog, State
 from zsvec.store.collector import Collector
 from zsvec.store.commit import commit, commit_calibration, publish
@@ -51,6 +51,8 @@ class Write:
         metadata: JSON to keep with the category; ``None`` keeps what is there.
         replace: Whether the references, texts and metadata that the category has are dropped …
         keeps: … but for these: ``"image"``, ``"text"`` (references of a modality, and the texts), ``"metadata"``.
+        needs: Content hashes of references that the category must still have when the write is committed; ``None``:
+            it need not even be there.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Write:
     metadata: Mapping[str, Any] | None = None
     replace: bool = False
     keeps: frozenset[str] = frozenset()
+    needs: frozenset[str] | None = None
 
 
 def write_categories(
@@ -67,11 +70,18 @@ def write_categories(
     """As `zsvec.store.store.Store.write`."""
     done: dict[str, Category] = {}
     pending = {write.name: write for write in writes}
+    refused: list[StoreError | InvalidInputError] = []
 
     def attempt() -> bool:
         before = settled(catalog, pending)
         latest = before.categories()
-        plans = [planned(write, latest.get(name), catalog, references) for name, write in pending.items()]
+        plans = []
+        for name, write in list(pending.items()):
+            try:
+                plans.append(planned(write, latest.get(name), catalog, references))
+            except (ConflictError, InvalidInputError) as exc:  # the other categories are committed
+                refused.append(exc)
+                del pending[name]
         complete = [category.name for category, _ in plans if category is latest.get(category.name)]
         changes = [one for one in plans if one[0].name not in complete]
         manifests = carry_out(catalog, references, collector, changes, before)
@@ -88,6 +98,8 @@ def write_categories(
         return not pending
 
     until_won(attempt, pending, catalog.location)
+    if refused:
+        raise refused[0]
     return [done[write.name] for write in writes]
 
 
@@ -113,13 +125,30 @@ def keep_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> None:
 
 
 def planned(write: Write, current: Category | None, catalog: Catalog, references: ReferenceCollections) -> Plan:
-    """The category as a write leaves it; `current` itself if it already is as the write wants it."""
+    """The category as a write leaves it; `current` itself if it already is as the write wants it.
+
+    Raises:
+        ConflictError: Another writer has removed what the write needs.
+        ChangedError: The category has been changed since.
+        InvalidInputError: The category would have no reference.
+    """
     there = current if current and current.write_ids else None
     kept = None if write.replace else there
     keeps = write.keeps if write.replace else _ALL
     present = references.keys(kept) if kept else set()
+    if write.needs is not None:
+        held = present if kept or not there else references.keys(there)
+        if there is None or not write.needs <= {digest for _, _, digest in held}:
+            if there and _has_changed(catalog, there):
+                raise ChangedError
+            raise ConflictError(
+                f"another writer removed references of {write.name!r}, or all of it, while it was changed: do it once "
+                "more"
+            )
     carried = read_all(catalog, there, references, keeps) if there and write.replace and keeps else []
     fresh = list({r.key: r for r in (*carried, *write.references) if r.key not in present}.values())
+    if not kept and not fresh:
+        raise InvalidInputError(f"category {write.name!r} would have no reference: give it a text or an image")
     texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
     before = there.metadata if there and "metadata" in keeps else {}
     metadata = dict(before if write.metadata is None else write.metadata)
@@ -155,14 +184,18 @@ def read_all(
     wanted = sum(n for expert, n in category.references.items() if encoder_and_modality(expert)[1] in modalities)
     found = [reference for reference in references.read(category) if reference.modality in modalities]
     if len(found) < wanted:
-        now = catalog.find(category.name)
-        if now is None or now.version != category.version:
+        if _has_changed(catalog, category):
             raise ChangedError
         raise StoreError(
             f"category {category.name!r} has only {len(found)} of {wanted} references that it is to keep: look with "
             "`zsvec doctor`, or replace all of them"
         )
     return found
+
+
+def _has_changed(catalog: Catalog, category: Category) -> bool:
+    now = catalog.find(category.name)
+    return now is None or now.version != category.version
 
 
 class ChangedError(Exception):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from tests.inputs.pictures import chunk
 from tests.support import encode
 from zsvec.errors import ImageError
-from zsvec.inputs.images import read_image
+from zsvec.inputs.images import load_image, read_image
 from zsvec.inputs.small import LARGEST, SIDE, open_small, small_copy
 
 
@@ -90,3 +94,64 @@ def test_what_is_no_small_copy_is_refused(content: bytes) -> None:
 def test_a_small_copy_is_a_jpeg() -> None:
     with Image.open(io.BytesIO(small_copy(smooth(300, 300)))) as image:
         assert (image.format, image.mode) == ("JPEG", "RGB")
+
+
+MARK = b"where and by whom it was taken"
+
+
+def jpeg(*segments: tuple[int, bytes]) -> bytes:
+    """A JPEG with segments of metadata behind its first marker."""
+    plain = encode(smooth(60, 40), "JPEG")
+    added = b"".join(bytes([0xFF, kind]) + struct.pack(">H", len(data) + 2) + data for kind, data in segments)
+    return plain[:2] + added + plain[2:]
+
+
+def with_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG with chunks behind its header."""
+    plain = encode(smooth(60, 40))
+    return plain[:33] + b"".join(chunk(kind, data) for kind, data in chunks) + plain[33:]
+
+
+def exif() -> bytes:
+    tags = Image.Exif()
+    tags[ExifTags.Base.ImageDescription] = MARK.decode()
+    return tags.tobytes()
+
+
+METADATA: dict[str, Callable[[], bytes]] = {
+    "no metadata": lambda: jpeg(),
+    "JPEG comment": lambda: jpeg((0xFE, MARK)),
+    "JPEG comment of 10 MB": lambda: jpeg(*[(0xFE, MARK * 2000)] * 170),
+    "JPEG EXIF": lambda: jpeg((0xE1, exif())),
+    "JPEG XMP": lambda: jpeg((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + MARK)),
+    "JPEG ICC": lambda: jpeg((0xE2, b"ICC_PROFILE\0\x01\x01" + MARK)),
+    "JPEG ICC in part": lambda: jpeg((0xE2, b"ICC_PROFILE\0\x02\x09" + MARK)),
+    "JPEG Photoshop": lambda: jpeg((0xED, b"Photoshop 3.0\x008BIM\x04\x04\0\0" + struct.pack(">I", 30) + MARK)),
+    "PNG tEXt": lambda: with_chunks((b"tEXt", b"comment\0" + MARK)),
+    "PNG zTXt": lambda: with_chunks((b"zTXt", b"comment\0\0" + zlib.compress(MARK))),
+    "PNG iTXt": lambda: with_chunks((b"iTXt", b"comment\0\0\0\0\0" + MARK)),
+    "PNG XMP": lambda: with_chunks((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + MARK)),
+    "PNG eXIf": lambda: with_chunks((b"eXIf", exif()[6:])),
+    "PNG iCCP": lambda: with_chunks((b"iCCP", b"profile\0\0" + zlib.compress(MARK))),
+    "WebP EXIF and XMP": lambda: encode(smooth(60, 40), "WEBP", lossless=True, exif=exif(), xmp=MARK, icc_profile=MARK),
+    "GIF comment": lambda: encode(smooth(60, 40), "GIF", comment=MARK),
+    "GIF comment of 10 MB": lambda: encode(smooth(60, 40), "GIF", comment=MARK * 340_000),
+    "TIFF": lambda: encode(smooth(60, 40), "TIFF", description=MARK.decode(), icc_profile=MARK),
+}
+
+
+@pytest.mark.parametrize("kind", METADATA)
+def test_a_small_copy_has_the_pixels_of_an_image_and_nothing_else_of_it(kind: str) -> None:
+    image = load_image(METADATA[kind]())
+    bare = Image.fromarray(np.asarray(image))
+    content = small_copy(image)
+    assert MARK not in content
+    assert content == small_copy(bare)
+    assert len(content) <= LARGEST
+
+
+def test_an_image_keeps_its_metadata_when_a_small_copy_is_made_of_it() -> None:
+    image = Image.new("RGB", (8, 6))
+    image.info["comment"] = MARK
+    small_copy(image)
+    assert image.info == {"comment": MARK}

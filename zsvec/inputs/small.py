@@ -21,7 +21,9 @@ _MEMORY = 64 * 2**20
 
 
 def small_copy(image: Image.Image) -> bytes:
-    """A JPEG of an image, at most `SIDE` pixels on its shorter side, 1,024 on its longer one, and `LARGEST` bytes.
+    """Returns a JPEG of an image: at most `SIDE` pixels on its shorter side, 1,024 on its longer one, `LARGEST` bytes.
+
+    The JPEG has the pixels alone: comments, EXIF, XMP and colour profiles of the image are left out.
 
     Args:
         image: Mode ``RGB``, upright. A smaller one is not made larger.
@@ -30,6 +32,7 @@ def small_copy(image: Image.Image) -> bytes:
     for halving in range(_HALVINGS + 1):
         width, height = (max(1, round(side * scale / 2**halving)) for side in image.size)
         small = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        small.info = {}  # Pillow writes a comment of it into the JPEG
         for quality in _QUALITIES:
             file = io.BytesIO()
             small.save(file, "JPEG", quality=quality)

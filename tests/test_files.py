@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from zsvec.files import open_regular, open_to_append, read_regular, replacing, write_whole
+from zsvec.files import (
+    open_regular,
+    open_to_append,
+    read_named,
+    read_regular,
+    replacing,
+    replacing_named,
+    write_whole,
+)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="named pipes and links of POSIX")
 
@@ -86,3 +94,41 @@ def test_permissions_are_those_that_were_asked_for(tmp_path: Path) -> None:
 def test_a_long_name_can_be_replaced(tmp_path: Path) -> None:
     write_whole(tmp_path / ("n" * 255), b"")
     assert [path.name for path in tmp_path.iterdir()] == ["n" * 255]
+
+
+def test_a_link_that_is_not_followed_is_named_as_such(link: Path) -> None:
+    with pytest.raises(OSError, match=r"it is a symbolic link: '.*link'"):
+        open_to_append(link)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_is_whole_whether_or_not_it_is_durable(tmp_path: Path, durable: bool) -> None:
+    with replacing(tmp_path / "file", durable=durable) as file:
+        file.write(b"content")
+        assert not (tmp_path / "file").exists()
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_named_output_replaces_a_link_and_a_pipe_of_its_name(
+    request: pytest.FixtureRequest, victim: Path, kind: str
+) -> None:
+    path = request.getfixturevalue(kind)
+    with replacing_named(path) as file:
+        file.write(b"ours")
+    assert (path.read_bytes(), path.is_symlink(), victim.read_bytes()) == (b"ours", False, b"of the user")
+
+
+def test_a_named_input_is_no_pipe_of_a_folder(pipe: Path) -> None:
+    with pytest.raises(OSError, match="regular"):
+        read_named(pipe)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="no open files by name here")  # noqa: PTH112
+def test_pipes_of_the_shell_can_be_named() -> None:
+    read, write = os.pipe()
+    with replacing_named(Path(f"/dev/fd/{write}")) as file:
+        file.write(b"through a pipe")
+    os.close(write)
+    assert read_named(Path(f"/dev/fd/{read}")) == b"through a pipe"
+    os.close(read)

@@ -12,6 +12,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +21,7 @@ _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
-def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
+def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
     """Opens a regular file to be read.
 
     Args:
@@ -30,8 +31,7 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
     Raises:
         OSError: It cannot be opened, or is a folder, a named pipe, a socket or a device.
     """
-    descriptor = os.open(path, os.O_RDONLY | _BINARY | _NO_WAIT | (0 if follow_links else _NO_FOLLOW))
-    return os.fdopen(_checked(descriptor, path), "rb")
+    return os.fdopen(_regular(path, os.O_RDONLY | (0 if follow_links else _NO_FOLLOW)), "rb")
 
 
 def read_regular(path: Path, *, follow_links: bool = True) -> bytes:
@@ -46,20 +46,28 @@ def open_to_append(path: Path) -> BinaryIO:
     Raises:
         OSError: It cannot be opened or made, or is a link, a named pipe, a socket or a device.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY | _NO_FOLLOW | _NO_WAIT, 0o666)
-    return os.fdopen(_checked(descriptor, path), "r+b")
+    return os.fdopen(_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_FOLLOW), "r+b")
+
+
+def read_named(path: Path) -> bytes:
+    """Returns the content of a file that a user named: a regular file, or a pipe of the shell, such as `/dev/stdin`.
+
+    Raises:
+        OSError: As `open_regular`.
+    """
+    return path.read_bytes() if _is_of_shell(path) else read_regular(path)
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o666, durable: bool = True) -> Iterator[BinaryIO]:
     """Writes a new file beside a path, which takes its place once the block ends without an error.
 
-    A link or any file of that name is replaced, never written to. The file survives a loss of power once its folder
-    was synchronised.
+    A link or any file of that name is replaced, never written to.
 
     Args:
         path: Of the file.
         mode: Permissions of the new file, less the umask.
+        durable: Whether the file survives a loss of power once its folder was synchronised.
 
     Raises:
         OSError: It cannot be written.
@@ -69,12 +77,24 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing_named(path: Path) -> Iterator[BinaryIO]:
+    """Writes a file that a user named: as `replacing`, or into a pipe or device in `/dev`, such as `/dev/stdout`.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with path.open("wb") if _is_of_shell(path) else replacing(path) as file:
+        yield file
 
 
 def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
@@ -83,8 +103,23 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
         file.write(content)
 
 
-def _checked(descriptor: int, path: Path) -> int:
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+def _is_of_shell(path: Path) -> bool:
+    """Returns whether a path is one under which a shell passes an open pipe, such as `/dev/fd/63` and `/dev/stdin`."""
+    return path.parent.resolve() in (Path("/dev"), Path("/dev/fd").resolve())
+
+
+def _regular(path: Path, flags: int) -> int:
+    """Opens a regular file, and refuses all else."""
+    try:
+        descriptor = os.open(path, flags | _BINARY | _NO_WAIT, 0o666)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP and path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from exc
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
         return descriptor
     os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.EINVAL, "it is no regular file", str(path))

@@ -201,8 +201,8 @@ def test_an_image_on_its_way_is_filed_once(folder: Path, reached: str) -> None:
 def test_what_a_kill_has_cut_short_is_removed(folder: Path) -> None:
     with Manifest(folder) as manifest:
         received = manifest.receive(PNG, **purchase("cat", 0))
-    (folder / "received" / ".1234.json.part").write_bytes(received.read_bytes()[:20])
-    partial = folder / "images" / "cat" / ".0000.png.part"
+    (folder / "received" / ".zsvec-1234.new").write_bytes(received.read_bytes()[:20])
+    partial = folder / "images" / "cat" / ".zsvec-5678.new"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(PNG[:4])
     with Manifest(folder):
@@ -233,7 +233,7 @@ def test_reading_changes_nothing(folder: Path) -> None:
         manifest.receive(PNG, **purchase("cat", 1))
     with (folder / "manifest.jsonl").open("ab") as file:
         file.write(b'{"at":"2026-')
-    (folder / "received" / ".1234.json.part").write_bytes(b"{")
+    (folder / "received" / ".zsvec-1234.new").write_bytes(b"{")
     before = tree(folder)
     assert len(bought(folder)) == 2
     assert tree(folder) == before

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -24,6 +24,7 @@ from tests.support import coloured, encode, fast_folder, isolated, open_classifi
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.test_stream import eventually, threads
 from zsvec.errors import InvalidInputError
+from zsvec.files import open_regular
 from zsvec.inputs import watch as watching
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.watch import Watch
@@ -315,16 +316,16 @@ def test_a_file_that_cannot_be_opened_for_a_while(
 ) -> None:
     put(incoming / "a.png", changed=1000)
     put(incoming / "b.png", changed=1001)
-    path_open, locked, tried = Path.open, {"a.png"}, 0
+    locked, tried = {"a.png"}, 0
 
-    def opens(path: Path, *args: Any, **options: Any) -> Any:
+    def opens(path: Path) -> BinaryIO:
         nonlocal tried
         tried += path.name == "a.png"
         if path.name in locked:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return path_open(path, *args, **options)
+        return open_regular(path)
 
-    monkeypatch.setattr(Path, "open", opens)
+    monkeypatch.setattr(watching, "open_regular", opens)
     reader = watch()
     assert reader.next() == "b.png"
     assert eventually(lambda: tried > 3)
@@ -497,11 +498,49 @@ def test_a_torn_last_line_is_as_if_it_had_not_been_written(incoming: Path) -> No
     for cut in range(1, len(lines[-1]) + 1):
         state.write_bytes(whole[:-cut])
         with Watch(incoming, settle=0, poll=0.001) as watched:
+            if cut == 1:  # nothing but the end of the line
+                assert state.read_bytes() == whole
+                assert Reader(watched).nothing()
+                continue
             assert state.read_bytes() == b"".join(lines[:-1])
             path = next(iter(watched))
             assert path.name == names[-1]
             watched.done(str(path))
         assert state.read_bytes() == whole
+
+
+def test_a_whole_line_without_an_end_is_kept(incoming: Path) -> None:
+    put(incoming / "a.png", changed=1000)
+    with Watch(incoming, settle=0, poll=0.001) as watched:
+        watched.done(str(next(iter(watched))))
+    state = incoming / STATE
+    whole = state.read_bytes()
+    state.write_bytes(whole.rstrip(b"\n"))
+    put(incoming / "b.png", changed=1001)
+    with Watch(incoming, settle=0, poll=0.001) as watched:
+        assert state.read_bytes() == whole
+        watched.done(str(next(iter(watched))))
+    assert state.read_bytes().startswith(whole)
+    assert remembered(incoming) == ["a.png", "b.png"]
+
+
+def test_the_first_line_is_written_whole_or_not_at_all(incoming: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(incoming / "a.png")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Watch(incoming, settle=0, poll=0.001) as watched:
+        path = str(next(iter(watched)))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            with pytest.raises(OSError, match="No space left"):
+                watched.done(path)
+        assert (incoming / STATE).read_bytes() == b""
+    assert [path.name for path in incoming.iterdir() if path.suffix == ".new"] == []
+    with Watch(incoming, settle=0, poll=0.001) as watched:
+        watched.done(str(next(iter(watched))))
+    assert remembered(incoming) == ["a.png"]
 
 
 @pytest.mark.parametrize("line", [b"{", b"5", b"[]", b'["a.png", 1]', b'["a.png", "x", 2]', b"null", b"\xff", b""])
@@ -530,7 +569,17 @@ def test_a_link_in_the_folder_is_not_written_through(incoming: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     "content",
-    [b'{"of": "somebody else"}', b'["a", "b"]', b'["a.png", 1, 2]\n{"x": 1}', b"text", b"5", b'["a.png",1,2]', b"\0"],
+    [
+        b'{"of": "somebody else"}',
+        b'["a", "b"]',
+        b'["a.png", 1, 2]\n{"x": 1}',
+        b"text",
+        b"5",
+        b'["a.png",1,2]',
+        b"\0",
+        b"[",
+        b'["a.p',
+    ],
 )
 def test_a_file_that_is_no_state_stays_as_it_is(incoming: Path, content: bytes) -> None:
     state = put(incoming / "settings.json", content)

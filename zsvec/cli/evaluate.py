@@ -15,6 +15,7 @@ from zsvec.cli.app import Fusion, Json, Target, app
 from zsvec.cli.labelled import Boxes, Images, is_file, read_file
 from zsvec.cli.spreadsheet import row
 from zsvec.errors import InvalidInputError, MissingExtraError
+from zsvec.files import replacing_named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -186,7 +187,8 @@ def _write(file: Path, text: str) -> None:
     from zsvec.cli import output
 
     try:
-        file.write_text(text, encoding="utf-8")
+        with replacing_named(file) as opened:
+            opened.write(text.encode())
     except OSError as exc:
         raise InvalidInputError(f"{file} cannot be written: {exc.strerror}; give another file") from exc
     output.print_note(f"written: {file}")

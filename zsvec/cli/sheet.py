@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from zsvec.cli.output import shortened
 from zsvec.cli.process import harmless
 from zsvec.errors import InvalidInputError, without_password
+from zsvec.files import replacing_named
 from zsvec.inputs.decoding import recognised
 from zsvec.inputs.small import open_small
 from zsvec.store import SmallImage
@@ -86,7 +87,7 @@ def write_sheet(
     """Write the contact sheet of some images.
 
     Args:
-        file: Ends in ``.png``, or is a page.
+        file: Ends in ``.png``, or is a page; a file or a link of that name is replaced.
         title: Of the page.
         pictures: The images.
         find: Gives the small copy of an image by its hash.
@@ -108,11 +109,11 @@ def write_sheet(
                 missing.append(picture)
             yield picture, small
 
-    if file.suffix == ".png":
-        _sheet(found(), len(pictures)).save(file, "PNG")
-    else:
-        with file.open("w", encoding="utf-8") as opened:
-            opened.writelines(_page(title, texts, found()))
+    with replacing_named(file) as opened:
+        if file.suffix == ".png":
+            _sheet(found(), len(pictures)).save(opened, "PNG")
+        else:
+            opened.writelines(part.encode() for part in _page(title, texts, found()))
     return len(missing)
 
 

@@ -29,6 +29,7 @@ from zsvec.encoders.rates import describe_rates
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
 from zsvec.encoders.weights import located
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
+from zsvec.files import read_regular
 from zsvec.trust import is_ours
 
 FAST_ENOUGH = 0.95
@@ -39,7 +40,8 @@ EXPORTING = ("onnxruntime", "tokenizers", "onnxscript", "onnx")
 
 _AT_WORK = 3600  # seconds that an export has until it counts as killed
 _UNUSED = 30 * 86_400  # seconds from which on what nobody has used is deleted
-_NAME = re.compile(r"[0-9a-f]{32}(\.json|\.claim|\.rates)?|\.[0-9a-f]{32}-.*")  # exports, rates, what is at work
+# Exports, records, claims, rates, and unfinished ones of each.
+_NAME = re.compile(r"[0-9a-f]{32}(\.json|\.claim|\.rates)?|\.[0-9a-f]{32}-.*|\.zsvec-[0-9a-f]{32}\.new")
 _PACKAGES = ("zsvec", "torch", "timm", "transformers", "sentence-transformers", "tokenizers", "onnxruntime", "pillow")
 _GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _logger = logging.getLogger(__name__)
@@ -127,7 +129,7 @@ def read_record(specs: Mapping[str, EncoderSpec]) -> Record | None:
     if not (is_ours(folder.parent) and is_ours(folder)):
         return None
     try:
-        record = Record.model_validate_json(record_of(folder).read_bytes())
+        record = Record.model_validate_json(read_regular(record_of(folder)))
         current = all(WeightFile.now(file.path) == file for file in record.weights)
     except (OSError, ValueError, ValidationError):
         return None

@@ -45,6 +45,7 @@ from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.weights import at_home
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
+from zsvec.files import read_regular, replacing, write_whole
 from zsvec.trust import is_ours
 from zsvec.types import Fingerprint
 
@@ -215,13 +216,14 @@ class _Exporter:
         }
         files = {file.name: _digest(file) for file in sorted(self._folder.iterdir())}
         manifest = Manifest(format=FORMAT, encoders=exported, files=files)
-        (self._folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        write_whole(self._folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
 
     def _encoder(self, encoder: BatchEncoder, spec: EncoderSpec) -> ExportedEncoder:
         images, labels = self._images(encoder.name, encoder.backbone), None
         if isinstance(encoder, ConseEncoder):
             labels = f"labels-{next(self._numbers)}.npy"
-            np.save(self._folder / labels, encoder.labels, allow_pickle=False)
+            with replacing(self._folder / labels) as file:
+                np.save(file, encoder.labels, allow_pickle=False)
         texts = encoder.texts if isinstance(encoder, ClipEncoder | ConseEncoder) else None
         return ExportedEncoder(
             family=cast("Any", spec.family),
@@ -265,13 +267,13 @@ class _Exporter:
             inputs = dict(texts.model.preprocess(["a cat", "two dogs that sleep in the sun"]))
             tokens = {name: inputs.pop(name) for name in list(inputs) if torch.is_tensor(inputs[name])}
             write_graph(Texts(texts.model, list(tokens), inputs), tokens, self._folder / graph)
-            (self._folder / tokenizer).write_text(tokenizer_of(texts), encoding="utf-8")
+            write_whole(self._folder / tokenizer, tokenizer_of(texts).encode())
             self._written[id(texts)] = ExportedTexts(graph=graph, tokenizer=tokenizer)
         return cast("ExportedTexts", self._written[id(texts)])
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(read_regular(file)).hexdigest()
 
 
 def _compare(expected: EncoderSet, exported: EncoderSet, photographs: Sequence[Image.Image]) -> dict[str, float]:

@@ -7,10 +7,10 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import platformdirs
 
+from zsvec.files import write_whole
 from zsvec.trust import is_ours
 
 
@@ -28,9 +28,7 @@ def keep(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not is_ours(file.parent):
         raise PermissionError(f"others may write to {file.parent}")
-    with NamedTemporaryFile(dir=file.parent, prefix=f".{file.stem}-", delete=False) as partial:
-        partial.write(content)
-    Path(partial.name).replace(file)
+    write_whole(file, content, mode=0o600)
 
 
 def processor() -> str:

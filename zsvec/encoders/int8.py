@@ -23,6 +23,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from zsvec.encoders.onnx_session import Graph
 from zsvec.encoders.preprocessing import Pixels
 from zsvec.errors import EncoderError
+from zsvec.files import read_regular
 
 LEAST_COSINE = 0.95
 """Of features in int8 and in float32, in the mean over photographs."""
@@ -99,7 +100,7 @@ def _batches(pixels: Sequence[Pixels]) -> list[Pixels]:
 
 
 def _loaded(file: Path) -> Graph:
-    return Graph(file.read_bytes(), file, EncoderError)
+    return Graph(read_regular(file), file, EncoderError)
 
 
 @contextmanager

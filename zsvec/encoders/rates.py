@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from zsvec.encoders import host
 from zsvec.encoders.spec import EncoderSpec, NumberFormat
 from zsvec.encoders.weights import located
+from zsvec.files import read_regular
 from zsvec.trust import is_ours
 
 Rates = Mapping[NumberFormat, float]
@@ -43,7 +44,7 @@ def read_rates(spec: EncoderSpec) -> Rates | None:
     if not is_ours(file.parent):
         return None
     try:
-        rates = _RATES.validate_json(file.read_bytes())
+        rates = _RATES.validate_json(read_regular(file))
     except (OSError, ValueError, ValidationError):
         return None
     return rates if rates.keys() == set(get_args(NumberFormat)) else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from zsvec.curation.audit import Audit
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.pages import rendered
+from zsvec.files import replacing_named
 
 
 def write_audit(
@@ -17,7 +18,7 @@ def write_audit(
     """Write an audit to a page that needs no other file.
 
     Args:
-        path: The page; a file that is there is replaced.
+        path: The page; a file or a link of that name is replaced.
         found: The audit.
         location: Where the store is.
         picture: Gives a small WebP or JPEG of a reference image by its hash; ``None`` where there is none, and the page
@@ -36,6 +37,7 @@ def write_audit(
 
     page = rendered("audit.html.jinja", audit=found, location=location, picture=shown)
     try:
-        path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a file name may be no Unicode
+        with replacing_named(path) as file:
+            file.write(page.encode(errors="backslashreplace"))  # a file name may be no Unicode
     except (OSError, ValueError) as exc:  # a NUL in its name
         raise InvalidInputError(f"the page {str(path)!r} cannot be written: {exc}; name another file") from exc

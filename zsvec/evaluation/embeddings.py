@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from zsvec.classifier import Classifier
 from zsvec.errors import ImageError
+from zsvec.files import open_regular, replacing
 from zsvec.inputs.images import ImageInput, content_hash, source_of
 from zsvec.trust import inside
 
@@ -37,7 +38,7 @@ class Embeddings:
         for chunk in sorted(self._folder.glob("*.npz")):
             inside(self._folder, chunk)
             try:
-                with chunk.open("rb") as file, np.load(file) as kept:
+                with open_regular(chunk) as file, np.load(file) as kept:
                     columns = {name: kept[name] for name in kept.files}
             except (OSError, ValueError, EOFError, BadZipFile):
                 chunk.unlink()  # cut off by a loss of power: embedded again
@@ -108,7 +109,5 @@ class Embeddings:
             name: np.stack([vectors[name] for vectors in made.values()]) for name in next(iter(made.values()))
         }
         name = hashlib.sha256("".join(made).encode()).hexdigest()[:16]
-        unfinished = inside(self._folder, self._folder / f"{name}.part")
-        with unfinished.open("wb") as file:
+        with replacing(self._folder / f"{name}.npz") as file:
             np.savez(file, hashes=np.array(list(made)), **columns)
-        unfinished.rename(self._folder / f"{name}.npz")  # whole or not at all

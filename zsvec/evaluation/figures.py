@@ -24,6 +24,7 @@ from PIL import Image, ImageFont
 from sklearn.manifold import TSNE
 
 from zsvec.evaluation.metrics import Doubles, calibration_floor
+from zsvec.files import replacing
 from zsvec.method.fit import expected_calibration_error
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#767676"
@@ -277,7 +278,8 @@ def _drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for a letter that no font has
         figure = Figure(figsize=(width, height), dpi=150, layout="compressed", facecolor="white")
         yield figure
-        figure.savefig(path, format="png", backend="agg", bbox_inches="tight", pad_inches=0.1)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", backend="agg", bbox_inches="tight", pad_inches=0.1)
 
 
 def _short(name: str) -> str:

@@ -13,6 +13,7 @@ from zsvec.errors import ImageError
 from zsvec.evaluation import figures, metrics
 from zsvec.evaluation.report import write_report
 from zsvec.evaluation.suite import Suite
+from zsvec.files import write_whole
 from zsvec.inputs.images import ImageInput, load_image
 from zsvec.method.similarities import image_experts
 from zsvec.search.numpy_index import compare
@@ -44,7 +45,7 @@ def publish(suite: Suite, folder: Path) -> Path:
     results = {**suite.results, "figures": drawn}
     for name, values in (("results", results), ("predictions", suite.predictions)):
         text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1 if name == "results" else None)
-        inside(folder, folder / f"{name}.json").write_text(text, encoding="utf-8")
+        write_whole(inside(folder, folder / f"{name}.json"), text.encode())
     return write_report(folder, results)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from zsvec.evaluation.pages import rendered
+from zsvec.files import read_regular, write_whole
 from zsvec.trust import inside
 
 _NONE = "–"
@@ -27,7 +29,7 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
     """
     page = report_page(folder, results)
     path = inside(folder, folder / "report.html")
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page.encode())
     return path
 
 
@@ -103,7 +105,7 @@ def _interval(limits: tuple[float, float] | None, unit: str) -> str:
 
 def _figure(folder: Path, figure: Mapping[str, Any]) -> dict[str, Any]:
     """A figure with its ``png`` in base64, and the ``width`` in CSS pixels at which its letters have their size."""
-    with Image.open(folder / figure["file"]) as image:
+    content = read_regular(folder / figure["file"])
+    with Image.open(io.BytesIO(content)) as image:
         width = round(image.width * 96 / image.info.get("dpi", (96, 96))[0])
-    png = base64.b64encode((folder / figure["file"]).read_bytes()).decode("ascii")
-    return {**figure, "png": png, "width": width}
+    return {**figure, "png": base64.b64encode(content).decode("ascii"), "width": width}

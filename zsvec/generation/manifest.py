@@ -31,6 +31,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from zsvec.errors import InvalidInputError
+from zsvec.files import open_to_append, read_regular, write_whole
+from zsvec.store.folder import sync
 from zsvec.trust import inside
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
@@ -188,15 +190,19 @@ class Manifest:
                     f"{folder} is in use by another run: wait for it, or take another folder"
                 ) from exc
             opened.callback(lock.release)
-            self.records = _read(self._file, cut=True)
+            self._open = opened.enter_context(open_to_append(self._file))
+            content = self._open.read()
+            self.records, whole = _parsed(self._file, content)
+            if whole < len(content):
+                self._open.truncate(whole)
             self._filed = {record.receipt for record in self.records if isinstance(record, ImageRecord)}
-            self._open = opened.enter_context(self._file.open("ab"))
             if not any(isinstance(record, FolderRecord) for record in self.records):
                 self.append(FolderRecord(id=uuid.uuid4().hex))
             for file in sorted(self._received.glob("*.json")):
                 self.file_image(file)
-            for file in self._received.glob(".*.part"):
-                file.unlink()  # a kill has cut it short
+            for place in (self._received, inside(folder, folder / "images")):
+                for unfinished in place.rglob(".zsvec-*.new"):
+                    unfinished.unlink()  # a kill has cut it short
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Manifest:
@@ -270,7 +276,8 @@ def read_manifest(folder: Path) -> list[Record]:
         for file in sorted(inside(folder, folder / "received").glob("*.json")):
             with suppress(FileNotFoundError):  # a run at work has filed it meanwhile
                 arrived.append(_read_received(file).record)
-        records = _read(inside(folder, folder / "manifest.jsonl"), cut=False)
+        file = inside(folder, folder / "manifest.jsonl")
+        records, _ = _parsed(file, read_regular(file) if file.exists() else b"")
     filed = {record.receipt for record in records if isinstance(record, ImageRecord)}
     return [*records, *(record for record in arrived if record.receipt not in filed)]
 
@@ -316,8 +323,8 @@ def folder_name(category: str) -> str:
     return safe if safe == category else f"{safe}~{hashlib.sha256(category.encode()).hexdigest()[:8]}"
 
 
-def _read(file: Path, *, cut: bool) -> list[Record]:
-    content = file.read_bytes() if file.exists() else b""
+def _parsed(file: Path, content: bytes) -> tuple[list[Record], int]:
+    """The records in the lines of a manifest, and the length of these lines: a kill may have cut the last one short."""
     whole = content[: content.rfind(b"\n") + 1]
     try:
         records = [_RECORD.validate_json(line) for line in whole.splitlines()]
@@ -325,14 +332,12 @@ def _read(file: Path, *, cut: bool) -> list[Record]:
         raise _foreign(file, exc) from exc
     if not content.startswith(_FIRST[: len(content)]):  # all that there is may be one line without an end
         raise _foreign(file, f"it begins with {content[:20]!r}")
-    if cut and len(whole) < len(content):
-        os.truncate(file, len(whole))
-    return records
+    return records, len(whole)
 
 
 def _read_received(file: Path) -> _Received:
     try:
-        return _Received.model_validate_json(file.read_bytes())
+        return _Received.model_validate_json(read_regular(file))
     except ValidationError as exc:
         raise _foreign(file, exc) from exc
 
@@ -355,17 +360,6 @@ def _usable(folder: Path) -> Iterator[None]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file whole, or not at all, and durably."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.unlink(missing_ok=True)
-    with partial.open("xb") as file:  # not what a link of this name leads to
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    if os.name == "posix":
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Writes a file whole, or not at all, and durably."""
+    write_whole(path, data)
+    sync(path.parent)

@@ -8,23 +8,25 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Event, Lock
 from time import perf_counter, thread_time
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
 from zsvec.errors import InvalidInputError
+from zsvec.files import open_regular, open_to_append, write_whole
 from zsvec.inputs.changes import Changes
 from zsvec.inputs.folders import find_images, unlisted
 from zsvec.trust import inside
 
 _log = logging.getLogger(__name__)
 _SHARE = 0.05  # of a core that looks at the whole folder take at most, where the system says what changes
-# How a line of ours may look that a kill has cut short. Another last line is of another file, which stays as it is.
-_TORN = re.compile(rb'(\[("([^"\\]|\\.)*(\\|"(,( (\d+(,( (\d+\]?)?)?)?)?)?)?)?)?)?')
+# The beginning of a line, as a kill leaves it. A state whose last line has another form is refused, and stays as it is.
+_TORN = re.compile(rb'(\[("([^"\\]|\\.)*(\\|"(,( (\d+(,( \d*)?)?)?)?)?)?)?)?')
 
 
 class _File(NamedTuple):
@@ -75,20 +77,16 @@ class Watch:
         self._closed = Event()
         self._given: dict[str, list[_File]] = {}
         self._giving = Lock()
+        self._writing = Lock()
         self._logged: set[str] = set()
         self._find()
-        file = state or inside(self.folder, self.folder / ".zsvec-watch.jsonl")
+        self._file = file = state or inside(self.folder, self.folder / ".zsvec-watch.jsonl")
         lock = file.with_name(f"{file.name}.lock")
         # Any thread may close it.
         self._lock = FileLock(lock if state else inside(self.folder, lock), thread_local=False)
         try:
             self._lock.acquire(blocking=False)
-            content = file.read_bytes() if file.exists() else b""
-            whole = _whole_lines(content)
-            self._done = {_file(line) for line in whole.splitlines()}
-            self._state = file.open("r+b" if file.exists() else "w+b")
-            self._state.truncate(len(whole))
-            self._state.seek(0, os.SEEK_END)
+            self._state, self._done = _opened(file)
         except Timeout as exc:
             raise InvalidInputError(f"another process watches with {file}: give each its own state file") from exc
         except (OSError, ValueError, TypeError) as exc:
@@ -145,10 +143,9 @@ class Watch:
             if given[1:]:
                 self._given[source] = given[1:]
         for file in given[:1] if self._opens(Path(source)) else ():
-            self._state.write(json.dumps(file).encode() + b"\n")
+            with self._writing:
+                self._write(_line(file))
             self._done.add(file)
-        self._state.flush()
-        os.fsync(self._state.fileno())
 
     def close(self) -> None:
         """End the iteration and release the state file."""
@@ -156,6 +153,19 @@ class Watch:
         if not self._state.closed:
             self._state.close()
             self._lock.release()
+
+    def _write(self, line: bytes) -> None:
+        """Appends a line, durably. The first one is written whole or not at all, because a state is known by it."""
+        if self._state.seek(0, os.SEEK_END):
+            self._state.write(line)
+            self._state.flush()
+            os.fsync(self._state.fileno())
+            return
+        self._state.close()
+        try:
+            write_whole(self._file, line)
+        finally:
+            self._state = open_to_append(self._file)
 
     def _look(self, paths: Iterable[Path]) -> Iterator[_File]:
         for path in paths:
@@ -178,7 +188,7 @@ class Watch:
     def _opens(self, path: Path) -> bool:
         try:
             if path.is_file():  # to open a pipe may take for ever
-                path.open("rb").close()
+                open_regular(path).close()
         except OSError as error:
             self._log(error)
             return False
@@ -191,12 +201,37 @@ class Watch:
             _log.warning("%r cannot be read: %s; it is looked at again", error.filename, error.strerror)
 
 
-def _whole_lines(content: bytes) -> bytes:
-    """The lines of a state, but for one that a kill has cut short; ValueError if its end is of something else."""
-    whole = content[: content.rfind(b"\n") + 1]
-    if not _TORN.fullmatch(content, len(whole)):
-        raise ValueError(f"it ends in {content[len(whole) :][:40]!r}, which no watch wrote; give another file")
-    return whole
+def _opened(file: Path) -> tuple[BinaryIO, set[_File]]:
+    """Opens a state to append lines, and returns the files in it. Removes a last line that a kill has cut short.
+
+    Raises:
+        OSError: It cannot be read and written.
+        ValueError, TypeError: A line is of no state. The file stays as it is.
+    """
+    with ExitStack() as unusable:
+        state = unusable.enter_context(open_to_append(file))
+        *lines, last = state.read().split(b"\n")
+        done = {_file(line) for line in lines}
+        if lines and _TORN.fullmatch(last):
+            state.truncate(sum(len(line) + 1 for line in lines))
+        elif last:
+            done.add(_whole(last))
+            state.write(b"\n")
+            state.flush()
+        unusable.pop_all()
+    return state, done
+
+
+def _whole(last: bytes) -> _File:
+    """Returns the file in a last line that has no end."""
+    with suppress(ValueError, TypeError):
+        if _line(file := _file(last)) == last + b"\n":
+            return file
+    raise ValueError(f"it ends in {last[:40]!r}, which no watch wrote; give another file")
+
+
+def _line(file: _File) -> bytes:
+    return json.dumps(file).encode() + b"\n"
 
 
 def _file(line: bytes) -> _File:

@@ -16,24 +16,25 @@ before it last looked at the catalog.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import platformdirs
 from filelock import FileLock
 
 from zsvec.errors import StoreUnavailableError
+from zsvec.files import open_regular, read_regular, replacing
 from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.store.folder import sync
@@ -85,7 +86,7 @@ class ReferenceCache:
         if not is_ours(self._folder):
             return None
         try:
-            checksum, _, content = table.read_bytes().partition(b"\n")
+            checksum, _, content = read_regular(table).partition(b"\n")
             if checksum != _checksum(content).encode():
                 return None
             values = json.loads(content)
@@ -105,7 +106,7 @@ class ReferenceCache:
     def dropped(self) -> bytes:
         """Name of the last `drop`, of whichever store; empty if there was none."""
         try:
-            return self._last_drop.read_bytes()
+            return read_regular(self._last_drop)
         except OSError:
             return b""
 
@@ -130,9 +131,8 @@ class ReferenceCache:
             ) from exc
 
     def _drop(self, table: Path) -> None:
-        with self._new_file() as file:
+        with self._replacing(self._last_drop) as file:
             file.write(uuid.uuid4().bytes)
-        Path(file.name).replace(self._last_drop)
         table.unlink(missing_ok=True)
         named = set[str]().union(*map(_named, self._folder.glob("*.json")))
         # What others are just writing, too: they find that they cannot keep it.
@@ -171,10 +171,9 @@ class ReferenceCache:
                 if self.dropped() != dropped:
                     self._tidy({expert["vectors"] for expert in values["experts"].values()})
                     return
-                with self._new_file() as file:
-                    file.write(_checksum(content).encode() + b"\n" + content)
                 replaced = _named(table)
-                Path(file.name).replace(table)
+                with self._replacing(table) as file:
+                    file.write(_checksum(content).encode() + b"\n" + content)
                 self._tidy(replaced)
         except OSError as exc:
             _log.info("references cannot be kept in %s: %s", self._folder, exc)
@@ -221,29 +220,27 @@ class ReferenceCache:
         }
 
     def _write_vectors(self, rows: Rows) -> str:
-        """Write vectors under the name that it returns."""
-        shape = len(rows), rows.dim
-        with self._new_file() as file:
-            np.lib.format.write_array_header_1_0(
-                file, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
-            )
-            for block in rows.blocks:
-                file.write(np.ascontiguousarray(block).data)
-        written = Path(file.name)
-        name = f"{_file_checksum(written)}.npy"
+        """Writes vectors under the name that it returns: their checksum."""
+        digest = hashlib.sha256()
+        for part in _as_file(rows):
+            digest.update(part)
+        file = self._folder / f"{digest.hexdigest()}.npy"
         try:
-            written.replace(self._folder / name)
-        except PermissionError:  # on Windows, where a process has this very file mapped
-            written.unlink()
-        return name
+            with self._replacing(file) as opened:
+                opened.writelines(_as_file(rows))
+        except PermissionError:
+            if not file.exists():
+                raise
+            # On Windows, a process has this very file mapped.
+        return file.name
 
     def _locked(self) -> FileLock:
         if not is_ours(self._folder):
             raise PermissionError(f"others may write to {self._folder}")
         return FileLock(self._folder / ".lock", timeout=_PATIENCE, mode=0o600)
 
-    def _new_file(self) -> IO[bytes]:
-        return NamedTemporaryFile(dir=self._folder, suffix=".new", delete=False)
+    def _replacing(self, file: Path) -> AbstractContextManager[BinaryIO]:
+        return replacing(file, mode=0o600, durable=False)  # a damaged file counts as missing
 
     def _tidy(self, replaced: set[str]) -> None:
         """Delete what nobody has used for long, and vectors that no table names: those of a replaced one at once."""
@@ -264,9 +261,21 @@ class ReferenceCache:
 def _named(table: Path) -> set[str]:
     """The files of vectors that a table names; none, if it is not there or no table."""
     with suppress(AttributeError, LookupError, OSError, TypeError, ValueError):
-        experts = json.loads(table.read_bytes().partition(b"\n")[2])["experts"]
+        experts = json.loads(read_regular(table).partition(b"\n")[2])["experts"]
         return {expert["vectors"] for expert in experts.values()}
     return set()
+
+
+def _as_file(rows: Rows) -> Iterator[bytes | memoryview]:
+    """The parts of a file of vectors in numpy's format."""
+    header = io.BytesIO()
+    shape = len(rows), rows.dim
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+    )
+    yield header.getvalue()
+    for block in rows.blocks:
+        yield np.ascontiguousarray(block).data
 
 
 def _category(name: str, write_ids: Sequence[str], references: Mapping[str, int]) -> Category:
@@ -274,7 +283,7 @@ def _category(name: str, write_ids: Sequence[str], references: Mapping[str, int]
 
 
 def _file_checksum(file: Path) -> str:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

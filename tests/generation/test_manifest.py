@@ -264,7 +264,6 @@ def linked(folder: Path, victim: Path, name: str) -> None:
 LEADING_OUT: dict[str, Callable[[Path, Path], None]] = {
     "an absolute path": lambda folder, victim: received(folder, str(victim)),
     "a path of the folder above": lambda folder, victim: received(folder, "images/../../cat/victim"),
-    "a path with a zero": lambda folder, victim: received(folder, "images/\0"),
     **{
         f"a link for {name}": lambda folder, victim, name=name: linked(folder, victim, name)  # type: ignore[misc]
         for name in ("images", "images/cat", "images/cat/victim", "manifest.jsonl", ".lock", "received")
@@ -279,13 +278,72 @@ def test_a_folder_never_leads_out_of_itself(folder: Path, lead_out: Callable[[Pa
     victim.touch()
     lead_out(folder, victim)
     before = tree(folder.parent)
-    with pytest.raises(InvalidInputError, match=r"leads out of .*: remove it|cannot be a path"):
+    with pytest.raises(InvalidInputError, match=r"leads out of .*: remove it|file must be images/FOLDER/FILE"):
         Manifest(folder)
     after = tree(folder.parent)
     assert {name: after[name] for name in before if name.startswith("cat")} == {
         name: before[name] for name in before if name.startswith("cat")
     }
     assert victim.read_bytes() == b""
+
+
+ESCAPING = (
+    "",
+    ".",
+    "..",
+    "a/",
+    "/etc/passwd",
+    "images",
+    "images/",
+    "images/cat",
+    "images/cat/",
+    "images/cat/..",
+    "images/../manifest.jsonl",
+    "images//0000.png",
+    "images/cat/.0000.png",
+    "images/cat/0000.png.",
+    "images/cat/0000.png ",
+    "images/cat/0000\n.png",
+    "images/cat/00\0.png",
+    "images\\cat\\0000.png",
+    "images/cat/a:b.png",
+    "images/cat/deep/0000.png",
+    "CON",
+    "manifest.jsonl",
+    "received/0.json",
+    ".lock",
+)
+
+
+@pytest.mark.parametrize("file", ESCAPING)
+def test_a_record_names_a_place_for_an_image_and_no_other(folder: Path, file: str) -> None:
+    received(folder, file)
+    before = tree(folder.parent)
+    with pytest.raises(InvalidInputError, match=r"file must be images/FOLDER/FILE"):
+        Manifest(folder)
+    with pytest.raises(InvalidInputError, match=r"file must be images/FOLDER/FILE"):
+        read_manifest(folder)
+    assert tree(folder.parent) == before
+
+
+@pytest.mark.parametrize("receipt", ["", "..", "../../private", "a/b", "0" * 31, "\0"])
+def test_a_receipt_is_no_path(folder: Path, receipt: str) -> None:
+    with Manifest(folder) as manifest:
+        record = buy(manifest, "cat", 0)
+    with (folder / "manifest.jsonl").open("ab") as file:
+        file.write(record.model_copy(update={"receipt": receipt}).model_dump_json().encode() + b"\n")
+    with pytest.raises(InvalidInputError, match="receipt"):
+        Manifest(folder)
+
+
+@pytest.mark.parametrize("data", ["=", "abcde", "YWJj", 5, None])
+def test_an_image_that_is_not_as_it_was_received_is_refused(folder: Path, data: object) -> None:
+    with Manifest(folder) as manifest:
+        path = manifest.receive(PNG, **purchase("cat", 0))
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "data": data}))
+    with pytest.raises(InvalidInputError, match="that this version of zsvec did not write"):
+        Manifest(folder)
+    assert not (folder / "images").exists()
 
 
 def test_what_a_run_begins_to_write_replaces_a_link_of_its_name(folder: Path) -> None:

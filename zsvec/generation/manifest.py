@@ -25,10 +25,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    Base64Bytes,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from zsvec.errors import InvalidInputError
 from zsvec.files import open_to_append, read_regular, write_whole
@@ -36,9 +45,21 @@ from zsvec.store.folder import sync
 from zsvec.trust import inside
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
-_UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|\.$")
+_UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|[. ]$")
 _LONGEST = 200  # bytes of a folder's name, of which file systems take 255
 _FIRST = b'{"at":"'  # what the file begins with
+
+
+def _place(file: str) -> str:
+    """Checks the path of an image in its folder, which a record from elsewhere may name."""
+    images, *parts = file.split("/")
+    if (
+        images != "images"
+        or len(parts) != 2
+        or any(not part or _UNSAFE.search(part.replace("~", "_")) for part in parts)
+    ):
+        raise ValueError(f"file must be images/FOLDER/FILE, got {file!r}")
+    return file
 
 
 def _now() -> str:
@@ -103,7 +124,7 @@ class ImageRecord(_Record):
         seconds: From request to response.
         cost: In dollars, if known.
         sha256: Of the file; also the ``hash`` of the reference in the store.
-        file: Path relative to the folder.
+        file: Path relative to the folder: ``images/FOLDER/FILE``.
         receipt: Id of this purchase.
     """
 
@@ -120,8 +141,8 @@ class ImageRecord(_Record):
     seconds: float
     cost: float | None
     sha256: str
-    file: str
-    receipt: str
+    file: Annotated[str, AfterValidator(_place)]
+    receipt: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class DeclinedRecord(_Record):
@@ -160,7 +181,13 @@ class _Received(BaseModel):
     """An image that was received and not yet filed: image and record in one file."""
 
     record: ImageRecord
-    data: str
+    data: Base64Bytes
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if hashlib.sha256(self.data).hexdigest() != self.record.sha256:
+            raise ValueError("the image is not as it was received")
+        return self
 
 
 class Manifest:
@@ -244,7 +271,7 @@ class Manifest:
             receipt=uuid.uuid4().hex,
             **fields,
         )
-        whole = _Received(record=record, data=base64.b64encode(data).decode())
+        whole = _Received(record=record, data=base64.b64encode(data))
         file = self._received / f"{record.receipt}.json"
         with _usable(self.folder):
             _write(file, whole.model_dump_json().encode())
@@ -256,7 +283,7 @@ class Manifest:
             whole = _read_received(received)
             path = inside(self.folder, self.folder / whole.record.file)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, base64.b64decode(whole.data))
+            _write(path, whole.data)
             if whole.record.receipt not in self._filed:
                 self.append(whole.record)
             received.unlink()

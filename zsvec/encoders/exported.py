@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from zsvec.encoders.preprocessing import Preprocessing
 from zsvec.encoders.spec import EncoderSpec, Prompt, Temperature
 from zsvec.errors import WeightsUnavailableError
+from zsvec.files import open_regular
 from zsvec.types import Fingerprint, Modality
 
 MANIFEST = "encoders.json"
@@ -150,7 +151,7 @@ class ExportedFolder:
             WeightsUnavailableError: The file cannot be opened.
         """
         try:
-            return (self.path / name).open("rb")
+            return open_regular(self.path / name)
         except OSError as exc:
             raise self.damaged(f"{name} cannot be read ({exc})") from exc
 
@@ -224,7 +225,7 @@ def _absent(folder: Path, why: Exception) -> WeightsUnavailableError:
 def _read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             content = opened.read(_LARGEST_MANIFEST + 1)
     except (OSError, ValueError) as exc:  # not there, or a NUL in its name
         raise _absent(folder, exc) from exc

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from zsvec.encoders.onnx_session import Graph, imported
 from zsvec.encoders.spec import GraphPreprocessing
 from zsvec.errors import InvalidInputError, WeightsUnavailableError, ZSVecError
+from zsvec.files import open_regular
 
 _LONGEST = 100_000  # tokens; tokenizers that know no limit say 10³⁰
 _LARGEST = 2**26  # bytes
@@ -183,7 +184,7 @@ def read_file(file: Path, most: int = -1) -> bytes:
         WeightsUnavailableError: It cannot be read.
     """
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             return opened.read(most)
     except (OSError, ValueError) as exc:  # not there, or a NUL in its name
         raise WeightsUnavailableError(f"{file} cannot be read ({exc}); give the path of a graph") from exc

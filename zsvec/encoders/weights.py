@@ -13,6 +13,7 @@ from typing import Protocol
 
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
+from zsvec.files import open_regular
 
 FileChoice = Callable[[Sequence[str]], list[str]]
 """From the names of a checkpoint's files, relative to its root, to those that a loader needs."""
@@ -159,8 +160,16 @@ def weight_files(names: Sequence[str]) -> list[str]:
 
 
 def relative_files(folder: Path) -> list[str]:
-    """Names of all files below the folder, relative to it, sorted."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Returns the names of all files below a folder, relative to it, sorted.
+
+    Raises:
+        WeightsUnavailableError: A named pipe, a socket or a device is among them; loaders would wait for its writer.
+    """
+    found = [path for path in folder.rglob("*") if not path.is_dir()]
+    for path in found:
+        if path.exists() and not path.is_file():
+            raise WeightsUnavailableError(f"{path} is no regular file; remove it, or give another folder")
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
 
 
 def _matches(name: str, *patterns: str) -> bool:
@@ -189,7 +198,7 @@ def _sha256(path: Path) -> str:
 
 def _sha256_of_file(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -25,6 +25,7 @@ from scipy.io import loadmat
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.evaluate import labelled_images
 from zsvec.evaluation.pickles import plain_dict
+from zsvec.files import open_regular, read_regular
 from zsvec.inputs.categories import checked_name
 from zsvec.inputs.images import ImageInput
 
@@ -130,7 +131,8 @@ def svhn(root: Path, train: bool) -> Dataset:
     """
     path = _existing("svhn", root / f"{'train' if train else 'test'}_32x32.mat")
     with _damaged(path):
-        found = loadmat(str(path), appendmat=False, variable_names=("X", "y"))
+        with open_regular(path) as file:
+            found = loadmat(file, variable_names=("X", "y"))
         # (height, width, colour, image); the label of 0 is 10
         pixels, labels = np.moveaxis(found["X"], 3, 0), found["y"].reshape(-1)
     return Dataset("svhn", _array_images(path, pixels, np.where(labels == 10, 0, labels), DIGITS))
@@ -241,14 +243,15 @@ def _array_images(path: Path, pixels: Any, labels: Any, names: Sequence[str], *,
 def _table(path: Path) -> dict[str, str]:
     """The first two columns of a text whose columns are separated by tabs."""
     with _damaged(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().splitlines()
         return {first: second for first, second, *_ in (line.split("\t") for line in lines if line.strip())}
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
     """An array of LeCun's IDX format: zero, zero, 8 for uint8, dimensions; each size in 4 bytes; the values."""
     with _damaged(path):
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = read_regular(path)
+        data = gzip.decompress(content) if path.suffix == ".gz" else content
         dimensions = data[3] if data[:3] == b"\0\0\x08" else 0
         shape = tuple(int(size) for size in np.frombuffer(data, ">u4", dimensions, 4))
         values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
@@ -260,7 +263,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
 def _unpickled(path: Path, *keys: str) -> list[Any]:
     """Values of a pickled dict."""
     with _damaged(path):
-        found = plain_dict(path.read_bytes())
+        found = plain_dict(read_regular(path))
     if not found.keys() >= set(keys):
         raise InvalidInputError(f"{path} has no {' and '.join(keys)}; it is damaged or another file, get it again")
     return [found[key] for key in keys]

@@ -15,6 +15,7 @@ from typing import NoReturn
 from pydantic import TypeAdapter, ValidationError
 
 from zsvec.errors import InvalidInputError
+from zsvec.files import read_named
 from zsvec.inputs.categories import CategoryInput, checked_name
 from zsvec.inputs.decoding import SUFFIXES
 
@@ -143,7 +144,7 @@ def read_definitions(file: Path) -> dict[str, list[str]]:
         InvalidInputError: The file cannot be read, or has another form.
     """
     try:
-        content = file.read_text(encoding="utf-8-sig")
+        content = read_named(file).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise InvalidInputError(f"the definitions {file} cannot be read: {exc}") from exc
     return _from_csv(file, content) if file.suffix.lower() == ".csv" else _from_json(file, content)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsvec.errors import ImageError, without_password
+from zsvec.files import open_regular
 from zsvec.inputs.decoding import (
     MAX_BYTES,
     Limits,
@@ -351,10 +352,9 @@ def _opened_path(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         mode = where.stat().st_mode
         if stat.S_ISDIR(mode):
             raise ImageError("it is a folder; give one of the files in it")
-        # Opening a pipe waits for its writer, and a device may never end.
         if not stat.S_ISREG(mode):
             raise ImageError("it is a device, pipe or socket; give a regular file, or the bytes")
-        file = where.open("rb")
+        file = open_regular(where)
     except OSError as error:
         if _URL.match(str(where)):
             raise ImageError("URLs are not fetched; download it, and give the file or its bytes") from None

@@ -12,10 +12,12 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 from zsvec.errors import InvalidInputError
+from zsvec.files import open_regular
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
 from zsvec.trust import inside
 
@@ -242,10 +244,11 @@ def opened_text(file: Path) -> Iterator[TextIO]:
     try:
         if not os.path.isfile(file):  # noqa: PTH113 - is_file raises for a name that is too long
             raise InvalidInputError(f"{file} is no file: give one that exists")
-        if (size := file.stat().st_size) > LARGEST_FILE:
-            raise InvalidInputError(f"{file} has {size:,} bytes, more than {LARGEST_FILE:,}: divide it")
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            yield text
+        with open_regular(file) as opened:
+            if (size := os.fstat(opened.fileno()).st_size) > LARGEST_FILE:
+                raise InvalidInputError(f"{file} has {size:,} bytes, more than {LARGEST_FILE:,}: divide it")
+            with TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+                yield text
     except OSError as exc:
         raise InvalidInputError(f"{file} cannot be read: {exc.strerror}; check its permissions") from exc
     except UnicodeDecodeError as exc:

@@ -1,0 +1,173 @@
+"""A named pipe in a folder from elsewhere is refused at once: nothing waits for its writer."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests.generation.material import PNG, buy, purchase
+from tests.support import encode, photo
+from zsvec.encoders.exported import MANIFEST, ExportedFolder
+from zsvec.encoders.side_files import preprocessing_beside, read_file
+from zsvec.encoders.weights import LocalSource
+from zsvec.errors import ZSVecError
+from zsvec.evaluation.datasets import DATASETS
+from zsvec.generation.manifest import Manifest, read_manifest
+from zsvec.inputs.coco import from_coco
+from zsvec.inputs.folders import read_definitions
+from zsvec.inputs.images import content_hash, load_image
+from zsvec.inputs.tables import from_csv
+from zsvec.inputs.watch import Watch
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+
+PATIENCE = 60  # seconds
+
+
+def pipe(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+@contextmanager
+def hanging_fails() -> Iterator[None]:
+    """Ends a call that waits for the writer of a pipe."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        pytest.fail("it waits for the writer of a pipe")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def watch(folder: Path) -> None:
+    pipe(folder / ".zsvec-watch.jsonl")
+    Watch(folder)
+
+
+def watch_state(folder: Path) -> None:
+    Watch(folder, state=pipe(folder / "state"))
+
+
+def generated(folder: Path) -> None:
+    pipe(folder / "manifest.jsonl")
+    Manifest(folder)
+
+
+def generated_before(folder: Path) -> None:
+    pipe(folder / "manifest.jsonl")
+    read_manifest(folder)
+
+
+def received(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        path = manifest.receive(PNG, **purchase("cat", 0))
+    pipe(path)
+    read_manifest(folder)
+
+
+def received_and_filed(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        buy(manifest)
+    pipe(folder / "received" / f"{'0' * 32}.json")
+    Manifest(folder)
+
+
+def exported(folder: Path) -> None:
+    pipe(folder / MANIFEST)
+    ExportedFolder(folder)
+
+
+def side_file(folder: Path) -> None:
+    pipe(folder / "preprocessor_config.json")
+    preprocessing_beside(folder / "model.onnx")
+
+
+def checkpoint(name: str) -> Callable[[Path], None]:
+    def load(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "config.json").write_bytes(b"{}")
+        pipe(folder / name)
+        LocalSource(str(folder)).load()
+
+    return load
+
+
+def public_set(name: str, file: str) -> Callable[[Path], None]:
+    def load(folder: Path) -> None:
+        for other in ("words.txt", "val/val_annotations.txt", "batches.meta", "data_batch_1", "test_batch"):
+            (folder / other).parent.mkdir(exist_ok=True)
+            (folder / other).write_bytes(b"")
+        pipe(folder / file)
+        DATASETS[name](folder, False)
+
+    return load
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "state of a watch": watch,
+    "named state of a watch": watch_state,
+    "manifest of generated images": generated,
+    "manifest of generated images, read": generated_before,
+    "received image": received,
+    "received image, filed": received_and_filed,
+    "exported encoders": exported,
+    "file beside a graph": side_file,
+    "graph": lambda folder: read_file(pipe(folder / "model.onnx")),
+    "weights": lambda folder: LocalSource(str(pipe(folder / "model.pth"))).load(),
+    "weights of a checkpoint": checkpoint("model.safetensors"),
+    "modules of a checkpoint": checkpoint("modules.json"),
+    "a file in a folder of a checkpoint": checkpoint("1_Pooling/config.json"),
+    "definitions": lambda folder: read_definitions(pipe(folder / "texts.json")),
+    "table": lambda folder: from_csv(pipe(folder / "labels.csv")),
+    "COCO annotations": lambda folder: from_coco(pipe(folder / "coco.json")),
+    "image": lambda folder: load_image(pipe(folder / "a.png")),
+    "hash of an image": lambda folder: content_hash(pipe(folder / "a.png")),
+    "MNIST": public_set("mnist", "t10k-images-idx3-ubyte"),
+    "CIFAR-10": public_set("cifar10", "test_batch"),
+    "TinyImageNet": public_set("tinyimagenet", "words.txt"),
+}
+"""Each puts a pipe into a folder and reads it."""
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_pipe_in_a_folder_is_an_error_at_once(reader: str, tmp_path: Path) -> None:
+    with hanging_fails(), pytest.raises(ZSVecError):
+        READERS[reader](tmp_path)
+
+
+def test_missing_weights_say_so_of_a_pipe(tmp_path: Path) -> None:
+    pipe(tmp_path / "checkpoint" / "modules.json")
+    (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"weights")
+    with hanging_fails():
+        assert "modules.json is no regular file" in str(LocalSource(str(tmp_path / "checkpoint")).missing())
+
+
+def test_a_pipe_among_images_is_left_to_who_reads_it(tmp_path: Path) -> None:
+    pipe(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(encode(photo(1)))
+    with hanging_fails(), Watch(tmp_path, settle=0, poll=0.001) as watched:
+        images = iter(watched)
+        assert {next(images).name, next(images).name} == {"a.png", "b.png"}
+
+
+def test_definitions_may_come_through_a_pipe_of_the_shell() -> None:
+    read, write = os.pipe()
+    os.write(write, b'{"cat": "a small predator"}')
+    os.close(write)
+    assert read_definitions(Path(f"/dev/fd/{read}")) == {"cat": ["a small predator"]}
+    os.close(read)

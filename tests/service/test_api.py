@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,15 +131,81 @@ def test_bodies_that_are_no_images(client: TestClient, path: str) -> None:
     problem(client.post(path, **sent(chosen_none, "multipart/form-data; boundary=x")), 422, "no image")
 
 
-@pytest.mark.parametrize("charset", ["idna", "punycode", "utf-7", "unicode_escape", "rot13", "zlib", "undefined", "x"])
-def test_forms_in_a_charset_that_is_none(client: TestClient, charset: str) -> None:
-    body = (
-        b'--x\r\nContent-Disposition: form-data; name="images"; filename="a\xff\\ud800+2D.png"\r\n\r\n'
-        + red()
-        + b"\r\n--x--\r\n"
-    )
-    answer = client.post("/v1/classify", **sent(body, f"multipart/form-data; boundary=x; charset={charset}"))
-    assert answer.status_code in (200, 400, 422)
+def form(*parts: bytes) -> bytes:
+    """A form whose parts have these names or files, each with an image."""
+    return b"".join(
+        b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n\r\n" + red() + b"\r\n" for part in parts
+    ) + (b"--x--\r\n")
+
+
+FORM = "multipart/form-data; boundary=x"
+FIELDS = "application/x-www-form-urlencoded"
+NOT_UTF_8 = [
+    "idna",
+    "punycode",
+    "utf-7",
+    "utf-16",
+    "utf-8-sig",
+    "unicode_escape",
+    "rot13",
+    "uu",
+    "zlib",
+    "undefined",
+    "latin-1",
+    "us-ascii",
+    "x",
+    "",
+    '"punycode"',
+    "utf-8; charset=punycode",
+]
+
+
+@pytest.mark.parametrize("charset", NOT_UTF_8)
+def test_text_in_another_charset_than_utf_8_is_refused_before_it_is_decoded(client: TestClient, charset: str) -> None:
+    """Some codecs of Python are quadratic in the length of the text: they would stop all requests for seconds."""
+    hostile = b"-" + b"a" * 60_000
+    body = form(b'name="images"; filename="' + hostile + b'"')
+    paths = ("/v1/classify", "/v1/inbox", path_to("x", "references"), "/classify", "/login", "/categories")
+    for path, content, kind in (
+        *((path, body, FORM) for path in paths),
+        ("/login", b"key=" + hostile, FIELDS),
+        ("/v1/classify", b'{"images":[]}', "application/json"),
+        ("/v1/undo", b"{}", "application/json"),
+    ):
+        begun = time.monotonic()
+        answer = client.post(path, **sent(content, f"{kind}; charset={charset}"))
+        assert (answer.status_code, "UTF-8" in answer.text) == (415, True), path
+        assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "utf8", '"utf-8"'])
+def test_text_may_say_that_it_is_utf_8(client: TestClient, charset: str) -> None:
+    body = form('name="images"; filename="ж.png"'.encode())
+    [answer] = client.post("/v1/classify", **sent(body, f"{FORM}; charset={charset}")).json()
+    assert answer["source"] == "ж.png"
+    assert client.post("/v1/undo", **sent(b"{}", f"application/json; charset={charset}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (form(b'name="images"; filename="\xff.png"'), FORM),
+        (form(b'name="\xff"; filename="a.png"'), FORM),
+        (b'--x\r\nContent-Disposition: form-data; name="a\xff"\r\n\r\nb\r\n--x--\r\n', FORM),
+        (b'--x\r\nContent-Disposition: form-data; name="texts"\r\n\r\n\xe9t\xe9\r\n--x--\r\n', FORM),
+        (b"name=\xff", FIELDS),
+        (b"name=%FF", FIELDS),
+        (b"%FF=a", FIELDS),
+        ('{"images":[]}'.encode("utf-16"), "application/json"),
+        (b'{"images":["\xff"]}', "application/json"),
+    ],
+    ids=range(9),
+)
+def test_text_that_is_no_utf_8_is_taken_for_nothing_else(client: TestClient, content: bytes, kind: str) -> None:
+    path = "/categories" if kind == FIELDS else path_to("x", "references")
+    assert client.post(path, **sent(content, kind)).status_code == 400
+    problem(client.get("/v1/history?category=%FF"), 422, "UTF-8")
+    problem(client.post("/v1/correct?category=%FF", files=files(red())), 422, "UTF-8")
 
 
 def test_a_number_of_images_that_is_too_large(classifier: Classifier) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -98,7 +99,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
 
 
 class _WholePaths:
-    """Paths as they were sent: what is encoded stays so, that a name may have a ``/``."""
+    """Paths as they were sent: what is encoded stays so, that a name may have a ``/``. Queries must be UTF-8."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -106,6 +107,11 @@ class _WholePaths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope.get("raw_path"):
             scope["path"] = scope["raw_path"].partition(b"?")[0].decode("latin-1")
+        try:
+            unquote_to_bytes(scope.get("query_string", b"")).decode()
+        except UnicodeDecodeError:
+            await answer(Problem(422, "a query must be UTF-8, percent-encoded: this one is not"))(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
 

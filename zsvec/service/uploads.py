@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from zsvec.service.problems import Problem
@@ -22,6 +24,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _LONGEST = 255  # characters of a file name
 _FIELDS = 1000  # of a form
 _PARTS = 100_000  # of JSON, each of which may take a hundred times its bytes, or an error of its own
+_UTF_8 = ("utf-8", "utf8")
 _METADATA = TypeAdapter(dict[str, Any])
 
 
@@ -128,24 +131,61 @@ def _as_problems() -> Iterator[None]:
 
 async def sent_form(request: Request, most: int) -> tuple[list[Upload], dict[str, list[str]]]:
     """The images of a form, and its texts by name; the arguments and errors are those of `sent_images`."""
-    try:
-        form = await request.form(max_files=_FIELDS, max_fields=_FIELDS)
-    except (HTTPException, UnicodeError) as exc:  # the charset may be any codec of Python's
-        raise Problem(400, f"the form cannot be read: {getattr(exc, 'detail', exc)}") from exc
     images: list[Upload] = []
     fields: dict[str, list[str]] = {}
-    try:
-        for name, value in form.multi_items():
+    async with _form(request) as items:
+        for name, value in items:
             if not isinstance(value, UploadFile):
                 fields.setdefault(name, []).append(value)
-            elif name != "images":
-                raise Problem(422, f"the file {value.filename!r} is sent as {name!r}: send images as 'images'")
-            elif value.filename or value.size:  # of a field without a chosen file, browsers send an empty one
+                continue
+            filename = _utf_8(value.filename or "")
+            if name != "images":
+                raise Problem(422, f"the file {filename!r} is sent as {name!r}: send images as 'images'")
+            if filename or value.size:  # of a field without a chosen file, browsers send an empty one
                 _check_number(len(images) + 1, most)
-                images.append(Upload(await value.read(), value.filename))
-    finally:
-        await form.close()
+                images.append(Upload(await value.read(), filename))
     return images, fields
+
+
+@asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[list[tuple[str, str | UploadFile]]]:
+    """Reads a form; its files are closed in the end."""
+    kind = _content_type(request)
+    try:
+        if kind == "application/x-www-form-urlencoded":
+            yield _fields(await request.body())
+        elif kind == "multipart/form-data":
+            # Starlette decodes text by any codec, and by Latin-1 where that fails. Latin-1 gives every byte back.
+            headers = Headers({"content-type": f"{request.headers['content-type']}; charset=latin-1"})
+            parser = MultiPartParser(headers, request.stream(), max_files=_FIELDS, max_fields=_FIELDS)
+            form = await parser.parse()
+            try:
+                yield [
+                    (_utf_8(name), _utf_8(value) if isinstance(value, str) else value)
+                    for name, value in form.multi_items()
+                ]
+            finally:
+                await form.close()
+        elif not kind:  # a form without fields
+            yield []
+        else:
+            raise _unsupported(kind, "multipart/form-data or application/x-www-form-urlencoded")
+    except (MultiPartException, UnicodeError) as exc:
+        raise Problem(400, f"the form cannot be read: {getattr(exc, 'message', exc)}") from exc
+
+
+def _fields(body: bytes) -> list[tuple[str, str | UploadFile]]:
+    """The fields of a form that is URL-encoded, as browsers send those without files."""
+    if len(body) > MultiPartParser.max_part_size:
+        raise Problem(413, f"the form has more than {MultiPartParser.max_part_size:,} bytes: send less at once")
+    try:
+        return [*parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS)]
+    except ValueError as exc:
+        raise Problem(400, f"the form cannot be read: {exc}") from exc
+
+
+def _utf_8(text: str) -> str:
+    return text.encode("latin-1").decode()
 
 
 def _named(images: Sequence[Image], most: int) -> list[Upload]:
@@ -159,7 +199,12 @@ def _check_number(images: int, most: int) -> None:
 
 
 def _content_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """Returns the type of the body, without its parameters; raises a Problem if its text is not UTF-8."""
+    kind, parameters = parse_options_header(request.headers.get("content-type"))
+    charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in _UTF_8:
+        raise Problem(415, f"text must be UTF-8, got the charset {charset!r}. Leave the charset out, or send UTF-8")
+    return kind.strip().decode("latin-1")
 
 
 def _unsupported(kind: str, taken: str) -> Problem:

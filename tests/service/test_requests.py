@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import logging
+import os
 import socket
 import struct
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -23,7 +26,7 @@ import zsvec
 from tests.inputs.pictures import claims, png
 from tests.qdrant import wait_until
 from tests.service.servers import Running, head, read_answer, running
-from tests.service.support import KEYS, Limits, asked, files, path_to, problem, red
+from tests.service.support import KEYS, Keys, Limits, asked, files, path_to, problem, red
 from tests.support import encode, photo
 from zsvec.classifier import Classifier
 from zsvec.testing import HashEncoder
@@ -170,7 +173,60 @@ def test_what_is_no_request(classifier: Classifier, request_: bytes, caplog: pyt
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+@pytest.mark.parametrize("keys", [Keys(), KEYS], ids=["no keys", "keys"])
+@pytest.mark.parametrize(
+    "framing",
+    [
+        {"Content_Length": 5, "Transfer_Encoding": "chunked"},
+        {"Transfer_Encoding": "chunked", "Content_Length": 0},
+        {"Transfer_Encoding": "CHUNKED", "content_length": 5},
+        {"Content_Length": "5, 6"},
+        {"Content_Length": "+5"},
+        {"Content_Length": "0x5"},
+        {"Content_Length": "5", "content_length": "6"},
+        {"Transfer_Encoding": "chunked", "transfer_encoding": "chunked"},
+        {"Transfer_Encoding": "gzip, chunked"},
+        {"Transfer_Encoding": "identity"},
+    ],
+    ids=range(10),
+)
+def test_a_body_with_two_lengths_ends_its_connection(
+    classifier: Classifier, keys: Keys, framing: dict[str, Any]
+) -> None:
+    """A proxy that takes the other length would give the rest, a request of its own, to somebody else's connection."""
+    smuggled = b"0\r\n\r\n" + head("GET", "/health/live")
+    with running(classifier, keys=keys) as service, service.connect() as connection:
+        connection.sendall(head("POST", "/v1/classify", **framing, **RAW) + smuggled)
+        answers = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert (status(answers), answers.count(b"HTTP/1.1 ")) == (400, 1)
+        assert b"connection: close" in answers.lower()
+
+
+def test_an_old_request_has_no_chunks(classifier: Classifier) -> None:
+    with running(classifier, keys=KEYS) as service, service.connect() as connection:
+        old = head("POST", "/login", Transfer_Encoding="chunked").replace(b"HTTP/1.1", b"HTTP/1.0")
+        connection.sendall(old + b"0\r\n\r\n")
+        answers = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert status(answers) == 400
+
+
 # Parts
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES])
+def test_no_room_for_what_is_sent_is_a_matter_of_the_service(
+    client: Any, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Of a form, files of more than a MiB wait in the folder for temporary files."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", refuse)
+        problem(client.post("/v1/classify", files=files(bytes(3_000_000))), 503, "temporary files")
+        problem(client.put(path_to("x"), files=files(bytes(3_000_000))), 503, os.strerror(code))
+    client.post("/v1/classify", files=files(red() + bytes(3_000_000))).raise_for_status()
 
 
 def test_many_fields_and_many_files(client: Any) -> None:

@@ -2,6 +2,7 @@
 
 A request is refused where it
 
+- has a body whose length is said in two ways, of which a proxy may believe the other (request smuggling);
 - names a host that is not this machine, while no key is asked for: a page elsewhere could have had its own name point
   here (DNS rebinding); or names two;
 - comes by a proxy, while no key is asked for: it may be anybody's;
@@ -79,6 +80,9 @@ class Guard:
     def _checked(self, scope: Scope) -> Key | None:
         """The key of a request that is let in; raises a Problem for any other."""
         headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
+        if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
+            detail = "the length of a body must be clear, got Transfer-Encoding beside Content-Length or in HTTP/1.0"
+            raise Problem(400, f"{detail}. Send one of both, by HTTP/1.1", {"Connection": "close"})
         hosts = headers.getlist("host")
         if len(hosts) > 1:
             raise Problem(400, f"a request is for one host. Got {len(hosts)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -18,6 +19,8 @@ from starlette.requests import Request
 
 from zsvec.service.problems import Problem
 from zsvec.service.schemas import CategoryGiven, Image, Images
+
+_log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -172,6 +175,10 @@ async def _form(request: Request) -> AsyncIterator[list[tuple[str, str | UploadF
             raise _unsupported(kind, "multipart/form-data or application/x-www-form-urlencoded")
     except (MultiPartException, UnicodeError) as exc:
         raise Problem(400, f"the form cannot be read: {getattr(exc, 'message', exc)}") from exc
+    except OSError as exc:
+        detail = f"the folder for temporary files cannot hold the form: {exc.strerror}. Free space there, or set TMPDIR"
+        _log.warning("%s", detail)
+        raise Problem(503, detail) from exc
 
 
 def _fields(body: bytes) -> list[tuple[str, str | UploadFile]]:

@@ -5,7 +5,8 @@ A request is refused where it
 - has a body whose length is said in two ways, of which a proxy may believe the other (request smuggling);
 - names a host that is not this machine, while no key is asked for: a page elsewhere could have had its own name point
   here (DNS rebinding); or names two;
-- comes by a proxy, while no key is asked for: it may be anybody's;
+- comes by a proxy, as far as that can be told, while no key is asked for: it may be anybody's. Whether the service is
+  alive is said to proxies too, for some probes speak HTTP/1.0;
 - comes from a page of another origin, whatever key the browser has for us. Browsers say so, by ``Sec-Fetch-Site`` or by
   ``Origin``; a request that changes something and has a cookie must have one of them;
 - has no key, where there are keys, but for what is open to all: the page that asks for a key, its files, and whether
@@ -40,7 +41,13 @@ FOR_WRITERS = ("/live",)
 _OPEN = (LOGIN, "/logout", "/health/live", "/health/ready")
 _OPEN_FOLDER = "/static/"
 _READING = ("/v1/classify", "/classify")  # by POST
-_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+_HEALTH = "/health/"
+# Headers that reverse proxies, load balancers and content delivery networks add; what clients send has other names.
+_OF_PROXIES = re.compile(
+    r"via|cdn-loop|(.+-)?forwarded(-.+)?|(.+-)?(client|connecting|connection|user|remote|peer)-?(ip|ipv6|addr|address)"
+    r"|x-(amzn?|appengine|arr|azure|client|envoy|nf|original|proxy|proxyuser|real|remote|vercel)-.+"
+    r"|(cf|do|fastly|fly|surrogate)-.+|x-rewrite-url|x-scheme|x-varnish|x-cloud-trace-context|front-end-https"
+)
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]*)?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -89,8 +96,8 @@ class Guard:
         host = hosts[0] if hosts else ""
         if not self._keys and not _is_this_machine(host):
             raise Problem(403, f"without keys only this machine is served, by its own names. Got the host {host!r}")
-        if not self._keys and (passed := next(filter(headers.get, _PROXIES), None)):
-            raise Problem(403, f"without keys no proxy is served, and {passed!r} is of one: set {VARIABLE}")
+        if not self._keys and not path.startswith(_HEALTH) and (mark := _mark_of_a_proxy(scope, headers)):
+            raise Problem(403, f"a request by a proxy needs a key, got {mark}. Set {VARIABLE}")
         _check_origin(headers, method, host)
         if not self._keys or is_open(path):
             return None
@@ -105,6 +112,13 @@ class Guard:
         if key.right != "write" and (changes or path.startswith(FOR_WRITERS)):
             raise Problem(403, f"the key {key.name!r} may only read: {method} of this needs one that may write")
         return key
+
+
+def _mark_of_a_proxy(scope: Scope, headers: Headers) -> str | None:
+    """What only proxies send; `None` if there is nothing. One that speaks HTTP/1.1 and adds no header has no mark."""
+    if scope["http_version"] == "1.0":
+        return "HTTP/1.0"
+    return next((f"the header {name!r}" for name in headers if _OF_PROXIES.fullmatch(name)), None)
 
 
 def is_open(path: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from zsvec.files import (
     read_regular,
     replacing,
     replacing_named,
+    write_new,
     write_whole,
 )
 
@@ -132,3 +135,36 @@ def test_pipes_of_the_shell_can_be_named() -> None:
     os.close(write)
     assert read_named(Path(f"/dev/fd/{read}")) == b"through a pipe"
     os.close(read)
+
+
+def test_of_many_who_make_a_file_one_does_and_nobody_reads_a_part(tmp_path: Path) -> None:
+    file, number = tmp_path / "key", 8
+    together = threading.Barrier(number)
+    contents = [bytes([65 + one]) * 100_000 for one in range(number)]
+
+    def make(content: bytes) -> bytes | None:
+        together.wait()
+        made = write_new(file, content, mode=0o600)
+        assert read_regular(file, follow_links=False) in contents
+        return content if made else None
+
+    with ThreadPoolExecutor(number) as pool:
+        [made] = [content for content in pool.map(make, contents) if content]
+    assert file.read_bytes() == made
+    assert [one.name for one in tmp_path.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling", "pipe", "folder"])
+def test_a_new_file_takes_the_place_of_nothing(tmp_path: Path, kind: str) -> None:
+    file, elsewhere = tmp_path / "key", tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"other")
+    {
+        "file": lambda: file.write_bytes(b"other"),
+        "link": lambda: file.symlink_to(elsewhere),
+        "dangling": lambda: file.symlink_to(tmp_path / "missing"),
+        "pipe": lambda: os.mkfifo(file),
+        "folder": file.mkdir,
+    }[kind]()
+    assert not write_new(file, b"new")
+    assert elsewhere.read_bytes() == b"other"
+    assert not (tmp_path / "missing").exists()

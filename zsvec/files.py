@@ -72,18 +72,10 @@ def replacing(path: Path, *, mode: int = 0o666, durable: bool = True) -> Iterato
     Raises:
         OSError: It cannot be written.
     """
-    partial = path.with_name(f".zsvec-{uuid.uuid4().hex}.new")
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _NO_FOLLOW, mode)
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+    with _beside(path, mode) as (file, partial):
+        yield file
+        _finish(file, durable)
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -101,6 +93,49 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Writes a file, whole or not at all; arguments and errors as `replacing`."""
     with replacing(path, mode=mode) as file:
         file.write(content)
+
+
+def write_new(path: Path, content: bytes, *, mode: int = 0o666) -> bool:
+    """Writes a file, whole or not at all, unless there is anything of its name, a link included.
+
+    Args:
+        path: Of the file.
+        content: Of the file.
+        mode: Permissions of the file, less the umask.
+
+    Returns:
+        Whether this call made the file; of several processes, one does.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with _beside(path, mode) as (file, partial):
+        file.write(content)
+        _finish(file)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextmanager
+def _beside(path: Path, mode: int) -> Iterator[tuple[BinaryIO, Path]]:
+    """Yields a new file in the folder of another, which is deleted in the end unless it was moved."""
+    partial = path.with_name(f".zsvec-{uuid.uuid4().hex}.new")
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _NO_FOLLOW, mode)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file, partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _finish(file: BinaryIO, durable: bool = True) -> None:
+    file.flush()
+    if durable:
+        os.fsync(file.fileno())
+    file.close()
 
 
 def _is_of_shell(path: Path) -> bool:

@@ -602,6 +602,24 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path, target:
     assert not (tmp_path / "missing").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_named_pipe_in_the_place_of_the_file_stops_nothing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    os.mkfifo(key_file(tmp_path))
+    found: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            first_key(tmp_path)
+        except InvalidInputError as exc:
+            found.append(exc)
+
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert "no key can be kept" in str(found)
+
+
 @pytest.mark.parametrize("content", [b"", b"x", b"0" * 63, b"0" * 65, b"G" * 64, b"\xff" * 64, b"0" * 10_000_000])
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     tmp_path.chmod(0o700)

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Literal, TypeAlias
 
 import platformdirs
 
 from zsvec.errors import InvalidInputError
+from zsvec.files import open_regular, write_new
 from zsvec.trust import is_ours
 
 Right: TypeAlias = Literal["read", "write"]
@@ -24,7 +24,7 @@ VARIABLE = "ZSVEC_SERVE_KEYS"
 """Variable of the environment that has the keys."""
 
 _SHORTEST = 16  # characters of a key
-_LONGEST_FILE = 100  # characters that are read of a file with a digest
+_LONGEST_FILE = 100  # bytes that are read of a file with a digest
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _SECRET = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # what a header can have, without the comma
 _HOW = f"{VARIABLE} has keys as NAME:RIGHT:KEY with commas between them, such as ann:write:…,camera:read:…"
@@ -122,26 +122,14 @@ def first_key(folder: Path | None = None) -> tuple[Keys, str | None]:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not is_ours(file.parent):
             raise PermissionError(f"others may write to {file.parent}")
-        made = _is_made(file, _digest(secret))
-        with os.fdopen(os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))) as opened:
-            digest = opened.read(_LONGEST_FILE).strip()
-    except (OSError, UnicodeDecodeError) as exc:
+        made = write_new(file, _digest(secret).encode(), mode=0o600)
+        with open_regular(file, follow_links=False) as opened:
+            digest = opened.read(_LONGEST_FILE).decode("latin-1").strip()
+    except OSError as exc:
         raise InvalidInputError(f"no key can be kept in {file}: {exc}; set {VARIABLE} instead. {_HOW}") from exc
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise InvalidInputError(f"{file} has no digest of a key: delete it, and start again")
     return Keys([Key("owner", "write", digest)]), secret if made else None
-
-
-def _is_made(file: Path, text: str) -> bool:
-    """Write a file that is not there, whole or not at all; of several processes, one does."""
-    with NamedTemporaryFile("w", dir=file.parent, prefix=".serve-") as partial:
-        partial.write(text)
-        partial.flush()
-        try:
-            os.link(partial.name, file)
-        except FileExistsError:
-            return False
-    return True
 
 
 def key_file(folder: Path | None = None) -> Path:

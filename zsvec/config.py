@@ -101,7 +101,7 @@ class GenerationSettings(_Masked):
         image_size: Width and height in pixels. Encoders see some 224 of them.
         image_quality: As the image model names it; ``None`` leaves it to the service.
         concurrency: Requests that are made at once.
-        timeout: Seconds that a request may go on without anything coming back.
+        timeout: Seconds within which a whole answer must arrive, however much of the answer is on its way.
         deadline: Seconds from which a request that fails is not tried again.
         prices: By model, in the place of `zsvec.generation.prices.PRICES`.
     """

@@ -18,10 +18,12 @@ from qdrant_client import QdrantClient
 
 from tests.store.support import left_behind
 from zsvec.errors import StoreUnavailableError
+from zsvec.network.answers import hooks
+from zsvec.network.deadline import LateError
+from zsvec.network.sockets import Sockets
 from zsvec.store import open_store
-from zsvec.store.server.deadline import LateError
+from zsvec.store.server.limits import answer_bytes
 from zsvec.store.server.node import Node
-from zsvec.store.server.sockets import Sockets
 
 ENOUGH = 10.0  # seconds, also where the machine is busy
 VERSION = "1.18.3"
@@ -33,7 +35,11 @@ class Client(QdrantClient):
     def __init__(self, url: str, sockets: Sockets) -> None:
         self.closed = threading.Event()
         super().__init__(
-            url=url, check_compatibility=False, timeout=60, limits=httpx.Limits(), event_hooks=sockets.hooks
+            url=url,
+            check_compatibility=False,
+            timeout=60,
+            limits=httpx.Limits(),
+            event_hooks=hooks(answer_bytes, sockets.watch),
         )
 
     def close(self, grpc_grace: float | None = None, **options: Any) -> None:

@@ -22,8 +22,8 @@ from tests.qdrant import running_server
 from tests.store.material import FINGERPRINTS, write_of
 from tests.store.support import fast_folder, left_behind
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
+from zsvec.network.deadline import LateError, in_time
 from zsvec.store import Store, open_store
-from zsvec.store.server.deadline import LateError, in_time
 from zsvec.store.server.node import Node
 
 pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
@@ -184,9 +184,9 @@ def test_grpc_is_looked_for_beside_the_rest_port(qdrant: FakeQdrant, monkeypatch
     """Another port of the host, such as the usual one, may belong to another deployment."""
     asked: list[str] = []
 
-    def spy(address: str) -> grpc.Channel:
+    def spy(address: str, options: Any) -> grpc.Channel:
         asked.append(address)
-        return insecure_channel(address)
+        return insecure_channel(address, options)
 
     insecure_channel = grpc.insecure_channel
     monkeypatch.setattr(grpc, "insecure_channel", spy)

@@ -1,6 +1,7 @@
 """A service with OpenAI's interface: questions in, answers in a given form out; prompts in, images out.
 
-A failure that may pass is tried again (`retries`). What the service declines is a result, a `Declined`. Every other
+Every answer is bounded: to `MAX_ANSWER_BYTES`, and as a whole to the seconds of ``generation.timeout``. A failure that
+may pass is tried again (`retries`). What the service declines is a result, a `Declined`. Every other
 failure is an error of zsvec (`failures`). A response that cannot be used (`responses`) is asked for again.
 """
 
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -23,10 +26,22 @@ from zsvec.generation.prices import Usage
 from zsvec.generation.prompts import Form, Question
 from zsvec.generation.responses import NO_IMAGE, Answer, Declined, Picture, Unusable, read_answer, read_image
 from zsvec.generation.retries import PassingError, Retries
+from zsvec.network.answers import AnswerError, hooks
+from zsvec.network.deadline import LateError, in_time
+from zsvec.network.sockets import Sockets
 
 MOST_UNUSABLE = 3
 """Unusable responses in a row, each of them paid for, until a request is given up."""
 
+MAX_IMAGE_BYTES = 4 * 4096 * 4096 + 2**20
+"""Of an image: as many as 4096 x 4096 pixels with four channels take without compression, and the headers of a file."""
+
+MAX_ANSWER_BYTES = MAX_IMAGE_BYTES * 4 // 3 + 2**20
+"""Of an answer of the service: an image in base64, and the text around it."""
+
+_sockets: ContextVar[Sockets] = ContextVar("sockets")  # of the request that is made
+
+Result = TypeVar("Result")
 Outcome = TypeVar("Outcome", bound="Answer[Any] | Picture | Declined")
 Body = tuple[str, str]  # of a response, and the id of its request
 
@@ -46,8 +61,16 @@ class Client:
         self._key = Key.from_environment()
         url = base_url(settings.base_url, self._key, allow_http=settings.allow_http)
         # A redirection would take the key to another place.
-        transport = openai.DefaultHttpxClient(follow_redirects=False, timeout=settings.timeout)
-        self._openai = openai.OpenAI(api_key=self._key.value, base_url=url, max_retries=0, http_client=transport)
+        transport = openai.DefaultHttpxClient(
+            follow_redirects=False, timeout=settings.timeout, event_hooks=_hooks(MAX_ANSWER_BYTES)
+        )
+        self._openai = openai.OpenAI(
+            api_key=self._key.value,
+            base_url=url,
+            max_retries=0,
+            http_client=transport,
+            default_headers={"Connection": "close"},  # a late request ends with its connection, and ends no other
+        )
         self._url = str(self._openai.base_url)
         self._retries = Retries(self._url, settings.deadline, self._key)
 
@@ -114,11 +137,24 @@ class Client:
 
         def mapped() -> Body | Declined:
             try:
-                return attempt()
-            except openai.OpenAIError as exc:
+                return self._in_time(attempt)
+            except (openai.OpenAIError, AnswerError) as exc:
                 return declined_or_raise(exc, self._url, self._settings, self._key)
 
         return self._retries.run(mapped)
+
+    def _in_time(self, attempt: Callable[[], Result]) -> Result:
+        """Makes an attempt, and ends its connections if there is no whole answer in time."""
+        sockets = Sockets()
+
+        def act() -> Result:
+            _sockets.set(sockets)
+            return attempt()
+
+        try:
+            return in_time(act, self._settings.timeout, when_late=lambda _: sockets.shut_down())
+        except LateError as exc:
+            raise PassingError(str(exc)) from exc
 
     def _request_answer(self, question: Question[Any], idempotency_key: str) -> Body:
         response = self._openai.chat.completions.with_raw_response.create(
@@ -165,15 +201,29 @@ class Client:
 
         def attempt() -> bytes:
             try:
-                response = httpx.get(url, timeout=self._settings.timeout, follow_redirects=False)
+                response = self._in_time(partial(_get, url, self._settings.timeout))
                 if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
                     return b""  # nor will it be there later
                 response.raise_for_status()
+            except AnswerError as exc:
+                raise GenerationError(
+                    self._key.scrubbed(f"{self._url}: the image at {host} cannot be read: {exc}; choose another ")
+                    + "generation.image_size or generation.image_model"
+                ) from self._key.quotable(exc)
             except httpx.HTTPError as exc:
                 raise PassingError(self._key.scrubbed(f"the image cannot be downloaded from {host}: {exc}")) from exc
             return response.content
 
         return self._retries.run(attempt)
+
+
+def _hooks(most: int) -> Any:
+    return hooks(lambda path: most, lambda request: _sockets.get().watch(request))
+
+
+def _get(url: str, timeout: float) -> httpx.Response:
+    with httpx.Client(timeout=timeout, follow_redirects=False, event_hooks=_hooks(MAX_IMAGE_BYTES)) as client:
+        return client.get(url)
 
 
 def _until_usable(attempt: Callable[[str], Outcome | Unusable], idempotency_key: str) -> Outcome | Declined:

@@ -6,15 +6,18 @@ import openai
 
 from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError
-from zsvec.generation.access import KEY_VARIABLE, Key
+from zsvec.generation.access import KEY_VARIABLE, URL_VARIABLE, Key
 from zsvec.generation.responses import Declined
 from zsvec.generation.retries import PassingError, retry_after
+from zsvec.network.answers import AnswerError
 
 _POLICY = ("content_policy", "moderation", "content_filter", "contentfilter", "safety")
 _PASSING = (408, 409, 429)  # and the errors of a server, from 500 up
 
 
-def declined_or_raise(exc: openai.OpenAIError, url: str, settings: GenerationSettings, key: Key) -> Declined:
+def declined_or_raise(
+    exc: openai.OpenAIError | AnswerError, url: str, settings: GenerationSettings, key: Key
+) -> Declined:
     """What a failed request means.
 
     Args:
@@ -30,6 +33,13 @@ def declined_or_raise(exc: openai.OpenAIError, url: str, settings: GenerationSet
         PassingError: The failure may pass.
         GenerationError: It will not.
     """
+    unreadable = exc if isinstance(exc, AnswerError) else exc.__cause__  # versions of openai differ
+    if isinstance(unreadable, AnswerError):
+        raise GenerationError(
+            key.scrubbed(
+                f"{url}: {unreadable}; set generation.base_url or {URL_VARIABLE} to a service with OpenAI's interface"
+            )
+        ) from key.quotable(exc)
     if isinstance(exc, openai.APIConnectionError):  # a timeout is one
         raise PassingError(f"{exc} ({type(exc.__cause__).__name__})") from exc
     if not isinstance(exc, openai.APIStatusError):

@@ -6,6 +6,7 @@ What a collection allows at once (`Limits`) and where its copies are (`Replicas`
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -23,7 +24,7 @@ from zsvec.store.server.connection import Connection
 from zsvec.store.server.copies import Copies
 from zsvec.store.server.filters import filter_of, parts
 from zsvec.store.server.healing import Records, differing, heal
-from zsvec.store.server.limits import ID, Limits, cut, size_of_point
+from zsvec.store.server.limits import ID, LargeAnswerError, Limits, cut, size_of_point
 from zsvec.store.server.replicas import Consistency
 from zsvec.types import Finding
 
@@ -51,6 +52,7 @@ class ServerBackend:
         self.location = self.place = connection.location
         self._checked = False  # the versions of all peers
         self._limits: dict[str, Limits] = {}
+        self._halvings: Counter[str] = Counter()  # of the limits of a collection whose answers were too large
         self._copies = Copies(connection)
 
     def check(self) -> None:
@@ -148,16 +150,19 @@ class ServerBackend:
         )
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        found: dict[str, Mapping[str, Any]] = {}
-        for some in cut(ids, size=lambda _: ID):
-            found |= self._copies.read(
-                collection,
-                lambda client, patience, consistency, some=some: rows.retrieve(  # type: ignore[misc]
-                    client, collection, some, consistency=consistency, timeout=patience
-                ),
-                missing={},
-            )
-        return found
+        def read(limits: Limits) -> Mapping[str, Mapping[str, Any]]:
+            found: dict[str, Mapping[str, Any]] = {}
+            for some in cut(ids, limits.records, lambda _: ID):
+                found |= self._copies.read(
+                    collection,
+                    lambda client, patience, consistency, some=some: rows.retrieve(  # type: ignore[misc]
+                        client, collection, some, consistency=consistency, timeout=patience
+                    ),
+                    missing={},
+                )
+            return found
+
+        return self._within_limits(collection, read)
 
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
@@ -362,19 +367,26 @@ class ServerBackend:
 
     def _within_limits(self, collection: str, request: Callable[[Limits], _T]) -> _T:
         """Ask for no more at once than the collection allows; again where that has changed since it was read."""
-        limits = self._limits.get(collection) or self._read_limits(collection)
-        try:
-            return request(limits)
-        except StoreError as exc:
-            if type(exc) is not StoreError or self._read_limits(collection) == limits:
-                raise
-            return request(self._limits[collection])
+        while True:
+            limits = self._limits.get(collection) or self._read_limits(collection)
+            try:
+                return request(limits)
+            except LargeAnswerError:
+                if limits.halved() == limits:
+                    raise
+                self._halvings[collection] += 1
+                self._limits[collection] = limits.halved()
+            except StoreError as exc:
+                if type(exc) is not StoreError or self._read_limits(collection) == limits:
+                    raise
+                return request(self._limits[collection])
 
     def _read_limits(self, collection: str) -> Limits:
         def ask(client: QdrantClient, _: int | None) -> models.StrictModeConfigOutput | None:
             return client.get_collection(collection).config.strict_mode_config
 
-        self._limits[collection] = Limits.of(self._connection.call(ask, missing=models.StrictModeConfigOutput()))
+        allowed = Limits.of(self._connection.call(ask, missing=models.StrictModeConfigOutput()))
+        self._limits[collection] = allowed.halved(self._halvings[collection])
         return self._limits[collection]
 
 

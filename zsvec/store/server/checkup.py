@@ -12,9 +12,9 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreError
+from zsvec.network.deadline import in_time
 from zsvec.store.server import peers
 from zsvec.store.server.connection import Connection, check_version
-from zsvec.store.server.deadline import in_time
 from zsvec.store.server.failures import FAILURES, is_refusal
 from zsvec.store.server.healing import Records, differing, heal
 from zsvec.store.server.limits import Limits

@@ -25,32 +25,39 @@ import httpx
 from pydantic import HttpUrl, TypeAdapter, ValidationError
 from qdrant_client import QdrantClient
 from qdrant_client import grpc as protocol
-from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
+from zsvec.network.answers import hooks
+from zsvec.network.deadline import LateError
+from zsvec.network.sockets import Sockets
 from zsvec.store.base import Handle
-from zsvec.store.server.deadline import LateError
 from zsvec.store.server.failures import (
     FAILURES,
+    UNANSWERED,
     is_busy,
     is_missing,
     is_nonsense,
     is_refusal,
+    is_too_large,
     is_transient,
     reason_of,
     tls_problem,
 )
+from zsvec.store.server.limits import ANSWER_BYTES, LargeAnswerError, answer_bytes
 from zsvec.store.server.node import Node, Request
-from zsvec.store.server.sockets import Sockets
 
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
 
 _PATIENCE = 2  # seconds, at first, from which another node is asked where there are several
 _SILENCE = (0.5, 2.0)  # seconds that the port beside has for its answer, at least and at most …
 _ROUND_TRIPS = 50  # … and in round trips of the REST port
-_GRPC_OPTIONS = {"grpc.compression_enabled_algorithms_bitset": 1}  # identity: compressed floats are no smaller
+_GRPC_OPTIONS = {
+    "grpc.compression_enabled_algorithms_bitset": 1,  # identity: compressed floats are no smaller
+    "grpc.max_receive_message_length": ANSWER_BYTES,
+}
 
 _URL = TypeAdapter(HttpUrl)
 _T = TypeVar("_T")
@@ -161,7 +168,7 @@ class Connection:
             before(until)
             node = self._asked
             return self.nodes[node].ask(request, left=until - time.monotonic(), seconds=seconds)
-        except (ApiException, QdrantException, grpc.RpcError) as exc:
+        except UNANSWERED as exc:
             if is_transient(exc) and not is_busy(exc):
                 self.when_away()
                 self._asked = self._well(node + 1)
@@ -204,6 +211,11 @@ class Connection:
             deadline: How long was tried, in seconds.
         """
         reason = reason_of(exc)
+        if is_too_large(exc):
+            return LargeAnswerError(
+                f"the server at {self.location} gives an answer that is too large ({reason}): check that it is a "
+                "Qdrant, and that no point of its collections is that large"
+            )
         if is_nonsense(exc):
             return StoreUnavailableError(
                 f"the server at {self.location} gives an answer that cannot be read ({reason}): is it a Qdrant?"
@@ -250,7 +262,7 @@ def connect(
             timeout=max(1, round(seconds)),
             grpc_port=port or 0,
             prefer_grpc=port is not None,
-            event_hooks=sockets.hooks,
+            event_hooks=hooks(answer_bytes, sockets.watch),
             **{**options, "grpc_options": dict(options["grpc_options"])},  # the client adds to what it is given
         )
         return client, port is not None
@@ -268,7 +280,8 @@ def _grpc_port(url: str, options: Mapping[str, Any], sockets: Sockets) -> int | 
     Raises:
         StoreUnavailableError: It is too old, or no Qdrant.
     """
-    with closing(QdrantClient(url=url, event_hooks=sockets.hooks, **{**options, "grpc_options": None})) as rest:
+    reading = hooks(answer_bytes, sockets.watch)
+    with closing(QdrantClient(url=url, event_hooks=reading, **{**options, "grpc_options": None})) as rest:
         start = time.monotonic()
         try:
             found = rest.info()
@@ -288,9 +301,9 @@ def _version_beside(address: str, options: Mapping[str, Any], url: str, patience
     """Version and commit of the Qdrant at a gRPC port, which is not given the key before it is known who it is."""
     if url.startswith("https:"):
         trusted = grpc.ssl_channel_credentials(options["grpc_options"].get("root_certificates"))
-        channel = grpc.secure_channel(address, trusted)
+        channel = grpc.secure_channel(address, trusted, list(_GRPC_OPTIONS.items()))
     else:
-        channel = grpc.insecure_channel(address)
+        channel = grpc.insecure_channel(address, list(_GRPC_OPTIONS.items()))
     try:
         stub = protocol.QdrantStub(channel)  # type: ignore[no-untyped-call]
         said = stub.HealthCheck(protocol.HealthCheckRequest(), timeout=patience)

@@ -11,6 +11,9 @@ from pydantic import ValidationError
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
+from zsvec.network.answers import AnswerError, AnswerTooLargeError
+from zsvec.network.deadline import LateError
+
 _REFUSED = {401, 403, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 _MISSING = {404, grpc.StatusCode.NOT_FOUND}
 _TRANSIENT = {
@@ -19,14 +22,19 @@ _TRANSIENT = {
     *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),  # of a node that has not noticed yet that another is away
     grpc.StatusCode.CANCELLED,  # by the server, after the time that the request gave it
 }
+_GRPC_TOO_LARGE = "message larger than max"  # gRPC itself says so, with the status of a busy server
 _NONSENSE = (
     json.JSONDecodeError,
     UnicodeDecodeError,
     AssertionError,
+    AnswerError,
 )  # raised by the client for an answer of no Qdrant
 
-FAILURES = (ApiException, QdrantException, grpc.RpcError, RuntimeError, *_NONSENSE)
-"""What the client raises."""
+UNANSWERED = (ApiException, QdrantException, grpc.RpcError, LateError)
+"""Failures of a request to a server."""
+
+FAILURES = (*UNANSWERED, RuntimeError, *_NONSENSE)
+"""All failures of the client: of requests, and of answers that it cannot read."""
 
 
 def _causes(exc: BaseException | None) -> Iterator[BaseException]:
@@ -67,11 +75,24 @@ def is_missing(exc: BaseException | None) -> bool:
 
 def is_nonsense(exc: BaseException) -> bool:
     """Whether the answer cannot be read: it is of no Qdrant."""
-    return isinstance(exc.source if isinstance(exc, ResponseHandlingException) else exc, (*_NONSENSE, ValidationError))
+    return isinstance(_source(exc), (*_NONSENSE, ValidationError))
+
+
+def is_too_large(exc: BaseException) -> bool:
+    """Returns whether the answer has more bytes than its bound."""
+    if _code_of(exc) == grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(exc, grpc.Call):
+        return _GRPC_TOO_LARGE in (exc.details() or "")
+    return isinstance(_source(exc), AnswerTooLargeError)
+
+
+def _source(exc: BaseException) -> BaseException:
+    return exc.source if isinstance(exc, ResponseHandlingException) else exc
 
 
 def is_busy(exc: BaseException) -> bool:
     """Whether the server asks to be asked less."""
+    if is_too_large(exc):
+        return False
     return isinstance(exc, ResourceExhaustedResponse) or _code_of(exc) in {429, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
@@ -79,7 +100,9 @@ def is_transient(exc: BaseException) -> bool:
     """Whether the same request may succeed later, or at another node."""
     if isinstance(exc, ResponseHandlingException):
         return not is_nonsense(exc) and tls_problem(exc) is None
-    return is_busy(exc) or _code_of(exc) in _TRANSIENT
+    if is_too_large(exc):
+        return False
+    return isinstance(exc, LateError) or is_busy(exc) or _code_of(exc) in _TRANSIENT
 
 
 def reason_of(exc: BaseException) -> str:

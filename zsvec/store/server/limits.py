@@ -1,6 +1,7 @@
 """What a collection of a server accepts at once: sizes of requests, reduced to what its strict mode allows.
 
-Whatever grows with what users give is cut into requests of at most `BYTES`.
+Whatever grows with what users give is cut into requests of at most `BYTES`. An answer has at most `ANSWER_BYTES`: a
+page that would have more is read in parts (`Limits.halved`).
 """
 
 from __future__ import annotations
@@ -8,13 +9,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qdrant_client import models
 
+from zsvec.errors import StoreError
+
 BYTES = 16_000_000
 """Of one request, as JSON: half of what REST takes by default. gRPC takes more, and needs less."""
+
+ANSWER_BYTES = 40_000_000
+"""Of one answer with points.
+
+REST takes points of at most 32 MiB by default. A page of 1,000 vectors of 4,096 numbers takes 17 MB by gRPC, and up to
+100 MB by REST: then it is read in parts.
+"""
+
+SMALL_ANSWER_BYTES = 4_000_000
+"""Of one answer without points, such as the version of a server or the configuration of a collection."""
 
 ID = 40
 """Bytes of the id of a point in a list of them."""
@@ -33,6 +46,7 @@ class Limits:
         values: Values of one condition.
         conditions: Conditions of one filter; ``None``: as many as one likes.
         exact: Whether points may be counted, and vectors compared, without an index.
+        records: Points that one request reads by their ids.
     """
 
     page: int = 1000
@@ -41,6 +55,13 @@ class Limits:
     values: int = 256
     conditions: int | None = None
     exact: bool = True
+    records: int = 10_000
+
+    def halved(self, times: int = 1) -> Limits:
+        """Returns sizes of which a request reads half as much; `self` where a request reads one point already."""
+        parts = 2**times
+        page, queries, records = (max(1, size // parts) for size in (self.page, self.queries, self.records))
+        return replace(self, page=page, queries=queries, records=records)
 
     @classmethod
     def of(cls, strict: models.StrictModeConfigOutput | None) -> Limits:
@@ -60,6 +81,15 @@ class Limits:
             conditions=strict.filter_max_conditions,
             exact=strict.search_allow_exact is not False,
         )
+
+
+class LargeAnswerError(StoreError):
+    """An answer of a server has more bytes than its bound."""
+
+
+def answer_bytes(path: str) -> int:
+    """Returns how many bytes an answer of REST may have, by the path of its request."""
+    return ANSWER_BYTES if path.endswith(("/points", "/points/scroll", "/points/query/batch")) else SMALL_ANSWER_BYTES
 
 
 def cut(items: Any, most: float = math.inf, size: Callable[[Any], int] = lambda _: 0) -> Iterator[Any]:
@@ -82,5 +112,13 @@ def cut(items: Any, most: float = math.inf, size: Callable[[Any], int] = lambda 
 
 
 def size_of_point(dim: int, payload: Mapping[str, Any] | None = None) -> int:
-    """Bytes of a point that is written, or of a vector that is compared, as JSON, at most."""
-    return 3 * ID + _NUMBER * dim + len(json.dumps(payload))
+    """Bytes of a point that is written, or of a vector that is compared, as JSON, at most.
+
+    Raises:
+        StoreError: No answer could have the point.
+    """
+    text = json.dumps(payload, ensure_ascii=False).encode(errors="surrogatepass")
+    size = 3 * ID + _NUMBER * dim + len(text)
+    if size > ANSWER_BYTES:
+        raise StoreError(f"a point must have at most {ANSWER_BYTES:,} bytes, got {size:,}. Shorten its texts.")
+    return size

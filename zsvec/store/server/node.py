@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import httpx
 from qdrant_client import QdrantClient
 
-from zsvec.store.server.deadline import LateError, in_time
-from zsvec.store.server.sockets import Sockets
+from zsvec.network.answers import AnswerError, hooks
+from zsvec.network.deadline import LateError, in_time
+from zsvec.network.sockets import Sockets
+from zsvec.store.server.limits import answer_bytes
 
 _WELL = 0.25  # seconds within which a node that is well says so
 _ABOUT = 1.0  # seconds by which the deadline of a gRPC call may be missed, so that it needs no thread that waits for it
@@ -148,12 +150,13 @@ class Node:
         sockets = Sockets()
 
         def say() -> bool:
-            with httpx.Client(timeout=_WELL, verify=self._verify, event_hooks=sockets.hooks) as client:
+            reading = hooks(answer_bytes, sockets.watch)
+            with httpx.Client(timeout=_WELL, verify=self._verify, event_hooks=reading) as client:
                 return client.get(f"{self.url}/healthz").is_success
 
         try:
             return in_time(say, _WELL, when_late=lambda _: sockets.shut_down())
-        except (httpx.HTTPError, LateError):
+        except (httpx.HTTPError, AnswerError, LateError):
             return False
 
     def close(self) -> None:

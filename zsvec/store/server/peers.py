@@ -8,8 +8,8 @@ from functools import partial
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreUnavailableError
+from zsvec.network.deadline import in_time
 from zsvec.store.server.connection import Connection, check_version
-from zsvec.store.server.deadline import in_time
 from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
 
 _PATIENCE = 2.0  # seconds

@@ -1,28 +1,22 @@
-"""Sockets of the REST client, so that another thread can end what waits for them."""
+"""Sockets of HTTP clients, so that another thread can end what waits for them."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
-
-import httpx
 
 
 class Sockets:
     """The sockets of some clients.
 
     They are shut down and not closed: the number of a closed socket may be another's before its thread has seen that.
-
-    Attributes:
-        hooks: The ``event_hooks`` of each of these clients, as httpx takes them.
     """
 
     def __init__(self) -> None:
-        self.hooks: Mapping[str, list[Callable[..., Any]]] = {"request": [self._watch]}
         self._known: WeakSet[socket.socket] = WeakSet()
         self._over = False
         self._lock = threading.Lock()
@@ -43,8 +37,8 @@ class Sockets:
         for one in known:
             _shut_down(one)
 
-    def _watch(self, request: httpx.Request) -> None:
-        """Get to know the sockets that are opened for a request."""
+    def watch(self, request: Any) -> None:
+        """Gets to know the sockets that are opened for a request of `httpx` or `httpx2`."""
         opened: list[socket.socket] = []
 
         def note(event: str, told: Mapping[str, Any]) -> None:

@@ -1,0 +1,162 @@
+"""A service whose answers do not end takes neither the memory nor the time of a run."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests import endless
+from tests.generation.fake_openai import KEY, noise
+from tests.generation.scripted import Reply, Scripted, Sent, chat, pictures, scripted
+from tests.network.support import left_behind
+from zsvec.config import GenerationSettings
+from zsvec.errors import GenerationError, GenerationUnavailableError
+from zsvec.generation import client as module
+from zsvec.generation import prompts
+from zsvec.generation.access import KEY_VARIABLE
+from zsvec.generation.client import Client
+from zsvec.generation.responses import Answer, Picture
+
+PATIENCE_S = 60.0
+
+Call = Callable[[Client], Any]
+
+
+@pytest.fixture(autouse=True)
+def the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+
+def ask(client: Client) -> Any:
+    return client.ask(prompts.describe(["lion"]), "k")
+
+
+def draw(client: Client) -> Any:
+    return client.draw("a lion", "k")
+
+
+def opened(url: str, **settings: Any) -> Client:
+    return Client(GenerationSettings(base_url=f"{url}/v1", **settings))
+
+
+@pytest.fixture
+def at_a_url() -> Iterator[Callable[[endless.Reply], endless.Server]]:
+    """Returns an image service whose images are at the address of another server, with a reply."""
+    with ExitStack() as stack:
+
+        def serve(reply: endless.Reply) -> endless.Server:
+            files = stack.enter_context(endless.serving(reply))
+            answer = json.dumps({"data": [{"url": f"{files.url}/a.png"}]}).encode()
+            return stack.enter_context(endless.serving(endless.whole(answer)))
+
+        yield serve
+
+
+def refused(client: Client, call: Call) -> GenerationError:
+    start = time.monotonic()
+    with client, endless.bounded_memory(), pytest.raises(GenerationError) as caught:
+        call(client)
+    assert time.monotonic() - start < PATIENCE_S
+    assert not left_behind()
+    assert KEY not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("flood", endless.FLOODS)
+@pytest.mark.parametrize("call", [ask, draw])
+def test_an_answer_without_end_is_refused(flood: str, call: Call) -> None:
+    with endless.serving(endless.FLOODS[flood]) as server:
+        error = refused(opened(server.url), call)
+    assert not isinstance(error, GenerationUnavailableError)
+    assert server.url in str(error)
+    assert "generation.base_url" in str(error)
+
+
+@pytest.mark.parametrize("flood", endless.FLOODS)
+def test_an_image_without_end_is_refused(flood: str, at_a_url: Callable[[endless.Reply], endless.Server]) -> None:
+    error = refused(opened(at_a_url(endless.FLOODS[flood]).url), draw)
+    assert not isinstance(error, GenerationUnavailableError)
+    assert "127.0.0.1" in str(error)
+
+
+@pytest.mark.parametrize("flood", endless.HEAD_FLOODS)
+def test_a_head_without_end_is_given_up(flood: str) -> None:
+    with endless.serving(endless.HEAD_FLOODS[flood]) as server:
+        error = refused(opened(server.url, timeout=1, deadline=0.5), ask)
+    assert isinstance(error, GenerationUnavailableError)
+
+
+@pytest.mark.parametrize("drip", endless.DRIPS)
+@pytest.mark.parametrize("call", [ask, draw])
+def test_an_answer_that_drips_ends_by_the_timeout(drip: str, call: Call) -> None:
+    with endless.serving(endless.DRIPS[drip]) as server:
+        error = refused(opened(server.url, timeout=0.5, deadline=0.3), call)
+    assert isinstance(error, GenerationUnavailableError)
+    assert "generation.timeout" in str(error)
+
+
+@pytest.mark.parametrize("drip", endless.DRIPS)
+def test_an_image_that_drips_ends_by_the_timeout(
+    drip: str, at_a_url: Callable[[endless.Reply], endless.Server]
+) -> None:
+    error = refused(opened(at_a_url(endless.DRIPS[drip]).url, timeout=0.5, deadline=0.3), draw)
+    assert isinstance(error, GenerationUnavailableError)
+
+
+def test_an_answer_that_drips_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client is shared by threads, and each request has a connection of its own."""
+    answer = endless.whole(json.dumps(chat({"categories": []}).body).encode())
+    one_waits, go_on = threading.Event(), threading.Event()
+
+    def slow(path: bytes, stopped: threading.Event) -> Iterator[bytes]:
+        one_waits.set()
+        go_on.wait(PATIENCE_S)
+        yield from answer(path, stopped)
+
+    got: list[Any] = []
+    with endless.serving(slow) as server, opened(server.url, timeout=PATIENCE_S) as client:
+        thread = threading.Thread(target=lambda: got.append(ask(client)))
+        thread.start()
+        assert one_waits.wait(PATIENCE_S)
+        server.reply = endless.DRIPS["body"]
+        monkeypatch.setattr(client, "_settings", client._settings.model_copy(update={"timeout": 0.3}))
+        monkeypatch.setattr(client._retries, "_deadline", 0.1)
+        with pytest.raises(GenerationUnavailableError):
+            ask(client)
+        assert not got
+        go_on.set()
+        thread.join(PATIENCE_S)
+    assert isinstance(got[0], Answer)
+
+
+def test_a_large_image_is_taken() -> None:
+    """Of 4096 x 4096 pixels with four bytes each, not compressed, in base64."""
+    image = bytes(4 * 4096 * 4096)
+    body = json.dumps({"data": [{"b64_json": base64.b64encode(image).decode()}]}).encode()
+    with endless.serving(endless.whole(body)) as server, opened(server.url) as client:
+        drawn = draw(client)
+    assert isinstance(drawn, Picture)
+    assert drawn.data == image
+    assert len(body) < module.MAX_ANSWER_BYTES
+
+
+def test_an_answer_is_asked_for_as_it_is_and_read_if_it_is_compressed() -> None:
+    def answer(server: Scripted, sent: Sent) -> Reply:
+        if sent.path == "/a.png":
+            return Reply(gzip.compress(noise("lion")), headers={"content-encoding": "gzip"})
+        reply = pictures({"url": f"{server.base}/a.png"})
+        return Reply(gzip.compress(json.dumps(reply.body).encode()), headers={"content-encoding": "gzip"})
+
+    with scripted(answer) as server, opened(server.base) as client:
+        drawn = draw(client)
+    assert isinstance(drawn, Picture)
+    assert drawn.data == noise("lion")
+    assert [sent.headers["accept-encoding"] for sent in server.seen] == ["identity", "identity"]

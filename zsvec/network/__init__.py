@@ -1,0 +1,1 @@
+"""Requests to servers of others: answers bounded in bytes and in time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -158,13 +159,14 @@ def test_of_many_who_make_a_file_one_does_and_nobody_reads_a_part(tmp_path: Path
 def test_a_new_file_takes_the_place_of_nothing(tmp_path: Path, kind: str) -> None:
     file, elsewhere = tmp_path / "key", tmp_path / "elsewhere"
     elsewhere.write_bytes(b"other")
-    {
+    makes: dict[str, Callable[[], object]] = {
         "file": lambda: file.write_bytes(b"other"),
         "link": lambda: file.symlink_to(elsewhere),
         "dangling": lambda: file.symlink_to(tmp_path / "missing"),
         "pipe": lambda: os.mkfifo(file),
         "folder": file.mkdir,
-    }[kind]()
+    }
+    makes[kind]()
     assert not write_new(file, b"new")
     assert elsewhere.read_bytes() == b"other"
     assert not (tmp_path / "missing").exists()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,9 +15,12 @@ from fastapi import FastAPI
 from tests.qdrant import wait_until
 from zsvec.classifier import Classifier
 from zsvec.service import Keys, Limits, create_app
+from zsvec.service.answers import Answers
 from zsvec.service.bodies import Bodies
 from zsvec.service.server import configuration, listening
 from zsvec.service.work import Work
+
+Middleware = TypeVar("Middleware")
 
 
 @dataclass
@@ -27,10 +30,12 @@ class Running:
     Attributes:
         app: The application.
         port: Where it listens.
+        connections: Those that there are.
     """
 
     app: FastAPI
     port: int
+    connections: Collection[Any]
 
     @property
     def work(self) -> Work:
@@ -40,10 +45,18 @@ class Running:
     @property
     def held(self) -> int:
         """Bytes of bodies that are at work."""
+        return self._middleware(Bodies).held
+
+    @property
+    def answers(self) -> Answers:
+        """Answers on their way."""
+        return self._middleware(Answers)
+
+    def _middleware(self, kind: type[Middleware]) -> Middleware:
         found: Any = self.app.middleware_stack
-        while not isinstance(found, Bodies):
+        while not isinstance(found, kind):
             found = getattr(found, "app", None) or found._app
-        return found.held
+        return found
 
     def is_at_rest(self) -> bool:
         """Whether nothing is left of any request."""
@@ -97,7 +110,7 @@ def running(classifier: Classifier, *, keys: Keys | None = None, limits: Limits 
     thread.start()
     try:
         wait_until(lambda: server.started)
-        found = Running(app, server.servers[0].sockets[0].getsockname()[1])
+        found = Running(app, server.servers[0].sockets[0].getsockname()[1], server.server_state.connections)
         found.ask(head("GET", "/health/live"))
         yield found
         wait_until(found.is_at_rest)

@@ -22,6 +22,7 @@ from zsvec import __version__
 from zsvec.classifier import Classifier
 from zsvec.errors import ZSVecError
 from zsvec.service import api, operations, pages
+from zsvec.service.answers import Answers
 from zsvec.service.bodies import Bodies
 from zsvec.service.description import ABOUT, completed
 from zsvec.service.guard import Guard
@@ -95,6 +96,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
     app.add_middleware(Guard, keys=app.state.keys)
     app.add_middleware(_WholePaths)
     app.add_middleware(Requests, metrics=app.state.metrics)
+    app.add_middleware(Answers, limits=chosen)
     return app
 
 

@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zsvec.errors import InvalidInputError
+from zsvec.service.answers import ABORT, PART_BYTES
 
 try:
     import resource
@@ -40,6 +41,8 @@ GIVEN_UP = 9.5
 """Seconds from the signal until what is at work is given up."""
 HEAD = 20.0
 """Seconds until the head of a request has come."""
+WRITE_TIMEOUT_S = 30.0
+"""Seconds in which a client must take the part of an answer that was sent last."""
 _MOST = 4096  # connections at once, as far as the system lets the process have so many
 _OTHER_FILES = 256  # that the process may need beside them
 _BACKLOG = 128  # connections that wait to be taken; asyncio says of each one that the system refuses
@@ -50,16 +53,22 @@ _log = logging.getLogger(__name__)
 
 
 class _Connection(H11Protocol):
-    """Lets go of who does not ask: uvicorn waits without end for the first request, and for the rest of a head."""
+    """Bounds how long clients may take to ask and to read, and how many connections there are.
+
+    uvicorn has no time-out before a request is there, and none for its answer.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request, unless there are too many who do."""
+        """Wait for the first request."""
+        self._since = self.loop.time()
         self._due: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        transport.set_write_buffer_limits(0)  # writing is paused as long as anything is left in the buffer
+        self.app_state = {**self.app_state, ABORT: transport.abort}
         super().connection_made(transport)
+        self._expect()
         if len(self.connections) > _most_connections():
-            transport.abort()
-        else:
-            self._expect()
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
@@ -69,10 +78,34 @@ class _Connection(H11Protocol):
         if self._has_request():
             self._forget()
 
+    def pause_writing(self) -> None:
+        """Wait for the client to read."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(WRITE_TIMEOUT_S, self._give_up)
+
+    def resume_writing(self) -> None:
+        """Go on: the client has read."""
+        super().resume_writing()
+        self._stop_waiting()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
         self._forget()
+        self._stop_waiting()
         super().connection_lost(exc)
+
+    def _make_room(self) -> None:
+        """End the connection that is the oldest of those whose last request had no key.
+
+        A client with a key is known as soon as its request is there: new connections have the longest time for that.
+        """
+        strangers = [one for one in self.connections if isinstance(one, _Connection) and not one._has_key()]
+        stranger = min(strangers, key=lambda one: one._since)
+        self.connections.discard(stranger)  # the end itself comes later, and others are taken meanwhile
+        stranger.transport.abort()
+
+    def _has_key(self) -> bool:
+        return self.scope is not None and self.scope["state"].get("key") is not None
 
     def _has_request(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -84,6 +117,15 @@ class _Connection(H11Protocol):
         if self._due is not None:
             self._due.cancel()
             self._due = None
+
+    def _give_up(self) -> None:
+        _log.info("a client did not read its answer: its connection is closed")
+        self.transport.abort()
+
+    def _stop_waiting(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
 
 class _Server(uvicorn.Server):
@@ -177,6 +219,9 @@ def listening(host: str, port: int) -> socket.socket:
         with ExitStack() as stack:
             stack.callback(listener.close)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Linux takes megabytes that a client does not read, and says only after a third of them that it has read.
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * PART_BYTES)
             listener.bind(address)
             listener.listen(_BACKLOG)
             stack.pop_all()

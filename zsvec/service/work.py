@@ -33,6 +33,7 @@ class Limits:
         queue: Images that wait or are at work.
         tasks: Other requests that wait or are at work.
         held: Bytes of all bodies at once.
+        sending: Bytes of all large answers that clients have yet to read.
         patience: Seconds until the next part of a body has come.
         answer: Seconds until a store on a server has answered one of our requests, of which some need several.
     """
@@ -42,6 +43,7 @@ class Limits:
     queue: int = 256
     tasks: int = 64
     held: int = 512 * 2**20
+    sending: int = 256 * 2**20
     patience: float = 30.0
     answer: float = 10.0
 

@@ -1,0 +1,250 @@
+"""Clients that read their answers slowly or not at all, and clients that hold connections: none keeps others out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from tests.qdrant import wait_until
+from tests.service.servers import Running, head, read_answer, running
+from tests.service.support import KEYS, READ, WRITE, Limits
+from zsvec.classifier import Classifier
+from zsvec.service import live, server
+from zsvec.service.answers import PART_BYTES
+
+LARGE = 8 * 2**20  # more than the kernel takes
+TIMEOUT = 0.5
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WRITE_TIMEOUT_S", TIMEOUT)
+
+
+def add_large(app: FastAPI) -> None:
+    """A route with a large answer, one with a stream without end, and one with many small parts."""
+
+    async def large(request: Request) -> Response:
+        return Response(bytes(int(request.query_params.get("size", LARGE))))
+
+    async def endless() -> Any:
+        while True:
+            yield bytes(1000)
+            await asyncio.sleep(0)
+
+    app.add_route("/v1/large", large, methods=["GET", "HEAD"])
+    app.add_route("/v1/endless", lambda _: StreamingResponse(endless()))
+
+
+def connect(service: Running) -> socket.socket:
+    """A connection of a client with little room for what it has not read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(10)
+    connection.connect(("127.0.0.1", service.port))
+    return connection
+
+
+def length(connection: socket.socket, request: bytes) -> int:
+    """Ask for something, and count the bytes of the answer as it comes."""
+    connection.sendall(request)
+    begun = b""
+    while b"\r\n\r\n" not in begun:
+        begun += connection.recv(65536)
+    told, _, first = begun.partition(b"\r\n\r\n")
+    [said] = [int(line[15:]) for line in told.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    got = len(first)
+    while got < said and (part := connection.recv(2**20)):
+        got += len(part)
+    return got
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "path", ["/v1/large", "/v1/endless", "/v1/large HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v1/large"]
+)
+def test_a_client_that_reads_nothing_is_disconnected(
+    classifier: Classifier, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(classifier) as service, connect(service) as connection:
+        add_large(service.app)
+        connection.sendall(head("GET", path))
+        wait_until(lambda: len(service.connections) == 1)
+        wait_until(lambda: not service.connections)
+        wait_until(lambda: service.answers.held == 0)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_client_that_asks_and_asks_and_reads_nothing_is_disconnected(classifier: Classifier) -> None:
+    """Each answer is small: together they fill every buffer."""
+    with running(classifier) as service, connect(service) as connection:
+        with pytest.raises((ConnectionError, TimeoutError)):
+            for _ in range(100_000):
+                connection.sendall(head("GET", "/v1/openapi.json"))
+        wait_until(lambda: not service.connections)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_end_of_an_answer_that_nobody_reads_keeps_no_connection(classifier: Classifier) -> None:
+    """The application is done with it, and the server has closed it: the rest is in the buffer for good."""
+    with running(classifier) as service, connect(service) as connection:
+        add_large(service.app)
+        for size in range(100_000, 700_000, 20_000):  # somewhere on the way the last part does not fit
+            connection.sendall(head("GET", f"/v1/large?size={size}"))
+        wait_until(lambda: not service.connections)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_client_that_drips_is_disconnected(classifier: Classifier) -> None:
+    with running(classifier) as service, connect(service) as connection:
+        add_large(service.app)
+        connection.sendall(head("GET", "/v1/large"))
+        begun, got = time.monotonic(), 0
+        with pytest.raises(ConnectionError):
+            while time.monotonic() - begun < 20:
+                part = connection.recv(512)
+                if not part:
+                    raise ConnectionResetError
+                got += len(part)
+                time.sleep(0.02)
+        assert got < LARGE / 10
+        wait_until(lambda: not service.connections)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_client_that_is_slow_but_reads_gets_the_whole_answer(classifier: Classifier) -> None:
+    with running(classifier) as service, connect(service) as connection:
+        add_large(service.app)
+        connection.sendall(head("GET", "/v1/large?size=2000000"))
+        begun, got = time.monotonic(), b""
+        while len(got.partition(b"\r\n\r\n")[2]) < 2_000_000:
+            part = connection.recv(65536)
+            assert part
+            got += part
+            time.sleep(0.01)
+        assert time.monotonic() - begun > 2 * TIMEOUT
+
+
+def test_answers_of_any_size_are_whole(classifier: Classifier) -> None:
+    with running(classifier) as service, service.connect() as connection:
+        add_large(service.app)
+        for size in (0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES, LARGE):
+            assert length(connection, head("GET", f"/v1/large?size={size}")) == size
+        connection.sendall(head("HEAD", f"/v1/large?size={LARGE}") + head("GET", "/health/live"))
+        assert f"content-length: {LARGE}".encode() in connection.recv(65536)
+        assert service.answers.held == 0
+
+
+def test_answers_on_their_way_have_a_budget(classifier: Classifier) -> None:
+    """The clients that have waited longest give way; the newest is answered."""
+    with running(classifier, limits=Limits(sending=4 * LARGE)) as service, ExitStack() as stack:
+        add_large(service.app)
+
+        def holds(size: int) -> bool:
+            return service.answers.held == size
+
+        slow: list[socket.socket] = []
+        for number in range(1, 8):
+            slow.append(stack.enter_context(connect(service)))
+            slow[-1].sendall(head("GET", "/v1/large"))
+            wait_until(partial(holds, LARGE * min(number, 4)))
+        wait_until(lambda: len(service.connections) == 4)
+        reads = stack.enter_context(service.connect())
+        assert length(reads, head("GET", "/v1/large")) == LARGE
+        assert length(reads, head("GET", f"/v1/large?size={5 * LARGE}")) == 5 * LARGE
+        wait_until(lambda: service.answers.held == 0)
+        for connection in slow:
+            with pytest.raises(ConnectionError):
+                while connection.recv(65536):
+                    pass
+                raise ConnectionResetError
+
+
+@pytest.mark.usefixtures("impatient")
+def test_events_go_on_for_a_client_that_reads_and_end_for_one_that_does_not(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_EVERY", 0.001)
+    monkeypatch.setattr(live.Live, "_read", lambda *_: "x" * 10_000)
+    with running(classifier) as service, service.connect() as reads, connect(service) as idles:
+        for connection in (reads, idles):
+            connection.sendall(head("GET", "/live/events"))
+        wait_until(lambda: service.app.state.live._watchers == 2)
+        got = 0
+
+        def one_is_left() -> bool:
+            nonlocal got
+            got += len(reads.recv(65536))
+            return service.app.state.live._watchers == 1
+
+        wait_until(one_is_left)
+        before, begun = got, time.monotonic()
+        while time.monotonic() - begun < 2 * TIMEOUT:
+            got += len(reads.recv(65536))
+        assert got > before + 10_000
+        assert len(service.connections) == 1
+    assert service.app.state.live._watchers == 0
+
+
+# Connections
+
+
+def ask_with(connection: socket.socket, key: str, path: str = "/v1/info") -> int:
+    connection.sendall(head("GET", path, Authorization=f"Bearer {key}"))
+    return status(read_answer(connection))
+
+
+def test_connections_without_a_key_give_way(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they do: say nothing, ask for what is open again and again, or send a body that does not end."""
+    monkeypatch.setattr(server, "_MOST", 8)
+    with running(classifier, keys=KEYS) as service, ExitStack() as stack:
+        known = [stack.enter_context(service.connect()) for _ in range(2)]
+        assert [ask_with(one, key) for one, key in zip(known, (READ, WRITE), strict=True)] == [200, 200]
+        for number in range(40):
+            stranger = stack.enter_context(service.connect())
+            if number % 3 == 1:
+                stranger.sendall(head("GET", "/health/live"))
+                assert status(read_answer(stranger)) == 200
+            elif number % 3 == 2:
+                stranger.sendall(head("POST", "/login", Content_Length=1000) + b"x")
+        wait_until(lambda: len(service.connections) <= 8)
+        assert [ask_with(one, key) for one, key in zip(known, (READ, WRITE), strict=True)] == [200, 200]
+        for _ in range(6):
+            newcomer = stack.enter_context(service.connect())
+            assert ask_with(newcomer, READ) == 200
+            known.append(newcomer)
+        assert [ask_with(one, READ) for one in known] == [200] * 8
+        with service.connect() as one_more:  # all places are taken by clients with a key
+            one_more.sendall(head("GET", "/health/live"))
+            with pytest.raises(ConnectionError):
+                if not read_answer(one_more):
+                    raise ConnectionResetError
+        known.pop().close()
+        wait_until(lambda: len(service.connections) == 7)
+        assert status(service.ask(head("GET", "/health/live"))) == 200
+
+
+def test_many_connections_at_once_are_never_more_than_there_is_room_for(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_MOST", 8)
+    with running(classifier) as service, ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(service.connect())
+        wait_until(lambda: len(service.connections) == 8)
+        assert status(service.ask(head("GET", "/health/live"))) == 200

@@ -557,6 +557,47 @@ def test_a_state_that_is_none(incoming: Path, line: bytes) -> None:
     del error  # not even while the error is
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["told", "looked at"])
+def test_a_link_that_leads_out_of_the_folder_is_named_once_and_never_given(
+    incoming: Path, watch: Callable[..., Reader], caplog: pytest.LogCaptureFixture, told: bool
+) -> None:
+    private = incoming.parent / "private"
+    put(private / "a.png")
+    links = (incoming / "a.png", incoming / "folder")
+
+    def plant() -> None:
+        links[0].symlink_to(private / "a.png")
+        links[1].symlink_to(private, target_is_directory=True)
+
+    if not told:
+        plant()
+    reader = watch()
+    if told:
+        assert reader.nothing()
+        plant()
+    put(incoming / "b.png")
+    assert reader.next() == "b.png"
+    (incoming / "c.png").symlink_to("b.png")
+    assert reader.next() == "c.png"
+    assert reader.nothing()
+    for link in links:
+        assert caplog.text.count(f"{str(link)!r} leads out of") == 1
+
+
+def test_a_file_that_becomes_a_link_out_of_the_folder_is_not_given(
+    incoming: Path, watch: Callable[..., Reader], looks: Looks
+) -> None:
+    put(incoming.parent / "private.png")
+    put(incoming / "a.png")
+    reader = watch(settle=10)
+    looks.look()
+    (incoming / "a.png").unlink()
+    (incoming / "a.png").symlink_to("../private.png")
+    looks.look(after=11)
+    looks.look(after=11)
+    assert reader.nothing()
+
+
 @pytest.mark.parametrize("name", [STATE, f"{STATE}.lock"])
 def test_a_link_in_the_folder_is_not_written_through(incoming: Path, tmp_path: Path, name: str) -> None:
     victim = tmp_path / "victim"

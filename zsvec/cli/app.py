@@ -175,11 +175,18 @@ def is_terminal() -> bool:
 
 
 def images_at(path: str | Path) -> Sequence[str | Path]:
-    """The images in a folder, or the path itself if it is no folder."""
-    from zsvec.inputs import folders
-
+    """Returns the images in a folder, or the path itself if it is no folder."""
     is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-    return folders.find_images(Path(path)) if is_folder else [path]
+    return images_in(Path(path)) if is_folder else [path]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Returns the images in a folder. Notes name links that lead out of it, which are left out."""
+    from zsvec.cli import output
+    from zsvec.inputs.folders import find_images
+
+    with output.left_out() as report:
+        return find_images(folder, on_outside=report)
 
 
 def check_exists(path: str | Path) -> None:

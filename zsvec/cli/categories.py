@@ -55,8 +55,8 @@ def import_(
     """Add a category for each sub-folder of DIR, named like the folder, or for each label in FILE.
 
     Repeat the command freely: stored images are recognised and not embedded again. Unreadable images, folders without
-    images, and rows that cannot be used are reported and left out. With --replace, such a row ends the command before
-    anything is written.
+    images, links that lead out of DIR, and rows that cannot be used are reported and left out. With --replace, such a
+    link or row ends the command before anything is written.
     """
     from zsvec.cli import output
     from zsvec.inputs.folders import read_definitions
@@ -110,11 +110,12 @@ def _read(
 ) -> list[CategoryInput]:
     """The categories of a folder or a file, with notes on what somebody may not expect of them."""
     from zsvec.cli import output
-    from zsvec.inputs.folders import category_folders, read_categories, with_definitions
+    from zsvec.inputs.folders import category_folders, read_categories, refused, with_definitions
 
     if not is_file(source, images, boxes=boxes):
-        found = read_categories(source, definitions)
-        for note in _notes_on(source, found, category_folders(source)):
+        with output.left_out() as report:
+            found = read_categories(source, definitions, on_outside=refused if strict else report)
+        for note in _notes_on(source, found, category_folders(source, on_outside=lambda _: None)):
             output.print_note(note)
         return found
     rows = read_file(source, images, boxes=boxes, strict=strict)
@@ -147,7 +148,7 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
     if nested:
         counts = ", ".join(f"{name} {count}" for name, count in nested.items())
         yield f"images of sub-folders belong to the category of the folder above: {counts}"
-    if others := sum((other_files(path) for path in folders.values()), Counter()):
+    if others := sum((other_files(path, folder) for path in folders.values()), Counter()):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         yield f"files left out, because they are no images by their names: {others.total()} ({kinds})"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import app
+from zsvec.cli.app import app, images_in
 from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -80,10 +80,9 @@ def _photographs(folder: Path, settings: Settings) -> list[Image.Image]:
     """Some images of a folder, from all of it, which can be in memory together; what cannot be read is left out."""
     from zsvec.cli import output
     from zsvec.encoders.int8 import MOST_PHOTOGRAPHS
-    from zsvec.inputs.folders import find_images
     from zsvec.inputs.images import load_image
 
-    paths, found = find_images(folder), []
+    paths, found = images_in(folder), []
     for path in paths[:: -(-len(paths) // MOST_PHOTOGRAPHS) or 1]:
         try:
             image = load_image(path, side=_SIDE, **settings.image_limits())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec import __version__
-from zsvec.cli.app import Fusion, Json, Target, app
+from zsvec.cli.app import Fusion, Json, Target, app, images_in
 from zsvec.cli.labelled import Boxes, Images, is_file, read_file
 from zsvec.cli.spreadsheet import row
 from zsvec.errors import InvalidInputError, MissingExtraError
@@ -95,7 +95,6 @@ def evaluate(
     """
     from zsvec.cli import output
     from zsvec.evaluation import evaluate as measure
-    from zsvec.inputs.folders import find_images
 
     if suite is not None:
         if fusion is not None or csv is not None or html is not None:
@@ -116,7 +115,7 @@ def evaluate(
 
     with context.obj.open(fusion=fusion) as classifier, output.progress("classifying", None) as counted:
         given, labels = zip(*_labelled(source, images, boxes=boxes), strict=True)
-        strangers = find_images(unknown) if unknown else []
+        strangers = images_in(unknown) if unknown else []
         if unknown and not strangers:
             raise InvalidInputError(f"{unknown} has no images")
         result = measure(classifier, given, labels, strangers, on_error=left_out, track=counted)
@@ -136,6 +135,7 @@ def _labelled(
     source: Path, images: Path | None, *, boxes: bool, dataset: Dataset = Dataset.FOLDER
 ) -> Sequence[tuple[ImageInput, str]]:
     """The images of a folder, a file or a public data set, each with its category."""
+    from zsvec.cli import output
     from zsvec.evaluation import labelled_images, labelled_images_of
 
     in_file = is_file(source, images, boxes=boxes)
@@ -147,7 +147,8 @@ def _labelled(
         return DATASETS[dataset.value](source, False).images
     if in_file:
         return labelled_images_of(read_file(source, images, boxes=boxes, strict=False))
-    return labelled_images(source)
+    with output.left_out() as report:
+        return labelled_images(source, on_outside=report)
 
 
 def _print(result: Evaluation) -> None:
@@ -213,13 +214,12 @@ def _suite(
     from zsvec.cli import output
     from zsvec.cli.process import single_threaded
     from zsvec.evaluation.suite import run
-    from zsvec.inputs.folders import find_images
 
     try:
         from zsvec.evaluation.publish import publish
     except ModuleNotFoundError as exc:
         raise _missing(exc) from exc
-    strangers = find_images(unknown) if unknown else []
+    strangers = images_in(unknown) if unknown else []
     to = report or Path("zsvec-report")
     with target.open() as classifier, output.progress("embedding", len(images) + len(strangers)) as counted:
         found = run(

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from zsvec.inputs.images import ImageInput
 
 _FILES = (".csv", ".tsv", ".txt", ".json")
-_SHOWN = 20  # rows of a file that cannot be used, each in a line
 
 Images = Annotated[
     Path | None,
@@ -56,25 +55,16 @@ def read_file(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> 
     """
     from zsvec.cli import output
 
-    refused = 0
+    with output.left_out() as report:
+        on_error = None if strict else report
+        if file.suffix.lower() == ".json":
+            from zsvec.inputs.coco import from_coco
 
-    def report(error: InvalidInputError) -> None:
-        nonlocal refused
-        refused += 1
-        if refused <= _SHOWN:
-            output.print_note(f"left out: {error}")
+            found = from_coco(file, images, boxes=boxes, on_error=on_error)
+        else:
+            from zsvec.inputs.tables import from_csv
 
-    on_error = None if strict else report
-    if file.suffix.lower() == ".json":
-        from zsvec.inputs.coco import from_coco
-
-        found = from_coco(file, images, boxes=boxes, on_error=on_error)
-    else:
-        from zsvec.inputs.tables import from_csv
-
-        found = from_csv(file, images, on_error=on_error)
-    if refused > _SHOWN:
-        output.print_note(f"left out: {refused - _SHOWN} more")
+            found = from_csv(file, images, on_error=on_error)
     labels = Counter(image for category in found for image in {source_of(image) for image in category.images})
     if several := [image for image, number in labels.items() if number > 1]:
         output.print_note(f"images under several labels: {len(several)}, such as {several[0]}")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_SHOWN = 20  # inputs that cannot be used, each in a line
+
 
 class _Console(Console):
     """A console that shows control characters, wherever they come from, and obeys none but its own."""
@@ -66,6 +68,22 @@ def print_json(value: Mapping[str, Any]) -> None:
 def print_note(message: str) -> None:
     """Print a line on stderr, for the person who watches."""
     err.print(escape(message))
+
+
+@contextmanager
+def left_out() -> Iterator[Callable[[Exception], None]]:
+    """Yields a function that prints a note on each input that cannot be used: the first ones, then their number."""
+    count = 0
+
+    def report(error: Exception) -> None:
+        nonlocal count
+        count += 1
+        if count <= _SHOWN:
+            print_note(f"left out: {error}")
+
+    yield report
+    if count > _SHOWN:
+        print_note(f"left out: {count - _SHOWN} more")
 
 
 def print_loading(classifier: Classifier) -> None:

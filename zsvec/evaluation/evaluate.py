@@ -18,7 +18,7 @@ from zsvec.errors import InvalidInputError, StoreError
 from zsvec.evaluation.by_category import CategoryScore, by_category, confusion, mean_score
 from zsvec.evaluation.metrics import blind_auroc, calibration_floor
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_images, checked_name
-from zsvec.inputs.folders import find_images
+from zsvec.inputs.folders import OnOutside, find_images, refused
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import expected_calibration_error
 from zsvec.types import Prediction, Ranking
@@ -184,13 +184,18 @@ class Evaluation:
         }
 
 
-def labelled_images(folder: Path) -> list[tuple[Path, str]]:
-    """Images of a folder with a sub-folder per category, each with its category.
+def labelled_images(folder: Path, *, on_outside: OnOutside = refused) -> list[tuple[Path, str]]:
+    """Returns the images of a folder with a sub-folder per category, each with its category.
+
+    Args:
+        folder: The folder.
+        on_outside: Called with the error of each image or sub-folder that leads out of the folder by a link, and is
+            left out; by default, the first is raised.
 
     Raises:
         InvalidInputError: It is no folder, or has no image in a sub-folder.
     """
-    paths = [path for path in find_images(folder) if path.parent != folder]
+    paths = [path for path in find_images(folder, on_outside=on_outside) if path.parent != folder]
     if not paths:
         raise InvalidInputError(
             f"{folder} has no images in sub-folders: give a folder with one sub-folder per category"

@@ -11,7 +11,7 @@ from threading import Event
 from watchfiles import Change, watch
 
 from zsvec.inputs.decoding import SUFFIXES
-from zsvec.inputs.folders import find_images
+from zsvec.inputs.folders import OnOutside, find_images
 
 _log = logging.getLogger(__name__)
 
@@ -23,19 +23,29 @@ class Changes:
         folder: The folder.
         poll: Seconds to wait for a change.
         stop: Ends the waiting.
-        on_error: As `zsvec.inputs.folders.find_images` has it.
+        on_error: As in `zsvec.inputs.folders.find_images`.
+        on_outside: As in `zsvec.inputs.folders.find_images`, for a whole sub-folder that changes.
 
     Attributes:
         are_told: Whether the system says what changes, as far as is known. It does not for what other machines write.
     """
 
-    def __init__(self, folder: Path, poll: float, stop: Event, *, on_error: Callable[[OSError], object]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        poll: float,
+        stop: Event,
+        *,
+        on_error: Callable[[OSError], object],
+        on_outside: OnOutside,
+    ) -> None:
         self.are_told = True
         self._folder = folder
         self._root = folder.absolute()
         self._poll = poll
         self._stop = stop
         self._on_error = on_error
+        self._on_outside = on_outside
         self._told = self._tell()
 
     def wait(self) -> list[Path]:
@@ -72,5 +82,5 @@ class Changes:
             return []
         path = self._folder / inside
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a folder may not be entered
-            return find_images(path, on_error=self._on_error)
+            return find_images(path, root=self._folder, on_error=self._on_error, on_outside=self._on_outside)
         return [path] if path.suffix.lower() in SUFFIXES else []

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +18,9 @@ from zsvec.errors import InvalidInputError
 from zsvec.files import read_named
 from zsvec.inputs.categories import CategoryInput, checked_name
 from zsvec.inputs.decoding import SUFFIXES
+from zsvec.trust import inside
+
+OnOutside: TypeAlias = Callable[[InvalidInputError], object]
 
 _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 
@@ -28,33 +31,59 @@ def unlisted(error: OSError) -> NoReturn:
     raise InvalidInputError(f"{reason}; give an existing folder that you may read") from error
 
 
-def find_images(folder: Path, *, on_error: Callable[[OSError], object] = unlisted) -> list[Path]:
-    """Image files under a folder, by their suffix, sorted; hidden files and folders are left out.
+def refused(error: InvalidInputError) -> NoReturn:
+    """Raises the error for a link that leads out of a folder."""
+    raise error
 
-    Linked folders are followed, and each folder is visited once.
+
+def find_images(
+    folder: Path,
+    *,
+    root: Path | None = None,
+    on_error: Callable[[OSError], object] = unlisted,
+    on_outside: OnOutside = refused,
+) -> list[Path]:
+    """Returns the image files under a folder, by their suffix, sorted; hidden files and folders are left out.
+
+    Links are followed within `root`, and each folder is visited once. A folder may come from elsewhere, with links to
+    any file of the user: links that lead out are left out.
 
     Args:
-        folder: Where to begin.
+        folder: Where to begin; may itself be a link.
+        root: The folder that links must not leave; by default `folder`.
         on_error: Called for the folder or a sub-folder that is missing, is no folder, or cannot be listed, and which
             is then left out; by default, it is refused.
+        on_outside: Called with the error of each image or sub-folder that leads out of `root`; by default, the first is
+            raised.
 
     Raises:
-        InvalidInputError: A folder is refused.
+        InvalidInputError: A folder is refused, or a link leads out.
     """
-    return sorted(path for path in _files(folder, on_error) if path.suffix.lower() in SUFFIXES)
+    root = root or folder
+    found = (path for path in _files(folder, root, on_error, on_outside) if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in found if stays_inside(root, path, on_outside))
 
 
-def other_files(folder: Path) -> Counter[str]:
-    """How many files there are beside those of `find_images`, by suffix."""
-    suffixes = (path.suffix.lower() for path in _files(folder, unlisted))
+def stays_inside(root: Path, path: Path, on_outside: OnOutside) -> bool:
+    """Returns whether a path in a folder is no link that leads out of the folder; else its error is told."""
+    try:
+        return not path.is_symlink() or bool(inside(root, path))
+    except InvalidInputError as exc:
+        on_outside(exc)
+        return False
+
+
+def other_files(folder: Path, root: Path) -> Counter[str]:
+    """Returns how many files there are beside those of `find_images`, by suffix."""
+    suffixes = (path.suffix.lower() for path in _files(folder, root, unlisted, lambda _: None))
     return Counter(suffix or "without a suffix" for suffix in suffixes if suffix not in SUFFIXES)
 
 
-def _files(folder: Path, on_error: Callable[[OSError], object]) -> Iterator[Path]:
+def _files(folder: Path, root: Path, on_error: Callable[[OSError], object], on_outside: OnOutside) -> Iterator[Path]:
     visited = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=on_error):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=on_error):
         try:
-            status = Path(root).stat()
+            status = Path(parent).stat()
         except OSError as error:
             on_error(error)
             continue
@@ -62,23 +91,28 @@ def _files(folder: Path, on_error: Callable[[OSError], object]) -> Iterator[Path
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in names if not name.startswith("."))
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in shown if stays_inside(root, Path(parent, name), on_outside)]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
-def read_categories(folder: Path, definitions: Mapping[str, Sequence[str]] | None = None) -> list[CategoryInput]:
-    """The categories of a folder and of definitions, sorted by name; a category may be in only one of the two.
+def read_categories(
+    folder: Path, definitions: Mapping[str, Sequence[str]] | None = None, *, on_outside: OnOutside = refused
+) -> list[CategoryInput]:
+    """Returns the categories of a folder and of definitions, sorted by name; a category may be in one of the two alone.
 
     A sub-folder without images is none, unless there are texts of its name.
 
     Args:
         folder: Folder with a sub-folder of images per category, whose name is the category's.
         definitions: Definition texts by category.
+        on_outside: As in `find_images`: called for each image or sub-folder that leads out of the folder.
 
     Raises:
         InvalidInputError: As `category_folders`, or the name of a definition cannot be used, or there is no category.
     """
-    images = {name: find_images(path) for name, path in category_folders(folder).items()}
+    folders = category_folders(folder, on_outside=on_outside)
+    images = {name: find_images(path, root=folder, on_outside=on_outside) for name, path in folders.items()}
     given = [CategoryInput(name=name, images=paths) for name, paths in images.items()]
     defined = with_definitions(given, definitions or {})
     found = [category for category in defined if category.images or category.texts is not None]
@@ -109,11 +143,15 @@ def with_definitions(
     ]
 
 
-def category_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folders of a folder, by the name of the category that each is of.
+def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[str, Path]:
+    """Returns the sub-folders of a folder, by the name of the category that each is of.
 
     Hidden ones are left out, and what is nobody's images: `__MACOSX`, which archives bring, and the collections of an
     embedded store that is kept in the same folder.
+
+    Args:
+        folder: The folder; may itself be a link.
+        on_outside: As in `find_images`.
 
     Raises:
         InvalidInputError: `folder` is no folder, cannot be listed or has no sub-folders, or a name cannot be used.
@@ -128,6 +166,8 @@ def category_folders(folder: Path) -> dict[str, Path]:
     stores = [path.name.removesuffix("catalog") for path in paths if path.name.endswith("__catalog")]
     for path in paths:
         if path.name == "__MACOSX" or path.name.startswith(tuple(stores)):
+            continue
+        if not stays_inside(folder, path, on_outside):
             continue
         same = folders.setdefault(checked_name(path.name), path)
         if same is not path:

@@ -47,7 +47,8 @@ class Watch:
     """The images that appear in a folder, each once, in the order in which they are complete.
 
     A file is complete when it has not changed for `settle` seconds, and can be opened; a file that is replaced later is
-    a new one. What cannot be opened, or listed, is looked at again, and named in the log.
+    a new one. What cannot be opened, or listed, is looked at again, and named in the log. Links that lead out of the
+    folder are left out, and named in the log.
     `done` writes to a state file that an image has been processed, so that a later watch goes on from there:
 
     ```python
@@ -107,7 +108,9 @@ class Watch:
         given = set(self._done)
         with self._giving:
             self._given.clear()  # by an iteration that has ended, and that may have lost some on their way
-        changes = Changes(self.folder, self._poll, self._closed, on_error=self._leave_out)
+        changes = Changes(
+            self.folder, self._poll, self._closed, on_error=self._leave_out, on_outside=self._leave_link_out
+        )
         changed: list[Path] = []
         due = 0.0
         while not self._closed.is_set():
@@ -117,7 +120,8 @@ class Watch:
                 found = set(self._look(self._find()))
                 due = perf_counter() + (thread_time() - spent) / _SHARE
             else:
-                found = set(self._look([*changed, *(self.folder / file.path for file in waiting)]))
+                looked_at = [*changed, *(self.folder / file.path for file in waiting)]
+                found = set(self._look(path for path in looked_at if self._stays_inside(path)))
             waiting = {file: waiting.get(file, now) for file in found - given}
             for file in sorted(waiting, key=lambda file: file.changed):
                 path = self.folder / file.path
@@ -176,7 +180,7 @@ class Watch:
             yield _File(str(path.relative_to(self.folder)), status.st_size, status.st_mtime_ns)
 
     def _find(self) -> list[Path]:
-        return find_images(self.folder, on_error=self._leave_out)
+        return find_images(self.folder, on_error=self._leave_out, on_outside=self._leave_link_out)
 
     def _leave_out(self, error: OSError) -> None:
         """Leave out a sub-folder that cannot be listed now."""
@@ -184,6 +188,21 @@ class Watch:
             unlisted(error)
         if not isinstance(error, FileNotFoundError):  # it has just been removed
             self._log(error)
+
+    def _stays_inside(self, path: Path) -> bool:
+        """Returns whether a path leads out of the folder by none of its parts, which may have become links."""
+        try:
+            inside(self.folder, path)
+        except InvalidInputError as error:
+            self._leave_link_out(error)
+            return False
+        return True
+
+    def _leave_link_out(self, error: InvalidInputError) -> None:
+        """Says once which link leads out of the folder."""
+        if str(error) not in self._logged:
+            self._logged.add(str(error))
+            _log.warning("%s", error)
 
     def _opens(self, path: Path) -> bool:
         try:

@@ -166,7 +166,7 @@ def test_what_is_left_of_a_change_is_the_last_one(pets: Classifier) -> None:
 
 @pytest.mark.parametrize("digest", ["abc", "", None, 7, "g" * 64])
 def test_what_is_no_hash_is_not_forgotten(pets: Classifier, digest: object) -> None:
-    with pytest.raises(InvalidInputError, match="by its hash of 64 characters"):
+    with pytest.raises(InvalidInputError, match=r"hash must be a .*hash of 64 characters"):
         pets.references.forget(digest)  # type: ignore[arg-type]
 
 

@@ -165,7 +165,7 @@ def test_a_label_that_cannot_be(clf: Classifier) -> None:
         clf.inbox.label([digest, "x"], "red")
     with pytest.raises(InvalidInputError, match="category name"):
         clf.inbox.label(digest, "")
-    with pytest.raises(InvalidInputError, match="no hash of an image is given"):
+    with pytest.raises(InvalidInputError, match="hashes must be one or more content hashes"):
         clf.inbox.label([], "red")
     assert held(clf) == {digest}
 

@@ -18,9 +18,11 @@ from zsvec.classifier import Classifier
 from zsvec.config import Settings, load_settings
 from zsvec.errors import EncoderError, InvalidInputError
 from zsvec.evaluation.datasets import DATASETS
+from zsvec.evaluation.evaluate import evaluate
 from zsvec.inputs.categories import CategoryInput, ReferenceImage
 from zsvec.testing import HashEncoder
 from zsvec.trust import distrust, trust
+from zsvec.types import Prediction
 
 __all__ = ["isolated"]
 
@@ -73,6 +75,175 @@ def test_vectors_of_a_category(clf: Classifier, value: Any) -> None:
 def test_vectors_of_a_reference(clf: Classifier, vectors: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"vectors? of"):
         clf.add_categories([CategoryInput(name="b", images=[ReferenceImage(image=photo(2), vectors=vectors)])])
+
+
+HASH = "0" * 64
+ODD: dict[str, Any] = {
+    "int": 3,
+    "float": 1.5,
+    "bytes": b"ab",
+    "dict": {HASH: 1},
+    "empty dict": {},
+    "object": object(),
+    "type": str,
+    "list of None": [None],
+    "list of ints": [1, 2],
+    "list of bytes": [b"ab"],
+    "nested list": [[HASH]],
+    "mixed list": [HASH, 1],
+    "mixed set": {HASH, 1},
+    "empty text": "",
+    "text that is too long": "0" * 10**6,
+    "list of a long text": ["0" * 10**6],
+    "surrogate": "\ud800",
+    "list of a surrogate": ["\ud800"],
+    "number that is too long": 10**5000,
+    "array": np.ones(3),
+    "array without a dimension": np.array(3),
+}
+deep: list[Any] = []
+for _ in range(5000):
+    deep = [deep]
+ODD["list without end"] = deep
+
+
+BY_HASH: dict[str, Callable[[Classifier, Any], object]] = {
+    "remove": lambda clf, hashes: clf.references.remove("a", hashes),
+    "move": lambda clf, hashes: clf.references.move(hashes, source="a", target="b"),
+    "label": lambda clf, hashes: clf.inbox.label(hashes, "a"),
+    "dismiss": lambda clf, hashes: clf.inbox.dismiss(hashes),
+}
+BY_ONE: dict[str, Callable[[Classifier, Any], object]] = {
+    "forget": lambda clf, digest: clf.references.forget(digest),
+    "small": lambda clf, digest: clf.inbox.small(digest),
+    "image": lambda clf, digest: clf.image(digest),
+    "keep": lambda clf, digest: clf.keep(Prediction(source="x", hash=digest)),
+    "correct": lambda clf, digest: clf.correct(Prediction(source="x", hash=digest), "a"),
+}
+
+
+@pytest.mark.parametrize("given", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("call", [*BY_HASH.values(), *BY_ONE.values()], ids=[*BY_HASH, *BY_ONE])
+def test_hashes(clf: Classifier, call: Callable[[Classifier, Any], object], given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^(hash|hashes) must be .* Got ") as raised:
+        call(clf, given)
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("given", [None, [], iter([1])])
+@pytest.mark.parametrize("call", BY_HASH.values(), ids=BY_HASH)
+def test_hashes_that_are_missing(clf: Classifier, call: Callable[[Classifier, Any], object], given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"hash"):
+        call(clf, given)
+
+
+@pytest.mark.parametrize("given", ODD.values(), ids=ODD)
+def test_the_id_of_a_change(clf: Classifier, given: Any) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        clf.history.undo(change=given)
+    assert len(str(raised.value)) < 500
+    if not isinstance(given, str):
+        assert str(raised.value).startswith("change must be ")
+
+
+@pytest.mark.parametrize("given", ODD.values(), ids=ODD)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda clf, name: clf.add_category(name, texts=["a text"]),
+        lambda clf, name: clf.remove_category(name),
+        lambda clf, name: clf.references.of(name),
+        lambda clf, name: clf.history.undo(name),
+        lambda clf, name: clf.inbox.label(HASH, name),
+        lambda clf, name: clf.correct(encode(photo(1)), name),
+        lambda clf, name: clf.calibrate(labelled=[(encode(photo(1)), name)]),
+        lambda clf, name: evaluate(clf, [encode(photo(1))], [name]),
+    ],
+)
+def test_names(clf: Classifier, call: Callable[[Classifier, Any], object], given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^a category name m") as raised:
+        call(clf, given)
+    assert len(str(raised.value)) < 500
+
+
+COUNTS: dict[str, Any] = {
+    name: value for name, value in ODD.items() if name not in ("int", "number that is too long")
+} | {"0": 0, "-1": -1, "True": True, "nan": float("nan")}
+BATCH_SIZES: dict[str, Any] = COUNTS | {"401 digits": 10**400, "5001 digits": 10**5000, "4097": 4097}
+
+
+@pytest.mark.parametrize("given", BATCH_SIZES.values(), ids=BATCH_SIZES)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda clf, size: clf.classify_stream([], batch_size=size),
+        lambda clf, size: clf.aclassify_stream([], batch_size=size),
+        lambda clf, size: clf.embed_stream([], batch_size=size),
+    ],
+)
+def test_batch_sizes(clf: Classifier, call: Callable[[Classifier, Any], object], given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^batch_size must be a whole number from 1 to 4,096\. Got "):
+        call(clf, given)
+
+
+@pytest.mark.parametrize("given", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda clf, k: clf.classify(encode(photo(1)), top_k=k),
+        lambda clf, k: clf.classify([encode(photo(1))], top_k=k),
+        lambda clf, k: clf.classify_vectors({"clip": CLIP, "dino": DINO}, top_k=k),
+        lambda clf, k: clf.inbox.rank(k),
+        lambda clf, k: clf.generation.plan(["a"], per_category=k),
+    ],
+)
+def test_counts(clf: Classifier, call: Callable[[Classifier, Any], object], given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^(top_k|number|per_category) must be a whole number from 1 "):
+        call(clf, given)
+
+
+WAITS: dict[str, Any] = {name: value for name, value in ODD.items() if name not in ("int", "float")} | {
+    "401 digits": 10**400,
+    "-1": -1,
+    "nan": float("nan"),
+    "inf": float("inf"),
+}
+
+
+@pytest.mark.parametrize("given", WAITS.values(), ids=WAITS)
+def test_waits(clf: Classifier, given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^max_wait_ms must be a number from 0 up\. Got "):
+        clf.classify_stream([], max_wait_ms=given)
+
+
+@pytest.mark.parametrize("given", ODD.values(), ids=ODD)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda clf, value: clf.classify(encode(photo(1)), errors=value),
+        lambda clf, value: clf.classify(encode(photo(1)), keep=value),
+        lambda clf, value: clf.classify_stream([], errors=value),
+        lambda clf, value: clf.classify_stream([], keep=value),
+    ],
+)
+def test_choices(clf: Classifier, call: Callable[[Classifier, Any], object], given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^(errors|keep) must be .*\. Got "):
+        call(clf, given)
+
+
+@pytest.mark.parametrize("given", [np.int64(3), str, np.array(None, dtype=object), 3, None])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda clf, images: list(clf.classify_stream(images)),
+        lambda clf, images: list(clf.embed_stream(images)),
+        lambda clf, images: clf.add_category("b", images=images),
+        lambda clf, images: evaluate(clf, images, ["a"]),
+    ],
+)
+def test_images_that_cannot_be_iterated(clf: Classifier, call: Callable[[Classifier, Any], object], given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^images must be "):
+        call(clf, given)
 
 
 RETURNED: dict[str, Callable[[int], Any]] = {

@@ -141,7 +141,7 @@ def test_categories_are_merged_and_described(pets: Classifier, monkeypatch: pyte
     ("change", "error", "says"),
     [
         (lambda r: r.move("f" * 64, source="cat", target="dog"), InvalidInputError, "no reference"),
-        (lambda r: r.move([], source="cat", target="dog"), InvalidInputError, "no hash"),
+        (lambda r: r.move([], source="cat", target="dog"), InvalidInputError, "hashes must be"),
         (lambda r: r.move("f" * 64, source="fox", target="dog"), CategoryNotFoundError, "fox"),
         (lambda r: r.remove("cat", "f" * 64), InvalidInputError, "no reference"),
         (lambda r: r.remove("fox", "f" * 64), CategoryNotFoundError, "fox"),

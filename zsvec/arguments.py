@@ -2,43 +2,105 @@
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from numbers import Real
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from zsvec.embedding import Vectors
-from zsvec.errors import InvalidInputError
+from zsvec.encoders.spec import LARGEST_BATCH
+from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import checked_vectors
-from zsvec.types import Fingerprint
+from zsvec.types import Fingerprint, Keep
 
 Errors = Literal["raise", "report"]
+Choice = TypeVar("Choice", bound=str)
+
+_HASH = re.compile("[0-9A-Za-z]{1,64}")
 
 
-def checked_count(name: str, value: object) -> int:
-    """A whole number from 1 up, numpy's too; InvalidInputError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InvalidInputError(f"{name} must be a whole number from 1 up. Got {value!r} instead")
-    return int(value)
+def checked_count(name: str, value: object, most: int | None = None) -> int:
+    """Returns a whole number from 1 up, numpy's too; raises InvalidInputError for anything else, or above `most`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 1 or (most is not None and value > most):  # type: ignore[operator]
+        to = "up" if most is None else f"to {most:,}"
+        raise InvalidInputError(f"{name} must be a whole number from 1 {to}. Got {shown(value)} instead")
+    return int(value)  # type: ignore[call-overload,no-any-return]
+
+
+def checked_batch_size(value: object) -> int:
+    """Returns the number of images that an encoder takes at once; raises InvalidInputError for anything else."""
+    return checked_count("batch_size", value, LARGEST_BATCH)
 
 
 def check_answers(top_k: object, errors: object) -> None:
-    """InvalidInputError for what is no number of categories, or no way to answer for an image that cannot be read."""
+    """Raises InvalidInputError for an unusable number of categories, or way to answer for an unreadable image."""
     checked_count("top_k", top_k)
-    if errors not in ("raise", "report"):
-        raise InvalidInputError(f"errors must be 'raise' or 'report'. Got {errors!r} instead")
+    checked_choice("errors", errors, ("raise", "report"))
+
+
+def checked_choice(name: str, value: object, choices: tuple[Choice, ...]) -> Choice:
+    """Returns one of several texts; raises InvalidInputError for anything else."""
+    for choice in choices:
+        if isinstance(value, str) and value == choice:
+            return choice
+    *others, last = map(repr, choices)
+    raise InvalidInputError(f"{name} must be {', '.join(others)} or {last}. Got {shown(value)} instead")
+
+
+def checked_keep(value: object) -> Keep:
+    """Returns which images wait in the inbox; raises InvalidInputError for anything else."""
+    return checked_choice("keep", value, get_args(Keep))
 
 
 def checked_wait(max_wait_ms: float | None) -> float | None:
-    """Milliseconds from 0 up as seconds, ``None`` as it is; InvalidInputError for anything else."""
+    """Returns milliseconds from 0 up as seconds, ``None`` as it is; raises InvalidInputError for anything else."""
     if max_wait_ms is None:
         return None
-    if not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms < float("inf")):
-        raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {max_wait_ms!r} instead")
+    if not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms <= sys.float_info.max):
+        raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {shown(max_wait_ms)} instead")
     return float(max_wait_ms) / 1000
+
+
+def checked_hash(content_hash: object) -> str:
+    """Returns a content hash; raises InvalidInputError for a value that can be none."""
+    return _checked_hash("hash", content_hash, content_hash)
+
+
+def checked_hashes(hashes: object) -> frozenset[str]:
+    """Returns one or several content hashes as a set.
+
+    Raises:
+        InvalidInputError: There is none, or a value that can be none.
+    """
+    if isinstance(hashes, str):
+        return frozenset([_checked_hash("hashes", hashes, hashes)])
+    if isinstance(hashes, bytes | Mapping) or not isinstance(hashes, Collection | Iterator):
+        raise _no_hash("hashes", hashes)
+    try:
+        found = frozenset(_checked_hash("hashes", one, hashes) for one in hashes)
+    except TypeError as exc:  # an array without a dimension
+        raise _no_hash("hashes", hashes) from exc
+    if not found:
+        raise _no_hash("hashes", hashes)
+    return found
+
+
+def _checked_hash(name: str, content_hash: object, given: object) -> str:
+    if isinstance(content_hash, str) and _HASH.fullmatch(content_hash):
+        return content_hash
+    raise _no_hash(name, given)
+
+
+def _no_hash(name: str, given: object) -> InvalidInputError:
+    return InvalidInputError(
+        f"{name} must be {'a content hash' if name == 'hash' else 'one or more content hashes'} of 64 characters. "
+        f"Got {shown(given)} instead: `zsvec show --json` and `zsvec inbox --json` list them"
+    )
 
 
 def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str, Fingerprint]) -> Vectors:
@@ -52,7 +114,7 @@ def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str,
         InvalidInputError: Vectors are of other encoders or of another shape, zero, or not finite.
     """
     if not isinstance(vectors, Mapping):
-        raise InvalidInputError(f"vectors must be a mapping of encoders to arrays. Got {reprlib.repr(vectors)} instead")
+        raise InvalidInputError(f"vectors must be a mapping of encoders to arrays. Got {shown(vectors)} instead")
     if set(vectors) != set(fingerprints):
         given = ", ".join(map(str, vectors)) or "none"
         raise InvalidInputError(f"vectors must be given of the encoders {', '.join(fingerprints)}. Got {given}")

@@ -10,7 +10,6 @@ from several batches, and the `Write` that the store commits.
 from __future__ import annotations
 
 import hashlib
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ImageError, InvalidInputError
+from zsvec.errors import ImageError, InvalidInputError, shown
 from zsvec.inputs.categories import (
     CategoryInput,
     ReferenceImage,
@@ -261,9 +260,7 @@ class Builder:
     ) -> Iterator[_Draft | _Image | tuple[_Draft, ReferenceImage]]:
         """Each image with its draft, taken before its source goes on. A draft after its last image is complete."""
         if not isinstance(categories, Iterable):
-            raise InvalidInputError(
-                f"categories must be a list of CategoryInput. Got {reprlib.repr(categories)} instead"
-            )
+            raise InvalidInputError(f"categories must be a list of CategoryInput. Got {shown(categories)} instead")
         seen = set()
         for given in categories:
             category = checked_category(given)
@@ -292,7 +289,7 @@ class Builder:
         if not isinstance(given, Mapping) or not set(self._image_encoders) <= set(given):
             raise InvalidInputError(
                 f"the vectors of a reference image must be a mapping of {', '.join(self._image_encoders)} to arrays. "
-                f"Got {reprlib.repr(given)} instead"
+                f"Got {shown(given)} instead"
             )
         for name in self._image_encoders:
             try:

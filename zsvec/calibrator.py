@@ -10,7 +10,7 @@ import numpy as np
 
 from zsvec.config import Settings
 from zsvec.embedding import Vectors
-from zsvec.errors import InvalidInputError, StoreError
+from zsvec.errors import InvalidInputError, StoreError, shown
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
 from zsvec.method.fit import (
     FALSE_UNKNOWN_RATE,
@@ -83,7 +83,7 @@ class Calibrator:
         """
         rate = self.false_unknown_rate if false_unknown_rate is None else false_unknown_rate
         if not (isinstance(rate, Real) and 0 < rate < 1):
-            raise InvalidInputError(f"false_unknown_rate must be between 0 and 1. Got {rate!r} instead")
+            raise InvalidInputError(f"false_unknown_rate must be between 0 and 1. Got {shown(rate)} instead")
         former = self._present()
         references, revision = self._references()
         made = self._fit(references, revision, rate)

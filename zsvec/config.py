@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName, Temperature
+from zsvec.encoders.spec import LARGEST_BATCH, Device, Dtype, EncoderSpec, RuntimeName, Temperature
 from zsvec.errors import InvalidInputError, without_password
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method import DEFAULT_STRATEGY
@@ -220,7 +220,7 @@ class Settings(_Masked, BaseSettings):
     dtype: Dtype = "auto"
     runtime: RuntimeName = "auto"
     compile: bool = False
-    batch_size: PositiveInt = Field(default=32, le=4096)
+    batch_size: PositiveInt = Field(default=32, le=LARGEST_BATCH)
     index: IndexKind = "auto"
     index_budget: PositiveInt = 200_000
     index_device: Device = "auto"

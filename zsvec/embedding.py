@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import reprlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ImageError, InvalidInputError
+from zsvec.errors import ImageError, InvalidInputError, shown
 from zsvec.flow import Flow
 from zsvec.inputs.categories import checked_name
 from zsvec.inputs.decoding import opened
@@ -250,7 +249,7 @@ def _labelled(labelled: object) -> tuple[list[str], list[ImageInput]]:
     if not pairs or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
         raise InvalidInputError(
             f"labelled must be pairs of an image and the name of its category, at least one. "
-            f"Got {reprlib.repr(labelled)} instead"
+            f"Got {shown(labelled)} instead"
         )
     return [checked_name(name) for _, name in pairs], [image for image, _ in pairs]
 

@@ -24,6 +24,7 @@ underneath are mapped where they are called and kept as `__cause__`. No message 
 from __future__ import annotations
 
 import re
+import reprlib
 
 # A name and a password before an @.
 _USER_INFO = re.compile(
@@ -41,6 +42,14 @@ def without_password(text: str) -> str:
     a space, without a name and a colon before it, or with nothing but digits, or an ``@``, before its first ``/``.
     """
     return _USER_INFO.sub("***@", text)
+
+
+def shown(value: object) -> str:
+    """Returns a short representation of any value, for a message."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # noqa: BLE001 - an int with too many digits for Python, or an object that raises anything
+        return f"a value of type {type(value).__name__}"
 
 
 class ZSVecError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zsvec.calibrator import Calibrator
+from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import checked_name
 from zsvec.store import Store
 from zsvec.types import Change
@@ -46,6 +47,10 @@ class ChangeHistory:
                 to be taken back first.
             ConflictError: Other writers changed a category at every attempt.
         """
+        if change is not None and not isinstance(change, str):
+            raise InvalidInputError(
+                f"change must be the id of a change, a str. Got {shown(change)} instead: `zsvec history` lists them"
+            )
         undone = self._store.undo(None if category is None else checked_name(category), change)
         self._calibrator.calibrate_if_cheap()
         return undone

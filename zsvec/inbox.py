@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.arguments import checked_count
+from zsvec.arguments import checked_count, checked_hash, checked_hashes
 from zsvec.calibrator import Calibrator
 from zsvec.curation.groups import groups_of
 from zsvec.embedding import Vectors
@@ -128,7 +128,7 @@ class Inbox:
 
     def small(self, content_hash: str) -> SmallImage | None:
         """The small copy of an image that waits; ``None`` without one that can be read."""
-        return self._store.inbox.small(content_hash)
+        return self._store.inbox.small(checked_hash(content_hash))
 
     def rank(self, number: int | None = None) -> list[Unlabelled]:
         """What to label next: images whose label would tell much, and that differ from each other.
@@ -211,7 +211,7 @@ class Inbox:
             InvalidInputError: No such image waits, or the name cannot be used.
             ConflictError: Other writers changed the category at every attempt.
         """
-        wanted, target = _hashes(hashes), checked_name(name)
+        wanted, target = checked_hashes(hashes), checked_name(name)
         images = {image.hash: image for image in self._store.inbox.read(sorted(wanted), vectors=True)}
         holders = self._store.holders(wanted)
         if missing := sorted(one for one in wanted if one not in images and target not in holders.get(one, ())):
@@ -257,7 +257,7 @@ class Inbox:
             InvalidInputError: No such image waits.
             StoreError: The store cannot be written.
         """
-        wanted = _hashes(hashes)
+        wanted = checked_hashes(hashes)
         images = self._store.inbox.read(sorted(wanted), vectors=True)
         if missing := sorted(wanted - {image.hash for image in images}):
             raise InvalidInputError(f"no image {missing[0]!r} waits in the inbox: `zsvec inbox` lists those that do")
@@ -312,10 +312,3 @@ def _usefulness(one: Unlabelled) -> tuple[float, float]:
     """How urgent an image is, and its cosine to the nearest reference; with nothing to compare with, 0."""
     distance = one.prediction.distance if one.prediction else None
     return one.urgency, 0.0 if distance is None else 1 - distance
-
-
-def _hashes(given: str | Collection[str]) -> frozenset[str]:
-    hashes = frozenset([given] if isinstance(given, str) else given)
-    if not hashes:
-        raise InvalidInputError("no hash of an image is given: `zsvec inbox` lists them")
-    return hashes

@@ -16,9 +16,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.arguments import checked_keep
 from zsvec.config import Settings
 from zsvec.embedding import PreparedImage, Vectors
-from zsvec.errors import InvalidInputError, ZSVecError
+from zsvec.errors import ZSVecError
 from zsvec.flow import Flow
 from zsvec.method.unlabelled import ALIKE, distinct, uncertain
 from zsvec.store import InboxImage, Store, Why
@@ -56,9 +57,7 @@ class Keeper:
         Raises:
             InvalidInputError: `keep` is none of these.
         """
-        chosen = self._default if keep is None else keep
-        if chosen not in ("none", "uncertain", "all"):
-            raise InvalidInputError(f"keep must be 'none', 'uncertain' or 'all'. Got {keep!r} instead")
+        chosen = checked_keep(self._default if keep is None else keep)
         return None if chosen == "none" else StreamKeeper(self, self._store, chosen, flow)
 
     def present(self) -> list[InboxImage]:

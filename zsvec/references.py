@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from zsvec.arguments import checked_hash, checked_hashes
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
 from zsvec.curation.audit import Audit, audit
@@ -51,7 +52,7 @@ class StoredReferences:
             InvalidInputError: It has no such reference, or would have none at all.
             ConflictError: Other writers changed it at every attempt.
         """
-        return self._changed(self._store.remove_references(checked_name(name), _hashes(hashes)))
+        return self._changed(self._store.remove_references(checked_name(name), checked_hashes(hashes)))
 
     def move(self, hashes: str | Collection[str], *, source: str, target: str) -> Category:
         """Move references from one category to another, which is made if there is none, and give that.
@@ -68,7 +69,9 @@ class StoredReferences:
             InvalidInputError: It has no such reference, or would have none at all; or both are the same.
             ConflictError: Other writers changed one of the two at every attempt.
         """
-        return self._moved(Move(source=checked_name(source), target=checked_name(target), hashes=_hashes(hashes)))
+        return self._moved(
+            Move(source=checked_name(source), target=checked_name(target), hashes=checked_hashes(hashes))
+        )
 
     def rename(self, name: str, new: str) -> Category:
         """Give a category another name. If its name is one of its definition texts, so is the new one then.
@@ -142,12 +145,12 @@ class StoredReferences:
             StoreUnavailableError: There is no room to write the files anew; the references are deleted.
             ConflictError: Other writers add the image again and again.
         """
-        if not isinstance(content_hash, str) or not _HASH.fullmatch(content_hash.lower()):
+        digest = checked_hash(content_hash).lower()
+        if not _HASH.fullmatch(digest):
             raise InvalidInputError(
-                f"an image is forgotten by its hash of 64 characters, as `zsvec show --json` has it. Got "
-                f"{content_hash!r} instead"
+                f"hash must be a whole hash of 64 characters. Got {digest!r} instead: `zsvec show --json` has it"
             )
-        found = self._store.forget(content_hash.lower())
+        found = self._store.forget(digest)
         self._searcher.forget()
         if found.categories:
             self._calibrator.calibrate_if_cheap()
@@ -201,10 +204,3 @@ class StoredReferences:
             StoreError: References cannot be read.
         """
         return audit(self._calibrator)
-
-
-def _hashes(given: str | Collection[str]) -> frozenset[str]:
-    hashes = frozenset([given] if isinstance(given, str) else given)
-    if not hashes:
-        raise InvalidInputError("no hash of a reference is given: `zsvec show` lists them")
-    return hashes

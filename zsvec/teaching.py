@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+from zsvec.arguments import checked_hash
 from zsvec.calibrator import Calibrator
 from zsvec.embedding import Embedder, Vectors, Wanted
 from zsvec.errors import ImageError, InvalidInputError
@@ -119,4 +120,4 @@ def _hash_of(prediction: Prediction) -> str:
             f"the prediction of {prediction.source!r} cannot stand for its image, because it has no hash: give the "
             "image itself, or classify a path alone, or a stream with keep"
         )
-    return prediction.hash
+    return checked_hash(prediction.hash)

@@ -6,7 +6,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import replace as with_changes
 
-from zsvec.arguments import Errors, check_answers
+from zsvec.arguments import Errors, check_answers, checked_keep
 from zsvec.classifier.predictor import Predictor
 from zsvec.embedding import Embedder, Wanted
 from zsvec.flow import Flow, StreamStats
@@ -44,12 +44,13 @@ class Alone:
         """Count what is done from now on."""
         self._measured = self._flow
 
-    def classify(self, image: ImageInput, top_k: int, errors: Errors, keep: Keep) -> Prediction:
+    def classify(self, image: ImageInput, top_k: int, errors: Errors, keep: Keep | None) -> Prediction:
         """As `zsvec.classifier.Classifier.classify` with one image."""
         check_answers(top_k, errors)
-        if keep not in self._keepers:
-            self._keepers[keep] = self._keeper.of_stream(keep, self._flow)
-        keeper = self._keepers[keep]
+        chosen = checked_keep("none" if keep is None else keep)
+        if chosen not in self._keepers:
+            self._keepers[chosen] = self._keeper.of_stream(chosen, self._flow)
+        keeper = self._keepers[chosen]
         encoders = self._predictor.encoders_to_read()
         wanted = Wanted(
             hash=keeper is not None or isinstance(image, str | os.PathLike),
@@ -61,7 +62,7 @@ class Alone:
                 prepared = self._embedder.prepare(image, wanted=wanted, flow=flow)
             if prepared.error is not None:
                 return next(self._predictor.answers([prepared], {}, top_k, errors, flow))
-            with encoders.shared.turn(prepared, (top_k, keep)) as turn:
+            with encoders.shared.turn(prepared, (top_k, chosen)) as turn:
                 if turn.items:
                     with flow.encoding(len(turn.items)) if flow else nullcontext():
                         vectors = encoders.encode_images([image.inputs for image in turn.items])

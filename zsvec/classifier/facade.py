@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from numpy.typing import ArrayLike
 from PIL.Image import Image
 
-from zsvec.arguments import Errors, checked_count
+from zsvec.arguments import Errors, checked_batch_size, checked_hash
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
 from zsvec.classifier.alone import Alone
@@ -211,8 +211,7 @@ class Classifier:
     def _teaching(self) -> Teaching:
         from zsvec.teaching import Teaching
 
-        limits = self.settings.image_limits()
-        parts = self.store, self.inbox, self._keeper, self._calibrator, self._embedder, limits
+        parts = self.store, self.inbox, self._keeper, self._calibrator, self._embedder, self.settings.image_limits()
 
         def add(name: str, image: ReferenceImage) -> Category:
             return self.add_category(name, images=[image])
@@ -254,7 +253,8 @@ class Classifier:
 
     def image(self, content_hash: str) -> Image | None:
         """The small copy of a reference image, or of one that waits; ``None`` without one that can be read."""
-        small = self.store.image(content_hash) or self.store.inbox.small(content_hash)
+        digest = checked_hash(content_hash)
+        small = self.store.image(digest) or self.store.inbox.small(digest)
         return open_small(small.content) if small else None
 
     @overload
@@ -292,7 +292,7 @@ class Classifier:
         if isinstance(images, list | tuple):
             with self.classify_stream(images, top_k=top_k, errors=errors, keep=keep) as stream:
                 return list(stream) if images else []
-        return self.alone.classify(cast("ImageInput", images), top_k, errors, keep or "none")
+        return self.alone.classify(cast("ImageInput", images), top_k, errors, keep)
 
     @overload
     async def aclassify(  # type: ignore[overload-overlap]
@@ -378,7 +378,7 @@ class Classifier:
         Returns:
             An iterator of embeddings, each with its ``error`` if the image cannot be read; raises as `load`.
         """
-        size = checked_count("batch_size", self.settings.batch_size if batch_size is None else batch_size)
+        size = checked_batch_size(self.settings.batch_size if batch_size is None else batch_size)
         return self._embedder.stream(checked_images(images), size)
 
     def classify_vectors(self, vectors: Mapping[str, ArrayLike], *, top_k: int = 5) -> list[Prediction]:

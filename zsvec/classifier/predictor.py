@@ -8,7 +8,7 @@ from dataclasses import replace as with_changes
 
 from numpy.typing import ArrayLike
 
-from zsvec.arguments import Errors, check_answers, checked_count, checked_queries, checked_wait
+from zsvec.arguments import Errors, check_answers, checked_batch_size, checked_count, checked_queries, checked_wait
 from zsvec.config import Settings
 from zsvec.embedding import Embedder, PreparedImage, Vectors, Wanted
 from zsvec.encoders import EncoderSet
@@ -79,7 +79,7 @@ class Predictor:
         Raises:
             InvalidInputError: At once, for an argument that cannot be used.
         """
-        size = checked_count("batch_size", self._settings.batch_size if batch_size is None else batch_size)
+        size = checked_batch_size(self._settings.batch_size if batch_size is None else batch_size)
         check_answers(top_k, errors)
         max_wait = checked_wait(max_wait_ms)
         checked = checked_images(images)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from zsvec.errors import EncoderError, InvalidInputError
+from zsvec.errors import EncoderError, InvalidInputError, shown
 from zsvec.types import Fingerprint, Modality
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -156,7 +156,7 @@ class BatchEncoder(ABC):
                 "give it images, or use a profile with a text encoder"
             )
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise InvalidInputError(f"texts must be a sequence of str. Got {texts!r} instead")
+            raise InvalidInputError(f"texts must be a sequence of str. Got {shown(texts)} instead")
         return self._normalised(self._embed(list(batch), "text") for batch in batches(texts, self.batch_size))
 
     def _embed(self, batch: Sized, modality: Modality) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from PIL import Image
 from zsvec.encoders.base import Encoder, Vectors, batches
 from zsvec.encoders.shared_batches import SharedBatches
 from zsvec.encoders.spec import Device
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, shown
 from zsvec.types import Fingerprint
 
 
@@ -46,11 +46,11 @@ class EncoderSet:
         on_torch: bool = False,
     ) -> None:
         if not isinstance(encoders, Iterable):
-            raise InvalidInputError(f"encoders must be a list of encoders. Got {encoders!r} instead")
+            raise InvalidInputError(f"encoders must be a list of encoders. Got {shown(encoders)} instead")
         self._encoders: dict[str, Encoder] = {}
         for encoder in encoders:
             if not hasattr(encoder, "fingerprint"):
-                raise InvalidInputError(f"encoders must be a list of encoders. Got {encoder!r} in it")
+                raise InvalidInputError(f"encoders must be a list of encoders. Got {shown(encoder)} in it")
             if encoder.name in self._encoders:
                 raise InvalidInputError(f"two encoders are named {encoder.name!r}; give each its own name")
             self._encoders[encoder.name] = encoder

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 
 from zsvec.types import Modality
 
+LARGEST_BATCH = 4096  # images
 Device = Literal["auto", "cpu", "cuda", "mps"]
 NumberFormat = Literal["float32", "bfloat16"]
 Dtype = Literal["auto", "float32", "bfloat16"]

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, shown
 
 KINDS = ("6/4", "cifar+10", "cifar+50", "20/180")
 
@@ -50,7 +50,7 @@ def paper_splits(names: Sequence[str], kind: str, seeds: Sequence[int], others: 
         InvalidInputError: There is no such kind, or there are too few categories for it.
     """
     if kind not in KINDS:
-        raise InvalidInputError(f"split must be one of {', '.join(KINDS)}. Got {kind!r} instead")
+        raise InvalidInputError(f"split must be one of {', '.join(KINDS)}. Got {shown(kind)} instead")
     own = set(names)
     if kind.startswith("cifar+"):
         foreign, n_unknown = set(others) - own, int(kind.removeprefix("cifar+"))

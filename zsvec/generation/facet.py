@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zsvec.arguments import checked_count
 from zsvec.builder import Builder
 from zsvec.config import GenerationSettings
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, shown
 from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Plan, StoredCategory, make_plan
@@ -78,8 +79,7 @@ class Generation:
             InvalidInputError: A name cannot be used, there are none, or the price of a model is not known and the
                 budget is in dollars.
         """
-        if not isinstance(per_category, int) or per_category < 1:
-            raise InvalidInputError(f"per_category must be a whole number from 1 up. Got {per_category!r} instead")
+        per_category = checked_count("per_category", per_category)
         stored = {category.name: _stored(category) for category in self._store.categories()}
         names = list(dict.fromkeys(map(checked_name, _names(categories) if categories is not None else stored)))
         if not names:
@@ -149,7 +149,7 @@ class Generation:
 
 def _names(categories: object) -> Iterable[Any]:
     if isinstance(categories, str) or not isinstance(categories, Iterable):
-        raise InvalidInputError(f"categories must be a list of names. Got {categories!r} instead")
+        raise InvalidInputError(f"categories must be a list of names. Got {shown(categories)} instead")
     return categories
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.images import ImageInput
 
 LONGEST_NAME = 500
@@ -77,10 +76,10 @@ def checked_category(category: object) -> CategoryInput:
         InvalidInputError: The category is no `CategoryInput`, or one of its fields cannot be used.
     """
     if not isinstance(category, CategoryInput):
-        raise InvalidInputError(f"categories must be CategoryInput objects. Got {reprlib.repr(category)} instead")
+        raise InvalidInputError(f"categories must be CategoryInput objects. Got {shown(category)} instead")
     if not isinstance(category.vectors, Mapping):
         raise InvalidInputError(
-            f"vectors must be a mapping of experts to arrays. Got {reprlib.repr(category.vectors)} instead"
+            f"vectors must be a mapping of experts to arrays. Got {shown(category.vectors)} instead"
         )
     return replace(
         category,
@@ -107,16 +106,16 @@ def checked_group(group: object) -> str:
 
 def _short_text(text: object, what: str) -> str:
     if not isinstance(text, str):
-        raise InvalidInputError(f"{what} must be a str. Got {text!r} instead")
+        raise InvalidInputError(f"{what} must be a str. Got {shown(text)} instead")
     composed = unicodedata.normalize("NFC", text).strip()
     if not any(unicodedata.category(character) not in _INVISIBLE for character in composed):
-        raise InvalidInputError(f"{what} must not be empty. Got {text!r}")
+        raise InvalidInputError(f"{what} must not be empty. Got {shown(text)}")
     if len(composed) > LONGEST_NAME:
         raise InvalidInputError(
             f"{what} may have at most {LONGEST_NAME} characters. Got {len(composed)}, {composed[:40]!r}…"
         )
     if any(unicodedata.category(character) in _UNPRINTABLE for character in composed):
-        raise InvalidInputError(f"{what} must be printable in one line. Got {composed!r}")
+        raise InvalidInputError(f"{what} must be printable in one line. Got {shown(composed)}")
     return composed
 
 
@@ -127,13 +126,13 @@ def checked_text(text: object) -> str:
         InvalidInputError: It is no text, empty, longer than `LONGEST_TEXT`, or no valid Unicode.
     """
     if not isinstance(text, str) or not text.strip():
-        raise InvalidInputError(f"a definition text must be a str that is not empty. Got {reprlib.repr(text)} instead")
+        raise InvalidInputError(f"a definition text must be a str that is not empty. Got {shown(text)} instead")
     if len(text) > LONGEST_TEXT:
         raise InvalidInputError(
             f"a definition text may have at most {LONGEST_TEXT:,} characters. Got {len(text):,}, {text[:40]!r}…"
         )
     if any(unicodedata.category(character) == "Cs" for character in text):
-        raise InvalidInputError(f"a definition text must be valid Unicode. Got {reprlib.repr(text)}")
+        raise InvalidInputError(f"a definition text must be valid Unicode. Got {shown(text)}")
     return text.strip()
 
 
@@ -144,7 +143,7 @@ def checked_texts(texts: object) -> list[str]:
         InvalidInputError: They are one str, no iterable, or one of them cannot be used.
     """
     if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise InvalidInputError(f"texts must be a list of str. Got {reprlib.repr(texts)} instead")
+        raise InvalidInputError(f"texts must be a list of str. Got {shown(texts)} instead")
     return [checked_text(text) for text in texts]
 
 
@@ -154,11 +153,11 @@ def checked_images(images: object) -> Iterable[Any]:
     Raises:
         InvalidInputError: It is one image, or cannot be iterated.
     """
-    alone = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image)
-    row_by_row = isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype != object
-    iterable = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
+    alone = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | np.generic)
+    row_by_row = isinstance(images, np.ndarray) and images.ndim < (1 if images.dtype == object else 4)
+    iterable = hasattr(type(images), "__iter__") or hasattr(type(images), "__getitem__")
     if alone or row_by_row or hasattr(images, "read") or not iterable:
-        got = f"an array of shape {images.shape}" if isinstance(images, np.ndarray) else reprlib.repr(images)
+        got = f"an array of shape {images.shape}" if isinstance(images, np.ndarray) else shown(images)
         raise InvalidInputError(f"images must be a list, or another iterable, of images. Got {got} instead")
     return cast("Iterable[Any]", images)
 
@@ -178,7 +177,7 @@ def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.fl
         rows = as_numbers(vectors)
     except Exception as exc:  # an array of another library converts itself, and raises what it likes
         raise InvalidInputError(
-            f"vectors of {name} must be numbers of the shape (n, {dim}). Got {reprlib.repr(vectors)} instead"
+            f"vectors of {name} must be numbers of the shape (n, {dim}). Got {shown(vectors)} instead"
         ) from exc
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise InvalidInputError(f"vectors of {name} must have the shape (n, {dim}). Got {rows.shape} instead")
@@ -212,7 +211,7 @@ def checked_metadata(metadata: object) -> dict[str, Any]:
         InvalidInputError: It is no JSON object, has numbers beyond 64 bits, or is too long or too deep.
     """
     if not isinstance(metadata, Mapping):
-        raise InvalidInputError(f"metadata must be a mapping of str to JSON. Got {reprlib.repr(metadata)} instead")
+        raise InvalidInputError(f"metadata must be a mapping of str to JSON. Got {shown(metadata)} instead")
     try:
         text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
         text.encode()

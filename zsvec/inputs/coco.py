@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_group, checked_name
 from zsvec.inputs.regions import Region
 from zsvec.inputs.tables import Gathered, OnError, folder_of, opened_text, path_in
@@ -222,5 +221,5 @@ def _checked(model: type[T], row: Any, where: str, gathered: Gathered) -> T | No
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
         field = "".join(f"{part}: " for part in first["loc"][:1])
-        gathered.refuse(where, f"{field}{first['msg']}. Got {reprlib.repr(first['input'])}")
+        gathered.refuse(where, f"{field}{first['msg']}. Got {shown(first['input'])}")
         return None

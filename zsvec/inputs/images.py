@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import reprlib
 import stat
 import sys
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsvec.errors import ImageError, without_password
+from zsvec.errors import ImageError, shown, without_password
 from zsvec.files import open_regular
 from zsvec.inputs.decoding import (
     MAX_BYTES,
@@ -336,9 +335,7 @@ def _content(image: ImageInput, image_memory: int = DEFAULT) -> bytes | NDArray[
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if not _is_file(image):
-        raise ImageError(
-            f"{reprlib.repr(image)} is no image; give a path, bytes, a binary file, a PIL image or an array"
-        )
+        raise ImageError(f"{shown(image)} is no image; give a path, bytes, a binary file, a PIL image or an array")
     if not _can_seek(image):
         return _read_stream(image)
     with _put_back(image):

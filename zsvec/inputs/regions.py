@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import reprlib
 from dataclasses import dataclass
 
 from PIL import Image
 
-from zsvec.errors import ImageError, InvalidInputError
+from zsvec.errors import ImageError, InvalidInputError, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Region:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.box, tuple) and len(self.box) == 4 and all(isinstance(at, int) for at in self.box)):
-            got = reprlib.repr(self.box)
+            got = shown(self.box)
             raise InvalidInputError(f"a box must be a tuple of four int: left, top, right, bottom. Got {got} instead")
 
     @property

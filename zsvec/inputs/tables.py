@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import os
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, shown
 from zsvec.files import open_regular
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
 from zsvec.trust import inside
@@ -145,17 +144,17 @@ def from_frame(
         if columns.count(path) != 1 or columns.count(label) != 1:
             raise InvalidInputError(
                 f"a frame needs one column {path!r} and one {label!r}; give their names as path and label. "
-                f"Got {reprlib.repr(columns)}"
+                f"Got {shown(columns)}"
             )
         rows = zip(frame[path], frame[label], strict=True)
     except (AttributeError, TypeError) as exc:
-        raise InvalidInputError(f"a frame must be one of pandas or polars. Got {reprlib.repr(frame)} instead") from exc
+        raise InvalidInputError(f"a frame must be one of pandas or polars. Got {shown(frame)} instead") from exc
     gathered = Gathered("the frame", on_error)
     for number, (image, name) in enumerate(rows):
         if isinstance(image, str | os.PathLike) and os.fspath(image):
             gathered.add(f"row {number}", name, image)
         else:
-            gathered.refuse(f"row {number}", f"a path must be text that is not empty. Got {reprlib.repr(image)}")
+            gathered.refuse(f"row {number}", f"a path must be text that is not empty. Got {shown(image)}")
     return gathered.categories()
 
 
@@ -312,5 +311,5 @@ def _columns(file: Path, header: str, path: str, label: str) -> tuple[str, list[
         if columns.count(path) == 1 and columns.count(label) == 1:
             return delimiter, columns
     raise InvalidInputError(
-        f"the first line of {file} must name the columns {path} and {label}. Got {reprlib.repr(header.strip())}"
+        f"the first line of {file} must name the columns {path} and {label}. Got {shown(header.strip())}"
     )

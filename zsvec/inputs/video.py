@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from zsvec.errors import ImageError, InvalidInputError, MissingExtraError, without_password
+from zsvec.errors import ImageError, InvalidInputError, MissingExtraError, shown, without_password
 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 """Suffixes of video files."""
@@ -35,7 +35,7 @@ def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.
     except ModuleNotFoundError as exc:
         raise MissingExtraError(f'{exc.name} is needed to read videos: pip install "zsvec[video]"') from exc
     if not isinstance(every, int) or every < 1:
-        raise InvalidInputError(f"every must be a whole number from 1 up. Got {every!r} instead")
+        raise InvalidInputError(f"every must be a whole number from 1 up. Got {shown(every)} instead")
     name = os.fspath(source)
     try:
         with av.open(name, format="v4l2" if name.startswith(CAMERA) else None) as container:

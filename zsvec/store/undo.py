@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from zsvec.errors import InvalidInputError, ZSVecError
+from zsvec.errors import InvalidInputError, ZSVecError, shown
 from zsvec.store.base import Put, Where
 from zsvec.store.catalog import Catalog
 from zsvec.store.collector import Collector
@@ -155,10 +155,10 @@ def _chosen(history: History, identifier: str | None) -> Change:
     """
     changes = history.changes()
     if identifier is not None:
-        found = [change for change in changes if identifier and change.id.startswith(str(identifier))]
+        found = [change for change in changes if identifier and change.id.startswith(identifier)]
         if len(found) != 1:
             several = "several changes begin" if found else "no change that can be taken back begins"
-            raise InvalidInputError(f"{several} with {identifier!r}: `zsvec history` lists those there are")
+            raise InvalidInputError(f"{several} with {shown(identifier)}: `zsvec history` lists those there are")
         return found[0]
     if last := history.last():
         return last

@@ -23,6 +23,7 @@ from zsvec.config import load_settings
 from zsvec.errors import StoreUnavailableError, WeightsUnavailableError
 from zsvec.service.keys import Keys
 from zsvec.service.server import LAST_ANSWERS, NOTICE
+from zsvec.sources import OTHER_VARIABLES
 from zsvec.store.server import connect
 
 PEOPLES_FILE = COMPOSE_FILE.with_name("docker-compose.yml")
@@ -58,16 +59,38 @@ def test_every_service_is_for_this_machine_and_asks_for_a_key(nodes: str) -> Non
 
 
 @pytest.mark.parametrize("nodes", FILES)
+def test_every_container_has_no_rights_and_cannot_take_the_host(nodes: str) -> None:
+    for name, service in FILES[nodes]["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert "cap_add" not in service
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert re.fullmatch(r"\$\{ZSVEC_(QDRANT|SERVE)_MEMORY:-\d+g\}", service["mem_limit"])
+        assert 0 < service["pids_limit"] <= 4096
+        assert 0 < service["cpu_shares"] < 1024  # less than anything else on the host
+        assert not service.get("privileged")
+
+
+@pytest.mark.parametrize("nodes", FILES)
+def test_no_server_runs_as_root(nodes: str) -> None:
+    """Its image makes the folders of both volumes its user's, and Docker makes new volumes like these."""
+    for service in nodes_of(nodes).values():
+        assert service["image"].endswith("-unprivileged")
+        assert {path for _, path in (volume.split(":") for volume in service["volumes"])} <= {
+            "/qdrant/storage",
+            "/qdrant/snapshots",
+        }
+
+
+@pytest.mark.parametrize("nodes", FILES)
 def test_every_service_keeps_its_data_in_a_volume_of_its_own(nodes: str) -> None:
     mounted = [volume.split(":") for service in FILES[nodes]["services"].values() for volume in service["volumes"]]
     assert sorted(name for name, _ in mounted) == sorted(FILES[nodes]["volumes"])
     assert len([path for _, path in mounted if path == "/qdrant/storage"]) == len(nodes_of(nodes))
 
 
-def test_the_service_is_for_this_machine_has_no_rights_and_asks_for_a_key() -> None:
+def test_the_service_is_for_this_machine_and_asks_for_a_key() -> None:
     service = FILES["one"]["services"]["zsvec"]
     assert service["ports"] == ["127.0.0.1:${ZSVEC_SERVE_PORT:-8000}:8000"]
-    assert service["cap_drop"] == ["ALL"]
     assert service["environment"]["ZSVEC_SERVE_KEYS"].startswith("${ZSVEC_SERVE_KEYS:?")
     assert (
         service["environment"]["ZSVEC_API_KEY"] == nodes_of("one")["qdrant"]["environment"]["QDRANT__SERVICE__API_KEY"]
@@ -103,6 +126,10 @@ def test_the_line_that_makes_the_keys_makes_keys(tmp_path: Path) -> None:
     assert key is not None
     assert (key.name, key.right, right) == (name, "write", "write")
     assert len(secret) == len(variables["ZSVEC_API_KEY"]) == 64
+
+
+def test_the_variables_of_the_file_are_taken_for_no_settings() -> None:
+    assert set(re.findall(r"\$\{(ZSVEC_\w+)", PEOPLES_FILE.read_text())) - {"ZSVEC_API_KEY"} <= OTHER_VARIABLES.keys()
 
 
 def test_tests_have_a_server_of_the_same_version() -> None:

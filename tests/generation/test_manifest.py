@@ -346,6 +346,17 @@ def test_an_image_that_is_not_as_it_was_received_is_refused(folder: Path, data: 
     assert not (folder / "images").exists()
 
 
+def test_a_received_image_is_no_link(folder: Path) -> None:
+    with Manifest(folder) as manifest:
+        path = manifest.receive(PNG, **purchase("cat", 0))
+    elsewhere = path.rename(folder.parent / "elsewhere.json")
+    path.symlink_to(elsewhere)
+    for use in (Manifest, read_manifest):
+        with pytest.raises(InvalidInputError, match="it is a symbolic link"):
+            use(folder)
+    assert elsewhere.exists()
+
+
 def test_what_a_run_begins_to_write_replaces_a_link_of_its_name(folder: Path) -> None:
     victim = folder.parent / "victim"
     received(folder, "images/cat/0000.bin")

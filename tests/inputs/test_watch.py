@@ -543,7 +543,21 @@ def test_the_first_line_is_written_whole_or_not_at_all(incoming: Path, monkeypat
     assert remembered(incoming) == ["a.png"]
 
 
-@pytest.mark.parametrize("line", [b"{", b"5", b"[]", b'["a.png", 1]', b'["a.png", "x", 2]', b"null", b"\xff", b""])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"5",
+        b"[]",
+        b'["a.png", 1]',
+        b'["a.png", "x", 2]',
+        b"null",
+        b"\xff",
+        b"",
+        b'["a.png", Infinity, 2]',
+        b"[" * 10**6,
+    ],
+)
 def test_a_state_that_is_none(incoming: Path, line: bytes) -> None:
     state = put(incoming / STATE, b'["a.png", 1, 2]\n' + line + b"\n")
     before = state.read_bytes()

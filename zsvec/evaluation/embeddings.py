@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,9 @@ class Embeddings:
     """
 
     def __init__(self, folder: Path, classifier: Classifier) -> None:
-        prints = {name: str(fingerprint) for name, fingerprint in classifier.store.encoders().items()}
+        encoders = classifier.store.encoders()
+        prints = {name: str(fingerprint) for name, fingerprint in encoders.items()}
+        self._dims = {name: fingerprint.dim for name, fingerprint in encoders.items()}
         own = folder / hashlib.sha256(repr(sorted(prints.items())).encode()).hexdigest()[:16]
         self._folder = inside(folder.parent, own)
         self._classifier = classifier
@@ -38,13 +41,9 @@ class Embeddings:
         for chunk in sorted(self._folder.glob("*.npz")):
             inside(self._folder, chunk)
             try:
-                with open_regular(chunk) as file, np.load(file) as kept:
-                    columns = {name: kept[name] for name in kept.files}
-            except (OSError, ValueError, EOFError, BadZipFile):
+                self._embedded.update(self._read(chunk))
+            except (EOFError, LookupError, NotImplementedError, OSError, TypeError, ValueError, BadZipFile, zlib.error):
                 chunk.unlink()  # cut off by a loss of power: embedded again
-                continue
-            for row, digest in enumerate(columns.pop("hashes")):
-                self._embedded[str(digest)] = {name: vectors[row] for name, vectors in columns.items()}
 
     def of(
         self,
@@ -81,6 +80,15 @@ class Embeddings:
             else np.empty((0, fingerprint.dim), np.float32)
             for name, fingerprint in encoders.items()
         }
+
+    def _read(self, chunk: Path) -> Mapping[str, Mapping[str, NDArray[np.float32]]]:
+        with open_regular(chunk) as file, np.load(file) as kept:
+            columns = {name: kept[name] for name in kept.files}
+        hashes = [str(digest) for digest in columns.pop("hashes")]
+        shapes = {name: (np.dtype(np.float32), (len(hashes), dim)) for name, dim in self._dims.items()}
+        if {name: (vectors.dtype, vectors.shape) for name, vectors in columns.items()} != shapes:
+            raise ValueError(f"{chunk} has other vectors")
+        return {digest: {name: columns[name][row] for name in columns} for row, digest in enumerate(hashes)}
 
     def _hash(self, image: ImageInput, on_error: Callable[[str, str], None]) -> str:
         try:

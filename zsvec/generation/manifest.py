@@ -364,7 +364,7 @@ def _parsed(file: Path, content: bytes) -> tuple[list[Record], int]:
 
 def _read_received(file: Path) -> _Received:
     try:
-        return _Received.model_validate_json(read_regular(file))
+        return _Received.model_validate_json(read_regular(file, follow_links=False))
     except ValidationError as exc:
         raise _foreign(file, exc) from exc
 

@@ -90,7 +90,7 @@ class Watch:
             self._state, self._done = _opened(file)
         except Timeout as exc:
             raise InvalidInputError(f"another process watches with {file}: give each its own state file") from exc
-        except (OSError, ValueError, TypeError) as exc:
+        except (OSError, OverflowError, RecursionError, TypeError, ValueError) as exc:
             self._lock.release()
             raise InvalidInputError(f"{file} cannot be used as the state of a watch: {exc}") from exc
 
@@ -225,7 +225,7 @@ def _opened(file: Path) -> tuple[BinaryIO, set[_File]]:
 
     Raises:
         OSError: It cannot be read and written.
-        ValueError, TypeError: A line is of no state. The file stays as it is.
+        OverflowError, RecursionError, TypeError, ValueError: A line is of no state. The file stays as it is.
     """
     with ExitStack() as unusable:
         state = unusable.enter_context(open_to_append(file))
@@ -243,7 +243,7 @@ def _opened(file: Path) -> tuple[BinaryIO, set[_File]]:
 
 def _whole(last: bytes) -> _File:
     """Returns the file in a last line that has no end."""
-    with suppress(ValueError, TypeError):
+    with suppress(OverflowError, RecursionError, TypeError, ValueError):
         if _line(file := _file(last)) == last + b"\n":
             return file
     raise ValueError(f"it ends in {last[:40]!r}, which no watch wrote; give another file")

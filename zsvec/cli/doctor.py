@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,13 @@ from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
 from zsvec.encoders.busy import kept_beside_others
 from zsvec.errors import ZSVecError, without_password
+from zsvec.network.deadline import LateError, in_time
 from zsvec.types import Finding
 
 if TYPE_CHECKING:
     from zsvec.cli.app import Target
+
+_HUB_TIMEOUT_S = 10.0  # of all redirections together
 
 _PACKAGES = ("qdrant-client", "qdrant-edge-py")
 _FOR_TORCH = ("torch", "timm", "sentence-transformers", "openai")
@@ -132,8 +136,8 @@ def _version(package: str) -> str:
 def _problem_of_hub(url: str) -> str | None:
     """Why the hub cannot be reached; ``None`` if it can."""
     try:
-        httpx.head(url, timeout=3, follow_redirects=True)
-    except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        in_time(partial(httpx.head, url, timeout=3, follow_redirects=True), _HUB_TIMEOUT_S)
+    except (LateError, httpx.HTTPError, httpx.InvalidURL) as exc:
         return type(exc).__name__
     return None
 

@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 COMPOSE_FILE = Path(__file__).parents[1] / "docker" / "docker-compose.tests.yml"
-DEADLINE = 60.0
+DEADLINE = 120.0
 
 _NAMED = os.environ.get("ZSVEC_TEST_QDRANT_URL")  # read now: tests hide the variables of zsvec from each other
 _PORTS = range(20_000, 32_000, 4)  # below those that the system gives to connections, in fours
@@ -260,7 +260,7 @@ def _run(command: Sequence[str], **environment: str) -> subprocess.CompletedProc
 def answers(url: str) -> bool:
     """Whether a server is there and ready."""
     try:
-        with urlopen(f"{url}/readyz", timeout=1, context=_ANYBODY if url.startswith("https:") else None):
+        with urlopen(f"{url}/readyz", timeout=10, context=_ANYBODY if url.startswith("https:") else None):
             return True
     except OSError:
         return False

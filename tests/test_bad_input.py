@@ -572,7 +572,7 @@ def web_server() -> Iterator[str]:
 
 def no_qdrant(bench: Bench) -> None:
     with web_server() as url:
-        bench.open(store=url, timeout=1.0)
+        bench.open(store=url, timeout=60.0)
 
 
 CLIP = HashEncoder("clip", dim=32)

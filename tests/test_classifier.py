@@ -59,7 +59,7 @@ from zsvec.types import Modality, Prediction
 
 COLOURS = ("red", "green", "blue")
 EXPERTS = {"clip:text", "clip:image", "dino:image"}
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 def fill(classifier: Classifier, colours: tuple[str, ...] = COLOURS, images: int = 3) -> Classifier:

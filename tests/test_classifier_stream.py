@@ -46,7 +46,7 @@ from zsvec.testing import HashEncoder
 from zsvec.types import Prediction, expert_name
 
 COLOURS = ("red", "green", "blue")
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 @pytest.fixture(autouse=True)

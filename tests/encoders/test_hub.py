@@ -229,7 +229,7 @@ def test_without_a_network_the_ways_out_are_named_at_once(
     start = time.monotonic()
     with pytest.raises(WeightsUnavailableError) as raised:
         load_encoders({name: spec})
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60  # and not minutes, as with the retries of the hub's client
     wanted = f"{spec.model if name == 'clip' else f'timm/{spec.model}'}@{spec.revision}"
     for words in (f"the weights {wanted} are", "--profile offline", "zsvec.toml", "hf download", "HF_HOME"):
         assert words in str(raised.value)

@@ -210,7 +210,7 @@ gate, at_work = threading.Event(), threading.Event()
 def function(batch):
     if 0 in batch:
         at_work.set()
-        assert gate.wait(30)
+        assert gate.wait(60)
     return batch
 
 batches = SharedBatches(8)
@@ -238,7 +238,7 @@ def others():
 interrupted = threading.Event()
 first = threading.Thread(target=lambda: results.append(shared(0)))
 first.start()
-at_work.wait(30)
+at_work.wait(60)
 threading.Thread(target=others).start()
 try:
     shared(1)

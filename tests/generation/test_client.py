@@ -31,7 +31,7 @@ from zsvec.generation.responses import Answer, Declined, Picture
 QUESTION = prompts.describe(["lion"])
 PROMPT = "a lion in a meadow"
 DRAWN = noise("a picture")
-PATIENCE = 30.0  # seconds until a test that hangs fails
+PATIENCE = 60.0  # seconds until a test that hangs fails
 
 Call = Callable[[Client, str], Any]
 

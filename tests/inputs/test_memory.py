@@ -268,7 +268,7 @@ class TestForgetting:
         done: list[ImageError] = []
         thread = threading.Thread(target=lambda: done.append(self.read_with(read)), daemon=True)
         thread.start()
-        thread.join(5)
+        thread.join(60)
         assert "cannot read file: a" in str(done[0])
 
     def test_generators_of_the_caller_go_on(self) -> None:
@@ -442,8 +442,8 @@ class TestAccount:
         waiting = threading.Thread(target=self._note, args=(account, 90, "other", order), daemon=True)
         thread = threading.Thread(target=nested, daemon=True)
         thread.start()
-        thread.join(5)
-        waiting.join(5)
+        thread.join(60)
+        waiting.join(60)
         assert order == ["inner", "outer", "other"]
         assert account.taken == 0
 
@@ -458,7 +458,7 @@ class TestAccount:
         sizes: list[tuple[int, int]] = []
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
-        thread.join(5)
+        thread.join(60)
         assert sizes == [(900, 900)]
         assert account_of_images() == 0
 

@@ -158,7 +158,7 @@ class Process:
         if self.alive:
             self._killed = True
             self.step()
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def wait(self) -> None:

@@ -297,12 +297,12 @@ class ServerDeployment(ClientDeployment):
     exact = True
 
     def __init__(self, url: str) -> None:
-        super().__init__(QdrantClient(url=url, check_compatibility=False, timeout=30))
+        super().__init__(QdrantClient(url=url, check_compatibility=False, timeout=60))
         self.url = url
         self.namespace = f"zsvec-test-{uuid.uuid4().hex[:12]}"
 
     def connect(self) -> Backend:
-        return connect([self.url], timeout=30)
+        return connect([self.url], timeout=60)
 
     def close(self) -> None:
         super().close()
@@ -367,7 +367,7 @@ def fast_folder() -> Iterator[Path]:
 
 def left_behind() -> list[threading.Thread]:
     """Threads of late requests, as soon as there are none, or else after a while."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while (found := [thread for thread in threading.enumerate() if thread.name == "zsvec-in-time"]) and (
         time.monotonic() < until
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import grpc
@@ -13,6 +13,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as protocol
 from qdrant_client.conversions.conversion import RestToGrpc
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from tests.qdrant import Node, wait_until
 from tests.search.support import assert_answers, searcher
@@ -21,6 +22,7 @@ from zsvec.store import Placement, Store, open_store
 from zsvec.store.schema import record_id
 from zsvec.store.server.replicas import Replicas
 
+BUSY = 20  # times as long as usual a few requests may take, beside the seconds that a quiet machine has for them
 STATE = {name: references(images=[name]) for name in ("lynx", "red panda", "wolf")}
 
 
@@ -31,9 +33,27 @@ def nodes(qdrant_cluster: list[Node]) -> Iterator[list[Node]]:
     for node in qdrant_cluster:
         if node.process.poll() is not None:
             node.restart()
-    with closing(QdrantClient(qdrant_cluster[0].url, check_compatibility=False, timeout=60)) as client:
-        for collection in client.get_collections().collections:
-            client.delete_collection(collection.name)
+        node.resume()
+        node.wait_until_ready()
+    wait_until(lambda: is_cleared(qdrant_cluster[0]), lambda: "\n".join(node.log() for node in qdrant_cluster))
+
+
+def is_cleared(node: Node) -> bool:
+    """Deletes all collections; returns whether that is done, which takes time after a node stood still."""
+    with closing(QdrantClient(node.url, check_compatibility=False, timeout=60)) as client:
+        try:
+            for collection in client.get_collections().collections:
+                client.delete_collection(collection.name)
+            return not client.get_collections().collections
+        except (UnexpectedResponse, ResponseHandlingException):
+            return False
+
+
+def seconds(act: Callable[[], object]) -> float:
+    """Returns how long an act takes."""
+    begun = time.monotonic()
+    act()
+    return time.monotonic() - begun
 
 
 @pytest.fixture
@@ -43,7 +63,7 @@ def namespace() -> str:
 
 def opened(nodes: list[Node], namespace: str, replicas: int | None = None) -> Store:
     urls = ",".join(node.url for node in nodes)
-    return open_store(urls, namespace=namespace, timeout=60, placement=Placement(replicas=replicas))
+    return open_store(urls, namespace=namespace, timeout=120, placement=Placement(replicas=replicas))
 
 
 def filled(nodes: list[Node], namespace: str, replicas: int | None = None) -> Store:
@@ -75,7 +95,7 @@ def test_what_a_store_is_made_with_is_what_it_has(nodes: list[Node], namespace: 
 def test_a_store_goes_on_without_any_one_node(nodes: list[Node], namespace: str, replicas: int, which: int) -> None:
     with filled(nodes, namespace, replicas) as store:
         reader = searcher(store, "numpy")
-        assert_answers(reader, STATE)
+        usual = seconds(lambda: assert_answers(reader, STATE))
         nodes[which].kill()
         begun = time.monotonic()
         add(store, "fox", ["fox"])
@@ -83,7 +103,7 @@ def test_a_store_goes_on_without_any_one_node(nodes: list[Node], namespace: str,
         state = {"fox": references(images=["fox"]), **{name: STATE[name] for name in ("lynx", "red panda")}}
         for way in (reader, searcher(store, "numpy"), searcher(store, "qdrant")):
             assert_answers(way, state)
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - begun < 30 + BUSY * usual
         nodes[which].restart()
         if replicas == 2:  # who comes back may answer its own readers from before, until it knows what it has missed
             wait_until(lambda: len({node.get("/cluster")["raft_info"]["commit"] for node in nodes}) == 1)
@@ -94,25 +114,22 @@ def test_a_store_goes_on_without_any_one_node(nodes: list[Node], namespace: str,
 
 def test_writes_do_not_wait_for_a_leader_that_is_lost(nodes: list[Node], namespace: str) -> None:
     with filled(nodes, namespace, 3) as store:
+        usual = seconds(lambda: add(store, "while all are there", ["1"]))
         max(nodes, key=peer).kill()
         add(store, "before it is known", ["1"])
-        begun = time.monotonic()
-        for number in range(5):
-            add(store, f"number {number}", ["1"])
-        assert time.monotonic() - begun < 10
-        assert len(store.categories()) == len(STATE) + 6
+        spent = sum(seconds(lambda: add(store, f"number {number}", ["1"])) for number in range(5))  # noqa: B023
+        assert spent < 10 + BUSY * usual
+        assert len(store.categories()) == len(STATE) + 7
 
 
 def test_a_node_that_is_paused_is_left_for_another(nodes: list[Node], namespace: str) -> None:
     with filled(nodes, namespace, 3) as store:
         reader = searcher(store, "numpy")
-        assert_answers(reader, STATE)
+        usual = max(seconds(lambda: assert_answers(reader, STATE)) for _ in range(2))
         nodes[0].pause()
         try:
-            begun = time.monotonic()
-            assert_answers(reader, STATE)
             # The cluster itself takes 9.4 s to notice a node that stands still, with each request that goes there.
-            assert time.monotonic() - begun < 30
+            assert seconds(lambda: assert_answers(reader, STATE)) < 30 + BUSY * usual
         finally:
             nodes[0].resume()
 

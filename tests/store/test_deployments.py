@@ -23,6 +23,8 @@ from zsvec.store import Store, open_store
 pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 
 KEY = "an-administrator-s-key-of-some-length"
+PATIENT = {"timeout": 120.0, "first_contact": 120.0}  # deadlines in seconds that are not reached
+AT_ONCE = 60.0  # seconds of a busy machine, and less than those
 
 
 def strict(server: ServerDeployment, **limits: Any) -> None:
@@ -155,10 +157,10 @@ def test_other_keys_are_refused_at_once(guarded: Node, key: str | None) -> None:
     begun = time.monotonic()
     with (
         pytest.raises(StoreUnavailableError, match="refuses this") as caught,
-        open_store(guarded.url, namespace="birds", api_key=key) as store,
+        open_store(guarded.url, namespace="birds", api_key=key, **PATIENT) as store,
     ):
         store.categories()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < AT_ONCE
     assert key is None or key not in str(caught.value)
 
 
@@ -218,16 +220,16 @@ def test_certificates_that_are_not_trusted_are_said_at_once(
 ) -> None:
     begun = time.monotonic()
     with pytest.raises(StoreUnavailableError, match=said):
-        open_store(change(private.url), namespace="birds", api_key=KEY)
-    assert time.monotonic() - begun < 2
+        open_store(change(private.url), namespace="birds", api_key=KEY, **PATIENT)
+    assert time.monotonic() - begun < AT_ONCE
     assert capfd.readouterr().err == ""
 
 
 def test_tls_where_there_is_none(server: ServerDeployment) -> None:
     begun = time.monotonic()
     with pytest.raises(StoreUnavailableError, match="in private"):
-        open_store(server.url.replace("http:", "https:"), namespace="birds")
-    assert time.monotonic() - begun < 2
+        open_store(server.url.replace("http:", "https:"), namespace="birds", **PATIENT)
+    assert time.monotonic() - begun < AT_ONCE
 
 
 # Check-ups
@@ -254,7 +256,7 @@ def test_a_check_up_of_a_server(server: ServerDeployment) -> None:
 def test_a_check_up_where_one_of_two_nodes_is_away(server: ServerDeployment) -> None:
     store = server.open()
     away = "http://127.0.0.1:9"
-    with open_store(f"{server.url},{away}", namespace=server.namespace, timeout=5) as both:
+    with open_store(f"{server.url},{away}", namespace=server.namespace, timeout=60) as both:
         found = {finding.what: finding for finding in both.check_up()}
     assert found[f"node {server.url}"].ok
     assert not found[f"node {away}"].ok

@@ -62,10 +62,10 @@ def test_a_filter_of_too_many_bytes_becomes_several(values: list[str], condition
 @pytest.fixture(params=["rest", "grpc"])
 def backend(request: pytest.FixtureRequest, server: ServerDeployment) -> Iterator[ServerBackend]:
     if request.param == "grpc":
-        found = connect([server.url], timeout=30)
+        found = connect([server.url], timeout=120)
     else:
-        client = QdrantClient(server.url, check_compatibility=False, timeout=30)
-        found = ServerBackend(Connection(server.url, 30, [Node(server.url, lambda *_: (client, False), 30)]))
+        client = QdrantClient(server.url, check_compatibility=False, timeout=120)
+        found = ServerBackend(Connection(server.url, 120, [Node(server.url, lambda *_: (client, False), 120)]))
     with closing(found):
         yield found
 
@@ -156,8 +156,10 @@ def test_as_many_ids_as_one_likes(server: ServerDeployment, backend: ServerBacke
 
 
 def test_a_point_that_is_too_large_for_a_server_is_an_error_of_ours(server: ServerDeployment) -> None:
-    client = QdrantClient(server.url, check_compatibility=False, timeout=30)
-    with closing(ServerBackend(Connection(server.url, 30, [Node(server.url, lambda *_: (client, False), 30)]))) as rest:
+    client = QdrantClient(server.url, check_compatibility=False, timeout=120)
+    with closing(
+        ServerBackend(Connection(server.url, 120, [Node(server.url, lambda *_: (client, False), 120)]))
+    ) as rest:
         name = collection(server, rest, 4)
         with pytest.raises(StoreError, match=r"JSON payload .* is larger than allowed"):
             rest.upsert(name, random_points(1, 4, [new_write_id()], text="x" * REST_TAKES))

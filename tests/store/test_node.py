@@ -25,7 +25,7 @@ from zsvec.store import open_store
 from zsvec.store.server.limits import answer_bytes
 from zsvec.store.server.node import Node
 
-ENOUGH = 10.0  # seconds, also where the machine is busy
+ENOUGH = 60.0  # seconds, also where the machine is busy
 VERSION = "1.18.3"
 
 
@@ -224,7 +224,7 @@ def test_what_drips_is_left_when_nobody_waits_for_it(
     for _ in range(before):
         node.ask(version, left=ENOUGH)
     with pytest.raises(LateError):
-        node.ask(drips, left=0.2)
+        node.ask(drips, left=0.2 if before else 5)  # seconds, of which a busy machine takes some to connect
     assert server.connections == 1
     assert not left_behind()
     assert clients[0].closed.is_set()

@@ -262,23 +262,23 @@ def test_forked_process_is_refused_and_does_not_hang(deployment: Deployment, bus
 
     def pause(*_: Any) -> None:
         writing.set()
-        assert forked.wait(30)
+        assert forked.wait(60)
 
     backend.hooks["commit"] = pause
     writer = threading.Thread(target=add, args=(store, "fox", ["a"]))
     if busy:
         writer.start()
-        assert writing.wait(30)
+        assert writing.wait(60)
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=use_in_child, args=(store, sender))
     child.start()
     forked.set()
-    child.join(10)
+    child.join(60)
     hung = child.is_alive()
     child.kill()
     child.join()
     if busy:
-        writer.join(30)
+        writer.join(60)
 
     assert not hung
     assert child.exitcode == 0

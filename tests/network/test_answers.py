@@ -92,6 +92,7 @@ def test_an_answer_of_small_parts_takes_no_more_memory() -> None:
 @pytest.mark.parametrize(
     ("encoding", "body"),
     [("br", b"x"), ("zstd", b"x"), ("gzip, gzip", gzip.compress(gzip.compress(TEXT))), ("gzip", TEXT)],
+    ids=["brotli", "zstandard", "twice", "text"],  # the bytes of gzip tell the time, and names of tests must not
 )
 def test_an_answer_that_cannot_be_unpacked_is_refused(encoding: str, body: bytes) -> None:
     with scripted(answering(body, content_encoding=encoding)) as server, client() as asking:

@@ -465,7 +465,7 @@ ARGUMENTS = [
     argument("top_k fraction", classify(top_k=2.5), f"top_k {COUNT} 2.5"),
     argument("top_k words", classify(top_k="five"), f"top_k {COUNT} 'five'"),
     argument("errors", classify(errors="ignore"), "errors must be 'raise' or 'report'. Got 'ignore'"),
-    argument("zero batch", stream([KNOWN], batch_size=0), f"batch_size {COUNT} 0"),
+    argument("zero batch", stream([KNOWN], batch_size=0), "batch_size must be a whole number from 1 to 4,096. Got 0"),
     argument("stream of a path", stream("photo.jpg"), "of images. Got 'photo.jpg'"),
     argument("stream of a file", stream(io.BytesIO(b"")), "of images. Got <_io.BytesIO"),
     argument("stream of None", stream(None), "of images. Got None"),

@@ -18,7 +18,7 @@ from zsvec.classifier import Classifier
 from zsvec.config import Settings, load_settings
 from zsvec.errors import EncoderError, InvalidInputError
 from zsvec.evaluation.datasets import DATASETS
-from zsvec.evaluation.evaluate import evaluate
+from zsvec.evaluation.evaluate import evaluate, labelled_images_of
 from zsvec.inputs.categories import CategoryInput, ReferenceImage
 from zsvec.testing import HashEncoder
 from zsvec.trust import distrust, trust
@@ -244,6 +244,36 @@ def test_choices(clf: Classifier, call: Callable[[Classifier, Any], object], giv
 def test_images_that_cannot_be_iterated(clf: Classifier, call: Callable[[Classifier, Any], object], given: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"^images must be "):
         call(clf, given)
+
+
+@pytest.mark.parametrize("given", [np.array(3), np.array(None, dtype=object), b"ab", "ab", np.int64(3), str, 3])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("hashes", lambda clf, value: clf.inbox.dismiss(value)),
+        ("texts", lambda clf, value: clf.add_category("b", texts=value)),
+        ("labelled", lambda clf, value: clf.calibrate(labelled=value)),
+        ("categories", lambda clf, value: clf.add_categories(value)),
+        ("categories", lambda clf, value: clf.generation.plan(value)),
+        ("encoders", lambda clf, value: zsvec.open(":memory:", encoders=value)),
+        ("labels", lambda clf, value: evaluate(clf, [], value)),
+        ("categories", lambda clf, value: labelled_images_of(value)),
+    ],
+)
+def test_lists(clf: Classifier, name: str, call: Callable[[Classifier, Any], object], given: Any) -> None:
+    if name == "hashes" and given == "ab":
+        return
+    with pytest.raises(InvalidInputError, match=f"^{name} must be "):
+        call(clf, given)
+
+
+@pytest.mark.parametrize("name", ["on_error", "on_commit"])
+@pytest.mark.parametrize("given", [3, "ab", [], np.ones(3), True])
+def test_callbacks_are_checked_before_anything_is_written(clf: Classifier, name: str, given: Any) -> None:
+    images = [encode(photo(2)), "no file"] if name == "on_error" else [encode(photo(2))]
+    with pytest.raises(InvalidInputError, match=f"^{name} must be a function"):
+        clf.add_categories([CategoryInput(name="b", images=images)], **{name: given})
+    assert [category.name for category in clf.categories()] == ["a"]
 
 
 RETURNED: dict[str, Callable[[int], Any]] = {

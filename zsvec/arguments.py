@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Literal, TypeVar, get_args
 
@@ -14,11 +14,12 @@ from numpy.typing import ArrayLike
 from zsvec.embedding import Vectors
 from zsvec.encoders.spec import LARGEST_BATCH
 from zsvec.errors import InvalidInputError, shown
-from zsvec.inputs.categories import checked_vectors
+from zsvec.inputs.categories import checked_vectors, is_several
 from zsvec.types import Fingerprint, Keep
 
 Errors = Literal["raise", "report"]
 Choice = TypeVar("Choice", bound=str)
+Callback = TypeVar("Callback", bound=Callable[..., object])
 
 _HASH = re.compile("[0-9A-Za-z]{1,64}")
 
@@ -52,6 +53,13 @@ def checked_choice(name: str, value: object, choices: tuple[Choice, ...]) -> Cho
     raise InvalidInputError(f"{name} must be {', '.join(others)} or {last}. Got {shown(value)} instead")
 
 
+def checked_callback(name: str, value: Callback | None) -> Callback | None:
+    """Returns a function or ``None``; raises InvalidInputError for anything else."""
+    if value is None or callable(value):
+        return value
+    raise InvalidInputError(f"{name} must be a function or None. Got {shown(value)} instead")
+
+
 def checked_keep(value: object) -> Keep:
     """Returns which images wait in the inbox; raises InvalidInputError for anything else."""
     return checked_choice("keep", value, get_args(Keep))
@@ -79,12 +87,8 @@ def checked_hashes(hashes: object) -> frozenset[str]:
     """
     if isinstance(hashes, str):
         return frozenset([_checked_hash("hashes", hashes, hashes)])
-    if isinstance(hashes, bytes | Mapping) or not isinstance(hashes, Collection | Iterator):
-        raise _no_hash("hashes", hashes)
-    try:
-        found = frozenset(_checked_hash("hashes", one, hashes) for one in hashes)
-    except TypeError as exc:  # an array without a dimension
-        raise _no_hash("hashes", hashes) from exc
+    several = is_several(hashes) and not isinstance(hashes, Mapping)
+    found = frozenset(_checked_hash("hashes", one, hashes) for one in hashes) if several else frozenset()
     if not found:
         raise _no_hash("hashes", hashes)
     return found

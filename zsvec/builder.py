@@ -30,6 +30,7 @@ from zsvec.inputs.categories import (
     checked_category,
     checked_group,
     checked_vectors,
+    is_several,
 )
 from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageLimits, LoadedImage, content_hash, reading, source_of, taken
@@ -259,7 +260,7 @@ class Builder:
         self, categories: Iterable[CategoryInput], *, replace: bool, create: bool
     ) -> Iterator[_Draft | _Image | tuple[_Draft, ReferenceImage]]:
         """Each image with its draft, taken before its source goes on. A draft after its last image is complete."""
-        if not isinstance(categories, Iterable):
+        if not is_several(categories):
             raise InvalidInputError(f"categories must be a list of CategoryInput. Got {shown(categories)} instead")
         seen = set()
         for given in categories:

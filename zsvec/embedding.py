@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, shown
 from zsvec.flow import Flow
-from zsvec.inputs.categories import checked_name
+from zsvec.inputs.categories import checked_name, is_several
 from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
 from zsvec.inputs.memory import DEFAULT
@@ -245,7 +245,7 @@ class Embedder:
 
 
 def _labelled(labelled: object) -> tuple[list[str], list[ImageInput]]:
-    pairs = list(labelled) if isinstance(labelled, Iterable) and not isinstance(labelled, str | bytes) else []
+    pairs = list(labelled) if is_several(labelled) else []
     if not pairs or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
         raise InvalidInputError(
             f"labelled must be pairs of an image and the name of its category, at least one. "

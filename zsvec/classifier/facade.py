@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from numpy.typing import ArrayLike
 from PIL.Image import Image
 
-from zsvec.arguments import Errors, checked_batch_size, checked_hash
+from zsvec.arguments import Errors, checked_batch_size, checked_callback, checked_hash
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
 from zsvec.classifier.alone import Alone
@@ -159,12 +159,12 @@ class Classifier:
         Raises:
             ZSVecError: As `add_category`. What was committed before stays.
         """
-        committed = []
+        committed, refuse = [], checked_callback("on_error", on_error)
+        notify = checked_callback("on_commit", on_commit) or (lambda category: None)
         with self._calibrator.renewing(), self.store.one_change("replace" if replace else "add"):
-            for category in self._builder().build(categories, replace=replace, on_error=on_error):
+            for category in self._builder().build(categories, replace=replace, on_error=refuse):
                 committed.append(category)
-                if on_commit is not None:
-                    on_commit(category)
+                notify(category)
         return committed
 
     def remove_category(self, name: str) -> None:

@@ -12,6 +12,7 @@ from zsvec.encoders.base import Encoder, Vectors, batches
 from zsvec.encoders.shared_batches import SharedBatches
 from zsvec.encoders.spec import Device
 from zsvec.errors import InvalidInputError, shown
+from zsvec.inputs.categories import is_several
 from zsvec.types import Fingerprint
 
 
@@ -45,7 +46,7 @@ class EncoderSet:
         device: Device = "cpu",
         on_torch: bool = False,
     ) -> None:
-        if not isinstance(encoders, Iterable):
+        if not is_several(encoders):
             raise InvalidInputError(f"encoders must be a list of encoders. Got {shown(encoders)} instead")
         self._encoders: dict[str, Encoder] = {}
         for encoder in encoders:

@@ -14,10 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.classifier import Classifier
-from zsvec.errors import InvalidInputError, StoreError
+from zsvec.errors import InvalidInputError, StoreError, shown
 from zsvec.evaluation.by_category import CategoryScore, by_category, confusion, mean_score
 from zsvec.evaluation.metrics import blind_auroc, calibration_floor
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_images, checked_name
+from zsvec.inputs.categories import (
+    CategoryInput,
+    ReferenceImage,
+    checked_category,
+    checked_images,
+    checked_name,
+    is_several,
+)
 from zsvec.inputs.folders import OnOutside, find_images, refused
 from zsvec.inputs.images import ImageInput
 from zsvec.method.fit import expected_calibration_error
@@ -209,9 +216,11 @@ def labelled_images_of(categories: Iterable[CategoryInput]) -> list[tuple[ImageI
     Raises:
         InvalidInputError: There is no image.
     """
+    if not is_several(categories):
+        raise InvalidInputError(f"categories must be a list of CategoryInput. Got {shown(categories)} instead")
     found = [
         (given.image if isinstance(given, ReferenceImage) else given, category.name)
-        for category in categories
+        for category in map(checked_category, categories)
         for given in category.images
     ]
     if not found:
@@ -235,10 +244,10 @@ def check_labels(categories: Collection[str], labels: Iterable[str], *, images: 
     if not categories:
         raise StoreError(f"{location} has no category yet: add one with `zsvec add` or `zsvec import`")
     if missing := sorted(set(labels) - set(categories)):
-        shown = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
+        some = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
         raise InvalidInputError(
             f"{len(missing)} of the labels in {images} {'is' if len(missing) == 1 else 'are'} no category of "
-            f"{location}: {shown}; add them, or use the names that `zsvec list` shows"
+            f"{location}: {some}; add them, or use the names that `zsvec list` shows"
         )
 
 
@@ -271,6 +280,8 @@ def evaluate(
             the store.
     """
     images, strangers = _sequence(images), _sequence(unknown)
+    if not is_several(labels):
+        raise InvalidInputError(f"labels must be a list of category names. Got {shown(labels)} instead")
     names = [checked_name(label) for label in labels]
     if len(names) != len(images) or not names:
         raise InvalidInputError(f"give one or more images, and a label for each. Got {len(images)} and {len(names)}")

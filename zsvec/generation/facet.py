@@ -15,7 +15,7 @@ from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Plan, StoredCategory, make_plan
 from zsvec.generation.synthesis import Generated, store_images
-from zsvec.inputs.categories import as_words, checked_name
+from zsvec.inputs.categories import as_words, checked_name, is_several
 from zsvec.method.confusions import Confusions, confusions
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
@@ -148,7 +148,7 @@ class Generation:
 
 
 def _names(categories: object) -> Iterable[Any]:
-    if isinstance(categories, str) or not isinstance(categories, Iterable):
+    if not is_several(categories):
         raise InvalidInputError(f"categories must be a list of names. Got {shown(categories)} instead")
     return categories
 

@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,6 +65,12 @@ class CategoryInput:
     images: Iterable[ImageInput | ReferenceImage] = ()
     vectors: Mapping[str, ArrayLike] = field(default_factory=dict)
     metadata: Mapping[str, Any] | None = None
+
+
+def is_several(value: object) -> TypeGuard[Iterable[Any]]:
+    """Returns whether a value can be iterated and is neither one text nor one number of numpy."""
+    one = isinstance(value, str | bytes | bytearray | np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
+    return not one and isinstance(value, Iterable)
 
 
 def checked_category(category: object) -> CategoryInput:
@@ -142,7 +148,7 @@ def checked_texts(texts: object) -> list[str]:
     Raises:
         InvalidInputError: They are one str, no iterable, or one of them cannot be used.
     """
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    if not is_several(texts):
         raise InvalidInputError(f"texts must be a list of str. Got {shown(texts)} instead")
     return [checked_text(text) for text in texts]
 

@@ -137,11 +137,14 @@ def test_a_key_is_kept_where_no_script_and_no_other_page_gets_at_it(colours: Cla
         assert client.get("/").headers["location"] == "/login"
 
 
-def test_a_script_that_logs_in_is_told_so_and_goes_there_itself(colours: Classifier) -> None:
+def test_a_link_with_a_key_is_confirmed_where_keys_are_asked_for(colours: Classifier, anybody: TestClient) -> None:
+    assert not page_of(anybody.get("/")).all("dialog", id="sign-in")
     with visitor(colours, "write") as client:
-        answer = client.post("/login", data={"key": SECRETS["read"]}, headers=PART)
-        assert answer.status_code == 204
-        assert SECRETS["read"] in client.cookies.values()
+        for path in PAGES:
+            page = page_of(client.get(path))
+            assert page.all("dialog", id="sign-in")
+            assert page.all("form", method="post", action="/login")
+            assert page.all("input", type="hidden", name="key", value="")
 
 
 def test_the_key_is_in_no_log(colours: Classifier, caplog: pytest.LogCaptureFixture) -> None:

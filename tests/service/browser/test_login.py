@@ -1,4 +1,4 @@
-"""Keys in a browser: the address with a key logs in, and nothing that anybody reads has it."""
+"""Keys in a browser: a link with a key asks before it signs in, and nothing that anybody reads has the key."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from playwright.sync_api import expect
 pytestmark = [needs_a_browser, needs_photos]
 
 
-def test_the_address_with_a_key_logs_in_and_no_log_and_no_request_has_it(opened: Opened, service: Service) -> None:
+ASKED = "Sign in with the key from this link?"
+
+
+def test_the_address_with_a_key_signs_in_by_one_click_and_no_log_and_no_request_has_it(
+    opened: Opened, service: Service
+) -> None:
     page = opened("/login", stranger=True)
     asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: asked.append(f"{request.method} {request.url}"))
     page.goto(f"/#key={SECRETS['write']}")
+    expect(page.get_by_role("dialog", name=ASKED)).to_be_visible()
+    expect(page).to_have_url(f"{service.address}login")
+    assert not [request for request in asked if request.startswith("POST")]
+    page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("link", name="Categories")).to_be_visible()
     expect(page).to_have_url(service.address)
     assert page.evaluate("document.cookie") == ""
@@ -25,25 +34,55 @@ def test_the_address_with_a_key_logs_in_and_no_log_and_no_request_has_it(opened:
     assert not [address for address in asked if SECRETS["write"] in address]
     page.reload()
     expect(page.get_by_text("write", exact=True)).to_be_visible()
-    page.get_by_role("button", name="Log out").click()
-    expect(page.get_by_label("Key")).to_be_focused()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("Key", exact=True)).to_be_focused()
     page.goto("/categories")
-    expect(page.get_by_label("Key")).to_be_visible()
+    expect(page.get_by_label("Key", exact=True)).to_be_visible()
     assert SECRETS["write"] not in service.log.read_text()
+
+
+@pytest.mark.parametrize("how", ["button", "escape"])
+def test_a_link_with_another_key_changes_nothing_before_it_is_confirmed(opened: Opened, how: str) -> None:
+    """Else the sender of a link would see, under a key of theirs, what the reader classifies and teaches."""
+    page = opened("/categories")
+    expect(page.get_by_text("write", exact=True)).to_be_visible()
+    page.goto(f"/#key={SECRETS['read']}")
+    dialog = page.get_by_role("dialog", name=ASKED)
+    expect(dialog).to_contain_text("This browser has the key “write”")
+    expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
+    if how == "button":
+        page.keyboard.press("Enter")
+    else:
+        page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    assert page.locator("#sign-in-key").input_value() == ""
+    page.reload()
+    expect(page.get_by_text("write", exact=True)).to_be_visible()
+    page.goto(f"/#key={SECRETS['read']}")
+    page.get_by_role("dialog", name=ASKED).get_by_role("button", name="Sign in").click()
+    expect(page.get_by_text("read", exact=True)).to_be_visible()
+
+
+def test_a_link_that_is_opened_on_an_open_page_asks_too(opened: Opened, service: Service) -> None:
+    page = opened("/login", stranger=True)
+    page.evaluate(f"location.hash = 'key={SECRETS['write']}'")
+    expect(page.get_by_role("dialog", name=ASKED)).to_be_visible()
+    expect(page).to_have_url(f"{service.address}login")
 
 
 def test_a_wrong_key_is_said(opened: Opened) -> None:
     page = opened("/#key=wrong-0123456789abcdef", stranger=True)
-    expect(page.locator("#toasts")).to_contain_text("This is no key of this service")
-    page.get_by_label("Key").fill("another-0123456789abcdef")
-    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("This is no key of this service")
+    page.get_by_label("Key", exact=True).fill("another-0123456789abcdef")
+    page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("alert")).to_contain_text("This is no key of this service")
     opened.forget_refusals()
 
 
 def test_a_key_that_may_read_classifies_and_is_offered_no_change(opened: Opened) -> None:
     page = opened("/login", stranger=True)
-    page.get_by_label("Key").fill(SECRETS["read"])
+    page.get_by_label("Key", exact=True).fill(SECRETS["read"])
     with page.expect_navigation():
         page.keyboard.press("Enter")
     page.set_input_files("#chosen", str(photo_of("ketch")))
@@ -56,11 +95,11 @@ def test_a_key_that_may_read_classifies_and_is_offered_no_change(opened: Opened)
 
 def test_a_key_that_is_taken_away_leads_to_the_login(opened: Opened) -> None:
     page = opened("/login", stranger=True)
-    page.get_by_label("Key").fill(SECRETS["write"])
+    page.get_by_label("Key", exact=True).fill(SECRETS["write"])
     with page.expect_navigation():
         page.keyboard.press("Enter")
     expect(page.locator("#chosen")).to_be_attached()
     page.context.clear_cookies()
     page.set_input_files("#chosen", str(photo_of("ketch")))
-    expect(page.get_by_label("Key")).to_be_visible()
+    expect(page.get_by_label("Key", exact=True)).to_be_visible()
     opened.forget_refusals()

@@ -7,7 +7,7 @@ from starlette.responses import RedirectResponse, Response
 
 from zsvec.service.guard import COOKIE, LOGIN, is_encrypted
 from zsvec.service.keys import Keys
-from zsvec.service.pages.rendering import is_part, render
+from zsvec.service.pages.rendering import render
 from zsvec.service.uploads import sent_form
 
 router = APIRouter()
@@ -30,8 +30,7 @@ async def login(request: Request) -> Response:
     given = fields.get("key", [""])[0].strip()
     if keys and keys.find(given) is None:
         return render(request, "login.html", 401, wrong=True)
-    # A script cannot see a redirection, and goes there itself.
-    response = Response(status_code=204) if is_part(request) else RedirectResponse("/", 303)
+    response = RedirectResponse("/", 303)
     if keys:
         response.set_cookie(
             COOKIE, given, max_age=_KEPT, path="/", secure=is_encrypted(request), httponly=True, samesite="strict"

@@ -97,13 +97,14 @@ def render(
         template: Name of the file in ``templates``.
         status: Of the answer.
         headers: Of the answer.
-        values: Of the template, beside `may_change`, the key and the tabs.
+        values: Of the template, beside `may_change`, the keys and the tabs.
     """
     key: Key | None = request.state.key
     tabs = [tab for tab in _TABS if may_change(request) or tab[0] not in FOR_WRITERS]
     common = {
         "may_change": may_change(request),
         "key_name": key.name if key else None,
+        "keys": bool(request.app.state.keys),
         "tabs": tabs,
         "tab": None,
     }

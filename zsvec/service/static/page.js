@@ -6,17 +6,21 @@ const busyText = document.getElementById("busy-text");
 const MOST_TOASTS = 3;
 const AWAY = ["The service cannot be reached.", "Look whether it runs and whether you are online, then try again."];
 
-// A key in the address is taken over at once, and is gone from it before anything else is loaded or said.
-const given = new URLSearchParams(location.hash.slice(1)).get("key");
-if (given !== null) {
-  history.replaceState(null, "", location.pathname);
-  fetch("/login", { method: "POST", headers: { "HX-Request": "true" }, body: new URLSearchParams({ key: given }) })
-    .then((answer) => {
-      if (answer.ok) location.replace("/");
-      else sayProblem("This is no key of this service.", "Look whether all of the address was copied.");
-    })
-    .catch(() => sayProblem(...AWAY));
+// A key in the address is gone from it before anything else is loaded or said, and counts once it is confirmed: the
+// sender of a link could see what is done under a key of theirs.
+function takeKey() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("key");
+  if (given === null) return;
+  history.replaceState(null, "", location.pathname + location.search);
+  const dialog = document.getElementById("sign-in");
+  if (!dialog) return; // this service asks for no key
+  const field = document.getElementById("sign-in-key");
+  field.value = given;
+  dialog.addEventListener("close", () => (field.value = ""), { once: true });
+  if (!dialog.open) open(dialog);
 }
+addEventListener("hashchange", takeKey);
+takeKey();
 
 // What is going on, in words; of several things at once, the newest.
 const going = new Map();

@@ -13,6 +13,7 @@ from typing import cast
 
 import pytest
 
+from tests.forking import say
 from tests.store.material import FINGERPRINTS, add, sources
 from tests.store.support import fast_folder
 from zsvec.errors import ZSVecError
@@ -96,24 +97,34 @@ def test_no_file_elsewhere_is_written(folder: Path, victim: Path, name: str, suf
     assert not victim.with_name("nothing").exists()
 
 
+def use_with_pipes(folder: Path) -> None:
+    """Use a store with a pipe in the place of one file after the other, and print the errors of each."""
+    aside = folder.with_name("aside")
+    for name in [*HIDDEN, *CHECKSUMS, *OTHERS]:
+        parent, _, last = name.rpartition("/")
+        [place] = folder.glob(parent) if parent else [folder]
+        path = place / last
+        if there := path.exists():
+            path.rename(aside)
+        os.mkfifo(path)
+        say(f"{name}\t{json.dumps([str(path), use(folder)])}")
+        path.unlink()
+        if there:
+            aside.rename(path)
+
+
 @pytest.mark.parametrize("checked", [True, False])
 def test_a_pipe_is_never_waited_for(folder: Path, checked: bool) -> None:
     """In a process of its own, which can be ended."""
     if not checked:
         for checksums in folder.glob("*/checksums.json"):
             checksums.unlink()
-    names, copies = [*HIDDEN, *CHECKSUMS, *OTHERS], []
-    for number, name in enumerate(names):
-        copies.append(shutil.copytree(folder, folder.with_name(f"{number}")))
-        parent, _, last = name.rpartition("/")
-        [place] = copies[-1].glob(parent) if parent else [copies[-1]]
-        put(place / last, os.mkfifo)
-    imports = "import sys; from tests.store.test_hostile_folder import *"
-    user = f"{imports}; print('\\0'.join(use(Path(folder)) for folder in sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", user, *copies], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    user = "import sys; from tests.store.test_hostile_folder import *; use_with_pipes(Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", user, folder], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    for name, copy, errors in zip(names, copies, done.stdout.split("\0"), strict=True):
-        assert name.startswith(".") or str(copy / name.partition("/")[0]) in errors, name
+    found = {name: json.loads(said) for name, said in (line.split("\t") for line in done.stdout.splitlines())}
+    assert found.keys() == {*HIDDEN, *CHECKSUMS, *OTHERS}
+    assert [name for name, (path, errors) in found.items() if path not in errors and not name.startswith(".")] == []
 
 
 def test_a_link_to_a_folder_is_refused(folder: Path) -> None:

@@ -117,7 +117,7 @@ class Checksums:
         try:
             with open_regular(self._file, follow_links=False) as file:
                 content = file.read(_MAX_SIZE + 1)
-            recorded = json.loads(content) if content else {}
+            recorded = json.loads(content or b"{}") if len(content) <= _MAX_SIZE else None
         except FileNotFoundError:
             return None
         except (ValueError, RecursionError):

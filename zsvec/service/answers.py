@@ -1,7 +1,7 @@
-"""Backpressure for answers: large ones go out in parts, and those that clients have yet to take have a budget.
+"""Backpressure for answers: large answers go out in parts, and unread large answers have a budget.
 
-A server writes an answer that comes in one piece to its buffer in one piece, so that it waits for no client. Parts make
-it wait. `zsvec.service.server` disconnects clients that do not take a part in time.
+A server buffers each piece of an answer whole, and waits for the client only before the next piece. Parts bound that
+buffer. `zsvec.service.server` disconnects clients that do not take a part in time.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class _Pending:
 
 
 class Answers:
-    """Sends large answers in parts. While there are too many, the connection of the oldest one is ended.
+    """Sends large answers in parts. Beyond the budget, the connection of the oldest large answer is aborted.
 
-    The newest is sent, so that clients that do not read keep nobody from an answer.
+    The newest answer is always sent: clients that do not read shut no other client out.
 
     Args:
         app: What answers.

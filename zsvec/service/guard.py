@@ -2,11 +2,11 @@
 
 A request is refused where it
 
-- has a body whose length is said in two ways, of which a proxy may believe the other (request smuggling);
+- gives the length of its body twice, so that a proxy may read another length (request smuggling);
 - names a host that is not this machine, while no key is asked for: a page elsewhere could have had its own name point
   here (DNS rebinding); or names two;
-- comes by a proxy, as far as that can be told, while no key is asked for: it may be anybody's. Whether the service is
-  alive is said to proxies too, for some probes speak HTTP/1.0;
+- bears the mark of a reverse proxy, while no key is asked for: any client may be behind a proxy. Health checks are
+  answered all the same, for some probes speak HTTP/1.0;
 - comes from a page of another origin, whatever key the browser has for us. Browsers say so, by ``Sec-Fetch-Site`` or by
   ``Origin``; a request that changes something and has a cookie must have one of them;
 - has no key, where there are keys, but for what is open to all: the page that asks for a key, its files, and whether
@@ -115,7 +115,7 @@ class Guard:
 
 
 def _mark_of_a_proxy(scope: Scope, headers: Headers) -> str | None:
-    """What only proxies send; `None` if there is nothing. One that speaks HTTP/1.1 and adds no header has no mark."""
+    """Returns a mark that only proxies leave, if there is one. Proxies with HTTP/1.1 and no header leave none."""
     if scope["http_version"] == "1.0":
         return "HTTP/1.0"
     return next((f"the header {name!r}" for name in headers if _OF_PROXIES.fullmatch(name)), None)

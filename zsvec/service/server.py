@@ -79,12 +79,12 @@ class _Connection(H11Protocol):
             self._forget()
 
     def pause_writing(self) -> None:
-        """Wait for the client to read."""
+        """Starts the time-out of a client that has not read everything."""
         super().pause_writing()
         self._unread = self.loop.call_later(WRITE_TIMEOUT_S, self._give_up)
 
     def resume_writing(self) -> None:
-        """Go on: the client has read."""
+        """Ends the time-out: the client has read everything."""
         super().resume_writing()
         self._stop_waiting()
 
@@ -95,9 +95,9 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _make_room(self) -> None:
-        """End the connection that is the oldest of those whose last request had no key.
+        """Aborts the oldest connection whose last request had no key.
 
-        A client with a key is known as soon as its request is there: new connections have the longest time for that.
+        New connections keep their place longest, so that a client with a key has time to show the key.
         """
         strangers = [one for one in self.connections if isinstance(one, _Connection) and not one._has_key()]
         stranger = min(strangers, key=lambda one: one._since)

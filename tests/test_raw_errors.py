@@ -18,8 +18,12 @@ from zsvec.classifier import Classifier
 from zsvec.config import Settings, load_settings
 from zsvec.errors import EncoderError, InvalidInputError
 from zsvec.evaluation.datasets import DATASETS
-from zsvec.evaluation.evaluate import evaluate, labelled_images_of
+from zsvec.evaluation.evaluate import evaluate, labelled_images, labelled_images_of
 from zsvec.inputs.categories import CategoryInput, ReferenceImage
+from zsvec.inputs.coco import from_coco
+from zsvec.inputs.folders import find_images, read_categories
+from zsvec.inputs.tables import from_csv
+from zsvec.inputs.watch import Watch
 from zsvec.testing import HashEncoder
 from zsvec.trust import distrust, trust
 from zsvec.types import Prediction
@@ -270,10 +274,54 @@ def test_lists(clf: Classifier, name: str, call: Callable[[Classifier, Any], obj
 @pytest.mark.parametrize("name", ["on_error", "on_commit"])
 @pytest.mark.parametrize("given", [3, "ab", [], np.ones(3), True])
 def test_callbacks_are_checked_before_anything_is_written(clf: Classifier, name: str, given: Any) -> None:
-    images = [encode(photo(2)), "no file"] if name == "on_error" else [encode(photo(2))]
+    images: list[Any] = [encode(photo(2)), "no file"] if name == "on_error" else [encode(photo(2))]
     with pytest.raises(InvalidInputError, match=f"^{name} must be a function"):
         clf.add_categories([CategoryInput(name="b", images=images)], **{name: given})
     assert [category.name for category in clf.categories()] == ["a"]
+
+
+PATHS: dict[str, Any] = {
+    name: value for name, value in ODD.items() if name not in ("empty text", "text that is too long")
+} | {"zero byte": "a\0b"}
+
+
+@pytest.mark.parametrize("given", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda clf, path: find_images(path),
+        lambda clf, path: read_categories(path),
+        lambda clf, path: labelled_images(path),
+        lambda clf, path: from_csv(path),
+        lambda clf, path: from_csv("some.csv", path),
+        lambda clf, path: from_coco(path),
+        lambda clf, path: Watch(path),
+        lambda clf, path: clf.generation.plan(["a"], folder=path),
+    ],
+)
+def test_paths(clf: Classifier, call: Callable[[Classifier, Any], object], given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^(folder|file|images) must be a path\. Got ") as raised:
+        call(clf, given)
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("given", [3, "ab", [], {}, np.ones(3), object(), True])
+def test_plans_and_budgets(clf: Classifier, given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^budget must be a Budget"):
+        clf.generation.plan(["a"], budget=given)
+    with pytest.raises(InvalidInputError, match=r"^plan must be a Plan"):
+        clf.generation.run(given)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "top_m", "timeout", "history", "device", "fusion", "store", "profile"])
+@pytest.mark.parametrize("given", ["number that is too long", "text that is too long", "surrogate", "list without end"])
+def test_settings_of_another_kind(name: str, given: str) -> None:
+    if (name, given) in (("top_m", "number that is too long"), ("history", "text that is too long")):
+        return  # these are numbers
+    with pytest.raises(InvalidInputError) as raised:
+        zsvec.open(**{"store": ":memory:", name: ODD[given]}).close()
+    assert name in str(raised.value)
+    assert len(str(raised.value)) < 500
 
 
 RETURNED: dict[str, Callable[[int], Any]] = {

@@ -87,8 +87,9 @@ def checked_hashes(hashes: object) -> frozenset[str]:
     """
     if isinstance(hashes, str):
         return frozenset([_checked_hash("hashes", hashes, hashes)])
-    several = is_several(hashes) and not isinstance(hashes, Mapping)
-    found = frozenset(_checked_hash("hashes", one, hashes) for one in hashes) if several else frozenset()
+    if not is_several(hashes) or isinstance(hashes, Mapping):
+        raise _no_hash("hashes", hashes)
+    found = frozenset(_checked_hash("hashes", one, hashes) for one in hashes)
     if not found:
         raise _no_hash("hashes", hashes)
     return found

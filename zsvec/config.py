@@ -29,7 +29,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from zsvec.encoders.spec import LARGEST_BATCH, Device, Dtype, EncoderSpec, RuntimeName, Temperature
-from zsvec.errors import InvalidInputError, without_password
+from zsvec.errors import InvalidInputError, shown, without_password
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.profiles import PROFILES, Profile, encoders_of, other_profile
@@ -361,5 +361,5 @@ def _problem(error: ErrorDetails) -> str:
     given = error["input"]
     plain = isinstance(given, int | float) or (isinstance(given, str) and "@" not in given)  # name:password@host
     hidden = "api_key" in error["loc"] or error["type"] == "model_type" or not plain
-    value = "" if hidden else f" (got {given!r})"
+    value = "" if hidden else f" (got {shown(given)})"
     return f"{name}: {error['msg'].removeprefix('Value error, ')}{value}"

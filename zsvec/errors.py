@@ -34,6 +34,10 @@ _USER_INFO = re.compile(
 )
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 100  # characters
+
+
 def without_password(text: str) -> str:
     """A text whose URLs do not say who logs in, and by which password.
 
@@ -47,7 +51,7 @@ def without_password(text: str) -> str:
 def shown(value: object) -> str:
     """Returns a short representation of any value, for a message."""
     try:
-        return reprlib.repr(value)
+        return _SHORT.repr(value)
     except Exception:  # noqa: BLE001 - an int with too many digits for Python, or an object that raises anything
         return f"a value of type {type(value).__name__}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, shown
 from zsvec.trust import names_folder
 from zsvec.types import Fingerprint
 
@@ -101,8 +101,8 @@ def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> 
         folder = Path(profile)
         return ExportedFolder(folder if profile.startswith("~") else within / folder).specs()
     raise InvalidInputError(
-        f"no profile is named {profile!r}; choose one of {', '.join(sorted(profiles))}, define it in zsvec.toml under "
-        "[profiles], or give a folder of exported encoders, such as ./encoders"
+        f"no profile is named {shown(profile)}; choose one of {', '.join(sorted(profiles))}, define it in zsvec.toml "
+        "under [profiles], or give a folder of exported encoders, such as ./encoders"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, shown
 
 ROUNDING = 1e-9
 """Dollars by which a sum of costs may exceed a budget."""
@@ -27,7 +27,7 @@ class Budget:
         for name, kind, wanted in (("images", int, "a whole number"), ("dollars", int | float, "a number")):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, kind) and 0 <= value < math.inf):
-                raise InvalidInputError(f"a budget of {name} must be {wanted} from 0 up. Got {value!r} instead")
+                raise InvalidInputError(f"a budget of {name} must be {wanted} from 0 up. Got {shown(value)} instead")
 
 
 class Purse:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zsvec.arguments import checked_count
@@ -15,7 +14,7 @@ from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Plan, StoredCategory, make_plan
 from zsvec.generation.synthesis import Generated, store_images
-from zsvec.inputs.categories import as_words, checked_name, is_several
+from zsvec.inputs.categories import as_words, checked_name, checked_path, is_several
 from zsvec.method.confusions import Confusions, confusions
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
@@ -80,6 +79,8 @@ class Generation:
                 budget is in dollars.
         """
         per_category = checked_count("per_category", per_category)
+        if not isinstance(budget, Budget | None):
+            raise InvalidInputError(f"budget must be a Budget or None. Got {shown(budget)} instead")
         stored = {category.name: _stored(category) for category in self._store.categories()}
         names = list(dict.fromkeys(map(checked_name, _names(categories) if categories is not None else stored)))
         if not names:
@@ -92,7 +93,7 @@ class Generation:
             self._settings,
             per_category=per_category,
             budget=budget or Budget(),
-            folder=Path(folder),
+            folder=checked_path("folder", folder),
         )
 
     def run(self, plan: Plan, *, keep_flagged: bool = False, track: Track = iter) -> Generated:
@@ -111,6 +112,8 @@ class Generation:
                 arrived by then are stored, and are its ``generated``.
             InvalidInputError: The folder is in use, or cannot be used.
         """
+        if not isinstance(plan, Plan):
+            raise InvalidInputError(f"plan must be a Plan, from clf.generation.plan. Got {shown(plan)} instead")
         from zsvec.generation.run import carry_out  # the package `openai` takes a second to import
 
         drawn = carry_out(plan, self._settings, track=track)

@@ -7,6 +7,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 import numpy as np
@@ -71,6 +72,21 @@ def is_several(value: object) -> TypeGuard[Iterable[Any]]:
     """Returns whether a value can be iterated and is neither one text nor one number of numpy."""
     one = isinstance(value, str | bytes | bytearray | np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
     return not one and isinstance(value, Iterable)
+
+
+def checked_path(name: str, path: object) -> Path:
+    """Returns a path, whether a file is there or not.
+
+    Raises:
+        InvalidInputError: The value is no path that a file may have.
+    """
+    try:
+        found = Path(cast("str", path))
+        if b"\0" not in os.fsencode(found):
+            return found
+    except (TypeError, ValueError):  # no path, or a text that no file system encodes
+        pass
+    raise InvalidInputError(f"{name} must be a path. Got {shown(path)} instead")
 
 
 def checked_category(category: object) -> CategoryInput:

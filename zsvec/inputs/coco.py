@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from zsvec.errors import InvalidInputError, shown
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_group, checked_name
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_group, checked_name, checked_path
 from zsvec.inputs.regions import Region
 from zsvec.inputs.tables import Gathered, OnError, folder_of, opened_text, path_in
 
@@ -87,7 +87,7 @@ def from_coco(
     Raises:
         InvalidInputError: The file cannot be read or is none of COCO, an annotation cannot be used, or none can.
     """
-    file = Path(file)
+    file = checked_path("file", file)
     content = _read(file)
     gathered = Gathered(str(file), on_error)
     names = _names(content["categories"], gathered)

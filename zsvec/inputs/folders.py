@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from zsvec.errors import InvalidInputError
 from zsvec.files import read_named
-from zsvec.inputs.categories import CategoryInput, checked_name
+from zsvec.inputs.categories import CategoryInput, checked_name, checked_path
 from zsvec.inputs.decoding import SUFFIXES
 from zsvec.trust import inside
 
@@ -59,6 +59,7 @@ def find_images(
     Raises:
         InvalidInputError: A folder is refused, or a link leads out.
     """
+    folder = checked_path("folder", folder)
     root = root or folder
     found = (path for path in _files(folder, root, on_error, on_outside) if path.suffix.lower() in SUFFIXES)
     return sorted(path for path in found if stays_inside(root, path, on_outside))
@@ -156,6 +157,7 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
     Raises:
         InvalidInputError: `folder` is no folder, cannot be listed or has no sub-folders, or a name cannot be used.
     """
+    folder = checked_path("folder", folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise InvalidInputError(f"{folder} is not a folder: give one with a sub-folder of images per category")
     folders: dict[str, Path] = {}

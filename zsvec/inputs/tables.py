@@ -17,7 +17,7 @@ from typing import Any, TextIO, TypeAlias
 
 from zsvec.errors import InvalidInputError, shown
 from zsvec.files import open_regular
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name, checked_path
 from zsvec.trust import inside
 
 OnError: TypeAlias = Callable[[InvalidInputError], object]
@@ -101,7 +101,7 @@ def from_csv(
     Raises:
         InvalidInputError: The file cannot be read or is no such CSV, a row cannot be used, or no row can.
     """
-    file = Path(file)
+    file = checked_path("file", file)
     folder = folder_of(file, images)
     gathered = Gathered(str(file), on_error)
     lines = _lines(file)
@@ -260,7 +260,7 @@ def folder_of(file: Path, images: str | os.PathLike[str] | None) -> Path:
     Raises:
         InvalidInputError: It is no folder.
     """
-    folder = file.parent if images is None else Path(images)
+    folder = file.parent if images is None else checked_path("images", images)
     if not os.path.isdir(folder):  # noqa: PTH112 - as above
         raise InvalidInputError(f"the folder of images {folder} is no folder: give one that exists")
     return folder

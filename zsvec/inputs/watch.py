@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from zsvec.errors import InvalidInputError
 from zsvec.files import open_regular, open_to_append, write_whole
+from zsvec.inputs.categories import checked_path
 from zsvec.inputs.changes import Changes
 from zsvec.inputs.folders import find_images, unlisted
 from zsvec.trust import inside
@@ -72,7 +73,7 @@ class Watch:
     def __init__(
         self, folder: str | os.PathLike[str], *, state: Path | None = None, settle: float = 1.0, poll: float = 0.5
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = checked_path("folder", folder)
         self._settle = settle
         self._poll = poll
         self._closed = Event()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from zsvec.errors import InvalidInputError, ZSVecError
+from zsvec.errors import InvalidInputError, ZSVecError, shown
 from zsvec.store.base import FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.census import Census
 from zsvec.store.inbox import InboxImage, Why
@@ -115,7 +115,8 @@ def _folder(location: str, within: Path) -> Path:
         folder = (within / Path(location).expanduser()).absolute()
         taken = folder.exists() and not folder.is_dir()
     except (OSError, RuntimeError) as exc:  # too long a name, or an unknown user
-        raise InvalidInputError(f"the store {location!r} cannot be a folder: {exc}") from exc
+        reason = getattr(exc, "strerror", None) or exc
+        raise InvalidInputError(f"the store {shown(location)} cannot be a folder: {reason}") from exc
     if taken:
         raise InvalidInputError(f"the store {location!r} is a file: give a folder, or the URL of a server")
     if folder.is_dir():

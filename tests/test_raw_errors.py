@@ -316,8 +316,8 @@ def test_plans_and_budgets(clf: Classifier, given: Any) -> None:
 @pytest.mark.parametrize("name", ["batch_size", "top_m", "timeout", "history", "device", "fusion", "store", "profile"])
 @pytest.mark.parametrize("given", ["number that is too long", "text that is too long", "surrogate", "list without end"])
 def test_settings_of_another_kind(name: str, given: str) -> None:
-    if (name, given) in (("top_m", "number that is too long"), ("history", "text that is too long")):
-        return  # these are numbers
+    if (name, given) == ("history", "text that is too long"):
+        return  # this is the number 0
     with pytest.raises(InvalidInputError) as raised:
         zsvec.open(**{"store": ":memory:", name: ODD[given]}).close()
     assert name in str(raised.value)

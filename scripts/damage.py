@@ -16,8 +16,7 @@ incomplete; a store with neither that nor a fault is *unharmed*. The faults:
 - *collected*: `gc` deleted a reference of a live category, or anything where the catalog cannot be read;
 - *false alarm*: something is told of a store that nobody damaged.
 
-Not counted are changed bits in a source of a reference, or in a vector: they may pass unseen. Exits with 1 if there is
-any of them. Linux only: the processes are forked.
+Exits with 1 if there is any fault. Linux only: the processes are forked.
 """
 
 from __future__ import annotations
@@ -54,7 +53,6 @@ from zsvec.store.edge import EdgeBackend
 T = TypeVar("T")
 
 NAMESPACE, STORE = "zsvec", "store"
-BITS = 8  # that are flipped at most
 PAGE = 4096
 LIMIT = 60.0  # seconds
 MEMORY = 16 * 2**30  # bytes of addresses: a damaged number must not take those of the machine
@@ -284,12 +282,8 @@ def judge(folder: Path, stored: Mapping[str, Stored], result: Connection) -> Non
 
 
 def are_alike(found: Mapping[str, Sequence[str]], stored: Mapping[str, Sequence[str]]) -> bool:
-    """Whether references have the same sources, but for some changed bits, which may pass unseen."""
-    return found.keys() == stored.keys() and all(
-        sorted(map(len, found[expert])) == sorted(map(len, stored[expert]))
-        and len(set(found[expert]) - set(stored[expert])) <= BITS
-        for expert in stored
-    )
+    """Returns whether references have the same sources."""
+    return {expert: sorted(found[expert]) for expert in found} == {e: sorted(stored[e]) for e in stored}
 
 
 def live(backend: EdgeBackend, stored: Mapping[str, Stored]) -> set[tuple[str, str]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import re
-import sys
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Literal, TypeVar, get_args
@@ -69,9 +69,16 @@ def checked_wait(max_wait_ms: float | None) -> float | None:
     """Returns milliseconds from 0 up as seconds, ``None`` as it is; raises InvalidInputError for anything else."""
     if max_wait_ms is None:
         return None
-    if not (isinstance(max_wait_ms, Real) and 0 <= max_wait_ms <= sys.float_info.max):
+    if not (isinstance(max_wait_ms, Real) and max_wait_ms >= 0 and _is_finite(max_wait_ms)):
         raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {shown(max_wait_ms)} instead")
     return float(max_wait_ms) / 1000
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def checked_hash(content_hash: object) -> str:

@@ -106,6 +106,10 @@ class StoreError(ZSVecError):
     """The store cannot do what was asked."""
 
 
+class LargeAnswerError(StoreError):
+    """An answer of a server has more bytes than its bound."""
+
+
 class StoreUnavailableError(StoreError):
     """The store cannot be reached, answers too late, has no room left, or refuses access."""
 

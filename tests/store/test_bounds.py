@@ -21,11 +21,11 @@ from qdrant_client import grpc as protocol
 from tests import endless, http2
 from tests.generation.scripted import Reply, Scripted, Sent, scripted
 from tests.network.support import left_behind
-from zsvec.errors import StoreError, StoreUnavailableError
+from zsvec.errors import LargeAnswerError, StoreError, StoreUnavailableError
 from zsvec.store import Store, open_store
 from zsvec.store.base import Where
 from zsvec.store.server import connect, connection, limits
-from zsvec.store.server.limits import ANSWER_BYTES, SMALL_ANSWER_BYTES, LargeAnswerError, Limits, size_of_point
+from zsvec.store.server.limits import ANSWER_BYTES, SMALL_ANSWER_BYTES, Limits, size_of_point
 from zsvec.store.server.node import Node
 
 PATIENCE_S = 60.0

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
-from zsvec.errors import StoreError
+from zsvec.errors import LargeAnswerError, StoreError
 from zsvec.store.base import Dims, Hit, Placement, Points, Put, Where
 from zsvec.store.server import peers, rows
 from zsvec.store.server.checkup import check_up
@@ -24,7 +24,7 @@ from zsvec.store.server.connection import Connection
 from zsvec.store.server.copies import Copies
 from zsvec.store.server.filters import filter_of, parts
 from zsvec.store.server.healing import Records, differing, heal
-from zsvec.store.server.limits import ID, LargeAnswerError, Limits, cut, size_of_point
+from zsvec.store.server.limits import ID, Limits, cut, size_of_point
 from zsvec.store.server.replicas import Consistency
 from zsvec.types import Finding
 

@@ -29,7 +29,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
+from zsvec.errors import InvalidInputError, LargeAnswerError, StoreError, StoreUnavailableError
 from zsvec.network.answers import hooks
 from zsvec.network.deadline import LateError
 from zsvec.network.sockets import Sockets
@@ -46,7 +46,7 @@ from zsvec.store.server.failures import (
     reason_of,
     tls_problem,
 )
-from zsvec.store.server.limits import ANSWER_BYTES, LargeAnswerError, answer_bytes
+from zsvec.store.server.limits import ANSWER_BYTES, answer_bytes
 from zsvec.store.server.node import Node, Request
 
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only

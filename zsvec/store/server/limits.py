@@ -83,10 +83,6 @@ class Limits:
         )
 
 
-class LargeAnswerError(StoreError):
-    """An answer of a server has more bytes than its bound."""
-
-
 def answer_bytes(path: str) -> int:
     """Returns how many bytes an answer of REST may have, by the path of its request."""
     return ANSWER_BYTES if path.endswith(("/points", "/points/scroll", "/points/query/batch")) else SMALL_ANSWER_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import zsvec
 from tests.store.support import Crash, Hooked, LocalDeployment
@@ -322,6 +324,7 @@ def test_the_ranking_follows_what_is_taught(clf: Classifier) -> None:
 
 # Bounds
 
+WHYS = ("all", "uncertain", "asked")
 Spec = tuple[int, int, bool, str]  # direction, age in minutes, whether it was dismissed, why
 
 
@@ -330,7 +333,9 @@ def inboxes(draw: st.DrawFn) -> list[InboxImage]:
     """Images of which those of one direction are nearly alike, and no others."""
     specs = draw(
         st.lists(
-            st.tuples(st.integers(0, 5), st.integers(0, 9), st.booleans(), st.sampled_from(["all", "asked"])),
+            st.tuples(
+                st.integers(0, 5), st.integers(0, 9), st.booleans(), st.sampled_from(["all", "uncertain", "asked"])
+            ),
             max_size=14,
         )
     )
@@ -361,18 +366,47 @@ def test_what_stays_is_bounded_and_no_two_are_alike(images: list[InboxImage], si
     assert surplus(stays, size) == set()  # whoever looks next deletes nothing
     every = {int(image.vectors["clip"].argmax()) for image in images} - dismissed
     assert len(waiting) == min(size, len(every))  # and nothing goes without need
-    if len(every) > size and any(image.why == "all" for image in waiting):
-        assert not any(image.why == "asked" and image.hash in gone for image in firsts(images, dismissed))
+    for lower, higher in itertools.combinations(WHYS, 2):
+        if any(image.why == lower for image in waiting):
+            assert not any(image.why == higher and image.hash in gone for image in firsts(images, dismissed))
 
 
 def firsts(images: list[InboxImage], dismissed: set[int]) -> list[InboxImage]:
-    """Of each direction that waits, the one that has waited longest."""
+    """Of each direction that waits, the one that stays: that was asked for, or else has waited longest."""
     found: dict[int, InboxImage] = {}
-    for image in sorted(images, key=lambda image: (image.added, image.hash)):
+    for image in sorted(images, key=lambda image: (image.why != "asked", image.added, image.hash)):
         direction = int(image.vectors["clip"].argmax())
         if not image.dismissed and direction not in dismissed:
             found.setdefault(direction, image)
     return list(found.values())
+
+
+@pytest.mark.parametrize("known", ["new", "waits already", "nearly waits already"])
+@pytest.mark.parametrize("by", ["image", "prediction"])
+def test_what_was_asked_for_is_never_evicted_by_streams(known: str, by: str) -> None:
+    with zsvec.open(":memory:", encoders=two_encoders(), inbox_size=3) as clf:
+        fill(clf)
+        wanted = np.asarray(photo(1)).copy()
+        path = Path("wanted.png")
+        path.write_bytes(encode(Image.fromarray(wanted)))
+        digest = content_hash(path)
+        if known != "new":
+            wanted[0, 0] ^= known != "waits already"
+            with clf.classify_stream([encode(Image.fromarray(wanted))], keep="all") as stream:
+                list(stream)
+            assert len(clf.inbox) == 1
+        given = clf.classify(path) if by == "prediction" else path
+        assert clf.keep(given) == digest
+        assert clf.keep(given) == digest
+        for first in (100, 200):
+            with clf.classify_stream([photo(first + i) for i in range(8)], keep="uncertain") as stream:
+                list(stream)
+            assert digest in clf.inbox.hashes()
+            assert len(clf.inbox) == 3
+            assert clf.inbox.small(digest) is not None
+        for seed in (11, 12, 13):
+            assert clf.keep(photo(seed))
+        assert set(clf.inbox.hashes()) == {content_hash(photo(seed)) for seed in (11, 12, 13)}  # bounded
 
 
 def test_nearly_the_same_is_for_every_encoder() -> None:

@@ -27,6 +27,7 @@ from zsvec.types import Keep, Prediction
 
 _log = logging.getLogger(__name__)
 
+_EVICTED: Sequence[Why] = ("all", "uncertain", "asked")  # in this order
 _AHEAD = 8  # batches of a stream that wait to be written
 _PATIENCE = 5.0  # seconds that one request may take; the end of a stream waits for it
 
@@ -74,8 +75,24 @@ class Keeper:
             self._vectors = {image.hash: self._vectors[image.hash] for image in found if image.hash in self._vectors}
             return [replace(image, vectors=self._vectors[image.hash]) for image in found if image.hash in self._vectors]
 
+    def ask(self, content_hash: str) -> bool:
+        """Keep an image that waits as one that was asked for; whether it waits.
+
+        Raises:
+            StoreError: The inbox cannot be read or written.
+        """
+        with self._lock:
+            found = [image for image in self.present() if image.hash == content_hash and not image.dismissed]
+            for image in found:
+                if image.why != "asked":
+                    small = self._store.inbox.small(content_hash)
+                    self._store.inbox.put([replace(image, why="asked", content=small.content if small else None)])
+            return bool(found)
+
     def keep(self, images: Sequence[InboxImage]) -> set[str]:
         """Keep those of the images that equal none that is there, nor nearly; give the hashes of those that wait then.
+
+        One that is asked for takes the place of those that are nearly equal and were not asked for.
 
         Args:
             images: With their vectors.
@@ -87,9 +104,11 @@ class Keeper:
             there = self.present()
             known = {image.hash for image in there}
             fresh = list({image.hash: image for image in images if image.hash not in known}.values())
-            rows = distinct(matrices([*there, *fresh]), first=len(there))
-            if rows:
-                self._store.inbox.put([fresh[row - len(there)] for row in rows])
+            asked = [image for image in fresh if image.why == "asked"]
+            firm = [image for image in there if image.dismissed or image.why == "asked"]
+            chosen = [*_new(asked, firm), *_new([image for image in fresh if image.why != "asked"], there)]
+            if chosen:
+                self._store.inbox.put(chosen)
                 there = self._settled()
             return {image.hash for image in there if not image.dismissed} & {image.hash for image in images}
 
@@ -105,21 +124,28 @@ class Keeper:
 def surplus(images: Sequence[InboxImage], size: int) -> set[str]:
     """Hashes of the images that are too much.
 
-    Of those that wait, these nearly equal one that was dismissed or has waited longer. Of the others, the oldest go
-    beyond `size`: first those that nobody asked for and that were not uncertain. Of those that were dismissed, the
-    oldest go beyond as many.
+    Of those that wait, these nearly equal one that was dismissed, was asked for, or has waited longer. Of the others,
+    the oldest go beyond `size`: first those that were not uncertain, then those that were, and last those that were
+    asked for. So images of streams never evict one that was asked for. Of those that were dismissed, the oldest go
+    beyond as many.
 
     Args:
         images: With their vectors.
         size: How many may wait; and how many that were dismissed may stay.
     """
     dismissed = sorted((image for image in images if image.dismissed), key=_age)
-    waiting = sorted((image for image in images if not image.dismissed), key=_age)
-    rows = distinct(matrices([*dismissed, *waiting]), first=len(dismissed))
-    kept = [waiting[row - len(dismissed)] for row in rows]
-    kept.sort(key=lambda image: (image.why != "all", _age(image)))
+    waiting = sorted(
+        (image for image in images if not image.dismissed), key=lambda one: (one.why != "asked", _age(one))
+    )
+    kept = _new(waiting, dismissed)
+    kept.sort(key=lambda image: (_EVICTED.index(image.why), _age(image)))
     stay = {image.hash for image in (*kept[-size:], *dismissed[-size:])}
     return {image.hash for image in images} - stay
+
+
+def _new(images: Sequence[InboxImage], there: Sequence[InboxImage]) -> list[InboxImage]:
+    """Those of the images that nearly equal none that is there, nor one before them."""
+    return [images[row - len(there)] for row in distinct(matrices([*there, *images]), first=len(there))]
 
 
 def _age(image: InboxImage) -> tuple[datetime, str]:

@@ -59,7 +59,7 @@ class Teaching:
         """As `zsvec.classifier.Classifier.keep`."""
         if isinstance(image, Prediction):
             known = _hash_of(image)
-            if any(not one.dismissed for one in self._store.inbox.read([known])):
+            if self._keeper.ask(known):
                 return known
             image = self._unchanged(image)
         self._create()
@@ -73,6 +73,8 @@ class Teaching:
             if is_a_reference(prediction):
                 return None
         row = {name: rows[0] for name, rows in vectors.items()}
+        if self._keeper.ask(prepared.hash):
+            return prepared.hash
         kept = self._keeper.keep([inbox_image(prepared, row, "asked", datetime.now(UTC))])
         return prepared.hash if prepared.hash in kept else None
 

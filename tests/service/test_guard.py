@@ -22,8 +22,9 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+import zsvec
 from tests.service.support import KEYS, READ, WRITE, asked, bearer, files, names, path_to, problem, red
-from tests.support import encode, photo, state
+from tests.support import coloured, encode, photo, state, two_encoders
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.service import create_app
@@ -657,3 +658,19 @@ def test_a_picture_is_not_for_strangers(guarded: TestClient, classifier: Classif
         answer = guarded.get(path, headers={"Accept": "image/*"})
         problem(answer, 401)
         assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_key_to_read_evicts_no_image_that_a_key_to_write_has_kept() -> None:
+    """Each classified image that is uncertain is kept, and the inbox is full."""
+    with zsvec.open(":memory:", encoders=two_encoders(), keep="uncertain", inbox_size=2) as classifier:
+        for colour in ("red", "green", "blue"):
+            classifier.add_category(colour, images=[coloured(colour, 1)])
+        with asked(classifier, keys=KEYS) as client:
+            sent = client.post("/v1/inbox", files=files(encode(photo(1))), headers=bearer(WRITE))
+            [kept] = sent.json()
+            for seed in range(10, 16):
+                answer = client.post("/v1/classify", files=files(encode(photo(seed))), headers=bearer(READ))
+                assert answer.status_code == 200
+            waiting = client.get("/v1/inbox", headers=bearer(READ)).json()
+    assert kept["hash"] in {image["hash"] for image in waiting}
+    assert len(waiting) == 2

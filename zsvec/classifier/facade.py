@@ -222,8 +222,8 @@ class Classifier:
         """Keep an image in the inbox; or that of a prediction which has a `hash`, if its file is still the same.
 
         Returns:
-            Its content hash; ``None`` if it does not wait, because it equals a reference, an image that waits or one
-            that was dismissed, or nearly.
+            Its content hash; ``None`` if it does not wait, because it equals, or nearly equals, a reference, an image
+            that was asked for before, or one that was dismissed.
 
         Raises:
             ImageError: It cannot be read, or its file has changed.

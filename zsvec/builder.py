@@ -112,7 +112,8 @@ class _Draft:
         """What the draft counts on: references that it recognised, or a category of which it replaces a part."""
         in_part = self.replace and self.stored and not self.given >= {"text", "image"}
         recognised = frozenset(digest for _, _, digest in self.recognised)
-        return recognised if recognised or in_part or not self.create else None
+        only_there = self.stored and not self.references
+        return recognised if recognised or in_part or only_there or not self.create else None
 
     def write(self) -> Write:
         """What the store commits."""

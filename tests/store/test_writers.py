@@ -142,17 +142,16 @@ def test_metadata_of_a_category_that_another_removes_are_refused(backend: Hooked
     assert store.categories() == []
 
 
-def test_category_without_references_is_never_made(store: Store) -> None:
-    before = store.categories()
-    for write in (
-        write_of("lynx"),
-        write_of("lynx", metadata={"a": 1}),
-        write_of("red panda", replace=True),
-        write_of("red panda", replace=True, keeps=frozenset({"metadata"})),
-    ):
-        with pytest.raises(InvalidInputError, match="no reference"):
-            store.write([write])
-    assert store.categories() == before
+def test_replacement_that_keeps_what_another_removes_leaves_no_category_without_references(
+    backend: Hooked, store: Store, other: Store
+) -> None:
+    def theirs(*_: Any) -> None:
+        other.remove_references("red panda", [content_hash("old")])
+
+    backend.hooks["commit"] = theirs
+    with pytest.raises(InvalidInputError, match="no reference"):
+        store.write([write_of("red panda", replace=True, keeps=frozenset({"image"}))])
+    assert sources(store, "red panda") == {"clip:text": ["old text"]}
 
 
 @pytest.mark.parametrize("new", [False, True], ids=["merge", "rename"])

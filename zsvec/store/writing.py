@@ -147,7 +147,7 @@ def planned(write: Write, current: Category | None, catalog: Catalog, references
             )
     carried = read_all(catalog, there, references, keeps) if there and write.replace and keeps else []
     fresh = list({r.key: r for r in (*carried, *write.references) if r.key not in present}.values())
-    if not kept and not fresh:
+    if write.replace and keeps & {"text", "image"} and not fresh:  # what was to be kept has been removed
         raise InvalidInputError(f"category {write.name!r} would have no reference: give it a text or an image")
     texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
     before = there.metadata if there and "metadata" in keeps else {}

@@ -237,14 +237,7 @@ class Store:
         return keeps_images(self._catalog.store())
 
     def image(self, content_hash: str) -> SmallImage | None:
-        """The small copy of a reference image, which is an image of the size that it may have.
-
-        Args:
-            content_hash: Of the image.
-
-        Returns:
-            ``None`` if there is none, or only ones that cannot be read.
-        """
+        """The small copy of a reference image, by its content hash; ``None`` without one that can be read."""
         return self._references.images.find(content_hash) if self.keeps_images() else None
 
     def info(self) -> dict[str, Any]:

@@ -138,6 +138,21 @@ def _finish(file: BinaryIO, durable: bool = True) -> None:
     file.close()
 
 
+def sync(path: Path) -> None:
+    """Makes the content of a file, or the names in a folder, survive a loss of power.
+
+    Raises:
+        OSError: The system cannot do it.
+    """
+    if path.is_dir() and os.name != "posix":  # Windows opens no folder
+        return
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def _is_of_shell(path: Path) -> bool:
     """Returns whether a path is one under which a shell passes an open pipe, such as `/dev/fd/63` and `/dev/stdin`."""
     return path.parent.resolve() in (Path("/dev"), Path("/dev/fd").resolve())

@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from zsvec.files import open_regular, write_whole
-from zsvec.store.folder import sync
+from zsvec.files import open_regular, sync, write_whole
 from zsvec.trust import inside
 
 CHECKSUMS = "checksums.json"

@@ -90,21 +90,6 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
-def sync(path: Path) -> None:
-    """Have what was written to a file, or what a folder has, survive a loss of power.
-
-    Raises:
-        OSError: It cannot be.
-    """
-    if path.is_dir() and os.name != "posix":  # Windows opens no folder
-        return
-    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
 class OpenedFolder:
     """A folder, with a way to tell whether its path still leads to it.
 

@@ -109,7 +109,7 @@ class _Draft:
 
     @property
     def _needed(self) -> frozenset[str] | None:
-        """What the draft counts on: references that it recognised, or a category of which it replaces a part."""
+        """Returns the hashes of the references that must still be there at the commit; see `Write.needs`."""
         in_part = self.replace and self.stored and not self.given >= {"text", "image"}
         recognised = frozenset(digest for _, _, digest in self.recognised)
         only_there = self.stored and not self.references

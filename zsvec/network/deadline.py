@@ -28,8 +28,8 @@ def in_time(
         act: Runs in a thread of its own, with the context variables of the caller. After the deadline, nothing waits
             for that thread.
         seconds: Until the deadline.
-        when_late: Is called at the deadline with the future outcome of the thread. It may end what the thread waits
-            for.
+        when_late: Is called at the deadline with the future outcome of the thread, such as to shut down the socket that
+            the thread waits for.
 
     Raises:
         LateError: The function took too long.

@@ -87,8 +87,8 @@ class Checksums:
     def write(self) -> None:
         """Writes the checksums of files that the engine has closed.
 
-        On a full disk an empty file says that the collection was closed. Without either, it is opened like that of a
-        killed process.
+        On a full disk an empty file says that the collection was closed. Without any file the next process
+        compares nothing, as after a killed process.
         """
         try:
             for partial in self._collection.glob(".zsvec-*.new"):  # of a process that was killed right here

@@ -23,7 +23,7 @@ def exists(folder: Path, collection: str) -> bool:
     """Returns whether there is a collection in the folder of a store, one that is just being replaced included.
 
     Raises:
-        DamagedError: There was one, and nobody removed it.
+        DamagedError: The folder of a collection is gone, and no call removed the collection.
     """
     place = folder / collection
     looks = (place, _next(folder, collection), place)  # the last, in case the next has just become the collection

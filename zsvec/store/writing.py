@@ -51,8 +51,8 @@ class Write:
         metadata: JSON to keep with the category; ``None`` keeps what is there.
         replace: Whether the references, texts and metadata that the category has are dropped …
         keeps: … but for these: ``"image"``, ``"text"`` (references of a modality, and the texts), ``"metadata"``.
-        needs: Content hashes of references that the category must still have when the write is committed; ``None``:
-            it need not even be there.
+        needs: Content hashes of references that the category must still have when the write is committed. An empty
+            set requires the category alone, and ``None`` nothing.
     """
 
     name: str
@@ -142,8 +142,7 @@ def planned(write: Write, current: Category | None, catalog: Catalog, references
             if there and _has_changed(catalog, there):
                 raise ChangedError
             raise ConflictError(
-                f"another writer removed references of {write.name!r}, or all of it, while it was changed: do it once "
-                "more"
+                f"another writer removed references of {write.name!r}, or the category, during this write: repeat it"
             )
     carried = read_all(catalog, there, references, keeps) if there and write.replace and keeps else []
     fresh = list({r.key: r for r in (*carried, *write.references) if r.key not in present}.values())

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -21,6 +22,8 @@ from PIL import ExifTags, Image
 
 from tests.inputs.pictures import ALL_FORMATS, LOSSLESS, claims, encode, png, row
 from zsvec.errors import ImageError
+from zsvec.files import open_regular
+from zsvec.inputs import images
 from zsvec.inputs.images import content_hash, load_image, read_image, source_of, taken
 
 
@@ -273,10 +276,10 @@ class TestBadInput:
         path = tmp_path / "a.png"
         path.write_bytes(b"x")
 
-        def refuse(self: Path, *args: Any) -> Any:
-            raise PermissionError(13, "Permission denied", str(self))
+        def refuse(path: Path) -> BufferedReader:
+            raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(Path, "open", refuse)
+        monkeypatch.setattr(images, "open_regular", refuse)
         with pytest.raises(ImageError, match=r"a\.png': Permission denied; check the path and its permissions"):
             load_image(path)
 
@@ -379,13 +382,12 @@ class TestContentHash:
         path = tmp_path / "a.png"
         photo.save(path)
         opened = []
-        original = Path.open
 
-        def spy(self: Path, *args: Any) -> Any:
-            opened.append(self)
-            return original(self, *args)
+        def spy(path: Path) -> BufferedReader:
+            opened.append(path)
+            return open_regular(path)
 
-        monkeypatch.setattr(Path, "open", spy)
+        monkeypatch.setattr(images, "open_regular", spy)
         read_image(path)
         assert opened == [path]
 

@@ -11,6 +11,7 @@ ZSVecError
 ├── EncoderError               an encoder broke its contract
 │   └── WeightsUnavailableError    its weights cannot be loaded here
 └── StoreError                 the store cannot do what was asked
+    ├── LargeAnswerError       a server's answer has more bytes than its bound
     ├── StoreUnavailableError  away, slow, full, read-only, or refusing the key
     ├── StoreLockedError       an embedded store that another process has open
     ├── EncoderMismatchError   its vectors come from other encoders

@@ -643,7 +643,12 @@ def test_a_real_server_behind_a_proxy_that_drips() -> None:
             for act in (store.categories, lambda: store.write([write_of("wolf", ["1"])])):
                 message = refusal(proxy.url, act, StoreUnavailableError, within=AT_ONCE)
                 assert "did not answer within 1 s" in message
-        message = refusal(proxy.url, lambda: opened(proxy.url, api_key=None), StoreUnavailableError, within=AT_ONCE)
+        message = refusal(
+            proxy.url,
+            lambda: opened(proxy.url, api_key=None, timeout=TIMEOUT, first_contact=TIMEOUT),
+            StoreUnavailableError,
+            within=AT_ONCE,
+        )
         assert "did not answer within 1 s" in message
         proxy.drips.clear()
         assert store.categories() == []

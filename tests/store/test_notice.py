@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from qdrant_client.grpc.points_service_pb2_grpc import PointsStub
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from tests.qdrant import wait_until
@@ -27,6 +30,7 @@ class Cluster:
         self.copies = BEFORE
         self.written = 0
         self._write = write
+        self.grpc_points: Any = None
         self.node = SimpleNamespace(client=self, speaks_grpc=False, ask=lambda request, left: request(self, None))
 
     def another(self) -> Any:
@@ -82,6 +86,20 @@ def test_it_ends_when_the_node_that_is_asked_knows_who_is_away() -> None:
     assert one.wait(60)
     assert ends == [False]
     stuck.set()
+
+
+def test_it_ends_when_the_connection_is_closed_during_the_write() -> None:
+    """gRPC raises a ValueError then; the thread raised the error after the store was closed."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+    cluster = Cluster(lambda: None)
+    cluster.node.speaks_grpc = True
+    cluster.grpc_points = PointsStub(channel)
+    channel.close()
+    one, ends = notice(cluster)
+    assert one.wait(60)
+    assert ends == [False]
 
 
 def test_where_nobody_answers_it_tries_again_without_haste() -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from contextvars import Context
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.store.material import FINGERPRINTS, content_hash, copies, live_copies, pictured, write_of
-from tests.store.support import Crash, Deployment, Hooked, LocalDeployment
+from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, LocalDeployment, fast_folder
 from zsvec.errors import CategoryNotFoundError, InvalidInputError
-from zsvec.store import Move, Store, causes
-from zsvec.store.base import Put
+from zsvec.store import Move, Store, causes, open_store
+from zsvec.store.base import Put, Where
 from zsvec.store.schema import expected, record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -257,6 +260,127 @@ def test_random_changes_with_a_killed_writer(deployment: Deployment, seed: int) 
         played(store, model, Step("undo", lambda store: store.undo(), model.without(change), change))
     store.gc(float("-inf"))
     assert store.gc(float("-inf")) == 0
+
+
+# An undo of several categories
+
+CHANGES: dict[str, Callable[[Store], object]] = {
+    "one write": lambda store: store.write(
+        [
+            pictured("here", ["new"], replace=True),
+            pictured("there", ["new"]),
+            pictured("elsewhere", ["new"], ["text"]),
+            pictured("made", ["new"]),
+        ]
+    ),
+    "several writes": lambda store: (
+        store.write([pictured("here", ["new"]), pictured("there", ["new"])]),
+        store.move(Move(source="there", target="elsewhere", hashes=[content_hash("there")])),
+        store.write([pictured("here", ["newer"], replace=True), pictured("made", ["new"])]),
+    ),
+}
+
+
+def imported(backend: Hooked, namespace: str, change: str) -> tuple[Store, State]:
+    """A store with a change of four categories, and what it had before."""
+    store = Store(backend, namespace, history=DAY)
+    store.bind(FINGERPRINTS)
+    store.write([pictured(name, [name, "old"]) for name in NAMES])
+    before = state_of(store)
+    with store.one_change("import"):
+        CHANGES[change](store)
+    return store, before
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("how", ["undo", "undo of the undo", "by category"])
+def test_an_undo_that_is_killed_is_finished_by_the_next_process(deployment: Deployment, change: str, how: str) -> None:
+    backend, finished = deployment.backend(), 0
+    category = "here" if how == "by category" else None
+    for survived in itertools.count():
+        store, before = imported(backend, f"{deployment.namespace}-{survived}", change)
+        after, to_undo = state_of(store), store.changes()[0].id
+        if how == "undo of the undo":
+            store.undo()
+            before, after, to_undo = after, before, store.changes()[0].id
+        if category:
+            before = {**after, category: before[category]}
+        dying = Hooked(backend.inner)
+        writer = Store(dying, store.namespace, history=DAY)
+        dying.dies_at = survived
+        try:
+            writer.undo(category, None if category else to_undo)
+            died = False
+        except Crash:
+            died = True
+        again = Store(backend, store.namespace, history=DAY)
+        again.bind(FINGERPRINTS)
+        found, told = state_of(again), again.changes()
+        assert found in ([before, after] if died else [before]), survived
+        [same] = [one for one in told if one.id == to_undo]
+        if not category:
+            assert same.undone == (found == before), survived
+        assert again.incomplete() == []
+        if found == before:
+            finished += died
+            assert told[0].what == "undo"
+            again.undo(change=told[0].id)
+            assert state_of(again) == after
+        again.gc(float("-inf"))
+        assert again.gc(float("-inf")) == 0
+        assert not again._catalog.scroll(Where(match={"kind": "undo"}))
+        if not died:
+            break
+    assert finished > 3
+
+
+def test_an_undo_that_is_killed_is_finished_when_an_embedded_store_is_opened() -> None:
+    """Also by a process that only reads."""
+    with fast_folder() as parent:
+        deployment = EdgeDeployment(parent / "store")
+        backend = deployment.backend()
+        store, before = imported(backend, deployment.namespace, "several writes")
+        after = state_of(store)
+
+        def die(*_: object) -> None:
+            raise Crash
+
+        backend.hooks["commit"] = lambda *_: backend.hooks.update({"commit": die})
+        with suppress(Crash):
+            store.undo()
+        assert state_of(store) not in (before, after)
+        deployment.close()
+        with open_store(str(parent / "store"), namespace=deployment.namespace) as opened:
+            assert state_of(opened) == before
+            assert [change.undone for change in opened.changes() if change.what == "import"] == [True]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whoever_writes_during_an_undo_finishes_it_first(deployment: Deployment, change: str) -> None:
+    """Whichever call of the undo the other writer comes before, all categories are taken back, or none."""
+    if not deployment.shared:
+        pytest.skip("no other process can write")
+    backend, together = deployment.backend(), 0
+    for position in itertools.count():
+        store, before = imported(backend, f"{deployment.namespace}-{position}", change)
+        after, to_undo = state_of(store), store.changes()[0].id
+        other = Store(deployment.backend(), store.namespace, history=DAY)
+        act = partial(Context().run, other.write, [pictured("here", ["late"])])  # it is no part of the undo
+        backend.hooks[backend.calls.total() + position] = lambda *_, act=act, **__: act()
+        try:
+            store.undo(change=to_undo)
+            was = before
+        except InvalidInputError:  # the other writer came first
+            was = after
+        came = not any(isinstance(hook, int) for hook in backend.hooks)
+        backend.hooks.clear()
+        late = {"late"} if came else set()
+        assert state_of(store) == {**was, "here": replace(was["here"], images=was["here"].images | late)}, position
+        assert store.incomplete() == []
+        together += came and was is before
+        if not came:
+            break
+    assert together > 3
 
 
 # What collectors, dead writers and enemies do meanwhile

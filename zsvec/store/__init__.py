@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from zsvec.errors import InvalidInputError, shown
+from zsvec.errors import InvalidInputError, ZSVecError, shown
 from zsvec.store.base import FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.census import Census
 from zsvec.store.inbox import InboxImage, Why
@@ -102,7 +103,10 @@ def open_store(
         return Store(backend, namespace, profile_of, history=history, by=by)
     folder = _folder(location, within or Path())
     edge = import_module("zsvec.store.edge")
-    return Store(edge.EdgeBackend(folder, name=location), namespace, profile_of, history=history, by=by)
+    store = Store(edge.EdgeBackend(folder, name=location), namespace, profile_of, history=history, by=by)
+    with suppress(ZSVecError):  # the first use says it
+        store.finish_undos()
+    return store
 
 
 def _folder(location: str, within: Path) -> Path:

@@ -19,9 +19,9 @@ from zsvec.store.schema import (
     CATALOG_INDEXES,
     CATEGORY_KINDS,
     IMAGES,
+    OWN_KINDS,
     PAST,
     SCHEMA,
-    WRITE_KINDS,
     calibrated_revision,
     calibration_from,
     category_from,
@@ -305,7 +305,7 @@ class Catalog:
 
     def _is_foreign(self, identifier: str, record: Mapping[str, Any]) -> bool:
         """Whether it seems to tell of a write, and somebody else has put it on the server."""
-        of_write = record.get("kind") in WRITE_KINDS
+        of_write = record.get("kind") in OWN_KINDS
         return of_write and not self.exclusive and not (is_record(record) and is_in_its_place(identifier, record))
 
     def _checked(self, identifier: str, record: Mapping[str, Any]) -> Mapping[str, Any]:

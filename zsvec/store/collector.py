@@ -96,7 +96,8 @@ class Collector:
             For the commits that won.
         """
         identifier, now = str(uuid.uuid4()), time.time_ns() // 1000
-        tells = told(self.cause, names, before, now, self._history, moved) if self._history else None
+        is_kept = self._history or self.cause.until
+        tells = told(self.cause, names, before, now, self._history, moved) if is_kept else None
         payload = intent_payload(identifier, before.store, now, writes, replaced, tells)
         leaves = bool(tells or writes or payload["replaced"])
         if leaves:

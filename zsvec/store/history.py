@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any, TypeAlias
 
 from zsvec.errors import InvalidInputError
@@ -43,12 +43,14 @@ class Cause:
         by: Who makes it, if that is said.
         id: Of the change.
         undoes: Id of the write that is taken back, by a write that takes one back.
+        until: How long it is kept at least, in microseconds since 1970, by a process that keeps no history, too.
     """
 
     what: str
     by: str | None = None
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     undoes: str | None = None
+    until: int = 0
 
 
 def told(
@@ -68,7 +70,7 @@ def told(
     return {
         "what": cause.what,
         "change": cause.id,
-        "until": at + round(seconds * 1e6),
+        "until": max(at + round(seconds * 1e6), cause.until),
         "before": {name: _kept(before.manifests.get(name)) for name in names},
         **{name: value for name, value in optional.items() if value is not None},
     }
@@ -112,15 +114,20 @@ class History:
         self.catch_up(catalog.state({name for record in self.records.values() for name in record["before"]}))
 
     def catch_up(self, state: State) -> None:
-        """Take over what categories are now, and their last changes, if these are new.
+        """Take over what categories are now, and the changes that have made them so, if these are new.
 
         Args:
             state: Their manifests.
         """
         self._manifests |= state.manifests
-        last = {_text(manifest, "change") for manifest in state.manifests.values()} - {None, *self.records}
-        if last:
-            self._add(self._catalog.retrieve(sorted(map(str, last))).values())
+        known = {None, *self.records}
+        new = {_text(manifest, "change") for manifest in state.manifests.values()} - known
+        while new:
+            found = self._catalog.retrieve(sorted(map(str, new)))
+            self._add(found.values())
+            known |= new
+            added = [self.records[identifier] for identifier in found if identifier in self.records]
+            new = {_change_before(record, name) for record in added for name in record["before"]} - known
         for name in state.manifests:
             for record in self._walk(name, _change_before):
                 self._won.setdefault(record["id"], set()).add(name)
@@ -198,22 +205,27 @@ class History:
             categories=tuple(sorted({name for _, name in writes})),
         )
 
-    def last_of(self, name: str) -> Record:
-        """The last write of a category that can be taken back.
+    def last_of(self, name: str) -> list[tuple[Record, list[str]]]:
+        """The writes of the last change of a category, newest first, each with the categories that it is taken back of.
 
         Raises:
-            InvalidInputError: There is none; or it has moved references between this category and another one, which
-                has been changed since.
+            InvalidInputError: There is none that can be taken back; or a write has moved references between this
+                category and another one, which has been changed since.
         """
-        record = next(self.done(name), None)
-        if record is None:
+        done = list(self.done(name))
+        if not done:
             raise InvalidInputError(
                 f"there is no change of {name!r} that can be taken back: `zsvec history` lists those there are"
             )
-        for other in record.get("moved", ()):
-            if (since := next(self.done(other), record))["id"] != record["id"]:
-                raise _changed_since(other, since)
-        return record
+        ours = list(takewhile(lambda record: record["change"] == done[0]["change"], done))
+        taken: set[str] = set()
+        for record in ours:
+            for other in record.get("moved", ()):
+                before = dropwhile(lambda one: one["id"] in taken, self.done(other))
+                if (since := next(before, record))["id"] != record["id"]:
+                    raise _changed_since(other, since)
+            taken.add(record["id"])
+        return [(record, list(record.get("moved", [name]))) for record in ours]
 
     def last(self) -> Change | None:
         """The newest change that is the last one of all categories where it is in effect; ``None`` without one."""

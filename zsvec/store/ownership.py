@@ -57,6 +57,13 @@ def _begin_to_keep_images(backend: Backend, catalog: Catalog, references: Refere
     catalog.keep_images("small")
 
 
+def keep_no_images(backend: Backend, catalog: Catalog, references: ReferenceCollections) -> None:
+    """As `zsvec.store.store.Store.drop_images`."""
+    if catalog.had_images():
+        catalog.keep_images("none")
+        drop_images(backend, catalog, references)
+
+
 def drop_images(backend: Backend, catalog: Catalog, references: ReferenceCollections) -> None:
     """Delete the copies that a store does not keep, but none of a writer that has begun to keep them again."""
     if keeps_images(catalog.store()) or not catalog.had_images():

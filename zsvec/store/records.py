@@ -12,6 +12,7 @@ _Types: TypeAlias = Mapping[str, type | tuple[type, ...]]
 _WRITE: _Types = {"id": str, "version": int, "rev": int, "store": str, "writes": dict, "replaced": dict}
 _TOLD: _Types = {"what": str, "change": str, "until": int, "before": dict}
 _MAYBE: _Types = {"by": (str, type(None)), "undoes": (str, type(None)), "moved": list, "forgotten": list}
+_UNDO: _Types = {"id": str, "version": int, "rev": int, "store": str, "change": str, "until": int, "takes": list}
 _BEFORE: _Types = {"version": int, "writes": list, "references": dict, "texts": list, "metadata": dict}
 
 
@@ -39,6 +40,19 @@ def is_told(record: Mapping[str, Any]) -> bool:
         and len(moved) in (0, 2)
         and set(moved) <= record["before"].keys()
         and all(was is None or _is_state(was) for was in record["before"].values())
+    )
+
+
+def is_undo(record: Mapping[str, Any]) -> bool:
+    """Whether a record says what an undo takes back: ids of changes, each with its categories."""
+    return (
+        _has(record, _UNDO)
+        and 0 <= record["until"] < _LATEST
+        and isinstance(record.get("by"), str | None)
+        and all(
+            isinstance(step, dict) and isinstance(step.get("id"), str) and _are_texts(step.get("categories"))
+            for step in record["takes"]
+        )
     )
 
 

@@ -186,6 +186,10 @@ def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE)
 
 CATEGORY_KINDS = ("manifest", "category")  # of schema 2, and 1
 WRITE_KINDS = ("intent", "change")
+UNDO = "undo"
+"""The kind of the record that says what an undo under way takes back."""
+OWN_KINDS = (*WRITE_KINDS, UNDO)
+"""Kinds of records that choose their ids themselves."""
 PAST: Mapping[str, str] = {"past": "yes"}
 """What changes have, which may be many, and no other record."""
 LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "moved")
@@ -199,6 +203,7 @@ _ALWAYS: Mapping[str, Mapping[str, type]] = {
     "calibration": {"version": int, "rev": int},
     "intent": {"id": str, "rev": int, "store": str, "writes": dict, "replaced": dict},
     "change": {"id": str, "version": int, "rev": int, "store": str, "replaced": dict, "before": dict},
+    "undo": {"id": str, "version": int, "rev": int, "store": str, "takes": list},
 }
 
 
@@ -209,8 +214,8 @@ def is_record(payload: Mapping[str, Any]) -> bool:
 
 
 def is_in_its_place(identifier: str, record: Mapping[str, Any]) -> bool:
-    """Whether a record has the id that its kind and its category make; intents and changes have their own."""
-    if record["kind"] in WRITE_KINDS:
+    """Whether a record has the id that its kind and its category make; some kinds have their own."""
+    if record["kind"] in OWN_KINDS:
         return bool(identifier == record["id"])
     if "moved" in record:
         return True

@@ -63,6 +63,7 @@ class Store:
         self._causes = Causes(by)
         self.inbox = InboxCollection(backend, self._catalog, namespace)
         self._lock = threading.RLock()
+        self._may_be_undoing = True  # here, or in a process that was killed
 
     def __enter__(self) -> Self:
         return self
@@ -245,11 +246,10 @@ class Store:
         return health.info(self._backend, self.namespace, self._catalog, self._references)
 
     def stats(self) -> dict[str, int]:
-        """How often, with this handle, what is rare has happened.
+        """Counts of rare events of this handle.
 
-        ``second_stamps``: commits that were stamped anew, because others had written meanwhile; ``unknown_outcomes``:
-        commits that did not show at once, and were looked for, or tried, again; ``healed_records``: records of a
-        cluster whose copies differed, and were made to agree.
+        ``second_stamps``: commits that were stamped anew after others; ``unknown_outcomes``: commits that did not show
+        at once; ``healed_records``: records of a cluster whose copies differed, and were made to agree.
         """
         return dict(self._catalog.counts)
 
@@ -287,14 +287,16 @@ class Store:
             ConflictError: Others changed a category at each attempt.
         """
         with self.one_change("undo"), self._writing("undo"):
+            self._may_be_undoing = True
             return undo.undo(self._catalog, self._references, self._collector, name, change)
 
-    def one_change(self, what: str) -> AbstractContextManager[str]:
-        """Let all writes of a block be one change for people, whose id it gets; in another such block, part of that.
+    def finish_undos(self) -> None:
+        """Finish the undos that killed processes have begun. Each write does so first."""
+        with self._writing():
+            pass
 
-        Args:
-            what: In one word.
-        """
+    def one_change(self, what: str) -> AbstractContextManager[str]:
+        """Make all writes of a block one change, and give its id; `what` names it. Inner blocks are part of it."""
         return self._causes.one_change(what)
 
     def acting(self, by: str | None) -> AbstractContextManager[None]:
@@ -419,9 +421,7 @@ class Store:
         A writer at work may leave some. Nobody sees them, and `gc` deletes them.
         """
         with self._writing():
-            if self._catalog.had_images():
-                self._catalog.keep_images("none")
-                ownership.drop_images(self._backend, self._catalog, self._references)
+            ownership.keep_no_images(self._backend, self._catalog, self._references)
 
     def flush(self) -> None:
         """Make all that is committed survive a loss of power; a killed process never loses it."""
@@ -433,12 +433,15 @@ class Store:
 
     @contextmanager
     def _writing(self, what: str = "") -> Iterator[None]:
-        """One writer at a time in this process.
+        """One writer at a time in this process, after the undos that are under way.
 
         Args:
             what: It does to categories, where it is no part of anything.
         """
         self._backend.check()  # before the lock, which a forked process might never get
         with self._lock:
+            if self._may_be_undoing or not self._backend.exclusive:
+                self._may_be_undoing = False
+                undo.finish_undos(self._catalog, self._references, self._collector)
             self._collector.cause = self._causes.cause(what)
             yield

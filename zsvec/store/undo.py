@@ -3,21 +3,32 @@
 What a change has replaced is written again under a new write id, as references that move are, unless the category still
 has those writes. So no write that was replaced is ever named again, and the collector may delete it without asking who
 is about to. Whether it has begun to, the record of the change says: it is made final first.
+
+An undo takes several commits, if it takes back several writes or a write of several categories. It is written down
+before the first of them, in a record of its own, and each commit names it. So any process can finish it: each does
+before it writes, whether the process of the undo is at work or gone. A commit that another process has made is found in
+the history of its category, and compare-and-set lets only one of two through.
 """
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
-from zsvec.errors import InvalidInputError, shown
+from zsvec.errors import InvalidInputError, ZSVecError, shown
+from zsvec.store.base import Put, Where
 from zsvec.store.catalog import Catalog
 from zsvec.store.collector import Collector
 from zsvec.store.commit import publish
 from zsvec.store.history import Cause, History, Record, state_before
+from zsvec.store.records import is_undo
 from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import Reference, new_write_id
+from zsvec.store.schema import UNDO, Reference, new_write_id
 from zsvec.store.transfer import settled
 from zsvec.store.writing import ChangedError, Plan, carry_out, carry_out_move, until_won
 from zsvec.types import Category, Change, expert_name
@@ -34,19 +45,102 @@ def undo(
     if name is not None and identifier is not None:
         raise InvalidInputError("give a category or a change, not both")
     history = History(catalog)
-    if name is not None:
-        record: Record | None = history.last_of(name)
-        taken: list[tuple[Record, str]] = []
-        while record and (not taken or record["change"] == taken[0][0]["change"]):
-            names = record.get("moved") or [name]
-            _take_back(catalog, references, collector, history, record, names)
-            taken += [(record, one) for one in names]
-            record = next(history.done(name), None)
-        return replace(history.changed_by(taken), undone=True)
-    found = _chosen(history, identifier)
-    for record, names in history.to_take_back(found):
-        _take_back(catalog, references, collector, history, record, names)
+    found, steps = _planned(history, name, identifier)
+    if len(steps) == 1 and len(steps[0][1]) == 1:
+        _take_back(catalog, references, collector, history, *steps[0])
+        return replace(found, undone=True)
+    undo_record = _undo_payload(collector.cause, steps, catalog.state([]).store)
+    catalog.put([Put(undo_record["id"], undo_record)])
+    history = History(catalog)
+    try:  # a writer that came before the record may have changed a category; one that comes after it finishes the undo
+        _planned(history, name, found.id if name is None else None)
+    except InvalidInputError:
+        if not _has_begun(history, undo_record):
+            catalog.drop([undo_record["id"]])
+            raise
+    _carry_out(catalog, references, collector, history, undo_record)
     return replace(found, undone=True)
+
+
+def _planned(
+    history: History, name: str | None, identifier: str | None
+) -> tuple[Change, list[tuple[Record, list[str]]]]:
+    """The change that is to be taken back, and its writes, newest first, each with its categories.
+
+    Raises:
+        InvalidInputError: There is no such change, or a category has been changed since.
+    """
+    if name is None:
+        found = _chosen(history, identifier)
+        return found, history.to_take_back(found)
+    steps = history.last_of(name)
+    return history.changed_by([(record, one) for record, names in steps for one in names]), steps
+
+
+def _has_begun(history: History, undo_record: Record) -> bool:
+    """Whether another process has found the record of an undo, and begun to carry it out."""
+    ours = (record for record in history.records.values() if record["change"] == undo_record["change"])
+    return not {step["id"] for step in undo_record["takes"]}.isdisjoint(record.get("undoes") for record in ours)
+
+
+def finish_undos(catalog: Catalog, references: ReferenceCollections, collector: Collector) -> None:
+    """Carry out the undos that are under way, of whatever process; what fails is left to the next one."""
+    with suppress(ZSVecError):
+        found = catalog.scroll(Where(match={"kind": UNDO}))
+        if not found:
+            return
+        store = catalog.state([]).store
+        for record in sorted(filter(is_undo, found), key=lambda record: record["rev"]):
+            if record["store"] == store:
+                collector.cause = Cause(what=UNDO, by=record.get("by"), id=record["change"])
+                with suppress(InvalidInputError):  # a category has been changed since, and stays as it is
+                    _carry_out(catalog, references, collector, History(catalog), record)
+
+
+def _undo_payload(cause: Cause, steps: Sequence[tuple[Record, Sequence[str]]], store: str) -> dict[str, Any]:
+    """The record of an undo.
+
+    Args:
+        cause: Of its commits.
+        steps: The writes that are taken back, in order, each with its categories.
+        store: Id of the store.
+    """
+    return {
+        "kind": UNDO,
+        "id": str(uuid.uuid4()),
+        "store": store,
+        "version": 1,
+        "rev": time.time_ns() // 1000,
+        "change": cause.id,
+        "until": max(record["until"] for record, _ in steps),
+        "takes": [{"id": record["id"], "categories": list(names)} for record, names in steps],
+        **({"by": cause.by} if cause.by else {}),
+    }
+
+
+def _carry_out(
+    catalog: Catalog, references: ReferenceCollections, collector: Collector, history: History, undo_record: Record
+) -> None:
+    """Take back what is left of an undo, and delete its record.
+
+    Raises:
+        InvalidInputError: A category has been changed since, or a change has been made final. The rest is taken back.
+        ConflictError: Others changed a category at each attempt. The record stays.
+    """
+    refused: list[InvalidInputError] = []
+    # A commit that no change tells of would end the history of its category, in which the next step is found.
+    collector.cause = replace(collector.cause, until=undo_record["until"])
+    for step in undo_record["takes"]:
+        record = history.records.get(step["id"])
+        names = [name for name in step["categories"] if record and name in record["before"]]
+        if record and names:
+            try:
+                _take_back(catalog, references, collector, history, record, names)
+            except InvalidInputError as exc:
+                refused.append(exc)
+    catalog.drop([undo_record["id"]])
+    if refused:
+        raise refused[0]
 
 
 def _chosen(history: History, identifier: str | None) -> Change:
@@ -101,6 +195,7 @@ def _take_back(
     cause = collector.cause = replace(collector.cause, undoes=record["id"])
     pending = list(names)
     moved = record.get("moved", ())[::-1]  # what had gained loses
+    late: list[str] = []
 
     def attempt() -> bool:
         before = settled(catalog, names)
@@ -109,11 +204,13 @@ def _take_back(
         pending[:] = [] if done and moved else [name for name in pending if name not in done]
         if not pending:
             return True
-        for name in pending:
-            if not _is_last(history, record, name):
-                raise InvalidInputError(
-                    f"{name!r} has been changed while a change of it was taken back: `zsvec history` shows by what"
-                )
+        changed = [name for name in pending if not _is_last(history, record, name, cause)]
+        if changed and (moved or len(pending) == len(names)):  # nothing is taken back yet
+            raise _changed_meanwhile(changed[0])
+        late.extend(changed)
+        pending[:] = [name for name in pending if name not in changed]
+        if not pending:
+            return True
         latest = before.categories()
         if not latest.keys() >= set(pending):  # replicas differ
             raise ChangedError
@@ -133,18 +230,33 @@ def _take_back(
 
     until_won(attempt, pending, catalog.location)
     history.catch_up(settled(catalog, names))
+    if late:
+        raise _changed_meanwhile(late[0])
 
 
-def _is_last(history: History, record: Record, name: str) -> bool:
+def _changed_meanwhile(name: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{name!r} has been changed while a change of it was taken back: `zsvec history` shows by what"
+    )
+
+
+def _is_last(history: History, record: Record, name: str, cause: Cause) -> bool:
     """Whether nothing of a category has been changed since, but for what was taken back."""
-    last = next(history.done(name), None), next(history.chain(name), None)
+    taken: set[str] = set()  # by this undo, which may take back what has taken back another change
+
+    def is_left(other: Record) -> bool:
+        if other["change"] == cause.id and (undone := other.get("undoes")):
+            taken.add(undone)
+            return False
+        return other["id"] not in taken
+
+    last = next(history.done(name), None), next(filter(is_left, history.chain(name)), None)
     return record["id"] in {found["id"] for found in last if found}
 
 
 def _is_taken_back(history: History, record: Record, name: str, cause: Cause) -> bool:
-    """Whether somebody else has carried it out."""
-    last = next(history.chain(name), None)
-    return last is not None and last.get("undoes") == record["id"] and last["change"] == cause.id
+    """Whether it is carried out, by whatever process, also if that has been taken back since."""
+    return any(other.get("undoes") == record["id"] and other["change"] == cause.id for other in history.chain(name))
 
 
 def _references_before(record: Record, name: str, references: ReferenceCollections) -> Sequence[Reference]:

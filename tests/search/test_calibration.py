@@ -50,7 +50,7 @@ def test_a_damaged_calibration_gives_way(store: Store) -> None:
     kept = calibration_of(store)
     for revision in ("x", None, 1e30, [], {}):
         store.keep_calibration({**kept.to_dict(), "revision": revision})
-        assert store.info()["calibration"] == "none"
+        assert store.info()["calibration"] == "damaged"
         store.keep_calibration(kept.to_dict())
         assert Calibration.from_dict(store.calibration()) == kept
         store.keep_calibration({})

@@ -169,6 +169,8 @@ def _generation(settings: Settings) -> Finding:
 
 
 def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
+    from zsvec.method.calibration import Calibration
+
     try:
         with settings.open_store() as store:
             store.check(settings.encoder_specs())
@@ -178,6 +180,10 @@ def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
                 yield Finding("store", not named, f"there is no store in {store.location} yet", HOW_TO_MAKE_A_STORE)
                 return
             found = store.info()
+            if found["calibration"] != "none" and Calibration.from_dict(store.calibration()) is None:
+                yield Finding(
+                    "calibration", False, "it cannot be read, and none is used", "run `zsvec calibrate` to make another"
+                )
     except ZSVecError as exc:
         yield Finding("store", False, str(exc))
         return

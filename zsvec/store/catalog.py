@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from zsvec.errors import CategoryNotFoundError, StoreError
 from zsvec.store.base import Backend, Put, Where
+from zsvec.store.records import damaged_manifest, is_believed, is_record, place_of
 from zsvec.store.schema import (
     CATALOG,
     CATALOG_INDEXES,
     CATEGORY_KINDS,
     IMAGES,
+    LATEST,
+    NO_CALIBRATION,
     OWN_KINDS,
     PAST,
     SCHEMA,
@@ -27,13 +30,11 @@ from zsvec.store.schema import (
     category_from,
     collection_name,
     expected,
-    is_in_its_place,
-    is_record,
     keeps_images,
     record_id,
     store_payload,
 )
-from zsvec.types import CalibrationState, Category, Fingerprint, KeepImages
+from zsvec.types import READABLE_CALIBRATIONS, CalibrationState, Category, Fingerprint, KeepImages
 
 SLACK = 1_000_000
 """How much smaller than the newest the ``rev`` of a commit may be that is acknowledged."""
@@ -66,6 +67,10 @@ class State:
             StoreError: This version cannot read a manifest.
         """
         return {name: category_from(manifest) for name, manifest in self.manifests.items()}
+
+    def only(self, names: Container[str]) -> State:
+        """Without the manifests of other categories than these."""
+        return replace(self, manifests={name: one for name, one in self.manifests.items() if name in names})
 
 
 class Catalog:
@@ -217,13 +222,22 @@ class Catalog:
         record = self.calibration_record()[1]
         return calibration_from(record) if record else None
 
-    def calibration_state(self) -> CalibrationState:
-        """Whether categories have changed since the calibration was made."""
-        revision = calibrated_revision(self.calibration())
+    def calibration_state(self) -> CalibrationState | Literal["damaged"]:
+        """Whether categories have changed since the calibration was made; a damaged one is used as none."""
+        kept = self.calibration()
+        revision = calibrated_revision(kept)
         if revision is None:
-            return "none"
+            return "damaged" if self._is_calibration_damaged(kept) else "none"
         categories, _ = readable(self.manifests())
         return "stale" if any(category.rev > revision for category in categories) else "current"
+
+    def _is_calibration_damaged(self, kept: Mapping[str, Any] | None) -> bool:
+        if kept:
+            made = kept.get("format")
+            return not isinstance(made, int) or made in READABLE_CALIBRATIONS  # else another version has made it
+        place = record_id("calibration")
+        found = self.backend.retrieve(self.collection, [place]).values()
+        return not all(is_record(place, record) and calibration_from(record) is not NO_CALIBRATION for record in found)
 
     def calibration_record(self) -> tuple[str, Mapping[str, Any] | None]:
         """The id of the store, and the record of the calibration."""
@@ -231,6 +245,13 @@ class Catalog:
         store = store_id(found.values())
         record = found.get(record_id("calibration"))
         return store, record if record and belongs(record, store) else None
+
+    def drop_damaged_calibration(self) -> None:
+        """Delete the record of the calibration if it cannot be read, so that another can be committed."""
+        place = record_id("calibration")
+        found = self.backend.retrieve(self.collection, [place])
+        if any(not is_record(place, record) for record in found.values()):
+            self.drop([place])
 
     # Records
 
@@ -253,69 +274,70 @@ class Catalog:
 
     def newest(self) -> int:
         """The largest ``rev`` of a commit; 0 if there is none."""
-        return self.backend.newest(self.collection, COMMITS)
+        return self.backend.newest(self.collection, replace(COMMITS, until=LATEST - 1))
 
     def next_rev(self) -> int:
         """Microseconds now, and above the newest commit, whatever the clocks of other writers say."""
         return max(time.time_ns() // 1000, self.newest() + 1)
 
     def scroll(self, where: Where, fields: Sequence[str] | None = None) -> list[Mapping[str, Any]]:
-        """All matching records.
-
-        Raises:
-            StoreError: One of them cannot be read.
-        """
-        return [
-            self._checked(identifier, record)
+        """All matching records, as `_read` has them."""
+        return self._read(
+            (identifier, record)
             for page in self.backend.scroll(self.collection, where, fields=fields)
             for identifier, record in zip(page.ids, page.payloads, strict=True)
-            if not self._is_foreign(identifier, record)
-        ]
+        )
 
     def scroll_all(self, where: Where) -> list[Mapping[str, Any]]:
         """All records of kinds that are most of a catalog: where files can be damaged, without their index.
 
         Raises:
-            StoreError: One of them cannot be read, or a later version has written them.
+            StoreError: A later version has written them, or the record of the store cannot be read.
         """
         if not self.exclusive:
             return self.scroll(where)
         kinds = [kind for match in (where.match, where.or_match or {}) for kind in _listed(match["kind"])]
         everything = self.backend.scroll(self.collection, replace(where, match={}, without=PAST))
         records = [(i, record) for page in everything for i, record in zip(page.ids, page.payloads, strict=True)]
-        for _, record in records:
-            if record.get("kind") == "store" and is_record(record):
+        for identifier, record in records:
+            if record.get("kind") == "store" and is_record(identifier, record):
                 self.check_schema(record)  # a later version may have records of other kinds
-        return [
-            self._checked(i, record) for i, record in records if record.get("kind") in kinds or not is_record(record)
-        ]
+        return [record for record in self._read(records) if record["kind"] in kinds]
 
     def retrieve(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Those of the records that exist, by id.
+        """Those of the records that exist, by id, as `_read` has them."""
+        found = self.backend.retrieve(self.collection, ids)
+        return {identifier: read for identifier, record in found.items() for read in self._read([(identifier, record)])}
+
+    def unreadable(self) -> list[str]:
+        """Ids of the records that cannot be read, or not be believed, but for manifests."""
+        everything = self.backend.scroll(self.collection, Where())
+        records = [(i, record) for page in everything for i, record in zip(page.ids, page.payloads, strict=True)]
+        return sorted(identifier for identifier, record in records if not is_believed(identifier, record))
+
+    def _read(self, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+        """Records, each with what its kind always has.
+
+        One that cannot be read stops nothing else. It is left out if it is of a write, or the calibration; else it is
+        the manifest of a category, which is damaged.
 
         Raises:
-            StoreError: One of them cannot be read.
+            StoreError: The record of the store cannot be read; or in damaged files, which category a record is of.
         """
-        found = self.backend.retrieve(self.collection, ids)
-        return {
-            identifier: self._checked(identifier, record)
-            for identifier, record in found.items()
-            if not self._is_foreign(identifier, record)
-        }
-
-    def _is_foreign(self, identifier: str, record: Mapping[str, Any]) -> bool:
-        """Whether it seems to tell of a write, and somebody else has put it on the server."""
-        of_write = record.get("kind") in OWN_KINDS
-        return of_write and not self.exclusive and not (is_record(record) and is_in_its_place(identifier, record))
-
-    def _checked(self, identifier: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        # A bit of a name may have changed in the files of a folder; a server looks after its own.
-        if not is_record(record) or (self.exclusive and not is_in_its_place(identifier, record)):
-            raise StoreError(
-                f"the catalog of {self.location} is damaged: the record {identifier} cannot be read; restore the store "
-                "from a copy, or import again into another"
-            )
-        return record
+        read: list[Mapping[str, Any]] = []
+        for identifier, record in records:
+            if is_record(identifier, record):
+                read.append(record)
+            elif identifier == record_id("calibration") or record.get("kind") in OWN_KINDS:
+                continue
+            elif identifier == record_id("store") or (self.exclusive and place_of(record) != identifier):
+                raise StoreError(
+                    f"the catalog of {self.location} is damaged: the record {identifier} cannot be read; restore the "
+                    "store from a copy, or import again into another"
+                )
+            else:
+                read.append(damaged_manifest(identifier, record))
+        return read
 
     def check_not_lost(self, records: Collection[Mapping[str, Any]]) -> None:
         """Refuse commits of no store, where nobody can just be making it.

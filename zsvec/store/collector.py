@@ -19,7 +19,7 @@ from typing import Any
 
 from zsvec.errors import StoreError
 from zsvec.store.base import Put, Where
-from zsvec.store.catalog import Catalog, State, id_of
+from zsvec.store.catalog import Catalog, State, id_of, readable
 from zsvec.store.history import Cause, History, change_payload, final_payload, told
 from zsvec.store.records import is_told, is_write
 from zsvec.store.references import ReferenceCollections
@@ -189,6 +189,8 @@ class Collector:
         for intent in old:
             names = {*intent["writes"], *intent["replaced"], *(intent["before"] if is_told(intent) else ())}
             state = settled(self._catalog, names)
+            if readable(state.manifests.values())[1]:
+                continue  # what a damaged manifest names is not known
             open_writes = {
                 (name, write_id)
                 for name, write_id in intent["writes"].items()

@@ -25,6 +25,7 @@ from zsvec.store.schema import (
     expected,
     manifest_payload,
     record_id,
+    writers,
 )
 from zsvec.types import Category
 
@@ -130,6 +131,8 @@ def commit_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> bool
         StoreError: The store was dropped.
     """
     store, before = catalog.calibration_record()
+    if before is None:
+        catalog.drop_damaged_calibration()
     kept = calibrated_revision(calibration_from(before)) if before else None
     if kept is not None and calibration and kept > calibration.get("revision", kept):
         return True
@@ -189,7 +192,7 @@ def _outcome(
     if found is None:
         return "unknown"
     # The write id outlives the token where many have written since.
-    if put.payload["writers"][0] in found.get("writers", ()) or set(write_ids) & set(found.get("writes", ())):
+    if put.payload["writers"][0] in writers(found) or set(write_ids) & set(found.get("writes", ())):
         return "won"
     return "lost" if found["version"] >= put.payload["version"] else "unknown"
 

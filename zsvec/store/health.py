@@ -33,7 +33,17 @@ def check_up(catalog: Catalog, references: ReferenceCollections, *, repair: bool
     categories, unreadable = catalog.categories()
     if unreadable:
         yield Finding(
-            "manifests", False, f"those of {', '.join(map(repr, unreadable[:5]))} cannot be read", "upgrade zsvec"
+            "manifests",
+            False,
+            f"those of {', '.join(map(repr, unreadable[:5]))} cannot be read",
+            "upgrade zsvec, or restore the store from a copy",
+        )
+    if records := catalog.unreadable():
+        yield Finding(
+            "records",
+            False,
+            f"{counted(len(records), 'record')} of the catalog cannot be read: {', '.join(records[:5])}",
+            "restore the store from a copy, or go on without the changes that these tell of",
         )
     kept = {w for record in History(catalog).records.values() for old in record["replaced"].values() for w in old}
     kept -= {write_id for category in categories for write_id in category.write_ids}

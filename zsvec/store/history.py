@@ -271,7 +271,7 @@ class History:
         return ordered
 
     def _add(self, found: Iterable[Record]) -> None:
-        self.records |= {r["id"]: r for r in found if r["store"] == self._store and is_told(r)}
+        self.records |= {r["id"]: r for r in found if r.get("store") == self._store and is_told(r)}
 
     def _record(self, identifier: str | None, name: str) -> Record | None:
         record = self.records.get(identifier or "")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zsvec.store.catalog import COMMITS, PAUSES, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
+from zsvec.store.records import is_damaged
 from zsvec.store.schema import LOOK_FIELDS, calibration_from, requirements
 from zsvec.types import Category
 
@@ -77,6 +78,8 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     if cursor.store and cursor.store != store:
         return replace(look(catalog, Cursor(), {}), reset=True)
     records = [record for record in records if record["kind"] != "store" and belongs(record, store)]
+    damaged = {record["category"] for record in records if is_damaged(record)}
+    records = [record for record in records if not is_damaged(record)]
     changed: Sequence[Mapping[str, Any]] = [
         record for record in records if _version_seen(record, known, cursor) != record["version"]
     ]
@@ -98,6 +101,7 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     calibrations = [record for record in changed if record["kind"] == "calibration"]
     after = replace(after, calibration=calibrations[0]["version"] if calibrations else cursor.calibration)
     categories, unreadable = readable(record for record in changed if record["kind"] != "calibration")
+    unreadable = sorted({*damaged, *unreadable})
     return Look(after, categories, calibration_from(calibrations[0]) if calibrations else None, False, unreadable)
 
 

@@ -92,7 +92,7 @@ class MemoryBackend:
 
     def newest(self, collection: str, where: Where) -> int:
         with self._open(collection) as stored:
-            return max((payload["rev"] for _, payload in _matching(stored, where).values()), default=0)
+            return max((_rev(payload) for _, payload in _matching(stored, where).values()), default=0)
 
     def query(
         self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
@@ -182,14 +182,21 @@ def _test(where: Where) -> Callable[[Mapping[str, Any]], bool]:
 
     def chosen(payload: Mapping[str, Any]) -> bool:
         for field, values in wanted:
-            if payload.get(field) not in values:
+            value = payload.get(field)
+            if not isinstance(value, str | int) or value not in values:
                 return False
         if any(payload.get(field) == value for field, value in without):
             return False
-        rev = payload.get("rev", -1)
+        rev = _rev(payload)
         return (since is None or rev >= since) and (until is None or 0 <= rev <= until)
 
     return chosen if otherwise is None else lambda payload: chosen(payload) or otherwise(payload)
+
+
+def _rev(payload: Mapping[str, Any]) -> int:
+    """The ``rev`` of a record; -1 without one that an index of integers would have."""
+    rev = payload.get("rev")
+    return rev if isinstance(rev, int) and abs(rev) < 2**63 else -1
 
 
 def _values(wanted: str | int | Sequence[str]) -> Container[str | int]:

@@ -1,11 +1,11 @@
-"""What a record of a write must be, to be believed: whoever may write to a store may have put it there."""
+"""Validates records of the catalog. Files can be damaged, and a server may have other writers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-_LATEST = 2**55  # microseconds since 1970
+from zsvec.store.schema import CATEGORY_KINDS, OWN_KINDS, UNDO, WRITE_KINDS, are_texts, is_number, record_id
 
 _Types: TypeAlias = Mapping[str, type | tuple[type, ...]]
 
@@ -16,26 +16,83 @@ _UNDO: _Types = {"id": str, "version": int, "rev": int, "store": str, "change": 
 _BEFORE: _Types = {"version": int, "writes": list, "references": dict, "texts": list, "metadata": dict}
 
 
+_ALWAYS: Mapping[str, _Types] = {
+    "store": {"schema": int, "version": int},
+    "manifest": {"category": str, "version": int, "rev": int},
+    "category": {"category": str, "version": int, "rev": int},
+    "calibration": {"version": int, "rev": int},
+    "intent": {"id": str, "rev": int, "store": str, "writes": dict, "replaced": dict},
+    "change": {"id": str, "version": int, "rev": int, "store": str, "replaced": dict, "before": dict},
+    "undo": {"id": str, "version": int, "rev": int, "store": str, "takes": list},
+}
+
+
+def is_record(identifier: str | None, record: Mapping[str, Any]) -> bool:
+    """Whether a record is in its place, and has what its kind always has, in whole or in `LOOK_FIELDS`."""
+    kind = record.get("kind")
+    types = _ALWAYS.get(kind) if isinstance(kind, str) else None
+    whose = (record.get("store", ""), record.get("id", ""))
+    return types is not None and _has(record, types) and are_texts([*whose]) and _is_in_its_place(identifier, record)
+
+
+def _is_in_its_place(identifier: str | None, record: Mapping[str, Any]) -> bool:
+    """Whether a record has the id that its kind and its category make; some kinds have their own."""
+    if record["kind"] in OWN_KINDS:
+        return bool(identifier == record["id"])
+    if "moved" in record:
+        return True
+    return identifier == (place_of(record) if record["kind"] in CATEGORY_KINDS else record_id(record["kind"]))
+
+
+def place_of(record: Mapping[str, Any]) -> str | None:
+    """Where the manifest of the category is that a record names; ``None`` if it names none."""
+    name = record.get("category")
+    try:
+        return record_id("category", name) if isinstance(name, str) else None
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return None
+
+
+def is_believed(identifier: str, record: Mapping[str, Any]) -> bool:
+    """Whether a record is used: a manifest always, if only to name its category; others if all they say fits."""
+    kind = record.get("kind")
+    if not is_record(identifier, record):
+        return place_of(record) == identifier
+    if kind in WRITE_KINDS:
+        return is_told(record) if "what" in record else is_write(record)
+    return kind != UNDO or is_undo(record)
+
+
+def damaged_manifest(identifier: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest in the place of a record that cannot be read: it names the category, or else the record."""
+    name = record["category"] if identifier == place_of(record) else f"record {identifier}"
+    return {"kind": "manifest", "category": name, "version": -1, "rev": 0}
+
+
+def is_damaged(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest is one of `damaged_manifest`."""
+    return bool(manifest["version"] < 0)
+
+
 def is_write(record: Mapping[str, Any]) -> bool:
     """Whether a record says what a write may leave behind: an intent, or a change."""
     return (
         _has(record, _WRITE)
-        and 0 <= record["rev"] < _LATEST
         and all(isinstance(write_id, str) for write_id in record["writes"].values())
-        and all(_are_texts(write_ids) for write_ids in record["replaced"].values())
+        and all(are_texts(write_ids) for write_ids in record["replaced"].values())
     )
 
 
 def is_told(record: Mapping[str, Any]) -> bool:
     """Whether it tells of a change that can be taken back, too."""
-    if not (is_write(record) and _has(record, _TOLD) and 0 <= record["until"] < _LATEST):
+    if not (is_write(record) and _has(record, _TOLD)):
         return False
     if not all(isinstance(record.get(key, ([] if kinds is list else None)), kinds) for key, kinds in _MAYBE.items()):
         return False
     moved = record.get("moved", [])
     return (
-        _are_texts(moved)
-        and _are_texts(record.get("forgotten", []))
+        are_texts(moved)
+        and are_texts(record.get("forgotten", []))
         and len(moved) == len(set(moved))
         and len(moved) in (0, 2)
         and set(moved) <= record["before"].keys()
@@ -47,10 +104,9 @@ def is_undo(record: Mapping[str, Any]) -> bool:
     """Whether a record says what an undo takes back: ids of changes, each with its categories."""
     return (
         _has(record, _UNDO)
-        and 0 <= record["until"] < _LATEST
         and isinstance(record.get("by"), str | None)
         and all(
-            isinstance(step, dict) and isinstance(step.get("id"), str) and _are_texts(step.get("categories"))
+            isinstance(step, dict) and isinstance(step.get("id"), str) and are_texts(step.get("categories"))
             for step in record["takes"]
         )
     )
@@ -61,16 +117,15 @@ def _is_state(was: Any) -> bool:
     return (
         isinstance(was, dict)
         and _has(was, _BEFORE)
-        and _are_texts(was["writes"])
-        and _are_texts(was["texts"])
-        and all(isinstance(number, int) for number in was["references"].values())
+        and are_texts(was["writes"])
+        and are_texts(was["texts"])
+        and all(map(is_number, was["references"].values()))
         and isinstance(was.get("change"), str | None)
     )
 
 
 def _has(record: Mapping[str, Any], types: _Types) -> bool:
-    return all(isinstance(record.get(key), kinds) for key, kinds in types.items())
-
-
-def _are_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+    return all(
+        is_number(record.get(key)) if kinds is int else isinstance(record.get(key), kinds)
+        for key, kinds in types.items()
+    )

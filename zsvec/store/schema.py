@@ -78,8 +78,11 @@ def new_write_id() -> str:
 
 
 def write_time(write_id: str) -> int:
-    """When a write began, in microseconds since 1970 by the clock of its writer."""
-    return int(write_id.split("-")[0], 16)
+    """When a write began, in microseconds since 1970 by the clock of its writer; 0 for an id that zsvec never made."""
+    try:
+        return int(write_id.split("-")[0], 16)
+    except ValueError:
+        return 0
 
 
 # References
@@ -192,35 +195,11 @@ OWN_KINDS = (*WRITE_KINDS, UNDO)
 """Kinds of records that choose their ids themselves."""
 PAST: Mapping[str, str] = {"past": "yes"}
 """What changes have, which may be many, and no other record."""
+NO_CALIBRATION: Mapping[str, Any] = {}
+LATEST = 2**53
+"""Above every version and ``rev``. Qdrant compares numbers as floats, which are exact below it."""
 LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "moved")
 """What tells whether a record has changed."""
-
-
-_ALWAYS: Mapping[str, Mapping[str, type]] = {
-    "store": {"schema": int},
-    "manifest": {"category": str, "version": int, "rev": int},
-    "category": {"category": str, "version": int, "rev": int},
-    "calibration": {"version": int, "rev": int},
-    "intent": {"id": str, "rev": int, "store": str, "writes": dict, "replaced": dict},
-    "change": {"id": str, "version": int, "rev": int, "store": str, "replaced": dict, "before": dict},
-    "undo": {"id": str, "version": int, "rev": int, "store": str, "takes": list},
-}
-
-
-def is_record(payload: Mapping[str, Any]) -> bool:
-    """Whether a payload has what every version of zsvec writes in records of its kind, in whole or in `LOOK_FIELDS`."""
-    fields = _ALWAYS.get(str(payload.get("kind")))
-    return fields is not None and all(isinstance(payload.get(name), of_type) for name, of_type in fields.items())
-
-
-def is_in_its_place(identifier: str, record: Mapping[str, Any]) -> bool:
-    """Whether a record has the id that its kind and its category make; some kinds have their own."""
-    if record["kind"] in OWN_KINDS:
-        return bool(identifier == record["id"])
-    if "moved" in record:
-        return True
-    of_category = record["kind"] in CATEGORY_KINDS
-    return identifier == (record_id("category", record["category"]) if of_category else record_id(record["kind"]))
 
 
 def store_payload(fingerprints: Mapping[str, Fingerprint], images: KeepImages) -> dict[str, Any]:
@@ -291,7 +270,13 @@ def with_writer(writer: str, before: Mapping[str, Any] | None) -> list[str]:
         writer: Token of the newest.
         before: The record that it replaces, if there is one.
     """
-    return [writer, *(before.get("writers", ()) if before else ())][:_WRITERS_KEPT]
+    return [writer, *(writers(before) if before else ())][:_WRITERS_KEPT]
+
+
+def writers(record: Mapping[str, Any]) -> list[str]:
+    """The tokens of the last writers of a record, newest first."""
+    found = record.get("writers")
+    return [token for token in found if isinstance(token, str)] if isinstance(found, list) else []
 
 
 def migrated_manifest(record: Mapping[str, Any], store: str) -> dict[str, Any]:
@@ -314,30 +299,50 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
     Raises:
         StoreError: It is not as this version of zsvec writes it.
     """
-    try:
-        if not (isinstance(manifest["references"], Mapping) and isinstance(manifest["metadata"], Mapping)):
-            raise TypeError("no mappings")  # noqa: TRY301 - it is as any other
-        return Category(
-            name=manifest["category"],
-            version=manifest["version"],
-            rev=manifest.get("changed", manifest["rev"]),
-            write_ids=tuple(manifest["writes" if manifest["kind"] == "manifest" else "gen"]),
-            texts=tuple(manifest["texts"]),
-            references=manifest["references"],
-            metadata=manifest["metadata"],
-        )
-    except (KeyError, TypeError) as exc:
+    writes: Any = manifest.get("writes" if manifest["kind"] == "manifest" else "gen")
+    references: Any = manifest.get("references")
+    metadata: Any = manifest.get("metadata")
+    texts: Any = manifest.get("texts")
+    changed = manifest.get("changed", manifest["rev"])
+    fields = {
+        "version": is_number(manifest["version"]),
+        "changed": is_number(changed),
+        "writes": are_texts(writes),
+        "texts": are_texts(texts),
+        "references": isinstance(references, dict) and all(map(is_number, references.values())),
+        "metadata": isinstance(metadata, dict),
+    }
+    if unreadable := [name for name, fits in fields.items() if not fits]:
         raise StoreError(
-            f"the manifest of {manifest.get('category')!r} cannot be read ({exc!r}): a newer version of zsvec, or "
-            "somebody else, wrote it; upgrade zsvec"
-        ) from exc
+            f"the manifest of {manifest['category']!r} cannot be read ({', '.join(unreadable)}): it is damaged, or a "
+            "newer version of zsvec wrote it; upgrade zsvec, or restore the store from a copy"
+        )
+    return Category(
+        name=manifest["category"],
+        version=manifest["version"],
+        rev=changed,
+        write_ids=tuple(writes),
+        texts=tuple(texts),
+        references=references,
+        metadata=metadata,
+    )
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a count, a version or a ``rev``: at least 0, and below 2⁵³, so that conditions are exact."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LATEST
+
+
+def are_texts(values: object) -> bool:
+    """Whether a value is a list of texts."""
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def requirements(record: Mapping[str, Any]) -> Mapping[str, int]:
     """By category, the least version of it that has what the category of this record has lost to it."""
     required = record.get("requires")
     found = required.items() if isinstance(required, dict) else ()
-    return {name: version for name, version in found if isinstance(version, int)}
+    return {name: version for name, version in found if is_number(version)}
 
 
 def calibration_payload(
@@ -390,9 +395,9 @@ def migrated_calibration(record: Mapping[str, Any], store: str) -> dict[str, Any
 
 
 def calibration_from(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The calibration of a record; empty if it is none that this version knows."""
-    calibration: Mapping[str, Any] = record.get("fitted", record.get("calibration", {}))
-    return calibration
+    """The calibration of a record, which may be empty; `NO_CALIBRATION` if it is damaged."""
+    calibration = record.get("fitted", record.get("calibration"))
+    return calibration if isinstance(calibration, dict) else NO_CALIBRATION
 
 
 def intent_payload(
@@ -430,4 +435,4 @@ def calibrated_revision(calibration: Mapping[str, Any] | None) -> int | None:
     if not calibration or calibration.get("format") not in READABLE_CALIBRATIONS:
         return None
     revision = calibration.get("revision")
-    return revision if isinstance(revision, int) else None
+    return revision if isinstance(revision, int) and is_number(revision) else None

@@ -325,7 +325,7 @@ class Store:
         Raises:
             ConflictError: Others changed a category at each attempt, or removed references that the write needs. The
                 other categories are committed.
-            InvalidInputError: A category would have no reference. The others are committed.
+            InvalidInputError: What a category was to keep is gone, and nothing else is given. The others are committed.
         """
         with self._writing("replace" if any(write.replace for write in writes) else "add"):
             return writing.write_categories(self._catalog, self._references, self._collector, writes)

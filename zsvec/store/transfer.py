@@ -30,7 +30,15 @@ from typing import Any
 from zsvec.errors import StoreError
 from zsvec.store.catalog import PAUSES, Catalog, State
 from zsvec.store.commit import UnknownError, attempts, commit_manifests, publish
-from zsvec.store.schema import category_from, expected, is_record, manifest_payload, with_requirement, with_writer
+from zsvec.store.records import is_record, place_of
+from zsvec.store.schema import (
+    category_from,
+    expected,
+    manifest_payload,
+    with_requirement,
+    with_writer,
+    writers,
+)
 from zsvec.types import Category
 
 Manifest = Mapping[str, Any]
@@ -74,7 +82,7 @@ def transfer(
         with attempt:
             state = catalog.state(names)
             after = {name: _shown(catalog, state, name) for name in names}
-            if _done(identifier) in after[source.name].get("writers", ()):
+            if _done(identifier) in writers(after[source.name]):
                 won = dict(publish(catalog, after))
                 if len(won) < len(names):
                     raise UnknownError  # whether every reader's next look finds both
@@ -133,7 +141,7 @@ def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:
             raise UnknownError
         version = published[target]["version"]
         done = _succeeding(
-            catalog, {**said["source"], "version": now["version"], "writers": now["writers"]}, _done(identifier)
+            catalog, {**said["source"], "version": now["version"], "writers": writers(now)}, _done(identifier)
         )
         return {**done, "changed": done["rev"], "requires": with_requirement(now, target, version)}, state
     planned_on = said["planned_on"]
@@ -192,7 +200,7 @@ def _said(manifest: Manifest) -> Mapping[str, Any]:
         return {}
     try:
         for one in (said.get("source"), said.get("target")):
-            if not isinstance(one, dict) or one.get("kind") != "manifest" or not is_record(one):
+            if not isinstance(one, dict) or one.get("kind") != "manifest" or not is_record(place_of(one), one):
                 return {}
             category_from(one)
     except StoreError:

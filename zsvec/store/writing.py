@@ -23,7 +23,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from zsvec.errors import ConflictError, InvalidInputError, StoreError
+from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.catalog import Catalog, State
 from zsvec.store.collector import Collector
 from zsvec.store.commit import commit, commit_calibration, publish
@@ -74,15 +74,13 @@ def write_categories(
 
     def attempt() -> bool:
         before = settled(catalog, pending)
+        plans, errors = _planned_each(pending, before, catalog, references)
+        refused.extend(errors.values())
+        for name in errors:
+            del pending[name]
+        before = before.only(pending)
         latest = before.categories()
-        plans = []
-        for name, write in list(pending.items()):
-            try:
-                plans.append(planned(write, latest.get(name), catalog, references))
-            except (ConflictError, InvalidInputError) as exc:  # the other categories are committed
-                refused.append(exc)
-                del pending[name]
-        complete = [category.name for category, _ in plans if category is latest.get(category.name)]
+        complete = [category.name for category, _ in plans if category == latest.get(category.name)]
         changes = [one for one in plans if one[0].name not in complete]
         manifests = carry_out(catalog, references, collector, changes, before)
         if complete and not catalog.exclusive:  # others may have changed them since
@@ -101,6 +99,22 @@ def write_categories(
     if refused:
         raise refused[0]
     return [done[write.name] for write in writes]
+
+
+def _planned_each(
+    writes: Mapping[str, Write], before: State, catalog: Catalog, references: ReferenceCollections
+) -> tuple[list[Plan], dict[str, StoreError | InvalidInputError]]:
+    """The plans of writes, and the errors of those that cannot be planned, so that the others are committed."""
+    plans, errors = [], {}
+    for name, write in writes.items():
+        try:
+            current = before.only([name]).categories().get(name)
+            plans.append(planned(write, current, catalog, references))
+        except StoreUnavailableError:
+            raise
+        except (StoreError, InvalidInputError) as exc:
+            errors[name] = exc
+    return plans, errors
 
 
 def remove_category(catalog: Catalog, references: ReferenceCollections, collector: Collector, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import uvicorn
 from fastapi import FastAPI
 
-from tests.qdrant import wait_until
+from tests.qdrant import DEADLINE, wait_until
 from zsvec.classifier import Classifier
 from zsvec.service import Keys, Limits, create_app
 from zsvec.service.answers import Answers
@@ -63,8 +63,8 @@ class Running:
         return self.work.queued == self.work._tasks == self.held == 0
 
     def connect(self) -> socket.socket:
-        """A connection of its own, which waits for no answer longer than ten seconds."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        """A connection of its own, which waits for an answer until the deadline of a test."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
 
     def ask(self, request: bytes) -> bytes:
         """What is answered until the connection is closed, or nothing more comes."""

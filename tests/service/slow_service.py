@@ -1,6 +1,7 @@
 """A service of encoders that take their time: `python -m tests.service.slow_service FOLDER` prints its port.
 
-More arguments: the seconds that the head of a request may take, and the connections that there may be at once.
+More arguments: the seconds that the head of a request may take, the connections that there may be at once, and the
+seconds that the last answers may take once it is told to end.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ class Slow(HashEncoder):
         return super().embed(batch, modality)
 
 
-def main(folder: str, head: str = "20", most: str = "4096") -> None:
+def main(folder: str, head: str = "20", most: str = "4096", ending: str | None = None) -> None:
     log_to_stderr(as_json=True)
     server.HEAD, server._MOST = float(head), int(most)
+    if ending:
+        server.LAST_ANSWERS = server.GIVEN_UP = float(ending)
     Slow.stuck = Path(f"{folder}.stuck")
     with zsvec.open(folder, encoders=[Slow()]) as classifier, listening("127.0.0.1", 0) as listener:
         classifier.add_categories(

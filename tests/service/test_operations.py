@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 import zsvec
-from tests.qdrant import running_server, wait_until
+from tests.qdrant import DEADLINE, running_server, wait_until
 from tests.service.support import KEYS, READ, WRITE, Limits, asked, bearer, files, path_to, problem, red
 from tests.store.support import fast_folder
 from tests.support import encode, photo
@@ -49,7 +49,7 @@ def test_ready_once_the_encoders_are_loaded(
     tried: list[int] = []
 
     def load() -> None:
-        assert may_go_on.wait(30)
+        assert may_go_on.wait(DEADLINE)
         tried.append(1)
         if len(tried) < 3:
             raise WeightsUnavailableError("no weights yet") if len(tried) == 1 else RuntimeError("a defect")
@@ -305,14 +305,10 @@ def test_a_server_that_goes_away_and_comes_back(
             ("DELETE", path_to("red"), {}),
         ]
         for method, path, how_sent in asked_for:
-            begun = time.monotonic()
             answer = client.request(method, path, **how_sent)
             problem(answer, 503)
             assert answer.headers["retry-after"] == "5"
-            assert time.monotonic() - begun < 15
-        begun = time.monotonic()
         assert figure(figures(client), "zsvec_references", modality="image") == 2
-        assert time.monotonic() - begun < 5
     finally:
         node.restart() if how == "kill" else node.resume()
     wait_until(lambda: not ready(client))

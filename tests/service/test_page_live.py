@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 import zsvec.service.live as live
+from tests.qdrant import DEADLINE
 from tests.service.page_support import KEYS, SECRETS, page_of, visitor
 from tests.support import coloured, coloured_store, encode, photo
 from zsvec.classifier import Classifier
@@ -22,8 +23,6 @@ from zsvec.errors import StoreUnavailableError
 from zsvec.inputs.images import load_image
 from zsvec.service import create_app
 from zsvec.service.live import SHOWN
-
-PATIENCE = 10.0
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ class Served:
         return self._portal.start_task_soon(run, *arguments)
 
     def wait(self, run: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-        return self.start(run, *arguments).result(PATIENCE)
+        return self.start(run, *arguments).result(DEADLINE)
 
     def call(self, function: Callable[[], None]) -> None:
         self._portal.call(function)
@@ -100,7 +99,7 @@ class Connection:
             "headers": headers,
         }
         scope |= {"raw_path": path.encode(), "query_string": b"", "http_version": "1.1", "scheme": "http"}
-        await asyncio.wait_for(self._app(scope, self._receive, self._send), PATIENCE)
+        await asyncio.wait_for(self._app(scope, self._receive, self._send), DEADLINE)
 
     async def _receive(self) -> dict[str, Any]:
         await self.leaves.wait()
@@ -222,7 +221,7 @@ def test_of_many_images_few_are_copied(served: Served, monkeypatch: pytest.Monke
     async def watch() -> None:
         async with aclosing(seen.events()) as told:
             await anext(told)
-            monkeypatch.setattr(live, "_EVERY", PATIENCE)
+            monkeypatch.setattr(live, "_EVERY", DEADLINE)
             await anext(told)  # after which nothing is told for long
             first.set()
             await second.wait()
@@ -234,7 +233,7 @@ def test_of_many_images_few_are_copied(served: Served, monkeypatch: pytest.Monke
     assert len(seen._waiting) == 4
     assert len(copied) == before
     served.call(second.set)
-    watching.result(PATIENCE)
+    watching.result(DEADLINE)
 
 
 def test_copying_ends_when_it_takes_long(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +241,7 @@ def test_copying_ends_when_it_takes_long(served: Served, monkeypatch: pytest.Mon
     event = served.start(served.until, lambda event: event["outcomes"]["known"] >= 3)
     for seed in range(3):
         served.classify(encode(coloured("red", seed)))
-    assert event.result(PATIENCE)["images"] == []
+    assert event.result(DEADLINE)["images"] == []
 
 
 def test_watchers_share_one_computation(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +287,7 @@ def test_who_leaves_watches_no_more(served: Served) -> None:
 
 
 def test_the_end_of_the_service_ends_all_events_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_EVERY", 100 * PATIENCE)
+    monkeypatch.setattr(live, "_EVERY", 100 * DEADLINE)
 
     async def end() -> list[Connection]:
         connections = [Connection(served.app, 100) for _ in range(3)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.qdrant import wait_until
+from tests.qdrant import DEADLINE, wait_until
 from tests.service.servers import head, running
 from tests.service.support import KEYS, READ, asked, bearer
 from zsvec.classifier import Classifier
@@ -138,7 +138,7 @@ def nginx(folder: Path, upstream: int, directives: str = "") -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(DEADLINE)
 
 
 def answers(url: str) -> bool:

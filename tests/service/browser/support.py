@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.qdrant import DEADLINE
 from zsvec.service.guard import COOKIE
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[4] / "shared"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CATEGORIES = ("ant", "ketch", "pagoda")
 _IMAGES = 4  # of each category
-PATIENCE = 20_000  # milliseconds for what a page is expected to show
+PATIENCE = 60_000  # milliseconds for what a page is expected to show
 
 needs_a_browser = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: install it (apt-get install chromium)")
 needs_photos = pytest.mark.skipif(
@@ -88,7 +89,7 @@ class Services:
     def run(self, store: Path, *arguments: str) -> str:
         command = self._command(store, *arguments)
         return subprocess.run(
-            command, env=self._environment, cwd=self._work, check=True, capture_output=True, text=True, timeout=120
+            command, env=self._environment, cwd=self._work, check=True, capture_output=True, text=True, timeout=DEADLINE
         ).stdout
 
     def imported(self) -> Path:
@@ -133,7 +134,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    process.wait(DEADLINE)
 
 
 class Opened:

@@ -38,7 +38,9 @@ from zsvec.inputs.watch import Watch
 from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.search.cache import ReferenceCache
+from zsvec.service.keys import first_key
 from zsvec.store import SmallImage
+from zsvec.store.checksums import Checksums
 from zsvec.testing import HashEncoder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links take rights elsewhere")
@@ -78,6 +80,14 @@ def write_rates(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(host, "cache_folder", lambda: folder / "encoders")
         keep_rates(VIT, {"float32": 1.0, "bfloat16": 2.0})
+
+
+def write_checksums(folder: Path) -> None:
+    Checksums(folder, folder).write()
+
+
+def write_first_key(folder: Path) -> None:
+    first_key(folder)
 
 
 def write_generated(folder: Path) -> None:
@@ -153,6 +163,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "cached references": write_references,
     "dropped references": drop_references,
     "measured rates": write_rates,
+    "checksums of a store": write_checksums,
+    "first key of the service": write_first_key,
     "generated images": write_generated,
     "watch state": watch,
     "watch state that is named": watch_by_named_state,

@@ -186,7 +186,7 @@ def test_they_find(
     defect: Callable[[pytest.MonkeyPatch], None], faults: Faults, skew: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defect(monkeypatch)
-    for seed in range(100, 260):
+    for seed in range(100, 700):  # "no_second_stamp" is found in 2 to 4 of 100 histories
         history = History(seed, faults, "none", skew)
         try:
             history.run(4_000)

@@ -95,7 +95,7 @@ def test_it_ends_when_the_connection_is_closed_during_the_write() -> None:
     channel = grpc.insecure_channel(f"127.0.0.1:{port}")
     cluster = Cluster(lambda: None)
     cluster.node.speaks_grpc = True
-    cluster.grpc_points = PointsStub(channel)
+    cluster.grpc_points = PointsStub(channel)  # type: ignore[no-untyped-call]
     channel.close()
     one, ends = notice(cluster)
     assert one.wait(60)

@@ -209,9 +209,9 @@ def test_where_changes_are_not_told_the_folder_is_looked_at(
 def test_files_are_given_when_they_have_settled(incoming: Path, watch: Callable[..., Reader], looks: Looks) -> None:
     put(incoming / "before.png")
     reader = watch(settle=2.0)
-    looks.look()
-    put(incoming / "later.png")
-    looks.look(after=1.9)
+    looks.look(after=1)
+    put(incoming / "later.png")  # is seen at once, or at the next look: one second after the other, or more
+    looks.look(after=0.9)
     assert reader.nothing()
     looks.look(after=0.2)
     assert reader.next() == "before.png"

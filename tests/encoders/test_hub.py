@@ -26,7 +26,7 @@ from zsvec.encoders import Encoder, load_encoder, load_encoders, missing_weights
 from zsvec.encoders.hub import HubSource
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.vision import sources
-from zsvec.encoders.weights import checkpoint_files, weight_files
+from zsvec.encoders.weights import checkpoint_files, located, weight_files
 from zsvec.errors import WeightsUnavailableError
 from zsvec.profiles import PROFILES
 
@@ -168,6 +168,37 @@ def test_a_timm_model_of_the_hub(hub: Hub) -> None:
     np.testing.assert_array_equal(encoder.encode_images(IMAGES), local.encode_images(IMAGES))
     assert not any("pytorch_model.bin" in asked for asked in hub.requests)
     assert missing_weights({"it": spec}) == {}
+
+
+@pytest.mark.parametrize("profile", ["base", "plus"])
+def test_no_folder_of_the_working_folder_replaces_a_repository(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for spec in PROFILES[profile].encoders.values():
+        tiny.save_clip(tmp_path / spec.model)
+        assert located(spec) == {}
+        with pytest.raises(WeightsUnavailableError):
+            load(spec)
+    assert missing_weights(PROFILES[profile].encoders).keys() == {"clip", "dino"}
+
+
+def test_a_local_path_begins_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "expanduser", lambda path: Path(str(path).replace("~", str(tmp_path))))
+    monkeypatch.chdir(tmp_path)
+    folder = tiny.save_clip(tmp_path / "mine")
+    for reference in ("./mine", "../" + tmp_path.name + "/mine", "~/mine", str(folder)):
+        spec = EncoderSpec(family="clip", model=reference)
+        assert missing_weights({"it": spec}) == {}
+        assert located(spec) == {"model": str(folder.resolve())}
+
+
+@pytest.mark.parametrize("name", ["models/clip/v2", "models\\clip", "x" * 300])
+def test_a_name_that_no_repository_can_have(name: str) -> None:
+    spec = EncoderSpec(family="clip", model=name)
+    assert name in missing_weights({"it": spec})["it"]
+    with pytest.raises(WeightsUnavailableError, match=r"\./"):
+        load(spec)
 
 
 def test_without_a_revision_the_newest_commit_is_taken_and_remembered(hub: Hub) -> None:

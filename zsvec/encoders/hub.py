@@ -17,7 +17,7 @@ from zsvec.encoders.weights import (
     Source,
     Weights,
     checkpoint_files,
-    is_package,
+    is_local,
     relative_files,
 )
 from zsvec.errors import WeightsUnavailableError, without_password
@@ -89,7 +89,10 @@ class HubSource:
         from huggingface_hub import try_to_load_from_cache
 
         for name in _ROOT_FILES:
-            path = try_to_load_from_cache(self.repository, name, revision=self.revision)
+            try:
+                path = try_to_load_from_cache(self.repository, name, revision=self.revision)
+            except ValueError:  # no repository can have this name
+                return None
             if isinstance(path, str) and self.choose(relative_files(Path(path).parent)):
                 return Path(path).parent
         return None
@@ -99,7 +102,8 @@ class HubSource:
         return WeightsUnavailableError(
             f"the weights {self} are neither in the cache nor to be had from the Hugging Face hub "
             f"({type(reason).__name__}: {reason}). Three ways out: weights that come as packages "
-            "(--profile offline); a local path as the encoder's model or weights in zsvec.toml; or a filled cache "
+            "(--profile offline); a local path, such as ./clip, as the encoder's model or weights in zsvec.toml; or a "
+            "filled cache "
             f"(where there is a network, hf download {self.repository}{revision}; then copy the cache here and "
             "point HF_HOME at it)"
         )
@@ -109,9 +113,9 @@ def checkpoint_source(reference: str, revision: str | None) -> Source:
     """Where a checkpoint in the format of transformers or sentence-transformers comes from.
 
     Args:
-        reference: Path of its folder, ``package:NAME``, or a repository of the hub.
+        reference: Path of its folder, as `is_local` has it, ``package:NAME``, or a repository of the hub.
         revision: Commit, tag or branch of the repository.
     """
-    if is_package(reference) or reference.startswith((".", "~", "/")) or Path(reference).exists():
+    if is_local(reference):
         return LocalSource(reference)
     return HubSource(reference, revision, checkpoint_files)

@@ -76,11 +76,11 @@ class EncoderSpec(BaseModel):
         family: Which loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm + text model), `onnx`
             (exported by ``zsvec encoders export``, or a graph of your own).
         model: Hub id, timm model name, path of a local checkpoint, folder of exported encoders, or file of a graph
-            (``*.onnx``).
+            (``*.onnx``). The path of a checkpoint begins with ``./``, ``~`` or ``/``.
         revision: Commit of the hub's repository; pinned, so that vectors stay comparable.
         weights: Local weight file for a timm architecture, or ``package:NAME`` for those of an installed package.
-        text_model: The sentence-transformers text model of `conse`: id, path or ``package:NAME``; or the graph of texts
-            of `onnx`, which may be the same file.
+        text_model: The sentence-transformers text model of `conse`: id, path (as for `model`) or ``package:NAME``; or
+            the graph of texts of `onnx`, which may be the same file.
         image_size: Side of the square input in pixels; by default the model's own.
         output: Of a graph of your own, the output that has the vectors of images.
         preprocessing: Of such a graph; by default as the configuration beside it says.

@@ -113,6 +113,15 @@ def is_package(reference: str) -> bool:
     return reference.startswith(_PACKAGE)
 
 
+def is_local(reference: str) -> bool:
+    """Whether a reference is ``package:NAME`` or a path, and no repository of the hub.
+
+    A path begins with ``.``, ``~`` or ``/``, or with a drive of Windows. No folder is looked for: one of a repository's
+    name in the working folder, such as a clone brings, would replace the weights.
+    """
+    return is_package(reference) or reference.startswith((".", "~", "/")) or Path(reference).is_absolute()
+
+
 def at_home(path: Path) -> Path:
     """A path whose ``~`` is the home of a user.
 
@@ -135,7 +144,10 @@ def located(spec: EncoderSpec) -> dict[str, str]:
     return {
         field: str(at_home(Path(reference)).resolve())
         for field, reference in references.items()
-        if reference and not is_package(reference) and at_home(Path(reference)).exists()
+        if reference
+        and not is_package(reference)
+        and (is_local(reference) or field == "weights" or spec.family == "onnx")
+        and at_home(Path(reference)).exists()
     }
 
 

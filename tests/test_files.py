@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -65,6 +66,15 @@ def test_a_link_is_read_unless_it_must_not_be_followed(link: Path) -> None:
 def test_a_link_is_not_appended_to(link: Path) -> None:
     with pytest.raises(OSError, match="link"):
         open_to_append(link)
+
+
+def test_a_file_with_two_names_is_read_and_not_appended_to(tmp_path: Path, victim: Path) -> None:
+    name = tmp_path / "name"
+    os.link(victim, name)
+    with pytest.raises(OSError, match="name") as raised:
+        open_to_append(name)
+    assert raised.value.errno == errno.EMLINK
+    assert read_regular(name, follow_links=False) == b"of the user"
 
 
 def test_what_is_appended_follows_what_is_there(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Files in folders that zsvec did not make: read without waiting, written without following links.
 
 A folder from elsewhere (a clone, an archive, a shared disk) may hold a named pipe, which blocks its reader for good, or
-a symbolic link, which leads a writer to any file of the user. `inside` of `zsvec.trust` checks the folders of a path.
+a symbolic or hard link, which leads a writer to any file of the user. `inside` of `zsvec.trust` checks the folders of a
+path.
 """
 
 from __future__ import annotations
@@ -44,9 +45,13 @@ def open_to_append(path: Path) -> BinaryIO:
     """Opens a regular file to be read and appended to; makes it if it is missing. No link is followed.
 
     Raises:
-        OSError: It cannot be opened or made, or is a link, a named pipe, a socket or a device.
+        OSError: It cannot be opened or made, has hard links, or is a link, a named pipe, a socket or a device.
     """
-    return os.fdopen(_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_FOLLOW), "r+b")
+    descriptor = _regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_FOLLOW)
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EMLINK, "it has hard links, which would change with it; put a copy in its place", str(path))
+    return os.fdopen(descriptor, "r+b")
 
 
 def read_named(path: Path) -> bytes:

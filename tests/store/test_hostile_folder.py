@@ -97,6 +97,29 @@ def test_no_file_elsewhere_is_written(folder: Path, victim: Path, name: str, suf
     assert not victim.with_name("nothing").exists()
 
 
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("name", [*HIDDEN, *CHECKSUMS, *OTHERS])
+def test_no_file_with_another_name_is_written(folder: Path, victim: Path, name: str, checked: bool) -> None:
+    """Whichever file is a hard link to a file of the user; those that the engine writes are refused."""
+    if not checked:
+        for checksums in folder.glob("*/checksums.json"):
+            checksums.unlink()
+    parent, _, last = name.rpartition("/")
+    [place] = folder.glob(parent) if parent else [folder]
+    put(place / last, lambda path: os.link(victim, path))
+    errors = use(folder)
+    assert victim.read_text() == SECRET
+    assert name in HIDDEN or str(place / last) in errors
+
+
+def test_a_copy_of_a_store_with_hard_links_can_be_used(folder: Path) -> None:
+    linked, copy = folder.with_name("linked"), folder.with_name("copy")
+    shutil.copytree(folder, linked, copy_function=os.link)
+    assert str(linked) in use(linked)
+    shutil.copytree(linked, copy)
+    assert use(copy) == ""
+
+
 def use_with_pipes(folder: Path) -> None:
     """Use a store with a pipe in the place of one file after the other, and print the errors of each."""
     aside = folder.with_name("aside")

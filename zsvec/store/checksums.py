@@ -53,7 +53,7 @@ class Checksums:
         """Compares the files with their checksums, if there are any.
 
         Raises:
-            DamagedError: A file is missing, was added or has changed, or is no regular file.
+            DamagedError: A file is missing, was added or has changed, has hard links, or is no regular file.
             InvalidInputError: A link leads out of the folder of the store.
             OSError: The files cannot be read.
         """
@@ -140,8 +140,14 @@ def _regular_files(store: Path, collection: Path) -> Iterator[Path]:
         is_link = path.is_symlink()
         if is_link:
             inside(store, path)
-        mode = path.stat().st_mode
+        status = path.stat()
+        mode = status.st_mode
         if stat.S_ISREG(mode):
+            if status.st_nlink > 1:
+                raise DamagedError(
+                    f"{str(path)!r} has hard links, which would change with it (copy the store without them, as by "
+                    "cp -r, and open the copy)"
+                )
             yield path
         elif not stat.S_ISDIR(mode) or (is_link and path != collection):  # the content of a linked folder is not seen
             raise DamagedError(f"{str(path)!r} is neither a file nor a folder (delete it)")

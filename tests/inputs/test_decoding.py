@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -68,6 +70,45 @@ class TestOrientation:
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
         assert load_image(encode(row("L", 1, 2), "PNG", exif=exif)).size == (2, 1)
+
+
+LARGE = b"text " * 3_000_000
+ANY_TEXT = {
+    "zTXt": [chunk(b"zTXt", b"k\0\0" + zlib.compress(LARGE))],
+    "iTXt": [chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(LARGE))],
+    "many": [chunk(b"zTXt", b"k%d\0\0" % number + zlib.compress(LARGE[:900_000])) for number in range(100)],
+    "tEXt": [chunk(b"tEXt", b"k\0" + LARGE * 5)],
+    "iCCP": [chunk(b"iCCP", b"k\0\0" + zlib.compress(LARGE))],
+    "unknown compression": [chunk(b"zTXt", b"k\0\7x"), chunk(b"iCCP", b"k\0\7x")],
+    "no keyword": [chunk(b"tEXt", b""), chunk(b"zTXt", b"\0"), chunk(b"iCCP", b"")],
+}
+
+
+class TestTextsOfPNG:
+    @pytest.mark.parametrize("behind", [False, True])
+    @pytest.mark.parametrize("kind", ANY_TEXT)
+    def test_none_takes_anything_from_the_pixels(self, kind: str, behind: bool) -> None:
+        data = png((2, 1), 8, 0, bytes([1, 2]), *([] if behind else ANY_TEXT[kind]))
+        if behind:
+            end = len(chunk(b"IEND", b""))
+            data = data[:-end] + b"".join(ANY_TEXT[kind]) + data[-end:]
+        assert greys(data) == [1, 2]
+        assert load_image(data, image_memory=len(data) + 2 * 2**20).size == (2, 1)
+        assert read_image(data).content_hash == content_hash(data) == hashlib.sha256(data).hexdigest()
+
+    @pytest.mark.parametrize("keyword", ["exif", "Raw profile type exif", "XML:com.adobe.xmp"])
+    def test_one_of_the_orientation_is_read_among_others(self, keyword: str) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        text = {
+            "exif": chunk(b"tEXt", b"exif\0" + exif.tobytes()),
+            "Raw profile type exif": chunk(
+                b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n9\n{exif.tobytes().hex()}".encode())
+            ),
+            "XML:com.adobe.xmp": chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
+        }[keyword]
+        data = png((2, 1), 8, 0, bytes([1, 2]), *ANY_TEXT["zTXt"], text, *ANY_TEXT["iCCP"])
+        assert load_image(data).size == (1, 2)
 
 
 class TestSide:

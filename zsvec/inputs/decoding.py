@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin
 
 from zsvec.errors import ImageError
-from zsvec.inputs.headers import LONGEST_SIDE, Header, Reader, check_metadata, check_scans, read_header
+from zsvec.inputs.headers import (
+    LONGEST_SIDE,
+    Header,
+    Reader,
+    check_metadata,
+    check_scans,
+    needless_chunks,
+    read_header,
+)
 from zsvec.inputs.memory import DEFAULT
 
 MAX_PIXELS = 100_000_000
@@ -193,11 +201,23 @@ def opened(image: object) -> bool:
 
 
 class _Encoded(io.BytesIO):
-    """Encoded bytes that record whether a decoder asked for more than there are."""
+    """Encoded bytes that record whether a decoder asked for more than there are.
+
+    Args:
+        data: The bytes.
+        left_out: Parts that a decoder does not get, from the beginning of each to its end. Pillow's reader of PNGs
+            begins a read at each chunk.
+    """
 
     exhausted = False
 
+    def __init__(self, data: bytes, left_out: Mapping[int, int]) -> None:
+        super().__init__(data)
+        self._left_out = left_out
+
     def read(self, size: int | None = -1, /) -> bytes:
+        while (end := self._left_out.get(self.tell())) is not None:
+            self.seek(end)
         data = super().read(size)
         self.exhausted = self.exhausted or (not data and size != 0)
         return data
@@ -206,7 +226,8 @@ class _Encoded(io.BytesIO):
 def _open(data: bytes, plan: Plan) -> Image.Image:
     # Not Image.open: above Pillow's own limit it warns before the size is known, and Python cannot silence a
     # warning in one thread only.
-    encoded = _Encoded(data)
+    left_out = needless_chunks(Reader(io.BytesIO(data), len(data))) if plan.format == "PNG" else {}
+    encoded = _Encoded(data, left_out)
     if plan.format == "JPEG":  # not by the factory, which reads the index of further pictures, of any size
         check_scans(data)
         image: ImageFile.ImageFile = JpegImagePlugin.JpegImageFile(encoded, "")

@@ -26,6 +26,9 @@ _BLOCKS = 2**17  # parts of a file that are looked at, one by one: a file of man
 _SLOW_VALUES = 2**22  # that a decoder written in Python is given: some seconds
 _INFLATED = 1032  # what deflate makes of a byte at most
 _TEXT = 2**20, 64 * 2**20  # Pillow's limits of one text in a PNG, and of all
+_TEXTS = frozenset({b"zTXt", b"iTXt", b"tEXt"})
+_ORIENTING = frozenset({b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"})  # keywords of texts of PNGs
+_SPAN = 256  # bytes that the place of a chunk takes
 _SCANS = 100  # of a JPEG: each takes the time of a decoding
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a segment or the end: no escaped byte, no restart
 _METADATA = 4 * 2**20  # bytes of all values of a directory of metadata, together
@@ -115,17 +118,37 @@ def _png(data: Reader) -> Header:
     for kind, start, length in _png_chunks(data):
         if kind == b"IHDR":
             width, height, depth, colour = struct.unpack_from(">IIBB", data.at(start, 13))
-        elif kind in {b"zTXt", b"iTXt", b"tEXt"}:
+        elif _is_needless(data, kind, start, length):
+            extra += _SPAN
+        elif kind in _TEXTS:
             texts += min(_INFLATED * length, _TEXT[0]) * 4 + length
-        elif kind == b"iCCP":
-            extra += min(_INFLATED * length, _TEXT[0]) * 2
+            plain = False
         elif kind != b"IDAT":
             extra += 2 * length
-        plain = plain and kind not in {b"tRNS", b"eXIf", b"zTXt", b"iTXt", b"tEXt"}
+        plain = plain and kind not in {b"tRNS", b"eXIf"}
     channels = {0: 1, 3: 1, 4: 2, 2: 3}.get(colour, 4)
     stored = depth // 8 if channels == 1 and depth >= 8 else 1 if channels == 1 else 4
     rows = 3 * math.ceil(width * channels * depth / 8)
     return Header((width, height), stored, plain and colour == 2, extra + min(texts, 4 * _TEXT[1]) + rows)
+
+
+def needless_chunks(data: Reader) -> dict[int, int]:
+    """Returns the chunks of a PNG that are not decoded, from the beginning of each to its end.
+
+    These are colour profiles, and texts that say nothing of the orientation: Pillow inflates both, and raises an error
+    for large ones.
+    """
+    return {
+        start - 8: start + length + 4
+        for kind, start, length in _png_chunks(data)
+        if _is_needless(data, kind, start, length)
+    }
+
+
+def _is_needless(data: Reader, kind: bytes, start: int, length: int) -> bool:
+    if kind in _TEXTS:
+        return data.at(start, min(length, 80)).partition(b"\0")[0] not in _ORIENTING
+    return kind == b"iCCP"
 
 
 def _png_chunks(data: Reader) -> Iterator[tuple[bytes, int, int]]:

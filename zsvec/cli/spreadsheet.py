@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ PREDICTION = ("source", "label", "nearest", "probability", "unknown", "novelty",
 _END = "\r\n"
 _SIGNS = frozenset("=+-@\N{MINUS SIGN}")  # begin a formula, their wide and small forms too
 _SKIPPED = frozenset("\"'`,;|")  # quotes and separators
+_SEPARATOR = re.compile("(?<=[;\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029])")  # a cell or line may begin behind it
 _SKIPPED_CATEGORIES = ("C", "M", "Z", "Pi", "Pf")  # controls, zero width, marks, spaces, quotes
 
 
@@ -24,8 +26,8 @@ def row(values: Iterable[object]) -> str:
     """A line of CSV with its end.
 
     Names and paths may be anybody's. A text that begins like a formula gets an apostrophe before it, as spreadsheets
-    mark text; after a semicolon likewise, which begins a cell in some countries. Source: OWASP, "CSV Injection".
-    ``None`` is an empty cell, a truth value ``true`` or ``false``.
+    mark text; after a semicolon, a tab or a line break likewise, where some settings of an import begin a cell. Source:
+    OWASP, "CSV Injection". ``None`` is an empty cell, a truth value ``true`` or ``false``.
     """
     line = io.StringIO()
     csv.writer(line, lineterminator=_END).writerow(
@@ -56,7 +58,7 @@ def prediction_printer() -> Callable[[Prediction], None]:
 def _cell(value: object) -> object:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return _marked(";".join(map(_marked, value.split(";")))) if isinstance(value, str) else value
+    return _marked("".join(map(_marked, _SEPARATOR.split(value)))) if isinstance(value, str) else value
 
 
 def _marked(text: str) -> str:

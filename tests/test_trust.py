@@ -19,7 +19,7 @@ from tests.support import isolated
 from zsvec.config import Settings, load_settings
 from zsvec.errors import GenerationError, InvalidInputError, WeightsUnavailableError, ZSVecError
 from zsvec.generation.access import Key, base_url
-from zsvec.trust import distrust, is_private, trust
+from zsvec.trust import MAX_BYTES, distrust, is_private, trust
 
 __all__ = ["isolated"]
 
@@ -237,6 +237,24 @@ def test_tables_without_end_are_an_error() -> None:
         load_settings()
     with pytest.raises(ZSVecError, match="cannot be trusted"):
         trusted()
+
+
+def test_a_file_of_any_size_is_an_error_at_once() -> None:
+    users, _ = Settings.toml_files
+    users.parent.mkdir(parents=True)
+    for file in (FILE, users):
+        file.write_text('store = "./here"\n' + "#" * (MAX_BYTES - 17))
+        assert load_settings().store == "./here"
+        os.truncate(file, MAX_BYTES + 1)
+        with pytest.raises(InvalidInputError, match=f"{MAX_BYTES + 1:,}"):
+            load_settings()
+        os.truncate(file, 50 * 2**30)  # a hole, which takes no room on the disk
+        with pytest.raises(InvalidInputError, match=f"{50 * 2**30:,}"):
+            load_settings()
+        for action in (trust, distrust):
+            with pytest.raises(InvalidInputError, match=f"{50 * 2**30:,}"):
+                action(file, Settings.marks())
+        file.unlink()
 
 
 def test_what_the_user_says_elsewhere_needs_no_trust(monkeypatch: pytest.MonkeyPatch) -> None:

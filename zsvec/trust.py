@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from zsvec.errors import InvalidInputError
-from zsvec.files import read_regular
+from zsvec.files import open_regular
 
 # Settings that change only the answers of this process: they cost nothing, take no more memory, delete and send
 # nothing, and the store keeps nothing of them. Every other setting needs trust, a new one too.
@@ -39,14 +39,22 @@ HARMLESS = frozenset(
 )
 
 
+MAX_BYTES = 2**20
+"""Largest settings file that is read."""
+
+
 def read_settings(file: Path) -> tuple[bytes, dict[str, Any]]:
     """Returns the content of a settings file, and its values by the names in the file.
 
     Raises:
         OSError: The file cannot be read, or is no regular file.
-        ValueError: The content is no TOML.
+        ValueError: The content is no TOML, or larger than `MAX_BYTES`.
     """
-    content = read_regular(file)
+    with open_regular(file) as opened:
+        content = opened.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        size = file.stat().st_size
+        raise ValueError(f"{file} must have at most {MAX_BYTES:,} bytes, got {size:,}. Remove other content from it")
     try:
         return content, tomllib.loads(content.decode())
     except RecursionError:

@@ -84,7 +84,8 @@ def require_trust(file: Path, content: bytes, values: Mapping[str, Any], marks: 
 def needing_trust(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a file that are not harmless.
 
-    A ``store`` is harmless if it is a folder within the folder of the file, and a ``profile`` if it is a name.
+    A ``store`` is harmless if it is a folder within the folder of the file, without a colon in its path, and a
+    ``profile`` if it is a name.
     """
     folder = _location(file).parent
     return {
@@ -200,10 +201,13 @@ def _mark(file: Path, content: bytes, marks: Path) -> Path:
 
 
 def _is_within(store: Any, folder: Path) -> bool:
-    """Whether a store is a folder in this one, wherever links lead; what is no text is refused later."""
+    """Whether a store is a folder in this one, wherever links lead; what is no text is refused later.
+
+    With a colon, it may be the address of a server, or memory that ends with the process.
+    """
     if not isinstance(store, str):
         return True
-    if "://" in store:
+    if ":" in store:
         return False
     try:
         inside(folder, folder / Path(store).expanduser())

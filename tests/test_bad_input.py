@@ -419,6 +419,9 @@ ARGUMENTS = [
     argument("an image for images", add("new", images=KNOWN), "of images. Got <PIL.Image"),
     argument("an array for images", add("new", images=np.zeros((4, 5, 3))), "Got an array of shape (4, 5, 3)"),
     argument("None for images", add("new", images=None), "of images. Got None"),
+    argument("an array for replace", add("new", ["a"], replace=np.array([1, 2])), "replace must be True or False"),
+    argument("a word for replace", add("red", ["a"], replace="no"), "replace must be True or False. Got 'no'"),
+    argument("an array for names", lambda bench: bench.clf.inbox.groups(names=np.array([1, 2])), "names must be True"),  # type: ignore[arg-type]
     argument("vectors of no expert", vectors(np.ones((1, 32)), "clip:audio"), "no expert 'clip:audio'"),
     argument("vectors of another shape", vectors(np.ones((2, 31))), "must have the shape (n, 32). Got (2, 31)"),
     argument("one vector", vectors(np.ones(32)), "must have the shape (n, 32). Got (32,)"),

@@ -53,6 +53,13 @@ def checked_choice(name: str, value: object, choices: tuple[Choice, ...]) -> Cho
     raise InvalidInputError(f"{name} must be {', '.join(others)} or {last}. Got {shown(value)} instead")
 
 
+def checked_flag(name: str, value: object) -> bool:
+    """Returns a truth value, numpy's too; raises InvalidInputError for anything else."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise InvalidInputError(f"{name} must be True or False. Got {shown(value)} instead")
+
+
 def checked_callback(name: str, value: Callback | None) -> Callback | None:
     """Returns a function or ``None``; raises InvalidInputError for anything else."""
     if value is None or callable(value):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.arguments import checked_count, checked_hash, checked_hashes
+from zsvec.arguments import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.calibrator import Calibrator
 from zsvec.curation.groups import groups_of
 from zsvec.embedding import Vectors
@@ -160,9 +160,11 @@ class Inbox:
                 vectors as texts are nearest to the mean of the images.
 
         Raises:
+            InvalidInputError: `names` is no truth value.
             StoreError: The store cannot be read.
             WeightsUnavailableError: The encoders cannot be loaded.
         """
+        names = checked_flag("names", names)
         waiting = self._waiting()
         described = self._described(waiting)
         rows = [i for i, one in enumerate(described) if one.prediction is None or one.prediction.unknown]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from numpy.typing import ArrayLike
 from PIL.Image import Image
 
-from zsvec.arguments import Errors, checked_batch_size, checked_callback, checked_hash
+from zsvec.arguments import Errors, checked_batch_size, checked_callback, checked_flag, checked_hash
 from zsvec.builder import Builder
 from zsvec.calibrator import Calibrator
 from zsvec.classifier.alone import Alone
@@ -159,7 +159,7 @@ class Classifier:
         Raises:
             ZSVecError: As `add_category`. What was committed before stays.
         """
-        committed, refuse = [], checked_callback("on_error", on_error)
+        committed, replace, refuse = [], checked_flag("replace", replace), checked_callback("on_error", on_error)
         notify = checked_callback("on_commit", on_commit) or (lambda category: None)
         with self._calibrator.renewing(), self.store.one_change("replace" if replace else "add"):
             for category in self._builder().build(categories, replace=replace, on_error=refuse):

@@ -91,7 +91,7 @@ class Watch:
             self._state, self._done = _opened(file)
         except Timeout as exc:
             raise InvalidInputError(f"another process watches with {file}: give each its own state file") from exc
-        except (OSError, OverflowError, RecursionError, TypeError, ValueError) as exc:
+        except (OSError, ValueError) as exc:
             self._lock.release()
             raise InvalidInputError(f"{file} cannot be used as the state of a watch: {exc}") from exc
 
@@ -226,28 +226,28 @@ def _opened(file: Path) -> tuple[BinaryIO, set[_File]]:
 
     Raises:
         OSError: It cannot be read and written.
-        OverflowError, RecursionError, TypeError, ValueError: A line is of no state. The file stays as it is.
+        ValueError: A line is of no state. The file stays as it is.
     """
     with ExitStack() as unusable:
         state = unusable.enter_context(open_to_append(file))
         *lines, last = state.read().split(b"\n")
-        done = {_file(line) for line in lines}
+        done = {_checked(line) for line in lines}
         if lines and _TORN.fullmatch(last):
             state.truncate(sum(len(line) + 1 for line in lines))
         elif last:
-            done.add(_whole(last))
+            done.add(_checked(last))
             state.write(b"\n")
             state.flush()
         unusable.pop_all()
     return state, done
 
 
-def _whole(last: bytes) -> _File:
-    """Returns the file in a last line that has no end."""
+def _checked(line: bytes) -> _File:
+    """Returns the file in a line without its end; ValueError unless the line is as a watch writes it."""
     with suppress(OverflowError, RecursionError, TypeError, ValueError):
-        if _line(file := _file(last)) == last + b"\n":
+        if _line(file := _file(line)) == line + b"\n":
             return file
-    raise ValueError(f"it ends in {last[:40]!r}, which no watch wrote; give another file")
+    raise ValueError(f"a line must be as a watch writes it, got {line[:40]!r}. Give another file")
 
 
 def _line(file: _File) -> bytes:

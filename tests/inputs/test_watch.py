@@ -622,6 +622,15 @@ def test_a_link_in_the_folder_is_not_written_through(incoming: Path, tmp_path: P
     assert victim.read_text() == '{"of": "somebody else"}'
 
 
+@pytest.mark.skipif(os.name != "posix", reason="hard links of POSIX")
+def test_a_state_with_another_name_stays_as_it_is(incoming: Path, tmp_path: Path) -> None:
+    content = b'["a.png", 1, 2]\n["b.p'
+    os.link(put(tmp_path / "victim", content), incoming / STATE)
+    with pytest.raises(InvalidInputError, match=STATE):
+        Watch(incoming)
+    assert (tmp_path / "victim").read_bytes() == content
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -455,6 +455,19 @@ def test_answers_that_are_none(body: Any) -> None:
     assert len(server.seen) == 3
 
 
+@both
+@pytest.mark.parametrize("charset", ["punycode", "zlib", "idna"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_charset_that_no_text_has_is_ignored(call: Call, charset: str, status: int) -> None:
+    usual = pictures({"b64_json": base64.b64encode(DRAWN).decode()}) if call is draw else chat({"categories": []})
+    body = usual.body if status == 200 else {"error": {"message": "no", "code": "content_policy"}}
+    reply = Reply(body, status, {"Content-Type": f"application/json; charset={charset}"})
+    with script(lambda *_: reply) as (server, client):
+        outcome = call(client, "k")
+    assert isinstance(outcome, Answer | Picture if status == 200 else Declined)
+    assert len(server.seen) == 1
+
+
 def test_whether_an_image_can_be_read_is_for_others_to_say() -> None:
     with serving(fault=always(Fault.not_an_image())) as (server, client):
         picture = client.draw(PROMPT, "k")

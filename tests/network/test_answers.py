@@ -100,3 +100,15 @@ def test_an_answer_that_cannot_be_unpacked_is_refused(encoding: str, body: bytes
             asking.get(server.base)
         assert "compressed" in str(caught.value)
         assert server.seen[0].headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("charset", ["punycode", "zlib", "idna", "rot13", "utf-16", "latin-1", "none"])
+def test_text_is_decoded_as_utf_8_and_not_by_the_charset_of_the_header(charset: str) -> None:
+    text = '{"größe": "x-y"}'
+    with (
+        scripted(answering(text.encode(), content_type=f"application/json; charset={charset}")) as server,
+        client() as asking,
+    ):
+        response = asking.get(server.base)
+    assert response.text == text
+    assert response.json() == {"größe": "x-y"}

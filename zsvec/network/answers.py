@@ -1,8 +1,9 @@
 """Answers over HTTP, read whole within a bound.
 
-An HTTP client reads as many bytes as a server sends, and decompresses them to as many as they become. The hooks of this
-module ask for answers as they are, and stop reading at a bound. They fit `httpx` and `httpx2`, which replaces it in
-newer versions of `openai`.
+An HTTP client reads as many bytes as a server sends, and decompresses them to as many as they become. It decodes
+text by any codec that a ``charset`` names; punycode takes minutes for a few MB. The hooks of this module ask for
+answers as they are, stop reading at a bound, and have text decoded as UTF-8. They fit `httpx` and `httpx2`, which
+replaces it in newer versions of `openai`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def _read_whole(most: Callable[[str], int], response: Any) -> None:
     response.headers.pop("content-encoding", None)
     package = sys.modules[type(response).__module__.partition(".")[0]]  # httpx or httpx2
     response.stream = package.ByteStream(bytes(body))
+    response.encoding = "utf-8"  # never the charset of the header
 
 
 def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:

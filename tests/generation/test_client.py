@@ -22,7 +22,7 @@ from tests.generation.scripted import Reply, Scripted, Sent, chat, pictures, scr
 from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import prompts, retries
-from zsvec.generation.access import KEY_VARIABLE
+from zsvec.generation.access import KEY_VARIABLE, host_of
 from zsvec.generation.client import Client
 from zsvec.generation.prices import Usage
 from zsvec.generation.prompts import Description, Descriptions
@@ -284,7 +284,15 @@ def test_a_date_to_wait_for_is_waited_for() -> None:
     assert again > due[0] - 0.01
 
 
-@pytest.mark.parametrize("wait", ["0", "-1", formatdate(0, usegmt=True), "soon", "nan", ""])
+@pytest.mark.parametrize(
+    "wait",
+    [
+        *("0", "-1", "0.001", "nan", "-inf", "soon", "", formatdate(0, usegmt=True)),
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999999",
+        f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT",
+        f"Mon, 01 Jan 2024 {'9' * 20}:00:00 GMT",
+    ],
+)
 def test_no_time_to_wait_is_no_leave_to_hammer(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "_BACK_OFF", lambda state: 0.05)
     with serving(Fault.rate_limited(wait)) as (server, client):
@@ -300,6 +308,8 @@ def test_no_time_to_wait_is_no_leave_to_hammer(wait: str, monkeypatch: pytest.Mo
         ("2", 1),
         ("3600", 600),
         ("inf", 600),
+        ("9" * 20, 600),
+        ("9" * 5000, 600),
         ("Fri, 31 Dec 2100 23:59:59 GMT", 600),
         ("Fri, 31 Dec 2100 23:59:59 -0000", 600),
     ],
@@ -576,13 +586,23 @@ def test_redirections_of_images_are_not_followed() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["a.png", "ftp://127.0.0.1/a.png", "file:///etc/passwd", "http://", "http://x:y/", "http://[x"]
+    "url",
+    [
+        *("a.png", "ftp://127.0.0.1/a.png", "file:///etc/passwd", "http://", "http://x:y/", "http://[x"),
+        *("http://xn--/", "http://127.0.0.1/" + "a" * 70_000),
+    ],
 )
 def test_an_image_that_is_nowhere_ends_it_at_once(url: str) -> None:
     with script(lambda *_: pictures({"url": url})) as (server, client), pytest.raises(GenerationError) as raised:
         client.draw(PROMPT, "k")
     assert not isinstance(raised.value, GenerationUnavailableError)
+    assert len(str(raised.value)) < 500
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("url", ["http://xn--/", "http://xn--a/", "http://a..b/", f"http://{'a' * 300}/"])
+def test_a_host_that_no_resolver_takes_is_none(url: str) -> None:
+    assert host_of(url) is None
 
 
 @pytest.mark.parametrize("value", [None, "", "  \n"])
@@ -609,7 +629,7 @@ def test_space_around_the_key_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000/v1", "ftp://localhost/v1", "http://", "http://localhost:port/v1", "/v1"]
+    "url", ["localhost:8000/v1", "ftp://localhost/v1", "http://", "http://localhost:port/v1", "/v1", "http://xn--/v1"]
 )
 def test_an_address_that_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", url)

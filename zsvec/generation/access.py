@@ -101,9 +101,11 @@ def host_of(url: str) -> str | None:
     """The host of an address, read as it is when a request is made; ``None`` if no request can be made to it."""
     try:
         address = httpx.URL(url)
-    except httpx.InvalidURL:
+        host = address.host
+        address.raw_host.decode("ascii").encode("idna")  # as the resolver does: no label may be empty or too long
+    except (httpx.InvalidURL, UnicodeError):
         return None
-    return address.host if address.scheme in ("http", "https") and address.host else None
+    return host if address.scheme in ("http", "https") and host else None
 
 
 def check_allowed(url: str) -> None:

@@ -27,6 +27,7 @@ from zsvec.generation.access import Key
 _log = logging.getLogger(__name__)
 
 _BACK_OFF = wait_random_exponential(multiplier=0.5, max=60)  # seconds
+_LEAST_WAIT_S = 0.1  # a service that asks for less is asked again after `_BACK_OFF`
 _LONG_WAIT = 5.0  # seconds; a longer one is logged
 
 Result = TypeVar("Result")
@@ -91,7 +92,10 @@ class Retries:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds until the time in a ``Retry-After`` header, which is a number of seconds or a date."""
+    """Returns the seconds until the time in a ``Retry-After`` header, which is a number of seconds or a date.
+
+    ``None`` stands for no header, and for one that is neither.
+    """
     value = headers.get("retry-after", "").strip()
     try:
         return max(0.0, float(value))
@@ -99,7 +103,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         pass
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a number of its year, its hour or its time zone may have any digits
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
@@ -108,7 +112,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     wanted = error.retry_after if isinstance(error, PassingError) else None
-    return wanted or _BACK_OFF(state)  # 0 seconds, again and again, would be a hammer
+    return _BACK_OFF(state) if wanted is None or wanted < _LEAST_WAIT_S else wanted
 
 
 def _log_long_wait(state: RetryCallState) -> None:

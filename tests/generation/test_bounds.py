@@ -148,6 +148,14 @@ def test_a_large_image_is_taken() -> None:
     assert len(body) < module.MAX_ANSWER_BYTES
 
 
+def test_a_large_answer_of_the_language_model_is_refused() -> None:
+    look = {"name": "lion", "appearance": "A" * module.MAX_TEXT_ANSWER_BYTES, "scenes": []}
+    with scripted(lambda *_: chat({"categories": [look]})) as server, opened(server.base) as client:
+        error = refused(client, ask)
+    assert not isinstance(error, GenerationUnavailableError)
+    assert len(server.seen) == 1
+
+
 def test_an_answer_is_asked_for_as_it_is_and_read_if_it_is_compressed() -> None:
     def answer(server: Scripted, sent: Sent) -> Reply:
         if sent.path == "/a.png":

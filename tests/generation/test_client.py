@@ -22,7 +22,7 @@ from tests.generation.scripted import Reply, Scripted, Sent, chat, pictures, scr
 from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import prompts, retries
-from zsvec.generation.access import KEY_VARIABLE, host_of
+from zsvec.generation.access import KEY_VARIABLE, MAX_TEXT_CHARS, host_of
 from zsvec.generation.client import Client
 from zsvec.generation.prices import Usage
 from zsvec.generation.prompts import Description, Descriptions
@@ -486,6 +486,64 @@ def test_whether_an_image_can_be_read_is_for_others_to_say() -> None:
     assert keys(server) == ["k"]
 
 
+# Long texts
+
+LONG = "A" * 1_000_000
+
+
+@both
+@pytest.mark.parametrize("status", [400, 403, 404, 503])
+def test_a_long_message_is_cut(call: Call, status: int) -> None:
+    reply = Reply({"error": {"message": LONG}}, status)
+    with script(lambda *_: reply, deadline=0.1) as (_, client), pytest.raises(GenerationError) as raised:
+        call(client, "k")
+    assert MAX_TEXT_CHARS < len(str(raised.value)) < 2 * MAX_TEXT_CHARS
+    assert len(whole_traceback(raised.value)) < 10 * MAX_TEXT_CHARS
+
+
+@both
+def test_a_long_address_of_a_redirection_is_cut(call: Call) -> None:
+    reply = Reply({}, 302, {"Location": f"http://127.0.0.1/{LONG[:50_000]}"})
+    with script(lambda *_: reply) as (_, client), pytest.raises(GenerationError) as raised:
+        call(client, "k")
+    assert MAX_TEXT_CHARS < len(str(raised.value)) < 2 * MAX_TEXT_CHARS
+
+
+def test_a_long_reason_is_cut() -> None:
+    policy = Reply({"error": {"message": LONG, "code": "content_policy"}}, 400)
+    refusal = Reply({"choices": [{"message": {"refusal": LONG}}]})
+    for reply, call in ((policy, draw), (policy, ask), (refusal, ask)):
+        with script(lambda *_, reply=reply: reply) as (_, client):
+            declined = call(client, "k")
+        assert isinstance(declined, Declined)
+        assert len(declined.reason) == MAX_TEXT_CHARS
+    with script(lambda *_: chat({LONG: 1})) as (_, client):
+        declined = ask(client, "k")
+    assert isinstance(declined, Declined)
+    assert len(declined.reason) < 2 * MAX_TEXT_CHARS
+
+
+def test_long_texts_of_an_image_or_an_answer_are_cut() -> None:
+    image = {"b64_json": base64.b64encode(DRAWN).decode(), "revised_prompt": LONG}
+    with script(lambda *_: Reply({"data": [image]}, headers={"x-request-id": LONG[:50_000]})) as (_, client):
+        picture = draw(client, "k")
+    assert isinstance(picture, Picture)
+    assert (picture.data, len(picture.response)) == (DRAWN, MAX_TEXT_CHARS)
+    assert len(picture.revised_prompt or "") == MAX_TEXT_CHARS
+    with script(lambda *_: Reply({**chat({"categories": []}).body, "id": LONG})) as (_, client):
+        answer = ask(client, "k")
+    assert isinstance(answer, Answer)
+    assert len(answer.response) == MAX_TEXT_CHARS
+
+
+def test_no_part_of_a_key_is_left_where_a_text_is_cut() -> None:
+    error = {"message": KEY * MAX_TEXT_CHARS, "code": "moderation"}
+    with script(lambda *_: Reply({"error": error}, 400)) as (_, client):
+        declined = ask(client, "k")
+    assert isinstance(declined, Declined)
+    assert KEY[:3] not in declined.reason
+
+
 # What is declined
 
 
@@ -600,7 +658,9 @@ def test_an_image_that_is_nowhere_ends_it_at_once(url: str) -> None:
     assert len(server.seen) == 1
 
 
-@pytest.mark.parametrize("url", ["http://xn--/", "http://xn--a/", "http://a..b/", f"http://{'a' * 300}/"])
+@pytest.mark.parametrize(
+    "url", ["http://xn--/", "http://xn--a/", "http://a..b/", f"http://{'a' * 300}/", f"http://{'a.' * 150}b/"]
+)
 def test_a_host_that_no_resolver_takes_is_none(url: str) -> None:
     assert host_of(url) is None
 

@@ -21,6 +21,10 @@ ALLOW_REQUESTS = os.environ.get(SWITCH_VARIABLE, "").strip().lower() not in ("0"
 """Whether requests may leave this machine. Tests turn it off."""
 
 _DEFAULT_URL = "https://api.openai.com/v1"
+MAX_TEXT_CHARS = 4000
+"""Of a text in an answer that goes into an error or a record, such as a message or a revised prompt."""
+
+_MAX_HOST_CHARS = 253  # the longest name that DNS can look up
 _SHORTEST_KEY = 8  # a shorter key keeps nobody out, and may be a word of an answer
 
 
@@ -55,12 +59,20 @@ class Key:
         """A text without the key."""
         return text.replace(self.value, "***") if len(self.value) >= _SHORTEST_KEY else text
 
+    def quoted(self, text: str) -> str:
+        """Returns a text of an answer without the key, of at most `MAX_TEXT_CHARS` characters."""
+        text = self.scrubbed(text)
+        return text if len(text) <= MAX_TEXT_CHARS else f"{text[: MAX_TEXT_CHARS - 1]}…"
+
     def quotable(self, error: BaseException | None) -> BaseException | None:
-        """An error that may be shown as the cause of another: ``None`` if it, or one of its causes, quotes the key."""
+        """Returns an error that may be shown as the cause of another.
+
+        ``None`` if the error, or one of its causes, quotes the key or has more than `MAX_TEXT_CHARS` characters.
+        """
         cause = error
         while cause is not None:
             text = f"{cause!s} {cause!r}"
-            if self.scrubbed(text) != text:
+            if len(str(cause)) > MAX_TEXT_CHARS or self.scrubbed(text) != text:
                 return None
             cause = cause.__cause__ or cause.__context__
         return error
@@ -105,7 +117,7 @@ def host_of(url: str) -> str | None:
         address.raw_host.decode("ascii").encode("idna")  # as the resolver does: no label may be empty or too long
     except (httpx.InvalidURL, UnicodeError):
         return None
-    return host if address.scheme in ("http", "https") and host else None
+    return host if address.scheme in ("http", "https") and 0 < len(host) <= _MAX_HOST_CHARS else None
 
 
 def check_allowed(url: str) -> None:

@@ -1,8 +1,9 @@
 """A service with OpenAI's interface: questions in, answers in a given form out; prompts in, images out.
 
-Every answer is bounded: to `MAX_ANSWER_BYTES`, and as a whole to the seconds of ``generation.timeout``. A failure that
-may pass is tried again (`retries`). What the service declines is a result, a `Declined`. Every other
-failure is an error of zsvec (`failures`). A response that cannot be used (`responses`) is asked for again.
+Every answer is bounded: to `MAX_ANSWER_BYTES`, or `MAX_TEXT_ANSWER_BYTES` of the language model, and as a whole to the
+seconds of ``generation.timeout``. A failure that may pass is tried again (`retries`). What the service declines is a
+result, a `Declined`. Every other failure is an error of zsvec (`failures`). A response that cannot be used
+(`responses`) is asked for again.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ MAX_IMAGE_BYTES = 4 * 4096 * 4096 + 2**20
 MAX_ANSWER_BYTES = MAX_IMAGE_BYTES * 4 // 3 + 2**20
 """Of an answer of the service: an image in base64, and the text around it."""
 
+MAX_TEXT_ANSWER_BYTES = 2**22
+"""Of an answer of the language model, which has no image."""
+
 _sockets: ContextVar[Sockets] = ContextVar("sockets")  # of the request that is made
 
 Result = TypeVar("Result")
@@ -62,7 +66,7 @@ class Client:
         url = base_url(settings.base_url, self._key, allow_http=settings.allow_http)
         # A redirection would take the key to another place.
         transport = openai.DefaultHttpxClient(
-            follow_redirects=False, timeout=settings.timeout, event_hooks=_hooks(MAX_ANSWER_BYTES)
+            follow_redirects=False, timeout=settings.timeout, event_hooks=_hooks(_answer_bytes)
         )
         self._openai = openai.OpenAI(
             api_key=self._key.value,
@@ -127,7 +131,7 @@ class Client:
             data = image.data or self._downloaded(image.url or "")
             if not data:
                 return Unusable(NO_IMAGE, image.usage or Usage())
-            return Picture(data, self._key.scrubbed(request), image.usage, image.revised_prompt)
+            return Picture(data, self._key.quoted(request), image.usage, image.revised_prompt)
 
         return _until_usable(attempt, idempotency_key)
 
@@ -194,9 +198,8 @@ class Client:
         """Download an image from the address that the service gave, without the key; empty if it is not there."""
         host = host_of(url)
         if host is None:
-            raise GenerationError(
-                self._key.scrubbed(f"{self._url}: the image is at {url[:200]!r}, which is no address")
-            )
+            place = self._key.scrubbed(url)[:200]
+            raise GenerationError(self._key.scrubbed(f"{self._url}: the image is at {place!r}, which is no address"))
         check_allowed(url)
 
         def attempt() -> bytes:
@@ -211,18 +214,23 @@ class Client:
                     + "generation.image_size or generation.image_model"
                 ) from self._key.quotable(exc)
             except httpx.HTTPError as exc:
-                raise PassingError(self._key.scrubbed(f"the image cannot be downloaded from {host}: {exc}")) from exc
+                raise PassingError(self._key.quoted(f"the image cannot be downloaded from {host}: {exc}")) from exc
             return response.content
 
         return self._retries.run(attempt)
 
 
-def _hooks(most: int) -> Any:
-    return hooks(lambda path: most, lambda request: _sockets.get().watch(request))
+def _answer_bytes(path: str) -> int:
+    return MAX_TEXT_ANSWER_BYTES if path.endswith("/chat/completions") else MAX_ANSWER_BYTES
+
+
+def _hooks(most: Callable[[str], int]) -> Any:
+    return hooks(most, lambda request: _sockets.get().watch(request))
 
 
 def _get(url: str, timeout: float) -> httpx.Response:
-    with httpx.Client(timeout=timeout, follow_redirects=False, event_hooks=_hooks(MAX_IMAGE_BYTES)) as client:
+    reading = _hooks(lambda path: MAX_IMAGE_BYTES)
+    with httpx.Client(timeout=timeout, follow_redirects=False, event_hooks=reading) as client:
         return client.get(url)
 
 

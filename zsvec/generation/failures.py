@@ -24,7 +24,7 @@ def declined_or_raise(
         exc: The failure.
         url: Address of the service, for messages.
         settings: Its models, for messages.
-        key: Taken out of what the service says.
+        key: Taken out of texts of the service, which are cut to `zsvec.generation.access.MAX_TEXT_CHARS`.
 
     Returns:
         Why the service declines the request, if that is what it says.
@@ -43,23 +43,23 @@ def declined_or_raise(
     if isinstance(exc, openai.APIConnectionError):  # a timeout is one
         raise PassingError(f"{exc} ({type(exc.__cause__).__name__})") from exc
     if not isinstance(exc, openai.APIStatusError):
-        raise GenerationError(key.scrubbed(f"{url}: the request cannot be made: {exc}")) from key.quotable(exc)
+        raise GenerationError(key.quoted(f"{url}: the request cannot be made: {exc}")) from key.quotable(exc)
     status = exc.status_code
-    message = key.scrubbed(exc.message)
+    message = key.quoted(exc.message)
     if status in (400, 403, 422) and any(word in f"{exc.code or ''} {exc.type or ''}".lower() for word in _POLICY):
         return Declined("policy", message)
     if exc.code != "insufficient_quota" and (status in _PASSING or status >= 500):
         raise PassingError(f"HTTP {status}: {message}", retry_after(exc.response.headers)) from exc
     cause = key.quotable(exc) if status != 401 else None  # the service may have quoted a part of the key
-    raise GenerationError(key.scrubbed(f"{url} (HTTP {status}): {_advice(exc, message, settings)}")) from cause
+    raise GenerationError(key.scrubbed(f"{url} (HTTP {status}): {_advice(exc, message, settings, key)}")) from cause
 
 
-def _advice(exc: openai.APIStatusError, message: str, settings: GenerationSettings) -> str:
+def _advice(exc: openai.APIStatusError, message: str, settings: GenerationSettings, key: Key) -> str:
     """What is wrong, and what to do about it."""
     if exc.code == "insufficient_quota":
         return "the account is out of credit: add some, and run it again"
     if exc.status_code < 400:
-        where = exc.response.headers.get("location", "somewhere else")
+        where = key.quoted(exc.response.headers.get("location", "somewhere else"))
         return f"it redirects to {where}, where the key is not sent: set generation.base_url if it should be"
     if exc.status_code == 401:
         return f"it refuses the key in {KEY_VARIABLE}: set one that it knows"

@@ -1,6 +1,7 @@
 """Checked responses of the service: answers, images, and reasons why there is none.
 
-The classes of the package `openai` take whatever comes without a check, so that bodies are read here.
+The classes of the package `openai` take whatever comes without a check, so that bodies are read here. Reasons,
+ids and revised prompts are cut to `zsvec.generation.access.MAX_TEXT_CHARS`.
 """
 
 from __future__ import annotations
@@ -120,12 +121,12 @@ def read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[F
     if choice.finish_reason == "content_filter":
         return Declined("policy", "the answer was withheld by the content filter of the service", usage)
     if choice.message.refusal:
-        return Declined("refusal", key.scrubbed(choice.message.refusal), usage)
+        return Declined("refusal", key.quoted(choice.message.refusal), usage)
     try:
         value = form.model_validate_json(key.scrubbed(choice.message.content or ""))
     except ValidationError as exc:
-        return Unusable(_first_problem(exc), usage)
-    return Answer(value, key.scrubbed(reply.id or request), usage)
+        return Unusable(key.quoted(_first_problem(exc)), usage)  # names a field that was not asked for
+    return Answer(value, key.quoted(reply.id or request), usage)
 
 
 def read_image(body: str, key: Key) -> Delivery | Unusable:
@@ -149,7 +150,7 @@ def read_image(body: str, key: Key) -> Delivery | Unusable:
     usage = reply.usage.as_usage() if reply.usage else None
     if not data and not image.url:
         return Unusable(NO_IMAGE, usage or Usage())
-    revised = key.scrubbed(image.revised_prompt) if image.revised_prompt else None
+    revised = key.quoted(image.revised_prompt) if image.revised_prompt else None
     return Delivery(data, image.url, revised, usage)
 
 

@@ -439,11 +439,44 @@ def test_busy_server_is_given_the_time_it_asks_for(qdrant: FakeQdrant) -> None:
     assert 0.9 < second - first < AT_ONCE
 
 
-@pytest.mark.parametrize("seconds", ["60", "3600"])
+@pytest.mark.parametrize("seconds", ["60", "3600", pytest.param("9" * 400, id="digits")])
 def test_busy_server_that_asks_for_more_time_than_there_is(qdrant: FakeQdrant, seconds: str) -> None:
     qdrant.answer = lambda *_: error(429, "too many requests", Retry_After=seconds)
     message = refusal(qdrant.url, lambda: opened(qdrant.url, timeout=TIMEOUT), StoreUnavailableError, within=AT_ONCE)
     assert "too many requests" in message
+
+
+ODD_WAITS = ["-1", "0", "x", "1.5", "nan", "inf", "Wed, 21 Oct 2015 07:28:00 GMT", "9" * 5000]
+odd_waits = pytest.mark.parametrize("wait", ODD_WAITS, ids=lambda wait: wait[:10])
+
+
+@odd_waits
+def test_busy_server_whose_time_is_no_time_is_asked_again(qdrant: FakeQdrant, wait: str) -> None:
+    with open_store(qdrant.url, namespace="birds", timeout=PATIENT) as store:
+        busy = error(429, "too many requests", Retry_After=wait)
+        qdrant.first([busy] * 2, "/collections/birds__catalog/points/scroll")
+        assert store.categories() == []
+
+
+@odd_waits
+def test_busy_server_whose_time_is_no_time_is_not_hammered(
+    qdrant: FakeQdrant, wait: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.store.server.connection.wait_random_exponential", lambda **_: lambda state: 0.2)
+    with opened(qdrant.url) as store, store.within(SHORT):
+        qdrant.requests.clear()
+        qdrant.answer = lambda *_: error(429, "too many requests", Retry_After=wait)
+        message = refusal(qdrant.url, store.categories, StoreUnavailableError, within=AT_ONCE)
+    assert len(message) < 500
+    assert len(qdrant.requests) <= 3
+
+
+@pytest.mark.parametrize("said", [["too", "many"], {"too": "many"}, 7, "too many" * 100_000], ids=type)
+def test_busy_server_that_says_anything(qdrant: FakeQdrant, said: Any) -> None:
+    qdrant.answer = lambda *_: (429, {"Retry-After": "60"}, json.dumps({"status": {"error": said}}).encode())
+    with pytest.raises(StoreUnavailableError) as caught:
+        opened(qdrant.url, timeout=SHORT)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
@@ -471,7 +504,12 @@ def test_failure_that_no_repetition_mends(qdrant: FakeQdrant) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"<html>Welcome to nginx!</html>", b"", b"{", b'{"hello": 1}', b"[]", b"\xff\xfe\x00"]
+    "body",
+    [
+        *(b"<html>Welcome to nginx!</html>", b"", b"{", b'{"hello": 1}', b"[]", b"\xff\xfe\x00"),
+        pytest.param(b'{"version": ' + b"1" * 5000 + b', "result": {"x": ' + b"1" * 5000 + b"}}", id="digits"),
+        pytest.param(b"[" * 100_000, id="depth"),
+    ],
 )
 @pytest.mark.parametrize("while_open", [False, True])
 def test_server_that_is_no_qdrant(qdrant: FakeQdrant, body: bytes, while_open: bool) -> None:
@@ -486,6 +524,13 @@ def test_version_that_is_no_version(qdrant: FakeQdrant) -> None:
     qdrant.answer = lambda *_: root("latest")
     message = refusal(qdrant.url, lambda: opened(qdrant.url), StoreUnavailableError, within=AT_ONCE)
     assert "'latest'" in message
+
+
+@pytest.mark.parametrize("version", ["1" * 5000 + ".1", "1." + "9" * 5000, "9" * 100_000, "1.15" + "x" * 100_000])
+def test_a_long_version_is_no_version(qdrant: FakeQdrant, version: str) -> None:
+    qdrant.answer = lambda *_: root(version)
+    message = refusal(qdrant.url, lambda: opened(qdrant.url), StoreUnavailableError, within=AT_ONCE)
+    assert len(message) < 500
 
 
 def test_redirection_is_not_followed(qdrant: FakeQdrant) -> None:

@@ -29,7 +29,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from zsvec.errors import InvalidInputError, LargeAnswerError, StoreError, StoreUnavailableError
+from zsvec.errors import InvalidInputError, LargeAnswerError, StoreError, StoreUnavailableError, shown
 from zsvec.network.answers import hooks
 from zsvec.network.deadline import LateError
 from zsvec.network.sockets import Sockets
@@ -143,13 +143,12 @@ class Connection:
                     answer: _T = self._ask(request, attempt.retry_state.attempt_number, until, before)
                     return answer
         except FAILURES as exc:
+            if isinstance(exc, ValueError):  # of gRPC, where another thread has closed the connection meanwhile
+                self.check()
             if missing is not None and is_missing(exc):
                 return cast("_T", missing)
             told = heard[-1].exception() if heard and isinstance(exc, LateError) else exc  # the last may have no time
             raise self.error(told, deadline) from exc
-        except ValueError:  # of gRPC, where another thread has closed the connection meanwhile
-            self.check()
-            raise
         raise AssertionError("tenacity ends with an answer or an error")
 
     def close(self) -> None:
@@ -197,8 +196,8 @@ class Connection:
     def _wait(self, state: RetryCallState) -> float:
         """As long as a busy server asks for, none for a node not asked yet, else a growing random time; seconds."""
         exc = state.outcome.exception() if state.outcome else None
-        if isinstance(exc, ResourceExhaustedResponse):
-            return float(exc.retry_after_s)
+        if isinstance(exc, ResourceExhaustedResponse) and exc.retry_after_s > 0:
+            return float(min(exc.retry_after_s, self.deadline))  # no float has as many digits as a whole number
         if state.attempt_number < len(self.nodes):
             return 0.0
         return wait_random_exponential(multiplier=0.1, max=5.0 if len(self.nodes) == 1 else 0.5)(state)
@@ -320,9 +319,9 @@ def check_version(url: str, version: str) -> None:
     Raises:
         StoreUnavailableError: It is too old, or no Qdrant.
     """
-    number = re.match(r"(\d+)\.(\d+)", version)
+    number = re.fullmatch(r"(\d{1,9})\.(\d{1,9})(?!\d).{0,50}", version)
     if not number:
-        raise StoreUnavailableError(f"the server at {url} says that its version is {version!r}: is it a Qdrant?")
+        raise StoreUnavailableError(f"the server at {url} says that its version is {shown(version)}: is it a Qdrant?")
     if tuple(map(int, number.groups())) < OLDEST:
         raise StoreUnavailableError(
             f"the server at {url} is Qdrant {version}, and zsvec needs {OLDEST[0]}.{OLDEST[1]} or later: upgrade it"

@@ -27,14 +27,20 @@ _NONSENSE = (
     json.JSONDecodeError,
     UnicodeDecodeError,
     AssertionError,
+    RecursionError,
     AnswerError,
 )  # raised by the client for an answer of no Qdrant
+_MAX_REASON_CHARS = 300
 
 UNANSWERED = (ApiException, QdrantException, grpc.RpcError, LateError)
 """Failures of a request to a server."""
 
-FAILURES = (*UNANSWERED, RuntimeError, *_NONSENSE)
-"""All failures of the client: of requests, and of answers that it cannot read."""
+FAILURES = (*UNANSWERED, RuntimeError, ValueError, *_NONSENSE)
+"""All failures of the client: of requests, and of answers that it cannot read.
+
+The client raises a plain ``ValueError`` for a number with more digits than Python reads, and gRPC raises one after
+another thread has closed the connection.
+"""
 
 
 def _causes(exc: BaseException | None) -> Iterator[BaseException]:
@@ -75,7 +81,7 @@ def is_missing(exc: BaseException | None) -> bool:
 
 def is_nonsense(exc: BaseException) -> bool:
     """Whether the answer cannot be read: it is of no Qdrant."""
-    return isinstance(_source(exc), (*_NONSENSE, ValidationError))
+    return isinstance(exc, ValueError) or isinstance(_source(exc), (*_NONSENSE, ValidationError))
 
 
 def is_too_large(exc: BaseException) -> bool:
@@ -93,7 +99,8 @@ def is_busy(exc: BaseException) -> bool:
     """Whether the server asks to be asked less."""
     if is_too_large(exc):
         return False
-    return isinstance(exc, ResourceExhaustedResponse) or _code_of(exc) in {429, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    # A QdrantException that is no ResourceExhaustedResponse: the seconds of its Retry-After are no whole number.
+    return isinstance(exc, QdrantException) or _code_of(exc) in {429, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 def is_transient(exc: BaseException) -> bool:
@@ -106,10 +113,14 @@ def is_transient(exc: BaseException) -> bool:
 
 
 def reason_of(exc: BaseException) -> str:
-    """What the server, or the package underneath, says."""
+    """Returns what the server, or the package underneath, says, in at most 300 characters."""
     if isinstance(exc, UnexpectedResponse):
-        return f"HTTP {exc.status_code}: {exc.content.decode(errors='replace')[:300]}"
-    if isinstance(exc, ResponseHandlingException):
-        return str(exc.source) or type(exc.source).__name__
-    details = exc.details() if isinstance(exc, grpc.Call) else None
-    return details or str(exc) or type(exc).__name__
+        said = f"HTTP {exc.status_code}: {exc.content.decode(errors='replace')}"
+    elif isinstance(exc, ResponseHandlingException):
+        said = str(exc.source) or type(exc.source).__name__
+    elif isinstance(exc, ResourceExhaustedResponse):
+        said = str(exc.message)  # any JSON, of which the error itself makes no text
+    else:
+        details = exc.details() if isinstance(exc, grpc.Call) else None
+        said = details or str(exc) or type(exc).__name__
+    return said[:_MAX_REASON_CHARS]

@@ -114,6 +114,4 @@ def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
         if not is_transient(exc):
             raise
         return is_busy(exc)
-    except ValueError as exc:  # gRPC raises it where another thread has closed the channel
-        raise StoreError(f"the connection was closed: {exc}") from exc
     return True

@@ -24,9 +24,9 @@ from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import prompts, retries
 from zsvec.generation.access import KEY_VARIABLE, MAX_TEXT_CHARS, host_of
 from zsvec.generation.client import Client
-from zsvec.generation.prices import Usage
+from zsvec.generation.prices import Usage, image_cost
 from zsvec.generation.prompts import Description, Descriptions
-from zsvec.generation.responses import Answer, Declined, Picture
+from zsvec.generation.responses import MAX_TOKENS, Answer, Declined, Picture
 
 QUESTION = prompts.describe(["lion"])
 PROMPT = "a lion in a meadow"
@@ -433,6 +433,16 @@ def test_images_of_no_use_are_counted() -> None:
     )
     with serving(Fault.no_image(), draw=lambda body: DRAWN) as (_, client):
         assert client.draw(PROMPT, "k") == Picture(DRAWN, "req_1", each + each)
+
+
+@pytest.mark.parametrize(("count", "counted"), [(-5, 0), (10**4000, MAX_TOKENS)], ids=["negative", "digits"])
+def test_impossible_counts_of_tokens_are_the_nearest_possible(count: int, counted: int) -> None:
+    image = {"b64_json": base64.b64encode(DRAWN).decode()}
+    with script(lambda *_: pictures(image, input_tokens=count, output_tokens=count)) as (_, client):
+        picture = client.draw(PROMPT, "k")
+    assert isinstance(picture, Picture)
+    assert picture.usage == Usage(counted, counted)
+    assert image_cost(picture.usage, GenerationSettings()) is not None
 
 
 @pytest.mark.parametrize(

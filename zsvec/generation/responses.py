@@ -19,6 +19,9 @@ from zsvec.generation.prompts import Form
 
 NO_IMAGE = "there was no image in the response"
 
+MAX_TOKENS = 10**12
+"""Of one request; a service that counts more, or less than none, is taken to mean the nearest possible count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[Form]):
@@ -167,7 +170,8 @@ class _Counted(BaseModel):
     output_tokens: int = 0
 
     def as_usage(self) -> Usage:
-        return Usage(self.prompt_tokens + self.input_tokens, self.completion_tokens + self.output_tokens)
+        read, written = self.prompt_tokens + self.input_tokens, self.completion_tokens + self.output_tokens
+        return Usage(min(max(read, 0), MAX_TOKENS), min(max(written, 0), MAX_TOKENS))
 
 
 class _Message(BaseModel):

@@ -16,12 +16,13 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request, noise
 from tests.generation.scripted import Reply, Scripted, Sent, chat, pictures, scripted
 from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError, GenerationUnavailableError
-from zsvec.generation import prompts, retries
+from zsvec.generation import prompts, responses, retries
 from zsvec.generation.access import KEY_VARIABLE, MAX_TEXT_CHARS, host_of
 from zsvec.generation.client import Client
 from zsvec.generation.prices import Usage, image_cost
@@ -433,6 +434,21 @@ def test_images_of_no_use_are_counted() -> None:
     )
     with serving(Fault.no_image(), draw=lambda body: DRAWN) as (_, client):
         assert client.draw(PROMPT, "k") == Picture(DRAWN, "req_1", each + each)
+
+
+@pytest.mark.parametrize(
+    ("form", "body"),
+    [
+        (responses._Images, '{"data": [1, 1]}'),
+        (responses._Reply, '{"choices": [1, 1]}'),
+        (Descriptions, '{"categories": [1, 1]}'),
+        (prompts.Groups, '{"groups": [[1, 1]]}'),
+    ],
+)
+def test_the_check_of_a_response_ends_at_the_first_error_of_a_list(form: type[BaseModel], body: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        form.model_validate_json(body)
+    assert caught.value.error_count() == 1
 
 
 @pytest.mark.parametrize(("count", "counted"), [(-5, 0), (10**4000, MAX_TOKENS)], ids=["negative", "digits"])

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FailFast
 
 VERSION = 1
 
 LARGEST_GROUP = 6
+
+_T = TypeVar("_T")
+Items = Annotated[list[_T], FailFast()]
+"""A list of an answer whose check ends at the first error: one error takes a kilobyte, and an answer has millions."""
 
 
 class _Answer(BaseModel):
@@ -28,39 +32,39 @@ class Description(_Answer):
 
     name: str
     appearance: str
-    scenes: list[str]
+    scenes: Items[str]
 
 
 class Descriptions(_Answer):
     """Answer to `describe`."""
 
-    categories: list[Description]
+    categories: Items[Description]
 
 
 class Groups(_Answer):
     """Answer to `group`."""
 
-    groups: list[list[str]]
+    groups: Items[Items[str]]
 
 
 class Member(_Answer):
     """What tells one category of a group from the others."""
 
     name: str
-    distinguishing: list[str]
+    distinguishing: Items[str]
 
 
 class GroupFeatures(_Answer):
     """What the categories of a group have in common, and what tells them apart."""
 
-    common: list[str]
-    members: list[Member]
+    common: Items[str]
+    members: Items[Member]
 
 
 class Features(_Answer):
     """Answer to `compare`, in the order of the groups."""
 
-    groups: list[GroupFeatures]
+    groups: Items[GroupFeatures]
 
 
 Form = TypeVar("Form", bound=_Answer)

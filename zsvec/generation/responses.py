@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass, field
-from typing import Generic
+from typing import Annotated, Generic
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, FailFast, ValidationError
 
 from zsvec.generation.access import Key
 from zsvec.generation.prices import Usage
-from zsvec.generation.prompts import Form
+from zsvec.generation.prompts import Form, Items
 
 NO_IMAGE = "there was no image in the response"
 
@@ -186,7 +186,7 @@ class _Choice(BaseModel):
 
 class _Reply(BaseModel):
     id: str = ""
-    choices: list[_Choice] = []
+    choices: Items[_Choice] = []
     usage: _Counted | None = None
 
 
@@ -197,5 +197,5 @@ class _Image(BaseModel):
 
 
 class _Images(BaseModel):
-    data: list[_Image] | None = None
+    data: Annotated[list[_Image] | None, FailFast()] = None
     usage: _Counted | None = None

@@ -70,6 +70,26 @@ OF_PROXIES = [
     "X-Scheme",
     "Front-End-Https",
     "Surrogate-Capability",
+    "Akamai-Origin-Hop",
+    "Ali-CDN-Real-IP",
+    "Cdn-Src-Ip",
+    "CloudFront-Viewer-Address",
+    "Disguised-Host",
+    "Max-Forwards",
+    "Ngrok-Auth-User-Email",
+    "Remote-User",
+    "Tailscale-User-Login",
+    "X-Akamai-Edgescape",
+    "X-AppGW-Trace-Id",
+    "X-Auth-Request-User",
+    "X-Consumer-Username",
+    "X-Goog-Authenticated-User-Email",
+    "X-Host",
+    "X-Kong-Request-Id",
+    "X-MS-Client-Principal",
+    "X-Originating-IP",
+    "X-Via",
+    "X_Forwarded_For",
 ]
 OF_CLIENTS = {
     "Accept-Language": "de",
@@ -100,14 +120,15 @@ def test_a_header_of_a_proxy_is_taken_with_a_key(classifier: Classifier) -> None
             assert client.get("/v1/categories", headers={header: "203.0.113.9", **bearer(READ)}).status_code == 200
 
 
-def old(path: str) -> bytes:
-    """A request of HTTP/1.0."""
-    return head("GET", path).replace(b"HTTP/1.1", b"HTTP/1.0")
+def old(path: str, version: bytes = b"1.0") -> bytes:
+    """A request of an old HTTP."""
+    return head("GET", path).replace(b"HTTP/1.1", b"HTTP/" + version)
 
 
-def test_http_1_0_is_refused_without_keys_but_for_health(classifier: Classifier) -> None:
+def test_old_http_is_refused_without_keys_but_for_health(classifier: Classifier) -> None:
     with running(classifier) as service:
-        assert b" 403 " in service.ask(old("/v1/categories")).splitlines()[0]
+        for version in (b"0.9", b"1.0"):
+            assert b" 403 " in service.ask(old("/v1/categories", version)).splitlines()[0]
         assert b" 403 " in service.ask(old("/")).splitlines()[0]
         for path in ("/health/live", "/health/ready"):
             assert b" 200 " in service.ask(old(path)).splitlines()[0]

@@ -123,7 +123,7 @@ def test_a_body_that_is_slow_but_comes(classifier: Classifier) -> None:
 def test_bodies_at_once(classifier: Classifier) -> None:
     with running(classifier, limits=Limits(held=1000)) as service, ExitStack() as stack:
         first = stack.enter_context(service.connect())
-        first.sendall(head("POST", "/v1/classify", Content_Length=600, **RAW))
+        first.sendall(head("POST", "/v1/classify", Content_Length=610, **RAW) + bytes(600))
         wait_until(lambda: service.held == 600)
         refused = service.ask(head("POST", "/v1/classify", Content_Length=500, **RAW) + bytes(500))
         assert (status(refused), b"retry-after: 1" in refused.lower()) == (429, True)
@@ -133,8 +133,18 @@ def test_bodies_at_once(classifier: Classifier) -> None:
             second.sendall(chunk(bytes(300)))
             assert status(read_answer(second)) == 429
         wait_until(lambda: service.held == 600)
-        first.sendall(bytes(600))
+        first.sendall(bytes(10))
         assert status(read_answer(first)) == 200
+
+
+def test_bodies_that_do_not_come_keep_no_room(classifier: Classifier) -> None:
+    """The lengths that eight clients stated shut out all others for as long as these clients liked."""
+    with running(classifier, limits=Limits(held=1000)) as service, ExitStack() as stack:
+        for _ in range(8):
+            silent = stack.enter_context(service.connect())
+            silent.sendall(head("POST", "/v1/classify", Content_Length=900, **RAW) + b"x")
+        wait_until(lambda: service.held == 8)
+        assert status(service.ask(head("POST", "/v1/classify", Content_Length=900, **RAW) + bytes(900))) == 200
 
 
 def test_strangers_may_send_little(classifier: Classifier) -> None:
@@ -200,6 +210,15 @@ def test_a_body_with_two_lengths_ends_its_connection(
         answers = b"".join(iter(lambda: connection.recv(65536), b""))
         assert (status(answers), answers.count(b"HTTP/1.1 ")) == (400, 1)
         assert b"connection: close" in answers.lower()
+
+
+def test_a_query_that_is_not_utf_8_ends_its_connection(classifier: Classifier) -> None:
+    """It is refused before the length of its body is checked."""
+    with running(classifier) as service, service.connect() as connection:
+        request = head("POST", "/login?%ff", Content_Length=4, Transfer_Encoding="chunked")
+        connection.sendall(request + b"0\r\n\r\n" + head("GET", "/health/live"))
+        answers = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert (status(answers), answers.count(b"HTTP/1.1 ")) == (422, 1)
 
 
 def test_an_old_request_has_no_chunks(classifier: Classifier) -> None:

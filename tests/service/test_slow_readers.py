@@ -209,6 +209,21 @@ def ask_with(connection: socket.socket, key: str, path: str = "/v1/info") -> int
     return status(read_answer(connection))
 
 
+def is_disconnected(connection: socket.socket) -> bool:
+    """Whether a request is not answered because the connection is closed."""
+    try:
+        connection.sendall(head("GET", "/health/live"))
+        return not read_answer(connection)
+    except ConnectionError:
+        return True
+
+
+def as_body(key: str, content: bytes, *, length: int) -> bytes:
+    """A request that classifies, with the beginning of its body."""
+    headers = {"Authorization": f"Bearer {key}", "Content_Type": "image/png", "Content_Length": length}
+    return head("POST", "/v1/classify", **headers) + content
+
+
 def test_connections_without_a_key_give_way(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever they do: say nothing, ask for what is open again and again, or send a body that does not end."""
     monkeypatch.setattr(server, "_MOST", 8)
@@ -229,14 +244,26 @@ def test_connections_without_a_key_give_way(classifier: Classifier, monkeypatch:
             assert ask_with(newcomer, READ) == 200
             known.append(newcomer)
         assert [ask_with(one, READ) for one in known] == [200] * 8
-        with service.connect() as one_more:  # all places are taken by clients with a key
-            one_more.sendall(head("GET", "/health/live"))
-            with pytest.raises(ConnectionError):
-                if not read_answer(one_more):
-                    raise ConnectionResetError
-        known.pop().close()
-        wait_until(lambda: len(service.connections) == 7)
-        assert status(service.ask(head("GET", "/health/live"))) == 200
+        with service.connect() as one_more:  # all places are taken by clients with a key: the oldest idle one gives way
+            assert ask_with(one_more, WRITE) == 200
+            assert [ask_with(one, READ) for one in known[1:]] == [200] * 7
+            assert is_disconnected(known[0])
+
+
+def test_connections_with_a_key_and_a_request_do_not_give_way(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_MOST", 4)
+    with running(classifier, keys=KEYS) as service, ExitStack() as stack:
+        at_work = [stack.enter_context(service.connect()) for _ in range(4)]
+        for one in at_work:
+            one.sendall(as_body(READ, bytes(10), length=20))
+        wait_until(lambda: service.held == 40)
+        with service.connect() as one_more:
+            assert is_disconnected(one_more)
+        for one in at_work:
+            one.sendall(bytes(10))
+        assert [status(read_answer(one)) for one in at_work] == [200] * 4
 
 
 def test_many_connections_at_once_are_never_more_than_there_is_room_for(

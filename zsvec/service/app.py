@@ -112,7 +112,9 @@ class _WholePaths:
         try:
             unquote_to_bytes(scope.get("query_string", b"")).decode()
         except UnicodeDecodeError:
-            await answer(Problem(422, "a query must be UTF-8, percent-encoded: this one is not"))(scope, receive, send)
+            # Nothing has checked the length of the body yet, so no further request of the connection is read.
+            problem = Problem(422, "a query must be UTF-8, percent-encoded: this one is not", {"Connection": "close"})
+            await answer(problem)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

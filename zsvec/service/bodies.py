@@ -1,4 +1,4 @@
-"""Bodies of requests: bounded before anything of them is read, each and all at once; what is too slow is let go."""
+"""Bodies of requests: each is bounded before it is read, all of them together as they come. Slow ones are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Bodies:
         limits: Bytes of one body, of all, and the seconds that its next part may take.
 
     Attributes:
-        held: Bytes of the bodies of all requests that are at work: what they say, or what has come.
+        held: Bytes that have come of the bodies of all requests at work.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
@@ -51,7 +51,7 @@ class Bodies:
             await send(message)
 
         try:
-            body.hold(_said(Headers(scope=scope)))
+            body.check(_said(Headers(scope=scope)))
             await self._app(scope, body.receive, sending)
         except Problem as problem:
             await answer(problem)(scope, receive, sending)
@@ -71,16 +71,20 @@ class _Body:
         self.held = 0
         self.refused = False
 
-    def hold(self, size: int) -> None:
-        """Hold so many bytes in all; raises a Problem if that is too much."""
-        self.refused = True
+    def check(self, size: int) -> None:
+        """Raises a Problem if a body of so many bytes is too large."""
         if size > self._most:
+            self.refused = True
             hint = "send fewer images at once, or smaller ones"
             raise Problem(413, f"the body has more than {self._most:,} bytes: {hint}", _LAST)
-        more = max(size - self.held, 0)
+
+    def _hold(self, size: int) -> None:
+        """Holds the bytes that have come. A stated length holds nothing: many clients could state one and send none."""
+        self.check(size)
+        more = size - self.held
         if self._bodies.held + more > self._bodies.limits.held:
+            self.refused = True
             raise Problem(429, "too much is being sent at once: try again soon", _LAST)
-        self.refused = False
         self.held += more
         self._bodies.held += more
 
@@ -101,7 +105,7 @@ class _Body:
         self._waited += time.monotonic() - begun
         self._got += len(message.get("body", b""))
         self._ended = not message.get("more_body", False)
-        self.hold(self._got)
+        self._hold(self._got)
         return message
 
     async def throw_away(self) -> None:

@@ -44,9 +44,11 @@ _READING = ("/v1/classify", "/classify")  # by POST
 _HEALTH = "/health/"
 # Headers that reverse proxies, load balancers and content delivery networks add; what clients send has other names.
 _OF_PROXIES = re.compile(
-    r"via|cdn-loop|(.+-)?forwarded(-.+)?|(.+-)?(client|connecting|connection|user|remote|peer)-?(ip|ipv6|addr|address)"
-    r"|x-(amzn?|appengine|arr|azure|client|envoy|nf|original|proxy|proxyuser|real|remote|vercel)-.+"
-    r"|(cf|do|fastly|fly|surrogate)-.+|x-rewrite-url|x-scheme|x-varnish|x-cloud-trace-context|front-end-https"
+    r"(x-)?via|cdn-loop|(.+-)?forwarded(-.+)?|remote-user|max-forwards"
+    r"|(.+-)?(client|connecting|connection|originating|src|user|remote|peer|viewer)-?(ip|ipv6|addr|address)"
+    r"|x-(akamai|amzn?|appengine|appgw|arr|auth-request|azure|client|consumer|envoy|goog|kong|ms-client|nf|original)-.+"
+    r"|x-(proxy|proxyuser|real|remote|vercel)-.+|(akamai|ali|cf|cloudfront|do|fastly|fly|ngrok|surrogate|tailscale)-.+"
+    r"|x-rewrite-url|x-host|x-scheme|x-varnish|x-cloud-trace-context|front-end-https|disguised-host"
 )
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]*)?")
@@ -115,10 +117,10 @@ class Guard:
 
 
 def _mark_of_a_proxy(scope: Scope, headers: Headers) -> str | None:
-    """Returns a mark that only proxies leave, if there is one. Proxies with HTTP/1.1 and no header leave none."""
-    if scope["http_version"] == "1.0":
-        return "HTTP/1.0"
-    return next((f"the header {name!r}" for name in headers if _OF_PROXIES.fullmatch(name)), None)
+    """Returns a mark that only proxies leave, if there is one. Proxies with HTTP/1.1 and no such header leave none."""
+    if (version := scope["http_version"]) != "1.1":
+        return f"HTTP/{version}"
+    return next((f"the header {name!r}" for name in headers if _OF_PROXIES.fullmatch(name.replace("_", "-"))), None)
 
 
 def is_open(path: str) -> bool:

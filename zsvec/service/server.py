@@ -95,14 +95,17 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _make_room(self) -> None:
-        """Aborts the oldest connection whose last request had no key.
+        """Aborts the oldest connection whose last request had no key, or else the oldest without a request.
 
-        New connections keep their place longest, so that a client with a key has time to show the key.
+        New connections keep their place longest, so that a client with a key has time to show the key. If all others
+        have a key and a request at work, this one is aborted.
         """
-        strangers = [one for one in self.connections if isinstance(one, _Connection) and not one._has_key()]
-        stranger = min(strangers, key=lambda one: one._since)
-        self.connections.discard(stranger)  # the end itself comes later, and others are taken meanwhile
-        stranger.transport.abort()
+        others = [one for one in self.connections if isinstance(one, _Connection) and one is not self]
+        without_key = [one for one in others if not one._has_key()]
+        idle = [one for one in others if not one._has_request()]
+        given_up = min(without_key or idle or [self], key=lambda one: one._since)
+        self.connections.discard(given_up)  # the end itself comes later, and others are taken meanwhile
+        given_up.transport.abort()
 
     def _has_key(self) -> bool:
         return self.scope is not None and self.scope["state"].get("key") is not None

@@ -34,7 +34,18 @@ VERSION = {"title": "qdrant", "version": "1.18.3", "commit": "abc"}
 
 
 def opened(url: str, **options: Any) -> Store:
-    return open_store(url, **{"namespace": "birds", "timeout": 2, **options})
+    return open_store(url, **{"namespace": "birds", "timeout": PATIENCE_S, **options})
+
+
+def opened_at_last(url: str, **options: Any) -> Store:
+    """Opens a store whose requests have little time, as often as a busy machine needs."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return opened(url, **options)
+        except StoreUnavailableError:
+            if time.monotonic() > end:
+                raise
 
 
 def refused(url: str, act: Callable[[], Any]) -> StoreError:
@@ -75,7 +86,7 @@ def test_a_page_without_end_is_refused(flood: str) -> None:
     def reply(path: bytes, stopped: threading.Event) -> Iterator[bytes]:
         yield from (endless.FLOODS[flood] if b"/scroll" in path else healthy)(path, stopped)
 
-    with endless.serving(reply) as server, opened(server.url, timeout=PATIENCE_S) as store:
+    with endless.serving(reply) as server, opened(server.url) as store:
         error = refused(server.url, store.categories)
     assert isinstance(error, LargeAnswerError)
     assert f"{ANSWER_BYTES:,} bytes" in str(error)
@@ -85,9 +96,9 @@ def test_a_page_without_end_is_refused(flood: str) -> None:
 @pytest.mark.parametrize("while_open", [False, True])
 def test_a_head_without_end_is_given_up(flood: str, while_open: bool) -> None:
     with endless.serving(healthy) as server:
-        store = opened(server.url) if while_open else None
+        store = opened_at_last(server.url, timeout=2) if while_open else None
         server.reply = endless.HEAD_FLOODS[flood]
-        error = refused(server.url, store.categories if store else lambda: opened(server.url))
+        error = refused(server.url, store.categories if store else lambda: opened(server.url, timeout=2))
         assert isinstance(error, StoreUnavailableError)
         if store:
             store.close()
@@ -108,18 +119,25 @@ ATTACKS = {
     "metadata": http2.endless_metadata,
     "compressed": lambda call: http2.compressed_message(endless.bomb())(call),
 }
-VICTIM = """
+BUSY = 3  # exit status of a victim that had too little time to open the store
+VICTIM = (
+    f"BUSY = {BUSY}"
+    + """
 import resource, sys
-from zsvec.errors import StoreError
+from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.store import open_store
 
-store = open_store(sys.argv[1], namespace="birds", timeout=2)
+try:
+    store = open_store(sys.argv[1], namespace="birds", timeout=2)
+except StoreUnavailableError:
+    sys.exit(BUSY)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     store.categories()
 except StoreError as error:
     print(type(error).__name__, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
+)
 
 
 @contextmanager
@@ -143,23 +161,30 @@ def root_only(server: Scripted, sent: Sent) -> Reply:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_message_without_end_is_refused(attack: str) -> None:
+    done = attacked(attack)
+    while done.returncode == BUSY:
+        done = attacked(attack)
+    assert done.returncode == 0, done.stderr
+    error, growth = done.stdout.split()
+    assert error in ("StoreUnavailableError", "LargeAnswerError")
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(growth) * unit < endless.TOO_MUCH_MEMORY
+
+
+def attacked(attack: str) -> subprocess.CompletedProcess[str]:
+    """Runs a victim whose store answers well once, and then attacks."""
     said = protocol.HealthCheckReply(title="qdrant", version="1.18.3", commit="abc").SerializeToString()
     with beside_rest(root_only) as (rest, beside):
         answers = chain([http2.message(said)], repeat(ATTACKS[attack]))
         thread = threading.Thread(target=http2.serve, args=(beside, answers))
         thread.start()
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 [sys.executable, "-c", VICTIM, rest.base], capture_output=True, text=True, timeout=120, check=False
             )
         finally:
             beside.shutdown(socket.SHUT_RDWR)
             thread.join()
-    assert done.returncode == 0, done.stderr
-    error, growth = done.stdout.split()
-    assert error in ("StoreUnavailableError", "LargeAnswerError")
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert int(growth) * unit < endless.TOO_MUCH_MEMORY
 
 
 # Pages

@@ -8,6 +8,7 @@ none.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tomllib
@@ -165,7 +166,7 @@ def inside(folder: Path, path: Path) -> Path:
         InvalidInputError: It leads out of the folder, by ``..`` or by a symbolic link, or to nowhere.
     """
     try:
-        target = path.resolve()
+        target = _target(path)
         if target.is_relative_to(folder.resolve()):
             return path
     except (OSError, ValueError, RuntimeError) as exc:  # a NUL in it, or a link to itself
@@ -173,6 +174,14 @@ def inside(folder: Path, path: Path) -> Path:
     raise InvalidInputError(
         f"{str(path)!r} leads out of {folder}, to {target}: remove it, or take a folder that you trust"
     )
+
+
+def _target(path: Path) -> Path:
+    """Returns where a path leads. A link to itself is a RuntimeError before Python 3.13, then an OSError."""
+    target = path.resolve()
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
 
 
 def _read(file: Path) -> tuple[bytes, dict[str, Any]]:

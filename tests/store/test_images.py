@@ -276,7 +276,10 @@ def test_what_is_kept_again_meanwhile_is_not_dropped(deployment: Deployment) -> 
     other = deployment.another(store)
     store.write([pictured("red panda", ["a"])])
 
-    def begin_again(*_: Any, **__: Any) -> None:
+    def begin_again(collection: str, *_: Any, **__: Any) -> None:
+        if not collection.endswith("__images"):  # undos that are under way are looked for before
+            backend.hooks["scroll"] = begin_again
+            return
         other.bind(FINGERPRINTS, images="small")
         other.write([pictured("lynx", ["b"])])
 

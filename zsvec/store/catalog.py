@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -281,12 +281,8 @@ class Catalog:
         return max(time.time_ns() // 1000, self.newest() + 1)
 
     def scroll(self, where: Where, fields: Sequence[str] | None = None) -> list[Mapping[str, Any]]:
-        """All matching records, as `_read` has them."""
-        return self._read(
-            (identifier, record)
-            for page in self.backend.scroll(self.collection, where, fields=fields)
-            for identifier, record in zip(page.ids, page.payloads, strict=True)
-        )
+        """Returns all matching records, checked by `_read`."""
+        return self._read(self._found(where, fields))
 
     def scroll_all(self, where: Where) -> list[Mapping[str, Any]]:
         """All records of kinds that are most of a catalog: where files can be damaged, without their index.
@@ -297,32 +293,34 @@ class Catalog:
         if not self.exclusive:
             return self.scroll(where)
         kinds = [kind for match in (where.match, where.or_match or {}) for kind in _listed(match["kind"])]
-        everything = self.backend.scroll(self.collection, replace(where, match={}, without=PAST))
-        records = [(i, record) for page in everything for i, record in zip(page.ids, page.payloads, strict=True)]
+        records = list(self._found(replace(where, match={}, without=PAST)))
         for identifier, record in records:
             if record.get("kind") == "store" and is_record(identifier, record):
                 self.check_schema(record)  # a later version may have records of other kinds
         return [record for record in self._read(records) if record["kind"] in kinds]
 
     def retrieve(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Those of the records that exist, by id, as `_read` has them."""
+        """Returns the records of these ids that exist, by id, checked by `_read`."""
         found = self.backend.retrieve(self.collection, ids)
         return {identifier: read for identifier, record in found.items() for read in self._read([(identifier, record)])}
 
     def unreadable(self) -> list[str]:
-        """Ids of the records that cannot be read, or not be believed, but for manifests."""
-        everything = self.backend.scroll(self.collection, Where())
-        records = [(i, record) for page in everything for i, record in zip(page.ids, page.payloads, strict=True)]
-        return sorted(identifier for identifier, record in records if not is_believed(identifier, record))
+        """Returns the ids of damaged records that are not used, sorted. Damaged manifests are not among them."""
+        return sorted(identifier for identifier, record in self._found(Where()) if not is_believed(identifier, record))
+
+    def _found(self, where: Where, fields: Sequence[str] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yields the ids and the unchecked records of all pages."""
+        for page in self.backend.scroll(self.collection, where, fields=fields):
+            yield from zip(page.ids, page.payloads, strict=True)
 
     def _read(self, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-        """Records, each with what its kind always has.
+        """Returns records that have all required fields.
 
-        One that cannot be read stops nothing else. It is left out if it is of a write, or the calibration; else it is
-        the manifest of a category, which is damaged.
+        A damaged record of a write, an undo or a calibration is left out. Any other one is replaced by a
+        `damaged_manifest`.
 
         Raises:
-            StoreError: The record of the store cannot be read; or in damaged files, which category a record is of.
+            StoreError: The record of the store is damaged, or in a folder one whose category is unknown.
         """
         read: list[Mapping[str, Any]] = []
         for identifier, record in records:

@@ -9,10 +9,8 @@ from zsvec.store.schema import CATEGORY_KINDS, OWN_KINDS, UNDO, WRITE_KINDS, are
 
 _Types: TypeAlias = Mapping[str, type | tuple[type, ...]]
 
-_WRITE: _Types = {"id": str, "version": int, "rev": int, "store": str, "writes": dict, "replaced": dict}
 _TOLD: _Types = {"what": str, "change": str, "until": int, "before": dict}
 _MAYBE: _Types = {"by": (str, type(None)), "undoes": (str, type(None)), "moved": list, "forgotten": list}
-_UNDO: _Types = {"id": str, "version": int, "rev": int, "store": str, "change": str, "until": int, "takes": list}
 _BEFORE: _Types = {"version": int, "writes": list, "references": dict, "texts": list, "metadata": dict}
 
 
@@ -25,10 +23,12 @@ _ALWAYS: Mapping[str, _Types] = {
     "change": {"id": str, "version": int, "rev": int, "store": str, "replaced": dict, "before": dict},
     "undo": {"id": str, "version": int, "rev": int, "store": str, "takes": list},
 }
+_WRITE: _Types = {**_ALWAYS["intent"], "version": int}
+_UNDO: _Types = {**_ALWAYS["undo"], "change": str, "until": int}
 
 
 def is_record(identifier: str | None, record: Mapping[str, Any]) -> bool:
-    """Whether a record is in its place, and has what its kind always has, in whole or in `LOOK_FIELDS`."""
+    """Returns whether a record has the id and the required fields of its kind. `LOOK_FIELDS` of a record suffice."""
     kind = record.get("kind")
     types = _ALWAYS.get(kind) if isinstance(kind, str) else None
     whose = (record.get("store", ""), record.get("id", ""))
@@ -101,7 +101,7 @@ def is_told(record: Mapping[str, Any]) -> bool:
 
 
 def is_undo(record: Mapping[str, Any]) -> bool:
-    """Whether a record says what an undo takes back: ids of changes, each with its categories."""
+    """Returns whether the fields of an undo are valid: each step has the id of a change and names of categories."""
     return (
         _has(record, _UNDO)
         and isinstance(record.get("by"), str | None)

@@ -50,7 +50,7 @@ def open_to_append(path: Path) -> BinaryIO:
     descriptor = _regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_FOLLOW)
     if os.fstat(descriptor).st_nlink > 1:
         os.close(descriptor)
-        raise OSError(errno.EMLINK, "it has hard links, which would change with it; put a copy in its place", str(path))
+        raise OSError(errno.EMLINK, "hard links would change with this file; replace it by a copy", str(path))
     return os.fdopen(descriptor, "r+b")
 
 

@@ -102,10 +102,9 @@ class HubSource:
         return WeightsUnavailableError(
             f"the weights {self} are neither in the cache nor to be had from the Hugging Face hub "
             f"({type(reason).__name__}: {reason}). Three ways out: weights that come as packages "
-            "(--profile offline); a local path, such as ./clip, as the encoder's model or weights in zsvec.toml; or a "
-            "filled cache "
-            f"(where there is a network, hf download {self.repository}{revision}; then copy the cache here and "
-            "point HF_HOME at it)"
+            "(--profile offline); a local path, such as ./clip, as the encoder's model or weights in zsvec.toml; or "
+            f"a filled cache (where there is a network, hf download {self.repository}{revision}; then copy the cache "
+            "here and point HF_HOME at it)"
         )
 
 

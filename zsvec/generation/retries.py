@@ -103,7 +103,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         pass
     try:
         when = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):  # a number of its year, its hour or its time zone may have any digits
+    except (ValueError, OverflowError):  # the year, the hour or the time zone may be any number
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())

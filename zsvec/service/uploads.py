@@ -152,7 +152,7 @@ async def sent_form(request: Request, most: int) -> tuple[list[Upload], dict[str
 
 
 class _Parser(MultiPartParser):
-    """Refuses parts whose headers have many parameters."""
+    """Reads forms, and refuses a part with more parameters than `_SEMICOLONS` in a header."""
 
     def on_header_end(self) -> None:
         """Takes a header of a part."""

@@ -249,7 +249,7 @@ class Store:
         """Counts of rare events of this handle.
 
         ``second_stamps``: commits that were stamped anew after others; ``unknown_outcomes``: commits that did not show
-        at once; ``healed_records``: records of a cluster whose copies differed, and were made to agree.
+        at once; ``healed_records``: records of a cluster whose differing copies were made equal.
         """
         return dict(self._catalog.counts)
 
@@ -296,7 +296,7 @@ class Store:
             pass
 
     def one_change(self, what: str) -> AbstractContextManager[str]:
-        """Make all writes of a block one change, and give its id; `what` names it. Inner blocks are part of it."""
+        """Make all writes of a block one change of this name, and give its id. Inner blocks belong to it."""
         return self._causes.one_change(what)
 
     def acting(self, by: str | None) -> AbstractContextManager[None]:

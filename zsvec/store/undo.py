@@ -4,10 +4,10 @@ What a change has replaced is written again under a new write id, as references 
 has those writes. So no write that was replaced is ever named again, and the collector may delete it without asking who
 is about to. Whether it has begun to, the record of the change says: it is made final first.
 
-An undo takes several commits, if it takes back several writes or a write of several categories. It is written down
-before the first of them, in a record of its own, and each commit names it. So any process can finish it: each does
-before it writes, whether the process of the undo is at work or gone. A commit that another process has made is found in
-the history of its category, and compare-and-set lets only one of two through.
+An undo of several writes, or of a write of several categories, takes several commits. A record of the undo is written
+before the first commit, and each commit has the id of its change. So any process can finish the undo, and each process
+does so before a write, whether the process of the undo still runs or was killed. The history of a category shows the
+commits of other processes, and of two equal commits compare-and-set lets one through.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _has_begun(history: History, undo_record: Record) -> bool:
 
 
 def finish_undos(catalog: Catalog, references: ReferenceCollections, collector: Collector) -> None:
-    """Carry out the undos that are under way, of whatever process; what fails is left to the next one."""
+    """Finishes the undos of all processes. An undo that fails is left to the next write."""
     with suppress(ZSVecError):
         found = catalog.scroll(Where(match={"kind": UNDO}))
         if not found:
@@ -121,7 +121,7 @@ def _undo_payload(cause: Cause, steps: Sequence[tuple[Record, Sequence[str]]], s
 def _carry_out(
     catalog: Catalog, references: ReferenceCollections, collector: Collector, history: History, undo_record: Record
 ) -> None:
-    """Take back what is left of an undo, and delete its record.
+    """Takes back the steps of an undo that are not taken back yet, and deletes the record of the undo.
 
     Raises:
         InvalidInputError: A category has been changed since, or a change has been made final. The rest is taken back.
@@ -255,7 +255,7 @@ def _is_last(history: History, record: Record, name: str, cause: Cause) -> bool:
 
 
 def _is_taken_back(history: History, record: Record, name: str, cause: Cause) -> bool:
-    """Whether it is carried out, by whatever process, also if that has been taken back since."""
+    """Returns whether any process has taken a write back by this undo, even if the undo was undone since."""
     return any(other.get("undoes") == record["id"] and other["change"] == cause.id for other in history.chain(name))
 
 

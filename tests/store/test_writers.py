@@ -290,9 +290,10 @@ def test_many_threads_write_everything_else(deployment: Deployment, store: Store
     with ThreadPoolExecutor(len(writers)) as pool:
         list(pool.map(work, range(len(writers))))
 
-    for writer in range(4):
+    for writer, handle in enumerate(writers):
         assert images(store, f"category {writer}") == [f"last of {writer}"]
-        assert store.category(f"category {writer}").version == 20
+        stamps = handle.stats()["second_stamps"]  # of a commit that took a second, on a busy machine
+        assert store.category(f"category {writer}").version == 20 + stamps
     assert_no_garbage(deployment, store)
 
 

@@ -147,7 +147,7 @@ def test_answers_of_any_size_are_whole(classifier: Classifier) -> None:
             assert length(connection, head("GET", f"/v1/large?size={size}")) == size
         connection.sendall(head("HEAD", f"/v1/large?size={LARGE}") + head("GET", "/health/live"))
         assert f"content-length: {LARGE}".encode() in connection.recv(65536)
-        assert service.answers.held == 0
+        wait_until(lambda: service.answers.held == 0)
 
 
 def test_answers_on_their_way_have_a_budget(classifier: Classifier) -> None:

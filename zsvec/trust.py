@@ -187,12 +187,11 @@ def _target(path: Path) -> Path:
 def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
     try:
         return read_settings(file)
-    except FileNotFoundError as exc:
-        raise InvalidInputError(
-            f"{file.absolute()} cannot be trusted: there is no such file. Run `zsvec trust` in its folder"
-        ) from exc
     except (OSError, ValueError) as exc:
-        raise InvalidInputError(f"{file.absolute()} cannot be trusted: {exc}") from exc
+        reason = getattr(exc, "strerror", None) or exc
+        raise InvalidInputError(
+            f"{file.absolute()} cannot be trusted: {reason}. Run `zsvec trust` in the folder of a valid zsvec.toml"
+        ) from exc
 
 
 @contextmanager

@@ -123,9 +123,9 @@ _ORDER = (
     "variable that begins with `ZSVEC_` and that nothing reads is named in a warning.\n\n"
     "Names are spelled as in the tables below, in lower case; only variables of the environment ignore letter case.\n\n"
     "A clone or an archive may bring its own `zsvec.toml` into the working directory. Until you trust that "
-    f"file, it may set only {', '.join(f'`{name}`' for name in sorted(HARMLESS))}, a `store` that is a folder below "
-    "it and has no colon in its path, and a `profile` by name. Any other setting in it is an error. Look at the file, "
-    "then run `zsvec trust` in its folder. A file that you change or move needs your trust again; `zsvec trust "
+    f"file, it may set only {', '.join(f'`{name}`' for name in sorted(HARMLESS))}, a `profile` by name, and a "
+    "`store` in a folder below the file, without a colon in its path. Any other setting in it is an error. Look at the "
+    "file, then run `zsvec trust` in its folder. A file that you change or move needs your trust again; `zsvec trust "
     "--revoke` withdraws the trust."
 )
 

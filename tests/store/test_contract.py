@@ -48,15 +48,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:U
 
 OpenStore = Callable[..., Store]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_second_stamps() -> Iterator[None]:
-    """Versions are counted here. A commit a second older than the newest, as on a busy machine, would get another."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zsvec.store.commit.SLACK", LATEST)
-        yield
-
-
 AWKWARD_NAMES = [
     "roter Panda",
     "панда",
@@ -81,6 +72,14 @@ AWKWARD_NAMES = [
     "0",
     "zsvec__catalog",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_second_stamps() -> Iterator[None]:
+    """Versions are counted here. A commit a second older than the newest, as on a busy machine, would get another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zsvec.store.commit.SLACK", LATEST)
+        yield
 
 
 # Reading back

@@ -320,7 +320,7 @@ class Catalog:
         `damaged_manifest`.
 
         Raises:
-            StoreError: The record of the store is damaged, or in a folder one whose category is unknown.
+            StoreError: The record of the store is damaged; or, in a folder, a record of an unknown category.
         """
         read: list[Mapping[str, Any]] = []
         for identifier, record in records:

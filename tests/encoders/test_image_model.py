@@ -270,6 +270,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")  # torch's, of that alone
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch 2.10 calls its own
 def test_a_compiled_model_gives_the_same(compiles: Path) -> None:
     expected, model = made(Network(), EXACT), made(Network(), EXACT, compiled=True)
     assert any(compiles.iterdir())
@@ -278,6 +279,7 @@ def test_a_compiled_model_gives_the_same(compiles: Path) -> None:
         torch.testing.assert_close(model(batch), expected(batch), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch 2.10 calls its own
 def test_without_a_compiler_the_error_says_what_to_do(compiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     torch._dynamo.reset()

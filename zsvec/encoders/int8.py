@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 
@@ -55,10 +56,12 @@ def quantize(graph: Path, pixels: Sequence[Pixels]) -> str | None:
     (name,) = exact.inputs
     forms = {form: graph.with_suffix(f".{form}") for form in ("dynamic", "static")}
     weights: dict[str, Any] = {"weight_type": QuantType.QInt8, "per_channel": True}
+    model = onnx.load(graph)
+    del model.graph.value_info[:]  # onnxruntime before 1.31 transposes weights and leaves their former shapes there
     with _silent():
-        quantize_dynamic(graph, forms["dynamic"], op_types_to_quantize=["MatMul", "Gemm"], **weights)
+        quantize_dynamic(model, forms["dynamic"], op_types_to_quantize=["MatMul", "Gemm"], **weights)
         quantize_static(
-            graph, forms["static"], _Photographs(name, pixels[::2]), activation_type=QuantType.QUInt8, **weights
+            model, forms["static"], _Photographs(name, pixels[::2]), activation_type=QuantType.QUInt8, **weights
         )
     compared = pixels[1::2]
     expected = _features(exact, compared)

@@ -9,11 +9,13 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import pytest
 
+from tests.qdrant import wait_until
 from tests.store.material import FINGERPRINTS, content_hash, copies, live_copies, pictured, write_of
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, LocalDeployment, fast_folder
 from zsvec.errors import CategoryNotFoundError, InvalidInputError
@@ -289,6 +291,8 @@ def imported(backend: Hooked, namespace: str, change: str) -> tuple[Store, State
     before = state_of(store)
     with store.one_change("import"):
         CHANGES[change](store)
+    # Each category of a write is dated a millisecond after the one before, and a killed undo when it began.
+    wait_until(lambda: store.changes()[0].at < datetime.now(UTC))
     return store, before
 
 
@@ -323,8 +327,8 @@ def test_an_undo_that_is_killed_is_finished_by_the_next_process(deployment: Depl
         assert again.incomplete() == []
         if found == before:
             finished += died
-            # A write of many categories is dated some milliseconds ahead, so the undo need not be the first.
-            again.undo(change=next(one.id for one in told if one.what == "undo"))
+            assert told[0].what == "undo"
+            again.undo(change=told[0].id)
             assert state_of(again) == after
         again.gc(float("-inf"))
         assert again.gc(float("-inf")) == 0

@@ -21,7 +21,6 @@ PINS = {
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-NOT_NEEDED = {("tokenizers", "huggingface-hub"), ("onnxruntime", "sympy")}  # the latter before 1.28
 NEEDED = [Requirement(line) for line in [*PROJECT["dependencies"], *EXTRAS["onnx"][:2], *EXTRAS["serve"]]]
 
 
@@ -46,7 +45,7 @@ def test_it_is_whole(package: str) -> None:
     for needed in map(Requirement, lines):
         if needed.marker is None or needed.marker.evaluate({"extra": ""}):
             name = canonicalize_name(needed.name)
-            assert name in PINS or (package, name) in NOT_NEEDED
+            assert name in PINS or (package, name) == ("tokenizers", "huggingface-hub")
 
 
 def test_it_is_found_before_anything_is_installed() -> None:

@@ -55,11 +55,8 @@ def buy(
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All that is in a folder: when each file was changed, and its content. A lock may be taken again."""
+    """All that is in a folder: when each file was changed, and its content."""
     return {
-        str(path.relative_to(folder)): (
-            0 if path.name == ".lock" else path.stat().st_mtime_ns,
-            path.read_bytes() if path.is_file() else b"",
-        )
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
         for path in folder.rglob("*")
     }

@@ -57,7 +57,7 @@ def quantize(graph: Path, pixels: Sequence[Pixels]) -> str | None:
     forms = {form: graph.with_suffix(f".{form}") for form in ("dynamic", "static")}
     weights: dict[str, Any] = {"weight_type": QuantType.QInt8, "per_channel": True}
     model = onnx.load(graph)
-    del model.graph.value_info[:]  # onnxruntime before 1.31 transposes weights and leaves their former shapes there
+    del model.graph.value_info[:]  # onnxruntime before 1.32 transposes weights and leaves their former shapes there
     with _silent():
         quantize_dynamic(model, forms["dynamic"], op_types_to_quantize=["MatMul", "Gemm"], **weights)
         quantize_static(

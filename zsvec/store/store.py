@@ -249,7 +249,7 @@ class Store:
         """Counts of rare events of this handle.
 
         ``second_stamps``: commits that were stamped anew after others; ``unknown_outcomes``: commits that did not show
-        at once; ``healed_records``: records whose copies in a cluster were made equal.
+        at once; ``healed_records``: records with copies that were made equal in a cluster.
         """
         return dict(self._catalog.counts)
 

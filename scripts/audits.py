@@ -38,7 +38,7 @@ from standing.trials import Trial, doubtful
 from zsvec.curation.audit import Audit, audited
 from zsvec.encoders import load_encoders
 from zsvec.method.judgement import judge
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False, width=180)

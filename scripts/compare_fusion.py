@@ -41,8 +41,8 @@ from zsvec.method.fit import expected_calibration_error
 from zsvec.method.fusion import STRATEGIES
 from zsvec.method.scoring import Scoring
 from zsvec.method.similarities import SearchResult
-from zsvec.profiles import PROFILES
 from zsvec.search.searcher import Searcher
+from zsvec.settings.profiles import PROFILES
 from zsvec.types import Modality, expert_name
 
 app = typer.Typer(add_completion=False)

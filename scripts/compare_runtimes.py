@@ -24,7 +24,7 @@ from zsvec.encoders.export import export_encoders
 from zsvec.encoders.exported import ExportedFolder
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 
 _EAGER = "torch eager, float32"
 

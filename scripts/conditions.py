@@ -36,7 +36,7 @@ from standing.trials import trials
 
 from zsvec.encoders import load_encoders
 from zsvec.method.fusion import STRATEGIES
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False, width=180)

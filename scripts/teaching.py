@@ -40,7 +40,7 @@ from zsvec.evaluation.embeddings import Embeddings
 from zsvec.inputs.categories import CategoryInput, as_words
 from zsvec.inputs.folders import find_images
 from zsvec.method.unlabelled import most_useful, urgency
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 from zsvec.store import InboxImage
 from zsvec.types import Prediction
 

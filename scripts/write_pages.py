@@ -24,14 +24,14 @@ from typer.core import TyperGroup
 
 import zsvec
 from zsvec.cli.commands import app
-from zsvec.config import GenerationSettings, ModelPrice, Settings
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import STRATEGIES
-from zsvec.profiles import Profile
 from zsvec.service import create_app
+from zsvec.settings.profiles import Profile
+from zsvec.settings.settings import GenerationSettings, ModelPrice, Settings
+from zsvec.settings.trust import HARMLESS
 from zsvec.testing import HashEncoder
-from zsvec.trust import HARMLESS
 
 FOLDER = Path(__file__).parents[1] / "zsvec" / "docs"
 _CHOICES: Mapping[str, Iterable[str]] = {"aggregation": AGGREGATIONS, "fusion": STRATEGIES}

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 import zsvec
 from tests.store.support import fast_folder
 from zsvec.classifier import Classifier
-from zsvec.config import Settings
 from zsvec.generation.access import SWITCH_VARIABLE
 from zsvec.inputs.categories import CategoryInput
+from zsvec.settings.settings import Settings
+from zsvec.settings.trust import trust
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
-from zsvec.trust import trust
 from zsvec.types import Category
 
 __all__ = [

@@ -17,9 +17,9 @@ from typer.testing import CliRunner, Result
 import zsvec
 from tests.encoders.tiny_checkpoints import VIT, photo, save_clip, save_vit
 from tests.support import coloured_set, fast_folder, isolated, two_encoders  # noqa: F401
-from zsvec.config import Settings
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.profiles import Profile
+from zsvec.settings.profiles import Profile
+from zsvec.settings.settings import Settings
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 STAGES = {"decode", "preprocess", "encode", "search", "fuse", "search + fuse"}

@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 
 from tests.support import REUSING, Reusing, encode, fast_folder, isolated, photo, photos, sources, state, write_photos  # noqa: F401
-from zsvec import stream
-from zsvec.builder import Builder
-from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError
+from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, as_words, checked_name
 from zsvec.inputs.folders import read_categories, read_definitions
 from zsvec.inputs.images import content_hash
+from zsvec.settings.settings import load_settings
 from zsvec.store import Store, open_store
+from zsvec.streams import stream
 from zsvec.testing import HashEncoder
 from zsvec.types import Category, Modality
 

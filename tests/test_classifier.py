@@ -35,7 +35,6 @@ from tests.support import (
     two_encoders,
 )
 from zsvec.classifier import Classifier
-from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import (
@@ -53,7 +52,8 @@ from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.images import content_hash
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import STRATEGIES
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
+from zsvec.settings.settings import load_settings
 from zsvec.testing import HashEncoder
 from zsvec.types import Modality, Prediction
 
@@ -891,7 +891,7 @@ def test_one_category_that_is_left_has_no_calibration(empty: Classifier) -> None
 
 def test_a_large_store_goes_stale_until_it_is_calibrated(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = clf.store.calibration()
-    monkeypatch.setattr("zsvec.calibrator._CHEAP", 0)
+    monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)
     changes: list[Callable[[], object]] = [
         lambda: clf.add_category("white", images=[coloured("white", seed) for seed in range(3)]),
         lambda: clf.add_category("white", ["like snow"]),
@@ -912,7 +912,7 @@ def test_a_large_store_goes_stale_until_it_is_calibrated(clf: Classifier, monkey
 def test_a_large_store_is_not_calibrated_for_the_first_time_either(
     empty: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.calibrator._CHEAP", 0)
+    monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)
     fill(empty)
     assert calibration_states(empty) == ("none", "none")
     report = empty.calibrate()
@@ -932,7 +932,7 @@ def test_a_large_store_is_not_calibrated_for_the_first_time_either(
 def test_how_much_backgrounds_may_cost(clf: Classifier, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
     # 12 images of 32 dimensions, of which 12 have any, and of 16; a third more than there were when they were learned.
     multiplications = sum(12 * dim * 12 + 10 * 12**3 + 3 * 12 * dim * 12 for dim in (32, 16))
-    monkeypatch.setattr("zsvec.calibrator._RARE", multiplications - (work == "too much"))
+    monkeypatch.setattr("zsvec.ingest.recalibration._RARE", multiplications - (work == "too much"))
     fill(clf, ("white",))
     assert calibration_states(clf)[0] == ("current" if work == "just enough" else "stale")
 
@@ -944,7 +944,7 @@ def test_references_that_are_not_in_use_cost_nothing(folder: Path, monkeypatch: 
     with open_classifier(folder, *images) as clf:
         clf.calibrate()
         # What is known of means stays: the texts that another process compares with were none of it either.
-        monkeypatch.setattr("zsvec.calibrator._RARE", 0)
+        monkeypatch.setattr("zsvec.ingest.recalibration._RARE", 0)
         clf.add_category("red", images=[coloured("red", 99)])
         assert calibration_states(clf)[0] == "current"
 
@@ -955,7 +955,7 @@ def test_what_is_cheap(clf: Classifier, monkeypatch: pytest.MonkeyPatch, work: s
     products = 12 * (12 + 4) * 32 + 12 * 12 * 16
     # And the fitting of three experts in two views, of each image to each of four categories.
     multiplications = products + 12 * 4 * 3 * 2 * 20_000
-    monkeypatch.setattr("zsvec.calibrator._CHEAP", multiplications - (work == "too much"))
+    monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", multiplications - (work == "too much"))
     fill(clf, ("white",))
     assert calibration_states(clf)[0] == ("current" if work == "just enough" else "stale")
 
@@ -1002,7 +1002,7 @@ def test_a_calibration_without_one_of_the_experts_is_none(clf: Classifier, monke
     assert kept is not None
     assert set(kept["experts"]) == EXPERTS - {"clip:text"}
     assert calibration_states(clf) == ("current", "current")
-    monkeypatch.setattr("zsvec.calibrator._CHEAP", 0)
+    monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)
     clf.add_category("red", ["all red"])
     assert calibration_states(clf) == ("none", "stale")
     clf.remove_category("red")
@@ -1067,7 +1067,7 @@ def test_a_store_that_cannot_be_calibrated(empty: Classifier, folder: Path, cont
 
 
 def test_a_calibration_of_categories_that_are_gone_is_dropped(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zsvec.calibrator._CHEAP", 0)
+    monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)
     clf.remove_category("red")
     clf.remove_category("green")
     assert calibration_states(clf) == ("stale", "stale")
@@ -1212,7 +1212,7 @@ def test_many_categories_are_not_calibrated_without_being_asked(
         nonlocal calls
         calls += 1
 
-    monkeypatch.setattr("zsvec.calibrator.fit_calibration", count)
+    monkeypatch.setattr("zsvec.ingest.recalibration.fit_calibration", count)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(categories, 2, 48))
     inputs = [
@@ -1597,7 +1597,9 @@ class TestGda:
     def test_a_category_of_few_images_brings_back_the_default(
         self, gda: Classifier, images: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("zsvec.calibrator._CHEAP", 0)  # the calibration turns stale, and is that of before
+        monkeypatch.setattr(
+            "zsvec.ingest.recalibration._CHEAP", 0
+        )  # the calibration turns stale, and is that of before
         gda.add_category("white", ["all white"], [coloured("white", seed) for seed in range(images)])
         assert gda.classify(coloured("red", 99)).fusion == "log_linear_views"
         gda.remove_category("white")

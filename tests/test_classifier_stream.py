@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import zsvec.embedding
+import zsvec.ingest.embedding
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
 from tests.support import (  # noqa: F401
     REUSING,
@@ -37,10 +37,10 @@ from tests.support import (  # noqa: F401
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.test_stream import eventually, short_polls, threads, until, within  # noqa: F401
 from zsvec.classifier import Classifier
-from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import TEMPERATURES
 from zsvec.errors import EncoderError, ImageError, InvalidInputError, StoreError
+from zsvec.settings.settings import load_settings
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
 from zsvec.types import Prediction, expert_name
@@ -52,7 +52,7 @@ DEADLINE = 60.0
 @pytest.fixture(autouse=True)
 def working_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders work ahead of the search, as on a GPU; tests/test_classifier.py has streams as on a CPU."""
-    monkeypatch.setattr(zsvec.embedding, "_work_ahead", lambda encoders: True)
+    monkeypatch.setattr(zsvec.ingest.embedding, "_work_ahead", lambda encoders: True)
 
 
 PATIENT: dict[str, Any] = {"max_wait_ms": 1000 * DEADLINE}  # batches are full, however busy the machine is

@@ -1369,7 +1369,7 @@ def test_calibrate_says_that_labelled_images_do_not_count_any_more(filled: Calla
 
 def test_calibrate_makes_a_stale_store_current(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("zsvec.calibrator._CHEAP", 0)
+        patched.setattr("zsvec.ingest.recalibration._CHEAP", 0)
         assert filled("add white --image colours/red/0.png").code == 0
     for command, key in (("info --json", "calibration"), ("classify --json colours/red/0.png", "calibration")):
         assert [o[key] for o in filled(command).objects] == ["stale"]

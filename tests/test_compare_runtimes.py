@@ -10,7 +10,7 @@ import pytest
 
 from tests.encoders.tiny_checkpoints import VIT, photo, save_vit
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.profiles import Profile
+from zsvec.settings.profiles import Profile
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "compare_runtimes.py"
 

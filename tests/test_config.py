@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from tests.support import isolated, trusted_settings
-from zsvec.config import Settings, load_settings
 from zsvec.errors import InvalidInputError
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import STRATEGIES
-from zsvec.profiles import PROFILES, other_profile
-from zsvec.sources import OTHER_VARIABLES
+from zsvec.settings.profiles import PROFILES, other_profile
+from zsvec.settings.settings import Settings, load_settings
+from zsvec.settings.sources import OTHER_VARIABLES
 from zsvec.types import Fingerprint
 
 __all__ = ["isolated"]

@@ -19,11 +19,11 @@ import pytest
 
 from tests.qdrant import COMPOSE_FILE, composed, running_server
 from tests.store.support import fast_folder
-from zsvec.config import load_settings
 from zsvec.errors import StoreUnavailableError, WeightsUnavailableError
 from zsvec.service.keys import Keys
 from zsvec.service.server import LAST_ANSWERS, NOTICE
-from zsvec.sources import OTHER_VARIABLES
+from zsvec.settings.settings import load_settings
+from zsvec.settings.sources import OTHER_VARIABLES
 from zsvec.store.server import connect
 
 PEOPLES_FILE = COMPOSE_FILE.with_name("docker-compose.yml")

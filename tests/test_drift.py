@@ -13,8 +13,8 @@ import pytest
 import zsvec
 from tests.support import COLOURS, coloured, coloured_store, isolated, photo  # noqa: F401
 from zsvec.classifier import Classifier
-from zsvec.drift import FAR, FEWEST, PARTS, WINDOW, Drift
-from zsvec.flow import Flow, StreamStats
+from zsvec.streams.drift import FAR, FEWEST, PARTS, WINDOW, Drift
+from zsvec.streams.flow import Flow, StreamStats
 from zsvec.testing import HashEncoder
 
 EVEN = [k / PARTS for k in range(PARTS)]
@@ -83,7 +83,7 @@ def test_a_stream_warns_once(caplog: pytest.LogCaptureFixture) -> None:
         flow.rank([0.0])
     assert flow.stats().drift == pytest.approx(0.95)
     (record,) = caplog.records
-    assert (record.name, record.levelno) == ("zsvec.flow", logging.WARNING)
+    assert (record.name, record.levelno) == ("zsvec.streams.flow", logging.WARNING)
     assert f"the last {WINDOW} images are less like the references" in record.getMessage()
     assert "(drift 0.95): add references" in record.getMessage()
     assert "clf.calibrate(labelled=" in record.getMessage()
@@ -97,11 +97,11 @@ def test_whoever_handles_the_warning_may_ask_for_the_statistics() -> None:
             seen.append(flow.stats())
 
     handler = Asking()
-    logging.getLogger("zsvec.flow").addHandler(handler)
+    logging.getLogger("zsvec.streams.flow").addHandler(handler)
     try:
         flow.rank([0.0] * WINDOW)
     finally:
-        logging.getLogger("zsvec.flow").removeHandler(handler)
+        logging.getLogger("zsvec.streams.flow").removeHandler(handler)
     assert [stats.drift for stats in seen] == [pytest.approx(0.95)]
 
 

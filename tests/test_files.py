@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from zsvec.files import (
+from zsvec.inputs.files import (
     open_regular,
     open_to_append,
     read_named,

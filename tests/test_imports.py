@@ -20,10 +20,14 @@ LONGEST = 450  # lines of a module
 # The floors of the house, lowest first. A module imports only from lower floors, and in a chain from what stands before
 # it; without exceptions. `zsvec` is zsvec/__init__.py.
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("errors", "files", "trust"), ("network",), ("types",)),
+    (("errors",), ("types",)),
     (
-        ("drift", "flow", "stream"),
+        ("streams",),
         (
+            "inputs.files",
+            "inputs.answers",
+            "inputs.deadline",
+            "inputs.sockets",
             "inputs.memory",
             "inputs.headers",
             "inputs.decoding",
@@ -42,9 +46,9 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (("encoders",), ("store",), ("method",)),
-    (("profiles", "sources", "config"), ("search", "embedding", "arguments")),
-    (("builder", "calibrator"), ("keeping",)),
-    (("generation",), ("curation", "references", "inbox", "teaching"), ("history",), ("facts",)),
+    (("settings",), ("search",)),
+    (("ingest",),),
+    (("generation",), ("curation",)),
     (("classifier", "zsvec"),),
     (("evaluation",), ("service",)),
     (("cli", "__main__"),),
@@ -206,16 +210,19 @@ def test_imports_go_downwards(module: str) -> None:
         ("zsvec.errors", "from . import types"),
         ("zsvec.errors", "from .config import Settings"),
         ("zsvec.errors", "import zsvec"),
-        ("zsvec.store", "from zsvec.config import Settings"),
-        ("zsvec.store", "def late():\n    from zsvec.config import Settings"),
-        ("zsvec.store", "if TYPE_CHECKING:\n    from zsvec.config import Settings"),
+        ("zsvec.store", "from zsvec.settings.settings import Settings"),
+        ("zsvec.store", "def late():\n    from zsvec.settings.settings import Settings"),
+        ("zsvec.store", "if TYPE_CHECKING:\n    from zsvec.settings.settings import Settings"),
         ("zsvec.store", "class A:\n    try:\n        import zsvec.search as s\n    except ImportError: ..."),
-        ("zsvec.profiles", "from zsvec.config import Settings"),  # the right one imports the left one
-        ("zsvec.config", "import_module('zsvec.search.searcher')"),
-        ("zsvec.config", "importlib.import_module('zsvec.builder')"),
-        ("zsvec.config", "import_module(f'zsvec.search.{kind}')"),
-        ("zsvec.config", "import_module('.search', 'zsvec')"),
-        ("zsvec.config", "__import__('zsvec.search')"),
+        (
+            "zsvec.settings.profiles",
+            "from zsvec.settings.settings import Settings",
+        ),  # the right one imports the left one
+        ("zsvec.settings.settings", "import_module('zsvec.search.searcher')"),
+        ("zsvec.settings.settings", "importlib.import_module('zsvec.ingest.ingestion')"),
+        ("zsvec.settings.settings", "import_module(f'zsvec.search.{kind}')"),
+        ("zsvec.settings.settings", "import_module('.search', 'zsvec')"),
+        ("zsvec.settings.settings", "__import__('zsvec.search')"),
         ("zsvec.encoders.clip", "from zsvec.store import Store"),
         ("zsvec.encoders.clip", "from ..store import Store"),
         ("zsvec.encoders.clip", "from zsvec.method.similarities import References"),
@@ -226,22 +233,22 @@ def test_imports_go_downwards(module: str) -> None:
         ("zsvec.inputs.images", "from zsvec.inputs.categories import CategoryInput"),
         ("zsvec.inputs.folders", "from zsvec.inputs.watch import Watch"),
         ("zsvec.inputs.folders", "from zsvec.inputs import watch"),
-        ("zsvec.inputs.categories", "from zsvec.stream import prefetch"),
-        ("zsvec.search.searcher", "from zsvec.embedding import Embedder"),
-        ("zsvec.search.searcher", "from zsvec.config import Settings"),
-        ("zsvec.search.searcher", "from zsvec.builder import Builder"),
-        ("zsvec.builder", "from zsvec.calibrator import Calibrator"),
-        ("zsvec.calibrator", "from zsvec.generation.facet import Generation"),
+        ("zsvec.inputs.categories", "from zsvec.streams.stream import prefetch"),
+        ("zsvec.search.searcher", "from zsvec.ingest.embedding import Embedder"),
+        ("zsvec.search.searcher", "from zsvec.settings.settings import Settings"),
+        ("zsvec.search.searcher", "from zsvec.ingest.ingestion import Builder"),
+        ("zsvec.ingest.ingestion", "from zsvec.ingest.recalibration import Calibrator"),
+        ("zsvec.ingest.recalibration", "from zsvec.generation.facet import Generation"),
         ("zsvec.generation.facet", "from zsvec.classifier import Classifier"),
         ("zsvec.curation.audit", "from zsvec.classifier import Classifier"),
         ("zsvec.curation.audit", "from zsvec.generation.facet import Generation"),
-        ("zsvec.curation.audit", "from zsvec.references import StoredReferences"),
+        ("zsvec.curation.audit", "from zsvec.curation.references import StoredReferences"),
         ("zsvec.classifier", "from zsvec import __version__"),
-        ("zsvec.stream", "from zsvec.evaluation import metrics"),
-        ("zsvec.flow", "from zsvec.stream import prefetch"),
+        ("zsvec.streams.stream", "from zsvec.evaluation import metrics"),
+        ("zsvec.streams.flow", "from zsvec.streams.stream import prefetch"),
         ("zsvec.evaluation", "from zsvec.cli import main"),
         ("zsvec", "from zsvec.cli import main"),
-        ("zsvec.builder", "from zsvec.testing import HashEncoder"),
+        ("zsvec.ingest.ingestion", "from zsvec.testing import HashEncoder"),
         ("zsvec.cli", "import zsvec.testing"),
         ("zsvec.testing", "from zsvec.encoders.clip import ClipEncoder"),
         ("zsvec.testing", "from zsvec.encoders import load_encoder"),
@@ -252,12 +259,12 @@ def test_imports_go_downwards(module: str) -> None:
         # packages and their homes
         ("zsvec.search", "import torch"),
         ("zsvec.search.numpy_index", "import torch"),
-        ("zsvec.embedding", "def late():\n    import torch.nn.functional as f"),
+        ("zsvec.ingest.embedding", "def late():\n    import torch.nn.functional as f"),
         ("zsvec.cli.doctor", "if TYPE_CHECKING:\n    from torch import Tensor"),
         ("zsvec.cli.doctor", "import_module('torch')"),
         ("zsvec.inputs.images", "from torchvision.transforms import v2"),
-        ("zsvec.config", "import timm"),
-        ("zsvec.builder", "from sentence_transformers import SentenceTransformer"),
+        ("zsvec.settings.settings", "import timm"),
+        ("zsvec.ingest.ingestion", "from sentence_transformers import SentenceTransformer"),
         ("zsvec.evaluation.report", "import transformers"),
         ("zsvec.encoders_of_mine", "import torch"),
         ("zsvec.store", "import qdrant_client"),
@@ -283,8 +290,14 @@ def test_the_rule_sees(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("zsvec.types", "import json, numpy"),
-        ("zsvec.config", "from zsvec.types import Modality\nfrom zsvec import errors\nfrom . import types, profiles"),
-        ("zsvec.config", "from zsvec.method.fusion import STRATEGIES\nfrom zsvec.profiles import PROFILES"),
+        (
+            "zsvec.settings.settings",
+            "from zsvec.types import Modality\nfrom zsvec import errors\nfrom . import types, profiles",
+        ),
+        (
+            "zsvec.settings.settings",
+            "from zsvec.method.fusion import STRATEGIES\nfrom zsvec.settings.profiles import PROFILES",
+        ),
         ("zsvec.method.fusion", "import numpy as np\nfrom numpy.typing import NDArray\nimport math"),
         ("zsvec.method.fit", "from scipy.special import softmax\nfrom zsvec.method import fusion"),
         (
@@ -299,7 +312,7 @@ def test_the_rule_sees(module: str, source: str) -> None:
         ("zsvec.inputs.folders", "from zsvec.inputs.images import x\nfrom zsvec.inputs import categories"),
         ("zsvec.generation.client", "from openai import OpenAI"),
         ("zsvec.search", "from zsvec.store import Store\nfrom zsvec.method.similarities import SearchResult"),
-        ("zsvec.classifier", "from zsvec.search.searcher import Searcher\nfrom zsvec.builder import Builder"),
+        ("zsvec.classifier", "from zsvec.search.searcher import Searcher\nfrom zsvec.ingest.ingestion import Builder"),
         ("zsvec", "from zsvec.classifier import Classifier\nfrom . import errors"),
         ("zsvec.cli", "import zsvec\nfrom zsvec import __version__, open\nfrom zsvec.cli import demo, doctor"),
         ("zsvec.cli.show", "from zsvec.cli.parse import parse\nfrom ..evaluation import metrics"),
@@ -338,7 +351,9 @@ def test_importing_zsvec_loads_nothing_heavy() -> None:
 
 
 def test_what_decides_and_searches_loads_nothing_heavy() -> None:
-    assert loaded_after("import zsvec.search.searcher, zsvec.method.scoring, zsvec.config, zsvec.inputs.images") == (
+    assert loaded_after(
+        "import zsvec.search.searcher, zsvec.method.scoring, zsvec.settings.settings, zsvec.inputs.images"
+    ) == (
         "",
         [],
     )

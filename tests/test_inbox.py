@@ -22,16 +22,17 @@ import zsvec
 from tests.store.support import Crash, Hooked, LocalDeployment
 from tests.support import coloured, encode, open_classifier, photo, photos, trusted_settings, two_encoders, write_photos
 from tests.support import isolated as isolated
-from zsvec import CategoryInput, keeping
+from zsvec import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.config import load_settings
+from zsvec.curation import retention as keeping
+from zsvec.curation.inbox import Inbox
+from zsvec.curation.retention import Keeper, surplus
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.words import common_words
 from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
-from zsvec.inbox import Inbox
 from zsvec.inputs.images import content_hash
-from zsvec.keeping import Keeper, surplus
 from zsvec.method.unlabelled import ALIKE, distinct, uncertain
+from zsvec.settings.settings import load_settings
 from zsvec.store import InboxImage, Store
 from zsvec.store.memory import MemoryBackend
 from zsvec.types import ExpertOutput, Prediction
@@ -461,7 +462,7 @@ def test_a_stream_keeps_nothing_by_default(clf: Classifier, monkeypatch: pytest.
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing of the inbox is needed")
 
-    monkeypatch.setattr("zsvec.embedding.small_copy", refuse)
+    monkeypatch.setattr("zsvec.ingest.embedding.small_copy", refuse)
     monkeypatch.setattr("zsvec.inputs.images.digest_of", refuse)
     monkeypatch.setattr("zsvec.store.inbox.InboxCollection.read", refuse)
     with clf.classify_stream(photos(1, 2)) as stream:
@@ -665,13 +666,13 @@ class Things:
 
 def test_groups_are_named_by_the_nearest_words(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("red panda, lesser panda", "lion", "tench, Tinca tinca", "hen")
-    monkeypatch.setattr("zsvec.inbox.common_words", lambda: words)
+    monkeypatch.setattr("zsvec.curation.inbox.common_words", lambda: words)
     encoders = [Things("one", list(words)), Things("other", ["lion", "red panda, lesser panda"])]
     inbox = Inbox(None, None, None, None, [], lambda: encoders)  # type: ignore[arg-type, return-value]
     vectors = {"one": np.eye(5, dtype=np.float32)[[0, 0, 1]], "other": np.eye(3, dtype=np.float32)[[1, 1, 0]]}
     first, second = inbox._names(vectors, [[0, 1], [2]])
     assert (first[0], second[0], len(first)) == ("red panda", "lion", 3)
-    monkeypatch.setattr("zsvec.inbox.common_words", lambda: ())
+    monkeypatch.setattr("zsvec.curation.inbox.common_words", lambda: ())
     assert inbox._names(vectors, [[0, 1]]) == [()]
 
 

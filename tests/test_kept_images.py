@@ -16,14 +16,14 @@ import zsvec
 from tests.store.support import LocalDeployment
 from tests.support import encode, open_classifier, photo, photos, two_encoders
 from tests.support import isolated as isolated
-from zsvec import builder
 from zsvec.classifier import Classifier
-from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import CategoryNotFoundError
+from zsvec.ingest import ingestion as builder
 from zsvec.inputs.categories import ReferenceImage
 from zsvec.inputs.decoding import decode
 from zsvec.inputs.images import content_hash
+from zsvec.settings.settings import load_settings
 from zsvec.store import Store
 from zsvec.store.base import Backend, Where
 from zsvec.store.memory import MemoryBackend

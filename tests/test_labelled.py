@@ -114,6 +114,6 @@ def test_what_labelled_images_say_while_a_write_calibrates_is_kept(
         clf.calibrate(labelled=confusing(60))
         return made
 
-    monkeypatch.setattr("zsvec.calibrator.fit_calibration", fit)
+    monkeypatch.setattr("zsvec.ingest.recalibration.fit_calibration", fit)
     clf.add_category("grey", images=[coloured("grey", seed) for seed in range(5)])
     assert kept(clf).scale < 0.6

@@ -15,7 +15,6 @@ import torch
 import zsvec
 from tests.support import encode, isolated, photo, two_encoders
 from zsvec.classifier import Classifier
-from zsvec.config import Settings, load_settings
 from zsvec.errors import EncoderError, InvalidInputError
 from zsvec.evaluation.datasets import DATASETS
 from zsvec.evaluation.evaluate import evaluate, labelled_images, labelled_images_of
@@ -24,8 +23,9 @@ from zsvec.inputs.coco import from_coco
 from zsvec.inputs.folders import find_images, read_categories
 from zsvec.inputs.tables import from_csv
 from zsvec.inputs.watch import Watch
+from zsvec.settings.settings import Settings, load_settings
+from zsvec.settings.trust import distrust, trust
 from zsvec.testing import HashEncoder
-from zsvec.trust import distrust, trust
 from zsvec.types import Prediction
 
 __all__ = ["isolated"]

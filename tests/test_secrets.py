@@ -19,10 +19,10 @@ from PIL import Image
 import zsvec
 from tests.support import encode, isolated, open_classifier, trusted_settings
 from tests.test_cli import cli, hash_encoders
-from zsvec.config import GenerationSettings, Settings, load_settings
 from zsvec.errors import ZSVecError, without_password
 from zsvec.generation.access import Key, base_url
 from zsvec.inputs.images import load_image, source_of
+from zsvec.settings.settings import GenerationSettings, Settings, load_settings
 
 __all__ = ["cli", "hash_encoders", "isolated"]
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from zsvec import stream as module
-from zsvec.flow import Channel, Flow, StreamStats, Totals
-from zsvec.stream import Stream, ahead, iterate_async_source, iterate_in_thread, prefetch
+from zsvec.streams import stream as module
+from zsvec.streams.flow import Channel, Flow, StreamStats, Totals
+from zsvec.streams.stream import Stream, ahead, iterate_async_source, iterate_in_thread, prefetch
 
 DEADLINE = 60.0
 
@@ -598,7 +598,7 @@ def test_streams_may_be_garbage_wherever_it_is_collected() -> None:
 def test_a_process_ends_with_a_stream_open_once_its_threads_have_finished_what_they_had_begun() -> None:
     program = """if True:
         import itertools, time
-        from zsvec.stream import prefetch
+        from zsvec.streams.stream import prefetch
 
         def work(i):
             if i:

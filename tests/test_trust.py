@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import isolated
-from zsvec.config import Settings, load_settings
 from zsvec.errors import GenerationError, InvalidInputError, WeightsUnavailableError, ZSVecError
 from zsvec.generation.access import Key, base_url
-from zsvec.trust import MAX_BYTES, distrust, is_private, trust
+from zsvec.settings.settings import Settings, load_settings
+from zsvec.settings.trust import MAX_BYTES, distrust, is_private, trust
 
 __all__ = ["isolated"]
 
@@ -327,7 +327,7 @@ def test_a_key_is_not_sent_where_others_can_read_it(monkeypatch: pytest.MonkeyPa
         with pytest.raises(InvalidInputError, match=r"192\.0\.2\.1.*could read the key.*allow_http"):
             load_settings(store=urls, api_key=KEY).open_store()
     asked: list[str] = []
-    monkeypatch.setattr("zsvec.config.open_store", lambda store, **_: asked.append(store))
+    monkeypatch.setattr("zsvec.settings.settings.open_store", lambda store, **_: asked.append(store))
     load_settings(store=url, api_key=KEY, allow_http=True).open_store()
     load_settings(store=url).open_store()
     assert asked == [url, url]

@@ -9,7 +9,7 @@ import pytest
 
 import zsvec
 from tests.support import encode, isolated, photo, two_encoders
-from zsvec.config import load_settings
+from zsvec.settings.settings import load_settings
 from zsvec.store import open_store
 from zsvec.testing import HashEncoder
 

@@ -66,7 +66,7 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
             store that is gone when it is closed. Made by the first write. By default ``ZSVEC_STORE``, or ``store``
             of ``zsvec.toml``.
         encoders: Encoder objects of your own, in the place of a profile's.
-        **settings: Any field of `zsvec.config.Settings`, such as ``profile``, ``namespace``,
+        **settings: Any field of `zsvec.settings.settings.Settings`, such as ``profile``, ``namespace``,
             ``api_key``, ``device``, ``fusion``; what is not given comes from the environment
             (``ZSVEC_PROFILE`` …), from ``zsvec.toml``, or is the default.
 
@@ -80,9 +80,9 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
         StoreUnavailableError: The server cannot be reached or refuses the key.
     """
     from zsvec.classifier import Classifier
-    from zsvec.config import load_settings
     from zsvec.encoders import EncoderSet, load_encoders
     from zsvec.encoders.spec import TEMPERATURES
+    from zsvec.settings.settings import load_settings
     from zsvec.types import expert_name
 
     chosen = load_settings(store=_os.fspath(store) if isinstance(store, _os.PathLike) else store, **settings)

@@ -15,19 +15,19 @@ import typer
 
 import zsvec
 from benchmarks.measure import Device, Out, Row, interleaved, medians, report, seconds, unit_vectors
-from zsvec.calibrator import Calibrator
 from zsvec.classifier import Classifier
-from zsvec.config import IndexKind
 from zsvec.encoders import load_encoders
 from zsvec.evaluation import labelled_images
+from zsvec.ingest.recalibration import Calibrator
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import read_categories
 from zsvec.inputs.images import load_image
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.judgement import weighed_down
 from zsvec.method.scoring import Scoring
-from zsvec.profiles import PROFILES
 from zsvec.search.searcher import Searcher
+from zsvec.settings.profiles import PROFILES
+from zsvec.settings.settings import IndexKind
 from zsvec.testing import HashEncoder
 
 

@@ -18,7 +18,7 @@ from zsvec.classifier import Classifier
 from zsvec.encoders import EncoderSet, load_encoders
 from zsvec.evaluation import labelled_images
 from zsvec.inputs.categories import CategoryInput
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 from zsvec.testing import HashEncoder
 from zsvec.types import KeepImages
 

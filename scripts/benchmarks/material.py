@@ -17,7 +17,7 @@ from zsvec.encoders.spec import EncoderSpec
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 
 SIZE = (500, 375)
 _DISTINCT = 128  # images that are made; more are the same again

@@ -29,7 +29,7 @@ from zsvec.encoders.exported import ExportedFolder
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 
 _BATCH, _REPEATS = 8, 5
 _ONNX, _PLAIN = "onnxruntime, float32", "onnxruntime, plain loop"

@@ -19,7 +19,7 @@ from benchmarks.measure import Device, Out, Row, console, memory, report
 from zsvec.classifier import Classifier
 from zsvec.encoders import load_encoders
 from zsvec.inputs.categories import CategoryInput
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 from zsvec.testing import HashEncoder
 from zsvec.types import Prediction
 

@@ -23,9 +23,9 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.base import batches
 from zsvec.encoders.device import choose_runtime
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.flow import StreamStats
 from zsvec.inputs.images import load_image
-from zsvec.profiles import Profile
+from zsvec.settings.profiles import Profile
+from zsvec.streams.flow import StreamStats
 
 _STREAM = "classify_stream"
 _CLIP_ALONE = "classify_stream, CLIP alone"

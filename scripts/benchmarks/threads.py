@@ -18,7 +18,7 @@ from zsvec.classifier import Classifier
 from zsvec.encoders.export import export_encoders
 from zsvec.inputs.folders import find_images, read_categories
 from zsvec.inputs.images import load_image
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 
 
 def threads(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.encoders import tiny_checkpoints as tiny
-from zsvec.config import Settings
 from zsvec.encoders import cache, host
+from zsvec.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

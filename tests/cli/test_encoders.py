@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from tests.encoders import tiny_checkpoints as tiny
 from zsvec.cli.commands import app
-from zsvec.config import Settings
 from zsvec.encoders import cache, export
 from zsvec.encoders.exported import ExportedFolder
 from zsvec.errors import InvalidInputError, MissingExtraError
+from zsvec.settings.settings import Settings
 
 
 @pytest.mark.usefixtures("settings")

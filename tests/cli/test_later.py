@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from zsvec.cli import later
-from zsvec.config import Settings
 from zsvec.encoders import host
 from zsvec.encoders.cache import place, read_record
+from zsvec.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 

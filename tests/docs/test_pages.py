@@ -26,7 +26,7 @@ from zsvec.cli.docs import TOPICS, summary
 from zsvec.encoders import EncoderSet
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.fusion import STRATEGIES
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "zsvec" / "docs"

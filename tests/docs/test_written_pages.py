@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from zsvec.cli.docs import page
-from zsvec.config import GenerationSettings, Settings
+from zsvec.settings.settings import GenerationSettings, Settings
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

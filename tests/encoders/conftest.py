@@ -11,7 +11,7 @@ import torch
 from tests.encoders import tiny_checkpoints as tiny
 from zsvec.encoders import Encoder, EncoderSet, load_encoder
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 from zsvec.testing import HashEncoder
 
 OFFLINE = PROFILES["offline"].encoders

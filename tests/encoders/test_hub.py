@@ -28,7 +28,7 @@ from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.vision import sources
 from zsvec.encoders.weights import checkpoint_files, located, weight_files
 from zsvec.errors import WeightsUnavailableError
-from zsvec.profiles import PROFILES
+from zsvec.settings.profiles import PROFILES
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IMAGES = [photo(1), photo(2)]

@@ -22,7 +22,7 @@ from zsvec.encoders.exported import MANIFEST, ExportedFolder
 from zsvec.encoders.heads import ImageFeatures
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
-from zsvec.profiles import encoders_of
+from zsvec.settings.profiles import encoders_of
 
 for package in ("onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason='pip install "zsvec[onnx]"')

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsvec.config import GenerationSettings
 from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import ImageRecord, Manifest
 from zsvec.generation.plan import Plan, StoredCategory, make_plan
 from zsvec.method.confusions import Confusions
+from zsvec.settings.settings import GenerationSettings
 
 PNG = b"\x89PNG, or so it begins"
 

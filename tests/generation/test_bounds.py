@@ -17,13 +17,13 @@ from tests import endless
 from tests.generation.fake_openai import KEY, noise
 from tests.generation.scripted import Reply, Scripted, Sent, chat, pictures, scripted
 from tests.network.support import left_behind
-from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import client as module
 from zsvec.generation import prompts
 from zsvec.generation.access import KEY_VARIABLE
 from zsvec.generation.client import Client
 from zsvec.generation.responses import Answer, Picture
+from zsvec.settings.settings import GenerationSettings
 
 PATIENCE_S = 60.0
 

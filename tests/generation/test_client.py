@@ -20,7 +20,6 @@ from pydantic import BaseModel, ValidationError
 
 from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request, noise
 from tests.generation.scripted import Reply, Scripted, Sent, chat, pictures, scripted
-from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import prompts, responses, retries
 from zsvec.generation.access import KEY_VARIABLE, MAX_TEXT_CHARS, host_of
@@ -28,6 +27,7 @@ from zsvec.generation.client import Client
 from zsvec.generation.prices import Usage, image_cost
 from zsvec.generation.prompts import Description, Descriptions
 from zsvec.generation.responses import MAX_TOKENS, Answer, Declined, Picture
+from zsvec.settings.settings import GenerationSettings
 
 QUESTION = prompts.describe(["lion"])
 PROMPT = "a lion in a meadow"

@@ -14,12 +14,12 @@ import pytest
 from tests.generation.fake_openai import KEY, FakeOpenAI
 from tests.generation.scripted import Reply, Scripted, Sent, pictures, scripted
 from tests.support import isolated  # noqa: F401
-from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import access, prompts
 from zsvec.generation.access import KEY_VARIABLE, SWITCH_VARIABLE
 from zsvec.generation.client import Client
 from zsvec.generation.responses import Answer, Picture
+from zsvec.settings.settings import GenerationSettings
 
 OPENAI = "https://api.openai.com/v1"
 ELSEWHERE = {

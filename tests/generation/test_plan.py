@@ -11,7 +11,6 @@ import pytest
 
 from tests.generation.material import buy, plan_of, settings_of, tree
 from tests.support import coloured, fast_folder, isolated, open_classifier  # noqa: F401
-from zsvec.config import GenerationSettings, ModelPrice
 from zsvec.errors import InvalidInputError
 from zsvec.generation.access import KEY_VARIABLE
 from zsvec.generation.budget import Budget
@@ -20,6 +19,7 @@ from zsvec.generation.plan import StoredCategory
 from zsvec.method.calibration import LogLinear
 from zsvec.method.confusions import Confusions, confusions
 from zsvec.method.leave_one_out import LeftOut
+from zsvec.settings.settings import GenerationSettings, ModelPrice
 from zsvec.testing import HashEncoder
 
 IMAGE_MODEL = GenerationSettings().image_model

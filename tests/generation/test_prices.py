@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from zsvec.config import GenerationSettings, ModelPrice
 from zsvec.generation.prices import Usage, image_cost, text_cost
+from zsvec.settings.settings import GenerationSettings, ModelPrice
 
 
 def test_usages_add_up() -> None:

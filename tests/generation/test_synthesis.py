@@ -17,12 +17,12 @@ from tests.generation.fake_openai import IMAGES, Fault
 from tests.generation.studio import Studio, name_in, picture, studio_of, tinted
 from tests.store.support import ServerDeployment
 from tests.support import encode, isolated, photo, sources, state  # noqa: F401
-from zsvec.builder import Builder
 from zsvec.encoders import EncoderSet
 from zsvec.errors import GenerationError, ImageError, InvalidInputError
 from zsvec.generation import Budget
 from zsvec.generation.gate import EVERYDAY
 from zsvec.generation.synthesis import Generated
+from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import CategoryInput, ReferenceImage
 from zsvec.inputs.images import content_hash
 from zsvec.store import Write

@@ -22,8 +22,8 @@ from PIL import ExifTags, Image
 
 from tests.inputs.pictures import ALL_FORMATS, LOSSLESS, claims, encode, png, row
 from zsvec.errors import ImageError
-from zsvec.files import open_regular
 from zsvec.inputs import images
+from zsvec.inputs.files import open_regular
 from zsvec.inputs.images import content_hash, load_image, read_image, source_of, taken
 
 

@@ -23,12 +23,12 @@ from PIL import ExifTags, Image, features
 
 from tests.inputs.pictures import ALL_FORMATS, chunk, encode, png
 from tests.support import isolated, open_classifier
-from zsvec.config import Settings, load_settings
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.inputs.decoding import MAX_PIXELS, Limits, plan_decoded
 from zsvec.inputs.headers import Reader, read_header
 from zsvec.inputs.images import content_hash, load_image, reading, taken
 from zsvec.inputs.memory import ACCOUNT, DEFAULT, Account
+from zsvec.settings.settings import Settings, load_settings
 
 __all__ = ["isolated"]
 

@@ -24,8 +24,8 @@ from tests.support import coloured, encode, fast_folder, isolated, open_classifi
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.test_stream import eventually, threads
 from zsvec.errors import InvalidInputError
-from zsvec.files import open_regular
 from zsvec.inputs import watch as watching
+from zsvec.inputs.files import open_regular
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.watch import Watch
 

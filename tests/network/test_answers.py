@@ -11,8 +11,8 @@ import pytest
 
 from tests import endless
 from tests.generation.scripted import Reply, Scripted, Sent, scripted
-from zsvec.network.answers import AnswerError, AnswerTooLargeError, hooks
-from zsvec.network.sockets import Sockets
+from zsvec.inputs.answers import AnswerError, AnswerTooLargeError, hooks
+from zsvec.inputs.sockets import Sockets
 
 BOUND = 1_000_000
 TEXT = b"an answer" * 1000

@@ -562,7 +562,7 @@ def test_the_inbox(client: TestClient) -> None:
 
 
 def test_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zsvec.inbox.common_words", lambda: ("lion", "hen"))
+    monkeypatch.setattr("zsvec.curation.inbox.common_words", lambda: ("lion", "hen"))
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as empty, asked(empty) as client:
         client.post("/v1/inbox", files=files(*(encode(coloured("purple", seed)) for seed in range(8))))
         [group] = client.get("/v1/inbox/groups").json()

@@ -264,7 +264,7 @@ def test_a_few_images_make_no_group(anybody: TestClient) -> None:
 
 
 def test_groups_are_named_and_the_words_are_embedded_once(grouped: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zsvec.inbox.common_words", lambda: (f"{EVIL}, a thing", "gold", "dark night"))
+    monkeypatch.setattr("zsvec.curation.inbox.common_words", lambda: (f"{EVIL}, a thing", "gold", "dark night"))
     (encoder,) = grouped.encoders
     with visitor(grouped) as client:
         page = page_of(client.get("/inbox/names", headers=PART))

@@ -20,7 +20,7 @@ import pytest
 from tests.store.material import FINGERPRINTS, add, sources, write_of
 from tests.store.support import Hooked, fast_folder
 from zsvec.errors import StoreError, StoreUnavailableError
-from zsvec.files import write_whole
+from zsvec.inputs.files import write_whole
 from zsvec.store import Store, open_store
 from zsvec.store import folder as folder_module
 from zsvec.store.base import Backend

@@ -18,9 +18,9 @@ from qdrant_client import QdrantClient
 
 from tests.store.support import left_behind
 from zsvec.errors import StoreUnavailableError
-from zsvec.network.answers import hooks
-from zsvec.network.deadline import LateError
-from zsvec.network.sockets import Sockets
+from zsvec.inputs.answers import hooks
+from zsvec.inputs.deadline import LateError
+from zsvec.inputs.sockets import Sockets
 from zsvec.store import open_store
 from zsvec.store.server.limits import answer_bytes
 from zsvec.store.server.node import Node

@@ -13,9 +13,9 @@ from tests.support import coloured, photo, two_encoders
 from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.config import load_settings
 from zsvec.encoders import EncoderSet
 from zsvec.errors import StoreError, ZSVecError
+from zsvec.settings.settings import load_settings
 from zsvec.store import Store, Write
 from zsvec.store.base import Where
 from zsvec.store.memory import MemoryBackend

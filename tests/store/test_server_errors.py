@@ -22,7 +22,7 @@ from tests.qdrant import running_server
 from tests.store.material import FINGERPRINTS, write_of
 from tests.store.support import fast_folder, left_behind
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
-from zsvec.network.deadline import LateError, in_time
+from zsvec.inputs.deadline import LateError, in_time
 from zsvec.store import Store, open_store
 from zsvec.store.server.node import Node
 

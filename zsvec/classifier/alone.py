@@ -6,13 +6,13 @@ import os
 from contextlib import nullcontext
 from dataclasses import replace as with_changes
 
-from zsvec.arguments import Errors, check_answers, checked_keep
 from zsvec.classifier.predictor import Predictor
-from zsvec.embedding import Embedder, Wanted
-from zsvec.flow import Flow, StreamStats
+from zsvec.curation.retention import Keeper, StreamKeeper
+from zsvec.ingest.embedding import Embedder, Wanted
+from zsvec.ingest.validation import Errors, check_answers, checked_keep
 from zsvec.inputs.images import ImageInput
-from zsvec.keeping import Keeper, StreamKeeper
 from zsvec.store import Store
+from zsvec.streams.flow import Flow, StreamStats
 from zsvec.types import Keep, Prediction
 
 

@@ -11,32 +11,32 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from numpy.typing import ArrayLike
 from PIL.Image import Image
 
-from zsvec.arguments import Errors, checked_batch_size, checked_callback, checked_flag, checked_hash
-from zsvec.builder import Builder
-from zsvec.calibrator import Calibrator
 from zsvec.classifier.alone import Alone
 from zsvec.classifier.predictor import Predictor
-from zsvec.config import Settings
-from zsvec.embedding import Embedder, Embedding
+from zsvec.curation.retention import Keeper
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, ZSVecError
-from zsvec.flow import Flow, StreamStats
+from zsvec.ingest.embedding import Embedder, Embedding
+from zsvec.ingest.ingestion import Builder
+from zsvec.ingest.recalibration import Calibrator
+from zsvec.ingest.validation import Errors, checked_batch_size, checked_callback, checked_flag, checked_hash
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.inputs.small import open_small
-from zsvec.keeping import Keeper
 from zsvec.method.fit import CalibrationReport
 from zsvec.search.searcher import Searcher
+from zsvec.settings.settings import Settings
 from zsvec.store import Store
-from zsvec.stream import AsyncStream, Stream, iterate_async_source, iterate_in_thread
+from zsvec.streams.flow import Flow, StreamStats
+from zsvec.streams.stream import AsyncStream, Stream, iterate_async_source, iterate_in_thread
 from zsvec.types import Category, Keep, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
+    from zsvec.curation.feedback import Teaching
+    from zsvec.curation.history import ChangeHistory
+    from zsvec.curation.inbox import Inbox
+    from zsvec.curation.references import StoredReferences
     from zsvec.generation.facet import Generation
-    from zsvec.history import ChangeHistory
-    from zsvec.inbox import Inbox
-    from zsvec.references import StoredReferences
-    from zsvec.teaching import Teaching
 
 
 class Classifier:
@@ -186,21 +186,21 @@ class Classifier:
     @cached_property
     def references(self) -> StoredReferences:
         """Looks after the references: moves and removes them, and says which are probably under a wrong category."""
-        from zsvec.references import StoredReferences
+        from zsvec.curation.references import StoredReferences
 
         return StoredReferences(self.store, self._searcher, self._calibrator, self._builder)
 
     @cached_property
     def history(self) -> ChangeHistory:
         """The changes of categories of the last time, which can be taken back."""
-        from zsvec.history import ChangeHistory
+        from zsvec.curation.history import ChangeHistory
 
         return ChangeHistory(self.store, self._calibrator)
 
     @cached_property
     def inbox(self) -> Inbox:
         """Images that wait for a label: what to label next, and groups that may be categories which are missing."""
-        from zsvec.inbox import Inbox
+        from zsvec.curation.inbox import Inbox
 
         experts = map(encoder_and_modality, self.scoring.temperatures)
         names = [name for name, modality in experts if modality == "image"]
@@ -209,7 +209,7 @@ class Classifier:
 
     @cached_property
     def _teaching(self) -> Teaching:
-        from zsvec.teaching import Teaching
+        from zsvec.curation.feedback import Teaching
 
         parts = self.store, self.inbox, self._keeper, self._calibrator, self._embedder, self.settings.image_limits()
 

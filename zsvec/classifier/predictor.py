@@ -8,19 +8,26 @@ from dataclasses import replace as with_changes
 
 from numpy.typing import ArrayLike
 
-from zsvec.arguments import Errors, check_answers, checked_batch_size, checked_count, checked_queries, checked_wait
-from zsvec.config import Settings
-from zsvec.embedding import Embedder, PreparedImage, Vectors, Wanted
+from zsvec.curation.retention import StreamKeeper
 from zsvec.encoders import EncoderSet
 from zsvec.errors import StoreError
-from zsvec.flow import Flow, Totals
+from zsvec.ingest.embedding import Embedder, PreparedImage, Vectors, Wanted
+from zsvec.ingest.validation import (
+    Errors,
+    check_answers,
+    checked_batch_size,
+    checked_count,
+    checked_queries,
+    checked_wait,
+)
 from zsvec.inputs.categories import checked_images
 from zsvec.inputs.images import ImageInput
-from zsvec.keeping import StreamKeeper
 from zsvec.method.scoring import Scoring
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
+from zsvec.settings.settings import Settings
 from zsvec.store import Store
+from zsvec.streams.flow import Flow, Totals
 from zsvec.types import Fingerprint, Prediction
 
 _NEAREST = 3  # references that a prediction shows for each expert

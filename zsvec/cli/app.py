@@ -19,7 +19,7 @@ from zsvec.errors import InvalidInputError, StoreError
 
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
-    from zsvec.config import Settings
+    from zsvec.settings.settings import Settings
     from zsvec.store import Store
 
 
@@ -130,7 +130,7 @@ class Target:
         Raises:
             InvalidInputError: They cannot be used, or the store would be gone when the command ends.
         """
-        from zsvec.config import load_settings
+        from zsvec.settings.settings import load_settings
 
         settings = load_settings(store=self.store, namespace=self.namespace, profile=self.profile)
         if settings.store == ":memory:":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zsvec.curation.audit import Audit, Confusion, Duplicates, Outlier, StoredImage, ThinCategory
-    from zsvec.references import StoredReferences
+    from zsvec.curation.references import StoredReferences
     from zsvec.types import Category
 
 _SHOWN = 10  # findings of a kind in a table for people

@@ -19,11 +19,11 @@ from zsvec.cli import output
 from zsvec.cli.app import HOW_TO_MAKE_A_STORE
 from zsvec.cli.output import escape
 from zsvec.cli.process import OPENMP_SPINNING, openmp_as_it_comes
-from zsvec.config import Settings
 from zsvec.encoders import describe_device, missing_weights
 from zsvec.encoders.busy import kept_beside_others
 from zsvec.errors import ZSVecError, without_password
-from zsvec.network.deadline import LateError, in_time
+from zsvec.inputs.deadline import LateError, in_time
+from zsvec.settings.settings import Settings
 from zsvec.types import Finding
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from zsvec.config import Settings
+    from zsvec.settings.settings import Settings
 
 _SIDE = 640  # pixels of a photograph for int8: 128 take 160 MB
 

@@ -15,7 +15,7 @@ from zsvec.cli.app import Fusion, Json, Target, app, images_in
 from zsvec.cli.labelled import Boxes, Images, is_file, read_file
 from zsvec.cli.spreadsheet import row
 from zsvec.errors import InvalidInputError, MissingExtraError
-from zsvec.files import replacing_named
+from zsvec.inputs.files import replacing_named
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,7 +12,7 @@ from zsvec.cli.app import Json, Name, app, check_exists
 from zsvec.cli.categories import chosen_hashes, print_category
 
 if TYPE_CHECKING:
-    from zsvec.inbox import Inbox, Unlabelled
+    from zsvec.curation.inbox import Inbox, Unlabelled
 
 Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Of an image that waits, or how it begins.")]
 Sheet = Annotated[

@@ -13,7 +13,7 @@ import shutil
 import subprocess  # nosec B404 # starts this program itself
 import sys
 
-from zsvec.config import Settings
+from zsvec.settings.settings import Settings
 
 
 def export_later(settings: Settings) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def info(context: typer.Context, json: Json = False) -> None:
     """Show what is in the store, which encoders made its vectors, how fast they are, and which engine serves it."""
     from zsvec.cli import output
-    from zsvec.facts import info as facts
+    from zsvec.settings.info import info as facts
 
     with context.obj.open_store() as store:
         found = facts(store, context.obj.settings())

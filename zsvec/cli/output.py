@@ -21,9 +21,9 @@ from zsvec.types import how_far
 
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
-    from zsvec.flow import StreamStats
     from zsvec.method.suspects import Suspect
-    from zsvec.stream import Stream
+    from zsvec.streams.flow import StreamStats
+    from zsvec.streams.stream import Stream
     from zsvec.types import Prediction, Ranking
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from zsvec.cli.output import shortened
 from zsvec.cli.process import harmless
 from zsvec.errors import InvalidInputError, without_password
-from zsvec.files import replacing_named
 from zsvec.inputs.decoding import recognised
+from zsvec.inputs.files import replacing_named
 from zsvec.inputs.small import open_small
 from zsvec.store import SmallImage
 from zsvec.types import StoredReference

@@ -18,9 +18,9 @@ def trust(
     Look at the file first. An untrusted file may set only what changes the answers on this machine (zsvec docs
     settings). A file that you change or move needs your trust again.
     """
-    from zsvec import trust as marks
     from zsvec.cli import output
-    from zsvec.config import Settings
+    from zsvec.settings import trust as marks
+    from zsvec.settings.settings import Settings
 
     file, folder = Settings.toml_files[1], Settings.marks()
     if revoke:

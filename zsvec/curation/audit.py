@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from zsvec.calibrator import Calibrator
+from zsvec.ingest.recalibration import Calibrator
 from zsvec.method.background import FEWEST
 from zsvec.method.neighborhoods import Neighborhoods, neighborhoods, spreads
 from zsvec.method.outliers import closeness, far_below

@@ -29,8 +29,7 @@ from zsvec.encoders.rates import describe_rates
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
 from zsvec.encoders.weights import located
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
-from zsvec.files import read_regular
-from zsvec.trust import is_ours
+from zsvec.inputs.files import is_ours, read_regular
 
 FAST_ENOUGH = 0.95
 """Of torch's images a second, what onnxruntime must reach to be chosen: it starts sooner."""

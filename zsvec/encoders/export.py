@@ -45,8 +45,7 @@ from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.weights import at_home
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
-from zsvec.files import read_regular, replacing, write_whole
-from zsvec.trust import is_ours
+from zsvec.inputs.files import is_ours, read_regular, replacing, write_whole
 from zsvec.types import Fingerprint
 
 LEAST_COSINE = 0.9999

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from zsvec.encoders.preprocessing import Preprocessing
 from zsvec.encoders.spec import EncoderSpec, Prompt, Temperature
 from zsvec.errors import WeightsUnavailableError
-from zsvec.files import open_regular
+from zsvec.inputs.files import open_regular
 from zsvec.types import Fingerprint, Modality
 
 MANIFEST = "encoders.json"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
-from zsvec.files import write_whole
-from zsvec.trust import is_ours
+from zsvec.inputs.files import is_ours, write_whole
 
 
 def cache_folder() -> Path:

@@ -26,7 +26,7 @@ from zsvec.encoders.device import Runtime
 from zsvec.encoders.rates import Rates, faster, keep_rates, read_rates
 from zsvec.encoders.spec import EncoderSpec, NumberFormat
 from zsvec.errors import EncoderError
-from zsvec.trust import is_ours
+from zsvec.inputs.files import is_ours
 
 LEAST_COSINE = 0.99999
 """Of the features with folded batch normalisation and those without."""

@@ -24,7 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from zsvec.encoders.onnx_session import Graph
 from zsvec.encoders.preprocessing import Pixels
 from zsvec.errors import EncoderError
-from zsvec.files import read_regular
+from zsvec.inputs.files import read_regular
 
 LEAST_COSINE = 0.95
 """Of features in int8 and in float32, in the mean over photographs."""

@@ -19,8 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from zsvec.encoders import host
 from zsvec.encoders.spec import EncoderSpec, NumberFormat
 from zsvec.encoders.weights import located
-from zsvec.files import read_regular
-from zsvec.trust import is_ours
+from zsvec.inputs.files import is_ours, read_regular
 
 Rates = Mapping[NumberFormat, float]
 """Images a second, in each number format."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from zsvec.encoders.onnx_session import Graph, imported
 from zsvec.encoders.spec import GraphPreprocessing
 from zsvec.errors import InvalidInputError, WeightsUnavailableError, ZSVecError
-from zsvec.files import open_regular
+from zsvec.inputs.files import open_regular
 
 _LONGEST = 100_000  # tokens; tokenizers that know no limit say 10³⁰
 _LARGEST = 2**26  # bytes

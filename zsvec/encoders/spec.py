@@ -68,7 +68,7 @@ class GraphPreprocessing(BaseModel):
 
 
 class EncoderSpec(BaseModel):
-    """One encoder of a profile, as a table of a TOML file or of `zsvec.profiles.PROFILES` gives it.
+    """One encoder of a profile, as a table of a TOML file or of `zsvec.settings.profiles.PROFILES` gives it.
 
     A field that would have no effect in its family is refused.
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
-from zsvec.files import open_regular
+from zsvec.inputs.files import open_regular
 
 FileChoice = Callable[[Sequence[str]], list[str]]
 """From the names of a checkpoint's files, relative to its root, to those that a loader needs."""

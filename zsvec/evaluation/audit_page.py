@@ -9,7 +9,7 @@ from pathlib import Path
 from zsvec.curation.audit import Audit
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.pages import rendered
-from zsvec.files import replacing_named
+from zsvec.inputs.files import replacing_named
 
 
 def write_audit(

@@ -25,8 +25,8 @@ from scipy.io import loadmat
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.evaluate import labelled_images
 from zsvec.evaluation.pickles import plain_dict
-from zsvec.files import open_regular, read_regular
 from zsvec.inputs.categories import checked_name
+from zsvec.inputs.files import open_regular, read_regular
 from zsvec.inputs.images import ImageInput
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from zsvec.classifier import Classifier
 from zsvec.errors import ImageError
-from zsvec.files import open_regular, replacing
+from zsvec.inputs.files import inside, open_regular, replacing
 from zsvec.inputs.images import ImageInput, content_hash, source_of
-from zsvec.trust import inside
 
 _CHUNK = 64  # images that are embedded again after an interruption, at most
 

@@ -24,7 +24,7 @@ from PIL import Image, ImageFont
 from sklearn.manifold import TSNE
 
 from zsvec.evaluation.metrics import Doubles, calibration_floor
-from zsvec.files import replacing
+from zsvec.inputs.files import replacing
 from zsvec.method.fit import expected_calibration_error
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#767676"

@@ -13,11 +13,10 @@ from zsvec.errors import ImageError
 from zsvec.evaluation import figures, metrics
 from zsvec.evaluation.report import write_report
 from zsvec.evaluation.suite import Suite
-from zsvec.files import write_whole
+from zsvec.inputs.files import inside, write_whole
 from zsvec.inputs.images import ImageInput, load_image
 from zsvec.method.similarities import image_experts
 from zsvec.search.numpy_index import compare
-from zsvec.trust import inside
 from zsvec.types import encoder_and_modality
 
 _SHOWN = 12  # categories in the picture of the neighbourhood

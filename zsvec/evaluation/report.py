@@ -12,8 +12,7 @@ from typing import Any
 from PIL import Image
 
 from zsvec.evaluation.pages import rendered
-from zsvec.files import read_regular, write_whole
-from zsvec.trust import inside
+from zsvec.inputs.files import inside, read_regular, write_whole
 
 _NONE = "–"
 

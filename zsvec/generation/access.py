@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from zsvec.errors import GenerationError
-from zsvec.trust import is_private
+from zsvec.settings.trust import is_private
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import httpx
 import openai
 
-from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError
 from zsvec.generation.access import Key, base_url, check_allowed, host_of
 from zsvec.generation.failures import declined_or_raise
@@ -27,9 +26,10 @@ from zsvec.generation.prices import Usage
 from zsvec.generation.prompts import Form, Question
 from zsvec.generation.responses import NO_IMAGE, Answer, Declined, Picture, Unusable, read_answer, read_image
 from zsvec.generation.retries import PassingError, Retries
-from zsvec.network.answers import AnswerError, hooks
-from zsvec.network.deadline import LateError, in_time
-from zsvec.network.sockets import Sockets
+from zsvec.inputs.answers import AnswerError, hooks
+from zsvec.inputs.deadline import LateError, in_time
+from zsvec.inputs.sockets import Sockets
+from zsvec.settings.settings import GenerationSettings
 
 MOST_UNUSABLE = 3
 """Unusable responses in a row, each of them paid for, until a request is given up."""

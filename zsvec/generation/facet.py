@@ -6,22 +6,22 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from zsvec.arguments import checked_count
-from zsvec.builder import Builder
-from zsvec.config import GenerationSettings
 from zsvec.errors import InvalidInputError, shown
 from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Plan, StoredCategory, make_plan
 from zsvec.generation.synthesis import Generated, store_images
+from zsvec.ingest.ingestion import Builder
+from zsvec.ingest.validation import checked_count
 from zsvec.inputs.categories import as_words, checked_name, checked_path, is_several
 from zsvec.method.confusions import Confusions, confusions
 from zsvec.search.searcher import Searcher
+from zsvec.settings.settings import GenerationSettings
 from zsvec.store import Store
 from zsvec.types import Category, encoder_and_modality
 
 if TYPE_CHECKING:
-    from zsvec.calibrator import Calibrator
+    from zsvec.ingest.recalibration import Calibrator
 
 FOLDER = "zsvec-generated"
 """Where purchases are kept by default, in the working directory."""

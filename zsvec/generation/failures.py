@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import openai
 
-from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError
 from zsvec.generation.access import KEY_VARIABLE, URL_VARIABLE, Key
 from zsvec.generation.responses import Declined
 from zsvec.generation.retries import PassingError, retry_after
-from zsvec.network.answers import AnswerError
+from zsvec.inputs.answers import AnswerError
+from zsvec.settings.settings import GenerationSettings
 
 _POLICY = ("content_policy", "moderation", "content_filter", "contentfilter", "safety")
 _PASSING = (408, 409, 429)  # and the errors of a server, from 500 up

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsvec.builder import Builder
 from zsvec.errors import ImageError
 from zsvec.generation.manifest import ImageRecord
+from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import as_words
 from zsvec.inputs.images import load_image
 from zsvec.method.scenes import TWIN
 from zsvec.method.similarities import References
-from zsvec.stream import prefetch
+from zsvec.streams.stream import prefetch
 from zsvec.types import expert_name
 
 Floats = NDArray[np.float32]

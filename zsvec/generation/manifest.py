@@ -40,8 +40,7 @@ from pydantic import (
 )
 
 from zsvec.errors import InvalidInputError
-from zsvec.files import open_to_append, read_regular, sync, write_whole
-from zsvec.trust import inside
+from zsvec.inputs.files import inside, open_to_append, read_regular, sync, write_whole
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
 _UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|[. ]$")

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zsvec.config import GenerationSettings
 from zsvec.errors import InvalidInputError
 from zsvec.generation.budget import ROUNDING, Budget
 from zsvec.generation.features import (
@@ -28,6 +27,7 @@ from zsvec.generation.features import (
 from zsvec.generation.manifest import images, read_manifest, settled, spent
 from zsvec.generation.prices import Usage, image_cost, price_of, text_cost
 from zsvec.method.confusions import Confusions
+from zsvec.settings.settings import GenerationSettings
 
 # Tokens, roughly: of the instructions, of a name, and of the answer about one subject, reasoning included.
 _INSTRUCTIONS = 250

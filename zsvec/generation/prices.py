@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from zsvec.config import GenerationSettings, ModelPrice
+from zsvec.settings.settings import GenerationSettings, ModelPrice
 
 # List prices as published in November 2026.
 PRICES: Mapping[str, ModelPrice] = {

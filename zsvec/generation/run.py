@@ -18,7 +18,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
-from zsvec.config import GenerationSettings
 from zsvec.errors import GenerationError
 from zsvec.generation import prompts
 from zsvec.generation.budget import Purse
@@ -29,6 +28,7 @@ from zsvec.generation.plan import Plan
 from zsvec.generation.prices import image_cost, text_cost
 from zsvec.generation.responses import Declined
 from zsvec.inputs.categories import as_words
+from zsvec.settings.settings import GenerationSettings
 
 _log = logging.getLogger(__name__)
 

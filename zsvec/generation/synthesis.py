@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zsvec.builder import Builder
 from zsvec.generation.gate import Gate, GeneratedImage
 from zsvec.generation.manifest import DeclinedRecord
+from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import CategoryInput, ReferenceImage
 from zsvec.method.similarities import References
 from zsvec.types import Category

@@ -15,10 +15,9 @@ from typing import NoReturn, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from zsvec.errors import InvalidInputError
-from zsvec.files import read_named
 from zsvec.inputs.categories import CategoryInput, checked_name, checked_path
 from zsvec.inputs.decoding import SUFFIXES
-from zsvec.trust import inside
+from zsvec.inputs.files import inside, read_named
 
 OnOutside: TypeAlias = Callable[[InvalidInputError], object]
 

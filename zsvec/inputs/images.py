@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsvec.errors import ImageError, shown, without_password
-from zsvec.files import open_regular
 from zsvec.inputs.decoding import (
     MAX_BYTES,
     Limits,
@@ -38,6 +37,7 @@ from zsvec.inputs.decoding import (
     recognised,
 )
 from zsvec.inputs.digests import digest_of, digest_of_parts
+from zsvec.inputs.files import open_regular
 from zsvec.inputs.headers import Reader
 from zsvec.inputs.memory import ACCOUNT, DEFAULT
 from zsvec.inputs.regions import Region

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 from zsvec.errors import InvalidInputError, shown
-from zsvec.files import open_regular
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name, checked_path
-from zsvec.trust import inside
+from zsvec.inputs.files import inside, open_regular
 
 OnError: TypeAlias = Callable[[InvalidInputError], object]
 

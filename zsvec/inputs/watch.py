@@ -18,11 +18,10 @@ from typing import BinaryIO, NamedTuple, Self
 from filelock import FileLock, Timeout
 
 from zsvec.errors import InvalidInputError
-from zsvec.files import open_regular, open_to_append, write_whole
 from zsvec.inputs.categories import checked_path
 from zsvec.inputs.changes import Changes
+from zsvec.inputs.files import inside, open_regular, open_to_append, write_whole
 from zsvec.inputs.folders import find_images, unlisted
-from zsvec.trust import inside
 
 _log = logging.getLogger(__name__)
 _SHARE = 0.05  # of a core that looks at the whole folder take at most, where the system says what changes

@@ -34,10 +34,9 @@ import platformdirs
 from filelock import FileLock
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.files import open_regular, read_regular, replacing, sync
+from zsvec.inputs.files import is_ours, open_regular, read_regular, replacing, sync
 from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
-from zsvec.trust import is_ours
 from zsvec.types import Category
 
 WORTH = 20_000

@@ -15,8 +15,7 @@ from typing import Literal, TypeAlias
 import platformdirs
 
 from zsvec.errors import InvalidInputError
-from zsvec.files import open_regular, write_new
-from zsvec.trust import is_ours
+from zsvec.inputs.files import is_ours, open_regular, write_new
 
 Right: TypeAlias = Literal["read", "write"]
 

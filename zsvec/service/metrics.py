@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from zsvec.errors import ZSVecError
-from zsvec.flow import StreamStats
 from zsvec.service.work import Work
+from zsvec.streams.flow import StreamStats
 from zsvec.types import Category, encoder_and_modality
 
 PATIENCE = 2.0

@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from zsvec.files import open_regular, sync, write_whole
-from zsvec.trust import inside
+from zsvec.inputs.files import inside, open_regular, sync, write_whole
 
 CHECKSUMS = "checksums.json"
 """Name of the file, in the folder of a collection."""

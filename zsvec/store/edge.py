@@ -22,12 +22,12 @@ import qdrant_edge as qe
 from filelock import FileLock, Timeout
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
+from zsvec.inputs.files import inside
 from zsvec.store import shard as shards
 from zsvec.store import swap
 from zsvec.store.base import Dims, Handle, Hit, Points, Put, Where
 from zsvec.store.checksums import Checksums
 from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, read_ahead, room_for, room_to_open
-from zsvec.trust import inside
 from zsvec.types import Finding
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.files import open_regular
+from zsvec.inputs.files import open_regular
 
 ROOM = 16 * 2**20
 """Bytes that stay free after a write. A new collection takes 8 MiB of them, or less."""

@@ -13,7 +13,7 @@ from typing import Any
 import qdrant_edge as qe
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.files import read_regular
+from zsvec.inputs.files import read_regular
 from zsvec.store.base import Dims, Points
 from zsvec.store.checksums import DamagedError
 from zsvec.store.folder import POINT, room_for, room_to_rewrite

@@ -14,9 +14,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from zsvec.files import open_to_append, sync
+from zsvec.inputs.files import inside, open_to_append, sync
 from zsvec.store.checksums import Checksums, DamagedError
-from zsvec.trust import inside
 
 
 def exists(folder: Path, collection: str) -> bool:

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from zsvec.facts import info as facts
 from zsvec.inputs.categories import checked_name
 from zsvec.service import schemas
 from zsvec.service.api.common import OF_BODY, By, Runs, body_of, of_state, problems
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_json
+from zsvec.settings.info import info as facts
 
 router = APIRouter(prefix="/v1", tags=["store"])
 

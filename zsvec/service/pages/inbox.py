@@ -9,8 +9,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from zsvec.curation.inbox import Group, Unlabelled
 from zsvec.errors import WeightsUnavailableError
-from zsvec.inbox import Group, Unlabelled
 from zsvec.method.unlabelled import AT_ODDS, CLOSE, at_odds, margin
 from zsvec.service.api.common import Runs, checked_target
 from zsvec.service.pages.changes import changed

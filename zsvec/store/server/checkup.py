@@ -12,7 +12,7 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreError
-from zsvec.network.deadline import in_time
+from zsvec.inputs.deadline import in_time
 from zsvec.store.server import peers
 from zsvec.store.server.connection import Connection, check_version
 from zsvec.store.server.failures import FAILURES, is_refusal

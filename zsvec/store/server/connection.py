@@ -30,9 +30,9 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from zsvec.errors import InvalidInputError, LargeAnswerError, StoreError, StoreUnavailableError, shown
-from zsvec.network.answers import hooks
-from zsvec.network.deadline import LateError
-from zsvec.network.sockets import Sockets
+from zsvec.inputs.answers import hooks
+from zsvec.inputs.deadline import LateError
+from zsvec.inputs.sockets import Sockets
 from zsvec.store.base import Handle
 from zsvec.store.server.failures import (
     FAILURES,

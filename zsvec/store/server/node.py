@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import httpx
 from qdrant_client import QdrantClient
 
-from zsvec.network.answers import AnswerError, hooks
-from zsvec.network.deadline import LateError, in_time
-from zsvec.network.sockets import Sockets
+from zsvec.inputs.answers import AnswerError, hooks
+from zsvec.inputs.deadline import LateError, in_time
+from zsvec.inputs.sockets import Sockets
 from zsvec.store.server.limits import answer_bytes
 
 _WELL = 0.25  # seconds within which a node that is well says so

@@ -8,7 +8,7 @@ from functools import partial
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.network.deadline import in_time
+from zsvec.inputs.deadline import in_time
 from zsvec.store.server.connection import Connection, check_version
 from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
 

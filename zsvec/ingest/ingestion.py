@@ -37,7 +37,7 @@ from zsvec.inputs.images import ImageLimits, LoadedImage, content_hash, reading,
 from zsvec.inputs.memory import DEFAULT
 from zsvec.inputs.small import small_copy
 from zsvec.store import Reference, Renamed, SmallImage, Store, Write
-from zsvec.stream import prefetch
+from zsvec.streams.stream import prefetch
 from zsvec.types import Category, Modality, encoder_and_modality, expert_name
 
 Key: TypeAlias = tuple[str, str, str]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from zsvec.arguments import checked_hash
-from zsvec.calibrator import Calibrator
-from zsvec.embedding import Embedder, Vectors, Wanted
+from zsvec.curation.inbox import Inbox
+from zsvec.curation.retention import Keeper, inbox_image, is_a_reference
 from zsvec.errors import ImageError, InvalidInputError
-from zsvec.inbox import Inbox
+from zsvec.ingest.embedding import Embedder, Vectors, Wanted
+from zsvec.ingest.recalibration import Calibrator
+from zsvec.ingest.validation import checked_hash
 from zsvec.inputs.categories import ReferenceImage, checked_name
 from zsvec.inputs.images import ImageInput, ImageLimits, content_hash, source_of, taken
-from zsvec.keeping import Keeper, inbox_image, is_a_reference
 from zsvec.store import Store
 from zsvec.types import Category, Prediction
 

@@ -16,13 +16,13 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.arguments import checked_keep
-from zsvec.config import Settings
-from zsvec.embedding import PreparedImage, Vectors
 from zsvec.errors import ZSVecError
-from zsvec.flow import Flow
+from zsvec.ingest.embedding import PreparedImage, Vectors
+from zsvec.ingest.validation import checked_keep
 from zsvec.method.unlabelled import ALIKE, distinct, uncertain
+from zsvec.settings.settings import Settings
 from zsvec.store import InboxImage, Store, Why
+from zsvec.streams.flow import Flow
 from zsvec.types import Keep, Prediction
 
 _log = logging.getLogger(__name__)

@@ -32,10 +32,10 @@ from zsvec.encoders.spec import LARGEST_BATCH, Device, Dtype, EncoderSpec, Runti
 from zsvec.errors import InvalidInputError, shown, without_password
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method import DEFAULT_STRATEGY
-from zsvec.profiles import PROFILES, Profile, encoders_of, other_profile
-from zsvec.sources import Environment, File, LocalFile, no_setting
+from zsvec.settings.profiles import PROFILES, Profile, encoders_of, other_profile
+from zsvec.settings.sources import Environment, File, LocalFile, no_setting
+from zsvec.settings.trust import is_private
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
-from zsvec.trust import is_private
 from zsvec.types import Keep, KeepImages
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ class Settings(_Masked, BaseSettings):
         return {"max_pixels": self.max_pixels, "image_memory": self.image_memory}
 
     def encoder_specs(self) -> Mapping[str, EncoderSpec]:
-        """The encoders of the chosen profile, by name; raises as `zsvec.profiles.encoders_of`."""
+        """The encoders of the chosen profile, by name; raises as `zsvec.settings.profiles.encoders_of`."""
         return encoders_of(self.profile, {**PROFILES, **self.profiles}, self._made_in)
 
     def scoring(self, temperatures: Mapping[str, float]) -> Scoring:
@@ -335,7 +335,7 @@ def load_settings(**arguments: Any) -> Settings:
 
     Raises:
         InvalidInputError: A value is of the wrong kind or out of range, or no setting has this name.
-        WeightsUnavailableError: As `zsvec.profiles.encoders_of`.
+        WeightsUnavailableError: As `zsvec.settings.profiles.encoders_of`.
     """
     try:
         settings = Settings(**{name: value for name, value in arguments.items() if value is not None})

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.arguments import checked_count, checked_flag, checked_hash, checked_hashes
-from zsvec.calibrator import Calibrator
-from zsvec.curation.groups import groups_of
-from zsvec.embedding import Vectors
+from zsvec.curation.clustering import groups_of
+from zsvec.curation.retention import Keeper, matrices
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.words import common_words
 from zsvec.errors import InvalidInputError
+from zsvec.ingest.embedding import Vectors
+from zsvec.ingest.recalibration import Calibrator
+from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.inputs.categories import checked_name
-from zsvec.keeping import Keeper, matrices
 from zsvec.method.unlabelled import most_useful, urgency
 from zsvec.store import InboxImage, Move, Reference, SmallImage, Store, Write
 from zsvec.types import Category, Prediction

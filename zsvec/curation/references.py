@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from zsvec.arguments import checked_hash, checked_hashes
-from zsvec.builder import Builder
-from zsvec.calibrator import Calibrator
 from zsvec.curation.audit import Audit, audit
 from zsvec.errors import InvalidInputError
+from zsvec.ingest.ingestion import Builder
+from zsvec.ingest.recalibration import Calibrator
+from zsvec.ingest.validation import checked_hash, checked_hashes
 from zsvec.inputs.categories import CategoryInput, as_words, checked_metadata, checked_name
 from zsvec.method.suspects import Suspect
 from zsvec.search.searcher import Searcher

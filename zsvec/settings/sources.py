@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSettingsSource
 
 from zsvec.errors import InvalidInputError
-from zsvec.trust import read_settings, require_trust
+from zsvec.settings.trust import read_settings, require_trust
 
 # Variables with the prefix of the settings that are none, and who reads them.
 OTHER_VARIABLES = {

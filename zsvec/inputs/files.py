@@ -1,8 +1,7 @@
 """Files in folders that zsvec did not make: read without waiting, written without following links.
 
 A folder from elsewhere (a clone, an archive, a shared disk) may hold a named pipe, which blocks its reader for good, or
-a symbolic or hard link, which leads a writer to any file of the user. `inside` of `zsvec.trust` checks the folders of a
-path.
+a symbolic or hard link, which leads a writer to any file of the user. `inside` checks the folders of a path.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
+
+from zsvec.errors import InvalidInputError
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none of these three
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
@@ -122,6 +123,40 @@ def write_new(path: Path, content: bytes, *, mode: int = 0o666) -> bool:
         except FileExistsError:
             return False
     return True
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether only this user can have written into a folder; on Windows, whether it is there."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """A path below a folder, as it is given; whoever made the folder does not decide which other files are written.
+
+    Raises:
+        InvalidInputError: It leads out of the folder, by ``..`` or by a symbolic link, or to nowhere.
+    """
+    try:
+        target = _target(path)
+        if target.is_relative_to(folder.resolve()):
+            return path
+    except (OSError, ValueError, RuntimeError) as exc:  # a NUL in it, or a link to itself
+        raise InvalidInputError(f"{str(path)!r} cannot be a path in {folder}: {exc}; take another folder") from exc
+    raise InvalidInputError(
+        f"{str(path)!r} leads out of {folder}, to {target}: remove it, or take a folder that you trust"
+    )
+
+
+def _target(path: Path) -> Path:
+    """Returns where a path leads. A link to itself is a RuntimeError before Python 3.13, then an OSError."""
+    target = path.resolve()
+    if os.path.islink(target):  # noqa: PTH114 - Path.is_symlink raises an error for a name that is too long
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
 
 
 @contextmanager

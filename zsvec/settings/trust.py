@@ -1,4 +1,4 @@
-"""What an untrusted settings file may set, which addresses are private, which paths stay inside a folder.
+"""What an untrusted settings file may set, and which addresses are private.
 
 Anybody may have put a ``zsvec.toml`` into the working directory: with a clone, an archive, a shared folder. Such a file
 may set only what is harmless. Every other setting is refused until the user has trusted the file. A mark in the user's
@@ -8,7 +8,6 @@ none.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import tomllib
@@ -20,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from zsvec.errors import InvalidInputError
-from zsvec.files import open_regular
+from zsvec.inputs.files import inside, open_regular
 
 # Settings that change only the answers of this process: they cost nothing, take no more memory, delete and send
 # nothing, and the store keeps nothing of them. Every other setting needs trust, a new one too.
@@ -148,40 +147,6 @@ def is_private(url: str) -> bool:
         return parts.scheme == "https" or parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
     except ValueError:  # a name of another machine, or no address at all
         return False
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether only this user can have written into a folder; on Windows, whether it is there."""
-    try:
-        found = folder.stat()
-    except OSError:
-        return False
-    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
-
-
-def inside(folder: Path, path: Path) -> Path:
-    """A path below a folder, as it is given; whoever made the folder does not decide which other files are written.
-
-    Raises:
-        InvalidInputError: It leads out of the folder, by ``..`` or by a symbolic link, or to nowhere.
-    """
-    try:
-        target = _target(path)
-        if target.is_relative_to(folder.resolve()):
-            return path
-    except (OSError, ValueError, RuntimeError) as exc:  # a NUL in it, or a link to itself
-        raise InvalidInputError(f"{str(path)!r} cannot be a path in {folder}: {exc}; take another folder") from exc
-    raise InvalidInputError(
-        f"{str(path)!r} leads out of {folder}, to {target}: remove it, or take a folder that you trust"
-    )
-
-
-def _target(path: Path) -> Path:
-    """Returns where a path leads. A link to itself is a RuntimeError before Python 3.13, then an OSError."""
-    target = path.resolve()
-    if os.path.islink(target):  # noqa: PTH114 - Path.is_symlink raises an error for a name that is too long
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    return target
 
 
 def _read(file: Path) -> tuple[bytes, dict[str, Any]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from zsvec.config import Settings
 from zsvec.encoders.cache import measured
 from zsvec.errors import ZSVecError
+from zsvec.settings.settings import Settings
 from zsvec.store import Store
 
 

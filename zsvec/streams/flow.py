@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet
 
-from zsvec.drift import WINDOW, Drift
+from zsvec.streams.drift import WINDOW, Drift
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class StreamStats:
         batches: How many batches have been encoded, by their number of images.
         waiting: Results that a stage has finished and the next has not taken, by the finished stage. Images or batches.
         store: Counters of the store's writes (`zsvec.store.store.Store.stats`), in the totals of a classifier.
-        drift: How far the last images have moved away from the references, 0 to 1 (`zsvec.drift`); in totals, the
-            largest of the streams. ``None`` for few images, and without a calibration that can tell.
+        drift: How far the last images have moved away from the references, 0 to 1 (`zsvec.streams.drift`); in totals,
+            the largest of the streams. ``None`` for few images, and without a calibration that can tell.
     """
 
     images: int = 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from zsvec.calibrator import Calibrator
 from zsvec.errors import InvalidInputError, shown
+from zsvec.ingest.recalibration import Calibrator
 from zsvec.inputs.categories import checked_name
 from zsvec.store import Store
 from zsvec.types import Change

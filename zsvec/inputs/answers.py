@@ -34,7 +34,7 @@ def hooks(most: Callable[[str], int], watch: Callable[[Any], None]) -> Mapping[s
 
     Args:
         most: From the path of a request to the most bytes of its answer, compressed or not.
-        watch: Is called with each request, as `zsvec.network.sockets.Sockets.watch`.
+        watch: Is called with each request, as `zsvec.inputs.sockets.Sockets.watch`.
     """
     return {"request": [_ask_for_identity, watch], "response": [partial(_read_whole, most)]}
 

@@ -11,9 +11,9 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from zsvec.embedding import Vectors
 from zsvec.encoders.spec import LARGEST_BATCH
 from zsvec.errors import InvalidInputError, shown
+from zsvec.ingest.embedding import Vectors
 from zsvec.inputs.categories import checked_vectors, is_several
 from zsvec.types import Fingerprint, Keep
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError, shown
-from zsvec.trust import names_folder
+from zsvec.settings.trust import names_folder
 from zsvec.types import Fingerprint
 
 

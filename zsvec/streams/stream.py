@@ -19,7 +19,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from zsvec.flow import Channel, Flow, StreamStats
+from zsvec.streams.flow import Channel, Flow, StreamStats
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, shown
-from zsvec.flow import Flow
 from zsvec.inputs.categories import checked_name, is_several
 from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
 from zsvec.inputs.memory import DEFAULT
 from zsvec.inputs.small import small_copy
-from zsvec.stream import ahead, prefetch
+from zsvec.streams.flow import Flow
+from zsvec.streams.stream import ahead, prefetch
 
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
 """By encoder, float32 ``(n_images, dim)``, rows of unit norm; the same images in each."""

@@ -8,9 +8,8 @@ from numbers import Real
 
 import numpy as np
 
-from zsvec.config import Settings
-from zsvec.embedding import Vectors
 from zsvec.errors import InvalidInputError, StoreError, shown
+from zsvec.ingest.embedding import Vectors
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
 from zsvec.method.fit import (
     FALSE_UNKNOWN_RATE,
@@ -31,6 +30,7 @@ from zsvec.method.scale import fit_scale, scaled
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.method.suspects import Suspect, Verdict, suspects, verdicts
 from zsvec.search.searcher import Searcher
+from zsvec.settings.settings import Settings
 from zsvec.store import Census, Store
 from zsvec.types import encoder_and_modality
 

@@ -1,1 +1,0 @@
-"""Requests to servers of others: answers bounded in bytes and in time."""

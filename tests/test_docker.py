@@ -20,7 +20,7 @@ import pytest
 from tests.qdrant import COMPOSE_FILE, composed, running_server
 from tests.store.support import fast_folder
 from zsvec.errors import StoreUnavailableError, WeightsUnavailableError
-from zsvec.service.keys import Keys
+from zsvec.service.auth.keys import Keys
 from zsvec.service.server import LAST_ANSWERS, NOTICE
 from zsvec.settings.settings import load_settings
 from zsvec.settings.sources import OTHER_VARIABLES

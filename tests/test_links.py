@@ -38,7 +38,7 @@ from zsvec.inputs.watch import Watch
 from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.search.cache import ReferenceCache
-from zsvec.service.keys import first_key
+from zsvec.service.auth.keys import first_key
 from zsvec.store import SmallImage
 from zsvec.store.checksums import Checksums
 from zsvec.testing import HashEncoder

@@ -15,10 +15,10 @@ from fastapi import FastAPI
 from tests.qdrant import DEADLINE, wait_until
 from zsvec.classifier import Classifier
 from zsvec.service import Keys, Limits, create_app
-from zsvec.service.answers import Answers
-from zsvec.service.bodies import Bodies
+from zsvec.service.admission.answers import Answers
+from zsvec.service.admission.bodies import Bodies
+from zsvec.service.admission.work import Work
 from zsvec.service.server import configuration, listening
-from zsvec.service.work import Work
 
 Middleware = TypeVar("Middleware")
 

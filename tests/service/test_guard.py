@@ -28,8 +28,8 @@ from tests.support import coloured, encode, photo, state, two_encoders
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.service import create_app
-from zsvec.service.guard import COOKIE, cookie_of
-from zsvec.service.keys import VARIABLE, Key, Keys, first_key, key_file
+from zsvec.service.auth.guard import COOKIE, cookie_of
+from zsvec.service.auth.keys import VARIABLE, Key, Keys, first_key, key_file
 from zsvec.service.server import JsonLines
 
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "PROPFIND", "x-other")

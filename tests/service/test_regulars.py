@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from zsvec.service import regulars
-from zsvec.service.regulars import Regulars
+from zsvec.service.admission import regulars
+from zsvec.service.admission.regulars import Regulars
 
 
 class Asked:

@@ -20,7 +20,7 @@ from tests.service.servers import Running, head, read_answer, running
 from tests.service.support import KEYS, READ, WRITE, Limits
 from zsvec.classifier import Classifier
 from zsvec.service import live, server
-from zsvec.service.answers import PART_BYTES
+from zsvec.service.admission.answers import PART_BYTES
 
 LARGE = 8 * 2**20  # more than the kernel takes
 TIMEOUT = 0.5

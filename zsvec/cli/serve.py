@@ -11,7 +11,7 @@ from zsvec.cli.app import Keep, app
 from zsvec.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from zsvec.service.keys import Keys
+    from zsvec.service.auth.keys import Keys
 
 
 @app.command()
@@ -52,8 +52,8 @@ def serve(
 def _keys(host: str) -> tuple[Keys, str | None]:
     """The keys that count at an address, and the one that is to be shown, if it is new."""
     from zsvec.cli import output
-    from zsvec.service.guard import is_loopback
-    from zsvec.service.keys import VARIABLE, Keys, first_key, key_file
+    from zsvec.service.auth.guard import is_loopback
+    from zsvec.service.auth.keys import VARIABLE, Keys, first_key, key_file
 
     keys = Keys.from_environment()
     if keys or is_loopback(host):

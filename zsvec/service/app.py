@@ -22,16 +22,16 @@ from zsvec import __version__
 from zsvec.classifier import Classifier
 from zsvec.errors import ZSVecError
 from zsvec.service import api, operations, pages
-from zsvec.service.answers import Answers
-from zsvec.service.bodies import Bodies
-from zsvec.service.description import ABOUT, completed
-from zsvec.service.guard import Guard
-from zsvec.service.keys import Keys
+from zsvec.service.admission.answers import Answers
+from zsvec.service.admission.bodies import Bodies
+from zsvec.service.admission.work import ClientLeft, Limits, Work
+from zsvec.service.api.description import ABOUT, completed
+from zsvec.service.auth.guard import Guard
+from zsvec.service.auth.keys import Keys
 from zsvec.service.live import Live
 from zsvec.service.metrics import Metrics
 from zsvec.service.problems import Problem, answer, problem_of
 from zsvec.service.requests import Requests
-from zsvec.service.work import ClientLeft, Limits, Work
 
 _log = logging.getLogger(__name__)
 

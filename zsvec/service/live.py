@@ -19,8 +19,8 @@ from typing import Any
 from zsvec.errors import ZSVecError
 from zsvec.inputs.images import ImageInput, load_image
 from zsvec.inputs.small import SIDE, small_copy
+from zsvec.service.admission.work import Work
 from zsvec.service.metrics import Figures, Metrics
-from zsvec.service.work import Work
 from zsvec.streams.flow import StreamStats
 from zsvec.types import Prediction
 

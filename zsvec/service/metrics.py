@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from zsvec.errors import ZSVecError
-from zsvec.service.work import Work
+from zsvec.service.admission.work import Work
 from zsvec.streams.flow import StreamStats
 from zsvec.types import Category, encoder_and_modality
 

@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zsvec.errors import InvalidInputError
-from zsvec.service.answers import ABORT, PART_BYTES
+from zsvec.service.admission.answers import ABORT, PART_BYTES
 
 try:
     import resource

@@ -17,8 +17,8 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from zsvec.service.api.schemas import CategoryGiven, Image, Images
 from zsvec.service.problems import Problem
-from zsvec.service.schemas import CategoryGiven, Image, Images
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ OTHER_VARIABLES = {
     "ZSVEC_QDRANT_GRPC_PORT": "docker/docker-compose.yml",
     "ZSVEC_QDRANT_MEMORY": "docker/docker-compose.yml",
     "ZSVEC_QDRANT_PORT": "docker/docker-compose.yml",
-    "ZSVEC_SERVE_KEYS": "zsvec.service.keys",
+    "ZSVEC_SERVE_KEYS": "zsvec.service.auth.keys",
     "ZSVEC_SERVE_MEMORY": "docker/docker-compose.yml",
     "ZSVEC_SERVE_PORT": "docker/docker-compose.yml",
     "ZSVEC_TEST_QDRANT_URL": "tests that need a server",

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.qdrant import DEADLINE
-from zsvec.service.guard import COOKIE
+from zsvec.service.auth.guard import COOKIE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page

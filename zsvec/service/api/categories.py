@@ -16,7 +16,7 @@ from zsvec.inputs.categories import (
     checked_name,
     checked_texts,
 )
-from zsvec.service import schemas
+from zsvec.service.api import schemas
 from zsvec.service.api.common import (
     OF_BODY,
     OF_PICTURE,

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from zsvec.service import schemas
+from zsvec.service.api import schemas
 from zsvec.service.api.common import OF_BODY, Runs, body_of, problems
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import sent_images

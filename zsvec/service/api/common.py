@@ -13,10 +13,10 @@ from pydantic import AfterValidator, BaseModel, WithJsonSchema
 from zsvec.classifier import Classifier
 from zsvec.errors import CategoryNotFoundError, InvalidInputError, ZSVecError
 from zsvec.inputs.categories import checked_name
-from zsvec.service.keys import Key
+from zsvec.service.admission.work import Work
+from zsvec.service.api.schemas import HASH, NAME, TEXT
+from zsvec.service.auth.keys import Key
 from zsvec.service.problems import RETRY, Problem
-from zsvec.service.schemas import HASH, NAME, TEXT
-from zsvec.service.work import Work
 
 
 def work_of(request: Request) -> Work:

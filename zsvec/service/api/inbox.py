@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from zsvec.errors import ImageError
 from zsvec.inputs.images import load_image
-from zsvec.service import schemas
+from zsvec.service.api import schemas
 from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Runs, body_of, checked_target, of_state, problems
 from zsvec.service.pictures import picture
 from zsvec.service.problems import JSON

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from zsvec.inputs.categories import checked_name
-from zsvec.service import schemas
+from zsvec.service.api import schemas
 from zsvec.service.api.common import OF_BODY, By, Runs, body_of, of_state, problems
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_json

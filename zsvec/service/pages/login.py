@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
-from zsvec.service.guard import COOKIE, LOGIN, is_encrypted
-from zsvec.service.keys import Keys
+from zsvec.service.auth.guard import COOKIE, LOGIN, is_encrypted
+from zsvec.service.auth.keys import Keys
 from zsvec.service.pages.rendering import render
 from zsvec.service.uploads import sent_form
 

@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from zsvec.errors import without_password
-from zsvec.service.guard import FOR_WRITERS
-from zsvec.service.keys import Key
+from zsvec.service.auth.guard import FOR_WRITERS
+from zsvec.service.auth.keys import Key
 from zsvec.service.pages import static
 from zsvec.service.pages.words import how_much
 from zsvec.service.problems import Problem

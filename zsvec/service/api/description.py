@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from zsvec.service import examples, schemas
+from zsvec.service.api import examples, schemas
 
 ABOUT = """\
 The categories of a classifier and its answers, as JSON. The objects are those that the command line prints with

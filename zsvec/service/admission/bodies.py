@@ -9,9 +9,9 @@ from contextlib import suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zsvec.service.guard import is_open
+from zsvec.service.admission.work import Limits
+from zsvec.service.auth.guard import is_open
 from zsvec.service.problems import Problem, answer
-from zsvec.service.work import Limits
 
 _OF_STRANGERS = 2**16  # bytes of a body at paths that are open to all
 _SLOWEST = 4096  # bytes a second, from when the patience is over

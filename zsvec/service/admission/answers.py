@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zsvec.service.work import Limits
+from zsvec.service.admission.work import Limits
 
 ABORT = "abort"
 """Name in the ``state`` of a request of the function that ends its connection at once."""

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from zsvec.classifier import Classifier
 from zsvec.inputs.images import ImageInput
+from zsvec.service.admission.regulars import Regulars
 from zsvec.service.problems import Problem
-from zsvec.service.regulars import Regulars
 from zsvec.types import Prediction
 
 Result = TypeVar("Result")

@@ -27,7 +27,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from zsvec.service.keys import VARIABLE, Key, Keys
+from zsvec.service.auth.keys import VARIABLE, Key, Keys
 from zsvec.service.problems import Problem, answer
 
 COOKIE = "zsvec_key"

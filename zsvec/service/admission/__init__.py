@@ -1,0 +1,1 @@
+"""How much the service takes at once: bodies, images at work, answers that nobody reads."""

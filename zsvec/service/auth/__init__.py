@@ -1,0 +1,1 @@
+"""Who is let in: addresses, pages, and keys with rights."""

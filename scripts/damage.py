@@ -46,9 +46,9 @@ from tests.store.material import FINGERPRINTS, add, sources
 from tests.store.support import fast_folder
 from zsvec.errors import ZSVecError
 from zsvec.store import Cursor, Store
-from zsvec.store.base import Where
-from zsvec.store.checksums import CHECKSUMS
-from zsvec.store.edge import EdgeBackend
+from zsvec.store.backends.base import Where
+from zsvec.store.backends.edge.backend import EdgeBackend
+from zsvec.store.backends.edge.checksums import CHECKSUMS
 
 T = TypeVar("T")
 

@@ -40,8 +40,8 @@ from zsvec.errors import (
 )
 from zsvec.generation import Budget
 from zsvec.inputs.categories import CategoryInput
-from zsvec.store.base import Points, Where
-from zsvec.store.schema import record_id
+from zsvec.store.backends.base import Points, Where
+from zsvec.store.catalog.schema import record_id
 from zsvec.testing import HashEncoder
 
 KNOWN = coloured("red", 100)

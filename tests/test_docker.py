@@ -24,7 +24,7 @@ from zsvec.service.auth.keys import Keys
 from zsvec.service.server import LAST_ANSWERS, NOTICE
 from zsvec.settings.settings import load_settings
 from zsvec.settings.sources import OTHER_VARIABLES
-from zsvec.store.server import connect
+from zsvec.store.backends.server import connect
 
 PEOPLES_FILE = COMPOSE_FILE.with_name("docker-compose.yml")
 KEY = "s3cr3t-k3y"

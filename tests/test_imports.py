@@ -70,8 +70,8 @@ HOMES = {
     "transformers": ("zsvec.encoders",),
     "onnxruntime": ("zsvec.encoders.onnx_session", "zsvec.encoders.int8"),
     "tokenizers": ("zsvec.encoders.onnx_session",),
-    "qdrant_client": ("zsvec.store.server",),
-    "qdrant_edge": ("zsvec.store.edge", "zsvec.store.shard"),
+    "qdrant_client": ("zsvec.store.backends.server",),
+    "qdrant_edge": ("zsvec.store.backends.edge",),
     "openai": ("zsvec.generation",),
     "av": ("zsvec.inputs.video",),
     "fastapi": ("zsvec.service",),
@@ -104,7 +104,7 @@ FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def part(module: str) -> str:
-    """The name in `FLOORS`: ``zsvec.store.edge`` is of ``store``, and the modules of ``inputs`` have their own."""
+    """The name in `FLOORS`: ``zsvec.store.store`` is of ``store``, and the modules of ``inputs`` have their own."""
     _, _, name = module.partition(".")
     if not name:
         return module
@@ -252,7 +252,7 @@ def test_imports_go_downwards(module: str) -> None:
         ("zsvec.cli", "import zsvec.testing"),
         ("zsvec.testing", "from zsvec.encoders.clip import ClipEncoder"),
         ("zsvec.testing", "from zsvec.encoders import load_encoder"),
-        ("zsvec.testing", "from zsvec.store.base import Hit"),
+        ("zsvec.testing", "from zsvec.store.backends.base import Hit"),
         ("zsvec.testing", "from zsvec.search.searcher import Searcher"),
         ("zsvec.cli", "from zsvec.not_placed import x"),
         ("zsvec.not_placed", "from zsvec.errors import ZSVecError"),
@@ -268,9 +268,9 @@ def test_imports_go_downwards(module: str) -> None:
         ("zsvec.evaluation.report", "import transformers"),
         ("zsvec.encoders_of_mine", "import torch"),
         ("zsvec.store", "import qdrant_client"),
-        ("zsvec.store.base", "from qdrant_client import models"),
-        ("zsvec.store.edge", "from qdrant_client import models"),
-        ("zsvec.store.server", "import qdrant_edge"),
+        ("zsvec.store.backends.base", "from qdrant_client import models"),
+        ("zsvec.store.backends.edge.backend", "from qdrant_client import models"),
+        ("zsvec.store.backends.server", "import qdrant_edge"),
         ("zsvec.store.store", "import qdrant_edge"),
         ("zsvec.cli", "import openai"),
         ("zsvec.encoders.clip", "from openai import OpenAI"),
@@ -302,10 +302,13 @@ def test_the_rule_sees(module: str, source: str) -> None:
         ("zsvec.method.fit", "from scipy.special import softmax\nfrom zsvec.method import fusion"),
         (
             "zsvec.store",
-            "from zsvec.store.base import Hit\nimport_module('zsvec.store.edge')\nfrom .server import connect",
+            "from zsvec.store.backends.base import Hit\nimport_module('zsvec.store.writing')\nfrom .store import Store",
         ),
-        ("zsvec.store.edge", "from . import base\nimport qdrant_edge as qe\nfrom zsvec.types import Category"),
-        ("zsvec.store.server", "from qdrant_client.http import exceptions"),
+        (
+            "zsvec.store.backends.edge.backend",
+            "from . import shard\nimport qdrant_edge as qe\nfrom zsvec.types import Category",
+        ),
+        ("zsvec.store.backends.server", "from qdrant_client.http import exceptions"),
         ("zsvec.encoders.clip", "import torch, timm, transformers\nfrom sentence_transformers import util"),
         ("zsvec.encoders", "import torch"),
         ("zsvec.search.torch_index", "import torch\nfrom zsvec.encoders import device"),
@@ -343,7 +346,7 @@ def loaded_after(statements: str, watched: Sequence[str] = HEAVY) -> tuple[str, 
 
 def test_a_loaded_package_is_noticed() -> None:
     assert loaded_after("import types\nsys.modules['torch'] = types") == ("", ["torch"])
-    assert loaded_after("import zsvec.store.edge") == ("", ["qdrant_edge"])
+    assert loaded_after("import zsvec.store.backends.edge.backend") == ("", ["qdrant_edge"])
 
 
 def test_importing_zsvec_loads_nothing_heavy() -> None:
@@ -423,9 +426,11 @@ def test_a_command_imports_what_it_needs(arguments: list[str], unneeded: Sequenc
     Image.new("RGB", (16, 16), "grey").save(image)
     loaded_after(CALIBRATED.format(store=store))
     given = [argument.format(image=image) for argument in arguments]
-    printed, loaded = loaded_after(COMMAND.format(store=store, arguments=given), (*unneeded, "zsvec.store.edge"))
+    printed, loaded = loaded_after(
+        COMMAND.format(store=store, arguments=given), (*unneeded, "zsvec.store.backends.edge.backend")
+    )
     assert printed
-    assert loaded == ["qdrant_edge", "zsvec.store.edge"]
+    assert loaded == ["qdrant_edge", "zsvec.store.backends.edge.backend"]
 
 
 def test_an_evaluation_needs_no_package_that_an_installation_without_torch_lacks() -> None:

@@ -34,7 +34,7 @@ from zsvec.inputs.images import content_hash
 from zsvec.method.unlabelled import ALIKE, distinct, uncertain
 from zsvec.settings.settings import load_settings
 from zsvec.store import InboxImage, Store
-from zsvec.store.memory import MemoryBackend
+from zsvec.store.backends.memory import MemoryBackend
 from zsvec.types import ExpertOutput, Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -464,7 +464,7 @@ def test_a_stream_keeps_nothing_by_default(clf: Classifier, monkeypatch: pytest.
 
     monkeypatch.setattr("zsvec.ingest.embedding.small_copy", refuse)
     monkeypatch.setattr("zsvec.inputs.images.digest_of", refuse)
-    monkeypatch.setattr("zsvec.store.inbox.InboxCollection.read", refuse)
+    monkeypatch.setattr("zsvec.store.collections.inbox.InboxCollection.read", refuse)
     with clf.classify_stream(photos(1, 2)) as stream:
         answers = list(stream)
     assert [one.hash for one in answers] == [None, None]
@@ -524,7 +524,7 @@ def test_a_stream_goes_on_while_the_inbox_cannot_be_written(
     def away(*_: Any, **__: Any) -> None:
         raise StoreUnavailableError("the server is away")
 
-    monkeypatch.setattr("zsvec.store.inbox.InboxCollection.put", away)
+    monkeypatch.setattr("zsvec.store.collections.inbox.InboxCollection.put", away)
     with caplog.at_level(logging.WARNING), clf.classify_stream(photos(*range(6)), batch_size=1, keep="all") as stream:
         assert [answered.error for answered in stream] == [None] * 6
     assert sum("not kept for labelling: the server is away" in one.message for one in caplog.records) == 1

@@ -25,8 +25,8 @@ from zsvec.inputs.decoding import decode
 from zsvec.inputs.images import content_hash
 from zsvec.settings.settings import load_settings
 from zsvec.store import Store
-from zsvec.store.base import Backend, Where
-from zsvec.store.memory import MemoryBackend
+from zsvec.store.backends.base import Backend, Where
+from zsvec.store.backends.memory import MemoryBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

@@ -40,7 +40,7 @@ from zsvec.method.similarities import References
 from zsvec.search.cache import ReferenceCache
 from zsvec.service.auth.keys import first_key
 from zsvec.store import SmallImage
-from zsvec.store.checksums import Checksums
+from zsvec.store.backends.edge.checksums import Checksums
 from zsvec.testing import HashEncoder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links take rights elsewhere")

@@ -166,7 +166,7 @@ def old(
         else:
             location = "http://old.invalid:6333"
             load(deployment, FIXTURES / schema / file)
-            monkeypatch.setattr("zsvec.store.server.connect", lambda *_, **__: deployment.connect())
+            monkeypatch.setattr("zsvec.store.backends.server.connect", lambda *_, **__: deployment.connect())
 
         def open_store(**settings: Any) -> Classifier:
             chosen: dict[str, Any] = {"namespace": namespace, **settings}

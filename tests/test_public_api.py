@@ -158,17 +158,17 @@ def described(value: Any) -> bool:
     return bool(function.__doc__) or any(getattr(member, "__doc__", None) for member in inherited)
 
 
-# Implementations of the protocol `zsvec.store.base.Backend`, which describes their methods (so does ruff's D102).
+# Implementations of `zsvec.store.backends.base.Backend`, which describes their methods (so does ruff's D102).
 BY_PROTOCOL = (
-    "zsvec.store.edge.EdgeBackend.",
-    "zsvec.store.server.backend.ServerBackend.",
-    "zsvec.store.memory.MemoryBackend.",
+    "zsvec.store.backends.edge.backend.EdgeBackend.",
+    "zsvec.store.backends.server.backend.ServerBackend.",
+    "zsvec.store.backends.memory.MemoryBackend.",
 )
 # Attributes that the docstring of their protocol describes in a list.
 BY_CLASS = {
     *(f"zsvec.encoders.base.Encoder.{name}" for name in ("name", "modalities", "fingerprint", "backbone")),
     "zsvec.encoders.base.Backbone.side",
-    *(f"zsvec.store.memory.MemoryBackend.{name}" for name in ("create", "scroll", "versions")),
+    *(f"zsvec.store.backends.memory.MemoryBackend.{name}" for name in ("create", "scroll", "versions")),
 }
 
 
@@ -181,7 +181,7 @@ def test_everything_public_is_described(name: str) -> None:
 
 
 def test_the_methods_that_a_protocol_describes_are_all_its_own() -> None:
-    from zsvec.store.base import Backend
+    from zsvec.store.backends.base import Backend
 
     for implementation in BY_PROTOCOL:
         module, _, cls = implementation.rstrip(".").rpartition(".")

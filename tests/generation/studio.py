@@ -20,7 +20,7 @@ from tests.store.support import fast_folder
 from tests.support import encode, photo
 from zsvec.generation.manifest import images, read_manifest
 from zsvec.generation.synthesis import Generated
-from zsvec.store.base import Where
+from zsvec.store.backends.base import Where
 from zsvec.testing import HashEncoder
 
 

@@ -20,8 +20,8 @@ from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write
-from zsvec.store.base import Backend
-from zsvec.store.edge import EdgeBackend
+from zsvec.store.backends.base import Backend
+from zsvec.store.backends.edge.backend import EdgeBackend
 from zsvec.types import Fingerprint
 
 Floats = NDArray[np.float32]

@@ -13,7 +13,7 @@ from zsvec.search import arrivals
 from zsvec.search.arrivals import read
 from zsvec.search.base import Change
 from zsvec.store import Store
-from zsvec.store.base import Points
+from zsvec.store.backends.base import Points
 from zsvec.types import Category
 
 Stored = Sequence[tuple[str, str, float]]

@@ -16,9 +16,10 @@ from tests.search.support import STATE, assert_answers, by_expert, every_way, fi
 from tests.store.material import FINGERPRINTS, add, references, write_of
 from tests.store.support import Deployment, Hooked
 from zsvec.errors import EncoderMismatchError
-from zsvec.store import Points, Store, edge
-from zsvec.store.base import Where
-from zsvec.store.server.limits import Limits
+from zsvec.store import Points, Store
+from zsvec.store.backends.base import Where
+from zsvec.store.backends.edge import backend as edge
+from zsvec.store.backends.server.limits import Limits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -227,7 +228,7 @@ class Interrupted(Hooked):
 def test_commit_between_two_pages_of_the_catalog_is_not_missed(
     deployment: Deployment, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.store.shard._PAGE", 2)
+    monkeypatch.setattr("zsvec.store.backends.edge.shard._PAGE", 2)
     monkeypatch.setattr(Limits, "of", classmethod(lambda cls, _: cls(page=2)))
     backend = Interrupted(deployment)
     store = deployment.open(backend)
@@ -257,7 +258,7 @@ def test_catalog_of_a_folder_is_read_in_one_instant(
     deployment: Deployment, store: Store, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that commits meanwhile has to wait, or the commit would be missed where its ``rev`` is not the last."""
-    monkeypatch.setattr("zsvec.store.shard._PAGE", 2)
+    monkeypatch.setattr("zsvec.store.backends.edge.shard._PAGE", 2)
     names = filled_with_six(store, deployment)
     searching = searcher(store, way)
     later = threading.Thread(

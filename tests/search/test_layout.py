@@ -35,7 +35,7 @@ from zsvec.method.rows import Rows
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write
-from zsvec.store.base import Where
+from zsvec.store.backends.base import Where
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

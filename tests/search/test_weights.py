@@ -19,7 +19,7 @@ from zsvec.method.background import Background, roots
 from zsvec.method.calibration import Calibration
 from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write
-from zsvec.store.base import Points
+from zsvec.store.backends.base import Points
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

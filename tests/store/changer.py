@@ -136,6 +136,6 @@ def is_one_of(state: State, before: State, after: State) -> bool:
 
 
 if __name__ == "__main__":
-    import_module("zsvec.store.edge")
-    import_module("zsvec.store.server")
+    import_module("zsvec.store.backends.edge.backend")
+    import_module("zsvec.store.backends.server")
     serve(lambda line: make_changes(*line.split()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.forking import say, serve
 from tests.store.material import FINGERPRINTS, pictured
 from zsvec.store import Store, Write
-from zsvec.store.edge import EdgeBackend
+from zsvec.store.backends.edge.backend import EdgeBackend
 
 NAMES = [f"category {i:02}" for i in range(45)]
 BATCH = 3  # categories a write

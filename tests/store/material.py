@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsvec.store import Cursor, Reference, SmallImage, Store, Write
-from zsvec.store.base import Where
+from zsvec.store.backends.base import Where
 from zsvec.types import Category, Fingerprint, Modality
 
 Key = tuple[str, str, str]

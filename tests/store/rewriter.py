@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.forking import say, serve
-from zsvec.store import shard
-from zsvec.store.edge import EdgeBackend
+from zsvec.store.backends.edge import shard
+from zsvec.store.backends.edge.backend import EdgeBackend
 
 COLLECTION = "points"
 STEPS = {os: ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink"), shard: ("count", "make", "page", "upserts")}

@@ -19,8 +19,8 @@ import pytest
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.store.base import Dims, Hit, Points, Put, Where
-from zsvec.store.memory import MemoryBackend
+from zsvec.store.backends.base import Dims, Hit, Points, Put, Where
+from zsvec.store.backends.memory import MemoryBackend
 from zsvec.types import Finding
 
 HOURS = 3600.0

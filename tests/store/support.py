@@ -23,13 +23,13 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from tests.store.material import FINGERPRINTS
 from zsvec.store import Store
-from zsvec.store.base import Backend, Where
-from zsvec.store.edge import EdgeBackend
-from zsvec.store.memory import MemoryBackend
-from zsvec.store.server import connect
-from zsvec.store.server.backend import ServerBackend
-from zsvec.store.server.connection import Connection
-from zsvec.store.server.node import Node
+from zsvec.store.backends.base import Backend, Where
+from zsvec.store.backends.edge.backend import EdgeBackend
+from zsvec.store.backends.memory import MemoryBackend
+from zsvec.store.backends.server import connect
+from zsvec.store.backends.server.backend import ServerBackend
+from zsvec.store.backends.server.connection import Connection
+from zsvec.store.backends.server.node import Node
 
 _SHM = Path("/dev/shm")
 _BLOCK = 4096

@@ -23,10 +23,10 @@ from tests.generation.scripted import Reply, Scripted, Sent, scripted
 from tests.network.support import left_behind
 from zsvec.errors import LargeAnswerError, StoreError, StoreUnavailableError
 from zsvec.store import Store, open_store
-from zsvec.store.base import Where
-from zsvec.store.server import connect, connection, limits
-from zsvec.store.server.limits import ANSWER_BYTES, SMALL_ANSWER_BYTES, Limits, size_of_point
-from zsvec.store.server.node import Node
+from zsvec.store.backends.base import Where
+from zsvec.store.backends.server import connect, connection, limits
+from zsvec.store.backends.server.limits import ANSWER_BYTES, SMALL_ANSWER_BYTES, Limits, size_of_point
+from zsvec.store.backends.server.node import Node
 
 PATIENCE_S = 60.0
 ENDLESS: Mapping[str, endless.Reply] = dict([*endless.FLOODS.items(), *endless.HEAD_FLOODS.items()])

@@ -40,8 +40,8 @@ from tests.store.support import (
 )
 from zsvec.errors import CategoryNotFoundError, ZSVecError
 from zsvec.store import Cursor, Look, Store, Write
-from zsvec.store.base import Points, Where
-from zsvec.store.schema import LATEST, record_id
+from zsvec.store.backends.base import Points, Where
+from zsvec.store.catalog.schema import LATEST, record_id
 from zsvec.types import CALIBRATION_FORMAT
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -78,7 +78,7 @@ AWKWARD_NAMES = [
 def no_second_stamps() -> Iterator[None]:
     """Versions are counted here. A commit a second older than the newest, as on a busy machine, would get another."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zsvec.store.commit.SLACK", LATEST)
+        patch.setattr("zsvec.store.catalog.commit.SLACK", LATEST)
         yield
 
 

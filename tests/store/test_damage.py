@@ -23,10 +23,10 @@ from tests.store.material import FINGERPRINTS, add, references, sources
 from tests.store.support import fast_folder
 from zsvec.errors import StoreError, ZSVecError
 from zsvec.store import Cursor, Store
-from zsvec.store.base import Put, Where
-from zsvec.store.checksums import _checksum
-from zsvec.store.edge import EdgeBackend
-from zsvec.store.schema import intent_payload, new_write_id
+from zsvec.store.backends.base import Put, Where
+from zsvec.store.backends.edge.backend import EdgeBackend
+from zsvec.store.backends.edge.checksums import _checksum
+from zsvec.store.catalog.schema import intent_payload, new_write_id
 
 ROOT = Path(__file__).parents[2]
 STORED = {
@@ -63,8 +63,8 @@ from pathlib import Path
 from tests.store.material import add
 from tests.store.test_damage import fill
 from zsvec.store import Store
-from zsvec.store.edge import EdgeBackend
-from zsvec.store.checksums import Checksums
+from zsvec.store.backends.edge.backend import EdgeBackend
+from zsvec.store.backends.edge.checksums import Checksums
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from zsvec.store.base import Where
-from zsvec.store.server.filters import filter_of, parts
-from zsvec.store.server.limits import Limits
+from zsvec.store.backends.base import Where
+from zsvec.store.backends.server.filters import filter_of, parts
+from zsvec.store.backends.server.limits import Limits
 
 FIVE = ("a", "b", "c", "d", "e")
 

@@ -22,10 +22,10 @@ from tests.store.support import Hooked, fast_folder
 from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.inputs.files import write_whole
 from zsvec.store import Store, open_store
-from zsvec.store import folder as folder_module
-from zsvec.store.base import Backend
-from zsvec.store.edge import EdgeBackend
-from zsvec.store.folder import ROOM
+from zsvec.store.backends.base import Backend
+from zsvec.store.backends.edge import folder as folder_module
+from zsvec.store.backends.edge.backend import EdgeBackend
+from zsvec.store.backends.edge.folder import ROOM
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no folder that is in use")
 
@@ -203,7 +203,7 @@ def test_a_store_is_closed_and_read_again_where_checksums_find_no_room(
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write_whole(path, content)
 
-    monkeypatch.setattr("zsvec.store.checksums.write_whole", full)
+    monkeypatch.setattr("zsvec.store.backends.edge.checksums.write_whole", full)
     disk.free = 0
     for _ in range(3):
         with Store(EdgeBackend(folder), "zsvec") as reader:

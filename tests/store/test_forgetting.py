@@ -14,7 +14,7 @@ from tests.store.material import FINGERPRINTS, add, content_hash, jpeg, pictured
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked
 from zsvec.errors import InvalidInputError
 from zsvec.store import InboxImage, Move, Store
-from zsvec.store.base import Where
+from zsvec.store.backends.base import Where
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

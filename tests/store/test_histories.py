@@ -13,8 +13,9 @@ from tests.store.material import FINGERPRINTS, copies, live_copies, pictured, un
 from tests.store.simulated import HOURS, Faults, Process, SimulatedBackend, World, simulated_time  # noqa: F401
 from zsvec.errors import CategoryNotFoundError, ConflictError, StoreError, StoreUnavailableError
 from zsvec.search.searcher import Searcher
-from zsvec.store import Store, commit, writing
-from zsvec.store.base import Where
+from zsvec.store import Store, writing
+from zsvec.store.backends.base import Where
+from zsvec.store.catalog import commit
 from zsvec.store.collector import Collector
 from zsvec.types import KeepImages
 

@@ -20,8 +20,8 @@ from tests.store.material import FINGERPRINTS, content_hash, copies, live_copies
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, LocalDeployment, fast_folder
 from zsvec.errors import CategoryNotFoundError, InvalidInputError
 from zsvec.store import Move, Store, causes, open_store
-from zsvec.store.base import Put, Where
-from zsvec.store.schema import expected, record_id
+from zsvec.store.backends.base import Put, Where
+from zsvec.store.catalog.schema import expected, record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

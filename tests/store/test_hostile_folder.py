@@ -18,7 +18,7 @@ from tests.store.material import FINGERPRINTS, add, sources
 from tests.store.support import fast_folder
 from zsvec.errors import ZSVecError
 from zsvec.store import Store
-from zsvec.store.edge import EdgeBackend
+from zsvec.store.backends.edge.backend import EdgeBackend
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="named pipes and links of POSIX")
 

@@ -15,9 +15,9 @@ from tests.store.material import ADDED, FINGERPRINTS, add, content_hash, jpeg, p
 from tests.store.support import LASTING, Deployment, EdgeDeployment
 from zsvec.errors import InvalidInputError, StoreError
 from zsvec.store import Move, SmallImage, Store, Write
-from zsvec.store.base import Points, Put, Where
-from zsvec.store.catalog import Catalog
-from zsvec.store.schema import record_id
+from zsvec.store.backends.base import Points, Put, Where
+from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.schema import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

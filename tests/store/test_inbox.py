@@ -15,8 +15,8 @@ from tests.store.support import LASTING, Deployment
 from zsvec.errors import InvalidInputError, StoreError
 from zsvec.inputs.small import small_copy
 from zsvec.store import InboxImage, Store
-from zsvec.store.base import Points, Where
-from zsvec.store.schema import record_id
+from zsvec.store.backends.base import Points, Where
+from zsvec.store.catalog.schema import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

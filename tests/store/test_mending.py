@@ -14,8 +14,8 @@ import pytest
 from tests.store.material import add, content_hash, references, sources, write_of
 from zsvec.errors import CategoryNotFoundError, InvalidInputError
 from zsvec.store import Move, Renamed, Store
-from zsvec.store.base import Put
-from zsvec.store.schema import expected, record_id
+from zsvec.store.backends.base import Put
+from zsvec.store.catalog.schema import expected, record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

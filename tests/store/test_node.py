@@ -22,8 +22,8 @@ from zsvec.inputs.answers import hooks
 from zsvec.inputs.deadline import LateError
 from zsvec.inputs.sockets import Sockets
 from zsvec.store import open_store
-from zsvec.store.server.limits import answer_bytes
-from zsvec.store.server.node import Node
+from zsvec.store.backends.server.limits import answer_bytes
+from zsvec.store.backends.server.node import Node
 
 ENOUGH = 60.0  # seconds, also where the machine is busy
 VERSION = "1.18.3"

@@ -17,9 +17,9 @@ from zsvec.encoders import EncoderSet
 from zsvec.errors import StoreError, ZSVecError
 from zsvec.settings.settings import load_settings
 from zsvec.store import Store, Write
-from zsvec.store.base import Where
-from zsvec.store.memory import MemoryBackend
-from zsvec.store.schema import record_id
+from zsvec.store.backends.base import Where
+from zsvec.store.backends.memory import MemoryBackend
+from zsvec.store.catalog.schema import record_id
 
 NAMES = ("red", "green", "blue")
 MISSING = object()

@@ -21,10 +21,10 @@ from tests.store.material import FINGERPRINTS, add, reference, sources, unit_vec
 from tests.store.support import LASTING, Deployment, EdgeDeployment, MemoryDeployment
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, StoreLockedError
 from zsvec.store import Store, Write, open_store
-from zsvec.store.base import Put
-from zsvec.store.catalog import Catalog
-from zsvec.store.look import Cursor
-from zsvec.store.schema import record_id
+from zsvec.store.backends.base import Put
+from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.look import Cursor
+from zsvec.store.catalog.schema import record_id
 from zsvec.types import Fingerprint
 
 pytestmark = [
@@ -242,7 +242,7 @@ READER = [
 import sys
 from pathlib import Path
 from zsvec.errors import StoreError
-from zsvec.store.edge import EdgeBackend
+from zsvec.store.backends.edge.backend import EdgeBackend
 from zsvec.store.store import Store
 try:
     print([category.name for category in Store(EdgeBackend(Path(sys.argv[1])), "zsvec").categories()])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.store import references as module
-from zsvec.store.base import Points, Where
-from zsvec.store.references import ReferenceCollections
+from zsvec.store.backends.base import Points, Where
+from zsvec.store.collections import references as module
+from zsvec.store.collections.references import ReferenceCollections
 
 IDS = [f"{i:03}" for i in range(20)]
 

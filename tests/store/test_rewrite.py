@@ -26,10 +26,11 @@ from tests.store.rewriter import COLLECTION
 from tests.store.support import fast_folder
 from tests.store.test_folder import Disk
 from zsvec.errors import StoreError, StoreUnavailableError, ZSVecError
-from zsvec.store import Store, shard
-from zsvec.store.base import Points, Where
-from zsvec.store.edge import EdgeBackend
-from zsvec.store.folder import ROOM
+from zsvec.store import Store
+from zsvec.store.backends.base import Points, Where
+from zsvec.store.backends.edge import shard
+from zsvec.store.backends.edge.backend import EdgeBackend
+from zsvec.store.backends.edge.folder import ROOM
 
 ROOT = Path(__file__).parents[2]
 DIM = 16

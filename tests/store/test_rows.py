@@ -10,8 +10,8 @@ from qdrant_client import grpc as protocol
 from qdrant_client.conversions.conversion import RestToGrpc
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Points
-from zsvec.store.server.rows import _payloads, _vectors
+from zsvec.store.backends.base import Points
+from zsvec.store.backends.server.rows import _payloads, _vectors
 
 
 def point(number: int, *values: float, former: bool = False) -> Any:

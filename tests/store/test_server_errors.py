@@ -24,7 +24,7 @@ from tests.store.support import fast_folder, left_behind
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.inputs.deadline import LateError, in_time
 from zsvec.store import Store, open_store
-from zsvec.store.server.node import Node
+from zsvec.store.backends.server.node import Node
 
 pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 
@@ -256,7 +256,7 @@ def test_what_is_around_a_key_is_not_sent(qdrant: FakeQdrant) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next node is asked after the shortest time that the client knows."""
-    monkeypatch.setattr("zsvec.store.server.connection._PATIENCE", 1)
+    monkeypatch.setattr("zsvec.store.backends.server.connection._PATIENCE", 1)
 
 
 def scrolls(fake: FakeQdrant) -> int:
@@ -462,7 +462,7 @@ def test_busy_server_whose_time_is_no_time_is_asked_again(qdrant: FakeQdrant, wa
 def test_busy_server_whose_time_is_no_time_is_not_hammered(
     qdrant: FakeQdrant, wait: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.store.server.connection.wait_random_exponential", lambda **_: lambda state: 0.2)
+    monkeypatch.setattr("zsvec.store.backends.server.connection.wait_random_exponential", lambda **_: lambda state: 0.2)
     with opened(qdrant.url) as store, store.within(SHORT):
         qdrant.requests.clear()
         qdrant.answer = lambda *_: error(429, "too many requests", Retry_After=wait)

@@ -10,7 +10,8 @@ from tests.store.material import FINGERPRINTS, references, write_of
 from tests.store.simulated import HOURS, Faults, Process, SimulatedBackend, World, simulated_time  # noqa: F401
 from tests.store.test_histories import assert_no_garbage, searcher_of
 from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
-from zsvec.store import Move, Store, schema
+from zsvec.store import Move, Store
+from zsvec.store.catalog import schema
 
 pytestmark = pytest.mark.usefixtures("simulated_time")
 

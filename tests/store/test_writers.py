@@ -15,8 +15,8 @@ from tests.store.material import FINGERPRINTS, add, content_hash, sources, write
 from tests.store.support import LASTING, Crash, Deployment, Hooked
 from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError
 from zsvec.store import Cursor, Move, Store
-from zsvec.store.base import Points
-from zsvec.store.schema import record_id
+from zsvec.store.backends.base import Points
+from zsvec.store.catalog.schema import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

@@ -17,8 +17,8 @@ from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.search.base import Change, Vectors
 from zsvec.store import Store
-from zsvec.store.base import Points
-from zsvec.store.schema import text_from
+from zsvec.store.backends.base import Points
+from zsvec.store.catalog.schema import text_from
 from zsvec.types import Modality, expert_name
 
 _ROWS = 8192  # of a block

@@ -10,12 +10,12 @@ from importlib import import_module
 from pathlib import Path
 
 from zsvec.errors import InvalidInputError, ZSVecError, shown
-from zsvec.store.base import FIRST_CONTACT, Hit, Placement, Points
-from zsvec.store.census import Census
-from zsvec.store.inbox import InboxImage, Why
-from zsvec.store.look import Cursor, Look
+from zsvec.store.backends.base import FIRST_CONTACT, Hit, Placement, Points
+from zsvec.store.catalog.census import Census
+from zsvec.store.catalog.look import Cursor, Look
+from zsvec.store.catalog.schema import Reference, SmallImage
+from zsvec.store.collections.inbox import InboxImage, Why
 from zsvec.store.mending import Move, Renamed
-from zsvec.store.schema import Reference, SmallImage
 from zsvec.store.store import Store
 from zsvec.store.writing import Write
 from zsvec.types import Fingerprint
@@ -86,13 +86,15 @@ def open_store(
     if like_server:
         raise InvalidInputError(f"the store {location!r} looks like a server: write http://{location}, or https://")
     if location == ":memory:":
-        return Store(import_module("zsvec.store.memory").MemoryBackend(), namespace, profile_of, history=history, by=by)
+        return Store(
+            import_module("zsvec.store.backends.memory").MemoryBackend(), namespace, profile_of, history=history, by=by
+        )
     if "://" in location:
         urls = [url.strip() for url in location.split(",")]
         for url in urls:
             if not url.startswith(("http://", "https://")):
                 raise InvalidInputError(f"the store {url!r} is neither a folder nor an http:// or https:// URL")
-        backend = import_module("zsvec.store.server").connect(
+        backend = import_module("zsvec.store.backends.server").connect(
             urls,
             api_key=api_key,
             ca_certificate=ca_certificate,
@@ -102,7 +104,7 @@ def open_store(
         )
         return Store(backend, namespace, profile_of, history=history, by=by)
     folder = _folder(location, within or Path())
-    edge = import_module("zsvec.store.edge")
+    edge = import_module("zsvec.store.backends.edge.backend")
     store = Store(edge.EdgeBackend(folder, name=location), namespace, profile_of, history=history, by=by)
     with suppress(ZSVecError):  # the first use says it
         store.finish_undos()

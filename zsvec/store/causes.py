@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from zsvec.store.history import Cause
+from zsvec.store.catalog.history import Cause
 
 _CAUSE: ContextVar[Cause | None] = ContextVar("cause", default=None)
 _BY: ContextVar[str | None] = ContextVar("by", default=None)

@@ -1,6 +1,6 @@
 """The collector of garbage: it deletes what no manifest names and no writer can commit any more.
 
-What a change has replaced that can be taken back (`zsvec.store.history`) is kept until that is *final*.
+What a change has replaced that can be taken back (`zsvec.store.catalog.history`) is kept until that is *final*.
 
 A write declares first what it may leave behind: its *intent*. So the collector need not look through the references.
 It *fences* a category before it deletes references that a writer may still be about to commit: it raises the version of
@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Put, Where
-from zsvec.store.catalog import Catalog, State, id_of, readable
-from zsvec.store.history import Cause, History, change_payload, final_payload, told
-from zsvec.store.records import is_told, is_write
-from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import category_from, expected, intent_payload, manifest_payload, record_id, write_time
+from zsvec.store.backends.base import Put, Where
+from zsvec.store.catalog.catalog import Catalog, State, id_of, readable
+from zsvec.store.catalog.history import Cause, History, change_payload, final_payload, told
+from zsvec.store.catalog.records import is_told, is_write
+from zsvec.store.catalog.schema import category_from, expected, intent_payload, manifest_payload, record_id, write_time
+from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.transfer import settled
 from zsvec.types import Category, Change
 

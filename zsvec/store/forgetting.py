@@ -16,13 +16,13 @@ from typing import Any
 from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_attempt, wait_random_exponential
 
 from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError
-from zsvec.store.base import Put, Where
-from zsvec.store.catalog import Catalog
+from zsvec.store.backends.base import Put, Where
+from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.history import FORGET, History, Record
+from zsvec.store.catalog.schema import IMAGES, category_from, expected, is_reference
+from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
-from zsvec.store.history import FORGET, History, Record
 from zsvec.store.mending import remove_references
-from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import IMAGES, category_from, expected, is_reference
 from zsvec.store.transfer import settled
 from zsvec.store.writing import remove_category
 from zsvec.types import Forgotten, expert_name

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from zsvec.store.base import Backend
-from zsvec.store.catalog import Catalog
-from zsvec.store.history import History
-from zsvec.store.references import ReferenceCollections
+from zsvec.store.backends.base import Backend
+from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.history import History
+from zsvec.store.collections.references import ReferenceCollections
 from zsvec.types import Finding, counted
 
 

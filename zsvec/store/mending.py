@@ -10,11 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from zsvec.errors import InvalidInputError
-from zsvec.store.catalog import Catalog
+from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.commit import publish
+from zsvec.store.catalog.schema import Reference, category_from, new_write_id
+from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
-from zsvec.store.commit import publish
-from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import Reference, category_from, new_write_id
 from zsvec.store.transfer import settled
 from zsvec.store.writing import Plan, Write, carry_out, carry_out_move, planned, read_all, until_won
 from zsvec.types import Category, expert_name

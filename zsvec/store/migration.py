@@ -12,10 +12,9 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 
-from zsvec.store.base import Put
-from zsvec.store.catalog import Catalog, id_of
-from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import (
+from zsvec.store.backends.base import Put
+from zsvec.store.catalog.catalog import Catalog, id_of
+from zsvec.store.catalog.schema import (
     SCHEMA,
     category_from,
     expected,
@@ -26,6 +25,7 @@ from zsvec.store.schema import (
     stopper_payload,
     write_time,
 )
+from zsvec.store.collections.references import ReferenceCollections
 
 
 def migrate(catalog: Catalog, references: ReferenceCollections) -> None:

@@ -10,18 +10,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from zsvec.errors import EncoderMismatchError, StoreError
-from zsvec.store import forgetting, health, mending, ownership, undo, writing
-from zsvec.store.base import Backend, Hit, Points
-from zsvec.store.catalog import Catalog
+from zsvec.store import forgetting, health, mending, undo, writing
+from zsvec.store.backends.base import Backend, Hit, Points
+from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.history import FORGET, History
+from zsvec.store.catalog.look import Cursor, Look, look
+from zsvec.store.catalog.schema import Reference, SmallImage, keeps_images
 from zsvec.store.causes import Causes
+from zsvec.store.collections import ownership
+from zsvec.store.collections.inbox import InboxCollection
+from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
-from zsvec.store.history import FORGET, History
-from zsvec.store.inbox import InboxCollection
-from zsvec.store.look import Cursor, Look, look
 from zsvec.store.mending import Move
 from zsvec.store.migration import migrate
-from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import Reference, SmallImage, keeps_images
 from zsvec.store.writing import Write
 from zsvec.types import Category, Change, Finding, Fingerprint, Forgotten, KeepImages, Modality, StoredReference
 

@@ -17,7 +17,7 @@ it for off, and loses at 3.
 A writer of an earlier version of zsvec does not know of transfers, and would write over them.
 
 A reader whose look goes page by page may see the new source and the old target. The new source says which version of
-the target it requires, and the reader asks for that again (`zsvec.store.look`).
+the target it requires, and the reader asks for that again (`zsvec.store.catalog.look`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from zsvec.errors import StoreError
-from zsvec.store.catalog import PAUSES, Catalog, State
-from zsvec.store.commit import UnknownError, attempts, commit_manifests, publish
-from zsvec.store.records import is_record, place_of
-from zsvec.store.schema import (
+from zsvec.store.catalog.catalog import PAUSES, Catalog, State
+from zsvec.store.catalog.commit import UnknownError, attempts, commit_manifests, publish
+from zsvec.store.catalog.records import is_record, place_of
+from zsvec.store.catalog.schema import (
     category_from,
     expected,
     manifest_payload,

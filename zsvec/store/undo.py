@@ -21,14 +21,14 @@ from dataclasses import replace
 from typing import Any
 
 from zsvec.errors import InvalidInputError, ZSVecError, shown
-from zsvec.store.base import Put, Where
-from zsvec.store.catalog import Catalog
+from zsvec.store.backends.base import Put, Where
+from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.commit import publish
+from zsvec.store.catalog.history import Cause, History, Record, state_before
+from zsvec.store.catalog.records import is_undo
+from zsvec.store.catalog.schema import UNDO, Reference, new_write_id
+from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
-from zsvec.store.commit import publish
-from zsvec.store.history import Cause, History, Record, state_before
-from zsvec.store.records import is_undo
-from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import UNDO, Reference, new_write_id
 from zsvec.store.transfer import settled
 from zsvec.store.writing import ChangedError, Plan, carry_out, carry_out_move, until_won
 from zsvec.types import Category, Change, expert_name

@@ -2,9 +2,9 @@
 
 A category is planned on its last commit. What the write may leave behind is declared (`zsvec.store.collector`). The
 references that it lacks go to every encoder's collection under a new write id, and so do small copies of their images
-(`zsvec.store.images`). Its manifest is replaced by compare-and-set (`zsvec.store.commit`), and the commit is published
-to all readers. References that the winner no longer names are left to the collector. A writer that loses plans again on
-what is there by then, under a new write id.
+(`zsvec.store.collections.images`). Its manifest is replaced by compare-and-set (`zsvec.store.catalog.commit`), and the
+commit is published to all readers. References that the winner no longer names are left to the collector. A writer that
+loses plans again on what is there by then, under a new write id.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tenacity import (
 )
 
 from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
-from zsvec.store.catalog import Catalog, State
+from zsvec.store.catalog.catalog import Catalog, State
+from zsvec.store.catalog.commit import commit, commit_calibration, publish
+from zsvec.store.catalog.schema import Reference, category_from, new_write_id
+from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
-from zsvec.store.commit import commit, commit_calibration, publish
-from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import Reference, category_from, new_write_id
 from zsvec.store.transfer import settled, transfer
 from zsvec.types import Category, encoder_and_modality, expert_name
 

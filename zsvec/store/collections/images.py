@@ -14,8 +14,8 @@ from itertools import islice
 from typing import Any
 
 from zsvec.errors import ImageError
-from zsvec.store.base import Backend, Points, Where
-from zsvec.store.schema import (
+from zsvec.store.backends.base import Backend, Points, Where
+from zsvec.store.catalog.schema import (
     IMAGE_INDEXES,
     IMAGES,
     Reference,

@@ -17,10 +17,10 @@ from qdrant_client import models
 from qdrant_client.conversions.conversion import RestToGrpc
 
 from zsvec.errors import StoreError
-from zsvec.store.server.connection import Connection
-from zsvec.store.server.failures import FAILURES, is_busy, is_refusal, is_transient
-from zsvec.store.server.node import Node
-from zsvec.store.server.replicas import Replicas
+from zsvec.store.backends.server.connection import Connection
+from zsvec.store.backends.server.failures import FAILURES, is_busy, is_refusal, is_transient
+from zsvec.store.backends.server.node import Node
+from zsvec.store.backends.server.replicas import Replicas
 
 LONGEST = 15.0
 """Seconds after which a cluster has noticed that a node stands still, or will not."""

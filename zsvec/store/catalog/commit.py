@@ -15,9 +15,9 @@ from typing import Any, Literal
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from zsvec.errors import StoreError, StoreUnavailableError
-from zsvec.store.base import Put
-from zsvec.store.catalog import SLACK, Catalog, State, id_of
-from zsvec.store.schema import (
+from zsvec.store.backends.base import Put
+from zsvec.store.catalog.catalog import SLACK, Catalog, State, id_of
+from zsvec.store.catalog.schema import (
     calibrated_revision,
     calibration_from,
     calibration_payload,

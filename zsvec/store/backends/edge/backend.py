@@ -23,11 +23,20 @@ from filelock import FileLock, Timeout
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.inputs.files import inside
-from zsvec.store import shard as shards
-from zsvec.store import swap
-from zsvec.store.base import Dims, Handle, Hit, Points, Put, Where
-from zsvec.store.checksums import Checksums
-from zsvec.store.folder import POINT, ROOM, OpenedFolder, check_room, log_size, read_ahead, room_for, room_to_open
+from zsvec.store.backends.base import Dims, Handle, Hit, Points, Put, Where
+from zsvec.store.backends.edge import shard as shards
+from zsvec.store.backends.edge import swap
+from zsvec.store.backends.edge.checksums import Checksums
+from zsvec.store.backends.edge.folder import (
+    POINT,
+    ROOM,
+    OpenedFolder,
+    check_room,
+    log_size,
+    read_ahead,
+    room_for,
+    room_to_open,
+)
 from zsvec.types import Finding
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from zsvec.errors import ImageError, InvalidInputError, StoreError
-from zsvec.store.base import Backend, Points, Where
-from zsvec.store.catalog import Catalog
-from zsvec.store.images import small_image
-from zsvec.store.schema import SmallImage, collection_name, point_id, text_from, time_from
+from zsvec.store.backends.base import Backend, Points, Where
+from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.schema import SmallImage, collection_name, point_id, text_from, time_from
+from zsvec.store.collections.images import small_image
 from zsvec.types import Fingerprint
 
 if TYPE_CHECKING:

@@ -1,20 +1,20 @@
 """What zsvec keeps in Qdrant: the names of its collections, the ids of its points, and their payloads.
 
 A store owns the collections of one namespace: one per encoder, whose points are references, one of small copies of
-images (`zsvec.store.images`), if it keeps any, and the catalog, whose points are records:
+images (`zsvec.store.collections.images`), if it keeps any, and the catalog, whose points are records:
 
 - one record for the store: the version of this schema, an id of its own, the fingerprint of each encoder, and whether
   it keeps small copies of images (``images``: ``small`` or ``none``; without it none, and no collection for them);
 - one manifest per category, which names the writes whose references are live;
 - one record for the calibration;
 - one intent per write that is under way, or has left something to be deleted: whatever it may leave behind;
-- one change per write of the last time (`zsvec.store.history`), which can be taken back: what its intent was, and what
-  the manifests were before.
+- one change per write of the last time (`zsvec.store.catalog.history`), which can be taken back: what its intent was,
+  and what the manifests were before.
 
 Every record has a version, 1 when it is new and one more for each replacement, and the id of its store; it is written
-by compare-and-set of both (`zsvec.store.commit`). What orders the commits for readers is their ``rev``; a manifest also
-keeps the one of its last change (``changed``), for it may get another without a change. The keys of the payloads are
-the format of stores on disk.
+by compare-and-set of both (`zsvec.store.catalog.commit`). What orders the commits for readers is their ``rev``; a
+manifest also keeps the one of its last change (``changed``), for it may get another without a change. The keys of the
+payloads are the format of stores on disk.
 
 Schema 1 had manifests of kind ``category``, no ids of stores, and no intents. Both are read; `zsvec.store.migration`
 turns the one into the other.
@@ -416,7 +416,7 @@ def intent_payload(
         rev: When the write began.
         writes: The write id under which references of each category are written.
         replaced: The write ids that each category loses by the commit.
-        told: What is told of a change that can be taken back; see `zsvec.store.history`.
+        told: What is told of a change that can be taken back; see `zsvec.store.catalog.history`.
     """
     return {
         "kind": "intent",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from zsvec.store.schema import CATEGORY_KINDS, OWN_KINDS, UNDO, WRITE_KINDS, are_texts, is_number, record_id
+from zsvec.store.catalog.schema import CATEGORY_KINDS, OWN_KINDS, UNDO, WRITE_KINDS, are_texts, is_number, record_id
 
 _Types: TypeAlias = Mapping[str, type | tuple[type, ...]]
 

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
-from zsvec.store.look import Cursor
+from zsvec.store.catalog.look import Cursor
 from zsvec.store.store import Store
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from zsvec.errors import CategoryNotFoundError, StoreError
-from zsvec.store.base import Backend, Put, Where
-from zsvec.store.records import damaged_manifest, is_believed, is_record, place_of
-from zsvec.store.schema import (
+from zsvec.store.backends.base import Backend, Put, Where
+from zsvec.store.catalog.records import damaged_manifest, is_believed, is_record, place_of
+from zsvec.store.catalog.schema import (
     CATALOG,
     CATALOG_INDEXES,
     CATEGORY_KINDS,

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 from qdrant_client import QdrantClient, models
 
-from zsvec.store.server.connection import Connection
-from zsvec.store.server.replicas import Consistency
+from zsvec.store.backends.server.connection import Connection
+from zsvec.store.backends.server.replicas import Consistency
 
 Records: TypeAlias = dict[str, Mapping[str, Any]]  # by id
 Read: TypeAlias = Callable[[QdrantClient, Consistency], Records]

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
-from zsvec.store.base import Backend, Where
-from zsvec.store.catalog import Catalog
-from zsvec.store.inbox import INBOX
+from zsvec.store.backends.base import Backend, Where
+from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.schema import CATALOG, IMAGES, keeps_images
+from zsvec.store.collections.inbox import INBOX
+from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.migration import migrate
-from zsvec.store.references import ReferenceCollections
-from zsvec.store.schema import CATALOG, IMAGES, keeps_images
 from zsvec.types import Fingerprint, KeepImages
 
 _RESERVED = {CATALOG, IMAGES, INBOX}

@@ -20,10 +20,10 @@ from itertools import dropwhile, takewhile
 from typing import Any, TypeAlias
 
 from zsvec.errors import InvalidInputError
-from zsvec.store.base import Where
-from zsvec.store.catalog import Catalog, State
-from zsvec.store.records import is_told
-from zsvec.store.schema import PAST, WRITE_KINDS, category_from
+from zsvec.store.backends.base import Where
+from zsvec.store.catalog.catalog import Catalog, State
+from zsvec.store.catalog.records import is_told
+from zsvec.store.catalog.schema import PAST, WRITE_KINDS, category_from
 from zsvec.types import Category, Change
 
 Record: TypeAlias = Mapping[str, Any]

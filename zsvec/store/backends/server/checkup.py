@@ -13,13 +13,13 @@ from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreError
 from zsvec.inputs.deadline import in_time
-from zsvec.store.server import peers
-from zsvec.store.server.connection import Connection, check_version
-from zsvec.store.server.failures import FAILURES, is_refusal
-from zsvec.store.server.healing import Records, differing, heal
-from zsvec.store.server.limits import Limits
-from zsvec.store.server.node import Node
-from zsvec.store.server.replicas import Consistency, Replicas
+from zsvec.store.backends.server import peers
+from zsvec.store.backends.server.connection import Connection, check_version
+from zsvec.store.backends.server.failures import FAILURES, is_refusal
+from zsvec.store.backends.server.healing import Records, differing, heal
+from zsvec.store.backends.server.limits import Limits
+from zsvec.store.backends.server.node import Node
+from zsvec.store.backends.server.replicas import Consistency, Replicas
 from zsvec.types import Finding, counted
 
 _ROUND_TRIPS = 5
@@ -27,7 +27,7 @@ _REFUSED = "give a key with more rights, by ZSVEC_API_KEY"
 
 
 def check_up(connection: Connection, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
-    """As `zsvec.store.base.Backend.check_up`."""
+    """As `zsvec.store.backends.base.Backend.check_up`."""
     clients = []
     for node in connection.nodes:
         found = _node(connection, node)

@@ -9,8 +9,8 @@ from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreUnavailableError
 from zsvec.inputs.deadline import in_time
-from zsvec.store.server.connection import Connection, check_version
-from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
+from zsvec.store.backends.server.connection import Connection, check_version
+from zsvec.store.backends.server.failures import FAILURES, is_missing, is_refusal
 
 _PATIENCE = 2.0  # seconds
 

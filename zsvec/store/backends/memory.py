@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Dims, Handle, Hit, Points, Put, Where
+from zsvec.store.backends.base import Dims, Handle, Hit, Points, Put, Where
 from zsvec.types import Finding
 
 # By id, the vector, or several by name, and the payload; a record has no vector.

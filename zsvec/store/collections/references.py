@@ -12,9 +12,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Backend, Hit, Points, Where
-from zsvec.store.images import ImageCollection
-from zsvec.store.schema import (
+from zsvec.store.backends.base import Backend, Hit, Points, Where
+from zsvec.store.catalog.schema import (
     IMAGES,
     REFERENCE_INDEXES,
     Reference,
@@ -24,6 +23,7 @@ from zsvec.store.schema import (
     reference_from,
     reference_payload,
 )
+from zsvec.store.collections.images import ImageCollection
 from zsvec.types import Category, Modality, StoredReference, encoder_and_modality, expert_name
 
 if TYPE_CHECKING:

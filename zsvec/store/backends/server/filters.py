@@ -9,8 +9,8 @@ from typing import Any
 
 from qdrant_client import models
 
-from zsvec.store.base import Where
-from zsvec.store.server.limits import Limits, cut
+from zsvec.store.backends.base import Where
+from zsvec.store.backends.server.limits import Limits, cut
 
 _CHARACTER, _AROUND = 6, 3  # bytes of a character of a value, at most, and of what is around the value
 

@@ -18,11 +18,11 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException
 
 from zsvec.errors import StoreError
-from zsvec.store.server.connection import Connection
-from zsvec.store.server.failures import FAILURES, is_missing, is_refusal
-from zsvec.store.server.node import Node
-from zsvec.store.server.notice import LONGEST, Notice
-from zsvec.store.server.replicas import UNKNOWN, Consistency, Replicas
+from zsvec.store.backends.server.connection import Connection
+from zsvec.store.backends.server.failures import FAILURES, is_missing, is_refusal
+from zsvec.store.backends.server.node import Node
+from zsvec.store.backends.server.notice import LONGEST, Notice
+from zsvec.store.backends.server.replicas import UNKNOWN, Consistency, Replicas
 
 _MAJORITY = models.ReadConsistencyType.MAJORITY
 _SLOW = 0.15  # seconds after which a request may be waiting for a node that stands still

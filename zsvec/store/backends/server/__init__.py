@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from zsvec.store.base import FIRST_CONTACT, Placement
-from zsvec.store.server import connection
-from zsvec.store.server.backend import ServerBackend
+from zsvec.store.backends.base import FIRST_CONTACT, Placement
+from zsvec.store.backends.server import connection
+from zsvec.store.backends.server.backend import ServerBackend
 
 
 def connect(

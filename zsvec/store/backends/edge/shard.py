@@ -14,9 +14,9 @@ import qdrant_edge as qe
 
 from zsvec.errors import StoreUnavailableError
 from zsvec.inputs.files import read_regular
-from zsvec.store.base import Dims, Points
-from zsvec.store.checksums import DamagedError
-from zsvec.store.folder import POINT, room_for, room_to_rewrite
+from zsvec.store.backends.base import Dims, Points
+from zsvec.store.backends.edge.checksums import DamagedError
+from zsvec.store.backends.edge.folder import POINT, room_for, room_to_rewrite
 
 _PAGE = 2000
 _CHUNK = 500

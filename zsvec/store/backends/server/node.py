@@ -16,14 +16,14 @@ from qdrant_client import QdrantClient
 from zsvec.inputs.answers import AnswerError, hooks
 from zsvec.inputs.deadline import LateError, in_time
 from zsvec.inputs.sockets import Sockets
-from zsvec.store.server.limits import answer_bytes
+from zsvec.store.backends.server.limits import answer_bytes
 
 _WELL = 0.25  # seconds within which a node that is well says so
 _ABOUT = 1.0  # seconds by which the deadline of a gRPC call may be missed, so that it needs no thread that waits for it
 
 _T = TypeVar("_T")
 Request = Callable[[QdrantClient, int | None], _T]
-"""As `zsvec.store.server.connection.Connection.call` has it."""
+"""As `zsvec.store.backends.server.connection.Connection.call` has it."""
 
 
 class _Line:

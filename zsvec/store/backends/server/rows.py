@@ -17,8 +17,8 @@ from qdrant_client import grpc as protocol
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
 from zsvec.errors import StoreError
-from zsvec.store.base import Hit, Points
-from zsvec.store.server.replicas import Consistency
+from zsvec.store.backends.base import Hit, Points
+from zsvec.store.backends.server.replicas import Consistency
 
 
 def scroll(

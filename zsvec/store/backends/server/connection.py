@@ -33,8 +33,8 @@ from zsvec.errors import InvalidInputError, LargeAnswerError, StoreError, StoreU
 from zsvec.inputs.answers import hooks
 from zsvec.inputs.deadline import LateError
 from zsvec.inputs.sockets import Sockets
-from zsvec.store.base import Handle
-from zsvec.store.server.failures import (
+from zsvec.store.backends.base import Handle
+from zsvec.store.backends.server.failures import (
     FAILURES,
     UNANSWERED,
     is_busy,
@@ -46,8 +46,8 @@ from zsvec.store.server.failures import (
     reason_of,
     tls_problem,
 )
-from zsvec.store.server.limits import ANSWER_BYTES, answer_bytes
-from zsvec.store.server.node import Node, Request
+from zsvec.store.backends.server.limits import ANSWER_BYTES, answer_bytes
+from zsvec.store.backends.server.node import Node, Request
 
 OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
 
@@ -99,7 +99,7 @@ class Connection:
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """As `zsvec.store.base.Backend.within`."""
+        """As `zsvec.store.backends.base.Backend.within`."""
         before = self._patience.set(seconds)
         try:
             yield
@@ -107,7 +107,7 @@ class Connection:
             self._patience.reset(before)
 
     def check(self) -> None:
-        """As `zsvec.store.base.Backend.check`."""
+        """As `zsvec.store.backends.base.Backend.check`."""
         self._handle.check()
 
     def call(
@@ -241,7 +241,7 @@ def connect(
     timeout: float,
     first_contact: float,
 ) -> Connection:
-    """As `zsvec.store.server.connect`."""
+    """As `zsvec.store.backends.server.connect`."""
     for url in urls:
         _address(url)
     api_key = None if api_key is None else _sendable(api_key)

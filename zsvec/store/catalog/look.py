@@ -2,7 +2,8 @@
 
 A look asks for the commits since a little before the newest that the reader had seen when the look *before* began:
 while a look goes through its pages, commits arrive that it misses, and that are older than what it finds on a later
-page. Writers acknowledge a commit only when it is among the newest (`zsvec.store.commit.publish`). So no clock matters.
+page. Writers acknowledge a commit only when it is among the newest (`zsvec.store.catalog.commit.publish`). So no clock
+matters.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zsvec.store.catalog import COMMITS, PAUSES, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
-from zsvec.store.records import is_damaged
-from zsvec.store.schema import LOOK_FIELDS, calibration_from, requirements
+from zsvec.store.catalog.catalog import COMMITS, PAUSES, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
+from zsvec.store.catalog.records import is_damaged
+from zsvec.store.catalog.schema import LOOK_FIELDS, calibration_from, requirements
 from zsvec.types import Category
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from zsvec.inputs.files import inside, open_to_append, sync
-from zsvec.store.checksums import Checksums, DamagedError
+from zsvec.store.backends.edge.checksums import Checksums, DamagedError
 
 
 def exists(folder: Path, collection: str) -> bool:

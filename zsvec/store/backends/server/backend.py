@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import LargeAnswerError, StoreError
-from zsvec.store.base import Dims, Hit, Placement, Points, Put, Where
-from zsvec.store.server import peers, rows
-from zsvec.store.server.checkup import check_up
-from zsvec.store.server.connection import Connection
-from zsvec.store.server.copies import Copies
-from zsvec.store.server.filters import filter_of, parts
-from zsvec.store.server.healing import Records, differing, heal
-from zsvec.store.server.limits import ID, Limits, cut, size_of_point
-from zsvec.store.server.replicas import Consistency
+from zsvec.store.backends.base import Dims, Hit, Placement, Points, Put, Where
+from zsvec.store.backends.server import peers, rows
+from zsvec.store.backends.server.checkup import check_up
+from zsvec.store.backends.server.connection import Connection
+from zsvec.store.backends.server.copies import Copies
+from zsvec.store.backends.server.filters import filter_of, parts
+from zsvec.store.backends.server.healing import Records, differing, heal
+from zsvec.store.backends.server.limits import ID, Limits, cut, size_of_point
+from zsvec.store.backends.server.replicas import Consistency
 from zsvec.types import Finding
 
 _FAN_OUT = 500  # milliseconds after which a node that reads asks one more copy

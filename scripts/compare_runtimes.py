@@ -18,10 +18,11 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from zsvec.encoders import EncoderSet, image_model, load_encoders
+from zsvec.encoders import EncoderSet, load_encoders
 from zsvec.encoders.base import batches
-from zsvec.encoders.export import export_encoders
-from zsvec.encoders.exported import ExportedFolder
+from zsvec.encoders.onnx.exported import ExportedFolder
+from zsvec.encoders.torch import image_model
+from zsvec.encoders.torch.export import export_encoders
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
 from zsvec.settings.profiles import PROFILES

@@ -109,7 +109,7 @@ def load_once() -> Callable[..., EncoderSet]:
         compiled: bool = False,
         batch_size: int = 32,
     ) -> EncoderSet:
-        from zsvec.encoders.sentence import SentenceModel
+        from zsvec.encoders.torch.sentence import SentenceModel
 
         embed_texts = SentenceModel.embed_texts
 

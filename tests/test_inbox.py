@@ -28,7 +28,7 @@ from zsvec.curation import retention as keeping
 from zsvec.curation.inbox import Inbox
 from zsvec.curation.retention import Keeper, surplus
 from zsvec.encoders import EncoderSet
-from zsvec.encoders.words import common_words
+from zsvec.encoders.torch.words import common_words
 from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
 from zsvec.inputs.images import content_hash
 from zsvec.method.unlabelled import ALIKE, distinct, uncertain

@@ -113,7 +113,7 @@ def export(folder: Path) -> None:
     pytest.importorskip("onnxscript", reason='pip install "zsvec[onnx]"')
     timm = pytest.importorskip("timm")
     torch = pytest.importorskip("torch")
-    from zsvec.encoders.export import export_encoders
+    from zsvec.encoders.torch.export import export_encoders
 
     weights = folder.with_name("weights.pth")
     torch.save(timm.create_model(VIT.model, pretrained=False).state_dict(), weights)

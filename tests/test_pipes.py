@@ -14,8 +14,8 @@ import pytest
 
 from tests.generation.material import PNG, buy, purchase
 from tests.support import encode, photo
-from zsvec.encoders.exported import MANIFEST, ExportedFolder
-from zsvec.encoders.side_files import preprocessing_beside, read_file
+from zsvec.encoders.onnx.exported import MANIFEST, ExportedFolder
+from zsvec.encoders.onnx.side_files import preprocessing_beside, read_file
 from zsvec.encoders.weights import LocalSource
 from zsvec.errors import ZSVecError
 from zsvec.evaluation.datasets import DATASETS

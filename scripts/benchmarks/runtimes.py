@@ -21,12 +21,13 @@ import zsvec
 from benchmarks.material import specs
 from benchmarks.measure import Device, Out, Row, Spent, interleaved, medians, ratio, report, spent
 from benchmarks.peers import in_a_process, loops
-from zsvec.encoders import EncoderSet, describe_device, image_model, load_encoders
+from zsvec.encoders import EncoderSet, describe_device, load_encoders
 from zsvec.encoders.base import batches
-from zsvec.encoders.busy import busy_processes
-from zsvec.encoders.export import export_encoders
-from zsvec.encoders.exported import ExportedFolder
+from zsvec.encoders.onnx.exported import ExportedFolder
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch import image_model
+from zsvec.encoders.torch.busy import busy_processes
+from zsvec.encoders.torch.export import export_encoders
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
 from zsvec.settings.profiles import PROFILES

@@ -21,8 +21,8 @@ from benchmarks import material, peers
 from benchmarks.measure import Device, Out, Row, Spent, interleaved, medians, report
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.base import batches
-from zsvec.encoders.device import choose_runtime
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch.device import choose_runtime
 from zsvec.inputs.images import load_image
 from zsvec.settings.profiles import Profile
 from zsvec.streams.flow import StreamStats

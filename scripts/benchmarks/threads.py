@@ -15,7 +15,7 @@ import typer
 import zsvec
 from benchmarks.measure import Out, Row, interleaved, medians, ratio, report
 from zsvec.classifier import Classifier
-from zsvec.encoders.export import export_encoders
+from zsvec.encoders.torch.export import export_encoders
 from zsvec.inputs.folders import find_images, read_categories
 from zsvec.inputs.images import load_image
 from zsvec.settings.profiles import PROFILES

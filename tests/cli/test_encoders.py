@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from tests.encoders import tiny_checkpoints as tiny
 from zsvec.cli.commands import app
-from zsvec.encoders import cache, export
-from zsvec.encoders.exported import ExportedFolder
+from zsvec.encoders import cache
+from zsvec.encoders.onnx.exported import ExportedFolder
+from zsvec.encoders.torch import export
 from zsvec.errors import InvalidInputError, MissingExtraError
 from zsvec.settings.settings import Settings
 
@@ -77,7 +78,7 @@ def test_what_the_next_start_uses_is_said(
 
 @pytest.mark.usefixtures("settings")
 def test_what_exports_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "zsvec.encoders.export")
+    monkeypatch.delitem(sys.modules, "zsvec.encoders.torch.export")
     monkeypatch.setitem(sys.modules, "torch", None)
     result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "to"])
     assert isinstance(result.exception, MissingExtraError)
@@ -129,7 +130,7 @@ def test_photographs_for_int8_are_reduced_and_those_that_cannot_be_read_left_out
 @pytest.mark.usefixtures("settings")
 def test_int8_is_not_kept_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # it is refused before seconds have gone by
-    monkeypatch.delitem(sys.modules, "zsvec.encoders.export")
+    monkeypatch.delitem(sys.modules, "zsvec.encoders.torch.export")
     result = CliRunner().invoke(app, ["--profile", "tiny", "encoders", "export", "--int8", str(tmp_path)])
     assert isinstance(result.exception, InvalidInputError)
     assert "--int8 takes a folder to export to" in str(result.exception)

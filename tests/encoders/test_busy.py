@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from zsvec.encoders import busy
+from zsvec.encoders.torch import busy
 
 
 @pytest.fixture

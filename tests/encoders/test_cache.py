@@ -15,10 +15,11 @@ import pytest
 
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import cache, describe_device, export, host, load_encoders
+from zsvec.encoders import cache, describe_device, host, load_encoders
 from zsvec.encoders.cache import Record, WeightFile, claim_export, claim_of, place, read_record, record_of, tidy
-from zsvec.encoders.export import export_to_cache
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch import export
+from zsvec.encoders.torch.export import export_to_cache
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
 
 for package in ("onnxruntime", "onnxscript"):

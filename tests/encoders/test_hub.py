@@ -25,7 +25,7 @@ from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import Encoder, load_encoder, load_encoders, missing_weights
 from zsvec.encoders.hub import HubSource
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.encoders.vision import sources
+from zsvec.encoders.torch.vision import sources
 from zsvec.encoders.weights import checkpoint_files, located, weight_files
 from zsvec.errors import WeightsUnavailableError
 from zsvec.settings.profiles import PROFILES

@@ -15,12 +15,13 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import BatchEncoder, describe_device, host, image_model, load_encoder
+from zsvec.encoders import BatchEncoder, describe_device, host, load_encoder
 from zsvec.encoders.cache import measured, tidy
-from zsvec.encoders.device import Runtime
-from zsvec.encoders.image_model import ImageModel, fast_model
 from zsvec.encoders.rates import Rates, keep_rates, read_rates
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch import image_model
+from zsvec.encoders.torch.device import Runtime
+from zsvec.encoders.torch.image_model import ImageModel, fast_model
 from zsvec.errors import EncoderError
 
 SPEC = EncoderSpec(family="vision", model="mine")

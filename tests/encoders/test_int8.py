@@ -10,10 +10,12 @@ import pytest
 pytest.importorskip("onnxruntime.quantization", reason='pip install "zsvec[onnx]"')
 
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import export, int8, load_encoders
-from zsvec.encoders.export import export_encoders
-from zsvec.encoders.exported import ExportedFolder
+from zsvec.encoders import load_encoders
+from zsvec.encoders.onnx import int8
+from zsvec.encoders.onnx.exported import ExportedFolder
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch import export
+from zsvec.encoders.torch.export import export_encoders
 from zsvec.errors import EncoderError, InvalidInputError
 
 PHOTOS = [photo(seed, (200, 180)) for seed in range(12)]

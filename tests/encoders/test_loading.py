@@ -22,10 +22,11 @@ from sentence_transformers import SentenceTransformer
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.conftest import OFFLINE, weight_file
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import Encoder, conse, describe_device, load_encoder, load_encoders, missing_weights, vision
-from zsvec.encoders.device import BFLOAT16_TOLERANCE
+from zsvec.encoders import Encoder, describe_device, load_encoder, load_encoders, missing_weights
 from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch import conse, vision
+from zsvec.encoders.torch.device import BFLOAT16_TOLERANCE
 from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
 
 IMAGES = [photo(seed, (60 + 10 * seed, 50)) for seed in range(6)]

@@ -17,8 +17,8 @@ from torchvision import transforms
 
 from tests.encoders.conftest import OFFLINE, needs_offline_weights
 from zsvec.encoders import EncoderSet, load_encoder, load_encoders
-from zsvec.encoders.device import BFLOAT16_TOLERANCE
 from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.torch.device import BFLOAT16_TOLERANCE
 from zsvec.inputs.images import load_image
 
 # Photographs of public data sets, if they lie beside the checkout.
@@ -161,8 +161,8 @@ def test_large_photographs_are_decoded_smaller_and_say_the_same(
 
 def test_exported_encoders_see_the_same(offline: EncoderSet, photographs: list[Image.Image], tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason='pip install "zsvec[onnx]"')
-    from zsvec.encoders.export import export_encoders
-    from zsvec.encoders.exported import ExportedFolder
+    from zsvec.encoders.onnx.exported import ExportedFolder
+    from zsvec.encoders.torch.export import export_encoders
 
     export_encoders(OFFLINE, tmp_path / "encoders")
     exported = load_encoders(ExportedFolder(tmp_path / "encoders").specs())

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import Encoder, EncoderSet, export, graphs, load_encoder, load_encoders, missing_weights
-from zsvec.encoders.export import export_encoders
-from zsvec.encoders.exported import MANIFEST, ExportedFolder
+from zsvec.encoders import Encoder, EncoderSet, load_encoder, load_encoders, missing_weights
 from zsvec.encoders.heads import ImageFeatures
+from zsvec.encoders.onnx.exported import MANIFEST, ExportedFolder
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch import export, graphs
+from zsvec.encoders.torch.export import export_encoders
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
 from zsvec.settings.profiles import encoders_of
 

@@ -30,8 +30,8 @@ import zsvec
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import Encoder, describe_device, host, load_encoder, load_encoders, missing_weights
-from zsvec.encoders.graphs import silence
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch.graphs import silence
 from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
 
 for package in ("onnxruntime", "onnxscript"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.encoders.support import needs_gpu
 from tests.search.support import ROUNDING, of_sizes, references_of, rows_in, unit
-from zsvec.encoders.device import choose_runtime
+from zsvec.encoders.torch.device import choose_runtime
 from zsvec.method.aggregation import AGGREGATIONS
 from zsvec.method.similarities import Compared, References
 from zsvec.search import torch_index as module

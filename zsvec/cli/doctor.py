@@ -20,7 +20,7 @@ from zsvec.cli.app import HOW_TO_MAKE_A_STORE
 from zsvec.cli.output import escape
 from zsvec.cli.process import OPENMP_SPINNING, openmp_as_it_comes
 from zsvec.encoders import describe_device, missing_weights
-from zsvec.encoders.busy import kept_beside_others
+from zsvec.encoders.torch.busy import kept_beside_others
 from zsvec.errors import ZSVecError, without_password
 from zsvec.inputs.deadline import LateError, in_time
 from zsvec.settings.settings import Settings

@@ -51,7 +51,7 @@ def export(
     if int8 is not None and folder is None:
         raise InvalidInputError("--int8 takes a folder to export to: encoders kept for you have the vectors of torch")
     try:
-        from zsvec.encoders.export import export_encoders, export_to_cache
+        from zsvec.encoders.torch.export import export_encoders, export_to_cache
     except ModuleNotFoundError as exc:
         raise MissingExtraError(
             f'{exc.name} is not installed, and exports encoders: pip install "zsvec[onnx]"'
@@ -79,7 +79,7 @@ def export(
 def _photographs(folder: Path, settings: Settings) -> list[Image.Image]:
     """Some images of a folder, from all of it, which can be in memory together; what cannot be read is left out."""
     from zsvec.cli import output
-    from zsvec.encoders.int8 import MOST_PHOTOGRAPHS
+    from zsvec.encoders.onnx.int8 import MOST_PHOTOGRAPHS
     from zsvec.inputs.images import load_image
 
     paths, found = images_in(folder), []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zsvec.curation.clustering import groups_of
 from zsvec.curation.retention import Keeper, matrices
 from zsvec.encoders import EncoderSet
-from zsvec.encoders.words import common_words
+from zsvec.encoders.torch.words import common_words
 from zsvec.errors import InvalidInputError
 from zsvec.ingest.embedding import Vectors
 from zsvec.ingest.recalibration import Calibrator

@@ -179,7 +179,7 @@ def chosen_specs(
             f"runtime='onnx' is on the CPU and in float32: it does not go with device={device!r}, dtype={dtype!r} and "
             f"compile={compiled}"
         )
-    from zsvec.encoders.exported import ExportedFolder  # with numpy, which `zsvec info` needs not
+    from zsvec.encoders.onnx.exported import ExportedFolder  # with numpy, which `zsvec info` needs not
 
     record = read_record(specs) if find_spec("onnxruntime") and find_spec("tokenizers") else None
     if record is not None and (runtime == "onnx" or record.allowing(dtype).is_fast):

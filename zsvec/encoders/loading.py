@@ -33,10 +33,10 @@ class _Family:
 
 
 _FAMILIES: Mapping[str, _Family] = {
-    "clip": _Family("zsvec.encoders.clip", ("text", "image")),
-    "vision": _Family("zsvec.encoders.vision", ("image",)),
-    "conse": _Family("zsvec.encoders.conse", ("text", "image"), needs_float32=True),
-    "onnx": _Family("zsvec.encoders.onnx", ("text", "image")),
+    "clip": _Family("zsvec.encoders.torch.clip", ("text", "image")),
+    "vision": _Family("zsvec.encoders.torch.vision", ("image",)),
+    "conse": _Family("zsvec.encoders.torch.conse", ("text", "image"), needs_float32=True),
+    "onnx": _Family("zsvec.encoders.onnx.backbones", ("text", "image")),
 }
 
 
@@ -121,14 +121,14 @@ def describe_device(
     chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime, compiled=compiled) if specs else {}
     rates = "".join(f"; {what}: {words}" for what, words in measured(specs).items()) if specs else ""
     if chosen and all(spec.family == "onnx" for spec in chosen.values()):
-        from zsvec.encoders.onnx_session import describe
+        from zsvec.encoders.onnx.session import describe
 
         try:
             return describe(device if chosen is specs else "cpu") + rates
         except MissingExtraError:
             if chosen is specs or runtime == "onnx":
                 raise
-    choose_runtime = _imported("zsvec.encoders.device").choose_runtime
+    choose_runtime = _imported("zsvec.encoders.torch.device").choose_runtime
     return f"{choose_runtime(device, dtype)}{', compiled' if compiled else ''}{rates}"
 
 
@@ -160,7 +160,7 @@ def _load_all(
     loaded: dict[str, Encoder] = {}
     where: Device = "cpu"
     if for_torch:
-        choose_runtime = _imported("zsvec.encoders.device").choose_runtime
+        choose_runtime = _imported("zsvec.encoders.torch.device").choose_runtime
         runtime = choose_runtime(device, dtype).with_uploads()
         where = cast("Device", runtime.device.type)
         shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "backbones": {}, "compiled": compiled}

@@ -26,7 +26,7 @@ class IndexSpec:
 
     Attributes:
         kind: Who compares them with images: numpy or torch in this process, or Qdrant.
-        device: Where torch keeps them: a name that `zsvec.encoders.device.choose_runtime` knows. On ``cpu`` numpy
+        device: Where torch keeps them: a name that `zsvec.encoders.torch.device.choose_runtime` knows. On ``cpu`` numpy
             keeps them, and the threads of the encoders compute the products.
         dtype: Their number format on a GPU, ``float32`` or ``float16``.
     """

@@ -43,7 +43,7 @@ def build(references: References, spec: IndexSpec) -> Index:
         InvalidInputError: The device is not there.
         StoreError: The references do not fit its memory.
     """
-    from zsvec.encoders.device import choose_runtime
+    from zsvec.encoders.torch.device import choose_runtime
 
     device = choose_runtime(spec.device, "float32").device  # type: ignore[arg-type]
     if device.type == "cpu":

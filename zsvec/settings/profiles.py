@@ -96,7 +96,7 @@ def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> 
     if profile in profiles:
         return profiles[profile].encoders
     if names_folder(profile):
-        from zsvec.encoders.exported import ExportedFolder
+        from zsvec.encoders.onnx.exported import ExportedFolder
 
         folder = Path(profile)
         return ExportedFolder(folder if profile.startswith("~") else within / folder).specs()

@@ -21,7 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 
-from zsvec.encoders.onnx_session import Graph
+from zsvec.encoders.onnx.session import Graph
 from zsvec.encoders.preprocessing import Pixels
 from zsvec.errors import EncoderError
 from zsvec.inputs.files import read_regular

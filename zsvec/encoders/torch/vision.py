@@ -17,13 +17,13 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
 from zsvec.encoders.base import batches, rgb_of_bounded_aspect
-from zsvec.encoders.device import Runtime
 from zsvec.encoders.heads import ImageFeatures, VisionEncoder
 from zsvec.encoders.hub import HubSource
-from zsvec.encoders.image_model import fast_model
 from zsvec.encoders.preprocessing import Preprocessing
 from zsvec.encoders.quiet import quiet_loading
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch.device import Runtime
+from zsvec.encoders.torch.image_model import fast_model
 from zsvec.encoders.weights import LocalSource, Source, Weights, relative_files, weight_files
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.types import Fingerprint, Modality

@@ -1,4 +1,4 @@
-"""Encoders on torch → a folder that onnxruntime runs without torch; see `zsvec.encoders.exported`.
+"""Encoders on torch → a folder that onnxruntime runs without torch; see `zsvec.encoders.onnx.exported`.
 
 An export is refused where its vectors differ from those of torch: their cosine must be at least `LEAST_COSINE` for each
 image and text that is compared. The fingerprint stays the same, so a store may contain vectors of both.
@@ -27,7 +27,9 @@ from zsvec.encoders import host
 from zsvec.encoders.base import BatchEncoder
 from zsvec.encoders.cache import EXPORTING, Record, WeightFile, claim_of, place, record_of, tidy
 from zsvec.encoders.encoder_set import EncoderSet
-from zsvec.encoders.exported import (
+from zsvec.encoders.heads import ClipEncoder, ConseEncoder
+from zsvec.encoders.loading import load_encoders, weight_sources
+from zsvec.encoders.onnx.exported import (
     FORMAT,
     MANIFEST,
     ExportedEncoder,
@@ -37,12 +39,10 @@ from zsvec.encoders.exported import (
     Manifest,
     other_files,
 )
-from zsvec.encoders.graphs import Texts, image_graph, tokenizer_of, write_graph
-from zsvec.encoders.heads import ClipEncoder, ConseEncoder
-from zsvec.encoders.loading import load_encoders, weight_sources
 from zsvec.encoders.preprocessing import Preprocessing
-from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch.graphs import Texts, image_graph, tokenizer_of, write_graph
+from zsvec.encoders.torch.sentence import SentenceModel
 from zsvec.encoders.weights import at_home
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
 from zsvec.inputs.files import is_ours, read_regular, replacing, write_whole
@@ -78,7 +78,7 @@ def export_encoders(
     _check_not_exported(specs)
     _check_packages()
     if photographs is not None:
-        from zsvec.encoders.int8 import FEWEST_PHOTOGRAPHS  # takes onnx, which is checked before
+        from zsvec.encoders.onnx.int8 import FEWEST_PHOTOGRAPHS  # takes onnx, which is checked before
 
         if len(photographs) < FEWEST_PHOTOGRAPHS:
             raise InvalidInputError(
@@ -247,7 +247,7 @@ class _Exporter:
         return cast("ExportedImages", self._written[id(backbone)])
 
     def _round(self, graph: str, preprocessing: Preprocessing) -> None:
-        from zsvec.encoders.int8 import quantize  # takes onnx, which is checked before
+        from zsvec.encoders.onnx.int8 import quantize  # takes onnx, which is checked before
 
         form = quantize(self._folder / graph, [preprocessing(image) for image in self._photographs])
         if form:
@@ -289,7 +289,7 @@ def _compare(expected: EncoderSet, exported: EncoderSet, photographs: Sequence[I
         compared = photographs[1::2] if rounded else images
         found = (encoder.encode_images(compared) * other.encode_images(compared)).sum(axis=1)
         if rounded:
-            from zsvec.encoders.int8 import LEAST_COSINE as LEAST_IN_INT8
+            from zsvec.encoders.onnx.int8 import LEAST_COSINE as LEAST_IN_INT8
 
             cosines[encoder.name] = float(found.mean())
             _check_alike(encoder.name, "images", cosines[encoder.name], LEAST_IN_INT8)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from zsvec.encoders.onnx_session import Graph, imported
+from zsvec.encoders.onnx.session import Graph, imported
 from zsvec.encoders.spec import GraphPreprocessing
 from zsvec.errors import InvalidInputError, WeightsUnavailableError, ZSVecError
 from zsvec.inputs.files import open_regular

@@ -1,9 +1,10 @@
 """Where encoders run (`choose_device`) and in which number format (`choose_dtype`).
 
 The number format ``auto`` is bfloat16 where that is faster: on CUDA devices that report so, and on a CPU for each model
-of which it was measured (`zsvec.encoders.image_model`). Autocast (https://docs.pytorch.org/docs/stable/amp.html) rounds
-the inputs of matrix products and convolutions. Texts, classifier heads, and ConSE with the image model it uses are
-always computed in float32: ConSE's softmax turns a rounding of 0.05 in a logit into 0.1 in a similarity.
+of which it was measured (`zsvec.encoders.torch.image_model`). Autocast
+(https://docs.pytorch.org/docs/stable/amp.html) rounds the inputs of matrix products and convolutions. Texts, classifier
+heads, and ConSE with the image model it uses are always computed in float32: ConSE's softmax turns a rounding of 0.05
+in a logit into 0.1 in a similarity.
 
 bfloat16 changes a similarity by less than `BFLOAT16_TOLERANCE`. Over 360 × 240 pairs of photographs (Caltech-101) and
 EfficientNet-Lite0, the largest change was 0.024 and the mean 0.002, and the nearest category changed for 1 image of

@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from zsvec.encoders import own_graphs
 from zsvec.encoders.base import BatchEncoder, Vectors, batches
-from zsvec.encoders.exported import ExportedFolder, ExportedImages, ExportedTexts
 from zsvec.encoders.heads import ClipEncoder, ConseEncoder, ImageFeatures, VisionEncoder
-from zsvec.encoders.onnx_session import Graph, imported
+from zsvec.encoders.onnx import own_graphs
+from zsvec.encoders.onnx.exported import ExportedFolder, ExportedImages, ExportedTexts
+from zsvec.encoders.onnx.session import Graph, imported
 from zsvec.encoders.preprocessing import Pixels
 from zsvec.encoders.spec import Device, EncoderSpec
 from zsvec.errors import InvalidInputError, WeightsUnavailableError

@@ -2,7 +2,7 @@
 
 ``model = "./clip/vision_model.onnx"`` names the graph of images, which takes float pixels (n, 3, height, width), and
 ``text_model`` that of texts, which may be the same file. Beside a graph, or in the folder above, are looked for
-(`zsvec.encoders.side_files`): ``preprocessor_config.json`` or ``processor_config.json`` (transformers) or
+(`zsvec.encoders.onnx.side_files`): ``preprocessor_config.json`` or ``processor_config.json`` (transformers) or
 ``config.json`` (timm), unless the spec has the preprocessing; ``tokenizer.json`` and ``tokenizer_config.json`` for
 texts. Whoever names a graph trusts it, and what is beside it, as a
 weight file: nothing is unpickled, and no weights are taken from files outside of the graph.
@@ -21,9 +21,9 @@ from PIL import Image
 
 from zsvec.encoders.base import Vectors, batches, rgb_of_bounded_aspect
 from zsvec.encoders.heads import ImageFeatures
-from zsvec.encoders.onnx_session import Graph
+from zsvec.encoders.onnx.session import Graph
+from zsvec.encoders.onnx.side_files import damaged, preprocessing_beside, read_file, tokenizer_beside
 from zsvec.encoders.preprocessing import Pixels, Preprocessing
-from zsvec.encoders.side_files import damaged, preprocessing_beside, read_file, tokenizer_beside
 from zsvec.encoders.spec import Device, EncoderSpec, GraphPreprocessing
 from zsvec.encoders.weights import at_home
 from zsvec.errors import InvalidInputError

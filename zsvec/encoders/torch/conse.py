@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
-from zsvec.encoders import vision
-from zsvec.encoders.device import Runtime
 from zsvec.encoders.heads import TOP_LABELS, ConseEncoder
 from zsvec.encoders.hub import checkpoint_source
-from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.encoders.vision import Backbones, TimmBackbone, load_backbone
+from zsvec.encoders.torch import vision
+from zsvec.encoders.torch.device import Runtime
+from zsvec.encoders.torch.sentence import SentenceModel
+from zsvec.encoders.torch.vision import Backbones, TimmBackbone, load_backbone
 from zsvec.encoders.weights import Source
 from zsvec.errors import InvalidInputError
 from zsvec.types import Fingerprint, Modality

@@ -22,9 +22,9 @@ import torch
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from zsvec.encoders.device import Runtime
 from zsvec.encoders.rates import Rates, faster, keep_rates, read_rates
 from zsvec.encoders.spec import EncoderSpec, NumberFormat
+from zsvec.encoders.torch.device import Runtime
 from zsvec.errors import EncoderError
 from zsvec.inputs.files import is_ours
 

@@ -12,11 +12,11 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from zsvec.encoders.clip import ClipBackbone
 from zsvec.encoders.preprocessing import Preprocessing, of_processor
 from zsvec.encoders.quiet import quiet_loading
-from zsvec.encoders.sentence import SentenceModel
-from zsvec.encoders.vision import TimmBackbone
+from zsvec.encoders.torch.clip import ClipBackbone
+from zsvec.encoders.torch.sentence import SentenceModel
+from zsvec.encoders.torch.vision import TimmBackbone
 from zsvec.errors import InvalidInputError
 
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from zsvec.encoders.device import Runtime
 from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.torch.device import Runtime
 from zsvec.encoders.weights import Weights
 from zsvec.errors import WeightsUnavailableError
 

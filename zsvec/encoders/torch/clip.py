@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsvec.encoders.base import rgb_of_bounded_aspect
-from zsvec.encoders.device import Runtime
 from zsvec.encoders.heads import ClipEncoder, ImageFeatures
 from zsvec.encoders.hub import checkpoint_source
-from zsvec.encoders.image_model import fast_model
-from zsvec.encoders.sentence import SentenceModel
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch.device import Runtime
+from zsvec.encoders.torch.image_model import fast_model
+from zsvec.encoders.torch.sentence import SentenceModel
 from zsvec.encoders.weights import Source
 from zsvec.errors import InvalidInputError
 from zsvec.types import Fingerprint, Modality

@@ -1,0 +1,1 @@
+"""Encoders on onnxruntime: graphs that zsvec exported, or that people exported themselves."""

@@ -1,0 +1,1 @@
+"""Encoders on torch: models of sentence-transformers and timm, and what exports them."""

@@ -37,7 +37,7 @@ from standing.trials import Trial, doubtful
 
 from zsvec.curation.audit import Audit, audited
 from zsvec.encoders import load_encoders
-from zsvec.method.judgement import judge
+from zsvec.method.quality.judgement import judge
 from zsvec.settings.profiles import PROFILES
 
 app = typer.Typer(add_completion=False)

@@ -37,9 +37,9 @@ from zsvec.evaluation.metrics import blind_auroc
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import find_images, read_categories
 from zsvec.inputs.images import load_image
-from zsvec.method.fit import expected_calibration_error
-from zsvec.method.fusion import STRATEGIES
-from zsvec.method.scoring import Scoring
+from zsvec.method.calibrate.fit import expected_calibration_error
+from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.scoring import Scoring
 from zsvec.method.similarities import SearchResult
 from zsvec.search.searcher import Searcher
 from zsvec.settings.profiles import PROFILES

@@ -35,7 +35,7 @@ from standing.sets import embed, progress
 from standing.trials import trials
 
 from zsvec.encoders import load_encoders
-from zsvec.method.fusion import STRATEGIES
+from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.settings.profiles import PROFILES
 
 app = typer.Typer(add_completion=False)

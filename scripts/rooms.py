@@ -27,8 +27,8 @@ from rich.table import Table
 
 import zsvec
 from zsvec.inputs.categories import CategoryInput
-from zsvec.method.fusion import STRATEGIES
-from zsvec.method.scoring import Scoring
+from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.scoring import Scoring
 from zsvec.search.searcher import Searcher
 from zsvec.testing import HashEncoder
 

@@ -39,7 +39,7 @@ from zsvec.evaluation import labelled_images
 from zsvec.evaluation.embeddings import Embeddings
 from zsvec.inputs.categories import CategoryInput, as_words
 from zsvec.inputs.folders import find_images
-from zsvec.method.unlabelled import most_useful, urgency
+from zsvec.method.quality.unlabelled import most_useful, urgency
 from zsvec.settings.profiles import PROFILES
 from zsvec.store import InboxImage
 from zsvec.types import Prediction

@@ -25,8 +25,8 @@ from typer.core import TyperGroup
 import zsvec
 from zsvec.cli.commands import app
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.method.aggregation import AGGREGATIONS
-from zsvec.method.fusion import STRATEGIES
+from zsvec.method.predict.aggregation import AGGREGATIONS
+from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.service import create_app
 from zsvec.settings.profiles import Profile
 from zsvec.settings.settings import GenerationSettings, ModelPrice, Settings

@@ -13,7 +13,7 @@ import pytest
 from tests.support import COLOURS, coloured_set, isolated, run_script, two_encoders  # noqa: F401
 from zsvec.curation.audit import Audit, Duplicates, StoredImage
 from zsvec.encoders import EncoderSet
-from zsvec.method.suspects import Suspect
+from zsvec.method.quality.suspects import Suspect
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

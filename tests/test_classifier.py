@@ -50,8 +50,8 @@ from zsvec.errors import (
 )
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.images import content_hash
-from zsvec.method.aggregation import AGGREGATIONS
-from zsvec.method.fusion import STRATEGIES
+from zsvec.method.predict.aggregation import AGGREGATIONS
+from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.settings.profiles import PROFILES
 from zsvec.settings.settings import load_settings
 from zsvec.testing import HashEncoder

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import coloured_set, fast_folder, isolated, run_script, two_encoders  # noqa: F401
 from zsvec.encoders import EncoderSet
-from zsvec.method.fusion import STRATEGIES
+from zsvec.method.predict.fusion import STRATEGIES
 
 EXPERTS = ("clip:image", "clip:text", "dino:image")
 SCRIPT = Path(__file__).parents[1] / "scripts" / "compare_fusion.py"

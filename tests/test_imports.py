@@ -83,7 +83,14 @@ PURE = {"method"}
 HEAVY = ("torch", "openai", "qdrant_client", "qdrant_edge", "scipy", "sklearn", "transformers")
 # What no command needs that works on an embedded store with encoders of its own.
 SLOW = (*HEAVY, "httpx", "huggingface_hub", "rich.live", "rich.markdown", "rich.progress", "PIL.PdfImagePlugin")
-COMPUTES = ("numpy", "PIL", "zsvec.classifier", "zsvec.encoders.base", "zsvec.inputs.images", "zsvec.method.fusion")
+COMPUTES = (
+    "numpy",
+    "PIL",
+    "zsvec.classifier",
+    "zsvec.encoders.base",
+    "zsvec.inputs.images",
+    "zsvec.method.predict.fusion",
+)
 
 
 def module_name(path: Path) -> str:
@@ -228,8 +235,8 @@ def test_imports_go_downwards(module: str) -> None:
         ("zsvec.encoders.torch.clip", "from zsvec.method.similarities import References"),
         ("zsvec.store", "import zsvec.encoders.base"),
         ("zsvec.store.store", "from zsvec.method.calibration import Calibration"),
-        ("zsvec.method.scoring", "from zsvec.search.base import IndexSpec"),
-        ("zsvec.method.fit", "from zsvec.store import Store"),
+        ("zsvec.method.predict.scoring", "from zsvec.search.base import IndexSpec"),
+        ("zsvec.method.calibrate.fit", "from zsvec.store import Store"),
         ("zsvec.inputs.images", "from zsvec.inputs.categories import CategoryInput"),
         ("zsvec.inputs.folders", "from zsvec.inputs.watch import Watch"),
         ("zsvec.inputs.folders", "from zsvec.inputs import watch"),
@@ -274,9 +281,9 @@ def test_imports_go_downwards(module: str) -> None:
         ("zsvec.store.store", "import qdrant_edge"),
         ("zsvec.cli", "import openai"),
         ("zsvec.encoders.torch.clip", "from openai import OpenAI"),
-        ("zsvec.method.fusion", "from sklearn.metrics import roc_auc_score"),
-        ("zsvec.method.aggregation", "import PIL.Image"),
-        ("zsvec.method.fit", "import sklearn"),
+        ("zsvec.method.predict.fusion", "from sklearn.metrics import roc_auc_score"),
+        ("zsvec.method.predict.aggregation", "import PIL.Image"),
+        ("zsvec.method.calibrate.fit", "import sklearn"),
     ],
 )
 def test_the_rule_sees(module: str, source: str) -> None:
@@ -296,10 +303,10 @@ def test_the_rule_sees(module: str, source: str) -> None:
         ),
         (
             "zsvec.settings.settings",
-            "from zsvec.method.fusion import STRATEGIES\nfrom zsvec.settings.profiles import PROFILES",
+            "from zsvec.method.predict.fusion import STRATEGIES\nfrom zsvec.settings.profiles import PROFILES",
         ),
-        ("zsvec.method.fusion", "import numpy as np\nfrom numpy.typing import NDArray\nimport math"),
-        ("zsvec.method.fit", "from scipy.special import softmax\nfrom zsvec.method import fusion"),
+        ("zsvec.method.predict.fusion", "import numpy as np\nfrom numpy.typing import NDArray\nimport math"),
+        ("zsvec.method.calibrate.fit", "from scipy.special import softmax\nfrom zsvec.method.predict import fusion"),
         (
             "zsvec.store",
             "from zsvec.store.backends.base import Hit\nimport_module('zsvec.store.writing')\nfrom .store import Store",
@@ -355,7 +362,7 @@ def test_importing_zsvec_loads_nothing_heavy() -> None:
 
 def test_what_decides_and_searches_loads_nothing_heavy() -> None:
     assert loaded_after(
-        "import zsvec.search.searcher, zsvec.method.scoring, zsvec.settings.settings, zsvec.inputs.images"
+        "import zsvec.search.searcher, zsvec.method.predict.scoring, zsvec.settings.settings, zsvec.inputs.images"
     ) == (
         "",
         [],
@@ -415,7 +422,7 @@ assert not code, code
         (["list"], (*SLOW, *COMPUTES)),
         (["list", "--json"], (*SLOW, *COMPUTES)),
         (["info"], (*SLOW, *COMPUTES)),
-        (["show", "dark"], (*SLOW, "zsvec.classifier", "zsvec.method.fusion")),
+        (["show", "dark"], (*SLOW, "zsvec.classifier", "zsvec.method.predict.fusion")),
         (["classify", "{image}"], SLOW),
         (["classify", "--explain", "{image}"], SLOW),
     ],

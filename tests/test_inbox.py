@@ -31,7 +31,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.torch.words import common_words
 from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
 from zsvec.inputs.images import content_hash
-from zsvec.method.unlabelled import ALIKE, distinct, uncertain
+from zsvec.method.quality.unlabelled import ALIKE, distinct, uncertain
 from zsvec.settings.settings import load_settings
 from zsvec.store import InboxImage, Store
 from zsvec.store.backends.memory import MemoryBackend

@@ -12,8 +12,8 @@ import zsvec
 from tests.support import COLOURS, coloured, coloured_store, isolated, photo  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.errors import ImageError, InvalidInputError, StoreError
+from zsvec.method.calibrate.fit import fit_calibration
 from zsvec.method.calibration import Calibration
-from zsvec.method.fit import fit_calibration
 from zsvec.testing import HashEncoder
 
 

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from tests.support import isolated  # noqa: F401
-from zsvec.method.fusion import STRATEGIES
+from zsvec.method.predict.fusion import STRATEGIES
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "rooms.py"
 HOUSE = {

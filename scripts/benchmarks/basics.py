@@ -22,9 +22,9 @@ from zsvec.ingest.recalibration import Calibrator
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import read_categories
 from zsvec.inputs.images import load_image
-from zsvec.method.aggregation import AGGREGATIONS
-from zsvec.method.judgement import weighed_down
-from zsvec.method.scoring import Scoring
+from zsvec.method.predict.aggregation import AGGREGATIONS
+from zsvec.method.predict.scoring import Scoring
+from zsvec.method.quality.judgement import weighed_down
 from zsvec.search.searcher import Searcher
 from zsvec.settings.profiles import PROFILES
 from zsvec.settings.settings import IndexKind

@@ -22,12 +22,12 @@ from zsvec.evaluation.metrics import (
     negative_log_likelihood,
     top_k,
 )
-from zsvec.method.aggregation import aggregate_experts, classwise_similarities
+from zsvec.method.calibrate.fit import expected_calibration_error, fit_calibration
+from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import CENTRED, GDA, Calibration
-from zsvec.method.fit import expected_calibration_error, fit_calibration
-from zsvec.method.judgement import weighed_down
-from zsvec.method.leave_one_out import LeftOut
-from zsvec.method.scoring import Scoring
+from zsvec.method.predict.aggregation import aggregate_experts, classwise_similarities
+from zsvec.method.predict.scoring import Scoring
+from zsvec.method.quality.judgement import weighed_down
 from zsvec.method.similarities import References, SearchResult, category_names, image_experts
 from zsvec.search.numpy_index import compare
 from zsvec.types import encoder_and_modality, expert_name

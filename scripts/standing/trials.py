@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from standing.sets import Images
-from zsvec.method.fit import FALSE_UNKNOWN_RATE
+from zsvec.method.calibrate.fit import FALSE_UNKNOWN_RATE
 
 Numbers = NDArray[np.intp]
 

@@ -26,8 +26,8 @@ from zsvec.evaluation.metrics import (
     paper_unknown_score,
     top_k,
 )
-from zsvec.method.fit import expected_calibration_error
-from zsvec.method.predictions import rankings
+from zsvec.method.calibrate.fit import expected_calibration_error
+from zsvec.method.predict.predictions import rankings
 
 prop = settings(deadline=None, max_examples=50)
 

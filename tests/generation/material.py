@@ -9,7 +9,7 @@ from typing import Any
 from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import ImageRecord, Manifest
 from zsvec.generation.plan import Plan, StoredCategory, make_plan
-from zsvec.method.confusions import Confusions
+from zsvec.method.calibrate.confusions import Confusions
 from zsvec.settings.settings import GenerationSettings
 
 PNG = b"\x89PNG, or so it begins"

@@ -16,9 +16,9 @@ from zsvec.generation.access import KEY_VARIABLE
 from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, Manifest
 from zsvec.generation.plan import StoredCategory
+from zsvec.method.calibrate.confusions import Confusions, confusions
+from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import LogLinear
-from zsvec.method.confusions import Confusions, confusions
-from zsvec.method.leave_one_out import LeftOut
 from zsvec.settings.settings import GenerationSettings, ModelPrice
 from zsvec.testing import HashEncoder
 

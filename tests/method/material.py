@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from zsvec.method.aggregation import AGGREGATIONS, Similarities
-from zsvec.method.background import Background
+from zsvec.method.calibrate.fit import fit_calibration
+from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import Calibration, LogLinear
-from zsvec.method.class_means import ClassMeans
-from zsvec.method.fit import fit_calibration
-from zsvec.method.leave_one_out import LeftOut
-from zsvec.method.logits import Logits
+from zsvec.method.predict.aggregation import AGGREGATIONS, Similarities
+from zsvec.method.predict.background import Background
+from zsvec.method.predict.class_means import ClassMeans
+from zsvec.method.predict.logits import Logits
 from zsvec.method.rows import Rows
 from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 from zsvec.types import Neighbor

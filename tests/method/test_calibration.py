@@ -10,10 +10,10 @@ import pytest
 from hypothesis import settings
 
 from tests.method.material import calibrated, clusters, searched, texts
+from zsvec.method.calibrate.fit import holds
+from zsvec.method.calibrate.scale import scaled
 from zsvec.method.calibration import LOG_COUNT, Calibration, uncalibrated
-from zsvec.method.fit import holds
-from zsvec.method.scale import scaled
-from zsvec.method.scoring import Scoring
+from zsvec.method.predict.scoring import Scoring
 
 NAN = np.nan
 

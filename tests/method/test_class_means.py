@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.method.material import all_means, background, references
-from zsvec.method import class_means as module
-from zsvec.method.class_means import ClassMeans
+from zsvec.method.predict import class_means as module
+from zsvec.method.predict.class_means import ClassMeans
 from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 

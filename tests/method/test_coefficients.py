@@ -5,7 +5,7 @@ import pytest
 
 from tests.method.material import METHODS, Vectors, calibrated, clusters, pools, searched, texts
 from zsvec.method.calibration import LOG_COUNT
-from zsvec.method.scoring import Scoring
+from zsvec.method.predict.scoring import Scoring
 
 
 def uneven(rng: np.random.Generator, most: int = 40) -> tuple[Vectors, np.ndarray, np.ndarray]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime, minimize
 
-from zsvec.method import cross_entropy
-from zsvec.method.cross_entropy import least_cross_entropy
+from zsvec.method.calibrate import cross_entropy
+from zsvec.method.calibrate.cross_entropy import least_cross_entropy
 
 
 def drawn(rng: np.random.Generator, logits: np.ndarray, noise: float = 0.0) -> np.ndarray:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.method.material import METHODS, Vectors, calibrated, clusters, pools, references, stores, texts
-from zsvec.method import fit
+from zsvec.method.calibrate import fit
+from zsvec.method.calibrate.fit import expected_calibration_error, fit_calibration, largest_sample, quality
 from zsvec.method.calibration import Calibration, ExpertCalibration, other_aggregation
-from zsvec.method.fit import expected_calibration_error, fit_calibration, largest_sample, quality
-from zsvec.method.opinion_pool import expert_evidence, log_linear
+from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
 
 NAN = np.nan
 

@@ -12,8 +12,8 @@ import pytest
 from tests.method.material import Vectors, calibrated, clusters, searched, texts
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.calibration import Calibration
-from zsvec.method.fusion import STRATEGIES
-from zsvec.method.scoring import Scoring
+from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.scoring import Scoring
 
 PAPERS = ("max_confidence", "inverse_entropy", "neg_exp_entropy", "fixed")
 NAMES = (*PAPERS, "log_linear", "log_linear_views", "log_linear_gda", "transductive")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.method.material import Vectors, background, clusters, references
-from zsvec.method import background as background_module
-from zsvec.method import gda as module
-from zsvec.method.background import Background
 from zsvec.method.calibration import CENTRED, GDA
-from zsvec.method.gda import Removal, class_similarities, learn_background, left_out
+from zsvec.method.predict import background as background_module
+from zsvec.method.predict import gda as module
+from zsvec.method.predict.background import Background
+from zsvec.method.predict.gda import Removal, class_similarities, learn_background, left_out
 from zsvec.method.similarities import References
 
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.method.material import METHODS, Vectors, clusters, references, stores, unit
-from zsvec.method import leave_one_out as module
+from zsvec.method.calibrate import leave_one_out as module
+from zsvec.method.calibrate.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.calibration import LOG_COUNT
-from zsvec.method.gda import Removal, learn_background
-from zsvec.method.gda import left_out as classwise_left_out
-from zsvec.method.leave_one_out import LeftOut, leave_one_out
-from zsvec.method.scenes import TWIN, image_rows, scenes
+from zsvec.method.predict.gda import Removal, learn_background
+from zsvec.method.predict.gda import left_out as classwise_left_out
+from zsvec.method.quality.scenes import TWIN, image_rows, scenes
 from zsvec.method.similarities import References
 
 NAN = np.nan

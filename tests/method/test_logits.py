@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from zsvec.method.logits import entropy, logsumexp, softmax
+from zsvec.method.predict.logits import entropy, logsumexp, softmax
 
 LN2 = 0.6931471805599453
 NAN = np.nan

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.method.material import Vectors, references, stores
-from zsvec.method import neighborhoods as module
-from zsvec.method.neighborhoods import Neighborhoods, neighborhoods, spreads
+from zsvec.method.quality import neighborhoods as module
+from zsvec.method.quality.neighborhoods import Neighborhoods, neighborhoods, spreads
 
 
 def compared(vectors: Vectors, spread: Mapping[str, float] | None = None) -> Neighborhoods:

@@ -8,9 +8,9 @@ import pytest
 
 from tests.method.material import logits, searched
 from zsvec.method.calibration import LogLinear
-from zsvec.method.logits import Logits
-from zsvec.method.novelty import distances, evidence_thresholds, image_novelty, is_unknown, novelty
-from zsvec.method.opinion_pool import pattern
+from zsvec.method.predict.logits import Logits
+from zsvec.method.predict.novelty import distances, evidence_thresholds, image_novelty, is_unknown, novelty
+from zsvec.method.predict.opinion_pool import pattern
 
 NAN = np.nan
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsvec.method.logits import softmax
-from zsvec.method.opinion_pool import covering_sets, expert_evidence, log_linear, neutral_evidence, pattern
+from zsvec.method.predict.logits import softmax
+from zsvec.method.predict.opinion_pool import covering_sets, expert_evidence, log_linear, neutral_evidence, pattern
 
 NAN = np.nan
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests.method.material import Vectors, calibrated, clusters, references, searched, texts
-from zsvec.method import pooled as module
 from zsvec.method.calibration import Calibration
-from zsvec.method.pooled import pooled_evidence
-from zsvec.method.scoring import Scoring
+from zsvec.method.predict import pooled as module
+from zsvec.method.predict.pooled import pooled_evidence
+from zsvec.method.predict.scoring import Scoring
 
 NAMES = "abcdef"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.method.material import calibrated, clusters, pools, searched, texts
-from zsvec.method.scale import fit_scale, scaled
-from zsvec.method.scoring import Scoring
+from zsvec.method.calibrate.scale import fit_scale, scaled
+from zsvec.method.predict.scoring import Scoring
 
 
 def two(n: int, right: float, nats: float) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 
 from tests.method.material import Vectors, clusters, references, stores
-from zsvec.method import scenes as module
-from zsvec.method.leave_one_out import leave_one_out
-from zsvec.method.scenes import TWIN, image_rows, scenes
+from zsvec.method.calibrate.leave_one_out import leave_one_out
+from zsvec.method.quality import scenes as module
+from zsvec.method.quality.scenes import TWIN, image_rows, scenes
 
 Keys = Sequence[tuple[str, str]]
 

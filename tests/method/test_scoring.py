@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.method.material import Vectors, calibrated, clusters, searched, texts
-from zsvec.method import scoring as module
-from zsvec.method.fusion import STRATEGIES
-from zsvec.method.predictions import rankings
-from zsvec.method.scoring import Scoring
+from zsvec.method.predict import scoring as module
+from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.predictions import rankings
+from zsvec.method.predict.scoring import Scoring
 from zsvec.method.similarities import SearchResult
 
 TEMPERATURES = {"clip:text": 0.05, "clip:image": 0.07, "dino:image": 0.07}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.method.material import Vectors, calibrated, clusters, references, texts
+from zsvec.method.calibrate.fit import learn_backgrounds
+from zsvec.method.calibrate.leave_one_out import LeftOut, each_left_out
 from zsvec.method.calibration import Calibration, LogLinear
-from zsvec.method.fit import learn_backgrounds
-from zsvec.method.leave_one_out import LeftOut, each_left_out
-from zsvec.method.suspects import Suspect, suspects, verdicts, wrong_label
+from zsvec.method.quality.suspects import Suspect, suspects, verdicts, wrong_label
 
 
 def found(experts: Mapping[str, Vectors]) -> list[Suspect]:

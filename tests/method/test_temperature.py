@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 
 from tests.method.material import METHODS, Vectors, calibrated, clusters, pools, references, unit
-from zsvec.method.fit import fit_calibration
+from zsvec.method.calibrate.fit import fit_calibration
 
 NAN = np.nan
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.method.material import calibrated, clusters, pools, texts
-from zsvec.method.novelty import novelty
-from zsvec.method.opinion_pool import expert_evidence, log_linear
-from zsvec.method.thresholds import enough, fewest, quantile
+from zsvec.method.calibrate.thresholds import enough, fewest, quantile
+from zsvec.method.predict.novelty import novelty
+from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
 
 NAN = np.nan
 

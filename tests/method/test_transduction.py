@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import coloured, fast_folder, isolated, open_classifier  # noqa: F401
-from zsvec.method.logits import softmax
-from zsvec.method.scenes import TWIN
-from zsvec.method.scoring import Scoring
-from zsvec.method.transduction import NEIGHBORS, WORTH, transduce
+from zsvec.method.predict.logits import softmax
+from zsvec.method.predict.scoring import Scoring
+from zsvec.method.predict.transduction import NEIGHBORS, WORTH, transduce
+from zsvec.method.quality.scenes import TWIN
 from zsvec.types import Prediction
 
 ROUNDS = 10

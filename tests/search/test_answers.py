@@ -21,7 +21,7 @@ from tests.search.support import (
 )
 from tests.store.material import FINGERPRINTS, add, references
 from tests.store.support import Deployment, Hooked
-from zsvec.method.aggregation import AGGREGATIONS
+from zsvec.method.predict.aggregation import AGGREGATIONS
 from zsvec.method.similarities import SearchResult
 from zsvec.store import Store
 

@@ -15,8 +15,8 @@ from tests.search.support import State, every_way, fill, memory_and_qdrant, quer
 from tests.search.test_calibration import calibration_of
 from tests.store.material import FINGERPRINTS, content_hash, references
 from tests.store.support import Hooked
-from zsvec.method.background import Background, roots
 from zsvec.method.calibration import Calibration
+from zsvec.method.predict.background import Background, roots
 from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write
 from zsvec.store.backends.base import Points

@@ -23,7 +23,7 @@ from zsvec.ingest.validation import Errors, checked_batch_size, checked_callback
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput
 from zsvec.inputs.small import open_small
-from zsvec.method.fit import CalibrationReport
+from zsvec.method.calibrate.fit import CalibrationReport
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings
 from zsvec.store import Store

@@ -22,7 +22,7 @@ from zsvec.ingest.validation import (
 )
 from zsvec.inputs.categories import checked_images
 from zsvec.inputs.images import ImageInput
-from zsvec.method.scoring import Scoring
+from zsvec.method.predict.scoring import Scoring
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings

@@ -10,9 +10,9 @@ import typer
 from zsvec.cli.app import Json, app
 
 if TYPE_CHECKING:
+    from zsvec.method.calibrate.fit import CalibrationReport
     from zsvec.method.calibration import Calibration
-    from zsvec.method.fit import CalibrationReport
-    from zsvec.method.suspects import Suspect
+    from zsvec.method.quality.suspects import Suspect
     from zsvec.types import Category
 
 _SHOWN = 10  # references in a table for people
@@ -39,7 +39,7 @@ def calibrate(
     """
     from zsvec.cli import output
     from zsvec.method.calibration import Calibration
-    from zsvec.method.fusion import STRATEGIES
+    from zsvec.method.predict.fusion import STRATEGIES
 
     with context.obj.open() as classifier:
         before = Calibration.from_dict(classifier.store.calibration())
@@ -62,7 +62,7 @@ def calibrate(
 
 def _why_not_classwise(categories: Sequence[Category]) -> str | None:
     """Which category keeps `log_linear_gda` from being used, if one does."""
-    from zsvec.method.background import FEWEST
+    from zsvec.method.predict.background import FEWEST
     from zsvec.method.similarities import image_experts
 
     experts = set().union(*(image_experts(category.references) for category in categories))
@@ -92,7 +92,7 @@ def _learned_from(made: Calibration) -> tuple[object, ...]:
 def _print_report(report: CalibrationReport) -> None:
     """Print what the calibration learned, and how it changed the fusion."""
     from zsvec.cli import output
-    from zsvec.method.thresholds import fewest
+    from zsvec.method.calibrate.thresholds import fewest
 
     made = report.calibration
     experts = output.new_table("expert", "temperature", "images", "accuracy")

@@ -21,7 +21,7 @@ from zsvec.types import how_far
 
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
-    from zsvec.method.suspects import Suspect
+    from zsvec.method.quality.suspects import Suspect
     from zsvec.streams.flow import StreamStats
     from zsvec.streams.stream import Stream
     from zsvec.types import Prediction, Ranking

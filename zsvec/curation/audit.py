@@ -1,9 +1,9 @@
 """An audit: what is doubtful among the reference images of a store. It changes nothing.
 
-- *Labels*: images that the others put into another category (`zsvec.method.suspects`).
-- *Duplicates*: the same picture twice, within a category or across (`zsvec.method.neighborhoods`).
+- *Labels*: images that the others put into another category (`zsvec.method.quality.suspects`).
+- *Duplicates*: the same picture twice, within a category or across (`zsvec.method.quality.neighborhoods`).
 - *Outliers*: images whose nearest others are far (the weight of Angiulli & Pizzuti, "Fast outlier detection in high
-  dimensional spaces", 2002; from where on is said in `zsvec.method.outliers`).
+  dimensional spaces", 2002; from where on is said in `zsvec.method.quality.outliers`).
 - *Thin categories*: too few pictures, or pictures that differ much less than those of other categories.
 - *Confusions*: categories whose images the others take for each other, without those whose label is doubtful.
 
@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from zsvec.ingest.recalibration import Calibrator
-from zsvec.method.background import FEWEST
-from zsvec.method.neighborhoods import Neighborhoods, neighborhoods, spreads
-from zsvec.method.outliers import closeness, far_below
-from zsvec.method.scenes import Key, image_rows, most_discriminating
+from zsvec.method.predict.background import FEWEST
+from zsvec.method.quality.neighborhoods import Neighborhoods, neighborhoods, spreads
+from zsvec.method.quality.outliers import closeness, far_below
+from zsvec.method.quality.scenes import Key, image_rows, most_discriminating
+from zsvec.method.quality.suspects import Suspect, Verdict, suspects
 from zsvec.method.similarities import References, category_names, image_experts
-from zsvec.method.suspects import Suspect, Verdict, suspects
 
 _STRANGE = 2.0  # distances of the quartiles below which an outlier is nearer to no other image
 _UNIFORM = 3.0  # the same of the logarithm of a category's spread

@@ -21,7 +21,7 @@ from zsvec.ingest.embedding import Vectors
 from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.inputs.categories import checked_name
-from zsvec.method.unlabelled import most_useful, urgency
+from zsvec.method.quality.unlabelled import most_useful, urgency
 from zsvec.store import InboxImage, Move, Reference, SmallImage, Store, Write
 from zsvec.types import Category, Prediction
 

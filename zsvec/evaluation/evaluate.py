@@ -27,7 +27,7 @@ from zsvec.inputs.categories import (
 )
 from zsvec.inputs.folders import OnOutside, find_images, refused
 from zsvec.inputs.images import ImageInput
-from zsvec.method.fit import expected_calibration_error
+from zsvec.method.calibrate.fit import expected_calibration_error
 from zsvec.types import Prediction, Ranking
 
 _TOP = 5

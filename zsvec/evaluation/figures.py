@@ -25,7 +25,7 @@ from sklearn.manifold import TSNE
 
 from zsvec.evaluation.metrics import Doubles, calibration_floor
 from zsvec.inputs.files import replacing
-from zsvec.method.fit import expected_calibration_error
+from zsvec.method.calibrate.fit import expected_calibration_error
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#767676"
 # Okabe and Ito's, without the yellow that is lost on white.

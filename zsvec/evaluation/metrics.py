@@ -1,7 +1,8 @@
 """What an experiment reports: accuracy, quality of probabilities, AUROC of unknown images, confusions, and intervals.
 
 Pure functions of arrays; the order of the images does not matter to any of them. Calibration error is in
-`zsvec.method.fit`, its floor here. Images are rows, categories columns, and a label is the number of its column.
+`zsvec.method.calibrate.fit`, its floor here. Images are rows, categories columns, and a label is the number of its
+column.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import InvalidInputError
-from zsvec.method.fit import expected_calibration_error
+from zsvec.method.calibrate.fit import expected_calibration_error
 
 Doubles = NDArray[np.float64]
 Labels = NDArray[np.intp]

@@ -23,8 +23,8 @@ from zsvec.evaluation.metrics import (
     true_probability,
 )
 from zsvec.evaluation.splits import Split
-from zsvec.method.fit import expected_calibration_error, fit_calibration
-from zsvec.method.scoring import Scoring
+from zsvec.method.calibrate.fit import expected_calibration_error, fit_calibration
+from zsvec.method.predict.scoring import Scoring
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.search.numpy_index import compare
 

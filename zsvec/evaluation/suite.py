@@ -25,8 +25,8 @@ from zsvec.evaluation.study import Answers, Sample, Study
 from zsvec.evaluation.tables import DRAWS
 from zsvec.inputs.images import ImageInput, source_of
 from zsvec.method import DEFAULT_STRATEGY
+from zsvec.method.calibrate.fit import FALSE_UNKNOWN_RATE
 from zsvec.method.calibration import Calibration
-from zsvec.method.fit import FALSE_UNKNOWN_RATE
 from zsvec.method.similarities import References, category_names
 from zsvec.search.searcher import Searcher
 

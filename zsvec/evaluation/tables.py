@@ -15,7 +15,7 @@ from zsvec.evaluation.embeddings import Embeddings
 from zsvec.evaluation.study import Study
 from zsvec.inputs.images import ImageLimits, load_image
 from zsvec.method import DEFAULT_STRATEGY
-from zsvec.method.fusion import STRATEGIES
+from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.types import encoder_and_modality
 

@@ -14,7 +14,7 @@ from zsvec.generation.synthesis import Generated, store_images
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.validation import checked_count
 from zsvec.inputs.categories import as_words, checked_name, checked_path, is_several
-from zsvec.method.confusions import Confusions, confusions
+from zsvec.method.calibrate.confusions import Confusions, confusions
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import GenerationSettings
 from zsvec.store import Store

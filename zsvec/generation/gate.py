@@ -19,7 +19,7 @@ from zsvec.generation.manifest import ImageRecord
 from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import as_words
 from zsvec.inputs.images import load_image
-from zsvec.method.scenes import TWIN
+from zsvec.method.quality.scenes import TWIN
 from zsvec.method.similarities import References
 from zsvec.streams.stream import prefetch
 from zsvec.types import expert_name

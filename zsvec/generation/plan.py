@@ -26,7 +26,7 @@ from zsvec.generation.features import (
 )
 from zsvec.generation.manifest import images, read_manifest, settled, spent
 from zsvec.generation.prices import Usage, image_cost, price_of, text_cost
-from zsvec.method.confusions import Confusions
+from zsvec.method.calibrate.confusions import Confusions
 from zsvec.settings.settings import GenerationSettings
 
 # Tokens, roughly: of the instructions, of a name, and of the answer about one subject, reasoning included.

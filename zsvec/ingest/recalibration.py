@@ -10,8 +10,7 @@ import numpy as np
 
 from zsvec.errors import InvalidInputError, StoreError, shown
 from zsvec.ingest.embedding import Vectors
-from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
-from zsvec.method.fit import (
+from zsvec.method.calibrate.fit import (
     FALSE_UNKNOWN_RATE,
     CalibrationReport,
     Quality,
@@ -21,14 +20,15 @@ from zsvec.method.fit import (
     quality,
     quality_of,
 )
-from zsvec.method.fusion import STRATEGIES
-from zsvec.method.judgement import judge, weighed_down
-from zsvec.method.leave_one_out import LeftOut
-from zsvec.method.logits import softmax
-from zsvec.method.pooled import pooled_evidence
-from zsvec.method.scale import fit_scale, scaled
+from zsvec.method.calibrate.leave_one_out import LeftOut
+from zsvec.method.calibrate.scale import fit_scale, scaled
+from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
+from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.logits import softmax
+from zsvec.method.predict.pooled import pooled_evidence
+from zsvec.method.quality.judgement import judge, weighed_down
+from zsvec.method.quality.suspects import Suspect, Verdict, suspects, verdicts
 from zsvec.method.similarities import References, category_names, image_experts
-from zsvec.method.suspects import Suspect, Verdict, suspects, verdicts
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings
 from zsvec.store import Census, Store

@@ -1,4 +1,4 @@
-"""The record of a calibration: what `zsvec.method.fit` learned from the stored references, as the store keeps it."""
+"""The record of a calibration, as the store keeps it: what `zsvec.method.calibrate.fit` learned from references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zsvec.method.background import Background
+from zsvec.method.predict.background import Background
 from zsvec.types import CALIBRATION_FORMAT, READABLE_CALIBRATIONS
 
 LOG_COUNT = "log_count"

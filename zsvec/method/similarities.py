@@ -11,9 +11,9 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import FEWEST, Background
 from zsvec.method.calibration import Calibration
-from zsvec.method.class_means import ClassMeans
+from zsvec.method.predict.background import FEWEST, Background
+from zsvec.method.predict.class_means import ClassMeans
 from zsvec.method.rows import Rows
 from zsvec.types import Modality, Neighbor, encoder_and_modality
 
@@ -168,7 +168,7 @@ class Compared(Protocol):
         """Similarity of each image to each category that the expert covers.
 
         Args:
-            method: A name in `zsvec.method.aggregation.AGGREGATIONS`.
+            method: A name in `zsvec.method.predict.aggregation.AGGREGATIONS`.
             m: References that ``top_mean`` averages; at least 1.
 
         Returns:

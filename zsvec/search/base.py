@@ -10,7 +10,7 @@ from typing import Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import Background
+from zsvec.method.predict.background import Background
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.types import Category, Modality, encoder_and_modality
 

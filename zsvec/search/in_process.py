@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
-from zsvec.method.background import Background
+from zsvec.method.predict.background import Background
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import Change, Expert, Index, IndexSpec, Snapshot, Vectors
 from zsvec.search.layout import renewed

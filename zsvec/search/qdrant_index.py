@@ -14,9 +14,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.aggregation import Similarities
-from zsvec.method.background import Background, roots
-from zsvec.method.class_means import Block, ClassMeans, Weighed, mean_reference
+from zsvec.method.predict.aggregation import Similarities
+from zsvec.method.predict.background import Background, roots
+from zsvec.method.predict.class_means import Block, ClassMeans, Weighed, mean_reference
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.arrivals import read
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot, Vectors

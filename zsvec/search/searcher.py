@@ -47,7 +47,7 @@ class Searcher:
         kind: ``memory``, ``qdrant``, or ``auto``: in memory while the references fit the budget.
         budget: References of all experts that ``auto`` keeps in memory at most.
         neighbors: References that one query of Qdrant fetches for one image and expert.
-        norms: Whether the means of all categories are needed (for `zsvec.method.aggregation.prototype`).
+        norms: Whether the means of all categories are needed (for `zsvec.method.predict.aggregation.prototype`).
         max_staleness: Seconds for which references in memory answer as they are while the store is away.
         cached: Whether references in memory are kept for the next process, if they are many.
     """

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import conv2d
 
 from zsvec.errors import StoreError
-from zsvec.method.aggregation import cosine_to_mean
+from zsvec.method.predict.aggregation import cosine_to_mean
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.method.similarities import product as by_numpy
 from zsvec.search.base import Expert, Index, IndexSpec, Vectors

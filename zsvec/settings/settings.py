@@ -40,7 +40,7 @@ from zsvec.types import Keep, KeepImages
 
 if TYPE_CHECKING:
     from zsvec.inputs.images import ImageLimits
-    from zsvec.method.scoring import Scoring
+    from zsvec.method.predict.scoring import Scoring
 
 IndexKind = Literal["auto", "memory", "qdrant"]
 IndexDtype = Literal["float32", "float16"]
@@ -299,7 +299,9 @@ class Settings(_Masked, BaseSettings):
 
     def scoring(self, temperatures: Mapping[str, float]) -> Scoring:
         """From similarities to predictions, as these settings say, with the temperatures of the profile by expert."""
-        from zsvec.method.scoring import Scoring  # slow to import, and not needed to list the categories of a store
+        from zsvec.method.predict.scoring import (
+            Scoring,  # slow to import, and not needed to list the categories of a store
+        )
 
         return Scoring(
             temperatures=temperatures,

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from zsvec.curation.inbox import Group, Unlabelled
 from zsvec.errors import WeightsUnavailableError
-from zsvec.method.unlabelled import AT_ODDS, CLOSE, at_odds, margin
+from zsvec.method.quality.unlabelled import AT_ODDS, CLOSE, at_odds, margin
 from zsvec.service.api.common import Runs, checked_target
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import may_change, percent, render

@@ -1,8 +1,8 @@
 """Which reference images are probably under a wrong category.
 
-Calibration learns which fraction ε of the references has a label that says nothing (`zsvec.method.coefficients`). With
-p the fused probability that all other references give to the category of an image, and C categories, its label is
-wrong with the probability (ε / C) / ((1 - ε) p + ε / C).
+Calibration learns which fraction ε of the references has a label that says nothing
+(`zsvec.method.calibrate.coefficients`). With p the fused probability that all other references give to the category of
+an image, and C categories, its label is wrong with the probability (ε / C) / ((1 - ε) p + ε / C).
 
 Of a picture that is in several categories one label is right. So all its copies are left out together, and the label
 that the other references make most probable is kept.
@@ -19,14 +19,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.calibrate.leave_one_out import LeftOut
+from zsvec.method.calibrate.scale import scaled
 from zsvec.method.calibration import Calibration, LogLinear
-from zsvec.method.leave_one_out import LeftOut
-from zsvec.method.logits import softmax
-from zsvec.method.opinion_pool import expert_evidence, log_linear
-from zsvec.method.pooled import pooled_evidence
+from zsvec.method.predict.logits import softmax
+from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
+from zsvec.method.predict.pooled import pooled_evidence
+from zsvec.method.quality.scenes import Key
 from zsvec.method.rows import Rows
-from zsvec.method.scale import scaled
-from zsvec.method.scenes import Key
 from zsvec.method.similarities import References, image_experts
 from zsvec.types import encoder_and_modality
 

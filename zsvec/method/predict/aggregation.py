@@ -16,11 +16,11 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import Background
 from zsvec.method.calibration import CENTRED, GDA, LOG_COUNT
-from zsvec.method.class_means import ClassMeans
-from zsvec.method.gda import class_similarities
 from zsvec.method.linalg import slices
+from zsvec.method.predict.background import Background
+from zsvec.method.predict.class_means import ClassMeans
+from zsvec.method.predict.gda import class_similarities
 from zsvec.method.similarities import References, SearchResult
 
 Floats = NDArray[np.float32]

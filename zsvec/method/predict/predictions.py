@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.linalg import largest
-from zsvec.method.logits import entropy
+from zsvec.method.predict.logits import entropy
 from zsvec.method.similarities import SearchResult
 from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking
 

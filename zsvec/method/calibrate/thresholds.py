@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.leave_one_out import LeftOut
-from zsvec.method.logits import logsumexp
-from zsvec.method.opinion_pool import log_linear, neutral_evidence, pattern
+from zsvec.method.calibrate.leave_one_out import LeftOut
+from zsvec.method.predict.logits import logsumexp
+from zsvec.method.predict.opinion_pool import log_linear, neutral_evidence, pattern
 from zsvec.streams.drift import PARTS
 
 Doubles = NDArray[np.float64]

@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from zsvec.method.linalg import largest
-from zsvec.method.scenes import Key, median_cosine
+from zsvec.method.quality.scenes import Key, median_cosine
 from zsvec.method.similarities import References
 
 Floats = NDArray[np.float32]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.logits import entropy
+from zsvec.method.predict.logits import entropy
 
 Doubles = NDArray[np.float64]
 

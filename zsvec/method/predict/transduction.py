@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.linalg import largest
-from zsvec.method.logits import softmax
-from zsvec.method.scenes import TWIN
+from zsvec.method.predict.logits import softmax
+from zsvec.method.quality.scenes import TWIN
 
 Doubles = NDArray[np.float64]
 Vectors = NDArray[np.float32]

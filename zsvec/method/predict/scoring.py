@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from zsvec.method import DEFAULT_STRATEGY
-from zsvec.method.aggregation import aggregate_in_parts
 from zsvec.method.calibration import Calibration
-from zsvec.method.fusion import STRATEGIES, choose_strategy
-from zsvec.method.logits import expert_logits
-from zsvec.method.novelty import image_novelty
-from zsvec.method.opinion_pool import Similarity
-from zsvec.method.predictions import Scores, predictions
+from zsvec.method.predict.aggregation import aggregate_in_parts
+from zsvec.method.predict.fusion import STRATEGIES, choose_strategy
+from zsvec.method.predict.logits import expert_logits
+from zsvec.method.predict.novelty import image_novelty
+from zsvec.method.predict.opinion_pool import Similarity
+from zsvec.method.predict.predictions import Scores, predictions
 from zsvec.method.similarities import SearchResult
 from zsvec.types import Prediction
 

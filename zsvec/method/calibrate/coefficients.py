@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.calibrate.cross_entropy import least_cross_entropy
+from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import LOG_COUNT, ExpertCalibration
-from zsvec.method.cross_entropy import least_cross_entropy
-from zsvec.method.leave_one_out import LeftOut
-from zsvec.method.logits import logsumexp
+from zsvec.method.predict.logits import logsumexp
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]

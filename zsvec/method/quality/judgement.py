@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from zsvec.method.background import Background
+from zsvec.method.calibrate.fit import largest_sample, learn_backgrounds
+from zsvec.method.calibrate.leave_one_out import LeftOut, each_left_out
 from zsvec.method.calibration import Calibration, other_aggregation
-from zsvec.method.fit import largest_sample, learn_backgrounds
-from zsvec.method.leave_one_out import LeftOut, each_left_out
+from zsvec.method.predict.background import Background
+from zsvec.method.quality.suspects import Verdict, verdicts
 from zsvec.method.similarities import References, category_names
-from zsvec.method.suspects import Verdict, verdicts
 
 _SURE = 0.05  # probability of a wrong label up to which an image counts like any other
 _LEAST = 0.001  # what an image counts at least, so that a category whose images are all doubtful has a mean

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import Background, features
+from zsvec.method.predict.background import Background, features
 from zsvec.method.rows import Rows
 
 Floats = NDArray[np.float32]

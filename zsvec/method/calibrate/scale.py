@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.calibration import Calibration, LogLinear
-from zsvec.method.logits import logsumexp
+from zsvec.method.predict.logits import logsumexp
 
 Doubles = NDArray[np.float64]
 

@@ -13,11 +13,11 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.aggregation import Similarities
-from zsvec.method.background import Background
 from zsvec.method.calibration import LOG_COUNT
-from zsvec.method.gda import Removal, left_out
-from zsvec.method.scenes import TWIN, Key, Pairs, Scenes, agreed, image_rows, scenes
+from zsvec.method.predict.aggregation import Similarities
+from zsvec.method.predict.background import Background
+from zsvec.method.predict.gda import Removal, left_out
+from zsvec.method.quality.scenes import TWIN, Key, Pairs, Scenes, agreed, image_rows, scenes
 from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
 

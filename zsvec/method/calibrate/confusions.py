@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import LogLinear
-from zsvec.method.leave_one_out import LeftOut
-from zsvec.method.logits import softmax
-from zsvec.method.opinion_pool import expert_evidence, log_linear
+from zsvec.method.predict.logits import softmax
+from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
 
 _RARE = 0.02  # share of the probability of a category's images, below which another category is no partner
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
-from zsvec.method.entropy_fusion import confidences, fuse, inverse_entropy, max_confidence, neg_exp_entropy
-from zsvec.method.logits import Logits, softmax
-from zsvec.method.opinion_pool import log_linear
+from zsvec.method.predict.entropy_fusion import confidences, fuse, inverse_entropy, max_confidence, neg_exp_entropy
+from zsvec.method.predict.logits import Logits, softmax
+from zsvec.method.predict.opinion_pool import log_linear
+from zsvec.method.predict.transduction import transduce
 from zsvec.method.similarities import SearchResult
-from zsvec.method.transduction import transduce
 
 Doubles = NDArray[np.float64]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.aggregation import Similarities, aggregate_experts, classwise_similarities
 from zsvec.method.calibration import Calibration, LogLinear
-from zsvec.method.opinion_pool import expert_evidence, log_linear
+from zsvec.method.predict.aggregation import Similarities, aggregate_experts, classwise_similarities
+from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
 from zsvec.method.similarities import ExpertSimilarities, References, SearchResult, Vectors
 from zsvec.types import encoder_and_modality
 

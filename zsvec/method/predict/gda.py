@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import FEWEST, Background, features
 from zsvec.method.calibration import CENTRED, GDA
-from zsvec.method.class_means import ClassMeans, Seen
+from zsvec.method.predict.background import FEWEST, Background, features
+from zsvec.method.predict.class_means import ClassMeans, Seen
 from zsvec.method.similarities import Product, References, product
 
 Floats = NDArray[np.float32]

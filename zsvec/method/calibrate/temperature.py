@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.calibrate.cross_entropy import least_cross_entropy
 from zsvec.method.calibration import ExpertCalibration
-from zsvec.method.cross_entropy import least_cross_entropy
 
 Floats = NDArray[np.float32]
 

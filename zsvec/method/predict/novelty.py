@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.logits import Logits
-from zsvec.method.opinion_pool import covering_sets, pattern
+from zsvec.method.predict.logits import Logits
+from zsvec.method.predict.opinion_pool import covering_sets, pattern
 from zsvec.method.similarities import SearchResult
 
 Doubles = NDArray[np.float64]

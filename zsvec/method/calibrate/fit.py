@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.background import Background
+from zsvec.method.calibrate.coefficients import learn_coefficients
+from zsvec.method.calibrate.leave_one_out import LeftOut, leave_one_out
+from zsvec.method.calibrate.temperature import calibrate_expert
+from zsvec.method.calibrate.thresholds import (
+    learn_category_thresholds,
+    learn_neutral,
+    learn_quantiles,
+    learn_thresholds,
+)
 from zsvec.method.calibration import (
     CENTRED,
     GDA,
@@ -28,15 +36,12 @@ from zsvec.method.calibration import (
     LogLinear,
     other_aggregation,
 )
-from zsvec.method.coefficients import learn_coefficients
-from zsvec.method.gda import describes, learn_background
-from zsvec.method.leave_one_out import LeftOut, leave_one_out
-from zsvec.method.logits import softmax
-from zsvec.method.opinion_pool import LEAST, expert_evidence, log_linear
+from zsvec.method.predict.background import Background
+from zsvec.method.predict.gda import describes, learn_background
+from zsvec.method.predict.logits import softmax
+from zsvec.method.predict.opinion_pool import LEAST, expert_evidence, log_linear
+from zsvec.method.quality.suspects import Suspect
 from zsvec.method.similarities import References, category_names, image_experts
-from zsvec.method.suspects import Suspect
-from zsvec.method.temperature import calibrate_expert
-from zsvec.method.thresholds import learn_category_thresholds, learn_neutral, learn_quantiles, learn_thresholds
 
 Doubles = NDArray[np.float64]
 

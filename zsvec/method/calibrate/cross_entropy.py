@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.logits import logsumexp
+from zsvec.method.predict.logits import logsumexp
 
 Doubles = NDArray[np.float64]
 

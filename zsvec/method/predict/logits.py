@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.calibration import LogLinear
-from zsvec.method.opinion_pool import Similarity, expert_evidence, log_linear
+from zsvec.method.predict.opinion_pool import Similarity, expert_evidence, log_linear
 from zsvec.method.similarities import SearchResult
 
 Doubles = NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""What the stored references teach: temperatures, coefficients, thresholds."""

@@ -1,0 +1,1 @@
+"""From the similarities of a search to predictions."""

@@ -668,7 +668,7 @@ def test_groups_are_named_by_the_nearest_words(monkeypatch: pytest.MonkeyPatch) 
     words = ("red panda, lesser panda", "lion", "tench, Tinca tinca", "hen")
     monkeypatch.setattr("zsvec.curation.inbox.common_words", lambda: words)
     encoders = [Things("one", list(words)), Things("other", ["lion", "red panda, lesser panda"])]
-    inbox = Inbox(None, None, None, None, [], lambda: encoders)  # type: ignore[arg-type, return-value]
+    inbox = Inbox(None, None, None, [], lambda: encoders)  # type: ignore[arg-type, return-value]
     vectors = {"one": np.eye(5, dtype=np.float32)[[0, 0, 1]], "other": np.eye(3, dtype=np.float32)[[1, 1, 0]]}
     first, second = inbox._names(vectors, [[0, 1], [2]])
     assert (first[0], second[0], len(first)) == ("red panda", "lion", 3)

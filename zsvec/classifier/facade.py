@@ -78,6 +78,7 @@ class Classifier:
         self.scoring = settings.scoring(temperatures)
         self._predictor = Predictor(store, self._searcher, self.scoring, self._embedder, settings)
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
+        store.after_changes(self._calibrator.calibrate_if_cheap)
         self._keeper = Keeper(store, settings)
         self.alone = Alone(self._predictor, self._embedder, self._keeper, store)
         try:
@@ -161,7 +162,7 @@ class Classifier:
         """
         committed, replace, refuse = [], checked_flag("replace", replace), checked_callback("on_error", on_error)
         notify = checked_callback("on_commit", on_commit) or (lambda category: None)
-        with self._calibrator.renewing(), self.store.one_change("replace" if replace else "add"):
+        with self.store.one_change("replace" if replace else "add"):
             for category in self._builder().build(categories, replace=replace, on_error=refuse):
                 committed.append(category)
                 notify(category)
@@ -170,7 +171,6 @@ class Classifier:
     def remove_category(self, name: str) -> None:
         """Remove a category and its references; CategoryNotFoundError if there is none of this name."""
         self.store.remove(checked_name(name))
-        self._calibrator.calibrate_if_cheap()
 
     def categories(self) -> list[Category]:
         """The committed categories, by name."""
@@ -195,7 +195,7 @@ class Classifier:
         """The changes of categories of the last time, which can be taken back."""
         from zsvec.curation.history import ChangeHistory
 
-        return ChangeHistory(self.store, self._calibrator)
+        return ChangeHistory(self.store)
 
     @cached_property
     def inbox(self) -> Inbox:
@@ -204,14 +204,13 @@ class Classifier:
 
         experts = map(encoder_and_modality, self.scoring.temperatures)
         names = [name for name, modality in experts if modality == "image"]
-        parts = self.store, self._keeper, self._calibrator, self._predictor.predict_each
-        return Inbox(*parts, names, lambda: self.encoders)
+        return Inbox(self.store, self._keeper, self._predictor.predict_each, names, lambda: self.encoders)
 
     @cached_property
     def _teaching(self) -> Teaching:
         from zsvec.curation.feedback import Teaching
 
-        parts = self.store, self.inbox, self._keeper, self._calibrator, self._embedder, self.settings.image_limits()
+        parts = self.store, self.inbox, self._keeper, self._embedder, self.settings.image_limits()
 
         def add(name: str, image: ReferenceImage) -> Category:
             return self.add_category(name, images=[image])

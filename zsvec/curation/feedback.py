@@ -9,7 +9,6 @@ from zsvec.curation.inbox import Inbox
 from zsvec.curation.retention import Keeper, inbox_image, is_a_reference
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.ingest.embedding import Embedder, Vectors, Wanted
-from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import checked_hash
 from zsvec.inputs.categories import ReferenceImage, checked_name
 from zsvec.inputs.images import ImageInput, ImageLimits, content_hash, source_of, taken
@@ -24,7 +23,6 @@ class Teaching:
         store: Where categories and inbox are.
         inbox: Of the store.
         keeper: Of the inbox.
-        calibrator: Of the store.
         embedder: Embeds images that are new.
         limits: What an image may be and take.
         create: Makes the store ready to be written.
@@ -37,7 +35,6 @@ class Teaching:
         store: Store,
         inbox: Inbox,
         keeper: Keeper,
-        calibrator: Calibrator,
         embedder: Embedder,
         limits: ImageLimits,
         *,
@@ -48,7 +45,6 @@ class Teaching:
         self._store = store
         self._inbox = inbox
         self._keeper = keeper
-        self._calibrator = calibrator
         self._embedder = embedder
         self._limits = limits
         self._create = create
@@ -94,7 +90,6 @@ class Teaching:
         if holders := self._store.holders({known}):
             category = self._inbox.gathered(holders, target)
             self._store.inbox.delete({known})
-            self._calibrator.calibrate_if_cheap()
             return category
         if isinstance(image, Prediction):
             image = self._unchanged(image)

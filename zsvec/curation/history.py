@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zsvec.errors import InvalidInputError, shown
-from zsvec.ingest.recalibration import Calibrator
 from zsvec.inputs.categories import checked_name
 from zsvec.store import Store
 from zsvec.types import Change
@@ -18,12 +17,10 @@ class ChangeHistory:
 
     Args:
         store: Where the categories are.
-        calibrator: Of the store.
     """
 
-    def __init__(self, store: Store, calibrator: Calibrator) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._calibrator = calibrator
 
     def __iter__(self) -> Iterator[Change]:
         """The changes, newest first, and those that were taken back.
@@ -51,6 +48,4 @@ class ChangeHistory:
             raise InvalidInputError(
                 f"change must be the id of a change, a str. Got {shown(change)} instead: `zsvec history` lists them"
             )
-        undone = self._store.undo(None if category is None else checked_name(category), change)
-        self._calibrator.calibrate_if_cheap()
-        return undone
+        return self._store.undo(None if category is None else checked_name(category), change)

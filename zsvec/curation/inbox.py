@@ -18,7 +18,6 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.torch.words import common_words
 from zsvec.errors import InvalidInputError
 from zsvec.ingest.embedding import Vectors
-from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.inputs.categories import checked_name
 from zsvec.method.quality.unlabelled import most_useful, urgency
@@ -92,7 +91,6 @@ class Inbox:
     Args:
         store: Where they are.
         keeper: Keeps the bounds.
-        calibrator: Of the store.
         predict: From sources, vectors and the number of categories in the rankings to predictions.
         image_encoders: Names of the encoders that have references of images.
         encoders: Gives the encoders.
@@ -102,14 +100,12 @@ class Inbox:
         self,
         store: Store,
         keeper: Keeper,
-        calibrator: Calibrator,
         predict: Callable[[Sequence[str], Vectors, int], list[Prediction]],
         image_encoders: Sequence[str],
         encoders: Callable[[], EncoderSet],
     ) -> None:
         self._store = store
         self._keeper = keeper
-        self._calibrator = calibrator
         self._predict = predict
         self._image_encoders = image_encoders
         self._encoders = encoders
@@ -220,14 +216,13 @@ class Inbox:
             raise InvalidInputError(f"no image {missing[0]!r} waits in the inbox: `zsvec inbox` lists those that do")
         with self._store.one_change("label"):
             category = self.gathered(holders, target, [images[one] for one in sorted(wanted) if one in images])
-        self._store.inbox.delete(wanted)  # last: killed before, they wait, and are references already
-        self._calibrator.calibrate_if_cheap()
+            self._store.inbox.delete(wanted)  # last: killed before, they wait, and are references already
         return category
 
     def gathered(
         self, holders: Mapping[str, Collection[str]], target: str, images: Sequence[InboxImage] = ()
     ) -> Category:
-        """Give a category images: those that wait, and those that categories have. Makes no calibration.
+        """Give a category images: those that wait, and those that categories have.
 
         Args:
             holders: By content hash, the categories that have the image.

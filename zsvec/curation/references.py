@@ -52,7 +52,7 @@ class StoredReferences:
             InvalidInputError: It has no such reference, or would have none at all.
             ConflictError: Other writers changed it at every attempt.
         """
-        return self._changed(self._store.remove_references(checked_name(name), checked_hashes(hashes)))
+        return self._store.remove_references(checked_name(name), checked_hashes(hashes))
 
     def move(self, hashes: str | Collection[str], *, source: str, target: str) -> Category:
         """Move references from one category to another, which is made if there is none, and give that.
@@ -113,7 +113,7 @@ class StoredReferences:
         with self._store.one_change("texts"):
             given = CategoryInput(name=name, texts=texts)
             (category,) = self._builder().build([given], replace=True, create=False)
-        return self._changed(category)
+        return category
 
     def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> Category:
         """Keep other JSON with a category; raises as `set_texts`."""
@@ -152,18 +152,12 @@ class StoredReferences:
             )
         found = self._store.forget(digest)
         self._searcher.forget()
-        if found.categories:
-            self._calibrator.calibrate_if_cheap()
         return found
 
     def _moved(self, move: Move) -> Category:
         if move.source == move.target:
             raise InvalidInputError(f"{move.source!r} and {move.target!r} are the same category: give two")
-        return self._changed(self._store.move(move))
-
-    def _changed(self, category: Category) -> Category:
-        self._calibrator.calibrate_if_cheap()
-        return category
+        return self._store.move(move)
 
     def of(self, name: str) -> list[StoredReference]:
         """The references of a category: each text and image once, texts first, then by age.

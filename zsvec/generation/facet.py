@@ -36,7 +36,7 @@ class Generation:
         store: Where the categories are.
         settings: The service and its models.
         searcher: Searches the references of the store.
-        calibrator: Measures which categories the store confuses, and calibrates after a write.
+        calibrator: Measures which categories the store confuses.
         builder: Returns the builder of the store; called after the images have been drawn.
     """
 
@@ -130,7 +130,6 @@ class Generation:
                 existing={category.name for category in self._store.categories()},
                 keep_flagged=keep_flagged,
             )
-        self._calibrator.calibrate_if_cheap()
         if drawn.error is not None:
             drawn.error.generated = done
             raise drawn.error

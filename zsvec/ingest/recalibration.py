@@ -1,9 +1,9 @@
-"""When a store is calibrated again: after a write while that is cheap, and when somebody asks for it."""
+"""When a store is calibrated again: after a change while that is cheap, and when somebody asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 
 import numpy as np
@@ -164,18 +164,8 @@ class Calibrator:
         """The references of the experts in use, read from the store."""
         return self._references()[0]
 
-    @contextmanager
-    def renewing(self) -> Iterator[None]:
-        """A block that writes. What it has committed is calibrated at its end, also after an error."""
-        try:
-            yield
-        except Exception:
-            self.calibrate_if_cheap()
-            raise
-        self.calibrate_if_cheap()
-
     def calibrate_if_cheap(self) -> None:
-        """Calibrate after a write if that is cheap and the stored calibration is outdated; else it turns stale.
+        """Calibrate after a change if that is cheap and the stored calibration is outdated; else it turns stale.
 
         A calibration for another aggregation stays.
         """

@@ -1,14 +1,28 @@
-"""Who changes categories, and which writes are one change together."""
+"""Who changes categories, which writes are one change together, and what follows a change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 from zsvec.store.catalog.history import Cause
 
-_CAUSE: ContextVar[Cause | None] = ContextVar("cause", default=None)
+
+@dataclass(slots=True)
+class _Block:
+    """A block of writes that are one change, and what follows it: once, however many of its parts ask for it."""
+
+    cause: Cause
+    followed_by: dict[Callable[[], None], None] = field(default_factory=dict)
+
+    def end(self) -> None:
+        for follow in self.followed_by:
+            follow()
+
+
+_BLOCK: ContextVar[_Block | None] = ContextVar("block", default=None)
 _BY: ContextVar[str | None] = ContextVar("by", default=None)
 
 
@@ -17,10 +31,14 @@ class Causes:
 
     Args:
         by: Who changes categories where no block says so.
+
+    Attributes:
+        follow: Called at the end of each change of this store.
     """
 
     def __init__(self, by: str | None) -> None:
         self._by = by
+        self.follow: Callable[[], None] = lambda: None
 
     @property
     def by(self) -> str | None:
@@ -39,16 +57,23 @@ class Causes:
     @contextmanager
     def one_change(self, what: str) -> Iterator[str]:
         """As `zsvec.store.store.Store.one_change`."""
-        if (outer := _CAUSE.get()) is not None:
-            yield outer.id
+        if (outer := _BLOCK.get()) is not None:
+            outer.followed_by[self.follow] = None
+            yield outer.cause.id
             return
-        cause = self.cause(what)
-        token = _CAUSE.set(cause)
+        block = _Block(self.cause(what), {self.follow: None})
+        token = _BLOCK.set(block)
         try:
-            yield cause.id
+            yield block.cause.id
+        except Exception:
+            block.end()  # what was committed before the error stays
+            raise
+        else:
+            block.end()
         finally:
-            _CAUSE.reset(token)
+            _BLOCK.reset(token)
 
     def cause(self, what: str) -> Cause:
         """Of a write that does this, in one word: that of the block which it is part of, or one of its own."""
-        return _CAUSE.get() or Cause(what=what, by=self.by)
+        block = _BLOCK.get()
+        return block.cause if block else Cause(what=what, by=self.by)

@@ -287,7 +287,7 @@ class Store:
             InvalidInputError: There is no such change, or a category has been changed since.
             ConflictError: Others changed a category at each attempt.
         """
-        with self.one_change("undo"), self._writing("undo"):
+        with self._changing("undo"):
             self._may_be_undoing = True
             return undo.undo(self._catalog, self._references, self._collector, name, change)
 
@@ -299,6 +299,10 @@ class Store:
     def one_change(self, what: str) -> AbstractContextManager[str]:
         """Make all writes of a block one change of this name, and give its id. Inner blocks belong to it."""
         return self._causes.one_change(what)
+
+    def after_changes(self, follow: Callable[[], None]) -> None:
+        """Call this at the end of each change of categories; after an error, too: what was committed stays."""
+        self._causes.follow = follow
 
     def acting(self, by: str | None) -> AbstractContextManager[None]:
         """Let somebody else than the setting says be who changes categories in a block; ``None``: as it says."""
@@ -328,7 +332,7 @@ class Store:
                 other categories are committed.
             InvalidInputError: What a category was to keep is gone, and nothing else is given. The others are committed.
         """
-        with self._writing("replace" if any(write.replace for write in writes) else "add"):
+        with self._changing("replace" if any(write.replace for write in writes) else "add"):
             return writing.write_categories(self._catalog, self._references, self._collector, writes)
 
     def remove(self, name: str) -> None:
@@ -338,7 +342,7 @@ class Store:
             CategoryNotFoundError: There is none of this name.
             ConflictError: Others changed it at each attempt.
         """
-        with self._writing("remove"):
+        with self._changing("remove"):
             writing.remove_category(self._catalog, self._references, self._collector, name)
 
     def remove_references(self, name: str, hashes: Collection[str]) -> Category:
@@ -353,7 +357,7 @@ class Store:
             InvalidInputError: It has no reference of such a hash, or would have none at all.
             ConflictError: Others changed it at each attempt.
         """
-        with self._writing("remove"):
+        with self._changing("remove"):
             return mending.remove_references(self._catalog, self._references, self._collector, name, hashes)
 
     def forget(self, content_hash: str) -> Forgotten:
@@ -367,7 +371,7 @@ class Store:
         Raises:
             StoreError: There is no store; ConflictError: others add the image again and again.
         """
-        with self._writing(FORGET):
+        with self._changing(FORGET):
             if self._catalog.store() is None:
                 raise StoreError(f"there is no store in {self.location}: check the path, or the URL, and the namespace")
             found = forgetting.forget(self._catalog, self._references, self._collector, content_hash)
@@ -384,7 +388,7 @@ class Store:
                 there must be none.
             ConflictError: Others changed one of the two at each attempt.
         """
-        with self._writing("merge" if move.hashes is None else "move"):
+        with self._changing("merge" if move.hashes is None else "move"):
             return mending.move_references(self._catalog, self._references, self._collector, move)
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
@@ -431,6 +435,12 @@ class Store:
     def close(self) -> None:
         """Let go of files and connections."""
         self._backend.close()
+
+    @contextmanager
+    def _changing(self, what: str) -> Iterator[None]:
+        """A write that changes categories; `what` it does in one word, where it is no part of a larger change."""
+        with self.one_change(what), self._writing(what):
+            yield
 
     @contextmanager
     def _writing(self, what: str = "") -> Iterator[None]:

@@ -441,11 +441,11 @@ def test_changes_made_at_once_over_the_same_categories_are_taken_back_by_categor
     other = opened(deployment, deployment.backend()) if deployment.shared else store
     with store.one_change("import"):
         store.write([pictured("cat", ["a"])])
-        cause = causes._CAUSE.set(None)
+        cause = causes._BLOCK.set(None)
         with other.one_change("import"):
             other.write([pictured("cat", ["b"])])
             other.write([pictured("dog", ["b"])])
-        causes._CAUSE.reset(cause)
+        causes._BLOCK.reset(cause)
         store.write([pictured("dog", ["a"])])
     with pytest.raises(InvalidInputError, match="take them back by category"):
         store.undo()

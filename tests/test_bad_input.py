@@ -631,7 +631,7 @@ OPENINGS = [
         "opening: store of another schema",
         of_another_schema,
         StoreError,
-        "has schema 99 and this version of zsvec knows 2",
+        "has schema 99 and this version of zsvec knows 3",
     ),
     opening("zero byte in the store", "embedded store a\0b failed: ", StoreError, store="a\0b"),
     opening("store with a name too long", "xxx", store="x" * 300),

@@ -527,7 +527,8 @@ def test_a_store_calibrated_by_few_images_calls_nothing_unknown_without_being_to
     with fill(open_classifier(folder)) as clf:
         kept = clf.store.calibration()
         assert kept is not None
-        assert kept["plain"]["thresholds"] == kept["views"]["thresholds"] == {}  # nine images are fewer than twenty
+        # nine images are fewer than twenty
+        assert kept["plain"]["thresholds"] == kept["aggregations"]["thresholds"] == {}
         prediction = clf.classify(photo(7))
         assert prediction.calibration == "current"
         novelty = prediction.novelty
@@ -1041,7 +1042,7 @@ def test_false_alarms_are_those_of_the_settings_unless_given(folder: Path) -> No
     with fill(open_classifier(folder, false_unknown_rate=0.2), images=8) as clf:
         kept = clf.store.calibration()
         assert kept is not None
-        assert kept["false_alarms"] == 0.2
+        assert kept["false_unknown_rate"] == 0.2
         few, many = (clf.calibrate(false_unknown_rate=fraction).calibration for fraction in (0.05, 0.5))
         assert (few.false_unknown_rate, many.false_unknown_rate) == (0.05, 0.5)
         assert (
@@ -1136,7 +1137,7 @@ def test_false_alarms_that_were_asked_for_are_kept(clf: Classifier, folder: Path
     def kept() -> float:
         calibration = clf.store.calibration()
         assert calibration is not None
-        return float(calibration["false_alarms"])
+        return float(calibration["false_unknown_rate"])
 
     before = clf.store.calibration()
     assert kept() == 0.05

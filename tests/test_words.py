@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FIXTURES = ROOT / "tests" / "fixtures"  # programs of the versions that wrote them
-SOURCES = [
-    path
-    for folder in ("zsvec", "scripts", "tests")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-    if not path.is_relative_to(FIXTURES)
-]
+SOURCES = [path for folder in ("zsvec", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def _name(path: Path) -> str:

@@ -13,10 +13,8 @@ KeepImages: TypeAlias = Literal["small", "none"]
 Keep: TypeAlias = Literal["none", "uncertain", "all"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
-CALIBRATION_FORMAT = 3
-"""Of the calibration that is kept with a store."""
-READABLE_CALIBRATIONS = (1, 2, CALIBRATION_FORMAT)
-"""Formats of calibrations that can be read; one of another format counts as none."""
+CALIBRATION_FORMAT = 4
+"""Of the calibration that is kept with a store; one of another format counts as none."""
 
 
 def expert_name(encoder: str, modality: Modality) -> str:

@@ -12,7 +12,7 @@ from hypothesis import settings
 from tests.method.material import calibrated, clusters, searched, texts
 from zsvec.method.calibrate.fit import holds
 from zsvec.method.calibrate.scale import scaled
-from zsvec.method.calibration import LOG_COUNT, Calibration, uncalibrated
+from zsvec.method.calibration import Calibration, uncalibrated
 from zsvec.method.predict.scoring import Scoring
 
 NAN = np.nan
@@ -36,22 +36,6 @@ def test_what_is_kept_is_read_again(made: Calibration) -> None:
     assert read.to_dict() == made.to_dict()
     assert replace(read, backgrounds={}) == replace(made, backgrounds={})
     assert read.backgrounds["clip:image"].references == made.backgrounds["clip:image"].references > 0
-
-
-def test_what_an_earlier_version_kept_is_read(made: Calibration) -> None:
-    values = {**made.to_dict(), "format": 1}
-    for pool in ("plain", "views"):
-        later = ("noise", "shares", "quantiles")
-        values[pool] = {name: value for name, value in values[pool].items() if name not in later}
-        for of_expert in values[pool]["slopes"].values():
-            of_expert.pop(LOG_COUNT, None)
-    del values["classwise"], values["backgrounds"], values["scale"]
-    read = Calibration.from_dict(json.loads(json.dumps(values)))
-    assert read
-    assert (read.classwise, read.backgrounds, read.plain.noise) == (None, {}, 0)
-    assert (read.scale, read.plain.quantiles) == (1.0, {})
-    assert read.plain.coefficients == values["plain"]["slopes"]
-    assert read.plain.shares == pytest.approx(made.plain.shares)
 
 
 def test_what_a_calibration_fits(made: Calibration) -> None:
@@ -80,7 +64,7 @@ def test_what_another_version_keeps_is_not_read(made: Calibration) -> None:
         assert Calibration.from_dict(other) is None
 
 
-@pytest.mark.parametrize("change", [{"later": 3}, {"experts": 3}, {"plain": {"slopes": {}, "later": 1}}])
+@pytest.mark.parametrize("change", [{"later": 3}, {"experts": 3}, {"plain": {"coefficients": {}, "later": 1}}])
 def test_a_record_of_another_shape_is_not_read(made: Calibration, change: dict[str, object]) -> None:
     assert Calibration.from_dict({**made.to_dict(), **change}) is None
 

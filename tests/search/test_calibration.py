@@ -12,12 +12,14 @@ from tests.store.support import Hooked
 from zsvec.method.calibration import Calibration
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
+from zsvec.types import CALIBRATION_FORMAT
 
 
 def calibration_of(store: Store, *, images: int = 4) -> Calibration:
     """One as if it were made from all that is committed."""
     pool = {
-        "slopes": {"clip:image": {"top_mean": 3.0}},
+        "coefficients": {"clip:image": {"top_mean": 3.0}},
+        "shares": {"clip:image": 0.6},
         "neutral": {"clip:image": 0.5},
         "thresholds": {},
         "category_thresholds": {},
@@ -25,15 +27,16 @@ def calibration_of(store: Store, *, images: int = 4) -> Calibration:
     }
     made = Calibration.from_dict(
         {
-            "format": 1,
+            "format": CALIBRATION_FORMAT,
             "revision": newest_rev(store),
             "aggregation": "top_mean",
             "top_m": TOP_M,
-            "false_alarms": 0.05,
+            "false_unknown_rate": 0.05,
             "images": images,
             "experts": {"clip:image": {"temperature": 0.1, "spread": 0.2, "images": 4, "accuracy": 0.75}},
             "plain": pool,
-            "views": pool,
+            "aggregations": pool,
+            "backgrounds": {},
         }
     )
     assert made is not None

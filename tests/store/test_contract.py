@@ -464,7 +464,7 @@ def test_payloads_and_ids_are_as_documented(deployment: Deployment, open_store: 
         "removed": False,
     }
     assert len(manifest["writers"]) == 1
-    assert catalog[identifier("store", "")]["schema"] == 2
+    assert catalog[identifier("store", "")]["schema"] == 3
     assert len(catalog) == 2
 
 

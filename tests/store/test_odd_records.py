@@ -20,6 +20,7 @@ from zsvec.store import Store, Write
 from zsvec.store.backends.base import Where
 from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.catalog.schema import record_id
+from zsvec.types import CALIBRATION_FORMAT
 
 NAMES = ("red", "green", "blue")
 MISSING = object()
@@ -229,7 +230,7 @@ def test_a_damaged_manifest_is_named_and_its_category_answered_from_before(
     assert "new" in {category.name for category in new.categories()}
 
 
-@pytest.mark.parametrize("fitted", [None, [], "x", {"format": []}, {"format": 3}, [{}]], ids=str)
+@pytest.mark.parametrize("fitted", [None, [], "x", {"format": []}, {"format": CALIBRATION_FORMAT}, [{}]], ids=str)
 def test_a_damaged_calibration_is_none_and_is_named(filled: MemoryBackend, fitted: Any) -> None:
     backend = with_record(filled, "calibration", fitted=fitted)
     clf = opened(backend)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zsvec.method.predict.background import Background
-from zsvec.types import CALIBRATION_FORMAT, READABLE_CALIBRATIONS
+from zsvec.types import CALIBRATION_FORMAT
 
 LOG_COUNT = "log_count"
 """Beside the aggregations: the logarithm of a category's number of references, the same for every image."""
@@ -19,8 +19,6 @@ CENTRED = "centred"
 GDA = "gda"
 """Beside the aggregations: the Gaussian discriminant, nats."""
 
-# Keys of the stored format whose fields have other names here.
-_STORED_NAMES = {"false_unknown_rate": "false_alarms", "aggregations": "views", "coefficients": "slopes"}
 _POOLS = ("plain", "aggregations", "classwise")
 
 
@@ -112,16 +110,13 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the store."""
-        values = asdict(replace(self, backgrounds={}))
-        pools = {name: values[name] and _renamed(values[name], _STORED_NAMES) for name in _POOLS}
         backgrounds = {expert: background.to_dict() for expert, background in self.backgrounds.items()}
-        stored = {**values, **pools, "backgrounds": backgrounds}
-        return {"format": CALIBRATION_FORMAT, **_renamed(stored, _STORED_NAMES)}
+        return {"format": CALIBRATION_FORMAT, **asdict(replace(self, backgrounds={})), "backgrounds": backgrounds}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
         """Inverse of `to_dict`; ``None`` for nothing, and for a record of another format or shape, or a damaged one."""
-        if not values or values.get("format") not in READABLE_CALIBRATIONS:
+        if not values or values.get("format") != CALIBRATION_FORMAT:
             return None
         try:
             made = cls._read(values)
@@ -132,14 +127,10 @@ class Calibration:
 
     @classmethod
     def _read(cls, values: Mapping[str, Any]) -> Calibration:
-        names = {stored: name for name, stored in _STORED_NAMES.items()}
-        fields = _renamed(values, names)
-        former = fields.pop("format") == 1
+        fields = {name: value for name, value in values.items() if name != "format"}
         experts = {name: ExpertCalibration(**expert) for name, expert in fields["experts"].items()}
-        pools = {name: LogLinear(**_renamed(fields[name], names)) for name in _POOLS if fields.get(name)}
-        if former:
-            pools = {name: replace(pool, shares=_shares(pool, experts)) for name, pool in pools.items()}
-        backgrounds = {name: Background.from_dict(kept) for name, kept in fields.get("backgrounds", {}).items()}
+        pools = {name: LogLinear(**fields[name]) for name in _POOLS if fields.get(name)}
+        backgrounds = {name: Background.from_dict(kept) for name, kept in fields["backgrounds"].items()}
         return cls(**{**fields, "experts": experts, **pools, "backgrounds": backgrounds})
 
     def _sound(self) -> bool:
@@ -177,15 +168,6 @@ class Calibration:
 
 def _finite(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-
-
-def _shares(pool: LogLinear, experts: Mapping[str, ExpertCalibration]) -> dict[str, float]:
-    """As they were before they were kept."""
-    return {name: sum(of_expert.values()) * experts[name].spread for name, of_expert in pool.coefficients.items()}
-
-
-def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names.get(name, name): value for name, value in values.items()}
 
 
 def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLinear:

@@ -22,7 +22,6 @@ from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
 from zsvec.store.mending import Move
-from zsvec.store.migration import migrate
 from zsvec.store.writing import Write
 from zsvec.types import Category, Change, Finding, Fingerprint, Forgotten, KeepImages, Modality, StoredReference
 
@@ -412,7 +411,6 @@ class Store:
             on_final: Called with each change that cannot be taken back any more.
         """
         with self._writing():
-            migrate(self._catalog, self._references)
             # A writer may have left some which was at work while they were dropped.
             ownership.drop_images(self._backend, self._catalog, self._references)
             deleted, final = self._collector.collect(grace)

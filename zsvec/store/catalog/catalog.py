@@ -18,7 +18,6 @@ from zsvec.store.catalog.records import damaged_manifest, is_believed, is_record
 from zsvec.store.catalog.schema import (
     CATALOG,
     CATALOG_INDEXES,
-    CATEGORY_KINDS,
     IMAGES,
     LATEST,
     NO_CALIBRATION,
@@ -34,13 +33,13 @@ from zsvec.store.catalog.schema import (
     record_id,
     store_payload,
 )
-from zsvec.types import READABLE_CALIBRATIONS, CalibrationState, Category, Fingerprint, KeepImages
+from zsvec.types import CALIBRATION_FORMAT, CalibrationState, Category, Fingerprint, KeepImages
 
 SLACK = 1_000_000
 """How much smaller than the newest the ``rev`` of a commit may be that is acknowledged."""
 PAUSES = (0.01, 0.05, 0.2)
 """Seconds before a record is asked for again that must be there, and does not show since replicas differ."""
-COMMITS = Where(match={"kind": [*CATEGORY_KINDS, "calibration"]})
+COMMITS = Where(match={"kind": ["manifest", "calibration"]})
 STORE = {"kind": "store"}
 
 
@@ -49,7 +48,7 @@ class State:
     """Records that were read in one request.
 
     Attributes:
-        store: Id of the store; empty for one of schema 1.
+        store: Id of the store; empty without one.
         manifests: Of categories that were ever committed, by name.
         foreign: Records in the places of manifests that belong to a store that was dropped.
         images: Whether the store keeps small copies of images.
@@ -125,14 +124,15 @@ class Catalog:
         return record
 
     def check_schema(self, store: Mapping[str, Any]) -> None:
-        """Refuse the record of a store that a later version wrote.
+        """Refuse the record of a store that another version wrote.
 
         Raises:
             StoreError: It has a schema that this version does not know.
         """
-        if store["schema"] > SCHEMA:
+        if store["schema"] != SCHEMA:
+            action = "upgrade zsvec" if store["schema"] > SCHEMA else "import its images again into another store"
             raise StoreError(
-                f"{self.location} has schema {store['schema']} and this version of zsvec knows {SCHEMA}: upgrade zsvec"
+                f"{self.location} has schema {store['schema']} and this version of zsvec knows {SCHEMA}: {action}"
             )
 
     def encoders(self) -> dict[str, Fingerprint]:
@@ -171,7 +171,7 @@ class Catalog:
         Raises:
             StoreError: The store has a schema that this version does not know, or its catalog is damaged.
         """
-        records = self.scroll_all(Where(match={"kind": list(CATEGORY_KINDS)}, or_match=STORE))
+        records = self.scroll_all(Where(match={"kind": "manifest"}, or_match=STORE))
         stores = [record for record in records if record["kind"] == "store"]
         if stores:
             self.check_schema(stores[0])
@@ -234,7 +234,7 @@ class Catalog:
     def _is_calibration_damaged(self, kept: Mapping[str, Any] | None) -> bool:
         if kept:
             made = kept.get("format")
-            return not isinstance(made, int) or made in READABLE_CALIBRATIONS  # else another version has made it
+            return not isinstance(made, int) or made == CALIBRATION_FORMAT  # else another version has made it
         place = record_id("calibration")
         found = self.backend.retrieve(self.collection, [place]).values()
         return not all(is_record(place, record) and calibration_from(record) is not NO_CALIBRATION for record in found)
@@ -358,13 +358,13 @@ def _listed(value: str | int | Sequence[str]) -> Sequence[str | int]:
 
 
 def store_id(records: Iterable[Mapping[str, Any]]) -> str:
-    """Id of the store whose record is among these; empty for one of schema 1."""
+    """Id of the store whose record is among these; empty without one."""
     return next((record.get("id", "") for record in records if record["kind"] == "store"), "")
 
 
 def belongs(record: Mapping[str, Any], store: str) -> bool:
-    """Whether a record is of this store; those of schema 1 do not say whose they are."""
-    return record.get("store", store) == store and "moved" not in record
+    """Whether a record is of this store; a damaged one may not say whose it is."""
+    return bool(record.get("store", store) == store)
 
 
 def id_of(record: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ class Cursor:
     """How far a reader has seen the commits of a store.
 
     Attributes:
-        store: Id of the store; empty for one of schema 1, ``None`` before the first look at one that is there.
+        store: Id of the store; empty without one, ``None`` before the first look at one that is there.
         newest: The largest ``rev`` it has seen.
         before: The largest it had seen when its last look began.
         calibration: Version of the calibration it has seen.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from zsvec.store.catalog.schema import CATEGORY_KINDS, OWN_KINDS, UNDO, WRITE_KINDS, are_texts, is_number, record_id
+from zsvec.store.catalog.schema import OWN_KINDS, UNDO, WRITE_KINDS, are_texts, is_number, record_id
 
 _Types: TypeAlias = Mapping[str, type | tuple[type, ...]]
 
@@ -17,7 +17,6 @@ _BEFORE: _Types = {"version": int, "writes": list, "references": dict, "texts": 
 _ALWAYS: Mapping[str, _Types] = {
     "store": {"schema": int, "version": int},
     "manifest": {"category": str, "version": int, "rev": int},
-    "category": {"category": str, "version": int, "rev": int},
     "calibration": {"version": int, "rev": int},
     "intent": {"id": str, "rev": int, "store": str, "writes": dict, "replaced": dict},
     "change": {"id": str, "version": int, "rev": int, "store": str, "replaced": dict, "before": dict},
@@ -39,9 +38,7 @@ def _is_in_its_place(identifier: str | None, record: Mapping[str, Any]) -> bool:
     """Whether a record has the id that its kind and its category make; some kinds have their own."""
     if record["kind"] in OWN_KINDS:
         return bool(identifier == record["id"])
-    if "moved" in record:
-        return True
-    return identifier == (place_of(record) if record["kind"] in CATEGORY_KINDS else record_id(record["kind"]))
+    return identifier == (place_of(record) if record["kind"] == "manifest" else record_id(record["kind"]))
 
 
 def place_of(record: Mapping[str, Any]) -> str | None:

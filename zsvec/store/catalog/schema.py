@@ -15,9 +15,6 @@ Every record has a version, 1 when it is new and one more for each replacement, 
 by compare-and-set of both (`zsvec.store.catalog.commit`). What orders the commits for readers is their ``rev``; a
 manifest also keeps the one of its last change (``changed``), for it may get another without a change. The keys of the
 payloads are the format of stores on disk.
-
-Schema 1 had manifests of kind ``category``, no ids of stores, and no intents. Both are read; `zsvec.store.migration`
-turns the one into the other.
 """
 
 from __future__ import annotations
@@ -30,13 +27,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from zsvec.errors import StoreError
-from zsvec.types import READABLE_CALIBRATIONS, Category, Fingerprint, KeepImages, Modality
+from zsvec.types import CALIBRATION_FORMAT, Category, Fingerprint, KeepImages, Modality
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 2
+SCHEMA = 3
 CATALOG = "catalog"
 IMAGES = "images"
 REFERENCE_INDEXES: Mapping[str, str] = {"category": "keyword", "modality": "keyword", "gen": "keyword"}
@@ -66,7 +63,7 @@ def record_id(kind: str, name: str = "") -> str:
     """Id of a record of the catalog.
 
     Args:
-        kind: ``store``, ``category`` or ``calibration``, or ``moved`` for the record that stops readers of schema 1.
+        kind: ``store``, ``category`` or ``calibration``.
         name: Of the category.
     """
     return str(uuid.uuid5(_NAMESPACE, f"{kind}\0{name}"))
@@ -187,7 +184,6 @@ def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE)
 # Records
 
 
-CATEGORY_KINDS = ("manifest", "category")  # of schema 2, and 1
 WRITE_KINDS = ("intent", "change")
 UNDO = "undo"
 """The kind of the record that says what an undo under way takes back."""
@@ -198,7 +194,7 @@ PAST: Mapping[str, str] = {"past": "yes"}
 NO_CALIBRATION: Mapping[str, Any] = {}
 LATEST = 2**53
 """Above every version and ``rev``. Qdrant compares numbers as floats, which are exact below it."""
-LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "moved")
+LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id")
 """What tells whether a record has changed."""
 
 
@@ -279,27 +275,13 @@ def writers(record: Mapping[str, Any]) -> list[str]:
     return [token for token in found if isinstance(token, str)] if isinstance(found, list) else []
 
 
-def migrated_manifest(record: Mapping[str, Any], store: str) -> dict[str, Any]:
-    """A manifest of schema 1 as one of schema 2: the same commit, with a version that no writer of schema 1 expects."""
-    kept = {key: value for key, value in record.items() if key not in ("kind", "gen", "deleted")}
-    version = record["version"] + 1
-    return {
-        **kept,
-        "kind": "manifest",
-        "store": store,
-        "version": version,
-        "writes": record["gen"],
-        "removed": not record["gen"],
-    }
-
-
 def category_from(manifest: Mapping[str, Any]) -> Category:
     """The category that a manifest commits.
 
     Raises:
         StoreError: It is not as this version of zsvec writes it.
     """
-    writes: Any = manifest.get("writes" if manifest["kind"] == "manifest" else "gen")
+    writes: Any = manifest.get("writes")
     references: Any = manifest.get("references")
     metadata: Any = manifest.get("metadata")
     texts: Any = manifest.get("texts")
@@ -367,36 +349,9 @@ def calibration_payload(
     }
 
 
-def stopper_payload(rev: int) -> dict[str, Any]:
-    """A record that readers of schema 1 take for a category, and cannot go on from: they find no reference of it.
-
-    Args:
-        rev: Above all that such a reader has seen.
-    """
-    return {
-        "kind": "category",
-        "moved": True,
-        "category": "(this store has schema 2: upgrade zsvec)",
-        "version": 1,
-        "rev": rev,
-        "gen": ["schema-2"],
-        "references": {"schema-2:text": 1},
-        "texts": [],
-        "metadata": {},
-        "writers": [],
-        "deleted": False,
-    }
-
-
-def migrated_calibration(record: Mapping[str, Any], store: str) -> dict[str, Any]:
-    """A calibration of schema 1 as one of schema 2."""
-    payload = calibration_payload(record["calibration"], store, record["writer"], record["rev"], None)
-    return {**payload, "version": record["version"] + 1}
-
-
 def calibration_from(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """The calibration of a record, which may be empty; `NO_CALIBRATION` if it is damaged."""
-    calibration = record.get("fitted", record.get("calibration"))
+    calibration = record.get("fitted")
     return calibration if isinstance(calibration, dict) else NO_CALIBRATION
 
 
@@ -432,7 +387,7 @@ def intent_payload(
 
 def calibrated_revision(calibration: Mapping[str, Any] | None) -> int | None:
     """Largest ``rev`` that a calibration was made from; ``None`` for none, one of another format, or damaged."""
-    if not calibration or calibration.get("format") not in READABLE_CALIBRATIONS:
+    if not calibration or calibration.get("format") != CALIBRATION_FORMAT:
         return None
     revision = calibration.get("revision")
     return revision if isinstance(revision, int) and is_number(revision) else None

@@ -13,7 +13,6 @@ from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.schema import CATALOG, IMAGES, keeps_images
 from zsvec.store.collections.inbox import INBOX
 from zsvec.store.collections.references import ReferenceCollections
-from zsvec.store.migration import migrate
 from zsvec.types import Fingerprint, KeepImages
 
 _RESERVED = {CATALOG, IMAGES, INBOX}
@@ -35,7 +34,6 @@ def bind(
             _refuse_foreign(collection, backend, catalog, lambda store: store is not None)
         catalog.create(fingerprints, images or "small")
     check_fingerprints(catalog, fingerprints)
-    migrate(catalog, references)
     for name, fingerprint in fingerprints.items():
         references.create(name, fingerprint.dim)
     if images == "small":

@@ -152,15 +152,13 @@ def test_a_label_makes_a_reference_and_undo_does_not_bring_the_image_back(
     assert set(hashes(shown(anybody))) == set(rest)
 
 
-def test_a_label_that_fails_at_the_end_loses_no_image(
-    anybody: TestClient, colours: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_label_that_fails_at_the_end_loses_no_image(anybody: TestClient, colours: Classifier) -> None:
     first, *_ = hashes(shown(anybody))
 
     def conflict() -> None:
         raise ConflictError("others changed it")
 
-    monkeypatch.setattr(colours.inbox._calibrator, "calibrate_if_cheap", conflict)
+    colours.store.after_changes(conflict)
     page_of(anybody.post("/inbox/label", data={"hash": first, "category": "red"}, headers=PART), 409)
     assert first in images(colours, "red").union(colours.inbox.hashes())
 

@@ -57,7 +57,7 @@ def _one_of(table: str) -> AfterValidator:
     """Checks that a name is of a table of the method: slow to import, and not needed for the default."""
 
     def check(name: str) -> str:
-        if name not in (known := resolve_name(f"zsvec.method.{table}")):
+        if name not in (known := resolve_name(f"zsvec.method.predict.{table}")):
             raise ValueError(f"must be one of {', '.join(known)}")
         return name
 

@@ -76,14 +76,6 @@ def vectors_read_when_needed() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_running() -> Iterator[None]:
-    """What the command line does at the end of its process, and this is none of the command line."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zsvec.cli.later.export_later", lambda _: None)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
 def nothing_is_remembered_for_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Exports and rates of models are kept for these tests, and not for who runs them."""
     with pytest.MonkeyPatch.context() as patch:

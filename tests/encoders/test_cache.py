@@ -16,7 +16,7 @@ import pytest
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import cache, describe_device, host, load_encoders
-from zsvec.encoders.cache import Record, WeightFile, claim_export, claim_of, place, read_record, record_of, tidy
+from zsvec.encoders.cache import Record, WeightFile, place, read_record, record_of, tidy
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch import export
 from zsvec.encoders.torch.export import export_to_cache
@@ -189,26 +189,11 @@ def test_nothing_is_exported_to_where_others_may_write(specs: dict[str, EncoderS
     record, victim = record_of(place(specs)), tmp_path / "victim"
     record.unlink()
     victim.write_text("precious")
-    for link in (record.with_suffix(".partial"), claim_of(place(specs))):
-        link.symlink_to(victim)
+    record.with_suffix(".partial").symlink_to(victim)
     record.parent.chmod(0o777)
-    assert not claim_export(specs, **AUTO)
     with pytest.raises(InvalidInputError, match=r"others may write to .*chmod go-w"):
         export_to_cache(specs)
     assert victim.read_text() == "precious"
-
-
-def test_reasons_are_not_written_through_links(
-    specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    claim, victim = claim_of(place(specs)), tmp_path / "victim"
-    victim.write_text("precious")
-    claim.symlink_to(victim)
-    monkeypatch.setattr(export, "LEAST_COSINE", 2.0)
-    with pytest.raises(EncoderError, match="is not exported"):
-        export_to_cache(specs)
-    assert victim.read_text() == "precious"
-    assert "is not exported" in claim.read_text()
 
 
 def test_changed_weights_are_exported_anew(specs: dict[str, EncoderSpec]) -> None:
@@ -249,84 +234,22 @@ def test_another_version_has_an_export_of_its_own(
     assert uses_torch(specs)
 
 
-@pytest.mark.parametrize(
-    "options", [{"device": "cuda"}, {"dtype": "bfloat16"}, {"runtime": "torch"}, {"runtime": "onnx"}]
-)
-def test_nothing_is_exported_in_vain(options: dict[str, Any], specs: dict[str, EncoderSpec]) -> None:
-    defaults: dict[str, Any] = {"device": "auto", "dtype": "auto", "runtime": "auto"}
-    assert not claim_export(specs, **defaults)  # it is there
-    record_of(place(specs)).unlink()
-    assert not claim_export(specs, **{**defaults, **options})
-    assert claim_export(specs, **defaults)
-    assert not claim_export(specs, **defaults)  # somebody does it
-    assert not claim_export({"a": EncoderSpec(family="onnx", model="./x")}, **defaults)
-
-
-AUTO: dict[str, Any] = {"device": "auto", "dtype": "auto", "runtime": "auto"}
-
-
 def aged(file: Path, seconds: float) -> None:
     then = time.time() - seconds
     os.utime(file, (then, then))
-
-
-def test_a_killed_export_is_made_again_an_hour_later(specs: dict[str, EncoderSpec]) -> None:
-    record_of(place(specs)).unlink()
-    assert claim_export(specs, **AUTO)
-    aged(claim_of(place(specs)), 3500)
-    assert not claim_export(specs, **AUTO)
-    aged(claim_of(place(specs)), 3700)
-    assert claim_export(specs, **AUTO)
-    assert not claim_export(specs, **AUTO)  # by one process
-
-
-def test_what_has_become_void_is_exported_again_at_once(specs: dict[str, EncoderSpec]) -> None:
-    record_of(place(specs)).unlink()
-    assert claim_export(specs, **AUTO)
-    export_to_cache(specs)
-    assert not claim_export(specs, **AUTO)
-    flipped(Path(str(specs["vit"].weights)))
-    assert claim_export(specs, **AUTO)
-    flipped(Path(str(specs["vit"].weights)))
-
-
-def test_what_cannot_be_exported_is_not_tried_each_hour(
-    specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(export, "LEAST_COSINE", 2.0)
-    record_of(place(specs)).unlink()
-    assert claim_export(specs, **AUTO)
-    with pytest.raises(EncoderError, match="is not exported"):
-        export_to_cache(specs)
-    aged(claim_of(place(specs)), 3700)
-    assert not claim_export(specs, **AUTO)
-    assert "'vit' is not exported: vectors of images differ" in claim_of(place(specs)).read_text()
-
-
-def test_weights_that_are_away_are_tried_again(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
-    weights = Path(shutil.copy(str(specs["vit"].weights), tmp_path / "vit.pth"))
-    away = {"vit": specs["vit"].model_copy(update={"weights": str(weights)})}
-    assert claim_export(away, **AUTO)
-    there = place(away)
-    weights.write_bytes(b"")
-    with pytest.raises(WeightsUnavailableError):
-        export_to_cache(away)
-    aged(claim_of(there), 3700)
-    assert claim_export(away, **AUTO)
 
 
 def test_what_nobody_uses_is_deleted(specs: dict[str, EncoderSpec]) -> None:
     folder, month = place(specs), 31 * 86_400
     unused = Path(shutil.copytree(folder, folder.with_name("0" * 32)))
     record_of(unused).write_text("{}")
-    claim_of(unused).touch()
     killed, at_work = (folder.with_name(f".{'0' * 32}-{end}") for end in ("killed", "at_work"))
     letter, photos = folder.with_name("letter.txt"), folder.with_name(".photos-of-mine")
     for path in (killed, at_work, photos):
         path.mkdir()
         (path / "images-0.onnx").touch()
     letter.touch()
-    for path in (unused, record_of(unused), claim_of(unused), folder, record_of(folder), letter, photos):
+    for path in (unused, record_of(unused), folder, record_of(folder), letter, photos):
         aged(path, month)
     aged(killed, 3700)
     assert not uses_torch(specs)  # which uses it

@@ -118,10 +118,8 @@ class Target:
     def open(self, **settings: Any) -> Classifier:
         """The classifier with these options."""
         import zsvec
-        from zsvec.cli.later import export_later
 
-        chosen = self.settings()  # refuses a store that is not to last
-        export_later(chosen)
+        self.settings()  # refuses a store that is not to last
         return zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
 
     def settings(self) -> Settings:

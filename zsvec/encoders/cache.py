@@ -1,9 +1,9 @@
 """Encoders that were exported for this user and this machine, so that the next start needs no torch.
 
 They lie in the user's cache folder, by what they depend on: the specs, the installed versions, the processor. Beside
-each folder a record says which weight files it was made of, by size and times, and how fast torch and onnxruntime were;
-a claim says that somebody makes it, or why it cannot be made. What is not as recorded, or may be written by others than
-the user, is not used: torch computes, as without an export. What nobody has used for 30 days is deleted.
+each folder a record says which weight files it was made of, by size and times, and how fast torch and onnxruntime were.
+An export that differs from its record, or may be written by others than the user, is not used: torch computes, as
+without an export. An export that nobody has used for 30 days is deleted.
 """
 
 from __future__ import annotations
@@ -34,13 +34,10 @@ from zsvec.inputs.files import is_ours, read_regular
 FAST_ENOUGH = 0.95
 """Of torch's images a second, what onnxruntime must reach to be chosen: it starts sooner."""
 
-EXPORTING = ("onnxruntime", "tokenizers", "onnxscript", "onnx")
-"""Modules that an export takes, beside torch."""
-
-_AT_WORK = 3600  # seconds that an export has until it counts as killed
+_AT_WORK = 3600  # seconds after which an unfinished export counts as killed
 _UNUSED = 30 * 86_400  # seconds from which on what nobody has used is deleted
-# Exports, records, claims, rates, and unfinished ones of each.
-_NAME = re.compile(r"[0-9a-f]{32}(\.json|\.claim|\.rates)?|\.[0-9a-f]{32}-.*|\.zsvec-[0-9a-f]{32}\.new")
+# Exports, records, rates, and unfinished ones of each.
+_NAME = re.compile(r"[0-9a-f]{32}(\.json|\.rates)?|\.[0-9a-f]{32}-.*|\.zsvec-[0-9a-f]{32}\.new")
 _PACKAGES = ("zsvec", "torch", "timm", "transformers", "sentence-transformers", "tokenizers", "onnxruntime", "pillow")
 _GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _logger = logging.getLogger(__name__)
@@ -117,11 +114,6 @@ def record_of(folder: Path) -> Path:
     return folder.with_suffix(".json")
 
 
-def claim_of(folder: Path) -> Path:
-    """The file of who makes an export: empty while it is made, and then why it cannot be made."""
-    return folder.with_suffix(".claim")
-
-
 def read_record(specs: Mapping[str, EncoderSpec]) -> Record | None:
     """The record of an export that is whole, of the weights as they are; else ``None``."""
     folder = place(specs)
@@ -190,37 +182,6 @@ def chosen_specs(
     if runtime == "onnx":
         raise InvalidInputError("runtime='onnx', but these encoders are not exported here: run `zsvec encoders export`")
     return specs
-
-
-def claim_export(specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dtype, runtime: RuntimeName) -> bool:
-    """Whether these encoders should be exported now, by the caller and nobody else.
-
-    An export that was killed is made again an hour later; one that was refused, not before the next version of zsvec or
-    of a library.
-
-    Args:
-        specs: The encoders, by name.
-        device: As the setting.
-        dtype: As the setting.
-        runtime: As the setting.
-    """
-    if runtime != "auto" or _left_to_torch(device, dtype) or any(spec.family == "onnx" for spec in specs.values()):
-        return False
-    if not all(map(find_spec, EXPORTING)) or read_record(specs) is not None:
-        return False
-    claim = claim_of(place(specs))
-    try:
-        claim.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not is_ours(claim.parent):
-            return False
-        with suppress(FileNotFoundError):
-            found = claim.stat()
-            if not found.st_size and time.time() - found.st_mtime > _AT_WORK:
-                claim.unlink()
-        claim.touch(exist_ok=False)
-    except OSError:  # somebody has, or the cache cannot be written
-        return False
-    return True
 
 
 def tidy() -> None:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from zsvec.encoders import host
 from zsvec.encoders.base import BatchEncoder
-from zsvec.encoders.cache import EXPORTING, Record, WeightFile, claim_of, place, record_of, tidy
+from zsvec.encoders.cache import Record, WeightFile, place, record_of, tidy
 from zsvec.encoders.encoder_set import EncoderSet
 from zsvec.encoders.heads import ClipEncoder, ConseEncoder
 from zsvec.encoders.loading import load_encoders, weight_sources
@@ -49,6 +49,7 @@ from zsvec.inputs.files import is_ours, read_regular, replacing, write_whole
 from zsvec.types import Fingerprint
 
 LEAST_COSINE = 0.9999
+_MODULES = ("onnxruntime", "tokenizers", "onnxscript", "onnx")  # that an export needs, beside torch
 _TURNS, _IMAGES_A_TURN = 4, 8
 _COMPARED_SIZES = [(320, 240), (240, 320), (224, 224), (500, 375), (64, 48), (1000, 100), (333, 250), (397, 251)]
 _COMPARED_TEXTS = ["a photo of a cat", "x", "  Two   DOGS, sleeping in the sun!\n", "小熊猫 é ß", "a long text " * 100]
@@ -109,19 +110,6 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
             f"others may write to {folder.parent}, so exports there are not used: make it yours alone (chmod go-w), or "
             "export to a folder"
         )
-    try:
-        record = _exported_to_cache(specs, folder)
-    except WeightsUnavailableError:  # they may be there an hour later
-        raise
-    except (InvalidInputError, EncoderError) as exc:
-        host.keep(claim_of(folder), f"{exc}\n".encode())
-        raise
-    claim_of(folder).unlink(missing_ok=True)
-    tidy()
-    return record
-
-
-def _exported_to_cache(specs: Mapping[str, EncoderSpec], folder: Path) -> Record:
     sources = [source for spec in specs.values() for source in weight_sources(spec)]
     for source in sources:
         if getattr(source, "revision", "") is None:
@@ -136,6 +124,7 @@ def _exported_to_cache(specs: Mapping[str, EncoderSpec], folder: Path) -> Record
     files = sorted({str(file.absolute()) for source in sources for file in source.load().files()})
     record = Record(weights=tuple(map(WeightFile.now, files)), rates=_rates(specs, ExportedFolder(folder).specs()))
     host.keep(record_of(folder), record.model_dump_json().encode())
+    tidy()
     return record
 
 
@@ -341,6 +330,6 @@ def _check_not_exported(specs: Mapping[str, EncoderSpec]) -> None:
 
 
 def _check_packages() -> None:
-    missing = [name for name in EXPORTING if find_spec(name) is None]
+    missing = [name for name in _MODULES if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f'exporting encoders needs {", ".join(missing)}: pip install "zsvec[onnx]"')

@@ -1,4 +1,4 @@
-"""Encoders by torch and by onnxruntime: images a second alone and beside a busy process, and the start of a command."""
+"""Encoders by torch and by onnxruntime: images a second, and the start of a command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from zsvec.encoders.base import batches
 from zsvec.encoders.onnx.exported import ExportedFolder
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch import image_model
-from zsvec.encoders.torch.busy import busy_processes
 from zsvec.encoders.torch.export import export_encoders
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
@@ -78,17 +77,12 @@ def runtimes(
         with in_a_process(partial(loops, chosen, device), paths) as peers:
             all_of_them = interleaved({**ways(paths), "sentence-transformers and timm, plain loops": peers}, rounds)
         one = interleaved(_one_image(candidates, plain, paths[0]), rounds)
-        few = paths[:_BATCH]
-        with busy_processes(os.cpu_count() or 1):
-            beside = medians(interleaved(ways(few), 3))
         profiles = {"torch": (profile, "torch"), "onnxruntime": (str(exported), "auto")}
         start = _starts(profiles, paths, Path(scratch, "store"), starts) if chosen is PROFILES[profile].encoders else []
     rows = _ratios(all_of_them, len(paths))
-    busy: list[Row] = [{"way": name, "images/s": len(few) / taken} for name, taken in beside.items()]
     tables: dict[str, list[Row]] = {
         f"{len(paths)} images from files, decoded one after the other, batches of {_BATCH}": rows,
         f"one warm image from a file, the best of {_REPEATS} each round": _ratios(one, 1),
-        "beside as many busy processes as there are cores, one batch": busy,
         **({"zsvec classify, one image": start} if start else {}),
     }
     report(

@@ -18,9 +18,8 @@ from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import cache, describe_device, host, load_encoders
 from zsvec.encoders.cache import Record, WeightFile, place, read_record, record_of, tidy
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.encoders.torch import export
 from zsvec.encoders.torch.export import export_to_cache
-from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
+from zsvec.errors import InvalidInputError, MissingExtraError
 
 for package in ("onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason='pip install "zsvec[onnx]"')

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -18,9 +16,7 @@ from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.app import HOW_TO_MAKE_A_STORE
 from zsvec.cli.output import escape
-from zsvec.cli.process import OPENMP_SPINNING, openmp_as_it_comes
 from zsvec.encoders import describe_device, missing_weights
-from zsvec.encoders.torch.busy import kept_beside_others
 from zsvec.errors import ZSVecError, without_password
 from zsvec.inputs.deadline import LateError, in_time
 from zsvec.settings.settings import Settings
@@ -56,10 +52,7 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
     yield _packages(_WITHOUT_TORCH if exported else _FOR_TORCH)
     store = without_password(settings.store)
     yield Finding("settings", True, f"profile {settings.profile}, store {store}, namespace {settings.namespace}")
-    device = _guarded("device", lambda: _device(settings))
-    yield device
-    if device.detail.startswith("cpu") and "torch" in sys.modules:
-        yield _busy_machine()
+    yield _guarded("device", lambda: _device(settings))
     try:
         missing = missing_weights(specs)
     except ZSVecError as exc:
@@ -103,27 +96,6 @@ def _device(settings: Settings) -> Finding:
     where: dict[str, Any] = {"runtime": settings.runtime, "compiled": settings.compile}
     specs = settings.encoder_specs()
     return Finding("device", True, describe_device(settings.device, settings.dtype, specs=specs, **where))
-
-
-def _busy_machine() -> Finding:
-    kept = f"torch keeps {kept_beside_others():.0%} of its speed beside as many busy processes as it has threads"
-    return Finding("busy machine", True, f"{kept} (half is fair)", _advice_on_threads())
-
-
-def _advice_on_threads() -> str:
-    """What programs that use zsvec are to be started with, if threads of libgomp would spin in them."""
-    try:
-        loaded = Path("/proc/self/maps").read_bytes()
-        variables = Path("/proc/self/environ").read_bytes()  # as the process was started
-    except OSError:  # not Linux
-        return ""
-    names = {os.fsdecode(variable.partition(b"=")[0]) for variable in variables.split(b"\0")}
-    if b"libgomp" not in loaded or not openmp_as_it_comes(names):
-        return ""
-    return (
-        f"beside other busy processes, start your own programs with {'='.join(OPENMP_SPINNING)}, which the command "
-        "line does by itself: `zsvec docs architecture`"
-    )
 
 
 def _version(package: str) -> str:

@@ -40,7 +40,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from zsvec.errors import without_password
@@ -49,8 +49,7 @@ from zsvec.errors import without_password
 _OBEYED = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _SPINNING_VARIABLE, _SPINNING_CYCLES = "OPENBLAS_THREAD_TIMEOUT", "18"
-OPENMP_SPINNING = ("GOMP_SPINCOUNT", "10000")
-"""The variable of libgomp, and how many times a thread looks for its work before it sleeps."""
+_OPENMP_SPINNING = ("GOMP_SPINCOUNT", "10000")  # how many times a thread looks for its work before it sleeps
 _OPENMP_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 # mallopt(3): the option's number and its value
@@ -65,8 +64,8 @@ def prepare_process() -> None:
     respected, and other systems and C libraries are left as they are.
     """
     os.environ.setdefault(_SPINNING_VARIABLE, _SPINNING_CYCLES)
-    if openmp_as_it_comes(os.environ):
-        os.environ.update([OPENMP_SPINNING])
+    if not any(name in os.environ for name in _OPENMP_VARIABLES):
+        os.environ.update([_OPENMP_SPINNING])
     atexit.register(_end_at_once)
     # File names may be any bytes, and a terminal of another encoding must not stop an answer.
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
@@ -74,11 +73,6 @@ def prepare_process() -> None:
             stream.reconfigure(errors=errors)
     warnings.formatwarning = lambda message, *_, **__: f"zsvec: {harmless(without_password(str(message)))}\n"
     _keep_freed_memory()
-
-
-def openmp_as_it_comes(variables: Container[str]) -> bool:
-    """Whether an environment of these variables leaves it to OpenMP how long threads spin."""
-    return not any(name in variables for name in _OPENMP_VARIABLES)
 
 
 def harmless(text: str, *, but: str = "") -> str:

@@ -44,7 +44,7 @@ from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch.graphs import Texts, image_graph, tokenizer_of, write_graph
 from zsvec.encoders.torch.sentence import SentenceModel
 from zsvec.encoders.weights import at_home
-from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
+from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError
 from zsvec.inputs.files import is_ours, read_regular, replacing, write_whole
 from zsvec.types import Fingerprint
 

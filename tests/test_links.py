@@ -149,14 +149,10 @@ def write_audit_page(folder: Path) -> None:
     write_audit(folder / "audit.html", FOUND, "./store")
 
 
-def write_contact_sheet(name: str) -> Callable[[Path], None]:
+def write_contact_sheet(folder: Path) -> None:
     small = small_copy(Image.new("RGB", (8, 6)))
     image = SmallImage(hash="1", content=small, width=8, height=6, source="a.png", added=None)  # type: ignore[arg-type]
-
-    def write(folder: Path) -> None:
-        write_sheet(folder / name, "cat", [Picture("1", ["a.png"])], lambda _: image)
-
-    return write
+    write_sheet(folder / "sheet.html", "cat", [Picture("1", ["a.png"])], lambda _: image)
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -173,8 +169,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "embeddings": embed,
     "table": write_table,
     "audit page": write_audit_page,
-    "contact sheet": write_contact_sheet("sheet.html"),
-    "contact sheet as PNG": write_contact_sheet("sheet.png"),
+    "contact sheet": write_contact_sheet,
 }
 """Each writes what it writes into a folder, which may be empty or come from elsewhere."""
 

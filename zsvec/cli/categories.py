@@ -270,7 +270,7 @@ def show(
     name: Name,
     sheet: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png|html", help="Write a contact sheet of the images that the store has copies of."),
+        typer.Option(metavar="FILE.html", help="Write a contact sheet of the images that the store has copies of."),
     ] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Show the images in the table, in a terminal that has the colours.")

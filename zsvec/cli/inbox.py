@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Of an image that waits, or how it begins.")]
 Sheet = Annotated[
-    Path | None, typer.Option(metavar="FILE.png|html", help="Write a contact sheet of those that have small copies.")
+    Path | None, typer.Option(metavar="FILE.html", help="Write a contact sheet of those that have small copies.")
 ]
 
 _SHOWN = 20  # images in a table for people

@@ -1,4 +1,4 @@
-"""A contact sheet: small copies of images with what is known of them, as one PNG or one web page."""
+"""A contact sheet: small copies of images with their captions, as one web page."""
 
 from __future__ import annotations
 
@@ -9,22 +9,12 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
-
-from zsvec.cli.output import shortened
 from zsvec.cli.process import harmless
 from zsvec.errors import InvalidInputError, without_password
 from zsvec.inputs.decoding import recognised
 from zsvec.inputs.files import replacing_named
-from zsvec.inputs.small import open_small
 from zsvec.store import SmallImage
 from zsvec.types import StoredReference
-
-_TILE = 160  # pixels of a picture's place in a PNG
-_CAPTION = 40
-_MARGIN = 8
-_COLUMNS = 8
-_MOST = 600  # pictures of a PNG
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -42,7 +32,7 @@ figcaption {{ overflow-wrap: anywhere; color: #555; }}
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image with what is known of it.
+    """An image with its captions.
 
     Attributes:
         hash: Content hash of the image.
@@ -68,13 +58,9 @@ def day_of(added: datetime | None) -> str:
 
 
 def check_sheet(file: Path) -> None:
-    """Refuse a file that is neither a picture nor a page.
-
-    Raises:
-        InvalidInputError: It is so.
-    """
-    if file.suffix not in (".png", ".html"):
-        raise InvalidInputError(f"--sheet takes a file that ends in .png or .html. Got {str(file)!r}")
+    """Raise InvalidInputError for a file that does not end in ``.html``."""
+    if file.suffix != ".html":
+        raise InvalidInputError(f"--sheet must be a file that ends in .html. Got {str(file)!r} instead")
 
 
 def write_sheet(
@@ -87,17 +73,16 @@ def write_sheet(
     """Write the contact sheet of some images.
 
     Args:
-        file: Ends in ``.png``, or is a page; a file or a link of that name is replaced.
+        file: Replaced, where it is a file or a link.
         title: Of the page.
         pictures: The images.
         find: Gives the small copy of an image by its hash.
-        texts: Shown above the images, on a page alone.
+        texts: Shown above the images.
 
     Returns:
         How many images have no copy that can be read.
 
     Raises:
-        InvalidInputError: There are more images than a PNG has room for.
         OSError: The file cannot be written.
     """
     missing: list[Picture] = []
@@ -110,31 +95,8 @@ def write_sheet(
             yield picture, small
 
     with replacing_named(file) as opened:
-        if file.suffix == ".png":
-            _sheet(found(), len(pictures)).save(opened, "PNG")
-        else:
-            opened.writelines(part.encode() for part in _page(title, texts, found()))
+        opened.writelines(part.encode() for part in _page(title, texts, found()))
     return len(missing)
-
-
-def _sheet(found: Iterator[tuple[Picture, SmallImage | None]], number: int) -> Image.Image:
-    if number > _MOST:
-        raise InvalidInputError(f"a PNG has room for {_MOST} pictures, and there are {number}: give a file .html")
-    columns = max(1, min(_COLUMNS, number))
-    width, height = _TILE + _MARGIN, _TILE + _CAPTION + _MARGIN
-    sheet = Image.new("RGB", (columns * width + _MARGIN, -(-number // columns) * height + _MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for i, (picture, small) in enumerate(found):
-        left, top = i % columns * width + _MARGIN, i // columns * height + _MARGIN
-        if small is None:
-            draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), fill="#eee")
-        else:
-            opened = open_small(small.content)
-            opened.thumbnail((_TILE, _TILE))
-            sheet.paste(opened, (left + (_TILE - opened.width) // 2, top + (_TILE - opened.height) // 2))
-        for line, text in enumerate(_captions(picture)):
-            draw.text((left, top + _TILE + 2 + 12 * line), shortened(text, 24), fill="#555", font=font)
-    return sheet
 
 
 def _page(title: str, texts: Sequence[str], found: Iterator[tuple[Picture, SmallImage | None]]) -> Iterator[str]:
@@ -154,7 +116,7 @@ def _shown(small: SmallImage | None) -> str:
 
 
 def _captions(picture: Picture) -> list[str]:
-    """What is known of an image, without control characters."""
+    """The captions of an image, without control characters."""
     return [harmless(without_password(line)) for line in picture.captions if line]
 
 

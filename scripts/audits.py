@@ -9,9 +9,9 @@ other one of these in another category. Measured is:
 
 - of the labels that it accuses, how many are wrong; of the wrong labels, and of the right ones, how many it accuses;
 - of the copies, how many it finds, and of the images that it takes for copies, how many are none;
-- how good the fusion is on the photos: with all references; with those that the calibration doubts weighed down
-  (`suspects="down-weight"`); without the first tenth of them that the audit accuses (or fewer, if it accuses fewer);
-  without all that it accuses; and without the wrong ones, which only this script knows.
+- how good the fusion is on the photos: with all references; without the first tenth of them that the audit
+  accuses (or fewer, if it accuses fewer); without all that it accuses; and without the wrong ones, which only this
+  script knows.
 
 Each figure has its standard error over the draws; gains over all references are paired, draw by draw.
 """
@@ -44,7 +44,6 @@ app = typer.Typer(add_completion=False)
 console = Console(highlight=False, width=180)
 
 ALL = "all references"
-WEIGHED = "doubtful ones weighed down"
 FIRST = "without the first tenth"
 ACCUSED = "without all accused"
 RIGHT = "without the wrong ones"
@@ -89,7 +88,7 @@ def measured(
         found = audited(asked.references, said)
         for name, value in accusations(images, trial, found).items():
             figures[name].append(value)
-        ways = {ALL: asked, WEIGHED: asked.weighed()}
+        ways = {ALL: asked}
         ways |= {name: Asked.of(images, replace(trial, rows=rows)) for name, rows in remaining(trial, found).items()}
         for name, way in ways.items():
             fusion.by_name[name].append(way.strategy(_STRATEGY, trial.batches[""]))

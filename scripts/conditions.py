@@ -53,9 +53,6 @@ def conditions(
         "transductive",
     ],
     baseline: str = "log_linear_views",
-    down_weight: Annotated[
-        bool, typer.Option("--down-weight", help='Each strategy also with suspects="down-weight".')
-    ] = False,
     draws: int = 10,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -65,24 +62,21 @@ def conditions(
     if wrong := {baseline, *strategies} - STRATEGIES.keys():
         raise typer.BadParameter(f"no strategy: {', '.join(sorted(wrong))}; there are {', '.join(STRATEGIES)}")
     chosen = list(dict.fromkeys([baseline, *strategies]))
-    weighing = {f"{strategy}, down-weight": strategy for strategy in chosen if down_weight}
     for folder in folders:
         images = embed(folder, encoders, prompts)
         measured: dict[str, Condition] = defaultdict(Condition)
         for draw in track(range(draws), f"measuring {images.name}", console=progress, transient=True):
             for trial in trials(images, counts, draw):
                 asked = Asked.of(images, trial)
-                weighed = asked.weighed() if weighing else asked
                 for title, batches in trial.batches.items():
                     found = {strategy: asked.strategy(strategy, batches) for strategy in chosen}
-                    found |= {name: weighed.strategy(strategy, batches) for name, strategy in weighing.items()}
                     for name, values in (found | asked.singles(batches)).items():
                         measured[title].by_name[name].append(values)
         if as_json:
-            for line in lines(images.name, measured, [*chosen, *weighing], baseline):
+            for line in lines(images.name, measured, chosen, baseline):
                 print(json.dumps(line))
         else:
-            console.print(shown(images.name, measured, [*chosen, *weighing], baseline, draws))
+            console.print(shown(images.name, measured, chosen, baseline, draws))
 
 
 def lines(

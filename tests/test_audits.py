@@ -110,7 +110,7 @@ def test_audits(script: ModuleType) -> None:
     ]
     for line in lines:
         assert all(list(figure) == ["mean", "error"] for figure in line["audit"].values())
-        assert list(line["fusion"]) == [script.ALL, script.WEIGHED, script.FIRST, script.ACCUSED, script.RIGHT]
+        assert list(line["fusion"]) == [script.ALL, script.FIRST, script.ACCUSED, script.RIGHT]
         assert all(list(figures) == ["top1", "nll", "ece", "floor"] for figures in line["fusion"].values())
     assert lines[0]["audit"]["precision, %"]["mean"] > 90
     assert lines[0]["audit"]["recall, %"]["mean"] > 80

@@ -157,7 +157,6 @@ def test_calibrate(run: Callable[..., Any]) -> None:
     _, figures = run("calibrate", "--references", "40", "--categories", "4", "--dim", "16")
     assert [row["what"] for row in figures["tables"][""]] == [
         "calibrate",
-        'more for suspects="down-weight"',
         "add a category",
     ]
     assert all(row["s"] > 0 for row in figures["tables"][""])

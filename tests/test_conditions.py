@@ -168,18 +168,6 @@ def test_conditions(script: ModuleType, folder: Path) -> None:
     assert "few" in by_title["3 or 6 references"]
 
 
-def test_strategies_with_doubtful_references_weighed_down(script: ModuleType, folder: Path) -> None:
-    options = ("--references", 3, "--draws", 1, "--baseline", "log_linear_gda", "--strategy", "log_linear_views")
-    lines = [json.loads(line) for line in run_script(script, folder, *options, "--down-weight", "--json").splitlines()]
-    chosen = ["log_linear_gda", "log_linear_views"]
-    names = [*chosen, *(f"{name}, down-weight" for name in chosen)]
-    assert [line["strategy"] for line in lines] == names * 17
-    gains = {(line["condition"], line["strategy"]): line["nll"]["gain"] for line in lines}
-    assert gains["20% wrong labels", "log_linear_gda, down-weight"] != 0
-    for condition, _ in gains:  # which takes no means
-        assert gains[condition, "log_linear_views, down-weight"] == gains[condition, "log_linear_views"]
-
-
 def test_conditions_for_people(script: ModuleType, folder: Path) -> None:
     out = run_script(script, folder, "--references", 1, "--draws", 1, "--strategy", "log_linear_gda")
     assert "colours, 1 draws; ± is a standard error, Δ the gain over log_linear_views" in out

@@ -35,7 +35,6 @@ from zsvec.evaluation.embeddings import Embeddings
 from zsvec.generation.manifest import Manifest
 from zsvec.inputs.small import small_copy
 from zsvec.inputs.watch import Watch
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.search.cache import ReferenceCache
 from zsvec.service.auth.keys import first_key
@@ -60,7 +59,7 @@ def as_cache(folder: Path) -> Iterator[None]:
 def write_references(folder: Path) -> None:
     references = References(
         names=("cat",),
-        rows=Rows([np.eye(2, dtype=np.float32)]),
+        vectors=np.eye(2, dtype=np.float32),
         starts=np.array([0, 2]),
         norms=np.array([0.7], np.float32),
         hashes=("a", "b"),

@@ -14,10 +14,9 @@ from tests.support import coloured
 from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError, StoreError
-from zsvec.method.calibration import Calibration
+from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreError
 from zsvec.testing import HashEncoder
-from zsvec.types import Category, Modality
+from zsvec.types import Modality
 
 NAMES = "abcdef"
 
@@ -164,95 +163,3 @@ def test_what_cannot_be_changed_stays(
     with pytest.raises(error, match=says):
         change(pets.references)
     assert pets.categories() == before
-
-
-# ---- references that count less
-
-
-def open_weighing(suspects: str, **settings: Any) -> Classifier:
-    encoder = HashEncoder(dim=16)
-    vectors = clusters(np.random.default_rng(1), dict.fromkeys(NAMES, 12), signal=3.0)
-    classifier = zsvec.open(":memory:", encoders=[encoder], suspects=suspects, **settings)
-    rows = {name: list(vectors[name].values()) for name in NAMES}
-    classifier.add_categories(
-        CategoryInput(name=name, texts=[], vectors={f"{encoder.name}:image": rows[NAMES[i - 1]][:2] + rows[name][2:]})
-        for i, name in enumerate(NAMES)
-    )
-    return classifier
-
-
-def test_doubtful_references_count_less_where_that_is_asked_for() -> None:
-    probabilities = {}
-    for wanted in ("keep", "down-weight"):
-        with open_weighing(wanted) as clf:
-            made = Calibration.from_dict(clf.store.calibration())
-            assert made is not None
-            (background,) = made.backgrounds.values()
-            doubtful = {(name, digest) for name, by_hash in background.weights.items() for digest in by_hash}
-            told = clf.references.suspects()
-            assert len(told) == 12  # they go on being told
-            assert doubtful == ({(one.category, one.hash) for one in told} if wanted == "down-weight" else set())
-            assert clf.calibrate().calibration.backgrounds.keys() == made.backgrounds.keys()
-            vectors = clusters(np.random.default_rng(1), dict.fromkeys(NAMES, 12), signal=3.0)
-            answers = clf.classify_vectors({"hash": [list(vectors[name].values())[5] for name in NAMES]})
-            assert {answer.fusion for answer in answers} == {"log_linear_gda"}
-            assert [answer.nearest for answer in answers] == list(NAMES)
-            centred = {
-                name: clf._searcher.references()[0]["hash:image"].sum_up(background).take(i)
-                @ vectors[name][f"{name}005"]
-                for i, name in enumerate(NAMES)
-            }
-            probabilities[wanted] = centred
-    assert all(probabilities["down-weight"][name] > probabilities["keep"][name] for name in NAMES)
-
-
-def test_they_count_less_wherever_references_are_compared() -> None:
-    rng = np.random.default_rng(4)
-    asked = {"hash": np.concatenate([list(one.values()) for one in clusters(rng, {"x": 20, "y": 20}, 1.0).values()])}
-    answers = {}
-    for wanted in ("keep", "down-weight"):
-        for index in ("memory", "qdrant"):
-            with open_weighing(wanted, index=index, neighbors=100) as clf:
-                found = clf.classify_vectors(asked, top_k=len(NAMES))
-                assert {one.fusion for one in found} == {"log_linear_gda"}
-                answers[wanted, index] = np.array(
-                    [[*(dict(one.ranking)[name] for name in NAMES), one.novelty] for one in found], dtype=np.float64
-                )
-    for wanted in ("keep", "down-weight"):
-        np.testing.assert_allclose(answers[wanted, "qdrant"], answers[wanted, "memory"], atol=1e-5)
-    assert np.abs(answers["down-weight", "memory"] - answers["keep", "memory"]).max() > 0.01
-
-
-def test_weights_stay_while_the_background_does() -> None:
-    with open_weighing("down-weight") as clf:
-        before = Calibration.from_dict(clf.store.calibration())
-        added = clusters(np.random.default_rng(3), {"a": 1}, signal=3.0)["a"]
-        clf.add_category("a", vectors={"hash:image": list(added.values())})
-        after = Calibration.from_dict(clf.store.calibration())
-    assert before is not None
-    assert after is not None
-    assert after.revision > before.revision
-    assert after.backgrounds == before.backgrounds
-    assert after.backgrounds["hash:image"].weights
-
-
-def test_another_word_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="suspects"):
-        zsvec.open(":memory:", encoders=[HashEncoder()], suspects="drop")
-
-
-@pytest.mark.parametrize("how", ["texts", "metadata"])
-def test_a_category_that_another_removes_is_not_made_again_by_its_texts_or_metadata(
-    clf: Classifier, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    category = clf.store.category
-
-    def found(name: str) -> Category:
-        there = category(name)
-        clf.store.remove(name)
-        return there
-
-    monkeypatch.setattr(clf.store, "category", found)
-    with pytest.raises(ConflictError, match="'a'"):
-        _ = clf.references.set_texts("a", ["new"]) if how == "texts" else clf.references.set_metadata("a", {"b": 1})
-    assert "a" not in {one.name for one in clf.categories()}

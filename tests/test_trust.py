@@ -66,7 +66,6 @@ VALUES: dict[str, Any] = {
     "false_unknown_rate": 0.9,
     "unknown_above": 0.1,
     "unknown_per_category": True,
-    "suspects": "down-weight",
     "max_pixels": 10**9,
     "image_memory": 10**12,
     "generation": {"base_url": "http://192.0.2.1"},

@@ -18,13 +18,11 @@ from benchmarks.measure import Device, Out, Row, interleaved, medians, report, s
 from zsvec.classifier import Classifier
 from zsvec.encoders import load_encoders
 from zsvec.evaluation import labelled_images
-from zsvec.ingest.recalibration import Calibrator
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import read_categories
 from zsvec.inputs.images import load_image
 from zsvec.method.predict.aggregation import AGGREGATIONS
 from zsvec.method.predict.scoring import Scoring
-from zsvec.method.quality.judgement import weighed_down
 from zsvec.search.searcher import Searcher
 from zsvec.settings.profiles import PROFILES
 from zsvec.settings.settings import IndexKind
@@ -141,17 +139,6 @@ def search(
     )
 
 
-def _weighing(classifier: Classifier) -> float:
-    """Seconds for what doubtful references count, of which random ones are few."""
-    searcher = Searcher(classifier.store, kind="memory", budget=0, neighbors=1, norms=False)
-    calibrator = Calibrator(classifier.store, searcher, classifier.settings, classifier.scoring.temperatures)
-    made = calibrator.fitted()
-    if made is None:
-        return 0.0
-    references = calibrator.references()
-    return seconds(lambda: weighed_down(references, *made))
-
-
 def calibrate(
     references: int = 10_000, dim: int = 512, categories: int = 1_000, device: Device = "auto", out: Out = None
 ) -> None:
@@ -178,7 +165,6 @@ def calibrate(
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         spent = {"calibrate": seconds(classifier.calibrate)}
         extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
-        spent['more for suspects="down-weight"'] = _weighing(classifier)
         later = iter([category(categories + i) for i in range(5)])
         added = [seconds(lambda: classifier.add_categories([next(later)])) for _ in range(5)]
         spent["add a category"] = statistics.median(added)

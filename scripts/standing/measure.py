@@ -27,7 +27,6 @@ from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import CENTRED, GDA, Calibration
 from zsvec.method.predict.aggregation import aggregate_experts, classwise_similarities
 from zsvec.method.predict.scoring import Scoring
-from zsvec.method.quality.judgement import weighed_down
 from zsvec.method.similarities import References, SearchResult, category_names, image_experts
 from zsvec.search.numpy_index import compare
 from zsvec.types import encoder_and_modality, expert_name
@@ -76,12 +75,6 @@ class Asked:
             false_unknown_rate=trial.rate,
         )
         return cls(images, trial, references, *(fitted or (None, None)))
-
-    def weighed(self) -> Asked:
-        """The same, where references whose label the calibration doubts count less."""
-        if self.calibration is None or self.sample is None:
-            return self
-        return replace(self, calibration=weighed_down(self.references, self.calibration, self.sample))
 
     def found(self, numbers: Numbers) -> SearchResult:
         """Some images, compared with the references."""

@@ -124,16 +124,6 @@ def test_libgomp_is_told_before_torch_loads_it() -> None:
     assert "GOMP_SPINCOUNT = '10000'" in said
 
 
-def test_the_doctor_says_what_other_programs_should_be_started_with() -> None:
-    advice = "\nfrom zsvec.cli.doctor import _advice_on_threads\nprint(_advice_on_threads())"
-    before = SEEN_BY_LIBGOMP.partition("(home,)")[0]
-    assert run(before + advice) == ""  # nothing of libgomp is loaded
-    if not run(SEEN_BY_LIBGOMP, OMP_DISPLAY_ENV="VERBOSE"):
-        pytest.skip("the threads of this torch are not those of libgomp")
-    assert "GOMP_SPINCOUNT=10000" in run(SEEN_BY_LIBGOMP + advice)
-    assert run(SEEN_BY_LIBGOMP + advice, OMP_WAIT_POLICY="PASSIVE") == ""
-
-
 ENDS = """
 import sys
 from zsvec.cli.process import prepare_process

@@ -12,9 +12,7 @@ from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.predict.aggregation import AGGREGATIONS, Similarities
 from zsvec.method.predict.background import Background
-from zsvec.method.predict.class_means import ClassMeans
 from zsvec.method.predict.logits import Logits
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 from zsvec.types import Neighbor
 
@@ -30,7 +28,7 @@ def references(vectors: Vectors, groups: Mapping[str, str] | None = None) -> Ref
     hashes = tuple(digest for name in names for digest in vectors[name])
     return References(
         names=names,
-        rows=Rows([np.concatenate(parts)]),
+        vectors=np.concatenate(parts),
         starts=np.cumsum([0, *map(len, parts)], dtype=np.intp),
         norms=np.array([np.linalg.norm(part.mean(axis=0, dtype=np.float64)) for part in parts], dtype=np.float32),
         hashes=hashes,
@@ -164,8 +162,3 @@ def logits(coverage: np.ndarray, **fields: object) -> Logits:
         "weights": np.full(len(coverage), np.nan),
     }
     return Logits(coverage=coverage, **{**anything, **fields})  # type: ignore[arg-type]
-
-
-def all_means(means: ClassMeans) -> np.ndarray:
-    """Those of all categories, float32 ``(n_categories, dim)``."""
-    return np.concatenate([block.means for block in means.blocks])

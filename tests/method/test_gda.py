@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.method.material import Vectors, background, clusters, references
+from tests.method.material import Vectors, clusters, references
 from zsvec.method.calibration import CENTRED, GDA
 from zsvec.method.predict import background as background_module
 from zsvec.method.predict import gda as module
@@ -245,27 +244,8 @@ def test_a_mean_is_seen_anew_from_another_background() -> None:
     other = learn_background(references(clusters(rng, dict.fromkeys("abc", 5), 1.0)))
     assert one is not None
     assert other is not None
-    (block,) = stored.class_means.blocks
-    seen: Sequence[np.ndarray] = [block.seen_from(b).halves for b in (one, other, one)]
+    means = stored.class_means
+    seen: Sequence[np.ndarray] = [means.seen_from(b).halves for b in (one, other, one)]
     np.testing.assert_array_equal(seen[0], seen[2])
     assert not np.allclose(seen[0], seen[1])
-    assert block.seen_from(one) is block.seen_from(one)
-
-
-def test_weights_are_kept() -> None:
-    plain = background()
-    assert "weights" not in plain.to_dict()
-    weighing = replace(plain, weights={"é": {"1": 0.25, "0": 0.001}, "a": {"2": 1.0}})
-    read = Background.from_dict(weighing.to_dict())
-    assert read.weights == weighing.weights
-    assert Background.from_dict(json.loads(json.dumps(read.to_dict()))) is read
-    turned = replace(plain, weights={"a": {"2": 1.0}, "é": {"0": 0.001, "1": 0.25}})
-    assert Background.from_dict(turned.to_dict()) is read
-
-
-@pytest.mark.parametrize(
-    "weights", ["", "[]", "{", '{"a": 1}', *(f'{{"a": {{"1": {w}}}}}' for w in (0, -1, 1.1, "NaN"))]
-)
-def test_weights_that_nobody_can_count_with(weights: str) -> None:
-    with pytest.raises((AttributeError, TypeError, ValueError)):
-        Background.from_dict({**background().to_dict(), "weights": weights})
+    assert means.seen_from(one) is means.seen_from(one)

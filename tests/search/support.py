@@ -15,7 +15,6 @@ from tests.encoders.support import needs_gpu
 from tests.store.material import FINGERPRINTS, commits, reference, references, unit_vector
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
 from tests.support import fast_folder
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher
@@ -261,7 +260,7 @@ def references_of(parts: Mapping[str, Floats]) -> References:
     rows = [f"{name} {i}" for name in names for i in range(len(parts[name]))]
     return References(
         names=names,
-        rows=Rows([np.concatenate([parts[name] for name in names])]),
+        vectors=np.concatenate([parts[name] for name in names]),
         starts=np.cumsum([0, *(len(parts[name]) for name in names)], dtype=np.intp),
         norms=np.array([np.linalg.norm(parts[name].mean(axis=0)) for name in names], dtype=np.float32),
         hashes=tuple(rows),

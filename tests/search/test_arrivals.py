@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from zsvec.method.similarities import References
-from zsvec.search import arrivals
 from zsvec.search.arrivals import read
 from zsvec.search.base import Change
 from zsvec.store import Store
@@ -52,7 +51,7 @@ def arrived(stored: Stored, counts: Mapping[str, Mapping[str, int]], a_page: int
 
 def by_category(references: References) -> dict[str, list[float]]:
     starts = references.starts.tolist()
-    rows = references.rows.take(0, starts[-1])
+    rows = references.vectors
     for row, digest, source in zip(rows, references.hashes, references.sources, strict=True):
         assert (f"{row[0]:g}", f"{row[0]:g}.jpg") == (digest, source)
     return {
@@ -65,7 +64,6 @@ STORED = [("b", "image", 1), ("a", "image", 2), ("b", "text", 3), ("b", "image",
 
 
 @pytest.mark.parametrize("a_page", [1, 2, 5])
-@pytest.mark.parametrize("block", [1, 2, 3, 8192])
 @pytest.mark.parametrize(
     "counts",
     [
@@ -77,10 +75,7 @@ STORED = [("b", "image", 1), ("a", "image", 2), ("b", "text", 3), ("b", "image",
     ],
     ids=["right", "nothing", "wrong", "huge", "negative"],
 )
-def test_each_is_where_it_belongs(
-    counts: dict[str, dict[str, int]], block: int, a_page: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(arrivals, "_ROWS", block)
+def test_each_is_where_it_belongs(counts: dict[str, dict[str, int]], a_page: int) -> None:
     counts = counts or {"nobody": {}}
     found = arrived(STORED, counts, a_page)
     assert {expert: by_category(references) for expert, references in found.items()} == {
@@ -89,11 +84,3 @@ def test_each_is_where_it_belongs(
     }
     means = [np.array([2, 1]), np.array([2.5, 1]), np.array([5, 1])]
     np.testing.assert_allclose(found["clip:image"].norms, [np.linalg.norm(mean) for mean in means], rtol=1e-6)
-
-
-def test_what_the_catalog_counts_rightly_is_in_blocks_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "_ROWS", 4)
-    stored: list[tuple[str, str, float]] = [(name, "image", i) for i, name in enumerate("cab" * 3)]
-    found = arrived(stored, {name: {"clip:image": 3} for name in "abc"})["clip:image"]
-    assert [len(rows) for rows in found.rows.blocks] == [4, 4, 1]
-    assert by_category(found) == {"a": [1, 4, 7], "b": [2, 5, 8], "c": [0, 3, 6]}

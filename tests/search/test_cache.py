@@ -22,7 +22,6 @@ from tests.search.support import STATE, OneWay, SharedDeployment, State, assert_
 from tests.store.material import add, references
 from zsvec import CategoryInput
 from zsvec.errors import StoreUnavailableError
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.search import cache
 from zsvec.search.base import IndexSpec
@@ -232,7 +231,7 @@ def test_vectors_of_other_encoders_are_none(store: Store, read: Read, dim: int) 
 
     def wider(values: dict[str, Any]) -> None:
         expert = values["experts"]["clip:image"]
-        other = ReferenceCache()._write_vectors(Rows([np.ones((len(expert["hashes"]), dim), np.float32)]))
+        other = ReferenceCache()._write_vectors(np.ones((len(expert["hashes"]), dim), np.float32))
         expert["vectors"] = other
 
     forged(wider)

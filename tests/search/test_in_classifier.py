@@ -18,7 +18,6 @@ from zsvec.encoders import load_encoders
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError
 from zsvec.method.predict.aggregation import AGGREGATIONS
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.search import torch_index
 from zsvec.search.base import Index, IndexSpec
@@ -42,7 +41,7 @@ def test_the_device_of_encoders_is_known(specs: dict[str, EncoderSpec]) -> None:
 def test_encoders_run_on_the_gpu(specs: dict[str, EncoderSpec]) -> None:
     device = load_encoders(specs).device
     vectors = np.full((1, 4), 0.5, dtype=np.float32)
-    references = References(("a",), Rows([vectors]), np.array([0, 1]), np.ones(1, dtype=np.float32), ("1",), ("1",))
+    references = References(("a",), vectors, np.array([0, 1]), np.ones(1, dtype=np.float32), ("1",), ("1",))
     index = torch_index.build(references, IndexSpec("torch", device))
     assert isinstance(index, TorchIndex)
     assert device == index.vectors.device.type != "cpu"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.method.material import all_means, background
+from tests.method.material import background
 from tests.search.support import (
     EVERYTHING,
     NAMES,
@@ -31,7 +31,6 @@ from tests.search.test_calibration import calibration_of
 from tests.store.material import add, references
 from tests.store.support import Hooked
 from zsvec.method.predict.aggregation import Similarities
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write
@@ -200,13 +199,13 @@ def test_statistics_by_hand() -> None:
     vectors = np.array([[1, 0], [0, 1], [0, 1], [0.6, 0.8]], dtype=np.float32)
     starts = np.array([0, 2, 4], dtype=np.intp)
     norms = np.linalg.norm([[0.5, 0.5], [0.3, 0.9]], axis=1).astype(np.float32)
-    found = References(("a", "b"), Rows([vectors]), starts, norms, tuple("1234"), tuple("1234"))
-    assert all_means(found.class_means).dtype == np.float32
-    np.testing.assert_array_equal(all_means(found.class_means), np.array([[0.5, 0.5], [0.3, 0.9]], dtype=np.float32))
+    found = References(("a", "b"), vectors, starts, norms, tuple("1234"), tuple("1234"))
+    assert found.class_means.means.dtype == np.float32
+    np.testing.assert_array_equal(found.class_means.means, np.array([[0.5, 0.5], [0.3, 0.9]], dtype=np.float32))
     assert found.class_means.counts.tolist() == [2, 2]
     assert found.class_means is found.class_means
-    assert found.root_means.dot(np.ones((1, 2), np.float32)) == pytest.approx(
-        np.array([[1, 0.5 + (0.6**0.5 + 0.8**0.5) / 1.4**0.5 / 2]]), abs=1e-6
+    assert found.root_means.means.sum(axis=1) == pytest.approx(
+        [1, 0.5 + (0.6**0.5 + 0.8**0.5) / 1.4**0.5 / 2], abs=1e-6
     )
     assert found.sum_up(background(2)) is found.class_means
     assert found.sum_up(background(2, of_roots=True)) is found.root_means
@@ -221,14 +220,14 @@ def assert_statistics(searching: Searcher, state: State) -> None:
         statistics = expert.class_means(background(4))
         assert statistics is not None
         categories = [found.categories[position] for position in expert.coverage]
-        assert all_means(statistics).dtype == np.float32
+        assert statistics.means.dtype == np.float32
         np.testing.assert_allclose(
-            all_means(statistics), np.stack([expected[expert.name][name] for name in categories]), atol=1e-6
+            statistics.means, np.stack([expected[expert.name][name] for name in categories]), atol=1e-6
         )
         np.testing.assert_array_equal(statistics.counts, expert.similarities.counts)
         # A class-wise method has all it needs: here the one that the similarities give as well.
-        length = np.linalg.norm(all_means(statistics), axis=1)
-        prototype = found.queries[expert.encoder] @ (all_means(statistics) / length[:, None]).T
+        length = np.linalg.norm(statistics.means, axis=1)
+        prototype = found.queries[expert.encoder] @ (statistics.means / length[:, None]).T
         np.testing.assert_allclose(prototype, expert.similarities.aggregate("prototype", 1), atol=2e-6)
 
 
@@ -265,7 +264,7 @@ def test_means_of_roots_are_there_where_no_component_is_negative(store: Store, w
             for name in ("both", "many")
             if any(_expert(r) == expert.name for r in state[name])
         ]
-        np.testing.assert_allclose(all_means(found), np.stack(expected), atol=1e-6)
+        np.testing.assert_allclose(found.means, np.stack(expected), atol=1e-6)
         assert expert.class_means(taken) is found
     fill(store, {"odd": references(images=["negative"])})
     # Whoever has the vectors can take their roots with a sign; means that were made before cannot be mended.

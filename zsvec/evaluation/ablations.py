@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.types import encoder_and_modality
 
@@ -75,7 +74,7 @@ def laid_out(
     norms = [np.linalg.norm(part.mean(axis=0)) for part in np.split(sorted_vectors, bounds[1:-1])]
     return References(
         names=tuple(names.tolist()),
-        rows=Rows([sorted_vectors]),
+        vectors=sorted_vectors,
         starts=bounds,
         norms=np.array(norms, dtype=np.float32),
         hashes=tuple(hashes[row] for row in order),

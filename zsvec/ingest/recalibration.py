@@ -26,7 +26,7 @@ from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.pooled import pooled_evidence
-from zsvec.method.quality.judgement import judge, weighed_down
+from zsvec.method.quality.judgement import judge
 from zsvec.method.quality.suspects import Suspect, Verdict, suspects, verdicts
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.search.searcher import Searcher
@@ -59,7 +59,6 @@ class Calibrator:
         self._fusion = STRATEGIES[settings.fusion]
         self._automatic = settings.calibration == "auto"
         self._wanted_rate = settings.false_unknown_rate
-        self._weigh = settings.suspects == "down-weight"
 
     @property
     def false_unknown_rate(self) -> float:
@@ -209,7 +208,7 @@ class Calibrator:
         false_unknown_rate: float,
         former: Calibration | None = None,
     ) -> tuple[Calibration, LeftOut] | None:
-        made = fit_calibration(
+        return fit_calibration(
             references,
             self._temperatures,
             revision=revision,
@@ -218,9 +217,6 @@ class Calibrator:
             false_unknown_rate=false_unknown_rate,
             former=former,
         )
-        if made is None or not self._weigh or (former and made[0].backgrounds == former.backgrounds):
-            return made  # backgrounds that stay have their weights
-        return weighed_down(references, *made), made[1]
 
     def _keep(self, calibration: Calibration | None) -> None:
         """Keep a calibration with the store; none, where the store cannot be calibrated any more."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.background import FEWEST, Background
 from zsvec.method.predict.class_means import ClassMeans
-from zsvec.method.rows import Rows
 from zsvec.types import Modality, Neighbor, encoder_and_modality
 
 Floats = NDArray[np.float32]
@@ -25,20 +23,19 @@ T = TypeVar("T")
 class Product(Protocol):
     """Multiplies matrices."""
 
-    def __call__(self, a: Floats, b: Floats, out: Floats | None = None) -> Floats:
+    def __call__(self, a: Floats, b: Floats) -> Floats:
         """Dot products of all rows of two matrices, float32 ``(n, m)``.
 
         Args:
             a: float32 ``(n, dim)``.
             b: float32 ``(m, dim)``.
-            out: Where to put them; each row of it contiguous. ``None``: in a new array.
         """
         ...
 
 
-def product(a: Floats, b: Floats, out: Floats | None = None) -> Floats:
+def product(a: Floats, b: Floats) -> Floats:
     """A `Product` by numpy."""
-    found: Floats = np.matmul(a, b.T, out=out)
+    found: Floats = a @ b.T
     return found
 
 
@@ -48,7 +45,7 @@ class References:
 
     Attributes:
         names: The categories, ascending; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
-        rows: The vectors, unit rows.
+        vectors: float32 ``(n_references, dim)``, unit rows.
         starts: int ``(n_categories + 1,)``.
         norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1.
         hashes: Content hash of each reference.
@@ -57,17 +54,12 @@ class References:
     """
 
     names: tuple[str, ...]
-    rows: Rows
+    vectors: Floats
     starts: NDArray[np.intp]
     norms: Floats
     hashes: tuple[str, ...]
     sources: tuple[str, ...]
     groups: tuple[str | None, ...] = ()
-
-    @property
-    def vectors(self) -> Floats:
-        """The vectors, float32 ``(n_references, dim)``; after a change, to ask for them copies them all."""
-        return self.rows.joined()
 
     @property
     def labels(self) -> list[str]:
@@ -82,12 +74,12 @@ class References:
     @cached_property
     def class_means(self) -> ClassMeans:
         """The mean reference of each category; computed when first asked for."""
-        return ClassMeans.of(self.names, self.rows, self.starts)
+        return ClassMeans.of(self.names, self.vectors, self.starts)
 
     @cached_property
     def root_means(self) -> ClassMeans:
         """The same of the roots of the references."""
-        return ClassMeans.of(self.names, self.rows, self.starts, of_roots=True)
+        return ClassMeans.of(self.names, self.vectors, self.starts, of_roots=True)
 
     def succeed(self, before: References, changed: Collection[str]) -> None:
         """Take the means over from the references before a change, where they were asked for.
@@ -98,29 +90,11 @@ class References:
         """
         for name in ("class_means", "root_means"):
             if (means := before.__dict__.get(name)) is not None:
-                self.__dict__[name] = means.changed(changed, self.names, self.rows, self.starts)
+                self.__dict__[name] = means.changed(changed, self.names, self.vectors, self.starts)
 
     def sum_up(self, background: Background) -> ClassMeans:
         """The mean reference of each category, as a background takes them."""
-        means = self.root_means if background.of_roots else self.class_means
-        if not background.weights:
-            return means
-        weighed: tuple[Background, ClassMeans] | None = self.__dict__.get("_weighed")
-        if weighed is None or weighed[0] is not background:
-            weighed = background, means.weighed(self._weights(background), self.rows, self.starts)
-            self.__dict__["_weighed"] = weighed
-        return weighed[1]
-
-    def _weights(self, background: Background) -> dict[int, Floats]:
-        """Of the references of the categories in which one counts less than others, by position."""
-        found = {}
-        for name in background.weights:
-            category = bisect_left(self.names, name)
-            if category < len(self.names) and self.names[category] == name:
-                digests = self.hashes[self.starts[category] : self.starts[category + 1]]
-                if (weights := background.weights_of(name, digests)) is not None:
-                    found[category] = weights
-        return found
+        return self.root_means if background.of_roots else self.class_means
 
 
 def image_experts(by_expert: Mapping[str, T]) -> dict[str, T]:

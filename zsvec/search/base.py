@@ -10,7 +10,6 @@ from typing import Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.predict.background import Background
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.types import Category, Modality, encoder_and_modality
 
@@ -170,14 +169,6 @@ class Snapshot(Protocol):
         Args:
             catalog: All categories, after the changes.
             changes: How it differs from the catalog of this snapshot.
-        """
-        ...
-
-    def weighing(self, backgrounds: Mapping[str, Background]) -> Snapshot:
-        """The same state, for a calibration that may say what references count in the mean of their category.
-
-        Args:
-            backgrounds: Of the calibration, by expert.
         """
         ...
 

@@ -32,10 +32,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import platformdirs
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from zsvec.errors import StoreUnavailableError
 from zsvec.inputs.files import is_ours, open_regular, read_regular, replacing, sync
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.types import Category
 
@@ -155,7 +155,7 @@ class ReferenceCache:
             if not is_ours(self._folder):
                 _log.info("references are not kept in %s, where others may write", self._folder)
                 return
-            size = sum(block.nbytes for expert in references.values() for block in expert.rows.blocks)
+            size = sum(expert.vectors.nbytes for expert in references.values())
             if shutil.disk_usage(self._folder).free < _SPARE * size or self.dropped() != dropped:
                 return
             values: dict[str, Any] = {
@@ -186,7 +186,7 @@ class ReferenceCache:
         vectors = np.load(file, mmap_mode="c", allow_pickle=False)
         found = References(
             names=tuple(expert["names"]),
-            rows=Rows([vectors]),
+            vectors=vectors,
             starts=np.array(expert["starts"], dtype=np.intp),
             norms=np.array(expert["norms"], dtype=np.float32),
             hashes=tuple(expert["hashes"]),
@@ -208,7 +208,7 @@ class ReferenceCache:
 
     def _write(self, expert: References) -> dict[str, Any]:
         return {
-            "vectors": self._write_vectors(expert.rows),
+            "vectors": self._write_vectors(expert.vectors),
             "names": expert.names,
             "starts": expert.starts.tolist(),
             "norms": expert.norms.tolist(),
@@ -217,15 +217,15 @@ class ReferenceCache:
             "groups": expert.groups,
         }
 
-    def _write_vectors(self, rows: Rows) -> str:
+    def _write_vectors(self, vectors: NDArray[np.float32]) -> str:
         """Writes vectors under the name that it returns: their checksum."""
         digest = hashlib.sha256()
-        for part in _as_file(rows):
+        for part in _as_file(vectors):
             digest.update(part)
         file = self._folder / f"{digest.hexdigest()}.npy"
         try:
             with self._replacing(file) as opened:
-                opened.writelines(_as_file(rows))
+                opened.writelines(_as_file(vectors))
         except PermissionError:
             if not file.exists():
                 raise
@@ -264,16 +264,14 @@ def _named(table: Path) -> set[str]:
     return set()
 
 
-def _as_file(rows: Rows) -> Iterator[bytes | memoryview]:
+def _as_file(vectors: NDArray[np.float32]) -> Iterator[bytes | memoryview]:
     """The parts of a file of vectors in numpy's format."""
     header = io.BytesIO()
-    shape = len(rows), rows.dim
     np.lib.format.write_array_header_1_0(
-        header, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+        header, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": vectors.shape}
     )
     yield header.getvalue()
-    for block in rows.blocks:
-        yield np.ascontiguousarray(block).data
+    yield np.ascontiguousarray(vectors).data
 
 
 def _category(name: str, write_ids: Sequence[str], references: Mapping[str, int]) -> Category:

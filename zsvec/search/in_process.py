@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
-from zsvec.method.predict.background import Background
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import Change, Expert, Index, IndexSpec, Snapshot, Vectors
 from zsvec.search.layout import renewed
@@ -84,10 +83,6 @@ class InProcess:
             was = {name: self.catalog[name] for name in torn & self.catalog.keys()}
             catalog = {name: category for name, category in catalog.items() if name not in torn} | was
         return self._with(catalog, after, indexed), torn
-
-    def weighing(self, backgrounds: Mapping[str, Background]) -> InProcess:
-        """See `Snapshot`: all references are at hand, and weighed when their means are asked for."""
-        return self
 
     def _with(
         self,

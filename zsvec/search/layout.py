@@ -9,7 +9,6 @@ from itertools import chain
 
 import numpy as np
 
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import References
 from zsvec.search.arrivals import norm_of_mean, read
 from zsvec.search.base import Change, Vectors
@@ -116,15 +115,12 @@ def parts_of(references: References, names: Collection[str]) -> dict[str, Part]:
             rows = slice(int(references.starts[at]), int(references.starts[at + 1]))
             groups = references.groups[rows] or (None,) * (rows.stop - rows.start)
             texts = references.hashes[rows], references.sources[rows], groups
-            found[name] = Part(references.rows.take(rows.start, rows.stop), *texts, float(references.norms[at]))
+            found[name] = Part(references.vectors[rows], *texts, float(references.norms[at]))
     return found
 
 
 def _changed(before: References | None, changed: Mapping[str, Part | None]) -> References | None:
-    """References with other parts of some categories, ``None`` for none of it; ``None`` if nothing is left.
-
-    The vectors of all that is between these categories are not copied.
-    """
+    """References with other parts of some categories, ``None`` for none of it; ``None`` if nothing is left."""
     pieces: list[References] = []
     end = 0
     for name in sorted(changed):
@@ -136,7 +132,7 @@ def _changed(before: References | None, changed: Mapping[str, Part | None]) -> R
             n, norms = len(part), np.array([part.norm], dtype=np.float32)
             starts = np.array([0, n], dtype=np.intp)
             texts = part.hashes, part.sources, part.groups
-            pieces.append(References((name,), Rows([part.vectors]), starts, norms, *texts))
+            pieces.append(References((name,), part.vectors, starts, norms, *texts))
     if before is not None:
         pieces += _piece(before, end, len(before.names))
     if not pieces:
@@ -145,7 +141,7 @@ def _changed(before: References | None, changed: Mapping[str, Part | None]) -> R
     counts = np.concatenate([np.diff(piece.starts) for piece in pieces])
     return References(
         names=tuple(chain.from_iterable(piece.names for piece in pieces)),
-        rows=Rows.of_pieces(chain.from_iterable(piece.rows.blocks for piece in pieces)),
+        vectors=np.concatenate([piece.vectors for piece in pieces]),
         starts=np.concatenate([np.zeros(1, dtype=np.intp), np.cumsum(counts, dtype=np.intp)]),
         norms=np.concatenate([piece.norms for piece in pieces]),
         hashes=tuple(chain.from_iterable(piece.hashes for piece in pieces)),
@@ -162,7 +158,7 @@ def _piece(references: References, first: int, last: int) -> list[References]:
     return [
         References(
             names=references.names[first:last],
-            rows=Rows(references.rows.between(rows.start, rows.stop)),
+            vectors=references.vectors[rows],
             starts=references.starts[first : last + 1],
             norms=references.norms[first:last],
             hashes=references.hashes[rows],

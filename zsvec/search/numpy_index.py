@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from zsvec.method.linalg import largest
 from zsvec.method.predict.aggregation import Similarities
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import ExpertSimilarities, Product, References, SearchResult, product
 from zsvec.search.base import Expert, IndexSpec, Vectors
 from zsvec.types import Neighbor
@@ -35,7 +34,7 @@ class NumpyIndex:
     def search(self, queries: Vectors, nearest: int, expert: Expert) -> ExpertSimilarities:
         """See `Index`."""
         references = self.references
-        values = all_products(queries, references.rows, self.product)
+        values = self.product(queries, references.vectors)
         rows = largest(values, nearest)
         cosines = np.take_along_axis(values, rows, axis=1)
         return ExpertSimilarities(
@@ -51,16 +50,6 @@ class NumpyIndex:
 def build(references: References, spec: IndexSpec) -> NumpyIndex:
     """Index references."""
     return NumpyIndex(references)
-
-
-def all_products(queries: Vectors, rows: Rows, product: Product) -> Vectors:
-    """Dot products of vectors and all rows, float32 ``(n, n_rows)``."""
-    values = np.empty((len(queries), len(rows)), dtype=np.float32)
-    first = 0
-    for block in rows.blocks:
-        product(queries, block, values[:, first : first + len(block)])
-        first += len(block)
-    return values
 
 
 def neighbors(references: References, rows: NDArray[np.intp], cosines: Vectors) -> list[tuple[Neighbor, ...]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.predict.aggregation import Similarities
 from zsvec.method.predict.background import Background, roots
-from zsvec.method.predict.class_means import Block, ClassMeans, Weighed, mean_reference
+from zsvec.method.predict.class_means import ClassMeans, mean_reference
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.arrivals import read
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot, Vectors
@@ -63,22 +63,17 @@ class Mean:
         vector: float32 ``(dim,)``.
         norm: Its length, 0 to 1.
         of_roots: The mean of their `roots`, float32 ``(dim,)``; ``None`` where a reference has negative components.
-        weighed: What it is by a background that says what they count; ``None`` where each of them counts 1.
     """
 
     vector: Vectors
     norm: float
     of_roots: Vectors | None
-    weighed: Weighed | None
 
     @classmethod
-    def of(cls, name: str, part: Part, background: Background | None) -> Mean:
-        """The mean of the references of a category that were read, and as a background weighs them."""
+    def of(cls, part: Part) -> Mean:
+        """The mean of the references of a category that were read."""
         of_roots = mean_reference(roots(part.vectors)) if part.vectors.min(initial=0) >= 0 else None
-        weighed = None
-        if background is not None and (weights := background.weights_of(name, part.hashes)) is not None:
-            weighed = Weighed.of(part.vectors, weights, of_roots=background.of_roots)
-        return cls(mean_reference(part.vectors), part.norm, of_roots, weighed)
+        return cls(mean_reference(part.vectors), part.norm, of_roots)
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,6 @@ class QdrantIndex:
         counts: Number of references of each category that the expert covers, ascending by name.
         means: By expert and category, of the references that were read.
         norms: float32 ``(n_covered,)``; length of the mean of each category's references, NaN if they were not read.
-        background: That the means are weighed by.
     """
 
     expert: Expert
@@ -101,7 +95,6 @@ class QdrantIndex:
     counts: Mapping[str, int]
     means: Mapping[tuple[str, str], Mean]
     norms: Vectors
-    background: Background | None
 
     @classmethod
     def of(
@@ -110,7 +103,6 @@ class QdrantIndex:
         catalog: Mapping[str, Category],
         means: Mapping[tuple[str, str], Mean],
         names: Sequence[str],
-        background: Background | None,
     ) -> QdrantIndex:
         """The index of one expert.
 
@@ -119,13 +111,12 @@ class QdrantIndex:
             catalog: All categories, by name.
             means: See the attribute.
             names: Of all categories, ascending.
-            background: See the attribute.
         """
         counts = {category: n for category in names if (n := catalog[category].references.get(name, 0))}
         norms = [means[name, category].norm if (name, category) in means else np.nan for category in counts]
         position = {category: i for i, category in enumerate(names)}
         expert = Expert.of(name, tuple(counts), position)
-        return cls(expert, catalog, counts, means, np.array(norms, dtype=np.float32), background)
+        return cls(expert, catalog, counts, means, np.array(norms, dtype=np.float32))
 
     def committed(self, hit: Hit) -> bool:
         """Whether a reference is one of the catalog, and not of a writer that is at work or dead."""
@@ -172,11 +163,9 @@ class QdrantIndex:
         """The mean reference of each category, as a background takes them.
 
         Returns:
-            ``None`` unless all were read, and weighed by this background if it says what references count.
+            ``None`` unless all were read.
         """
-        if background.weights:
-            return self.weighed_means if background is self.background else None
-        return self._plain(background)
+        return self.root_means if background.of_roots else self.class_means
 
     @cached_property
     def class_means(self) -> ClassMeans | None:
@@ -188,16 +177,6 @@ class QdrantIndex:
         """Means of the roots of the references, likewise."""
         return self._class_means([mean.of_roots if mean else None for mean in self._means()], of_roots=True)
 
-    @cached_property
-    def weighed_means(self) -> ClassMeans | None:
-        """Means as the background weighs the references, likewise; ``None`` without one."""
-        plain = self._plain(self.background) if self.background else None
-        others = {i: mean.weighed for i, mean in enumerate(self._means()) if mean and mean.weighed}
-        return None if plain is None else plain.replaced(others)
-
-    def _plain(self, background: Background) -> ClassMeans | None:
-        return self.root_means if background.of_roots else self.class_means
-
     def _means(self) -> list[Mean | None]:
         return [self.means.get((self.expert.name, category)) for category in self.counts]
 
@@ -205,7 +184,7 @@ class QdrantIndex:
         read = [vector for vector in vectors if vector is not None]
         if len(read) < len(vectors):
             return None
-        return ClassMeans((Block(tuple(self.counts), np.stack(read), self._counts()),), of_roots)
+        return ClassMeans(tuple(self.counts), np.stack(read), self._counts(), of_roots)
 
     def _counts(self) -> NDArray[np.intp]:
         return np.array(list(self.counts.values()), dtype=np.intp)
@@ -219,7 +198,6 @@ class QdrantSnapshot:
         store: To search.
         limit: References that one query fetches for one image and expert.
         norms_wanted: Whether the means of all categories are read.
-        backgrounds: By expert, what the means are weighed by.
         catalog: The categories, by name.
         means: By expert and category, of the references that were read.
         names: The names of the categories, ascending.
@@ -229,7 +207,6 @@ class QdrantSnapshot:
     store: Store
     limit: int
     norms_wanted: bool
-    backgrounds: Mapping[str, Background] = field(default_factory=dict)
     catalog: Mapping[str, Category] = field(default_factory=dict)
     means: Mapping[tuple[str, str], Mean] = field(default_factory=dict)
     names: tuple[str, ...] = ()
@@ -257,21 +234,6 @@ class QdrantSnapshot:
         means = {key: mean for key, mean in self.means.items() if key[1] in catalog and key[1] not in changed}
         averaged = {name for _, name in means}
         return self._averaging(catalog, means, catalog.keys() - averaged if wanted else set()), set()
-
-    def weighing(self, backgrounds: Mapping[str, Background]) -> QdrantSnapshot:
-        """See `Snapshot`: the references of categories that were, or are to be, weighed otherwise are read again."""
-        if backgrounds == self.backgrounds:
-            return self
-        averaged = {name for _, name in self.means}
-        concerned = {
-            name
-            for expert in backgrounds.keys() | self.backgrounds.keys()
-            if (before := self.backgrounds.get(expert)) is not (after := backgrounds.get(expert))
-            for background in (before, after)
-            if background
-            for name in background.weights
-        }
-        return replace(self, backgrounds=backgrounds)._averaging(self.catalog, self.means, concerned & averaged)
 
     def search(
         self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], Snapshot]
@@ -304,17 +266,13 @@ class QdrantSnapshot:
         """With the means of some more categories, whose references are read."""
         found = dict(means)
         for expert, references in read(self.store, [Change(None, catalog[name]) for name in sorted(names)]):
-            background = self.backgrounds.get(expert)
             parts = parts_of(references, references.names)
-            found.update({(expert, name): Mean.of(name, part, background) for name, part in parts.items()})
+            found.update({(expert, name): Mean.of(part) for name, part in parts.items()})
         return self._with(catalog, found)
 
     def _with(self, catalog: Mapping[str, Category], means: Mapping[tuple[str, str], Mean]) -> QdrantSnapshot:
         names = tuple(sorted(catalog))
-        indexes = {
-            expert: QdrantIndex.of(expert, catalog, means, names, self.backgrounds.get(expert))
-            for expert in _experts(catalog)
-        }
+        indexes = {expert: QdrantIndex.of(expert, catalog, means, names) for expert in _experts(catalog)}
         return replace(self, catalog=catalog, means=means, names=names, indexes=indexes)
 
     def _crowded(self, index: QdrantIndex, hits: Hits) -> bool:

@@ -240,7 +240,6 @@ class Searcher:
         self._cursor = look.cursor
         if look.calibration is not None:
             self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
-        self._snapshot = self._snapshot.weighing(self._calibration.backgrounds if self._calibration else {})
         self._unkept += sum(change.gained.total() for change in changes)
         if torn - self._given_up:
             raise Incomplete(torn - self._given_up)
@@ -274,9 +273,8 @@ class Searcher:
     def _fits(self, kept: Kept) -> bool:
         """Whether vectors that were kept are of the encoders of the store."""
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
-        return all(
-            dims.get(encoder_and_modality(expert)[0]) == found.rows.dim for expert, found in kept.references.items()
-        )
+        of_kept = {expert: found.vectors.shape[1] for expert, found in kept.references.items()}
+        return all(dims.get(encoder_and_modality(expert)[0]) == dim for expert, dim in of_kept.items())
 
     def _keep(self) -> None:
         """Keep the references, if many were read since that was done; nobody waits for it."""

@@ -17,12 +17,10 @@ from itertools import groupby
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import conv2d
 
 from zsvec.errors import StoreError
 from zsvec.method.predict.aggregation import cosine_to_mean
 from zsvec.method.similarities import ExpertSimilarities, References
-from zsvec.method.similarities import product as by_numpy
 from zsvec.search.base import Expert, Index, IndexSpec, Vectors
 from zsvec.search.numpy_index import NumpyIndex, neighbors
 
@@ -32,8 +30,6 @@ _BLOCK = 2**27  # similarities that are rearranged at once
 # Steps up to which the best of a category are picked by insertion, element by element for all categories at once.
 # `torch.topk` treats the categories one by one: of 10,000 with 10 references it takes 7 times as long on a CPU.
 _STEPS = 128
-_FEW = 4  # rows below which a BLAS multiplies as fast as oneDNN
-_CACHED = 8192  # rows whose products are in the cache when they are put in their place
 
 
 def build(references: References, spec: IndexSpec) -> Index:
@@ -51,32 +47,21 @@ def build(references: References, spec: IndexSpec) -> Index:
     return TorchIndex.of(references, device=device, dtype=getattr(torch, spec.dtype))
 
 
-def product(a: Vectors, b: Vectors, out: Vectors | None = None) -> Vectors:
-    """Dot products of all rows of two matrices on a CPU, by the threads of the encoders if their thread calls.
+def product(a: Vectors, b: Vectors) -> Vectors:
+    """Dot products of all rows of two matrices on a CPU, by the threads that the encoders have.
 
-    numpy's OpenBLAS brings threads of its own, which fight those of the network for the cores. And neither it nor MKL,
-    which multiplies torch's matrices, uses AVX-512 on every CPU that has it; oneDNN, which makes torch's convolutions,
-    does. With a pixel for each row and a channel for each column, a 1×1 convolution is the product, of rows that stay
-    where they lie. 32 × 4,500 × 1,280 on two cores of Zen 5: 1.0 ms, OpenBLAS 2.1, MKL 2.6.
+    numpy's OpenBLAS brings threads of its own, which compete with those of the network for the cores.
 
     Args:
         a: float32 ``(n, d)``.
-        b: float32 ``(m, d)``, neither of them 0; contiguous and writeable.
-        out: As `zsvec.method.similarities.Product`.
+        b: float32 ``(m, d)``.
 
     Returns:
         float32 ``(n, m)``.
     """
-    if len(a) < _FEW or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return by_numpy(a, b, out)
-    kernels = torch.from_numpy(np.array(a))[:, :, None, None]
-    pixels = torch.from_numpy(b)[None, :, None, :].permute(0, 3, 1, 2)
-    out = np.empty((len(a), len(b)), dtype=np.float32) if out is None else out
-    blocks = zip(torch.split(pixels, _CACHED, dim=2), torch.split(torch.from_numpy(out), _CACHED, dim=1), strict=True)
     with torch.autocast("cpu", enabled=False):  # whatever the program around has chosen
-        for part, into in blocks:
-            into.copy_(conv2d(part, kernels)[0, :, :, 0])
-    return out
+        found: Vectors = (torch.from_numpy(a) @ torch.from_numpy(b).T).numpy()
+    return found
 
 
 @contextmanager
@@ -174,16 +159,13 @@ class TorchIndex:
         device: torch.device,
         dtype: torch.dtype,
     ) -> TorchIndex:
-        n, dim = len(references.rows), references.rows.dim
+        n, dim = len(references.vectors), references.vectors.shape[1]
         with _memory_of(device):
             vectors = torch.empty((n + _MULTIPLE - n % _MULTIPLE, dim), device=device, dtype=dtype)
             vectors[n:] = 0
             for start, end, source in _pieces(references, kept):
                 if before is None or source is None:
-                    at = start
-                    for rows in references.rows.between(start, end):
-                        vectors[at : at + len(rows)] = _sent(rows, device, dtype)
-                        at += len(rows)
+                    vectors[start:end] = _sent(references.vectors[start:end], device, dtype)
                 else:
                     vectors[start:end] = before[source : source + end - start]
             return cls(references, vectors, tuple(_groups(references.starts, device)))
@@ -194,7 +176,7 @@ class TorchIndex:
         Raises:
             StoreError: The similarities do not fit the memory of the device.
         """
-        n = len(self.references.rows)
+        n = len(self.references.vectors)
         with _memory_of(self.vectors.device):
             query = torch.tensor(queries, device=self.vectors.device, dtype=self.vectors.dtype)
             values = (query @ self.vectors.T).float()
@@ -205,7 +187,7 @@ class TorchIndex:
             if rough:
                 # In this process, where the float32 vectors are: a second copy on the device would cost more
                 # memory than float16 saves. 64 x 64 products take a millisecond.
-                cosines = (self.references.rows.pick(rows) @ queries[:, :, None])[:, :, 0]
+                cosines = (self.references.vectors[rows] @ queries[:, :, None])[:, :, 0]
                 values.scatter_(1, leaders.indices, torch.from_numpy(cosines).to(values.device))
                 order = np.argsort(-cosines, axis=1, kind="stable")[:, :nearest]
                 rows, cosines = np.take_along_axis(rows, order, axis=1), np.take_along_axis(cosines, order, axis=1)

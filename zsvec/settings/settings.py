@@ -174,7 +174,6 @@ class Settings(_Masked, BaseSettings):
         unknown_above: Novelty above which an image is unknown; by default the calibrated 0.5, where there is a
             calibrated threshold. Without a calibration there is no novelty, and no effect.
         unknown_per_category: Whether categories with enough references (19, at 5 %) have their own thresholds.
-        suspects: ``down-weight``: references whose label a calibration doubts count less; ``keep``: like any other.
         max_pixels: Largest image that is read. By default 100 million pixels, of which a JPEG that is decoded at a
             fraction has as many as are decoded.
         image_memory: Bytes that all threads together may take for images that are being decoded. An image that takes
@@ -236,7 +235,6 @@ class Settings(_Masked, BaseSettings):
     false_unknown_rate: float | None = Field(default=None, gt=0, lt=1)
     unknown_above: float | None = Field(default=None, ge=0, le=1)
     unknown_per_category: bool = False
-    suspects: Literal["keep", "down-weight"] = "keep"
     max_pixels: PositiveInt | None = None
     image_memory: PositiveInt = DEFAULT_IMAGE_MEMORY
     generation: GenerationSettings = Field(default_factory=GenerationSettings)

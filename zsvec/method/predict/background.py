@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -59,8 +58,6 @@ class Background:
         between: Mean squared Mahalanobis distance of that from the mean of the categories.
         references: Number of references that it was learned from.
         of_roots: Whether images are the roots of their vectors.
-        weights: By category and hash, what a reference counts in the mean of its category, above 0 to 1; all others
-            count 1.
     """
 
     mean: Floats
@@ -72,17 +69,10 @@ class Background:
     between: float
     references: int
     of_roots: bool = False
-    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def features(self, vectors: Floats) -> Floats:
         """The `features` of vectors, as this background takes them."""
         return features(vectors, of_roots=self.of_roots)
-
-    def weights_of(self, category: str, hashes: Sequence[str]) -> Floats | None:
-        """What each of the references of a category counts, float32 ``(n_references,)``; ``None``: all count 1."""
-        by_hash = self.weights.get(category, {})
-        found = np.array([by_hash.get(digest, 1.0) for digest in hashes], dtype=np.float32) if by_hash else None
-        return found if found is not None and (found < 1).any() else None
 
     def trust(self, counts: NDArray[Any] | int) -> NDArray[Any] | float:
         """How much of a mean reference's distance from the centre is not chance, 0 to 1.
@@ -134,8 +124,7 @@ class Background:
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the store: arrays as base64 of little-endian numbers, half as long where these are many."""
         arrays = {name: b64encode(getattr(self, name).astype(_ARRAYS[name]).tobytes()).decode() for name in _ARRAYS}
-        weights = {"weights": json.dumps(self.weights, sort_keys=True)} if self.weights else {}
-        return {**arrays, **{name: getattr(self, name) for name in _NUMBERS}, **weights}
+        return {**arrays, **{name: getattr(self, name) for name in _NUMBERS}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Background:
@@ -144,8 +133,7 @@ class Background:
         Raises:
             AttributeError, KeyError, OverflowError, TypeError, ValueError: They are no such dictionary.
         """
-        known = {"of_roots": False, "weights": "{}", **values}
-        return _read(*(known[name] for name in (*_ARRAYS, *_NUMBERS, "weights")))
+        return _read(*(values[name] for name in (*_ARRAYS, *_NUMBERS)))
 
 
 _ARRAYS = {"mean": "<f4", "basis": "<f2", "along": "<f4"}
@@ -154,18 +142,12 @@ _NUMBERS = ("elsewhere", "weight", "within", "between", "references", "of_roots"
 
 @lru_cache(maxsize=16)
 def _read(*values: Any) -> Background:
-    kept = dict(zip((*_ARRAYS, *_NUMBERS, "weights"), values, strict=True))
+    kept = dict(zip((*_ARRAYS, *_NUMBERS), values, strict=True))
     arrays = {name: np.frombuffer(b64decode(kept[name]), _ARRAYS[name]).astype(np.float32) for name in _ARRAYS}
     fields: dict[str, Any] = {name: float(kept[name]) for name in _NUMBERS}
     numbers = np.concatenate([*arrays.values(), list(fields.values())])
     if not np.isfinite(numbers).all() or min(fields.values()) < 0 or fields["within"] == 0:
         raise ValueError("a background has numbers that nobody can count with")
     fields |= arrays | {"references": int(kept["references"]), "of_roots": bool(kept["of_roots"])}
-    fields["weights"] = {
-        str(name): {str(digest): float(weight) for digest, weight in by_hash.items()}
-        for name, by_hash in json.loads(kept["weights"]).items()
-    }
-    if not all(0 < weight <= 1 for by_hash in fields["weights"].values() for weight in by_hash.values()):
-        raise ValueError("a reference that counts less counts above 0 to 1")
     fields["basis"] = arrays["basis"].reshape(len(arrays["along"]), len(arrays["mean"]))
     return Background(**fields)

@@ -50,7 +50,7 @@ def learn_background(references: References) -> Background | None:
 
     of_roots = bool(references.vectors.min(initial=0) >= 0)
     means = references.root_means if of_roots else references.class_means
-    counts, blocks = means.counts, means.blocks
+    counts = means.counts
     (n, dim), n_categories = references.vectors.shape, len(counts)
     if counts.min() < FEWEST or n_categories < 2:
         return None
@@ -75,9 +75,8 @@ def learn_background(references: References) -> Background | None:
     elsewhere = 1 / (shrinkage * spread)
     along = 1 / (weight * np.maximum(scatter, 0) + shrinkage * spread)
     within = float(along @ scatter + elsewhere * max(trace - scatter.sum(), 0.0)) / (n - n_categories)
-    sums = [block.means.sum(axis=0, dtype=np.float64) for block in blocks]
     background = Background(
-        mean=(np.sum(sums, axis=0) / n_categories).astype(np.float32),
+        mean=means.means.mean(axis=0, dtype=np.float64).astype(np.float32),
         basis=basis.astype(np.float32),
         along=along.astype(np.float32),
         elsewhere=elsewhere,
@@ -108,7 +107,7 @@ def describes(background: Background, references: References) -> bool:
     means, n = references.root_means if background.of_roots else references.class_means, len(references.vectors)
     rows = np.arange(0, n, 1 + (n - 1) // _ENOUGH)
     owner = np.searchsorted(references.starts, rows, side="right") - 1
-    residuals = background.features(references.vectors[rows]) - np.stack([means.take(category) for category in owner])
+    residuals = background.features(references.vectors[rows]) - means.means[owner]
     within = float(background.square(residuals).mean()) * n / max(1, n - len(means)) / background.within
     apart = float(_apart(background, means).mean())
     apart /= background.between + background.within * float((1 / means.counts).mean())
@@ -117,19 +116,15 @@ def describes(background: Background, references: References) -> bool:
 
 def _apart(background: Background, means: ClassMeans) -> NDArray[np.float64]:
     """Squared Mahalanobis distance of each mean from that of the background."""
-    return np.concatenate([background.square(block.means - background.mean) for block in means.blocks])
+    return background.square(means.means - background.mean)
 
 
 def _residuals(references: References, means: ClassMeans) -> Iterator[Floats]:
     """All references as seen from the means of their categories, some after the other."""
-    row = 0
-    for block in means.blocks:
-        owners = np.repeat(np.arange(len(block.counts)), block.counts)
-        for first in range(0, len(owners), _BLOCK):
-            some = owners[first : first + _BLOCK]
-            vectors = references.vectors[row + first : row + first + len(some)]
-            yield features(vectors, of_roots=means.of_roots) - block.means[some]
-        row += len(owners)
+    owners = np.repeat(np.arange(len(means)), means.counts)
+    for first in range(0, len(owners), _BLOCK):
+        some = slice(first, first + _BLOCK)
+        yield features(references.vectors[some], of_roots=means.of_roots) - means.means[owners[some]]
 
 
 def class_similarities(
@@ -157,16 +152,11 @@ def class_similarities(
     offsets = background.features(queries) - background.mean
     lengths, of_centre = np.linalg.norm(offsets, axis=1), offsets @ background.mean
     along = product(offsets, background.basis) * (background.along - np.float32(background.elsewhere))
-    centred = np.empty((len(queries), len(means)), dtype=np.float32)
-    gda = np.empty_like(centred)
-    first = 0
-    for block in means.blocks:
-        columns = slice(first, first := first + len(block.counts))
-        seen = Seen.of(block, background) if once else block.seen_from(background)
-        inner = product(offsets, block.means) - of_centre[:, None]
-        centred[:, columns] = inner / np.maximum(lengths[:, None] * seen.lengths, np.float32(1e-12))
-        ratios = np.float32(background.elsewhere) * inner + product(along, seen.along)
-        gda[:, columns] = seen.trust * ratios - seen.halves
+    seen = Seen.of(means.means, means.counts, background) if once else means.seen_from(background)
+    inner = product(offsets, means.means) - of_centre[:, None]
+    centred = inner / np.maximum(lengths[:, None] * seen.lengths, np.float32(1e-12))
+    ratios = np.float32(background.elsewhere) * inner + product(along, seen.along)
+    gda: Floats = seen.trust * ratios - seen.halves
     return centred, gda
 
 
@@ -216,12 +206,12 @@ def left_out(
         sizes = np.array([len(removal.rows) for removal in batch])
         edges = np.cumsum([0, *sizes])
         counts = means.counts[[removal.category for removal in batch]]
-        own = np.stack([means.take(removal.category) for removal in batch]) - centre
+        own = means.means[[removal.category for removal in batch]] - centre
         removed = background.features(every[np.concatenate([removal.rows for removal in batch])])
         residuals = removed - centre - np.repeat(own, sizes, axis=0)
         along = residuals @ basis.T  # (n_removed, rank)
         directions = (along * precision) @ basis
-        of_means = means.dot(directions) - (directions @ centre)[:, None]
+        of_means = directions @ means.means.T - (directions @ centre)[:, None]
         others = own - np.add.reduceat(residuals, edges[:-1]) / np.maximum(counts - sizes, 1)[:, None]
         precise_others = background.elsewhere * others + (others @ basis.T * gains) @ basis
         for j, removal in enumerate(batch):

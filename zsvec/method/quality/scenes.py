@@ -187,8 +187,8 @@ def _accuracy(references: References, row_of: Mapping[Key, int], images: Collect
     size = max(1, _BLOCK // max(len(means), references.vectors.shape[1]))
     for block in (slice(first, first + size) for first in range(0, len(rows), size)):
         queries = references.vectors[rows[block]]
-        similarity = means.dot(queries) / lengths
-        others = counts[block] * np.stack([means.take(category) for category in own[block]]) - queries
+        similarity = queries @ means.means.T / lengths
+        others = counts[block] * means.means[own[block]] - queries
         others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
         without = np.einsum("nd,nd->n", queries, others)
         similarity[np.arange(len(queries)), own[block]] = -np.inf

@@ -26,7 +26,6 @@ from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
 from zsvec.method.predict.pooled import pooled_evidence
 from zsvec.method.quality.scenes import Key
-from zsvec.method.rows import Rows
 from zsvec.method.similarities import References, image_experts
 from zsvec.types import encoder_and_modality
 
@@ -203,7 +202,7 @@ def _without(references: References, dropped: Collection[Key]) -> References:
     vectors, starts = references.vectors[kept], np.concatenate([[0], np.cumsum(counts[counts > 0])])
     return References(
         names=tuple(name for name, count in zip(references.names, counts, strict=True) if count),
-        rows=Rows([vectors]),
+        vectors=vectors,
         starts=starts,
         norms=np.array(
             [np.linalg.norm(vectors[a:b].mean(axis=0)) for a, b in pairwise(starts.tolist())], dtype=np.float32

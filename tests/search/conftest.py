@@ -8,9 +8,10 @@ import torch
 
 from tests.search.support import STAND_IN, in_a_folder
 from tests.store.support import Deployment, Hooked
+from zsvec.method.arrays import Floats
 from zsvec.method.similarities import References
 from zsvec.search import torch_index
-from zsvec.search.base import Index, IndexSpec, Vectors
+from zsvec.search.base import Index, IndexSpec
 from zsvec.search.torch_index import TorchIndex
 from zsvec.store import Store
 
@@ -55,12 +56,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[Vectors]:
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
     """What is sent to a device."""
-    seen: list[Vectors] = []
+    seen: list[Floats] = []
     send = torch_index._sent
 
-    def watched(rows: Vectors, *args: Any) -> torch.Tensor:
+    def watched(rows: Floats, *args: Any) -> torch.Tensor:
         seen.append(rows)
         return send(rows, *args)
 

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from zsvec.ingest.recalibration import Calibrator
+from zsvec.method.arrays import Key
 from zsvec.method.predict.background import FEWEST
 from zsvec.method.quality.neighborhoods import Neighborhoods, neighborhoods, spreads
 from zsvec.method.quality.outliers import closeness, far_below
-from zsvec.method.quality.scenes import Key, image_rows, most_discriminating
+from zsvec.method.quality.scenes import image_rows, most_discriminating
 from zsvec.method.quality.suspects import Suspect, Verdict, suspects
 from zsvec.method.similarities import References, category_names, image_experts
 

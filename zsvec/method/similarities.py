@@ -10,13 +10,12 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Floats
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.background import FEWEST, Background
 from zsvec.method.predict.class_means import ClassMeans
 from zsvec.types import Modality, Neighbor, encoder_and_modality
 
-Floats = NDArray[np.float32]
-Vectors = NDArray[np.float32]
 T = TypeVar("T")
 
 
@@ -200,7 +199,7 @@ class SearchResult:
 
     categories: tuple[str, ...]
     experts: tuple[ExpertSimilarities, ...]
-    queries: Mapping[str, Vectors] = field(default_factory=dict, compare=False)
+    queries: Mapping[str, Floats] = field(default_factory=dict, compare=False)
     calibration: Calibration | None = None
     stale: bool = False
     incomplete: tuple[str, ...] = ()

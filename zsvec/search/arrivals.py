@@ -7,8 +7,9 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from zsvec.method.arrays import Floats
 from zsvec.method.similarities import References
-from zsvec.search.base import Change, Vectors
+from zsvec.search.base import Change
 from zsvec.store import Store
 from zsvec.store.backends.base import Points
 from zsvec.store.catalog.schema import text_from
@@ -36,7 +37,7 @@ def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, Refer
             yield expert, found.references()
 
 
-def norm_of_mean(vectors: Vectors) -> float:
+def norm_of_mean(vectors: Floats) -> float:
     """Length of the mean of vectors, 0 to 1 of unit ones.
 
     Args:
@@ -49,7 +50,7 @@ class _Arrived:
     """References of one expert, in the order in which they have arrived."""
 
     def __init__(self) -> None:
-        self._pages: list[Vectors] = []
+        self._pages: list[Floats] = []
         self._texts: list[tuple[str, str, str | None]] = []  # hash, source and group of each
         self._of: dict[str, list[int]] = {}  # by category, which of them
 

@@ -10,10 +10,9 @@ from typing import Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Floats
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.types import Category, Modality, encoder_and_modality
-
-Vectors = NDArray[np.float32]
 
 ATTEMPTS = 10
 """How often references that are counted and not there are looked for."""
@@ -93,7 +92,7 @@ class Index(Protocol):
         """An index of other references, which differ from these in no category but those that are named."""
         ...
 
-    def search(self, queries: Vectors, nearest: int, expert: Expert) -> ExpertSimilarities:
+    def search(self, queries: Floats, nearest: int, expert: Expert) -> ExpertSimilarities:
         """Compare images with all references.
 
         Args:
@@ -173,7 +172,7 @@ class Snapshot(Protocol):
         ...
 
     def search(
-        self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], Snapshot]
+        self, queries: Mapping[str, Floats], nearest: int, newest: Callable[[], Snapshot]
     ) -> tuple[tuple[str, ...], tuple[ExpertSimilarities, ...]]:
         """Compare images with all references.
 

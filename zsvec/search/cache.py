@@ -32,10 +32,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import platformdirs
 from filelock import FileLock
-from numpy.typing import NDArray
 
 from zsvec.errors import StoreUnavailableError
 from zsvec.inputs.files import is_ours, open_regular, read_regular, replacing, sync
+from zsvec.method.arrays import Floats
 from zsvec.method.similarities import References
 from zsvec.types import Category
 
@@ -217,7 +217,7 @@ class ReferenceCache:
             "groups": expert.groups,
         }
 
-    def _write_vectors(self, vectors: NDArray[np.float32]) -> str:
+    def _write_vectors(self, vectors: Floats) -> str:
         """Writes vectors under the name that it returns: their checksum."""
         digest = hashlib.sha256()
         for part in _as_file(vectors):
@@ -264,7 +264,7 @@ def _named(table: Path) -> set[str]:
     return set()
 
 
-def _as_file(vectors: NDArray[np.float32]) -> Iterator[bytes | memoryview]:
+def _as_file(vectors: Floats) -> Iterator[bytes | memoryview]:
     """The parts of a file of vectors in numpy's format."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
+from zsvec.method.arrays import Floats
 from zsvec.method.similarities import ExpertSimilarities, References
-from zsvec.search.base import Change, Expert, Index, IndexSpec, Snapshot, Vectors
+from zsvec.search.base import Change, Expert, Index, IndexSpec, Snapshot
 from zsvec.search.layout import renewed
 from zsvec.store import Store
 from zsvec.types import Category
@@ -98,7 +99,7 @@ class InProcess:
         return replace(self, catalog=catalog, names=names, indexes=indexes)
 
     def search(
-        self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], Snapshot]
+        self, queries: Mapping[str, Floats], nearest: int, newest: Callable[[], Snapshot]
     ) -> tuple[tuple[str, ...], tuple[ExpertSimilarities, ...]]:
         """See `Snapshot`."""
         found = [index.search(queries[expert.encoder], nearest, expert) for expert, index in self.indexes]

@@ -9,9 +9,10 @@ from itertools import chain
 
 import numpy as np
 
+from zsvec.method.arrays import Floats
 from zsvec.method.similarities import References
 from zsvec.search.arrivals import norm_of_mean, read
-from zsvec.search.base import Change, Vectors
+from zsvec.search.base import Change
 from zsvec.store import Store
 
 Groups = tuple[str | None, ...]
@@ -29,14 +30,14 @@ class Part:
         norm: Length of the mean vector, 0 to 1.
     """
 
-    vectors: Vectors
+    vectors: Floats
     hashes: tuple[str, ...]
     sources: tuple[str, ...]
     groups: Groups
     norm: float
 
     @classmethod
-    def of(cls, vectors: Vectors, hashes: tuple[str, ...], sources: tuple[str, ...], groups: Groups) -> Part:
+    def of(cls, vectors: Floats, hashes: tuple[str, ...], sources: tuple[str, ...], groups: Groups) -> Part:
         """References with the norm of their mean."""
         return cls(vectors, hashes, sources, groups, norm_of_mean(vectors))
 

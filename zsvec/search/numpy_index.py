@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Floats
 from zsvec.method.linalg import largest
 from zsvec.method.predict.aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, Product, References, SearchResult, product
-from zsvec.search.base import Expert, IndexSpec, Vectors
+from zsvec.search.base import Expert, IndexSpec
 from zsvec.types import Neighbor
 
 
@@ -31,7 +32,7 @@ class NumpyIndex:
         """See `Index`."""
         return replace(self, references=references)
 
-    def search(self, queries: Vectors, nearest: int, expert: Expert) -> ExpertSimilarities:
+    def search(self, queries: Floats, nearest: int, expert: Expert) -> ExpertSimilarities:
         """See `Index`."""
         references = self.references
         values = self.product(queries, references.vectors)
@@ -52,7 +53,7 @@ def build(references: References, spec: IndexSpec) -> NumpyIndex:
     return NumpyIndex(references)
 
 
-def neighbors(references: References, rows: NDArray[np.intp], cosines: Vectors) -> list[tuple[Neighbor, ...]]:
+def neighbors(references: References, rows: NDArray[np.intp], cosines: Floats) -> list[tuple[Neighbor, ...]]:
     """The nearest references of each image.
 
     Args:
@@ -69,7 +70,7 @@ def neighbors(references: References, rows: NDArray[np.intp], cosines: Vectors) 
 
 
 def compare(
-    references: Mapping[str, References], names: Sequence[str], queries: Mapping[str, Vectors], nearest: int
+    references: Mapping[str, References], names: Sequence[str], queries: Mapping[str, Floats], nearest: int
 ) -> SearchResult:
     """Compare images with references in the memory of this process, without a store.
 

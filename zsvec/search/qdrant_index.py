@@ -14,12 +14,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Floats
 from zsvec.method.predict.aggregation import Similarities
 from zsvec.method.predict.background import Background, roots
 from zsvec.method.predict.class_means import ClassMeans, mean_reference
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.arrivals import read
-from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot, Vectors
+from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot
 from zsvec.search.layout import Part, parts_of, renewed
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Neighbor
@@ -36,7 +37,7 @@ class Hits:
     """
 
     rows: Sequence[Sequence[Hit]]
-    bound: Vectors
+    bound: Floats
     everything: bool
 
     @classmethod
@@ -65,9 +66,9 @@ class Mean:
         of_roots: The mean of their `roots`, float32 ``(dim,)``; ``None`` where a reference has negative components.
     """
 
-    vector: Vectors
+    vector: Floats
     norm: float
-    of_roots: Vectors | None
+    of_roots: Floats | None
 
     @classmethod
     def of(cls, part: Part) -> Mean:
@@ -94,7 +95,7 @@ class QdrantIndex:
     catalog: Mapping[str, Category]
     counts: Mapping[str, int]
     means: Mapping[tuple[str, str], Mean]
-    norms: Vectors
+    norms: Floats
 
     @classmethod
     def of(
@@ -180,7 +181,7 @@ class QdrantIndex:
     def _means(self) -> list[Mean | None]:
         return [self.means.get((self.expert.name, category)) for category in self.counts]
 
-    def _class_means(self, vectors: Sequence[Vectors | None], *, of_roots: bool) -> ClassMeans | None:
+    def _class_means(self, vectors: Sequence[Floats | None], *, of_roots: bool) -> ClassMeans | None:
         read = [vector for vector in vectors if vector is not None]
         if len(read) < len(vectors):
             return None
@@ -236,7 +237,7 @@ class QdrantSnapshot:
         return self._averaging(catalog, means, catalog.keys() - averaged if wanted else set()), set()
 
     def search(
-        self, queries: Mapping[str, Vectors], nearest: int, newest: Callable[[], Snapshot]
+        self, queries: Mapping[str, Floats], nearest: int, newest: Callable[[], Snapshot]
     ) -> tuple[tuple[str, ...], tuple[ExpertSimilarities, ...]]:
         """See `Snapshot`: answered from this state, and of what is no longer there, from the newest."""
         state, hits = self, self._ask(self.indexes.values(), queries)
@@ -280,7 +281,7 @@ class QdrantSnapshot:
         return any(len(row) == self.limit and not all(map(index.committed, row)) for row in hits.rows)
 
     def _ask(
-        self, indexes: Iterable[QdrantIndex], queries: Mapping[str, Vectors], write_ids: Sequence[str] | None = None
+        self, indexes: Iterable[QdrantIndex], queries: Mapping[str, Floats], write_ids: Sequence[str] | None = None
     ) -> dict[str, Hits]:
         """The nearest references of some experts; of all writes, or of some."""
         found = {}

@@ -21,9 +21,10 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from zsvec.errors import StoreUnavailableError
+from zsvec.method.arrays import Floats
 from zsvec.method.calibration import Calibration
 from zsvec.method.similarities import References, SearchResult
-from zsvec.search.base import ATTEMPTS, NUMPY, QDRANT, Change, Incomplete, IndexSpec, Snapshot, Vectors
+from zsvec.search.base import ATTEMPTS, NUMPY, QDRANT, Change, Incomplete, IndexSpec, Snapshot
 from zsvec.search.cache import WORTH, Kept, ReferenceCache
 from zsvec.search.in_process import InProcess
 from zsvec.search.qdrant_index import QdrantSnapshot
@@ -122,7 +123,7 @@ class Searcher:
 
     def search(
         self,
-        queries: Mapping[str, Vectors],
+        queries: Mapping[str, Floats],
         nearest: int,
         spec: IndexSpec = NUMPY,
         fingerprints: Mapping[str, Fingerprint] | None = None,

@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
+from zsvec.method.arrays import Floats
 from zsvec.method.predict.aggregation import cosine_to_mean
 from zsvec.method.similarities import ExpertSimilarities, References
-from zsvec.search.base import Expert, Index, IndexSpec, Vectors
+from zsvec.search.base import Expert, Index, IndexSpec
 from zsvec.search.numpy_index import NumpyIndex, neighbors
 
 _LEADERS = 64  # nearest references of each image whose float16 similarity is computed again in float32
@@ -47,7 +48,7 @@ def build(references: References, spec: IndexSpec) -> Index:
     return TorchIndex.of(references, device=device, dtype=getattr(torch, spec.dtype))
 
 
-def product(a: Vectors, b: Vectors) -> Vectors:
+def product(a: Floats, b: Floats) -> Floats:
     """Dot products of all rows of two matrices on a CPU, by the threads that the encoders have.
 
     numpy's OpenBLAS brings threads of its own, which compete with those of the network for the cores.
@@ -60,7 +61,7 @@ def product(a: Vectors, b: Vectors) -> Vectors:
         float32 ``(n, m)``.
     """
     with torch.autocast("cpu", enabled=False):  # whatever the program around has chosen
-        found: Vectors = (torch.from_numpy(a) @ torch.from_numpy(b).T).numpy()
+        found: Floats = (torch.from_numpy(a) @ torch.from_numpy(b).T).numpy()
     return found
 
 
@@ -170,7 +171,7 @@ class TorchIndex:
                     vectors[start:end] = before[source : source + end - start]
             return cls(references, vectors, tuple(_groups(references.starts, device)))
 
-    def search(self, queries: Vectors, nearest: int, expert: Expert) -> ExpertSimilarities:
+    def search(self, queries: Floats, nearest: int, expert: Expert) -> ExpertSimilarities:
         """See `Index`.
 
         Raises:
@@ -231,16 +232,16 @@ class TorchSimilarities:
         return self.counts
 
     @property
-    def norms(self) -> Vectors:
+    def norms(self) -> Floats:
         """Length of the mean of each category's references, float32 ``(n_categories,)``."""
         return self.index.references.norms
 
     @property
-    def bound(self) -> Vectors:
+    def bound(self) -> Floats:
         """-1 for each image."""
         return np.full(len(self), -1, dtype=np.float32)
 
-    def aggregate(self, method: str, m: int) -> Vectors:
+    def aggregate(self, method: str, m: int) -> Floats:
         """See `zsvec.method.similarities.Compared.aggregate`.
 
         Raises:
@@ -254,7 +255,7 @@ class TorchSimilarities:
             for values, part in zip(torch.split(self.values, at_once), torch.split(out, at_once), strict=True):
                 for group in self.index.groups:
                     part[:, group.categories] = group.mean_of_best(values, best)
-            means: Vectors = out.cpu().numpy()
+            means: Floats = out.cpu().numpy()
         return cosine_to_mean(means, self.norms) if method == "prototype" else means
 
 
@@ -272,7 +273,7 @@ def _pieces(references: References, kept: Mapping[str, int]) -> Iterator[tuple[i
         yield start, end, None if moved is None else start + moved
 
 
-def _sent(rows: Vectors, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def _sent(rows: Floats, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Rows on a device; rounded before they are sent."""
     return torch.from_numpy(rows).to(dtype).to(device)
 

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Floats, Key
 from zsvec.method.calibrate.cross_entropy import least_cross_entropy
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import LOG_COUNT, ExpertCalibration
 from zsvec.method.predict.logits import logsumexp
 
-Doubles = NDArray[np.float64]
-Floats = NDArray[np.float32]
-Key = tuple[str, str]
 """An expert and an aggregation."""
 
 _CLEAN = 4.0  # images that speak against noise

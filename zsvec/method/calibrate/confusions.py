@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import LogLinear
 from zsvec.method.predict.logits import softmax
@@ -51,7 +52,7 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
     return Confusions(lost, partners)
 
 
-def _alike_in_gaps(evidence: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
+def _alike_in_gaps(evidence: Doubles) -> Iterator[NDArray[np.intp]]:
     """Groups of images for which the same experts lack evidence of the same categories.
 
     The only image of its category has no other reference to be compared with: it counts as an image of a category

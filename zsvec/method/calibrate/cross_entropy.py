@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles
 from zsvec.method.predict.logits import logsumexp
-
-Doubles = NDArray[np.float64]
 
 SHRINKAGE = 1.0
 """Strength of a prior, as the curvature that so many images give in squared log units."""

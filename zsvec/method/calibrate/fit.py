@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles, Floats
 from zsvec.method.calibrate.coefficients import learn_coefficients
 from zsvec.method.calibrate.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.calibrate.temperature import calibrate_expert
@@ -42,8 +43,6 @@ from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import LEAST, expert_evidence, log_linear
 from zsvec.method.quality.suspects import Suspect
 from zsvec.method.similarities import References, category_names, image_experts
-
-Doubles = NDArray[np.float64]
 
 FALSE_UNKNOWN_RATE = 0.05
 """Default fraction of the images of a store's categories that may be called unknown."""
@@ -239,7 +238,7 @@ def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> dict[str, list[st
     }
 
 
-def _same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+def _same(a: Floats, b: Floats) -> bool:
     return bool(np.allclose(a, b, atol=1e-5, equal_nan=True))
 
 

@@ -13,15 +13,14 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles, Floats, Key
 from zsvec.method.calibration import LOG_COUNT
 from zsvec.method.predict.aggregation import Similarities
 from zsvec.method.predict.background import Background
 from zsvec.method.predict.gda import Removal, left_out
-from zsvec.method.quality.scenes import TWIN, Key, Pairs, Scenes, agreed, image_rows, scenes
+from zsvec.method.quality.scenes import TWIN, Pairs, Scenes, agreed, image_rows, scenes
 from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
-
-Floats = NDArray[np.float32]
 
 _BLOCK = 2**24  # similarities in memory at once
 
@@ -49,7 +48,7 @@ class LeftOut:
     hashes: tuple[str, ...] = ()
     copies: Mapping[Key, set[Key]] = field(default_factory=dict)
 
-    def complete(self, evidence: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def complete(self, evidence: Doubles) -> NDArray[np.bool_]:
         """Which images every expert says something of, in every category that it covers; bool ``(n_images,)``.
 
         Args:

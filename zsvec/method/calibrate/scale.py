@@ -12,10 +12,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.predict.logits import logsumexp
-
-Doubles = NDArray[np.float64]
 
 _WIDEST = 20.0  # factor by which the evidence may change
 _SHRINKAGE = 4.0  # of the squared logarithm of the factor: few images move it little, if none is a confident mistake

@@ -12,10 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Floats
 from zsvec.method.calibrate.cross_entropy import least_cross_entropy
 from zsvec.method.calibration import ExpertCalibration
-
-Floats = NDArray[np.float32]
 
 _PAIRS = 20  # pairs of categories whose spread counts as much as the profile's temperature
 _CLEAN = 8.0  # images that speak against noise: an expert alone is often wrong where the label is right
@@ -23,7 +22,7 @@ _NEVER = -1e4  # logit of what cannot be the answer
 _ROUNDING = 1e-6  # a smaller spread is rounding
 
 
-def calibrate_expert(similarity: NDArray[np.float32], labels: NDArray[np.intp], default: float) -> ExpertCalibration:
+def calibrate_expert(similarity: Floats, labels: NDArray[np.intp], default: float) -> ExpertCalibration:
     """Temperature and accuracy of one expert.
 
     Args:

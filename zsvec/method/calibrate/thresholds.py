@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.predict.logits import logsumexp
 from zsvec.method.predict.opinion_pool import log_linear, neutral_evidence, pattern
 from zsvec.streams.drift import PARTS
-
-Doubles = NDArray[np.float64]
 
 
 def enough(images: float, fraction: float) -> bool:

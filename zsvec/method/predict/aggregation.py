@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Floats
 from zsvec.method.calibration import CENTRED, GDA, LOG_COUNT
 from zsvec.method.linalg import slices
 from zsvec.method.predict.background import Background
@@ -23,7 +24,6 @@ from zsvec.method.predict.class_means import ClassMeans
 from zsvec.method.predict.gda import class_similarities
 from zsvec.method.similarities import References, SearchResult
 
-Floats = NDArray[np.float32]
 T = TypeVar("T")
 
 _CACHED = 2**18  # similarities that are worked on at once, so that they stay in a core's cache

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from zsvec.method.arrays import Floats
 
 FEWEST = 3
 """References that every category has where a background is learned."""

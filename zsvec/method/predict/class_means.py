@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Floats
 from zsvec.method.predict.background import Background, features
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

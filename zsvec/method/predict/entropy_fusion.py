@@ -11,9 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles
 from zsvec.method.predict.logits import entropy
-
-Doubles = NDArray[np.float64]
 
 _SILENT = 1e-6  # confidence of an expert that compares nothing: it covers fewer than two categories
 _RESTART = 1e-15  # joins experts that share no category, so that each gets an equal hearing

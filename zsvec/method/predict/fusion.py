@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
 from zsvec.method.predict.entropy_fusion import confidences, fuse, inverse_entropy, max_confidence, neg_exp_entropy
 from zsvec.method.predict.logits import Logits, softmax
 from zsvec.method.predict.opinion_pool import log_linear
 from zsvec.method.predict.transduction import transduce
 from zsvec.method.similarities import SearchResult
-
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

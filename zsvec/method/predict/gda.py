@@ -19,12 +19,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Floats
 from zsvec.method.calibration import CENTRED, GDA
 from zsvec.method.predict.background import FEWEST, Background, features
 from zsvec.method.predict.class_means import ClassMeans, Seen
 from zsvec.method.similarities import Product, References, product
-
-Floats = NDArray[np.float32]
 
 _LEAST = 0.05  # share of the distance of mean references from their centre that is not chance, at least
 _OTHERS = 0.3  # by which mean squared distances of other references differ: a tenth of new ones make it 0.1 to 0.2
@@ -114,7 +113,7 @@ def describes(background: Background, references: References) -> bool:
     return max(abs(within - 1), abs(apart - 1)) <= _OTHERS
 
 
-def _apart(background: Background, means: ClassMeans) -> NDArray[np.float64]:
+def _apart(background: Background, means: ClassMeans) -> Floats:
     """Squared Mahalanobis distance of each mean from that of the background."""
     return background.square(means.means - background.mean)
 
@@ -156,8 +155,7 @@ def class_similarities(
     inner = product(offsets, means.means) - of_centre[:, None]
     centred = inner / np.maximum(lengths[:, None] * seen.lengths, np.float32(1e-12))
     ratios = np.float32(background.elsewhere) * inner + product(along, seen.along)
-    gda: Floats = seen.trust * ratios - seen.halves
-    return centred, gda
+    return centred, (seen.trust * ratios - seen.halves).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles
 from zsvec.method.calibration import LogLinear
 from zsvec.method.predict.opinion_pool import Similarity, expert_evidence, log_linear
 from zsvec.method.similarities import SearchResult
-
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

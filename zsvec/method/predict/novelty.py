@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles
 from zsvec.method.predict.logits import Logits
 from zsvec.method.predict.opinion_pool import covering_sets, pattern
 from zsvec.method.similarities import SearchResult
-
-Doubles = NDArray[np.float64]
 
 HALFWAY = 0.5
 """Novelty of an image whose evidence is at the threshold of its category."""

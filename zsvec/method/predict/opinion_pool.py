@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles, Floats
 from zsvec.method.calibration import GDA
 
-Doubles = NDArray[np.float64]
-Similarity = Mapping[str, Mapping[str, NDArray[np.float32]]]
+Similarity = Mapping[str, Mapping[str, Floats]]
 """By expert and aggregation, float32 ``(n_images, n_categories)``; NaN where the expert has no reference."""
 
 # What means say is against a category around their centre, and has no bound: an image like no category would be one of

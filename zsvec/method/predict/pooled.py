@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles, Floats
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.predict.aggregation import Similarities, aggregate_experts, classwise_similarities
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
-from zsvec.method.similarities import ExpertSimilarities, References, SearchResult, Vectors
+from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 from zsvec.types import encoder_and_modality
-
-Doubles = NDArray[np.float64]
 
 _BLOCK = 2**24  # similarities of an expert in memory at once
 
 
 def pooled_evidence(
     references: Mapping[str, References],
-    queries: Mapping[str, Vectors],
+    queries: Mapping[str, Floats],
     pool: LogLinear,
     calibration: Calibration,
 ) -> tuple[list[str], Doubles]:
@@ -56,7 +54,7 @@ def pooled_evidence(
 
 
 def _compared(
-    references: Mapping[str, References], categories: Sequence[str], queries: Mapping[str, Vectors]
+    references: Mapping[str, References], categories: Sequence[str], queries: Mapping[str, Floats]
 ) -> tuple[ExpertSimilarities, ...]:
     """Each expert's similarities of some images to all its references."""
     return tuple(

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles
 from zsvec.method.linalg import largest
 from zsvec.method.predict.logits import entropy
 from zsvec.method.similarities import SearchResult
 from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking
-
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

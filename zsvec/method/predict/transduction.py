@@ -20,12 +20,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles, Floats
 from zsvec.method.linalg import largest
 from zsvec.method.predict.logits import softmax
 from zsvec.method.quality.scenes import TWIN
-
-Doubles = NDArray[np.float64]
-Vectors = NDArray[np.float32]
 
 NEIGHBORS = 5
 WORTH = 1.5
@@ -35,7 +33,7 @@ _HALVINGS = 40  # of an interval of logarithms of temperatures
 _WIDEST = 7.0  # its half
 
 
-def transduce(evidence: Doubles, vectors: Sequence[Vectors], shares: Doubles) -> Doubles:
+def transduce(evidence: Doubles, vectors: Sequence[Floats], shares: Doubles) -> Doubles:
     """Evidence, with that of the neighbours in the batch.
 
     Args:
@@ -66,7 +64,7 @@ def transduce(evidence: Doubles, vectors: Sequence[Vectors], shares: Doubles) ->
     return moved * _factor(moved, float(alone.max(axis=1).mean()))
 
 
-def _pictures(vectors: Sequence[Vectors]) -> NDArray[np.intp]:
+def _pictures(vectors: Sequence[Floats]) -> NDArray[np.intp]:
     """A number for each image, from 0 on; copies, and copies of copies, have the same, int ``(n_images,)``."""
     from scipy.sparse.csgraph import connected_components  # slow to import, and no other strategy needs it
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from zsvec.method.arrays import Floats, Key
 from zsvec.method.linalg import largest
-from zsvec.method.quality.scenes import Key, median_cosine
+from zsvec.method.quality.scenes import median_cosine
 from zsvec.method.similarities import References
 
-Floats = NDArray[np.float32]
 Positions = NDArray[np.intp]
 
 SAME = 0.25

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from zsvec.method.arrays import Floats
 
 
 def closeness(nearest: Floats, starts: NDArray[np.intp]) -> Floats:

@@ -15,12 +15,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from zsvec.method.arrays import Floats, Key
 from zsvec.method.similarities import References, image_experts
 
-Floats = NDArray[np.float32]
-Key = tuple[str, str]
 """Category and hash of a reference image."""
 Pairs = set[tuple[Key, Key]]
 """Two images, in both orders."""

@@ -17,19 +17,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from zsvec.method.arrays import Doubles, Key
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibrate.scale import scaled
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
 from zsvec.method.predict.pooled import pooled_evidence
-from zsvec.method.quality.scenes import Key
 from zsvec.method.similarities import References, image_experts
 from zsvec.types import encoder_and_modality
-
-Doubles = NDArray[np.float64]
 
 _DOUBTFUL = 0.5  # probability of a wrong label above which a reference is named
 

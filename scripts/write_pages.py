@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write what of the documentation is made from the code: the commands, the settings, the description of the API.
+"""Write the generated pages: the commands, the settings, the description of the API.
 
 python scripts/write_pages.py
 """
@@ -28,7 +28,6 @@ from zsvec.encoders.spec import EncoderSpec
 from zsvec.method.predict.aggregation import AGGREGATIONS
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.service import create_app
-from zsvec.settings.profiles import Profile
 from zsvec.settings.settings import GenerationSettings, ModelPrice, Settings
 from zsvec.settings.trust import HARMLESS
 from zsvec.testing import HashEncoder
@@ -37,9 +36,9 @@ FOLDER = Path(__file__).parents[1] / "zsvec" / "docs"
 _CHOICES: Mapping[str, Iterable[str]] = {"aggregation": AGGREGATIONS, "fusion": STRATEGIES}
 _NAMES = {
     str: "text",
-    int: "whole number",
+    int: "integer",
     float: "number",
-    bool: "`true` or `false`",
+    bool: "boolean",
     SecretStr: "text, kept secret",
     Path: "path",
 }
@@ -54,8 +53,7 @@ def commands_page() -> str:
     group = cast("TyperGroup", typer.main.get_command(app))
     parts = [
         "# Commands",
-        "This page has every command with its help, as `zsvec COMMAND --help` prints it. It is made by "
-        "`scripts/write_pages.py`.",
+        "Look up every command with its options, as `zsvec COMMAND --help` prints them.",
         "## zsvec",
         "`zsvec [OPTIONS] COMMAND …`",
         _prose(group.help),
@@ -86,26 +84,25 @@ def _prose(text: str | None) -> str:
 
 def _argument(parameter: Any) -> str:
     name = parameter.metavar or parameter.name.upper()
-    return name if parameter.required else f"[{name}]"
+    return name if parameter.required or name.startswith("[") else f"[{name}]"
 
 
 def _options(command: Any) -> str:
     context = typer.Context(command)
-    rows = [row for parameter in command.params for row in _option(parameter, context)]
-    return _table(("option", ""), rows) if rows else ""
+    return "\n".join(line for parameter in command.params for line in _option(parameter, context))
 
 
-def _option(parameter: Any, context: Any) -> Iterator[tuple[str, str]]:
+def _option(parameter: Any, context: Any) -> Iterator[str]:
     if getattr(parameter, "hidden", False):
         return
     if parameter.param_type_name == "argument":
-        yield f"`{_argument(parameter)}`", parameter.help or ""
+        yield f"- `{_argument(parameter)}`: {parameter.help or ''}"
         return
     flags = " / ".join([*parameter.opts, *parameter.secondary_opts])
     number = isinstance(parameter.default, int | float) and not parameter.is_flag
     taken = parameter.metavar or ("N" if number else "TEXT" if parameter.multiple else _choices(parameter, context))
     default = f"  [default: {parameter.default}]" if number else ""
-    yield f"`{flags}{'' if parameter.is_flag else f' {taken}'}`", (parameter.help or "") + default
+    yield f"- `{flags}{'' if parameter.is_flag else f' {taken}'}`: {parameter.help or ''}{default}"
 
 
 def _choices(parameter: Any, context: Any) -> str:
@@ -116,41 +113,37 @@ def _choices(parameter: Any, context: Any) -> str:
 # Settings
 
 
-_ORDER = (
-    "A setting is an argument of `zsvec.open`, a variable of the environment, or a line of a TOML file. Arguments come "
-    "first, then the environment, then `zsvec.toml` in the working directory, then `config.toml` in the user's "
-    "configuration folder (of the application `zsvec`). Mappings are JSON in the environment. A "
-    "variable that begins with `ZSVEC_` and that nothing reads is named in a warning.\n\n"
-    "Names are spelled as in the tables below, in lower case; only variables of the environment ignore letter case.\n\n"
-    "A clone or an archive may bring its own `zsvec.toml` into the working directory. Until you trust that "
-    f"file, it may set only {', '.join(f'`{name}`' for name in sorted(HARMLESS))}, a `profile` by name, and a "
-    "`store` in a folder below the file, without a colon in its path. Any other setting in it is an error. Look at the "
-    "file, then run `zsvec trust` in its folder. A file that you change or move needs your trust again; `zsvec trust "
-    "--revoke` withdraws the trust."
-)
+_ORDER = f"""\
+The first of these that has a setting wins: an argument, a variable of the environment, `zsvec.toml` in the working
+directory, `config.toml` in your configuration folder (of the application `zsvec`).
+
+- The variable of `max_staleness` is `ZSVEC_MAX_STALENESS`, in any letter case; tables are JSON. A warning names unknown
+  variables that begin with `ZSVEC_`.
+- In TOML and Python, names are lower case.
+- A `zsvec.toml` in the working directory may come with a clone. Until you run `zsvec trust`, the file may set only
+  {", ".join(f"`{name}`" for name in sorted(HARMLESS))}, a `profile` by name, and a `store` in a folder below the file,
+  without a colon in its path; other settings are errors. A changed or moved file needs your trust again. `zsvec trust
+  --revoke` withdraws it."""
 
 
 def settings_page() -> str:
-    """Every setting with its kind, default, variable and meaning."""
+    """Every setting with its type, default and meaning."""
     return (
         "\n\n".join(
             [
                 "# Settings",
-                "This page has every setting with its default, its variable and its meaning. It is made by "
-                "`scripts/write_pages.py`.",
+                "Look up every setting with its type, default and meaning.",
                 _ORDER,
-                _fields(Settings, lambda name: f"`ZSVEC_{name.upper()}`"),
+                "## All settings",
+                _fields(Settings),
                 "## Generation",
-                "The fields of `generation`, in TOML under `[generation]`.",
-                _fields(GenerationSettings, lambda name: f"`ZSVEC_GENERATION__{name.upper()}`"),
+                "In TOML under `[generation]`; as variables `ZSVEC_GENERATION__` and the name.",
+                _fields(GenerationSettings),
                 "## Prices",
-                'The fields of a price, in TOML under `[generation.prices."MODEL"]`, in US dollars.',
+                'In TOML under `[generation.prices."MODEL"]`, in US dollars.',
                 _fields(ModelPrice),
                 "## Profiles",
-                "The fields of a profile, in TOML under `[profiles.NAME]`.",
-                _fields(Profile, descriptions={"encoders": "Encoders by name, `[profiles.NAME.encoders.ENCODER]`."}),
-                "## Encoders",
-                "The fields of an encoder of a profile.",
+                "In TOML under `[profiles.NAME.encoders.ENCODER]`, for each encoder of a profile.",
                 _fields(EncoderSpec),
             ]
         )
@@ -158,19 +151,12 @@ def settings_page() -> str:
     )
 
 
-def _fields(
-    model: type[BaseModel],
-    variable: Callable[[str], str] | None = None,
-    *,
-    descriptions: Mapping[str, str] | None = None,
-) -> str:
-    described = descriptions or _attributes(model.__doc__ or "")
-    rows = []
-    for name, field in model.model_fields.items():
-        row = [f"`{name}`", _kind(name, field), _default(field), described[name]]
-        rows.append([*row[:3], variable(name), row[3]] if variable else row)
-    headers = ("setting", "kind", "default", "variable", "") if variable else ("field", "kind", "default", "")
-    return _table(headers, rows)
+def _fields(model: type[BaseModel]) -> str:
+    described = _attributes(model.__doc__ or "")
+    return "\n".join(
+        f"- `{name}` ({_kind(name, field)}{_default(field)}): {described[name]}"
+        for name, field in model.model_fields.items()
+    )
 
 
 def _attributes(docstring: str) -> dict[str, str]:
@@ -221,17 +207,16 @@ def _bounds(metadata: Iterable[Any]) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default_factory is not None:
-        return ""
+    """The default behind a comma, if there is one to name."""
     if field.default is PydanticUndefined:
-        return "required"
+        return ", required" if field.default_factory is None else ""
     if isinstance(field.default, bool):
-        return f"`{str(field.default).lower()}`"
+        return f", `{str(field.default).lower()}`"
     if isinstance(field.default, tuple):
-        return ", ".join(f"`{value}`" for value in field.default)
+        return f", default {', '.join(f'`{value}`' for value in field.default)}"
     if isinstance(field.default, Mapping):
-        return ", ".join(f"`{key} = {value}`" for key, value in field.default.items())
-    return "" if field.default is None else f"`{field.default}`"
+        return f", default {', '.join(f'`{key} = {value}`' for key, value in field.default.items())}"
+    return "" if field.default is None else f", default `{field.default}`"
 
 
 # The API
@@ -241,15 +226,6 @@ def description() -> str:
     """The description of the API of `zsvec serve` (OpenAPI), as JSON."""
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
         return json.dumps(create_app(classifier).openapi(), indent=2, ensure_ascii=False) + "\n"
-
-
-# Markdown
-
-
-def _table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    headers = list(headers)
-    lines = [headers, ["---"] * len(headers), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 PAGES: Mapping[str, Callable[[], str]] = {"commands": commands_page, "settings": settings_page}

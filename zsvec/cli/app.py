@@ -60,35 +60,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Classify images by categories that live in Qdrant. Add, change and remove categories at any time: "
-    "nothing is retrained, nothing is embedded twice.\n\n"
+    help="Classify images by categories that live in Qdrant. Change categories at any time, without retraining.\n\n"
     "Start with `zsvec demo`; then `zsvec --profile offline import FOLDER` and "
     "`zsvec --profile offline classify PHOTO`.",
-    epilog="Every setting can also come from the environment (ZSVEC_STORE, ZSVEC_PROFILE, ZSVEC_API_KEY, "
-    "ZSVEC_DEVICE …) or from zsvec.toml. Exit codes: 0 done, 1 failed, 2 wrong usage, "
-    "130 interrupted.",
+    epilog="Settings also come from the environment (ZSVEC_STORE, ZSVEC_PROFILE, ZSVEC_API_KEY …) or from zsvec.toml. "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
 )
 
 HOW_TO_MAKE_A_STORE = "`zsvec import` and `zsvec add` make it"
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the category.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
-Explain = Annotated[bool, typer.Option(help="Show what each expert says, and its nearest references.")]
-Stats = Annotated[
-    bool, typer.Option("--stats", help="Show the rate, and the time and the queue of each stage, live on stderr.")
-]
-Replace = Annotated[
-    bool,
-    typer.Option("--replace", help="Replace the stored images, or texts, by those given, instead of adding to them."),
-]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask. Where there is no terminal, nothing is asked.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
+Explain = Annotated[bool, typer.Option(help="Show rankings and nearest references by expert.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Show rate, stages and queues live on stderr.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace stored images, or texts, instead of adding to them.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Skip the confirmation prompt.")]
 KeepImages = Annotated[
     str | None,
     typer.Option(
         "--keep-images",
         metavar="small|none",
-        help="Whether to keep small copies of the images, for `zsvec show`.  [default: as the store says; a new store "
-        "keeps them]",
+        help="Keep small copies of the images.  [default: as the store; a new store keeps them]",
     ),
 ]
 Keep = Annotated[
@@ -96,14 +88,11 @@ Keep = Annotated[
     typer.Option(
         "--keep",
         metavar="none|uncertain|all",
-        help="Which images wait in the inbox for a label: `zsvec inbox` shows them.  [default: the setting, or none]",
+        help="Images to keep in the inbox.  [default: the setting, or none]",
     ),
 ]
 Fusion = Annotated[
-    str | None,
-    typer.Option(
-        "--fusion", metavar="NAME", help="How the experts are fused: `zsvec docs decides` lists the strategies."
-    ),
+    str | None, typer.Option("--fusion", metavar="NAME", help="Fusion strategy; see `zsvec docs decides`.")
 ]
 
 
@@ -216,14 +205,14 @@ def target(
     ] = None,
     namespace: Annotated[
         str | None,
-        typer.Option(metavar="NS", help="Prefix of the collections that belong to this store.  [default: zsvec]"),
+        typer.Option(metavar="NS", help="Prefix of the store's collections.  [default: zsvec]"),
     ] = None,
     profile: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Encoders: base (CLIP + DINOv2), plus (a stronger CLIP), offline (no download needed), or one of "
-            "your own in zsvec.toml.  [default: base]",
+            help="Encoders: base (CLIP and DINOv2), plus (a stronger CLIP), offline (no download), or your own "
+            "profile.  [default: base]",
         ),
     ] = None,
     version: Annotated[

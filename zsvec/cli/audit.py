@@ -32,19 +32,17 @@ def audit(
     context: typer.Context,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write all findings to a page that needs no other file."),
+        typer.Option("--html", metavar="FILE", help="Write all findings as one page."),
     ] = None,
     fix: Annotated[
         bool,
-        typer.Option("--fix", help="Ask of each doubtful label, and of copies, what to do, and do it at once."),
+        typer.Option("--fix", help="Ask for each doubtful label and copy what to do, and do it."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Name what is doubtful among the reference images, most doubtful first. Nothing is changed without --fix.
+    """Find label errors, duplicates, outliers, thin categories and confused ones, most doubtful first.
 
-    Images that are probably under a wrong category, the same picture twice, images that are like no other, categories
-    that have too few different pictures, and pairs of categories that are taken for each other. The first and the last
-    need a calibration.
+    Changes nothing without --fix. Label errors and confusions need a calibration.
     """
     from zsvec.cli import output
 

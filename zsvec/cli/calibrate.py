@@ -31,11 +31,11 @@ def calibrate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Learn from the references how much each expert weighs, and how far an unknown image is from every category.
+    """Learn the weights of the experts and the rejection threshold from the stored references.
 
-    Needs no images and no encoders. The calibration is kept with the store, for all its readers. Small stores are
-    calibrated after each change; `zsvec info` says whether the calibration is stale. Reference images that are probably
-    under a wrong category are named, and left as they are. What was learned from labelled images is given up.
+    Needs no images and no encoders. Small stores calibrate themselves after each change; `zsvec info` shows whether
+    the calibration is stale. Names references that are probably under a wrong category, and changes none. Forgets the
+    confidence learned from labelled images.
     """
     from zsvec.cli import output
     from zsvec.method.calibration import Calibration

@@ -34,8 +34,7 @@ def import_(
         Path,
         typer.Argument(
             metavar="DIR|FILE",
-            help="Folder with a sub-folder of reference images for each category; CSV file with the columns path and "
-            "label; or COCO annotations (.json).",
+            help="Folder with a sub-folder for each category, CSV file (path, label), or COCO annotations (.json).",
         ),
     ],
     images: Images = None,
@@ -44,8 +43,7 @@ def import_(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Texts that define categories: JSON {category: text or [texts]}, or CSV with the columns category "
-            "and text. A category without any is defined by its name.",
+            help="Definition texts: JSON {category: text or [texts]}, or CSV (category, text).",
         ),
     ] = None,
     replace_: Replace = False,
@@ -54,9 +52,9 @@ def import_(
 ) -> None:
     """Add a category for each sub-folder of DIR, named like the folder, or for each label in FILE.
 
-    Repeat the command freely: stored images are recognised and not embedded again. Unreadable images, folders without
-    images, links that lead out of DIR, and rows that cannot be used are reported and left out. With --replace, such a
-    link or row ends the command before anything is written.
+    Repeat the command freely: stored images are not embedded again. Reports and skips unreadable images, empty folders,
+    links that lead out of DIR, and unusable rows. With --replace, such a link or row ends the command before anything
+    is written.
     """
     from zsvec.cli import output
     from zsvec.inputs.folders import read_definitions
@@ -163,17 +161,17 @@ def add(
     name: Name,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="A text that defines the category; by default its name. Repeatable."),
+        typer.Option("--text", help="Definition text, by default the name. Repeatable."),
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", metavar="PATH|DIR", help="A reference image, or a folder of them. Repeatable."),
+        typer.Option("--image", metavar="PATH|DIR", help="Reference image, or a folder of images. Repeatable."),
     ] = None,
     replace_: Replace = False,
     keep_images: KeepImages = None,
     json: Json = False,
 ) -> None:
-    """Add a category, or references to one that exists. Every process uses them from its next image on."""
+    """Add a category, or references to one. Every process uses them from its next image on."""
     from zsvec.cli import output
 
     images = [path for given in image or [] for path in images_at(given)]
@@ -193,11 +191,11 @@ def remove(
     name: Name,
     hashes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[HASH]...", help="Remove only these references of it; see `zsvec show`."),
+        typer.Argument(metavar="[HASH]...", help="Remove these references alone; see `zsvec show`."),
     ] = None,
     yes: Yes = False,
 ) -> None:
-    """Remove a category and its references, or some of these. A small store is then calibrated again."""
+    """Remove a category, or some of its references."""
     from zsvec.cli import output
     from zsvec.inputs.categories import checked_name
 
@@ -249,7 +247,7 @@ def chosen_hashes(known: Collection[str], given: Sequence[str], whose: str, comm
 
 @app.command("list")
 def list_(context: typer.Context, json: Json = False) -> None:
-    """List the categories, with how many references each has."""
+    """List the categories and their numbers of references."""
     from zsvec.cli import output
 
     with context.obj.open_store() as store:
@@ -270,14 +268,12 @@ def show(
     name: Name,
     sheet: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.html", help="Write a contact sheet of the images that the store has copies of."),
+        typer.Option(metavar="FILE.html", help="Write a contact sheet."),
     ] = None,
-    pictures: Annotated[
-        bool, typer.Option("--pictures", help="Show the images in the table, in a terminal that has the colours.")
-    ] = False,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Show the images, in a terminal with colours.")] = False,
     json: Json = False,
 ) -> None:
-    """Show a category and its references: each text and image, when it was added, and by whom."""
+    """Show a category and its references, with dates and authors."""
     from zsvec.cli import output
     from zsvec.cli.thumbnails import shows_pictures
     from zsvec.inputs.categories import checked_name

@@ -25,13 +25,13 @@ def classify(
         list[str],
         typer.Argument(
             metavar="PATH|DIR|-…",
-            help="Images, folders of images, videos, cameras (/dev/video0, rtsp://…); - reads paths from stdin.",
+            help="Images, folders, videos, cameras (/dev/video0, rtsp://…); - reads paths from stdin.",
         ),
     ],
     top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
     fusion: Fusion = None,
     explain: Explain = False,
-    every: Annotated[int, typer.Option(min=1, metavar="N", help="Of videos, each N-th frame.")] = 1,
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="Each N-th frame of a video.")] = 1,
     keep: Keep = None,
     stats: Stats = False,
     json: Json = False,
@@ -41,7 +41,7 @@ def classify(
 ) -> None:
     """Classify images, each as soon as it is read.
 
-    An image that cannot be read is reported, and the rest goes on. Fails if nothing was classified.
+    Reports unreadable images and goes on; fails if nothing was classified.
     """
     from zsvec.cli import output
     from zsvec.cli.spreadsheet import prediction_printer
@@ -76,21 +76,19 @@ def classify(
 @app.command()
 def watch(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where images appear, in sub-folders too.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to watch, with its sub-folders.")],
     state: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="File that records which images are done.  [default: .zsvec-watch.jsonl in DIR]"
-        ),
+        typer.Option(metavar="FILE", help="Record of finished images.  [default: .zsvec-watch.jsonl in DIR]"),
     ] = None,
-    settle: Annotated[float, typer.Option(min=0, help="Seconds without a change after which a file is complete.")] = 1,
+    settle: Annotated[float, typer.Option(min=0, help="Seconds without a change until a file is complete.")] = 1,
     top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
     explain: Explain = False,
     keep: Keep = None,
     stats: Stats = False,
     json: Json = False,
 ) -> None:
-    """Classify each image that appears in a folder, once, until interrupted. The next run continues there."""
+    """Classify each image that appears in a folder, once, until interrupted. The next run continues."""
     from zsvec.cli import output
     from zsvec.inputs.watch import Watch
 

@@ -9,10 +9,9 @@ from zsvec.cli.app import app
 
 @app.command()
 def demo(context: typer.Context) -> None:
-    """Show the whole story in a minute: real photographs, a category added live, an answer that changes.
+    """Show zsvec in a minute: classify photographs, add a category live, see the answer change.
 
-    Works offline, in a temporary folder that is removed afterwards. Its encoders are those of the profile offline, or
-    of --profile.
+    Works offline in a temporary folder, with the encoders of the profile offline, or of --profile.
     """
     from zsvec.cli.demo_story import tell
 

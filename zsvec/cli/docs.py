@@ -38,11 +38,8 @@ _FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)
 
 
 @app.command()
-def docs(topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="The page to show.")] = None) -> None:
-    """Show a page of the documentation, or list its topics.
-
-    A terminal gets it laid out, a pipe gets its Markdown.
-    """
+def docs(topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="Page to show.")] = None) -> None:
+    """Show a page of the documentation, or list the topics."""
     from zsvec.cli import output
 
     if topic is None:

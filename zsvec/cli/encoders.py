@@ -28,22 +28,22 @@ def export(
         Path | None,
         typer.Argument(
             metavar="[FOLDER]",
-            help="Where to; then --profile FOLDER takes them from there, on machines without torch too. Without a "
-            "folder, they are kept for this user and this machine, and used from the next start on if that is as fast.",
+            help="Target, for use as --profile FOLDER, even without torch. By default this user's cache, used from the "
+            "next start on if as fast as torch.",
         ),
     ] = None,
     int8: Annotated[
         Path | None,
         typer.Option(
             metavar="PHOTOS",
-            help="Round the image models to int8 where that is faster, in ranges that a folder of photographs shows. "
-            "The vectors differ: a store in float32 refuses them. Takes a FOLDER.",
+            help="Quantise image models to int8 where faster, calibrated on a folder of photographs. A float32 store "
+            "refuses the vectors. Needs FOLDER.",
         ),
     ] = None,
 ) -> None:
     """Export the encoders of the profile for onnxruntime, which starts in a fraction of a second.
 
-    The vectors are compared with those of torch; they are the same, so stores stay valid, unless --int8 is given.
+    Vectors stay the same, and stores valid, unless you give --int8.
     """
     from zsvec.cli import output
     from zsvec.encoders.cache import chosen_specs

@@ -52,15 +52,14 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="DIR|FILE",
-            help="Folder with a sub-folder of images for each category; CSV file with the columns path and label; or "
-            "COCO annotations (.json).",
+            help="Folder with a sub-folder for each category, CSV file (path, label), or COCO annotations (.json).",
         ),
     ],
     images: Images = None,
     boxes: Boxes = False,
     unknown: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Images of no category, to measure how well novelty tells them apart."),
+        typer.Option(metavar="DIR", help="Images of no category, to measure rejection."),
     ] = None,
     fusion: Fusion = None,
     suite: Annotated[
@@ -69,29 +68,24 @@ def evaluate(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="DIR", help="Where the suite writes its report.  [default: zsvec-report]"),
+        typer.Option("--report", metavar="DIR", help="Folder of the suite's report.  [default: zsvec-report]"),
     ] = None,
-    dataset: Annotated[
-        Dataset, typer.Option("--dataset", help="What DIR is, for the suite: folders, or a public data set.")
-    ] = Dataset.FOLDER,
+    dataset: Annotated[Dataset, typer.Option("--dataset", help="Layout of DIR, for the suite.")] = Dataset.FOLDER,
     csv: Annotated[
         Path | None,
-        typer.Option(
-            "--csv", metavar="FILE", help="Write a row for each category, and in it what its images are taken for."
-        ),
+        typer.Option("--csv", metavar="FILE", help="Write scores and confusions, a row for each category."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write everything as a page, with figures.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Write all as one page, with figures.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure accuracy on images whose categories are known: over all, by category, and what is taken for what.
+    """Measure accuracy on labelled images: over all, by category, and confusions.
 
-    Rows of FILE that cannot be used, and unreadable images, are reported and left out.
+    Reports and skips unusable rows and unreadable images.
 
-    With --suite paper: every table and figure of the paper, on the references of the store and these images,
-    as a page to read and as JSON. Embeddings are kept in the folder of the report, so that the command can be
-    interrupted and repeated.
+    --suite paper writes every table and figure of the paper, on the store's references and these images. Embeddings are
+    cached in the folder of the report, so you can interrupt and repeat the command.
     """
     from zsvec.cli import output
     from zsvec.evaluation import evaluate as measure

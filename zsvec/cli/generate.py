@@ -23,35 +23,32 @@ def generate(
     context: typer.Context,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="Categories, new ones too."),
+        typer.Argument(metavar="NAME", help="Categories, stored or new."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All categories of the store.")] = False,
-    per_category: Annotated[int, typer.Option(min=1, metavar="N", help="Images of each category.")] = 4,
+    per_category: Annotated[int, typer.Option(min=1, metavar="N", help="Images for each category.")] = 4,
     budget: Annotated[
         list[str] | None,
         typer.Option(
             metavar="N|USD",
-            help="Limit for these categories, earlier runs included: 40 (images) or 2.50usd. Give it twice to set "
-            "both.",
+            help="Limit for these categories, earlier runs included: 40 (images) or 2.50usd; repeatable for both.",
         ),
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where images and what they cost are kept.  [default: ./zsvec-generated]"),
+        typer.Option(metavar="DIR", help="Folder of images and costs.  [default: ./zsvec-generated]"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it would cost; ask nothing.")] = (
-        False
-    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and the price; send nothing.")] = (False),
     keep_flagged: Annotated[
         bool,
-        typer.Option("--keep-flagged", help="Also store images flagged as blank, as copies, or as something else."),
+        typer.Option("--keep-flagged", help="Also store images flagged as blank, copied or off-topic."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Draw reference images: a language model says how categories look, an image model draws them.
+    """Draw reference images: a language model describes categories, an image model draws them.
 
-    Needs OPENAI_API_KEY, and costs money: --dry-run says how much. Interrupt and repeat the command freely: images
-    and answers in the folder are not bought again. Models, service and prices are set in zsvec.toml under [generation].
+    Needs OPENAI_API_KEY and costs money: try --dry-run first. A repeated command buys nothing again. Set models,
+    service and prices in zsvec.toml under [generation].
     """
     from zsvec.cli import output
     from zsvec.errors import GenerationError

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 @app.command()
 def history(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only changes of this category.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this category.")] = None,
     json: Json = False,
 ) -> None:
-    """List the changes of categories that can be taken back, newest first, and those that were."""
+    """List changes that can be undone, and undone ones, newest first."""
     from zsvec.cli import output
 
     with context.obj.open_store() as store:
@@ -38,17 +38,14 @@ def history(
 def undo(
     context: typer.Context,
     change: Annotated[
-        str | None, typer.Argument(metavar="[CHANGE]", help="Its id, or how that begins; see `zsvec history`.")
+        str | None, typer.Argument(metavar="[CHANGE]", help="Id of a change, or its beginning; see `zsvec history`.")
     ] = None,
     category: Annotated[
-        str | None, typer.Option("--category", metavar="NAME", help="Take back the last change of this category.")
+        str | None, typer.Option("--category", metavar="NAME", help="Undo the last change of this category.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Take the last change back, or another one. Its categories become what they were; nothing is embedded again.
-
-    That is a change, too: `zsvec undo` with its id takes it back.
-    """
+    """Undo the last change, or another one. An undo can be undone by its id."""
     from zsvec.cli import output
 
     with context.obj.open() as classifier:

@@ -12,9 +12,9 @@ app.add_typer(images, name="images")
 
 @images.command()
 def drop(context: typer.Context, yes: Yes = False) -> None:
-    """Delete all small copies of images, and keep none any more. References stay, and nothing is classified otherwise.
+    """Delete all small copies of images, and keep none. References stay.
 
-    `--keep-images small`, or the setting, lets the store begin anew, with images that are added then.
+    `--keep-images small`, or the setting, starts again with new images.
     """
     from zsvec.cli import output
 

@@ -14,28 +14,25 @@ from zsvec.cli.categories import chosen_hashes, print_category
 if TYPE_CHECKING:
     from zsvec.curation.inbox import Inbox, Unlabelled
 
-Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Of an image that waits, or how it begins.")]
-Sheet = Annotated[
-    Path | None, typer.Option(metavar="FILE.html", help="Write a contact sheet of those that have small copies.")
-]
+Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Hash of an image, or its beginning.")]
+Sheet = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a contact sheet.")]
 
 _SHOWN = 20  # images in a table for people
 
-inbox = typer.Typer(help="Look at the images that wait for a label, label and dismiss them.")
+inbox = typer.Typer(help="Show, label and dismiss images that wait for a label.")
 app.add_typer(inbox, name="inbox")
 
 
 @app.command()
 def correct(
     context: typer.Context,
-    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="An image.")],
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Image file.")],
     name: Name,
     json: Json = False,
 ) -> None:
-    """Make an image a reference of the right category, which is made if there is none.
+    """Make an image a reference of the right category, stored or new.
 
-    It counts from the next image of every process on. One that is a reference of another category is moved, and one
-    that waits in the inbox is not embedded again.
+    Every process uses the reference from its next image on. A reference of another category is moved.
     """
     check_exists(photo)
     with context.obj.open() as classifier:
@@ -46,15 +43,15 @@ def correct(
 def show(
     context: typer.Context,
     number: Annotated[
-        int | None, typer.Option("--number", "-n", min=1, help="How many.  [default: 20; with --json or --sheet, all]")
+        int | None,
+        typer.Option(
+            "--number", "-n", metavar="N", min=1, help="Images to show.  [default: 20; with --json or --sheet, all]"
+        ),
     ] = None,
     sheet: Sheet = None,
     json: Json = False,
 ) -> None:
-    """Show the images that wait for a label, those first whose label would tell most and that differ most.
-
-    They come there by `--keep` of `zsvec classify` and `zsvec watch`, by the setting `keep`, or by `clf.keep`.
-    """
+    """Show the images that wait for a label, the most informative first."""
     if context.invoked_subcommand:
         return
     from zsvec.cli import output
@@ -80,14 +77,14 @@ def label(
     name: Name,
     json: Json = False,
 ) -> None:
-    """Make images references of a category, which is made if there is none. Nothing is embedded again."""
+    """Make images references of a category, stored or new."""
     with context.obj.open() as classifier:
         print_category(classifier.inbox.label(_hashes_of(classifier.inbox, hashes), name), json=json)
 
 
 @inbox.command()
 def dismiss(context: typer.Context, hashes: Hashes) -> None:
-    """Let images wait no more. Until they are too old, nothing like them is kept again."""
+    """Remove images from the inbox, and block near-duplicates until they expire."""
     from zsvec.cli import output
 
     with context.obj.open() as classifier:
@@ -98,7 +95,7 @@ def dismiss(context: typer.Context, hashes: Hashes) -> None:
 
 @inbox.command()
 def groups(context: typer.Context, sheet: Sheet = None, json: Json = False) -> None:
-    """Show unknown images that look alike: each group may be a category that is missing."""
+    """Show groups of similar unknown images: each may be a missing category."""
     from zsvec.cli import output
 
     with context.obj.open() as classifier:

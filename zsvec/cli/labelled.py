@@ -22,10 +22,10 @@ Images = Annotated[
     typer.Option(
         "--images",
         metavar="DIR",
-        help="Where the paths in FILE begin. None may lead out of it.  [default: the folder of FILE]",
+        help="Folder that holds all paths of FILE.  [default: the folder of FILE]",
     ),
 ]
-Boxes = Annotated[bool, typer.Option("--boxes", help="Of COCO annotations, take each object in its box.")]
+Boxes = Annotated[bool, typer.Option("--boxes", help="Use each box of COCO annotations as an image.")]
 
 
 def is_file(source: Path, images: Path | None, *, boxes: bool) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def info(context: typer.Context, json: Json = False) -> None:
-    """Show what is in the store, which encoders made its vectors, how fast they are, and which engine serves it."""
+    """Show the store's contents, encoders, their speed, and the engine."""
     from zsvec.cli import output
     from zsvec.settings.info import info as facts
 
@@ -32,14 +32,12 @@ def doctor(
     context: typer.Context,
     store: Annotated[
         str | None,
-        typer.Argument(metavar="[URL|DIR]", help="The store, as --store."),
+        typer.Argument(metavar="[URL|DIR]", help="Store, as --store."),
     ] = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Make the copies of a catalog in a cluster agree, where they do not.")
-    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Make differing replicas of a catalog agree.")] = False,
     json: Json = False,
 ) -> None:
-    """Say what works here (encoders, GPU, hub, weights, store, each node of a server) and what to do about the rest."""
+    """Check encoders, GPU, hub, weights, store and each node of a server, and suggest fixes."""
     from zsvec.cli import output
     from zsvec.cli.doctor import examine, findings_table
 
@@ -56,7 +54,7 @@ def doctor(
 
 @app.command()
 def init(context: typer.Context) -> None:
-    """Make the collections of the store, which a key with fewer rights can fill then. Writes make them too."""
+    """Create the collections of the store, for keys without that right. Writes create them too."""
     from zsvec.cli import output
 
     with context.obj.open() as classifier:
@@ -72,15 +70,13 @@ def gc(
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="Age from which they go, also of changes that could be taken back yet.  [default: as long as a writer "
-            "may be at work, and the history is kept]",
+            help="Minimum age of deleted references; may shorten the history.  [default: as writers and history need]",
         ),
     ] = None,
 ) -> None:
-    """Delete references that no category names: left behind by killed writers, or replaced before the last day.
+    """Delete unused references: those of killed writers, and those replaced longer ago than the history.
 
-    No reader sees them, but they take space. What is deleted of a change makes that final: `zsvec undo` cannot take it
-    back any more. Each such change is named.
+    Names each change that can no longer be undone.
     """
     from zsvec.cli import output
     from zsvec.cli.history import said

@@ -16,14 +16,14 @@ from zsvec.errors import InvalidInputError
 _HASH = re.compile("[0-9a-f]{64}")
 _BEGINNING = re.compile("[0-9a-f]{6,63}")
 
-Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Of a text or an image, or how it begins.")]
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help="The category that has them.")]
-Target = Annotated[str, typer.Argument(metavar="TARGET", help="The category that gets them.")]
+Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Hash of a text or an image, or its beginning.")]
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Category to take from.")]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="Category to add to.")]
 
 
 @app.command()
 def move(context: typer.Context, source: Source, target: Target, hashes: Hashes, json: Json = False) -> None:
-    """Move references from one category to another, which is made if there is none. Nothing is embedded again."""
+    """Move references from one category to another, stored or new."""
     with context.obj.open() as classifier, nearest_name(source, classifier.store):
         chosen = hashes_of(classifier.store, source, hashes)
         print_category(classifier.references.move(chosen, source=source, target=target), json=json)
@@ -33,17 +33,17 @@ def move(context: typer.Context, source: Source, target: Target, hashes: Hashes,
 def rename(
     context: typer.Context,
     name: Name,
-    new: Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="New name.")],
     json: Json = False,
 ) -> None:
-    """Give a category another name. Nothing is embedded again but its name, if it is defined by that alone."""
+    """Rename a category."""
     with context.obj.open() as classifier, nearest_name(name, classifier.store):
         print_category(classifier.references.rename(name, new), json=json)
 
 
 @app.command()
 def merge(context: typer.Context, source: Source, target: Target, json: Json = False) -> None:
-    """Move all that SOURCE has to TARGET, and remove SOURCE. Nothing is embedded again."""
+    """Move all references of SOURCE to TARGET, and remove SOURCE."""
     with (
         context.obj.open() as classifier,
         nearest_name(source, classifier.store),
@@ -55,12 +55,12 @@ def merge(context: typer.Context, source: Source, target: Target, json: Json = F
 @app.command()
 def forget(
     context: typer.Context,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image file, or its hash; see `zsvec show`.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image file, or its hash; see `zsvec show`.")],
     yes: Yes = False,
 ) -> None:
-    """Remove an image from every category, the inbox, its copies and the history: no undo brings it back.
+    """Erase an image from every category, the inbox, the copies and the history, for good.
 
-    It is removed as the content of its file: a copy of another size, or of another format, is another image.
+    A copy of another size or format is another image.
     """
     from zsvec.cli import output
     from zsvec.inputs.images import content_hash
@@ -88,14 +88,14 @@ def set_(
     name: Name,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="A text that defines the category, in the place of those it has. Repeatable."),
+        typer.Option("--text", help="Definition text, replacing the present ones. Repeatable."),
     ] = None,
     metadata: Annotated[
-        str | None, typer.Option("--metadata", metavar="JSON", help="An object to keep with the category.")
+        str | None, typer.Option("--metadata", metavar="JSON", help="Object to keep with the category.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Define a category by other texts, or keep other metadata with it. Its images stay."""
+    """Replace the texts or the metadata of a category."""
     from zsvec.inputs.categories import checked_metadata
 
     if text is None and metadata is None:

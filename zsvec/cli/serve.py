@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 def serve(
     context: typer.Context,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; beyond this machine, a key is asked for.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; beyond this machine, a key is needed.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     keep: Keep = None,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Write the log as JSON, one object a line.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,
 ) -> None:
-    """Serve an API for programs and pages for people, until interrupted.
+    """Serve an API and pages for people, until interrupted.
 
-    On this machine alone it asks for no key. On any other address the first start makes one and prints it. Or set
-    ZSVEC_SERVE_KEYS, which count everywhere, as `zsvec docs service` says. Nothing is encrypted: let others come by a
-    proxy with TLS.
+    On 127.0.0.1 no key is needed. On any other address the first start prints a new key; or set ZSVEC_SERVE_KEYS (see
+    `zsvec docs service`). Put a TLS reverse proxy in front.
     """
     from zsvec.cli import output
 

@@ -11,12 +11,12 @@ from zsvec.cli.app import app
 
 @app.command()
 def trust(
-    revoke: Annotated[bool, typer.Option("--revoke", help="Trust the file no more.")] = False,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Withdraw the trust.")] = False,
 ) -> None:
     """Trust zsvec.toml of this folder with every setting: stores, keys, services, weights, memory, deletions.
 
-    Look at the file first. An untrusted file may set only what changes the answers on this machine (zsvec docs
-    settings). A file that you change or move needs your trust again.
+    Read the file first: untrusted, it may set harmless settings alone (`zsvec docs settings`). A changed or moved file
+    needs your trust again.
     """
     from zsvec.cli import output
     from zsvec.settings import trust as marks

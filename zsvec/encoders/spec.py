@@ -73,20 +73,19 @@ class EncoderSpec(BaseModel):
     A field that would have no effect in its family is refused.
 
     Attributes:
-        family: Which loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm + text model), `onnx`
-            (exported by ``zsvec encoders export``, or a graph of your own).
-        model: Hub id, timm model name, path of a local checkpoint, folder of exported encoders, or file of a graph
-            (``*.onnx``). The path of a checkpoint begins with ``./``, ``~`` or ``/``.
-        revision: Commit of the hub's repository; pinned, so that vectors stay comparable.
-        weights: Local weight file for a timm architecture, or ``package:NAME`` for those of an installed package.
-        text_model: The sentence-transformers text model of `conse`: id, path (as for `model`) or ``package:NAME``; or
-            the graph of texts of `onnx`, which may be the same file.
-        image_size: Side of the square input in pixels; by default the model's own.
-        output: Of a graph of your own, the output that has the vectors of images.
-        preprocessing: Of such a graph; by default as the configuration beside it says.
-        modalities: Which references the encoder embeds.
-        prompt: Text for a category without definition texts; ``{name}`` stands for its name.
-        temperature: Divides the similarities of an expert before the softmax, by modality.
+        family: Loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm and a text model) or `onnx`
+            (exported encoders, or your own graph).
+        model: Hub id, timm name, path of a checkpoint (``./``, ``~`` or ``/`` first), folder of exported encoders, or
+            graph (``*.onnx``).
+        revision: Commit of the hub's repository; pin it to keep vectors comparable.
+        weights: Weight file for a timm architecture, or ``package:NAME``.
+        text_model: Text model of `conse` (id, path or ``package:NAME``), or text graph of `onnx`.
+        image_size: Side of the square input in pixels; by default the model's.
+        output: Output of your graph with the image vectors.
+        preprocessing: Preprocessing of your graph; by default from the configuration beside the graph.
+        modalities: References that the encoder embeds.
+        prompt: Text of a category without definition texts; ``{name}`` stands for the name.
+        temperature: Divisor of similarities before the softmax, by modality.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

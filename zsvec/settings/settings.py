@@ -68,10 +68,10 @@ class ModelPrice(BaseModel):
     """What a generative model costs, in US dollars.
 
     Attributes:
-        input: A million tokens that it reads.
-        output: A million tokens that it writes, those of images included.
-        image: One image, of a model that is billed by the image.
-        image_tokens: By quality, the tokens of an image of 1024 × 1024, for estimates.
+        input: A million input tokens.
+        output: A million output tokens, those of images included.
+        image: One image, if the model is billed by the image.
+        image_tokens: Tokens of an image of 1024 × 1024 by quality, for estimates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,16 +94,16 @@ class GenerationSettings(_Masked):
     """What describes categories and draws references; the key comes from ``OPENAI_API_KEY`` alone.
 
     Attributes:
-        base_url: Of any service with OpenAI's interface; by default ``OPENAI_BASE_URL``, or OpenAI's own.
-        allow_http: Whether the key may be sent to another machine in clear text (``http://``), on a private network.
-        language_model: Describes categories and says which are alike; needs structured outputs.
-        image_model: Draws.
-        image_size: Width and height in pixels. Encoders see some 224 of them.
-        image_quality: As the image model names it; ``None`` leaves it to the service.
-        concurrency: Requests that are made at once.
-        timeout: Seconds within which a whole answer must arrive, however much of the answer is on its way.
-        deadline: Seconds from which a request that fails is not tried again.
-        prices: By model, in the place of `zsvec.generation.prices.PRICES`.
+        base_url: URL of a service with OpenAI's interface; by default ``OPENAI_BASE_URL``, or OpenAI.
+        allow_http: Send the key to other machines in clear text (``http://``), on a private network.
+        language_model: Model that describes categories, with structured outputs.
+        image_model: Model that draws.
+        image_size: Width and height in pixels; encoders see some 224.
+        image_quality: Quality by the image model's names; ``None`` leaves it to the service.
+        concurrency: Concurrent requests.
+        timeout: Seconds for a whole answer.
+        deadline: Seconds after which a failing request is not tried again.
+        prices: Prices by model, instead of `zsvec.generation.prices.PRICES`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,61 +124,50 @@ class Settings(_Masked, BaseSettings):
     """What a classifier is opened with.
 
     Attributes:
-        store: Folder of an embedded store, or the URL of a Qdrant server; or several URLs of one deployment with commas
-            between them, of which the next is asked where one does not answer.
-        namespace: Prefix of the collections that this store owns in a deployment.
+        store: Folder of an embedded store, or URL of a Qdrant server; several URLs of one deployment with commas.
+        namespace: Prefix of the store's collections.
         api_key: Key of the server.
-        allow_http: Whether the key may be sent to another machine in clear text (``http://``), on a private network.
-        ca_certificate: PEM file of the authorities to trust in the place of the usual ones, for REST and gRPC; by
-            default what ``SSL_CERT_FILE`` names.
-        timeout: Deadline of one operation on a server, in seconds. If it is set, it is also that of the first contact,
-            which otherwise is given up after 5 s.
-        max_staleness: Seconds for which references in memory go on answering from the last whole state of the store
-            while a server is away; each answer says how old that is (`Prediction.stale_seconds`).
-        replicas: Copies of each collection that zsvec makes in a cluster; by default as the server chooses.
-        shards: Parts of each collection of references that zsvec makes in a cluster; by default likewise.
-        write_consistency: Copies that must have a write before it is acknowledged; by default likewise.
-        keep_images: Whether small copies of reference images are kept; by default as the store says (new: `small`).
-        added_by: Who adds references; kept with each of them.
-        history: Seconds for which changes of categories can be taken back, with what they replaced; by default a day.
-            With 0, nothing is kept of the changes of this process.
-        keep: Which images of streams wait in the inbox for a label: `none`, those that are `uncertain`, or `all`.
-        inbox_size: Images that wait in the inbox, at most; and as many that were dismissed.
-        inbox_days: Days after which an image in the inbox is deleted.
-        profile: Name of a profile, of `PROFILES` or of `profiles`; or the folder of exported encoders, as a
-            path with a ``/``.
-        profiles: Further profiles, by name.
-        device: Where the encoders run.
-        dtype: Number format of the encoders; `auto` is bfloat16 where it is faster, measured with each model on a CPU.
-        runtime: What computes the encoders; `auto` is onnxruntime where they are exported for it and that is faster on
-            this CPU, else torch; `onnx` insists on it. `zsvec encoders export` exports them.
-        compile: Whether torch.compile compiles the encoders, with a C++ compiler; the first start takes a minute more.
-        batch_size: Images that an encoder takes at once.
-        index: Where images are compared with the references: `memory` holds the references in this process or on its
-            GPU, `qdrant` asks the database; `auto` decides by their number.
-        index_budget: Up to how many references `auto` holds in memory.
-        index_device: Where references in memory are; `auto` is with the encoders.
-        index_dtype: Number format of references on a GPU. In `float16` they take half of the memory, and the 64
-            nearest to an image are compared again in float32.
-        index_cache: Whether 20,000 references or more in memory are kept in your cache folder, for the next process.
-        neighbors: References that one Qdrant query fetches for one image.
-        aggregation: From the similarities of a category's references to its logit.
+        allow_http: Send the key to other machines in clear text (``http://``), on a private network.
+        ca_certificate: PEM file of the authorities to trust, for REST and gRPC; by default ``SSL_CERT_FILE``.
+        timeout: Deadline of a server operation in seconds; if set, also of the first contact (otherwise 5 s).
+        max_staleness: Seconds to go on answering from references in memory while a server is away.
+        replicas: Replicas of new collections; by default the server decides.
+        shards: Shards of new collections of references; by default the server decides.
+        write_consistency: Replicas that must confirm a write; by default the server decides.
+        keep_images: Whether to keep small copies of reference images; by default as the store (new: `small`).
+        added_by: Author to record with references and changes.
+        history: Undo window in seconds; 0 disables undo.
+        keep: Images of streams to keep in the inbox.
+        inbox_size: Maximum number of images in the inbox, and of dismissed images.
+        inbox_days: Days until an image of the inbox expires.
+        profile: Name of a profile, or folder of exported encoders as a path with a ``/``.
+        profiles: More profiles, by name.
+        device: Device of the encoders.
+        dtype: Number format of the encoders; `auto` takes the faster one.
+        runtime: `auto` takes exported encoders (`zsvec encoders export`) on a CPU if they are as fast as torch.
+        compile: Compile image models with torch.compile; the first start takes a minute more.
+        batch_size: Images in a batch of an encoder.
+        index: `memory` holds references in this process or on its GPU, `qdrant` queries the database; `auto` decides
+            by their number.
+        index_budget: Maximum number of references that `auto` holds in memory.
+        index_device: Device of references in memory; `auto` follows the encoders.
+        index_dtype: Number format of references on a GPU; `float16` halves the memory, and the 64 nearest
+            are compared again in float32.
+        index_cache: Cache 20,000 references or more on disk, for the next process.
+        neighbors: References that a Qdrant query returns for an image.
+        aggregation: How similarities of references become the score of a category.
         top_m: References that `top_mean` averages.
-        fusion: How the experts are fused: one of the paper's strategies (section 3.3), or a log-linear pool.
-        weights: Confidence of each expert for `fixed` fusion; an expert that is not named has 1.
-        temperatures: By expert, such as ``clip:text``; overrides profile and calibrated temperatures. Log-linear
-            fusion of a calibrated store uses coefficients instead.
-        calibration: ``auto`` uses the calibration that is kept with the store, and makes one after a write
-            while that is cheap; ``off`` takes the temperatures of the profile, as the paper does.
-        false_unknown_rate: Target rate of unknown among images of known categories; by default the present, or 0.05.
-        unknown_above: Novelty above which an image is unknown; by default the calibrated 0.5, where there is a
-            calibrated threshold. Without a calibration there is no novelty, and no effect.
-        unknown_per_category: Whether categories with enough references (19, at 5 %) have their own thresholds.
-        max_pixels: Largest image that is read. By default 100 million pixels, of which a JPEG that is decoded at a
-            fraction has as many as are decoded.
-        image_memory: Bytes that all threads together may take for images that are being decoded. An image that takes
-            more is refused by its header; others wait until there is room.
-        generation: What `zsvec generate` asks and draws with.
+        fusion: Fusion strategy: one of the paper (section 3.3), or a log-linear pool.
+        weights: Weight of each expert for `fixed` fusion, 1 by default.
+        temperatures: Temperature by expert, such as ``clip:text``; calibrated log-linear fusion ignores them.
+        calibration: `auto` uses the store's calibration and renews it while that is cheap; `off` uses the temperatures
+            of the profile, as the paper does.
+        false_unknown_rate: Images of known categories that may be called unknown; by default the present rate, or 0.05.
+        unknown_above: Novelty above which an image is unknown, 0.5 by default; no effect without a calibration.
+        unknown_per_category: Use a threshold of its own for each category with enough references (19, at 5 %).
+        max_pixels: Largest image in pixels, 100 million by default; a JPEG counts as decoded.
+        image_memory: Bytes for decoding, over all threads; larger images are refused, others wait.
+        generation: Settings of `zsvec generate`.
     """
 
     _made_in: Path = PrivateAttr(default_factory=_working_folder)

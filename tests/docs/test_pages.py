@@ -36,7 +36,6 @@ PAGES = {"README": ROOT / "README.md", **{topic: DOCS / f"{topic}.md" for topic 
 UNRUN = {
     "README": ["needs-network", "needs-docker"],
     "streams": ["needs-hardware"],
-    "inbox": ["needs-data"],
     "service": [*["needs-service"] * 3, "needs-docker"],
     "server": ["needs-docker", *["needs-server"] * 5],  # the latter run where there is one
     "encoders": ["needs-time", "needs-network", "needs-docker"],

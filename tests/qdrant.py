@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -13,13 +14,14 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from pytest_docker.plugin import get_docker_ip, get_docker_services
 
 COMPOSE_FILE = Path(__file__).parents[1] / "docker" / "docker-compose.tests.yml"
 DEADLINE = 120.0
@@ -51,8 +53,7 @@ def any_server(folder: Path) -> Iterator[str]:
         with running_server(folder) as node:
             yield node.url
     else:
-        missing = "no Qdrant: ZSVEC_TEST_QDRANT_URL is not set; there is no qdrant command"
-        with composed(COMPOSE_FILE, missing) as (url, _):
+        with composed(COMPOSE_FILE) as url:
             yield url
 
 
@@ -198,60 +199,36 @@ def _free_ports() -> Iterator[int]:
 
 
 @contextmanager
-def composed(
-    file: Path, without: str = "no Qdrant in a container", **environment: str
-) -> Iterator[tuple[str, Callable[..., str]]]:
-    """The server of a compose file, up as long as the block; skips where there is no Docker.
+def composed(file: Path, **environment: str) -> Iterator[str]:
+    """URL of the server of a compose file, in a container as long as the block; skips where Docker cannot start one.
 
     Args:
-        file: Its ports are ``ZSVEC_QDRANT_PORT`` and ``ZSVEC_QDRANT_GRPC_PORT``.
-        without: What it means that there is no Docker.
+        file: Its service ``qdrant`` has the ports ``ZSVEC_QDRANT_PORT`` and ``ZSVEC_QDRANT_GRPC_PORT``.
         environment: Other variables of the file.
-
-    Returns:
-        The URL, and what runs a command of Docker Compose on the file.
     """
-    command = _compose(without)
+    command = _compose_command()
     with _free_ports() as port:
-        url = f"http://127.0.0.1:{port}"
-        variables = {
-            "COMPOSE_FILE": str(file),
-            "COMPOSE_PROJECT_NAME": f"zsvec-test-{uuid.uuid4().hex[:12]}",
-            "ZSVEC_QDRANT_PORT": str(port),
-            "ZSVEC_QDRANT_GRPC_PORT": str(port + 1),
-            **environment,
-        }
-
-        def compose(*arguments: str) -> str:
-            done = _run([*command, *arguments], **variables)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        try:
-            compose("up", "--detach")
-            wait_until(lambda: answers(url), lambda: compose("logs"))
-            yield url, compose
-        finally:
-            compose("down", "--volumes")
+        variables = {"ZSVEC_QDRANT_PORT": str(port), "ZSVEC_QDRANT_GRPC_PORT": str(port + 1), **environment}
+        given = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+        project = f"zsvec-test-{uuid.uuid4().hex[:12]}"
+        begin, end = "up --detach --wait qdrant", "down --volumes"  # waits for the health check, if there is one
+        with get_docker_services(f"{given} {command}", str(file), project, begin, end) as services:
+            url = f"http://{get_docker_ip()}:{port}"
+            services.wait_until_responsive(check=lambda: answers(url), timeout=DEADLINE, pause=0.2)
+            yield url
 
 
-def _compose(without: str) -> list[str]:
-    """The command of Docker Compose that works here: Docker's plugin, or the program of its own."""
-    reasons = [without]
-    for command in (["docker", "compose"], ["docker-compose"]):
-        if not shutil.which(command[0]):
-            reasons.append(f"there is no {command[0]} command")
-            continue
-        done = _run([*command, "ps"], COMPOSE_FILE=str(COMPOSE_FILE))  # which asks the engine, too
+def _compose_command() -> str:
+    """Docker Compose as the plugin of Docker or as a program, whichever reaches a Docker engine."""
+    reasons = []
+    for command in ("docker compose", "docker-compose"):
+        tried = f"COMPOSE_FILE={shlex.quote(str(COMPOSE_FILE))} {command} ps"
+        done = subprocess.run(tried, shell=True, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return command
         said = (done.stderr + done.stdout).strip().splitlines()
-        reasons.append(f"`{' '.join(command)} ps` fails: {said[0] if said else done.returncode}")
-    pytest.skip("; ".join(reasons))
-
-
-def _run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+        reasons.append(f"`{command} ps` fails: {said[0] if said else done.returncode}")
+    pytest.skip(f"no Qdrant in a container: {'; '.join(reasons)}")
 
 
 # Waiting

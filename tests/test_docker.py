@@ -153,8 +153,7 @@ def test_a_server_is_healthy_while_it_answers() -> None:
 
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 def test_the_file_starts_a_server_that_asks_for_the_key() -> None:
-    with composed(PEOPLES_FILE, ZSVEC_API_KEY=KEY) as (url, compose):
-        compose("exec", "-T", "qdrant", *health_check())
+    with composed(PEOPLES_FILE, ZSVEC_API_KEY=KEY, ZSVEC_SERVE_KEYS=f"me:write:{KEY}") as url:
         with pytest.raises(StoreUnavailableError, match="ZSVEC_API_KEY"):
             connect([url], api_key="another key", timeout=60)
         backend = connect([url], api_key=KEY, timeout=60)
@@ -163,7 +162,7 @@ def test_the_file_starts_a_server_that_asks_for_the_key() -> None:
 
 
 def test_the_file_starts_nothing_without_a_key() -> None:
-    with pytest.raises(AssertionError, match="is the key of the server"), composed(PEOPLES_FILE, ZSVEC_API_KEY=""):
+    with pytest.raises(Exception, match="is the key of the server"), composed(PEOPLES_FILE, ZSVEC_API_KEY=""):
         pass
 
 

@@ -22,7 +22,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, NamedTuple
@@ -56,30 +55,26 @@ SIZES = {
     (5000, 4000): 25,
     (10**4, 10**4): 10,
 }
-NOISY = 100_000  # pixels
+NOISY, LARGEST = 100_000, 100_000_000  # pixels
 EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 10_000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-EXPECTED = ("read", "refused")
 HEADER = 400  # bytes at the beginning that are mutated more often than the rest
+
+Size = tuple[int, int]
+Choice = tuple[str, Size]
+"""An image before it is mutated: its kind and its size in pixels."""
 
 
 class Kind(NamedTuple):
-    """One way to encode images.
+    """One way to encode images: an encoder, and the pixels of the largest image."""
 
-    Attributes:
-        format: As Pillow names it.
-        encode: A size in pixels → an image.
-        most: Pixels of the largest image.
-    """
-
-    format: str
-    encode: Callable[[tuple[int, int]], bytes]
-    most: int = 100_000_000
+    encode: Callable[[Size], bytes]
+    most: int = LARGEST
 
 
-def saved(format_name: str, mode: str = "RGB", *, most: int = 100_000_000, frames: int = 1, **options: Any) -> Kind:
+def saved(format_name: str, mode: str = "RGB", *, most: int = LARGEST, frames: int = 1, **options: Any) -> Kind:
     """A kind that Pillow writes."""
 
-    def save(size: tuple[int, int]) -> bytes:
+    def save(size: Size) -> bytes:
         if size[0] * size[1] <= NOISY:
             image = Image.effect_noise(size, 60).convert("RGB")
             image.putalpha(Image.linear_gradient("L").resize(size))
@@ -89,7 +84,7 @@ def saved(format_name: str, mode: str = "RGB", *, most: int = 100_000_000, frame
         more = {"save_all": True, "append_images": [image.rotate(180)] * (frames - 1)} if frames > 1 else {}
         return encode(image, format_name, **more, **options)
 
-    return Kind(format_name, save, most)
+    return Kind(save, most)
 
 
 def black_png(depth: int, colour: int, *, interlaced: bool = False) -> Kind:
@@ -97,7 +92,7 @@ def black_png(depth: int, colour: int, *, interlaced: bool = False) -> Kind:
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     passes = [(8, 8, 0, 0), (8, 8, 4, 0), (4, 8, 0, 4), (4, 4, 2, 0), (2, 4, 0, 2), (2, 2, 1, 0), (1, 2, 0, 1)]
 
-    def write(size: tuple[int, int]) -> bytes:
+    def write(size: Size) -> bytes:
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlaced))
         length = 0
         for across, down, left, top in passes if interlaced else [(1, 1, 0, 0)]:
@@ -106,7 +101,7 @@ def black_png(depth: int, colour: int, *, interlaced: bool = False) -> Kind:
         data = chunk(b"IDAT", zlib.compress(bytes(length), 9))
         return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
 
-    return Kind("PNG", write)
+    return Kind(write)
 
 
 SMALL, MEDIUM = 60_000, 2_000_000  # pixels: of formats that are refused, or slow to write; of those without compression
@@ -146,7 +141,7 @@ KINDS: dict[str, Kind] = {
     "PPM": saved("PPM", most=MEDIUM),
     "PPM, grey": saved("PPM", "L", most=MEDIUM),
     "PPM, 1 bit": saved("PPM", "1", most=MEDIUM),
-    "PPM, text": Kind("PPM", lambda size: b"P2 %d %d 99\n" % size + b"7 " * (size[0] * size[1]), MEDIUM),
+    "PPM, text": Kind(lambda size: b"P2 %d %d 99\n" % size + b"7 " * (size[0] * size[1]), MEDIUM),
     "PPM, floats": saved("PPM", "F", most=MEDIUM),
     "ICO": saved("ICO", most=SMALL, sizes=[(1, 1)]),
     "JPEG 2000": saved("JPEG2000", most=SMALL),
@@ -154,51 +149,6 @@ KINDS: dict[str, Kind] = {
 }
 _NEEDED = {"WEBP": "webp", "JPEG 2000": "jpg_2000", "AVIF": "avif"}  # of the build of Pillow that writes them
 KINDS = {name: kind for name, kind in KINDS.items() if features.check(_NEEDED.get(name.partition(",")[0], "zlib"))}
-
-
-class Choice(NamedTuple):
-    """An image before it is mutated: its kind and its size in pixels."""
-
-    kind: str
-    size: tuple[int, int]
-
-    @property
-    def file(self) -> str:
-        """Name of its file."""
-        return f"{self.kind} {self.size[0]} {self.size[1]}"
-
-
-class Read(NamedTuple):
-    """What came of one image."""
-
-    number: int
-    kind: str
-    outcome: str
-    seconds: float
-
-
-@dataclass
-class Report:
-    """What came of all images.
-
-    Attributes:
-        read: What came of each.
-        grown: MiB by which the process grew at its most.
-        allowed: MiB by which it may.
-    """
-
-    read: list[Read]
-    grown: int
-    allowed: int
-
-    @property
-    def failures(self) -> list[str]:
-        """What is not as it must be."""
-        found = [f"image {one.number} ({one.kind}): {one.outcome}" for one in self.read if one.outcome not in EXPECTED]
-        found += [f"image {one.number} ({one.kind}): {one.seconds:.1f} s" for one in self.read if one.seconds > SECONDS]
-        if self.grown > self.allowed:
-            found.append(f"the process grew by {self.grown} MiB")
-        return found
 
 
 # Mutations: bytes, other bytes, and a source of chance → the mutated bytes
@@ -252,7 +202,7 @@ def drawn(seed: int, number: int) -> tuple[Choice, Choice, Random]:
     def choose() -> Choice:
         name = draw.choice(list(KINDS))
         sizes = {size: often for size, often in SIZES.items() if size[0] * size[1] <= KINDS[name].most}
-        return Choice(name, draw.choices(list(sizes), list(sizes.values()))[0])
+        return name, draw.choices(list(sizes), list(sizes.values()))[0]
 
     return choose(), choose(), draw
 
@@ -280,20 +230,26 @@ def with_checksums(data: bytes) -> bytes:
 # The process
 
 
-def write_originals(folder: Path, choices: set[Choice]) -> None:
-    """Write each image that will be mutated."""
-    for choice in choices:
-        (folder / choice.file).write_bytes(KINDS[choice.kind].encode(choice.size))
+class Outcome(NamedTuple):
+    """What an image led to: `read`, `refused` or another error, after so many seconds of CPU."""
+
+    kind: str
+    outcome: str
+    seconds: float
 
 
-def resident(what: str) -> int:
-    """MiB of this process: `VmRSS` in memory now, `VmHWM` at most so far."""
-    found = re.search(rf"{what}:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
-    return int(found[1]) >> 10 if found else 0
+def read_all(folder: Path, seed: int, images: int, threads: int) -> tuple[list[Outcome], int]:
+    """Mutate and read the images, in threads of this process, which does nothing else.
 
+    Args:
+        folder: Has the images that are mutated.
+        seed: Of the mutations.
+        images: How many are read.
+        threads: That read at once.
 
-def read_all(folder: Path, seed: int, images: int, threads: int) -> Report:
-    """Mutate and read the images, in threads of this process, which is for nothing else."""
+    Returns:
+        What came of each image; and the MiB by which the process grew.
+    """
     import resource  # not on Windows
 
     prepare_process()
@@ -303,9 +259,9 @@ def read_all(folder: Path, seed: int, images: int, threads: int) -> Report:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff says there what is damaged
     originals = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def read(number: int) -> Read:
+    def read(number: int) -> Outcome:
         choice, other, draw = drawn(seed, number)
-        data = mutated(originals[choice.file], originals[other.file], draw)
+        data = mutated(originals[str(choice)], originals[str(other)], draw)
         given = draw.choice((bytes, io.BytesIO))(data)
         side = draw.choice((None, 224))
         start = time.thread_time()
@@ -316,10 +272,10 @@ def read_all(folder: Path, seed: int, images: int, threads: int) -> Report:
             outcome = "refused"
         except BaseException as exc:  # noqa: BLE001 - counted
             outcome = repr(exc)[:300]
-        return Read(number, choice.kind, outcome, time.thread_time() - start)
+        return Outcome(choice[0], outcome, time.thread_time() - start)
 
     read(0)
-    start = resident("VmRSS")
+    start = _resident("VmRSS")
     found = []
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, images, WAITING):
@@ -330,20 +286,13 @@ def read_all(folder: Path, seed: int, images: int, threads: int) -> Report:
                 except TimeoutError:
                     os.write(stderr, f"image {number} is not read after {STUCK} s\n".encode())
                     os._exit(1)
-    return Report(found, resident("VmHWM") - start, DEFAULT // 2**20 + REST * threads)
+    return found, _resident("VmHWM") - start
 
 
-def table_of(report: Report) -> Table:
-    """A row for each kind, and one for all."""
-    table = Table("", "images", "read", "ImageError", "other", "slowest, s of CPU")
-    for name in [*KINDS, "all"]:
-        some = [one for one in report.read if name in ("all", one.kind)]
-        counts = Counter(one.outcome for one in some)
-        expected = [counts[outcome] for outcome in EXPECTED]
-        slowest = max((one.seconds for one in some), default=0.0)
-        table.add_row(name, *map(str, (len(some), *expected, len(some) - sum(expected))), f"{slowest:.2f}")
-    table.caption = f"resident memory grew by {report.grown} MiB, of {report.allowed} MiB"
-    return table
+def _resident(figure: str) -> int:
+    """MiB of this process: `VmRSS` now, `VmHWM` at most so far."""
+    found = re.search(rf"{figure}:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(found[1]) >> 10 if found else 0
 
 
 def main(
@@ -353,14 +302,26 @@ def main(
 ) -> None:
     """Read mutated images and print a table; exit 1 if one of them, or the process, is not as it must be."""
     with tempfile.TemporaryDirectory() as name:
-        write_originals(Path(name), {choice for number in range(images) for choice in drawn(seed, number)[:2]})
+        for kind, size in {choice for number in range(images) for choice in drawn(seed, number)[:2]}:
+            Path(name, str((kind, size))).write_bytes(KINDS[kind].encode(size))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            report = pool.submit(read_all, Path(name), seed, images, threads).result()
-    Console(width=120).print(table_of(report))
-    for failure in report.failures:
-        Console(stderr=True, soft_wrap=True, markup=False).print(failure)
-    if report.failures:
-        raise typer.Exit(1)
+            found, grown = pool.submit(read_all, Path(name), seed, images, threads).result()
+    table = Table("", "images", "read", "ImageError", "other", "slowest, s of CPU")
+    for name in [*KINDS, "all"]:
+        some = [one for one in found if name in ("all", one.kind)]
+        counts = Counter(one.outcome for one in some)
+        other = len(some) - counts["read"] - counts["refused"]
+        slowest = max((one.seconds for one in some), default=0.0)
+        table.add_row(name, *map(str, (len(some), counts["read"], counts["refused"], other)), f"{slowest:.2f}")
+    allowed = DEFAULT // 2**20 + REST * threads
+    table.caption = f"resident memory grew by {grown} MiB, of {allowed} MiB"
+    Console(width=120).print(table)
+    failed = False
+    for number, one in enumerate(found):
+        if one.outcome not in ("read", "refused") or one.seconds > SECONDS:
+            typer.echo(f"image {number} ({one.kind}): {one.outcome} after {one.seconds:.1f} s", err=True)
+            failed = True
+    raise typer.Exit(failed or grown > allowed)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import multiprocessing
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -37,6 +37,8 @@ from zsvec.store import Placement, Store, open_store
 WRITERS, READERS, CATEGORIES = 3, 4, 20
 NAMESPACE = "outages"
 PAUSE = 45.0  # seconds that a paused node is away
+
+Outage = Callable[[Sequence[Node], float], None]
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -155,10 +157,10 @@ def judge(commits: list[Commits], batches: list[Batches], store: Store) -> dict[
     }
 
 
-def run(urls: str, replicas: int | None, seconds: float, outage: Callable[[], None]) -> dict[str, Any]:
+def run(nodes: Sequence[Node], replicas: int | None, seconds: float, outage: Outage) -> dict[str, Any]:
     """Writers and readers for some seconds, and meanwhile the outage."""
-    placement = Placement(replicas=replicas)
-    with open_store(urls, namespace=NAMESPACE, placement=placement) as store:
+    urls = ",".join(node.url for node in nodes)
+    with open_store(urls, namespace=NAMESPACE, placement=Placement(replicas=replicas)) as store:
         store.bind(FINGERPRINTS)
         store.write([painted(f"category {i}", 0) for i in range(CATEGORIES)])
         results, begin = _SPAWN.Queue(), _SPAWN.Barrier(WRITERS + READERS + 1)
@@ -169,7 +171,7 @@ def run(urls: str, replicas: int | None, seconds: float, outage: Callable[[], No
         for worker in workers:
             worker.start()
         begin.wait()
-        outage()
+        outage(nodes, seconds)
         done = [results.get(timeout=seconds + 180) for _ in workers]
         for worker in workers:
             worker.join()
@@ -180,14 +182,18 @@ def run(urls: str, replicas: int | None, seconds: float, outage: Callable[[], No
 # Outages
 
 
-def killed(node: Node, seconds: float, times: int = 5) -> None:
+def quiet(nodes: Sequence[Node], seconds: float) -> None:
+    """None."""
+
+
+def killed(nodes: Sequence[Node], seconds: float, times: int = 5) -> None:
     """A server killed and started again, some times."""
     for _ in range(times):
         time.sleep(seconds / (times + 1))
-        node.restart()
+        nodes[0].restart()
 
 
-def in_turn(nodes: list[Node], seconds: float) -> None:
+def in_turn(nodes: Sequence[Node], seconds: float) -> None:
     """Each node killed for a while."""
     for node in nodes:
         time.sleep(seconds / (3 * len(nodes)))
@@ -196,18 +202,22 @@ def in_turn(nodes: list[Node], seconds: float) -> None:
         node.restart()
 
 
-def leader_lost(nodes: list[Node], seconds: float) -> None:
+def leader_lost(nodes: Sequence[Node], seconds: float) -> None:
     """The node whose peer is the highest, which orders the writes, killed for good."""
     time.sleep(seconds / 4)
     max(nodes, key=lambda node: int(node.get("/cluster")["peer_id"])).kill()
 
 
-def paused(nodes: list[Node], seconds: float) -> None:
+def paused(nodes: Sequence[Node], seconds: float) -> None:
     """One node stopped where it stands, and resumed."""
     time.sleep(seconds / 12)
     nodes[1].pause()
     time.sleep(min(PAUSE, seconds * 3 / 4))
     nodes[1].resume()
+
+
+ALONE: Mapping[str, Outage] = {"quiet": quiet, "killed": killed}
+CLUSTERS: Mapping[str, Outage] = {"nodes": in_turn, "leader": leader_lost, "paused": paused}
 
 
 def main(
@@ -216,25 +226,15 @@ def main(
     replicas: Annotated[list[int], typer.Option(help="Copies of the collections in a cluster.")] = [2, 3],  # noqa: B006
 ) -> None:
     """Run the cases and print a table."""
+    chosen = cases or [*ALONE, *CLUSTERS]
     rows: dict[str, dict[str, Any]] = {}
-    for case in cases or ["quiet", "killed", "nodes", "leader", "paused"]:
-        for copies in [None] if case in ("quiet", "killed") else replicas:
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                if copies is None:
-                    with running_server(folder) as node:
-                        act = (lambda: None) if case == "quiet" else (lambda: killed(node, seconds))  # noqa: B023
-                        rows[case] = run(node.url, None, seconds, act)
-                else:
-                    with running_cluster(folder) as nodes:
-                        outage = {"nodes": in_turn, "leader": leader_lost, "paused": paused}[case]
-                        urls = ",".join(node.url for node in nodes)
-                        rows[f"{case}, {copies} copies"] = run(
-                            urls,
-                            copies,
-                            seconds,
-                            lambda: outage(nodes, seconds),  # noqa: B023
-                        )
+    for case in [case for case in ALONE if case in chosen]:
+        with tempfile.TemporaryDirectory() as folder, running_server(Path(folder)) as node:
+            rows[case] = run([node], None, seconds, ALONE[case])
+    for case in [case for case in CLUSTERS if case in chosen]:
+        for copies in replicas:
+            with tempfile.TemporaryDirectory() as folder, running_cluster(Path(folder)) as nodes:
+                rows[f"{case}, {copies} copies"] = run(nodes, copies, seconds, CLUSTERS[case])
     table = Table("", *next(iter(rows.values())))
     for case, row in rows.items():
         table.add_row(case, *map(str, row.values()))

@@ -1,1 +1,1 @@
-"""What `scripts/bench.py` measures, a module for each kind of question."""
+"""The commands of `scripts/bench.py`."""

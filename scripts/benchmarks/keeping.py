@@ -1,54 +1,58 @@
-"""What it costs a stream to keep images for labelling."""
+"""Keeping images: small copies of the references, and images of a stream that wait for a label."""
 
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import zsvec
-from benchmarks.measure import Device, Out, Row, interleaved, medians, ratio, report
+from benchmarks.measure import Cell, interleaved, rates, report
+from zsvec.encoders import load_encoders
 from zsvec.inputs.folders import find_images, read_categories
-from zsvec.types import Keep
+from zsvec.settings.settings import load_settings
+from zsvec.types import Keep, KeepImages
 
-_NONE = "none"
 
+def keeping(references: Path, photos: Path, profile: str = "offline", rounds: int = 7) -> None:
+    """Imports with small copies and without, and streams that keep no, uncertain and all images."""
+    categories, paths = read_categories(references), find_images(photos)
+    imported = len(find_images(references))
+    encoders = list(load_encoders(load_settings(profile=profile).encoder_specs()))
+    sizes: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        stores = (Path(scratch) / str(number) for number in range(10**6))
 
-def keeping(
-    folder: Path, photos: Path, profile: str = "offline", rounds: int = 7, device: Device = "auto", out: Out = None
-) -> None:
-    """Images a second of classify_stream, with nothing kept, uncertain images, and all, into an empty inbox."""
-    paths = find_images(photos)
-    kept: dict[str, int] = {}
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        zsvec.open(Path(scratch) / "store", profile=profile, device=device, inbox_size=len(paths)) as classifier,
-    ):
-        classifier.add_categories(read_categories(folder))
+        def fill(keep: KeepImages) -> None:
+            folder = next(stores)
+            with zsvec.open(folder, encoders=encoders, keep_images=keep) as filled:
+                filled.add_categories(categories)
+            sizes[keep] = _allocated(folder) / 1e6
 
-        def classify(keep: Keep) -> None:
-            with classifier.classify_stream(paths, keep=keep) as stream:
-                for _ in stream:
-                    pass
-            kept[keep] = len(classifier.inbox) if keep != _NONE else 0
-            if kept[keep]:
+        copies: tuple[KeepImages, ...] = ("none", "small")
+        imports = interleaved({f"keep_images={keep}": partial(fill, keep) for keep in copies}, rounds)
+        with zsvec.open(next(stores), encoders=encoders, inbox_size=len(paths)) as classifier:
+            classifier.add_categories(categories)
+
+            def classify(keep: Keep) -> None:
+                with classifier.classify_stream(paths, keep=keep) as stream:
+                    for _ in stream:
+                        pass
                 classifier.inbox.clear()
 
-        choices: tuple[Keep, ...] = ("none", "uncertain", "all")
-        times = interleaved({keep: lambda keep=keep: classify(keep) for keep in choices}, rounds)  # type: ignore[misc]
-    rows: list[Row] = [
-        {"keep": keep, "images/s": len(paths) / spent, "kept": kept[keep], "÷ none": ratio(times, keep, _NONE)}
-        for keep, spent in medians(times).items()
-    ]
+            kept: tuple[Keep, ...] = ("none", "uncertain", "all")
+            streams = interleaved({f"keep={keep}": partial(classify, keep) for keep in kept}, rounds)
+    folders: list[dict[str, Cell]] = [{"keep_images": keep, "MB": size} for keep, size in sizes.items()]
     report(
-        "keeping",
-        f"{len(paths)} images, profile {profile}, {rounds} rounds",
-        {"rates (medians)": rows},
-        out=out,
-        draw=lambda axes: axes.bar([str(row["keep"]) for row in rows], [float(row["images/s"]) for row in rows]),
-        device=device,
-        raw={"seconds": times},
-        notes=[
-            "Ratios: of the rates, with their 95 % intervals over the rounds. What is kept is written, read once, and "
-            "deleted within the time.",
-        ],
+        f"{imported} references, {len(paths)} photos, profile {profile}, {rounds} rounds",
+        {
+            "imports": rates(imports, imported),
+            "folders of the stores": folders,
+            "streams": rates(streams, len(paths)),
+        },
     )
+
+
+def _allocated(folder: Path) -> int:
+    """Bytes that the files of a folder take: some of an embedded store are mostly holes."""
+    return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())

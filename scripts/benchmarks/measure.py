@@ -1,18 +1,15 @@
-"""Taking times and memory, and saying what came out: a table, and for `--out` JSON and a plot."""
+"""Times of actions that are taken in turns, and the tables that show them."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -21,166 +18,89 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from zsvec.encoders import describe_device
-
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for figures as JSON and a plot.")]
-Row: TypeAlias = Mapping[str, str | float]
+Cell = str | float
+Times = Mapping[str, Sequence[float]]
 
 _RESAMPLES = 2000
-
-console = Console(highlight=False, width=160)
-_LOAD_BEFORE = os.getloadavg()  # of other processes, when this one begins
-
-_PACKAGES = {
-    *("zsvec", "numpy", "torch", "timm", "sentence-transformers", "transformers", "pillow"),
-    *("qdrant-client", "qdrant-edge-py", "faiss-cpu", "scikit-learn", "scipy"),
-}
-
-
-class Spent(NamedTuple):
-    """Seconds that passed, and seconds that this process was on cores, which other processes disturb less."""
-
-    wall: float
-    cpu: float
+_PACKAGES = ("zsvec", "numpy", "torch", "onnxruntime", "qdrant-edge-py")
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """How long an action takes."""
-    return spent(action).wall
+    """Returns the seconds that an action takes."""
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
 
 
-def spent(action: Callable[[], object]) -> Spent:
-    """What an action takes; of one that runs in another process, what it returns."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    elsewhere = action()
-    if isinstance(elsewhere, Spent):
-        return elsewhere
-    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds of each action in each round.
 
-
-def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Spent]]:
-    """What each action takes in each round; taken in turns, so that a slow moment of the machine hits all alike."""
-    times: dict[str, list[Spent]] = {name: [] for name in actions}
+    Actions take turns, so that a slow moment of the machine hits all alike. The first turn of each is not counted.
+    """
+    times: dict[str, list[float]] = {name: [] for name in actions}
     for action in actions.values():
         action()
     for _ in range(rounds):
         for name, action in actions.items():
-            time.sleep(0.1)  # threads of a BLAS go on spinning after a product; none shall disturb the next action
-            times[name].append(spent(action))
+            time.sleep(0.1)  # threads of a BLAS spin on after a product, and would disturb the next action
+            times[name].append(seconds(action))
     return times
 
 
-def medians(times: Mapping[str, Sequence[Spent]]) -> dict[str, float]:
-    """Median seconds that pass for each action."""
-    return {name: statistics.median(spent.wall for spent in rounds) for name, rounds in times.items()}
+def rates(times: Times, images: int) -> list[dict[str, Cell]]:
+    """Returns a row for each action: the images a second, and how many times those of the first action they are."""
+    baseline = next(iter(times.values()))
+    return [
+        {"way": name, "images/s": images / statistics.median(taken), "times the first": ratio(baseline, taken)}
+        for name, taken in times.items()
+    ]
 
 
-def ratio(
-    times: Mapping[str, Sequence[Spent]], way: str, other: str, *, digits: int = 2, by: Literal["wall", "cpu"] = "wall"
-) -> str:
-    """Rate of a way by that of another: the ratio of medians, with its 95 % interval by resampling the rounds."""
-    mine, theirs = (np.array([getattr(one, by) for one in times[name]]) for name in (way, other))
-    drawn = np.random.default_rng(0).integers(0, len(mine), (_RESAMPLES, len(mine)))
-    low, high = np.quantile(np.median(theirs[drawn], axis=1) / np.median(mine[drawn], axis=1), [0.025, 0.975])
-    return f"{np.median(theirs) / np.median(mine):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def memory() -> tuple[float, float]:
-    """Resident memory of this process in MiB: all of it, and what is not pages of files (Linux)."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    total, own = (int(fields[key].split()[0]) / 1024 for key in ("VmRSS", "RssAnon"))
-    return total, own
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
+    """Returns the ratio of two medians with its 95 % interval, by resampling the rounds."""
+    over, under = np.array(slow), np.array(fast)
+    drawn = np.random.default_rng(0).integers(0, len(over), (_RESAMPLES, len(over)))
+    low, high = np.quantile(np.median(over[drawn], axis=1) / np.median(under[drawn], axis=1), [0.025, 0.975])
+    return f"{np.median(over) / np.median(under):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def unit_vectors(random: np.random.Generator, count: int, dim: int) -> NDArray[np.float32]:
-    """Random directions, float32 ``(count, dim)``."""
+    """Returns random directions, float32 ``(count, dim)``."""
     vectors = random.standard_normal((count, dim), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
 
 
-def report(
-    name: str,
-    title: str,
-    tables: Mapping[str, Sequence[Row]],
-    *,
-    out: Path | None,
-    draw: Callable[[Any], object],
-    device: str = "auto",
-    notes: Sequence[str] = (),
-    raw: Mapping[str, Any] | None = None,
-) -> None:
-    """Print the tables; with a folder, also write ``NAME.json`` and ``NAME.png`` into it.
-
-    Args:
-        name: Of the benchmark.
-        title: What was measured.
-        tables: By caption, their rows, which have the same columns.
-        out: The folder.
-        draw: Plots into axes of matplotlib.
-        device: As `--device` says.
-        notes: What one has to know to read the tables.
-        raw: What the tables sum up; for the JSON alone.
-    """
+def report(title: str, tables: Mapping[str, Sequence[Mapping[str, Cell]]]) -> None:
+    """Print the machine, the versions, and a table for each caption; its rows have the same columns."""
+    console = Console(highlight=False, width=160)
     console.print(title)
-    console.print(f"{describe_device(device)}; load of the machine before: {_LOAD_BEFORE[0]:.1f}")  # type: ignore[arg-type]
+    console.print(f"{_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {_versions()}")
     for caption, rows in tables.items():
         table = Table(*rows[0], title=caption, title_justify="left", box=SIMPLE_HEAD)
         for row in rows:
             table.add_row(*map(_text, row.values()))
         console.print(table)
-    for note in notes:
-        console.print(note)
-    if out is None:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    figures = {"benchmark": name, "title": title, "tables": tables, "notes": notes, "raw": raw or {}}
-    (out / f"{name}.json").write_text(
-        json.dumps({**figures, **_circumstances(device)}, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
-    _plot(out / f"{name}.png", title, draw)
 
 
-def _text(value: str | float) -> str:
+def _text(value: Cell) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _plot(path: Path, title: str, draw: Callable[[Any], object]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    draw(axes)
-    axes.set_title(title, fontsize="small", wrap=True)
-    figure.savefig(path, dpi=150)
-
-
-def _circumstances(device: str) -> dict[str, Any]:
-    return {
-        "command": " ".join(sys.argv),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "system": platform.platform(),
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
-            "device": describe_device(device),  # type: ignore[arg-type]
-            "load_before": _LOAD_BEFORE,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{found.name: found.version for found in distributions() if found.name in _PACKAGES},
-        },
-    }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
+
+
+def _versions() -> str:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return ", ".join(f"{name} {number}" for name, number in found.items())

@@ -1,171 +1,105 @@
-"""`classify_stream` end to end, beside what one would write or call without zsvec."""
+"""`classify_stream`, beside a plain loop with the same encoders."""
 
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from PIL import Image
 
 import zsvec
-from benchmarks import material, peers
-from benchmarks.measure import Device, Out, Row, Spent, interleaved, medians, report
+from benchmarks.measure import Cell, Device, interleaved, rates, report, unit_vectors
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.base import batches
-from zsvec.encoders.spec import EncoderSpec
-from zsvec.encoders.torch.device import choose_runtime
 from zsvec.inputs.images import load_image
-from zsvec.settings.profiles import Profile
-from zsvec.streams.flow import StreamStats
 
-_STREAM = "classify_stream"
-_CLIP_ALONE = "classify_stream, CLIP alone"
-_SLOW_IMAGES = 32  # for the pipeline of transformers, which embeds the labels again with every image
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """A way to go through some images."""
-
-    images: int
-    run: Callable[[], object]
+_SIZE = (500, 375)
+_DISTINCT = 128  # images that are made; more are the same again
 
 
 def stream(
-    encoders: Annotated[str, typer.Option(help="Profile; weights of the hub are replaced by random ones.")] = "offline",
-    folder: Annotated[Path | None, typer.Option(help="Images to make JPEGs of 500×375 from; else random ones.")] = None,
+    profile: str = "offline",
     images: int = 512,
     references: Annotated[int, typer.Option(help="In the store, of all experts together.")] = 10_000,
     categories: int = 1_000,
-    labels: Annotated[int, typer.Option(help="Labels that the pipeline of transformers is given.")] = 10,
     batch_size: int = 32,
     rounds: int = 5,
-    device: Device = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Folder to keep random checkpoints in; else temporary.")] = None,
-    out: Out = None,
+    device: Device = "cpu",
 ) -> None:
-    """Images a second of classify_stream, of plain loops and of pipelines of other libraries at their defaults."""
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        specs = material.specs(encoders, cache or scratch / "checkpoints")
-        (scratch / "images").mkdir()
-        paths = material.write_images(images, folder, scratch / "images")
-        clips = {name: spec for name, spec in specs.items() if spec.family == "clip"}
-        stats: dict[str, list[StreamStats]] = {}
-
-        def streaming(way: str, by: Mapping[str, EncoderSpec]) -> tuple[EncoderSet, _Way]:
-            profiles = {"measured": Profile(encoders=by)}
-            classifier = stack.enter_context(
-                zsvec.open(scratch / way, profile="measured", profiles=profiles, batch_size=batch_size, device=device)
-            )
-            classifier.add_categories(material.random_categories(classifier.encoders, references, categories))
+    """Images a second of classify_stream, and of a plain loop that decodes, preprocesses and encodes."""
+    stages: list[dict[str, Cell]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = _images(images, Path(scratch))
+        options: dict[str, Any] = {"profile": profile, "batch_size": batch_size, "device": device}
+        with zsvec.open(f"{scratch}/store", **options) as classifier:
+            encoders = classifier.encoders
+            classifier.add_categories(_categories(encoders, references, categories))
             classifier.calibrate()
 
             def classify() -> None:
                 with classifier.classify_stream(paths) as predictions:
                     for _ in predictions:
                         pass
-                    stats.setdefault(way, []).append(predictions.stats)
+                spent = {**predictions.stats.busy, "all": predictions.stats.seconds}
+                stages[:] = [{"stage": name, "ms an image": 1000 * s / images} for name, s in spent.items()]
 
-            return classifier.encoders, _Way(images, classify)
-
-        where = str(choose_runtime(device, "auto").device)  # type: ignore[arg-type]
-        loaded, by_all = streaming(_STREAM, specs)
-        ways = {
-            _STREAM: by_all,
-            # What the pipeline of transformers runs.
-            **({_CLIP_ALONE: streaming(_CLIP_ALONE, clips)[1]} if clips and len(clips) < len(specs) else {}),
-            "plain loop, threads decode ahead": _Way(images, lambda: _plain_loop(loaded, paths, batch_size)),
-            "plain loop, one thing after another": _Way(images, lambda: _plainest_loop(loaded, paths, batch_size)),
-            **_other_libraries(stack, specs, paths, labels, where),
-        }
-        times = interleaved({name: way.run for name, way in ways.items()}, rounds)
-    rates = {name: ways[name].images / spent for name, spent in medians(times).items()}
-    rows: list[Row] = [
-        {
-            "way": name,
-            "images/s": rate,
-            **{f"{way} ÷ this": _ratio(times, way, name, images / ways[name].images) for way in stats},
-            "CPU ms an image": 1000 * statistics.median(spent.cpu for spent in times[name]) / ways[name].images,
-        }
-        for name, rate in rates.items()
-    ]
+            ways: dict[str, Callable[[], None]] = {
+                "classify_stream": classify,
+                "plain loop": partial(_loop, encoders, paths, batch_size),
+            }
+            times = interleaved(ways, rounds)
     report(
-        "stream",
-        f"{images} images, profile {encoders}, {references:,} references, {categories:,} categories, "
+        f"{images} images, profile {profile}, {references:,} references, {categories:,} categories, "
         f"batches of {batch_size}",
-        {"rates (medians)": rows, **{f"stages of {way}": _stages(measured[1:]) for way, measured in stats.items()}},
-        out=out,
-        draw=lambda axes: (axes.barh(list(rates), list(rates.values())), axes.set_xlabel("images/s")),
-        device=device,
-        raw={"images": {name: way.images for name, way in ways.items()}, "seconds": times},
-        notes=[
-            f"Ratios: median over {rounds} rounds. The loops only embed; the pipeline classifies by {labels} labels.",
-            "Stages overlap, and one that waits for a core is busy: on a CPU their times add up to more than it takes.",
-        ],
+        {"rates (medians)": rates(times, images), "stages, which overlap": stages},
     )
 
 
-def _ratio(times: Mapping[str, Sequence[Spent]], way: str, other: str, share: float) -> float:
-    """Median over the rounds of how many times as fast a way is as another, which has so many times fewer images."""
-    pairs = zip(times[way], times[other], strict=True)
-    return statistics.median(share * theirs.wall / mine.wall for mine, theirs in pairs)
+def _images(count: int, folder: Path) -> list[Path]:
+    """Returns the paths of JPEG files of 500×375 pixels, about as large as photographs."""
+    paths = []
+    for seed in range(min(count, _DISTINCT)):
+        random = np.random.default_rng(seed)
+        total = np.zeros((_SIZE[1], _SIZE[0], 3), dtype=np.float32)
+        for side, weight in ((5, 0.6), (50, 0.3), (250, 0.1)):
+            pixels = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
+            total += weight * np.asarray(pixels.resize(_SIZE, Image.Resampling.BICUBIC), dtype=np.float32)
+        paths.append(folder / f"{seed:04}.jpg")
+        Image.fromarray(total.astype(np.uint8)).save(paths[-1], quality=90)
+    return [paths[number % len(paths)] for number in range(count)]
 
 
-def _stages(stats: Sequence[StreamStats]) -> list[Row]:
-    """Mean time of each stage, and of search and fusion together."""
-    images, elapsed = sum(one.images for one in stats), sum(one.seconds for one in stats)
-    busy = {stage: sum(one.busy[stage] for one in stats) for stage in stats[0].busy}
-    busy["search + fuse"] = busy["search"] + busy["fuse"]
-    return [
-        {
-            "stage": stage,
-            "ms an image": 1000 * spent / images,
-            "share of the time that the stream took": spent / elapsed,
-        }
-        for stage, spent in busy.items()
-    ]
+def _categories(encoders: EncoderSet, references: int, categories: int) -> Iterator[zsvec.CategoryInput]:
+    """Categories with random references: a text each, the rest as images."""
+    random = np.random.default_rng(0)
+    of_texts = [encoder for encoder in encoders if "text" in encoder.modalities]
+    images = (references - categories * len(of_texts)) // len(encoders)
+    bounds = np.linspace(0, images, categories + 1).astype(int)
+    for number, count in enumerate(np.diff(bounds).tolist()):
+        vectors = {f"{e.name}:text": unit_vectors(random, 1, e.fingerprint.dim) for e in of_texts}
+        vectors |= {f"{e.name}:image": unit_vectors(random, count, e.fingerprint.dim) for e in encoders if count}
+        yield zsvec.CategoryInput(name=f"category {number:05}", texts=[], vectors=vectors)
 
 
-def _plain_loop(encoders: EncoderSet, paths: Sequence[Path], batch_size: int) -> None:
-    """Decode and preprocess in as many threads as zsvec does, two batches ahead; encode."""
+def _loop(encoders: EncoderSet, paths: Sequence[Path], batch_size: int) -> None:
+    """Decodes and preprocesses in as many threads as zsvec does, two batches ahead."""
+
+    def prepared(path: Path) -> Any:
+        return encoders.preprocess(load_image(path, side=encoders.side))
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         waiting: deque[list[Any]] = deque()
         for batch in batches(paths, batch_size):
-            waiting.append([pool.submit(_prepared, encoders, path) for path in batch])
+            waiting.append([pool.submit(prepared, path) for path in batch])
             if len(waiting) > 2:
                 encoders.encode_images([future.result() for future in waiting.popleft()])
         for futures in waiting:
             encoders.encode_images([future.result() for future in futures])
-
-
-def _plainest_loop(encoders: EncoderSet, paths: Sequence[Path], batch_size: int) -> None:
-    """Decode and preprocess a batch, encode it, and so on."""
-    for batch in batches(paths, batch_size):
-        encoders.encode_images([_prepared(encoders, path) for path in batch])
-
-
-def _prepared(encoders: EncoderSet, path: Path) -> Any:
-    return encoders.preprocess(load_image(path, side=encoders.side))
-
-
-def _other_libraries(
-    stack: ExitStack, specs: Mapping[str, EncoderSpec], paths: Sequence[Path], labels: int, device: str
-) -> dict[str, _Way]:
-    clips = [spec.model for spec in specs.values() if spec.family == "clip"]
-    embed = stack.enter_context(peers.in_a_process(partial(peers.loops, specs, device), paths))
-    ways = {"sentence-transformers + timm, loops" if clips else "timm, loop": _Way(len(paths), embed)}
-    for model in clips:
-        some = paths[:_SLOW_IMAGES]
-        make = partial(peers.transformers_pipeline, model, labels, device)
-        ways["transformers, zero-shot pipeline"] = _Way(len(some), stack.enter_context(peers.in_a_process(make, some)))
-    return ways

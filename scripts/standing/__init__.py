@@ -1,1 +1,1 @@
-"""What `scripts/conditions.py` is made of: sets of images, the conditions, what is measured."""
+"""Divisions of sets of images into references and photos, and how well the photos are classified by the references."""

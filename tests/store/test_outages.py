@@ -1,0 +1,25 @@
+"""The script that kills servers, for a moment."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(shutil.which("qdrant") is None, reason="no Qdrant to start: there is no qdrant command")
+def test_no_commit_is_lost_while_a_server_is_killed() -> None:
+    command = [sys.executable, "-m", "scripts.outages", "--seconds", "5", "killed"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = re.findall(r"│ killed +│(.*)│", done.stdout)
+    commits, batches, *_ = row.split("│")
+    assert int(commits) > 0
+    assert int(batches) > 0
+    assert [cell.strip() for cell in row.split("│")[-4:]] == ["0"] * 4  # torn, stale, missing, lost

@@ -73,19 +73,14 @@ class Stored:
 
 @dataclass
 class Seen:
-    """What came of a damaged store.
-
-    Attributes:
-        told: Whether something was said to be wrong.
-        faults: What must not be, by the names of `FAULTS`: in words.
-    """
+    """Whether damage was told, and the faults in words, by the names of `FAULTS`."""
 
     told: bool = False
     faults: dict[str, str] = field(default_factory=dict)
 
 
 def make(folder: Path, seed: int, state: str, result: Connection) -> None:
-    """Make the store of a seed, say what it has, and leave it in a state."""
+    """Make the store of a seed, send its categories, and leave it in a state."""
     store = changer.opened(str(folder), NAMESPACE)
     for change in changer.changes(seed)[: 4 + seed % 17]:
         change.make(store)
@@ -116,7 +111,7 @@ def drawn_file(folder: Path, draw: random.Random, *, checksums: bool) -> Path:
 
 
 def used_pages(file: Path) -> list[int]:
-    """Those that are not zero; most files are mostly holes."""
+    """Offsets of the pages that are not zero; most files are mostly holes."""
     content = file.read_bytes()
     return [first for first in range(0, len(content), PAGE) if any(content[first : first + PAGE])]
 
@@ -133,7 +128,7 @@ def flip_bits(file: Path, draw: random.Random) -> None:
 
 
 def zero_pages(file: Path, draw: random.Random) -> None:
-    """One, two or eight of those that are not."""
+    """One, two or eight pages that are not zero."""
     pages = used_pages(file)
     with file.open("r+b") as opened:
         for page in draw.sample(pages, min(len(pages), draw.choice([1, 1, 2, 8]))):
@@ -142,7 +137,7 @@ def zero_pages(file: Path, draw: random.Random) -> None:
 
 
 def truncate(file: Path, draw: random.Random) -> None:
-    """Where something is in it."""
+    """Before the end of the last page that is not zero."""
     os.truncate(file, draw.randint(0, min(file.stat().st_size, used_pages(file)[-1] + PAGE)))
 
 
@@ -152,13 +147,13 @@ def delete(file: Path, draw: random.Random) -> None:
 
 
 def delete_folder(file: Path, draw: random.Random) -> None:
-    """One that it is in, inside of the store."""
+    """A folder of the store that holds the file."""
     depth = draw.randint(1, max(1, len(file.parts) - 1 - _depth(file)))
     shutil.rmtree(Path(*file.parts[: _depth(file) + depth]))
 
 
 def swap(file: Path, draw: random.Random) -> None:
-    """With one of the same name, if there is another; else with any."""
+    """With another file of the same name, else with any."""
     store = Path(*file.parts[: _depth(file)])
     files = [path for path in sorted(store.rglob("*")) if path.is_file() and path != file and path.parent != store]
     other = draw.choice([path for path in files if path.name == file.name] or files)
@@ -183,7 +178,7 @@ DAMAGES: Mapping[str, Callable[[Path, random.Random], None]] = {
 
 
 def damage(folder: Path, draw: random.Random) -> list[str]:
-    """Damage one to three files, and say how and which. Checksums are only damaged alone."""
+    """Damage one to three files, and return how and which. Checksums are only damaged alone."""
     done, times = [], draw.choice([1, 1, 1, 2, 3])
     for _ in range(times):
         kind = draw.choice(sorted(DAMAGES))
@@ -194,16 +189,11 @@ def damage(folder: Path, draw: random.Random) -> list[str]:
     return done
 
 
-# What is said then
+# Faults
 
 
 class Judge:
-    """Opens a damaged store, and does everything there is to do.
-
-    Args:
-        folder: Of the store.
-        stored: What it had.
-    """
+    """Opens a damaged store, and compares every answer with the categories that were stored."""
 
     def __init__(self, folder: Path, stored: Mapping[str, Stored]) -> None:
         self.seen = Seen()
@@ -212,7 +202,7 @@ class Judge:
         self._store = Store(self._backend, NAMESPACE)
 
     def judge(self) -> None:
-        """All of it."""
+        """Read, query, collect garbage and write."""
         readable = self.read()
         for call in (self._store.info, self._store.calibration, lambda: list(self._store.check_up())):
             self._try(call)
@@ -223,7 +213,7 @@ class Judge:
         self.write()
 
     def read(self) -> bool:
-        """Compare what can be read with what was stored, and say whether the catalog can be."""
+        """Compare the categories with those that were stored; return whether the catalog can be read."""
         incomplete, categories = self._try(self._store.incomplete), self._try(self._store.categories)
         if incomplete is None or categories is None:
             return categories is not None
@@ -242,7 +232,7 @@ class Judge:
         return True
 
     def collect(self, readable: bool) -> None:
-        """Collect garbage: nothing of what was live goes, and nothing at all if the catalog cannot be read."""
+        """Collect garbage, which deletes no live reference, and none at all if the catalog cannot be read."""
         before = live(self._backend, self._stored)
         deleted = self._try(partial(self._store.gc, grace=0))
         if lost := before - live(self._backend, self._stored):
@@ -261,7 +251,7 @@ class Judge:
             self._try(call)
 
     def _try(self, call: Callable[[], T]) -> T | None:
-        """What it returns; ``None`` for an error."""
+        """The result of a call; ``None`` for an error."""
         try:
             return call()
         except ZSVecError:
@@ -272,7 +262,7 @@ class Judge:
 
 
 def judge(folder: Path, stored: Mapping[str, Stored], result: Connection) -> None:
-    """Say what comes of a damaged store."""
+    """Send the faults of a damaged store."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the engine panics there
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     opened = Judge(folder, stored)
@@ -298,11 +288,11 @@ def live(backend: EdgeBackend, stored: Mapping[str, Stored]) -> set[tuple[str, s
     return found
 
 
-# All of it
+# Stores
 
 
 def in_a_process(work: Callable[..., None], *args: Any) -> tuple[Any, int | None]:
-    """What it sends, if anything, and its exit code; ``None`` if it took too long."""
+    """The object that a process sends, if any, and its exit code; ``None`` if it took too long."""
     receiver, sender = _FORK.Pipe(duplex=False)
     process = _FORK.Process(target=work, args=(*args, sender))
     process.start()
@@ -319,7 +309,7 @@ def in_a_process(work: Callable[..., None], *args: Any) -> tuple[Any, int | None
 
 
 def attack(seed: int) -> tuple[str, list[str], Seen]:
-    """Of the store of a seed: how it was left, how it was damaged, and what came of it."""
+    """State, damages and faults of the store of a seed."""
     draw = random.Random(seed)  # noqa: S311 - it is no secret
     state = draw.choice(STATES)
     with fast_folder() as parent:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What damaged images do to the process that reads them.
+"""Damaged images, and the process that reads them.
 
     python -m scripts.mutate --images 100000 --seed 1 --threads 4      from the root of the repository
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What writers and readers of one store see while servers are killed, lost and paused.
+"""Writers and readers of one store while servers are killed, lost and paused.
 
     python -m scripts.outages                       every case, one after the other, from the root of the repository
     python -m scripts.outages --seconds 20 killed   one of them: quiet, killed, nodes, leader, paused
@@ -45,7 +45,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 @dataclass
 class Commits:
-    """What a writer did: per acknowledged commit its category, mark, version, and when it was acknowledged."""
+    """Commits of a writer: category, mark and version of each, and when it was acknowledged."""
 
     acknowledged: list[tuple[str, int, int, float]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)

@@ -21,7 +21,7 @@ from zsvec.inputs.categories import ReferenceImage
 from zsvec.inputs.images import content_hash
 from zsvec.testing import HashEncoder
 
-EVIL = "<script>alert(1)</script>\u202e'\""
+EVIL = "<script>alert(1)</script>\u200d'\""
 SOURCE = "<img src=x>\u202e'\".jpg"
 WRONG = coloured("blue", 900)
 STRANGE = photo(5)

@@ -246,7 +246,7 @@ def test_no_page_makes_a_category_that_no_page_shows(
     data = {"hash": one, field: ".."} | ({"reference": f"{one}:red"} if path == "/audit/move" else {})
     sent = [picture("red")] if path == "/correct" else None
     page = page_of(anybody.post(path, data=data, files=sent, headers=PART), 422)
-    assert "command line" in page.text
+    assert "folder" in page.text
     assert names(colours) == ["blue", "green", "red"]
 
 

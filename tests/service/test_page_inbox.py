@@ -20,7 +20,7 @@ from zsvec.service.pages.inbox import _why
 from zsvec.testing import HashEncoder
 from zsvec.types import ExpertOutput, Prediction
 
-EVIL = "<script>alert(1)</script>\u202e'\""
+EVIL = "<script>alert(1)</script>\u200d'\""
 NONE = "0" * 64
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +23,14 @@ LONGEST_TEXT = 20_000
 LONGEST_METADATA = 100_000
 _DEEPEST_METADATA = 32  # far below 128, from where on the embedded engine cannot read its own log again
 
-_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
-_INVISIBLE = {"Cf", "Zs"}
+# Characters that a terminal or a page obeys: control characters, line breaks, and controls of the writing direction,
+# which make a name look like another.
+_OBEYED = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_SURROGATES = r"\ud800-\udfff"
+_AROUND = r"[\s\x1c-\x1f]*"  # that Python takes away
+_INSIDE, _VISIBLE, _FIRST = f"[^{_OBEYED}]", rf"[^\s{_OBEYED}]", rf"[^.\s{_OBEYED}]"
+NAME_PATTERN = rf"^{_AROUND}({_FIRST}({_INSIDE}*{_VISIBLE})?|\.{_FIRST}|\.{_INSIDE}+{_VISIBLE}){_AROUND}$"
+"""Regular expression of Python and of ECMA 262 for the name of a category."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +123,13 @@ def checked_name(name: object) -> str:
     """A category name as it is stored: Unicode in composed form, without space around it.
 
     Raises:
-        InvalidInputError: It is no text, empty, longer than `LONGEST_NAME`, or has control characters.
+        InvalidInputError: It is no text, empty, longer than `LONGEST_NAME`, has control characters, also those of the
+            writing direction, or is ``.`` or ``..``, which browsers take out of the address of its page.
     """
-    return _short_text(name, "a category name")
+    checked = _short_text(name, "a category name")
+    if checked in {".", ".."}:
+        raise InvalidInputError(f"a category name must not be that of a folder. Got {checked!r}: take another name")
+    return checked
 
 
 def checked_group(group: object) -> str:
@@ -130,13 +141,13 @@ def _short_text(text: object, what: str) -> str:
     if not isinstance(text, str):
         raise InvalidInputError(f"{what} must be a str. Got {shown(text)} instead")
     composed = unicodedata.normalize("NFC", text).strip()
-    if not any(unicodedata.category(character) not in _INVISIBLE for character in composed):
+    if not any(unicodedata.category(character) not in {"Cf", "Zs"} for character in composed):
         raise InvalidInputError(f"{what} must not be empty. Got {shown(text)}")
     if len(composed) > LONGEST_NAME:
         raise InvalidInputError(
             f"{what} may have at most {LONGEST_NAME} characters. Got {len(composed)}, {composed[:40]!r}…"
         )
-    if any(unicodedata.category(character) in _UNPRINTABLE for character in composed):
+    if re.search(f"[{_OBEYED}{_SURROGATES}]", composed):
         raise InvalidInputError(f"{what} must be printable in one line. Got {shown(composed)}")
     return composed
 

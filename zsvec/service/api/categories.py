@@ -25,7 +25,6 @@ from zsvec.service.api.common import (
     Name,
     Runs,
     body_of,
-    checked_target,
     of_state,
     problems,
     whole_change,
@@ -104,7 +103,7 @@ async def add_references(request: Request, name: Name, work: Runs, by: By) -> Re
 
 def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) -> dict[str, Any]:
     images = [ReferenceImage(image=image, source=image.name) for image in sent.images]
-    target = checked_target(name)
+    target = checked_name(name)
     given = checked_category(CategoryInput(name=target, texts=sent.texts, images=images, metadata=sent.metadata))
     with of_state():
         (there,) = classifier.add_categories([given], replace=replace)
@@ -127,7 +126,7 @@ async def change_category(request: Request, name: Name, work: Runs, by: By) -> R
 def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -> dict[str, Any]:
     category = classifier.store.category(checked_name(name))
     # All that can be told before is, so that a change that is refused has changed nothing, with a history or without.
-    new = None if given.name is None else checked_target(given.name)
+    new = None if given.name is None else checked_name(given.name)
     texts = None if given.texts is None else checked_texts(given.texts)
     metadata = None if given.metadata is None else checked_metadata(given.metadata)
     names = {one.name for one in classifier.categories()}
@@ -217,7 +216,7 @@ async def move_reference(request: Request, name: Name, hash: Hash, work: Runs, b
 
     def move() -> dict[str, Any]:
         _reference(work.classifier, name, hash)
-        target = checked_target(given.category)
+        target = checked_name(given.category)
         with of_state():
             return work.classifier.references.move(hash, source=name, target=target).to_dict()
 

@@ -12,7 +12,6 @@ from pydantic import AfterValidator, BaseModel, WithJsonSchema
 
 from zsvec.classifier import Classifier
 from zsvec.errors import CategoryNotFoundError, InvalidInputError, ZSVecError
-from zsvec.inputs.categories import checked_name
 from zsvec.service.admission.work import Work
 from zsvec.service.api.schemas import HASH, NAME, TEXT
 from zsvec.service.auth.keys import Key
@@ -56,21 +55,6 @@ Name = Annotated[
     WithJsonSchema(NAME),
 ]
 Hash = Annotated[str, Path(description="Content hash of the text or image.", pattern=HASH)]
-
-
-def checked_target(name: object) -> str:
-    """The name of a category that is to get something, and may be new, as it is stored.
-
-    Raises:
-        InvalidInputError: As `zsvec.inputs.categories.checked_name`.
-        Problem: Its path would be taken for that of a folder, so that no page of the category could be opened.
-    """
-    checked = checked_name(name)
-    if checked in (".", ".."):
-        raise Problem(
-            422, f"browsers take {checked!r} out of paths: use another category name here, or the command line"
-        )
-    return checked
 
 
 @contextmanager

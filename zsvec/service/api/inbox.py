@@ -8,9 +8,10 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from zsvec.errors import ImageError
+from zsvec.inputs.categories import checked_name
 from zsvec.inputs.images import load_image
 from zsvec.service.api import schemas
-from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Runs, body_of, checked_target, of_state, problems
+from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Runs, body_of, of_state, problems
 from zsvec.service.pictures import picture
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_images, sent_json
@@ -91,7 +92,7 @@ async def label(request: Request, work: Runs, by: By) -> Response:
     given = await sent_json(request, schemas.LabelGiven)
 
     def labelled() -> dict[str, Any]:
-        category = checked_target(given.category)
+        category = checked_name(given.category)
         with of_state():
             return work.classifier.inbox.label(given.hashes, category).to_dict()
 
@@ -137,7 +138,7 @@ async def correct(
     images = await sent_images(request, work.limits.images)
 
     def corrected() -> dict[str, Any]:
-        name = checked_target(category)
+        name = checked_name(category)
         for image in images if len(images) > 1 else ():
             load_image(image, **work.classifier.settings.image_limits())
         with work.classifier.store.one_change("correct"), of_state():

@@ -7,19 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT
+from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT, NAME_PATTERN
 from zsvec.types import CalibrationState, Modality
 
 _MOST = 1000  # entries of a list that is sent, so that one of many wrong ones costs no more than its bytes
 
-_SEEN = r"[^\s\x00-\x1f\x7f-\x9f]"
-_INNER = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]*"
-_AROUND = r"[\s\x1c-\x1f]*"
 NAME: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
     "maxLength": LONGEST_NAME,
-    "pattern": f"^{_AROUND}{_SEEN}({_INNER}{_SEEN})?{_AROUND}$",
+    "pattern": NAME_PATTERN,
 }
 """How a description says what the name of a category is: with something to see, and in one line."""
 TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT, "pattern": r"\S"}

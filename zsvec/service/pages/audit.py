@@ -12,7 +12,8 @@ from starlette.responses import Response
 from zsvec.classifier import Classifier
 from zsvec.curation.audit import Audit
 from zsvec.errors import CategoryNotFoundError
-from zsvec.service.api.common import Runs, checked_target
+from zsvec.inputs.categories import checked_name
+from zsvec.service.api.common import Runs
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import render
 from zsvec.service.problems import Problem
@@ -75,7 +76,7 @@ def _examples(classifier: Classifier, names: Sequence[str], found: Audit) -> dic
 async def move(request: Request, work: Runs) -> Response:
     """Move references to another category, which is made if there is none."""
     chosen, category = await _chosen(request)
-    target = checked_target(category)
+    target = checked_name(category)
 
     def moved() -> str:
         if target in chosen:

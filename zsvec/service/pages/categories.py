@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from zsvec.classifier import Classifier
 from zsvec.errors import CategoryNotFoundError, ImageError
-from zsvec.inputs.categories import CategoryInput, ReferenceImage
-from zsvec.service.api.common import Runs, checked_target
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
+from zsvec.service.api.common import Runs
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import is_part, render
 from zsvec.service.problems import Problem
@@ -82,7 +82,7 @@ def _cards(classifier: Classifier, categories: Iterable[Category]) -> Iterable[_
 async def add(request: Request, work: Runs) -> Response:
     """Make a category of a name, texts and images."""
     images, fields = await sent_form(request, work.limits.images)
-    name = checked_target(fields.get("name", [""])[0])
+    name = checked_name(fields.get("name", [""])[0])
 
     def make() -> str:
         if name in {category.name for category in work.classifier.categories()}:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from zsvec.classifier import Classifier
 from zsvec.inputs.categories import checked_name
-from zsvec.service.api.common import Name, Runs, checked_target
+from zsvec.service.api.common import Name, Runs
 from zsvec.service.pages.categories import added, lines
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import category_path, is_part, render
@@ -48,7 +48,7 @@ async def add(request: Request, name: Name, work: Runs) -> Response:
         raise Problem(422, "There is no text and no picture to add")
 
     def add_to() -> str:
-        category = work.classifier.store.category(checked_target(name))  # a page may be older than its removal
+        category = work.classifier.store.category(checked_name(name))  # a page may be older than its removal
         return added(work.classifier, category.name, texts, images)
 
     return await changed(request, "add", add_to)
@@ -58,7 +58,7 @@ async def add(request: Request, name: Name, work: Runs) -> Response:
 async def move(request: Request, name: Name, work: Runs) -> Response:
     """Move references to another category."""
     _, fields = await sent_form(request, 0)
-    target = checked_target(_field(fields, "category"))
+    target = checked_name(_field(fields, "category"))
     hashes = fields.get("hash", [])
 
     def moved() -> str:
@@ -85,7 +85,7 @@ async def remove_references(request: Request, name: Name, work: Runs) -> Respons
 async def rename(request: Request, name: Name, work: Runs) -> Response:
     """Give it another name."""
     _, fields = await sent_form(request, 0)
-    new = checked_target(_field(fields, "new"))
+    new = checked_name(_field(fields, "new"))
 
     def renamed() -> str:
         if new in {category.name for category in work.classifier.categories()}:
@@ -100,7 +100,7 @@ async def rename(request: Request, name: Name, work: Runs) -> Response:
 async def merge(request: Request, name: Name, work: Runs) -> Response:
     """Move all of it to another one, which is there."""
     _, fields = await sent_form(request, 0)
-    target = checked_target(_field(fields, "category"))
+    target = checked_name(_field(fields, "category"))
 
     def merged() -> str:
         work.classifier.references.merge(name, target)

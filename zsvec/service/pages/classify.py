@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.service.api.common import Runs, checked_target
+from zsvec.inputs.categories import checked_name
+from zsvec.service.api.common import Runs
 from zsvec.service.pages import words
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import percent, render
@@ -55,7 +56,7 @@ async def correct(request: Request, work: Runs) -> Response:
         raise Problem(422, "one image and the name of its category are needed")
 
     def teach() -> str:
-        category = work.classifier.correct(images[0], checked_target(name))
+        category = work.classifier.correct(images[0], checked_name(name))
         return f"It has learned that this is “{category.name}”."
 
     return await changed(request, "correct", teach)

@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from zsvec.curation.inbox import Group, Unlabelled
 from zsvec.errors import WeightsUnavailableError
+from zsvec.inputs.categories import checked_name
 from zsvec.method.quality.unlabelled import AT_ODDS, CLOSE, at_odds, margin
-from zsvec.service.api.common import Runs, checked_target
+from zsvec.service.api.common import Runs
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import may_change, percent, render
 from zsvec.service.pages.words import how_sure
@@ -129,7 +130,7 @@ async def names(request: Request, work: Runs) -> Response:
 async def label(request: Request, work: Runs) -> Response:
     """Make images references of a category, which is made if there is none."""
     hashes, category = await _chosen(request)
-    name = checked_target(category)
+    name = checked_name(category)
     inbox = work.classifier.inbox
 
     def labelled() -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_group, checked_name, checked_path
 from zsvec.inputs.regions import Region
-from zsvec.inputs.tables import Gathered, OnError, folder_of, opened_text, path_in
+from zsvec.inputs.tables import Gathered, LeftOutError, OnError, folder_of, opened_text, path_in
 
 _Id = int | Annotated[str, Field(max_length=200)]
 _Side = Annotated[int, Field(gt=0, lt=2**31)]
@@ -111,35 +111,23 @@ def _read(file: Path) -> Mapping[str, list[Any]]:
 def _names(rows: list[Any], gathered: Gathered) -> dict[int | str, str]:
     names: dict[int | str, str] = {}
     for number, row in enumerate(rows):
-        where = f"categories[{number}]"
-        category = _checked(_Category, row, where, gathered)
-        if category is None:
-            continue
-        try:
+        with gathered.row(f"categories[{number}]"):
+            category = _checked(_Category, row)
             name = checked_name(category.name)
-        except InvalidInputError as exc:
-            gathered.refuse(where, str(exc))
-            continue
-        if names.setdefault(category.id, name) != name:
-            gathered.refuse(where, f"the id {category.id!r} is that of {names[category.id]!r} already")
+            if names.setdefault(category.id, name) != name:
+                raise InvalidInputError(f"the id {category.id!r} is that of {names[category.id]!r} already")
     return names
 
 
 def _pictures(rows: list[Any], folder: Path, gathered: Gathered) -> dict[int | str, _Image]:
     pictures: dict[int | str, _Image] = {}
     for number, row in enumerate(rows):
-        where = f"images[{number}]"
-        picture = _checked(_Picture, row, where, gathered)
-        if picture is None:
-            continue
-        try:
+        with gathered.row(f"images[{number}]"):
+            picture = _checked(_Picture, row)
             checked_group(picture.file_name)
             image = _Image(path_in(folder, picture.file_name), picture)
-        except InvalidInputError as exc:
-            gathered.refuse(where, str(exc))
-            continue
-        if pictures.setdefault(picture.id, image) is not image:
-            gathered.refuse(where, f"the id {picture.id!r} is that of another image already")
+            if pictures.setdefault(picture.id, image) is not image:
+                raise InvalidInputError(f"the id {picture.id!r} is that of another image already")
     return pictures
 
 
@@ -148,78 +136,57 @@ def _add_images(
 ) -> None:
     labels_of: dict[int | str, dict[str, None]] = {key: {} for key in pictures}
     for number, row in enumerate(rows):
-        annotation = _known(_Annotation, row, f"annotations[{number}]", names, pictures, gathered)
-        if annotation is not None:
+        with gathered.row(f"annotations[{number}]"):
+            annotation = _known(_Annotation, row, names, pictures)
             labels_of[annotation.image_id][names[annotation.category_id]] = None
     for key, labels in labels_of.items():
-        where = f"image {key!r} ({pictures[key].picture.file_name})"
-        if len(labels) == 1:
-            gathered.add(where, next(iter(labels)), str(pictures[key].path))
-        elif labels:
-            first = ", ".join(list(labels)[:_SHOWN])
-            gathered.refuse(where, f"it shows {len(labels)} categories ({first}): take the boxes instead")
-        else:
-            gathered.leave_out(where, "it has no annotation that can be used")
+        with gathered.row(f"image {key!r} ({pictures[key].picture.file_name})"):
+            if not labels:
+                raise LeftOutError("it has no annotation that can be used")
+            if len(labels) > 1:
+                first = ", ".join(list(labels)[:_SHOWN])
+                raise InvalidInputError(f"it shows {len(labels)} categories ({first}): take the boxes instead")
+            gathered.add(next(iter(labels)), str(pictures[key].path))
 
 
 def _add_boxes(
     rows: list[Any], names: Mapping[int | str, str], pictures: Mapping[int | str, _Image], gathered: Gathered
 ) -> None:
     for number, row in enumerate(rows):
-        where = f"annotations[{number}]"
-        annotation = _known(_Object, row, where, names, pictures, gathered)
-        if annotation is None:
-            continue
-        if annotation.iscrowd:
-            gathered.leave_out(where, "it is a crowd, not one object")
-            continue
-        image = pictures[annotation.image_id]
-        size = image.picture.width, image.picture.height
-        box = _pixels(annotation.bbox, size)
-        if box is None:
-            gathered.refuse(where, f"its box {annotation.bbox} has no pixel in an image of {size[0]} × {size[1]}")
-            continue
-        region = Region(str(image.path), box, size)
-        reference = ReferenceImage(image=region, group=image.picture.file_name)
-        gathered.add(where, names[annotation.category_id], reference)
+        with gathered.row(f"annotations[{number}]"):
+            annotation = _known(_Object, row, names, pictures)
+            if annotation.iscrowd:
+                raise LeftOutError("it is a crowd, not one object")
+            image = pictures[annotation.image_id]
+            size = image.picture.width, image.picture.height
+            region = Region(str(image.path), _pixels(annotation.bbox, size), size)
+            gathered.add(names[annotation.category_id], ReferenceImage(image=region, group=image.picture.file_name))
 
 
-def _pixels(bbox: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """Left, top, right and bottom of a box, whole and within the image; ``None`` if nothing of it is."""
-    if min(bbox[2:]) <= 0:
-        return None
+def _pixels(bbox: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a box, whole and within the image; raises InvalidInputError if nothing is."""
     x, y, width, height = bbox
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = (math.ceil(min(end, side)) for end, side in ((x + width, size[0]), (y + height, size[1])))
-    return (left, top, right, bottom) if left < right and top < bottom else None
+    if min(width, height) <= 0 or left >= right or top >= bottom:
+        raise InvalidInputError(f"its box {bbox} has no pixel in an image of {size[0]} × {size[1]}")
+    return left, top, right, bottom
 
 
-def _known(
-    model: type[A],
-    row: Any,
-    where: str,
-    names: Mapping[int | str, str],
-    pictures: Mapping[int | str, _Image],
-    gathered: Gathered,
-) -> A | None:
+def _known(model: type[A], row: Any, names: Mapping[int | str, str], pictures: Mapping[int | str, _Image]) -> A:
     """The annotation, if its category and its image are in the file."""
-    annotation = _checked(model, row, where, gathered)
-    if annotation is None:
-        return None
+    annotation = _checked(model, row)
     if annotation.category_id not in names:
-        gathered.refuse(where, f"there is no category of the id {annotation.category_id!r}")
-    elif annotation.image_id not in pictures:
-        gathered.refuse(where, f"there is no image of the id {annotation.image_id!r} that can be used")
-    else:
-        return annotation
-    return None
+        raise InvalidInputError(f"there is no category of the id {annotation.category_id!r}")
+    if annotation.image_id not in pictures:
+        raise InvalidInputError(f"there is no image of the id {annotation.image_id!r} that can be used")
+    return annotation
 
 
-def _checked(model: type[T], row: Any, where: str, gathered: Gathered) -> T | None:
+def _checked(model: type[T], row: Any) -> T:
     try:
         return model.model_validate(row)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
         field = "".join(f"{part}: " for part in first["loc"][:1])
-        gathered.refuse(where, f"{field}{first['msg']}. Got {shown(first['input'])}")
-        return None
+        raise InvalidInputError(f"{field}{first['msg']}. Got {shown(first['input'])}") from exc

@@ -27,36 +27,43 @@ _LONGEST_PATH = 4096  # characters; no common file system takes more
 _LONGEST_LINE = 2**20  # characters: a file without line ends is not read as a whole
 
 
+class LeftOutError(Exception):
+    """A row is no image of one category, which is told, and is no error."""
+
+
 class Gathered:
-    """Images by label. Rows that give none are told to `on_error`; without it, the first is raised."""
+    """Images by label.
+
+    Args:
+        table: Where the rows come from, for messages.
+        on_error: Called with the error of each row that gives no image; by default, the first is raised.
+    """
 
     def __init__(self, table: str, on_error: OnError | None) -> None:
         self._table = table
         self._on_error = on_error
-        self._names: dict[object, str] = {}
+        self._names: dict[str, str] = {}
         self._images: dict[str, list[Any]] = {}
 
-    def add(self, row: str, label: object, image: Any) -> None:
-        """Add the image of a row to the category of its label; a label that cannot be a name is told."""
+    @contextmanager
+    def row(self, row: str) -> Iterator[None]:
+        """Handles what cannot be used of a row, an InvalidInputError of the block."""
         try:
-            name = self._names[label] if isinstance(label, str) and label in self._names else checked_name(label)
-        except InvalidInputError as exc:
-            self.refuse(row, str(exc))
-            return
-        self._names[label] = name
+            yield
+        except (InvalidInputError, LeftOutError) as exc:
+            error = InvalidInputError(f"{self._table}, {row}: {exc}")
+            if self._on_error is not None:
+                self._on_error(error)
+            elif not isinstance(exc, LeftOutError):
+                raise error from None
+
+    def add(self, label: object, image: Any) -> None:
+        """Adds an image to the category of its label; raises InvalidInputError for a label that cannot be a name."""
+        name = self._names.get(label) if isinstance(label, str) else None
+        if name is None:
+            name = checked_name(label)
+            self._names[str(label)] = name
         self._images.setdefault(name, []).append(image)
-
-    def refuse(self, row: str, reason: str) -> None:
-        """Tell that a row cannot be used, or raise that as an error."""
-        error = InvalidInputError(f"{self._table}, {row}: {reason}")
-        if self._on_error is None:
-            raise error
-        self._on_error(error)
-
-    def leave_out(self, row: str, reason: str) -> None:
-        """Tell that a row is no image of one category, which is no error."""
-        if self._on_error is not None:
-            self.refuse(row, reason)
 
     def categories(self, images: Callable[[list[Any]], Iterable[Any]] = list) -> list[CategoryInput]:
         """The categories, sorted by name.
@@ -108,11 +115,14 @@ def from_csv(
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for row in rows:
-            where = f"line {rows.line_num + 1}"
-            if row and len(row) != len(columns):
-                gathered.refuse(where, f"{len(row)} columns where the first line has {len(columns)}; quote its text")
-            elif row:
-                _add_path(gathered, where, folder, row[columns.index(path)], row[columns.index(label)])
+            if not row:
+                continue
+            with gathered.row(f"line {rows.line_num + 1}"):
+                if len(row) != len(columns):
+                    raise InvalidInputError(
+                        f"{len(row)} columns where the first line has {len(columns)}; quote its text"
+                    )
+                gathered.add(row[columns.index(label)], str(path_in(folder, row[columns.index(path)])))
     except csv.Error as exc:
         raise InvalidInputError(f"{file} is no CSV after line {rows.line_num + 1}: {exc}; mend it") from exc
     return gathered.categories()
@@ -150,10 +160,10 @@ def from_frame(
         raise InvalidInputError(f"a frame must be one of pandas or polars. Got {shown(frame)} instead") from exc
     gathered = Gathered("the frame", on_error)
     for number, (image, name) in enumerate(rows):
-        if isinstance(image, str | os.PathLike) and os.fspath(image):
-            gathered.add(f"row {number}", name, image)
-        else:
-            gathered.refuse(f"row {number}", f"a path must be text that is not empty. Got {shown(image)}")
+        with gathered.row(f"row {number}"):
+            if not isinstance(image, str | os.PathLike) or not os.fspath(image):
+                raise InvalidInputError(f"a path must be text that is not empty. Got {shown(image)}")
+            gathered.add(name, image)
     return gathered.categories()
 
 
@@ -181,7 +191,8 @@ def from_dataset(
     gathered = Gathered("the data set", on_error)
     if hasattr(dataset, "samples") and hasattr(dataset, "classes"):
         for number, (path, position) in enumerate(dataset.samples):
-            gathered.add(f"row {number}", dataset.classes[position], path)
+            with gathered.row(f"row {number}"):
+                gathered.add(dataset.classes[position], path)
         return gathered.categories()
     features = getattr(dataset, "features", None)
     if features is None or not hasattr(dataset, "select_columns") or not hasattr(dataset, "__len__"):
@@ -193,10 +204,10 @@ def from_dataset(
     plain = dataset.with_format(None)
     names = features[label].names
     for number, position in enumerate(plain[label]):
-        if isinstance(position, int) and 0 <= position < len(names):
-            gathered.add(f"row {number}", names[position], number)
-        else:
-            gathered.refuse(f"row {number}", f"it has no label. Got {position}")
+        with gathered.row(f"row {number}"):
+            if not isinstance(position, int) or not 0 <= position < len(names):
+                raise InvalidInputError(f"it has no label. Got {position}")
+            gathered.add(names[position], number)
     pictures = plain.select_columns([image]).cast_column(image, type(features[image])(decode=False))
     return gathered.categories(lambda rows: _Pictures(pictures, image, rows))
 
@@ -283,15 +294,6 @@ def path_in(folder: Path, path: str) -> Path:
     if not os.path.exists(found):  # noqa: PTH110 - Path.exists raises for a name that is too long
         raise InvalidInputError(f"there is no {str(found)!r}: check the path, and the folder of the images")
     return found
-
-
-def _add_path(gathered: Gathered, row: str, folder: Path, path: str, label: str) -> None:
-    try:
-        image = path_in(folder, path)
-    except InvalidInputError as exc:
-        gathered.refuse(row, str(exc))
-    else:
-        gathered.add(row, label, str(image))
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -463,7 +463,7 @@ def test_a_stream_keeps_nothing_by_default(clf: Classifier, monkeypatch: pytest.
         raise AssertionError("nothing of the inbox is needed")
 
     monkeypatch.setattr("zsvec.ingest.embedding.small_copy", refuse)
-    monkeypatch.setattr("zsvec.inputs.images.digest_of", refuse)
+    monkeypatch.setattr("zsvec.inputs.images._digest_of", refuse)
     monkeypatch.setattr("zsvec.store.collections.inbox.InboxCollection.read", refuse)
     with clf.classify_stream(photos(1, 2)) as stream:
         answers = list(stream)

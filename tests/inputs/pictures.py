@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zsvec.inputs.images import load_image
+from zsvec.inputs.images import ImageInput, LoadedImage, load_image, reading
 
 LOSSLESS: list[tuple[str, dict[str, Any]]] = [
     ("PNG", {}),
@@ -28,6 +28,11 @@ def encode(image: Image.Image, format_name: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format_name, **options)
     return buffer.getvalue()
+
+
+def read_image(image: ImageInput, **options: Any) -> LoadedImage:
+    with reading(image, **options) as loaded:
+        return loaded
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
 
-from tests.inputs.pictures import ALL_FORMATS, chunk, claims, encode, greys, pixels, png, row
+from tests.inputs.pictures import ALL_FORMATS, chunk, claims, encode, greys, pixels, png, read_image, row
 from zsvec.errors import ImageError
 from zsvec.inputs import images
 from zsvec.inputs.folders import find_images
-from zsvec.inputs.images import content_hash, load_image, read_image
+from zsvec.inputs.images import content_hash, load_image
 
 UPRIGHT = np.array([[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[250, 250, 0], [0, 0, 0], [90, 90, 90]]], np.uint8)
 # How a camera stores the upright picture (EXIF 2.32, tag 274), as the inverse of what a viewer has to do.
@@ -454,12 +454,18 @@ class TestSizeLimit:
 
     def test_an_endless_stream_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Endless(io.RawIOBase):
+            def __init__(self, beginning: bytes) -> None:
+                self._beginning = beginning
+
             def read(self, size: int = -1) -> bytes:
-                return bytes(size)
+                data, self._beginning = self._beginning, b""
+                return data or bytes(size)
 
         monkeypatch.setattr(images, "MAX_BYTES", 10 * 2**20)
         with pytest.raises(ImageError, match="more than 10,485,760 bytes"):
-            load_image(Endless())  # type: ignore[arg-type]
+            load_image(cast("BinaryIO", Endless(png((1, 1), 8, 0, b"\0"))))
+        with pytest.raises(ImageError, match="unknown format"):
+            load_image(cast("BinaryIO", Endless(b"")))
 
 
 class TestTruncated:
@@ -501,8 +507,9 @@ class TestTruncated:
             assert "cannot read bytes: " in str(error)  # noqa: PT017
 
     def test_warnings_that_are_errors_become_image_errors(self) -> None:
-        data = png((2, 1), 8, 0, bytes([1, 2]), chunk(b"acTL", bytes(8)))
-        with pytest.raises(ImageError, match="Invalid APNG"):
+        data = encode(row("L", 1, 2), "TIFF", tiffinfo={270: "a row"})
+        data = data.replace(struct.pack("<HHI", 270, 2, 6), struct.pack("<HHI", 270, 2, 10_000))
+        with pytest.raises(ImageError, match="larger than file"):
             load_image(data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zsvec.errors import InvalidInputError
-from zsvec.inputs.decoding import SUFFIXES
+from zsvec.inputs.encoded import SUFFIXES
 from zsvec.inputs.folders import find_images, read_categories
 
 

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import ExifTags, Image
 
-from tests.inputs.pictures import ALL_FORMATS, LOSSLESS, claims, encode, png, row
+from tests.inputs.pictures import ALL_FORMATS, LOSSLESS, claims, encode, png, read_image, row
 from zsvec.errors import ImageError
 from zsvec.inputs import images
 from zsvec.inputs.files import open_regular
-from zsvec.inputs.images import content_hash, load_image, read_image, source_of, taken
+from zsvec.inputs.images import content_hash, load_image, source_of, taken
 
 
 class TestKindsOfInput:

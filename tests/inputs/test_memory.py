@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +20,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, WebPImagePlugin, features
 
 from tests.inputs.pictures import ALL_FORMATS, chunk, encode, png
 from tests.support import isolated, open_classifier
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.inputs.decoding import MAX_PIXELS, Limits, plan_decoded
-from zsvec.inputs.headers import Reader, read_header
+from zsvec.inputs.encoded import Encoded, open_encoded
 from zsvec.inputs.images import content_hash, load_image, reading, taken
 from zsvec.inputs.memory import ACCOUNT, DEFAULT, Account
 from zsvec.settings.settings import Settings, load_settings
@@ -39,6 +40,15 @@ def tiff(entries: list[tuple[int, int, int, int]], data: bytes = b"", prefix: by
     """A little-endian TIFF, or Exif, of one directory: tag, type, count, and value or its position."""
     table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
     return prefix + b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(4) + data
+
+
+def two_directories() -> bytes:
+    """A BigTIFF whose tags Pillow reads elsewhere than libtiff, to which a tile is much larger."""
+    big = [(256, 4, 1, 64 << 32), (257, 4, 1, 64 << 32), (322, 4, 1, 46_336 << 32), (323, 4, 1, 46_336 << 32)]
+    small = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 1), (273, 16), (279, 64)]
+    data = b"MM\0+\0\x08\0\0" + struct.pack(">QQ", 16, len(big)) + b"".join(struct.pack(">HHQQ", *tag) for tag in big)
+    classic = struct.pack(">H", len(small)) + b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in small)
+    return data.ljust(0x80000, b"\0") + classic + bytes(4)
 
 
 def grey_tiff(width: int, height: int, *more: tuple[int, int, int, int], data: bytes = b"") -> bytes:
@@ -59,6 +69,21 @@ def jpeg_with(exif: bytes) -> bytes:
     data = encode(Image.new("RGB", (8, 8)), "JPEG")
     body = b"Exif\0\0" + exif
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
+
+
+def jpeg_with_long_exif(tag: int) -> bytes:
+    """A JPEG whose Exif, in many segments, has a tag of seven million numbers."""
+    exif = tiff([(tag, 3, 7_000_000, 30)], bytes(14_000_100))
+    parts = (b"Exif\0\0" + exif[at : at + 65_000] for at in range(0, len(exif), 65_000))
+    data = encode(Image.new("RGB", (8, 8)), "JPEG")
+    return data[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part for part in parts) + data[2:]
+
+
+def tiff_with_long_exif() -> bytes:
+    """A TIFF whose Exif has a tag of ten million numbers."""
+    directory = struct.pack("<HHHIII", 1, 5000, 3, 10_000_000, 4200, 0)
+    data = grey_tiff(64, 64, (273, 4, 1, 100), (279, 4, 1, 4096), (34665, 4, 1, 4200), data=bytes(20_010_000))
+    return data[:4200] + directory + data[4200 + len(directory) :]
 
 
 def jpeg_claiming(width: int, height: int, **options: Any) -> bytes:
@@ -111,9 +136,14 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     ),
     "tiff-lzma": lambda: grey_tiff(64, 64, (259, 3, 1, 34925), (273, 4, 1, -1), (279, 4, 1, 64), data=bytes(64)),
     "tiff-offsets": lambda: grey_tiff(64, 64, (278, 4, 1, 1), (273, 3, 10**6, -1), data=bytes(2 * 10**6)),
-    "jpeg-exif": lambda: jpeg_with(exif_of_shared_values()),
+    "tiff-two-directories": lambda: two_directories(),
+    "tiff-depth": lambda: grey_tiff(64, 64, (259, 3, 1, 5), (273, 4, 1, 8), (279, 4, 1, 64), (32997, 4, 1, 2**31)),
+    "tiff-many-tags": lambda: tiff([(tag, 3, 1, 0) for tag in range(1000, 6000)]),
+    "tiff-uncommon-tile": lambda: grey_tiff(
+        64, 64, (259, 3, 1, 8), (322, 17, 1, 46_336), (323, 17, 1, 46_336), (324, 4, 1, -1), (325, 4, 1, 2 * MIB),
+        data=compressed(46_336 * 46_336 // 4),
+    ),
     "jpeg-progressive": lambda: jpeg_claiming(9_900, 9_900, progressive=True, subsampling=0),
-    "jpeg-lossless": lambda: encode(Image.new("L", (8, 8)), "JPEG").replace(b"\xff\xc0", b"\xff\xc3"),
     "jp2": jp2,
     "avif": lambda: b"\0\0\0\x20ftypavif" + bytes(500),
     "webp-canvas": lambda: webp_canvas(9_900, 9_900),
@@ -122,30 +152,51 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "png-row": lambda: png((100_000_000, 1), 8, 6, bytes(4)),
     "ppm-text": lambda: b"P3 9000 9000 255\n" + b"1 " * 100,
 }  # fmt: skip
+BOUNDED: dict[str, Callable[[], bytes]] = {
+    "jpeg-density": lambda: jpeg_with_long_exif(0x011A),
+    "jpeg-orientation": lambda: jpeg_with_long_exif(ExifTags.Base.Orientation),
+    "jpeg-exif": lambda: jpeg_with(exif_of_shared_values()),
+    "jpeg-lossless": lambda: encode(Image.new("L", (8, 8)), "JPEG").replace(b"\xff\xc0", b"\xff\xc3"),
+    "png-text": png_exif_text,
+    "tiff-exif": lambda: tiff_with_long_exif(),
+}
+"""Files that Pillow would take much memory for, and that are read without that, or refused."""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_takes_much_more_than_it_should_is_refused_before_pillow_sees_it(
+def test_what_takes_much_more_than_it_should_is_refused_before_it_is_decoded(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = HOSTILE[name]()
-    Image.init()
 
-    def never(*args: Any) -> Any:
-        raise AssertionError("opened")
+    def never(self: Any) -> Any:
+        raise AssertionError("decoded")
 
-    for one in list(Image.OPEN):
-        monkeypatch.setitem(Image.OPEN, one, (never, Image.OPEN[one][1]))
-    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile", never)
-    with pytest.raises(ImageError) as caught:
-        load_image(data)
-    assert "opened" not in str(caught.value)
+    for kind in (ImageFile.ImageFile, TiffImagePlugin.TiffImageFile, WebPImagePlugin.WebPImageFile):
+        monkeypatch.setattr(kind, "load", never)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, of damaged tags
+        with pytest.raises(ImageError) as caught:
+            load_image(data)
+    assert "decoded" not in str(caught.value)
+    assert ACCOUNT.taken == 0
+
+
+@pytest.mark.parametrize(("segments", "fits"), [(250, True), (270, False)])
+def test_metadata_before_the_pixels_is_bounded(segments: int, fits: bool) -> None:
+    data = encode(Image.new("RGB", (8, 8)), "JPEG")
+    data = data[:2] + (b"\xff\xe5\xff\xff" + bytes(65_533)) * segments + data[2:]
+    if fits:
+        assert load_image(data).size == (8, 8)
+    else:
+        with pytest.raises(ImageError, match="header has more than 16,777,216 bytes"):
+            load_image(data)
     assert ACCOUNT.taken == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is measured in other units elsewhere")
 def test_the_memory_of_a_process_stays_small(tmp_path: Path) -> None:
-    for name, make in {**HOSTILE, "png-text": png_exif_text}.items():
+    for name, make in {**HOSTILE, **BOUNDED}.items():
         (tmp_path / name).write_bytes(make())
     with (tmp_path / "sparse.jpg").open("wb") as file:
         file.write(b"\xff\xd8\xff")
@@ -154,7 +205,8 @@ def test_the_memory_of_a_process_stays_small(tmp_path: Path) -> None:
     os.truncate(tmp_path / "sparse-jfif.jpg", 2**30)
     program = (
         "import resource, sys\nfrom zsvec.inputs.images import load_image, ImageError\n"
-        "from pathlib import Path\nload_image(Path(sys.argv[2]).read_bytes())\n"
+        "import warnings\nfrom pathlib import Path\nwarnings.simplefilter('ignore')\n"
+        "load_image(Path(sys.argv[2]).read_bytes())\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\nstart = peak()\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try: load_image(path)\n    except ImageError: pass\n"
@@ -175,15 +227,15 @@ def test_a_header_says_the_size_and_enough_memory(encoding: tuple[str, dict[str,
     if (name, mode) in {("JPEG", "P"), ("JPEG", "RGBA"), ("PPM", "P")}:
         pytest.skip("there is none")
     data = encode(Image.effect_noise((61, 47), 50).convert(mode), name, **options)
-    header = read_header(Reader(io.BytesIO(data), len(data)), name)
-    assert header.size == (61, 47)
+    header = open_encoded(Encoded(io.BytesIO(data)))
+    assert header.image.size == (61, 47)
     assert 61 * 47 * 4 <= header.memory() - MIB <= 500 * 61 * 47 + 20 * len(data)
 
 
 @pytest.mark.parametrize(("scale", "side"), [(8, 25), (4, 50), (2, 100), (1, None)])
 def test_a_jpeg_counts_as_it_is_decoded(scale: int, side: int | None) -> None:
     data = encode(Image.effect_noise((400, 400), 50).convert("RGB"), "JPEG")
-    header = read_header(Reader(io.BytesIO(data), len(data)), "JPEG")
+    header = open_encoded(Encoded(io.BytesIO(data)))
     needed = header.memory(scale)
     assert load_image(data, side=side, image_memory=needed).size == (400 // scale, 400 // scale)
     with pytest.raises(ImageError, match=rf"would take {needed:,} bytes.* image_memory={needed - 1:,}"):
@@ -378,14 +430,14 @@ def test_the_transparency_of_a_webp_counts_by_its_own_length() -> None:
     plain = encode(image.convert("RGB"), "WEBP", quality=90)
     lossy = encode(image, "WEBP", quality=90)
     moving = encode(image, "WEBP", quality=90, save_all=True, append_images=[image.rotate(180)])
-    least = read_header(Reader(io.BytesIO(plain), len(plain)), "WEBP").memory()
+    least = open_encoded(Encoded(io.BytesIO(plain))).memory()
     for data in (lossy, moving):
         assert b"ALPH" in data
-        needed = read_header(Reader(io.BytesIO(data), len(data)), "WEBP").memory()
+        needed = open_encoded(Encoded(io.BytesIO(data))).memory()
         assert needed < least + size[0] * size[1] * 4 + 8 * MIB + 3 * len(data)
         assert load_image(data, image_memory=needed + len(data)).size == size
     lossless = encode(image, "WEBP", lossless=True)
-    assert read_header(Reader(io.BytesIO(lossless), len(lossless)), "WEBP").memory() > least + 300 * MIB
+    assert open_encoded(Encoded(io.BytesIO(lossless))).memory() > least + 300 * MIB
 
 
 class TestAccount:
@@ -449,7 +501,7 @@ class TestAccount:
 
     def test_an_encoder_may_read_images_itself(self) -> None:
         data = encode(Image.new("RGB", (900, 900)), "PNG")
-        needed = read_header(Reader(io.BytesIO(data), len(data)), "PNG").memory()
+        needed = open_encoded(Encoded(io.BytesIO(data))).memory()
 
         def read() -> None:
             with reading(data, image_memory=needed):

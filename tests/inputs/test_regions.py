@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 import zsvec
+from tests.inputs.pictures import read_image
 from tests.support import encode, isolated, photo, two_encoders, write_photos  # noqa: F401
 from zsvec.errors import ImageError, InvalidInputError
-from zsvec.inputs.images import content_hash, load_image, read_image, source_of
+from zsvec.inputs.images import content_hash, load_image, source_of
 from zsvec.inputs.regions import Region
 
 BOX = (10, 20, 40, 50)

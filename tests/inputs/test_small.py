@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from tests.inputs.pictures import chunk
+from tests.inputs.pictures import chunk, read_image
 from tests.support import encode
 from zsvec.errors import ImageError
-from zsvec.inputs.images import load_image, read_image
+from zsvec.inputs.images import load_image
 from zsvec.inputs.small import LARGEST, SIDE, open_small, small_copy
 
 

@@ -125,7 +125,7 @@ def _read(
 
 def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str, Path]) -> Iterator[str]:
     """What somebody who imports may not expect of the folders."""
-    from zsvec.inputs.decoding import SUFFIXES
+    from zsvec.inputs.encoded import SUFFIXES
     from zsvec.inputs.folders import other_files
 
     if loose := sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):

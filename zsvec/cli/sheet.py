@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zsvec.cli.process import harmless
 from zsvec.errors import InvalidInputError, without_password
-from zsvec.inputs.decoding import recognised
+from zsvec.inputs.encoded import recognised
 from zsvec.inputs.files import replacing_named
 from zsvec.store import SmallImage
 from zsvec.types import StoredReference

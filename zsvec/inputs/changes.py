@@ -10,7 +10,7 @@ from threading import Event
 
 from watchfiles import Change, watch
 
-from zsvec.inputs.decoding import SUFFIXES
+from zsvec.inputs.encoded import SUFFIXES
 from zsvec.inputs.folders import OnOutside, find_images
 
 _log = logging.getLogger(__name__)

@@ -6,52 +6,27 @@ Errors here say what is wrong; `zsvec.inputs.images` adds which image it is.
 from __future__ import annotations
 
 import io
-import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, JpegImagePlugin
+from PIL import ExifTags, Image, ImageFile
 
 from zsvec.errors import ImageError
-from zsvec.inputs.headers import (
-    LONGEST_SIDE,
-    Header,
-    Reader,
-    check_metadata,
-    check_scans,
-    needless_chunks,
-    read_header,
-)
+from zsvec.inputs.encoded import Encoded, check_scans, count_numbers, open_encoded
 from zsvec.inputs.memory import DEFAULT
 
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded by default. A JPEG that is decoded at a fraction counts as large as that."""
 MAX_BYTES = 2**28
 """Most bytes that are read of a stream that does not say its size."""
+LONGEST_SIDE = 1_000_000
+"""Pixels. Decoders of raw rows take time that grows with the square of a row."""
 
-# Raster formats that Pillow recognises by their first bytes and decodes in process, with their suffixes, and whose
-# memory is known before (`zsvec.inputs.headers`). Not EPS, which is a program, nor ICO, which Pillow decodes before its
-# size is known. Not JPEG 2000: openjpeg allocates for tiles, precincts and blocks as the file says (2.4 GiB for
-# 1.5 KB). Not AVIF: the AV1 stream in it has a size of its own, which decoders allocate for before it is compared.
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-}
-# Found in folders all the same: the error of who reads them is better than a silence.
-_REFUSED = (".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
-SUFFIXES = frozenset([*(suffix for suffixes in FORMATS.values() for suffix in suffixes), *_REFUSED])
-
-_UNBOUNDED = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # AVIF and JPEG 2000
 _BAND = 2**18  # pixels that are converted at once
 
 _DRAFT = 2  # a JPEG file is decoded at least this many times as large as it will be scaled to
@@ -73,12 +48,12 @@ class Limits:
     """What an image may be and take.
 
     Attributes:
-        pixels: Of the image; by default `MAX_PIXELS`, of what is decoded of it.
-        memory: Bytes that all images being decoded may take together.
+        max_pixels: Of the image; by default `MAX_PIXELS`, of what is decoded of it.
+        image_memory: Bytes that all images being decoded may take together.
     """
 
-    pixels: int | None = None
-    memory: int = DEFAULT
+    max_pixels: int | None = None
+    image_memory: int = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,50 +62,45 @@ class Plan:
 
     Attributes:
         memory: Bytes that it will take, its encoded bytes excluded.
-        format: As Pillow names it; ``None`` for what is decoded.
-        header: Of encoded bytes.
-        draft: Size that a JPEG is asked for.
+        size: Width and height in pixels of encoded bytes; ``None`` for what is decoded.
+        scale: The fraction of its size at which a JPEG is decoded: 1, 2, 4 or 8.
     """
 
     memory: int
-    format: str | None = None
-    header: Header | None = None
-    draft: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
+    scale: int = 1
 
     def size_of(self, decoded: Image.Image) -> tuple[int, int]:
         """Width and height of the whole image, turned as what was decoded of it."""
-        width, height = self.header.size if self.header else decoded.size
+        width, height = self.size or decoded.size
         turned = (width - height) * (decoded.width - decoded.height) < 0
         return (height, width) if turned else (width, height)
 
 
-def plan_encoded(data: Reader, limits: Limits, side: int | None) -> Plan:
+def plan_encoded(file: Encoded, limits: Limits, side: int | None) -> Plan:
     """How encoded bytes will be decoded.
 
     Args:
-        data: The bytes, of which little is read.
+        file: The bytes, of which only the header is read.
         limits: A larger image is refused.
         side: Pixels to which the shorter side will be scaled.
 
     Raises:
-        ImageError: The content is no image, damaged, or too large.
-        struct.error: It is damaged.
+        ImageError: The content is no image, or too large.
+        Exception: Whatever Pillow raises for damaged files.
     """
-    name = recognised(data.at(0, 16))
-    header = read_header(data, name)
-    draft, scale = None, 1
-    if name == "JPEG" and side is not None and min(header.size) > _DRAFT * side:
-        fraction = min(header.size) / (_DRAFT * side)
-        draft = math.ceil(header.size[0] / fraction), math.ceil(header.size[1] / fraction)
-        scale = max(s for s in (1, 2, 4, 8) if s <= min(header.size[0] // draft[0], header.size[1] // draft[1]))
-    _check_pixels(header.size, limits, name, scale)
-    return Plan(header.memory(scale), name, header, draft)
+    header = open_encoded(file)
+    size, name = header.image.size, header.image.format
+    scale = 1
+    if name == "JPEG" and side is not None:
+        scale = max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(size) >= scale * _DRAFT * side)
+    _check_pixels(size, limits, name, scale)
+    return Plan(header.memory(scale), size, scale)
 
 
 def plan_decoded(content: NDArray[Any] | Image.Image, limits: Limits) -> Plan:
     """How an array or a PIL image will be brought to RGB; the arguments and errors are those of `plan_encoded`."""
     if isinstance(content, Image.Image):
-        _check_size(content.size)
         _check_pixels(content.size, limits, content.format)
         lazy = opened(content) and bool(getattr(content, "tile", None))
         turned = lazy or _orientation(content) in _TURNS  # that of a PNG is not known before it is decoded
@@ -138,33 +108,9 @@ def plan_decoded(content: NDArray[Any] | Image.Image, limits: Limits) -> Plan:
             made = lazy + (opened(content) or turned)  # the turned image is in the place of the copy
         else:
             made = lazy + 1 + turned
-        return Plan(content.width * content.height * 4 * made + 2**20, content.format)
+        return Plan(content.width * content.height * 4 * made + 2**20)
     check_array(content, limits)
     return Plan(content.shape[0] * content.shape[1] * 4 + 2**20)
-
-
-def recognised(prefix: bytes) -> str:
-    """The format of encoded bytes that begin so.
-
-    Raises:
-        ImageError: It is none that is read.
-    """
-    if not prefix:
-        raise ImageError("it is empty (0 bytes); give an image")
-    for register in (Image.preinit, Image.init):  # the usual formats first: all forty are slow to import
-        register()
-        for name in (name for name in FORMATS if name in Image.OPEN):
-            _, accept = Image.OPEN[name]
-            accepted = accept is not None and accept(prefix)
-            if isinstance(accepted, str):
-                raise ImageError(f"{accepted}; convert it to PNG or JPEG")
-            if accepted:
-                return name
-    if any(mark in prefix for mark in _UNBOUNDED):
-        raise ImageError(
-            "AVIF and JPEG 2000 are not read, because their memory is unbounded; convert it to PNG or JPEG"
-        )
-    raise ImageError(f"unknown format, it begins with {prefix[:8]!r}; convert it to one of {', '.join(FORMATS)}")
 
 
 def decode(content: bytes | NDArray[Any] | Image.Image, plan: Plan) -> Image.Image:
@@ -200,60 +146,29 @@ def opened(image: object) -> bool:
     return isinstance(image, ImageFile.ImageFile)
 
 
-class _Encoded(io.BytesIO):
-    """Encoded bytes that record whether a decoder asked for more than there are.
-
-    Args:
-        data: The bytes.
-        left_out: Parts that a decoder does not get, from the beginning of each to its end. Pillow's reader of PNGs
-            begins a read at each chunk.
-    """
-
-    exhausted = False
-
-    def __init__(self, data: bytes, left_out: Mapping[int, int]) -> None:
-        super().__init__(data)
-        self._left_out = left_out
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        while (end := self._left_out.get(self.tell())) is not None:
-            self.seek(end)
-        data = super().read(size)
-        self.exhausted = self.exhausted or (not data and size != 0)
-        return data
-
-
 def _open(data: bytes, plan: Plan) -> Image.Image:
-    # Not Image.open: above Pillow's own limit it warns before the size is known, and Python cannot silence a
-    # warning in one thread only.
-    left_out = needless_chunks(Reader(io.BytesIO(data), len(data))) if plan.format == "PNG" else {}
-    encoded = _Encoded(data, left_out)
-    if plan.format == "JPEG":  # not by the factory, which reads the index of further pictures, of any size
+    file = Encoded(io.BytesIO(data))
+    header = open_encoded(file)
+    image = header.image
+    if Plan(header.memory(plan.scale), image.size, plan.scale) != plan:
+        raise ImageError("it was changed while it was read; read it again")
+    if image.format == "JPEG":
         check_scans(data)
-        image: ImageFile.ImageFile = JpegImagePlugin.JpegImageFile(encoded, "")
-    else:
-        image = Image.OPEN[str(plan.format)][0](encoded, "")
-    _check_size(image.size)
-    if plan.header is not None and sorted(image.size) != sorted(plan.header.size):  # turned, it is the other way round
-        raise ImageError(f"it has two sizes, {plan.header.size} and {image.size}; save it anew")
-    _fit_transparent_colour(image)
-    if plan.draft is not None:
-        image.draft(None, plan.draft)
+        image.draft(None, (image.width // plan.scale, image.height // plan.scale))
+    elif image.format == "PNG":
+        _fit_transparent_colour(image)
     image.load()
     # Pillow refuses a truncated file by itself, unless the application told it not to.
-    if ImageFile.LOAD_TRUNCATED_IMAGES and encoded.exhausted:
+    if ImageFile.LOAD_TRUNCATED_IMAGES and file.exhausted:
         raise ImageError("image file is truncated; give the whole file")
     return image
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    if min(size) <= 0:
-        raise ImageError(f"it has no pixels ({size[0]} × {size[1]}); give an image")
-
-
 def _check_pixels(size: tuple[int, int], limits: Limits, format_name: str | None, scale: int = 1) -> None:
     width, height = size
-    limit, name = limits.pixels or MAX_PIXELS * scale**2, "max_pixels"
+    if min(size) <= 0:
+        raise ImageError(f"it has no pixels ({width} × {height}); give an image")
+    limit, name = limits.max_pixels or MAX_PIXELS * scale**2, "max_pixels"
     if format_name == "TIFF" and Image.MAX_IMAGE_PIXELS and limit > Image.MAX_IMAGE_PIXELS:
         limit, name = Image.MAX_IMAGE_PIXELS, "PIL.Image.MAX_IMAGE_PIXELS"
     if width * height > limit:
@@ -264,7 +179,7 @@ def _check_pixels(size: tuple[int, int], limits: Limits, format_name: str | None
 
 def _fit_transparent_colour(image: ImageFile.ImageFile) -> None:
     colour = image.info.get("transparency")
-    scale = _TRANSPARENT_TO_8_BITS.get(str(image.tile[0][3])) if image.format == "PNG" else None
+    scale = _TRANSPARENT_TO_8_BITS.get(str(image.tile[0][3]))
     if scale and isinstance(colour, tuple):
         image.info["transparency"] = tuple(int(value * scale) for value in colour)
     elif scale and colour is not None:
@@ -279,8 +194,9 @@ def _orientation(image: Image.Image) -> Any:
         if exif is None and text is not None:
             exif = bytes.fromhex("".join(text.split("\n")[3:]))
         if isinstance(exif, bytes):
-            check_metadata(exif)
-        return image.getexif().get(ExifTags.Base.Orientation)
+            tags = exif.removeprefix(b"Exif\0\0")
+            count_numbers(Encoded(io.BytesIO(tags)))
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     return None
 
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import CategoryInput, checked_name, checked_path
-from zsvec.inputs.decoding import SUFFIXES
+from zsvec.inputs.encoded import SUFFIXES
 from zsvec.inputs.files import inside, read_named
 
 OnOutside: TypeAlias = Callable[[InvalidInputError], object]

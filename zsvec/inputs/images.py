@@ -1,24 +1,26 @@
 """Paths, bytes, files, arrays and PIL images → an RGB ``PIL.Image``, and the hash of its content.
 
-`read_image` gives both with one read. Every failure is an `ImageError`. Nothing changes the state of the process
-(Pillow's globals, the filters of `warnings`), so that many threads may read images. `zsvec.inputs.headers` says how
-much memory an image takes, and `zsvec.inputs.memory` who has to wait for it.
+`reading` gives both with one read. Every failure is an `ImageError`. Nothing changes the state of the process (Pillow's
+globals, the filters of `warnings`), so that many threads may read images. `zsvec.inputs.encoded` says how much memory
+an image takes, and `zsvec.inputs.memory` lets threads wait for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
-import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from inspect import CO_GENERATOR
+from itertools import chain
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, BinaryIO, TypeAlias, TypedDict, TypeGuard
+from typing import Any, BinaryIO, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,17 +30,15 @@ from zsvec.errors import ImageError, shown, without_password
 from zsvec.inputs.decoding import (
     MAX_BYTES,
     Limits,
-    Plan,
+    bands,
     check_array,
     decode,
     opened,
     plan_decoded,
     plan_encoded,
-    recognised,
 )
-from zsvec.inputs.digests import digest_of, digest_of_parts
+from zsvec.inputs.encoded import Encoded, opening_memory, read_bytes, recognised
 from zsvec.inputs.files import open_regular
-from zsvec.inputs.headers import Reader
 from zsvec.inputs.memory import ACCOUNT, DEFAULT
 from zsvec.inputs.regions import Region
 
@@ -50,7 +50,7 @@ _CHUNK = 2**20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path has one of the two slashes; a drive has one letter
 
 
-class ImageLimits(TypedDict):
+class ImageLimits(TypedDict, total=False):
     """The limits of images, as arguments of `load_image` and of its like."""
 
     max_pixels: int | None
@@ -74,18 +74,12 @@ class LoadedImage:
 
 @contextmanager
 def reading(
-    image: ImageInput,
-    *,
-    max_pixels: int | None = None,
-    side: int | None = None,
-    image_memory: int = DEFAULT,
-    hashed: bool = True,
+    image: ImageInput, *, side: int | None = None, hashed: bool = True, **limits: Unpack[ImageLimits]
 ) -> Iterator[LoadedImage]:
-    """`read_image` for a block of code, to whose end the image counts as memory that is taken.
+    """Reads an image once, which counts as memory that is taken to the end of the block.
 
-    Without `hashed`, the hash is empty.
+    The arguments and errors are those of `load_image`. Without `hashed`, the hash is empty.
     """
-    limits: ImageLimits = {"max_pixels": max_pixels, "image_memory": image_memory}
     with ExitStack() as held:
         loaded = read_held(image, held, side=side, hashed=hashed, **limits)
         try:
@@ -95,29 +89,11 @@ def reading(
 
 
 def read_held(
-    image: ImageInput,
-    held: ExitStack,
-    *,
-    max_pixels: int | None = None,
-    side: int | None = None,
-    image_memory: int = DEFAULT,
-    hashed: bool = True,
+    image: ImageInput, held: ExitStack, *, side: int | None = None, hashed: bool = True, **limits: Unpack[ImageLimits]
 ) -> LoadedImage:
     """`reading`, to the end of a stack, which is to have forgotten the image by then."""
     with _image_errors(image):
-        return _load(image, Limits(max_pixels, image_memory), side, held, hashed=hashed)
-
-
-def read_image(
-    image: ImageInput, *, max_pixels: int | None = None, side: int | None = None, image_memory: int = DEFAULT
-) -> LoadedImage:
-    """`load_image` and `content_hash` with one read; the arguments are those of `load_image`.
-
-    Raises:
-        ImageError: As `load_image`.
-    """
-    with reading(image, max_pixels=max_pixels, side=side, image_memory=image_memory) as loaded:
-        return loaded
+        return _load(image, Limits(**limits), side, held, hashed=hashed)
 
 
 def load_image(
@@ -164,27 +140,19 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
         ImageError: The image cannot be read, or is no image by its first bytes; or it is larger than `image_memory`.
     """
     limits = Limits(max_pixels, image_memory)
-    with _image_errors(image):
+    with _image_errors(image), ExitStack() as held:
         if isinstance(image, Region):
-            with ExitStack() as held:
-                return _load(image, limits, None, held, hashed=True).content_hash
-        if isinstance(image, str | os.PathLike):
-            with _opened_path(image) as file:
-                return digest_of_parts(_parts(_reader(file, image_memory)))
-        if _is_file(image) and _can_seek(image):
-            with _put_back(image):
-                return digest_of_parts(_parts(_reader(image, image_memory)))
-        content = _content(image)
-        if isinstance(content, Image.Image):
-            plan = plan_decoded(content, limits)
-            with ExitStack() as held:
-                ACCOUNT.take(plan.memory, limits.memory, held)
-                return digest_of(decode(content, plan))
+            return _load(image, limits, None, held, hashed=True).content_hash
+        content = held.enter_context(_content_of(image))
+        if isinstance(content, Encoded):
+            _check_size(content, image_memory)
+            return _digest(iter(partial(content.read, _CHUNK), b""))
         if isinstance(content, np.ndarray):
             check_array(content, limits)
-        if isinstance(content, bytes):
-            recognised(content[:16])
-        return digest_of(content)
+            return _digest_of(content)
+        plan = plan_decoded(content, limits)
+        ACCOUNT.take(plan.memory, limits.image_memory, held)
+        return _digest_of(decode(content, plan))
 
 
 def source_of(image: ImageInput) -> str:
@@ -206,7 +174,7 @@ def source_of(image: ImageInput) -> str:
     return type(image).__name__
 
 
-def taken(image: ImageInput, *, max_pixels: int | None = None, image_memory: int = DEFAULT) -> ImageInput:
+def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
     """The image as it is now, whatever its source makes of the object before the image is read.
 
     A source may use an array, a buffer or a file again for its next image, or close it. So arrays and PIL images are
@@ -216,17 +184,20 @@ def taken(image: ImageInput, *, max_pixels: int | None = None, image_memory: int
     if isinstance(image, str | os.PathLike | bytes | Region) or opened(image):
         return image
     try:
-        content = _content(image, image_memory)
-        if isinstance(content, Image.Image):
-            copy = content.copy()
-            copy.filename = source_of(image)  # type: ignore[attr-defined]
-            return copy
-        if isinstance(content, np.ndarray):
-            check_array(content, Limits(max_pixels, image_memory))
-            return content.copy()
-    except Exception as error:  # noqa: BLE001 - not handled here: who reads the file gets it
+        with _content_of(image) as content:
+            if isinstance(content, Image.Image):
+                copy = content.copy()
+                copy.filename = source_of(image)  # type: ignore[attr-defined]
+                return copy
+            if isinstance(content, np.ndarray):
+                check_array(content, Limits(**limits))
+                return content.copy()
+            if hasattr(image, "read"):
+                _check_size(content, Limits(**limits).image_memory)
+                return _TakenFile(source_of(image), content.at(0, content.size))
+            return content.at(0, content.size)
+    except Exception as error:  # noqa: BLE001 - not handled here: it is raised when the file is read
         return _TakenFile(source_of(image), error)
-    return _TakenFile(source_of(image), content) if hasattr(image, "read") else content
 
 
 class _TakenFile(io.BytesIO):
@@ -298,62 +269,59 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
     """
     if isinstance(image, Region):
         rgb = image.cut_from(_load(image.path, limits, None, held, hashed=False).image)
-        return LoadedImage(rgb, digest_of(rgb) if hashed else "", rgb.size)
-    plan: Plan
+        return LoadedImage(rgb, _digest_of(rgb) if hashed else "", rgb.size)
     content: bytes | NDArray[Any] | Image.Image
-    with ExitStack() as files:
-        file: BinaryIO | None = None
-        if isinstance(image, str | os.PathLike):
-            file = files.enter_context(_opened_path(image))
-        elif _is_file(image):
-            file = image if _can_seek(image) else None
-        if file is None:
-            content = _content(image)
-            if isinstance(content, bytes):
-                plan = plan_encoded(Reader(io.BytesIO(content), len(content)), limits, side)
-            else:
-                plan = plan_decoded(content, limits)
-            ACCOUNT.take(plan.memory, limits.memory, held)
+    with _content_of(image) as given:
+        if isinstance(given, Encoded):
+            # Opened in memory that is given back: no thread waits while it holds some.
+            with ExitStack() as opening:
+                ACCOUNT.take(min(opening_memory(given), limits.image_memory), limits.image_memory, opening)
+                plan = plan_encoded(given, limits, side)
+            ACCOUNT.take(plan.memory + given.size * given.on_disk, limits.image_memory, held)
+            content = given.at(0, given.size)
         else:
-            files.enter_context(_put_back(file))
-            reader = Reader(file, _size_of(file))
-            expected = plan_encoded(reader, limits, side)
-            ACCOUNT.take(expected.memory + reader.size, limits.memory, held)
-            content = _whole(reader)
-            plan = plan_encoded(Reader(io.BytesIO(content), len(content)), limits, side)
-            if plan.memory > expected.memory:
-                raise ImageError("it was changed while it was read; read it again")
+            content, plan = given, plan_decoded(given, limits)
+            ACCOUNT.take(plan.memory, limits.image_memory, held)
     rgb = decode(content, plan)
-    digest = digest_of(rgb if isinstance(content, Image.Image) else content) if hashed else ""
+    digest = _digest_of(rgb if isinstance(content, Image.Image) else content) if hashed else ""
     return LoadedImage(rgb, digest, plan.size_of(rgb))
 
 
-def _content(image: ImageInput, image_memory: int = DEFAULT) -> bytes | NDArray[Any] | Image.Image:
-    """What is decoded: arrays and PIL images as they are, the bytes of all else but paths."""
+@contextmanager
+def _content_of(image: ImageInput) -> Iterator[Encoded | NDArray[Any] | Image.Image]:
+    """What is decoded: arrays and PIL images as they are, the bytes of all else. A file is put back at the end."""
     if isinstance(image, Image.Image | np.ndarray):
-        return image
-    if isinstance(image, bytes | bytearray | memoryview):
-        return bytes(image)
-    if not _is_file(image):
+        yield image
+    elif isinstance(image, bytes | bytearray | memoryview):
+        yield Encoded(io.BytesIO(bytes(image)))
+    elif isinstance(image, str | os.PathLike):
+        with _opened_path(image) as file:
+            yield Encoded(file, on_disk=True)
+    elif isinstance(image, Region) or not hasattr(image, "read"):
         raise ImageError(f"{shown(image)} is no image; give a path, bytes, a binary file, a PIL image or an array")
-    if not _can_seek(image):
-        return _read_stream(image)
-    with _put_back(image):
-        return _whole(_reader(image, image_memory))
+    elif isinstance(image, io.TextIOBase):
+        raise ImageError("the file is open in text mode; open it with mode 'rb'")
+    elif not getattr(image, "seekable", lambda: False)():
+        yield Encoded(io.BytesIO(_read_stream(image)))
+    else:
+        start = image.tell()
+        try:
+            yield Encoded(image, on_disk=True)
+        finally:
+            image.seek(start)
 
 
 @contextmanager
 def _opened_path(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    where = Path(os.fsdecode(path))
+    where = os.fsdecode(path)
     try:
-        mode = where.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise ImageError("it is a folder; give one of the files in it")
-        if not stat.S_ISREG(mode):
-            raise ImageError("it is a device, pipe or socket; give a regular file, or the bytes")
-        file = open_regular(where)
+        file = open_regular(Path(where))
+    except IsADirectoryError:
+        raise ImageError("it is a folder; give one of the files in it") from None
     except OSError as error:
-        if _URL.match(str(where)):
+        if os.path.exists(where) and not os.path.isfile(where):  # noqa: PTH110, PTH113 - Path's raise for long names
+            raise ImageError("it is a device, pipe or socket; give a regular file, or the bytes") from None
+        if _URL.match(where):
             raise ImageError("URLs are not fetched; download it, and give the file or its bytes") from None
         reason = error.strerror or error
         raise ImageError(f"{reason}; check the path and its permissions") from error
@@ -361,76 +329,45 @@ def _opened_path(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield file
 
 
-def _is_file(image: object) -> TypeGuard[BinaryIO]:
-    return hasattr(image, "read") and not isinstance(image, Image.Image)
-
-
-def _can_seek(file: BinaryIO) -> bool:
-    if isinstance(file, io.TextIOBase):
-        raise ImageError("the file is open in text mode; open it with mode 'rb'")
-    seekable = getattr(file, "seekable", None)
-    return bool(seekable and seekable())
-
-
-@contextmanager
-def _put_back(file: BinaryIO) -> Iterator[None]:
-    """At its end, a file that can seek is where it was."""
-    start = file.tell() if _can_seek(file) else None
-    try:
-        yield
-    finally:
-        if start is not None:
-            file.seek(start)
-
-
-def _size_of(file: BinaryIO) -> int:
-    start = file.tell()
-    file.seek(0, io.SEEK_END)
-    size = file.tell() - start
-    file.seek(start)
-    return max(size, 0)
-
-
-def _reader(file: BinaryIO, image_memory: int) -> Reader:
-    """Of a file that begins like an image, and is no larger than one that is decoded."""
-    reader = Reader(file, _size_of(file))
-    recognised(reader.at(0, 16))
-    if reader.size > image_memory:
-        raise ImageError(f"{reader.size:,} bytes are more than image_memory={image_memory:,}; give a smaller image")
-    return reader
-
-
-def _parts(reader: Reader) -> Iterator[bytes]:
-    return (reader.at(start, min(_CHUNK, reader.size - start)) for start in range(0, reader.size, _CHUNK))
-
-
-def _whole(reader: Reader) -> bytes:
-    data = reader.at(0, reader.size)
-    if not isinstance(data, bytes):
-        raise ImageError(f"its read() gives {type(data).__name__}, not bytes; open it with mode 'rb'")
-    return data
+def _check_size(content: Encoded, image_memory: int) -> None:
+    """Refuses a file that does not begin like an image, or is larger than one that is decoded."""
+    recognised(content.at(0, 16))
+    content.seek(0)
+    if content.size > image_memory:
+        raise ImageError(f"{content.size:,} bytes are more than image_memory={image_memory:,}; give a smaller image")
 
 
 def _read_stream(file: BinaryIO) -> bytes:
-    """Read what does not say its size. Of what cannot be an image nothing is kept."""
+    """Reads a file that does not say its size, no further than it can be an image."""
     kept = io.BytesIO()
     known = False
-    for chunk in _chunks(file):
-        if not known and kept.tell() < 16:
-            kept.write(chunk)
-            with suppress(ImageError):
-                known = bool(recognised(kept.getvalue()[:16]))
-        elif known:
-            kept.write(chunk)
+    while chunk := read_bytes(file, _CHUNK):
+        kept.write(chunk)
+        if kept.tell() > MAX_BYTES:
+            raise ImageError(f"it has more than {MAX_BYTES:,} bytes; give a smaller image")
+        if not known and kept.tell() >= 16:
+            recognised(kept.getvalue()[:16])
+            known = True
     return kept.getvalue()
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    size = 0
-    while chunk := file.read(_CHUNK):
-        if not isinstance(chunk, bytes | bytearray | memoryview):
-            raise ImageError(f"its read() gives {type(chunk).__name__}, not bytes; open it with mode 'rb'")
-        size += len(chunk)
-        if size > MAX_BYTES:
-            raise ImageError(f"it has more than {MAX_BYTES:,} bytes; give a smaller image")
-        yield bytes(chunk)
+def _digest_of(content: bytes | NDArray[Any] | Image.Image) -> str:
+    """SHA-256 in hexadecimal: of bytes; of mode, size and pixels of a PIL image; of dtype, shape and values."""
+    if isinstance(content, bytes):
+        return _digest([content])
+    if isinstance(content, Image.Image):
+        kind = f"{content.mode} {content.size}"
+        parts: Iterable[bytes] = (content.crop(box).tobytes() for box in bands(content.size))
+    else:
+        kind = f"{content.dtype.str} {content.shape}"
+        boxes = bands((content.shape[1], content.shape[0]))
+        parts = (content[top:bottom].tobytes() for _, top, _, bottom in boxes)
+    return _digest(chain([kind.encode()], parts))
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of bytes that come in parts, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,409 @@
+"""Encoded images: opened by Pillow without decoding, and the memory that decoding takes.
+
+Pillow reads the headers. This module bounds how much Pillow reads and keeps for that, and counts what decoding will
+allocate. The figures are those of Pillow 13 and its codecs, measured on damaged files (`zsvec/docs/limits.md`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import BinaryIO, cast
+
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from zsvec.errors import ImageError
+
+_UNBOUNDED = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # AVIF and JPEG 2000
+
+_HEADER_MEMORY = 2**26  # bytes that Pillow takes to open a file, other than a WebP
+_PARTS = 2**17  # reads of a header, and chunks of a PNG: those of many millions take minutes
+_SCANS = 100  # of a JPEG: each takes the time of a decoding
+_SLOW_VALUES = 2**22  # that a decoder written in Python is given: some seconds
+
+_NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})  # chunks of a PNG
+_ORIENTING = frozenset({b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"})  # keywords of texts of a PNG
+_LONGEST_TEXT = 2**20  # bytes of such a text, as they are and, for Pillow, inflated
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a segment of a JPEG, or the end: no escaped byte, no restart
+_LOSSLESS = (rb"(?s)VP8L(.{4})", rb"(?s)ALPH(.{4})")  # chunks of a WebP, with their lengths
+_TAGS = 4096  # of a TIFF or of Exif, as for libtiff
+_NUMBERS = 2**18  # in all tags
+_BITS = 258  # tag of a TIFF
+_SIZES = frozenset({256, 257, _BITS, 259, 262, 277, 278, 322, 323})  # tags that say how large a strip or tile is
+_DEPTHS = frozenset({32997, 32998})  # those of libtiff for images of several layers, which Pillow does not know
+# Compressions of TIFF whose decoders take no more than a strip or tile, and small tables. libtiff limits a JPEG in it
+# to 10 MB and 100 scans.
+_COMPRESSIONS = frozenset(
+    {"raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "tiff_deflate", "packbits"}
+)
+
+
+class Encoded:
+    """An encoded image as a file: of the caller's file, the bytes behind its position.
+
+    Args:
+        file: The file, which can seek.
+        on_disk: Whether the bytes are not in memory.
+
+    Attributes:
+        size: Bytes.
+        on_disk: Whether they are not in memory.
+        header: Bytes that were read to open the image.
+        exhausted: Whether a decoder asked for more than there is.
+    """
+
+    def __init__(self, file: BinaryIO, *, on_disk: bool = False) -> None:
+        self._file, self._start = file, file.tell()
+        file.seek(0, io.SEEK_END)
+        self.size = max(file.tell() - self._start, 0)
+        self.on_disk = on_disk
+        self.header = self._reads = 0
+        self.exhausted = False
+        self._most: int | None = None
+        self._left_out: dict[int, int] = {}
+
+    @cached_property
+    def format(self) -> str:
+        """The format; ImageError if it is none that is read."""
+        return recognised(self.at(0, 16))
+
+    @cached_property
+    def metadata(self) -> tuple[bool, int]:
+        """Whether a PNG may be turned, and bytes that Pillow takes for metadata of a PNG or TIFF beside `header`."""
+        with self.reading_header():
+            if self.format == "PNG":
+                return _leave_out_chunks(self)
+            return False, 600 * count_numbers(self) if self.format == "TIFF" else 0
+
+    def tell(self) -> int:
+        """Returns the position from where the image begins."""
+        return self._file.tell() - self._start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Goes to a position from where the image begins, and returns it."""
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.size}[whence]
+        self._file.seek(self._start + position)
+        return position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Returns so many bytes, fewer at the end of the file: a raw file may give them in parts."""
+        while (end := self._left_out.get(self.tell())) is not None:
+            self.seek(end)
+        wanted = self.size if size is None or size < 0 else size
+        data = read_bytes(self._file, wanted)
+        while 0 < len(data) < wanted and (more := read_bytes(self._file, wanted - len(data))):
+            data += more
+        self.exhausted = self.exhausted or (not data and wanted > 0)
+        if self._most is not None:
+            self.header += len(data)
+            self._reads += 1
+            if self.header > self._most or self._reads > _PARTS:
+                raise ImageError(f"its header has more than {self._most:,} bytes or {_PARTS:,} parts; save it anew")
+        return data
+
+    def at(self, position: int, size: int) -> bytes:
+        """Returns bytes from a position on; fewer where the file ends."""
+        self.seek(position)
+        return self.read(size)
+
+    @contextmanager
+    def reading_header(self) -> Iterator[None]:
+        """Bounds how many bytes are read in a block, and in how many parts.
+
+        Pillow keeps all metadata before the pixels, and looks byte by byte for the next part of a damaged header.
+        """
+        self._most = self.size if self.format == "WEBP" else _HEADER_MEMORY // self.copies
+        self.header = self._reads = 0
+        yield
+        self._most, self.exhausted = None, False
+
+    @property
+    def copies(self) -> int:
+        """How often Pillow has what it has read of a header in memory; it reads the tags of a TIFF twice."""
+        return 2 if self.format == "TIFF" else 4
+
+    def leave_out(self, position: int, end: int) -> None:
+        """Hides a part of the file from reads that begin there."""
+        self._left_out[position] = end
+
+
+def read_bytes(file: BinaryIO, size: int) -> bytes:
+    """Returns so many bytes of a file at most, as its `read`; raises ImageError where that gives anything else."""
+    data = file.read(size)
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError(f"its read() gives {type(data).__name__}, not bytes; open it with mode 'rb'")
+    return bytes(data)
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    """Has no Exif when it is opened: Pillow looks there for a density, which may be an array of any length."""
+
+    def getexif(self) -> Image.Exif:
+        return Image.Exif()
+
+
+class _Gif(GifImagePlugin.GifImageFile):
+    """Clears no frame: Pillow makes the picture for that when it opens a file, as large as the first frame says."""
+
+    disposal_method = property(lambda self: 0, lambda self, value: None)
+
+
+# Raster formats that Pillow decodes in process and whose memory is known before, with their readers and suffixes.
+# Not EPS, which is a program, nor ICO, which Pillow decodes before its size is known. Not JPEG 2000: openjpeg allocates
+# for tiles, precincts and blocks as the file says (2.4 GiB for 1.5 KB). Not AVIF: the AV1 stream in it has a size of
+# its own, which decoders allocate for before it is compared. JPEGs are not opened by Pillow's factory, which reads an
+# index of further pictures, of any size.
+FORMATS: dict[str, tuple[type[ImageFile.ImageFile], tuple[str, ...]]] = {
+    "JPEG": (_Jpeg, (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")),
+    "PNG": (PngImagePlugin.PngImageFile, (".png", ".apng")),
+    "WEBP": (WebPImagePlugin.WebPImageFile, (".webp",)),
+    "GIF": (_Gif, (".gif",)),
+    "BMP": (BmpImagePlugin.BmpImageFile, (".bmp",)),
+    "TIFF": (TiffImagePlugin.TiffImageFile, (".tif", ".tiff")),
+    "PPM": (PpmImagePlugin.PpmImageFile, (".ppm", ".pgm", ".pbm", ".pnm", ".pfm")),
+}
+# Found in folders all the same: an error for each is better than silence.
+_REFUSED = (".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
+SUFFIXES = frozenset([*(suffix for _, suffixes in FORMATS.values() for suffix in suffixes), *_REFUSED])
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An image whose header was read, and nothing else.
+
+    Attributes:
+        image: The image.
+        turned: Whether there is metadata that may turn it.
+        extra: Bytes that decoding takes beside those for each pixel.
+    """
+
+    image: ImageFile.ImageFile
+    turned: bool
+    extra: int
+
+    def memory(self, scale: int = 1) -> int:
+        """Bytes that decoding takes, the encoded bytes excluded.
+
+        Args:
+            scale: Of a JPEG that is decoded at a fraction.
+        """
+        width, height = self.image.size
+        pixel = 1 if self.image.mode in {"1", "L", "P"} else 2 if self.image.mode.startswith("I;16") else 4
+        if self.image.format == "WEBP":
+            pixel += 12  # two canvases and the bytes of the picture
+        if ExifTags.Base.Orientation in getattr(self.image, "tag_v2", ()):
+            pixel *= 2  # Pillow turns a TIFF itself
+        if self.image.mode != "RGB" or self.image.has_transparency_data:
+            pixel += 4
+        if self.turned:
+            pixel = max(pixel, 8)
+        return math.ceil(width / scale) * math.ceil(height / scale) * pixel + self.extra + 2**20
+
+
+def opening_memory(file: Encoded) -> int:
+    """Returns the bytes that `open_encoded` takes at most; raises as that."""
+    _, extra = file.metadata
+    return (4 * file.size if file.format == "WEBP" else min(4 * file.size, _HEADER_MEMORY)) + extra
+
+
+def open_encoded(file: Encoded) -> Opened:
+    """Opens an image.
+
+    Raises:
+        ImageError: It has another format, or its memory is unbounded.
+        Exception: Whatever Pillow raises for damaged files.
+    """
+    turned, extra = file.metadata
+    reader, _ = FORMATS[file.format]
+    file.seek(0)
+    with file.reading_header():
+        # Not Image.open: above Pillow's own limit it warns before the size is known, and Python cannot silence a
+        # warning in one thread only.
+        image = reader(cast("BinaryIO", file), "")
+    turned = turned or not image.info.keys().isdisjoint({"exif", "xmp"})
+    extra += file.copies * file.header + 24 * image.width  # and three rows of pixels of at most 64 bits
+    if isinstance(image, _Jpeg):
+        extra += _extra_of_jpeg(image, file)
+    elif isinstance(image, WebPImagePlugin.WebPImageFile):
+        extra += _extra_of_webp(image, file)
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.is_animated = True  # else Pillow unpacks all tags of its Exif, of any length
+        extra += _extra_of_tiff(image, file)
+    elif isinstance(image, PpmImagePlugin.PpmImageFile) and image.tile[0].codec_name != "raw":
+        values = image.width * image.height * len(image.getbands())
+        if values > _SLOW_VALUES or file.size > 64 * _SLOW_VALUES:
+            raise ImageError(f"a PNM of text, or of an uncommon white, may have at most {_SLOW_VALUES:,} values")
+        extra += 12 * values + file.size
+    elif isinstance(image, BmpImagePlugin.BmpImageFile) and image.tile[0].codec_name != "raw":
+        # A jump of 255 rows is two bytes, and Pillow's decoder makes the rows.
+        raise ImageError("run-length encoded BMPs are not read; save it as PNG")
+    return Opened(image, turned, extra)
+
+
+def recognised(prefix: bytes) -> str:
+    """Returns the format of encoded bytes that begin so.
+
+    Raises:
+        ImageError: It is none that is read.
+    """
+    if not prefix:
+        raise ImageError("it is empty (0 bytes); give an image")
+    for name in FORMATS:
+        _, accept = Image.OPEN.get(name, (None, None))
+        accepted = accept is not None and accept(prefix)
+        if isinstance(accepted, str):
+            raise ImageError(f"{accepted}; convert it to PNG or JPEG")
+        if accepted:
+            return name
+    if any(mark in prefix for mark in _UNBOUNDED):
+        raise ImageError(
+            "AVIF and JPEG 2000 are not read, because their memory is unbounded; convert it to PNG or JPEG"
+        )
+    raise ImageError(f"unknown format, it begins with {prefix[:8]!r}; convert it to one of {', '.join(FORMATS)}")
+
+
+def _leave_out_chunks(file: Encoded) -> tuple[bool, int]:
+    """Leaves out the chunks of a PNG that say nothing of its first picture.
+
+    Pillow inflates colour profiles and texts, and raises an error for large ones; it keeps all chunks that it does not
+    know.
+
+    Returns:
+        Whether an orientation may be left, and the bytes that Pillow takes for what is left.
+    """
+    position, extra = 8, 0
+    needed, keywords = set(_NEEDED), set(_ORIENTING)
+    while len(head := file.at(position, 8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        end = position + length + 12
+        kept = kind in needed
+        if kind == b"IDAT":
+            needed -= {b"PLTE", b"tRNS"}
+        elif kind == b"eXIf" and kept:
+            needed.discard(kind)
+            extra += 4 * min(length, file.size)
+        elif kind in {b"tEXt", b"zTXt", b"iTXt"} and length <= _LONGEST_TEXT:
+            keyword, _, _ = file.read(80).partition(b"\0")
+            kept = keyword in keywords
+            if kept:
+                keywords.discard(keyword)
+                extra += 12 * _LONGEST_TEXT
+        if not kept:
+            file.leave_out(position, end)
+            extra += 256
+        position = end
+    return b"eXIf" not in needed or keywords != _ORIENTING, extra
+
+
+def _extra_of_jpeg(image: _Jpeg, file: Encoded) -> int:
+    """A JPEG of several scans is kept in memory as coefficients, of 16 bits, of all its blocks."""
+    rows = 64 * image.width * len(image.layer)
+    end = file.tell()  # of the head of the first scan
+    head = file.at(max(end - 16, 0), 16)
+    scanned = (n for n in (1, 2, 3, 4) if head[-2 * n - 8 :].startswith(struct.pack(">HHB", 0xFFDA, 2 * n + 6, n)))
+    if "progressive" not in image.info and next(scanned, 0) == len(image.layer):
+        return rows
+    across = [max(h, 1) for _, h, _, _ in image.layer]
+    down = [max(v, 1) for _, _, v, _ in image.layer]
+    blocks = math.ceil(image.width / (8 * max(across))) * math.ceil(image.height / (8 * max(down)))
+    return rows + 128 * blocks * sum(h * v for h, v in zip(across, down, strict=True))
+
+
+def _extra_of_webp(image: WebPImagePlugin.WebPImageFile, file: Encoded) -> int:
+    """Lossless pictures, and the transparency of others, have a table for each group of 16 pixels or more.
+
+    The code of a table takes two and a half bytes or more. One picture is decoded at a time.
+    """
+    data = file.at(0, file.size)
+    lengths = (int.from_bytes(length, "little") for chunk in _LOSSLESS for length in re.findall(chunk, data))
+    longest = min(max(lengths, default=0), file.size)
+    blocks = math.ceil(image.width / 4) * math.ceil(image.height / 4)
+    return min(2**16, blocks, math.ceil(longest * 2 / 5)) * 6 * 2**10
+
+
+def _extra_of_tiff(image: TiffImagePlugin.TiffImageFile, file: Encoded) -> int:
+    """A decoder of libtiff takes a whole strip or tile, and the encoded bytes once more."""
+    if (compression := image.info["compression"]) not in _COMPRESSIONS:
+        raise ImageError(f"TIFFs of compression {compression} are not read; save it anew as PNG, or with deflate")
+    if compression == "raw":
+        return 0
+    tags = image.tag_v2
+    colours = tags.get(262, 0)
+    samples = max(tags.get(277, 1), 3 if colours in {2, 6, 8} else 1)
+    width, height = tags[256], tags[257]
+    across, down = tags.get(322, width), tags.get(323, min(tags.get(278, height), height))
+    places = math.ceil(width / max(across, 1)) * math.ceil(height / max(down, 1)) * samples
+    sample_bytes = math.ceil(samples * max(tags.get(_BITS, (1,))) / 8)
+    total: int = across * down * (sample_bytes + 4 * (colours == 6)) + 24 * places + 2 * file.size
+    return total
+
+
+def count_numbers(file: Encoded) -> int:
+    """Returns how many numbers the first directory of a TIFF, or of Exif, has.
+
+    Pillow makes an object of each number of a tag that it unpacks, and one of some 600 bytes of each place of a strip.
+    libtiff knows more types of numbers than Pillow, and must see the strips and tiles that Pillow sees.
+
+    Raises:
+        ImageError: There are too many, or the size of its strips is of an uncommon type.
+        struct.error: There is no directory.
+    """
+    head = file.at(0, 16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = head[2:3] == b"+"
+    if head.startswith(b"MM\0+"):  # Pillow looks for the tags elsewhere than libtiff
+        raise ImageError("BigTIFFs of this byte order are not read; save it anew as PNG or TIFF")
+    (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", head, 8 if big else 4)
+    size, entry = (8, struct.Struct(f"{order}HHQ8x")) if big else (2, struct.Struct(f"{order}HHI4x"))
+    (entries,) = struct.unpack(f"{order}{'Q' if big else 'H'}", file.at(start, size))
+    if entries > _TAGS:
+        raise ImageError(f"it has {entries:,} tags, more than {_TAGS:,}; save it anew")
+    table = file.read(entries * entry.size)
+    numbers = 0
+    for tag, kind, count in entry.iter_unpack(table[: len(table) // entry.size * entry.size]):
+        if tag in _DEPTHS or (tag in _SIZES and (kind not in {3, 4} or (count != 1 and tag != _BITS))):
+            raise ImageError("its strips or tiles have a size of an uncommon type; save it anew as PNG or TIFF")
+        if kind not in {1, 2, 7} and count <= file.size:  # Pillow keeps those as bytes, and ignores what does not fit
+            numbers += count
+    if numbers > _NUMBERS:
+        raise ImageError(f"its tags have {numbers:,} numbers, more than {_NUMBERS:,}; save it anew")
+    return numbers
+
+
+def check_scans(data: bytes) -> None:
+    """Checks how often a JPEG draws over itself.
+
+    The segments are walked as libjpeg does, to the end of the picture. What is behind it, such as the video of a motion
+    photo, may have any bytes; and so may a comment, which could else hide scans behind an end of its own.
+
+    Raises:
+        ImageError: So often that it takes minutes.
+    """
+    scans, position = 0, 2
+    for _ in range(_PARTS):
+        marker = _MARKER.search(data, position)
+        if marker is None or marker[0] == b"\xff\xd9":
+            break
+        scans += marker[0] == b"\xff\xda"
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    else:
+        scans = _PARTS
+    if scans > _SCANS:
+        raise ImageError(f"it has {scans} scans, and more than {_SCANS} take too long; save it anew")

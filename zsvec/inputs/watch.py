@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
 from filelock import FileLock, Timeout
+from watchfiles import watch
 
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import checked_path
-from zsvec.inputs.changes import Changes
+from zsvec.inputs.encoded import SUFFIXES
 from zsvec.inputs.files import inside, open_regular, open_to_append, write_whole
 from zsvec.inputs.folders import find_images, unlisted
 
@@ -108,14 +109,12 @@ class Watch:
         given = set(self._done)
         with self._giving:
             self._given.clear()  # by an iteration that has ended, and that may have lost some on their way
-        changes = Changes(
-            self.folder, self._poll, self._closed, on_error=self._leave_out, on_outside=self._leave_link_out
-        )
-        changed: list[Path] = []
+        changes = self._changes()
+        changed: list[Path] | None = []
         due = 0.0
         while not self._closed.is_set():
             now = time.monotonic()
-            if not changes.are_told or perf_counter() >= due:
+            if changed is None or perf_counter() >= due:
                 spent = thread_time()
                 found = set(self._look(self._find()))
                 due = perf_counter() + (thread_time() - spent) / _SHARE
@@ -132,7 +131,7 @@ class Watch:
                         if file not in files:
                             files.append(file)
                     yield path
-            changed = changes.wait()
+            changed = next(changes)
 
     def done(self, source: str) -> None:
         """Record on disk that an image has been processed: no watch with this state file gives it again.
@@ -179,15 +178,53 @@ class Watch:
                 continue
             yield _File(str(path.relative_to(self.folder)), status.st_size, status.st_mtime_ns)
 
-    def _find(self) -> list[Path]:
-        return find_images(self.folder, on_error=self._leave_out, on_outside=self._leave_link_out)
+    def _find(self, folder: Path | None = None) -> list[Path]:
+        return find_images(
+            folder or self.folder, root=self.folder, on_error=self._leave_out, on_outside=self._leave_link_out
+        )
+
+    def _changes(self) -> Iterator[list[Path] | None]:
+        """Waits for a change, or `poll` seconds, and yields the images that may have changed.
+
+        Yields ``None`` where the system does not say what changes: there are too many folders, or its file system is
+        none that does. It never says what other machines write.
+        """
+        moment = max(1, round(1000 * self._poll))
+        told = watch(
+            self.folder,
+            watch_filter=None,
+            stop_event=self._closed,
+            debounce=4 * min(moment, 50),
+            step=min(moment, 50),
+            rust_timeout=moment,
+            yield_on_timeout=True,
+            ignore_permission_denied=True,
+        )
+        try:
+            for changed in told:
+                yield [path for _, name in changed for path in self._images_at(Path(name))]
+        except (OSError, RuntimeError) as error:
+            _log.info("what changes in %s is not told (%s): all of it is looked at again and again", self.folder, error)
+        while True:
+            self._closed.wait(self._poll)
+            yield None
+
+    def _images_at(self, changed: Path) -> list[Path]:
+        root = self.folder.absolute()
+        below = changed.relative_to(root) if changed.is_relative_to(root) else Path(".elsewhere")
+        if any(part.startswith(".") for part in below.parts):
+            return []
+        path = self.folder / below
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a folder may not be entered
+            return self._find(path)
+        return [path] if path.suffix.lower() in SUFFIXES else []
 
     def _leave_out(self, error: OSError) -> None:
         """Leave out a sub-folder that cannot be listed now."""
         if Path(error.filename) == self.folder:
             unlisted(error)
         if not isinstance(error, FileNotFoundError):  # it has just been removed
-            self._log(error)
+            self._log_unread(error)
 
     def _stays_inside(self, path: Path) -> bool:
         """Returns whether a path leads out of the folder by none of its parts, which may have become links."""
@@ -200,24 +237,25 @@ class Watch:
 
     def _leave_link_out(self, error: InvalidInputError) -> None:
         """Says once which link leads out of the folder."""
-        if str(error) not in self._logged:
-            self._logged.add(str(error))
-            _log.warning("%s", error)
+        self._log(str(error))
 
     def _opens(self, path: Path) -> bool:
         try:
             if path.is_file():  # to open a pipe may take for ever
                 open_regular(path).close()
         except OSError as error:
-            self._log(error)
+            self._log_unread(error)
             return False
         return True
 
-    def _log(self, error: OSError) -> None:
-        """Say once what cannot be read now."""
-        if error.filename not in self._logged:
-            self._logged.add(error.filename)
-            _log.warning("%r cannot be read: %s; it is looked at again", error.filename, error.strerror)
+    def _log_unread(self, error: OSError) -> None:
+        self._log(f"{error.filename!r} cannot be read: {error.strerror}; it is looked at again")
+
+    def _log(self, message: str) -> None:
+        """Warns once."""
+        if message not in self._logged:
+            self._logged.add(message)
+            _log.warning("%s", message)
 
 
 def _opened(file: Path) -> tuple[BinaryIO, set[_File]]:

@@ -109,11 +109,8 @@ def checkpoint(name: str) -> Callable[[Path], None]:
 
 def public_set(name: str, file: str) -> Callable[[Path], None]:
     def load(folder: Path) -> None:
-        for other in ("words.txt", "val/val_annotations.txt", "batches.meta", "data_batch_1", "test_batch"):
-            (folder / other).parent.mkdir(exist_ok=True)
-            (folder / other).write_bytes(b"")
         pipe(folder / file)
-        DATASETS[name](folder, False)
+        DATASETS[name](folder)
 
     return load
 
@@ -137,8 +134,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "COCO annotations": lambda folder: from_coco(pipe(folder / "coco.json")),
     "image": lambda folder: load_image(pipe(folder / "a.png")),
     "hash of an image": lambda folder: content_hash(pipe(folder / "a.png")),
-    "MNIST": public_set("mnist", "t10k-images-idx3-ubyte"),
-    "CIFAR-10": public_set("cifar10", "test_batch"),
+    "MNIST": public_set("mnist", "MNIST/raw/t10k-images-idx3-ubyte"),
+    "CIFAR-10": public_set("cifar10", "cifar-10-batches-py/test_batch"),
     "TinyImageNet": public_set("tinyimagenet", "words.txt"),
 }
 """Each puts a pipe into a folder and reads it."""

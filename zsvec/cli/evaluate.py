@@ -138,7 +138,7 @@ def _labelled(
 
         if in_file:
             raise typer.BadParameter(f"--dataset {dataset.value} is a folder. Got the file {source}")
-        return DATASETS[dataset.value](source, False).images
+        return DATASETS[dataset.value](source)
     if in_file:
         return labelled_images_of(read_file(source, images, boxes=boxes, strict=False))
     with output.left_out() as report:

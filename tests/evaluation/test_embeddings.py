@@ -1,4 +1,4 @@
-"""Vectors that were kept in a folder: what is not as it was kept is embedded again."""
+"""Vectors that were kept in a folder: a file that is not as it was kept is made again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import zsvec
 from tests.support import isolated, photos  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.evaluation.embeddings import Embeddings
-from zsvec.inputs.images import content_hash
 from zsvec.testing import HashEncoder
 
 
@@ -32,17 +31,16 @@ def npz(**columns: Any) -> bytes:
     return file.getvalue()
 
 
-IMAGES = photos(1, 2)
-HASHES = np.array([content_hash(image) for image in IMAGES])
 DAMAGED: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "no archive": lambda: b"text",
-    "no hashes": lambda: npz(hash=np.zeros((2, 8), np.float32)),
-    "no vectors": lambda: npz(hashes=HASHES),
-    "too few vectors": lambda: npz(hashes=HASHES, hash=np.zeros((1, 8), np.float32)),
-    "vectors of another size": lambda: npz(hashes=HASHES, hash=np.zeros((2, 3), np.float32)),
-    "one number": lambda: npz(hashes=np.array("a"), hash=np.float32(1)),
-    "another encoder": lambda: npz(hashes=HASHES, other=np.zeros((2, 8), np.float32)),
+    "no vectors": lambda: npz(),
+    "several vectors": lambda: npz(hash=np.zeros((2, 8), np.float32)),
+    "a vector of another size": lambda: npz(hash=np.zeros(3, np.float32)),
+    "a vector of another kind": lambda: npz(hash=np.zeros(8, np.float64)),
+    "objects": lambda: npz(hash=np.array([None] * 8)),
+    "one number": lambda: npz(hash=np.float32(1)),
+    "another encoder": lambda: npz(other=np.zeros(8, np.float32)),
 }
 
 
@@ -50,19 +48,21 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
 def test_what_is_damaged_is_embedded_again(
     classifier: Classifier, tmp_path: Path, damaged: Callable[[], bytes]
 ) -> None:
-    _, expected = Embeddings(tmp_path / "kept", classifier).of(IMAGES, on_error=lambda *_: None)
-    (chunk,) = (tmp_path / "kept").rglob("*.npz")
-    chunk.write_bytes(damaged())
-    _, found = Embeddings(tmp_path / "kept", classifier).of(IMAGES, on_error=lambda *_: None)
+    images = photos(1, 2)
+    _, expected = Embeddings(tmp_path / "kept", classifier).of(images, on_error=lambda *_: None)
+    kept = sorted((tmp_path / "kept").rglob("*.npz"))
+    whole = [path.read_bytes() for path in kept]
+    kept[0].write_bytes(damaged())
+    _, found = Embeddings(tmp_path / "kept", classifier).of(images, on_error=lambda *_: None)
     np.testing.assert_array_equal(found["hash"], expected["hash"])
-    assert chunk.stat().st_size > 100
+    assert [path.read_bytes() for path in kept] == whole
 
 
 @pytest.mark.skipif(os.name != "posix", reason="named pipes of POSIX")
-def test_a_pipe_is_no_chunk(classifier: Classifier, tmp_path: Path) -> None:
+def test_a_pipe_is_no_vector(classifier: Classifier, tmp_path: Path) -> None:
     Embeddings(tmp_path / "kept", classifier).of(photos(1), on_error=lambda *_: None)
-    (chunk,) = (tmp_path / "kept").rglob("*.npz")
-    chunk.unlink()
-    os.mkfifo(chunk)
+    (kept,) = (tmp_path / "kept").rglob("*.npz")
+    kept.unlink()
+    os.mkfifo(kept)
     positions, _ = Embeddings(tmp_path / "kept", classifier).of(photos(1), on_error=lambda *_: None)
     assert positions == [0]

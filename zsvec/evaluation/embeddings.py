@@ -1,4 +1,4 @@
-"""Vectors of test images, kept in a folder, so that an interrupted evaluation continues."""
+"""Vectors of images, kept in a folder, so that an interrupted evaluation continues."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from zsvec.errors import ImageError
 from zsvec.inputs.files import inside, open_regular, replacing
 from zsvec.inputs.images import ImageInput, content_hash, source_of
 
-_CHUNK = 64  # images that are embedded again after an interruption, at most
+Vectors = Mapping[str, NDArray[np.float32]]
+
+_CHUNK = 64  # images that are embedded at once, and again after an interruption
 
 
 class Embeddings:
-    """A folder of vectors by the content of images and the fingerprints of the encoders.
+    """A folder with a file of vectors for each image, by its content and the fingerprints of the encoders.
 
     Args:
         folder: Made when the first vectors are kept.
@@ -30,19 +32,12 @@ class Embeddings:
     """
 
     def __init__(self, folder: Path, classifier: Classifier) -> None:
-        encoders = classifier.store.encoders()
-        prints = {name: str(fingerprint) for name, fingerprint in encoders.items()}
-        self._dims = {name: fingerprint.dim for name, fingerprint in encoders.items()}
-        own = folder / hashlib.sha256(repr(sorted(prints.items())).encode()).hexdigest()[:16]
+        fingerprints = classifier.store.encoders()
+        self._dims = {name: fingerprint.dim for name, fingerprint in fingerprints.items()}
+        prints = sorted((name, str(fingerprint)) for name, fingerprint in fingerprints.items())
+        own = folder / hashlib.sha256(repr(prints).encode()).hexdigest()[:16]
         self._folder = inside(folder.parent, own)
         self._classifier = classifier
-        self._embedded: dict[str, Mapping[str, NDArray[np.float32]]] = {}
-        for chunk in sorted(self._folder.glob("*.npz")):
-            inside(self._folder, chunk)
-            try:
-                self._embedded.update(self._read(chunk))
-            except (EOFError, LookupError, NotImplementedError, OSError, TypeError, ValueError, BadZipFile, zlib.error):
-                chunk.unlink()  # cut off by a loss of power: embedded again
 
     def of(
         self,
@@ -51,7 +46,7 @@ class Embeddings:
         on_error: Callable[[str, str], None],
         track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> tuple[list[int], dict[str, NDArray[np.float32]]]:
-        """Vectors of images, from the folder or from the encoders.
+        """Returns vectors of images, from the folder or from the encoders.
 
         Args:
             images: Images to embed.
@@ -62,59 +57,51 @@ class Embeddings:
             The positions of the images that could be read, and by encoder their vectors, float32 ``(n, dim)``.
         """
         positions: list[int] = []
-        digests: list[str] = []
+        rows: list[Vectors] = []
         numbered = enumerate(track(images))
         while chunk := list(islice(numbered, _CHUNK)):
-            hashed = [(position, self._hash(image, on_error), image) for position, image in chunk]
-            found = [(position, digest, image) for position, digest, image in hashed if digest]
-            self._embed([(digest, image) for _, digest, image in found if digest not in self._embedded], on_error)
-            for position, digest, _ in found:
-                if digest in self._embedded:
-                    positions.append(position)
-                    digests.append(digest)
-        encoders = self._classifier.store.encoders()
+            found = self._of_chunk([image for _, image in chunk], on_error)
+            positions += [position for (position, _), vectors in zip(chunk, found, strict=True) if vectors is not None]
+            rows += [vectors for vectors in found if vectors is not None]
         return positions, {
-            name: np.stack([self._embedded[digest][name] for digest in digests])
-            if digests
-            else np.empty((0, fingerprint.dim), np.float32)
-            for name, fingerprint in encoders.items()
+            name: np.array([vectors[name] for vectors in rows], np.float32).reshape(-1, dim)
+            for name, dim in self._dims.items()
         }
 
-    def _read(self, chunk: Path) -> Mapping[str, Mapping[str, NDArray[np.float32]]]:
-        with open_regular(chunk) as file, np.load(file) as kept:
-            columns = {name: kept[name] for name in kept.files}
-        hashes = [str(digest) for digest in columns.pop("hashes")]
-        shapes = {name: (np.dtype(np.float32), (len(hashes), dim)) for name, dim in self._dims.items()}
-        if {name: (vectors.dtype, vectors.shape) for name, vectors in columns.items()} != shapes:
-            raise ValueError(f"{chunk} has other vectors")
-        return {digest: {name: columns[name][row] for name in columns} for row, digest in enumerate(hashes)}
+    def _of_chunk(self, images: Sequence[ImageInput], on_error: Callable[[str, str], None]) -> list[Vectors | None]:
+        digests = [self._hash(image, on_error) for image in images]
+        found = [self._read(digest) if digest else None for digest in digests]
+        new = [(i, digest) for i, digest in enumerate(digests) if digest and found[i] is None]
+        if not new:
+            return found
+        answers = self._classifier.embed_stream([images[i] for i, _ in new])
+        for (i, digest), embedding in zip(new, answers, strict=True):
+            if embedding.error is None:
+                found[i] = embedding.vectors
+                self._keep(digest, embedding.vectors)
+            else:
+                on_error(embedding.source, embedding.error)
+        return found
 
-    def _hash(self, image: ImageInput, on_error: Callable[[str, str], None]) -> str:
+    def _hash(self, image: ImageInput, on_error: Callable[[str, str], None]) -> str | None:
         try:
             return content_hash(image, **self._classifier.settings.image_limits())
         except ImageError as exc:
             on_error(source_of(image), str(exc))
-            return ""
+            return None
 
-    def _embed(self, new: Sequence[tuple[str, ImageInput]], on_error: Callable[[str, str], None]) -> None:
-        if not new:
-            return
-        made = {}
-        answers = self._classifier.embed_stream([image for _, image in new])
-        for (digest, _), embedding in zip(new, answers, strict=True):
-            if embedding.error is None:
-                made[digest] = embedding.vectors
-            else:
-                on_error(embedding.source, embedding.error)
-        if made:
-            self._keep(made)
+    def _read(self, digest: str) -> Vectors | None:
+        """Returns the vectors of an image; ``None`` if there are none, or they were damaged by a loss of power."""
+        path = inside(self._folder, self._folder / f"{digest}.npz")
+        try:
+            with open_regular(path) as file, np.load(file) as kept:
+                vectors = {name: kept[name] for name in kept.files}
+        except (EOFError, LookupError, NotImplementedError, OSError, TypeError, ValueError, BadZipFile, zlib.error):
+            return None
+        expected = {name: (np.dtype(np.float32), (dim,)) for name, dim in self._dims.items()}
+        return vectors if {name: (one.dtype, one.shape) for name, one in vectors.items()} == expected else None
 
-    def _keep(self, made: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> None:
-        self._embedded.update(made)
+    def _keep(self, digest: str, vectors: Vectors) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        columns: dict[str, Any] = {
-            name: np.stack([vectors[name] for vectors in made.values()]) for name in next(iter(made.values()))
-        }
-        name = hashlib.sha256("".join(made).encode()).hexdigest()[:16]
-        with replacing(self._folder / f"{name}.npz") as file:
-            np.savez(file, hashes=np.array(list(made)), **columns)
+        with replacing(self._folder / f"{digest}.npz", durable=False) as file:
+            np.savez(file, **vectors)  # type: ignore[arg-type]

@@ -1074,12 +1074,12 @@ def test_evaluate_for_people(stocked: Callable[..., Result], colours: Path) -> N
     result = stocked("evaluate --fusion fixed --unknown noise", colours)
     assert result.code == 0
     lines = [line.split() for line in result.out.splitlines() if line.strip()]
-    assert lines[0] == ["top-1", "top-3", "top-5", "NLL,", "nats", "ECE", "(floor)"]
+    assert lines[0] == [*("accuracy", "top-1", "top-3", "top-5"), *("NLL,", "nats", "Brier", "ECE", "its", "floor")]
     (found,) = stocked("evaluate --json --fusion fixed", colours).objects
-    last = [f"{found['nll']:.3f}", f"{found['ece']:.1%}", f"({found['ece_floor']:.1%})"]
+    last = [f"{found['nll']:.3f}", f"{found['brier']:.3f}", f"{found['ece']:.1%}", f"{found['ece_floor']:.1%}"]
     assert lines[2] == ["fusion", "(fixed)", "100.0%", "100.0%", "100.0%", *last]
     assert {words[0] for words in lines[3:6]} == {"clip:text", "clip:image", "dino:image"}
-    assert lines[6] == ["category", "images", "precision", "recall", "F1", "called", "unknown"]
+    assert lines[6] == ["categories", "images", "precision", "recall", "F1", "called", "unknown"]
     assert [words[:5] for words in lines[8:12]] == [
         *([colour, "3", "100.0%", "100.0%", "100.0%"] for colour in COLOURS),
         ["mean", "9", "100.0%", "100.0%", "100.0%"],
@@ -1176,8 +1176,7 @@ def test_evaluate_shows_the_mistakes_of_many_categories(cli: Callable[..., Resul
     shutil.copy("test/c00/0.png", "test/c01/0.png")
     assert cli("import references").code == 0
     out = cli("evaluate test").out
-    assert ["c01", "c00", "1", "of", "2"] in [line.split() for line in out.splitlines()]
-    assert "answered" in out
+    assert ["c01", "→", "c00", "1", "50.0%"] in [line.split() for line in out.splitlines()]
     assert "\\" not in out
 
 
@@ -1219,7 +1218,7 @@ def test_wrong_usage_of_files(stocked: Callable[..., Result], new: Path, command
 
 
 def test_a_page_needs_its_extra(stocked: Callable[..., Result], colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "zsvec.evaluation.page", None)
+    monkeypatch.setitem(sys.modules, "zsvec.evaluation.publish", None)
     result = stocked("evaluate --html e.html", colours)
     assert result.code == 1
     assert 'is needed for a report: pip install "zsvec[report]"' in result.err

@@ -18,8 +18,8 @@ from tests.support import coloured, encode, fast_folder, isolated, open_classifi
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation import Evaluation, evaluate, labelled_images
-from zsvec.evaluation.evaluate import Accuracy, Outcome
-from zsvec.evaluation.metrics import calibration_floor
+from zsvec.evaluation.evaluate import Outcome
+from zsvec.evaluation.metrics import Accuracy, calibration_floor
 from zsvec.inputs.folders import find_images
 from zsvec.types import ExpertOutput, Prediction, Ranking
 
@@ -29,6 +29,11 @@ def ranking(*labels: str) -> Ranking:
 
 
 # ---- accuracy
+
+
+def accuracy(*answers: tuple[Ranking, str]) -> Accuracy:
+    """Of rankings, each with its true label."""
+    return Accuracy.of(*zip(*(Outcome.of(ranking, label) for ranking, label in answers), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -54,19 +59,19 @@ def ranking(*labels: str) -> Ranking:
     ],
 )
 def test_accuracy(rankings: list[Ranking], labels: list[str], expected: tuple[float, ...]) -> None:
-    found = Accuracy.of([Outcome.of(ranking, label) for ranking, label in zip(rankings, labels, strict=True)])
+    found = accuracy(*zip(rankings, labels, strict=True))
     assert (found.top1, found.top3, found.top5, found.ece) == expected
 
 
 def test_quality_of_probabilities_by_hand() -> None:
     ranked = ((("a", 0.5), ("b", 0.25), ("c", 0.25)), (("c", 1.0), ("a", 0.0), ("b", 0.0)))
-    found = Accuracy.of([Outcome.of(ranked[0], "b"), Outcome.of(ranked[1], "c")])
+    found = accuracy((ranked[0], "b"), (ranked[1], "c"))
     assert found.nll == pytest.approx(math.log(4) / 2)
     assert found.brier == pytest.approx((0.5**2 + 0.75**2 + 0.25**2) / 2)
     assert found.ece_floor == 0.25  # the first is off by a half, right or wrong; the second is certain
     for label in ("a", "z"):  # of probability 0, and of none
-        assert Accuracy.of([Outcome.of(ranked[1], label)]).nll is None
-        assert Accuracy.of([Outcome.of(ranked[1], label)]).brier == 2
+        assert accuracy((ranked[1], label)).nll is None
+        assert accuracy((ranked[1], label)).brier == 2
 
 
 # ---- an evaluation, of given predictions

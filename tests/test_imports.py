@@ -116,7 +116,8 @@ def test_a_command_imports_what_it_needs(arguments: list[str], unneeded: Sequenc
 
 
 def test_an_evaluation_needs_no_package_that_an_installation_without_torch_lacks() -> None:
-    assert loaded_after("import zsvec.evaluation, zsvec.cli.evaluate", ("torch", "sklearn", "matplotlib")) == ("", [])
+    slow = ("torch", "sklearn", "scipy.stats", "matplotlib")
+    assert loaded_after("import zsvec.evaluation, zsvec.cli.evaluate", slow) == ("", [])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["classify", "--help"]])

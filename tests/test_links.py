@@ -30,8 +30,8 @@ from zsvec.encoders import host
 from zsvec.encoders.rates import keep_rates
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import ZSVecError
-from zsvec.evaluation.audit_page import write_audit
 from zsvec.evaluation.embeddings import Embeddings
+from zsvec.evaluation.report import write_audit
 from zsvec.generation.manifest import Manifest
 from zsvec.inputs.small import small_copy
 from zsvec.inputs.watch import Watch
@@ -122,13 +122,15 @@ def export(folder: Path) -> None:
 def publish_results(folder: Path) -> None:
     pytest.importorskip("matplotlib", reason='pip install "zsvec[report]"')
     from zsvec.evaluation import figures, publish
+    from zsvec.evaluation.report import Drawing
 
-    def draw(_: Any, to: Path) -> Iterator[tuple[str, str, str]]:
-        figures.reliability(np.array([0.5, 0.9]), np.array([True, False]), to / "reliability.png")
-        yield "reliability", "title", "caption"
+    def drawings(_: Any) -> Iterator[Drawing]:
+        png = figures.reliability(np.array([0.5, 0.9]), np.array([True, False]))
+        yield Drawing("reliability", "title", "caption", png)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(publish, "_draw", draw)
+        patched.setattr(publish, "_suite_drawings", drawings)
+        patched.setattr(publish, "_mistakes", lambda _: ())
         publish.publish(SimpleNamespace(results=RESULTS, predictions={}), folder)  # type: ignore[arg-type]
 
 

@@ -13,8 +13,8 @@ from rich.table import Column, Table
 from standing.sets import Images
 from standing.trials import Numbers, Trial
 from zsvec.encoders.spec import TEMPERATURES
-from zsvec.evaluation.ablations import laid_out
 from zsvec.evaluation.metrics import calibration_floor, top_k
+from zsvec.evaluation.study import laid_out
 from zsvec.method.calibrate.fit import expected_calibration_error, fit_calibration
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.scoring import Scoring

@@ -12,7 +12,7 @@ import pytest
 from tests.evaluation.page import Page, assert_it_needs_nothing_else
 from zsvec.curation.audit import Audit, Confusion, Duplicates, Outlier, StoredImage, ThinCategory
 from zsvec.errors import InvalidInputError
-from zsvec.evaluation.audit_page import write_audit
+from zsvec.evaluation.report import write_audit
 from zsvec.method.quality.suspects import Suspect
 
 EVIL = "<script>alert('x')</script>\"&"

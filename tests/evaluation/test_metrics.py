@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, roc_auc_score
+from sklearn.metrics import classification_report, confusion_matrix, roc_auc_score
 
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import (
+    CategoryScore,
     Doubles,
     blind_auroc,
-    bootstrap,
-    bootstrap_auroc,
     brier_score,
+    by_category,
     calibration_floor,
     confusion,
+    interval_of_auroc,
+    interval_of_share,
+    mean_score,
+    mistakes,
     negative_log_likelihood,
-    paper_auroc,
     paper_unknown_score,
     top_k,
 )
@@ -54,7 +56,6 @@ TRUTH = np.array([truth for truth, _, _ in TABLE])
 P = np.array([p for _, p, _ in TABLE], dtype=np.float64) / 16
 NOVELTY = np.array([novelty for _, _, novelty in TABLE])
 SCORES = [0, 0, 1 / 2, 0, 1 / 4, 1 / 2, 1 / 2, 1, 0, 1 / 2, 1, 0]
-ANSWERS = P.argmax(axis=1)
 
 
 # ---- accuracy
@@ -161,24 +162,6 @@ def test_calibration_error() -> None:
     assert expected_calibration_error(P.max(axis=1), top_k(P, TRUTH, 1)) == pytest.approx((0.75 + 0.375 + 0.5) / 12)
 
 
-def test_confusion() -> None:
-    assert confusion(TRUTH, ANSWERS, 4).tolist() == [[3, 0, 0, 0], [2, 1, 0, 0], [2, 0, 1, 0], [2, 0, 0, 1]]
-    assert confusion(TRUTH, ANSWERS, 5)[4].tolist() == [0] * 5
-
-
-def test_confusion_of_one_category_and_of_no_image() -> None:
-    assert confusion(np.array([0, 0]), np.array([0, 0]), 1).tolist() == [[2]]
-    assert confusion(TRUTH[:0], ANSWERS[:0], 2).tolist() == [[0, 0], [0, 0]]
-
-
-@prop
-@given(st.integers(2, 300), st.integers(1, 50), st.sampled_from([np.uint16, np.int32, np.intp]), st.integers(0, 2**32))
-def test_confusion_is_that_of_scikit_learn(n: int, images: int, kind: type[np.integer[Any]], seed: int) -> None:
-    truth, answers = np.random.default_rng(seed).integers(n, size=(2, images)).astype(kind)
-    expected = confusion_matrix(truth, answers, labels=np.arange(n))
-    assert np.array_equal(confusion(truth, answers, n), expected)
-
-
 # ---- the unknown
 
 
@@ -192,12 +175,7 @@ def test_the_score_of_the_paper() -> None:
 def test_auroc_as_in_the_paper() -> None:
     # Of the 6 known 0, 0, 1/2, 0, 1/4, 1/2 there are below an unknown one, ties counting half:
     # 1/2: 4 + 2/2; 1: 6; 0: 3/2; 1/2: 5; 1: 6; 0: 3/2. Together 25 of 36.
-    assert paper_auroc(P, TRUTH, KNOWN) == pytest.approx(25 / 36)
-
-
-def test_auroc_leaves_out_images_of_no_column() -> None:
-    rows, truth = np.vstack([P, P[:3]]), np.append(TRUTH, [-1, -1, -1])
-    assert paper_auroc(rows, truth, KNOWN) == paper_auroc(P, TRUTH, KNOWN)
+    assert blind_auroc(paper_unknown_score(P, KNOWN), ~KNOWN[TRUTH]) == pytest.approx(25 / 36)
 
 
 def test_auroc_of_novelty() -> None:
@@ -218,29 +196,27 @@ def test_auroc_is_that_of_scikit_learn(known: int, unknown: int, values: int, se
 # ---- intervals
 
 
-def test_interval_of_the_mean() -> None:
-    assert bootstrap(np.full(7, 0.25)) == (0.25, 0.25)
-    assert bootstrap(np.array([3.0])) == (3.0, 3.0)
-    # Of 0 and 1, a sample has the mean 0 or 1 a quarter of the time each, and 1/2 the other half.
-    assert bootstrap(np.array([0.0, 1.0])) == (0.0, 1.0)
-    assert bootstrap(np.array([0.0, 1.0]), level=0.1) == (0.5, 0.5)
-    assert bootstrap(np.arange(9.0), seed=1) == bootstrap(np.arange(9.0), seed=1) != bootstrap(np.arange(9.0), seed=2)
+def test_interval_of_a_share() -> None:
+    assert interval_of_share(np.ones(7, dtype=bool)) == (1.0, 1.0)
+    assert interval_of_share(np.zeros(3, dtype=bool)) == (0.0, 0.0)
+    # Of one hit and one miss, a sample has none or both a quarter of the time each.
+    assert interval_of_share(np.array([False, True])) == (0.0, 1.0)
 
 
-def test_interval_of_an_accuracy_is_as_wide_as_its_standard_error_says() -> None:
-    hits = np.repeat([0.0, 1.0], [100, 300])
-    low, high = bootstrap(hits, draws=4000)
+def test_interval_of_a_share_is_that_of_resampled_shares() -> None:
+    hits = np.repeat([False, True], [100, 300])
     wide = 1.96 * np.sqrt(0.25 * 0.75 / 400)
-    assert (low, high) == (pytest.approx(0.75 - wide, abs=0.004), pytest.approx(0.75 + wide, abs=0.004))
-    inner = bootstrap(hits, draws=4000, level=0.5)
-    assert low < inner[0] < 0.75 < inner[1] < high
+    expected = pytest.approx((0.75 - wide, 0.75 + wide), abs=0.004)
+    assert interval_of_share(hits) == expected
+    shares = np.random.default_rng(0).choice(hits, (4000, 400)).mean(axis=1)
+    assert interval_of_share(hits) == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.004)
 
 
 def test_interval_of_the_auroc() -> None:
     is_unknown = np.repeat([False, True], 5)
-    assert bootstrap_auroc(np.arange(10.0), is_unknown) == (1.0, 1.0)
-    assert bootstrap_auroc(-np.arange(10.0), is_unknown) == (0.0, 0.0)
-    assert bootstrap_auroc(np.zeros(10), is_unknown) == (0.5, 0.5)
+    assert interval_of_auroc(np.arange(10.0), is_unknown) == (1.0, 1.0)
+    assert interval_of_auroc(-np.arange(10.0), is_unknown) == (0.0, 0.0)
+    assert interval_of_auroc(np.zeros(10), is_unknown) == (0.5, 0.5)
 
 
 def test_interval_of_the_auroc_is_that_of_resampled_areas() -> None:
@@ -253,7 +229,7 @@ def test_interval_of_the_auroc_is_that_of_resampled_areas() -> None:
     areas = ((pairs > 0) + (pairs == 0) / 2).mean(axis=(1, 2))
     assert areas[0] == pytest.approx(roc_auc_score(is_unknown, np.concatenate([known[0], unknown[0]])))
     expected = np.quantile(areas, [0.025, 0.975])
-    np.testing.assert_allclose(bootstrap_auroc(score, is_unknown, draws=2000), expected, atol=0.015)
+    np.testing.assert_allclose(interval_of_auroc(score, is_unknown, draws=2000), expected, atol=0.015)
 
 
 @prop
@@ -263,7 +239,7 @@ def test_one_sample_has_the_area_of_its_images(seed: int) -> None:
     score = np.random.default_rng(seed).integers(0, 3, 2).astype(np.float64)
     is_unknown = np.array([False, True])
     area = blind_auroc(score, is_unknown)
-    assert bootstrap_auroc(score, is_unknown, draws=3) == (area, area)
+    assert interval_of_auroc(score, is_unknown, draws=3) == (area, area)
 
 
 # ---- what must always hold
@@ -294,11 +270,10 @@ def test_the_order_of_the_images_changes_nothing(
             calibration_floor(p.max(axis=1)),
             np.exp(-negative_log_likelihood(p, truth)).mean(),
             brier_score(p, truth).mean(),
-            paper_auroc(p, truth, KNOWN),
+            blind_auroc(paper_unknown_score(p, KNOWN), is_unknown),
             blind_auroc(novelty, is_unknown),
-            *confusion(truth, p.argmax(axis=1), 4).ravel(),
-            *bootstrap(hits.astype(np.float64), draws=20),
-            *bootstrap_auroc(novelty, is_unknown, draws=20),
+            *interval_of_share(hits),
+            *interval_of_auroc(novelty, is_unknown, draws=20),
         ]
 
     np.testing.assert_allclose(measured(p[order], truth[order], novelty[order]), measured(p, truth, novelty))
@@ -316,9 +291,50 @@ def test_areas(drawn: tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.fl
     assert area == pytest.approx(((above > 0) + (above == 0) / 2).mean())
     score = paper_unknown_score(p, KNOWN)
     assert ((score >= 0) & (score <= 1)).all()
-    assert paper_auroc(p, truth, KNOWN) == blind_auroc(score, is_unknown)
     # A row counts by its shape: neither its scale nor its offset matters.
     np.testing.assert_allclose(paper_unknown_score(3 * p + 1, KNOWN), score, atol=1e-12)
+
+
+# ---- by category, against a table worked by hand and against scikit-learn
+
+TRUE = ["cat", "cat", "cat", "dog", "dog", "fox", "cat"]
+ANSWERED = ["cat", "dog", "cat", "dog", "cow", "cat", "dog"]
+UNKNOWN = [False, True, False, False, False, True, False]
+
+
+def test_scores_by_hand() -> None:
+    found = by_category(TRUE, ANSWERED, UNKNOWN)
+    assert list(found) == ["cat", "cow", "dog", "fox"]
+    assert found["cat"] == CategoryScore(4, 2 / 3, 1 / 2, 4 / 7, 1 / 4)
+    assert found["cow"] == CategoryScore(0, 0.0, None, 0.0, None)  # answered, and nothing is one
+    assert found["dog"] == CategoryScore(2, 1 / 3, 1 / 2, 2 / 5, 0.0)
+    assert found["fox"] == CategoryScore(1, None, 0.0, 0.0, 1.0)  # never answered
+    mean = mean_score(found)
+    assert (mean.images, mean.precision, mean.recall) == (7, pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert (mean.f1, mean.called_unknown) == (pytest.approx((4 / 7 + 2 / 5) / 3), pytest.approx(5 / 12))
+
+
+def test_confusions_by_hand() -> None:
+    names = ["cat", "cow", "dog", "fox", "owl"]
+    assert confusion(TRUE, ANSWERED, names[:4]).tolist() == [[2, 0, 2, 0], [0, 0, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0]]
+    assert confusion(TRUE, ANSWERED, names)[4].tolist() == [0] * 5
+    assert mistakes(TRUE, ANSWERED) == [("cat", "dog", 2), ("dog", "cow", 1), ("fox", "cat", 1)]
+    assert mistakes(["cat"], ["cat"]) == []
+
+
+def test_as_scikit_learn_has_it() -> None:
+    rng = np.random.default_rng(0)
+    truth, answers = ([f"c{i}" for i in rng.integers(5, size=200)] for _ in range(2))
+    expected = classification_report(truth, answers, output_dict=True)
+    found = by_category(truth, answers, [False] * 200)
+    for name, score in {**found, "macro avg": mean_score(found)}.items():
+        assert expected[name] == {
+            "precision": pytest.approx(score.precision),
+            "recall": pytest.approx(score.recall),
+            "f1-score": pytest.approx(score.f1),
+            "support": score.images,
+        }
+    assert np.array_equal(confusion(truth, answers, sorted(found)), confusion_matrix(truth, answers))
 
 
 # ---- what is refused
@@ -330,13 +346,12 @@ BOTH = ~KNOWN[TRUTH]
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: top_k(P, TRUTH, 0), "k must be 1 or more. Got 0"),
         (lambda: top_k(P, TRUTH[:5], 1), r"truth of shape \(5,\) does not fit probabilities \(12, 4\)"),
         (lambda: top_k(P[0], TRUTH, 1), "does not fit"),
         (lambda: top_k(P[:0], TRUTH[:0], 1), "no images"),
         (lambda: top_k(P, TRUTH + 1, 1), "from -1 to 3"),
         (lambda: top_k(P, TRUTH - 2, 1), "from -1 to 3"),
-        (lambda: top_k(P, TRUTH / 1, 1), "Got float64"),  # type: ignore[arg-type]
+        (lambda: top_k(P, TRUTH / 1, 1), "must be int"),  # type: ignore[arg-type]
         (lambda: top_k(BAD_NUMBER, TRUTH, 1), "NaN"),
         (lambda: negative_log_likelihood(P, TRUTH + 1), "from -1 to 3"),
         (lambda: brier_score(BAD_NUMBER, TRUTH), "NaN"),
@@ -344,30 +359,12 @@ BOTH = ~KNOWN[TRUTH]
         (lambda: calibration_floor(P), r"of shape \(n_images,\)"),
         (lambda: calibration_floor(NOVELTY + 1), "from 0 to 1"),
         (lambda: calibration_floor(BAD_NUMBER[1]), "from 0 to 1"),
-        (lambda: calibration_floor(NOVELTY, simulations=0), "simulations must be 1 or more. Got 0"),
-        (lambda: paper_unknown_score(P, KNOWN[:3]), "does not fit"),
-        (lambda: paper_unknown_score(P, np.array([0, 1, 2, 3])), "a bool for each"),
-        (lambda: paper_unknown_score(P[0], KNOWN), "does not fit"),
-        (lambda: paper_unknown_score(P[:, :0], KNOWN[:0]), "does not fit"),
-        (lambda: paper_unknown_score(BAD_NUMBER, KNOWN), "NaN"),
-        (lambda: paper_auroc(P, TRUTH, np.ones(4, dtype=bool)), "some of both"),
-        (lambda: paper_auroc(P, np.full(12, -1), KNOWN), "some of both"),
         (lambda: blind_auroc(NOVELTY, np.zeros(12, dtype=bool)), "some of both"),
         (lambda: blind_auroc(NOVELTY[:0], BOTH[:0]), "some of both"),
         (lambda: blind_auroc(NOVELTY, BOTH[:3]), "does not fit"),
         (lambda: blind_auroc(NOVELTY, TRUTH), "a bool each"),
         (lambda: blind_auroc(np.full(12, np.inf), BOTH), "infinite"),
-        (lambda: confusion(TRUTH, ANSWERS[:2], 4), "do not fit"),
-        (lambda: confusion(TRUTH, ANSWERS, 3), "from 0 to 2"),
-        (lambda: confusion(ANSWERS, TRUTH, 3), "from 0 to 2"),
-        (lambda: confusion(TRUTH - 1, ANSWERS, 4), "from 0 to 3"),
-        (lambda: bootstrap(NOVELTY[:0]), "one or more"),
-        (lambda: bootstrap(P), "one or more"),
-        (lambda: bootstrap(BAD_NUMBER[1]), "NaN"),
-        (lambda: bootstrap(NOVELTY, draws=0), "draws=0"),
-        (lambda: bootstrap(NOVELTY, level=1.0), "level=1.0"),
-        (lambda: bootstrap_auroc(NOVELTY, BOTH, level=0.0), "level=0.0"),
-        (lambda: bootstrap_auroc(NOVELTY, np.ones(12, dtype=bool)), "some of both"),
+        (lambda: interval_of_auroc(NOVELTY, np.ones(12, dtype=bool)), "some of both"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call: Callable[[], object], message: str) -> None:

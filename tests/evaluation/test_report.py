@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.evaluation.page import Page, assert_it_needs_nothing_else
-from zsvec.evaluation.report import shown, write_report
+from zsvec.evaluation.report import Drawing, Mistake, report_page
+from zsvec.evaluation.tables import shown
 
 EVIL = "<script>alert('x')</script>\"&"
 RESULTS: dict[str, Any] = {
@@ -57,51 +60,54 @@ RESULTS: dict[str, Any] = {
             "rows": [{"name": "fusion", "values": {"gain": -0.0123}, "interval": {"gain": [-0.021, 0.015]}}],
         },
     ],
-    "figures": [
-        {"id": "one", "title": "The first", "file": "one.png", "caption": "Red it is."},
-        {"id": "two", "title": "The second", "file": "two.png", "caption": ""},
-    ],
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name, colour in (("one", "red"), ("two", "blue")):
-        Image.new("RGB", (300, 20), colour).save(tmp_path / f"{name}.png", dpi=(150, 150))
-    return tmp_path
+def png(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (300, 20), colour).save(file, "PNG", dpi=(150, 150))
+    return file.getvalue()
 
 
-def written(folder: Path, **changes: Any) -> tuple[str, Page]:
-    path = write_report(folder, {**RESULTS, **changes})
-    assert path == folder / "report.html"
-    text = path.read_text(encoding="utf-8")
+FIGURES = [Drawing("one", "The first", "Red it is.", png("red")), Drawing("two", "The second", "", png("blue"))]
+
+
+def written(figures: Sequence[Drawing] = FIGURES, mistakes: Sequence[Mistake] = (), **changes: Any) -> tuple[str, Page]:
+    text = report_page({**RESULTS, **changes}, figures, mistakes)
     page = Page(text)
     page.close()
     return text, page
 
 
-def test_the_page_needs_nothing_else(folder: Path) -> None:
-    assert_it_needs_nothing_else(*written(folder))
+def test_the_page_needs_nothing_else() -> None:
+    assert_it_needs_nothing_else(*written(mistakes=[MISTAKE]))
 
 
-def test_figures_are_embedded(folder: Path) -> None:
-    _, page = written(folder)
+def test_figures_are_embedded() -> None:
+    _, page = written()
     images = [attributes for tag, attributes in page.elements if tag == "img"]
     embedded = [base64.b64decode((image["src"] or "").partition(",")[2]) for image in images]
-    assert embedded == [(folder / name).read_bytes() for name in ("one.png", "two.png")]
+    assert embedded == [figure.png for figure in FIGURES]
     assert [(image["alt"], image["width"]) for image in images] == [("The first", "192"), ("The second", "192")]
     assert "Red it is." in page.text
 
 
-def test_a_figure_that_is_not_there(folder: Path) -> None:
-    (folder / "two.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"two\.png"):
-        write_report(folder, RESULTS)
-    assert not (folder / "report.html").exists()
+MISTAKE = Mistake(b"\xff\xd8a", "cat", "dog", 0.876, b"\xff\xd8b", "fox")
 
 
-def test_every_number_is_shown(folder: Path) -> None:
-    _, page = written(folder)
+def test_mistakes_are_shown_beside_the_nearest_references() -> None:
+    _, page = written(figures=[], mistakes=[MISTAKE, Mistake(None, "emu", "ant", 0.5, None, "")])
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    embedded = [base64.b64decode((image["src"] or "").partition(",")[2]) for image in images]
+    assert embedded == [MISTAKE.image, MISTAKE.nearest]
+    assert [image["alt"] for image in images] == ["image of cat", "reference of fox"]
+    assert "is cat, answer dog (88 %); nearest fox" in page.text
+    assert page.text.count("no image") == 2
+    assert "is emu, answer ant (50 %)" in page.text
+
+
+def test_every_number_is_shown() -> None:
+    _, page = written()
     assert page.rows == [
         ["", "top-1,\xa0%", "calibration error,\xa0%", "AUROC", "time,\xa0ms"],
         ["fusion", "93.6 91.1–95.6", "1.9 1.1–3.1", "0.990", "12.35"],
@@ -127,21 +133,21 @@ def test_every_number_is_shown(folder: Path) -> None:
         assert sentence in page.text
 
 
-def test_the_best_of_a_column_is_bold(folder: Path) -> None:
-    _, page = written(folder)
+def test_the_best_of_a_column_is_bold() -> None:
+    _, page = written()
     # What looks the same is as good; a column that does not say what is best has nothing bold.
     assert page.bold == ["93.6", "1.9", "93.6", "8.00", "−1.2"]
 
 
-def test_every_part_can_be_jumped_to(folder: Path) -> None:
-    _, page = written(folder)
+def test_every_part_can_be_jumped_to() -> None:
+    _, page = written()
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert ids == ["accuracy", "gain", "one", "two"]
     assert [attributes["href"] for tag, attributes in page.elements if tag == "a"] == [f"#{i}" for i in ids]
 
 
-def test_nothing_is_taken_for_html(folder: Path) -> None:
-    kept = ("key", "best", "file")  # what is looked up, not shown
+def test_nothing_is_taken_for_html() -> None:
+    kept = ("key", "best")  # what is looked up, not shown
 
     def evil(value: Any) -> Any:
         """The same with something evil in each text that may be anything."""
@@ -151,22 +157,24 @@ def test_nothing_is_taken_for_html(folder: Path) -> None:
             return [evil(item) for item in value]
         return f"{value}{EVIL}" if isinstance(value, str) else value
 
-    text, page = written(folder, **{**evil(RESULTS), "references": {EVIL: 24}, "versions": {EVIL: EVIL}})
+    figures = [replace(figure, title=f"{figure.title}{EVIL}", caption=f"{figure.caption}{EVIL}") for figure in FIGURES]
+    wrong = replace(MISTAKE, truth=EVIL, answer=EVIL, nearest_category=EVIL)
+    text, page = written(figures, [wrong], **{**evil(RESULTS), "references": {EVIL: 24}, "versions": {EVIL: EVIL}})
     assert "<script" not in text
-    assert {tag for tag, _ in page.elements} == {tag for tag, _ in written(folder)[1].elements}
+    assert {tag for tag, _ in page.elements} == {tag for tag, _ in written(mistakes=[MISTAKE])[1].elements}
     for shown_text in ("caltech24", "offline", "fusion", "The first", "Gain", "By bootstrap.", "Red it is.", "AUROC"):
         assert f"{shown_text}{EVIL}" in page.text
 
 
-def test_nothing_but_the_facts(folder: Path) -> None:
-    _, page = written(folder, tables=[], figures=[], summary=[], references={}, versions={}, unknown_images=0)
+def test_nothing_but_the_facts() -> None:
+    _, page = written([], tables=[], summary=[], references={}, versions={}, unknown_images=0)
     assert not {"table", "figure", "nav", "ul"} & {tag for tag, _ in page.elements}
     assert "caltech24" in page.text
 
 
-def test_results_may_come_from_json(folder: Path) -> None:
-    text, _ = written(folder)
-    assert written(folder, **json.loads(json.dumps(RESULTS)))[0] == text
+def test_results_may_come_from_json() -> None:
+    text, _ = written()
+    assert written(**json.loads(json.dumps(RESULTS)))[0] == text
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.evaluation import labelled_images, metrics, study
 from zsvec.evaluation.metrics import calibration_floor
 from zsvec.evaluation.publish import publish
-from zsvec.evaluation.suite import Suite, run
-from zsvec.evaluation.tables import DRAWS
+from zsvec.evaluation.suite import DRAWS, Suite, run
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
@@ -106,10 +105,8 @@ def encoders() -> list[Colours]:
 @pytest.fixture
 def classifier(folders: Path, encoders: list[Colours], monkeypatch: pytest.MonkeyPatch) -> Iterator[Classifier]:
     """A store of its own for the test, and a suite of few draws."""
-    for module in ("tables", "suite"):
-        monkeypatch.setattr(f"zsvec.evaluation.{module}.DRAWS", 1)
-    for name in ("bootstrap", "bootstrap_auroc"):
-        monkeypatch.setattr(study, name, partial(getattr(metrics, name), draws=10))
+    monkeypatch.setattr("zsvec.evaluation.suite.DRAWS", 1)
+    monkeypatch.setattr(metrics, "interval_of_auroc", partial(metrics.interval_of_auroc, draws=10))
     with opened(folders, encoders) as classifier:
         yield classifier
 
@@ -244,7 +241,7 @@ def test_the_default_row_is_what_the_classifier_says(evaluated: Evaluated) -> No
 
 
 def test_batches_are_mixed_and_answers_in_order(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, references = evaluated.found.sample, evaluated.found.references
+    sample, references = evaluated.found.study.sample, evaluated.found.study.references
     scoring = evaluated.classifier.scoring
     whole = study.answer(references, sample, scoring, 0.05)
     monkeypatch.setattr(study, "_BATCH", 8)
@@ -348,8 +345,8 @@ def test_a_store_of_one_category(folders: Path, encoders: list[Colours]) -> None
 
 def test_damaged_embeddings_are_made_again(classifier: Classifier, encoders: list[Colours], folders: Path) -> None:
     suite(classifier, folders)
-    for chunk in (folders / "report" / "embeddings").glob("*/*.npz"):
-        chunk.write_bytes(chunk.read_bytes()[:40])
+    for kept in (folders / "report" / "embeddings").glob("*/*.npz"):
+        kept.write_bytes(kept.read_bytes()[:40])
     before = encoders[0].embedded
     suite(classifier, folders)
     assert encoders[0].embedded == before + 33 + 28 + 32 + 33
@@ -372,8 +369,10 @@ def test_images_that_are_no_files_are_numbered_and_shown(classifier: Classifier,
     publish(found, folders / "report")
     results = json.loads((folders / "report" / "results.json").read_text(encoding="utf-8"))
     default = next(row for row in results["tables"][0]["rows"] if row["name"].startswith("fusion by default"))
-    shown = {figure["id"] for figure in results["figures"]}
-    assert ("mistakes" in shown) == (default["values"]["top1"] < 1)
+    page = (folders / "report" / "report.html").read_text(encoding="utf-8")
+    wrong = round(24 * (1 - default["values"]["top1"]))
+    assert wrong > 0
+    assert page.count("data:image/jpeg") == 2 * wrong
 
 
 LINKED = ("results.json", "predictions.json", "confusion.png", "reliability.png", "report.html", "embeddings")

@@ -135,7 +135,7 @@ def _page_writer() -> Callable[[Path, Audit, str], None]:
     from zsvec.errors import MissingExtraError
 
     try:
-        from zsvec.evaluation.audit_page import write_audit
+        from zsvec.evaluation.report import write_audit
     except ModuleNotFoundError as exc:
         raise MissingExtraError(f'{exc.name} is needed for a page: pip install "zsvec[report]"') from exc
     return write_audit

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from zsvec.types import Prediction
 
 _SCORES = ("images", "precision", "recall", "f1", "called_unknown")
-_MATRIX = 10  # categories of which the whole matrix fits a terminal, and mistakes that are shown otherwise
+_MATRIX = 10  # categories of which the whole matrix fits a terminal; of more, the mistakes are shown
 
 
 class Suite(StrEnum):
@@ -100,7 +101,7 @@ def evaluate(
         return
     if report is not None or dataset is not Dataset.FOLDER:
         raise typer.BadParameter("--report and --dataset need --suite paper; a page without it is --html FILE")
-    page_of = _page_of() if html is not None else None
+    publishing = _publishing() if html is not None else None
     for file in (csv, html):
         _check_writable(file)
 
@@ -116,9 +117,12 @@ def evaluate(
         references = sum((Counter(category.references) for category in classifier.categories()), Counter[str]())
     if csv is not None:
         _write(csv, "".join(map(row, _rows(result))))
-    if html is not None and page_of is not None:
+    if html is not None and publishing is not None:
         profile = classifier.settings.profile
-        _write(html, page_of(result, name=_named(source), profile=profile, references=references, version=__version__))
+        page = publishing.page_of(
+            result, name=_named(source), profile=profile, references=references, version=__version__
+        )
+        _write(html, page)
     if json:
         output.print_json(result.to_dict())
     else:
@@ -146,30 +150,49 @@ def _labelled(
 
 
 def _print(result: Evaluation) -> None:
+    """Prints the tables; of few categories, the whole confusion matrix in the place of the mistakes."""
     from zsvec.cli import output
+    from zsvec.evaluation.tables import tables_of
 
-    for table in (_accuracy_table(result), _category_table(result), _confusion_table(result)):
-        output.out.print(table)
+    few = len(result.categories) <= _MATRIX
+    for table in tables_of(result):
+        if not few or table["id"] != "mistakes":
+            output.out.print(_printable(table))
+    if few:
+        names = [output.escape(name) for name in result.categories]
+        matrix = output.new_table("is \\ answered", *names)
+        for name, counts in zip(names, result.confusion.tolist(), strict=True):
+            matrix.add_row(name, *(str(count) if count else "[dim]·[/]" for count in counts))
+        output.out.print(matrix)
     output.out.print(f"{output.counted(result.n, 'image')}; {result.false_unknown_rate:.1%} of them are called unknown")
     if result.auroc is not None:
         output.out.print(f"unknown images: AUROC {result.auroc:.3f}; {result.detected:.1%} of them are called unknown")
+
+
+def _printable(table: Mapping[str, Any]) -> Table:
+    """Returns a table of `zsvec.evaluation.tables` for the terminal."""
+    from zsvec.cli import output
+    from zsvec.evaluation.tables import NO_VALUE, shown
+
+    printed = output.new_table(table["title"].lower(), *(column["title"] for column in table["columns"]))
+    for entry in table["rows"]:
+        texts = [(shown(entry["values"][column["key"]], column["unit"]), column["unit"]) for column in table["columns"]]
+        cells = (f"{text}%" if unit == "%" and text != NO_VALUE else text for text, unit in texts)
+        printed.add_row(output.escape(entry["name"]), *cells)
+    return printed
 
 
 def _named(source: Path) -> str:
     return "/".join(source.resolve().parts[-2:])
 
 
-def _page_of() -> Callable[..., str]:
-    """What makes the page, or an error before images are classified for nothing."""
+def _publishing() -> ModuleType:
+    """Returns what makes pages, or an error before images are classified for nothing."""
     try:
-        from zsvec.evaluation.page import page_of
+        import zsvec.evaluation.publish as found
     except ModuleNotFoundError as exc:
-        raise _missing(exc) from exc
-    return page_of
-
-
-def _missing(error: ModuleNotFoundError) -> MissingExtraError:
-    return MissingExtraError(f'{error.name} is needed for a report: pip install "zsvec[report]"')
+        raise MissingExtraError(f'{exc.name} is needed for a report: pip install "zsvec[report]"') from exc
+    return found
 
 
 def _check_writable(file: Path | None) -> None:
@@ -183,7 +206,7 @@ def _write(file: Path, text: str) -> None:
 
     try:
         with replacing_named(file) as opened:
-            opened.write(text.encode())
+            opened.write(text.encode(errors="backslashreplace"))  # a file name may be no Unicode
     except OSError as exc:
         raise InvalidInputError(f"{file} cannot be written: {exc.strerror}; give another file") from exc
     output.print_note(f"written: {file}")
@@ -209,10 +232,7 @@ def _suite(
     from zsvec.cli.process import single_threaded
     from zsvec.evaluation.suite import run
 
-    try:
-        from zsvec.evaluation.publish import publish
-    except ModuleNotFoundError as exc:
-        raise _missing(exc) from exc
+    publishing = _publishing()
     strangers = images_in(unknown) if unknown else []
     to = report or Path("zsvec-report")
     with target.open() as classifier, output.progress("embedding", len(images) + len(strangers)) as counted:
@@ -227,55 +247,10 @@ def _suite(
             say=output.print_note,
         )
     with single_threaded():
-        page = publish(found, to)
+        page = publishing.publish(found, to)
     if json:
         output.print_json(found.results)
     else:
         for sentence in found.results["summary"]:
             output.out.print(output.escape(sentence))
     output.print_note(f"report: {page}")
-
-
-def _accuracy_table(result: Evaluation) -> Table:
-    """A row for the fusion, and for each expert alone."""
-    from zsvec.cli import output
-
-    table = output.new_table("", "top-1", "top-3", "top-5", "NLL, nats", "ECE (floor)")
-    for name, accuracy in {f"fusion ({result.fusion})": result.accuracy, **result.experts}.items():
-        right = (f"{value:.1%}" for value in (accuracy.top1, accuracy.top3, accuracy.top5))
-        surprise = "–" if accuracy.nll is None else f"{accuracy.nll:.3f}"
-        table.add_row(output.escape(name), *right, surprise, f"{accuracy.ece:.1%} ({accuracy.ece_floor:.1%})")
-    return table
-
-
-def _category_table(result: Evaluation) -> Table:
-    """A row for each category, and their mean."""
-    from zsvec.cli import output
-    from zsvec.evaluation.by_category import mean_score
-
-    table = output.new_table("category", "images", "precision", "recall", "F1", "called unknown")
-    scores = result.categories
-    for name, score in [
-        *((output.escape(name), score) for name, score in scores.items()),
-        ("[dim]mean[/]", mean_score(scores)),
-    ]:
-        shares = (score.precision, score.recall, score.f1, score.called_unknown)
-        table.add_row(name, str(score.images), *("–" if share is None else f"{share:.1%}" for share in shares))
-    return table
-
-
-def _confusion_table(result: Evaluation) -> Table:
-    """What images of each category were answered as; of many categories the most frequent mistakes."""
-    from zsvec.cli import output
-    from zsvec.evaluation.by_category import mistakes
-
-    names = [output.escape(name) for name in result.categories]
-    if len(names) <= _MATRIX:
-        table = output.new_table("is \\ answered", *names)
-        for name, counts in zip(names, result.confusion.tolist(), strict=True):
-            table.add_row(name, *(str(count) if count else "[dim]·[/]" for count in counts))
-        return table
-    table = output.new_table("is", "answered", "images")
-    for true, answer, number in mistakes(result.truth, result.answers)[:_MATRIX]:
-        table.add_row(output.escape(true), output.escape(answer), f"{number} of {result.categories[true].images}")
-    return table

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError, StoreError, shown
-from zsvec.evaluation.by_category import CategoryScore, by_category, confusion, mean_score
-from zsvec.evaluation.metrics import blind_auroc, calibration_floor
+from zsvec.evaluation.metrics import Accuracy, CategoryScore, blind_auroc, by_category, confusion, mean_score
 from zsvec.inputs.categories import (
     CategoryInput,
     ReferenceImage,
@@ -27,15 +25,13 @@ from zsvec.inputs.categories import (
 )
 from zsvec.inputs.folders import OnOutside, find_images, refused
 from zsvec.inputs.images import ImageInput
-from zsvec.method.calibrate.fit import expected_calibration_error
 from zsvec.types import Prediction, Ranking
 
 _TOP = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What counts of the answer for one image: far less than a ranking of all categories.
+class Outcome(NamedTuple):
+    """The part of an answer that its quality depends on: far less than a ranking of all categories.
 
     Attributes:
         rank: Of the true category, 0 for the best; `_TOP` or more for a miss.
@@ -56,46 +52,6 @@ class Outcome:
         rank, own = next(((rank, p) for rank, (name, p) in enumerate(ranking) if name == label), missing)
         confidence = ranking[0][1] if ranking else 0.0
         return cls(rank, own, confidence, sum(p * p for _, p in ranking) - 2 * own + 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """How good answers are.
-
-    Attributes:
-        top1: Fraction of the images whose category is the most probable, 0 to 1.
-        top3: Fraction of the images whose category is among the first 3.
-        top5: Fraction of the images whose category is among the first 5.
-        nll: Negative log-likelihood: mean of -ln(probability of the true category), nats. ``None`` where it is
-            infinite: a true category has probability 0, as where an expert has no reference of it.
-        brier: Mean Brier score, the squared error summed over the categories, 0 to 2.
-        ece: Expected calibration error of the largest probability, 0 to 1.
-        ece_floor: What that would be for perfectly calibrated answers of the same confidence, by chance alone.
-    """
-
-    top1: float
-    top3: float
-    top5: float
-    nll: float | None
-    brier: float
-    ece: float
-    ece_floor: float
-
-    @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> Accuracy:
-        """Of the answers for some images, at least one."""
-        top1, top3, top5 = (fmean(outcome.rank < k for outcome in outcomes) for k in (1, 3, _TOP))
-        own = [outcome.probability for outcome in outcomes]
-        confidence = np.array([outcome.confidence for outcome in outcomes])
-        return cls(
-            top1,
-            top3,
-            top5,
-            nll=-fmean(map(math.log, own)) if all(own) else None,
-            brier=fmean(outcome.brier for outcome in outcomes),
-            ece=expected_calibration_error(confidence, [outcome.rank == 0 for outcome in outcomes]),
-            ece_floor=calibration_floor(confidence),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +125,7 @@ class Evaluation:
 
         int64 ``(n, n)``: a row for each true category, a column for each answer, both in the order of `categories`.
         """
-        return confusion(self.truth, self.answers)
+        return confusion(self.truth, self.answers, list(self.categories))
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec evaluate --json`` prints; of its confusions those that occur."""
@@ -314,8 +270,8 @@ def evaluate(
         raise InvalidInputError("no image of no category can be read: `zsvec classify` says why")
     return Evaluation(
         n=len(known),
-        accuracy=Accuracy.of(fused),
-        experts={name: Accuracy.of(outcomes) for name, outcomes in experts.items()},
+        accuracy=Accuracy.of(*zip(*fused, strict=True)),
+        experts={name: Accuracy.of(*zip(*outcomes, strict=True)) for name, outcomes in experts.items()},
         auroc=_auroc(known, foreign) if foreign else None,
         detected=_called_unknown(foreign) if foreign else None,
         false_unknown_rate=_called_unknown(known),

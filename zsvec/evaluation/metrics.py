@@ -1,16 +1,19 @@
-"""What an experiment reports: accuracy, quality of probabilities, AUROC of unknown images, confusions, and intervals.
+"""Metrics of answers: accuracy, quality of probabilities, AUROC of unknown images, confusions, scores by category.
 
-Pure functions of arrays; the order of the images does not matter to any of them. Calibration error is in
-`zsvec.method.calibrate.fit`, its floor here. Images are rows, categories columns, and a label is the number of its
-column.
+Images are rows, categories columns, and a label is the number of its column. The order of the images changes nothing.
+The calibration error itself is in `zsvec.method.calibrate.fit`. Plain `zsvec evaluate` works in the installation
+without torch, which has no scikit-learn, and starts without `scipy.stats`, which takes a second to import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from zsvec.errors import InvalidInputError
 from zsvec.method.calibrate.fit import expected_calibration_error
@@ -19,55 +22,106 @@ Doubles = NDArray[np.float64]
 Labels = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
-_AT_ONCE = 2**16  # numbers that a bootstrap draws at once
+_MISSED = np.iinfo(np.intp).max
 _ROUNDING = 1e-6
+_INTERVAL = (0.025, 0.975)
+_SAMPLES = 10_000
 
 
-def top_k(probabilities: Doubles, truth: Labels, k: int) -> Flags:
-    """Whether the category of each image is among the first k of its ranking; the mean is the accuracy.
+# ---- accuracy and probabilities
 
-    Of equal probabilities the first column comes first. So does ``zsvec classify`` rank, whose columns
-    are sorted by name: what it would print decides, and not the mean over the orders that a tie allows.
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How good answers are.
+
+    Attributes:
+        top1: Fraction of the images whose category is the most probable, 0 to 1.
+        top3: Fraction of the images whose category is among the first 3.
+        top5: Fraction of the images whose category is among the first 5.
+        nll: Negative log-likelihood: mean of -ln(probability of the true category), nats. ``None`` where it is
+            infinite: a true category has probability 0, as where an expert has no reference of it.
+        brier: Mean Brier score, the squared error summed over the categories, 0 to 2.
+        ece: Expected calibration error of the largest probability, 0 to 1.
+        ece_floor: What that would be for perfectly calibrated answers of the same confidence, by chance alone.
+    """
+
+    top1: float
+    top3: float
+    top5: float
+    nll: float | None
+    brier: float
+    ece: float
+    ece_floor: float
+
+    @classmethod
+    def of(cls, rank: ArrayLike, probability: ArrayLike, confidence: ArrayLike, brier: ArrayLike) -> Accuracy:
+        """Returns the accuracy over some images, at least one.
+
+        Args:
+            rank: Of each image's category, int ``(n_images,)``, 0 for the most probable; 5 or more for a miss.
+            probability: Of each image's category, float64 ``(n_images,)``, 0 to 1.
+            confidence: Largest probability of each image, float64 ``(n_images,)``.
+            brier: Brier score of each image, float64 ``(n_images,)``.
+        """
+        ranks, own = np.asarray(rank), np.asarray(probability, dtype=np.float64)
+        largest, errors = (np.asarray(values, dtype=np.float64) for values in (confidence, brier))
+        top1, top3, top5 = (float(np.mean(ranks < k)) for k in (1, 3, 5))
+        return cls(
+            top1,
+            top3,
+            top5,
+            nll=float(-np.log(own).mean()) if own.all() else None,
+            brier=float(errors.mean()),
+            ece=expected_calibration_error(largest, ranks == 0),
+            ece_floor=calibration_floor(largest),
+        )
+
+
+def ranks(probabilities: Doubles, truth: Labels) -> Labels:
+    """Returns the rank of each image's category, 0 for the most probable, as int ``(n_images,)``.
+
+    Of equal probabilities the first column comes first, as in ``zsvec classify``, whose columns are sorted by name.
 
     Args:
         probabilities: float64 ``(n_images, n_categories)``, finite; any scores will do.
-        truth: int ``(n_images,)``; -1 for a category that has no column, which is a miss.
-        k: 1 or more.
-
-    Returns:
-        bool ``(n_images,)``.
-
-    Source: Yin & Jiang (2024), section 4.2, with k of 1, 3 and 5.
+        truth: int ``(n_images,)``; -1 for a category that has no column, which is never reached.
 
     Raises:
-        InvalidInputError: There are no images, the shapes differ, or a value is out of range.
+        InvalidInputError: There are no images, the shapes differ, or a value is not finite or out of range.
     """
-    if k < 1:
-        raise InvalidInputError(f"k must be 1 or more. Got {k} instead")
     _check(probabilities, truth)
     own = np.take_along_axis(probabilities, np.maximum(truth, 0)[:, None], axis=1)
     earlier = np.arange(probabilities.shape[1]) < truth[:, None]
     before = np.count_nonzero((probabilities > own) | (earlier & (probabilities == own)), axis=1)
-    hits: Flags = (before < k) & (truth >= 0)
+    return np.where(truth >= 0, before, _MISSED)
+
+
+def top_k(probabilities: Doubles, truth: Labels, k: int) -> Flags:
+    """Returns whether each image's category is among the first k, bool ``(n_images,)``; arguments as `ranks`.
+
+    Source: Yin & Jiang (2024), section 4.2, with k of 1, 3 and 5.
+    """
+    hits: Flags = ranks(probabilities, truth) < k
     return hits
 
 
+def true_probability(probabilities: Doubles, truth: Labels) -> Doubles:
+    """Returns the probability of each image's category, float64 ``(n_images,)``; 0 where it has no column.
+
+    Arguments and errors as `ranks`.
+    """
+    _check(probabilities, truth)
+    own = np.take_along_axis(probabilities, np.maximum(truth, 0)[:, None], axis=1)[:, 0]
+    return np.where(truth < 0, 0.0, own)
+
+
 def negative_log_likelihood(probabilities: Doubles, truth: Labels) -> Doubles:
-    """How surprising the category of each image is: -ln of its probability, in nats. Smaller is better.
+    """Returns -ln of the probability of each image's category, nats, float64 ``(n_images,)``; infinite for 0.
 
-    The mean over images judges probabilities as a whole: it is least where they are those of the categories.
-
-    Args:
-        probabilities: float64 ``(n_images, n_categories)``, 0 to 1; rows sum to 1.
-        truth: int ``(n_images,)``; -1 for a category that has no column, whose probability is 0.
-
-    Returns:
-        float64 ``(n_images,)``, 0 to infinity, which is that of probability 0.
+    Arguments and errors as `ranks`.
 
     Source: the logarithmic score of Good (1952); "NLL" of Guo et al. (2017).
-
-    Raises:
-        InvalidInputError: As `top_k`.
     """
     with np.errstate(divide="ignore"):
         surprise: Doubles = -np.log(true_probability(probabilities, truth))
@@ -75,37 +129,14 @@ def negative_log_likelihood(probabilities: Doubles, truth: Labels) -> Doubles:
 
 
 def brier_score(probabilities: Doubles, truth: Labels) -> Doubles:
-    """Squared distance of each image's probabilities from those of one who knows its category. Smaller is better.
+    """Returns the squared error of each image's probabilities, summed over the categories, 0 to 2.
 
-    Args:
-        probabilities: float64 ``(n_images, n_categories)``, 0 to 1; rows sum to 1.
-        truth: int ``(n_images,)``; -1 for a category that has no column, whose probability is 0.
-
-    Returns:
-        float64 ``(n_images,)``, 0 to 2: the sum over the categories.
+    float64 ``(n_images,)``; arguments and errors as `ranks`.
 
     Source: Brier (1950), of several classes.
-
-    Raises:
-        InvalidInputError: As `top_k`.
     """
     score: Doubles = (probabilities**2).sum(axis=1) - 2 * true_probability(probabilities, truth) + 1
     return score
-
-
-def true_probability(probabilities: Doubles, truth: Labels) -> Doubles:
-    """Probability of each image's category, float64 ``(n_images,)``; 0 where it has no column.
-
-    Args:
-        probabilities: float64 ``(n_images, n_categories)``, finite.
-        truth: int ``(n_images,)``; -1 for a category that has no column.
-
-    Raises:
-        InvalidInputError: As `top_k`.
-    """
-    _check(probabilities, truth)
-    own = np.take_along_axis(probabilities, np.maximum(truth, 0)[:, None], axis=1)[:, 0]
-    return np.where(truth < 0, 0.0, own)
 
 
 def calibration_floor(confidence: Doubles, simulations: int = 200, seed: int = 0) -> float:
@@ -125,68 +156,32 @@ def calibration_floor(confidence: Doubles, simulations: int = 200, seed: int = 0
     Source: the consistency resampling of Bröcker & Smith (2007), for the error of Guo et al. (2017).
 
     Raises:
-        InvalidInputError: There are no images, or an argument is out of range.
+        InvalidInputError: There are no images, or a confidence is out of range.
     """
     within = (confidence >= 0) & (confidence <= 1 + _ROUNDING)
     if confidence.ndim != 1 or not confidence.size or not within.all():
         raise InvalidInputError(f"confidence must be of shape (n_images,), from 0 to 1. Got {confidence} instead")
-    if simulations < 1:
-        raise InvalidInputError(f"simulations must be 1 or more. Got {simulations} instead")
     ordered, rng = np.sort(confidence), np.random.default_rng(seed)
     draws = (rng.random(len(ordered)) < ordered for _ in range(simulations))
     return float(np.mean([expected_calibration_error(ordered, right) for right in draws]))
 
 
-def paper_unknown_score(probabilities: Doubles, known: Flags) -> Doubles:
-    """How much of an image's probability lies on unknown categories, as the authors of the paper count it.
+def interval_of_share(hits: Flags) -> tuple[float, float]:
+    """Returns the 95 % percentile bootstrap interval of the share of hits: its lower and upper end, 0 to 1.
 
-    Each row is scaled to [0, 1] by its least and its greatest value and divided by its sum; the score is 1 less what
-    the known categories have of it. In a row of equal values all have equal shares. The names of the
-    unknown categories are among the columns: it tells the known from the *named* unknown, see `blind_auroc`.
+    The number of hits in a sample that is drawn from them with repetition is binomial.
 
     Args:
-        probabilities: float64 ``(n_images, n_categories)``, finite: fused scores.
-        known: bool ``(n_categories,)``.
+        hits: bool ``(n_images,)``, one or more.
 
-    Returns:
-        float64 ``(n_images,)``, 0 (known) to 1.
-
-    Source: Yin & Jiang (2024), section 4.1, and their public code, 1134112149/MICW-ZIC.
-
-    Raises:
-        InvalidInputError: The shapes differ, or a value is not finite.
+    Source: Efron & Tibshirani (1993), chapter 13.
     """
-    if probabilities.ndim != 2 or not known.size or known.shape != probabilities.shape[1:] or known.dtype != np.bool_:
-        raise InvalidInputError(
-            f"known, {known.dtype} {known.shape}, does not fit probabilities {probabilities.shape}; "
-            "give a bool for each category"
-        )
-    _check_finite(probabilities)
-    above = probabilities - probabilities.min(axis=1, keepdims=True)
-    widest = above.max(axis=1, keepdims=True)
-    scaled = np.divide(above, widest, out=np.ones_like(above), where=widest > 0)
-    share = scaled / scaled.sum(axis=1, keepdims=True)
-    score: Doubles = np.clip(1 - share[:, known].sum(axis=1), 0.0, 1.0)  # but for rounding it is within
-    return score
+    shares = np.random.default_rng(0).binomial(len(hits), hits.mean(), _SAMPLES) / len(hits)
+    low, high = np.quantile(shares, _INTERVAL)
+    return float(low), float(high)
 
 
-def paper_auroc(probabilities: Doubles, truth: Labels, known: Flags) -> float:
-    """AUROC of `paper_unknown_score`, images of unknown categories against those of known ones; 0.5 is chance.
-
-    Args:
-        probabilities: float64 ``(n_images, n_categories)``, of known and unknown categories.
-        truth: int ``(n_images,)``; an image of -1, whose category has no column, is left out.
-        known: bool ``(n_categories,)``.
-
-    Source: Yin & Jiang (2024), section 4.1. Not a blind test: the unknown categories are named.
-
-    Raises:
-        InvalidInputError: As `top_k`, or the other images are all of known, or all of unknown categories.
-    """
-    _check(probabilities, truth)
-    score = paper_unknown_score(probabilities, known)
-    named = truth >= 0
-    return blind_auroc(score[named], ~known[truth[named]])
+# ---- the unknown
 
 
 def blind_auroc(novelty: Doubles, is_unknown: Flags) -> float:
@@ -204,113 +199,75 @@ def blind_auroc(novelty: Doubles, is_unknown: Flags) -> float:
     Raises:
         InvalidInputError: The shapes differ, a value is not finite, or the images are all known or all unknown.
     """
-    _check_scores(novelty, is_unknown)
-    known, unknown = np.sort(novelty[~is_unknown]), novelty[is_unknown]
-    below, up_to = (int(np.searchsorted(known, unknown, side).sum()) for side in ("left", "right"))
-    return (below + up_to) / (2 * len(known) * len(unknown))  # of whole numbers: rounded once
+    return _area(*_places(novelty, is_unknown))
 
 
-def confusion(truth: Labels, answers: Labels, n: int) -> NDArray[np.int64]:
-    """How many images of one category were answered as another.
+def interval_of_auroc(novelty: Doubles, is_unknown: Flags, draws: int = 1000) -> tuple[float, float]:
+    """Returns the 95 % bootstrap interval of `blind_auroc`: its lower and upper end, 0 to 1.
 
-    Args:
-        truth: int ``(n_images,)``.
-        answers: int ``(n_images,)``.
-        n: Categories.
-
-    Returns:
-        int64 ``(n, n)``: a row for each true category, a column for each answer.
-
-    Raises:
-        InvalidInputError: The shapes differ, or a label is not from 0 to n - 1.
-    """
-    if truth.ndim != 1 or truth.shape != answers.shape:
-        raise InvalidInputError(f"answers of shape {answers.shape} do not fit truth {truth.shape}")
-    _check_labels(truth, n)
-    _check_labels(answers, n)
-    counts = np.zeros((n, n), dtype=np.int64)
-    np.add.at(counts, (truth, answers), 1)
-    return counts
-
-
-def bootstrap(values: Doubles, draws: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean: the middle of the means of samples drawn from the values, with repetition.
-
-    Such as ``bootstrap(top_k(probabilities, truth, 1).astype(float))``.
+    Known and unknown images are drawn apart, so that each sample has as many of each. The same images, in whatever
+    order, have the same interval.
 
     Args:
-        values: float64 ``(n_images,)``, finite, one or more.
-        draws: Samples, each as large as the set.
-        seed: Of the draws: the same values, in whatever order, have the same interval.
-        level: Fraction of the means inside the interval, between 0 and 1.
-
-    Returns:
-        Its lower and its upper end, in the unit of the values.
-
-    Source: Efron (1979); the percentile interval of Efron & Tibshirani (1993), chapter 13.
-
-    Raises:
-        InvalidInputError: There are no values, one is not finite, or an argument is out of range.
-    """
-    if values.ndim != 1 or not values.size:
-        raise InvalidInputError(f"values must be of shape (n_images,), with one or more. Got {values.shape} instead")
-    _check_finite(values)
-    ordered, rng = np.sort(values.astype(np.float64)), np.random.default_rng(seed)
-    n = len(ordered)
-    at_once = max(1, _AT_ONCE // n)
-    means = (
-        float(mean)
-        for first in range(0, draws, at_once)
-        for mean in ordered[rng.integers(n, size=(min(at_once, draws - first), n))].mean(axis=1)
-    )
-    return _middle(means, draws, level)
-
-
-def bootstrap_auroc(
-    score: Doubles, is_unknown: Flags, draws: int = 1000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Interval of the AUROC. Known and unknown images are drawn apart, so that each sample has as many of each.
-
-    Args:
-        score: float64 ``(n_images,)``, finite; larger is more likely unknown.
+        novelty: float64 ``(n_images,)``, finite; larger is more likely unknown.
         is_unknown: bool ``(n_images,)``.
         draws: Samples.
-        seed: Of the draws: the same images, in whatever order, have the same interval.
-        level: Fraction of the areas inside the interval, between 0 and 1.
 
-    Returns:
-        Its lower and its upper end, 0 to 1.
-
-    Source: as `bootstrap`; the two-sample form, Efron & Tibshirani (1993), chapter 8.
+    Source: the two-sample form of Efron & Tibshirani (1993), chapter 8.
 
     Raises:
-        InvalidInputError: As `blind_auroc`, or an argument is out of range.
+        InvalidInputError: As `blind_auroc`.
     """
-    _check_scores(score, is_unknown)
-    # An area is determined by how many of each there are at every value.
-    distinct, at = np.unique(score, return_inverse=True)
-    unknown, known = np.sort(at[is_unknown]), np.sort(at[~is_unknown])
-    rng = np.random.default_rng(seed)
-
-    def sampled(values: Labels) -> Labels:
-        counts: Labels = np.bincount(values[rng.integers(len(values), size=len(values))], minlength=len(distinct))
-        return counts
-
-    def area() -> float:
-        known_counts, unknown_counts = sampled(known), sampled(unknown)
-        below = np.cumsum(known_counts) - known_counts / 2  # a tie counts half
-        return float(unknown_counts @ below) / (len(known) * len(unknown))
-
-    return _middle((area() for _ in range(draws)), draws, level)
-
-
-def _middle(statistics: Iterator[float], draws: int, level: float) -> tuple[float, float]:
-    if draws < 1 or not 0 < level < 1:
-        raise InvalidInputError(
-            f"draws must be 1 or more, and level between 0 and 1. Got draws={draws}, level={level} instead"
-        )
-    low, high = np.quantile(np.fromiter(statistics, np.float64, draws), [(1 - level) / 2, (1 + level) / 2])
+    known, unknown = _places(novelty, is_unknown)
+    rng = np.random.default_rng(0)
+    areas = [_area(rng.choice(known, len(known)), rng.choice(unknown, len(unknown))) for _ in range(draws)]
+    low, high = np.quantile(areas, _INTERVAL)
     return float(low), float(high)
+
+
+def paper_unknown_score(probabilities: Doubles, known: Flags) -> Doubles:
+    """How much of an image's probability lies on unknown categories, as the authors of the paper count it.
+
+    Each row is scaled to [0, 1] by its least and its greatest value and divided by its sum; the score is 1 less what
+    the known categories have of it. In a row of equal values all have equal shares. The names of the unknown
+    categories are among the columns: its `blind_auroc` is not blind, but tells the known from the *named* unknown.
+
+    Args:
+        probabilities: float64 ``(n_images, n_categories)``, finite: fused scores.
+        known: bool ``(n_categories,)``.
+
+    Returns:
+        float64 ``(n_images,)``, 0 (known) to 1.
+
+    Source: Yin & Jiang (2024), section 4.1, and their public code, 1134112149/MICW-ZIC.
+    """
+    above = probabilities - probabilities.min(axis=1, keepdims=True)
+    widest = above.max(axis=1, keepdims=True)
+    scaled = np.divide(above, widest, out=np.ones_like(above), where=widest > 0)
+    share = scaled / scaled.sum(axis=1, keepdims=True)
+    score: Doubles = np.clip(1 - share[:, known].sum(axis=1), 0.0, 1.0)  # but for rounding it is within
+    return score
+
+
+def _places(score: Doubles, is_unknown: Flags) -> tuple[Labels, Labels]:
+    """Returns the places of known and of unknown images among the distinct scores, ascending."""
+    if score.ndim != 1 or score.shape != is_unknown.shape or is_unknown.dtype != np.bool_:
+        raise InvalidInputError(
+            f"is_unknown, {is_unknown.dtype} {is_unknown.shape}, does not fit scores {score.shape}; give a bool each"
+        )
+    if not np.isfinite(score).all():
+        raise InvalidInputError("a score is NaN or infinite; give finite ones")
+    if is_unknown.all() or not is_unknown.any():
+        raise InvalidInputError("an AUROC compares unknown with known images; give some of both")
+    _, place = np.unique(score, return_inverse=True)
+    return np.sort(place[~is_unknown]), np.sort(place[is_unknown])
+
+
+def _area(known: Labels, unknown: Labels) -> float:
+    """Share of the pairs whose unknown image has the higher place, ties counting half."""
+    counts = np.bincount(known, minlength=int(unknown.max()) + 1)
+    below = np.cumsum(counts) - counts / 2
+    return float(below[unknown].sum()) / (len(known) * len(unknown))
 
 
 def _check(probabilities: Doubles, truth: Labels) -> None:
@@ -318,25 +275,94 @@ def _check(probabilities: Doubles, truth: Labels) -> None:
         raise InvalidInputError(f"truth of shape {truth.shape} does not fit probabilities {probabilities.shape}")
     if not len(truth):
         raise InvalidInputError("there are no images; give one or more")
-    _check_finite(probabilities)
-    _check_labels(truth, probabilities.shape[1], least=-1)
+    if not np.isfinite(probabilities).all():
+        raise InvalidInputError("a probability is NaN or infinite; give finite ones")
+    if truth.dtype.kind not in "iu" or truth.min() < -1 or truth.max() >= probabilities.shape[1]:
+        raise InvalidInputError(f"truth must be int, from -1 to {probabilities.shape[1] - 1}. Got {truth} instead")
 
 
-def _check_labels(labels: Labels, n: int, least: int = 0) -> None:
-    if labels.dtype.kind not in "iu" or ((labels < least) | (labels >= n)).any():
-        raise InvalidInputError(f"labels must be int, from {least} to {n - 1}. Got {labels.dtype} {labels} instead")
+# ---- by category
 
 
-def _check_scores(score: Doubles, is_unknown: Flags) -> None:
-    if score.ndim != 1 or score.shape != is_unknown.shape or is_unknown.dtype != np.bool_:
-        raise InvalidInputError(
-            f"is_unknown, {is_unknown.dtype} {is_unknown.shape}, does not fit scores {score.shape}; give a bool each"
+@dataclass(frozen=True, slots=True)
+class CategoryScore:
+    """How good the answers are for one category, or on average. Fractions, 0 to 1.
+
+    Attributes:
+        images: Images of the category.
+        precision: Fraction of the images answered as the category that are of it; ``None`` if none was.
+        recall: Fraction of the images of the category that were answered as it; ``None`` if there is none.
+        f1: Harmonic mean of precision and recall, 0 where one of them is; ``None`` where there is no image.
+        called_unknown: Fraction of the images of the category that were called unknown; ``None`` if there is none.
+    """
+
+    images: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    called_unknown: float | None
+
+
+def confusion(truth: Sequence[str], answers: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
+    """Returns how many images of one category were answered as another.
+
+    Args:
+        truth: Category of each image.
+        answers: Answered category of each image.
+        names: Of all categories, in the order of rows and columns.
+
+    Returns:
+        int64 ``(n, n)``: a row for each true category, a column for each answer.
+    """
+    column = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)
+    for pair, number in Counter(zip(truth, answers, strict=True)).items():
+        counts[column[pair[0]], column[pair[1]]] = number
+    return counts
+
+
+def by_category(truth: Sequence[str], answers: Sequence[str], unknown: Sequence[bool]) -> dict[str, CategoryScore]:
+    """Returns the scores of each category that an image is of, or was answered as, sorted by name.
+
+    Args:
+        truth: Category of each image, at least one.
+        answers: The most probable category of each, whether or not it was called unknown.
+        unknown: Whether it was called unknown.
+    """
+    names = sorted({*truth, *answers})
+    counts = confusion(truth, answers, names)
+    called = Counter(name for name, is_unknown in zip(truth, unknown, strict=True) if is_unknown)
+    columns = zip(names, counts.sum(axis=1), counts.sum(axis=0), counts.diagonal(), strict=True)
+    return {
+        name: CategoryScore(
+            int(images),
+            precision=_share(right, answered),
+            recall=_share(right, images),
+            f1=_share(2 * right, images + answered),
+            called_unknown=_share(called[name], images),
         )
-    _check_finite(score)
-    if is_unknown.all() or not is_unknown.any():
-        raise InvalidInputError("an AUROC compares unknown with known images; give some of both")
+        for name, images, answered, right in columns
+    }
 
 
-def _check_finite(values: Doubles) -> None:
-    if not np.isfinite(values).all():
-        raise InvalidInputError("a value is NaN or infinite; give finite ones")
+def mean_score(scores: Mapping[str, CategoryScore]) -> CategoryScore:
+    """Returns the mean over the categories that have images ("macro"), of which none weighs more than another.
+
+    A category that was never answered counts as one of precision 0, as scikit-learn counts it.
+    """
+    with_images = [score for score in scores.values() if score.images]
+    precision, recall, f1, called = (
+        fmean(getattr(score, name) or 0.0 for score in with_images)
+        for name in ("precision", "recall", "f1", "called_unknown")
+    )
+    return CategoryScore(sum(score.images for score in with_images), precision, recall, f1, called)
+
+
+def mistakes(truth: Sequence[str], answers: Sequence[str]) -> list[tuple[str, str, int]]:
+    """Returns true category, answer and number of images of each mistake, the most frequent first."""
+    pairs = Counter((true, answer) for true, answer in zip(truth, answers, strict=True) if true != answer)
+    return [(*pair, number) for pair, number in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _share(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None

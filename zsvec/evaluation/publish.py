@@ -1,30 +1,89 @@
-"""The results of a suite as files: `results.json`, `predictions.json`, figures, and one page to read."""
+"""Results as pages with figures: one file of an `Evaluation`; of a suite, its results and figures as files too."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from zsvec.errors import ImageError
 from zsvec.evaluation import figures, metrics
-from zsvec.evaluation.report import write_report
+from zsvec.evaluation.evaluate import Evaluation
+from zsvec.evaluation.report import Drawing, Mistake, report_page
+from zsvec.evaluation.study import Study
 from zsvec.evaluation.suite import Suite
+from zsvec.evaluation.tables import tables_of
 from zsvec.inputs.files import inside, write_whole
 from zsvec.inputs.images import ImageInput, load_image
+from zsvec.inputs.small import small_copy
 from zsvec.method.similarities import image_experts
 from zsvec.search.numpy_index import compare
 from zsvec.types import encoder_and_modality
 
-_SHOWN = 12  # categories in the picture of the neighbourhood
-_MISTAKES = 24
+_MOST_MISTAKES, _MOST_NEIGHBOURHOODS = 24, 10
+
+
+# ---- an evaluation
+
+
+def page_of(evaluation: Evaluation, *, name: str, profile: str, references: Mapping[str, int], version: str) -> str:
+    """Returns the page of an evaluation, as HTML.
+
+    Args:
+        evaluation: What was found.
+        name: Of the set of images.
+        profile: Of the encoders.
+        references: How many the store has, by expert.
+        version: Of zsvec.
+    """
+    results = {
+        "set": name,
+        "profile": profile,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "images": evaluation.n,
+        "unknown_images": len(evaluation.judged) - evaluation.n,
+        "categories": len(evaluation.categories),
+        "references": references,
+        "versions": {"python": platform.python_version(), "zsvec": version},
+        "summary": list(_summary(evaluation)),
+        "tables": list(tables_of(evaluation)),
+    }
+    return report_page(results, list(_drawings(evaluation)))
+
+
+def _summary(evaluation: Evaluation) -> Iterator[str]:
+    yield f"{evaluation.accuracy.top1:.1%} of {evaluation.n:,} images are right."
+    yield f"{evaluation.false_unknown_rate:.1%} of the images are called unknown."
+    if evaluation.auroc is not None:
+        yield (
+            f"{evaluation.detected:.1%} of the images of no category are called unknown; "
+            f"the AUROC of novelty is {evaluation.auroc:.3f}."
+        )
+
+
+def _drawings(evaluation: Evaluation) -> Iterator[Drawing]:
+    """Draws each figure that has data."""
+    known = evaluation.judged[: evaluation.n]
+    right = np.array([image.nearest == image.truth for image in known])
+    yield from _of_answers(
+        evaluation.confusion, list(evaluation.categories), np.array([image.probability for image in known]), right
+    )
+    if any(image.novelty is None for image in evaluation.judged):
+        return
+    novelty = np.array([image.novelty for image in evaluation.judged], dtype=np.float64)
+    has_threshold = [image.unknown for image in evaluation.judged] == (novelty > 0.5).tolist()
+    yield _of_novelty(novelty[: evaluation.n], novelty[evaluation.n :], has_threshold=has_threshold)
+
+
+# ---- a suite
 
 
 def publish(suite: Suite, folder: Path) -> Path:
-    """Write everything into a folder.
+    """Writes `results.json`, `predictions.json`, the figures and `report.html` into a folder.
 
     Args:
         suite: Result of `suite.run`.
@@ -35,104 +94,103 @@ def publish(suite: Suite, folder: Path) -> Path:
 
     Raises:
         InvalidInputError: A link in the folder leads out of it.
+        OSError: A file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = [
-        {"id": name, "title": title, "file": f"{name}.png", "caption": caption}
-        for name, title, caption in _draw(suite, folder)
-    ]
-    results = {**suite.results, "figures": drawn}
-    for name, values in (("results", results), ("predictions", suite.predictions)):
-        text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1 if name == "results" else None)
-        write_whole(inside(folder, folder / f"{name}.json"), text.encode())
-    return write_report(folder, results)
+    drawn = list(_suite_drawings(suite))
+    named = [{"id": one.id, "title": one.title, "file": f"{one.id}.png", "caption": one.caption} for one in drawn]
+    results = {**suite.results, "figures": named}
+    files = {
+        "results.json": json.dumps(results, allow_nan=False, indent=1).encode(),
+        "predictions.json": json.dumps(suite.predictions, allow_nan=False).encode(),
+        **{f"{one.id}.png": one.png for one in drawn},
+        "report.html": report_page(results, drawn, list(_mistakes(suite))).encode(errors="backslashreplace"),
+    }
+    for name, content in files.items():
+        write_whole(inside(folder, folder / name), content)
+    return folder / "report.html"
 
 
-def _draw(suite: Suite, folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Draw each figure that has data, and yield its name, title and caption."""
-    answers, known = suite.answers, suite.sample.known
-    names = list(answers.categories)
-    truth = suite.sample.columns(names)
-    said = answers.probabilities[known].argmax(axis=1)
-    largest = answers.probabilities[known].max(axis=1)
+def _suite_drawings(suite: Suite) -> Iterator[Drawing]:
+    """Draws each figure that has data."""
+    answers, known = suite.answers, suite.study.sample.known
+    names, (truth, said, largest) = list(answers.categories), _answered(suite)
     if suite.results["curves"]:
-        curves = {name: figures.Curve(**curve) for name, curve in suite.results["curves"].items()}
-        figures.accuracy_by_references(curves, inside(folder, folder / "references.png"))
-        yield (
-            "references",
-            "Accuracy by references",
-            "Figure 3 of the paper. The band is one standard deviation over draws.",
-        )
-    figures.confusion(metrics.confusion(truth, said, len(names)), names, inside(folder, folder / "confusion.png"))
-    yield (
-        "confusion",
-        "What is taken for what",
-        "Each row is a category, and the share of its images by what they were called.",
-    )
-    figures.reliability(largest, said == truth, inside(folder, folder / "reliability.png"))
-    yield "reliability", "What a probability is worth", "On the diagonal, of 100 answers with 80 %, 80 are right."
-    unknown = answers.novelty[~known] if not known.all() else None
-    threshold = 0.5 if np.isfinite(answers.threshold).any() else None
-    figures.novelties(answers.novelty[known], unknown, threshold, inside(folder, folder / "novelty.png"))
-    told = "Beyond the threshold an image is called unknown." if threshold else "No threshold could be learned."
-    yield "novelty", "Novelty of known and unknown images", told
-    picture = _neighbourhood(suite)
-    if picture is not None:
-        figures.neighbourhood(*picture, inside(folder, folder / "neighbourhood.png"))
-        yield (
-            "neighbourhood",
-            "References and images",
-            "Figure 5 of the paper: t-SNE of the first image expert's vectors.",
-        )
-    mistakes = list(_mistakes(suite, truth, said, largest))
-    if mistakes:
-        figures.mistakes(mistakes, inside(folder, folder / "mistakes.png"))
-        yield "mistakes", "The most confident mistakes", "Each image with the reference that is nearest to it."
+        caption = "Figure 3 of the paper. The band is one standard deviation over draws."
+        drawn = figures.accuracy_by_references(suite.results["curves"])
+        yield Drawing("references", "Accuracy by references", caption, drawn)
+    yield from _of_answers(metrics.confusion(truth, said, names), names, largest, np.array(said) == np.array(truth))
+    has_threshold = bool(np.isfinite(answers.threshold).any())
+    yield _of_novelty(answers.novelty[known], answers.novelty[~known], has_threshold=has_threshold)
+    expert = next(iter(image_experts(suite.study.references)), None)
+    if expert is not None:
+        caption = "Figure 5 of the paper: t-SNE of the first image expert's vectors."
+        yield Drawing("neighbourhood", "References and images", caption, _neighbourhood(suite.study, expert))
 
 
-def _neighbourhood(suite: Suite) -> tuple[np.ndarray, list[str], np.ndarray] | None:
-    """Points, categories, and which are references, of some categories under one image expert."""
-    expert = next(iter(image_experts(suite.references)), None)
-    if expert is None:
-        return None
-    references = suite.references[expert]
-    chosen = set(references.names[:: max(1, len(references.names) // _SHOWN)][:_SHOWN])
+def _answered(suite: Suite) -> tuple[list[str], list[str], metrics.Doubles]:
+    """Returns category, answered category and its probability of each image that has a category."""
+    names, probabilities = suite.answers.categories, suite.answers.probabilities[suite.study.sample.known]
+    truth = [label for label in suite.study.sample.truth if label is not None]
+    return truth, [names[column] for column in probabilities.argmax(axis=1)], probabilities.max(axis=1)
+
+
+def _neighbourhood(study: Study, expert: str) -> bytes:
+    """Draws references and images of some categories, under one image expert."""
+    references, sample = study.references[expert], study.sample
+    step = max(1, len(references.names) // _MOST_NEIGHBOURHOODS)
+    chosen = set(references.names[::step][:_MOST_NEIGHBOURHOODS])
     labels = references.labels
     rows = [i for i, name in enumerate(labels) if name in chosen]
-    tests = [i for i, name in enumerate(suite.sample.truth) if name in chosen]
-    vectors = np.concatenate([references.vectors[rows], suite.sample.vectors[encoder_and_modality(expert)[0]][tests]])
-    named = [labels[i] for i in rows] + [str(suite.sample.truth[i]) for i in tests]
-    return figures.embed_2d(vectors), named, np.arange(len(named)) < len(rows)
+    tests = [i for i, name in enumerate(sample.truth) if name in chosen]
+    vectors = np.concatenate([references.vectors[rows], sample.vectors[encoder_and_modality(expert)[0]][tests]])
+    named = [labels[i] for i in rows] + [str(sample.truth[i]) for i in tests]
+    return figures.neighbourhood(figures.embed_2d(vectors), named, np.arange(len(named)) < len(rows))
 
 
-def _mistakes(suite: Suite, truth: np.ndarray, said: np.ndarray, largest: np.ndarray) -> Iterator[figures.Mistake]:
-    """The wrong answers of the highest probability, with the nearest reference image."""
-    names = list(suite.answers.categories)
-    rows = np.flatnonzero(suite.sample.known)
-    wrong = sorted(np.flatnonzero(said != truth), key=lambda i: -largest[i])[:_MISTAKES]
-    if not wrong:
-        return
-    images = image_experts(suite.references)
-    queries = {encoder: vectors[rows[wrong]] for encoder, vectors in suite.sample.vectors.items()}
-    nearest = compare(images, names, queries, 1).experts if images else ()
-    for position, i in enumerate(wrong):
-        image = _picture(suite.images[rows[i]])
-        if image is None:
-            continue
-        neighbor = nearest[-1].nearest[position][0] if nearest else None
-        yield figures.Mistake(
-            image=image,
-            truth=names[truth[i]],
-            answer=names[said[i]],
+def _mistakes(suite: Suite) -> Iterator[Mistake]:
+    """Yields the wrong answers of the highest probability, with the nearest reference image."""
+    truth, said, largest = _answered(suite)
+    is_wrong = [answer != true for answer, true in zip(said, truth, strict=True)]
+    wrong = sorted(np.flatnonzero(is_wrong), key=lambda i: -largest[i])[:_MOST_MISTAKES]
+    rows = np.flatnonzero(suite.study.sample.known)[wrong]
+    images = image_experts(suite.study.references)
+    queries = {encoder: vectors[rows] for encoder, vectors in suite.study.sample.vectors.items()}
+    nearest = compare(images, suite.answers.categories, queries, 1).experts[-1].nearest if images and wrong else ()
+    for position, (i, row) in enumerate(zip(wrong, rows, strict=True)):
+        neighbor = nearest[position][0] if nearest else None
+        yield Mistake(
+            image=_picture(suite.images[row]),
+            truth=truth[i],
+            answer=said[i],
             probability=float(largest[i]),
             nearest=_picture(neighbor.source) if neighbor else None,
             nearest_category=neighbor.category if neighbor else "",
         )
 
 
-def _picture(image: ImageInput) -> Image.Image | None:
-    """An image of a mistake; ``None`` if its file cannot be read: the mistake is shown without."""
+def _picture(image: ImageInput) -> bytes | None:
+    """Returns a small JPEG; ``None`` if the file cannot be read any more."""
     try:
-        return load_image(image)
+        return small_copy(load_image(image))
     except ImageError:
         return None
+
+
+# ---- figures of both
+
+
+def _of_answers(
+    counts: np.ndarray, names: Sequence[str], confidence: metrics.Doubles, right: np.ndarray
+) -> Iterator[Drawing]:
+    caption = "Each row is a category, and the share of its images by what they were called."
+    yield Drawing("confusion", "What is taken for what", caption, figures.confusion(counts, names))
+    caption = "On the diagonal, of 100 answers with 80 %, 80 are right."
+    yield Drawing("reliability", "What a probability is worth", caption, figures.reliability(confidence, right))
+
+
+def _of_novelty(known: metrics.Doubles, unknown: metrics.Doubles, *, has_threshold: bool) -> Drawing:
+    threshold = 0.5 if has_threshold else None
+    caption = "Beyond the threshold an image is called unknown." if has_threshold else "No threshold could be learned."
+    drawn = figures.novelties(known, unknown, threshold)
+    return Drawing("novelty", "Novelty of known and unknown images", caption, drawn)

@@ -1,78 +1,129 @@
-"""The results of an evaluation as one HTML page that needs no other file, no script and no network."""
+"""Results as HTML pages that need no other file, no script and no network: of an evaluation, and of an audit."""
 
 from __future__ import annotations
 
-import base64
 import io
 import math
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from zsvec.evaluation.pages import rendered
-from zsvec.inputs.files import inside, read_regular, write_whole
+from zsvec.curation.audit import Audit
+from zsvec.errors import InvalidInputError
+from zsvec.evaluation.tables import NO_VALUE, shown
+from zsvec.inputs.files import replacing_named
 
-_NONE = "–"
 
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure of a page.
 
-def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
-    """Write ``report.html`` into a folder, which has the figures; the arguments are those of `report_page`.
-
-    Returns:
-        The page.
-
-    Raises:
-        OSError: A figure cannot be read, or the page not be written.
+    Attributes:
+        id: Its anchor, and the name of its file.
+        title: Above it.
+        caption: Below it.
+        png: Its content; the resolution in it says how large it is shown.
     """
-    page = report_page(folder, results)
-    path = inside(folder, folder / "report.html")
-    write_whole(path, page.encode())
-    return path
+
+    id: str
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def width(self) -> int:
+        """Width in CSS pixels, at which its letters have their size."""
+        with Image.open(io.BytesIO(self.png)) as image:
+            return round(image.width * 96 / float(image.info["dpi"][0]))
 
 
-def report_page(folder: Path, results: Mapping[str, Any]) -> str:
-    """The page, as HTML.
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """An image that was answered wrongly, and the reference image nearest to it.
+
+    Attributes:
+        image: The image, a small JPEG; ``None`` where its file cannot be read.
+        truth: Its category.
+        answer: The category that was answered.
+        probability: Of the answer, 0 to 1.
+        nearest: The reference, a small JPEG; ``None`` where there is none to show.
+        nearest_category: Of the reference.
+    """
+
+    image: bytes | None
+    truth: str
+    answer: str
+    probability: float
+    nearest: bytes | None
+    nearest_category: str
+
+
+def report_page(results: Mapping[str, Any], figures: Sequence[Drawing], mistakes: Sequence[Mistake] = ()) -> str:
+    """Returns the page of an evaluation, as HTML.
 
     Args:
-        folder: From where the PNGs of the figures are taken.
         results: ``set``, ``profile``, ``created``, ``images``, ``unknown_images``, ``categories``, and ``format`` if
             there are files of results; ``references`` (of each expert) and ``versions`` as mappings; ``summary``, a
-            list of sentences; ``tables``, each with ``id, title, paper, note, columns, rows``; ``figures``, each with
-            ``id, title, file, caption``. A column has ``key, title, unit`` and may have ``best``: ``"high"`` or
-            ``"low"``; a row has ``name``, ``values`` and, in the unit of these, ``interval``, both by key of column.
-            The values of unit ``%`` are fractions.
+            list of sentences; ``tables``, as of `zsvec.evaluation.tables`.
+        figures: Shown after the tables.
+        mistakes: Shown after the figures.
+    """
+    tables = [_table(table) for table in results["tables"]]
+    return _rendered("report.html.jinja", results=results, tables=tables, figures=list(figures), mistakes=mistakes)
+
+
+def write_audit(
+    path: Path, found: Audit, location: str, picture: Callable[[str], bytes | None] = lambda _: None
+) -> None:
+    """Writes an audit to a page.
+
+    Args:
+        path: The page; a file or a link of that name is replaced.
+        found: The audit.
+        location: Where the store is.
+        picture: Gives a small WebP or JPEG of a reference image by its hash; ``None`` where there is none, and the page
+            names its source alone.
 
     Raises:
-        OSError: A figure cannot be read.
+        InvalidInputError: The page cannot be written.
     """
-    return rendered(
-        "report.html.jinja",
-        results=results,
-        tables=[_table(table) for table in results["tables"]],
-        figures=[_figure(folder, figure) for figure in results["figures"]],
+
+    def shown_picture(digest: str) -> str | None:
+        content = picture(digest)
+        return None if content is None else _data_url("webp" if content.startswith(b"RIFF") else "jpeg", content)
+
+    page = _rendered("audit.html.jinja", audit=found, location=location, picture=shown_picture)
+    try:
+        with replacing_named(path) as file:
+            file.write(page.encode(errors="backslashreplace"))  # a file name may be no Unicode
+    except (OSError, ValueError) as exc:  # a NUL in its name
+        raise InvalidInputError(f"the page {str(path)!r} cannot be written: {exc}; name another file") from exc
+
+
+def _rendered(template: str, **values: Any) -> str:
+    """Fills in a template of this folder. Names of categories and of files come from outside: all is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    return environment.get_template(template).render(values, data_url=_data_url)
 
 
-def shown(value: float | None, unit: str) -> str:
-    """A number as the page shows it: percent with one decimal, ms with two, without unit three."""
-    if value is None or not math.isfinite(value):
-        return _NONE
-    if unit == "%":
-        text = f"{100 * value:,.1f}"
-    elif not unit:
-        text = f"{value:,.3f}"
-    elif unit != "ms" and value == int(value):
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:,.2f}"
-    # What rounds to nothing has no sign.
-    return text.replace("-", "−") if any(digit in text for digit in "123456789") else text.removeprefix("-")
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{b64encode(content).decode('ascii')}"
 
 
 def _table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table whose rows have ``cells``, each with ``text``, ``interval`` (or empty) and whether it is ``best``."""
+    """Returns a table whose rows have ``cells``, each with ``text``, ``interval`` and whether it is ``best``."""
     columns = table["columns"]
     best = [_best(table, column) for column in columns]
     rows = []
@@ -81,16 +132,16 @@ def _table(table: Mapping[str, Any]) -> dict[str, Any]:
         for column, top in zip(columns, best, strict=True):
             text = shown(row["values"].get(column["key"]), column["unit"])
             interval = _interval(row.get("interval", {}).get(column["key"]), column["unit"])
-            cells.append({"text": text, "interval": interval, "best": text != _NONE and text == top})
+            cells.append({"text": text, "interval": interval, "best": text != NO_VALUE and text == top})
         rows.append({"name": row["name"], "cells": cells})
     return {**table, "rows": rows}
 
 
 def _best(table: Mapping[str, Any], column: Mapping[str, Any]) -> str | None:
-    """The best value of a column, rounded as shown: equal texts are equally good."""
+    """Returns the best value of a column, rounded as shown: equal texts are equally good."""
     values = [row["values"].get(column["key"]) for row in table["rows"]]
     numbers = [value for value in values if value is not None and math.isfinite(value)]
-    if not numbers or column.get("best") not in ("high", "low"):
+    if not numbers or "best" not in column:
         return None
     return shown(max(numbers) if column["best"] == "high" else min(numbers), column["unit"])
 
@@ -100,11 +151,3 @@ def _interval(limits: tuple[float, float] | None, unit: str) -> str:
         return ""
     low, high = (shown(limit, unit) for limit in limits)
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
-
-
-def _figure(folder: Path, figure: Mapping[str, Any]) -> dict[str, Any]:
-    """A figure with its ``png`` in base64, and the ``width`` in CSS pixels at which its letters have their size."""
-    content = read_regular(folder / figure["file"])
-    with Image.open(io.BytesIO(content)) as image:
-        width = round(image.width * 96 / image.info.get("dpi", (96, 96))[0])
-    return {**figure, "png": base64.b64encode(content).decode("ascii"), "width": width}

@@ -1,4 +1,4 @@
-"""The tables and figures of the paper (section 4), for the references of a store and images of one's own."""
+"""The tables of the paper (section 4), for the references of a store and images of one's own."""
 
 from __future__ import annotations
 
@@ -9,29 +9,52 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from zsvec.classifier import Classifier
-from zsvec.errors import InvalidInputError
-from zsvec.evaluation import tables, timing
-from zsvec.evaluation.ablations import only
+from zsvec.errors import ImageError, InvalidInputError
 from zsvec.evaluation.embeddings import Embeddings
 from zsvec.evaluation.evaluate import check_labels
-from zsvec.evaluation.splits import paper_splits
-from zsvec.evaluation.study import Answers, Sample, Study
-from zsvec.evaluation.tables import DRAWS
-from zsvec.inputs.images import ImageInput, source_of
+from zsvec.evaluation.study import (
+    MANY,
+    Answers,
+    Sample,
+    Study,
+    drawn,
+    known_categories,
+    laid_out,
+    mislabelled,
+    only,
+    replaced,
+    with_images,
+)
+from zsvec.evaluation.tables import ACCURACY, table
+from zsvec.inputs.images import ImageInput, ImageLimits, load_image, source_of
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.calibrate.fit import FALSE_UNKNOWN_RATE
 from zsvec.method.calibration import Calibration
-from zsvec.method.similarities import References, category_names
+from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.search.numpy_index import compare
 from zsvec.search.searcher import Searcher
+from zsvec.types import encoder_and_modality
 
 FORMAT = 1
-_MANY = 100  # categories from which 20 are known, as in TinyImageNet of the paper
+PAPER_STRATEGY = "inverse_entropy"
+DRAWS = 5
+_BY_DEFAULT: Mapping[str, Any] = {"fusion": DEFAULT_STRATEGY}
+_AS_IN_THE_PAPER: Mapping[str, Any] = {"fusion": PAPER_STRATEGY, "calibrated": False}
+_BOTH = (("as in the paper", _AS_IN_THE_PAPER), ("by default", _BY_DEFAULT))
+_TIMES = ({"key": "ms", "title": "time", "unit": "ms"}, {"key": "share", "title": "share", "unit": "%"})
+_COUNTS = (1, 2, 3, 5, 10, 20, 50, 100)
+_FEW = 4  # experts of which all combinations are tried
+_BLUR = 0.04  # radius of the blur, as a share of the shorter side
+_TIMED_IMAGES, _TIMED_AT_ONCE = 128, 32
 
 
 @dataclass(slots=True)
@@ -41,18 +64,16 @@ class Suite:
     Attributes:
         results: What is written to `results.json`; see `zsvec docs evaluation` for its schema.
         predictions: The answers for each image by table and row: enough to compute every number again.
+        study: The references of the store, and the test images, embedded.
         answers: Of the default strategy.
-        sample: The test images, embedded.
         images: The test images themselves.
-        references: Of the store.
     """
 
     results: dict[str, Any]
     predictions: dict[str, Any]
+    study: Study
     answers: Answers
-    sample: Sample
     images: Sequence[ImageInput]
-    references: Mapping[str, References]
 
 
 def run(
@@ -107,19 +128,18 @@ def run(
 
     start = time.perf_counter()
     labels = sorted({label for label in sample.truth if label is not None})
-    kind = "20/180" if len(labels) >= _MANY else "6/4"
     study = Study(
         references,
         sample,
         replace(classifier.scoring, calibrated=True, unknown_above=None),
         _false_unknown_rate(classifier),
-        paper_splits(labels, kind, range(DRAWS)) if len(labels) > 1 else (),
+        [known_categories(labels, seed) for seed in range(DRAWS)] if len(labels) > 1 else [],
     )
     made = list(_tables(study, classifier, embeddings, say))
     say("number of the references")
-    curves = tables.curves(study)
+    by_number = curves(study)
     say("time per stage")
-    made.append(timing.stages(study, classifier, readable))
+    made.append(stages(study, classifier, readable))
     spent = time.perf_counter() - start
     answers = study.answers(references, fusion=DEFAULT_STRATEGY)
     return Suite(
@@ -137,11 +157,10 @@ def run(
                 **{package: version(package) for package in ("zsvec", "torch", "timm", "sentence-transformers")},
             },
             "seconds": {"embedding": embedding, "everything else": spent},
-            "splits": {"kind": kind, "known": [sorted(split.known) for split in study.splits]},
+            "splits": {"kind": "20/180" if len(labels) >= MANY else "6/4", "known": list(map(sorted, study.splits))},
             "summary": _summary(made, len(references), sample, answers),
             "tables": made,
-            "curves": curves,
-            "figures": [],
+            "curves": by_number,
         },
         predictions={
             "images": [
@@ -150,10 +169,9 @@ def run(
             ],
             "rows": study.predictions,
         },
+        study=study,
         answers=answers,
-        sample=sample,
         images=readable,
-        references=references,
     )
 
 
@@ -162,16 +180,16 @@ def _tables(
 ) -> Iterator[dict[str, Any]]:
     """The tables of accuracy; those that change reference images only where there are any."""
     say("experts and their fusion")
-    yield tables.single(study)
+    yield single(study)
     say("components")
-    yield tables.components(study)
+    yield components(study)
     say("strategies")
-    yield tables.strategies(study)
-    if study.image_experts:
+    yield strategies(study)
+    if image_experts(study.references):
         say("one reference and many")
-        yield tables.one_and_many(study)
+        yield one_and_many(study)
         say("quality of the references")
-        yield tables.quality(study, embeddings, classifier.settings.image_limits())
+        yield quality(study, embeddings, classifier.settings.image_limits())
 
 
 def _false_unknown_rate(classifier: Classifier) -> float:
@@ -200,3 +218,201 @@ def _summary(made: Sequence[Mapping[str, Any]], n_experts: int, sample: Sample, 
             f"{detected:.1%} of the images of no category are called unknown, and {false_unknown:.1%} of the others."
         )
     return sentences
+
+
+# ---- the tables
+
+
+def single(study: Study) -> dict[str, Any]:
+    """Table 2: each expert alone, then three ways to fuse all of them."""
+    alone = [
+        study.row("single", expert, only(study.references, [expert]), fusion="log_linear")
+        for expert in study.references
+    ]
+    fused = [
+        study.row("single", "fusion as in the paper", study.references, **_AS_IN_THE_PAPER),
+        study.row("single", "the same, calibrated", study.references, fusion=PAPER_STRATEGY),
+        study.row("single", f"fusion by default ({DEFAULT_STRATEGY})", study.references, **_BY_DEFAULT),
+    ]
+    note = "Each expert alone, calibrated, then their fusion. A fusion should beat each of them."
+    return table("single", "Single experts against their fusion", note, ACCURACY, alone + fused, paper="table 2")
+
+
+def components(study: Study) -> dict[str, Any]:
+    """Tables 3 and 4: combinations of experts."""
+    experts = sorted(study.references, key=lambda expert: (encoder_and_modality(expert)[1] != "text", expert))
+    sizes = range(1, len(experts) + 1) if len(experts) <= _FEW else (1, 2, len(experts))
+    rows = [
+        study.row("components", f"{' + '.join(chosen)}, {how}", only(study.references, chosen), **choices)
+        for size in sizes
+        for chosen in combinations(experts, size)
+        for how, choices in _BOTH
+    ]
+    modules = ", ".join(f"M{i} is {expert}" for i, expert in enumerate(experts, 1))
+    note = f"In the paper's words, {modules}."
+    return table("components", "Components in all combinations", note, ACCURACY, rows, paper="tables 3 and 4")
+
+
+def strategies(study: Study) -> dict[str, Any]:
+    """Tables 5 and 6: every strategy with and without a calibration, and fixed weights."""
+    choices: dict[str, dict[str, Any]] = {}
+    for strategy in STRATEGIES:
+        choices[f"{strategy}, fixed temperatures"] = {"fusion": strategy, "calibrated": False}
+        choices[f"{strategy}, calibrated"] = {"fusion": strategy}
+    for expert, factor in product(study.references, (2, 4)):
+        weights = {"fusion": "fixed", "calibrated": False, "weights": {expert: float(factor)}}
+        choices[f"fixed, {expert} × {factor}, fixed temperatures"] = weights
+    rows = [study.row("strategies", name, study.references, **chosen) for name, chosen in choices.items()]
+    note = (
+        "max_confidence, inverse_entropy and neg_exp_entropy are the paper's options 1 to 3, fixed its predefined "
+        "weights; transductive sees the images in batches of 256. The novelty is that of the evidence, whatever the "
+        "strategy; with fixed temperatures it is the distance to the nearest reference."
+    )
+    return table("strategies", "Strategies of fusion and fixed weights", note, ACCURACY, rows, paper="tables 5 and 6")
+
+
+def one_and_many(study: Study) -> dict[str, Any]:
+    """Table 7: one reference image a category against all of them."""
+    rows = []
+    for how, choices in _BOTH:
+        draws = [
+            study.row("one-and-many", f"one, {how}, draw {seed}", drawn(study.references, 1, seed), **choices)
+            for seed in range(DRAWS)
+        ]
+        rows.append(_mean(f"one reference image, {how}", draws))
+        rows.append(study.row("one-and-many", f"all reference images, {how}", study.references, **choices))
+    note = f"One reference image of each category (mean of {DRAWS} draws) against all of them; texts in both."
+    return table("one-and-many", "One reference against many", note, ACCURACY, rows, paper="table 7")
+
+
+def quality(study: Study, embeddings: Embeddings, limits: ImageLimits) -> dict[str, Any]:
+    """Section 4.3.3: reference images under wrong categories, of no category, and out of focus."""
+    changed = {"as they are": study.references}
+    note = "The default fusion, calibrated on references that have been spoiled."
+    if len(category_names(study.references)) > 1:
+        for share in (0.2, 0.5):
+            changed[f"{share:.0%} under a wrong category"] = mislabelled(study.references, share, seed=0)
+    if not study.sample.known.all():
+        foreign = replaced(study.references, 0.2, study.sample.unknown_vectors, seed=0)
+        changed["20% replaced by images of no category"] = foreign
+        note += (
+            " The images of no category that became references are among the test images too, which lowers the AUROC."
+        )
+    blurred = _blurred(study.references, embeddings, limits)
+    if blurred is not None:
+        changed[f"blurred (radius {_BLUR:.0%} of the side)"] = blurred
+    else:
+        note += " References were not blurred: not all of their files can be read where they were when they were added."
+    rows = [study.row("quality", name, references, **_BY_DEFAULT) for name, references in changed.items()]
+    return table("quality", "Quality of the references", note, ACCURACY, rows, paper="section 4.3.3")
+
+
+def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -> dict[str, Any]:
+    """Table 8: milliseconds an image of each stage, one after the other, a few images at a time.
+
+    Args:
+        study: Whose references are searched.
+        classifier: Whose encoders are timed.
+        images: Of which the first `_TIMED_IMAGES` are taken.
+    """
+    encoders, scoring, limits = classifier.encoders, study.scoring, classifier.settings.image_limits()
+    chosen = images[:_TIMED_IMAGES]
+    names = category_names(study.references)
+    spent: dict[str, float] = {}
+
+    def timed(stage: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        made = work()
+        spent[stage] = spent.get(stage, 0.0) + 1000 * (time.perf_counter() - start) / len(chosen)
+        return made
+
+    def go_through(some: Sequence[ImageInput]) -> None:
+        loaded = timed("load", lambda: [load_image(image, **limits) for image in some])
+        prepared = timed("preprocess", lambda: [encoders.preprocess(image) for image in loaded])
+        vectors = timed("encode", lambda: encoders.encode_images(prepared))
+        found = timed("search", lambda: compare(study.references, names, vectors, 3))
+        timed(
+            "aggregate", lambda: [e.similarities.aggregate(scoring.aggregation, scoring.top_m) for e in found.experts]
+        )
+        timed("fuse", lambda: scoring.scores(found))
+
+    go_through(chosen[:_TIMED_AT_ONCE])
+    spent.clear()  # the first time is warming up
+    for first in range(0, len(chosen), _TIMED_AT_ONCE):
+        go_through(chosen[first : first + _TIMED_AT_ONCE])
+    spent["fuse"] = max(0.0, spent["fuse"] - spent["aggregate"])  # scores aggregate, too
+    spent["total"] = sum(spent.values())
+    note = f"Of {len(chosen)} images, stage after stage; zsvec itself loads and preprocesses beside the encoders."
+    rows = [
+        {"name": stage, "values": {"ms": ms, "share": ms / spent["total"]}, "interval": {}}
+        for stage, ms in spent.items()
+    ]
+    return table("stages", "Time per image", note, _TIMES, rows, paper="table 8")
+
+
+def curves(study: Study) -> dict[str, Any]:
+    """Top-1 accuracy by the number of references a category, for both fusions and each image expert.
+
+    Returns:
+        By name of the line, lists ``counts``, ``mean`` and ``std`` (over draws); nothing without reference images.
+    """
+    experts = image_experts(study.references)
+    most = max((int(np.diff(study.references[expert].starts).max()) for expert in experts), default=0)
+    counts = [count for count in _COUNTS if count < most] + [most] * (most > 0)
+    known = study.sample.known
+    accuracies: dict[str, list[list[float]]] = {}
+    for position, count in enumerate(counts):
+        for seed in range(DRAWS if count < most else 1):
+            references = drawn(study.references, count, seed)
+            lines = {
+                "fusion by default": study.answers(references, **_BY_DEFAULT),
+                "fusion as in the paper": study.answers(references, **_AS_IN_THE_PAPER),
+                **{expert: study.answers(only(references, [expert]), fusion="log_linear") for expert in experts},
+            }
+            for line, answers in lines.items():
+                right = answers.probabilities[known].argmax(axis=1) == study.sample.columns(answers.categories)
+                accuracies.setdefault(line, [[] for _ in counts])[position].append(float(right.mean()))
+    return {
+        line: {
+            "counts": counts,
+            "mean": [float(np.mean(draws)) for draws in by_count],
+            "std": [float(np.std(draws)) for draws in by_count],
+        }
+        for line, by_count in accuracies.items()
+    }
+
+
+def _mean(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of the rows of several draws."""
+    by_key = {key: [row["values"][key] for row in rows] for key in rows[0]["values"]}
+    values = {key: None if None in drawn else float(np.mean(drawn)) for key, drawn in by_key.items()}
+    return {"name": name, "values": values, "interval": {}}
+
+
+def _blurred(
+    references: Mapping[str, References], embeddings: Embeddings, limits: ImageLimits
+) -> dict[str, References] | None:
+    """The same reference images out of focus; ``None`` if not all of their files can be read."""
+    sources = {
+        digest: source
+        for stored in image_experts(references).values()
+        for digest, source in zip(stored.hashes, stored.sources, strict=True)
+    }
+    try:
+        out_of_focus = (_out_of_focus(load_image(source, **limits)) for source in sources.values())
+        positions, vectors = embeddings.of(out_of_focus, on_error=lambda source, reason: None)
+    except ImageError:
+        return None
+    if len(positions) < len(sources):
+        return None
+    row = {digest: i for i, digest in enumerate(sources)}
+
+    def change(encoder: str, images: References) -> References:
+        rows = [row[digest] for digest in images.hashes]
+        return laid_out(vectors[encoder][rows], images.labels, images.hashes, images.sources)
+
+    return with_images(references, change)
+
+
+def _out_of_focus(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(_BLUR * min(image.size)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason='pip install "zsvec[report]"')
 
 from tests.evaluation.page import Page
 from tests.evaluation.test_report import EVIL
-from zsvec.evaluation.evaluate import Accuracy, Evaluation, Judged, Outcome
-from zsvec.evaluation.page import page_of
+from zsvec.evaluation.evaluate import Evaluation, Judged
+from zsvec.evaluation.metrics import Accuracy
+from zsvec.evaluation.publish import page_of
 
 
 def judged(truth: str | None, nearest: str, *, novelty: float | None = 0.2) -> Judged:
@@ -18,7 +20,9 @@ def judged(truth: str | None, nearest: str, *, novelty: float | None = 0.2) -> J
 
 def evaluation(*images: Judged, auroc: float | None = None) -> Evaluation:
     known = [image for image in images if image.truth is not None]
-    accuracy = Accuracy.of([Outcome(int(image.truth != image.nearest), 0.75, 0.75, 0.1) for image in known])
+    accuracy = Accuracy.of(
+        [image.truth != image.nearest for image in known], *np.full((3, len(known)), [[0.75], [0.75], [0.1]])
+    )
     detected = None if auroc is None else 0.5
     return Evaluation(len(known), accuracy, {"clip:image": accuracy}, auroc, detected, 0.25, "log_linear", images)
 

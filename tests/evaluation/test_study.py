@@ -1,11 +1,16 @@
-"""References of three categories under two encoders, drawn, mislabelled and replaced: the same images for both."""
+"""Divisions of categories; references of three categories under two encoders, drawn, mislabelled and replaced."""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from zsvec.evaluation.ablations import drawn, image_keys, laid_out, mislabelled, only, replaced
+from zsvec.evaluation.study import drawn, image_keys, known_categories, laid_out, mislabelled, only, replaced
 from zsvec.method.similarities import References, image_experts
 
 NAMES = ("ant", "bee", "cat")
@@ -76,3 +81,54 @@ def test_replaced(references: dict[str, References]) -> None:
     assert values[0] == values[1]
     assert len(values[0]) == 3
     assert set(values[0].values()) <= {7, 8}
+
+
+# ---- divisions into known and unknown categories
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TWO_HUNDRED = [f"kind {number}" for number in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        (CIFAR10, 6),
+        # 60 % rounded, and one of each at least
+        ("ab", 1),
+        ("abc", 2),
+        ("abcd", 2),
+        ("abcde", 3),
+        ("abcdefgh", 5),
+        (TWO_HUNDRED[:99], 59),
+        (TWO_HUNDRED[:100], 20),
+        (TWO_HUNDRED, 20),
+    ],
+)
+def test_sizes(names: tuple[str, ...], known: int) -> None:
+    divisions = [known_categories(names, seed) for seed in range(20)]
+    assert {len(division) for division in divisions} == {known}
+    assert all(division <= set(names) for division in divisions)
+    assert len(set(divisions)) > 1
+
+
+def test_a_division_is_for_ever() -> None:
+    """Pinned: with another draw, results that were published could not be made again."""
+    assert known_categories(CIFAR10, 0) == {"automobile", "deer", "frog", "horse", "ship", "truck"}
+
+
+def test_every_category_is_known_as_often() -> None:
+    divisions = [known_categories(CIFAR10, seed) for seed in range(2000)]
+    often = Counter(name for division in divisions for name in division)
+    # 1200 of 2000 each, with a standard deviation of 22
+    assert all(1100 < often[name] < 1300 for name in CIFAR10)
+    pairs = Counter(name for division in divisions if "cat" in division for name in division)
+    # of the about 1200, 5 of 9
+    assert all(560 < pairs[name] < 780 for name in CIFAR10 if name != "cat")
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 120), st.integers(-5, 2**40), st.randoms(use_true_random=False))
+def test_neither_order_nor_repetition_counts(n: int, seed: int, shuffle: random.Random) -> None:
+    names = [*TWO_HUNDRED[:n], *TWO_HUNDRED[: n // 2]]
+    shuffle.shuffle(names)
+    assert known_categories(names, seed) == known_categories(TWO_HUNDRED[:n], seed)

@@ -14,7 +14,16 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = {"huggingface-hub", "openai", "scikit-learn", "sentence-transformers", "timm", "torch", "torchvision"}
+LEFT_OUT = {
+    "httpx2",
+    "huggingface-hub",
+    "openai",
+    "scikit-learn",
+    "sentence-transformers",
+    "timm",
+    "torch",
+    "torchvision",
+}
 PINS = {
     canonicalize_name(name): version
     for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "zsvec" / "without-torch.txt").read_text(), re.M)

@@ -92,7 +92,7 @@ class GenerationError(ZSVecError):
 
 
 class GenerationUnavailableError(GenerationError):
-    """The service cannot be reached, answers too late, or is too busy, until the deadline."""
+    """The service cannot be reached, answers too late, or is too busy, until the deadline or for over two minutes."""
 
 
 class EncoderError(ZSVecError):

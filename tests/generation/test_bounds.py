@@ -127,8 +127,8 @@ def test_an_answer_that_drips_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> 
         thread.start()
         assert one_waits.wait(PATIENCE_S)
         server.reply = endless.DRIPS["body"]
-        monkeypatch.setattr(client, "_settings", client._settings.model_copy(update={"timeout": 0.3}))
-        monkeypatch.setattr(client._retries, "_deadline", 0.1)
+        monkeypatch.setattr(client, "_settings", client._settings.model_copy(update={"deadline": 0.1}))
+        monkeypatch.setattr(client._http, "_seconds", 0.3)
         with pytest.raises(GenerationUnavailableError):
             ask(client)
         assert not got

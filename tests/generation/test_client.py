@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request, noise
 from tests.generation.scripted import Reply, Scripted, Sent, chat, pictures, scripted
 from zsvec.errors import GenerationError, GenerationUnavailableError
-from zsvec.generation import prompts, responses, retries
+from zsvec.generation import prompts, responses
 from zsvec.generation.access import KEY_VARIABLE, MAX_TEXT_CHARS, host_of
 from zsvec.generation.client import Client
 from zsvec.generation.prices import Usage, image_cost
@@ -55,8 +55,8 @@ def the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundredth of what a client waits by itself before it tries again."""
-    monkeypatch.setattr(retries, "_BACK_OFF", lambda state, usual=retries._BACK_OFF: usual(state) / 100)
+    """A hundredth of the time that `openai` waits by itself before it repeats a request."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.005)
 
 
 @contextmanager
@@ -155,10 +155,6 @@ def test_what_is_sent_to_ask(question: prompts.Question[Any]) -> None:
             {"model": "other", "size": "512x256", "quality": "high"},
         ),
         ({"image_model": "mine", "image_quality": None}, {"model": "mine", "size": "1024x1024"}),
-        (
-            {"image_model": "dall-e-3", "image_quality": "hd"},
-            {"model": "dall-e-3", "size": "1024x1024", "quality": "hd", "response_format": "b64_json"},
-        ),
     ],
 )
 def test_what_is_sent_to_draw(settings: dict[str, Any], options: dict[str, Any]) -> None:
@@ -288,38 +284,31 @@ def test_a_date_to_wait_for_is_waited_for() -> None:
 @pytest.mark.parametrize(
     "wait",
     [
-        *("0", "-1", "0.001", "nan", "-inf", "soon", "", formatdate(0, usegmt=True)),
+        *("0", "-1", "0.001", "nan", "inf", "-inf", "soon", "", formatdate(0, usegmt=True)),
         "Mon, 01 Jan 2024 00:00:00 +99999999999999999",
         f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT",
-        f"Mon, 01 Jan 2024 {'9' * 20}:00:00 GMT",
     ],
 )
-def test_no_time_to_wait_is_no_leave_to_hammer(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "_BACK_OFF", lambda state: 0.05)
+def test_no_time_to_wait_is_no_leave_to_hammer(wait: str) -> None:
     with serving(Fault.rate_limited(wait)) as (server, client):
         assert isinstance(ask(client, "k"), Answer)
     refused, answered = server.entries
-    assert answered.started - refused.ended > 0.04
+    assert answered.started - refused.ended > 0.09
 
 
 @both
 @pytest.mark.parametrize(
-    ("wait", "deadline"),
+    "wait",
     [
-        ("2", 1),
-        ("3600", 600),
-        ("inf", 600),
-        ("9" * 20, 600),
-        ("9" * 5000, 600),
-        ("Fri, 31 Dec 2100 23:59:59 GMT", 600),
-        ("Fri, 31 Dec 2100 23:59:59 -0000", 600),
+        *("121", "3600", "9" * 20, "9" * 5000),
+        *("Fri, 31 Dec 2100 23:59:59 GMT", "Fri, 31 Dec 2100 23:59:59 -0000", f"Mon, 01 Jan 2024 {'9' * 20}:00:00 GMT"),
     ],
 )
-def test_more_to_wait_than_the_deadline_ends_it_at_once(call: Call, wait: str, deadline: int) -> None:
+def test_more_than_two_minutes_to_wait_ends_it_at_once(call: Call, wait: str) -> None:
     start = time.monotonic()
     with (
-        serving(fault=always(Fault.rate_limited(wait)), deadline=deadline) as (server, client),
-        pytest.raises(GenerationUnavailableError, match=rf"within {deadline} s: HTTP 429.*Rate limit reached"),
+        serving(fault=always(Fault.rate_limited(wait)), deadline=600) as (server, client),
+        pytest.raises(GenerationUnavailableError, match=r"HTTP 429.*Rate limit reached"),
     ):
         call(client, "k")
     assert keys(server) == ["k"]
@@ -340,7 +329,7 @@ def test_more_to_wait_than_the_deadline_ends_it_at_once(call: Call, wait: str, d
 def test_a_deadline_ends_it(call: Call, fault: Fault, problem: str) -> None:
     with (
         serving(fault=always(fault), deadline=0.1, timeout=0.1 if fault.name == "delay" else 180) as (server, client),
-        pytest.raises(GenerationUnavailableError, match=f"{server.url}/? did not do it within 0.1 s: .*{problem}"),
+        pytest.raises(GenerationUnavailableError, match=f"{server.url}/? is not available: .*{problem}"),
     ):
         call(client, "k")
     assert set(keys(server)) <= {"k"}
@@ -351,15 +340,15 @@ def test_nobody_there() -> None:
         pass
     with (
         Client(GenerationSettings(base_url=server.url, deadline=0.1)) as client,
-        pytest.raises(GenerationUnavailableError, match=rf"{server.url}/? .*0.1 s: .*\(ConnectError\)"),
+        pytest.raises(GenerationUnavailableError, match=rf"{server.url}/? .*ConnectError"),
     ):
         client.ask(QUESTION, "k")
 
 
 @both
-def test_an_end_is_not_waited_for_and_nothing_is_tried_again(call: Call) -> None:
+def test_after_an_end_nothing_is_tried_again(call: Call) -> None:
     with (
-        serving(fault=always(Fault.rate_limited(300)), deadline=600) as (server, client),
+        serving(fault=always(Fault.rate_limited(1.5)), deadline=600) as (server, client),
         ThreadPoolExecutor(4) as pool,
     ):
         waiting = [pool.submit(call, client, f"k{number}") for number in range(4)]
@@ -465,6 +454,7 @@ def test_impossible_counts_of_tokens_are_the_nearest_possible(count: int, counte
     ("image", "problem"),
     [
         ({"b64_json": "no base64!"}, "not in base64"),
+        ({"b64_json": "é"}, "not in base64"),
         ({"b64_json": 7}, "data.0.b64_json"),
         ({"b64_json": "", "url": None}, "no image"),
         ({}, "no image"),

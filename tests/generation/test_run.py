@@ -16,7 +16,7 @@ from PIL import Image
 from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request
 from tests.generation.material import plan_of, settings_of, tree
 from zsvec.errors import GenerationError, GenerationUnavailableError, InvalidInputError
-from zsvec.generation import prompts, retries
+from zsvec.generation import prompts
 from zsvec.generation import run as module
 from zsvec.generation.access import KEY_VARIABLE
 from zsvec.generation.budget import Budget
@@ -364,7 +364,7 @@ def test_failures_until_the_deadline_end_the_run(tmp_path: Path) -> None:
 
 
 def test_what_passes_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "_BACK_OFF", lambda state: 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     faults = [Fault.error(500), Fault.cut(), Fault.rate_limited(0.01), Fault.malformed_body()]
 
     def fault(request: Request) -> Fault | None:

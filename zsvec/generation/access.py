@@ -64,19 +64,6 @@ class Key:
         text = self.scrubbed(text)
         return text if len(text) <= MAX_TEXT_CHARS else f"{text[: MAX_TEXT_CHARS - 1]}…"
 
-    def quotable(self, error: BaseException | None) -> BaseException | None:
-        """Returns an error that may be shown as the cause of another.
-
-        ``None`` if the error, or one of its causes, quotes the key or has more than `MAX_TEXT_CHARS` characters.
-        """
-        cause = error
-        while cause is not None:
-            text = f"{cause!s} {cause!r}"
-            if len(str(cause)) > MAX_TEXT_CHARS or self.scrubbed(text) != text:
-                return None
-            cause = cause.__cause__ or cause.__context__
-        return error
-
 
 def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
     """The address of the service: as configured, that of ``OPENAI_BASE_URL``, or OpenAI's own.

@@ -1,31 +1,38 @@
 """A service with OpenAI's interface: questions in, answers in a given form out; prompts in, images out.
 
 Every answer is bounded: to `MAX_ANSWER_BYTES`, or `MAX_TEXT_ANSWER_BYTES` of the language model, and as a whole to the
-seconds of ``generation.timeout``. A failure that may pass is tried again (`retries`). What the service declines is a
-result, a `Declined`. Every other failure is an error of zsvec (`failures`). A response that cannot be used
-(`responses`) is asked for again.
+seconds of ``generation.timeout``. The package `openai` repeats a request after a temporary failure, and waits for as
+long as ``Retry-After`` says, up to two minutes; ``generation.deadline`` bounds the repetitions. The bodies of responses
+are checked in `responses`. A `Declined` request is a result; every other failure is an error of zsvec.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeVar
 
-import httpx
+import httpx2
 import openai
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_before_delay,
+    stop_when_event_set,
+    wait_random_exponential,
+)
 
-from zsvec.errors import GenerationError
-from zsvec.generation.access import Key, base_url, check_allowed, host_of
-from zsvec.generation.failures import declined_or_raise
+from zsvec.errors import GenerationError, GenerationUnavailableError
+from zsvec.generation.access import KEY_VARIABLE, URL_VARIABLE, Key, base_url, check_allowed, host_of
 from zsvec.generation.prices import Usage
 from zsvec.generation.prompts import Form, Question
-from zsvec.generation.responses import NO_IMAGE, Answer, Declined, Picture, Unusable, read_answer, read_image
-from zsvec.generation.retries import PassingError, Retries
+from zsvec.generation.responses import Answer, Declined, Picture, UnusableError, read_answer, read_image
 from zsvec.inputs.answers import AnswerError, hooks
 from zsvec.inputs.deadline import LateError, in_time
 from zsvec.inputs.sockets import Sockets
@@ -43,11 +50,14 @@ MAX_ANSWER_BYTES = MAX_IMAGE_BYTES * 4 // 3 + 2**20
 MAX_TEXT_ANSWER_BYTES = 2**22
 """Of an answer of the language model, which has no image."""
 
-_sockets: ContextVar[Sockets] = ContextVar("sockets")  # of the request that is made
+_MAX_RETRIES = 10**6  # the deadline comes first
+_MIN_WAIT_S = 0.1  # before a repetition, however soon a service asks for it
+_NO_CREDIT = "insufficient_quota"
+_POLICY = ("content_policy", "moderation", "content_filter", "contentfilter", "safety")
 
-Result = TypeVar("Result")
+_give_up_at: ContextVar[float] = ContextVar("give_up_at")  # of the request that is made, in `time.monotonic`
+
 Outcome = TypeVar("Outcome", bound="Answer[Any] | Picture | Declined")
-Body = tuple[str, str]  # of a response, and the id of its request
 
 
 class Client:
@@ -63,32 +73,25 @@ class Client:
     def __init__(self, settings: GenerationSettings) -> None:
         self._settings = settings
         self._key = Key.from_environment()
-        url = base_url(settings.base_url, self._key, allow_http=settings.allow_http)
-        # A redirection would take the key to another place.
-        transport = openai.DefaultHttpxClient(
-            follow_redirects=False, timeout=settings.timeout, event_hooks=_hooks(_answer_bytes)
-        )
+        self._http = _ServiceHttp(settings.timeout)
         self._openai = openai.OpenAI(
             api_key=self._key.value,
-            base_url=url,
-            max_retries=0,
-            http_client=transport,
+            base_url=base_url(settings.base_url, self._key, allow_http=settings.allow_http),
+            max_retries=_MAX_RETRIES,
+            http_client=self._http,
             default_headers={"Connection": "close"},  # a late request ends with its connection, and ends no other
         )
         self._url = str(self._openai.base_url)
-        self._retries = Retries(self._url, settings.deadline, self._key)
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._openai.close()
 
     def stop(self) -> None:
-        """Retry nothing from now on: calls that wait for their next attempt end with an error."""
-        self._retries.stop()
+        """Repeat nothing from now on: calls that wait for their next attempt end with an error after the wait."""
+        self._http.stopping.set()
 
     def ask(self, question: Question[Form], idempotency_key: str) -> Answer[Form] | Declined:
         """Ask the language model.
@@ -103,11 +106,28 @@ class Client:
             GenerationUnavailableError: It cannot be reached, or is too slow or too busy.
         """
 
-        def attempt(key: str) -> Answer[Form] | Declined | Unusable:
-            response = self._request(lambda: self._request_answer(question, key))
-            return response if isinstance(response, Declined) else read_answer(*response, question.form, self._key)
+        def request(headers: dict[str, str]) -> Any:
+            return self._openai.chat.completions.with_raw_response.create(
+                model=self._settings.language_model,
+                messages=[
+                    {"role": "system", "content": question.instructions},
+                    {"role": "user", "content": json.dumps(question.data, ensure_ascii=False)},
+                ],
+                response_format={
+                    "type": "json_schema",
+                    "json_schema": {
+                        "name": question.step,
+                        "schema": question.form.model_json_schema(),
+                        "strict": True,
+                    },
+                },
+                extra_headers=headers,
+            )
 
-        return _until_usable(attempt, idempotency_key)
+        def read(body: str, request_id: str) -> Answer[Form] | Declined:
+            return read_answer(body, request_id, question.form, self._key)
+
+        return self._until_usable(request, read, idempotency_key)
 
     def draw(self, prompt: str, idempotency_key: str) -> Picture | Declined:
         """Draw one image.
@@ -119,143 +139,197 @@ class Client:
         Raises:
             GenerationError: As `ask`.
         """
+        settings = self._settings
+        options: dict[str, Any] = {"quality": settings.image_quality} if settings.image_quality else {}
 
-        def attempt(key: str) -> Picture | Declined | Unusable:
-            response = self._request(lambda: self._request_image(prompt, key))
-            if isinstance(response, Declined):
-                return response
-            body, request = response
-            image = read_image(body, self._key)
-            if isinstance(image, Unusable):
-                return image
-            data = image.data or self._downloaded(image.url or "")
-            if not data:
-                return Unusable(NO_IMAGE, image.usage or Usage())
-            return Picture(data, self._key.quoted(request), image.usage, image.revised_prompt)
+        def request(headers: dict[str, str]) -> Any:
+            return self._openai.images.with_raw_response.generate(
+                model=settings.image_model,
+                prompt=prompt,
+                n=1,
+                size=settings.image_size,
+                extra_headers=headers,
+                **options,
+            )
 
-        return _until_usable(attempt, idempotency_key)
+        def read(body: str, request_id: str) -> Picture | Declined:
+            return read_image(body, request_id, self._key, self._downloaded)
 
-    def _request(self, attempt: Callable[[], Body]) -> Body | Declined:
-        """Make a request until it succeeds, is declined, or cannot be made."""
+        return self._until_usable(request, read, idempotency_key)
+
+    def _until_usable(
+        self, request: Callable[[dict[str, str]], Any], read: Callable[[str, str], Outcome], idempotency_key: str
+    ) -> Outcome | Declined:
+        """Makes a request until its response can be used, at most `MOST_UNUSABLE` times.
+
+        Args:
+            request: Makes the request with more headers, and returns the raw response of `openai`.
+            read: Makes an outcome of the body of the response and the id of the request.
+            idempotency_key: Of the first request.
+
+        Returns:
+            The outcome, with the tokens of all requests.
+        """
         check_allowed(self._url)
-
-        def mapped() -> Body | Declined:
+        spent, problem = Usage(), ""
+        for number in range(MOST_UNUSABLE):
+            # With the same key, a service may answer with the same unusable response.
+            key = f"{idempotency_key}-{number}" if number else idempotency_key
+            _give_up_at.set(time.monotonic() + self._settings.deadline)
             try:
-                return self._in_time(attempt)
-            except (openai.OpenAIError, AnswerError) as exc:
-                return declined_or_raise(exc, self._url, self._settings, self._key)
+                response = request({"Idempotency-Key": key})
+                outcome: Outcome | Declined = read(response.text, response.headers.get("x-request-id", ""))
+            except openai.OpenAIError as exc:
+                outcome = self._declined(exc)
+            except UnusableError as exc:
+                spent += exc.usage
+                problem = str(exc)
+                continue
+            return outcome if outcome.usage is None else replace(outcome, usage=spent + outcome.usage)
+        return Declined("unusable", f"none of {MOST_UNUSABLE} responses could be used: {problem}", spent)
 
-        return self._retries.run(mapped)
+    def _declined(self, exc: openai.OpenAIError) -> Declined:
+        """Returns why the service declines a request, if the error says so; raises an error of zsvec otherwise.
 
-    def _in_time(self, attempt: Callable[[], Result]) -> Result:
-        """Makes an attempt, and ends its connections if there is no whole answer in time."""
-        sockets = Sockets()
+        No error has the original as its cause, which may quote the key.
+        """
+        if isinstance(exc.__cause__, AnswerError):
+            raise GenerationError(
+                self._key.quoted(f"{self._url}: {exc.__cause__}")
+                + f"; set generation.base_url or {URL_VARIABLE} to a service with OpenAI's interface"
+            ) from None
+        if isinstance(exc, openai.APIConnectionError):
+            raise self._unavailable(str(exc)) from None
+        if not isinstance(exc, openai.APIStatusError):
+            raise GenerationError(self._key.quoted(f"{self._url}: the request cannot be made: {exc}")) from None
+        status = exc.status_code
+        message = self._key.quoted(exc.message)
+        if status in (400, 403, 422) and any(word in f"{exc.code or ''} {exc.type or ''}".lower() for word in _POLICY):
+            return Declined("policy", message)
+        if exc.code != _NO_CREDIT and (status in (408, 409, 429) or status >= 500):
+            raise self._unavailable(f"HTTP {status}: {message}") from None
+        raise GenerationError(
+            self._key.scrubbed(f"{self._url} (HTTP {status}): {self._advice(exc, message)}")
+        ) from None
 
-        def act() -> Result:
-            _sockets.set(sockets)
-            return attempt()
+    def _advice(self, exc: openai.APIStatusError, message: str) -> str:
+        """What is wrong, and what to do about it."""
+        if exc.code == _NO_CREDIT:
+            return "the account is out of credit: add some, and run it again"
+        if exc.status_code < 400:
+            where = self._key.quoted(exc.response.headers.get("location", "somewhere else"))
+            return f"it redirects to {where}, where the key is not sent: set generation.base_url if it should be"
+        if exc.status_code == 401:
+            return f"it refuses the key in {KEY_VARIABLE}: set one that it knows"
+        if exc.status_code == 403:
+            return f"it does not let the key in {KEY_VARIABLE} do this: {message}"
+        if exc.status_code == 404:
+            return (
+                f"there is no such model or address ({message}); generation.language_model is "
+                f"{self._settings.language_model!r}, generation.image_model {self._settings.image_model!r}"
+            )
+        return f"it does not take the request: {message}; check the models, the size and the quality in the settings"
 
-        try:
-            return in_time(act, self._settings.timeout, when_late=lambda _: sockets.shut_down())
-        except LateError as exc:
-            raise PassingError(str(exc)) from exc
-
-    def _request_answer(self, question: Question[Any], idempotency_key: str) -> Body:
-        response = self._openai.chat.completions.with_raw_response.create(
-            model=self._settings.language_model,
-            messages=[
-                {"role": "system", "content": question.instructions},
-                {"role": "user", "content": json.dumps(question.data, ensure_ascii=False)},
-            ],
-            response_format={
-                "type": "json_schema",
-                "json_schema": {
-                    "name": question.step,
-                    "schema": question.form.model_json_schema(),
-                    "strict": True,
-                },
-            },
-            extra_headers={"Idempotency-Key": idempotency_key},
+    def _unavailable(self, problem: str) -> GenerationUnavailableError:
+        return GenerationUnavailableError(
+            self._key.quoted(f"{self._url} is not available: {problem}")
+            + "; what is done is kept: run it again later, or raise generation.timeout and generation.deadline"
         )
-        return response.text, response.headers.get("x-request-id", "")
-
-    def _request_image(self, prompt: str, idempotency_key: str) -> Body:
-        model = self._settings.image_model
-        options: dict[str, Any] = {"quality": self._settings.image_quality} if self._settings.image_quality else {}
-        if model.startswith("dall-e"):
-            options["response_format"] = "b64_json"  # other models know nothing else, and refuse the word
-        response = self._openai.images.with_raw_response.generate(
-            model=model,
-            prompt=prompt,
-            n=1,
-            size=self._settings.image_size,
-            extra_headers={"Idempotency-Key": idempotency_key},
-            **options,
-        )
-        return response.text, response.headers.get("x-request-id", "")
 
     def _downloaded(self, url: str) -> bytes:
         """Download an image from the address that the service gave, without the key; empty if it is not there."""
         host = host_of(url)
         if host is None:
             place = self._key.scrubbed(url)[:200]
-            raise GenerationError(self._key.scrubbed(f"{self._url}: the image is at {place!r}, which is no address"))
+            raise GenerationError(f"{self._url}: the image is at {place!r}, which is no address")
         check_allowed(url)
+        retrying = Retrying(
+            retry=retry_if_exception_type(httpx2.HTTPError),
+            wait=wait_random_exponential(multiplier=0.5, max=8),
+            stop=stop_before_delay(self._settings.deadline) | stop_when_event_set(self._http.stopping),
+            sleep=sleep_using_event(self._http.stopping),
+            reraise=True,
+        )
+        try:
+            with _BoundedHttp(lambda path: MAX_IMAGE_BYTES, self._settings.timeout) as http:
+                return retrying(_image_at, http, url)
+        except AnswerError as exc:
+            raise GenerationError(
+                self._key.quoted(f"{self._url}: the image at {host} cannot be read: {exc}")
+                + "; choose another generation.image_size or generation.image_model"
+            ) from None
+        except httpx2.HTTPError as exc:
+            raise self._unavailable(f"the image cannot be downloaded from {host}: {exc}") from None
 
-        def attempt() -> bytes:
-            try:
-                response = self._in_time(partial(_get, url, self._settings.timeout))
-                if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
-                    return b""  # nor will it be there later
-                response.raise_for_status()
-            except AnswerError as exc:
-                raise GenerationError(
-                    self._key.scrubbed(f"{self._url}: the image at {host} cannot be read: {exc}; choose another ")
-                    + "generation.image_size or generation.image_model"
-                ) from self._key.quotable(exc)
-            except httpx.HTTPError as exc:
-                raise PassingError(self._key.quoted(f"the image cannot be downloaded from {host}: {exc}")) from exc
-            return response.content
 
-        return self._retries.run(attempt)
+class _BoundedHttp(openai.DefaultHttpxClient):
+    """Bounds answers in bytes, and in seconds from looking up the host until the last byte.
+
+    Args:
+        most: From the path of a request to the most bytes of its answer.
+        seconds: For a whole answer.
+    """
+
+    def __init__(self, most: Callable[[str], int], seconds: float) -> None:
+        # A redirection would take the key to another place.
+        reading: Any = hooks(most, lambda request: None)
+        super().__init__(follow_redirects=False, timeout=seconds, event_hooks=reading)
+        self._seconds = seconds
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Returns the answer, read whole.
+
+        Raises:
+            httpx2.HTTPError: There is none, or not in time.
+            AnswerError: It is too large, or cannot be unpacked.
+        """
+        sockets = Sockets()
+        sockets.watch(request)
+        act = partial(super().send, request, **options)
+        try:
+            return in_time(act, self._seconds, when_late=lambda _: sockets.shut_down())
+        except LateError as exc:
+            raise httpx2.ReadTimeout(str(exc), request=request) from exc
+
+
+class _ServiceHttp(_BoundedHttp):
+    """Tells `openai` when to repeat no request: after the deadline, after `stopping`, or without credit.
+
+    Args:
+        seconds: For a whole answer.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(_answer_bytes, seconds)
+        self.stopping = threading.Event()
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """As `_BoundedHttp`. An error of openai is not followed by a repetition, unlike one of httpx2."""
+        if request.headers.get("x-stainless-retry-count") != "0" and self.stopping.wait(_MIN_WAIT_S):
+            raise openai.APIConnectionError(message="the run has ended", request=request)
+        try:
+            response = super().send(request, **options)
+        except AnswerError as exc:
+            raise openai.OpenAIError(str(exc)) from exc
+        except httpx2.RequestError as exc:
+            if self._is_last():
+                raise openai.APIConnectionError(message=f"{type(exc).__name__}: {exc}", request=request) from exc
+            raise
+        if self._is_last() or (response.is_error and _NO_CREDIT.encode() in response.content):
+            response.headers["x-should-retry"] = "false"
+        return response
+
+    def _is_last(self) -> bool:
+        return self.stopping.is_set() or time.monotonic() >= _give_up_at.get()
 
 
 def _answer_bytes(path: str) -> int:
     return MAX_TEXT_ANSWER_BYTES if path.endswith("/chat/completions") else MAX_ANSWER_BYTES
 
 
-def _hooks(most: Callable[[str], int]) -> Any:
-    return hooks(most, lambda request: _sockets.get().watch(request))
-
-
-def _get(url: str, timeout: float) -> httpx.Response:
-    reading = _hooks(lambda path: MAX_IMAGE_BYTES)
-    with httpx.Client(timeout=timeout, follow_redirects=False, event_hooks=reading) as client:
-        return client.get(url)
-
-
-def _until_usable(attempt: Callable[[str], Outcome | Unusable], idempotency_key: str) -> Outcome | Declined:
-    """Make a request until its response can be used, at most `MOST_UNUSABLE` times.
-
-    Args:
-        attempt: Makes the request with an idempotency key.
-        idempotency_key: Of the first request.
-
-    Returns:
-        The outcome, with the tokens of all requests.
-    """
-    spent = Usage()
-    problem = ""
-    for key in _keys(idempotency_key):
-        outcome = attempt(key)
-        if not isinstance(outcome, Unusable):
-            return outcome if outcome.usage is None else replace(outcome, usage=spent + outcome.usage)
-        spent += outcome.usage
-        problem = outcome.problem
-    return Declined("unusable", f"none of {MOST_UNUSABLE} responses could be used: {problem}", spent)
-
-
-def _keys(idempotency_key: str) -> Iterator[str]:
-    """A key for each response: a request whose response was unusable must not be answered by the same again."""
-    yield idempotency_key
-    yield from (f"{idempotency_key}-{attempt}" for attempt in range(1, MOST_UNUSABLE))
+def _image_at(http: _BoundedHttp, url: str) -> bytes:
+    response = http.get(url)
+    if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
+        return b""  # nor will it be there later
+    response.raise_for_status()
+    return response.content

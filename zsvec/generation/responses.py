@@ -1,13 +1,14 @@
 """Checked responses of the service: answers, images, and reasons why there is none.
 
-The classes of the package `openai` take whatever comes without a check, so that bodies are read here. Reasons,
-ids and revised prompts are cut to `zsvec.generation.access.MAX_TEXT_CHARS`.
+The classes of the package `openai` take whatever comes without a check, and its `parse` makes an object of each of a
+million items before a check fails, so that bodies are read here. Reasons, ids and revised prompts are cut to
+`zsvec.generation.access.MAX_TEXT_CHARS`.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Generic
 
@@ -16,8 +17,6 @@ from pydantic import BaseModel, FailFast, ValidationError
 from zsvec.generation.access import Key
 from zsvec.generation.prices import Usage
 from zsvec.generation.prompts import Form, Items
-
-NO_IMAGE = "there was no image in the response"
 
 MAX_TOKENS = 10**12
 """Of one request; a service that counts more, or less than none, is taken to mean the nearest possible count."""
@@ -71,37 +70,19 @@ class Declined:
     usage: Usage = field(default_factory=Usage)
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """An image, or the address that it can be downloaded from.
+class UnusableError(Exception):
+    """A response cannot be used.
 
     Attributes:
-        data: The encoded image; empty if it is to be downloaded.
-        url: Where to download it from.
-        revised_prompt: As in `Picture`.
-        usage: Tokens; ``None`` if the service does not count them.
-    """
-
-    data: bytes
-    url: str | None
-    revised_prompt: str | None
-    usage: Usage | None
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """A response that cannot be used.
-
-    Attributes:
-        problem: Why not.
         usage: Tokens that were paid for all the same.
     """
 
-    problem: str
-    usage: Usage = field(default_factory=Usage)
+    def __init__(self, problem: str, usage: Usage | None = None) -> None:
+        super().__init__(problem)
+        self.usage = usage or Usage()
 
 
-def read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[Form] | Declined | Unusable:
+def read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[Form] | Declined:
     """An answer of the language model.
 
     Args:
@@ -110,13 +91,13 @@ def read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[F
         form: What the content must be.
         key: Removed from all texts.
 
-    Returns:
-        `Unusable`, if the body is no chat completion, or its content has another form.
+    Raises:
+        UnusableError: The body is no chat completion, or its content has another form.
     """
     try:
         reply = _Reply.model_validate_json(body)
     except ValidationError as exc:
-        return Unusable(_first_problem(exc))
+        raise UnusableError(_first_problem(exc)) from None
     usage = reply.usage.as_usage() if reply.usage else Usage()
     choice = reply.choices[0] if reply.choices else _Choice()
     if choice.finish_reason == "length":
@@ -128,33 +109,37 @@ def read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[F
     try:
         value = form.model_validate_json(key.scrubbed(choice.message.content or ""))
     except ValidationError as exc:
-        return Unusable(key.quoted(_first_problem(exc)), usage)  # names a field that was not asked for
+        raise UnusableError(key.quoted(_first_problem(exc)), usage) from None  # names a field that was not asked for
     return Answer(value, key.quoted(reply.id or request), usage)
 
 
-def read_image(body: str, key: Key) -> Delivery | Unusable:
+def read_image(body: str, request: str, key: Key, download: Callable[[str], bytes]) -> Picture:
     """An image of the image model.
 
     Args:
         body: Of the response.
-        key: Taken out of the revised prompt.
+        request: Its id.
+        key: Removed from all texts.
+        download: Returns the image at an address; empty if there is none.
 
-    Returns:
-        `Unusable`, if the body is no list of images, has none, or one that is not in base64.
+    Raises:
+        UnusableError: The body is no list of images, has none, or one that is not in base64.
     """
     try:
         reply = _Images.model_validate_json(body)
-        image = reply.data[0] if reply.data else _Image()
-        data = base64.b64decode(image.b64_json, validate=True) if image.b64_json else b""
     except ValidationError as exc:
-        return Unusable(_first_problem(exc))
-    except binascii.Error:
-        return Unusable("the image is not in base64")
+        raise UnusableError(_first_problem(exc)) from None
     usage = reply.usage.as_usage() if reply.usage else None
-    if not data and not image.url:
-        return Unusable(NO_IMAGE, usage or Usage())
-    revised = key.quoted(image.revised_prompt) if image.revised_prompt else None
-    return Delivery(data, image.url, revised, usage)
+    image = reply.data[0] if reply.data else _Image()
+    try:
+        data = base64.b64decode(image.b64_json or "", validate=True)
+    except ValueError:
+        raise UnusableError("the image is not in base64", usage) from None
+    if not data and image.url:
+        data = download(image.url)
+    if not data:
+        raise UnusableError("there was no image in the response", usage)
+    return Picture(data, key.quoted(request), usage, key.quoted(image.revised_prompt) if image.revised_prompt else None)
 
 
 def _first_problem(exc: ValidationError) -> str:

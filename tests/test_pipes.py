@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.generation.material import PNG, buy, purchase
 from tests.support import encode, photo
 from zsvec.encoders.onnx.exported import MANIFEST, ExportedFolder
 from zsvec.encoders.onnx.side_files import preprocessing_beside, read_file
@@ -73,20 +72,6 @@ def generated_before(folder: Path) -> None:
     read_manifest(folder)
 
 
-def received(folder: Path) -> None:
-    with Manifest(folder) as manifest:
-        path = manifest.receive(PNG, **purchase("cat", 0))
-    pipe(path)
-    read_manifest(folder)
-
-
-def received_and_filed(folder: Path) -> None:
-    with Manifest(folder) as manifest:
-        buy(manifest)
-    pipe(folder / "received" / f"{'0' * 32}.json")
-    Manifest(folder)
-
-
 def exported(folder: Path) -> None:
     pipe(folder / MANIFEST)
     ExportedFolder(folder)
@@ -120,8 +105,6 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "named state of a watch": watch_state,
     "manifest of generated images": generated,
     "manifest of generated images, read": generated_before,
-    "received image": received,
-    "received image, filed": received_and_filed,
     "exported encoders": exported,
     "file beside a graph": side_file,
     "graph": lambda folder: read_file(pipe(folder / "model.onnx")),

@@ -84,7 +84,7 @@ class GenerationError(ZSVecError):
     """A service that describes categories or draws references cannot do what was asked.
 
     Attributes:
-        generated: The `zsvec.generation.synthesis.Generated` of the run that this error ended: what had arrived by
+        generated: The `zsvec.generation.facet.Generated` of the run that this error ended: what had arrived by
             then, and is stored.
     """
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import ImageRecord, Manifest
-from zsvec.generation.plan import Plan, StoredCategory, make_plan
+from zsvec.generation.plan import Budget, Plan, StoredCategory, make_plan
 from zsvec.method.calibrate.confusions import Confusions
 from zsvec.settings.settings import GenerationSettings
 
@@ -42,7 +41,7 @@ def plan_of(
 
 
 def purchase(category: str = "red panda", index: int = 0, **others: Any) -> dict[str, Any]:
-    """What `Manifest.receive` takes besides the image."""
+    """What `Manifest.add_image` takes besides the image."""
     known = {"prompt": f"{category} {index}", "version": 1, "model": "painter", "size": "1024x1024", "quality": "low"}
     return {"category": category, "index": index, "response": "req-1", "seconds": 0.5, "cost": 0.01, **known, **others}
 
@@ -50,8 +49,8 @@ def purchase(category: str = "red panda", index: int = 0, **others: Any) -> dict
 def buy(
     manifest: Manifest, category: str = "red panda", index: int = 0, data: bytes = PNG, **others: Any
 ) -> ImageRecord:
-    """File an image as if it had just come."""
-    return manifest.file_image(manifest.receive(data, **purchase(category, index, **others)))
+    """Keep an image as if it had just come."""
+    return manifest.add_image(data, **purchase(category, index, **others))
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -18,8 +18,8 @@ from tests.generation.colour_encoder import COLOURS, coloured_encoders
 from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request
 from tests.store.support import fast_folder
 from tests.support import encode, photo
+from zsvec.generation.facet import Generated
 from zsvec.generation.manifest import images, read_manifest
-from zsvec.generation.synthesis import Generated
 from zsvec.store.backends.base import Where
 from zsvec.testing import HashEncoder
 
@@ -86,8 +86,8 @@ class Studio(Service):
 
     def prompts(self) -> dict[tuple[str, int], str]:
         """By category and index, what each image in the folder was drawn from."""
-        records = images(read_manifest(self.folder), self.folder)
-        return {(record.category, record.index): record.prompt for record in records}
+        bought = images(read_manifest(self.folder), self.folder)
+        return {place: record.prompt for place, record in bought.items()}
 
     def embedded(self) -> dict[str, tuple[int, int]]:
         """Texts and images that each encoder has embedded so far."""

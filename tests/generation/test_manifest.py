@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from tests.generation.material import PNG, buy, purchase, tree
 from zsvec.errors import InvalidInputError
-from zsvec.generation import manifest as module
 from zsvec.generation.manifest import (
     AnswerRecord,
     DeclinedRecord,
@@ -94,7 +93,6 @@ def test_an_image_is_filed_as_it_came(folder: Path) -> None:
     assert record.file == "images/red panda/0012.png"
     assert (folder / record.file).read_bytes() == PNG
     assert record.sha256 == hashlib.sha256(PNG).hexdigest()
-    assert list((folder / "received").iterdir()) == []
     assert purchase("red panda", 12).items() <= record.model_dump().items()
 
 
@@ -111,7 +109,7 @@ def test_images_may_come_at_once(folder: Path) -> None:
     places = [(name, index) for name in ("cat", "dog", "red panda") for index in range(20)]
     with Manifest(folder) as manifest, ThreadPoolExecutor(8) as pool:
         records = list(pool.map(lambda place: buy(manifest, place[0], place[1], PNG + repr(place).encode()), places))
-    assert {record.receipt for record in bought(folder)} == {record.receipt for record in records}
+    assert sorted(bought(folder), key=repr) == sorted(records, key=repr)
     assert {(folder / record.file).read_bytes() for record in records} == {PNG + repr(p).encode() for p in places}
 
 
@@ -119,9 +117,11 @@ def test_a_deleted_image_is_not_there_until_it_is_bought_again(folder: Path) -> 
     with Manifest(folder) as manifest:
         first, other = buy(manifest, "cat", 0), buy(manifest, "cat", 1)
         (folder / first.file).unlink()
-        assert list(images(manifest.records, folder)) == [other]
+        assert images(manifest.records, folder) == {("cat", 1): other}
         again = buy(manifest, "cat", 0, PNG + b", another")
-        assert list(images(manifest.records, folder)) == [again, other]
+        assert images(manifest.records, folder) == {("cat", 0): again, ("cat", 1): other}
+        assert again.file == "images/cat/0000-1.png"  # a kill before its record leaves no file of the first record
+        assert manifest.purchases("cat", 0) == 2
 
 
 def test_spent_counts_what_concerns_the_categories(folder: Path) -> None:
@@ -174,36 +174,24 @@ def test_a_first_line_that_is_torn_is_written_again(folder: Path) -> None:
         assert len(read_manifest(folder)) == 1
 
 
-@pytest.mark.parametrize("reached", ["received", "put in its place", "recorded"])
-def test_an_image_on_its_way_is_filed_once(folder: Path, reached: str) -> None:
+def test_a_file_without_a_record_is_replaced_by_the_next_purchase(folder: Path) -> None:
     with Manifest(folder) as manifest:
         buy(manifest, "cat", 0)
         before = (folder / "manifest.jsonl").read_bytes()
-        received = manifest.receive(PNG + b", another", **purchase("cat", 1))
-        whole = received.read_bytes()
-        record = manifest.file_image(received)
-    received.write_bytes(whole)  # its removal is the last step
-    if reached != "recorded":
-        (folder / "manifest.jsonl").write_bytes(before)
-    if reached == "received":
-        (folder / record.file).unlink()
-
-    assert bought(folder)[1:] == [record]
-    assert [found.index for found in images(read_manifest(folder), folder)] == [0, 1]
-    for _ in range(2):
-        with Manifest(folder) as manifest:
-            assert [found.index for found in images(manifest.records, folder)] == [0, 1]
-            assert (folder / record.file).read_bytes() == PNG + b", another"
-            assert list((folder / "received").iterdir()) == []
-        assert bought(folder)[1:] == [record]
+        record = buy(manifest, "cat", 1)
+    (folder / "manifest.jsonl").write_bytes(before)  # as if a kill had come before the record
+    assert list(images(read_manifest(folder), folder)) == [("cat", 0)]
+    with Manifest(folder) as manifest:
+        again = buy(manifest, "cat", 1, PNG + b", another")
+    assert again.file == record.file
+    assert (folder / record.file).read_bytes() == PNG + b", another"
+    assert list(images(read_manifest(folder), folder)) == [("cat", 0), ("cat", 1)]
 
 
 def test_what_a_kill_has_cut_short_is_removed(folder: Path) -> None:
     with Manifest(folder) as manifest:
-        received = manifest.receive(PNG, **purchase("cat", 0))
-    (folder / "received" / ".zsvec-1234.new").write_bytes(received.read_bytes()[:20])
+        buy(manifest, "cat", 0)
     partial = folder / "images" / "cat" / ".zsvec-5678.new"
-    partial.parent.mkdir(parents=True)
     partial.write_bytes(PNG[:4])
     with Manifest(folder):
         pass
@@ -211,172 +199,59 @@ def test_what_a_kill_has_cut_short_is_removed(folder: Path) -> None:
     assert files - {".lock"} == {"manifest.jsonl", "0000.png"}
 
 
-def test_an_image_that_a_run_files_while_it_is_looked_for_is_there_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = module._read_received
-    with Manifest(folder) as manifest:
-        received = manifest.receive(PNG, **purchase())
-
-        def too_late(file: Path) -> object:
-            monkeypatch.setattr(module, "_read_received", read)
-            manifest.file_image(received)
-            return read(file)
-
-        monkeypatch.setattr(module, "_read_received", too_late)
-        assert bought(folder) == manifest.records[1:]
-
-
 def test_reading_changes_nothing(folder: Path) -> None:
     with Manifest(folder) as manifest:
         buy(manifest)
-        manifest.receive(PNG, **purchase("cat", 1))
     with (folder / "manifest.jsonl").open("ab") as file:
         file.write(b'{"at":"2026-')
-    (folder / "received" / ".zsvec-1234.new").write_bytes(b"{")
+    (folder / "images" / ".zsvec-1234.new").write_bytes(b"{")
     before = tree(folder)
-    assert len(bought(folder)) == 2
+    assert len(bought(folder)) == 1
     assert tree(folder) == before
 
 
 # Folders from elsewhere
 
 
-def received(folder: Path, file: str) -> None:
-    """An image on its way to a file."""
-    with Manifest(folder) as manifest:
-        path = manifest.receive(b"what somebody else wants to be there", **purchase("cat", 0))
-    whole = json.loads(path.read_bytes())
-    whole["record"]["file"] = file
-    path.write_text(json.dumps(whole))
-
-
 def linked(folder: Path, victim: Path, name: str) -> None:
-    received(folder, "images/cat/victim")
+    with Manifest(folder):
+        pass
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        path.rename(victim.parent / "received")
     path.unlink(missing_ok=True)
     path.symlink_to({"images": victim.parent.parent, "images/cat": victim.parent}.get(name, victim))
 
 
-LEADING_OUT: dict[str, Callable[[Path, Path], None]] = {
-    "an absolute path": lambda folder, victim: received(folder, str(victim)),
-    "a path of the folder above": lambda folder, victim: received(folder, "images/../../cat/victim"),
-    **{
-        f"a link for {name}": lambda folder, victim, name=name: linked(folder, victim, name)  # type: ignore[misc]
-        for name in ("images", "images/cat", "images/cat/victim", "manifest.jsonl", ".lock", "received")
-    },
-}
-
-
-@pytest.mark.parametrize("lead_out", LEADING_OUT.values(), ids=LEADING_OUT)
-def test_a_folder_never_leads_out_of_itself(folder: Path, lead_out: Callable[[Path, Path], None]) -> None:
-    victim = folder.parent / "cat" / "victim"
+@pytest.mark.parametrize("name", ["images", "images/cat", "images/cat/0000.png", "manifest.jsonl", ".lock"])
+def test_a_folder_never_leads_out_of_itself(folder: Path, name: str) -> None:
+    victim = folder.parent / "cat" / "0000.png"
     victim.parent.mkdir(parents=True)
     victim.touch()
-    lead_out(folder, victim)
-    before = tree(folder.parent)
-    with pytest.raises(InvalidInputError, match=r"leads out of .*: remove it|file must be images/FOLDER/FILE"):
-        Manifest(folder)
-    after = tree(folder.parent)
-    assert {name: after[name] for name in before if name.startswith("cat")} == {
-        name: before[name] for name in before if name.startswith("cat")
-    }
-    assert victim.read_bytes() == b""
+    linked(folder, victim, name)
+    before = tree(victim.parent)
+    with pytest.raises(InvalidInputError, match=r"leads out of .*: remove it"), Manifest(folder) as manifest:
+        buy(manifest, "cat", 0)
+    assert tree(victim.parent) == before
 
 
-ESCAPING = (
-    "",
-    ".",
-    "..",
-    "a/",
-    "/etc/passwd",
-    "images",
-    "images/",
-    "images/cat",
-    "images/cat/",
-    "images/cat/..",
-    "images/../manifest.jsonl",
-    "images//0000.png",
-    "images/cat/.0000.png",
-    "images/cat/0000.png.",
-    "images/cat/0000.png ",
-    "images/cat/0000\n.png",
-    "images/cat/00\0.png",
-    "images\\cat\\0000.png",
-    "images/cat/a:b.png",
-    "images/cat/deep/0000.png",
-    "CON",
-    "manifest.jsonl",
-    "received/0.json",
-    ".lock",
-)
-
-
-@pytest.mark.parametrize("file", ESCAPING)
-def test_a_record_names_a_place_for_an_image_and_no_other(folder: Path, file: str) -> None:
-    received(folder, file)
-    before = tree(folder.parent)
-    with pytest.raises(InvalidInputError, match=r"file must be images/FOLDER/FILE"):
-        Manifest(folder)
-    with pytest.raises(InvalidInputError, match=r"file must be images/FOLDER/FILE"):
-        read_manifest(folder)
-    assert tree(folder.parent) == before
-
-
-@pytest.mark.parametrize("receipt", ["", "..", "../../private", "a/b", "0" * 31, "\0"])
-def test_a_receipt_is_no_path(folder: Path, receipt: str) -> None:
+def test_a_purchase_replaces_a_link_of_its_name(folder: Path) -> None:
     with Manifest(folder) as manifest:
-        record = buy(manifest, "cat", 0)
-    with (folder / "manifest.jsonl").open("ab") as file:
-        file.write(record.model_copy(update={"receipt": receipt}).model_dump_json().encode() + b"\n")
-    with pytest.raises(InvalidInputError, match="receipt"):
-        Manifest(folder)
+        elsewhere = folder / "elsewhere.png"
+        elsewhere.touch()
+        (folder / "images" / "cat").mkdir(parents=True)
+        (folder / "images" / "cat" / "0000.png").symlink_to(elsewhere)
+        image = buy(manifest, "cat", 0)
+    assert (folder / image.file).read_bytes() == PNG
+    assert elsewhere.read_bytes() == b""
 
 
-@pytest.mark.parametrize("data", ["=", "abcde", "YWJj", 5, None])
-def test_an_image_that_is_not_as_it_was_received_is_refused(folder: Path, data: object) -> None:
-    with Manifest(folder) as manifest:
-        path = manifest.receive(PNG, **purchase("cat", 0))
-    path.write_text(json.dumps({**json.loads(path.read_bytes()), "data": data}))
-    with pytest.raises(InvalidInputError, match="that this version of zsvec did not write"):
-        Manifest(folder)
-    assert not (folder / "images").exists()
-
-
-def test_a_received_image_is_no_link(folder: Path) -> None:
-    with Manifest(folder) as manifest:
-        path = manifest.receive(PNG, **purchase("cat", 0))
-    elsewhere = path.rename(folder.parent / "elsewhere.json")
-    path.symlink_to(elsewhere)
-    for use in (Manifest, read_manifest):
-        with pytest.raises(InvalidInputError, match="it is a symbolic link"):
-            use(folder)
-    assert elsewhere.exists()
-
-
-def test_what_a_run_begins_to_write_replaces_a_link_of_its_name(folder: Path) -> None:
-    victim = folder.parent / "victim"
-    received(folder, "images/cat/0000.bin")
-    (folder / "images" / "cat").mkdir(parents=True)
-    victim.touch()
-    (folder / "images" / "cat" / ".0000.bin.part").symlink_to(victim)
-    with Manifest(folder) as manifest:
-        (image,) = images(manifest.records, folder)
-        assert (folder / image.file).read_bytes() == b"what somebody else wants to be there"
-    assert victim.read_bytes() == b""
-
-
-@pytest.mark.parametrize("file", ["/private.png", "../private.png", "images/cat/../../../private.png"])
+@pytest.mark.parametrize("file", ["/private.png", "../private.png", "images/cat/../../../private.png", "a\0.png"])
 def test_images_from_out_of_the_folder_are_not_read(folder: Path, file: str) -> None:
     with Manifest(folder) as manifest:
         record = buy(manifest, "cat", 0)
     (folder.parent / "private.png").write_bytes(PNG)
-    for forged in ({"file": file}, {"file": "images/none.png", "receipt": f"../../{file}"}):
-        with pytest.raises(InvalidInputError, match="leads out of"):
-            list(images([record.model_copy(update=forged)], folder))
+    with pytest.raises(InvalidInputError, match=r"leads out of|cannot be a path"):
+        images([record.model_copy(update={"file": file})], folder)
 
 
 # Folders that cannot be used
@@ -399,6 +274,10 @@ FOREIGN = (
     b'{"epoch": 1, "loss": 0.5}',
     b'{"at":"2026-01-01","kind":"weather","id":"1"}\n',
     b'{"at":"2026-01-01","kind":"folder","id":"1","extra":1}\n',
+    b'{"at":"2026-01-01","kind":"answer","step":"groups","version":1,"about":[{}],"answer":null,"model":"m",'
+    b'"response":"","cost":0}\n',
+    b'{"at":"2026-01-01","kind":"declined","category":"a","index":0,"prompt":"","model":"m","code":"c","reason":"",'
+    b'"cost":-1}\n',
     b"\x00\xff\n",
     b"\n",
 )
@@ -419,28 +298,6 @@ def test_a_file_of_something_else(folder: Path, content: bytes, use: Callable[[P
 
 
 @pytest.mark.parametrize("use", [Manifest, read_manifest])
-def test_a_received_file_of_something_else(folder: Path, use: Callable[[Path], object]) -> None:
-    with Manifest(folder):
-        pass
-    foreign = folder / "received" / "notes.json"
-    foreign.write_text("[]")
-    with pytest.raises(InvalidInputError, match=r"notes\.json has a line that .* did not write"):
-        use(folder)
-    assert foreign.read_text() == "[]"
-    foreign.unlink()
-    with Manifest(folder):
-        pass
-
-
-def test_files_that_are_not_of_a_run_are_left_alone(folder: Path) -> None:
-    (folder / "received").mkdir(parents=True)
-    (folder / "received" / "notes.txt").write_text("mine")
-    with Manifest(folder):
-        pass
-    assert (folder / "received" / "notes.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("use", [Manifest, read_manifest])
 def test_a_file_in_the_place_of_the_folder(folder: Path, use: Callable[[Path], object]) -> None:
     folder.parent.mkdir()
     folder.write_text("a file")
@@ -456,10 +313,9 @@ def test_a_folder_that_cannot_be_read(folder: Path, use: Callable[[Path], object
         use(folder)
 
 
-@pytest.mark.parametrize("place", ["received", "images"])
-def test_a_file_in_the_place_of_a_sub_folder(folder: Path, place: str) -> None:
+def test_a_file_in_the_place_of_a_sub_folder(folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / place).write_text("a file")
+    (folder / "images").write_text("a file")
     with pytest.raises(InvalidInputError, match=str(folder)), Manifest(folder) as manifest:
         buy(manifest)
 
@@ -471,7 +327,7 @@ def test_a_full_disk(folder: Path, room: int) -> None:
     full = Manifest(folder)
     with no_file_larger_than((folder / "manifest.jsonl").stat().st_size + room):
         for use in (
-            lambda: full.receive(PNG * 100, **purchase("cat", 1)),
+            lambda: buy(full, "cat", 1, PNG * 100),
             lambda: full.append(ANSWER),
             lambda: full.__exit__(None, None, None),  # it is written once more
         ):
@@ -479,7 +335,6 @@ def test_a_full_disk(folder: Path, room: int) -> None:
                 use()
     with Manifest(folder) as manifest:
         assert manifest.records == kept
-        assert list((folder / "received").iterdir()) == []
 
 
 @contextmanager

@@ -13,9 +13,8 @@ from tests.generation.material import buy, plan_of, settings_of, tree
 from tests.support import coloured, fast_folder, isolated, open_classifier  # noqa: F401
 from zsvec.errors import InvalidInputError
 from zsvec.generation.access import KEY_VARIABLE
-from zsvec.generation.budget import Budget
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, Manifest
-from zsvec.generation.plan import StoredCategory
+from zsvec.generation.plan import Budget, StoredCategory
 from zsvec.method.calibrate.confusions import Confusions, confusions
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import LogLinear

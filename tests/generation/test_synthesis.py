@@ -20,8 +20,8 @@ from tests.support import encode, isolated, photo, sources, state  # noqa: F401
 from zsvec.encoders import EncoderSet
 from zsvec.errors import GenerationError, ImageError, InvalidInputError
 from zsvec.generation import Budget
+from zsvec.generation.facet import Generated
 from zsvec.generation.gate import EVERYDAY
-from zsvec.generation.synthesis import Generated
 from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import CategoryInput, ReferenceImage
 from zsvec.inputs.images import content_hash

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zsvec.generation import Budget, Plan
-    from zsvec.generation.synthesis import Generated
+    from zsvec.generation.facet import Generated
 
 
 @app.command()
@@ -52,8 +52,7 @@ def generate(
     """
     from zsvec.cli import output
     from zsvec.errors import GenerationError
-    from zsvec.generation.facet import FOLDER
-    from zsvec.generation.synthesis import Generated
+    from zsvec.generation.facet import FOLDER, Generated
 
     if bool(names) == every:
         raise typer.BadParameter("name categories, or give --all")

@@ -2,17 +2,14 @@
 
 A run, in the order of its modules:
 
-- `facet` is what a classifier offers: plan, then run.
-- `plan` says what a run will ask, buy and cost; `prices` says what an answer and an image cost, and `budget` keeps a
-  run to its limit.
+- `facet` is what a classifier offers: plan, run, and store the images.
+- `plan` says what a run will ask, buy and cost, within a `Budget`; `prices` says what an answer and an image cost.
 - `run` carries a plan out over a folder, the `manifest`, from which it can be resumed.
 - `features` finds out what categories look like and which are alike, by the questions of `prompts`.
-- `client` asks and draws, with the key of `access`; `retries` says when a request is tried again, `failures` what a
-  failed one means, `responses` what came back.
-- `gate` flags images that are better left out; `synthesis` stores the others.
+- `client` asks and draws, with the key of `access`; `responses` checks the answers.
+- `gate` flags images that are better left out.
 """
 
-from zsvec.generation.budget import Budget
-from zsvec.generation.plan import Plan
+from zsvec.generation.plan import Budget, Plan
 
 __all__ = ["Budget", "Plan"]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from zsvec.errors import InvalidInputError, shown
-from zsvec.generation.budget import Budget
+from zsvec.generation.gate import Gate, GeneratedImage
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
-from zsvec.generation.plan import Plan, StoredCategory, make_plan
-from zsvec.generation.synthesis import Generated, store_images
+from zsvec.generation.plan import Budget, Plan, StoredCategory, make_plan
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.validation import checked_count
-from zsvec.inputs.categories import as_words, checked_name, checked_path, is_several
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, as_words, checked_name, checked_path, is_several
 from zsvec.method.calibrate.confusions import Confusions, confusions
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import GenerationSettings
@@ -21,12 +21,40 @@ from zsvec.store import Store
 from zsvec.types import Category, encoder_and_modality
 
 if TYPE_CHECKING:
+    from zsvec.generation.run import Drawn  # with it, the package `openai`, which takes a second to import
     from zsvec.ingest.recalibration import Calibrator
 
 FOLDER = "zsvec-generated"
 """Where purchases are kept by default, in the working directory."""
 
+SOURCE = "generated"
+"""Source of the references that are generated."""
+
 Track = Callable[[Iterable[ImageRecord | DeclinedRecord]], Iterable[ImageRecord | DeclinedRecord]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """The result of a run.
+
+    Attributes:
+        images: All images of the categories, by category and index, those of earlier runs included.
+        declined: Images that the service does not draw, and why.
+        categories: The categories that were committed.
+        spent: Dollars, as far as the costs are known, earlier runs included.
+        out_of_budget: Whether the budget ended the run before every image was bought.
+    """
+
+    images: tuple[GeneratedImage, ...]
+    declined: tuple[DeclinedRecord, ...]
+    categories: tuple[Category, ...]
+    spent: float
+    out_of_budget: bool
+
+    @property
+    def flagged(self) -> tuple[GeneratedImage, ...]:
+        """The images with a flag: those that the store should not have."""
+        return tuple(image for image in self.images if image.flags)
 
 
 class Generation:
@@ -82,7 +110,11 @@ class Generation:
         if not isinstance(budget, Budget | None):
             raise InvalidInputError(f"budget must be a Budget or None. Got {shown(budget)} instead")
         stored = {category.name: _stored(category) for category in self._store.categories()}
-        names = list(dict.fromkeys(map(checked_name, _names(categories) if categories is not None else stored)))
+        if categories is None:
+            categories = stored
+        elif not is_several(categories):
+            raise InvalidInputError(f"categories must be a list of names. Got {shown(categories)} instead")
+        names = list(dict.fromkeys(map(checked_name, categories)))
         if not names:
             raise InvalidInputError(f"{self._store.location} has no category to draw: name some")
         fitted = self._calibrator.fitted() if stored else None
@@ -117,23 +149,11 @@ class Generation:
         from zsvec.generation.run import carry_out  # the package `openai` takes a second to import
 
         drawn = carry_out(plan, self._settings, track=track)
-        if drawn.error is not None and not drawn.images:
-            raise drawn.error
-        builder = self._builder()
-        references, _ = self._searcher.references()
-        with self._store.one_change("generate"):
-            done = store_images(
-                drawn,
-                plan.folder,
-                builder=builder,
-                references=references,
-                existing={category.name for category in self._store.categories()},
-                keep_flagged=keep_flagged,
-            )
-        if drawn.error is not None:
-            drawn.error.generated = done
-            raise drawn.error
-        return done
+        if drawn.error is None:
+            return self._store_drawn(plan, drawn, keep_flagged)
+        if drawn.images:
+            drawn.error.generated = self._store_drawn(plan, drawn, keep_flagged)
+        raise drawn.error
 
     def references(
         self,
@@ -148,11 +168,56 @@ class Generation:
         plan = self.plan(categories, per_category=per_category, budget=budget, folder=folder)
         return self.run(plan, keep_flagged=keep_flagged)
 
+    def _store_drawn(self, plan: Plan, drawn: Drawn, keep_flagged: bool) -> Generated:
+        """Stores drawn images, except for flagged ones, with the descriptions as texts."""
+        builder = self._builder()
+        gate = Gate(builder, self._searcher.references()[0])
+        stored = gate.stored
+        images = [
+            GeneratedImage(record, plan.folder / record.file, stored=(record.category, record.sha256) in stored)
+            for record in sorted(drawn.images, key=lambda record: (record.category, record.index))
+        ]
+        first: dict[tuple[str, str], GeneratedImage] = {}
+        for image in images:
+            same = first.setdefault((image.record.category, image.record.sha256), image)
+            if same is not image and image.stored:
+                image.stored = False
+                image.flags.append(f"copy: the same file as {same.path}")
+        fresh = [image for image in images if not image.stored and not image.flags]
+        appearances = drawn.knowledge.appearances()
+        gate.look(fresh, appearances)
+        wanted = [image for image in fresh if image.vectors and (keep_flagged or not image.flags)]
+        texts = appearances if builder.takes_texts else {}
+        with self._store.one_change("generate"):
+            existing = {category.name for category in self._store.categories()}
+            inputs = list(_inputs(wanted, plan.categories, texts))
+            # A new category is defined by its name as well, in the prompt of each encoder; others have their texts.
+            new = [CategoryInput(name=one.name) for one in inputs if builder.takes_texts and one.name not in existing]
+            committed = {category.name: category for some in (new, inputs) for category in builder.build(some)}
+        for image in wanted:
+            image.stored = True
+        return Generated(
+            images=tuple(images),
+            declined=drawn.declined,
+            categories=tuple(committed.values()),
+            spent=drawn.spent,
+            out_of_budget=drawn.out_of_budget,
+        )
 
-def _names(categories: object) -> Iterable[Any]:
-    if not is_several(categories):
-        raise InvalidInputError(f"categories must be a list of names. Got {shown(categories)} instead")
-    return categories
+
+def _inputs(
+    images: Sequence[GeneratedImage], categories: Sequence[str], appearances: Mapping[str, str]
+) -> Iterator[CategoryInput]:
+    """The categories with an image or a text to store."""
+    for name in categories:
+        references = [
+            ReferenceImage(image=image.path, source=SOURCE, prompt=image.record.prompt, vectors=image.vectors)
+            for image in images
+            if image.record.category == name
+        ]
+        texts = [appearances[name]] if name in appearances else None
+        if references or texts:
+            yield CategoryInput(name=name, texts=texts, images=references)
 
 
 def _stored(category: Category) -> StoredCategory:

@@ -3,41 +3,30 @@
 ```
 FOLDER/manifest.jsonl          one record a line: each answer, each image, each refusal
 FOLDER/images/NAME/0000.png    the images, a sub-folder per category
-FOLDER/received/…              images on their way: written whole, with their record, as soon as they arrive
 ```
 
-A line of the manifest is appended and made durable in one piece; a line that a kill has torn is dropped
-when the folder is opened again. An image arrives as one file, with its record, under its final name or not
-at all, so that each image received is filed sooner or later, once. An image that was deleted is bought again.
-The folder may come from elsewhere: nothing that its records or links say leads out of it.
+A line of the manifest is appended and made durable in one piece; a line that a kill has torn is dropped when the
+folder is opened again. An image is written whole and made durable before its record. A kill between the two leaves a
+file without a record: the request is sent again with the same idempotency key, and its image replaces the file. An
+image that was deleted is bought again. The folder may come from elsewhere: nothing that its records or links say leads
+out of it.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import re
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from filelock import FileLock, Timeout
-from pydantic import (
-    AfterValidator,
-    Base64Bytes,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, TypeAdapter, ValidationError
 
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.files import inside, open_to_append, read_regular, sync, write_whole
@@ -47,21 +36,15 @@ _UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|[. ]$")
 _LONGEST = 200  # bytes of a folder's name, of which file systems take 255
 _FIRST = b'{"at":"'  # what the file begins with
 
-
-def _place(file: str) -> str:
-    """Checks the path of an image in its folder, which a record from elsewhere may name."""
-    images, *parts = file.split("/")
-    if (
-        images != "images"
-        or len(parts) != 2
-        or any(not part or _UNSAFE.search(part.replace("~", "_")) for part in parts)
-    ):
-        raise ValueError(f"file must be images/FOLDER/FILE, got {file!r}")
-    return file
+Place: TypeAlias = tuple[str, int]
+"""A category, and the index of an image of it."""
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+_Dollars: TypeAlias = NonNegativeFloat | None
 
 
 class _Record(BaseModel):
@@ -98,12 +81,12 @@ class AnswerRecord(_Record):
     kind: Literal["answer"] = "answer"
     step: str
     version: int
-    about: list[Any]
+    about: list[str | list[str]]
     answer: dict[str, Any] | None
     declined: str | None = None
     model: str
     response: str
-    cost: float | None
+    cost: _Dollars
 
 
 class ImageRecord(_Record):
@@ -123,7 +106,6 @@ class ImageRecord(_Record):
         cost: In dollars, if known.
         sha256: Of the file; also the ``hash`` of the reference in the store.
         file: Path relative to the folder: ``images/FOLDER/FILE``.
-        receipt: Id of this purchase.
     """
 
     kind: Literal["image"] = "image"
@@ -137,10 +119,9 @@ class ImageRecord(_Record):
     quality: str | None
     response: str
     seconds: float
-    cost: float | None
+    cost: _Dollars
     sha256: str
-    file: Annotated[str, AfterValidator(_place)]
-    receipt: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    file: str
 
 
 class DeclinedRecord(_Record):
@@ -163,7 +144,7 @@ class DeclinedRecord(_Record):
     model: str
     code: str
     reason: str
-    cost: float | None
+    cost: _Dollars
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec generate --json`` prints."""
@@ -173,19 +154,6 @@ class DeclinedRecord(_Record):
 
 Record: TypeAlias = Annotated[FolderRecord | AnswerRecord | ImageRecord | DeclinedRecord, Field(discriminator="kind")]
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
-
-
-class _Received(BaseModel):
-    """An image that was received and not yet filed: image and record in one file."""
-
-    record: ImageRecord
-    data: Base64Bytes
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        if hashlib.sha256(self.data).hexdigest() != self.record.sha256:
-            raise ValueError("the image is not as it was received")
-        return self
 
 
 class Manifest:
@@ -200,14 +168,13 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file = folder / "manifest.jsonl"
-        self._received = folder / "received"
         self._writing = threading.Lock()
+        file, lock_file, place = (folder / name for name in ("manifest.jsonl", ".lock", "images"))
         with _usable(folder), ExitStack() as opened:
-            for path in (self._file, self._received, folder / ".lock"):
+            for path in (file, lock_file, place):
                 inside(folder, path)
-            self._received.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock", thread_local=False)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(lock_file, thread_local=False)
             try:
                 lock.acquire(blocking=False)
             except Timeout as exc:
@@ -215,27 +182,21 @@ class Manifest:
                     f"{folder} is in use by another run: wait for it, or take another folder"
                 ) from exc
             opened.callback(lock.release)
-            self._open = opened.enter_context(open_to_append(self._file))
+            self._open = opened.enter_context(open_to_append(file))
             content = self._open.read()
-            self.records, whole = _parsed(self._file, content)
+            self.records, whole = _parsed(file, content)
             if whole < len(content):
                 self._open.truncate(whole)
-            self._filed = {record.receipt for record in self.records if isinstance(record, ImageRecord)}
             if not any(isinstance(record, FolderRecord) for record in self.records):
                 self.append(FolderRecord(id=uuid.uuid4().hex))
-            for file in sorted(self._received.glob("*.json")):
-                self.file_image(file)
-            for place in (self._received, inside(folder, folder / "images")):
-                for unfinished in place.rglob(".zsvec-*.new"):
-                    unfinished.unlink()  # a kill has cut it short
+            for unfinished in place.rglob(".zsvec-*.new"):
+                unfinished.unlink()  # a kill has cut it short
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Manifest:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with _usable(self.folder):  # a full disk is noticed again
             self._opened.close()
 
@@ -252,40 +213,37 @@ class Manifest:
             os.fsync(self._open.fileno())
             self.records.append(record)
 
-    def receive(self, data: bytes, **fields: Any) -> Path:
-        """Keep an image as it arrives, with its record, in one step; may be called from any thread.
+    def purchases(self, category: str, index: int) -> int:
+        """How many images were bought for a place, those that were deleted included."""
+        bought = [record for record in self.records if isinstance(record, ImageRecord)]
+        return sum((record.category, record.index) == (category, index) for record in bought)
+
+    def add_image(self, data: bytes, *, category: str, index: int, **fields: Any) -> ImageRecord:
+        """Keep an image, then its record, durably; may be called from any thread.
 
         Args:
             data: The encoded image.
-            **fields: Of `ImageRecord`, but for what follows from the image and its place.
-
-        Returns:
-            What `file_image` takes.
+            category: The category to show.
+            index: Its place among the images of the category.
+            **fields: Of `ImageRecord`, but for those that follow from the image and its place.
         """
         suffix = next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), ".bin")
+        earlier = self.purchases(category, index)  # so that no record has the file of another
+        name = f"{index:04d}-{earlier}{suffix}" if earlier else f"{index:04d}{suffix}"
         record = ImageRecord(
+            category=category,
+            index=index,
             sha256=hashlib.sha256(data).hexdigest(),
-            file=f"images/{folder_name(fields['category'])}/{fields['index']:04d}{suffix}",
-            receipt=uuid.uuid4().hex,
+            file=f"images/{folder_name(category)}/{name}",
             **fields,
         )
-        whole = _Received(record=record, data=base64.b64encode(data))
-        file = self._received / f"{record.receipt}.json"
         with _usable(self.folder):
-            _write(file, whole.model_dump_json().encode())
-        return file
-
-    def file_image(self, received: Path) -> ImageRecord:
-        """Move a received image to its place and add its record. Repeated after a kill, it is still there once."""
-        with _usable(self.folder):
-            whole = _read_received(received)
-            path = inside(self.folder, self.folder / whole.record.file)
+            path = inside(self.folder, self.folder / record.file)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, whole.data)
-            if whole.record.receipt not in self._filed:
-                self.append(whole.record)
-            received.unlink()
-        return whole.record
+            write_whole(path, data)
+            sync(path.parent)
+        self.append(record)
+        return record
 
 
 def read_manifest(folder: Path) -> list[Record]:
@@ -297,33 +255,26 @@ def read_manifest(folder: Path) -> list[Record]:
     with _usable(folder):
         if folder.exists() and not folder.is_dir():
             raise InvalidInputError(f"{folder} is not a folder: give one for what is generated, which may be new")
-        arrived = []
-        for file in sorted(inside(folder, folder / "received").glob("*.json")):
-            with suppress(FileNotFoundError):  # a run at work has filed it meanwhile
-                arrived.append(_read_received(file).record)
         file = inside(folder, folder / "manifest.jsonl")
-        records, _ = _parsed(file, read_regular(file) if file.exists() else b"")
-    filed = {record.receipt for record in records if isinstance(record, ImageRecord)}
-    return [*records, *(record for record in arrived if record.receipt not in filed)]
+        return _parsed(file, read_regular(file) if file.exists() else b"")[0]
 
 
-def images(records: Sequence[Record], folder: Path) -> Iterator[ImageRecord]:
-    """The images that are filed, or received and yet to be filed; of each place the latest.
+def images(records: Sequence[Record], folder: Path) -> dict[Place, ImageRecord]:
+    """The images that are in the folder; of each place the latest.
 
     Raises:
         InvalidInputError: A record leads out of the folder.
     """
     latest = {(record.category, record.index): record for record in records if isinstance(record, ImageRecord)}
-    for record in latest.values():
-        paths = folder / record.file, folder / "received" / f"{record.receipt}.json"
-        if any(inside(folder, path).is_file() for path in paths):
-            yield record
+    return {place: record for place, record in latest.items() if inside(folder, folder / record.file).is_file()}
 
 
-def settled(records: Sequence[Record], model: str) -> list[DeclinedRecord]:
+def settled(records: Sequence[Record], model: str) -> set[Place]:
     """Images that an image model has declined to draw, and is not asked for again; a failure may be asked again."""
     declined = [record for record in records if isinstance(record, DeclinedRecord)]
-    return [record for record in declined if record.model == model and record.code != "unusable"]
+    return {
+        (record.category, record.index) for record in declined if record.model == model and record.code != "unusable"
+    }
 
 
 def spent(records: Sequence[Record], categories: Sequence[str]) -> float:
@@ -360,13 +311,6 @@ def _parsed(file: Path, content: bytes) -> tuple[list[Record], int]:
     return records, len(whole)
 
 
-def _read_received(file: Path) -> _Received:
-    try:
-        return _Received.model_validate_json(read_regular(file, follow_links=False))
-    except ValidationError as exc:
-        raise _foreign(file, exc) from exc
-
-
 def _foreign(file: Path, problem: object) -> InvalidInputError:
     return InvalidInputError(
         f"{file} has a line that this version of zsvec did not write: take another folder, or remove it; {problem}"
@@ -382,9 +326,3 @@ def _usable(folder: Path) -> Iterator[None]:
             f"the folder {folder} for what is generated cannot be used: {exc.strerror}; give one that you may read "
             "and write, with room in it"
         ) from exc
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes a file whole, or not at all, and durably."""
-    write_whole(path, data)
-    sync(path.parent)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zsvec.errors import InvalidInputError
-from zsvec.generation.budget import ROUNDING, Budget
+from zsvec.errors import InvalidInputError, shown
 from zsvec.generation.features import (
     COMPARED_AT_ONCE,
     DESCRIBED_AT_ONCE,
@@ -24,16 +23,38 @@ from zsvec.generation.features import (
     Knowledge,
     chosen_groups,
 )
-from zsvec.generation.manifest import images, read_manifest, settled, spent
+from zsvec.generation.manifest import Place, images, read_manifest, settled, spent
 from zsvec.generation.prices import Usage, image_cost, price_of, text_cost
 from zsvec.method.calibrate.confusions import Confusions
 from zsvec.settings.settings import GenerationSettings
+
+ROUNDING = 1e-9
+"""Dollars by which a sum of costs may exceed a budget."""
 
 # Tokens, roughly: of the instructions, of a name, and of the answer about one subject, reasoning included.
 _INSTRUCTIONS = 250
 _NAME = 6
 _APPEARANCE = 60
 _ANSWERS = {"descriptions": 300, "groups": 60, "features": 300}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits for the categories of a run in one folder, earlier runs included.
+
+    Attributes:
+        images: Largest number of images in the folder; ``None``: as many as are planned.
+        dollars: Most dollars spent on answers and images; ``None``: no limit.
+    """
+
+    images: int | None = None
+    dollars: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind, wanted in (("images", int, "a whole number"), ("dollars", int | float, "a number")):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, kind) and 0 <= value < math.inf):
+                raise InvalidInputError(f"a budget of {name} must be {wanted} from 0 up. Got {shown(value)} instead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +96,7 @@ class Plan:
     categories: tuple[str, ...]
     others: Mapping[str, str] = field(repr=False)
     measured: tuple[Group, ...] = field(repr=False)
-    places: tuple[tuple[str, int], ...] = field(repr=False)
+    places: tuple[Place, ...] = field(repr=False)
     affordable: int
     excluded: int
     there: int
@@ -142,14 +163,10 @@ def make_plan(
     """
     records = read_manifest(folder)
     knowledge = Knowledge.of(records)
-    there = {(record.category, record.index) for record in images(records, folder) if record.category in categories}
-    declined = {(record.category, record.index) for record in settled(records, settings.image_model)}
-    places = [
-        (name, index)
-        for name in categories
-        for index in range(per_category)
-        if (name, index) not in there and (name, index) not in declined
-    ]
+    bought = images(records, folder).keys()
+    there = [place for place in bought if place[0] in categories]
+    finished = bought | settled(records, settings.image_model)
+    places = [(name, index) for name in categories for index in range(per_category) if (name, index) not in finished]
     places.sort(key=lambda place: -_worth(place, stored, confusions))
     planned = len(places)
     if budget.images is not None:
@@ -197,7 +214,7 @@ def make_plan(
     )
 
 
-def _worth(place: tuple[str, int], stored: Mapping[str, StoredCategory], confusions: Confusions) -> float:
+def _worth(place: Place, stored: Mapping[str, StoredCategory], confusions: Confusions) -> float:
     """The probability that the category is confused with others, divided by the images that it then has."""
     name, index = place
     images = stored[name].images if name in stored else 0

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,11 +21,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from zsvec.errors import GenerationError
 from zsvec.generation import prompts
-from zsvec.generation.budget import Purse
 from zsvec.generation.client import MOST_UNUSABLE, Client
 from zsvec.generation.features import Asked, Group, Knowledge, analyse
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, settled, spent
-from zsvec.generation.plan import Plan
+from zsvec.generation.plan import ROUNDING, Plan
 from zsvec.generation.prices import image_cost, text_cost
 from zsvec.generation.responses import Declined
 from zsvec.inputs.categories import as_words
@@ -42,7 +42,6 @@ class Drawn:
     """The purchases in the folder of a run that concern its categories.
 
     Attributes:
-        categories: The categories of the plan.
         images: All their images, those of earlier runs included.
         declined: Images that the service does not draw.
         knowledge: The answers about the categories.
@@ -51,17 +50,12 @@ class Drawn:
         error: The error that ended the run, if one did.
     """
 
-    categories: tuple[str, ...]
     images: tuple[ImageRecord, ...]
     declined: tuple[DeclinedRecord, ...]
     knowledge: Knowledge
     spent: float
     out_of_budget: bool
     error: GenerationError | None
-
-
-class _OutOfBudgetError(Exception):
-    """A question would cost more than is left."""
 
 
 class Run:
@@ -72,6 +66,10 @@ class Run:
         settings: The models to do it with.
         manifest: Of the plan's folder, open.
         client: Of the service, open.
+
+    Attributes:
+        knowledge: The answers about categories.
+        out_of_budget: Whether the budget ended the run.
     """
 
     def __init__(self, plan: Plan, settings: GenerationSettings, manifest: Manifest, client: Client) -> None:
@@ -79,7 +77,9 @@ class Run:
         self._settings = settings
         self._manifest = manifest
         self._client = client
-        self._purse = Purse(plan.budget.dollars, spent(manifest.records, plan.categories))
+        limit = plan.budget.dollars
+        # A request counts by its estimated cost until its cost is known.
+        self._dollars_left = math.inf if limit is None else limit - spent(manifest.records, plan.categories)
         self.knowledge = Knowledge.of(manifest.records)
         self.out_of_budget = False
 
@@ -89,33 +89,24 @@ class Run:
         names = sorted({name for name, _ in plan.places})
         # A category that has all its images can still be confused with the others.
         others = {**dict.fromkeys(plan.categories, ""), **plan.others}
-        try:
-            return analyse(self.knowledge, names, others, plan.measured, self._ask)
-        except _OutOfBudgetError:
-            self.out_of_budget = True
-            return []
+        return analyse(self.knowledge, names, others, plan.measured, self._ask)
 
     def draw(self, groups: Sequence[Group]) -> Generator[Result, None, None]:
-        """Buy the images of the plan, and yield each when it is filed.
+        """Buy the images of the plan, and yield each when it is on disk.
 
         Raises:
             GenerationError: The service cannot do it. Images that have arrived are kept.
         """
         places = () if self.out_of_budget else self._plan.places
-        jobs = [(name, index, self._prompt(name, index, groups)) for name, index in places]
+        jobs = [
+            (name, index, prompts.draw(as_words(name), index, **self.knowledge.look(name, groups)))
+            for name, index in places
+        ]
         yield from self._at_once(jobs, self._buy, image_cost(None, self._settings))
 
-    def _prompt(self, name: str, index: int, groups: Sequence[Group]) -> str:
-        look = self.knowledge.look(name, groups)
-        return prompts.draw(
-            as_words(name),
-            index,
-            scenes=look["scenes"],
-            common=look["common"],
-            distinguishing=look["distinguishing"],
-        )
-
     def _ask(self, questions: Sequence[Asked]) -> None:
+        if self.out_of_budget:
+            return  # no image will be drawn by the answers
         each = self._plan.cost_of_questions
         estimate = None if each is None else each / max(1, sum(self._plan.questions.values()))
         before = len(self._manifest.records)
@@ -125,22 +116,22 @@ class Run:
         finally:
             # In the order of the file: a run that resumes this one makes the same prompts from it.
             self.knowledge.learn_all(self._manifest.records[before:])
-        if self.out_of_budget:
-            raise _OutOfBudgetError
 
     def _answer(self, asked: Asked) -> AnswerRecord:
         question, about = asked
         answer = self._client.ask(question, self._key(question.instructions, question.data))
-        declined = f"{answer.code}: {answer.reason}" if isinstance(answer, Declined) else None
+        outcome: dict[str, Any]
+        if isinstance(answer, Declined):
+            outcome = {"answer": None, "declined": f"{answer.code}: {answer.reason}", "response": ""}
+        else:
+            outcome = {"answer": answer.value.model_dump(), "response": answer.response}
         record = AnswerRecord(
             step=question.step,
             version=prompts.VERSION,
             about=list(about),
-            answer=None if isinstance(answer, Declined) else answer.value.model_dump(),
-            declined=declined,
             model=self._settings.language_model,
-            response="" if isinstance(answer, Declined) else answer.response,
             cost=text_cost(answer.usage, self._settings),
+            **outcome,
         )
         self._manifest.append(record)
         return record
@@ -149,39 +140,27 @@ class Run:
         name, index, prompt = job
         settings = self._settings
         start = time.monotonic()
-        again = sum(
-            isinstance(record, ImageRecord) and (record.category, record.index) == (name, index)
-            for record in self._manifest.records
-        )  # times that the image was bought and deleted; the next one shall be another
+        again = self._manifest.purchases(name, index)  # an image that was deleted is replaced by another
         key = self._key(name, index, prompt, settings.image_model, settings.image_size, settings.image_quality, again)
         picture = self._client.draw(prompt, key)
+        asked: dict[str, Any] = {"category": name, "index": index, "prompt": prompt, "model": settings.image_model}
         if isinstance(picture, Declined):
             declined = DeclinedRecord(
-                category=name,
-                index=index,
-                prompt=prompt,
-                code=picture.code,
-                reason=picture.reason,
-                model=settings.image_model,
-                cost=self._cost_of_nothing(picture),
+                **asked, code=picture.code, reason=picture.reason, cost=self._cost_of_nothing(picture)
             )
             self._manifest.append(declined)
             return declined
-        received = self._manifest.receive(
+        return self._manifest.add_image(
             picture.data,
-            category=name,
-            index=index,
-            prompt=prompt,
+            **asked,
             revised_prompt=picture.revised_prompt,
             version=prompts.VERSION,
-            model=settings.image_model,
             size=settings.image_size,
             quality=settings.image_quality,
             response=picture.response,
             seconds=round(time.monotonic() - start, 3),
             cost=image_cost(picture.usage, settings),
         )
-        return self._manifest.file_image(received)
 
     def _cost_of_nothing(self, declined: Declined) -> float | None:
         """Dollars spent on an image that was not received: unusable responses are paid for, too."""
@@ -194,35 +173,34 @@ class Run:
         """The idempotency key of a request: the same in each run over the same folder."""
         return hashlib.sha256(json.dumps([self._manifest.id, *parts]).encode()).hexdigest()[:32]
 
-    def _at_once(self, jobs: Iterable[Job], work: Callable[[Job], Done], estimate: float | None) -> Iterator[Done]:
+    def _at_once(
+        self, jobs: Iterable[Job], work: Callable[[Job], Done], estimate: float | None
+    ) -> Generator[Done, None, None]:
         """Run jobs in threads, as many at once as settings and budget allow, and yield their results.
 
         After an error, or an interruption, no job is begun, and requests on their way are waited for: they are
         paid for.
         """
+        if estimate is None:  # without a price, a budget in dollars buys nothing
+            estimate = 0.0 if self._plan.budget.dollars is None else math.inf
         todo = deque(jobs)
         pending: set[Future[Done]] = set()
-        failure: BaseException | None = None
         with ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="zsvec-generation") as pool:
             try:
                 while todo or pending:
-                    while todo and len(pending) < self._settings.concurrency and self._purse.reserve(estimate):
+                    while (
+                        todo and len(pending) < self._settings.concurrency and estimate <= self._dollars_left + ROUNDING
+                    ):
+                        self._dollars_left -= estimate
                         pending.add(pool.submit(work, todo.popleft()))
                     if not pending:  # no job will give money back
                         self.out_of_budget = True
                         return
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     for future in done:
-                        if error := future.exception():
-                            failure = failure or error
-                            self._purse.pay(estimate, None)
-                        else:
-                            result = future.result()
-                            self._purse.pay(estimate, result.cost)
-                            yield result
-                    if failure is not None:
-                        todo.clear()
-                        self._client.stop()
+                        result = future.result()
+                        self._dollars_left += estimate - (result.cost or 0.0)
+                        yield result
             except BaseException:
                 self._client.stop()
                 if pending:
@@ -230,8 +208,6 @@ class Run:
                         "waiting for %d requests that are paid for; interrupt again to leave them", len(pending)
                     )
                 raise
-        if failure is not None:
-            raise failure
 
 
 def carry_out(
@@ -254,9 +230,8 @@ def carry_out(
     with Manifest(plan.folder) as manifest:
         knowledge, error = Knowledge.of(manifest.records), None
         out_of_budget = plan.excluded > 0
-        bought = {(record.category, record.index) for record in images(manifest.records, plan.folder)}
-        declined = {(record.category, record.index) for record in settled(manifest.records, settings.image_model)}
-        plan = replace(plan, places=tuple(place for place in plan.places if place not in bought | declined))
+        finished = images(manifest.records, plan.folder).keys() | settled(manifest.records, settings.image_model)
+        plan = replace(plan, places=tuple(place for place in plan.places if place not in finished))
         if plan.places:
             with Client(settings) as client:
                 run = Run(plan, settings, manifest, client)
@@ -267,17 +242,14 @@ def carry_out(
                 except GenerationError as exc:
                     error = exc
                 knowledge, out_of_budget = run.knowledge, run.out_of_budget or out_of_budget
-        wanted = set(plan.categories)
+        records = manifest.records
+        bought = images(records, plan.folder).values()
+        declined = (record for record in records if isinstance(record, DeclinedRecord))
         return Drawn(
-            categories=plan.categories,
-            images=tuple(record for record in images(manifest.records, plan.folder) if record.category in wanted),
-            declined=tuple(
-                record
-                for record in manifest.records
-                if isinstance(record, DeclinedRecord) and record.category in wanted
-            ),
+            images=tuple(record for record in bought if record.category in plan.categories),
+            declined=tuple(record for record in declined if record.category in plan.categories),
             knowledge=knowledge,
-            spent=spent(manifest.records, plan.categories),
+            spent=spent(records, plan.categories),
             out_of_budget=out_of_budget,
             error=error,
         )

@@ -284,6 +284,16 @@ def test_answers_to_other_prompts_are_asked_for_again() -> None:
     assert ask_all(known, ["a", "b"])[0].asked == {"descriptions": [["a", "b"]], "groups": [["a", "b"]]}
 
 
+@pytest.mark.parametrize(
+    ("step", "answer"),
+    [("poems", {}), ("descriptions", {"categories": 1}), ("groups", {"a": 1}), ("features", {"groups": [["a", "b"]]})],
+)
+def test_an_answer_of_another_form_is_asked_for_again(step: str, answer: dict[str, Any]) -> None:
+    known = Knowledge()
+    known.learn(record(step, ["a", "b"], answer))
+    assert known == Knowledge()
+
+
 def test_a_prompt_takes_what_two_groups_say() -> None:
     known = Knowledge()
     groups = [("b", "c"), ("a", "b"), ("a", "c"), ("a", "d")]

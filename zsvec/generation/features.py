@@ -7,8 +7,11 @@ the others once, and each group is compared once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from pydantic import ValidationError
 
 from zsvec.generation import prompts
 from zsvec.generation.manifest import AnswerRecord, Record
@@ -63,12 +66,29 @@ class Knowledge:
 
     def learn(self, record: AnswerRecord) -> None:
         """Learn what an answer says about its subjects. A question about one subject is not asked again."""
-        about = [_subject(subject) for subject in record.about]
+        about = [tuple(subject) if isinstance(subject, list) else subject for subject in record.about]
         if record.answer is not None:
-            learn = {"descriptions": self._describe, "groups": self._group, "features": self._compare}[record.step]
-            self._answered.update((record.step, subject) for subject in learn(record.answer, about))
+            with suppress(ValidationError):  # a manifest from elsewhere may have any answer
+                settled = self._taken_over(record.step, record.answer, about)
+                self._answered.update((record.step, subject) for subject in settled)
         if len(about) == 1 and (record.step, about[0]) not in self._answered:
             self.declined[record.step, about[0]] = record.declined or "unusable: it was left out of the answer"
+
+    def _taken_over(self, step: str, answer: Mapping[str, Any], about: Sequence[Any]) -> Iterable[Any]:
+        """Learns an answer, and returns the subjects that it settles."""
+        if step == "descriptions":
+            found = {one.name: one for one in Descriptions.model_validate(answer).categories if one.appearance.strip()}
+            described = {name: found[name] for name in about if name in found}
+            self.descriptions.update(described)
+            return described
+        if step == "groups":
+            self.groups += [tuple(dict.fromkeys(group)) for group in Groups.model_validate(answer).groups]
+            return about
+        features = Features.model_validate(answer).groups
+        if len(features) != len(about):  # which features belong to which group cannot be told
+            return ()
+        self.features.update(zip(about, features, strict=True))
+        return about
 
     def missing(self, step: str, subjects: Iterable[Any]) -> list[Any]:
         """Subjects that were never asked about, or that an answer about several subjects left out."""
@@ -100,28 +120,6 @@ class Knowledge:
             "common": list(dict.fromkeys(common))[:_MOST_PHRASES],
             "distinguishing": list(dict.fromkeys(apart))[:_MOST_PHRASES],
         }
-
-    def _describe(self, answer: Mapping[str, Any], about: Sequence[Any]) -> Sequence[Any]:
-        found = Descriptions.model_validate(answer).categories
-        self.descriptions.update(
-            {
-                description.name: description
-                for description in found
-                if description.name in about and description.appearance.strip()
-            }
-        )
-        return [name for name in about if name in self.descriptions]
-
-    def _group(self, answer: Mapping[str, Any], about: Sequence[Any]) -> Sequence[Any]:
-        self.groups += [tuple(dict.fromkeys(group)) for group in Groups.model_validate(answer).groups]
-        return about
-
-    def _compare(self, answer: Mapping[str, Any], about: Sequence[Any]) -> Sequence[Any]:
-        found = Features.model_validate(answer).groups
-        if len(found) != len(about):  # which features belong to which group cannot be told
-            return ()
-        self.features.update(zip(about, found, strict=True))
-        return about
 
 
 def analyse(
@@ -178,8 +176,3 @@ def _settle(
         batches = [missing[first : first + size] for first in range(0, len(missing), size)]
         if batches:
             ask([(question(batch), batch) for batch in batches])
-
-
-def _subject(value: Any) -> Any:
-    """A name, or a group as it was before it was written as JSON."""
-    return tuple(value) if isinstance(value, list) else value

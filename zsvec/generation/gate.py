@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from zsvec.encoders.base import Encoder
 from zsvec.errors import ImageError
 from zsvec.generation.manifest import ImageRecord
 from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import as_words
 from zsvec.inputs.images import load_image
-from zsvec.method.quality.scenes import TWIN
+from zsvec.method.quality.scenes import TWIN, image_rows
 from zsvec.method.similarities import References
 from zsvec.streams.stream import prefetch
 from zsvec.types import expert_name
@@ -121,17 +122,16 @@ class Gate:
     def __init__(self, builder: Builder, references: Mapping[str, References]) -> None:
         self._builder = builder
         self._encoders = builder.encoders
-        stored = {
-            encoder.name: references.get(expert_name(encoder.name, "image"))
-            for encoder in self._encoders
-            if "image" in encoder.modalities
-        }
-        keys = [set(found.keys) if found else set() for found in stored.values()]
+        rows = image_rows(references)
+        encoders = [encoder for encoder in self._encoders if "image" in encoder.modalities]
+        experts = {encoder.name: expert_name(encoder.name, "image") for encoder in encoders}
+        keys = [set(rows.get(expert, ())) for expert in experts.values()]
         self._keys = sorted(set.intersection(*keys)) if keys else []  # pictures that every encoder has
-        dims = {name: fingerprint.dim for name, fingerprint in self._encoders.fingerprints.items()}
         self._stored = {
-            name: _rows(found, self._keys) if found else np.empty((0, dims[name]), np.float32)
-            for name, found in stored.items()
+            name: references[expert].vectors[[rows[expert][key] for key in self._keys]]
+            if self._keys
+            else np.empty((0, self._encoders[name].fingerprint.dim), np.float32)
+            for name, expert in experts.items()
         }
 
     @property
@@ -169,30 +169,22 @@ class Gate:
 
     def _flag_far(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
         """Flag images that every encoder of texts finds no nearer to their category than to everyday things."""
-        joint = [encoder.name for encoder in self._encoders if "text" in encoder.modalities]  # all take images
+        joint = [encoder for encoder in self._encoders if "text" in encoder.modalities]  # all take images
+        everyday = [encoder.encode_texts(self._prompts(encoder, EVERYDAY)) for encoder in joint]
         categories: dict[str, list[GeneratedImage]] = {}
         for image in images:
             categories.setdefault(image.record.category, []).append(image)
-        described = [name for name in categories if name in appearances]
-        found = {name: np.full(len(members), bool(joint)) for name, members in categories.items()}
-        for encoder in joint:
-            everyday = self._texts(encoder, EVERYDAY)
-            looks = self._encoders[encoder].encode_texts([appearances[name] for name in described])
-            texts: dict[str, list[Floats]] = {name: [] for name in categories}
-            for name, text in (
-                *zip(categories, self._texts(encoder, list(categories)), strict=True),
-                *zip(described, looks, strict=True),
-            ):
-                texts[name].append(text)
-            for name, members in categories.items():
-                vectors = np.stack([image.vectors[encoder] for image in members])
-                found[name] &= far(vectors, np.stack(texts[name]), everyday)
         for name, members in categories.items():
-            for position in np.flatnonzero(found[name]):
+            found = np.full(len(members), bool(joint))
+            for encoder, things in zip(joint, everyday, strict=True):
+                looks = [appearances[name]] if name in appearances else []
+                texts = encoder.encode_texts([*self._prompts(encoder, [name]), *looks])
+                found &= far(np.stack([image.vectors[encoder.name] for image in members]), texts, things)
+            for position in np.flatnonzero(found):
                 members[position].flags.append(f"far: no nearer to {as_words(name)!r} than to everyday things")
 
-    def _texts(self, encoder: str, names: Sequence[str]) -> Floats:
-        return self._encoders[encoder].encode_texts([self._builder.prompt(encoder, name) for name in names])
+    def _prompts(self, encoder: Encoder, names: Sequence[str]) -> list[str]:
+        return [self._builder.prompt(encoder.name, name) for name in names]
 
     def _flag_copies(self, images: Sequence[GeneratedImage]) -> None:
         vectors = {name: np.stack([image.vectors[name] for image in images]) for name in self._stored}
@@ -201,8 +193,3 @@ class Gate:
                 image.flags.append(f"copy: the same picture as {images[other - len(self._keys)].path}")
             elif other >= 0:
                 image.flags.append(f"copy: the same picture as a reference of {self._keys[other][0]!r}")
-
-
-def _rows(references: References, keys: Sequence[tuple[str, str]]) -> Floats:
-    row = {key: position for position, key in enumerate(references.keys)}
-    return references.vectors[[row[key] for key in keys]]

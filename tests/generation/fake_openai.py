@@ -1,11 +1,7 @@
-"""An OpenAI-compatible server on the loopback that describes, draws, fails on demand and counts what it sold.
-
-``python -m tests.generation.fake_openai`` serves it until Ctrl-C.
-"""
+"""An OpenAI-compatible server on the loopback that describes, draws, fails on demand and counts what it sold."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import io
@@ -20,7 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -190,12 +186,6 @@ class Entry:
     completed: bool
 
 
-def read_log(path: Path) -> list[Entry]:
-    """What a server has written to its ``log_path``."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Entry(**{**record, "categories": tuple(record["categories"])}) for record in records]
-
-
 # Pictures
 
 
@@ -245,7 +235,6 @@ class FakeOpenAI:
 
     Args:
         key: The API key to take.
-        port: Where to listen; 0 for any free port.
         appearances: Appearances of categories to tell, in place of invented ones.
         groups: Groups to tell, besides those of names with the same last word.
         draw: Makes the picture for the body of a request, in place of `noise`.
@@ -253,14 +242,12 @@ class FakeOpenAI:
         honours_idempotency: Whether a repeated idempotency key gets the answer that was sold before.
         fault: What goes wrong with a request, if anything.
         latency: Seconds that each answer takes.
-        log_path: A file that gets each entry as a JSON line too.
     """
 
     def __init__(
         self,
         *,
         key: str = KEY,
-        port: int = 0,
         appearances: Mapping[str, str] | None = None,
         groups: Iterable[Sequence[str]] = (),
         draw: Draw | None = None,
@@ -268,7 +255,6 @@ class FakeOpenAI:
         honours_idempotency: bool = True,
         fault: Callable[[Request], Fault | None] | None = None,
         latency: float = 0.0,
-        log_path: Path | None = None,
     ) -> None:
         self.key = key
         self._appearances = dict(appearances or {})
@@ -278,7 +264,6 @@ class FakeOpenAI:
         self._honours_idempotency = honours_idempotency
         self._fault = fault
         self._latency = latency
-        self._log_path = log_path
 
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -292,7 +277,7 @@ class FakeOpenAI:
         self._selling: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
         self._files: dict[str, bytes] = {}
 
-        self._server = _Server(self, port)
+        self._server = _Server(self)
         self._base = f"http://127.0.0.1:{self._server.server_port}"
         self.url = f"{self._base}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -350,12 +335,8 @@ class FakeOpenAI:
     def _end(self, number: int, entry: Entry | None = None) -> None:
         with self._lock:
             self._busy.discard(number)
-            if entry is None:
-                return
-            self._entries.append(entry)
-            if self._log_path is not None:
-                with self._log_path.open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(asdict(entry)) + "\n")
+            if entry is not None:
+                self._entries.append(entry)
 
     def _answer(self, method: str, request: Request, fault: Fault | None, sent_key: str) -> _Answer:
         if fault is not None and fault.status != 200:
@@ -514,10 +495,10 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False  # others are not joined
     request_queue_size = 128
 
-    def __init__(self, fake: FakeOpenAI, port: int) -> None:
+    def __init__(self, fake: FakeOpenAI) -> None:
         self.fake = fake
         self.connections: set[Any] = set()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(("127.0.0.1", 0), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.connections.add(request)
@@ -559,7 +540,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             fake._end(request.number)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = respond  # noqa: N815
+    do_GET = do_POST = respond  # noqa: N815
 
     def _deliver(self, request: Request, fault: Fault | None, answer: _Answer, started: float) -> None:
         fake = self.server.fake
@@ -585,7 +566,7 @@ class _Handler(BaseHTTPRequestHandler):
             ended=time.monotonic(),
             completed=completed,
         )
-        # Before the last byte: whoever has the answer finds it in the log, and the request no longer in progress.
+        # Before the last byte: whoever has the answer finds it in `entries`, and the request no longer in progress.
         fake._end(request.number, entry)
         if completed:
             self.wfile.write(body[-1:])
@@ -685,20 +666,3 @@ def _error(fault: Fault, sent_key: str) -> _Answer:
     }
     headers = {"Content-Type": "application/json", **fault.headers}
     return _Answer(fault.status, json.dumps({"error": error}).encode(), headers)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.generation.fake_openai", description="A fake of OpenAI.")
-    parser.add_argument("--port", type=int, default=0, help="where to listen; any free port by default")
-    parser.add_argument("--folder", type=Path, help="images to serve, in a sub-folder for each category")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds that each answer takes")
-    options = parser.parse_args()
-    draw = folder_artist(options.folder) if options.folder else None
-    with FakeOpenAI(port=options.port, draw=draw, latency=options.latency) as server:
-        print(f"OPENAI_BASE_URL={server.url}\nOPENAI_API_KEY={server.key}", flush=True)  # noqa: T201
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -791,8 +791,8 @@ COMMANDS = [
     command("generate: names and all", 2, "name categories, or give --all", "generate|cat|--all"),
     command("generate: empty name", 2, "must not be empty. Got ''", "generate|"),
     command("generate: per-category 0", 2, "--per-category", "generate|cat|--per-category|0"),
-    command("generate: budget of words", 2, "Got 'lots'", "generate|cat|--budget|lots"),
-    command("generate: budget in euros", 2, "Got '2eur'", "generate|cat|--budget|2eur"),
+    command("generate: images in words", 2, "--max-images", "generate|cat|--max-images|lots"),
+    command("generate: dollars that are no number", 2, "nan", "generate|cat|--max-cost|nan"),
     command("generate: folder is a file", 2, "photo.jpg", "generate|cat|--folder|photo.jpg", empty_file),
     command(
         "generate: folder of something else",

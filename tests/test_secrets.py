@@ -153,12 +153,12 @@ class TestPasswordsOfURLs:
             assert_kept(repr(GenerationSettings(base_url=url)))
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         monkeypatch.setenv("ZSVEC_GENERATION__DEADLINE", "0.2")
-        for command in ("generate red blue --budget 1 --per-category 1", "doctor", "doctor --json"):
+        for command in ("generate red blue --max-images 1 --per-category 1", "doctor", "doctor --json"):
             done = cli(command)
             assert_kept(done.out + done.err)
         monkeypatch.delenv("OPENAI_BASE_URL")
         trusted_settings(f'[generation]\nbase_url = "{url}"')
-        for command in ("generate red blue --budget 1 --per-category 1", "doctor", "trust"):
+        for command in ("generate red blue --max-images 1 --per-category 1", "doctor", "trust"):
             done = cli(command)
             assert_kept(done.out + done.err)
         assert_kept(outcome(load_settings))

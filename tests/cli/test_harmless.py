@@ -128,7 +128,7 @@ class TestCommands:
         run(f"--{EVIL}", code=2)
         run("list", f"--{EVIL}", code=2)
         run("list", f"{EVIL}", code=2)
-        run("generate", "--budget", f"{EVIL}", "red", code=2)
+        run("generate", "--max-cost", f"{EVIL}", "red", code=2)
         run("remove", EVIL, code=2)
         (evil / EVIL).mkdir()
         run("import", evil, code=2)

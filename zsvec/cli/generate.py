@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +12,7 @@ from zsvec.cli.app import Json, app
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zsvec.generation import Budget, Plan
+    from zsvec.generation import Plan
     from zsvec.generation.facet import Generated
 
 
@@ -27,18 +25,21 @@ def generate(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All categories of the store.")] = False,
     per_category: Annotated[int, typer.Option(min=1, metavar="N", help="Images for each category.")] = 4,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N|USD",
-            help="Limit for these categories, earlier runs included: 40 (images) or 2.50usd; repeatable for both.",
-        ),
+    max_images: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Most images of these categories, earlier runs included."),
+    ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="USD", help="Most dollars for these categories, earlier runs included."),
     ] = None,
     folder: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of images and costs.  [default: ./zsvec-generated]"),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and the price; send nothing.")] = (False),
+        Path,
+        typer.Option(
+            metavar="DIR", show_default=False, help="Folder of images and costs.  [default: ./zsvec-generated]"
+        ),
+    ] = Path("zsvec-generated"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and the price; send nothing.")] = False,
     keep_flagged: Annotated[
         bool,
         typer.Option("--keep-flagged", help="Also store images flagged as blank, copied or off-topic."),
@@ -52,14 +53,14 @@ def generate(
     """
     from zsvec.cli import output
     from zsvec.errors import GenerationError
-    from zsvec.generation.facet import FOLDER, Generated
+    from zsvec.generation import Budget
+    from zsvec.generation.facet import Generated
 
     if bool(names) == every:
         raise typer.BadParameter("name categories, or give --all")
-    where = folder or Path(FOLDER)
     with context.obj.open() as classifier:
         plan = classifier.generation.plan(
-            names if names else None, per_category=per_category, budget=_budget(budget or []), folder=where
+            names or None, per_category=per_category, budget=Budget(max_images, max_cost), folder=folder
         )
         if dry_run and json:
             output.print_json(plan.to_dict())
@@ -71,30 +72,13 @@ def generate(
             with output.progress("drawing", len(plan.places)) as counted:
                 done = classifier.generation.run(plan, keep_flagged=keep_flagged, track=counted)
         except KeyboardInterrupt:
-            output.print_note(f"stopped; what has arrived is in {where}: run the same again to go on")
+            output.print_note(f"stopped; what has arrived is in {folder}: run the same again to go on")
             raise
         except GenerationError as exc:
             if isinstance(exc.generated, Generated):
                 _print_generated(exc.generated, json=json)
             raise
     _print_generated(done, json=json)
-
-
-def _budget(given: Sequence[str]) -> Budget:
-    """Limits as given on the command line: ``40`` images, ``2.50usd``."""
-    from zsvec.generation import Budget
-
-    limits: dict[str, Any] = {}
-    for text in given:
-        number = r"(\d+\.?\d*|\.\d+)"
-        in_dollars = re.fullmatch(rf"{number} *usd|\${number}", text, re.IGNORECASE)
-        if in_dollars:
-            limits["dollars"] = float(in_dollars[1] or in_dollars[2])
-        elif re.fullmatch(r"\d{1,9}", text):
-            limits["images"] = int(text)
-        else:
-            raise typer.BadParameter(f"--budget takes a number of images, such as 40, or 2.50usd. Got {text!r}")
-    return Budget(**limits)
 
 
 def _plan_table(plan: Plan) -> Table:
@@ -118,7 +102,7 @@ def _plan_table(plan: Plan) -> Table:
             "images there": plan.there,
             "cost": cost,
             "spent so far": f"${plan.spent:.2f}",
-            "budget": " and ".join(limits) or "none",
+            "budget": limits,
             "folder": plan.folder,
         }
     )

@@ -7,20 +7,16 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
 
 from tests.qdrant import DEADLINE, wait_until
 from zsvec.classifier import Classifier
 from zsvec.service import Keys, Limits, create_app
-from zsvec.service.admission.answers import Answers
-from zsvec.service.admission.bodies import Bodies
+from zsvec.service.admission.backpressure import Backpressure
 from zsvec.service.admission.work import Work
-from zsvec.service.server import configuration, listening
-
-Middleware = TypeVar("Middleware")
+from zsvec.service.server import Server, listening
 
 
 @dataclass
@@ -43,24 +39,24 @@ class Running:
         return work
 
     @property
-    def held(self) -> int:
+    def receiving(self) -> int:
         """Bytes of bodies that are at work."""
-        return self._middleware(Bodies).held
+        return self._backpressure().receiving
 
     @property
-    def answers(self) -> Answers:
-        """Answers on their way."""
-        return self._middleware(Answers)
+    def sending(self) -> int:
+        """Bytes of large answers on their way."""
+        return self._backpressure().sending
 
-    def _middleware(self, kind: type[Middleware]) -> Middleware:
+    def _backpressure(self) -> Backpressure:
         found: Any = self.app.middleware_stack
-        while not isinstance(found, kind):
+        while not isinstance(found, Backpressure):
             found = getattr(found, "app", None) or found._app
         return found
 
     def is_at_rest(self) -> bool:
         """Whether nothing is left of any request."""
-        return self.work.queued == self.work._tasks == self.held == 0
+        return self.work.queued == self.work._tasks == self.receiving == 0
 
     def connect(self) -> socket.socket:
         """A connection of its own, which waits for an answer until the deadline of a test."""
@@ -105,15 +101,16 @@ def read_answer(connection: socket.socket) -> bytes:
 def running(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> Iterator[Running]:
     """A service that listens as long as the block, and has nothing left to do at its end."""
     app = create_app(classifier, keys=keys, limits=limits)
-    server = uvicorn.Server(configuration(app))
-    thread = threading.Thread(target=server.run, args=([listening("127.0.0.1", 0)],))
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        found = Running(app, server.servers[0].sockets[0].getsockname()[1], server.server_state.connections)
-        found.ask(head("GET", "/health/live"))
-        yield found
-        wait_until(found.is_at_rest)
-    finally:
-        server.should_exit = True
-        thread.join()
+    with listening("127.0.0.1", 0) as listener:
+        server = Server(app, listener)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            found = Running(app, listener.getsockname()[1], server.server_state.connections)
+            found.ask(head("GET", "/health/live"))
+            yield found
+            wait_until(found.is_at_rest)
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -19,6 +19,7 @@ import zsvec
 from tests.support import COLOURS, coloured
 from zsvec.inputs.categories import CategoryInput
 from zsvec.service import create_app, server
+from zsvec.service.admission import connections
 from zsvec.service.server import listening, log_to_stderr, serve
 from zsvec.testing import HashEncoder
 from zsvec.types import Modality
@@ -40,7 +41,7 @@ class Slow(HashEncoder):
 
 def main(folder: str, head: str = "20", most: str = "4096", ending: str | None = None) -> None:
     log_to_stderr(as_json=True)
-    server.HEAD, server._MOST = float(head), int(most)
+    connections.HEAD_TIMEOUT_S, connections.MAX_CONNECTIONS = float(head), int(most)
     if ending:
         server.LAST_ANSWERS = server.GIVEN_UP = float(ending)
     Slow.stuck = Path(f"{folder}.stuck")
@@ -50,7 +51,7 @@ def main(folder: str, head: str = "20", most: str = "4096", ending: str | None =
         )
         sys.stdout.write(f"{listener.getsockname()[1]}\n")
         sys.stdout.flush()
-        serve(create_app(classifier), [listener])
+        serve(create_app(classifier), listener)
 
 
 if __name__ == "__main__":

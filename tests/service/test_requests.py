@@ -124,15 +124,15 @@ def test_bodies_at_once(classifier: Classifier) -> None:
     with running(classifier, limits=Limits(held=1000)) as service, ExitStack() as stack:
         first = stack.enter_context(service.connect())
         first.sendall(head("POST", "/v1/classify", Content_Length=610, **RAW) + bytes(600))
-        wait_until(lambda: service.held == 600)
+        wait_until(lambda: service.receiving == 600)
         refused = service.ask(head("POST", "/v1/classify", Content_Length=500, **RAW) + bytes(500))
         assert (status(refused), b"retry-after: 1" in refused.lower()) == (429, True)
         with service.connect() as second:  # one that says nothing is counted as it comes
             second.sendall(head("POST", "/v1/classify", Transfer_Encoding="chunked", **RAW) + chunk(bytes(300)))
-            wait_until(lambda: service.held == 900)
+            wait_until(lambda: service.receiving == 900)
             second.sendall(chunk(bytes(300)))
             assert status(read_answer(second)) == 429
-        wait_until(lambda: service.held == 600)
+        wait_until(lambda: service.receiving == 600)
         first.sendall(bytes(10))
         assert status(read_answer(first)) == 200
 
@@ -143,7 +143,7 @@ def test_bodies_that_do_not_come_keep_no_room(classifier: Classifier) -> None:
         for _ in range(8):
             silent = stack.enter_context(service.connect())
             silent.sendall(head("POST", "/v1/classify", Content_Length=900, **RAW) + b"x")
-        wait_until(lambda: service.held == 8)
+        wait_until(lambda: service.receiving == 8)
         assert status(service.ask(head("POST", "/v1/classify", Content_Length=900, **RAW) + bytes(900))) == 200
 
 
@@ -391,7 +391,7 @@ def test_what_has_not_begun_is_not_done_for_a_client_that_left(
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
         wait_until(lambda: service.work.queued <= 2)  # those of the two threads
-        wait_until(lambda: service.held == 0)
+        wait_until(lambda: service.receiving == 0)
         encoder.may_go_on.set()
         wait_until(lambda: service.work.queued == 0)
         assert 1 <= encoder.images_encoded <= 2
@@ -411,8 +411,8 @@ def test_a_client_that_leaves_within_its_body(classifier: Classifier, caplog: py
         ):
             with service.connect() as connection:
                 connection.sendall(request)
-                wait_until(lambda: service.held > 0)
-            wait_until(lambda: service.held == 0)
+                wait_until(lambda: service.receiving > 0)
+            wait_until(lambda: service.receiving == 0)
         assert service.ask(head("GET", "/health/live"))
     assert caplog.text.count(" 499 in ") == 4
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

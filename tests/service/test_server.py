@@ -23,6 +23,7 @@ from tests.qdrant import DEADLINE
 from tests.support import coloured
 from tests.test_stream import eventually
 from zsvec.errors import InvalidInputError
+from zsvec.service.admission.backpressure import PART_BYTES
 from zsvec.service.server import NOTICE, JsonLines, listening
 
 ROOT = Path(__file__).parents[2]
@@ -220,9 +221,12 @@ def metric(port: int, name: str) -> str:
 
 
 def test_sockets_send_at_once() -> None:
-    """asyncio asks for that only of sockets that name their protocol."""
-    with listening("localhost", 0) as listener:
-        assert listener.proto == socket.IPPROTO_TCP
+    """Connections inherit what their listener was told."""
+    with listening("localhost", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 2 * PART_BYTES
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.1", "\0", "a" * 300])

@@ -19,8 +19,9 @@ from tests.qdrant import DEADLINE, wait_until
 from tests.service.servers import Running, head, read_answer, running
 from tests.service.support import KEYS, READ, WRITE, Limits
 from zsvec.classifier import Classifier
-from zsvec.service import live, server
-from zsvec.service.admission.answers import PART_BYTES
+from zsvec.service import live
+from zsvec.service.admission import backpressure, connections
+from zsvec.service.admission.backpressure import PART_BYTES
 
 LARGE = 8 * 2**20  # more than the kernel takes
 TIMEOUT = 0.5
@@ -28,7 +29,7 @@ TIMEOUT = 0.5
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WRITE_TIMEOUT_S", TIMEOUT)
+    monkeypatch.setattr(backpressure, "WRITE_TIMEOUT_S", TIMEOUT)
 
 
 def add_large(app: FastAPI) -> None:
@@ -85,7 +86,7 @@ def test_a_client_that_reads_nothing_is_disconnected(
         connection.sendall(head("GET", path))
         wait_until(lambda: len(service.connections) == 1)
         wait_until(lambda: not service.connections)
-        wait_until(lambda: service.answers.held == 0)
+        wait_until(lambda: service.sending == 0)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -147,7 +148,7 @@ def test_answers_of_any_size_are_whole(classifier: Classifier) -> None:
             assert length(connection, head("GET", f"/v1/large?size={size}")) == size
         connection.sendall(head("HEAD", f"/v1/large?size={LARGE}") + head("GET", "/health/live"))
         assert f"content-length: {LARGE}".encode() in connection.recv(65536)
-        wait_until(lambda: service.answers.held == 0)
+        wait_until(lambda: service.sending == 0)
 
 
 def test_answers_on_their_way_have_a_budget(classifier: Classifier) -> None:
@@ -156,7 +157,7 @@ def test_answers_on_their_way_have_a_budget(classifier: Classifier) -> None:
         add_large(service.app)
 
         def holds(size: int) -> bool:
-            return service.answers.held == size
+            return service.sending == size
 
         slow: list[socket.socket] = []
         for number in range(1, 8):
@@ -167,7 +168,7 @@ def test_answers_on_their_way_have_a_budget(classifier: Classifier) -> None:
         reads = stack.enter_context(service.connect())
         assert length(reads, head("GET", "/v1/large")) == LARGE
         assert length(reads, head("GET", f"/v1/large?size={5 * LARGE}")) == 5 * LARGE
-        wait_until(lambda: service.answers.held == 0)
+        wait_until(lambda: service.sending == 0)
         for connection in slow:
             with pytest.raises(ConnectionError):
                 while connection.recv(65536):
@@ -226,7 +227,7 @@ def as_body(key: str, content: bytes, *, length: int) -> bytes:
 
 def test_connections_without_a_key_give_way(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever they do: say nothing, ask for what is open again and again, or send a body that does not end."""
-    monkeypatch.setattr(server, "_MOST", 8)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
     with running(classifier, keys=KEYS) as service, ExitStack() as stack:
         known = [stack.enter_context(service.connect()) for _ in range(2)]
         assert [ask_with(one, key) for one, key in zip(known, (READ, WRITE), strict=True)] == [200, 200]
@@ -253,12 +254,12 @@ def test_connections_without_a_key_give_way(classifier: Classifier, monkeypatch:
 def test_connections_with_a_key_and_a_request_do_not_give_way(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_MOST", 4)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 4)
     with running(classifier, keys=KEYS) as service, ExitStack() as stack:
         at_work = [stack.enter_context(service.connect()) for _ in range(4)]
         for one in at_work:
             one.sendall(as_body(READ, bytes(10), length=20))
-        wait_until(lambda: service.held == 40)
+        wait_until(lambda: service.receiving == 40)
         with service.connect() as one_more:
             assert is_disconnected(one_more)
         for one in at_work:
@@ -269,7 +270,7 @@ def test_connections_with_a_key_and_a_request_do_not_give_way(
 def test_many_connections_at_once_are_never_more_than_there_is_room_for(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_MOST", 8)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
     with running(classifier) as service, ExitStack() as stack:
         for _ in range(100):
             stack.enter_context(service.connect())

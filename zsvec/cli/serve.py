@@ -45,7 +45,7 @@ def serve(
         output.print_note(f"zsvec serves http://{shown}:{number}/" + (f"#key={secret}" if secret else ""))
         if not keys:
             output.print_note("it asks nobody for a key: whoever is on this machine may use it")
-        run(create_app(classifier, keys=keys), [listener])
+        run(create_app(classifier, keys=keys), listener)
 
 
 def _keys(host: str) -> tuple[Keys, str | None]:

@@ -22,8 +22,8 @@ from zsvec import __version__
 from zsvec.classifier import Classifier
 from zsvec.errors import ZSVecError
 from zsvec.service import api, operations, pages
-from zsvec.service.admission.answers import Answers
-from zsvec.service.admission.bodies import Bodies
+from zsvec.service.admission.backpressure import Backpressure
+from zsvec.service.admission.connections import Connections
 from zsvec.service.admission.work import ClientLeft, Limits, Work
 from zsvec.service.api.description import ABOUT, completed
 from zsvec.service.auth.guard import Guard
@@ -85,6 +85,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
     )
     app.state.work = work
     app.state.keys = keys or Keys()
+    app.state.connections = Connections()
     app.state.health = operations.Health(classifier)
     app.state.metrics = Metrics(work)
     app.state.live = Live(work, app.state.metrics, app.state.health.ending)
@@ -92,11 +93,10 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
         app.include_router(router)
     _answer_errors(app)
     # The last one that is added stands first.
-    app.add_middleware(Bodies, limits=chosen)
     app.add_middleware(Guard, keys=app.state.keys)
     app.add_middleware(_WholePaths)
+    app.add_middleware(Backpressure, limits=chosen, connections=app.state.connections)
     app.add_middleware(Requests, metrics=app.state.metrics)
-    app.add_middleware(Answers, limits=chosen)
     return app
 
 

@@ -1,0 +1,180 @@
+"""Backpressure: bounds the bytes, the pace and the memory of the bodies of requests and of answers.
+
+Servers have no timeout for a body and none for an answer. They buffer each piece of an answer whole, and wait for the
+client only before the next piece: parts bound that buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from zsvec.service.admission.connections import Connections
+from zsvec.service.admission.work import Limits
+from zsvec.service.auth.guard import is_open
+from zsvec.service.problems import Problem, answer
+
+_log = logging.getLogger(__name__)
+
+PART_BYTES = 2**16
+"""Bytes that are sent at once."""
+WRITE_TIMEOUT_S = 30.0
+"""Seconds in which a client must take the part of an answer that was sent last."""
+_MAX_OPEN_BYTES = 2**16  # of a body at paths that need no key
+_MIN_BYTES_PER_S = 4096  # of a body, once `Limits.patience` is over
+_LINGER_S = 5.0  # in which the rest of a refused body is thrown away, so that its sender reads why
+
+
+class Backpressure:
+    """Refuses bodies that are too large, too slow or for which there is no memory, and drops clients that do not read.
+
+    Answers have a budget. Beyond it, the connection of the oldest answer is aborted. The newest answer is always sent:
+    clients that do not read shut no other client out.
+
+    Args:
+        app: Answers requests.
+        limits: Bytes of one body, of all bodies and of all answers, and the seconds that a part of a body may take.
+        connections: Those of the server.
+
+    Attributes:
+        receiving: Bytes that have come of the bodies of all requests at work.
+        sending: Bytes of the answers that are being sent, or of their pieces.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, connections: Connections) -> None:
+        self._app = app
+        self._connections = connections
+        self._pending: dict[_Exchange, int] = {}  # bytes of answers, the oldest first
+        self.limits = limits
+        self.receiving = 0
+        self.sending = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with self._connections.asking(scope) as abort:
+            exchange = _Exchange(self, scope, receive, send, abort)
+            try:
+                exchange.check_size(_stated_length(Headers(scope=scope)))
+                await self._app(scope, exchange.receive, exchange.send)
+            except Problem as problem:
+                await answer(problem)(scope, exchange.receive, exchange.send)
+            finally:
+                self.receiving -= exchange.received
+
+    @contextmanager
+    def held(self, exchange: _Exchange, size: int) -> Iterator[None]:
+        """Holds the bytes of an answer within the block, and makes room for them."""
+        while self._pending and self.sending + size > self.limits.sending:
+            oldest = next(iter(self._pending))
+            self.sending -= self._pending.pop(oldest)
+            oldest.abort()
+        self._pending[exchange] = size
+        self.sending += size
+        try:
+            yield
+        finally:
+            self.sending -= self._pending.pop(exchange, 0)
+
+
+class _Exchange:
+    """A request and its answer."""
+
+    def __init__(
+        self, owner: Backpressure, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
+    ) -> None:
+        self._owner = owner
+        self._receive, self._send, self._abort = receive, send, abort
+        self._most = min(owner.limits.bytes, _MAX_OPEN_BYTES) if is_open(scope["path"]) else owner.limits.bytes
+        self._ended = self._refused = self._aborted = False
+        self._waited = 0.0
+        self.received = 0
+
+    async def receive(self) -> Message:
+        """The next part of the body; raises a Problem if the body is too large, or too slow."""
+        if self._ended:
+            return await self._receive()
+        patience = self._owner.limits.patience
+        left = patience + self.received / _MIN_BYTES_PER_S - self._waited
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(min(patience, left)):
+                message = await self._receive()
+        except TimeoutError:
+            detail = f"the body stopped after {self.received:,} bytes, or is too slow: send it again"
+            raise self._refusal(408, detail) from None
+        self._waited += time.monotonic() - begun
+        self._ended = not message.get("more_body", False)
+        size = len(message.get("body", b""))
+        self.check_size(self.received + size)
+        # A stated length holds nothing: many clients could state one and send none.
+        if self._owner.receiving + size > self._owner.limits.held:
+            raise self._refusal(429, "too much is being sent at once: try again soon")
+        self.received += size
+        self._owner.receiving += size
+        return message
+
+    def check_size(self, size: int) -> None:
+        """Raises a Problem if a body of so many bytes is too large."""
+        if size > self._most:
+            hint = "send fewer images at once, or smaller ones"
+            raise self._refusal(413, f"the body has more than {self._most:,} bytes: {hint}")
+
+    def _refusal(self, status: int, detail: str) -> Problem:
+        self._refused = True
+        return Problem(status, detail)
+
+    async def send(self, message: Message) -> None:
+        """Sends an answer in parts, and returns from its end when the client has taken all of it."""
+        if message["type"] != "http.response.body":
+            if self._refused:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await self._write(message)
+            return
+        body: bytes = message.get("body", b"")
+        with self._owner.held(self, len(body)):
+            for start in range(0, len(body), PART_BYTES):
+                part = body[start : start + PART_BYTES]
+                await self._write({"type": "http.response.body", "body": part, "more_body": True})
+        if not message.get("more_body", False):
+            if self._refused and not self._ended:
+                await self._throw_away()
+            await self._write({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, message: Message) -> None:
+        """Sends a message; does nothing once the connection is aborted."""
+        if self._aborted:
+            return
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await self._send(message)
+        except TimeoutError:
+            _log.info("a client did not read its answer: its connection is closed")
+            self.abort()
+            await asyncio.sleep(0)  # the server learns of it before the application returns
+
+    def abort(self) -> None:
+        """Aborts the connection."""
+        self._aborted = True
+        self._abort()
+
+    async def _throw_away(self) -> None:
+        """Reads the rest for a while: a connection that is closed on unread bytes is reset, and the answer lost."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while (await self._receive()).get("more_body"):
+                    pass
+
+
+def _stated_length(headers: Headers) -> int:
+    """Bytes that a body says it has; 0 where it does not say."""
+    length = headers.get("content-length", "")
+    return int(length[:19]) if length.isdecimal() and "transfer-encoding" not in headers else 0

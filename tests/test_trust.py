@@ -35,6 +35,7 @@ VALUES: dict[str, Any] = {
     "ca_certificate": "theirs.pem",
     "timeout": 1.0,
     "max_staleness": 1.0,
+    "max_wait_ms": 5.0,
     "replicas": 2,
     "shards": 2,
     "write_consistency": 2,

@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 class Doubling:
     """Doubles numbers, and notes its batches. One that has a 0 waits until `gate` is set; one that has -1 fails."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, max_wait: float = 0.0) -> None:
+        self.max_wait = max_wait
         self.gate = threading.Event()
         self.batches: list[list[int]] = []
         self.overlapped = 0
@@ -35,7 +36,7 @@ class Doubling:
         self.shared: SharedBatches[int, int] = SharedBatches(size)
 
     def call(self, item: int, kind: str = "") -> int:
-        with self.shared.turn(item, kind) as turn:
+        with self.shared.turn(item, kind, max_wait=self.max_wait) as turn:
             if turn.items:
                 turn.results = self(turn.items)
         return turn.result
@@ -295,9 +296,8 @@ def announced(doubling: Doubling, item: int) -> tuple[threading.Event, Future[in
     return made, done
 
 
-def test_who_leads_waits_for_items_that_are_being_made() -> None:
-    doubling = Doubling(8)
-    doubling.shared._took = DEADLINE
+def test_a_batch_waits_for_items_that_are_being_made() -> None:
+    doubling = Doubling(8, max_wait=DEADLINE)
     made, coming = announced(doubling, 2)
     first = called(doubling, 1)
     assert eventually(lambda: doubling.waiting() == 1)
@@ -308,9 +308,8 @@ def test_who_leads_waits_for_items_that_are_being_made() -> None:
     assert doubling.batches in ([[1, 2]], [[1], [2]])  # the second may come when the first has just given up waiting
 
 
-def test_nobody_waits_for_what_does_not_come() -> None:
-    doubling = Doubling(8)
-    doubling.shared._took = DEADLINE
+def test_no_batch_waits_for_what_does_not_come() -> None:
+    doubling = Doubling(8, max_wait=DEADLINE)
     made, coming = announced(doubling, -1)
     first = called(doubling, 1)
     assert eventually(lambda: doubling.waiting() == 1)
@@ -321,62 +320,48 @@ def test_nobody_waits_for_what_does_not_come() -> None:
     assert not doubling.shared._coming
 
 
-def test_an_item_that_takes_long_to_make_is_waited_for_once_and_no_longer_than_a_batch_takes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    doubling = Doubling(8)
+def test_a_batch_waits_no_longer_than_its_window() -> None:
+    doubling = Doubling(8, max_wait=0.05)
     made, coming = announced(doubling, 2)
-    doubling.shared._took = 0.05
-    assert called(doubling, 1).result(DEADLINE / 2) == 2
-    time.sleep(0.05)
-    doubling.shared._took = 0.05
-    monkeypatch.setattr(doubling.shared._arrival, "wait", lambda left: pytest.fail(f"waited for {left} s"))
-    assert doubling.call(3) == 6
-    monkeypatch.undo()
+    begun = time.monotonic()
+    assert called(doubling, 1).result(DEADLINE) == 2
+    assert 0.05 <= time.monotonic() - begun < DEADLINE
     made.set()
     assert coming.result(DEADLINE) == 4
 
 
 def test_a_full_batch_waits_for_nobody() -> None:
-    doubling = Doubling(1)
-    doubling.shared._took = DEADLINE
+    doubling = Doubling(1, max_wait=DEADLINE)
     made, coming = announced(doubling, 2)
     assert called(doubling, 1).result(DEADLINE / 2) == 2
     made.set()
     assert coming.result(DEADLINE) == 4
 
 
-def test_who_leads_waits_for_who_is_expected() -> None:
-    doubling = Doubling(8)
-    doubling.shared._took = DEADLINE
-    doubling.shared.expect("a client", DEADLINE)
-    first = called(doubling, 1)
-    assert eventually(lambda: doubling.waiting() == 1)
+def test_an_item_alone_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    doubling = Doubling(8, max_wait=DEADLINE)
+    monkeypatch.setattr(doubling.shared._arrival, "wait", lambda left: pytest.fail(f"waited for {left} s"))
+    assert [doubling.call(item) for item in (1, 2, 3)] == [2, 4, 6]
+
+
+def test_a_batch_waits_for_as_many_items_as_there_were_lately() -> None:
+    """Two callers who took turns share a batch from then on."""
+    doubling = Doubling(8, max_wait=DEADLINE)
+    first, second = queued(doubling, [1])
+    doubling.gate.set()
+    assert first.result(DEADLINE) == 0
     time.sleep(0.05)
-    assert not first.done()
-    made, coming = announced(doubling, 2)
-    doubling.shared.came("a client")
-    made.set()
-    assert (first.result(DEADLINE / 2), coming.result(DEADLINE / 2)) == (2, 4)
+    assert not second.done()
+    again = called(doubling, 2)
+    assert (second.result(DEADLINE / 2), again.result(DEADLINE / 2)) == (2, 4)
+    assert doubling.batches == [[0], [1, 2]]
 
 
-@pytest.mark.parametrize(("took", "expected"), [(DEADLINE, 0.05), (0.05, DEADLINE)])
-def test_nobody_waits_long_for_who_is_expected(took: float, expected: float) -> None:
-    """As long as was said, and no longer than a batch takes."""
-    doubling = Doubling(8)
-    doubling.shared._took = took
-    doubling.shared.expect("a client", expected)
+def test_who_does_not_come_again_is_waited_for_once() -> None:
+    doubling = Doubling(8, max_wait=0.05)
+    doubling.shared._lately = 2
     begun = time.monotonic()
-    assert called(doubling, 1).result(DEADLINE / 2) == 2
-    assert time.monotonic() - begun >= 0.05
-    doubling.shared.came("a client")
-    doubling.shared._took = DEADLINE
-    assert called(doubling, 3).result(DEADLINE / 2) == 6
-
-
-def test_who_was_expected_and_did_not_come_is_forgotten() -> None:
-    doubling = Doubling(8)
-    doubling.shared._took = DEADLINE
-    doubling.shared.expect("a client", 0.01)
     assert doubling.call(1) == 2
-    assert not doubling.shared._expected
+    assert time.monotonic() - begun >= 0.05
+    doubling.max_wait = DEADLINE
+    assert doubling.call(2) == 4

@@ -24,13 +24,15 @@ class Alone:
         embedder: Embeds images.
         keeper: Keeps images in the inbox.
         store: Theirs.
+        max_wait: Seconds that a batch waits for the images of other threads.
     """
 
-    def __init__(self, predictor: Predictor, embedder: Embedder, keeper: Keeper, store: Store) -> None:
+    def __init__(self, predictor: Predictor, embedder: Embedder, keeper: Keeper, store: Store, max_wait: float) -> None:
         self._predictor = predictor
         self._embedder = embedder
         self._keeper = keeper
         self._store = store
+        self._max_wait = max_wait
         self._flow = Flow()
         self._measured: Flow | None = None
         self._keepers: dict[Keep, StreamKeeper | None] = {}
@@ -62,7 +64,7 @@ class Alone:
                 prepared = self._embedder.prepare(image, wanted=wanted, flow=flow)
             if prepared.error is not None:
                 return next(self._predictor.answers([prepared], {}, top_k, errors, flow))
-            with encoders.shared.turn(prepared, (top_k, chosen)) as turn:
+            with encoders.shared.turn(prepared, (top_k, chosen), max_wait=self._max_wait) as turn:
                 if turn.items:
                     with flow.encoding(len(turn.items)) if flow else nullcontext():
                         vectors = encoders.encode_images([image.inputs for image in turn.items])

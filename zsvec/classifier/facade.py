@@ -80,7 +80,7 @@ class Classifier:
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
         store.after_changes(self._calibrator.calibrate_if_cheap)
         self._keeper = Keeper(store, settings)
-        self.alone = Alone(self._predictor, self._embedder, self._keeper, store)
+        self.alone = Alone(self._predictor, self._embedder, self._keeper, store, settings.max_wait_ms / 1000)
         try:
             settings.check_experts(temperatures)
             store.check(self._encoder_names)

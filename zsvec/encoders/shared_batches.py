@@ -1,13 +1,12 @@
-"""Threads that share batches: encoders, search and fusion take little longer for several images than for one.
+"""Dynamic batching for threads with an item each: encoders, search and fusion take little longer for several images.
 
 The thread that opens a batch leads it. It waits until the batch before is over: batches follow each other in the order
-in which they were opened, and who comes meanwhile joins the one that waits. It also waits for those who have announced
-an item and are making it, but no longer than the batch before took: so much would a batch of their own cost. A thread
-that finds nobody else waits for nobody, and there is no thread of its own. Items of others may be expected, too, which
-are on their way here: for these it waits as long as was said.
+in which they were opened, and items that come meanwhile join the one that waits. Then the batch has a window, in which
+it waits for items that other threads are making, and for as many items as there were lately. A thread that was alone
+waits for nobody. There is no thread of its own.
 
 A leader may be interrupted anywhere, by Ctrl-C for one. Therefore a batch lasts as long as its leader holds its lock,
-which a ``with`` releases however the leader ends. Who finds that a batch is over and has no outcome joins another.
+which a ``with`` releases however the leader ends. If a batch ends without a result, its waiters join the next one.
 """
 
 from __future__ import annotations
@@ -53,34 +52,23 @@ class SharedBatches(Generic[Item, Result]):
         self._lock = Lock()  # of what follows and of the items of an open batch; nobody waits while holding it
         self._arrival = Condition(self._lock)
         self._last: _Batch[Item, Result] | None = None
-        self._coming: dict[int, float] = {}  # since when which threads have been making an item
-        self._expected: dict[Hashable, float] = {}  # until when whose items may come
-        self._took = 0.0  # seconds of the batch before
+        self._coming: set[int] = set()  # threads that are making an item
+        self._lately = 0  # items of the batch that ended last, and of the one that waited for its end
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """Announce an item, which the block makes: who leads a batch waits for it a little."""
+        """Announce an item, which the block makes: a batch waits for it within its window."""
         with self._lock:
-            self._coming[get_ident()] = monotonic()
+            self._coming.add(get_ident())
         try:
             yield
         finally:
             with self._lock:
-                self._coming.pop(get_ident(), None)
+                self._coming.discard(get_ident())
                 self._arrival.notify_all()
 
-    def expect(self, who: Hashable, seconds: float) -> None:
-        """Say that an item of somebody who is not here may come: who leads a batch waits so long for it at most."""
-        with self._lock:
-            self._expected[who] = monotonic() + seconds
-
-    def came(self, who: Hashable) -> None:
-        """Say that somebody is here, and about to announce an item."""
-        with self._lock:
-            self._expected.pop(who, None)
-
     @contextmanager
-    def turn(self, item: Item, kind: Hashable = None) -> Iterator[Turn[Item, Result]]:
+    def turn(self, item: Item, kind: Hashable = None, *, max_wait: float = 0.0) -> Iterator[Turn[Item, Result]]:
         """Bring an item, and lead its batch or wait for its result.
 
         One thread leads at a time unless one that waited for its turn was interrupted.
@@ -88,6 +76,7 @@ class SharedBatches(Generic[Item, Result]):
         Args:
             item: The item.
             kind: Items of different kinds are in different batches.
+            max_wait: Seconds of the window of a batch that this thread leads.
 
         Raises:
             Exception: What the block of the leading thread raised, in every thread whose item was in the batch.
@@ -100,17 +89,16 @@ class SharedBatches(Generic[Item, Result]):
                     batch = last if last is not None and last.has_room(self._size, kind) else own
                     place = batch.add(item)
                     self._last = batch
+                    self._arrival.notify_all()
                 if batch is own:
                     if last is not None:
                         last.wait()
                     with self._lock:
-                        self._wait_for_others(own)
+                        self._wait_for_others(own, max_wait)
                         turn: Turn[Item, Result] = Turn(own.close(), place)
-                    begun = monotonic()
                     try:
                         yield turn
                         own.results = turn.results
-                        self._took = monotonic() - begun
                     except Exception as exc:
                         own.error = exc
                         raise
@@ -118,6 +106,7 @@ class SharedBatches(Generic[Item, Result]):
                         with self._lock:
                             if self._last is own:
                                 self._last = None  # its items and its error are only its callers'
+                            self._lately = len(turn.items) + (len(self._last) if self._last is not None else 0)
                         del own, batch, last  # else an error, whose traceback has them, would be garbage with a cycle
                     return
             batch.wait()
@@ -130,15 +119,11 @@ class SharedBatches(Generic[Item, Result]):
             finally:
                 del own, batch, last  # likewise
 
-    def _wait_for_others(self, batch: _Batch[Item, Result]) -> None:
-        """Wait for items that come, while there is room for them in a batch, but no longer than one takes."""
-        due = monotonic() + self._took
-        while len(batch) < self._size and (self._coming or self._expected):
-            now = monotonic()
-            self._expected = {who: until for who, until in self._expected.items() if until > now}
-            coming = [since + self._took for since in self._coming.values()]
-            left = min(due, max([*coming, *self._expected.values()], default=now)) - now
-            if left <= 0:
+    def _wait_for_others(self, batch: _Batch[Item, Result], max_wait: float) -> None:
+        """Waits for the items of others, while there is room for them and the window is open."""
+        due = monotonic() + max_wait
+        while len(batch) < self._size and (self._coming or len(batch) < self._lately):
+            if (left := due - monotonic()) <= 0:
                 break
             self._arrival.wait(left)
 

@@ -147,6 +147,8 @@ class Settings(_Masked, BaseSettings):
         runtime: `auto` takes exported encoders (`zsvec encoders export`) on a CPU if they are as fast as torch.
         compile: Compile image models with torch.compile; the first start takes a minute more.
         batch_size: Images in a batch of an encoder.
+        max_wait_ms: Milliseconds that a batch waits for images that other threads or clients are sending now; an image
+            alone never waits.
         index: `memory` holds references in this process or on its GPU, `qdrant` queries the database; `auto` decides
             by their number.
         index_budget: Maximum number of references that `auto` holds in memory.
@@ -209,6 +211,7 @@ class Settings(_Masked, BaseSettings):
     runtime: RuntimeName = "auto"
     compile: bool = False
     batch_size: PositiveInt = Field(default=32, le=LARGEST_BATCH)
+    max_wait_ms: float = Field(default=20.0, ge=0, le=1000)
     index: IndexKind = "auto"
     index_budget: PositiveInt = 200_000
     index_device: Device = "auto"

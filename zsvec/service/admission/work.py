@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 from zsvec.classifier import Classifier
 from zsvec.inputs.images import ImageInput
-from zsvec.service.admission.regulars import Regulars
 from zsvec.service.problems import Problem
 from zsvec.types import Prediction
 
@@ -33,7 +31,7 @@ class Limits:
         queue: Images that wait or are at work.
         tasks: Other requests that wait or are at work.
         held: Bytes of all bodies at once.
-        sending: Bytes of all large answers that clients have yet to read.
+        sending: Bytes of all answers that clients have yet to read.
         patience: Seconds until the next part of a body has come.
         answer: Seconds until a store on a server has answered one of our requests, of which some need several.
     """
@@ -69,7 +67,6 @@ class Work:
         self.limits = limits
         self.outcomes: Counter[str] = Counter()
         self.listeners: list[Callable[[ImageInput, Prediction], None]] = []
-        self._regulars = Regulars(classifier)
         self._lock = threading.Lock()
         self._images = self._tasks = 0
         # While one batch is encoded, the next one is prepared.
@@ -92,7 +89,6 @@ class Work:
         images: Sequence[BinaryIO],
         top_k: int,
         gone: Callable[[], Awaitable[object]],
-        client: Hashable | None = None,
     ) -> list[Prediction]:
         """Classify images, each by a thread, and keep those that the setting ``keep`` says.
 
@@ -100,7 +96,6 @@ class Work:
             images: Of one request. Those that are left undone are closed.
             top_k: Categories in the rankings.
             gone: Comes back when the client has left: then what has not begun is left undone.
-            client: Names its connection, by which it may ask again; ``None`` of one that will not.
 
         Raises:
             Problem: There is no room for so many.
@@ -108,8 +103,7 @@ class Work:
             ZSVecError: As `zsvec.classifier.Classifier.classify`; an image that cannot be read is answered.
         """
         self._admit(len(images))
-        regular = client if len(images) == 1 else None
-        futures = [self._classifying.submit(self._classified, image, top_k, regular) for image in images]
+        futures = [self._classifying.submit(self._classified, image, top_k) for image in images]
         for future in futures:
             future.add_done_callback(self._release)
         leaving: asyncio.Future[Any] = asyncio.ensure_future(gone())
@@ -128,10 +122,9 @@ class Work:
                 if future.cancel():  # the executor keeps it until a thread has looked at it
                     image.close()
 
-    def _classified(self, image: ImageInput, top_k: int, client: Hashable | None) -> Prediction:
+    def _classified(self, image: ImageInput, top_k: int) -> Prediction:
         keep = self.classifier.settings.keep
-        asking = nullcontext() if client is None else self._regulars.asking(client)
-        with self.classifier.store.within(self.limits.answer), asking:
+        with self.classifier.store.within(self.limits.answer):
             prediction = self.classifier.classify(image, top_k=top_k, errors="report", keep=keep)
         outcome = "failed" if prediction.error is not None else "unknown" if prediction.unknown else "known"
         with self._lock:

@@ -38,5 +38,5 @@ async def classify(
     if work.full:
         raise Problem(429, f"{work.queued} images wait already: try again soon")
     images = await sent_images(request, work.limits.images)
-    found = await work.classify(images, top_k, request.receive, request.client)
+    found = await work.classify(images, top_k, request.receive)
     return JSON([(one if explain else replace(one, experts={})).to_dict() for one in found])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema_rs
 import schemathesis
 from hypothesis import strategies as st
 from schemathesis.config import SchemathesisConfig
@@ -13,6 +15,7 @@ from schemathesis.engine import events, from_schema
 
 from tests.service.support import KEYS, WRITE, bearer, red
 from tests.support import coloured_store, photo
+from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.service import create_app
 
 EXAMPLES = 10
@@ -71,3 +74,31 @@ def test_every_answer_is_as_described() -> None:
     phases, failures = check(EXAMPLES)
     assert phases >= {"EXAMPLES", "COVERAGE", "FUZZING", "STATEFUL_TESTING"}
     assert not failures, "\n\n".join(failures)
+
+
+def test_examples_are_valid_and_name_no_strategy_that_does_not_exist() -> None:
+    with coloured_store(1) as classifier:
+        description = create_app(classifier).openapi()
+    examples = list(_examples(description))
+    assert examples
+    for schema, example in examples:
+        jsonschema_rs.validate({**schema, "components": description["components"]}, example)
+        named = [found["fusion"] for found in _objects(example) if "fusion" in found]
+        assert STRATEGIES.keys() >= set(named)
+    assert "loglinear" not in json.dumps(description)
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _objects(one)
+
+
+def _examples(description: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Each example with its schema."""
+    for found in _objects(description):
+        schema = found.get("schema", found)
+        yield from ((schema, example) for example in found.get("examples", ()))
+        if "example" in found:
+            yield schema, found["example"]

@@ -26,10 +26,10 @@ from zsvec.service.api.common import (
     Runs,
     body_of,
     of_state,
+    picture,
     problems,
     whole_change,
 )
-from zsvec.service.pictures import picture
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import Material, sent_json, sent_material
 from zsvec.store import SmallImage
@@ -160,7 +160,7 @@ async def remove_category(name: Name, work: Runs, by: By) -> Response:
 @router.get(
     "/categories/{name}/references",
     summary="List the references of a category",
-    response_model=list[schemas.Reference],
+    response_model=list[schemas.StoredReference],
     responses=problems(404, 409, 422),
 )
 async def list_references(name: Name, work: Runs) -> Response:
@@ -172,7 +172,7 @@ async def list_references(name: Name, work: Runs) -> Response:
 @router.get(
     "/categories/{name}/references/{hash}",
     summary="Show a reference",
-    response_model=schemas.Reference,
+    response_model=schemas.StoredReference,
     responses=problems(404, 409, 422),
 )
 async def show_reference(name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says

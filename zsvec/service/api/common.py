@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from fastapi import Depends, Path, Request
 from pydantic import AfterValidator, BaseModel, WithJsonSchema
+from starlette.responses import Response
 
 from zsvec.classifier import Classifier
 from zsvec.errors import CategoryNotFoundError, InvalidInputError, ZSVecError
@@ -16,6 +17,7 @@ from zsvec.service.admission.work import Work
 from zsvec.service.api.schemas import HASH, NAME, TEXT
 from zsvec.service.auth.keys import Key
 from zsvec.service.problems import RETRY, Problem
+from zsvec.store import SmallImage
 
 
 def work_of(request: Request) -> Work:
@@ -121,6 +123,26 @@ OF_PICTURE: dict[int | str, dict[str, Any]] = {
     **problems(404, 409, 422),
 }
 """How a description says that a route answers with a small copy of an image."""
+
+
+def picture(request: Request, small: SmallImage | None, content_hash: str) -> Response:
+    """The small copy of an image, a JPEG; 304 where the browser has it.
+
+    Args:
+        request: Asks for it.
+        small: The copy.
+        content_hash: Of the image.
+
+    Raises:
+        Problem: There is no copy.
+    """
+    if small is None:
+        raise Problem(404, f"the store has no small copy of {content_hash[:12]}: it may keep none (`keep_images`)")
+    # Browsers may keep it, but must ask each time: the key may be another one by then.
+    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{content_hash}"'}
+    if content_hash in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(small.content, media_type="image/jpeg", headers=headers)
 
 
 def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) -> dict[str, Any]:

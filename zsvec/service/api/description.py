@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from zsvec.service.api import examples, schemas
+from zsvec.service.api import schemas
 
 ABOUT = """\
 The categories of a classifier and its answers, as JSON. The objects are those that the command line prints with
@@ -16,15 +16,6 @@ The categories of a classifier and its answers, as JSON. The objects are those t
 Every error is a problem as RFC 9457 has it, `application/problem+json`, and says what happened, with which value, and
 what to do. Every answer has an `X-Request-ID`, which is in the log of the service.
 """
-_READ = (
-    schemas.Images,
-    schemas.CategoryGiven,
-    schemas.CategoryChange,
-    schemas.ReferenceChange,
-    schemas.LabelGiven,
-    schemas.Hashes,
-    schemas.UndoGiven,
-)  # by routes themselves, so that FastAPI does not know of them
 _SECURITY = {
     "key": {
         "type": "http",
@@ -36,14 +27,16 @@ _SECURITY = {
 
 
 def completed(found: dict[str, Any], images: int) -> dict[str, Any]:
-    """A description with what routes read, problems, keys and examples.
+    """A description with what routes read, problems and keys.
 
     Args:
         found: As FastAPI makes it; it is changed.
         images: How many one request may have.
     """
+    # Routes read these by themselves, so that FastAPI does not know of them.
+    read_models = schemas.Given.__subclasses__()
     _, read = models_json_schema(
-        [(model, "validation") for model in _READ] + [(schemas.Problem, "serialization")],
+        [(model, "validation") for model in read_models] + [(schemas.Problem, "serialization")],
         ref_template="#/components/schemas/{model}",
     )
     sent = [operation.get("requestBody") for operations in found["paths"].values() for operation in operations.values()]
@@ -58,12 +51,6 @@ def completed(found: dict[str, Any], images: int) -> dict[str, Any]:
     for part in _parts([found["paths"], found["components"]]):
         if isinstance(part.get("title"), str):  # the name of a field, said once more
             del part["title"]
-    for (path, method), (request, response) in examples.EXAMPLES.items():
-        operation = found["paths"][path][method]
-        if request is not None:
-            operation["requestBody"]["content"]["application/json"]["example"] = request
-        if response is not None:
-            operation["responses"]["200"]["content"]["application/json"]["example"] = response
     return found
 
 

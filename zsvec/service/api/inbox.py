@@ -11,8 +11,7 @@ from zsvec.errors import ImageError
 from zsvec.inputs.categories import checked_name
 from zsvec.inputs.images import load_image
 from zsvec.service.api import schemas
-from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Runs, body_of, of_state, problems
-from zsvec.service.pictures import picture
+from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Runs, body_of, of_state, picture, problems
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_images, sent_json
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from base64 import b64decode
-from typing import Annotated, Any, Literal
+from inspect import cleandoc
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 
+from zsvec import types
+from zsvec.curation import inbox
 from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT, NAME_PATTERN
-from zsvec.types import CalibrationState, Modality
 
 _MOST = 1000  # entries of a list that is sent, so that one of many wrong ones costs no more than its bytes
 
+# One of red, as a PNG.
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 NAME: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
@@ -19,7 +25,13 @@ NAME: dict[str, Any] = {
     "pattern": NAME_PATTERN,
 }
 """How a description says what the name of a category is: with something to see, and in one line."""
-TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT, "pattern": r"\S"}
+TEXT: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": LONGEST_TEXT,
+    "pattern": r"\S",
+    "examples": ["a small reddish arboreal mammal"],
+}
 """How a description says what a definition text is."""
 HASH = "^[0-9a-f]{64}$"
 """What a content hash is."""
@@ -41,7 +53,7 @@ def _from_base64(value: object) -> bytes:
 Base64 = Annotated[
     bytes,
     BeforeValidator(_from_base64),
-    WithJsonSchema({"type": "string", "format": "byte", "contentEncoding": "base64"}),
+    WithJsonSchema({"type": "string", "format": "byte", "contentEncoding": "base64", "examples": [_PIXEL]}),
 ]
 
 
@@ -143,6 +155,24 @@ class Problem(Answer):
     error: Annotated[str | None, Field(description="The class of `zsvec.errors`.")] = None
 
 
+def _answer(kind: type, **changed: Any) -> Any:
+    """The model of what ``to_dict`` of a dataclass gives, with the descriptions of its docstring.
+
+    Args:
+        kind: The dataclass.
+        changed: Types of fields that ``to_dict`` gives in another form.
+    """
+    text = cleandoc(kind.__doc__ or "").replace("``None``", "null")
+    summary, _, attributes = text.partition("\n\nAttributes:\n")
+    said = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", attributes, re.M))
+    hints = {**get_type_hints(kind), **changed}
+    fields = {
+        one.name: (hints[one.name], Field(description=re.sub(r"\s+", " ", said.get(one.name, ""))))
+        for one in dataclasses.fields(kind)
+    }
+    return create_model(kind.__name__, __base__=Answer, __doc__=summary, **fields)  # type: ignore[call-overload]
+
+
 class Label(Answer):
     """A category with its probability."""
 
@@ -150,42 +180,13 @@ class Label(Answer):
     probability: Annotated[float, Field(ge=0, le=1)]
 
 
-class Neighbor(Answer):
-    """A reference near to the image."""
-
-    category: str
-    similarity: Annotated[float, Field(description="Cosine of image and reference.")]
-    source: str
-    hash: str
-
-
-class Expert(Answer):
-    """What one expert says of the image."""
-
-    weight: Annotated[float, Field(description="Its share; the shares of all experts sum to 1.")]
-    entropy: Annotated[float, Field(description="Of its distribution, in nats.")]
-    ranking: list[Label]
-    neighbors: list[Neighbor]
-
-
-class Prediction(Answer):
-    """The answer for one image."""
-
-    source: str
-    label: Annotated[str | None, Field(description="The category; null when unknown, or with an error.")]
-    nearest: Annotated[str | None, Field(description="The most probable category, of an unknown image too.")]
-    probability: float | None
-    unknown: bool
-    novelty: Annotated[float | None, Field(description="0 to 1; null without a calibration.")]
-    distance: Annotated[float | None, Field(description="1 - the largest cosine to a reference image.")]
-    ranking: list[Label]
-    experts: Annotated[dict[str, Expert], Field(description="By name; empty without `explain`.")]
-    fusion: str | None
-    calibration: CalibrationState
-    incomplete: list[str]
-    stale_seconds: float
-    error: Annotated[str | None, Field(description="Why there is no answer.")]
-    hash: str | None
+Neighbor: Any = _answer(types.Neighbor)
+ExpertOutput: Any = _answer(types.ExpertOutput, ranking=list[Label], neighbors=list[Neighbor])
+Prediction: Any = _answer(types.Prediction, ranking=list[Label], experts=dict[str, ExpertOutput])
+StoredReference: Any = _answer(types.StoredReference)
+Change: Any = _answer(types.Change)
+Unlabelled: Any = _answer(inbox.Unlabelled, prediction=Prediction | None)
+Group: Any = _answer(inbox.Group, images=list[Unlabelled])
 
 
 class Category(Answer):
@@ -198,45 +199,11 @@ class Category(Answer):
     references: Annotated[dict[str, int], Field(description="Number of references of each expert.")]
 
 
-class Reference(Answer):
-    """A text or an image of a category."""
-
-    category: str
-    hash: str
-    modality: Modality
-    source: Annotated[str, Field(description="The text itself, or where the image came from.")]
-    prompt: str | None
-    group: str | None
-    added: str | None
-    by: str | None
-    experts: list[str]
-
-
 class WholeCategory(Category):
     """A category with its metadata and references."""
 
     metadata: dict[str, Any]
-    stored: list[Reference]
-
-
-class Unlabelled(Answer):
-    """An image that waits for a label."""
-
-    hash: str
-    source: str
-    added: str
-    width: int
-    height: int
-    urgency: Annotated[float, Field(description="How much its label would tell, 0 to 1.")]
-    prediction: Prediction | None
-
-
-class Group(Answer):
-    """Unknown images that look alike."""
-
-    names: Annotated[list[str], Field(description="Words that may name it.")]
-    likeness: float
-    images: list[Unlabelled]
+    stored: list[StoredReference]
 
 
 class Kept(Answer):
@@ -245,17 +212,6 @@ class Kept(Answer):
     source: str
     hash: Annotated[str | None, Field(description="Null: nothing is to be learned from it, or it cannot be read.")]
     error: str | None
-
-
-class Change(Answer):
-    """A change of categories."""
-
-    id: str
-    what: str
-    at: str
-    by: str | None
-    categories: list[str]
-    undone: bool
 
 
 class Finding(BaseModel):

@@ -8,7 +8,16 @@ from base64 import b64decode
 from inspect import cleandoc
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
 
 from zsvec import types
 from zsvec.curation import inbox
@@ -36,7 +45,15 @@ TEXT: dict[str, Any] = {
 HASH = "^[0-9a-f]{64}$"
 """What a content hash is."""
 Hash = Annotated[str, Field(pattern=HASH)]
-CategoryName = Annotated[str, WithJsonSchema(NAME)]
+
+
+def _not_too_long(name: str) -> str:
+    if len(name) > LONGEST_NAME:  # with the space around it, as the description counts
+        raise ValueError(f"a category name must have at most {LONGEST_NAME} characters, got {len(name):,}")
+    return name
+
+
+CategoryName = Annotated[str, AfterValidator(_not_too_long), WithJsonSchema(NAME)]
 Text = Annotated[str, WithJsonSchema(TEXT)]
 
 

@@ -35,9 +35,9 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.evaluation.metrics import calibration_floor
 from zsvec.inputs.images import content_hash
-from zsvec.store import SmallImage, open_store, writing
+from zsvec.store import open_store, writing
 from zsvec.testing import HashEncoder
-from zsvec.types import StoredReference
+from zsvec.types import SmallImage, StoredReference
 
 COLOURS = ("blue", "green", "red")
 CURRENT = "the calibration was already current: nothing has changed\n"

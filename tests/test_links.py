@@ -38,9 +38,9 @@ from zsvec.inputs.watch import Watch
 from zsvec.method.similarities import References
 from zsvec.search.cache import ReferenceCache
 from zsvec.service.auth.keys import first_key
-from zsvec.store import SmallImage
 from zsvec.store.backends.edge.checksums import Checksums
 from zsvec.testing import HashEncoder
+from zsvec.types import SmallImage
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links take rights elsewhere")
 

@@ -17,42 +17,195 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from zsvec.errors import ZSVecError
-from zsvec.types import Category, ExpertOutput, Neighbor, Prediction
+from zsvec.errors import (
+    CategoryNotFoundError,
+    ConflictError,
+    EncoderError,
+    EncoderMismatchError,
+    GenerationError,
+    GenerationUnavailableError,
+    ImageError,
+    InvalidInputError,
+    LargeAnswerError,
+    MissingExtraError,
+    StoreError,
+    StoreLockedError,
+    StoreUnavailableError,
+    WeightsUnavailableError,
+    ZSVecError,
+)
+from zsvec.types import (
+    CalibrationState,
+    Category,
+    Change,
+    ExpertOutput,
+    Fingerprint,
+    Forgotten,
+    Keep,
+    KeepImages,
+    Modality,
+    Neighbor,
+    Prediction,
+    Ranking,
+    SmallImage,
+    StoredReference,
+)
 
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
-    from zsvec.encoders import Encoder
-    from zsvec.generation import Budget
-    from zsvec.inputs.categories import CategoryInput, ReferenceImage
+    from zsvec.curation.audit import Audit, Confusion, Duplicates, Outlier, StoredImage, ThinCategory
+    from zsvec.curation.history import ChangeHistory
+    from zsvec.curation.inbox import Group, Inbox, Unlabelled
+    from zsvec.curation.references import StoredReferences
+    from zsvec.encoders.base import Backbone, BatchEncoder, Encoder
+    from zsvec.encoders.encoder_set import EncoderSet
+    from zsvec.encoders.spec import Device, Dtype, EncoderSpec, GraphPreprocessing, Prompt, RuntimeName, Temperature
+    from zsvec.generation.budget import Budget
+    from zsvec.generation.facet import Generation, Track
+    from zsvec.generation.gate import GeneratedImage
+    from zsvec.generation.manifest import DeclinedRecord, ImageRecord
+    from zsvec.generation.plan import Plan
+    from zsvec.generation.synthesis import Generated
+    from zsvec.ingest.embedding import Embedding
+    from zsvec.ingest.validation import Errors
+    from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
+    from zsvec.inputs.images import ImageInput, content_hash, load_image
+    from zsvec.inputs.regions import Region
+    from zsvec.method.calibrate.fit import CalibrationReport, Quality
+    from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear
+    from zsvec.method.predict.background import Background
+    from zsvec.method.quality.suspects import Suspect
+    from zsvec.settings.profiles import Profile
+    from zsvec.settings.settings import GenerationSettings, IndexDtype, IndexKind, ModelPrice, Settings
+    from zsvec.streams.flow import StreamStats
+    from zsvec.streams.stream import AsyncStream, Stream
 
 __version__ = "0.2.0.dev0"
 __all__ = [
+    "AsyncStream",
+    "Audit",
+    "Backbone",
+    "Background",
+    "BatchEncoder",
     "Budget",
+    "Calibration",
+    "CalibrationReport",
+    "CalibrationState",
     "Category",
     "CategoryInput",
+    "CategoryNotFoundError",
+    "Change",
+    "ChangeHistory",
     "Classifier",
+    "ConflictError",
+    "Confusion",
+    "DeclinedRecord",
+    "Device",
+    "Dtype",
+    "Duplicates",
+    "Embedding",
+    "Encoder",
+    "EncoderError",
+    "EncoderMismatchError",
+    "EncoderSet",
+    "EncoderSpec",
+    "Errors",
+    "ExpertCalibration",
     "ExpertOutput",
+    "Fingerprint",
+    "Forgotten",
+    "Generated",
+    "GeneratedImage",
+    "Generation",
+    "GenerationError",
+    "GenerationSettings",
+    "GenerationUnavailableError",
+    "GraphPreprocessing",
+    "Group",
+    "ImageError",
+    "ImageInput",
+    "ImageRecord",
+    "Inbox",
+    "IndexDtype",
+    "IndexKind",
+    "InvalidInputError",
+    "Keep",
+    "KeepImages",
+    "LargeAnswerError",
+    "LogLinear",
+    "MissingExtraError",
+    "Modality",
+    "ModelPrice",
     "Neighbor",
+    "Outlier",
+    "Plan",
     "Prediction",
+    "Profile",
+    "Prompt",
+    "Quality",
+    "Ranking",
     "ReferenceImage",
+    "Region",
+    "RuntimeName",
+    "Settings",
+    "SmallImage",
+    "StoreError",
+    "StoreLockedError",
+    "StoreUnavailableError",
+    "StoredImage",
+    "StoredReference",
+    "StoredReferences",
+    "Stream",
+    "StreamStats",
+    "Suspect",
+    "Temperature",
+    "ThinCategory",
+    "Track",
+    "Unlabelled",
+    "WeightsUnavailableError",
     "ZSVecError",
     "__version__",
-    "open",
+    "checked_name",
+    "content_hash",
+    "load_image",
 ]
 
-# What takes longer to import than `import zsvec` should.
+# By module, the names that `import zsvec` does not import: numpy, Pillow and pydantic are slow to import.
 _LATE = {
-    "Budget": "zsvec.generation",
-    "CategoryInput": "zsvec.inputs.categories",
-    "Classifier": "zsvec.classifier",
-    "ReferenceImage": "zsvec.inputs.categories",
+    "zsvec.classifier": "Classifier",
+    "zsvec.curation.audit": "Audit Confusion Duplicates Outlier StoredImage ThinCategory",
+    "zsvec.curation.history": "ChangeHistory",
+    "zsvec.curation.inbox": "Group Inbox Unlabelled",
+    "zsvec.curation.references": "StoredReferences",
+    "zsvec.encoders.base": "Backbone BatchEncoder Encoder",
+    "zsvec.encoders.encoder_set": "EncoderSet",
+    "zsvec.encoders.spec": "Device Dtype EncoderSpec GraphPreprocessing Prompt RuntimeName Temperature",
+    "zsvec.generation.budget": "Budget",
+    "zsvec.generation.facet": "Generation Track",
+    "zsvec.generation.gate": "GeneratedImage",
+    "zsvec.generation.manifest": "DeclinedRecord ImageRecord",
+    "zsvec.generation.plan": "Plan",
+    "zsvec.generation.synthesis": "Generated",
+    "zsvec.ingest.embedding": "Embedding",
+    "zsvec.ingest.validation": "Errors",
+    "zsvec.inputs.categories": "CategoryInput ReferenceImage checked_name",
+    "zsvec.inputs.images": "ImageInput content_hash load_image",
+    "zsvec.inputs.regions": "Region",
+    "zsvec.method.calibrate.fit": "CalibrationReport Quality",
+    "zsvec.method.calibration": "Calibration ExpertCalibration LogLinear",
+    "zsvec.method.predict.background": "Background",
+    "zsvec.method.quality.suspects": "Suspect",
+    "zsvec.settings.profiles": "Profile",
+    "zsvec.settings.settings": "GenerationSettings IndexDtype IndexKind ModelPrice Settings",
+    "zsvec.streams.flow": "StreamStats",
+    "zsvec.streams.stream": "AsyncStream Stream",
 }
+_HOMES = {name: module for module, names in _LATE.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> _Any:
-    if name in _LATE:
-        return getattr(_import_module(_LATE[name]), name)
+    if name in _HOMES:
+        return getattr(_import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

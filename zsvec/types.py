@@ -126,6 +126,27 @@ class StoredReference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SmallImage:
+    """A small copy of an image, for people to look at.
+
+    Attributes:
+        hash: Content hash of the image.
+        content: The copy as a file: a JPEG.
+        width: Of the image itself, upright, in pixels.
+        height: Likewise.
+        source: Where the image came from.
+        added: When it was added (UTC), if that is known.
+    """
+
+    hash: str
+    content: bytes
+    width: int
+    height: int
+    source: str
+    added: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """A change of categories that can be taken back, or was.
 

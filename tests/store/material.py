@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsvec.store import Cursor, Reference, SmallImage, Store, Write
+from zsvec.store import Cursor, Reference, Store, Write
 from zsvec.store.backends.base import Where
-from zsvec.types import Category, Fingerprint, Modality
+from zsvec.types import Category, Fingerprint, Modality, SmallImage
 
 Key = tuple[str, str, str]
 

@@ -14,10 +14,11 @@ from PIL import Image
 from tests.store.material import ADDED, FINGERPRINTS, add, content_hash, jpeg, pictured, reference, references, small
 from tests.store.support import LASTING, Deployment, EdgeDeployment
 from zsvec.errors import InvalidInputError, StoreError
-from zsvec.store import Move, SmallImage, Store, Write
+from zsvec.store import Move, Store, Write
 from zsvec.store.backends.base import Points, Put, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.schema import record_id
+from zsvec.types import SmallImage
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

@@ -50,7 +50,12 @@ class Classifier:
         load_encoders: Gives the encoders; called once, when they are first needed.
         temperatures: By expert, what its similarities are divided by; names the encoders.
         prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
+
+    Attributes:
+        settings: As given.
     """
+
+    settings: Settings
 
     def __init__(
         self,

@@ -16,13 +16,13 @@ import typer
 from zsvec.cli.app import Json, KeepImages, Name, Replace, Yes, app, check_exists, confirm, images_at, is_terminal
 from zsvec.cli.labelled import Boxes, Images, is_file, read_file, source_of
 from zsvec.errors import CategoryNotFoundError, ImageError, InvalidInputError
-from zsvec.types import Category, StoredReference
+from zsvec.types import Category, SmallImage, StoredReference
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from zsvec.inputs.categories import CategoryInput
-    from zsvec.store import SmallImage, Store
+    from zsvec.store import Store
 
 _SHORTEST, _WHOLE = 6, 64  # characters of a hash that may stand for it, and of a whole one
 

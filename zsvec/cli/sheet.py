@@ -13,8 +13,7 @@ from zsvec.cli.process import harmless
 from zsvec.errors import InvalidInputError, without_password
 from zsvec.inputs.encoded import recognised
 from zsvec.inputs.files import replacing_named
-from zsvec.store import SmallImage
-from zsvec.types import StoredReference
+from zsvec.types import SmallImage, StoredReference
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from zsvec.errors import ImageError
 from zsvec.inputs.small import open_small
-from zsvec.store import SmallImage
+from zsvec.types import SmallImage
 
 _COLUMNS, _ROWS = 24, 24  # pixels; a character is twice as high as wide
 

@@ -88,7 +88,7 @@ class Teaching:
         if self._store.inbox.read([known], vectors=True):
             return self._inbox.label(known, target)
         if holders := self._store.holders({known}):
-            category = self._inbox.gathered(holders, target)
+            category = self._inbox._gathered(holders, target)
             self._store.inbox.delete({known})
             return category
         if isinstance(image, Prediction):

@@ -21,8 +21,8 @@ from zsvec.ingest.embedding import Vectors
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.inputs.categories import checked_name
 from zsvec.method.quality.unlabelled import most_useful, urgency
-from zsvec.store import InboxImage, Move, Reference, SmallImage, Store, Write
-from zsvec.types import Category, Prediction
+from zsvec.store import InboxImage, Move, Reference, Store, Write
+from zsvec.types import Category, Prediction, SmallImage
 
 _PROPOSED = 3  # names of a group
 
@@ -215,11 +215,11 @@ class Inbox:
         if missing := sorted(one for one in wanted if one not in images and target not in holders.get(one, ())):
             raise InvalidInputError(f"no image {missing[0]!r} waits in the inbox: `zsvec inbox` lists those that do")
         with self._store.one_change("label"):
-            category = self.gathered(holders, target, [images[one] for one in sorted(wanted) if one in images])
+            category = self._gathered(holders, target, [images[one] for one in sorted(wanted) if one in images])
             self._store.inbox.delete(wanted)  # last: killed before, they wait, and are references already
         return category
 
-    def gathered(
+    def _gathered(
         self, holders: Mapping[str, Collection[str]], target: str, images: Sequence[InboxImage] = ()
     ) -> Category:
         """Give a category images: those that wait, and those that categories have.

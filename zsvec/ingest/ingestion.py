@@ -36,9 +36,9 @@ from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageLimits, LoadedImage, content_hash, reading, source_of, taken
 from zsvec.inputs.memory import DEFAULT
 from zsvec.inputs.small import small_copy
-from zsvec.store import Reference, Renamed, SmallImage, Store, Write
+from zsvec.store import Reference, Renamed, Store, Write
 from zsvec.streams.stream import prefetch
-from zsvec.types import Category, Modality, encoder_and_modality, expert_name
+from zsvec.types import Category, Modality, SmallImage, encoder_and_modality, expert_name
 
 Key: TypeAlias = tuple[str, str, str]
 """Encoder, modality and content hash of a reference."""

@@ -13,7 +13,7 @@ from zsvec.errors import InvalidInputError, ZSVecError, shown
 from zsvec.store.backends.base import FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.catalog.census import Census
 from zsvec.store.catalog.look import Cursor, Look
-from zsvec.store.catalog.schema import Reference, SmallImage
+from zsvec.store.catalog.schema import Reference
 from zsvec.store.collections.inbox import InboxImage, Why
 from zsvec.store.mending import Move, Renamed
 from zsvec.store.store import Store
@@ -32,7 +32,6 @@ __all__ = [
     "Points",
     "Reference",
     "Renamed",
-    "SmallImage",
     "Store",
     "Why",
     "Write",

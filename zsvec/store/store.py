@@ -15,7 +15,7 @@ from zsvec.store.backends.base import Backend, Hit, Points
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import FORGET, History
 from zsvec.store.catalog.look import Cursor, Look, look
-from zsvec.store.catalog.schema import Reference, SmallImage, keeps_images
+from zsvec.store.catalog.schema import Reference, keeps_images
 from zsvec.store.causes import Causes
 from zsvec.store.collections import ownership
 from zsvec.store.collections.inbox import InboxCollection
@@ -23,7 +23,17 @@ from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
 from zsvec.store.mending import Move
 from zsvec.store.writing import Write
-from zsvec.types import Category, Change, Finding, Fingerprint, Forgotten, KeepImages, Modality, StoredReference
+from zsvec.types import (
+    Category,
+    Change,
+    Finding,
+    Fingerprint,
+    Forgotten,
+    KeepImages,
+    Modality,
+    SmallImage,
+    StoredReference,
+)
 
 if TYPE_CHECKING:
     import numpy as np

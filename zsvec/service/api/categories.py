@@ -32,8 +32,7 @@ from zsvec.service.api.common import (
 )
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import Material, sent_json, sent_material
-from zsvec.store import SmallImage
-from zsvec.types import StoredReference
+from zsvec.types import SmallImage, StoredReference
 
 router = APIRouter(prefix="/v1", tags=["categories"])
 

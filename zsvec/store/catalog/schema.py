@@ -27,7 +27,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from zsvec.errors import StoreError
-from zsvec.types import CALIBRATION_FORMAT, Category, Fingerprint, KeepImages, Modality
+from zsvec.types import CALIBRATION_FORMAT, Category, Fingerprint, KeepImages, Modality, SmallImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,27 +83,6 @@ def write_time(write_id: str) -> int:
 
 
 # References
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SmallImage:
-    """A small copy of an image, for people to look at.
-
-    Attributes:
-        hash: Content hash of the image.
-        content: The copy as a file: a JPEG.
-        width: Of the image itself, upright, in pixels.
-        height: Likewise.
-        source: Where the image came from.
-        added: When it was added (UTC), if that is known.
-    """
-
-    hash: str
-    content: bytes
-    width: int
-    height: int
-    source: str
-    added: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

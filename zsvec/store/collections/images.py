@@ -19,13 +19,12 @@ from zsvec.store.catalog.schema import (
     IMAGE_INDEXES,
     IMAGES,
     Reference,
-    SmallImage,
     collection_name,
     point_id,
     text_from,
     time_from,
 )
-from zsvec.types import Category
+from zsvec.types import Category, SmallImage
 
 _AT_ONCE = 256  # copies in one request
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from zsvec.errors import ImageError, InvalidInputError, StoreError
 from zsvec.store.backends.base import Backend, Points, Where
 from zsvec.store.catalog.catalog import Catalog
-from zsvec.store.catalog.schema import SmallImage, collection_name, point_id, text_from, time_from
+from zsvec.store.catalog.schema import collection_name, point_id, text_from, time_from
 from zsvec.store.collections.images import small_image
-from zsvec.types import Fingerprint
+from zsvec.types import Fingerprint, SmallImage
 
 if TYPE_CHECKING:
     import numpy as np

@@ -466,7 +466,7 @@ def test_images_drop(filled: Callable[..., Result]) -> None:
 
 
 def test_images_drop_asks(filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zsvec.cli.images.is_terminal", lambda: True)
+    monkeypatch.setattr("zsvec.cli.app.is_terminal", lambda: True)
     assert filled("images drop", stdin="n\n").code == 1
     assert filled("show red --sheet a.html").err == "the contact sheet is a.html\n"
     assert filled("images drop", stdin="y\n").code == 0
@@ -1902,7 +1902,7 @@ def test_an_interrupted_import_says_how_to_go_on(
 def test_remove_asks_on_a_terminal(
     filled: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, answer: str, *, removed: bool
 ) -> None:
-    monkeypatch.setattr("zsvec.cli.categories.is_terminal", lambda: True)
+    monkeypatch.setattr("zsvec.cli.app.is_terminal", lambda: True)
     result = filled("remove green", stdin=answer)
     assert result.code == (0 if removed else 1)
     assert "Remove 'green' and its 7 references?" in result.err

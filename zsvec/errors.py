@@ -69,7 +69,13 @@ class InvalidInputError(ZSVecError):
 
 
 class CategoryNotFoundError(InvalidInputError):
-    """The store holds no category of this name."""
+    """The store holds no category of this name.
+
+    Attributes:
+        name: The name.
+    """
+
+    name = ""
 
 
 class ImageError(ZSVecError):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +15,12 @@ import typer
 from typer.core import TyperGroup
 
 from zsvec import __version__
+from zsvec.cli import output
 from zsvec.cli.process import harmless
-from zsvec.errors import InvalidInputError, StoreError
+from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreError
 
 if TYPE_CHECKING:
-    from zsvec.classifier import Classifier
-    from zsvec.settings.settings import Settings
+    from zsvec import Category, Classifier, Settings
     from zsvec.store import Store
 
 
@@ -104,12 +105,15 @@ class Target:
     namespace: str | None
     profile: str | None
 
-    def open(self, **settings: Any) -> Classifier:
-        """The classifier with these options."""
+    @contextmanager
+    def open(self, **settings: Any) -> Iterator[Classifier]:
+        """Open the classifier with these options."""
         import zsvec
 
         self.settings()  # refuses a store that is not to last
-        return zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
+        options = {"namespace": self.namespace, "profile": self.profile, **settings}
+        with zsvec.open(self.store, **options) as classifier, _nearest_name(classifier.categories):
+            yield classifier
 
     def settings(self) -> Settings:
         """The settings with these options.
@@ -126,23 +130,39 @@ class Target:
             )
         return settings
 
-    def open_store(self) -> Store:
-        """The store alone, without encoders.
+    @contextmanager
+    def open_store(self) -> Iterator[Store]:
+        """Open the store alone, for what needs no encoders: those of the profile may be others.
 
         Raises:
             StoreError: It was never written.
         """
-        store = self.settings().open_store()
-        if not store.encoders():
-            store.close()
-            raise StoreError(f"there is no store in {store.location} yet: {HOW_TO_MAKE_A_STORE}")
-        return store
+        with self.settings().open_store() as store, _nearest_name(store.categories):
+            if not store.encoders():
+                raise StoreError(f"there is no store in {store.location} yet: {HOW_TO_MAKE_A_STORE}")
+            yield store
 
 
-def confirm(question: str) -> None:
-    """Go on only if the answer is yes."""
-    with answering():
-        typer.confirm(question, abort=True, err=True)
+@contextmanager
+def _nearest_name(categories: Callable[[], Sequence[Category]]) -> Iterator[None]:
+    """Add the nearest name, if there is one, to the error that there is no category of a name."""
+    try:
+        yield
+    except CategoryNotFoundError as exc:
+        near = get_close_matches(exc.name, [category.name for category in categories()], n=1)
+        raise CategoryNotFoundError(f"{exc}{f'; did you mean {near[0]!r}?' if near else ''}") from exc
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Go on only if the answer is yes, where somebody can answer.
+
+    Args:
+        question: Asked on stderr.
+        yes: Whether the answer was given in advance.
+    """
+    if not yes and is_terminal():
+        with answering():
+            typer.confirm(question, abort=True, err=True)
 
 
 @contextmanager
@@ -169,7 +189,6 @@ def images_at(path: str | Path) -> Sequence[str | Path]:
 
 def images_in(folder: Path) -> list[Path]:
     """Returns the images in a folder. Notes name links that lead out of it, which are left out."""
-    from zsvec.cli import output
     from zsvec.inputs.folders import find_images
 
     with output.left_out() as report:
@@ -182,7 +201,7 @@ def check_exists(path: str | Path) -> None:
     Raises:
         ImageError: It does not exist.
     """
-    from zsvec.inputs.images import content_hash
+    from zsvec import content_hash
 
     if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
         content_hash(path)

@@ -6,19 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
+from zsvec.cli import output
 from zsvec.cli.app import Json, answering, app, is_terminal
 from zsvec.errors import CategoryNotFoundError, InvalidInputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from zsvec import Audit, Category, Confusion, Duplicates, Outlier, StoredImage, StoredReferences, ThinCategory
 
-    from zsvec.curation.audit import Audit, Confusion, Duplicates, Outlier, StoredImage, ThinCategory
-    from zsvec.curation.references import StoredReferences
-    from zsvec.types import Category
+F = TypeVar("F")
 
 _SHOWN = 10  # findings of a kind in a table for people
 _UNCALIBRATED = (
@@ -44,8 +45,6 @@ def audit(
 
     Changes nothing without --fix. Label errors and confusions need a calibration.
     """
-    from zsvec.cli import output
-
     if fix and (json or html):
         raise InvalidInputError("--fix asks one by one, without a report: give it alone")
     if fix and not is_terminal():
@@ -103,8 +102,6 @@ def _fix(found: Audit, references: StoredReferences) -> None:
 
 def _ask(lines: Sequence[str], choices: Mapping[str, str]) -> str:
     """One of some letters, or `_Stop`."""
-    from zsvec.cli import output
-
     choices = {**choices, "s": "stop"}
     for line in lines:
         output.err.print(output.escape(line))
@@ -121,8 +118,6 @@ def _ask(lines: Sequence[str], choices: Mapping[str, str]) -> str:
 
 def _try(change: Callable[[], Category]) -> None:
     """Do what was chosen; what cannot be done is said, and the next question asked."""
-    from zsvec.cli import output
-
     try:
         changed = change()
     except (CategoryNotFoundError, InvalidInputError) as exc:  # others may have changed it meanwhile
@@ -143,40 +138,11 @@ def _page_writer() -> Callable[[Path, Audit, str], None]:
 
 def _print(found: Audit) -> None:
     """Print the findings of each kind that has any."""
-    from zsvec.cli import output
-
-    for number, named, table in (
-        (
-            len(found.labels),
-            output.counted(len(found.labels), "reference image") + " probably under a wrong category",
-            output.suspects_table(found.labels[:_SHOWN]),
-        ),
-        (
-            len(found.duplicates),
-            output.counted(len(found.duplicates), "picture") + " more than once",
-            _duplicates_table(found.duplicates[:_SHOWN]),
-        ),
-        (
-            len(found.outliers),
-            output.counted(len(found.outliers), "reference image") + " like no other",
-            _outliers_table(found.outliers[:_SHOWN]),
-        ),
-        (
-            len(found.thin),
-            output.counted(len(found.thin), "category", "categories") + " with too few different pictures",
-            _thin_table(found.thin[:_SHOWN]),
-        ),
-        (
-            len(found.confusions),
-            output.counted(len(found.confusions), "pair") + " of categories taken for each other",
-            _confusions_table(found.confusions[:_SHOWN]),
-        ),
-    ):
-        if number:
-            output.out.print(f"{named}:")
-            output.out.print(table)
-        if number > _SHOWN:
-            output.out.print(f"and {number - _SHOWN} more: --json and --html name all\n")
+    _print_findings("reference image", "probably under a wrong category", found.labels, output.suspects_table)
+    _print_findings("picture", "more than once", found.duplicates, _duplicates_table)
+    _print_findings("reference image", "like no other", found.outliers, _outliers_table)
+    _print_findings("category", "with too few different pictures", found.thin, _thin_table, many="categories")
+    _print_findings("pair", "of categories taken for each other", found.confusions, _confusions_table)
     doubtful = any((found.labels, found.duplicates, found.outliers, found.thin, found.confusions))
     output.out.print(
         f"{output.counted(found.images, 'reference image')}, {found.judged} of them judged by the others"
@@ -186,49 +152,50 @@ def _print(found: Audit) -> None:
         output.print_note(_UNCALIBRATED)
 
 
-def _duplicates_table(duplicates: Sequence[Duplicates]) -> Table:
-    from zsvec.cli import output
+def _print_findings(
+    one: str, what: str, findings: Sequence[F], table: Callable[[Sequence[F]], Table], *, many: str | None = None
+) -> None:
+    if findings:
+        output.out.print(f"{output.counted(len(findings), one, many)} {what}:")
+        output.out.print(table(findings[:_SHOWN]))
+    if len(findings) > _SHOWN:
+        output.out.print(f"and {len(findings) - _SHOWN} more: --json and --html name all\n")
 
-    table = output.new_table("references", "category", "cosine")
-    for one in duplicates:
-        table.add_row(*_columns(one.images), f"{one.likeness:.3f}")
-    return table
+
+def _duplicates_table(duplicates: Sequence[Duplicates]) -> Table:
+    return output.new_table(
+        *("references", "category", "cosine"),
+        rows=((*_columns(one.images), f"{one.likeness:.3f}") for one in duplicates),
+    )
 
 
 def _outliers_table(outliers: Sequence[Outlier]) -> Table:
-    from zsvec.cli import output
-
-    table = output.new_table("reference", "category", "cosine to the nearest")
-    for one in outliers:
-        table.add_row(output.escape(one.image.source), output.escape(one.image.category), f"{one.similarity:.2f}")
-    return table
+    return output.new_table(
+        *("reference", "category", "cosine to the nearest"),
+        rows=((one.image.source, one.image.category, f"{one.similarity:.2f}") for one in outliers),
+    )
 
 
 def _thin_table(thin: Sequence[ThinCategory]) -> Table:
-    from zsvec.cli import output
-
-    table = output.new_table("category", "images", "different pictures", "spread")
-    for one in thin:
-        spread = "–" if one.spread is None else f"{one.spread:.2f}"
-        table.add_row(output.escape(one.category), str(one.images), str(one.pictures), spread)
-    return table
+    return output.new_table(
+        *("category", "images", "different pictures", "spread"),
+        rows=(
+            (one.category, str(one.images), str(one.pictures), "–" if one.spread is None else f"{one.spread:.2f}")
+            for one in thin
+        ),
+    )
 
 
 def _confusions_table(confusions: Sequence[Confusion]) -> Table:
-    from zsvec.cli import output
-
-    table = output.new_table("categories", "images", "references", "category")
-    for one in confusions:
-        categories = output.escape(" – ".join(one.categories))
-        table.add_row(categories, str(len(one.images)), *_columns(one.images))
-    return table
+    return output.new_table(
+        *("categories", "images", "references", "category"),
+        rows=((" – ".join(one.categories), str(len(one.images)), *_columns(one.images)) for one in confusions),
+    )
 
 
-def _columns(images: Sequence[StoredImage]) -> tuple[str, str]:
+def _columns(images: Sequence[StoredImage]) -> tuple[Text, Text]:
     """Sources and categories of some images, a line for each, and how many there are beyond some."""
-    from zsvec.cli import output
-
     some = images[:_SHOWN]
     more = [f"and {len(images) - _SHOWN} more"] * (len(images) > _SHOWN)
-    sources = [output.escape(output.shortened(image.source)) for image in some]
-    return "\n".join([*sources, *more]), "\n".join(output.escape(image.category) for image in some)
+    sources = [output.shortened(image.source) for image in some]
+    return output.lines([*sources, *more]), output.lines(image.category for image in some)

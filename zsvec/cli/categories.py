@@ -5,24 +5,21 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
-from zsvec.cli.app import Json, KeepImages, Name, Replace, Yes, app, check_exists, confirm, images_at, is_terminal
+from zsvec.cli import output
+from zsvec.cli.app import Json, KeepImages, Name, Replace, Yes, app, check_exists, confirm, images_at
 from zsvec.cli.labelled import Boxes, Images, is_file, read_file, source_of
-from zsvec.errors import CategoryNotFoundError, ImageError, InvalidInputError
+from zsvec.errors import ImageError, InvalidInputError
 from zsvec.types import Category, SmallImage, StoredReference
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from zsvec.inputs.categories import CategoryInput
-    from zsvec.store import Store
+    from zsvec import CategoryInput, Classifier
 
 _SHORTEST, _WHOLE = 6, 64  # characters of a hash that may stand for it, and of a whole one
 
@@ -56,7 +53,6 @@ def import_(
     links that lead out of DIR, and unusable rows. With --replace, such a link or row ends the command before anything
     is written.
     """
-    from zsvec.cli import output
     from zsvec.inputs.folders import read_definitions
 
     texts = read_definitions(definitions) if definitions else {}
@@ -107,7 +103,6 @@ def _read(
     source: Path, images: Path | None, *, boxes: bool, definitions: Mapping[str, Sequence[str]], strict: bool
 ) -> list[CategoryInput]:
     """The categories of a folder or a file, with notes on what somebody may not expect of them."""
-    from zsvec.cli import output
     from zsvec.inputs.folders import category_folders, read_categories, refused, with_definitions
 
     if not is_file(source, images, boxes=boxes):
@@ -172,17 +167,12 @@ def add(
     json: Json = False,
 ) -> None:
     """Add a category, or references to one. Every process uses them from its next image on."""
-    from zsvec.cli import output
-
     images = [path for given in image or [] for path in images_at(given)]
     for path in images:
         check_exists(path)
     with context.obj.open(keep_images=keep_images) as classifier:
         category = classifier.add_category(name, text or None, images, replace=replace_)
-    if json:
-        output.print_json(category.to_dict())
-    else:
-        output.out.print(categories_table([category]))
+    output.print_found([category], categories_table, json=json)
 
 
 @app.command()
@@ -196,28 +186,23 @@ def remove(
     yes: Yes = False,
 ) -> None:
     """Remove a category, or some of its references."""
-    from zsvec.cli import output
-    from zsvec.inputs.categories import checked_name
+    from zsvec import checked_name
 
-    with context.obj.open() as classifier, nearest_name(name, classifier.store):
+    with context.obj.open() as classifier:
         if hashes:
-            category = classifier.references.remove(name, hashes_of(classifier.store, name, hashes))
+            category = classifier.references.remove(name, hashes_of(classifier, name, hashes))
             output.print_note(f"{name} has {output.counted(sum(category.references.values()), 'reference')} left")
             return
-        if is_terminal() and not yes:
-            references = sum(classifier.store.category(checked_name(name)).references.values())
-            what = f"{name!r} and its {output.counted(references, 'reference')}"
-            confirm(f"Remove {what}?")
+        references = sum(classifier.store.category(checked_name(name)).references.values())
+        confirm(f"Remove {name!r} and its {output.counted(references, 'reference')}?", yes=yes)
         classifier.remove_category(name)
     output.print_note(f"removed {name}")
 
 
-def hashes_of(store: Store, name: str, given: Sequence[str]) -> frozenset[str]:
+def hashes_of(classifier: Classifier, name: str, given: Sequence[str]) -> frozenset[str]:
     """The hashes of references of a category that begin as these; raises as `chosen_hashes`."""
-    from zsvec.inputs.categories import checked_name
-
-    known = {digest for _, _, digest in store.keys(checked_name(name))}
-    return chosen_hashes(known, given, repr(name), "zsvec show") if known else frozenset(given)
+    known = {reference.hash for reference in classifier.references.of(name)}
+    return chosen_hashes(known, given, repr(name), "zsvec show")
 
 
 def chosen_hashes(known: Collection[str], given: Sequence[str], whose: str, command: str) -> frozenset[str]:
@@ -248,18 +233,9 @@ def chosen_hashes(known: Collection[str], given: Sequence[str], whose: str, comm
 @app.command("list")
 def list_(context: typer.Context, json: Json = False) -> None:
     """List the categories and their numbers of references."""
-    from zsvec.cli import output
-
     with context.obj.open_store() as store:
-        found = store.categories()
-        location = store.location
-    if json:
-        for category in found:
-            output.print_json(category.to_dict())
-    elif found:
-        output.out.print(categories_table(found))
-    else:
-        output.print_note(f"no categories in {location}: add one with `zsvec add` or `zsvec import`")
+        empty = f"no categories in {store.location}: add one with `zsvec add` or `zsvec import`"
+        output.print_found(store.categories(), categories_table, json=json, otherwise=empty)
 
 
 @app.command()
@@ -274,9 +250,8 @@ def show(
     json: Json = False,
 ) -> None:
     """Show a category and its references, with dates and authors."""
-    from zsvec.cli import output
+    from zsvec import checked_name
     from zsvec.cli.thumbnails import shows_pictures
-    from zsvec.inputs.categories import checked_name
 
     if pictures and not json and not shows_pictures(output.out):
         raise InvalidInputError("this terminal has no colours for pictures: write a contact sheet, with --sheet")
@@ -285,17 +260,13 @@ def show(
 
         check_sheet(sheet)
     with context.obj.open_store() as store:
-        with nearest_name(name, store):
-            category = store.category(checked_name(name))
+        category = store.category(checked_name(name))
         references = store.stored_references(category.name)
         if sheet:
             texts = [reference.source for reference in references if reference.modality == "text"]
-            missing = write_sheet(sheet, category.name, pictures_of(references), store.image, texts)
-            lacking = f"; of {output.counted(missing, 'image')} the store has no copy" if missing else ""
-            output.print_note(f"the contact sheet is {sheet}{lacking}")
-        found = (
-            {r.hash: store.image(r.hash) for r in references if r.modality == "image"} if pictures and not json else {}
-        )
+            write_sheet(sheet, category.name, pictures_of(references), store.image, texts)
+        images = [reference.hash for reference in references if reference.modality == "image"]
+        found = {digest: store.image(digest) for digest in images} if pictures and not json else {}
     if json:
         stored = [reference.to_dict() for reference in references]
         output.print_json({**category.to_dict(), "metadata": category.metadata, "stored": stored})
@@ -304,41 +275,22 @@ def show(
     output.out.print(_references_table(references, found))
 
 
-@contextmanager
-def nearest_name(name: str, store: Store) -> Iterator[None]:
-    """Add the nearest name, if there is one, to the error that there is no category of this one."""
-    try:
-        yield
-    except CategoryNotFoundError as exc:
-        if repr(name) not in str(exc):  # but of another one
-            raise
-        near = get_close_matches(name, [category.name for category in store.categories()], n=1)
-        raise CategoryNotFoundError(f"{exc}{f'; did you mean {near[0]!r}?' if near else ''}") from exc
-
-
-def print_category(category: Category, *, json: bool) -> None:
-    """Print one category, as a table or as one line of JSON."""
-    from zsvec.cli import output
-
-    if json:
-        output.print_json(category.to_dict())
-    else:
-        output.out.print(categories_table([category]))
-
-
 def categories_table(categories: Sequence[Category]) -> Table:
     """A row for each category, with the number of its references of each expert."""
-    from zsvec.cli import output
-    from zsvec.cli.output import escape
-
     experts = sorted({expert for category in categories for expert in category.references})
-    table = output.new_table("category", "version", "updated", "texts", *map(escape, experts))
-    for category in categories:
-        counts = [str(category.references.get(expert, "–")) for expert in experts]
-        text = output.shortened("; ".join(category.texts))
-        updated = f"{category.updated.astimezone():%Y-%m-%d %H:%M}"
-        table.add_row(escape(category.name), str(category.version), updated, escape(text), *counts)
-    return table
+    return output.new_table(
+        *("category", "version", "updated", "texts", *map(output.escape, experts)),
+        rows=(
+            (
+                category.name,
+                str(category.version),
+                output.minute(category.updated),
+                output.shortened("; ".join(category.texts)),
+                *(str(category.references.get(expert, "–")) for expert in experts),
+            )
+            for category in categories
+        ),
+    )
 
 
 def _references_table(references: Sequence[StoredReference], pictures: Mapping[str, SmallImage | None]) -> Table:
@@ -348,14 +300,20 @@ def _references_table(references: Sequence[StoredReference], pictures: Mapping[s
         references: The texts and images.
         pictures: Copies of the images by hash, if they are to be shown.
     """
-    from zsvec.cli import output
-    from zsvec.cli.output import escape
     from zsvec.cli.thumbnails import thumbnail
 
-    table = output.new_table(*(["picture"] if pictures else []), "hash", "modality", "source", "added", "by")
-    for one in references:
-        source = one.source if one.prompt is None else f"{one.source}: {one.prompt}"
-        added = f"{one.added.astimezone():%Y-%m-%d %H:%M}" if one.added else "–"
-        shown = [thumbnail(pictures.get(one.hash))] if pictures else []
-        table.add_row(*shown, escape(one.hash[:12]), one.modality, escape(source), added, escape(one.by or "–"))
-    return table
+    return output.new_table(
+        *(["picture"] if pictures else []),
+        *("hash", "modality", "source", "added", "by"),
+        rows=(
+            (
+                *([thumbnail(pictures.get(one.hash))] if pictures else []),
+                one.hash[:12],
+                one.modality,
+                one.source if one.prompt is None else f"{one.source}: {one.prompt}",
+                output.minute(one.added),
+                one.by or "–",
+            )
+            for one in references
+        ),
+    )

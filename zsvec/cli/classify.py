@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zsvec.cli import output
 from zsvec.cli.app import Explain, Fusion, Json, Keep, Stats, app, check_exists, images_at
-from zsvec.errors import ImageError
+from zsvec.errors import ImageError, without_password
 from zsvec.types import Prediction
 
 if TYPE_CHECKING:
-    from zsvec.inputs.images import ImageInput
+    from zsvec import ImageInput
 
 
 @app.command()
@@ -43,7 +44,6 @@ def classify(
 
     Reports unreadable images and goes on; fails if nothing was classified.
     """
-    from zsvec.cli import output
     from zsvec.cli.spreadsheet import prediction_printer
 
     if csv and (json or explain):
@@ -51,7 +51,7 @@ def classify(
     show = prediction_printer() if csv else partial(output.print_prediction, explain=explain, json=json)
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion, keep=keep) as classifier:
-        if len(missing) == len(sources) and classifier.store.encoders():  # an empty store is said to be empty
+        if len(missing) == len(sources) and classifier.categories():  # an empty store is said to be empty
             for answer in missing:
                 show(answer)
             failed = images = len(missing)
@@ -89,7 +89,6 @@ def watch(
     json: Json = False,
 ) -> None:
     """Classify each image that appears in a folder, once, until interrupted. The next run continues."""
-    from zsvec.cli import output
     from zsvec.inputs.watch import Watch
 
     with (
@@ -124,12 +123,10 @@ def _has_frames(source: str) -> bool:
 
 def _missing(source: str) -> Prediction | None:
     """The answer for a path that does not exist, which needs no encoder; ``None`` for any other source."""
-    from zsvec.inputs.images import source_of
-
     if source == "-" or _has_frames(source):
         return None
     try:
         check_exists(source)
     except ImageError as exc:
-        return Prediction(source=source_of(source), error=str(exc))
+        return Prediction(source=without_password(source), error=str(exc))
     return None

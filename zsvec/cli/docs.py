@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from zsvec.cli import output
 from zsvec.cli.app import app
 
 TOPICS = (
@@ -40,8 +41,6 @@ _FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)
 @app.command()
 def docs(topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="Page to show.")] = None) -> None:
     """Show a page of the documentation, or list the topics."""
-    from zsvec.cli import output
-
     if topic is None:
         output.out.print(output.facts_table({name: summary(page(name)) for name in TOPICS}))
         return

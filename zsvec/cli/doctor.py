@@ -141,7 +141,7 @@ def _generation(settings: Settings) -> Finding:
 
 
 def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
-    from zsvec.method.calibration import Calibration
+    from zsvec import Calibration
 
     try:
         with settings.open_store() as store:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zsvec.cli import output
 from zsvec.cli.app import app, images_in
 from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from zsvec.settings.settings import Settings
+    from zsvec import Settings
 
 _SIDE = 640  # pixels of a photograph for int8: 128 take 160 MB
 
@@ -45,7 +46,6 @@ def export(
 
     Vectors stay the same, and stores valid, unless you give --int8.
     """
-    from zsvec.cli import output
     from zsvec.encoders.cache import chosen_specs
 
     if int8 is not None and folder is None:
@@ -78,14 +78,13 @@ def export(
 
 def _photographs(folder: Path, settings: Settings) -> list[Image.Image]:
     """Some images of a folder, from all of it, which can be in memory together; what cannot be read is left out."""
-    from zsvec.cli import output
+    import zsvec
     from zsvec.encoders.onnx.int8 import MOST_PHOTOGRAPHS
-    from zsvec.inputs.images import load_image
 
     paths, found = images_in(folder), []
     for path in paths[:: -(-len(paths) // MOST_PHOTOGRAPHS) or 1]:
         try:
-            image = load_image(path, side=_SIDE, **settings.image_limits())
+            image = zsvec.load_image(path, side=_SIDE, **settings.image_limits())
         except ImageError as exc:
             output.print_note(f"left out: {exc}")
         else:

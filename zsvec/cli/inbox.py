@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
+from zsvec.cli import output
 from zsvec.cli.app import Json, Name, app, check_exists
-from zsvec.cli.categories import chosen_hashes, print_category
+from zsvec.cli.categories import categories_table, chosen_hashes
 
 if TYPE_CHECKING:
-    from zsvec.curation.inbox import Inbox, Unlabelled
+    from zsvec import Inbox, Unlabelled
 
 Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Hash of an image, or its beginning.")]
 Sheet = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a contact sheet.")]
@@ -36,7 +38,7 @@ def correct(
     """
     check_exists(photo)
     with context.obj.open() as classifier:
-        print_category(classifier.correct(photo, name), json=json)
+        output.print_found([classifier.correct(photo, name)], categories_table, json=json)
 
 
 @inbox.callback(invoke_without_command=True)
@@ -54,18 +56,12 @@ def show(
     """Show the images that wait for a label, the most informative first."""
     if context.invoked_subcommand:
         return
-    from zsvec.cli import output
-
     with context.obj.open() as classifier:
         waiting = len(classifier.inbox)
         found = classifier.inbox.rank(number if json or sheet else number or _SHOWN)
         if sheet:
             _write_sheet(sheet, found, classifier.inbox)
-    if json:
-        for one in found:
-            output.print_json(one.to_dict())
-    elif found:
-        _print_table(found)
+    output.print_found(found, _table, json=json)
     if not json:
         output.print_note(f"{output.counted(waiting, 'image')} {'waits' if waiting == 1 else 'wait'} for a label")
 
@@ -79,14 +75,13 @@ def label(
 ) -> None:
     """Make images references of a category, stored or new."""
     with context.obj.open() as classifier:
-        print_category(classifier.inbox.label(_hashes_of(classifier.inbox, hashes), name), json=json)
+        category = classifier.inbox.label(_hashes_of(classifier.inbox, hashes), name)
+    output.print_found([category], categories_table, json=json)
 
 
 @inbox.command()
 def dismiss(context: typer.Context, hashes: Hashes) -> None:
     """Remove images from the inbox, and block near-duplicates until they expire."""
-    from zsvec.cli import output
-
     with context.obj.open() as classifier:
         chosen = _hashes_of(classifier.inbox, hashes)
         classifier.inbox.dismiss(chosen)
@@ -96,8 +91,6 @@ def dismiss(context: typer.Context, hashes: Hashes) -> None:
 @inbox.command()
 def groups(context: typer.Context, sheet: Sheet = None, json: Json = False) -> None:
     """Show groups of similar unknown images: each may be a missing category."""
-    from zsvec.cli import output
-
     with context.obj.open() as classifier:
         found = classifier.inbox.groups()
         if sheet:
@@ -111,7 +104,7 @@ def groups(context: typer.Context, sheet: Sheet = None, json: Json = False) -> N
             f"group {number}: {output.counted(len(group.images), 'image')}, likeness {group.likeness:.2f}"
             + (f"; perhaps {', '.join(group.names)}" if group.names else "")
         )
-        _print_table(group.images)
+        output.out.print(_table(group.images))
     if not found:
         output.print_note("no five unknown images that wait look alike")
 
@@ -120,15 +113,11 @@ def _hashes_of(inbox: Inbox, given: Sequence[str]) -> frozenset[str]:
     return chosen_hashes(inbox.hashes(), given, "the images that wait", "zsvec inbox")
 
 
-def _print_table(found: Sequence[Unlabelled]) -> None:
-    from zsvec.cli import output
-    from zsvec.cli.output import escape
-
-    table = output.new_table("hash", "source", "kept", "urgency", "would be")
-    for one in found:
-        added = f"{one.added.astimezone():%Y-%m-%d %H:%M}"
-        table.add_row(escape(one.hash[:12]), escape(one.source), added, f"{one.urgency:.2f}", escape(_says(one)))
-    output.out.print(table)
+def _table(found: Sequence[Unlabelled]) -> Table:
+    return output.new_table(
+        *("hash", "source", "kept", "urgency", "would be"),
+        rows=((one.hash[:12], one.source, output.minute(one.added), f"{one.urgency:.2f}", _says(one)) for one in found),
+    )
 
 
 def _says(one: Unlabelled) -> str:
@@ -139,11 +128,8 @@ def _says(one: Unlabelled) -> str:
 
 
 def _write_sheet(file: Path, found: Sequence[Unlabelled], inbox: Inbox) -> None:
-    from zsvec.cli import output
     from zsvec.cli.sheet import Picture, check_sheet, write_sheet
 
     check_sheet(file)
     pictures = [Picture(one.hash, [one.hash[:12], one.source, _says(one)]) for one in found]
-    missing = write_sheet(file, "inbox", pictures, inbox.small)
-    lacking = f"; of {output.counted(missing, 'image')} the store has no copy" if missing else ""
-    output.print_note(f"the contact sheet is {file}{lacking}")
+    write_sheet(file, "inbox", pictures, inbox.small)

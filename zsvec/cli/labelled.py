@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zsvec.cli import output
 from zsvec.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsvec.inputs.categories import CategoryInput, ReferenceImage
-    from zsvec.inputs.images import ImageInput
+    from zsvec import CategoryInput, ImageInput, ReferenceImage
 
 _FILES = (".csv", ".tsv", ".txt", ".json")
 
@@ -53,8 +53,6 @@ def read_file(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> 
         boxes: Whether to take the objects in their boxes.
         strict: Whether a row that cannot be used is an error. If not, a note tells of it, and it is left out.
     """
-    from zsvec.cli import output
-
     with output.left_out() as report:
         on_error = None if strict else report
         if file.suffix.lower() == ".json":
@@ -73,7 +71,7 @@ def read_file(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> 
 
 def source_of(image: ImageInput | ReferenceImage) -> str:
     """The name of an image in errors."""
+    from zsvec import ReferenceImage
     from zsvec.inputs import images
-    from zsvec.inputs.categories import ReferenceImage
 
     return images.source_of(image.image if isinstance(image, ReferenceImage) else image)

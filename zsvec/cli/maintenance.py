@@ -1,4 +1,4 @@
-"""The commands that look after the store and the installation: info, doctor, init, gc."""
+"""The commands that look after the store and the installation: info, doctor, init, gc, images drop."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsvec.cli.app import Json, app
+from zsvec.cli import output
+from zsvec.cli.app import Json, Yes, app, confirm
 
 if TYPE_CHECKING:
     from zsvec.types import Change
+
+images = typer.Typer(help="Look after the small copies of reference images that the store keeps.", no_args_is_help=True)
 
 
 @app.command()
 def info(context: typer.Context, json: Json = False) -> None:
     """Show the store's contents, encoders, their speed, and the engine."""
-    from zsvec.cli import output
     from zsvec.settings.info import info as facts
 
     with context.obj.open_store() as store:
@@ -38,7 +40,6 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check encoders, GPU, hub, weights, store and each node of a server, and suggest fixes."""
-    from zsvec.cli import output
     from zsvec.cli.doctor import examine, findings_table
 
     target = replace(context.obj, store=store) if store else context.obj
@@ -55,8 +56,6 @@ def doctor(
 @app.command()
 def init(context: typer.Context) -> None:
     """Create the collections of the store, for keys without that right. Writes create them too."""
-    from zsvec.cli import output
-
     with context.obj.open() as classifier:
         classifier.create()
         output.print_note(f"{classifier.store.location} is there")
@@ -78,7 +77,6 @@ def gc(
 
     Names each change that can no longer be undone.
     """
-    from zsvec.cli import output
     from zsvec.cli.history import said
 
     final: list[Change] = []
@@ -87,3 +85,18 @@ def gc(
     for change in final:
         output.print_note(f"final: {said(change)}")
     output.print_note(f"{output.counted(deleted, 'reference')} deleted")
+
+
+@images.command()
+def drop(context: typer.Context, yes: Yes = False) -> None:
+    """Delete all small copies of images, and keep none. References stay.
+
+    `--keep-images small`, or the setting, starts again with new images.
+    """
+    with context.obj.open_store() as store:
+        confirm("Delete all small copies of images?", yes=yes)
+        store.drop_images()
+    output.print_note("all small copies of images are deleted, and none are kept any more")
+
+
+app.add_typer(images, name="images")

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from zsvec.cli.app import Json, Name, Yes, app, confirm, is_terminal
-from zsvec.cli.categories import hashes_of, nearest_name, print_category
+from zsvec.cli import output
+from zsvec.cli.app import Json, Name, Yes, app, confirm
+from zsvec.cli.categories import categories_table, hashes_of
 from zsvec.errors import InvalidInputError
 
 _HASH = re.compile("[0-9a-f]{64}")
@@ -24,9 +25,10 @@ Target = Annotated[str, typer.Argument(metavar="TARGET", help="Category to add t
 @app.command()
 def move(context: typer.Context, source: Source, target: Target, hashes: Hashes, json: Json = False) -> None:
     """Move references from one category to another, stored or new."""
-    with context.obj.open() as classifier, nearest_name(source, classifier.store):
-        chosen = hashes_of(classifier.store, source, hashes)
-        print_category(classifier.references.move(chosen, source=source, target=target), json=json)
+    with context.obj.open() as classifier:
+        chosen = hashes_of(classifier, source, hashes)
+        category = classifier.references.move(chosen, source=source, target=target)
+    output.print_found([category], categories_table, json=json)
 
 
 @app.command()
@@ -37,19 +39,15 @@ def rename(
     json: Json = False,
 ) -> None:
     """Rename a category."""
-    with context.obj.open() as classifier, nearest_name(name, classifier.store):
-        print_category(classifier.references.rename(name, new), json=json)
+    with context.obj.open() as classifier:
+        output.print_found([classifier.references.rename(name, new)], categories_table, json=json)
 
 
 @app.command()
 def merge(context: typer.Context, source: Source, target: Target, json: Json = False) -> None:
     """Move all references of SOURCE to TARGET, and remove SOURCE."""
-    with (
-        context.obj.open() as classifier,
-        nearest_name(source, classifier.store),
-        nearest_name(target, classifier.store),
-    ):
-        print_category(classifier.references.merge(source, target), json=json)
+    with context.obj.open() as classifier:
+        output.print_found([classifier.references.merge(source, target)], categories_table, json=json)
 
 
 @app.command()
@@ -62,8 +60,7 @@ def forget(
 
     A copy of another size or format is another image.
     """
-    from zsvec.cli import output
-    from zsvec.inputs.images import content_hash
+    from zsvec import content_hash
 
     is_hash = _HASH.fullmatch(image.lower())
     if not is_hash and _BEGINNING.fullmatch(image.lower()) and not Path(image).exists():
@@ -71,8 +68,7 @@ def forget(
             f"{image!r} is the beginning of a hash: `zsvec show --json` has all 64 characters of it"
         )
     digest = image.lower() if is_hash else content_hash(image)
-    if is_terminal() and not yes:
-        confirm(f"Forget {digest[:12]} for good?")
+    confirm(f"Forget {digest[:12]} for good?", yes=yes)
     with context.obj.open() as classifier:
         found = classifier.references.forget(digest)
     if not found.points:
@@ -96,19 +92,19 @@ def set_(
     json: Json = False,
 ) -> None:
     """Replace the texts or the metadata of a category."""
-    from zsvec.inputs.categories import checked_metadata
-
     if text is None and metadata is None:
         raise InvalidInputError("there is nothing to set: give --text or --metadata")
+    from zsvec.inputs.categories import checked_metadata
+
     kept = None if metadata is None else checked_metadata(_object(metadata))
-    with context.obj.open() as classifier, nearest_name(name, classifier.store):
+    with context.obj.open() as classifier:
         category = classifier.store.category(name)
         with classifier.store.one_change("set"):
             if text is not None:
                 category = classifier.references.set_texts(name, text)
             if kept is not None:
                 category = classifier.references.set_metadata(name, kept)
-    print_category(category, json=json)
+    output.print_found([category], categories_table, json=json)
 
 
 def _object(text: str) -> dict[str, object]:

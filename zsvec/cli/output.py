@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape as escape_markup
 from rich.segment import Segment
 from rich.table import Column, Table
+from rich.text import Text
 
 from zsvec.cli.process import harmless
 from zsvec.errors import without_password
@@ -20,13 +22,20 @@ from zsvec.types import counted as counted  # all commands count
 from zsvec.types import how_far
 
 if TYPE_CHECKING:
-    from zsvec.classifier import Classifier
-    from zsvec.method.quality.suspects import Suspect
-    from zsvec.streams.flow import StreamStats
-    from zsvec.streams.stream import Stream
-    from zsvec.types import Prediction, Ranking
+    from zsvec import Classifier, Prediction, Ranking, Stream, StreamStats, Suspect
 
 T = TypeVar("T")
+
+
+class Printable(Protocol):
+    """A result that has an object of JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object."""
+        ...
+
+
+P = TypeVar("P", bound=Printable)
 
 _SHOWN = 20  # inputs that cannot be used, each in a line
 
@@ -65,6 +74,26 @@ def print_json(value: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def print_found(
+    found: Sequence[P], table: Callable[[Sequence[P]], Table], *, json: bool, otherwise: str | None = None
+) -> None:
+    """Print results on stdout.
+
+    Args:
+        found: The results.
+        table: Makes a table of them, for people.
+        json: Whether to print each as a line of JSON instead.
+        otherwise: A note for people where there is no result.
+    """
+    if json:
+        for one in found:
+            print_json(one.to_dict())
+    elif found:
+        out.print(table(found))
+    elif otherwise:
+        print_note(otherwise)
+
+
 def print_note(message: str) -> None:
     """Print a line on stderr, for the person who watches."""
     err.print(escape(message))
@@ -88,7 +117,7 @@ def left_out() -> Iterator[Callable[[Exception], None]]:
 
 def print_loading(classifier: Classifier) -> None:
     """Say on stderr, if that is a terminal, why the first answer takes seconds; of an empty store there is none."""
-    if err.is_terminal and classifier.store.encoders():
+    if err.is_terminal and classifier.categories():
         print_note(f"loading the encoders of profile {classifier.settings.profile} …")
 
 
@@ -132,16 +161,21 @@ def live(running: Stream[Any], wanted: bool) -> Iterator[None]:
 
 def stream_table(stats: StreamStats) -> Table:
     """The statistics of a stream."""
-    table = new_table("stage", "busy", "of the time", "waiting for the next")
-    for stage in ("decode", "preprocess", "encode", "search", "fuse"):
-        spent = stats.busy.get(stage, 0.0)
-        share = f"{spent / stats.seconds:.0%}" if stats.seconds else "–"
-        waiting = stats.waiting.get(stage)
-        table.add_row(stage, f"{spent:.1f} s", share, "" if waiting is None else str(waiting))
     images = counted(stats.images, "image")
     drift = "" if stats.drift is None else f", drift {stats.drift:.2f}"
-    table.caption = f"{images} in {stats.seconds:.1f} s, {stats.rate:.1f} a second, {stats.failed} unreadable{drift}"
-    return table
+    return new_table(
+        *("stage", "busy", "of the time", "waiting for the next"),
+        rows=(
+            (
+                stage,
+                f"{(spent := stats.busy.get(stage, 0.0)):.1f} s",
+                f"{spent / stats.seconds:.0%}" if stats.seconds else "–",
+                str(stats.waiting.get(stage, "")),
+            )
+            for stage in ("decode", "preprocess", "encode", "search", "fuse")
+        ),
+        caption=f"{images} in {stats.seconds:.1f} s, {stats.rate:.1f} a second, {stats.failed} unreadable{drift}",
+    )
 
 
 def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> None:
@@ -168,20 +202,26 @@ def evidence_table(prediction: Prediction) -> Table:
     """What each expert says, and its nearest references."""
     stale = prediction.calibration == "stale"
     caption = f"fused by {prediction.fusion}" + "; the calibration is stale: run `zsvec calibrate`" * stale
-    table = new_table("expert", "weight", "entropy", "says", "nearest references", caption=caption)
-    for name, expert in prediction.experts.items():
-        nearest = "\n".join(escape(f"{n.similarity:.2f} {n.category}: {shortened(n.source)}") for n in expert.neighbors)
-        says = "\n".join(escape(f"{p:.1%} {label}") for label, p in expert.ranking[:3])
-        table.add_row(escape(name), f"{expert.weight:.0%}", f"{expert.entropy:.2f}", says, nearest)
-    return table
+    return new_table(
+        *("expert", "weight", "entropy", "says", "nearest references"),
+        rows=(
+            (
+                name,
+                f"{expert.weight:.0%}",
+                f"{expert.entropy:.2f}",
+                lines(f"{p:.1%} {label}" for label, p in expert.ranking[:3]),
+                lines(f"{n.similarity:.2f} {n.category}: {shortened(n.source)}" for n in expert.neighbors),
+            )
+            for name, expert in prediction.experts.items()
+        ),
+        caption=caption,
+    )
 
 
 def facts_table(values: Mapping[str, Any]) -> Table:
     """Names and their values."""
-    table = new_table("", "", box=None, show_header=False)
-    for name, value in values.items():
-        table.add_row(f"[dim]{escape(name)}[/]", "\n".join(map(escape, _worded(value))))
-    return table
+    rows = ((Text(name, "dim"), lines(_worded(value))) for name, value in values.items())
+    return new_table("", "", rows=rows, box=None, show_header=False)
 
 
 def _worded(value: Any) -> list[str]:
@@ -193,18 +233,47 @@ def _worded(value: Any) -> list[str]:
     return [str(value)]
 
 
-def new_table(*headers: str, box: Box | None = SIMPLE_HEAD, **options: Any) -> Table:
-    """A table without rows. However narrow the terminal is, nothing is cut off."""
-    return Table(*(Column(header, overflow="fold") for header in headers), box=box, pad_edge=False, **options)
+def new_table(
+    *headers: str, rows: Iterable[Iterable[RenderableType]] = (), box: Box | None = SIMPLE_HEAD, **options: Any
+) -> Table:
+    """A table. However narrow the terminal is, nothing is cut off.
+
+    Args:
+        *headers: Of the columns.
+        rows: Cells by row. A `str` may be anybody's text: markup in it is none (see `escape`).
+        box: The lines of the table.
+        **options: Of `rich.table.Table`.
+    """
+    table = Table(*(Column(header, overflow="fold") for header in headers), box=box, pad_edge=False, **options)
+    for row in rows:
+        table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
+def lines(texts: Iterable[str]) -> Text:
+    """A cell with a line for each of some texts, which may be anybody's."""
+    return Text("\n".join(harmless(without_password(text)) for text in texts))
+
+
+def minute(moment: datetime | None) -> str:
+    """A moment to the minute, in the time of this machine."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}" if moment else "–"
 
 
 def suspects_table(suspects: Iterable[Suspect]) -> Table:
     """References that are probably under a wrong category."""
-    table = new_table("reference", "category", "probably wrong", "instead")
-    for suspect in suspects:
-        instead = escape(suspect.instead) + (" (the same picture is there, too)" if suspect.copied else "")
-        table.add_row(escape(suspect.source), escape(suspect.category), f"{suspect.probability:.1%}", instead)
-    return table
+    return new_table(
+        *("reference", "category", "probably wrong", "instead"),
+        rows=(
+            (
+                one.source,
+                one.category,
+                f"{one.probability:.1%}",
+                one.instead + (" (the same picture is there, too)" if one.copied else ""),
+            )
+            for one in suspects
+        ),
+    )
 
 
 def shortened(text: str, longest: int = 48) -> str:

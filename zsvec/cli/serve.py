@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zsvec.cli import output
 from zsvec.cli.app import Keep, app
 from zsvec.errors import MissingExtraError
 
@@ -29,8 +30,6 @@ def serve(
     On 127.0.0.1 no key is needed. On any other address the first start prints a new key; or set ZSVEC_SERVE_KEYS (see
     `zsvec docs service`). Put a TLS reverse proxy in front.
     """
-    from zsvec.cli import output
-
     try:
         from zsvec.service import create_app
         from zsvec.service.server import listening, log_to_stderr
@@ -50,7 +49,6 @@ def serve(
 
 def _keys(host: str) -> tuple[Keys, str | None]:
     """The keys that count at an address, and the one that is to be shown, if it is new."""
-    from zsvec.cli import output
     from zsvec.service.auth.guard import is_loopback
     from zsvec.service.auth.keys import VARIABLE, Keys, first_key, key_file
 

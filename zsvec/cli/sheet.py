@@ -9,6 +9,7 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
+from zsvec.cli.output import counted, print_note
 from zsvec.cli.process import harmless
 from zsvec.errors import InvalidInputError, without_password
 from zsvec.inputs.encoded import recognised
@@ -68,8 +69,8 @@ def write_sheet(
     pictures: Sequence[Picture],
     find: Callable[[str], SmallImage | None],
     texts: Sequence[str] = (),
-) -> int:
-    """Write the contact sheet of some images.
+) -> None:
+    """Write the contact sheet of some images, and note where it is and what it lacks.
 
     Args:
         file: Replaced, where it is a file or a link.
@@ -77,9 +78,6 @@ def write_sheet(
         pictures: The images.
         find: Gives the small copy of an image by its hash.
         texts: Shown above the images.
-
-    Returns:
-        How many images have no copy that can be read.
 
     Raises:
         OSError: The file cannot be written.
@@ -95,7 +93,8 @@ def write_sheet(
 
     with replacing_named(file) as opened:
         opened.writelines(part.encode() for part in _page(title, texts, found()))
-    return len(missing)
+    lacking = f"; of {counted(len(missing), 'image')} the store has no copy" if missing else ""
+    print_note(f"the contact sheet is {file}{lacking}")
 
 
 def _page(title: str, texts: Sequence[str], found: Iterator[tuple[Picture, SmallImage | None]]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from zsvec.cli import output
 from zsvec.cli.app import app
 
 
@@ -18,7 +19,6 @@ def trust(
     Read the file first: untrusted, it may set harmless settings alone (`zsvec docs settings`). A changed or moved file
     needs your trust again.
     """
-    from zsvec.cli import output
     from zsvec.settings import trust as marks
     from zsvec.settings.settings import Settings
 

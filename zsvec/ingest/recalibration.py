@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from numbers import Real
 
@@ -23,6 +23,7 @@ from zsvec.method.calibrate.fit import (
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibrate.scale import fit_scale, scaled
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
+from zsvec.method.predict.background import FEWEST
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.pooled import pooled_evidence
@@ -101,7 +102,35 @@ class Calibrator:
             before = self._pool(former) if calibration.classwise else former.aggregations
         after = self._pool(calibration)
         doubtful = suspects(references, verdicts(references, calibration, sample))
-        return CalibrationReport(calibration, quality(before, sample), quality(after, sample), doubtful, *by_label)
+        return CalibrationReport(
+            calibration,
+            quality(before, sample),
+            quality(after, sample),
+            doubtful,
+            *by_label,
+            notes=tuple(self._notes(calibration, former, references)),
+        )
+
+    def _notes(
+        self, made: Calibration, former: Calibration | None, references: Mapping[str, References]
+    ) -> Iterator[str]:
+        """As `CalibrationReport.notes`."""
+        counts = [dict(zip(r.names, np.diff(r.starts), strict=True)) for r in image_experts(references).values()]
+        names = category_names(references)
+        few = [name for name in names if min((images.get(name, 0) for images in counts), default=0) < FEWEST]
+        if self._fusion.classwise and made.classwise is None and few:
+            others = f" and {len(few) - 1} more have" if len(few) > 1 else " has"
+            yield (
+                f"log_linear_views runs: log_linear_gda takes {FEWEST} images of each category, "
+                f"{few[0]!r}{others} fewer"
+            )
+        if former is not None and former.scale != 1 == made.scale:
+            yield (
+                f"labelled images had scaled the evidence by {former.scale:.2f}; it is as the references say again: "
+                "clf.calibrate(labelled=…) learns from such images"
+            )
+        if former is not None and _learned_from(former) == _learned_from(made):
+            yield "the calibration was already current: nothing has changed"
 
     def check_labels(self, names: Sequence[str]) -> None:
         """Raise InvalidInputError where a label is no category of the store."""
@@ -243,6 +272,19 @@ class Calibrator:
         if not (former and holds(former, references)):
             of_means = sum(_background_cost(n, dim[e], images) for e, n in image_experts(references).items())
         return products + images * categories * 2 * len(references) * _FITTING <= _CHEAP and of_means <= _RARE
+
+
+def _learned_from(made: Calibration) -> tuple[object, ...]:
+    """What decides a calibration; its numbers come back from a store with other last digits."""
+    return (
+        made.revision,
+        made.false_unknown_rate,
+        made.aggregation,
+        made.top_m,
+        made.scale == 1,
+        sorted(made.experts),
+        sorted(made.backgrounds),
+    )
 
 
 def _background_cost(n: int, dim: int, images: int) -> int:

@@ -23,6 +23,7 @@ from zsvec.method.calibrate.coefficients import learn_coefficients
 from zsvec.method.calibrate.leave_one_out import LeftOut, leave_one_out
 from zsvec.method.calibrate.temperature import calibrate_expert
 from zsvec.method.calibrate.thresholds import (
+    fewest,
     learn_category_thresholds,
     learn_neutral,
     learn_quantiles,
@@ -43,6 +44,7 @@ from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import LEAST, expert_evidence, log_linear
 from zsvec.method.quality.suspects import Suspect
 from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.types import counted
 
 FALSE_UNKNOWN_RATE = 0.05
 """Default fraction of the images of a store's categories that may be called unknown."""
@@ -81,6 +83,8 @@ class CalibrationReport:
         labelled_before: Quality of the new one on the labelled images that were given, before its evidence was scaled
             by what they say (`Calibration.scale`); ``None`` without any.
         labelled_after: The same afterwards; on the images that the scale was fitted on.
+        notes: What may be unexpected, in sentences: that nothing has changed, what cannot be learned yet, and what was
+            given up.
     """
 
     calibration: Calibration
@@ -89,6 +93,17 @@ class CalibrationReport:
     suspects: Sequence[Suspect] = ()
     labelled_before: Quality | None = None
     labelled_after: Quality | None = None
+    notes: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        made = self.calibration
+        if made.aggregations.thresholds:
+            known = f"{1 - made.false_unknown_rate:.1%} of these images"
+            unknown = f"an image is unknown if it is farther from every category than {known}"
+        else:
+            needed = f"{fewest(made.false_unknown_rate):.0f} images"
+            unknown = f"no threshold: that takes {needed} that share their category with another"
+        return f"learned from {counted(made.images, 'reference image')}; {unknown}"
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec calibrate --json`` prints."""

@@ -198,9 +198,11 @@ class Catalog:
 
     def not_found(self, name: str) -> CategoryNotFoundError:
         """The error of who asks for a category that is not there."""
-        return CategoryNotFoundError(
+        error = CategoryNotFoundError(
             f"there is no category {name!r} in {self.location}: `zsvec list` shows those there are"
         )
+        error.name = name
+        return error
 
     def state(self, names: Iterable[str]) -> State:
         """The manifests of some categories, and the store they are in."""

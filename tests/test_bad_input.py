@@ -85,7 +85,7 @@ class Bench:
 
     def contents(self) -> Any:
         """All that is stored, whether committed or not, and an answer by it."""
-        store = self.clf.store
+        store = self.clf._store
         points = {
             name: store._backend.count(store.collection(name), Where())  # also what nobody sees
             for name in ("clip", "dino", "catalog")
@@ -543,7 +543,7 @@ def locked_folder(bench: Bench) -> None:
 def of_another_schema(bench: Bench) -> None:
     with fast_folder() as folder, bench.open(store=str(folder)) as classifier:
         classifier.add_category("cat")
-        backend, catalog = classifier.store._backend, "zsvec__catalog"
+        backend, catalog = classifier._store._backend, "zsvec__catalog"
         identifier = record_id("store", "")
         record = {**backend.retrieve(catalog, [identifier])[identifier], "schema": 99}
         backend.upsert(catalog, Points([identifier], np.ones((1, 1), np.float32), [record]))

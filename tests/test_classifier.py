@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
@@ -46,6 +46,7 @@ from zsvec.errors import (
     InvalidInputError,
     StoreError,
     StoreLockedError,
+    StoreUnavailableError,
     WeightsUnavailableError,
 )
 from zsvec.inputs.categories import CategoryInput
@@ -95,6 +96,25 @@ def clf(empty: Classifier) -> Classifier:
 
 
 # ---- one image, several, none
+
+
+def test_a_classifier_tells_of_its_store(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert clf.location == clf._store.location
+    assert clf.info()["categories"] == len(clf.categories())
+    assert clf.category(f" {clf.categories()[0].name} ") == clf.categories()[0]
+    clf.ping()
+
+    def away() -> NoReturn:
+        raise StoreUnavailableError("away")
+
+    monkeypatch.setattr(clf._store, "encoders", away)
+    with clf.within(1), pytest.raises(StoreUnavailableError):
+        clf.ping()
+
+
+def test_an_image_that_cannot_be_read_has_no_thumbnail(clf: Classifier) -> None:
+    with pytest.raises(ImageError):
+        clf.thumbnail(b"no image")
 
 
 def test_what_looks_like_the_references_of_a_category_is_of_it(clf: Classifier) -> None:
@@ -183,7 +203,7 @@ def _wait(child: int) -> bool:
 
 def test_a_classifier_cannot_be_pickled_and_says_what_to_do(folder: Path) -> None:
     with open_classifier(folder) as classifier:
-        for thing in (classifier, classifier.store):
+        for thing in (classifier, classifier._store):
             with pytest.raises(TypeError, match=r"cannot be pickled.*zsvec\.open"):
                 pickle.dumps(thing)
 
@@ -208,9 +228,9 @@ def test_every_kind_of_input_gives_the_same_answer(clf: Classifier, tmp_path: Pa
 
 
 def test_classifying_writes_nothing(clf: Classifier) -> None:
-    before = state(clf.store)
+    before = state(clf._store)
     clf.classify([coloured("red", 100), coloured("red", 0)])
-    assert state(clf.store) == before
+    assert state(clf._store) == before
 
 
 def test_a_reference_itself_is_not_novel(folder: Path) -> None:
@@ -385,10 +405,10 @@ def check_evidence(prediction: Prediction, experts: set[str], n_categories: int)
 def beside(clf: Classifier, **settings: Any) -> Classifier:
     """Another classifier over the same open store."""
     return Classifier(
-        clf.store,
+        clf._store,
         load_settings(**settings),
         load_encoders=lambda: clf.encoders,
-        temperatures=clf.scoring.temperatures,
+        temperatures=clf._scoring.temperatures,
         prompts={},
     )
 
@@ -525,7 +545,7 @@ def test_a_calibrated_store_can_tell_by_itself_what_is_unknown(folder: Path) -> 
 
 def test_a_store_calibrated_by_few_images_calls_nothing_unknown_without_being_told_a_threshold(folder: Path) -> None:
     with fill(open_classifier(folder)) as clf:
-        kept = clf.store.calibration()
+        kept = clf._store.calibration()
         assert kept is not None
         # nine images are fewer than twenty
         assert kept["plain"]["thresholds"] == kept["aggregations"]["thresholds"] == {}
@@ -717,13 +737,13 @@ def test_a_store_without_categories_left_has_no_answer(empty: Classifier) -> Non
     ],
 )
 def test_a_closed_classifier(clf: Classifier, folder: Path, action: Callable[[Classifier], Any]) -> None:
-    before = state(clf.store)
+    before = state(clf._store)
     clf.close()
     clf.close()
     with pytest.raises(StoreError, match=r"is closed: open it again"):
         action(clf)
     with open_classifier(folder) as again:
-        assert state(again.store) == before
+        assert state(again._store) == before
 
 
 def test_a_stream_ends_with_an_error_when_its_classifier_is_closed(clf: Classifier) -> None:
@@ -735,10 +755,10 @@ def test_a_stream_ends_with_an_error_when_its_classifier_is_closed(clf: Classifi
 
 
 def test_what_was_stored_is_there_after_closing(clf: Classifier, folder: Path) -> None:
-    before, answer = state(clf.store), clf.classify(coloured("red", 100))
+    before, answer = state(clf._store), clf.classify(coloured("red", 100))
     clf.close()
     with open_classifier(folder) as again:
-        assert state(again.store) == before
+        assert state(again._store) == before
         assert same(again.classify(coloured("red", 100)), answer)
 
 
@@ -759,12 +779,12 @@ OTHERS: Mapping[str, tuple[HashEncoder, ...]] = {
 def test_encoders_of_other_names_are_refused_at_once(
     clf: Classifier, folder: Path, others: tuple[HashEncoder, ...]
 ) -> None:
-    before = state(clf.store)
+    before = state(clf._store)
     clf.close()
     with pytest.raises(EncoderMismatchError, match=r"encoders clip, dino, and .* are in use"):
         open_classifier(folder, *others)
     with open_classifier(folder) as again:
-        assert state(again.store) == before
+        assert state(again._store) == before
 
 
 def test_a_refused_store_can_be_opened_again_while_the_error_is_held(clf: Classifier, folder: Path) -> None:
@@ -780,7 +800,7 @@ def test_a_refused_store_can_be_opened_again_while_the_error_is_held(clf: Classi
 
 
 def test_encoders_of_other_fingerprints_are_refused_before_anything_is_written(clf: Classifier, folder: Path) -> None:
-    before = state(clf.store)
+    before = state(clf._store)
     clf.close()
     others = (HashEncoder("clip", dim=24), HashEncoder("dino", dim=16, modalities=("image",)))
     with open_classifier(folder, *others) as wrong:
@@ -791,7 +811,7 @@ def test_encoders_of_other_fingerprints_are_refused_before_anything_is_written(c
                 action()
             assert str(folder) in str(error.value)
     with open_classifier(folder) as again:
-        assert state(again.store) == before
+        assert state(again._store) == before
 
 
 def test_the_profile_of_other_fingerprints_is_named(folder: Path) -> None:
@@ -818,7 +838,7 @@ def test_the_profile_of_other_fingerprints_is_named(folder: Path) -> None:
 
 def test_references_of_a_modality_that_is_not_in_use_any_more_are_left_alone(clf: Classifier, folder: Path) -> None:
     clf.add_category("cat", ["a feline"])
-    before = state(clf.store)
+    before = state(clf._store)
     clf.close()
     only_images = (
         HashEncoder("clip", dim=32, modalities=("image",)),
@@ -830,7 +850,7 @@ def test_references_of_a_modality_that_is_not_in_use_any_more_are_left_alone(clf
             assert prediction.label == "red"
             assert prediction.experts.keys() == {"clip:image", "dino:image"}
             assert dict(prediction.ranking)["cat"] == 0
-            assert state(clf.store) == before
+            assert state(clf._store) == before
 
 
 # ---- calibration
@@ -840,7 +860,7 @@ WHITE = coloured("white", 100)
 
 def calibration_states(clf: Classifier) -> tuple[str, str]:
     """What predictions say, and what the store says."""
-    return clf.classify(WHITE).calibration, clf.store.info()["calibration"]
+    return clf.classify(WHITE).calibration, clf._store.info()["calibration"]
 
 
 def encoded(encoders: tuple[HashEncoder, HashEncoder]) -> int:
@@ -851,10 +871,10 @@ def test_a_small_store_is_calibrated_without_being_asked(
     empty: Classifier, encoders: tuple[HashEncoder, HashEncoder]
 ) -> None:
     fill(empty, ("red",))
-    assert empty.store.calibration() is None
+    assert empty._store.calibration() is None
     fill(empty, ("green", "blue"))
     assert encoded(encoders) == 3 * (1 + 3 + 3)
-    first = empty.store.calibration()
+    first = empty._store.calibration()
     assert first is not None
     assert set(first["experts"]) == EXPERTS
     assert first["images"] == 9
@@ -863,12 +883,12 @@ def test_a_small_store_is_calibrated_without_being_asked(
 
     empty.remove_category("blue")
     assert calibration_states(empty) == ("current", "current")
-    second = empty.store.calibration()
+    second = empty._store.calibration()
     assert second is not None
     assert second["images"] == 6
     assert second["revision"] > first["revision"]
     empty.add_category("red", [], [coloured("red", seed) for seed in range(3)])
-    assert empty.store.calibration() == second
+    assert empty._store.calibration() == second
     empty.calibrate()
     assert encoded(encoders) == before + 2
 
@@ -876,7 +896,7 @@ def test_a_small_store_is_calibrated_without_being_asked(
 def test_a_whole_import_is_calibrated_at_its_end(empty: Classifier) -> None:
     inputs = [CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)]) for colour in COLOURS]
     states = []
-    empty.add_categories(inputs, on_commit=lambda category: states.append(empty.store.calibration()))
+    empty.add_categories(inputs, on_commit=lambda category: states.append(empty._store.calibration()))
     assert states == [None, None, None]
     assert calibration_states(empty) == ("current", "current")
 
@@ -891,7 +911,7 @@ def test_one_category_that_is_left_has_no_calibration(empty: Classifier) -> None
 
 
 def test_a_large_store_goes_stale_until_it_is_calibrated(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = clf.store.calibration()
+    kept = clf._store.calibration()
     monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)
     changes: list[Callable[[], object]] = [
         lambda: clf.add_category("white", images=[coloured("white", seed) for seed in range(3)]),
@@ -902,10 +922,10 @@ def test_a_large_store_goes_stale_until_it_is_calibrated(clf: Classifier, monkey
     for change in changes:
         change()
         assert calibration_states(clf) == ("stale", "stale")
-        assert clf.store.calibration() == kept
+        assert clf._store.calibration() == kept
         report = clf.calibrate()
         assert calibration_states(clf) == ("current", "current")
-        kept = clf.store.calibration()
+        kept = clf._store.calibration()
         assert kept is not None
         assert kept["revision"] == report.calibration.revision
 
@@ -963,7 +983,7 @@ def test_what_is_cheap(clf: Classifier, monkeypatch: pytest.MonkeyPatch, work: s
 
 def test_calibration_off_neither_makes_one_nor_uses_one(folder: Path) -> None:
     with fill(open_classifier(folder, calibration="off")) as clf:
-        assert clf.store.calibration() is None
+        assert clf._store.calibration() is None
         plain = clf.classify(WHITE)
         assert plain.calibration == "none"
     with open_classifier(folder) as clf:
@@ -973,10 +993,10 @@ def test_calibration_off_neither_makes_one_nor_uses_one(folder: Path) -> None:
         assert clf.classify(WHITE).ranking != plain.ranking
     with open_classifier(folder, calibration="off") as clf:
         assert same(clf.classify(WHITE), plain)
-        kept = clf.store.calibration()
+        kept = clf._store.calibration()
         fill(clf, ("white",))
         clf.remove_category("white")
-        assert clf.store.calibration() == kept
+        assert clf._store.calibration() == kept
         assert calibration_states(clf) == ("none", "stale")
         assert same(clf.classify(WHITE), plain)
 
@@ -999,7 +1019,7 @@ def test_a_calibration_for_another_aggregation_is_none(clf: Classifier, folder: 
 def test_a_calibration_without_one_of_the_experts_is_none(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     for colour in COLOURS:
         clf.add_category(colour, [], [coloured(colour, 1), coloured(colour, 2)], replace=True)
-    kept = clf.store.calibration()
+    kept = clf._store.calibration()
     assert kept is not None
     assert set(kept["experts"]) == EXPERTS - {"clip:text"}
     assert calibration_states(clf) == ("current", "current")
@@ -1026,10 +1046,10 @@ def test_temperatures_of_the_settings_win_over_calibrated_ones(clf: Classifier, 
 
 @pytest.mark.parametrize("false_unknown_rate", [0, 1, 0.0, 1.0, -0.1, 1.5, 5, math.nan, math.inf])
 def test_false_alarms_are_a_fraction(clf: Classifier, false_unknown_rate: float) -> None:
-    before = clf.store.calibration()
+    before = clf._store.calibration()
     with pytest.raises(InvalidInputError, match=r"false_unknown_rate must be between 0 and 1\. Got "):
         clf.calibrate(false_unknown_rate=false_unknown_rate)
-    assert clf.store.calibration() == before
+    assert clf._store.calibration() == before
 
 
 @pytest.mark.parametrize("false_unknown_rate", ["0.1", [0.1], np.array([0.1, 0.2])])
@@ -1040,7 +1060,7 @@ def test_false_alarms_are_a_number(clf: Classifier, false_unknown_rate: Any) -> 
 
 def test_false_alarms_are_those_of_the_settings_unless_given(folder: Path) -> None:
     with fill(open_classifier(folder, false_unknown_rate=0.2), images=8) as clf:
-        kept = clf.store.calibration()
+        kept = clf._store.calibration()
         assert kept is not None
         assert kept["false_unknown_rate"] == 0.2
         few, many = (clf.calibrate(false_unknown_rate=fraction).calibration for fraction in (0.05, 0.5))
@@ -1062,7 +1082,7 @@ def test_a_store_that_cannot_be_calibrated(empty: Classifier, folder: Path, cont
     with pytest.raises(StoreError, match="that takes two categories and a reference image") as error:
         empty.calibrate()
     assert str(folder) in str(error.value)
-    assert empty.store.calibration() is None
+    assert empty._store.calibration() is None
     if content == "nothing":
         assert not (folder / "store").exists()
 
@@ -1083,7 +1103,7 @@ def test_a_conflict_about_the_calibration_does_not_undo_the_addition(
     def lose(*_: Any) -> None:
         raise ConflictError("others were faster")
 
-    monkeypatch.setattr(clf.store, "keep_calibration", lose)
+    monkeypatch.setattr(clf._store, "keep_calibration", lose)
     category = clf.add_category("white", images=[coloured("white", 1)])
     assert category in clf.categories()
     assert calibration_states(clf) == ("stale", "stale")
@@ -1110,7 +1130,7 @@ def test_an_error_of_the_automatic_calibration_does_not_fail_the_addition(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(clf.store, at, fail)
+        patched.setattr(clf._store, at, fail)
         clf.add_category("white", ["all white"], [coloured("white", 1)])
         clf.remove_category("red")
     assert calls == 2
@@ -1121,29 +1141,29 @@ def test_an_error_of_the_automatic_calibration_does_not_fail_the_addition(
 def test_adding_what_is_there_does_not_write_the_calibration_again(
     clf: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = clf.store.calibration()
+    kept = clf._store.calibration()
     written: list[object] = []
-    monkeypatch.setattr(clf.store, "keep_calibration", written.append)
+    monkeypatch.setattr(clf._store, "keep_calibration", written.append)
     fill(clf)
     inputs = [CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)]) for colour in COLOURS]
     assert len(clf.add_categories(inputs)) == 3
     assert written == []
-    assert clf.store.calibration() == kept
+    assert clf._store.calibration() == kept
     clf.add_category("red", [], [coloured("red", 3)])
     assert len(written) == 1
 
 
 def test_false_alarms_that_were_asked_for_are_kept(clf: Classifier, folder: Path) -> None:
     def kept() -> float:
-        calibration = clf.store.calibration()
+        calibration = clf._store.calibration()
         assert calibration is not None
         return float(calibration["false_unknown_rate"])
 
-    before = clf.store.calibration()
+    before = clf._store.calibration()
     assert kept() == 0.05
     clf.calibrate(false_unknown_rate=0.2)
     fill(clf, ("white",))
-    assert clf.store.calibration() != before
+    assert clf._store.calibration() != before
     assert calibration_states(clf) == ("current", "current")
     assert kept() == 0.2
     assert clf.calibrate().calibration.false_unknown_rate == 0.2
@@ -1160,14 +1180,14 @@ def test_false_alarms_that_were_asked_for_are_kept(clf: Classifier, folder: Path
 def test_a_calibration_for_another_aggregation_is_replaced_only_when_asked(
     clf: Classifier, folder: Path, settings: dict[str, Any]
 ) -> None:
-    kept = clf.store.calibration()
+    kept = clf._store.calibration()
     clf.close()
     with open_classifier(folder, **settings) as other:
         fill(other, ("white",))
-        assert other.store.calibration() == kept
+        assert other._store.calibration() == kept
         assert calibration_states(other) == ("none", "stale")
         made = other.calibrate().calibration
-        now = other.store.calibration()
+        now = other._store.calibration()
         assert now is not None
         assert (now["aggregation"], now["top_m"]) == (made.aggregation, made.top_m)
         assert calibration_states(other) == ("current", "current")
@@ -1243,7 +1263,7 @@ def test_the_quick_start_is_not_overconfident(empty: Classifier) -> None:
         "cat", vectors={"clip:text": np.eye(1, 32), "clip:image": cats, "dino:image": rng.normal(size=(2, 16))}
     )
     empty.add_category("red panda", vectors={"clip:text": np.eye(1, 32, 1)})
-    kept = empty.store.calibration()
+    kept = empty._store.calibration()
     assert kept is not None
     profile = 0.01
     assert profile / 3 <= kept["experts"]["clip:text"]["temperature"] <= 3 * profile
@@ -1271,7 +1291,7 @@ def test_vectors_of_two_encoders_are_of_the_same_images_if_they_are_as_many(
         empty.add_category(name, ["t"], vectors=given_vectors(seed, {"clip:image": 4, "dino:image": n_dino}))
         digests = {
             encoder: {
-                digest for owner, modality, digest in empty.store.keys(name) if (owner, modality) == (encoder, "image")
+                digest for owner, modality, digest in empty._store.keys(name) if (owner, modality) == (encoder, "image")
             }
             for encoder in ("clip", "dino")
         }
@@ -1285,7 +1305,7 @@ def test_vectors_of_two_encoders_are_of_the_same_images_if_they_are_as_many(
 def test_vectors_that_are_given_again_change_nothing(empty: Classifier) -> None:
     given = given_vectors(0, {"clip:image": 4, "dino:image": 4, "clip:text": 4})
     category = empty.add_category("a", [], vectors=given)
-    before = state(empty.store)
+    before = state(empty._store)
     assert category.references == dict.fromkeys(EXPERTS, 4)
     again = [
         given,
@@ -1298,7 +1318,7 @@ def test_vectors_that_are_given_again_change_nothing(empty: Classifier) -> None:
     ]
     for vectors in again:
         assert empty.add_category("a", [], vectors=vectors) == category
-    assert state(empty.store) == before
+    assert state(empty._store) == before
 
 
 # ---- encoders
@@ -1504,7 +1524,7 @@ def test_a_profile_of_ones_own(folder: Path, loading: Loading) -> None:
         options = {"device": "cpu", "dtype": "float32", "runtime": "auto", "compiled": False, "batch_size": 5}
         assert loading.options == options
         assert [spec.model for spec in loading.specs.values()] == ["./models/clip", "vit_tiny"]
-        assert sources(clf.store, "red_panda") == {
+        assert sources(clf._store, "red_panda") == {
             "clip:text": ["a photo of a red panda"],
             "clip:image": ["image"],
             "vit:image": ["image"],
@@ -1551,10 +1571,10 @@ def test_store_can_be_given_as_a_path(tmp_path: Path) -> None:
 
 
 def test_a_process_with_texts_alone_leaves_the_calibration_of_others(clf: Classifier) -> None:
-    kept = clf.store.calibration()
+    kept = clf._store.calibration()
     assert kept
     texts = Classifier(
-        clf.store,
+        clf._store,
         load_settings(),
         load_encoders=lambda: clf.encoders,
         temperatures={"clip:text": 0.01, "dino:text": 0.01},
@@ -1563,7 +1583,7 @@ def test_a_process_with_texts_alone_leaves_the_calibration_of_others(clf: Classi
     with pytest.raises(StoreError, match="cannot be calibrated"):
         texts.calibrate()
     texts.remove_category("red")
-    assert clf.store.calibration() == kept
+    assert clf._store.calibration() == kept
 
 
 def test_another_process_writes_first_with_other_encoders() -> None:
@@ -1571,7 +1591,7 @@ def test_another_process_writes_first_with_other_encoders() -> None:
         fill(clf)
         others = EncoderSet([HashEncoder("siglip", dim=8), HashEncoder("dino", dim=16, modalities=("image",))])
         with pytest.raises(EncoderMismatchError, match="siglip"):
-            clf.store.check_fingerprints(others.fingerprints)
+            clf._store.check_fingerprints(others.fingerprints)
 
 
 class TestGda:
@@ -1618,5 +1638,5 @@ class TestGda:
                 assert report.after == report.before  # of the pool without it
             other.add_category("white", ["all white"], [coloured("white", seed) for seed in range(8)])
         with open_classifier(folder, fusion="log_linear_gda") as again:
-            assert again.store.info()["calibration"] == "current"
+            assert again._store.info()["calibration"] == "current"
             assert again.classify(coloured("red", 99)).fusion == "log_linear_gda"

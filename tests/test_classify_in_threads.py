@@ -172,20 +172,16 @@ def test_coroutines_share_batches() -> None:
         assert [prediction.nearest for prediction in found] == [COLOURS[0], COLOURS[2], COLOURS[0]]
 
 
-def test_images_alone_are_counted_once_that_is_wanted() -> None:
+def test_images_alone_are_counted() -> None:
     encoder = Gated()
     with opened(encoder) as classifier:
-        classifier.classify(PHOTOS[0])
-        assert classifier.alone.stats.images == 0
-        classifier.alone.measure()
         together(classifier, encoder, [*PHOTOS[:4], b"no image"], errors="report")
-        found = classifier.alone.stats
+        found = classifier.stats
         assert (found.images, found.failed, found.batches) == (5, 1, {1: 1, 3: 1})
         assert found.runs == {"decode": 5, "preprocess": 4, "encode": 2, "search": 2, "fuse": 2}
         assert found.busy.keys() == found.runs.keys()
         assert 0 < found.seconds < DEADLINE
-        assert classifier.alone.stats.seconds == found.seconds  # the clock stands while nobody is at work
-        assert classifier.stats.images == 0
+        assert classifier.stats.seconds == found.seconds  # the clock stands while nobody is at work
 
 
 def test_an_image_alone_is_kept_where_that_is_asked_for() -> None:
@@ -193,5 +189,5 @@ def test_an_image_alone_is_kept_where_that_is_asked_for() -> None:
         strange = coloured("yellow", 1)
         assert classifier.classify(strange).hash is None
         kept = classifier.classify(strange, keep="all")
-        classifier.alone.close()
+        classifier._single.close()
         assert classifier.inbox.hashes() == [kept.hash]

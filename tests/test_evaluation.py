@@ -82,7 +82,7 @@ class Given:
 
     def __init__(self, predictions: Mapping[str, Prediction], categories: Sequence[str]) -> None:
         self.settings = SimpleNamespace(fusion="log_linear_views")
-        self.store = SimpleNamespace(location="here")
+        self.location = "here"
         self._predictions = predictions
         self._categories = categories
         self.asked: list[str] = []

@@ -81,17 +81,26 @@ def test_a_change_that_is_not_there(pets: Classifier, change: str, says: str) ->
         pets.history.undo("fox")
 
 
+def test_the_changes_of_one_category(pets: Classifier) -> None:
+    pets.references.move(images(pets, "cat")[0], source="cat", target="dog")
+    pets.references.update("cow", metadata={"a": 1})
+    assert [change.what for change in pets.history.of(" cat ")] == ["move", "add"]
+    assert [change.what for change in pets.history.of("cow")] == ["set", "add"]
+    assert pets.history.of("fox") == []
+    with pytest.raises(InvalidInputError, match="name"):
+        pets.history.of("")
+
+
 def test_each_way_to_change_has_its_word(pets: Classifier) -> None:
     pets.add_category("cat", images=[coloured("red", 7)])
     pets.add_category("cat", texts=["a cat"], replace=True)
-    pets.references.set_texts("cat", ["a feline"])
-    pets.references.set_metadata("cat", {"legs": 4})
+    pets.references.update("cat", texts=["a feline"], metadata={"legs": 4})
     pets.references.remove("cat", images(pets, "cat")[0])
     pets.references.move(images(pets, "cat")[0], source="cat", target="dog")
     pets.references.rename("cow", "ox")
     pets.references.merge("ox", "dog")
     pets.remove_category("dog")
-    words = ["remove", "merge", "rename", "move", "remove", "metadata", "texts", "replace", "add", "add"]
+    words = ["remove", "merge", "rename", "move", "remove", "set", "replace", "add", "add"]
     assert [change.what for change in pets.history] == words
     for _ in words[:-1]:
         pets.history.undo()
@@ -108,7 +117,7 @@ def test_without_a_history_nothing_is_kept(tmp_path: Path) -> None:
         assert list(clf.history) == []
         with pytest.raises(InvalidInputError, match="no change"):
             clf.history.undo()
-        assert clf.store.gc() == 0  # it was deleted with the commit
+        assert clf._store.gc() == 0  # it was deleted with the commit
 
 
 def test_another_process_takes_it_back(pets: Classifier, tmp_path: Path) -> None:
@@ -182,10 +191,10 @@ def test_what_was_forgotten_is_not_called_taken_back(pets: Classifier) -> None:
 
 
 def test_who_changes_categories_may_be_said_for_a_block(pets: Classifier) -> None:
-    with pets.store.acting("Bob"):
+    with pets.history.acting("Bob"):
         pets.add_category("fox", images=[coloured("yellow", 901)])
-        with pets.store.one_change("two"):
-            pets.references.set_metadata("fox", {"a": 1})
-    pets.references.set_metadata("fox", {"a": 2})
+        with pets.history.one_change("two"):
+            pets.references.update("fox", metadata={"a": 1})
+    pets.references.update("fox", metadata={"a": 2})
     assert [change.by for change in pets.history][:3] == ["Ann", "Bob", "Bob"]
     assert {reference.by for reference in pets.references.of("fox")} == {"Bob"}

@@ -31,7 +31,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.torch.words import common_words
 from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
 from zsvec.inputs.images import content_hash
-from zsvec.method.quality.unlabelled import ALIKE, distinct, uncertain
+from zsvec.method.quality.unlabelled import ALIKE, distinct, uncertainty
 from zsvec.settings.settings import load_settings
 from zsvec.store import InboxImage, Store
 from zsvec.store.backends.memory import MemoryBackend
@@ -146,7 +146,7 @@ def test_a_label_makes_a_reference_without_an_encoder(tmp_path: Path) -> None:
     ) as again:
         assert [one.hash for one in again.inbox.rank(5)] == [digest]
         again.inbox.groups()
-        before = again.store.calibration()
+        before = again._store.calibration()
         category = again.inbox.label(digest, " red ")
         assert category.name == "red"
         assert category.references["clip:image"] == category.references["dino:image"] == 4
@@ -155,8 +155,8 @@ def test_a_label_makes_a_reference_without_an_encoder(tmp_path: Path) -> None:
         assert reference.added is not None
         assert len(again.inbox) == 0
         assert again.image(digest) is not None
-        assert again.store.calibration() != before  # it is current again
-        assert again.inbox.label(digest, "red") == again.store.category("red")  # done again
+        assert again._store.calibration() != before  # it is current again
+        assert again.inbox.label(digest, "red") == again.category("red")  # done again
     with open_classifier(tmp_path, *two_encoders()) as last:
         assert last.classify(photo(1)).nearest == "red"
 
@@ -178,7 +178,7 @@ def test_a_label_moves_a_reference_of_another_category(clf: Classifier) -> None:
     assert digest
     clf.add_category("green", images=[photo(1)])
     assert clf.inbox.label(digest, "red").references["dino:image"] == 4
-    assert clf.store.holders({digest}) == {digest: {"red"}}
+    assert clf._store.holders({digest}) == {digest: {"red"}}
     assert len(clf.inbox) == 0
 
 
@@ -193,15 +193,15 @@ def test_an_image_that_waits_survives_the_removal_of_its_category_on_the_way(
     assert digest
     names = {"target": ["right"], "other": ["wrong"], "nobody": []}[held_by]
     clf.add_categories(CategoryInput(name=name, texts=[], images=[image]) for name in names)
-    holders = clf.store.holders
+    holders = clf._store.holders
 
     def found(hashes: Any) -> Any:
         known = holders(hashes)
         for name in names:
-            clf.store.remove(name)
+            clf._store.remove(name)
         return known
 
-    monkeypatch.setattr(clf.store, "holders", found)
+    monkeypatch.setattr(clf._store, "holders", found)
 
     def act() -> None:
         _ = clf.inbox.label(digest, "right") if how == "label" else clf.correct(image, "right")
@@ -212,7 +212,7 @@ def test_an_image_that_waits_survives_the_removal_of_its_category_on_the_way(
         assert digest in clf.inbox.hashes()
         monkeypatch.undo()
         act()
-    assert digest in {key[2] for key in clf.store.keys("right")}
+    assert digest in {key[2] for key in clf._store.keys("right")}
     assert digest not in clf.inbox.hashes()
 
 
@@ -221,7 +221,7 @@ def test_an_image_that_another_removes_is_not_called_labelled(
     clf: Classifier, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """It waits no more, so that only the category has it."""
-    image, store = photo(1), clf.store
+    image, store = photo(1), clf._store
     clf.add_category("right", images=[image, photo(2)])
     digest = content_hash(image)
     holders = store.holders
@@ -258,7 +258,7 @@ def test_killed_while_labelling(dies_at: int) -> None:
     assert waiting <= held(clf) | labelled
     clf.inbox.label(waiting, "red")
     assert waiting <= {one.hash for one in clf.references.of("red")}
-    assert clf.store.category("red").references["dino:image"] == 3
+    assert clf.category("red").references["dino:image"] == 3
     assert len(clf.inbox) == 0
 
 
@@ -291,21 +291,21 @@ def answer(first: float, second: float, *, weight: float = 1.0, unknown: bool = 
 
 
 @pytest.mark.parametrize(
-    ("prediction", "is_uncertain"),
+    ("prediction", "why"),
     [
-        (answer(0.9, 0.1), False),
-        (answer(0.6, 0.4), True),  # a close call
-        (answer(0.65, 0.35), False),
-        (answer(0.9, 0.1, weight=0.4), True),  # experts at odds
-        (answer(0.9, 0.1, weight=0.6), False),
-        (answer(0.9, 0.1, unknown=True), True),
-        (Prediction(source="", error="no image"), False),
-        (Prediction(source="", nearest="a", ranking=(("a", 1.0),)), False),
-        (Prediction(source="", nearest="a", ranking=(("a", 0.6),)), True),  # of which only the first is told
+        (answer(0.9, 0.1), None),
+        (answer(0.6, 0.4), "close"),
+        (answer(0.65, 0.35), None),
+        (answer(0.9, 0.1, weight=0.4), "disputed"),
+        (answer(0.9, 0.1, weight=0.6), None),
+        (answer(0.9, 0.1, unknown=True), "unknown"),
+        (Prediction(source="", error="no image"), None),
+        (Prediction(source="", nearest="a", ranking=(("a", 1.0),)), None),
+        (Prediction(source="", nearest="a", ranking=(("a", 0.6),)), "close"),  # of which only the first is told
     ],
 )
-def test_what_is_uncertain(prediction: Prediction, is_uncertain: bool) -> None:
-    assert uncertain(prediction) == is_uncertain
+def test_what_is_uncertain(prediction: Prediction, why: str | None) -> None:
+    assert uncertainty(prediction) == why
 
 
 def test_the_ranking_follows_what_is_taught(clf: Classifier) -> None:
@@ -424,12 +424,12 @@ def test_nearly_the_same_is_for_every_encoder() -> None:
 def test_old_images_go(clf: Classifier) -> None:
     digest = clf.keep(photo(1))
     assert digest
-    [one] = clf.store.inbox.read(vectors=True)
+    [one] = clf._store.inbox.read(vectors=True)
     old = InboxImage(hash="old", source="", added=NOW - timedelta(days=31), vectors=one.vectors)
-    clf.store.inbox.put([old])
+    clf._store.inbox.put([old])
     assert held(clf) == {digest}  # it is not shown
     clf.keep(photo(2))
-    assert {one.hash for one in clf.store.inbox.read()} == {digest, content_hash(photo(2))}  # nor there any more
+    assert {one.hash for one in clf._store.inbox.read()} == {digest, content_hash(photo(2))}  # nor there any more
 
 
 def test_writers_at_once_leave_no_more_than_may_wait() -> None:
@@ -468,7 +468,7 @@ def test_a_stream_keeps_nothing_by_default(clf: Classifier, monkeypatch: pytest.
     with clf.classify_stream(photos(1, 2)) as stream:
         answers = list(stream)
     assert [one.hash for one in answers] == [None, None]
-    assert not clf.store._backend.exists(clf.store.inbox.name)
+    assert not clf._store._backend.exists(clf._store.inbox.name)
 
 
 def test_a_stream_keeps_all(clf: Classifier) -> None:
@@ -481,7 +481,7 @@ def test_a_stream_keeps_all(clf: Classifier) -> None:
 
 
 def test_a_stream_keeps_what_is_uncertain(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "uncertain", lambda prediction: prediction.source == "b")
+    monkeypatch.setattr(keeping, "uncertainty", lambda prediction: prediction.source == "b")
     files = [encode(photo(seed)) for seed in (1, 2)]
     Path("a").write_bytes(files[0])
     Path("b").write_bytes(files[1])
@@ -489,7 +489,7 @@ def test_a_stream_keeps_what_is_uncertain(clf: Classifier, monkeypatch: pytest.M
         a, b = stream
     assert len(a.ranking) == 1
     assert held(clf) == {b.hash}
-    [one] = clf.store.inbox.read()
+    [one] = clf._store.inbox.read()
     assert one.why == "uncertain"
 
 
@@ -563,10 +563,10 @@ def test_one_line_corrects(clf: Classifier) -> None:
 
     before = encoded(clf)
     clf.correct(wrong, "blue")  # moved
-    assert clf.store.holders({digest}) == {digest: {"blue"}}
-    assert clf.correct(wrong, "blue").version == clf.store.category("blue").version
+    assert clf._store.holders({digest}) == {digest: {"blue"}}
+    assert clf.correct(wrong, "blue").version == clf.category("blue").version
     clf.correct(wrong, "new")
-    assert clf.store.category("new").texts == ()
+    assert clf.category("new").texts == ()
     assert encoded(clf) == before
     with pytest.raises(InvalidInputError, match="would have no reference"):
         clf.correct(wrong, "red")
@@ -578,7 +578,7 @@ def test_what_waits_is_corrected_without_an_encoder(clf: Classifier) -> None:
     before = encoded(clf)
     clf.correct(photo(1), "red")
     assert encoded(clf) == before
-    assert clf.store.holders({digest}) == {digest: {"red"}}
+    assert clf._store.holders({digest}) == {digest: {"red"}}
     assert len(clf.inbox) == 0
 
 
@@ -592,7 +592,7 @@ def test_a_prediction_stands_for_its_image(clf: Classifier) -> None:
     clf.correct(answered, "red")  # by what waits
     clf.correct(answered, "green")  # by the reference
     assert answered.hash
-    assert clf.store.holders({answered.hash}) == {answered.hash: {"green"}}
+    assert clf._store.holders({answered.hash}) == {answered.hash: {"green"}}
 
 
 def test_a_prediction_stands_for_no_other_image(clf: Classifier) -> None:
@@ -607,7 +607,7 @@ def test_a_prediction_stands_for_no_other_image(clf: Classifier) -> None:
         clf.keep(answered)
     with pytest.raises(InvalidInputError, match="cannot stand for its image, because it has no hash"):
         clf.correct(clf.classify(photo(1)), "red")
-    assert clf.store.category("red").references["dino:image"] == 3
+    assert clf.category("red").references["dino:image"] == 3
 
 
 def test_a_stream_of_bytes_is_read_once(clf: Classifier) -> None:
@@ -621,7 +621,7 @@ def test_a_stream_of_bytes_is_read_once(clf: Classifier) -> None:
             return self._left.pop(0) if self._left else b""
 
     clf.correct(Once(), "red")  # type: ignore[arg-type]
-    assert clf.store.category("red").references["dino:image"] == 4
+    assert clf.category("red").references["dino:image"] == 4
 
 
 # Whom it trusts
@@ -641,13 +641,13 @@ def test_a_file_that_somebody_put_there_keeps_and_deletes_nothing(line: str) -> 
 def test_vectors_of_an_enemy_do_not_count(clf: Classifier) -> None:
     digest = clf.keep(photo(1))
     assert digest
-    [one] = clf.store.inbox.read(vectors=True)
+    [one] = clf._store.inbox.read(vectors=True)
     bad = {name: np.full_like(vector, np.nan) for name, vector in one.vectors.items()}
-    clf.store.inbox.put([InboxImage(hash="bad", source="\x1b[2J", added=NOW, vectors=bad)])
+    clf._store.inbox.put([InboxImage(hash="bad", source="\x1b[2J", added=NOW, vectors=bad)])
     assert held(clf) == {digest}
     clf.keep(photo(2))
     assert held(clf) == {digest, content_hash(photo(2))}
-    assert len(clf.store.inbox.read()) == 2
+    assert len(clf._store.inbox.read()) == 2
 
 
 # Names of groups

@@ -43,7 +43,7 @@ def same(one: Image.Image | None, other: Image.Image) -> bool:
 
 
 def copies(clf: Classifier) -> int:
-    return clf.store._backend.count(clf.store.collection("images"), Where())
+    return clf._store._backend.count(clf._store.collection("images"), Where())
 
 
 # Evidence
@@ -58,6 +58,10 @@ def test_evidence_shows_pictures(index: Any) -> None:
         nearest = prediction.experts["dino:image"].neighbors[0]
         assert nearest.hash == content_hash(photo(2))
         assert same(clf.image(nearest.hash), photo(2))
+        small = clf.references.small(nearest.hash)
+        assert small is not None
+        assert (small.content, small.width, small.height) == (clf.thumbnail(photo(2)), *photo(2).size)
+        assert clf.references.small("0" * 64) is None
         text = prediction.experts["clip:text"].neighbors[0]
         assert (len(text.hash), clf.image(text.hash)) == (64, None)
         shown = prediction.to_dict()["experts"]["dino:image"]["neighbors"][0]
@@ -66,7 +70,7 @@ def test_evidence_shows_pictures(index: Any) -> None:
 
 def test_a_missing_copy_breaks_nothing(clf: Classifier) -> None:
     clf.add_category("red panda", images=photos(1))
-    clf.store._backend.remove(clf.store.collection("images"))
+    clf._store._backend.remove(clf._store.collection("images"))
     prediction = clf.classify(photo(1))
     assert prediction.label == "red panda"
     assert clf.image(prediction.experts["dino:image"].neighbors[0].hash) is None
@@ -136,7 +140,7 @@ def test_the_copy_says_what_the_image_was(clf: Classifier, tmp_path: Path) -> No
     Image.new("RGB", (1600, 1200), "red").save(file)
     clf.add_category("red panda", images=[file])
     (stored,) = (r for r in clf.references.of("red panda") if r.modality == "image")
-    small = clf.store.image(stored.hash)
+    small = clf._store.image(stored.hash)
     assert small is not None
     assert (small.width, small.height, small.source) == (1600, 1200, str(file))
     assert small.added == stored.added
@@ -147,7 +151,7 @@ def test_the_copy_says_what_the_image_was(clf: Classifier, tmp_path: Path) -> No
 
 def test_an_image_that_brings_its_vectors_has_a_copy(clf: Classifier) -> None:
     clf.add_category("lynx", images=photos(9))
-    vectors = {r.encoder: r.vector for r in clf.store.stored("lynx") if r.modality == "image"}
+    vectors = {r.encoder: r.vector for r in clf._store.stored("lynx") if r.modality == "image"}
     broken = encode(photo(2))[:60]  # whose hash is enough
     given = [ReferenceImage(image=image, vectors=vectors) for image in (encode(photo(1)), broken)]
     clf.add_category("red panda", images=given)
@@ -164,7 +168,7 @@ def test_keep_images(tmp_path: Path) -> None:
         assert copies(clf) == 0
     with open_classifier(tmp_path, keep_images="small") as clf:
         clf.classify(photo(1))
-        assert not clf.store.keeps_images()  # who only reads changes nothing
+        assert not clf._store.keeps_images()  # who only reads changes nothing
         clf.add_category("red panda", images=photos(1, 2, 3))
         assert copies(clf) == 1
     with open_classifier(tmp_path) as clf:
@@ -172,7 +176,7 @@ def test_keep_images(tmp_path: Path) -> None:
         assert copies(clf) == 2
     with open_classifier(tmp_path, keep_images="none") as clf:  # of this process
         clf.add_category("red panda", images=photos(5))
-        assert (copies(clf), clf.store.keeps_images()) == (2, True)
+        assert (copies(clf), clf._store.keeps_images()) == (2, True)
 
 
 def test_an_unreadable_image_leaves_no_copy(clf: Classifier) -> None:

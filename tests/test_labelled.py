@@ -24,7 +24,7 @@ def clf() -> Iterator[Classifier]:
 
 
 def kept(clf: Classifier) -> Calibration:
-    made = Calibration.from_dict(clf.store.calibration())
+    made = Calibration.from_dict(clf._store.calibration())
     assert made is not None
     return made
 
@@ -81,10 +81,10 @@ def test_suspects_do_not_depend_on_the_scale(clf: Classifier) -> None:
 
 
 def test_categories_that_the_store_does_not_have_are_named(clf: Classifier) -> None:
-    before = clf.store.calibration()
+    before = clf._store.calibration()
     with pytest.raises(InvalidInputError, match="does not have: 'mauve', 'puce'; add these"):
         clf.calibrate(labelled=[(photo(1), "puce"), ("missing.png", " mauve "), (photo(3), "red")])
-    assert clf.store.calibration() == before
+    assert clf._store.calibration() == before
 
 
 @pytest.mark.parametrize("labelled", [[], "red", 7, [photo(1)], [(photo(1),)], {"red": [photo(1)]}])
@@ -94,10 +94,10 @@ def test_labelled_images_are_pairs(clf: Classifier, labelled: Any) -> None:
 
 
 def test_a_labelled_image_that_cannot_be_read(clf: Classifier) -> None:
-    before = clf.store.calibration()
+    before = clf._store.calibration()
     with pytest.raises(ImageError, match=r"missing\.png"):
         clf.calibrate(labelled=[(photo(1), "red"), ("missing.png", "red")])
-    assert clf.store.calibration() == before
+    assert clf._store.calibration() == before
 
 
 def test_an_empty_store_cannot_be_calibrated() -> None:

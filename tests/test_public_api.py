@@ -164,7 +164,9 @@ def test_what_a_classifier_can_be_asked() -> None:
         "remove_category": ["name"],
         "create": [],
         "categories": [],
+        "category": ["name"],
         "image": ["content_hash"],
+        "thumbnail": ["image"],
         "keep": ["image"],
         "correct": ["image", "name"],
         "classify": ["images", "*", "top_k=", "errors=", "keep="],
@@ -174,15 +176,18 @@ def test_what_a_classifier_can_be_asked() -> None:
         "embed_stream": ["images", "*", "batch_size="],
         "classify_vectors": ["vectors", "*", "top_k="],
         "calibrate": ["*", "false_unknown_rate=", "labelled="],
+        "info": [],
+        "ping": [],
+        "within": ["seconds"],
         "load": [],
         "close": [],
     }
     properties = {name for name, member in vars(Classifier).items() if isinstance(member, property | cached_property)}
     properties = {name for name in properties if not name.startswith("_")}
-    assert properties == {"encoders", "generation", "history", "inbox", "references", "stats"}
+    assert properties == {"encoders", "generation", "history", "inbox", "location", "references", "stats"}
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
         attributes = {name for name in vars(classifier) if not name.startswith("_")}
-    assert attributes == {"alone", "scoring", "settings", "store"}
+    assert attributes == {"settings"}
 
 
 # ---- errors

@@ -14,9 +14,9 @@ from tests.support import coloured
 from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreError
+from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError, StoreError
 from zsvec.testing import HashEncoder
-from zsvec.types import Modality
+from zsvec.types import Category, Modality
 
 NAMES = "abcdef"
 
@@ -57,10 +57,10 @@ def test_suspects_stay_where_they_are(clf: Classifier) -> None:
 def test_suspects_of_a_stale_calibration(clf: Classifier) -> None:
     encoder = next(iter(clf.encoders)).name
     added = clusters(np.random.default_rng(2), {"g": 2}, signal=3.0)["g"]
-    calibrated = clf.store.calibration()
+    calibrated = clf._store.calibration()
     clf.add_category("g", texts=[], vectors={f"{encoder}:image": list(added.values())})
     assert calibrated is not None
-    clf.store.keep_calibration(calibrated)
+    clf._store.keep_calibration(calibrated)
     told = clf.references.suspects()
     assert {suspect.category for suspect in told} >= set(NAMES)
 
@@ -81,7 +81,7 @@ def pets() -> Iterator[Classifier]:
 
 
 def hashes_of(classifier: Classifier, name: str, modality: str = "image") -> list[str]:
-    return sorted({digest for _, said, digest in classifier.store.keys(name) if said == modality})
+    return sorted({digest for _, said, digest in classifier._store.keys(name) if said == modality})
 
 
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -103,7 +103,7 @@ def test_references_are_moved_and_removed_and_the_next_image_knows(
     moved, other = hashes_of(pets, "cat")[:2]
     counts = embedded(monkeypatch)
     dog = pets.references.move(moved, source="cat", target="dog")
-    assert dog == pets.store.category("dog")
+    assert dog == pets.category("dog")
     assert moved in hashes_of(pets, "dog")
     assert moved not in hashes_of(pets, "cat")
     pets.references.remove("cat", [other])
@@ -129,11 +129,11 @@ def test_categories_are_merged_and_described(pets: Classifier, monkeypatch: pyte
     merged = pets.references.merge("cat", "dog")
     assert merged.texts == ("dog", "meows", "purrs")
     assert counts == []
-    assert pets.references.set_texts("dog", ["meows", "hunts"]).texts == ("meows", "hunts")
+    assert pets.references.update("dog", texts=["meows", "hunts"]).texts == ("meows", "hunts")
     assert counts == [1]
     assert len(hashes_of(pets, "dog")) == 6
-    assert pets.references.set_metadata("dog", {"tame": True}).metadata == {"tame": True}
-    assert pets.store.category("dog").references == {"hash:image": 6, "hash:text": 2}
+    assert pets.references.update("dog", metadata={"tame": True}).metadata == {"tame": True}
+    assert pets.category("dog").references == {"hash:image": 6, "hash:text": 2}
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_categories_are_merged_and_described(pets: Classifier, monkeypatch: pyte
         (lambda r: r.rename("fox", "wolf"), CategoryNotFoundError, "fox"),
         (lambda r: r.merge("cat", "fox"), CategoryNotFoundError, "fox"),
         (lambda r: r.merge("cat", "cat"), InvalidInputError, "the same"),
-        (lambda r: r.set_texts("fox", ["red"]), CategoryNotFoundError, "fox"),
-        (lambda r: r.set_texts("cat", [""]), InvalidInputError, "text"),
-        (lambda r: r.set_metadata("fox", {}), CategoryNotFoundError, "fox"),
-        (lambda r: r.set_metadata("cat", {"a": float("nan")}), InvalidInputError, "metadata"),
+        (lambda r: r.update("fox", texts=["red"]), CategoryNotFoundError, "fox"),
+        (lambda r: r.update("cat", texts=[""]), InvalidInputError, "text"),
+        (lambda r: r.update("fox", metadata={}), CategoryNotFoundError, "fox"),
+        (lambda r: r.update("cat", metadata={"a": float("nan")}), InvalidInputError, "metadata"),
     ],
 )
 def test_what_cannot_be_changed_stays(
@@ -163,3 +163,20 @@ def test_what_cannot_be_changed_stays(
     with pytest.raises(error, match=says):
         change(pets.references)
     assert pets.categories() == before
+
+
+@pytest.mark.parametrize("given", [{"texts": ["new"]}, {"metadata": {"b": 1}}])
+def test_a_category_that_another_removes_is_not_made_again_by_its_texts_or_metadata(
+    clf: Classifier, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    category = clf._store.category
+
+    def found(name: str) -> Category:
+        there = category(name)
+        clf._store.remove(name)
+        return there
+
+    monkeypatch.setattr(clf._store, "category", found)
+    with pytest.raises(ConflictError, match="'a'"):
+        clf.references.update("a", **given)
+    assert "a" not in {one.name for one in clf.categories()}

@@ -187,7 +187,7 @@ def test_a_service_gets_no_password() -> None:
 def test_representations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", PLANTED)
     with open_classifier(tmp_path, api_key=PLANTED) as clf:
-        for one in (clf, clf.settings, clf.store, clf.stats, clf.generation, clf.store.info(), Key.from_environment()):
+        for one in (clf, clf.settings, clf._store, clf.stats, clf.generation, clf.info(), Key.from_environment()):
             assert_kept(f"{one!r} {one!s}")
         assert_kept(clf.settings.model_dump_json())
     assert_kept(repr(Settings(store=URLS[0], api_key=PLANTED)))  # type: ignore[arg-type]

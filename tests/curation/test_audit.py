@@ -182,12 +182,12 @@ def add(clf: Classifier, vectors: Mapping[str, Sequence[Sequence[float]]]) -> No
 
 
 def test_a_store_is_audited_and_stays_as_it_is(clf: Classifier) -> None:
-    before, calibration = clf.categories(), clf.store.calibration()
+    before, calibration = clf.categories(), clf._store.calibration()
     found = clf.references.audit()
     assert (found.images, found.judged, found.calibrated) == (72, 72, True)
     assert found.labels == clf.references.suspects()
     assert len(found.labels) == 12
-    assert (clf.categories(), clf.store.calibration()) == (before, calibration)
+    assert (clf.categories(), clf._store.calibration()) == (before, calibration)
 
 
 def test_vectors_are_read_once(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:

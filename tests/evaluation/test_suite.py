@@ -242,7 +242,7 @@ def test_the_default_row_is_what_the_classifier_says(evaluated: Evaluated) -> No
 
 def test_batches_are_mixed_and_answers_in_order(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
     sample, references = evaluated.found.study.sample, evaluated.found.study.references
-    scoring = evaluated.classifier.scoring
+    scoring = evaluated.classifier._scoring
     whole = study.answer(references, sample, scoring, 0.05)
     monkeypatch.setattr(study, "_BATCH", 8)
     asked: list[list[str | None]] = []

@@ -95,7 +95,7 @@ class Studio(Service):
 
     def payloads(self, encoder: str) -> list[Mapping[str, Any]]:
         """Of every reference in an encoder's collection; not of what can be taken back."""
-        store = self.clf.store
+        store = self.clf._store
         write_ids = {write_id for category in store.categories() for write_id in category.write_ids}
         pages = store._backend.scroll(store.collection(encoder), Where())
         return [payload for page in pages for payload in page.payloads if payload["gen"] in write_ids]

@@ -148,14 +148,14 @@ def test_nothing_is_stored_by_halves(folder: Path, runner: Runner) -> None:
             kills += runner.run("store", folder, server, instant)
             known = {record.sha256 for record in bought(folder / "generated")}
             with open_classifier(folder) as classifier:
-                assert classifier.store.incomplete() == []
+                assert classifier._store.incomplete() == []
                 assert stored(classifier) <= {(name, digest) for name in STORED for digest in known}
         assert not runner.run("store", folder, server)
     assert kills >= 5
     assert set(server.sold(IMAGES).values()) == {1}
     assert_complete(folder / "generated", STORED, server)
     with open_classifier(folder) as classifier:
-        assert classifier.store.incomplete() == []
+        assert classifier._store.incomplete() == []
         assert stored(classifier) == {(record.category, record.sha256) for record in bought(folder / "generated")}
         wanted = {"clip:text": 2, "clip:image": 2, "dino:image": 2}
         assert {category.name: category.references for category in classifier.categories()} == dict.fromkeys(
@@ -168,7 +168,7 @@ def stored(classifier: Classifier) -> set[tuple[str, str]]:
     return {
         (category.name, reference.hash)
         for category in classifier.categories()
-        for reference in classifier.store.stored(category.name)
+        for reference in classifier._store.stored(category.name)
         if reference.source == SOURCE
     }
 

@@ -88,14 +88,14 @@ def test_images_enter_with_their_prompts_under_every_encoder(studio: Studio) -> 
         assert {tuple(sorted(payload)) for payload in images} == {
             ("added", "category", "gen", "hash", "modality", "prompt", "source")
         }
-    in_store = studio.clf.store.stored("red panda")
+    in_store = studio.clf._store.stored("red panda")
     by_modality = {
         modality: {reference.prompt for reference in in_store if reference.modality == modality}
         for modality in ("image", "text")
     }
     assert by_modality == {"image": {drawn[key] for key in drawn if "red panda" in key}, "text": {None}}
     shown = sorted(f"generated: {prompt}" for (name, _), prompt in drawn.items() if name == "red panda")
-    assert sources(studio.clf.store, "red panda") == {
+    assert sources(studio.clf._store, "red panda") == {
         "clip:text": [PANDA, "red panda"],
         "clip:image": shown,
         "dino:image": shown,
@@ -112,7 +112,7 @@ def test_a_store_on_a_server_takes_them_as_a_folder_does(
             asked = studio.requests()
             assert all(stored(studio.generate("red panda", "blue whale", per_category=2)).values())
             assert studio.requests() == asked  # all of it is there
-            held.append({name: sources(studio.clf.store, name) for name in ("red panda", "blue whale")})
+            held.append({name: sources(studio.clf._store, name) for name in ("red panda", "blue whale")})
     assert held[0] == held[1]
 
 
@@ -120,7 +120,7 @@ def test_the_vectors_are_those_of_the_images(studio: Studio) -> None:
     done = studio.generate("red panda", per_category=2)
     in_store = {
         (reference.encoder, reference.hash): reference.vector
-        for reference in studio.clf.store.stored("red panda")
+        for reference in studio.clf._store.stored("red panda")
         if reference.modality == "image"
     }
     for image in done.images:
@@ -151,7 +151,7 @@ def test_without_a_description_a_new_category_is_known_by_its_name(studio: Studi
     done = studio.generate("red panda", per_category=1)
     assert done.categories[0].texts == ("red panda",)
     assert stored(done) == {("red panda", 0): True}
-    assert PANDA not in str(studio.clf.store.stored("red panda"))
+    assert PANDA not in str(studio.clf._store.stored("red panda"))
 
 
 def test_names_are_said_in_the_words_of_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,12 +163,12 @@ def test_names_are_said_in_the_words_of_the_encoder(monkeypatch: pytest.MonkeyPa
     heard: list[str] = []
     with studio_of(monkeypatch, Listener(), appearances=APPEARANCES) as studio:
         clf, encoders = studio.clf, EncoderSet(studio.encoders)
-        clf.store.bind(encoders.fingerprints)
+        clf._store.bind(encoders.fingerprints)
         prompts = {"clip": "a photo of a {name}"}
-        builder = Builder(clf.store, encoders, prompts=prompts, batch_size=8, max_pixels=10_000)
+        builder = Builder(clf._store, encoders, prompts=prompts, batch_size=8, max_pixels=10_000)
         monkeypatch.setattr(clf.generation, "_builder", lambda: builder)
         studio.generate("red_panda", per_category=1)
-        assert sources(studio.clf.store, "red_panda")["clip:text"] == ["a photo of a red panda", PANDA]
+        assert sources(studio.clf._store, "red_panda")["clip:text"] == ["a photo of a red panda", PANDA]
         everyday = {f"a photo of a {word}" for word in EVERYDAY}
         assert set(heard) == everyday | {"a photo of a red panda", PANDA}  # of the gate, too
 
@@ -192,10 +192,10 @@ def test_a_store_whose_encoders_read_no_texts(monkeypatch: pytest.MonkeyPatch) -
         # Nothing can be near to a text or far from it here.
         assert flags(done) == {("red panda", 0): [], ("red panda", 1): ["blank"], ("red panda", 2): []}
         assert done.categories[0].references == {"dino:image": 2}
-        in_store = state(studio.clf.store)
+        in_store = state(studio.clf._store)
         again = studio.generate("red panda", per_category=3)
         assert stored(again) == {("red panda", 0): True, ("red panda", 1): False, ("red panda", 2): True}
-        assert state(studio.clf.store) == in_store
+        assert state(studio.clf._store) == in_store
 
 
 def test_an_encoder_of_texts_alone_beside_one_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_prompts_survive_the_compaction_of_many_additions(studio: Studio) -> Non
     drawn = [image.record for image in studio.generate("red panda", per_category=2).images]
     for seed in range(40):
         studio.clf.add_category("red panda", images=[photo(seed)])
-    category = studio.clf.store.category("red panda")
+    category = studio.clf.category("red panda")
     assert category.version > 40
     assert len(category.write_ids) <= 32
     for encoder in ("clip", "dino"):
@@ -289,7 +289,7 @@ def test_an_upload_of_the_same_category_is_there_already(studio: Studio) -> None
 
 
 def test_an_upload_that_one_encoder_has_is_not_there_for_all(bench: Bench) -> None:
-    studio, store = bench.studio, bench.studio.clf.store
+    studio, store = bench.studio, bench.studio.clf._store
     bench.add(ReferenceImage(image=picture("red", 9), prompt="an upload"))
     by_clip = [reference for reference in store.stored("red panda") if reference.encoder == "clip"]
     store.write([Write(name="red panda", references=by_clip, replace=True)])
@@ -357,19 +357,19 @@ def test_images_are_embedded_once(studio: Studio) -> None:
     texts, images = studio.embedded()["clip"]
     assert images == 6
     assert studio.embedded()["dino"] == (0, 6)
-    before = len(studio.clf.store.stored("red panda"))
+    before = len(studio.clf._store.stored("red panda"))
     studio.generate("red panda", per_category=4)  # one more
     assert studio.embedded()["dino"] == (0, 7)
     assert studio.embedded()["clip"][0] > texts  # everyday words, to judge it
-    assert len(studio.clf.store.stored("red panda")) == before + 2
+    assert len(studio.clf._store.stored("red panda")) == before + 2
 
 
 def test_a_second_run_asks_embeds_and_stores_nothing(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     first = studio.generate("red panda", "blue whale", per_category=2)
     monkeypatch.delenv("OPENAI_API_KEY")  # there is nothing to do with it
-    before = state(studio.clf.store), studio.clf.store.calibration(), studio.embedded(), studio.requests()
+    before = state(studio.clf._store), studio.clf._store.calibration(), studio.embedded(), studio.requests()
     second = studio.generate("red panda", "blue whale", per_category=2)
-    assert (state(studio.clf.store), studio.clf.store.calibration(), studio.embedded(), studio.requests()) == before
+    assert (state(studio.clf._store), studio.clf._store.calibration(), studio.embedded(), studio.requests()) == before
     assert stored(second) == stored(first)
     assert second.spent == first.spent > 0
     assert second.categories == first.categories
@@ -377,7 +377,7 @@ def test_a_second_run_asks_embeds_and_stores_nothing(studio: Studio, monkeypatch
 
 def test_a_store_made_anew_gets_what_was_bought(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     studio.generate("red panda", per_category=2)
-    expected = studio.clf.store.category("red panda").references
+    expected = studio.clf.category("red panda").references
     studio.clf.remove_category("red panda")
     monkeypatch.delenv("OPENAI_API_KEY")
     done = studio.generate("red panda", per_category=2)
@@ -407,9 +407,9 @@ def test_all_categories_of_the_store_are_taken_by_default(studio: Studio) -> Non
 
 def test_others_are_left_as_they_are(studio: Studio) -> None:
     studio.clf.add_category("blue whale", images=[tinted("blue", 1)])
-    before = state(studio.clf.store)["blue whale"]
+    before = state(studio.clf._store)["blue whale"]
     done = studio.generate("red panda", per_category=1)
-    assert state(studio.clf.store)["blue whale"] == before
+    assert state(studio.clf._store)["blue whale"] == before
     assert [category.name for category in done.categories] == ["red panda"]
 
 
@@ -417,7 +417,7 @@ def test_per_category_is_what_the_folder_shall_hold(studio: Studio) -> None:
     assert len(studio.generate("red panda", per_category=1).images) == 1
     assert len(studio.generate("red panda", per_category=3).images) == 3
     assert studio.requests()["images"] == 3
-    assert studio.clf.store.category("red panda").references["dino:image"] == 3
+    assert studio.clf.category("red panda").references["dino:image"] == 3
     assert len(studio.generate("red panda", per_category=2).images) == 3  # what is there is there
     assert studio.requests()["images"] == 3
 
@@ -493,7 +493,7 @@ def test_an_error_in_the_middle_is_raised_when_what_has_arrived_is_stored(studio
         studio.generate("red panda", "blue whale", per_category=2)
     references = {category.name: category.references for category in studio.clf.categories()}
     assert sum(counts.get("dino:image", 0) for counts in references.values()) == 3
-    assert studio.clf.store.calibration()
+    assert studio.clf._store.calibration()
     studio.fault = lambda request: None
     done = studio.generate("red panda", "blue whale", per_category=2)
     assert all(stored(done).values())
@@ -512,7 +512,7 @@ def test_what_the_service_declines_is_told_and_the_rest_is_stored(studio: Studio
     done = studio.generate("red panda", "blue whale", per_category=1)
     assert stored(done) == {("red panda", 0): True}
     assert [(record.category, record.index, record.code) for record in done.declined] == [("blue whale", 0, "policy")]
-    assert studio.clf.store.category("blue whale").references == {"clip:text": 2}
+    assert studio.clf.category("blue whale").references == {"clip:text": 2}
 
 
 # ---- what the store confuses
@@ -561,8 +561,8 @@ class Bench:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self.encoders = EncoderSet(studio.encoders)
-        studio.clf.store.bind(self.encoders.fingerprints)
-        self.builder = Builder(studio.clf.store, self.encoders, prompts={}, batch_size=8, max_pixels=10_000)
+        studio.clf._store.bind(self.encoders.fingerprints)
+        self.builder = Builder(studio.clf._store, self.encoders, prompts={}, batch_size=8, max_pixels=10_000)
 
     def add(self, *images: Any, **options: Any) -> Any:
         (category,) = self.builder.build([CategoryInput(name="red panda", texts=[], images=images)], **options)
@@ -592,7 +592,7 @@ def test_a_reference_image_with_vectors_is_not_embedded(bench: Bench, tmp_path: 
     for encoder in ("clip", "dino"):
         in_store = {
             reference.hash: reference
-            for reference in bench.studio.clf.store.stored("red panda")
+            for reference in bench.studio.clf._store.stored("red panda")
             if reference.encoder == encoder
         }
         kept = in_store.pop(content_hash(path))

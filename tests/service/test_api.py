@@ -240,13 +240,13 @@ def test_text_that_is_no_utf_8_is_taken_for_nothing_else(client: TestClient, con
 
 
 def test_a_number_of_images_that_is_too_large(classifier: Classifier) -> None:
-    before = state(classifier.store)
+    before = state(classifier._store)
     with asked(classifier, limits=Limits(images=2)) as client:
         assert len(client.post("/v1/classify", files=files(red(), red(1))).json()) == 2
         for how in ({"files": files(red(), red(1), red(2))}, as_json(red(), red(1), red(2))):
             problem(client.post("/v1/classify", **how), 413, "2 images")
             problem(client.put(path_to("new"), **how), 413, "2 images")
-    assert state(classifier.store) == before
+    assert state(classifier._store) == before
 
 
 # Categories
@@ -316,7 +316,7 @@ def test_names_that_are_sent_in_bodies_and_queries(client: TestClient, classifie
     client.post("/v1/inbox", files=files(encode(photo(1))))
     [waiting] = [one["hash"] for one in client.get("/v1/inbox").json()]
     [one, *_] = [r.hash for r in classifier.references.of("red") if r.modality == "image"]
-    before = state(classifier.store)
+    before = state(classifier._store)
     for wrong in ("", " ", "a\nb", "\x00", "x" * 501, "\u200b"):
         problem(client.patch(path_to("red"), json={"name": wrong}), 422, "category name")
         problem(client.patch(path_to("red"), json={"name": wrong, "texts": ["x"], "metadata": {"a": 1}}), 422)
@@ -325,7 +325,7 @@ def test_names_that_are_sent_in_bodies_and_queries(client: TestClient, classifie
         problem(client.post("/v1/undo", json={"category": wrong}), 422, "category name")
         problem(client.post("/v1/correct", params={"category": wrong}, files=files(red())), 422, "category name")
     problem(client.post("/v1/correct", files=files(red())), 422, "category")
-    assert state(classifier.store) == before
+    assert state(classifier._store) == before
 
 
 @pytest.mark.parametrize("name", [".", "..", " .. ", "a\u202eb"])
@@ -334,7 +334,7 @@ def test_names_that_no_page_can_have(client: TestClient, classifier: Classifier,
     [waiting] = [one["hash"] for one in client.get("/v1/inbox").json()]
     [one, *_] = images_of(client, "red")
     path = f"{CATEGORIES}/{quote(name, safe='').replace('.', '%2E')}"
-    before = state(classifier.store)
+    before = state(classifier._store)
     for answer in (
         client.put(path, json={}),
         client.post(f"{path}/references", json={"texts": ["x"]}),
@@ -346,7 +346,7 @@ def test_names_that_no_page_can_have(client: TestClient, classifier: Classifier,
         problem(answer, 422)
     with pytest.raises(InvalidInputError):
         classifier.add_category(name)
-    assert state(classifier.store) == before
+    assert state(classifier._store) == before
 
 
 UNUSUAL = "./\\%?#&;:+~ \t'\"<>aé\u0301漢😀\u200d\u200f\u202e\u2028\udcff"
@@ -401,7 +401,7 @@ def test_references_are_added_once(client: TestClient) -> None:
 
 
 def test_material_that_cannot_be_used(client: TestClient, classifier: Classifier) -> None:
-    before = state(classifier.store)
+    before = state(classifier._store)
     put, add = (path_to("red"), path_to("red", "references"))
     for method, path in (("PUT", put), ("POST", add)):
 
@@ -429,7 +429,7 @@ def test_material_that_cannot_be_used(client: TestClient, classifier: Classifier
         ask(422, data={"metadata": "[]"}, files=files(red(5)))
         ask(400, data={"metadata": "{"}, files=files(red(5)))
         ask(422, data={"texts": " "}, files=files(red(5)))
-    assert state(classifier.store) == before
+    assert state(classifier._store) == before
 
 
 def test_a_change_of_a_category_is_whole(client: TestClient, classifier: Classifier) -> None:
@@ -441,7 +441,7 @@ def test_a_change_of_a_category_is_whole(client: TestClient, classifier: Classif
     assert client.get(path_to("red")).json()["texts"] == ["red"]
     assert client.patch(path_to("red"), json={}).json()["category"] == "red"
     assert client.patch(path_to("red"), json={"name": "red"}).json()["category"] == "red"
-    before = state(classifier.store)
+    before = state(classifier._store)
     # Nothing of a change is done that cannot be done whole.
     more = {"texts": ["x"], "metadata": {"a": 2}}
     problem(client.patch(path_to("red"), json={"name": "blue", **more}), 409, "blue", "merge")
@@ -452,7 +452,7 @@ def test_a_change_of_a_category_is_whole(client: TestClient, classifier: Classif
     problem(client.patch(path_to("red"), json={"texts": [" "]}), 422, "text")
     problem(client.patch(path_to("red"), json={"metadata": 1}), 422, "metadata")
     problem(client.patch(path_to("red"), files=files(red())), 415)
-    assert state(classifier.store) == before
+    assert state(classifier._store) == before
 
 
 @pytest.mark.parametrize("history", [0, 3600])
@@ -469,9 +469,9 @@ def test_a_change_of_a_category_is_whole(client: TestClient, classifier: Classif
 def test_a_change_that_is_refused_has_changed_nothing(body: str, status: int, history: int) -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()], history=history) as own, asked(own) as client:
         own.add_category("red", texts=["a red thing"])
-        before, changes = state(own.store), list(own.history)
+        before, changes = state(own._store), list(own.history)
         problem(client.patch(path_to("red"), **sent(body.encode())), status)
-        assert (state(own.store), list(own.history)) == (before, changes)
+        assert (state(own._store), list(own.history)) == (before, changes)
 
 
 @pytest.mark.parametrize("merge", [True, False])
@@ -540,7 +540,7 @@ def test_a_reference_is_shown_moved_and_removed(client: TestClient) -> None:
 
 
 def test_a_reference_that_is_not_there(client: TestClient, classifier: Classifier) -> None:
-    before = state(classifier.store)
+    before = state(classifier._store)
     [first, *_] = images_of(client, "red")
     for name, hash_, status in (
         ("red", EMPTY_HASH, 404),
@@ -554,7 +554,7 @@ def test_a_reference_that_is_not_there(client: TestClient, classifier: Classifie
         problem(client.patch(path_to(name, "references", hash_), json={"category": "blue"}), status)
     problem(client.patch(path_to("red", "references", first), json={"category": "red"}), 409, "same")
     problem(client.patch(path_to("red", "references", first), json={}), 422, "category")
-    assert state(classifier.store) == before
+    assert state(classifier._store) == before
 
 
 # What waits
@@ -604,10 +604,10 @@ def test_a_correction_counts_from_the_next_image_on(client: TestClient) -> None:
 
 
 def test_corrections_are_all_done_or_none(client: TestClient, classifier: Classifier) -> None:
-    before = state(classifier.store)
+    before = state(classifier._store)
     answer = client.post("/v1/correct?category=blue", files=files(encode(photo(1)), b"no image"))
     problem(answer, 422, "photo.png")
-    assert state(classifier.store) == before
+    assert state(classifier._store) == before
 
 
 # The store

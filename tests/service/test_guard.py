@@ -173,9 +173,9 @@ def routes(found: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 def everything(classifier: Classifier) -> Any:
     """All that could be changed."""
-    waiting = sorted(image.hash for image in classifier.store.inbox.read() if not image.dismissed)
+    waiting = sorted(image.hash for image in classifier._store.inbox.read() if not image.dismissed)
     changes = [change.to_dict() for change in classifier.history]
-    return state(classifier.store), waiting, changes, classifier.store.calibration()
+    return state(classifier._store), waiting, changes, classifier._store.calibration()
 
 
 def bodies(one: str, waiting: str) -> list[dict[str, Any]]:
@@ -529,7 +529,7 @@ def test_keys_are_in_no_log_and_no_answer(guarded: TestClient, log: list[str], m
         guarded.cookies.clear()
         answers.append(guarded.get("/metrics", headers=bearer(WRITE)))
     with monkeypatch.context() as patch:  # a defect, and its traceback
-        patch.setattr("zsvec.service.api.store.facts", lambda *_: 1 / 0)
+        patch.setattr("zsvec.classifier.facade.facts", lambda *_: 1 / 0)
         guarded.event_hooks = {"response": []}
         broken = guarded.get(f"/v1/info?key={WRITE}", headers=bearer(WRITE))
     assert broken.status_code == 500

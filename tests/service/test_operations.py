@@ -258,7 +258,7 @@ def test_a_store_that_is_away(client: TestClient, classifier: Classifier, monkey
         patch.setattr("zsvec.service.operations._FRESH", 0.0)
         patch.setattr("zsvec.service.metrics._FRESH", 0.0)
         for name in ("encoders", "categories", "category", "info", "changes", "bind"):
-            patch.setattr(classifier.store, name, Away())
+            patch.setattr(classifier._store, name, Away())
         assert "store" in ready(client)
         for path in ("/v1/categories", path_to("red"), "/v1/info", "/v1/history"):
             answer = client.get(path)
@@ -327,7 +327,7 @@ def test_a_store_that_hangs_is_asked_once_for_all(classifier: Classifier, monkey
     with asked(classifier) as client:
         while client.get("/health/ready").status_code != 200:
             pass
-        monkeypatch.setattr(classifier.store, "encoders", hang)
+        monkeypatch.setattr(classifier._store, "encoders", hang)
         client.app.state.health._said = (float("-inf"), "")  # type: ignore[attr-defined]
         with ThreadPoolExecutor(20) as pool:
             codes = list(pool.map(lambda _: client.get("/health/ready").status_code, range(20)))

@@ -199,10 +199,10 @@ def test_what_is_not_there_is_not_changed(
 def test_of_several_pictures_all_are_changed_or_none(
     anybody: TestClient, doubtful: Classifier, what: str, second: str, category: str, status: int
 ) -> None:
-    before, changes = state(doubtful.store), list(doubtful.history)
+    before, changes = state(doubtful._store), list(doubtful.history)
     data = {"reference": [key(WRONG, "red"), second], "category": category}
     page_of(anybody.post(f"/audit/{what}", data=data, headers=PART), status)
-    assert (state(doubtful.store), list(doubtful.history)) == (before, changes)
+    assert (state(doubtful._store), list(doubtful.history)) == (before, changes)
 
 
 @pytest.mark.parametrize("what", ["move", "remove"])

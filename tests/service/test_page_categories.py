@@ -96,7 +96,7 @@ def test_a_category_is_added_with_texts_and_pictures(anybody: TestClient, colour
     answer = anybody.post("/categories", data=fields, files=[picture("white"), broken], headers=PART)
     change = done(answer, f"“{EVIL}” is a new category with 1 picture.", "1 picture could not be read: ", "<b>.png")
     assert not Page(answer.text).all("b")
-    category = colours.store.category(EVIL)
+    category = colours.category(EVIL)
     assert category.texts == ("a first text", "a second text")
     for path in ("/categories", path_of(EVIL)):
         page = page_of(anybody.get(path))
@@ -133,7 +133,7 @@ def test_texts_and_pictures_are_added(anybody: TestClient, colours: Classifier) 
         anybody.post("/categories/red/references", data={"texts": "like blood"}, files=[picture("red")], headers=PART),
         "1 picture and 1 text added to “red”.",
     )
-    assert colours.store.category("red").texts == ("red", "like blood")
+    assert colours.category("red").texts == ("red", "like blood")
     again = page_of(anybody.post("/categories/red/references", files=[picture("red")], headers=PART))
     assert "has all of that already" in again.text
     assert not again.all("input", name="change")
@@ -261,7 +261,7 @@ def test_every_change_needs_a_category_that_is_there(anybody: TestClient, colour
 def test_without_a_history_there_is_no_button_that_takes_back(
     colours: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(colours), "history", [])
+    monkeypatch.setattr(colours._store, "changes", list)
     with visitor(colours) as client:
         page = page_of(client.post("/categories/red/remove", headers=PART))
         assert "“red” is removed." in page.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from starlette.testclient import TestClient
 import zsvec
 from tests.service.page_support import PART, Page, page_of, visitor
 from tests.support import coloured, coloured_store, encode, photo
+from zsvec import Unlabelled
 from zsvec.classifier import Classifier
 from zsvec.errors import ConflictError, WeightsUnavailableError
 from zsvec.inputs.images import content_hash
-from zsvec.service.pages.inbox import _why
+from zsvec.service.pages.inbox import _in_words
 from zsvec.testing import HashEncoder
 from zsvec.types import ExpertOutput, Prediction
 
@@ -132,7 +134,8 @@ def outputs(*ranked: tuple[str, float]) -> dict[str, ExpertOutput]:
     ],
 )
 def test_why_an_image_waits(prediction: Prediction, said: str) -> None:
-    assert said in _why(prediction)
+    image = Unlabelled(hash="", source="", added=datetime.now(UTC), width=0, height=0, prediction=prediction, urgency=1)
+    assert said in _in_words(image).why
 
 
 # Labels
@@ -158,7 +161,7 @@ def test_a_label_that_fails_at_the_end_loses_no_image(anybody: TestClient, colou
     def conflict() -> None:
         raise ConflictError("others changed it")
 
-    colours.store.after_changes(conflict)
+    colours._store.after_changes(conflict)
     page_of(anybody.post("/inbox/label", data={"hash": first, "category": "red"}, headers=PART), 409)
     assert first in images(colours, "red").union(colours.inbox.hashes())
 

@@ -185,7 +185,7 @@ def test_a_store_that_is_away_stops_no_event(served: Served, monkeypatch: pytest
     def away() -> None:
         raise StoreUnavailableError("away")
 
-    monkeypatch.setattr(served.app.state.work.classifier.store, "categories", away)
+    monkeypatch.setattr(served.app.state.work.classifier._store, "categories", away)
     assert served.wait(served.until, lambda event: True)["references"] is None
 
 
@@ -196,11 +196,11 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The images of which copies are made from now on."""
     copied: list[Any] = []
 
-    def copy(image: Any) -> bytes:
+    def copy(_: Classifier, image: Any) -> bytes:
         copied.append(image)
         return b""
 
-    monkeypatch.setattr(live, "small_copy", copy)
+    monkeypatch.setattr(Classifier, "thumbnail", copy)
     return copied
 
 

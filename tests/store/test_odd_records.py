@@ -70,7 +70,7 @@ def filled() -> MemoryBackend:
     clf.history.undo()
     clf.keep(photo(4))
     clf.calibrate()
-    state = clf.store._catalog.state(["red"])
+    state = clf._store._catalog.state(["red"])
     was = {key: state.manifests["red"][key] for key in ("version", "writes", "references", "texts", "metadata")}
     always = {"store": state.store, "version": 1, "rev": 1, "change": "c", "until": 2**52, "by": "Ann"}
     records: list[dict[str, Any]] = [
@@ -148,11 +148,11 @@ def answered(clf: Classifier) -> None:
 OTHERS: dict[str, Callable[[Classifier], object]] = {
     "list": shown,
     "classify": answered,
-    "info": lambda clf: clf.store.info(),
+    "info": lambda clf: clf._store.info(),
     "show": lambda clf: [one.to_dict() for one in clf.references.of("blue")],
     "history": lambda clf: [change.to_dict() for change in clf.history],
     "inbox": lambda clf: [image.to_dict() for image in clf.inbox.rank()],
-    "doctor": lambda clf: list(clf.store.check_up()),
+    "doctor": lambda clf: list(clf._store.check_up()),
     "add": lambda clf: clf.add_category("blue", images=[photo(50)]),
     "new": lambda clf: clf.add_category("new", images=[photo(51)]),
     "undo": lambda clf: clf.history.undo("blue"),
@@ -161,8 +161,8 @@ OTHERS: dict[str, Callable[[Classifier], object]] = {
 ALL: dict[str, Callable[[Classifier], object]] = {
     "undo": lambda clf: clf.history.undo(),
     "remove": lambda clf: clf.remove_category("red"),
-    "gc": lambda clf: clf.store.gc(),
-    "gc at once": lambda clf: clf.store.gc(0),
+    "gc": lambda clf: clf._store.gc(),
+    "gc at once": lambda clf: clf._store.gc(0),
 }
 
 
@@ -223,10 +223,10 @@ def test_a_damaged_manifest_is_named_and_its_category_answered_from_before(
     prediction = new.classify(coloured("red", 1))
     assert prediction.nearest != "red"
     assert prediction.incomplete == ("red",)
-    assert new.store.info()["unreadable"] == ["red"]
-    assert any("'red'" in finding.detail for finding in new.store.check_up())
+    assert new._store.info()["unreadable"] == ["red"]
+    assert any("'red'" in finding.detail for finding in new._store.check_up())
     with pytest.raises(StoreError, match="'red'"):
-        new.store.write([Write(name=name, references=new.store.stored("blue")) for name in ("red", "new")])
+        new._store.write([Write(name=name, references=new._store.stored("blue")) for name in ("red", "new")])
     assert "new" in {category.name for category in new.categories()}
 
 
@@ -235,16 +235,16 @@ def test_a_damaged_calibration_is_none_and_is_named(filled: MemoryBackend, fitte
     backend = with_record(filled, "calibration", fitted=fitted)
     clf = opened(backend)
     assert clf.classify(coloured("red", 1)).calibration == "none"
-    assert clf.store.info()["calibration"] == "damaged"
+    assert clf._store.info()["calibration"] == "damaged"
     clf.calibrate()
-    assert clf.store.info()["calibration"] == "current"
+    assert clf._store.info()["calibration"] == "current"
 
 
 @pytest.mark.parametrize("changes", [{"version": "x"}, {"rev": None}, {"writers": None}, {"writers": 5}], ids=str)
 def test_a_calibration_takes_the_place_of_an_odd_record(filled: MemoryBackend, changes: dict[str, Any]) -> None:
     clf = opened(with_record(filled, "calibration", **changes))
     clf.calibrate()
-    assert clf.store.info()["calibration"] == "current"
+    assert clf._store.info()["calibration"] == "current"
     assert clf.classify(coloured("red", 1)).calibration == "current"
 
 
@@ -259,6 +259,6 @@ def test_what_a_dead_writer_left_of_a_damaged_category_stops_no_writer_of_anothe
 
 def test_a_record_that_tells_of_no_change_is_named(filled: MemoryBackend) -> None:
     clf = opened(with_record(filled, "change", before=5))
-    [finding] = [one for one in clf.store.check_up() if one.what == "records"]
+    [finding] = [one for one in clf._store.check_up() if one.what == "records"]
     assert not finding.ok
     assert "1 record" in finding.detail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace as with_changes
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -11,20 +12,21 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from numpy.typing import ArrayLike
 from PIL.Image import Image
 
-from zsvec.classifier.alone import Alone
 from zsvec.classifier.predictor import Predictor
+from zsvec.classifier.single import SingleImages
 from zsvec.curation.retention import Keeper
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, ZSVecError
 from zsvec.ingest.embedding import Embedder, Embedding
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
-from zsvec.ingest.validation import Errors, checked_batch_size, checked_callback, checked_flag, checked_hash
+from zsvec.ingest.validation import Errors, checked_batch_size, checked_callback, checked_flag
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
-from zsvec.inputs.images import ImageInput
-from zsvec.inputs.small import open_small
+from zsvec.inputs.images import ImageInput, load_image
+from zsvec.inputs.small import SIDE, open_small, small_copy
 from zsvec.method.calibrate.fit import CalibrationReport
 from zsvec.search.searcher import Searcher
+from zsvec.settings.info import info as facts
 from zsvec.settings.settings import Settings
 from zsvec.store import Store
 from zsvec.streams.flow import Flow, StreamStats
@@ -66,7 +68,7 @@ class Classifier:
         temperatures: Mapping[str, float],
         prompts: Mapping[str, str],
     ) -> None:
-        self.store = store
+        self._store = store
         self.settings = settings
         self._prompts = prompts
         self._encoder_names = sorted({encoder_and_modality(expert)[0] for expert in temperatures})
@@ -80,12 +82,12 @@ class Classifier:
             max_staleness=settings.max_staleness,
             cached=settings.index_cache,
         )
-        self.scoring = settings.scoring(temperatures)
-        self._predictor = Predictor(store, self._searcher, self.scoring, self._embedder, settings)
+        self._scoring = settings.scoring(temperatures)
+        self._predictor = Predictor(store, self._searcher, self._scoring, self._embedder, settings)
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
         store.after_changes(self._calibrator.calibrate_if_cheap)
         self._keeper = Keeper(store, settings)
-        self.alone = Alone(self._predictor, self._embedder, self._keeper, store, settings.max_wait_ms / 1000)
+        self._single = SingleImages(self._predictor, self._embedder, self._keeper, store, settings.max_wait_ms / 1000)
         try:
             settings.check_experts(temperatures)
             store.check(self._encoder_names)
@@ -100,7 +102,7 @@ class Classifier:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<zsvec.Classifier of {self.store.location}, encoders {', '.join(self._encoder_names)}>"
+        return f"<zsvec.Classifier of {self._store.location}, encoders {', '.join(self._encoder_names)}>"
 
     def add_category(
         self,
@@ -167,7 +169,7 @@ class Classifier:
         """
         committed, replace, refuse = [], checked_flag("replace", replace), checked_callback("on_error", on_error)
         notify = checked_callback("on_commit", on_commit) or (lambda category: None)
-        with self.store.one_change("replace" if replace else "add"):
+        with self._store.one_change("replace" if replace else "add"):
             for category in self._builder().build(categories, replace=replace, on_error=refuse):
                 committed.append(category)
                 notify(category)
@@ -175,47 +177,51 @@ class Classifier:
 
     def remove_category(self, name: str) -> None:
         """Remove a category and its references; CategoryNotFoundError if there is none of this name."""
-        self.store.remove(checked_name(name))
+        self._store.remove(checked_name(name))
 
     def categories(self) -> list[Category]:
         """The committed categories, by name."""
-        return self.store.categories()
+        return self._store.categories()
+
+    def category(self, name: str) -> Category:
+        """The committed category of this name; CategoryNotFoundError if there is none."""
+        return self._store.category(checked_name(name))
 
     @cached_property
     def generation(self) -> Generation:
         """References from a language model and an image model (paper, section 3.1)."""
         from zsvec.generation.facet import Generation
 
-        return Generation(self.store, self.settings.generation, self._searcher, self._calibrator, self._builder)
+        return Generation(self._store, self.settings.generation, self._searcher, self._calibrator, self._builder)
 
     @cached_property
     def references(self) -> StoredReferences:
         """Looks after the references: moves and removes them, and says which are probably under a wrong category."""
         from zsvec.curation.references import StoredReferences
 
-        return StoredReferences(self.store, self._searcher, self._calibrator, self._builder)
+        return StoredReferences(self._store, self._searcher, self._calibrator, self._builder)
 
     @cached_property
     def history(self) -> ChangeHistory:
         """The changes of categories of the last time, which can be taken back."""
         from zsvec.curation.history import ChangeHistory
 
-        return ChangeHistory(self.store)
+        return ChangeHistory(self._store)
 
     @cached_property
     def inbox(self) -> Inbox:
         """Images that wait for a label: what to label next, and groups that may be categories which are missing."""
         from zsvec.curation.inbox import Inbox
 
-        experts = map(encoder_and_modality, self.scoring.temperatures)
+        experts = map(encoder_and_modality, self._scoring.temperatures)
         names = [name for name, modality in experts if modality == "image"]
-        return Inbox(self.store, self._keeper, self._predictor.predict_each, names, lambda: self.encoders)
+        return Inbox(self._store, self._keeper, self._predictor.predict_each, names, lambda: self.encoders)
 
     @cached_property
     def _teaching(self) -> Teaching:
         from zsvec.curation.feedback import Teaching
 
-        parts = self.store, self.inbox, self._keeper, self._embedder, self.settings.image_limits()
+        parts = self._store, self.inbox, self._keeper, self._embedder, self.settings.image_limits()
 
         def add(name: str, image: ReferenceImage) -> Category:
             return self.add_category(name, images=[image])
@@ -257,9 +263,16 @@ class Classifier:
 
     def image(self, content_hash: str) -> Image | None:
         """The small copy of a reference image, or of one that waits; ``None`` without one that can be read."""
-        digest = checked_hash(content_hash)
-        small = self.store.image(digest) or self.store.inbox.small(digest)
+        small = self.references.small(content_hash) or self.inbox.small(content_hash)
         return open_small(small.content) if small else None
+
+    def thumbnail(self, image: ImageInput) -> bytes:
+        """A JPEG of any image, as `image` finds it of a stored one: its shorter side has 256 pixels at most.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        return small_copy(load_image(image, side=SIDE, **self.settings.image_limits()))
 
     @overload
     def classify(  # type: ignore[overload-overlap]
@@ -296,7 +309,7 @@ class Classifier:
         if isinstance(images, list | tuple):
             with self.classify_stream(images, top_k=top_k, errors=errors, keep=keep) as stream:
                 return list(stream) if images else []
-        return self.alone.classify(cast("ImageInput", images), top_k, errors, keep)
+        return self._single.classify(cast("ImageInput", images), top_k, errors, keep)
 
     @overload
     async def aclassify(  # type: ignore[overload-overlap]
@@ -369,8 +382,11 @@ class Classifier:
 
     @property
     def stats(self) -> StreamStats:
-        """What all streams of predictions together have done so far, and the store's counters; from any thread."""
-        return with_changes(self._predictor.totals.stats(), store=self.store.stats())
+        """What has been done so far, and the store's counters; from any thread.
+
+        All streams of predictions count, and the images that were classified alone.
+        """
+        return with_changes(self._predictor.totals.stats(), store=self._store.stats())
 
     def embed_stream(self, images: Iterable[ImageInput], *, batch_size: int | None = None) -> Iterator[Embedding]:
         """Vectors of images as they come, in order and in bounded memory; for `classify_vectors`, or for keeping.
@@ -421,9 +437,36 @@ class Classifier:
 
     def create(self) -> None:
         """Make the collections of the store; then a key that may write to them is enough. Raises as a write does."""
-        self.store.bind(self.encoders.fingerprints, images=self.settings.keep_images)
+        self._store.bind(self.encoders.fingerprints, images=self.settings.keep_images)
         if self.settings.keep != "none":
-            self.store.inbox.create()
+            self._store.inbox.create()
+
+    @property
+    def location(self) -> str:
+        """Folder or URL of the store, and its namespace."""
+        return self._store.location
+
+    def info(self) -> dict[str, Any]:
+        """Place, size, encoders and calibration of the store, and versions of its engine; JSON.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        return facts(self._store, self.settings)
+
+    def ping(self) -> None:
+        """Ask the store for one record; raises a StoreError if it does not answer, or cannot be read."""
+        self._store.encoders()
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        """Give each request of this thread to a server no more than so many seconds, in a block.
+
+        ```python
+        with clf.within(2):
+            clf.classify("photo.jpg")
+        ```
+        """
+        return self._store.within(seconds)
 
     def load(self) -> None:
         """Load the encoders now, not with the first image; raises as `encoders`."""
@@ -436,19 +479,19 @@ class Classifier:
 
     def close(self) -> None:
         """Make everything written durable and let go of the store."""
-        self.alone.close()
+        self._single.close()
         self._searcher.close()
-        self.store.close()
+        self._store.close()
 
     def _builder(self) -> Builder:
         chosen = self.settings
         self.create()
         return Builder(
-            self.store,
+            self._store,
             self.encoders,
             prompts=self._prompts,
             batch_size=chosen.batch_size,
-            keep_images=chosen.keep_images != "none" and self.store.keeps_images(),
-            by=self.store.by,
+            keep_images=chosen.keep_images != "none" and self._store.keeps_images(),
+            by=self._store.by,
             **chosen.image_limits(),
         )

@@ -65,7 +65,7 @@ def audit(
     else:
         _print(found)
     if html and write:
-        write(html, found, classifier.store.location)
+        write(html, found, classifier.location)
         output.print_note(f"page: {html}")
 
 

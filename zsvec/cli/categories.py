@@ -76,7 +76,7 @@ def import_(
         before = {category.name: category.images for category in classifier.categories()}
         inputs = (replace(category, images=counted(category.images)) for category in found)
         try:
-            with classifier.store.one_change("import"):
+            with classifier.history.one_change("import"):
                 classifier.add_categories(inputs, replace=replace_, on_error=report, on_commit=keep)
         except KeyboardInterrupt:
             output.print_note(
@@ -186,14 +186,12 @@ def remove(
     yes: Yes = False,
 ) -> None:
     """Remove a category, or some of its references."""
-    from zsvec import checked_name
-
     with context.obj.open() as classifier:
         if hashes:
             category = classifier.references.remove(name, hashes_of(classifier, name, hashes))
             output.print_note(f"{name} has {output.counted(sum(category.references.values()), 'reference')} left")
             return
-        references = sum(classifier.store.category(checked_name(name)).references.values())
+        references = sum(classifier.category(name).references.values())
         confirm(f"Remove {name!r} and its {output.counted(references, 'reference')}?", yes=yes)
         classifier.remove_category(name)
     output.print_note(f"removed {name}")

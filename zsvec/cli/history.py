@@ -37,7 +37,7 @@ def undo(
     json: Json = False,
 ) -> None:
     """Undo the last change, or another one. An undo can be undone by its id."""
-    with context.obj.open() as classifier, classifier.store.one_change("undo") as last:
+    with context.obj.open() as classifier, classifier.history.one_change("undo") as last:
         undone = classifier.history.undo(category, change=change)
     if json:
         output.print_json(undone.to_dict())

@@ -58,7 +58,7 @@ def init(context: typer.Context) -> None:
     """Create the collections of the store, for keys without that right. Writes create them too."""
     with context.obj.open() as classifier:
         classifier.create()
-        output.print_note(f"{classifier.store.location} is there")
+        output.print_note(f"{classifier.location} is there")
 
 
 @app.command()

@@ -94,16 +94,9 @@ def set_(
     """Replace the texts or the metadata of a category."""
     if text is None and metadata is None:
         raise InvalidInputError("there is nothing to set: give --text or --metadata")
-    from zsvec.inputs.categories import checked_metadata
-
-    kept = None if metadata is None else checked_metadata(_object(metadata))
+    kept = None if metadata is None else _object(metadata)
     with context.obj.open() as classifier:
-        category = classifier.store.category(name)
-        with classifier.store.one_change("set"):
-            if text is not None:
-                category = classifier.references.set_texts(name, text)
-            if kept is not None:
-                category = classifier.references.set_metadata(name, kept)
+        category = classifier.references.update(name, texts=text, metadata=kept)
     output.print_found([category], categories_table, json=json)
 
 

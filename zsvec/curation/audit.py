@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from zsvec.ingest.recalibration import Calibrator
 from zsvec.method.arrays import Key
 from zsvec.method.predict.background import FEWEST
 from zsvec.method.quality.neighborhoods import Neighborhoods, neighborhoods, spreads
@@ -153,19 +152,8 @@ class Audit:
             yield from ({"finding": kind, **asdict(one)} for one in found)
 
 
-def audit(calibrator: Calibrator) -> Audit:
-    """Audit the reference images of a store. They are read once, and compared with each other in blocks.
-
-    Args:
-        calibrator: Of the store.
-    """
-    references = calibrator.references()
-    said = calibrator.verdicts(references)
-    return audited(references, said)
-
-
 def audited(references: Mapping[str, References], said: Sequence[Verdict] | None) -> Audit:
-    """Audit reference images.
+    """Audit reference images, which are compared with each other in blocks.
 
     Args:
         references: By expert, all of them.

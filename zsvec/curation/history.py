@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import checked_name
@@ -29,6 +30,33 @@ class ChangeHistory:
             StoreError: They cannot be read.
         """
         return iter(self._store.changes())
+
+    def of(self, category: str) -> list[Change]:
+        """The changes of one category, newest first; raises as iterating."""
+        name = checked_name(category)
+        return [change for change in self if name in change.categories]
+
+    def one_change(self, what: str) -> AbstractContextManager[str]:
+        """Make all that is changed in a block one change, and give its id. Inner blocks belong to it.
+
+        ```python
+        with clf.history.one_change("import"):
+            clf.add_category("cat", images=cats)
+            clf.add_category("dog", images=dogs)
+        ```
+
+        Args:
+            what: The change, in one word.
+        """
+        return self._store.one_change(what)
+
+    def acting(self, by: str | None) -> AbstractContextManager[None]:
+        """Record another author of the changes of a block than the setting ``added_by`` says.
+
+        Args:
+            by: The author; ``None`` for that of the setting.
+        """
+        return self._store.acting(by)
 
     def undo(self, category: str | None = None, *, change: str | None = None) -> Change:
         """Take a change back, and give it: its categories become what they were before. Nothing is embedded again.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.ingest.embedding import Vectors
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.inputs.categories import checked_name
-from zsvec.method.quality.unlabelled import most_useful, urgency
+from zsvec.method.quality.unlabelled import most_useful, uncertainty, urgency
 from zsvec.store import InboxImage, Move, Reference, Store, Write
 from zsvec.types import Category, Prediction, SmallImage
 
@@ -48,6 +48,11 @@ class Unlabelled:
     height: int
     prediction: Prediction | None
     urgency: float
+
+    @property
+    def uncertainty(self) -> Literal["unknown", "close", "disputed"] | None:
+        """Why its label would tell much by now: no category fits, two fit about as well, or the experts are at odds."""
+        return uncertainty(self.prediction) if self.prediction else None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec inbox --json`` prints."""
@@ -196,7 +201,7 @@ class Inbox:
 
         They are references from the next image of every process on, with their source, and wait no more. An image
         that is a reference of another category is moved. A category that is made so has no definition text:
-        `StoredReferences.set_texts` gives it one. Killed on the way, it can be done again.
+        `StoredReferences.update` gives it one. Killed on the way, it can be done again.
 
         Args:
             hashes: Content hash of an image, or several.

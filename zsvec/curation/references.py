@@ -6,16 +6,16 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from zsvec.curation.audit import Audit, audit
+from zsvec.curation.audit import Audit, audited
 from zsvec.errors import InvalidInputError
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import checked_hash, checked_hashes
-from zsvec.inputs.categories import CategoryInput, as_words, checked_metadata, checked_name
+from zsvec.inputs.categories import CategoryInput, as_words, checked_category, checked_name
 from zsvec.method.quality.suspects import Suspect
 from zsvec.search.searcher import Searcher
 from zsvec.store import Move, Renamed, Store, Write
-from zsvec.types import Category, Forgotten, StoredReference, encoder_and_modality
+from zsvec.types import Category, Forgotten, SmallImage, StoredReference, encoder_and_modality
 
 _HASH = re.compile("[0-9a-f]{64}")
 
@@ -101,26 +101,33 @@ class StoredReferences:
         self._store.category(checked_name(target))
         return self._moved(Move(source=checked_name(source), target=checked_name(target)))
 
-    def set_texts(self, name: str, texts: Sequence[str]) -> Category:
-        """Define a category by other texts; those that it has are not embedded again.
+    def update(
+        self, name: str, *, texts: Sequence[str] | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> Category:
+        """Give a category other definition texts, other metadata, or both in one change. Its images stay.
+
+        Args:
+            name: The category.
+            texts: In the place of those that it has, which are not embedded again if they are among them. ``None``
+                keeps them.
+            metadata: JSON in the place of what is kept with it; likewise.
+
+        Returns:
+            The category as committed.
 
         Raises:
             CategoryNotFoundError: There is none of this name.
-            InvalidInputError: A text cannot be used, or there would be no reference at all.
+            InvalidInputError: A text or the metadata cannot be used, or there would be no reference at all.
             ConflictError: Other writers changed it at every attempt.
         """
-        self._store.category(checked_name(name))
-        with self._store.one_change("texts"):
-            given = CategoryInput(name=name, texts=texts)
-            (category,) = self._builder().build([given], replace=True, create=False)
-        return category
-
-    def set_metadata(self, name: str, metadata: Mapping[str, Any]) -> Category:
-        """Keep other JSON with a category; raises as `set_texts`."""
-        there = self._store.category(checked_name(name))
-        with self._store.one_change("metadata"):
-            write = Write(name=there.name, references=(), metadata=checked_metadata(metadata), needs=frozenset())
-            (category,) = self._store.write([write])
+        given = checked_category(CategoryInput(name=name, texts=texts, metadata=metadata))
+        self._store.category(given.name)
+        with self._store.one_change("set"):
+            if texts is None:
+                write = Write(name=given.name, references=(), metadata=given.metadata, needs=frozenset())
+                (category,) = self._store.write([write])
+            else:
+                (category,) = self._builder().build([given], replace=True, create=False)
         return category
 
     def forget(self, content_hash: str) -> Forgotten:
@@ -167,6 +174,10 @@ class StoredReferences:
         """
         return self._store.stored_references(checked_name(name))
 
+    def small(self, content_hash: str) -> SmallImage | None:
+        """The small copy of a reference image; ``None`` without one that can be read."""
+        return self._store.image(checked_hash(content_hash))
+
     def suspects(self) -> list[Suspect]:
         """The reference images that are probably under a wrong category, most doubtful first; nothing is changed.
 
@@ -197,4 +208,5 @@ class StoredReferences:
         Raises:
             StoreError: References cannot be read.
         """
-        return audit(self._calibrator)
+        references = self._calibrator.references()
+        return audited(references, self._calibrator.verdicts(references))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zsvec.errors import ZSVecError
 from zsvec.ingest.embedding import PreparedImage, Vectors
 from zsvec.ingest.validation import checked_keep
-from zsvec.method.quality.unlabelled import ALIKE, distinct, uncertain
+from zsvec.method.quality.unlabelled import ALIKE, distinct, uncertainty
 from zsvec.settings.settings import Settings
 from zsvec.store import InboxImage, Store, Why
 from zsvec.streams.flow import Flow
@@ -223,7 +223,7 @@ class StreamKeeper:
             self._batches.put(chosen)
 
     def _reason(self, prediction: Prediction) -> Why | None:
-        if uncertain(prediction):
+        if uncertainty(prediction):
             return "uncertain"
         return "all" if self._why == "all" else None
 

@@ -32,7 +32,7 @@ class Embeddings:
     """
 
     def __init__(self, folder: Path, classifier: Classifier) -> None:
-        fingerprints = classifier.store.encoders()
+        fingerprints = classifier.encoders.fingerprints
         self._dims = {name: fingerprint.dim for name, fingerprint in fingerprints.items()}
         prints = sorted((name, str(fingerprint)) for name, fingerprint in fingerprints.items())
         own = folder / hashlib.sha256(repr(prints).encode()).hexdigest()[:16]

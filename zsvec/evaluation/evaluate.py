@@ -242,7 +242,7 @@ def evaluate(
     if len(names) != len(images) or not names:
         raise InvalidInputError(f"give one or more images, and a label for each. Got {len(images)} and {len(names)}")
     categories = [category.name for category in classifier.categories()]
-    check_labels(categories, names, images="the images", location=classifier.store.location)
+    check_labels(categories, names, images="the images", location=classifier.location)
     # In any other order than that of the folders: a strategy may take it from a batch that its images are alike.
     order = np.random.default_rng(0).permutation(len(images) + len(strangers)).tolist()
     given = (images[i] if i < len(images) else strangers[i - len(images)] for i in order)

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from zsvec.classifier import Classifier
+from zsvec.classifier.basis import basis_of
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.evaluation.embeddings import Embeddings
 from zsvec.evaluation.evaluate import check_labels
@@ -36,12 +37,9 @@ from zsvec.evaluation.study import (
 from zsvec.evaluation.tables import ACCURACY, table
 from zsvec.inputs.images import ImageInput, ImageLimits, load_image, source_of
 from zsvec.method import DEFAULT_STRATEGY
-from zsvec.method.calibrate.fit import FALSE_UNKNOWN_RATE
-from zsvec.method.calibration import Calibration
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.search.numpy_index import compare
-from zsvec.search.searcher import Searcher
 from zsvec.types import encoder_and_modality
 
 FORMAT = 1
@@ -108,10 +106,10 @@ def run(
         raise InvalidInputError(
             f"the report cannot be kept in {folder}: {exc}; give a folder that can be made"
         ) from exc
-    stored, _ = Searcher(classifier.store, kind="memory", budget=0, neighbors=1, norms=True).references()
-    references = only(dict(sorted(stored.items())), classifier.scoring.temperatures.keys())
+    basis = basis_of(classifier)
+    references = basis.references
     names = category_names(references)
-    check_labels(names, [label for _, label in images], images=name, location=classifier.store.location)
+    check_labels(names, [label for _, label in images], images=name, location=classifier.location)
 
     say("embedding the images")
     inputs = [image for image, _ in images] + list(unknown)
@@ -131,8 +129,8 @@ def run(
     study = Study(
         references,
         sample,
-        replace(classifier.scoring, calibrated=True, unknown_above=None),
-        _false_unknown_rate(classifier),
+        replace(basis.scoring, calibrated=True, unknown_above=None),
+        basis.false_unknown_rate,
         [known_categories(labels, seed) for seed in range(DRAWS)] if len(labels) > 1 else [],
     )
     made = list(_tables(study, classifier, embeddings, say))
@@ -190,12 +188,6 @@ def _tables(
         yield one_and_many(study)
         say("quality of the references")
         yield quality(study, embeddings, classifier.settings.image_limits())
-
-
-def _false_unknown_rate(classifier: Classifier) -> float:
-    """The target rate that the classifier would calibrate with."""
-    present = Calibration.from_dict(classifier.store.calibration())
-    return classifier.settings.false_unknown_rate or (present.false_unknown_rate if present else FALSE_UNKNOWN_RATE)
 
 
 def _named(image: ImageInput, otherwise: str) -> str:

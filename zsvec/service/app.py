@@ -18,8 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from zsvec import __version__
-from zsvec.classifier import Classifier
+from zsvec import Classifier, __version__
 from zsvec.errors import ZSVecError
 from zsvec.service import api, operations, pages
 from zsvec.service.admission.backpressure import Backpressure
@@ -65,7 +64,6 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        classifier.alone.measure()
         loading = asyncio.create_task(app.state.health.load())
         yield
         loading.cancel()

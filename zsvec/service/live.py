@@ -16,12 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from zsvec import ImageInput, StreamStats
 from zsvec.errors import ZSVecError
-from zsvec.inputs.images import ImageInput, load_image
-from zsvec.inputs.small import SIDE, small_copy
 from zsvec.service.admission.work import Work
 from zsvec.service.metrics import Figures, Metrics
-from zsvec.streams.flow import StreamStats
 from zsvec.types import Prediction
 
 SHOWN = 12
@@ -147,13 +145,13 @@ class Live:
 
     def _copy(self) -> None:
         """Make small copies of the images that came since, for as long as that may take."""
-        begun, limits = time.monotonic(), self._work.classifier.settings.image_limits()
+        begun = time.monotonic()
         while self._waiting and time.monotonic() - begun < _COPYING:
             image, prediction = self._waiting.popleft()
             small = None
             if prediction.error is None:
                 with suppress(ZSVecError):
-                    small = small_copy(load_image(image, side=SIDE, **limits))
+                    small = self._work.classifier.thumbnail(image)
             self._seen.append(Seen(_short(prediction.source), prediction, small))
 
 

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from zsvec import StreamStats
 from zsvec.errors import ZSVecError
 from zsvec.service.admission.work import Work
-from zsvec.streams.flow import StreamStats
 from zsvec.types import Category, encoder_and_modality
 
 PATIENCE = 2.0
@@ -81,7 +81,7 @@ class Metrics(Collector):
                 codes[sample.labels["code"]] += int(sample.value)
         references, revision = self._of_store() or (None, None)
         outcomes = {outcome: work.outcomes[outcome] for outcome in _OUTCOMES}
-        return Figures(outcomes, work.classifier.alone.stats, work.queued, dict(codes), references, revision)
+        return Figures(outcomes, work.classifier.stats, work.queued, dict(codes), references, revision)
 
     def collect(
         self,
@@ -118,9 +118,9 @@ class Metrics(Collector):
         """References by modality and the revision, as they were when they were last read, if they ever were."""
         if time.monotonic() - self._asked > _FRESH:
             self._asked = time.monotonic()
-            store = self._work.classifier.store
-            with suppress(ZSVecError), store.within(PATIENCE):  # the requests that need the store say that it is away
-                self._store = _counted(store.categories())
+            classifier = self._work.classifier
+            with suppress(ZSVecError), classifier.within(PATIENCE):  # requests that need the store say that it is away
+                self._store = _counted(classifier.categories())
         return self._store
 
 

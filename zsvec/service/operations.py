@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from zsvec.classifier import Classifier
+from zsvec import Classifier
 from zsvec.errors import ZSVecError
 from zsvec.service.metrics import PATIENCE
 from zsvec.service.problems import JSON, Problem
@@ -70,8 +70,8 @@ class Health:
 
     def _ask_store(self) -> str:
         try:
-            with self._classifier.store.within(PATIENCE):
-                self._classifier.store.encoders()
+            with self._classifier.within(PATIENCE):
+                self._classifier.ping()
         except ZSVecError as exc:
             _log.warning("the store does not answer: %s", exc)
             return "the store does not answer"

@@ -7,6 +7,7 @@ ahead of its second, and how much of the experts' weight is on another category 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,9 @@ Floats = NDArray[np.floating]
 
 ALIKE = 0.95
 """Cosine under every encoder, from which on two images are nearly the same."""
-CLOSE = 0.3
-"""Margin of the first category over the second, in probability, below which an image is uncertain."""
-AT_ODDS = 0.5
-"""Share of the experts' weight for another category than the fused one, above which an image is uncertain."""
 
+_CLOSE = 0.3  # margin of the first category over the second, in probability, below which an image is uncertain
+_DISPUTED = 0.5  # share of the experts' weight for another category than the fused one, above which it is
 _COMPARED = 100  # of the most urgent images, with each other
 
 
@@ -40,11 +39,15 @@ def at_odds(prediction: Prediction) -> float:
     return sum(expert.weight for expert in experts if expert.ranking[0][0] != prediction.nearest)
 
 
-def uncertain(prediction: Prediction) -> bool:
-    """Whether a label of the image would tell much: it is unknown, or a close call, or experts are at odds."""
+def uncertainty(prediction: Prediction) -> Literal["unknown", "close", "disputed"] | None:
+    """Returns why a label of the image would tell much: no category fits, two do, or the experts are at odds."""
     if prediction.error is not None or not prediction.ranking:
-        return False
-    return prediction.unknown or margin(prediction) < CLOSE or at_odds(prediction) > AT_ODDS
+        return None
+    if prediction.unknown:
+        return "unknown"
+    if margin(prediction) < _CLOSE:
+        return "close"
+    return "disputed" if at_odds(prediction) > _DISPUTED else None
 
 
 def distinct(vectors: Mapping[str, Floats], *, first: int = 0) -> list[int]:

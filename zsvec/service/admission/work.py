@@ -10,8 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
-from zsvec.classifier import Classifier
-from zsvec.inputs.images import ImageInput
+from zsvec import Classifier, ImageInput
 from zsvec.service.problems import Problem
 from zsvec.types import Prediction
 
@@ -124,7 +123,7 @@ class Work:
 
     def _classified(self, image: ImageInput, top_k: int) -> Prediction:
         keep = self.classifier.settings.keep
-        with self.classifier.store.within(self.limits.answer):
+        with self.classifier.within(self.limits.answer):
             prediction = self.classifier.classify(image, top_k=top_k, errors="report", keep=keep)
         outcome = "failed" if prediction.error is not None else "unknown" if prediction.unknown else "known"
         with self._lock:
@@ -157,7 +156,7 @@ class Work:
         """
 
         def run() -> Result:
-            with self.classifier.store.acting(by), self.classifier.store.within(self.limits.answer):
+            with self.classifier.history.acting(by), self.classifier.within(self.limits.answer):
                 return function()
 
         with self._lock:

@@ -7,15 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from zsvec.classifier import Classifier
-from zsvec.inputs.categories import (
-    CategoryInput,
-    ReferenceImage,
-    checked_category,
-    checked_metadata,
-    checked_name,
-    checked_texts,
-)
+from zsvec import Classifier, ReferenceImage, SmallImage, StoredReference, checked_name
 from zsvec.service.api import schemas
 from zsvec.service.api.common import (
     OF_BODY,
@@ -32,7 +24,6 @@ from zsvec.service.api.common import (
 )
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import Material, sent_json, sent_material
-from zsvec.types import SmallImage, StoredReference
 
 router = APIRouter(prefix="/v1", tags=["categories"])
 
@@ -56,7 +47,7 @@ async def show_category(name: Name, work: Runs) -> Response:
 
 def whole_category(classifier: Classifier, name: str) -> dict[str, Any]:
     """The object that ``zsvec show --json`` prints."""
-    category = classifier.store.category(checked_name(name))
+    category = classifier.category(name)
     stored = [reference.to_dict() for reference in classifier.references.of(category.name)]
     return {**category.to_dict(), "metadata": category.metadata, "stored": stored}
 
@@ -77,7 +68,7 @@ async def put_category(request: Request, name: Name, work: Runs, by: By) -> Resp
 
     def put() -> tuple[bool, dict[str, Any]]:
         new = checked_name(name) not in {category.name for category in work.classifier.categories()}
-        with work.classifier.store.one_change("add" if new else "replace"):
+        with work.classifier.history.one_change("add" if new else "replace"):
             return new, _added(work.classifier, name, sent, replace=True)
 
     new, category = await work.run(put, by=by)
@@ -102,10 +93,7 @@ async def add_references(request: Request, name: Name, work: Runs, by: By) -> Re
 
 def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) -> dict[str, Any]:
     images = [ReferenceImage(image=image, source=image.name) for image in sent.images]
-    target = checked_name(name)
-    given = checked_category(CategoryInput(name=target, texts=sent.texts, images=images, metadata=sent.metadata))
-    with of_state():
-        (there,) = classifier.add_categories([given], replace=replace)
+    there = classifier.add_category(checked_name(name), sent.texts, images, metadata=sent.metadata, replace=replace)
     return there.to_dict()
 
 
@@ -123,11 +111,9 @@ async def change_category(request: Request, name: Name, work: Runs, by: By) -> R
 
 
 def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -> dict[str, Any]:
-    category = classifier.store.category(checked_name(name))
+    category = classifier.category(name)
     # All that can be told before is, so that a change that is refused has changed nothing, with a history or without.
     new = None if given.name is None else checked_name(given.name)
-    texts = None if given.texts is None else checked_texts(given.texts)
-    metadata = None if given.metadata is None else checked_metadata(given.metadata)
     names = {one.name for one in classifier.categories()}
     if given.merge and new is not None and new not in names:
         raise Problem(404, f"there is no category {new!r} to merge with: leave `merge` out, to rename")
@@ -136,11 +122,8 @@ def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -
     if not given.merge and new != category.name and new in names:
         raise Problem(409, f"there is a category {new!r} already: merge, or take another name")
     with whole_change(classifier, "merge" if given.merge else "set" if given.name is None else "rename"):
-        if texts is not None:
-            with of_state():
-                category = classifier.references.set_texts(name, texts)
-        if metadata is not None:
-            category = classifier.references.set_metadata(name, metadata)
+        if given.texts is not None or given.metadata is not None:
+            category = classifier.references.update(name, texts=given.texts, metadata=given.metadata)
         if new is not None and given.merge:
             with of_state():
                 category = classifier.references.merge(name, new)
@@ -197,7 +180,7 @@ async def show_reference_image(request: Request, name: Name, hash: Hash, work: R
 
     def small() -> SmallImage | None:
         _reference(work.classifier, name, hash)
-        return work.classifier.store.image(hash)
+        return work.classifier.references.small(hash)
 
     return picture(request, await work.run(small), hash)
 

@@ -11,7 +11,7 @@ from fastapi import Depends, Path, Request
 from pydantic import AfterValidator, BaseModel, WithJsonSchema
 from starlette.responses import Response
 
-from zsvec.classifier import Classifier
+from zsvec import Classifier
 from zsvec.errors import CategoryNotFoundError, InvalidInputError, ZSVecError
 from zsvec.service.admission.work import Work
 from zsvec.service.api.schemas import HASH, NAME, TEXT
@@ -78,11 +78,11 @@ def whole_change(classifier: Classifier, what: str) -> Iterator[str]:
     of the categories since, and while the store is away.
 
     Args:
-        classifier: Whose store is changed.
+        classifier: Whose categories are changed.
         what: The change, in one word, as the history has it.
     """
     try:
-        with classifier.store.one_change(what) as identifier:
+        with classifier.history.one_change(what) as identifier:
             yield identifier
     except Exception:
         with suppress(ZSVecError):  # as where nothing was written

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from zsvec import checked_name, load_image
 from zsvec.errors import ImageError
-from zsvec.inputs.categories import checked_name
-from zsvec.inputs.images import load_image
 from zsvec.service.api import schemas
 from zsvec.service.api.common import OF_BODY, OF_PICTURE, By, Hash, Runs, body_of, of_state, picture, problems
 from zsvec.service.problems import JSON
@@ -140,7 +139,7 @@ async def correct(
         name = checked_name(category)
         for image in images if len(images) > 1 else ():
             load_image(image, **work.classifier.settings.image_limits())
-        with work.classifier.store.one_change("correct"), of_state():
+        with work.classifier.history.one_change("correct"), of_state():
             return [work.classifier.correct(image, name) for image in images][-1].to_dict()
 
     return JSON(await work.run(corrected, by=by))

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from zsvec.inputs.categories import checked_name
+from zsvec import checked_name
 from zsvec.service.api import schemas
 from zsvec.service.api.common import OF_BODY, By, Runs, body_of, of_state, problems
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_json
-from zsvec.settings.info import info as facts
 
 router = APIRouter(prefix="/v1", tags=["store"])
 
@@ -20,7 +19,7 @@ router = APIRouter(prefix="/v1", tags=["store"])
 @router.get("/info", summary="Say what is in the store", response_model=dict[str, Any], responses=problems(409))
 async def info(work: Runs) -> Response:
     """Its place, size, encoders, calibration, and the versions of its engine."""
-    return JSON(await work.run(lambda: facts(work.classifier.store, work.classifier.settings)))
+    return JSON(await work.run(work.classifier.info))
 
 
 @router.get("/audit", summary="Audit the references", response_model=list[schemas.Finding], responses=problems(409))
@@ -36,9 +35,9 @@ async def history(
     work: Runs, category: Annotated[schemas.CategoryName | None, Query(description="Only changes of this one.")] = None
 ) -> Response:
     """What can be taken back, or was, newest first."""
-    name = None if category is None else checked_name(category)
-    found = await work.run(lambda: list(work.classifier.history))
-    return JSON([change.to_dict() for change in found if name is None or name in change.categories])
+    changes = work.classifier.history
+    found = await work.run(lambda: list(changes) if category is None else changes.of(category))
+    return JSON([change.to_dict() for change in found])
 
 
 @router.post(

@@ -9,8 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from zsvec.classifier import Classifier
-from zsvec.curation.audit import Audit
+from zsvec import Audit, Classifier
 from zsvec.errors import CategoryNotFoundError
 from zsvec.inputs.categories import checked_name
 from zsvec.service.api.common import Runs

@@ -10,9 +10,8 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from zsvec.classifier import Classifier
+from zsvec import CategoryInput, Classifier, ReferenceImage, checked_name
 from zsvec.errors import CategoryNotFoundError, ImageError
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
 from zsvec.service.api.common import Runs
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import is_part, render

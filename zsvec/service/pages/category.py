@@ -7,8 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from zsvec.classifier import Classifier
-from zsvec.inputs.categories import checked_name
+from zsvec import Classifier, checked_name
 from zsvec.service.api.common import Name, Runs
 from zsvec.service.pages.categories import added, lines
 from zsvec.service.pages.changes import changed
@@ -29,7 +28,7 @@ async def show(request: Request, name: Name, work: Runs) -> Response:
 
 
 def _all_of(classifier: Classifier, name: str) -> dict[str, Any]:
-    category = classifier.store.category(checked_name(name))
+    category = classifier.category(name)
     stored = classifier.references.of(category.name)
     return {
         "name": category.name,
@@ -48,7 +47,7 @@ async def add(request: Request, name: Name, work: Runs) -> Response:
         raise Problem(422, "There is no text and no picture to add")
 
     def add_to() -> str:
-        category = work.classifier.store.category(checked_name(name))  # a page may be older than its removal
+        category = work.classifier.category(checked_name(name))  # a page may be older than its removal
         return added(work.classifier, category.name, texts, images)
 
     return await changed(request, "add", add_to)

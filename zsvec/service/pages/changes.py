@@ -30,13 +30,11 @@ _TITLES = {
     "import": "Imported",
     "label": "Labelled",
     "merge": "Merged",
-    "metadata": "Described",
     "move": "Moved between",
     "remove": "Removed, or from",
     "rename": "Renamed",
     "replace": "Replaced",
     "set": "Described",
-    "texts": "Described",
     "undo": "Took back a change of",
 }
 _WORDS = {
@@ -64,7 +62,7 @@ async def changed(request: Request, what: str, change: Callable[[], str], *, goe
     work = work_of(request)
 
     def run() -> tuple[str, str | None]:
-        one = work.classifier.store.one_change(what) if what in _STAY else whole_change(work.classifier, what)
+        one = work.classifier.history.one_change(what) if what in _STAY else whole_change(work.classifier, what)
         with one as identifier:
             said = change()
         there = any(one.id == identifier for one in work.classifier.history)
@@ -131,7 +129,7 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
         raise Problem(422, "the change that is to be taken back is not said: reload the page")
 
     def run() -> tuple[Change, str, set[str]]:
-        with work.classifier.store.one_change("undo") as identifier:
+        with work.classifier.history.one_change("undo") as identifier:
             undone = work.classifier.history.undo(change=given[0])
         return undone, identifier, {category.name for category in work.classifier.categories()}
 

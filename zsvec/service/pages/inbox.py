@@ -9,10 +9,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from zsvec.curation.inbox import Group, Unlabelled
+from zsvec import Group, Unlabelled, checked_name
 from zsvec.errors import WeightsUnavailableError
-from zsvec.inputs.categories import checked_name
-from zsvec.method.quality.unlabelled import AT_ODDS, CLOSE, at_odds, margin
 from zsvec.service.api.common import Runs
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import may_change, percent, render
@@ -62,17 +60,17 @@ def _in_words(image: Unlabelled) -> _Waiting:
     else:
         guess, headline = f"{nearest}, {percent(probability)}", f"{how_sure(probability)} {nearest}"
     choices = [(label, percent(share), share) for label, share in prediction.ranking[:_CHOICES]]
-    return _Waiting(image, name, guess, headline, _why(prediction), choices)
+    return _Waiting(image, name, guess, headline, _why(image, prediction), choices)
 
 
-def _why(prediction: Prediction) -> str:
+def _why(image: Unlabelled, prediction: Prediction) -> str:
     """Why an image waits, by what is known now."""
     nearest = prediction.ranking[0][0]
-    if prediction.unknown:
+    if image.uncertainty == "unknown":
         return f"The nearest is “{nearest}”, but it is far from that, too."
-    if margin(prediction) < CLOSE and len(prediction.ranking) > 1:
+    if image.uncertainty == "close":
         return f"A close call: “{nearest}” or “{prediction.ranking[1][0]}”."
-    if at_odds(prediction) > AT_ODDS:
+    if image.uncertainty == "disputed":
         others = {expert.ranking[0][0] for expert in prediction.experts.values() if expert.ranking} - {nearest}
         return f"Disputed: one comparison says “{nearest}”, others say “{'”, “'.join(sorted(others))}”."
     return "It was uncertain when it came; what was added since has made it clearer."

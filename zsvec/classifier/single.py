@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from dataclasses import replace as with_changes
 
 from zsvec.classifier.predictor import Predictor
@@ -12,12 +11,12 @@ from zsvec.ingest.embedding import Embedder, Wanted
 from zsvec.ingest.validation import Errors, check_answers, checked_keep
 from zsvec.inputs.images import ImageInput
 from zsvec.store import Store
-from zsvec.streams.flow import Flow, StreamStats
+from zsvec.streams.flow import Flow
 from zsvec.types import Keep, Prediction
 
 
-class Alone:
-    """Classifies one image in the calling thread. It is ``clf.alone`` of a classifier.
+class SingleImages:
+    """Classifies one image in the calling thread.
 
     Args:
         predictor: From vectors to predictions.
@@ -34,17 +33,8 @@ class Alone:
         self._store = store
         self._max_wait = max_wait
         self._flow = Flow()
-        self._measured: Flow | None = None
+        predictor.totals.add(self._flow)
         self._keepers: dict[Keep, StreamKeeper | None] = {}
-
-    @property
-    def stats(self) -> StreamStats:
-        """What has been done since `measure`; may be asked from any thread."""
-        return self._flow.stats()
-
-    def measure(self) -> None:
-        """Count what is done from now on."""
-        self._measured = self._flow
 
     def classify(self, image: ImageInput, top_k: int, errors: Errors, keep: Keep | None) -> Prediction:
         """As `zsvec.classifier.Classifier.classify` with one image."""
@@ -58,15 +48,15 @@ class Alone:
             hash=keeper is not None or isinstance(image, str | os.PathLike),
             small=keeper is not None and self._store.keeps_images(),
         )
-        flow = self._measured
-        with flow.at_work() if flow else nullcontext():
+        flow = self._flow
+        with flow.at_work():
             with encoders.shared.coming():
                 prepared = self._embedder.prepare(image, wanted=wanted, flow=flow)
             if prepared.error is not None:
                 return next(self._predictor.answers([prepared], {}, top_k, errors, flow))
             with encoders.shared.turn(prepared, (top_k, chosen), max_wait=self._max_wait) as turn:
                 if turn.items:
-                    with flow.encoding(len(turn.items)) if flow else nullcontext():
+                    with flow.encoding(len(turn.items)):
                         vectors = encoders.encode_images([image.inputs for image in turn.items])
                     answers = self._predictor.answers(turn.items, vectors, top_k, errors, flow, keeper, related=False)
                     turn.results = list(answers)

@@ -17,7 +17,7 @@ from zsvec.service.admission.work import Work
 from zsvec.service.api.schemas import HASH, NAME, TEXT
 from zsvec.service.auth.keys import Key
 from zsvec.service.problems import RETRY, Problem
-from zsvec.store import SmallImage
+from zsvec.types import SmallImage
 
 
 def work_of(request: Request) -> Work:

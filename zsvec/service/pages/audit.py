@@ -9,9 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from zsvec import Audit, Classifier
+from zsvec import Audit, Classifier, checked_name
 from zsvec.errors import CategoryNotFoundError
-from zsvec.inputs.categories import checked_name
 from zsvec.service.api.common import Runs
 from zsvec.service.pages.changes import changed
 from zsvec.service.pages.rendering import render

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from zsvec import checked_name
 from zsvec.errors import StoreUnavailableError
-from zsvec.inputs.categories import checked_name
 from zsvec.service.api.common import Runs
 from zsvec.service.pages import words
 from zsvec.service.pages.changes import changed

@@ -68,7 +68,7 @@ with zsvec.open("{store}", encoders=[HashEncoder("conse"), HashEncoder("efficien
         CategoryInput(name=name, images=[pixels + np.uint8(60 * i) for pixels in noise[i]])
         for i, name in enumerate(("dark", "grey", "light"))
     )
-    assert clf.store.calibration() is not None
+    assert clf._store.calibration() is not None
 """
 
 COMMAND = """

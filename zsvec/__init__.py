@@ -60,12 +60,10 @@ if TYPE_CHECKING:
     from zsvec.encoders.base import Backbone, BatchEncoder, Encoder
     from zsvec.encoders.encoder_set import EncoderSet
     from zsvec.encoders.spec import Device, Dtype, EncoderSpec, GraphPreprocessing, Prompt, RuntimeName, Temperature
-    from zsvec.generation.budget import Budget
-    from zsvec.generation.facet import Generation, Track
+    from zsvec.generation.facet import Generated, Generation, Track
     from zsvec.generation.gate import GeneratedImage
     from zsvec.generation.manifest import DeclinedRecord, ImageRecord
-    from zsvec.generation.plan import Plan
-    from zsvec.generation.synthesis import Generated
+    from zsvec.generation.plan import Budget, Plan
     from zsvec.ingest.embedding import Embedding
     from zsvec.ingest.validation import Errors
     from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
@@ -180,12 +178,10 @@ _LATE = {
     "zsvec.encoders.base": "Backbone BatchEncoder Encoder",
     "zsvec.encoders.encoder_set": "EncoderSet",
     "zsvec.encoders.spec": "Device Dtype EncoderSpec GraphPreprocessing Prompt RuntimeName Temperature",
-    "zsvec.generation.budget": "Budget",
-    "zsvec.generation.facet": "Generation Track",
+    "zsvec.generation.facet": "Generated Generation Track",
     "zsvec.generation.gate": "GeneratedImage",
     "zsvec.generation.manifest": "DeclinedRecord ImageRecord",
-    "zsvec.generation.plan": "Plan",
-    "zsvec.generation.synthesis": "Generated",
+    "zsvec.generation.plan": "Budget Plan",
     "zsvec.ingest.embedding": "Embedding",
     "zsvec.ingest.validation": "Errors",
     "zsvec.inputs.categories": "CategoryInput ReferenceImage checked_name",

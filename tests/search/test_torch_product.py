@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from zsvec.method.similarities import product as by_numpy
-from zsvec.search import torch_index as module
 from zsvec.search.torch_index import product
 
 Floats = NDArray[np.float32]
@@ -45,13 +44,6 @@ def test_products_of_any_shape(product: Callable[[Floats, Floats], Floats], n: i
 def test_vectors_that_nobody_may_write_to(product: Callable[[Floats, Floats], Floats]) -> None:
     a, b = normal(8, 4), normal(9, 4)
     a.flags.writeable = False  # as those of images may be; references are the index's own
-    np.testing.assert_allclose(product(a, b), a @ b.T, atol=1e-6)
-
-
-def test_products_without_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    monkeypatch.setattr(module, "conv2d", None)
-    a, b = normal(8, 4), normal(9, 4)
     np.testing.assert_allclose(product(a, b), a @ b.T, atol=1e-6)
 
 

@@ -25,7 +25,7 @@ COMPARED_AT_ONCE = 6
 MOST_GROUPS = 2  # of one category that go into its prompts
 _MOST_PHRASES = 4
 
-Group: TypeAlias = tuple[str, ...]
+NameGroup: TypeAlias = tuple[str, ...]
 Asked: TypeAlias = tuple[Question[Any], Sequence[Any]]
 """A question and its subjects: names, or groups."""
 
@@ -42,8 +42,8 @@ class Knowledge:
     """
 
     descriptions: dict[str, Description] = field(default_factory=dict)
-    groups: list[Group] = field(default_factory=list)
-    features: dict[Group, GroupFeatures] = field(default_factory=dict)
+    groups: list[NameGroup] = field(default_factory=list)
+    features: dict[NameGroup, GroupFeatures] = field(default_factory=dict)
     declined: dict[tuple[str, Any], str] = field(default_factory=dict)
     _answered: set[tuple[str, Any]] = field(default_factory=set)
 
@@ -102,7 +102,7 @@ class Knowledge:
         """The appearance of each category that is described."""
         return {name: description.appearance for name, description in self.descriptions.items()}
 
-    def look(self, name: str, groups: Sequence[Group]) -> dict[str, Sequence[str]]:
+    def look(self, name: str, groups: Sequence[NameGroup]) -> dict[str, Sequence[str]]:
         """What the image prompts of a category are made from: keyword arguments of `prompts.draw`.
 
         Args:
@@ -126,9 +126,9 @@ def analyse(
     knowledge: Knowledge,
     names: Sequence[str],
     others: Mapping[str, str],
-    measured: Sequence[Group],
+    measured: Sequence[NameGroup],
     ask: Callable[[Sequence[Asked]], None],
-) -> list[Group]:
+) -> list[NameGroup]:
     """Ask for everything that the image prompts of some categories need.
 
     Args:
@@ -150,10 +150,10 @@ def analyse(
     return groups
 
 
-def chosen_groups(names: Sequence[str], groups: Iterable[Group], every: Iterable[str]) -> list[Group]:
+def chosen_groups(names: Sequence[str], groups: Iterable[NameGroup], every: Iterable[str]) -> list[NameGroup]:
     """The groups that prompts use: the first `MOST_GROUPS` of each category, reduced to categories that exist."""
     existing = set(every)
-    clean: list[Group] = []
+    clean: list[NameGroup] = []
     for group in groups:
         some = tuple(sorted([name for name in group if name in existing][: prompts.LARGEST_GROUP]))
         if len(some) > 1 and not any(set(some) <= set(other) for other in clean):

@@ -19,8 +19,8 @@ from zsvec.generation.features import (
     DESCRIBED_AT_ONCE,
     GROUPED_AT_ONCE,
     MOST_GROUPS,
-    Group,
     Knowledge,
+    NameGroup,
     chosen_groups,
 )
 from zsvec.generation.manifest import Place, images, read_manifest, settled, spent
@@ -95,8 +95,8 @@ class Plan:
     folder: Path
     categories: tuple[str, ...]
     others: Mapping[str, str] = field(repr=False)
-    measured: tuple[Group, ...] = field(repr=False)
-    places: tuple[Place, ...] = field(repr=False)
+    measured: tuple[tuple[str, ...], ...] = field(repr=False)
+    places: tuple[tuple[str, int], ...] = field(repr=False)
     affordable: int
     excluded: int
     there: int
@@ -222,7 +222,7 @@ def _worth(place: Place, stored: Mapping[str, StoredCategory], confusions: Confu
 
 
 def _questions(
-    knowledge: Knowledge, names: Sequence[str], every: Sequence[str], measured: Sequence[Group]
+    knowledge: Knowledge, names: Sequence[str], every: Sequence[str], measured: Sequence[NameGroup]
 ) -> tuple[dict[str, int], Usage]:
     """Upper bound of the number of questions, and a rough estimate of their tokens."""
     undescribed, ungrouped = knowledge.missing("descriptions", names), knowledge.missing("groups", names)

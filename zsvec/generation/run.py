@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 from zsvec.errors import GenerationError
 from zsvec.generation import prompts
 from zsvec.generation.client import MOST_UNUSABLE, Client
-from zsvec.generation.features import Asked, Group, Knowledge, analyse
+from zsvec.generation.features import Asked, Knowledge, NameGroup, analyse
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, settled, spent
 from zsvec.generation.plan import ROUNDING, Plan
 from zsvec.generation.prices import image_cost, text_cost
@@ -83,7 +83,7 @@ class Run:
         self.knowledge = Knowledge.of(manifest.records)
         self.out_of_budget = False
 
-    def analyse(self) -> list[Group]:
+    def analyse(self) -> list[NameGroup]:
         """Ask for what the prompts of the images need, and return the compared groups."""
         plan = self._plan
         names = sorted({name for name, _ in plan.places})
@@ -91,7 +91,7 @@ class Run:
         others = {**dict.fromkeys(plan.categories, ""), **plan.others}
         return analyse(self.knowledge, names, others, plan.measured, self._ask)
 
-    def draw(self, groups: Sequence[Group]) -> Generator[Result, None, None]:
+    def draw(self, groups: Sequence[NameGroup]) -> Generator[Result, None, None]:
         """Buy the images of the plan, and yield each when it is on disk.
 
         Raises:

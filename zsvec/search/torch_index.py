@@ -55,13 +55,14 @@ def product(a: Floats, b: Floats) -> Floats:
 
     Args:
         a: float32 ``(n, d)``.
-        b: float32 ``(m, d)``.
+        b: float32 ``(m, d)``, writeable.
 
     Returns:
         float32 ``(n, m)``.
     """
     with torch.autocast("cpu", enabled=False):  # whatever the program around has chosen
-        found: Floats = (torch.from_numpy(a) @ torch.from_numpy(b).T).numpy()
+        # torch warns of an array that nobody may write to, so the smaller one is copied.
+        found: Floats = (torch.from_numpy(np.array(a)) @ torch.from_numpy(b).T).numpy()
     return found
 
 

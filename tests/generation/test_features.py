@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zsvec.generation import prompts
-from zsvec.generation.features import Asked, Group, Knowledge, analyse, chosen_groups
+from zsvec.generation.features import Asked, Knowledge, NameGroup, analyse, chosen_groups
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, FolderRecord, Record
 
 Reply = Mapping[str, Any] | str  # an answer, or why there is none
@@ -64,7 +64,7 @@ def grouped(*groups: Sequence[str]) -> Reply:
     return {"groups": [list(group) for group in groups]}
 
 
-def compared(groups: Sequence[Group]) -> Reply:
+def compared(groups: Sequence[NameGroup]) -> Reply:
     return {"groups": [features(*group) for group in groups]}
 
 
@@ -77,9 +77,9 @@ def ask_all(
     known: Knowledge,
     names: Sequence[str],
     others: Mapping[str, str] | None = None,
-    measured: Sequence[Group] = (),
+    measured: Sequence[NameGroup] = (),
     **replies: Callable[[Sequence[Any]], Reply],
-) -> tuple[Oracle, list[Group]]:
+) -> tuple[Oracle, list[NameGroup]]:
     oracle = Oracle(known, **replies)
     return oracle, analyse(known, names, others or {}, measured, oracle)
 
@@ -168,7 +168,7 @@ def test_what_is_declined_for_many_is_asked_for_each() -> None:
 def test_a_wrong_number_of_compared_groups_cannot_be_told_apart() -> None:
     pairs = [("a", "b"), ("c", "d"), ("e", "f")]
 
-    def too_few(groups: Sequence[Group]) -> Reply:
+    def too_few(groups: Sequence[NameGroup]) -> Reply:
         return compared(groups[:-1]) if len(groups) > 1 or groups == [("e", "f")] else compared(groups)
 
     known = Knowledge()
@@ -245,7 +245,7 @@ def test_measured_groups_come_first() -> None:
         ("h", [tuple("hgfedcba")], [tuple("cdefgh")]),  # the first six
     ],
 )
-def test_chosen_groups(names: str, groups: list[Group], chosen: list[Group]) -> None:
+def test_chosen_groups(names: str, groups: list[NameGroup], chosen: list[NameGroup]) -> None:
     assert chosen_groups(list(names), groups, "abcdefgh") == chosen
 
 

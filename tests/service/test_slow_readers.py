@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -217,6 +217,32 @@ def is_disconnected(connection: socket.socket) -> bool:
         return not read_answer(connection)
     except ConnectionError:
         return True
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_a_head_that_does_not_end_is_given_up(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", TIMEOUT)
+    with running(classifier) as service, service.connect() as connection:
+        for _ in range(asked):
+            connection.sendall(head("GET", "/health/live"))
+            assert status(read_answer(connection)) == 200
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost:")
+        with suppress(ConnectionError):
+            assert not connection.recv(65536)
+
+
+def test_an_idle_connection_and_a_forwarded_request_outlive_the_time_of_a_head(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", TIMEOUT)
+    with running(classifier, keys=KEYS) as service, service.connect() as connection:
+        for _ in range(2):
+            headers = {"Authorization": f"Bearer {READ}", "X_Forwarded_For": "203.0.113.7"}
+            connection.sendall(head("GET", "/v1/categories", **headers))
+            assert status(read_answer(connection)) == 200
+            time.sleep(2 * TIMEOUT)
 
 
 def as_body(key: str, content: bytes, *, length: int) -> bytes:

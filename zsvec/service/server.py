@@ -15,8 +15,9 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -26,7 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zsvec.errors import InvalidInputError
 from zsvec.service.admission.backpressure import PART_BYTES
-from zsvec.service.admission.connections import IDLE_TIMEOUT_S, Connections
+from zsvec.service.admission.connections import Connections
 
 try:
     import resource
@@ -39,6 +40,8 @@ LAST_REQUESTS = 0.5
 """Seconds for the requests of connections that were taken."""
 LAST_ANSWERS = 7.0
 """Seconds for the answers to what was let in."""
+IDLE_TIMEOUT_S = 65
+"""Seconds that a connection may be idle after an answer: longer than proxies keep theirs."""
 GIVEN_UP = 9.5
 """Seconds from the signal until what is at work is given up."""
 _OTHER_FILES = 256  # that the process may need beside its connections
@@ -47,6 +50,19 @@ _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 _log = logging.getLogger(__name__)
+
+
+class _Protocol(H11Protocol):
+    """Calls a function when bytes have come."""
+
+    def __init__(self, server: Server, hear: Callable[[], None]) -> None:
+        super().__init__(server.config, server.server_state, server.lifespan.state)
+        self._hear = hear
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes."""
+        self._hear()
+        super().data_received(data)
 
 
 class Server(uvicorn.Server):
@@ -66,7 +82,8 @@ class Server(uvicorn.Server):
             access_log=False,
             log_config=None,
             server_header=False,
-            timeout_keep_alive=int(IDLE_TIMEOUT_S),
+            timeout_keep_alive=IDLE_TIMEOUT_S,
+            proxy_headers=False,  # connections are known by the address that they come from
             timeout_graceful_shutdown=int(LAST_ANSWERS),
             loop="asyncio:SelectorEventLoop",
             lifespan="on",
@@ -117,7 +134,7 @@ class Server(uvicorn.Server):
     async def _serve_connection(self, accepted: socket.socket, client: tuple[Any, ...]) -> None:
         with suppress(OSError):  # the client has left already
             transport, _ = await self._loop.connect_accepted_socket(
-                lambda: H11Protocol(self.config, self.server_state, self.lifespan.state), accepted
+                lambda: _Protocol(self, partial(self._connections.hear, client[:2])), accepted
             )
             transport.set_write_buffer_limits(0)  # writing is paused as long as anything is left in the buffer
             self._connections.add(client[:2], transport)

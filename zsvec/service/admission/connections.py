@@ -18,9 +18,7 @@ from typing import Any
 from starlette.types import Scope
 
 HEAD_TIMEOUT_S = 20.0
-"""Seconds until the head of a request has come."""
-IDLE_TIMEOUT_S = 65.0
-"""Seconds that a connection may be idle after an answer: longer than proxies keep theirs."""
+"""Seconds until the head of a request has come, from its first byte; of the first request, from the connection."""
 MAX_CONNECTIONS = 4096
 """Open connections, unless the system allows fewer."""
 
@@ -30,13 +28,13 @@ class _Connection:
     """A connection with the state of its last request."""
 
     transport: Transport
-    timer: TimerHandle
+    timer: TimerHandle | None  # of a head that has not come
     requests: int = 0  # at work; the next one may begin before the last one has returned
     state: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Connections:
-    """The open connections of one event loop. Idle ones are aborted, and one is if there are too many.
+    """The open connections of one event loop. One is aborted if a head does not come, or if there are too many.
 
     Attributes:
         most: Connections that may be open at once.
@@ -61,6 +59,12 @@ class Connections:
         else:
             transport.abort()
 
+    def hear(self, client: tuple[Any, ...]) -> None:
+        """Expect the rest of a head, of which bytes have come from this client."""
+        one = self._open.get(client)
+        if one is not None and one.timer is None and not one.requests:
+            one.timer = _abort_in(HEAD_TIMEOUT_S, one.transport)
+
     def abort_one(self) -> bool:
         """Abort the oldest connection whose last request had no key, or else the oldest without a request at work.
 
@@ -79,20 +83,20 @@ class Connections:
 
     @contextmanager
     def asking(self, scope: Scope) -> Iterator[Callable[[], None]]:
-        """Keeps the connection of a request from being idle within the block. Yields what aborts the connection."""
+        """A request whose head has come is answered within the block. Yields what aborts its connection."""
         one = self._open.get(tuple(scope.get("client") or ()))
         if one is None:  # of a server that does not add its connections
             yield lambda: None
             return
-        one.timer.cancel()
+        if one.timer is not None:
+            one.timer.cancel()
+            one.timer = None
         one.state = scope.setdefault("state", {})
         one.requests += 1
         try:
             yield one.transport.abort
         finally:
             one.requests -= 1
-            if not one.requests:
-                one.timer = _abort_in(IDLE_TIMEOUT_S + HEAD_TIMEOUT_S, one.transport)
 
 
 def _is_lost(transport: Transport) -> bool:

@@ -792,7 +792,7 @@ COMMANDS = [
     command("generate: empty name", 2, "must not be empty. Got ''", "generate|"),
     command("generate: per-category 0", 2, "--per-category", "generate|cat|--per-category|0"),
     command("generate: images in words", 2, "--max-images", "generate|cat|--max-images|lots"),
-    command("generate: dollars that are no number", 2, "nan", "generate|cat|--max-cost|nan"),
+    command("generate: negative dollars", 2, "--max-cost", "generate|cat|--max-cost|-1"),
     command("generate: folder is a file", 2, "photo.jpg", "generate|cat|--folder|photo.jpg", empty_file),
     command(
         "generate: folder of something else",

@@ -205,6 +205,10 @@ def __getattr__(name: str) -> _Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
 def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     store: str | _os.PathLike[str] | None = None, *, encoders: _Iterable[Encoder] | None = None, **settings: _Any
 ) -> Classifier:

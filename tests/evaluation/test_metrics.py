@@ -14,7 +14,6 @@ from sklearn.metrics import classification_report, confusion_matrix, roc_auc_sco
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.metrics import (
     CategoryScore,
-    Doubles,
     blind_auroc,
     brier_score,
     by_category,
@@ -28,6 +27,7 @@ from zsvec.evaluation.metrics import (
     paper_unknown_score,
     top_k,
 )
+from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.fit import expected_calibration_error
 from zsvec.method.predict.predictions import rankings
 

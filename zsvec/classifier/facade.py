@@ -1,4 +1,4 @@
-"""The classifier: a façade that composes store, embedding, search, method, builder and calibrator."""
+"""The classifier: a façade that composes store, encoders, search, method, ingest and curation."""
 
 from __future__ import annotations
 

@@ -150,7 +150,9 @@ def _nearest_name(categories: Callable[[], Sequence[Category]]) -> Iterator[None
         yield
     except CategoryNotFoundError as exc:
         near = get_close_matches(exc.name, [category.name for category in categories()], n=1)
-        raise CategoryNotFoundError(f"{exc}{f'; did you mean {near[0]!r}?' if near else ''}") from exc
+        error = CategoryNotFoundError(f"{exc}{f'; did you mean {near[0]!r}?' if near else ''}")
+        error.name = exc.name
+        raise error from exc
 
 
 def confirm(question: str, *, yes: bool) -> None:

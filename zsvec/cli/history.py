@@ -20,6 +20,10 @@ def history(
     json: Json = False,
 ) -> None:
     """List changes that can be undone, and undone ones, newest first."""
+    if name is not None:
+        from zsvec import checked_name
+
+        name = checked_name(name)
     with context.obj.open_store() as store:
         found = [change for change in store.changes() if name is None or name in change.categories]
     output.print_found(found, _table, json=json, otherwise="there are no changes that can be taken back")

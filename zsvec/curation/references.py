@@ -120,6 +120,8 @@ class StoredReferences:
             InvalidInputError: A text or the metadata cannot be used, or there would be no reference at all.
             ConflictError: Other writers changed it at every attempt.
         """
+        if texts is None and metadata is None:
+            raise InvalidInputError("update must be given texts, metadata or both. Got neither")
         given = checked_category(CategoryInput(name=name, texts=texts, metadata=metadata))
         self._store.category(given.name)
         with self._store.one_change("set"):

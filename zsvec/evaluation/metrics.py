@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsvec.errors import InvalidInputError
+from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.fit import expected_calibration_error
 
-Doubles = NDArray[np.float64]
 Labels = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 

@@ -20,6 +20,7 @@ from zsvec.evaluation.tables import tables_of
 from zsvec.inputs.files import inside, write_whole
 from zsvec.inputs.images import ImageInput, load_image
 from zsvec.inputs.small import small_copy
+from zsvec.method.arrays import Doubles
 from zsvec.method.similarities import image_experts
 from zsvec.search.numpy_index import compare
 from zsvec.types import encoder_and_modality
@@ -128,7 +129,7 @@ def _suite_drawings(suite: Suite) -> Iterator[Drawing]:
         yield Drawing("neighbourhood", "References and images", caption, _neighbourhood(suite.study, expert))
 
 
-def _answered(suite: Suite) -> tuple[list[str], list[str], metrics.Doubles]:
+def _answered(suite: Suite) -> tuple[list[str], list[str], Doubles]:
     """Returns category, answered category and its probability of each image that has a category."""
     names, probabilities = suite.answers.categories, suite.answers.probabilities[suite.study.sample.known]
     truth = [label for label in suite.study.sample.truth if label is not None]
@@ -180,16 +181,14 @@ def _picture(image: ImageInput) -> bytes | None:
 # ---- figures of both
 
 
-def _of_answers(
-    counts: np.ndarray, names: Sequence[str], confidence: metrics.Doubles, right: np.ndarray
-) -> Iterator[Drawing]:
+def _of_answers(counts: np.ndarray, names: Sequence[str], confidence: Doubles, right: np.ndarray) -> Iterator[Drawing]:
     caption = "Each row is a category, and the share of its images by what they were called."
     yield Drawing("confusion", "What is taken for what", caption, figures.confusion(counts, names))
     caption = "On the diagonal, of 100 answers with 80 %, 80 are right."
     yield Drawing("reliability", "What a probability is worth", caption, figures.reliability(confidence, right))
 
 
-def _of_novelty(known: metrics.Doubles, unknown: metrics.Doubles, *, has_threshold: bool) -> Drawing:
+def _of_novelty(known: Doubles, unknown: Doubles, *, has_threshold: bool) -> Drawing:
     threshold = 0.5 if has_threshold else None
     caption = "Beyond the threshold an image is called unknown." if has_threshold else "No threshold could be learned."
     drawn = figures.novelties(known, unknown, threshold)

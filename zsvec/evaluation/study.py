@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.evaluation import metrics
-from zsvec.evaluation.metrics import Doubles
+from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.fit import fit_calibration
 from zsvec.method.predict.scoring import Scoring
 from zsvec.method.similarities import References, category_names, image_experts

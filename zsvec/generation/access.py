@@ -61,7 +61,7 @@ class Key:
 
     def quoted(self, text: str) -> str:
         """Returns a text of an answer without the key, of at most `MAX_TEXT_CHARS` characters."""
-        text = self.scrubbed(text)
+        text = self.scrubbed(text).encode(errors="replace").decode()  # no lone surrogate can be written to a file
         return text if len(text) <= MAX_TEXT_CHARS else f"{text[: MAX_TEXT_CHARS - 1]}…"
 
 

@@ -9,9 +9,11 @@ are checked in `responses`. A `Declined` request is a result; every other failur
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -22,7 +24,6 @@ import openai
 from tenacity import (
     Retrying,
     retry_if_exception_type,
-    sleep_using_event,
     stop_before_delay,
     stop_when_event_set,
     wait_random_exponential,
@@ -50,8 +51,12 @@ MAX_ANSWER_BYTES = MAX_IMAGE_BYTES * 4 // 3 + 2**20
 MAX_TEXT_ANSWER_BYTES = 2**22
 """Of an answer of the language model, which has no image."""
 
+_log = logging.getLogger(__name__)
+
 _MAX_RETRIES = 10**6  # the deadline comes first
 _MIN_WAIT_S = 0.1  # before a repetition, however soon a service asks for it
+_LONG_WAIT_S = 5.0  # from which on a wait is logged
+_TEMPORARY = (408, 409, 429)
 _NO_CREDIT = "insufficient_quota"
 _POLICY = ("content_policy", "moderation", "content_filter", "contentfilter", "safety")
 
@@ -90,7 +95,7 @@ class Client:
         self._openai.close()
 
     def stop(self) -> None:
-        """Repeat nothing from now on: calls that wait for their next attempt end with an error after the wait."""
+        """Repeat nothing from now on: calls that wait for their next attempt end with an error."""
         self._http.stopping.set()
 
     def ask(self, question: Question[Form], idempotency_key: str) -> Answer[Form] | Declined:
@@ -141,6 +146,8 @@ class Client:
         """
         settings = self._settings
         options: dict[str, Any] = {"quality": settings.image_quality} if settings.image_quality else {}
+        if settings.image_model.startswith("dall-e"):
+            options["response_format"] = "b64_json"  # other models know nothing else, and refuse the word
 
         def request(headers: dict[str, str]) -> Any:
             return self._openai.images.with_raw_response.generate(
@@ -173,6 +180,8 @@ class Client:
         check_allowed(self._url)
         spent, problem = Usage(), ""
         for number in range(MOST_UNUSABLE):
+            if number and self._http.stopping.is_set():
+                break
             # With the same key, a service may answer with the same unusable response.
             key = f"{idempotency_key}-{number}" if number else idempotency_key
             _give_up_at.set(time.monotonic() + self._settings.deadline)
@@ -247,7 +256,7 @@ class Client:
             retry=retry_if_exception_type(httpx2.HTTPError),
             wait=wait_random_exponential(multiplier=0.5, max=8),
             stop=stop_before_delay(self._settings.deadline) | stop_when_event_set(self._http.stopping),
-            sleep=sleep_using_event(self._http.stopping),
+            sleep=self._http.pause,
             reraise=True,
         )
         try:
@@ -273,7 +282,7 @@ class _BoundedHttp(openai.DefaultHttpxClient):
     def __init__(self, most: Callable[[str], int], seconds: float) -> None:
         # A redirection would take the key to another place.
         reading: Any = hooks(most, lambda request: None)
-        super().__init__(follow_redirects=False, timeout=seconds, event_hooks=reading)
+        super().__init__(follow_redirects=False, timeout=seconds, event_hooks=reading, headers={"Connection": "close"})
         self._seconds = seconds
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
@@ -315,9 +324,29 @@ class _ServiceHttp(_BoundedHttp):
             if self._is_last():
                 raise openai.APIConnectionError(message=f"{type(exc).__name__}: {exc}", request=request) from exc
             raise
-        if self._is_last() or (response.is_error and _NO_CREDIT.encode() in response.content):
-            response.headers["x-should-retry"] = "false"
+        if response.is_error:
+            response.headers["x-should-retry"] = "true" if self._may_repeat(response) else "false"
         return response
+
+    def _may_repeat(self, response: httpx2.Response) -> bool:
+        """Whether a response is followed by a repetition; waits for as long as it asks, where `openai` would sleep."""
+        if not (response.status_code in _TEMPORARY or response.status_code >= 500) or _NO_CREDIT in response.text:
+            return False
+        seconds = 0.0
+        with suppress(ValueError):  # a date counts as none
+            seconds = float(response.headers.pop("retry-after", "0"))
+        response.headers["retry-after-ms"] = "1" if seconds > 0 else ""  # else its own pause, of 8 s at most
+        left = _give_up_at.get() - time.monotonic()
+        if not 0 <= seconds <= left:
+            return False
+        if seconds >= _LONG_WAIT_S:
+            _log.warning("%s answers %d: trying again in %.0f s", response.url.host, response.status_code, seconds)
+        return not self.stopping.wait(seconds)
+
+    def pause(self, seconds: float) -> None:
+        """Waits; raises ReadError once the run has ended."""
+        if self.stopping.wait(seconds):
+            raise httpx2.ReadError("the run has ended")
 
     def _is_last(self) -> bool:
         return self.stopping.is_set() or time.monotonic() >= _give_up_at.get()

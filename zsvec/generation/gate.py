@@ -20,12 +20,11 @@ from zsvec.generation.manifest import ImageRecord
 from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import as_words
 from zsvec.inputs.images import load_image
+from zsvec.method.arrays import Floats
 from zsvec.method.quality.scenes import TWIN, image_rows
 from zsvec.method.similarities import References
 from zsvec.streams.stream import prefetch
 from zsvec.types import expert_name
-
-Floats = NDArray[np.float32]
 
 # Everyday things. An image that shows its category is nearer to the category than to these.
 EVERYDAY = (

@@ -6,6 +6,7 @@ Errors here say what is wrong; `zsvec.inputs.images` adds which image it is.
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
 from zsvec.errors import ImageError
-from zsvec.inputs.encoded import Encoded, check_scans, count_numbers, open_encoded
+from zsvec.inputs.encoded import Encoded, canvas_of, check_scans, count_numbers, open_encoded
 from zsvec.inputs.memory import DEFAULT
 
 MAX_PIXELS = 100_000_000
@@ -89,6 +90,10 @@ def plan_encoded(file: Encoded, limits: Limits, side: int | None) -> Plan:
         ImageError: The content is no image, or too large.
         Exception: Whatever Pillow raises for damaged files.
     """
+    if file.format == "WEBP" and (canvas := canvas_of(file)) != (0, 0):
+        _check_pixels(canvas, limits, "WEBP")
+        if 8 * math.prod(canvas) > limits.image_memory:
+            raise ImageError(f"{canvas[0]} × {canvas[1]} pixels take more than image_memory={limits.image_memory:,}")
     header = open_encoded(file)
     size, name = header.image.size, header.image.format
     scale = 1

@@ -217,6 +217,19 @@ class Opened:
         return math.ceil(width / scale) * math.ceil(height / scale) * pixel + self.extra + 2**20
 
 
+def canvas_of(file: Encoded) -> tuple[int, int]:
+    """Returns the size of the canvases that libwebp allocates when a WebP is opened; (0, 0) if the head is damaged."""
+    head = file.at(12, 18)
+    if head[:4] == b"VP8X" and len(head) == 18:
+        return int.from_bytes(head[12:15], "little") + 1, int.from_bytes(head[15:18], "little") + 1
+    if head[:4] == b"VP8L" and len(head) >= 13:
+        packed = int.from_bytes(head[9:13], "little")
+        return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
+    if head[:4] == b"VP8 " and len(head) == 18:
+        return int.from_bytes(head[14:16], "little") & 0x3FFF, int.from_bytes(head[16:18], "little") & 0x3FFF
+    return 0, 0
+
+
 def opening_memory(file: Encoded) -> int:
     """Returns the bytes that `open_encoded` takes at most; raises as that."""
     _, extra = file.metadata

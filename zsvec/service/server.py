@@ -15,9 +15,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -27,7 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zsvec.errors import InvalidInputError
 from zsvec.service.admission.backpressure import PART_BYTES
-from zsvec.service.admission.connections import Connections
+from zsvec.service.admission.connections import CONNECTION, Connection, Connections
 
 try:
     import resource
@@ -53,16 +52,28 @@ _log = logging.getLogger(__name__)
 
 
 class _Protocol(H11Protocol):
-    """Calls a function when bytes have come."""
+    """Tells `Connections` of a connection, which its requests name in their state."""
 
-    def __init__(self, server: Server, hear: Callable[[], None]) -> None:
-        super().__init__(server.config, server.server_state, server.lifespan.state)
-        self._hear = hear
+    def __init__(self, server: Server) -> None:
+        self._known = Connection()
+        self._all = server.open_connections
+        super().__init__(server.config, server.server_state, {**server.lifespan.state, CONNECTION: self._known})
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begins to wait for a head."""
+        transport.set_write_buffer_limits(0)  # writing is paused as long as anything is left in the buffer
+        super().connection_made(transport)
+        self._all.add(self._known, transport)
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes."""
-        self._hear()
+        self._all.hear(self._known)
         super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends."""
+        super().connection_lost(exc)
+        self._all.remove(self._known)
 
 
 class Server(uvicorn.Server):
@@ -92,19 +103,22 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._listener = listener
         self._ending: asyncio.Event = app.state.health.ending
-        self._connections: Connections = app.state.connections
+        self.open_connections: Connections = app.state.connections
         self._tasks: set[asyncio.Task[None]] = set()  # else nobody would hold them
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts the application, then takes connections."""
-        await super().startup(sockets=[])
         self._loop = asyncio.get_running_loop()
+        await super().startup(sockets=[])
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._take_connections)
         self._start(self._end_once_told())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ends, by a signal; at once by a second one."""
+        if not self.started:
+            self.should_exit = True
+            return
         self.force_exit = self._ending.is_set()
         self._loop.call_soon_threadsafe(self._ending.set)
 
@@ -120,24 +134,25 @@ class Server(uvicorn.Server):
         await asyncio.sleep(LAST_REQUESTS)
         self.should_exit = True
 
+    def _listen(self) -> None:
+        if self._listener.fileno() >= 0 and not self._ending.is_set():
+            self._loop.add_reader(self._listener, self._take_connections)
+
     def _take_connections(self) -> None:
         """Takes the connections that wait."""
         for _ in range(_BACKLOG + 1):
             try:
-                accepted, client = self._listener.accept()
+                accepted, _ = self._listener.accept()
             except OSError as exc:
-                if exc.errno in _NO_ROOM:
-                    self._connections.abort_one()
+                if exc.errno in _NO_ROOM and not self.open_connections.abort_one():
+                    self._loop.remove_reader(self._listener)
+                    self._loop.call_later(1.0, self._listen)
                 return
-            self._start(self._serve_connection(accepted, client))
+            self._start(self._serve_connection(accepted))
 
-    async def _serve_connection(self, accepted: socket.socket, client: tuple[Any, ...]) -> None:
+    async def _serve_connection(self, accepted: socket.socket) -> None:
         with suppress(OSError):  # the client has left already
-            transport, _ = await self._loop.connect_accepted_socket(
-                lambda: _Protocol(self, partial(self._connections.hear, client[:2])), accepted
-            )
-            transport.set_write_buffer_limits(0)  # writing is paused as long as anything is left in the buffer
-            self._connections.add(client[:2], transport)
+            await self._loop.connect_accepted_socket(lambda: _Protocol(self), accepted)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

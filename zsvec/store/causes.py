@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from zsvec.errors import StoreUnavailableError
 from zsvec.store.catalog.history import Cause
 
 
@@ -65,6 +66,8 @@ class Causes:
         token = _BLOCK.set(block)
         try:
             yield block.cause.id
+        except StoreUnavailableError:
+            raise  # to ask it again would wait for the deadline once more
         except Exception:
             block.end()  # what was committed before the error stays
             raise

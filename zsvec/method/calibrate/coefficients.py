@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Floats, Key
+from zsvec.method.arrays import Floats
 from zsvec.method.calibrate.cross_entropy import least_cross_entropy
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import LOG_COUNT, ExpertCalibration
 from zsvec.method.predict.logits import logsumexp
 
+Evidence = tuple[str, str]
 """An expert and an aggregation."""
 
 _CLEAN = 4.0  # images that speak against noise
@@ -43,7 +44,7 @@ class Coefficients:
 
 
 def learn_coefficients(
-    sample: LeftOut, fitted: Mapping[Key, ExpertCalibration], aggregations: Mapping[str, Sequence[str]]
+    sample: LeftOut, fitted: Mapping[Evidence, ExpertCalibration], aggregations: Mapping[str, Sequence[str]]
 ) -> Coefficients:
     """The coefficients of some aggregations of each expert.
 

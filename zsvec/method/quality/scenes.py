@@ -19,7 +19,6 @@ import numpy as np
 from zsvec.method.arrays import Floats, Key
 from zsvec.method.similarities import References, image_experts
 
-"""Category and hash of a reference image."""
 Pairs = set[tuple[Key, Key]]
 """Two images, in both orders."""
 Scenes = Mapping[Key, set[str]]

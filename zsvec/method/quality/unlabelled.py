@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zsvec.types import Prediction
 
-Floats = NDArray[np.floating]
+Reals = NDArray[np.floating]
 
 ALIKE = 0.95
 """Cosine under every encoder, from which on two images are nearly the same."""
@@ -50,7 +50,7 @@ def uncertainty(prediction: Prediction) -> Literal["unknown", "close", "disputed
     return "disputed" if at_odds(prediction) > _DISPUTED else None
 
 
-def distinct(vectors: Mapping[str, Floats], *, first: int = 0) -> list[int]:
+def distinct(vectors: Mapping[str, Reals], *, first: int = 0) -> list[int]:
     """Rows that nearly equal no earlier row that stays, ascending.
 
     Args:
@@ -74,7 +74,7 @@ def urgency(prediction: Prediction) -> float:
     return max(1 - margin(prediction), at_odds(prediction), novelty)
 
 
-def most_useful(urgencies: Floats, nearness: Floats, vectors: Mapping[str, Floats], number: int) -> list[int]:
+def most_useful(urgencies: Reals, nearness: Reals, vectors: Mapping[str, Reals], number: int) -> list[int]:
     """Rows of images whose label would tell much and that differ from each other, the most useful first.
 
     Each is the one of the most urgent images that, times its own urgency, brings the urgent images nearest to something

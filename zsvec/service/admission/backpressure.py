@@ -140,7 +140,7 @@ class _Exchange:
             await self._write(message)
             return
         body: bytes = message.get("body", b"")
-        with self._owner.held(self, len(body)):
+        with self._owner.held(self, len(body) if len(body) > PART_BYTES else 0):
             for start in range(0, len(body), PART_BYTES):
                 part = body[start : start + PART_BYTES]
                 await self._write({"type": "http.response.body", "body": part, "more_body": True})

@@ -23,14 +23,23 @@ MAX_CONNECTIONS = 4096
 """Open connections, unless the system allows fewer."""
 
 
+CONNECTION = "connection"
+"""Name in the ``state`` of a request of its connection."""
+
+
 @dataclass(eq=False, slots=True)
-class _Connection:
+class Connection:
     """A connection with the state of its last request."""
 
-    transport: Transport
-    timer: TimerHandle | None  # of a head that has not come
+    transport: Transport | None = None
+    timer: TimerHandle | None = None  # of a head that has not come
     requests: int = 0  # at work; the next one may begin before the last one has returned
     state: Mapping[str, Any] = field(default_factory=dict)
+
+    def abort(self) -> None:
+        """Abort the connection, if it is not lost."""
+        if self.transport is not None:
+            self.transport.abort()
 
 
 class Connections:
@@ -42,27 +51,28 @@ class Connections:
 
     def __init__(self) -> None:
         self.most = MAX_CONNECTIONS
-        self._open: dict[tuple[Any, ...], _Connection] = {}  # by the client's address, the oldest first
+        self._open: dict[Connection, None] = {}  # the oldest first
 
-    def add(self, client: tuple[Any, ...], transport: Transport) -> None:
-        """Add a connection, which has made no request yet.
-
-        Args:
-            client: Address of the client, as servers name it in the ``scope`` of a request.
-            transport: The connection's.
-        """
-        self._open.pop(client, None)  # an earlier connection from the same port
-        if len(self._open) >= self.most:
-            self._open = {address: one for address, one in self._open.items() if not _is_lost(one.transport)}
+    def add(self, one: Connection, transport: Transport) -> None:
+        """Add a connection, which has made no request yet."""
+        one.transport = transport
         if len(self._open) < self.most or self.abort_one():
-            self._open[client] = _Connection(transport, _abort_in(HEAD_TIMEOUT_S, transport))
+            self._open[one] = None
+            one.timer = _abort_in(HEAD_TIMEOUT_S, transport)
         else:
             transport.abort()
 
-    def hear(self, client: tuple[Any, ...]) -> None:
-        """Expect the rest of a head, of which bytes have come from this client."""
-        one = self._open.get(client)
-        if one is not None and one.timer is None and not one.requests:
+    def remove(self, one: Connection) -> None:
+        """Remove a connection that is lost."""
+        self._open.pop(one, None)
+        if one.timer is not None:
+            one.timer.cancel()
+        one.transport = one.timer = None
+        one.state = {}
+
+    def hear(self, one: Connection) -> None:
+        """Expect the rest of a head, of which bytes have come."""
+        if one.timer is None and not one.requests and one.transport is not None:
             one.timer = _abort_in(HEAD_TIMEOUT_S, one.transport)
 
     def abort_one(self) -> bool:
@@ -73,34 +83,33 @@ class Connections:
         Returns:
             Whether there was such a connection.
         """
-        without_key = (client for client, one in self._open.items() if one.state.get("key") is None)
-        idle = (client for client, one in self._open.items() if not one.requests)
-        client = next(chain(without_key, idle), None)
-        if client is None:
+        without_key = (one for one in self._open if one.state.get("key") is None)
+        idle = (one for one in self._open if not one.requests)
+        one = next(chain(without_key, idle), None)
+        if one is None:
             return False
-        self._open.pop(client).transport.abort()
+        del self._open[one]
+        one.abort()
         return True
 
     @contextmanager
     def asking(self, scope: Scope) -> Iterator[Callable[[], None]]:
         """A request whose head has come is answered within the block. Yields what aborts its connection."""
-        one = self._open.get(tuple(scope.get("client") or ()))
+        one = scope.get("state", {}).get(CONNECTION)
         if one is None:  # of a server that does not add its connections
             yield lambda: None
             return
         if one.timer is not None:
             one.timer.cancel()
             one.timer = None
-        one.state = scope.setdefault("state", {})
+        one.state = scope["state"]
         one.requests += 1
         try:
-            yield one.transport.abort
+            yield one.abort
         finally:
             one.requests -= 1
-
-
-def _is_lost(transport: Transport) -> bool:
-    return transport.is_closing() and not transport.get_write_buffer_size()
+            if not one.requests and one.transport is not None and one.transport.get_write_buffer_size():
+                one.timer = _abort_in(HEAD_TIMEOUT_S, one.transport)  # what is sent behind the bounds of answers
 
 
 def _abort_in(seconds: float, transport: Transport) -> TimerHandle:

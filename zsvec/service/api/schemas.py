@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from base64 import b64decode
 from inspect import cleandoc
 from typing import Annotated, Any, Literal, get_type_hints
@@ -48,8 +49,9 @@ Hash = Annotated[str, Field(pattern=HASH)]
 
 
 def _not_too_long(name: str) -> str:
-    if len(name) > LONGEST_NAME:  # with the space around it, as the description counts
-        raise ValueError(f"a category name must have at most {LONGEST_NAME} characters, got {len(name):,}")
+    composed = unicodedata.normalize("NFC", name)
+    if len(composed) > LONGEST_NAME:  # with the space around it, as the description counts
+        raise ValueError(f"a category name must have at most {LONGEST_NAME} characters, got {len(composed):,}")
     return name
 
 

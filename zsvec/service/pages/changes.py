@@ -27,6 +27,7 @@ _LISTED = 50  # changes on their page
 _TITLES = {
     "add": "Added to",
     "correct": "Taught",
+    "generate": "Drew images of",
     "import": "Imported",
     "label": "Labelled",
     "merge": "Merged",
@@ -40,11 +41,15 @@ _TITLES = {
 _WORDS = {
     "add": "what was added",
     "correct": "what was taught",
+    "generate": "the drawn images",
+    "import": "the import",
     "label": "the label",
     "merge": "the merging",
     "move": "the moving",
     "remove": "the removal",
     "rename": "the renaming",
+    "replace": "the replacement",
+    "set": "the description",
     "undo": "what was done again",
 }
 _STAY = ("correct", "label")  # in part: the images wait no more, so that to take it back would lose them

@@ -68,7 +68,7 @@ def _why(image: Unlabelled, prediction: Prediction) -> str:
     nearest = prediction.ranking[0][0]
     if image.uncertainty == "unknown":
         return f"The nearest is “{nearest}”, but it is far from that, too."
-    if image.uncertainty == "close":
+    if image.uncertainty == "close" and len(prediction.ranking) > 1:
         return f"A close call: “{nearest}” or “{prediction.ranking[1][0]}”."
     if image.uncertainty == "disputed":
         others = {expert.ranking[0][0] for expert in prediction.experts.values() if expert.ranking} - {nearest}

@@ -395,16 +395,16 @@ def test_each_stream_has_its_own_statistics_and_the_classifier_their_sum(clf: Cl
     assert clf.stats.busy["encode"] >= first.stats.busy["encode"] + second.stats.busy["encode"]
 
 
-def test_a_single_image_needs_no_thread_and_is_no_stream(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_image_needs_no_thread_and_is_counted(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = clf.classify([coloured("red", 100)])
-    before = clf.stats
+    before = clf.stats.images
 
     def refuse(thread: threading.Thread) -> None:
         raise AssertionError(f"{thread} was started")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert [clf.classify(coloured("red", 100))] == expected
-    assert clf.stats == before
+    assert clf.stats.images == before + 1
 
 
 def test_a_classifier_that_has_classified_nothing(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The encoders of a profile as one: each backbone runs once a batch for all encoders that share it."""
+"""The encoders of a profile as one object: encoders with the same backbone share one pass a batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from zsvec.encoders.base import Encoder, Vectors, batches
-from zsvec.encoders.shared_batches import SharedBatches
+from zsvec.encoders.dynamic_batching import DynamicBatcher
 from zsvec.encoders.spec import Device
 from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import is_several
@@ -17,7 +17,7 @@ from zsvec.types import Fingerprint
 
 
 class EncoderSet:
-    """The encoders of a profile. Each distinct backbone runs once for all encoders that share it.
+    """The encoders of a profile. Encoders with the same backbone share one pass.
 
     ```python
     prepared = [encoders.preprocess(image) for image in images]  # may run in several threads
@@ -25,14 +25,15 @@ class EncoderSet:
     ```
 
     Args:
-        encoders: The encoders; their names must differ.
+        encoders: The encoders; names must differ.
         batch_size: Images that a backbone gets at most in one pass.
         device: Where the encoders run.
-        on_torch: Whether torch computes them.
+        on_torch: Whether torch computes the encoders.
 
     Attributes:
-        shared: Of threads that have one image each for these encoders.
+        shared: Batches the images of threads that have one image each.
         device: Where the encoders run.
+        on_torch: Whether torch computes the encoders; false for encoders that a caller made.
 
     Raises:
         InvalidInputError: Two encoders have the same name.
@@ -57,9 +58,9 @@ class EncoderSet:
             self._encoders[encoder.name] = encoder
         self._backbones = list({id(encoder.backbone): encoder.backbone for encoder in self}.values())
         self._batch_size = batch_size
-        self.shared: SharedBatches[Any, Any] = SharedBatches(batch_size)
-        self._on_torch = on_torch
+        self.shared: DynamicBatcher[Any, Any] = DynamicBatcher(batch_size)
         self.device = device
+        self.on_torch = on_torch
 
     def __iter__(self) -> Iterator[Encoder]:
         return iter(self._encoders.values())
@@ -73,28 +74,23 @@ class EncoderSet:
         return self._encoders[name]
 
     @property
-    def on_torch(self) -> bool:
-        """Whether torch computes the encoders: true of those that `load_encoders` made."""
-        return self._on_torch
-
-    @property
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Fingerprint of each encoder, by name."""
         return {encoder.name: encoder.fingerprint for encoder in self}
 
     @property
     def side(self) -> int | None:
-        """Pixels that an image's shorter side needs at most; ``None``: some backbone needs all of them."""
+        """Pixels that an image's shorter side needs at most; ``None`` if a backbone needs the whole image."""
         sides = [backbone.side for backbone in self._backbones]
         scaled = [side for side in sides if side is not None]
         return max(scaled) if scaled and len(scaled) == len(sides) else None
 
     def preprocess(self, image: Image.Image) -> tuple[Any, ...]:
-        """The inputs of the distinct backbones for one image. Safe to call from several threads."""
+        """Returns the inputs of the distinct backbones for one image. Safe to call from several threads."""
         return tuple(backbone.preprocess(image) for backbone in self._backbones)
 
     def encode_images(self, prepared: Sequence[tuple[Any, ...]]) -> dict[str, Vectors]:
-        """Vectors of preprocessed images under every encoder.
+        """Returns vectors of preprocessed images under every encoder.
 
         Args:
             prepared: Outputs of `preprocess`.

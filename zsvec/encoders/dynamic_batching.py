@@ -1,12 +1,13 @@
-"""Dynamic batching for threads with an item each: encoders, search and fusion take little longer for several images.
+"""Dynamic batching for threads with one item each: encoders, search and fusion take little longer for several images.
 
-The thread that opens a batch leads it. It waits until the batch before is over: batches follow each other in the order
-in which they were opened, and items that come meanwhile join the one that waits. Then the batch has a window, in which
-it waits for items that other threads are making, and for as many items as there were lately. A thread that was alone
-waits for nobody. There is no thread of its own.
+The thread that opens a batch becomes the leader. Batches run one after another, in the order of opening, and items that
+arrive meanwhile join the waiting batch. Before a batch runs, the leader waits within a window for items that other
+threads are preparing, and for as many items as the latest batches had. A single thread never waits. There is no
+background thread.
 
-A leader may be interrupted anywhere, by Ctrl-C for one. Therefore a batch lasts as long as its leader holds its lock,
-which a ``with`` releases however the leader ends. If a batch ends without a result, its waiters join the next one.
+A leader may be interrupted anywhere, for example by Ctrl-C. Therefore a batch lasts as long as the leader holds the
+lock of the batch, which a ``with`` releases in any case. If a batch ends without a result, the waiters join the next
+one.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ Result = TypeVar("Result")
 
 
 class Turn(Generic[Item, Result]):
-    """What a caller has to do, and what it gets.
+    """The part of a caller in a batch.
 
     Attributes:
-        items: Of the batch that it leads, in order; empty where another thread has led it.
-        results: Theirs, which who leads sets.
+        items: Items of the batch that the caller leads, in order; empty if another thread led the batch.
+        results: Results of the items, in order; the leader sets them.
     """
 
     def __init__(self, items: Sequence[Item], place: int, results: Sequence[Result] = ()) -> None:
@@ -40,8 +41,8 @@ class Turn(Generic[Item, Result]):
         return self.results[self._place]
 
 
-class SharedBatches(Generic[Item, Result]):
-    """Batches of items that several threads bring at once, one each.
+class DynamicBatcher(Generic[Item, Result]):
+    """Collects the items of several threads into batches.
 
     Args:
         size: Items of a batch at most.
@@ -49,15 +50,15 @@ class SharedBatches(Generic[Item, Result]):
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._lock = Lock()  # of what follows and of the items of an open batch; nobody waits while holding it
+        self._lock = Lock()  # guards the fields below and the items of an open batch; held briefly
         self._arrival = Condition(self._lock)
         self._last: _Batch[Item, Result] | None = None
-        self._coming: set[int] = set()  # threads that are making an item
-        self._lately = 0  # items of the batch that ended last, and of the one that waited for its end
+        self._coming: set[int] = set()  # threads that are preparing an item
+        self._lately = 0  # items of the latest batch and of the batch that waited then
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """Announce an item, which the block makes: a batch waits for it within its window."""
+        """Announces an item, which the block prepares: a batch waits within the window."""
         with self._lock:
             self._coming.add(get_ident())
         try:
@@ -69,9 +70,9 @@ class SharedBatches(Generic[Item, Result]):
 
     @contextmanager
     def turn(self, item: Item, kind: Hashable = None, *, max_wait: float = 0.0) -> Iterator[Turn[Item, Result]]:
-        """Bring an item, and lead its batch or wait for its result.
+        """Adds an item to a batch, and leads the batch or waits for the result.
 
-        One thread leads at a time unless one that waited for its turn was interrupted.
+        One thread leads at a time, unless a waiting thread was interrupted.
 
         Args:
             item: The item.
@@ -79,7 +80,7 @@ class SharedBatches(Generic[Item, Result]):
             max_wait: Seconds of the window of a batch that this thread leads.
 
         Raises:
-            Exception: What the block of the leading thread raised, in every thread whose item was in the batch.
+            Exception: Any error of the leader's block, in every thread with an item in the batch.
         """
         while True:
             own: _Batch[Item, Result] = _Batch(kind)
@@ -105,9 +106,9 @@ class SharedBatches(Generic[Item, Result]):
                     finally:
                         with self._lock:
                             if self._last is own:
-                                self._last = None  # its items and its error are only its callers'
+                                self._last = None  # items and error belong to the callers alone
                             self._lately = len(turn.items) + (len(self._last) if self._last is not None else 0)
-                        del own, batch, last  # else an error, whose traceback has them, would be garbage with a cycle
+                        del own, batch, last  # the traceback of an error would make a reference cycle
                     return
             batch.wait()
             try:
@@ -117,10 +118,9 @@ class SharedBatches(Generic[Item, Result]):
                     yield Turn((), place, batch.results)
                     return
             finally:
-                del own, batch, last  # likewise
+                del own, batch, last  # as above
 
     def _wait_for_others(self, batch: _Batch[Item, Result], max_wait: float) -> None:
-        """Waits for the items of others, while there is room for them and the window is open."""
         due = monotonic() + max_wait
         while len(batch) < self._size and (self._coming or len(batch) < self._lately):
             if (left := due - monotonic()) <= 0:
@@ -129,12 +129,12 @@ class SharedBatches(Generic[Item, Result]):
 
 
 class _Batch(Generic[Item, Result]):
-    """Items of several callers, and what came of them.
+    """Items of several callers, with results or error.
 
     Attributes:
-        led: Held by who leads the batch, from before others see it until it is over.
-        results: ``None`` if there was an error, or the leader was interrupted.
-        error: What the leader raised.
+        led: Held by the leader, from before other threads see the batch until the end.
+        results: ``None`` after an error, or if the leader was interrupted.
+        error: The error of the leader's block.
     """
 
     def __init__(self, kind: Hashable) -> None:
@@ -153,17 +153,17 @@ class _Batch(Generic[Item, Result]):
         return self._open and self._kind == kind and len(self._items) < size and self.led.locked()
 
     def add(self, item: Item) -> int:
-        """Add an item, and give its place."""
+        """Adds an item and returns the position."""
         self._items.append(item)
         return len(self._items) - 1
 
     def close(self) -> list[Item]:
-        """Let go of the items, to which no more are added."""
+        """Returns the items and accepts no more."""
         self._open = False
         items, self._items = self._items, []
         return items
 
     def wait(self) -> None:
-        """Wait until it is over."""
+        """Waits for the end of the batch."""
         with self.led:
             pass

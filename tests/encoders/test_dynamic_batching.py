@@ -1,4 +1,4 @@
-"""Calls that share batches: who leads, who joins, in which order, and what failures and interruptions leave."""
+"""Dynamic batching: leaders, order, failures, interruptions and windows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_stream import DEADLINE, eventually
-from zsvec.encoders import shared_batches
-from zsvec.encoders.shared_batches import SharedBatches
+from zsvec.encoders import dynamic_batching
+from zsvec.encoders.dynamic_batching import DynamicBatcher
 
 ROOT = Path(__file__).parents[2]
 
 
 class Doubling:
-    """Doubles numbers, and notes its batches. One that has a 0 waits until `gate` is set; one that has -1 fails."""
+    """Doubles numbers and records batches. A batch with 0 waits for `gate`; -1 fails, and -2 interrupts the leader."""
 
     def __init__(self, size: int, *, max_wait: float = 0.0) -> None:
         self.max_wait = max_wait
@@ -33,7 +33,7 @@ class Doubling:
         self.batches: list[list[int]] = []
         self.overlapped = 0
         self._working = threading.Lock()
-        self.shared: SharedBatches[int, int] = SharedBatches(size)
+        self.shared: DynamicBatcher[int, int] = DynamicBatcher(size)
 
     def call(self, item: int, kind: str = "") -> int:
         with self.shared.turn(item, kind, max_wait=self.max_wait) as turn:
@@ -58,20 +58,20 @@ class Doubling:
                 self._working.release()
 
     def waiting(self) -> int:
-        """Items of the batch that was opened last and waits for its turn."""
+        """Returns the number of items in the waiting batch."""
         last = self.shared._last
         return len(last._items) if last is not None else 0
 
 
 def called(doubling: Doubling, item: int, *, kind: str = "", interrupted_at: int = 0) -> Future[int]:
-    """Call in a new thread, which may be interrupted at the n-th point in the module where Python looks for signals."""
+    """Calls in a new thread, interrupted at the n-th point in the module where Python checks for signals, if any."""
     done: Future[int] = Future()
 
     def call() -> None:
         sys.settrace(Interrupting(interrupted_at) if interrupted_at else None)
         try:
             done.set_result(doubling.call(item, kind))
-        except BaseException as exc:  # noqa: BLE001 - whoever waits gets it
+        except BaseException as exc:  # noqa: BLE001
             done.set_exception(exc)
 
     threading.Thread(target=call, daemon=True).start()
@@ -79,14 +79,14 @@ def called(doubling: Doubling, item: int, *, kind: str = "", interrupted_at: int
 
 
 class Interrupting:
-    """A trace function that raises Ctrl-C's error where Python looks for signals: in calls, and after them."""
+    """A trace function that raises KeyboardInterrupt where Python checks for signals: in and after calls."""
 
     def __init__(self, at: int) -> None:
         self._left = at
         self._called: set[FrameType] = set()
 
     def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_filename != shared_batches.__file__:
+        if frame.f_code.co_filename != dynamic_batching.__file__:
             return None
         frame.f_trace_opcodes = True
         looks = event == "call" or (event == "opcode" and frame in self._called)
@@ -100,7 +100,7 @@ class Interrupting:
 
 
 def queued(doubling: Doubling, items: Sequence[int]) -> list[Future[int]]:
-    """Call for the items in this order, each when the one before waits, while a first batch of 0 is at work."""
+    """Calls with the items in order, each when the one before waits, while a first batch of 0 runs."""
     calls = [called(doubling, 0)]
     assert eventually(lambda: doubling.batches == [[0]])
     size = doubling.shared._size
@@ -110,7 +110,7 @@ def queued(doubling: Doubling, items: Sequence[int]) -> list[Future[int]]:
     return calls
 
 
-def test_who_is_alone_runs_at_once_in_its_own_thread() -> None:
+def test_a_single_caller_runs_at_once_in_its_own_thread() -> None:
     doubling, before = Doubling(8), threading.active_count()
     for item in (3, 1, 2):
         with doubling.shared.turn(item) as turn:
@@ -135,7 +135,7 @@ def test_items_of_different_kinds_are_in_different_batches() -> None:
     assert doubling.batches == [[0], [1, 2], [3]]
 
 
-def test_who_comes_while_another_is_at_work_shares_the_next_batches_in_the_order_of_arrival() -> None:
+def test_callers_during_a_batch_share_the_next_batches_in_order_of_arrival() -> None:
     doubling = Doubling(3)
     calls = queued(doubling, [5, 3, 4, 1, 9, 7, 8])
     doubling.gate.set()
@@ -143,7 +143,7 @@ def test_who_comes_while_another_is_at_work_shares_the_next_batches_in_the_order
     assert doubling.batches == [[0], [5, 3, 4], [1, 9, 7], [8]]
 
 
-def test_nothing_is_kept_for_the_next_call() -> None:
+def test_no_batch_is_kept_for_the_next_call() -> None:
     doubling = Doubling(3)
     calls = queued(doubling, [1, 2])
     doubling.gate.set()
@@ -165,7 +165,7 @@ def test_a_failure_reaches_every_item_of_its_batch_and_no_other() -> None:
     assert doubling.call(6) == 12
 
 
-def test_who_is_interrupted_at_work_leaves_its_batch_to_the_others() -> None:
+def test_an_interrupted_leader_leaves_its_batch_to_the_others() -> None:
     doubling = Doubling(3)
     first, leader, *calls = queued(doubling, [-2, 1, 2])
     doubling.gate.set()
@@ -176,8 +176,7 @@ def test_who_is_interrupted_at_work_leaves_its_batch_to_the_others() -> None:
 
 
 @pytest.mark.parametrize("before", [None, [0], [0, 1]], ids=["alone", "leads", "joins"])
-def test_an_interruption_anywhere_holds_up_nobody(before: list[int] | None) -> None:
-    """Wherever a thread is interrupted, the others get their results, and so does who calls next."""
+def test_an_interruption_anywhere_blocks_no_other_thread(before: list[int] | None) -> None:
     point = 1
     while _interrupted(point, before):
         point += 1
@@ -204,7 +203,7 @@ def _interrupted(point: int, before: list[int] | None) -> bool:
 CTRL_C = """
 import os, signal, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
-from zsvec.encoders.shared_batches import SharedBatches
+from zsvec.encoders.dynamic_batching import DynamicBatcher
 
 gate, at_work = threading.Event(), threading.Event()
 
@@ -214,7 +213,7 @@ def function(batch):
         assert gate.wait(60)
     return batch
 
-batches = SharedBatches(8)
+batches = DynamicBatcher(8)
 results = []
 
 def shared(item):
@@ -251,7 +250,7 @@ print(interrupted.is_set(), sorted(results), shared(3))
 """
 
 
-def test_ctrl_c_while_waiting_for_a_turn_strands_nobody() -> None:
+def test_ctrl_c_while_waiting_for_a_turn_blocks_no_other_thread() -> None:
     done = subprocess.run([sys.executable, "-c", CTRL_C], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
     assert (done.stdout, done.returncode) == ("True [0, 2] 3\n", 0), done.stderr
 
@@ -277,7 +276,7 @@ def test_each_call_gets_its_own_result_from_one_batch(size: int, threads: int, i
 
 
 def announced(doubling: Doubling, item: int) -> tuple[threading.Event, Future[int]]:
-    """Announce an item in a new thread, which calls with it when the event is set."""
+    """Announces an item in a new thread, which calls with the item when the event is set."""
     made, announcing, done = threading.Event(), threading.Event(), Future[int]()
 
     def call() -> None:
@@ -296,7 +295,7 @@ def announced(doubling: Doubling, item: int) -> tuple[threading.Event, Future[in
     return made, done
 
 
-def test_a_batch_waits_for_items_that_are_being_made() -> None:
+def test_a_batch_waits_for_announced_items() -> None:
     doubling = Doubling(8, max_wait=DEADLINE)
     made, coming = announced(doubling, 2)
     first = called(doubling, 1)
@@ -308,7 +307,7 @@ def test_a_batch_waits_for_items_that_are_being_made() -> None:
     assert doubling.batches in ([[1, 2]], [[1], [2]])  # the second may come when the first has just given up waiting
 
 
-def test_no_batch_waits_for_what_does_not_come() -> None:
+def test_a_batch_stops_waiting_for_withdrawn_items() -> None:
     doubling = Doubling(8, max_wait=DEADLINE)
     made, coming = announced(doubling, -1)
     first = called(doubling, 1)
@@ -330,7 +329,7 @@ def test_a_batch_waits_no_longer_than_its_window() -> None:
     assert coming.result(DEADLINE) == 4
 
 
-def test_a_full_batch_waits_for_nobody() -> None:
+def test_a_full_batch_does_not_wait() -> None:
     doubling = Doubling(1, max_wait=DEADLINE)
     made, coming = announced(doubling, 2)
     assert called(doubling, 1).result(DEADLINE / 2) == 2
@@ -338,14 +337,13 @@ def test_a_full_batch_waits_for_nobody() -> None:
     assert coming.result(DEADLINE) == 4
 
 
-def test_an_item_alone_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_thread_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     doubling = Doubling(8, max_wait=DEADLINE)
     monkeypatch.setattr(doubling.shared._arrival, "wait", lambda left: pytest.fail(f"waited for {left} s"))
     assert [doubling.call(item) for item in (1, 2, 3)] == [2, 4, 6]
 
 
-def test_a_batch_waits_for_as_many_items_as_there_were_lately() -> None:
-    """Two callers who took turns share a batch from then on."""
+def test_a_batch_waits_for_as_many_items_as_the_latest_had() -> None:
     doubling = Doubling(8, max_wait=DEADLINE)
     first, second = queued(doubling, [1])
     doubling.gate.set()
@@ -357,7 +355,7 @@ def test_a_batch_waits_for_as_many_items_as_there_were_lately() -> None:
     assert doubling.batches == [[0], [1, 2]]
 
 
-def test_who_does_not_come_again_is_waited_for_once() -> None:
+def test_a_caller_that_stays_away_is_awaited_once() -> None:
     doubling = Doubling(8, max_wait=0.05)
     doubling.shared._lately = 2
     begun = time.monotonic()

@@ -80,7 +80,7 @@ def nothing_is_remembered_for_the_user(tmp_path_factory: pytest.TempPathFactory)
     """Exports and rates of models are kept for these tests, and not for who runs them."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("user") / "encoders"
-        patch.setattr("zsvec.encoders.host.cache_folder", lambda: folder)
+        patch.setattr("zsvec.encoders.hardware.cache_folder", lambda: folder)
         yield
 
 

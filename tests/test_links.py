@@ -26,8 +26,8 @@ from tests.evaluation.test_report import RESULTS
 from tests.generation.material import buy
 from tests.support import isolated, photos  # noqa: F401
 from zsvec.cli.sheet import Picture, write_sheet
-from zsvec.encoders import host
-from zsvec.encoders.rates import keep_rates
+from zsvec.encoders import hardware
+from zsvec.encoders.hardware import keep_rates
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import ZSVecError
 from zsvec.evaluation.embeddings import Embeddings
@@ -77,7 +77,7 @@ def drop_references(folder: Path) -> None:
 
 def write_rates(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(host, "cache_folder", lambda: folder / "encoders")
+        patched.setattr(hardware, "cache_folder", lambda: folder / "encoders")
         keep_rates(VIT, {"float32": 1.0, "bfloat16": 2.0})
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.support import encode, photo
+from zsvec.encoders.onnx.custom_graphs import preprocessing_beside, read_file
 from zsvec.encoders.onnx.exported import MANIFEST, ExportedFolder
-from zsvec.encoders.onnx.side_files import preprocessing_beside, read_file
 from zsvec.encoders.weights import LocalSource
 from zsvec.errors import ZSVecError
 from zsvec.evaluation.datasets import DATASETS

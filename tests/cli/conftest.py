@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.encoders import tiny_checkpoints as tiny
-from zsvec.encoders import cache, host
+from zsvec.encoders import cache, hardware
 from zsvec.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +32,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     config.write_text(CONFIG.format(model=tiny.VIT, weights=tiny.save_vit(tmp_path / "vit.pth")))
     monkeypatch.setattr(Settings, "toml_files", (config, Path("zsvec.toml")))
     monkeypatch.setattr(cache, "_GPUS", ())
-    monkeypatch.setattr(host, "cache_folder", lambda: tmp_path / "cache" / "zsvec" / "encoders")  # as a child has it
+    monkeypatch.setattr(
+        hardware, "cache_folder", lambda: tmp_path / "cache" / "zsvec" / "encoders"
+    )  # as a child has it
     monkeypatch.chdir(tmp_path)
     return Settings(profile="tiny")

@@ -1,4 +1,4 @@
-"""Every encoder that can be loaded without a network, loaded once."""
+"""Every encoder that loads without a network, loaded once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.encoders import tiny_checkpoints as tiny
-from zsvec.encoders import Encoder, EncoderSet, load_encoder
+from tests.encoders.support import load_one
+from zsvec.encoders import Encoder, EncoderSet
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.settings.profiles import PROFILES
 from zsvec.testing import HashEncoder
@@ -24,7 +25,7 @@ def needs_offline_weights() -> None:
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Batches this small gain nothing from more threads, which wait for each other where the cores are shared."""
+    """Such small batches gain nothing from more threads, which compete for shared cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -59,20 +60,19 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EncoderSpec]:
 
 @pytest.fixture(scope="session")
 def encoder_named(specs: dict[str, EncoderSpec], request: pytest.FixtureRequest) -> Callable[[str], Encoder]:
-    """Loads an encoder at its first use, on the CPU and in float32."""
+    """Returns a loader of encoders by name, each loaded once, on the CPU and in float32."""
     loaded: dict[str, Encoder] = {"hash": HashEncoder()}
 
     def get(name: str) -> Encoder:
         if name in OFFLINE:
             return request.getfixturevalue("offline")[name]
         if name not in loaded:
-            loaded[name] = load_encoder(name, specs[name], device="cpu", dtype="float32")
+            loaded[name] = load_one(specs[name], name)
         return loaded[name]
 
     return get
 
 
 def weight_file(folder: Path) -> Path:
-    """The one file of weights below a folder."""
     (found,) = folder.rglob("model.safetensors")
     return found

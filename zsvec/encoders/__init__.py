@@ -1,7 +1,6 @@
 """Encoders: images and texts to vectors.
 
-`load_encoders` makes those of a profile from their specs. torch and the libraries of the models are imported when
-the first one is loaded, not with this package.
+`load_encoders` makes encoders from the specs of a profile, and only then imports torch and the model libraries.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any as _Any
 if TYPE_CHECKING:
     from zsvec.encoders.base import Backbone, BatchEncoder, Encoder, Vectors
     from zsvec.encoders.encoder_set import EncoderSet
-    from zsvec.encoders.loading import describe_device, load_encoder, load_encoders, missing_weights
+    from zsvec.encoders.loading import describe_device, load_encoders, missing_weights
 
 __all__ = [
     "Backbone",
@@ -22,16 +21,15 @@ __all__ = [
     "EncoderSet",
     "Vectors",
     "describe_device",
-    "load_encoder",
     "load_encoders",
     "missing_weights",
 ]
 
-# numpy and Pillow are slow to import, and not needed for `zsvec.encoders.spec`, which settings are made of.
+# numpy and Pillow are slow to import, and settings need only `zsvec.encoders.spec`.
 _LATE = {
     **dict.fromkeys(("Backbone", "BatchEncoder", "Encoder", "Vectors"), "zsvec.encoders.base"),
     "EncoderSet": "zsvec.encoders.encoder_set",
-    **dict.fromkeys(("describe_device", "load_encoder", "load_encoders", "missing_weights"), "zsvec.encoders.loading"),
+    **dict.fromkeys(("describe_device", "load_encoders", "missing_weights"), "zsvec.encoders.loading"),
 }
 
 

@@ -1,13 +1,14 @@
-"""What an encoder is: the protocols that the classifier sees, and the base of every implementation.
+"""Encoders: the protocols that the classifier sees, the base class, and the heads of image and text models.
 
-An implementer writes one method, `BatchEncoder.embed`. The base class makes batches, checks the vectors and
-normalises their rows, alike for all encoders.
+A subclass of `BatchEncoder` implements `embed`. The base class makes batches, checks the vectors and normalises their
+rows. The heads turn the features of an image model and a text model into vectors, whichever runtime computes these.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -19,36 +20,39 @@ from zsvec.types import Fingerprint, Modality
 
 Vectors: TypeAlias = NDArray[np.float32]
 
+TOP_LABELS = 10
+"""Labels that ConSE averages."""
+
 _MAX_ASPECT_RATIO = 16
 
 
 class Backbone(Protocol):
-    """The part of an encoder that sees the pixels. Encoders that share one object share its passes.
+    """The image model of an encoder. Encoders that share one backbone object share its passes.
 
     Attributes:
-        side: Pixels to which `preprocess` scales the shorter side; ``None``: it needs all of them.
+        side: Pixels to which `preprocess` scales the shorter side; ``None`` if the model needs the whole image.
     """
 
     @property
     def side(self) -> int | None: ...  # noqa: D102
 
     def preprocess(self, image: Image.Image) -> Any:
-        """One image in the form that `forward` takes. Called from the threads that decode images, several at once."""
+        """Returns one image in the form that `forward` takes. Several decoding threads call this at once."""
         ...
 
     def forward(self, inputs: Sequence[Any]) -> Sized:
-        """The features of preprocessed images, in the order of the images."""
+        """Returns the features of preprocessed images, in the order of the images."""
         ...
 
 
 class Encoder(Protocol):
-    """Turns images, and with some models texts, into vectors that are compared by their cosine.
+    """Turns images, and with some models texts, into vectors that are compared by cosine.
 
     Attributes:
-        name: Its name in the profile.
-        modalities: Which references it embeds. It always embeds images, because queries are images.
-        fingerprint: Identifies the vectors that its own are comparable with.
-        backbone: The part that sees the pixels; may be shared with other encoders.
+        name: Name in the profile.
+        modalities: References that the encoder embeds. Queries are images, so images are always possible.
+        fingerprint: Vectors with equal fingerprints are comparable.
+        backbone: The image model; may be shared with other encoders.
     """
 
     @property
@@ -61,29 +65,29 @@ class Encoder(Protocol):
     def backbone(self) -> Backbone: ...  # noqa: D102
 
     def encode_features(self, features: Sized) -> Vectors:
-        """Vectors of one output of `Backbone.forward`, float32 (n, dim), rows of unit L2 norm."""
+        """Returns vectors of one output of `Backbone.forward`, float32 (n, dim), rows of unit L2 norm."""
         ...
 
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
-        """Vectors of images, float32 (n, dim), rows of unit L2 norm, in the order of the images."""
+        """Returns vectors of images, float32 (n, dim), rows of unit L2 norm, in the order of the images."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of texts, float32 (n, dim), rows of unit L2 norm, in the order of the texts."""
+        """Returns vectors of texts, float32 (n, dim), rows of unit L2 norm, in the order of the texts."""
         ...
 
 
 class ImageBackbone:
-    """The backbone of encoders that take the images themselves: it computes nothing."""
+    """The backbone of encoders that take the images themselves."""
 
     side = None
 
     def preprocess(self, image: Image.Image) -> Image.Image:
-        """The image itself."""
+        """Returns the image itself."""
         return image
 
     def forward(self, inputs: Sequence[Image.Image]) -> Sequence[Image.Image]:
-        """The images themselves."""
+        """Returns the images themselves."""
         return inputs
 
 
@@ -91,10 +95,10 @@ class BatchEncoder(ABC):
     """Base class of encoders. A subclass implements `embed`.
 
     Args:
-        name: Its name in the profile.
-        fingerprint: Identifies the vectors that its own are comparable with; ``fingerprint.dim`` is checked.
-        modalities: Which references it embeds.
-        backbone: Turns pixels into the features that `embed` gets; without one, `embed` gets the images.
+        name: Name in the profile.
+        fingerprint: Vectors with equal fingerprints are comparable; ``fingerprint.dim`` is checked.
+        modalities: References that the encoder embeds.
+        backbone: Turns pixels into the features that `embed` gets; without a backbone, `embed` gets the images.
         batch_size: Images or texts that `embed` gets at most in one call of `encode_images` or `encode_texts`.
     """
 
@@ -115,7 +119,7 @@ class BatchEncoder(ABC):
 
     @abstractmethod
     def embed(self, batch: Any, modality: Modality) -> ArrayLike:
-        """Vectors of one batch, any float type, (n, dim), of any norm but zero, in the order of the batch.
+        """Returns vectors of one batch, any float type, (n, dim), of any norm but zero, in the order of the batch.
 
         Must be safe to call from several threads at once.
 
@@ -125,7 +129,7 @@ class BatchEncoder(ABC):
         """
 
     def encode_features(self, features: Sized) -> Vectors:
-        """Vectors of one output of `Backbone.forward`, float32 (n, dim), rows of unit L2 norm.
+        """Returns vectors of one output of `Backbone.forward`, float32 (n, dim), rows of unit L2 norm.
 
         Raises:
             EncoderError: `embed` broke its contract.
@@ -133,7 +137,7 @@ class BatchEncoder(ABC):
         return self._normalised([self._embed(features, "image")])
 
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
-        """Vectors of images, float32 (n, dim), rows of unit L2 norm, in the order of the images.
+        """Returns vectors of images, float32 (n, dim), rows of unit L2 norm, in the order of the images.
 
         Raises:
             EncoderError: `embed` broke its contract.
@@ -144,10 +148,10 @@ class BatchEncoder(ABC):
         )
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of texts, float32 (n, dim), rows of unit L2 norm, in the order of the texts.
+        """Returns vectors of texts, float32 (n, dim), rows of unit L2 norm, in the order of the texts.
 
         Raises:
-            InvalidInputError: The encoder embeds no texts, or these are not a sequence of `str`.
+            InvalidInputError: The encoder embeds no texts, or `texts` is not a sequence of `str`.
             EncoderError: `embed` broke its contract.
         """
         if "text" not in self.modalities:
@@ -162,11 +166,10 @@ class BatchEncoder(ABC):
     def _embed(self, batch: Sized, modality: Modality) -> NDArray[np.float64]:
         if not len(batch):
             return np.empty((0, self.fingerprint.dim))
-        # float64, so that no finite float32 row has a norm that overflows or underflows
         found = self.embed(batch, modality)
         try:
-            vectors = _as_numbers(found)
-        except Exception as exc:  # an array of another library converts itself, and raises what it likes
+            vectors = _as_float64(found)
+        except Exception as exc:  # conversions of other libraries raise errors of any type
             raise EncoderError(
                 f"encoder {self.name!r} returned {type(found).__name__}, which is no array of numbers ({exc}); its "
                 "embed() must be corrected, and a tensor be detached and float32"
@@ -185,32 +188,105 @@ class BatchEncoder(ABC):
         unusable = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
         if unusable.size:
             row = int(unusable[0])
-            what = "zero" if norms[row, 0] == 0 else "not finite"
+            problem = "zero" if norms[row, 0] == 0 else "not finite"
             raise EncoderError(
-                f"encoder {self.name!r} returned a vector that is {what} (row {row}, {unusable.size} of {len(norms)} "
-                "rows); remove that input, or try dtype='float32' if the number format overflows"
+                f"encoder {self.name!r} returned a vector that is {problem} (row {row}, {unusable.size} of "
+                f"{len(norms)} rows); remove that input, or try dtype='float32' if the number format overflows"
             )
         unit: Vectors = (vectors / norms).astype(np.float32)
         return unit
 
 
-def _as_numbers(values: object) -> NDArray[np.float64]:
-    array = np.asarray(values)
-    if array.dtype.kind not in "biufO":
-        raise TypeError(f"{array.dtype} are no real numbers")
-    return np.asarray(array, dtype=np.float64)
+# ---- heads
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """Features that an image model computes from a batch.
+
+    Attributes:
+        pooled: The features before the classifier, float32 (n, width).
+        logits: The classifier's logits, float32 (n, classes); without a classifier, the pooled features.
+    """
+
+    pooled: Vectors
+    logits: Vectors
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+
+class TextModel(Protocol):
+    """Embeds texts. Safe to use from any thread."""
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """Returns vectors of texts in order, float32 (n, dim), of any norm. Long texts are truncated."""
+        ...
+
+
+class FeatureEncoder(BatchEncoder):
+    """The features of an image model and of a text model in the same space, as of CLIP (arXiv:2103.00020).
+
+    Args:
+        name: Name in the profile.
+        texts: The text model; ``None`` for an encoder of images alone.
+        **base: Further arguments of `BatchEncoder`.
+    """
+
+    def __init__(self, name: str, texts: TextModel | None = None, **base: Any) -> None:
+        super().__init__(name, **base)
+        self.texts = texts
+
+    def embed(self, batch: Any, modality: Modality) -> Vectors:
+        """Returns the vectors of texts, or of image features."""
+        if modality == "text" and self.texts is not None:
+            return self.texts.embed_texts(batch)
+        return self.vectors_of(batch)
+
+    def vectors_of(self, features: ImageFeatures) -> Vectors:
+        """Returns the vectors of image features, float32 (n, dim), of any norm."""
+        return features.pooled
+
+
+class ConseEncoder(FeatureEncoder):
+    """Embeds images by the most likely labels of a classifier, and texts by a text model.
+
+    Norouzi et al., 2014, arXiv:1312.5650, equation 4.
+
+    Args:
+        name: Name in the profile.
+        texts: The text model.
+        labels: Vectors of the descriptions of the classes in the order of the logits, float32 (classes, dim), unit
+            rows.
+        **base: Further arguments of `BatchEncoder`.
+    """
+
+    def __init__(self, name: str, texts: TextModel, labels: Vectors, **base: Any) -> None:
+        super().__init__(name, texts, **base)
+        self.labels = labels
+
+    def vectors_of(self, features: ImageFeatures) -> Vectors:
+        """Returns means of the sentence embeddings of labels, weighted by the labels' probabilities."""
+        top = np.argpartition(features.logits, -TOP_LABELS, axis=1)[:, -TOP_LABELS:]
+        logits = np.take_along_axis(features.logits, top, axis=1)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        vectors: Vectors = np.einsum("nk,nkd->nd", weights, self.labels[top])
+        return vectors
+
+
+# ---- batches and images
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """The items in order, `size` at a time; the last batch may be smaller."""
+    """Yields the items in order, `size` at a time; the last batch may be smaller."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def rgb_of_bounded_aspect(image: Image.Image) -> Image.Image:
-    """The image in RGB, cropped around its centre to an aspect ratio of at most 16:1.
+    """Returns the image in RGB, cropped around its centre to an aspect ratio of at most 16:1.
 
-    Preprocessing scales the shorter side to the input size before it crops the centre. A strip of
-    1 × 100,000 pixels would become an image of gigabytes, of which all but the centre is discarded.
+    Preprocessing scales the shorter side to the input size before it crops the centre. A strip of 1 × 100,000 pixels
+    would become an image of gigabytes, of which all but the centre is discarded.
     """
     width, height = image.size
     limit = _MAX_ASPECT_RATIO * min(width, height)
@@ -218,3 +294,11 @@ def rgb_of_bounded_aspect(image: Image.Image) -> Image.Image:
     if left or top:
         image = image.crop((left, top, width - left, height - top))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _as_float64(values: object) -> NDArray[np.float64]:
+    """Converts to float64, in which the norm of a finite float32 row neither overflows nor underflows."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufO":
+        raise TypeError(f"{array.dtype} are no real numbers")
+    return np.asarray(array, dtype=np.float64)

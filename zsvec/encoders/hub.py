@@ -1,31 +1,33 @@
-"""The Hugging Face hub: the one module that makes requests to it. Loaders get files on disk.
+"""Requests to the Hugging Face hub, all in this module, and the silence of the model libraries.
 
-Each load asks once for the repository, without the retries that make the hub's client wait for minutes where there is
-no network. Files that are in the cache are not fetched again.
+Each load asks once for the repository, without the retries of the hub's client, which take minutes without a network.
+Files that are in the cache are not fetched again.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
+from urllib.parse import urlsplit
 
-from zsvec.encoders.quiet import check_endpoint, quiet_loading
-from zsvec.encoders.weights import (
-    FileChoice,
-    LocalSource,
-    Source,
-    Weights,
-    checkpoint_files,
-    is_local,
-    relative_files,
-)
+from zsvec.encoders.weights import FileChoice, LocalSource, Weights, checkpoint_files, is_local, relative_files
 from zsvec.errors import WeightsUnavailableError, without_password
 
 _logger = logging.getLogger(__name__)
-_SECONDS_TO_ANSWER = 5.0
-# One of these is at the root of every repository that a loader can use.
+_TIMEOUT_S = 5.0
+# Every repository that a loader can use has one of these files at the root.
 _ROOT_FILES = ("modules.json", "config.json", "model.safetensors", "pytorch_model.bin")
+_LIBRARIES = ("huggingface_hub", "sentence_transformers", "timm", "transformers")
+# Logging and progress bars are global to the process: two loads at once would restore each other's silence.
+_loading = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class HubSource:
     Attributes:
         repository: ``owner/name``.
         revision: Commit, tag or branch; without one, the newest commit.
-        choose: From the names of the repository's files to those that are needed.
+        choose: From the names of the repository's files to the needed ones.
     """
 
     repository: str
@@ -46,42 +48,40 @@ class HubSource:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
     def load(self) -> Weights:
-        """The folder of the repository's files, in the hub's cache; what is not in the cache is fetched.
+        """Returns the folder of the repository in the hub's cache, after fetching missing files.
 
         Raises:
-            WeightsUnavailableError: The hub cannot be reached or has no such repository, revision or
-                weights, and they are not in the cache.
+            WeightsUnavailableError: The weights are neither in the cache nor available from the hub.
         """
         with quiet_loading():
             try:
                 folder = self._fetch()
             # The errors of a failed request depend on the HTTP client of the installed version.
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001
                 cached = self._cached()
                 if cached is None:
-                    if without_password(str(exc)) != str(exc):  # of HF_ENDPOINT
-                        raise self._unavailable(exc) from None
-                    raise self._unavailable(exc) from exc
+                    has_password = without_password(str(exc)) != str(exc)  # from HF_ENDPOINT
+                    raise self._unavailable(exc) from (None if has_password else exc)
                 folder = cached
         return Weights(path=folder, model=self.repository, revision=folder.name)
 
     def missing(self) -> str | None:
-        """What would be fetched from the hub, in words, or ``None`` if the weights are in the cache.
+        """Returns a description of weights that are not in the cache, else ``None``.
 
         Raises:
             WeightsUnavailableError: The address of the hub cannot be used.
         """
-        check_endpoint()
+        _check_endpoint()
         return None if self._cached() else f"{self} from the Hugging Face hub"
 
     def _fetch(self) -> Path:
         from huggingface_hub import HfApi, hf_hub_download
 
-        info = HfApi().model_info(self.repository, revision=self.revision, timeout=_SECONDS_TO_ANSWER)
+        info = HfApi().model_info(self.repository, revision=self.revision, timeout=_TIMEOUT_S)
         names = self.choose([file.rfilename for file in info.siblings or []])
         if not names:
             raise LookupError("the repository holds no weights in a known format")
-        _logger.info("fetching what is not in the cache of %s: %s", self, ", ".join(names))
+        _logger.info("fetching missing files of %s: %s", self, ", ".join(names))
         paths = [hf_hub_download(self.repository, name, revision=info.sha) for name in names]
         return Path(paths[0]).parents[len(PurePosixPath(names[0]).parts) - 1]
 
@@ -100,7 +100,7 @@ class HubSource:
     def _unavailable(self, reason: Exception) -> WeightsUnavailableError:
         revision = f" --revision {self.revision}" if self.revision else ""
         return WeightsUnavailableError(
-            f"the weights {self} are neither in the cache nor to be had from the Hugging Face hub "
+            f"the weights {self} are neither in the cache nor available from the Hugging Face hub "
             f"({type(reason).__name__}: {reason}). Three ways out: weights that come as packages "
             "(--profile offline); a local path, such as ./clip, as the encoder's model or weights in zsvec.toml; or "
             f"a filled cache (where there is a network, hf download {self.repository}{revision}; then copy the cache "
@@ -108,13 +108,78 @@ class HubSource:
         )
 
 
+Source: TypeAlias = LocalSource | HubSource
+
+
 def checkpoint_source(reference: str, revision: str | None) -> Source:
-    """Where a checkpoint in the format of transformers or sentence-transformers comes from.
+    """Returns the source of a checkpoint in the format of transformers or sentence-transformers.
 
     Args:
-        reference: Path of its folder, as `is_local` has it, ``package:NAME``, or a repository of the hub.
+        reference: Path of a folder, as `is_local` has it, ``package:NAME``, or a repository of the hub.
         revision: Commit, tag or branch of the repository.
     """
     if is_local(reference):
         return LocalSource(reference)
     return HubSource(reference, revision, checkpoint_files)
+
+
+# ---- silence
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+        _logger.debug("%s: %s", record.name, record.getMessage())
+
+
+@contextmanager
+def quiet_loading() -> Iterator[list[str]]:
+    """Keeps the model libraries from writing to stdout and stderr, and restores all settings afterwards.
+
+    Yields:
+        The warnings of the libraries, which grow meanwhile. Each is also logged here, as DEBUG.
+
+    Raises:
+        WeightsUnavailableError: The address of the hub cannot be used.
+    """
+    _check_endpoint()
+    collector = _Collector()
+    with _loading, ExitStack() as restore:
+        for library in _LIBRARIES:
+            logger = logging.getLogger(library)
+            restore.callback(logger.setLevel, logger.level)
+            restore.callback(setattr, logger, "handlers", logger.handlers)
+            restore.callback(setattr, logger, "propagate", logger.propagate)
+            logger.setLevel(logging.WARNING)
+            logger.handlers, logger.propagate = [collector], False
+        with warnings.catch_warnings():
+            # An environment variable of the hub takes precedence, and the hub warns about a difference.
+            warnings.filterwarnings("ignore", "Cannot (dis|en)able progress bars", UserWarning)
+            _disable_progress_bars(restore)
+        yield collector.messages
+
+
+def _disable_progress_bars(restore: ExitStack) -> None:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    restore.callback(disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars)
+    disable_progress_bars()
+    # The switch of transformers also sets the hub's, which is therefore restored later.
+    transformers = sys.modules.get("transformers.utils.logging")
+    if transformers is not None and transformers.is_progress_bar_enabled():
+        restore.callback(transformers.enable_progress_bar)
+        transformers.disable_progress_bar()
+
+
+def _check_endpoint() -> None:
+    """Raises WeightsUnavailableError for an address of the hub with which the client cannot even be imported."""
+    try:
+        urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # noqa: B018 - raises
+    except ValueError:
+        raise WeightsUnavailableError(
+            "HF_ENDPOINT is no URL: give one such as https://huggingface.co, or unset it"
+        ) from None

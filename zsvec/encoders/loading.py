@@ -1,10 +1,10 @@
-"""From the specs of a profile to encoders, through the loader of each one's family."""
+"""From the specs of a profile to encoders, through the loader of each family."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, cast
 
@@ -16,28 +16,34 @@ from zsvec.types import Modality
 
 _logger = logging.getLogger(__name__)
 
+_BOTH: tuple[Modality, ...] = ("text", "image")
+_FAMILIES: Mapping[str, tuple[str, tuple[Modality, ...]]] = {
+    "clip": ("zsvec.encoders.torch.clip", _BOTH),
+    "vision": ("zsvec.encoders.torch.vision", ("image",)),
+    "conse": ("zsvec.encoders.torch.conse", _BOTH),
+    "onnx": ("zsvec.encoders.onnx.exported", _BOTH),
+    "graph": ("zsvec.encoders.onnx.custom_graphs", _BOTH),
+}
+"""Module and modalities of each `EncoderSpec.kind`; modules have `sources` and `load`."""
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """A kind of encoder.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadContext:
+    """Settings and models that the encoders of a profile share.
 
     Attributes:
-        module: Module with the functions ``sources(spec)`` and ``load(name, spec, …)``.
-        modalities: What its encoders can embed.
-        needs_float32: Whether its image model always runs in float32.
+        device: Where onnxruntime computes image models.
+        runtime: The `zsvec.encoders.torch.device.Runtime` of models on torch; ``None`` without such models.
+        batch_size: Images or texts in one batch.
+        compiled: Whether torch.compile compiles the image models.
+        shared: Backbones and folders that were loaded before.
     """
 
-    module: str
-    modalities: tuple[Modality, ...]
-    needs_float32: bool = False
-
-
-_FAMILIES: Mapping[str, _Family] = {
-    "clip": _Family("zsvec.encoders.torch.clip", ("text", "image")),
-    "vision": _Family("zsvec.encoders.torch.vision", ("image",)),
-    "conse": _Family("zsvec.encoders.torch.conse", ("text", "image"), needs_float32=True),
-    "onnx": _Family("zsvec.encoders.onnx.backbones", ("text", "image")),
-}
+    device: Device
+    runtime: Any
+    batch_size: int
+    compiled: bool
+    shared: dict[Any, Any] = field(default_factory=dict)
 
 
 def load_encoders(
@@ -49,23 +55,21 @@ def load_encoders(
     compiled: bool = False,
     batch_size: int = 32,
 ) -> EncoderSet:
-    """Load the encoders of a profile. Encoders with the same image model share its backbone.
+    """Loads the encoders of a profile. Encoders with the same image model share one backbone.
 
     Args:
         specs: The encoders, by name.
-        device: Where they run; ``auto`` is the first of CUDA, MPS and the CPU that is available. Exported encoders run
-            on the CPU.
-        dtype: Their number format; ``auto`` is bfloat16 where the hardware is faster in it, else float32: on a CPU each
-            model is timed in both, once. Exported encoders are in float32.
-        runtime: What computes them; ``auto`` is onnxruntime where they were exported for this machine and that is fast,
-            ``onnx`` insists on it.
+        device: ``auto`` is the first of CUDA, MPS and the CPU that is available. Exported encoders run on the CPU.
+        dtype: Number format; ``auto`` is bfloat16 where faster, else float32: on a CPU each model is timed in both,
+            once. Exported encoders are in float32.
+        runtime: ``auto`` is onnxruntime where an export for this machine exists and is fast; ``onnx`` needs an export.
         compiled: Whether torch.compile compiles the image models, which takes a minute once; ``auto`` is torch then.
         batch_size: Images that a backbone gets at most in one pass.
 
     Raises:
-        InvalidInputError: The device or the runtime is not available, or a spec does not fit its family or model.
+        InvalidInputError: The device or the runtime is not available, or a spec does not fit the family or model.
         EncoderError: torch.compile cannot compile a model.
-        MissingExtraError: Weights come in a package that is not installed, or what runs exported encoders is not.
+        MissingExtraError: A package with weights, or onnxruntime for exported encoders, is not installed.
         WeightsUnavailableError: Weights are neither on disk nor available from the hub.
     """
     from zsvec.encoders.cache import chosen_specs
@@ -80,21 +84,6 @@ def load_encoders(
         return _load_all(specs, device, dtype, batch_size, compiled)
 
 
-def load_encoder(
-    name: str,
-    spec: EncoderSpec,
-    *,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    runtime: RuntimeName = "auto",
-    compiled: bool = False,
-    batch_size: int = 32,
-) -> Encoder:
-    """Load one encoder; see `load_encoders`."""
-    options: Any = {"device": device, "dtype": dtype, "runtime": runtime, "compiled": compiled}
-    return load_encoders({name: spec}, batch_size=batch_size, **options)[name]
-
-
 def describe_device(
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -103,23 +92,23 @@ def describe_device(
     compiled: bool = False,
     specs: Mapping[str, EncoderSpec] | None = None,
 ) -> str:
-    """Device, number format and version of what `load_encoders` would compute with, in words.
+    """Returns device, number format and version of the runtime that `load_encoders` would use, in words.
 
     Args:
-        device: As `load_encoders`.
-        dtype: As `load_encoders`.
-        runtime: As `load_encoders`.
-        compiled: As `load_encoders`.
-        specs: The encoders, by name; without any, those that torch computes.
+        device: As for `load_encoders`.
+        dtype: As for `load_encoders`.
+        runtime: As for `load_encoders`.
+        compiled: As for `load_encoders`.
+        specs: The encoders, by name; without any, torch is described.
 
     Raises:
         InvalidInputError: The device or the runtime is not available.
-        MissingExtraError: What runs exported encoders is not installed.
+        MissingExtraError: onnxruntime, which exported encoders need, is not installed.
     """
     from zsvec.encoders.cache import chosen_specs, measured
 
     chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime, compiled=compiled) if specs else {}
-    rates = "".join(f"; {what}: {words}" for what, words in measured(specs).items()) if specs else ""
+    rates = "".join(f"; {subject}: {words}" for subject, words in measured(specs).items()) if specs else ""
     if chosen and all(spec.family == "onnx" for spec in chosen.values()):
         from zsvec.encoders.onnx.session import describe
 
@@ -133,68 +122,62 @@ def describe_device(
 
 
 def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
-    """The weights that are not on disk, in words, by name of the encoder. Makes no request.
+    """Returns the weights that are not on disk, in words, by name of the encoder. Makes no request.
 
     Raises:
-        InvalidInputError: A spec does not fit its family.
-        MissingExtraError: What loads it is not installed.
+        InvalidInputError: A spec does not fit the family.
+        MissingExtraError: torch or timm, which knows the source of the weights, is not installed.
     """
     found = {name: [source.missing() for source in weight_sources(spec)] for name, spec in specs.items()}
     return {name: ", ".join(filter(None, missing)) for name, missing in found.items() if any(missing)}
 
 
 def weight_sources(spec: EncoderSpec) -> list[Any]:
-    """Where the weights of an encoder come from: a `zsvec.encoders.weights.Source` each.
+    """Returns the sources of the weights of an encoder, each a `zsvec.encoders.weights.Source`.
 
     Raises:
-        InvalidInputError: The spec does not fit its family.
-        MissingExtraError: What loads it is not installed.
+        InvalidInputError: The spec does not fit the family.
+        MissingExtraError: torch or timm, which knows the source of the weights, is not installed.
     """
-    return list(_module(spec.family).sources(spec))
+    return list(_module(spec).sources(spec))
 
 
 def _load_all(
     specs: Mapping[str, EncoderSpec], device: Device, dtype: Dtype, batch_size: int, compiled: bool
 ) -> EncoderSet:
-    for_torch = [name for name, spec in specs.items() if spec.family != "onnx"]
-    loaded: dict[str, Encoder] = {}
-    where: Device = "cpu"
-    if for_torch:
+    on_torch = any(spec.family != "onnx" for spec in specs.values())
+    runtime = None
+    if on_torch:
         choose_runtime = _imported("zsvec.encoders.torch.device").choose_runtime
         runtime = choose_runtime(device, dtype).with_uploads()
-        where = cast("Device", runtime.device.type)
-        shared: dict[str, Any] = {"runtime": runtime, "batch_size": batch_size, "backbones": {}, "compiled": compiled}
-        # Encoders that need float32 come first, so that those which share their image model get it in float32.
-        for name in sorted(for_torch, key=lambda name: not _FAMILIES[specs[name].family].needs_float32):
-            loaded[name] = _load(name, specs[name], shared)
-    folders: dict[str, Any] = {"batch_size": batch_size, "shared": {}, "device": "cpu" if for_torch else device}
-    for name in specs.keys() - loaded.keys():
-        loaded[name] = _load(name, specs[name], folders)
-    return EncoderSet((loaded[name] for name in specs), batch_size=batch_size, device=where, on_torch=bool(for_torch))
+    context = LoadContext(
+        device="cpu" if on_torch else device, runtime=runtime, batch_size=batch_size, compiled=compiled
+    )
+    # ConSE comes first, so that encoders with the same image model share one in float32.
+    order = sorted(specs, key=lambda name: specs[name].family != "conse")
+    loaded = {name: _load(name, specs[name], context) for name in order}
+    where = cast("Device", runtime.device.type) if runtime else "cpu"
+    return EncoderSet([loaded[name] for name in specs], batch_size=batch_size, device=where, on_torch=on_torch)
 
 
-def _load(name: str, spec: EncoderSpec, shared: Mapping[str, Any]) -> Encoder:
-    family = _FAMILIES[spec.family]
-    modalities = tuple(modality for modality in spec.modalities if modality in family.modalities)
+def _load(name: str, spec: EncoderSpec, context: LoadContext) -> Encoder:
+    _, possible = _FAMILIES[spec.kind]
+    modalities = tuple(modality for modality in spec.modalities if modality in possible)
     if not modalities:
         raise InvalidInputError(
-            f"encoder {name!r}: family {spec.family!r} embeds {', '.join(family.modalities)}; "
+            f"encoder {name!r}: family {spec.family!r} embeds {', '.join(possible)}; "
             f"its modalities cannot be {', '.join(spec.modalities) or 'none'}"
         )
-    encoder: Encoder = _module(spec.family).load(name, spec, modalities=modalities, **shared)
+    encoder: Encoder = _module(spec).load(name, spec, modalities, context)
     return encoder
 
 
-def _module(family: str) -> Any:
-    return _imported(_FAMILIES[family].module)
+def _module(spec: EncoderSpec) -> Any:
+    module, _ = _FAMILIES[spec.kind]
+    return _imported(module)
 
 
 def _imported(module: str) -> Any:
-    """A module that needs torch.
-
-    Raises:
-        MissingExtraError: torch, or what comes with it, is not installed.
-    """
     try:
         return import_module(module)
     except ModuleNotFoundError as exc:

@@ -1,9 +1,9 @@
-"""What to load: the spec of an encoder, the device it runs on and its number format."""
+"""The spec of an encoder, the device and the number format. No numpy: settings are made of specs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -17,49 +17,60 @@ RuntimeName = Literal["auto", "torch", "onnx"]
 Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
 
 
-def _names_the_category(prompt: str) -> str:
+def _check_prompt(prompt: str) -> str:
     if "{name}" not in prompt:
         raise ValueError("a prompt must contain {name}")
     return prompt
 
 
-Prompt = Annotated[str, AfterValidator(_names_the_category)]
+Prompt = Annotated[str, AfterValidator(_check_prompt)]
 
 TEMPERATURES: Mapping[Modality, float] = {"text": 0.01, "image": 0.03}
-"""Default temperature of an expert, by its modality."""
+"""Default temperature of an expert, by modality."""
 
+Interpolation = Literal["bicubic", "bilinear", "lanczos", "box", "hamming"]
+"""A filter of `PIL.Image.Resampling`."""
 
 _Mean = Annotated[float, Field(ge=-1e4, le=1e4)]
 _Deviation = Annotated[float, Field(ge=1e-4, le=1e4)]
 
 
-class GraphPreprocessing(BaseModel):
-    """How an image becomes the input of a graph of one's own.
+class Preprocessing(BaseModel):
+    """From an image to uint8 pixels, by `zsvec.encoders.preprocessing.preprocess`.
 
     Attributes:
         size: Side of the square input, in pixels.
-        scaled: Pixels to which the shorter side is scaled before the square is cut out of the centre; without it, the
-            whole image is squashed to the square.
+        scaled: Pixels to which the shorter side is scaled before the square is cut out of the centre; ``None`` squashes
+            the whole image to the square.
         interpolation: A filter of Pillow.
-        mean: Of the channels, 0 to 1.
-        std: Likewise.
-        half: Where the square begins if half a pixel is left over, as `zsvec.encoders.preprocessing.Preprocessing`.
+        half: Where the square begins if half a pixel is left over: at the ``even`` one, as torchvision cuts, or further
+            ``down``, as transformers does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int = Field(ge=1, le=4096)
     scaled: int | None = Field(default=None, ge=1, le=8192)
-    interpolation: Literal["bicubic", "bilinear", "lanczos", "box", "hamming"] = "bicubic"
-    mean: tuple[_Mean, _Mean, _Mean]
-    std: tuple[_Deviation, _Deviation, _Deviation]
+    interpolation: Interpolation = "bicubic"
     half: Literal["even", "down"] = "even"
 
     @model_validator(mode="after")
-    def _is_cut_out(self) -> GraphPreprocessing:
+    def _check_square(self) -> Self:
         if self.scaled is not None and self.size > self.scaled:
             raise ValueError(f"a square of {self.size} pixels cannot be cut out of {self.scaled}")
         return self
+
+
+class GraphPreprocessing(Preprocessing):
+    """From an image to the input of your own graph.
+
+    Attributes:
+        mean: Mean of the channels, 0 to 1.
+        std: Standard deviation of the channels, 0 to 1.
+    """
+
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Deviation, _Deviation, _Deviation]
 
     def __str__(self) -> str:
         mean, std = (" ".join(f"{number:.4g}" for number in values) for values in (self.mean, self.std))
@@ -103,19 +114,18 @@ class EncoderSpec(BaseModel):
     temperature: Mapping[Modality, Temperature] = TEMPERATURES
 
     @property
-    def is_graph(self) -> bool:
-        """Whether it names a graph of one's own, and neither a model nor a folder that zsvec has exported."""
-        return self.family == "onnx" and self.model.endswith(".onnx")
+    def kind(self) -> str:
+        """The family, or ``graph`` if `model` names your own graph rather than a folder that zsvec has exported."""
+        return "graph" if self.family == "onnx" and self.model.endswith(".onnx") else self.family
 
     @model_validator(mode="after")
-    def _has_no_field_in_vain(self) -> EncoderSpec:
-        kind = "graph" if self.is_graph else self.family
+    def _check_fields(self) -> EncoderSpec:
         every = dict.fromkeys(field for fields in _FIELDS.values() for field in fields)
-        in_vain = [field for field in every if field not in _FIELDS[kind] and getattr(self, field) is not None]
+        in_vain = [field for field in every if field not in _FIELDS[self.kind] and getattr(self, field) is not None]
         if in_vain:
-            takes = ", ".join(_FIELDS[kind]) or "none of its own"
-            what = "a graph" if self.is_graph else f"family {self.family!r}"
-            raise ValueError(f"{', '.join(in_vain)} would have no effect: {what} takes {takes}")
+            takes = ", ".join(_FIELDS[self.kind]) or "no more fields"
+            subject = "a graph" if self.kind == "graph" else f"family {self.family!r}"
+            raise ValueError(f"{', '.join(in_vain)} would have no effect: {subject} takes {takes}")
         return self
 
 
@@ -126,4 +136,4 @@ _FIELDS: Mapping[str, Sequence[str]] = {
     "onnx": (),
     "graph": ("text_model", "output", "preprocessing"),
 }
-"""What specs take beside the fields of all."""
+"""Optional fields of each kind."""

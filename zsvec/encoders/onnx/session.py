@@ -1,4 +1,4 @@
-"""Graphs as onnxruntime runs them: on the CPU with threads that do not spin, or on CUDA where it is there."""
+"""Graphs in onnxruntime: on the CPU with threads that do not spin while they wait, or on CUDA where available."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from zsvec.encoders.base import Vectors
-from zsvec.encoders.host import thread_count
+import numpy as np
+
+from zsvec.encoders.base import Vectors, batches
+from zsvec.encoders.hardware import thread_count
 from zsvec.encoders.spec import Device
 from zsvec.errors import EncoderError, MissingExtraError
 from zsvec.types import counted
 
-# This is no folder: a graph is whole, and weights outside of it are of no file that was checked.
+IMAGES_A_PASS = 8  # so that activations stay in the cache
+_TEXTS_A_PASS = 64
+# No folder: weights in other files would not be checked.
 _NOWHERE = os.devnull
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Graph:
     """A graph. Safe in any thread.
 
     Args:
-        content: Of its file.
-        file: Where that is, for messages.
-        damaged: Makes the error for what is wrong with it.
-        device: ``cuda`` and ``auto`` take CUDA where onnxruntime has it, and the CPU for what that cannot compute.
+        content: Content of the file.
+        file: Path of the file, for messages.
+        damaged: Makes the error for a problem with the graph.
+        device: ``cuda`` and ``auto`` take CUDA where onnxruntime has it, and the CPU for the remaining operators.
 
     Attributes:
-        file: Its file.
         inputs: Type and shape, by name.
         outputs: Shape, by name.
 
@@ -41,57 +46,64 @@ class Graph:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = thread_count()
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # its warnings are not ours to print
+        options.log_severity_level = 4  # prints no warnings
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
         try:
-            self._session = runtime.InferenceSession(content, options, providers=providers(device))
-        except Exception as exc:  # whatever is wrong with a graph has errors of its own
+            self._session = runtime.InferenceSession(content, options, providers=_providers(device))
+        except Exception as exc:  # onnxruntime raises errors of many types
             raise damaged(f"{file.name} cannot be loaded ({exc})") from exc
         self.file = file
         self.inputs = {one.name: (one.type, list(one.shape)) for one in self._session.get_inputs()}
         self.outputs = {one.name: list(one.shape) for one in self._session.get_outputs()}
 
     def __call__(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> list[Vectors]:
-        """The outputs, float32: all of them, or those that are named.
+        """Returns the named outputs, or all, as float32. Further `inputs` than the graph has are ignored.
 
         Raises:
             EncoderError: The graph refuses the inputs.
         """
         try:
-            found: list[Vectors] = self._session.run(outputs, dict(inputs))
-        except Exception as exc:  # likewise
+            found: list[Vectors] = self._session.run(outputs, {name: inputs[name] for name in self.inputs})
+        except Exception as exc:  # as above
             raise EncoderError(f"the graph {self.file} cannot be computed: {exc}") from exc
         return found
 
 
-def providers(device: Device) -> list[str]:
-    """What computes graphs, the preferred one first.
+def embed_tokens(tokenizer: Any, texts: Sequence[str], run: Callable[[dict[str, Any]], Vectors]) -> Vectors:
+    """Returns vectors of texts, (n, dim), in the order of the texts.
 
-    Raises:
-        MissingExtraError: onnxruntime is not installed.
+    Args:
+        tokenizer: A tokenizer of the library `tokenizers`, with truncation and padding.
+        texts: The texts.
+        run: From `TEXT_INPUTS`, int64 (n, tokens), to vectors.
     """
-    available = imported("onnxruntime").get_available_providers()
-    wanted = ["CUDAExecutionProvider"] if device in {"auto", "cuda"} else []
-    return [name for name in wanted if name in available] + ["CPUExecutionProvider"]
+    order = sorted(range(len(texts)), key=lambda position: len(texts[position]))  # for little padding
+    parts = []
+    for positions in batches(order, _TEXTS_A_PASS):
+        found = tokenizer.encode_batch([texts[position] for position in positions])
+        tokens = [(one.ids, one.attention_mask, one.type_ids) for one in found]
+        columns = zip(TEXT_INPUTS, zip(*tokens, strict=True), strict=True)
+        parts.append(run({name: np.array(rows, np.int64) for name, rows in columns}))
+    return np.concatenate(parts)[np.argsort(order)]
 
 
 def describe(device: Device) -> str:
-    """Device, number format and version, in words.
+    """Returns device, number format and version, in words.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
     """
     threads = f"cpu ({counted(thread_count(), 'thread')})"
-    where = f"cuda, and {threads} for the rest" if len(providers(device)) > 1 else threads
+    where = f"cuda, and {threads} for the rest" if len(_providers(device)) > 1 else threads
     return f"{where}, float32, onnxruntime {imported('onnxruntime').__version__}"
 
 
 def imported(package: str) -> Any:
-    """onnxruntime, or tokenizers.
+    """Returns the module onnxruntime or tokenizers.
 
     Raises:
-        MissingExtraError: It is not installed, or its installation is damaged.
+        MissingExtraError: The package is not installed, or the installation is damaged.
     """
     try:
         return import_module(package)
@@ -99,3 +111,9 @@ def imported(package: str) -> Any:
         raise MissingExtraError(
             f'exported encoders need {package}: pip install "zsvec[onnx]", or repair what cannot be imported ({exc})'
         ) from exc
+
+
+def _providers(device: Device) -> list[str]:
+    available = imported("onnxruntime").get_available_providers()
+    wanted = ["CUDAExecutionProvider"] if device in {"auto", "cuda"} else []
+    return [name for name in wanted if name in available] + ["CPUExecutionProvider"]

@@ -1,1 +1,1 @@
-"""Encoders on torch: models of sentence-transformers and timm, and what exports them."""
+"""Encoders on torch: models of sentence-transformers and timm, and their export."""

@@ -13,64 +13,48 @@ import numpy as np
 import torch
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
-from zsvec.encoders.heads import TOP_LABELS, ConseEncoder
-from zsvec.encoders.hub import checkpoint_source
+from zsvec.encoders.base import TOP_LABELS, ConseEncoder
+from zsvec.encoders.hub import Source, checkpoint_source
+from zsvec.encoders.loading import LoadContext
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch import vision
-from zsvec.encoders.torch.device import Runtime
 from zsvec.encoders.torch.sentence import SentenceModel
-from zsvec.encoders.torch.vision import Backbones, TimmBackbone, load_backbone
-from zsvec.encoders.weights import Source
+from zsvec.encoders.torch.vision import TimmBackbone, load_backbone
 from zsvec.errors import InvalidInputError
-from zsvec.types import Fingerprint, Modality
+from zsvec.types import Modality
 
 
 def sources(spec: EncoderSpec) -> list[Source]:
-    """Where the weights of the classifier and of the text model come from."""
+    """Returns the sources of the weights of the classifier and of the text model."""
     return [*vision.sources(spec), _text_source(spec)]
 
 
-def load(
-    name: str,
-    spec: EncoderSpec,
-    *,
-    modalities: tuple[Modality, ...],
-    runtime: Runtime,
-    batch_size: int,
-    backbones: Backbones,
-    compiled: bool,
-) -> ConseEncoder:
-    """Load an ImageNet classifier of timm and a text model of sentence-transformers.
+def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> ConseEncoder:
+    """Loads an ImageNet classifier of timm and a text model of sentence-transformers.
 
     Raises:
         InvalidInputError: The spec names no text model, or the classifier's labels are not ImageNet's.
         WeightsUnavailableError: The weights of one of the two cannot be loaded here.
     """
     # The weights of the mean are a softmax, which amplifies the rounding of bfloat16.
-    runtime = replace(runtime, dtype=torch.float32)
+    context = replace(context, runtime=replace(context.runtime, dtype=torch.float32))
     text_weights = _text_source(spec).load()
-    backbone = load_backbone(spec, runtime, backbones, compiled=compiled)
+    backbone = load_backbone(spec, context)
     labels = _labels(name, spec.model, backbone)
-    sentences = SentenceModel(text_weights, runtime)
-    # In one batch: the text model sorts texts by length, so that it pads less.
+    sentences = SentenceModel(text_weights, context.runtime)
     vectors = sentences.embed_texts(labels)
     return ConseEncoder(
         name,
         sentences,
         vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
-        fingerprint=Fingerprint(
-            model=backbone.weights.model,
-            revision=backbone.weights.revision,
-            dim=sentences.dim,
-            preprocessing=(
-                f"images: {backbone.preprocessing}, mean of the top {TOP_LABELS} of {len(labels)} ImageNet "
-                f"descriptions; "
-                f"texts: {text_weights}, {sentences.description}"
-            ),
+        fingerprint=backbone.weights.fingerprint(
+            sentences.dim,
+            f"images: {backbone.preprocessing}, mean of the top {TOP_LABELS} of {len(labels)} ImageNet descriptions; "
+            f"texts: {text_weights}, {sentences.description}",
         ),
         modalities=modalities,
         backbone=backbone,
-        batch_size=batch_size,
+        batch_size=context.batch_size,
     )
 
 

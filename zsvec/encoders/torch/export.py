@@ -1,18 +1,21 @@
-"""Encoders on torch → a folder that onnxruntime runs without torch; see `zsvec.encoders.onnx.exported`.
+"""Exports encoders on torch to a folder that onnxruntime runs without torch; see `zsvec.encoders.onnx.exported`.
 
-An export is refused where its vectors differ from those of torch: their cosine must be at least `LEAST_COSINE` for each
-image and text that is compared. The fingerprint stays the same, so a store may contain vectors of both.
+The cosine of exported and torch vectors must be at least `LEAST_COSINE` for each image and text that is compared. The
+fingerprint stays the same, so a store may contain vectors of both.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -23,11 +26,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsvec.encoders import host
-from zsvec.encoders.base import BatchEncoder
-from zsvec.encoders.cache import Record, WeightFile, place, record_of, tidy
+from zsvec.encoders import hardware
+from zsvec.encoders.base import ConseEncoder, FeatureEncoder
+from zsvec.encoders.cache import Record, file_state, place, record_of, tidy
 from zsvec.encoders.encoder_set import EncoderSet
-from zsvec.encoders.heads import ClipEncoder, ConseEncoder
+from zsvec.encoders.hub import quiet_loading
 from zsvec.encoders.loading import load_encoders, weight_sources
 from zsvec.encoders.onnx.exported import (
     FORMAT,
@@ -39,17 +42,18 @@ from zsvec.encoders.onnx.exported import (
     Manifest,
     other_files,
 )
-from zsvec.encoders.preprocessing import Preprocessing
-from zsvec.encoders.spec import EncoderSpec
-from zsvec.encoders.torch.graphs import Texts, image_graph, tokenizer_of, write_graph
+from zsvec.encoders.preprocessing import preprocess
+from zsvec.encoders.spec import EncoderSpec, Preprocessing
+from zsvec.encoders.torch.clip import ClipBackbone
 from zsvec.encoders.torch.sentence import SentenceModel
+from zsvec.encoders.torch.vision import TimmBackbone
 from zsvec.encoders.weights import at_home
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError
 from zsvec.inputs.files import is_ours, read_regular, replacing, write_whole
 from zsvec.types import Fingerprint
 
 LEAST_COSINE = 0.9999
-_MODULES = ("onnxruntime", "tokenizers", "onnxscript", "onnx")  # that an export needs, beside torch
+_MODULES = ("onnxruntime", "tokenizers", "onnxscript", "onnx")  # needed beside torch
 _TURNS, _IMAGES_A_TURN = 4, 8
 _COMPARED_SIZES = [(320, 240), (240, 320), (224, 224), (500, 375), (64, 48), (1000, 100), (333, 250), (397, 251)]
 _COMPARED_TEXTS = ["a photo of a cat", "x", "  Two   DOGS, sleeping in the sun!\n", "小熊猫 é ß", "a long text " * 100]
@@ -58,48 +62,48 @@ _COMPARED_TEXTS = ["a photo of a cat", "x", "  Two   DOGS, sleeping in the sun!\
 def export_encoders(
     specs: Mapping[str, EncoderSpec], folder: Path, *, photographs: Sequence[Image.Image] | None = None
 ) -> dict[str, float]:
-    """Export encoders to a folder.
+    """Exports encoders to a folder, whole or not at all.
 
     Args:
         specs: The encoders, by name.
-        folder: Made, or replaced if it holds exported encoders and nothing else; whole or not at all.
-        photographs: Image models are rounded to int8 by them, where that is faster; the encoders get fingerprints of
-            their own then. Without, all is in float32.
+        folder: A new or empty folder, or one that holds exported encoders and nothing else, which are replaced.
+        photographs: Calibrate image models in int8, which replaces float32 where faster, with another fingerprint.
+            Without photographs, all models are in float32.
 
     Returns:
-        Of each encoder that was rounded, the mean cosine of its vectors with those of torch.
+        Mean cosine of the vectors with those on torch, by name of each encoder in int8.
 
     Raises:
-        InvalidInputError: The folder holds something else, or an encoder is of a kind that cannot be exported, as those
-            that were exported already; or there are too few photographs.
-        MissingExtraError: What exports is not installed.
+        InvalidInputError: The folder holds other files, an encoder cannot be exported or is exported already, or there
+            are too few photographs.
+        MissingExtraError: A package for exports is not installed.
         EncoderError: The exported encoder gives other vectors.
         WeightsUnavailableError: Weights cannot be loaded here.
     """
     _check_not_exported(specs)
     _check_packages()
     if photographs is not None:
-        from zsvec.encoders.onnx.int8 import FEWEST_PHOTOGRAPHS  # takes onnx, which is checked before
+        from zsvec.encoders.onnx.int8 import FEWEST_PHOTOGRAPHS  # imports onnx
 
         if len(photographs) < FEWEST_PHOTOGRAPHS:
             raise InvalidInputError(
                 f"int8 takes at least {FEWEST_PHOTOGRAPHS} photographs that can be read, and these are "
                 f"{len(photographs)}: give more, or export in float32, without any"
             )
-    folder = at_home(folder).resolve()  # of a link, what it leads to is replaced
+    folder = at_home(folder).resolve()  # the target of a link is replaced
     _check_replaceable(folder)
     with _exported_beside(folder, specs, photographs or ()) as (work, cosines):
-        _check_replaceable(folder)  # it took a minute
+        _check_replaceable(folder)  # a minute later
         _put_in_place(work, folder)
     return cosines
 
 
 def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
-    """Export encoders for this user and this machine, and measure whether that is faster.
+    """Exports encoders for this user and this machine, and measures torch and onnxruntime.
 
     Raises:
-        InvalidInputError: They are exported ones, or weights of the hub without a pinned revision, of which another
-            may be the newest tomorrow; or others may write to the cache; or as `export_encoders`.
+        InvalidInputError: The encoders are exported already, or have weights of the hub without a pinned revision,
+            which may be others tomorrow; or other users may write to the cache; or as `export_encoders`.
         MissingExtraError, EncoderError, WeightsUnavailableError: As `export_encoders`.
     """
     _check_not_exported(specs)
@@ -107,33 +111,43 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not is_ours(folder.parent):
         raise InvalidInputError(
-            f"others may write to {folder.parent}, so exports there are not used: make it yours alone (chmod go-w), or "
+            f"others may write to {folder.parent}, so exports there are not used: restrict the folder (chmod go-w), or "
             "export to a folder"
         )
     sources = [source for spec in specs.values() for source in weight_sources(spec)]
     for source in sources:
         if getattr(source, "revision", "") is None:
             raise InvalidInputError(
-                f"{source} cannot be exported to the cache: pin its revision, or export it to a folder"
+                f"{source} cannot be exported to the cache: pin the revision, or export to a folder"
             )
     _check_packages()
     record_of(folder).unlink(missing_ok=True)
     with _exported_beside(folder, specs) as (work, _):
-        _put_in_place(work, folder)  # whatever is there is ours, and may be damaged
+        _put_in_place(work, folder)
     folder.chmod(0o700)
     files = sorted({str(file.absolute()) for source in sources for file in source.load().files()})
-    record = Record(weights=tuple(map(WeightFile.now, files)), rates=_rates(specs, ExportedFolder(folder).specs()))
-    host.keep(record_of(folder), record.model_dump_json().encode())
+    weights = {file: file_state(file) for file in files}
+    record = Record(weights=weights, rates=_rates(specs, ExportedFolder(folder).specs()))
+    hardware.write_cached(record_of(folder), record.model_dump_json().encode())
     tidy()
     return record
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Refuse a folder in which files would be lost.
+def _check_not_exported(specs: Mapping[str, EncoderSpec]) -> None:
+    exported = [name for name, spec in specs.items() if spec.family == "onnx"]
+    if exported:
+        raise InvalidInputError(
+            f"{', '.join(exported)}: exported encoders already; copy their folder, or export the original profile"
+        )
 
-    Raises:
-        InvalidInputError: It holds something else than exported encoders, or is no folder.
-    """
+
+def _check_packages() -> None:
+    missing = [name for name in _MODULES if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f'exporting encoders needs {", ".join(missing)}: pip install "zsvec[onnx]"')
+
+
+def _check_replaceable(folder: Path) -> None:
     others = other_files(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
     if others:
         named = ", ".join(others[:5]) + ", …" * (len(others) > 5)
@@ -147,14 +161,7 @@ def _check_replaceable(folder: Path) -> None:
 def _exported_beside(
     folder: Path, specs: Mapping[str, EncoderSpec], photographs: Sequence[Image.Image] = ()
 ) -> Iterator[tuple[Path, dict[str, float]]]:
-    """A new folder beside another, with the export of encoders, compared with them; removed in the end if still there.
-
-    Yields:
-        The folder, and the cosines of what is in int8.
-
-    Raises:
-        InvalidInputError, EncoderError, WeightsUnavailableError: As `export_encoders`.
-    """
+    """Yields a new folder with exports, which is deleted in the end unless renamed, and the mean cosines in int8."""
     encoders = load_encoders(specs, device="cpu", dtype="float32", runtime="torch")
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -167,9 +174,23 @@ def _exported_beside(
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _put_in_place(work: Path, folder: Path) -> None:
+    """Renames a folder. An existing folder is renamed first, because Windows replaces none, and deleted last."""
+    work.chmod(0o755)
+    if not folder.exists():
+        work.rename(folder)
+        return
+    aside = work.with_name(f"{work.name}-before")
+    folder.rename(aside)
+    work.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+# ---- measured and compared
+
+
 def _rates(specs: Mapping[str, EncoderSpec], exported: Mapping[str, EncoderSpec]) -> dict[str, float]:
-    """Images a second of the candidates."""
-    # One after the other: they need not be in memory together.
+    """Returns images a second by runtime and number format. Only one set of encoders is in memory at a time."""
     rates = {
         f"torch {dtype}": _rate(load_encoders(specs, device="cpu", dtype=dtype, runtime="torch"))
         for dtype in ("float32", "bfloat16")
@@ -178,7 +199,6 @@ def _rates(specs: Mapping[str, EncoderSpec], exported: Mapping[str, EncoderSpec]
 
 
 def _rate(encoders: EncoderSet) -> float:
-    """Images a second, the best of a few turns."""
     prepared = [encoders.preprocess(_photograph(0, (320, 240)))] * _IMAGES_A_TURN
     seconds = []
     for _ in range(_TURNS + 1):  # the first one warms up
@@ -188,88 +208,8 @@ def _rate(encoders: EncoderSet) -> float:
     return _IMAGES_A_TURN / min(seconds[1:])
 
 
-class _Exporter:
-    """Writes models, those that encoders share once."""
-
-    def __init__(self, folder: Path, photographs: Sequence[Image.Image]) -> None:
-        self._folder = folder
-        self._photographs = photographs
-        self._written: dict[int, Any] = {}
-        self._rounded: dict[str, str] = {}
-        self._numbers = count()
-
-    def write(self, encoders: EncoderSet, specs: Mapping[str, EncoderSpec]) -> None:
-        exported = {
-            encoder.name: self._encoder(cast("BatchEncoder", encoder), specs[encoder.name]) for encoder in encoders
-        }
-        files = {file.name: _digest(file) for file in sorted(self._folder.iterdir())}
-        manifest = Manifest(format=FORMAT, encoders=exported, files=files)
-        write_whole(self._folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
-
-    def _encoder(self, encoder: BatchEncoder, spec: EncoderSpec) -> ExportedEncoder:
-        images, labels = self._images(encoder.name, encoder.backbone), None
-        if isinstance(encoder, ConseEncoder):
-            labels = f"labels-{next(self._numbers)}.npy"
-            with replacing(self._folder / labels) as file:
-                np.save(file, encoder.labels, allow_pickle=False)
-        texts = encoder.texts if isinstance(encoder, ClipEncoder | ConseEncoder) else None
-        return ExportedEncoder(
-            family=cast("Any", spec.family),
-            fingerprint=self._fingerprint(encoder.fingerprint, images.graph),
-            modalities=encoder.modalities,
-            images=images,
-            texts=self._texts(cast("SentenceModel", texts)) if texts else None,
-            labels=labels,
-            prompt=spec.prompt,
-            temperature=spec.temperature,
-        )
-
-    def _images(self, name: str, backbone: Any) -> ExportedImages:
-        if id(backbone) not in self._written:
-            model, preprocessing = image_graph(name, backbone)
-            graph = f"images-{next(self._numbers)}.onnx"
-            example = torch.zeros((2, preprocessing.size, preprocessing.size, 3), dtype=torch.uint8)
-            write_graph(model, {"pixels": example}, self._folder / graph)
-            if self._photographs:
-                self._round(graph, preprocessing)
-            self._written[id(backbone)] = ExportedImages(graph=graph, preprocessing=preprocessing)
-        return cast("ExportedImages", self._written[id(backbone)])
-
-    def _round(self, graph: str, preprocessing: Preprocessing) -> None:
-        from zsvec.encoders.onnx.int8 import quantize  # takes onnx, which is checked before
-
-        form = quantize(self._folder / graph, [preprocessing(image) for image in self._photographs])
-        if form:
-            self._rounded[graph] = f"{form} int8 {_digest(self._folder / graph)}"
-
-    def _fingerprint(self, fingerprint: Fingerprint, graph: str) -> Fingerprint:
-        """Vectors of a rounded graph can be compared with those of the very same graph."""
-        if graph not in self._rounded:
-            return fingerprint
-        return replace(fingerprint, preprocessing=f"{fingerprint.preprocessing}; {self._rounded[graph]}")
-
-    def _texts(self, texts: SentenceModel) -> ExportedTexts:
-        if id(texts) not in self._written:
-            number = next(self._numbers)
-            graph, tokenizer = f"texts-{number}.onnx", f"tokenizer-{number}.json"
-            inputs = dict(texts.model.preprocess(["a cat", "two dogs that sleep in the sun"]))
-            tokens = {name: inputs.pop(name) for name in list(inputs) if torch.is_tensor(inputs[name])}
-            write_graph(Texts(texts.model, list(tokens), inputs), tokens, self._folder / graph)
-            write_whole(self._folder / tokenizer, tokenizer_of(texts).encode())
-            self._written[id(texts)] = ExportedTexts(graph=graph, tokenizer=tokenizer)
-        return cast("ExportedTexts", self._written[id(texts)])
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(read_regular(file)).hexdigest()
-
-
 def _compare(expected: EncoderSet, exported: EncoderSet, photographs: Sequence[Image.Image]) -> dict[str, float]:
-    """The mean cosines of the encoders in int8.
-
-    Raises:
-        EncoderError: An encoder's vectors differ from those expected.
-    """
+    """Returns the mean cosines of the encoders in int8, or raises EncoderError."""
     images = [_photograph(seed, size) for seed, size in enumerate(_COMPARED_SIZES)]
     cosines = {}
     for encoder in expected:
@@ -281,25 +221,25 @@ def _compare(expected: EncoderSet, exported: EncoderSet, photographs: Sequence[I
             from zsvec.encoders.onnx.int8 import LEAST_COSINE as LEAST_IN_INT8
 
             cosines[encoder.name] = float(found.mean())
-            _check_alike(encoder.name, "images", cosines[encoder.name], LEAST_IN_INT8)
+            _check_cosine(encoder.name, "images", cosines[encoder.name], LEAST_IN_INT8)
         else:
-            _check_alike(encoder.name, "images", float(found.min()), LEAST_COSINE)
+            _check_cosine(encoder.name, "images", float(found.min()), LEAST_COSINE)
         if "text" in encoder.modalities:
             texts = (encoder.encode_texts(_COMPARED_TEXTS) * other.encode_texts(_COMPARED_TEXTS)).sum(axis=1)
-            _check_alike(encoder.name, "texts", float(texts.min()), LEAST_COSINE)
+            _check_cosine(encoder.name, "texts", float(texts.min()), LEAST_COSINE)
     return cosines
 
 
-def _check_alike(name: str, what: str, cosine: float, least: float) -> None:
+def _check_cosine(name: str, modality: str, cosine: float, least: float) -> None:
     if not cosine >= least:
         raise EncoderError(
-            f"encoder {name!r} is not exported: vectors of {what} differ from those of torch (cosine {cosine:.5f}, and "
-            f"{least} is asked); use it with torch (runtime='torch')"
+            f"encoder {name!r} is not exported: vectors of {modality} differ from torch (cosine "
+            f"{cosine:.5f}, and {least} is asked); use the encoder with torch (runtime='torch')"
         )
 
 
 def _photograph(seed: int, size: tuple[int, int]) -> Image.Image:
-    """Noise with the spectrum of photographs, whose amplitudes fall with the frequency."""
+    """Returns noise with the spectrum of photographs: amplitudes fall with the frequency."""
     width, height = size
     noise = np.random.default_rng(seed).standard_normal((3, height, width))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
@@ -309,27 +249,188 @@ def _photograph(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray((np.clip((pixels - low) / (high - low), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _put_in_place(work: Path, folder: Path) -> None:
-    """Rename; a folder that is there goes aside first, under a new name, and then away."""
-    work.chmod(0o755)
-    if not folder.exists():
-        work.rename(folder)
-        return
-    aside = work.with_name(f"{work.name}-before")
-    folder.rename(aside)
-    work.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
+# ---- files
 
 
-def _check_not_exported(specs: Mapping[str, EncoderSpec]) -> None:
-    exported = [name for name, spec in specs.items() if spec.family == "onnx"]
-    if exported:
+class _Exporter:
+    """Writes models; a model that encoders share is written once."""
+
+    def __init__(self, folder: Path, photographs: Sequence[Image.Image]) -> None:
+        self._folder = folder
+        self._photographs = photographs
+        self._written: dict[int, Any] = {}
+        self._rounded: dict[str, str] = {}
+        self._numbers = count()
+
+    def write(self, encoders: EncoderSet, specs: Mapping[str, EncoderSpec]) -> None:
+        exported = {
+            encoder.name: self._encoder(cast("FeatureEncoder", encoder), specs[encoder.name]) for encoder in encoders
+        }
+        files = {file.name: _digest(file) for file in sorted(self._folder.iterdir())}
+        manifest = Manifest(format=FORMAT, encoders=exported, files=files)
+        write_whole(self._folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
+
+    def _encoder(self, encoder: FeatureEncoder, spec: EncoderSpec) -> ExportedEncoder:
+        images, labels = self._images(encoder.name, encoder.backbone), None
+        if isinstance(encoder, ConseEncoder):
+            labels = f"labels-{next(self._numbers)}.npy"
+            with replacing(self._folder / labels) as file:
+                np.save(file, encoder.labels, allow_pickle=False)
+        return ExportedEncoder(
+            fingerprint=self._fingerprint(encoder.fingerprint, images.graph),
+            modalities=encoder.modalities,
+            images=images,
+            texts=self._texts(cast("SentenceModel", encoder.texts)) if encoder.texts else None,
+            labels=labels,
+            prompt=spec.prompt,
+            temperature=spec.temperature,
+        )
+
+    def _images(self, name: str, backbone: Any) -> ExportedImages:
+        if id(backbone) not in self._written:
+            model, preprocessing = _image_graph(name, backbone)
+            graph = f"images-{next(self._numbers)}.onnx"
+            example = torch.zeros((2, preprocessing.size, preprocessing.size, 3), dtype=torch.uint8)
+            _write_graph(model, {"pixels": example}, self._folder / graph)
+            if self._photographs:
+                self._round(graph, preprocessing)
+            self._written[id(backbone)] = ExportedImages(graph=graph, preprocessing=preprocessing)
+        return cast("ExportedImages", self._written[id(backbone)])
+
+    def _round(self, graph: str, preprocessing: Preprocessing) -> None:
+        from zsvec.encoders.onnx.int8 import quantize  # imports onnx
+
+        form = quantize(self._folder / graph, [preprocess(image, preprocessing) for image in self._photographs])
+        if form:
+            self._rounded[graph] = f"{form} int8 {_digest(self._folder / graph)}"
+
+    def _fingerprint(self, fingerprint: Fingerprint, graph: str) -> Fingerprint:
+        if graph not in self._rounded:
+            return fingerprint
+        return replace(fingerprint, preprocessing=f"{fingerprint.preprocessing}; {self._rounded[graph]}")
+
+    def _texts(self, texts: SentenceModel) -> ExportedTexts:
+        if id(texts) not in self._written:
+            number = next(self._numbers)
+            graph, tokenizer = f"texts-{number}.onnx", f"tokenizer-{number}.json"
+            inputs = dict(texts.model.preprocess(["a cat", "two dogs that sleep in the sun"]))
+            tokens = {name: inputs.pop(name) for name in list(inputs) if torch.is_tensor(inputs[name])}
+            _write_graph(_Texts(texts.model, list(tokens), inputs), tokens, self._folder / graph)
+            write_whole(self._folder / tokenizer, _tokenizer_of(texts).encode())
+            self._written[id(texts)] = ExportedTexts(graph=graph, tokenizer=tokenizer)
+        return cast("ExportedTexts", self._written[id(texts)])
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(read_regular(file)).hexdigest()
+
+
+# ---- graphs
+
+
+class _Images(torch.nn.Module):
+    """From uint8 pixels (n, height, width, channels) to the features of a pass."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: torch.nn.Module, run: Callable[[Any, torch.Tensor], Any], mean: Any, std: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._run = run
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, pixels: torch.Tensor) -> Any:
+        return self._run(self.model, (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+
+
+class _Texts(torch.nn.Module):
+    """From tokens to vectors of texts."""
+
+    def __init__(self, model: torch.nn.Module, names: Sequence[str], rest: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self._names = names
+        self._rest = rest
+
+    def forward(self, *tokens: torch.Tensor) -> torch.Tensor:
+        inputs = {**self._rest, **dict(zip(self._names, tokens, strict=True))}
+        vectors: torch.Tensor = self.model(inputs)["sentence_embedding"]
+        return vectors
+
+
+def _image_graph(name: str, backbone: Any) -> tuple[torch.nn.Module, Preprocessing]:
+    if not isinstance(backbone, TimmBackbone | ClipBackbone) or backbone.declared is None:
         raise InvalidInputError(
-            f"{', '.join(exported)}: exported encoders already; copy their folder, or export the profile they come from"
+            f"encoder {name!r} cannot be exported: its preprocessing is not to scale the shorter side and crop a "
+            "square out of the centre; use the encoder with torch (runtime='torch')"
+        )
+    if isinstance(backbone, TimmBackbone):
+        return _Images(backbone.model, _timm_features, backbone.mean, backbone.std), backbone.declared
+    inputs = backbone.preprocess(Image.new("RGB", (8, 8)))
+    rest = {name: value for name, value in inputs.items() if not torch.is_tensor(value)}
+    mean, std = (
+        torch.tensor(values).mul(255).view(1, -1, 1, 1) for values in (backbone.declared.mean, backbone.declared.std)
+    )
+    run = partial(_clip_features, rest)
+    return _Images(backbone.model, run, mean, std), backbone.declared
+
+
+def _timm_features(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Returns pooled features and, with a classifier, logits."""
+    features = model.forward_features(pixels)
+    pooled = model.forward_head(features, pre_logits=True)
+    return (pooled, model.forward_head(features)) if model.num_classes else (pooled,)
+
+
+def _clip_features(rest: Mapping[str, Any], model: Any, pixels: torch.Tensor) -> Any:
+    return model({**rest, "pixel_values": pixels})["sentence_embedding"]
+
+
+def _tokenizer_of(texts: SentenceModel) -> str:
+    """Returns the tokenizer, with the model's truncation and padding, in the format of the library `tokenizers`."""
+    slow = texts.model.tokenizer
+    fast = getattr(slow, "backend_tokenizer", None)
+    if fast is None:
+        raise InvalidInputError(f"{type(slow).__name__} cannot be exported, only fast tokenizers can; use torch")
+    tokenizer = type(fast).from_str(fast.to_str())
+    tokenizer.enable_truncation(texts.model.max_seq_length)
+    tokenizer.enable_padding(
+        pad_id=slow.pad_token_id, pad_token=slow.pad_token, pad_type_id=getattr(slow, "pad_token_type_id", 0)
+    )
+    return cast("str", tokenizer.to_str())
+
+
+def _write_graph(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Writes a model for any number of items and tokens; `inputs` are examples of two items each."""
+    axes = {0: torch.export.Dim("items"), 1: torch.export.Dim("tokens")}
+    dynamic = tuple({axis: axes[axis] for axis in range(1 if tensor.ndim > 2 else 2)} for tensor in inputs.values())
+    variadic = isinstance(model, _Texts)
+    with silent_export():
+        torch.onnx.export(
+            model.eval(),
+            tuple(inputs.values()),
+            str(file),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=list(inputs),
+            dynamic_shapes=(dynamic,) if variadic else dynamic,
         )
 
 
-def _check_packages() -> None:
-    missing = [name for name in _MODULES if find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(f'exporting encoders needs {", ".join(missing)}: pip install "zsvec[onnx]"')
+@contextmanager
+def silent_export() -> Iterator[None]:
+    """Suppresses the logs and warnings of the exporters."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with quiet_loading(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,10 +1,10 @@
-"""An image model on torch, made as fast as it goes at load: measured, not guessed from the processor's flags.
+"""The fastest form of an image model on torch: measured at load, not guessed from the processor's flags.
 
-- Batch normalisation is folded into the convolution before it, where the output stays the same. EfficientNet-Lite0
+- Batch normalisation is folded into the previous convolution, where the output stays the same. EfficientNet-Lite0
   becomes 1.5 times as fast.
 - In bfloat16, weights of linear layers and convolutions are rounded once, and not by autocast in each pass: the same
   vectors, ViT-B/32 1.4 times as fast.
-- Where the number format is ``auto`` on a CPU, passes in both are timed. Instructions do not tell: on one processor
+- Where the number format is ``auto`` on a CPU, passes in both are timed. Processor flags do not tell: on one processor
   with avx512_bf16, products took 1.8 times as long in bfloat16.
 - ``compile`` gives the model to torch.compile, with inductor's own cache on disk.
 """
@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,20 +22,19 @@ import torch
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from zsvec.encoders.rates import Rates, faster, keep_rates, read_rates
+from zsvec.encoders.hardware import Rates, faster, keep_rates, read_rates
 from zsvec.encoders.spec import EncoderSpec, NumberFormat
 from zsvec.encoders.torch.device import Runtime
 from zsvec.errors import EncoderError
 from zsvec.inputs.files import is_ours
 
 LEAST_COSINE = 0.99999
-"""Of the features with folded batch normalisation and those without."""
+"""Of the features with and without folded batch normalisation."""
 
-# Another busy process takes the cores from some turns: the best of a few, which the formats take in turn.
-_LEAST_TURNS, _MOST_TURNS = 2, 12
-_SECONDS = 0.3
-_CLEARLY = 1.5  # times as long: no more turns
-_DISTURBED = 1.1  # between the best two turns: not remembered
+# Other processes take the cores from some turns. The formats take turns, and the best turn of each counts.
+_MIN_TURNS, _MAX_TURNS = 2, 12
+_MEASURE_S = 0.3
+_MAX_SPREAD = 1.1  # of the best two turns; above, the rates are not remembered
 
 _IMAGES = 2
 _FORMATS: Mapping[NumberFormat, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -47,12 +46,12 @@ Pass = Callable[[Any, Any], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ImageModel:
-    """A model and how it is run. Safe in any thread.
+    """A model and a pass. Safe in any thread.
 
     Attributes:
-        model: The model, in evaluation mode, on its device.
-        runtime: Where it runs, and in which number format.
-        run: Its pass, which may be compiled.
+        model: The model, in evaluation mode.
+        runtime: Device and number format.
+        run: The pass, which may be compiled.
     """
 
     model: nn.Module
@@ -60,7 +59,7 @@ class ImageModel:
     run: Pass
 
     def __call__(self, batch: Any) -> torch.Tensor:
-        """Features of a batch, computed without gradients."""
+        """Returns the features of a batch, computed without gradients."""
         with self.runtime.inference():
             return self.run(self.model, batch)
 
@@ -75,28 +74,36 @@ def fast_model(
     compiled: bool = False,
     others: Callable[[], object] | None = None,
 ) -> ImageModel:
-    """The model in the fastest form that its settings allow.
+    """Returns the model in the fastest form that the settings allow.
 
     Args:
-        model: In evaluation mode, in float32, on its device; it is changed.
-        run: Its pass.
+        model: The model, in evaluation mode, in float32, on the device; layers are changed.
+        run: The pass.
         example: A batch of two images.
-        spec: Of the encoder, by which rates are remembered.
-        runtime: Where it runs; without a number format, the faster one is found.
-        compiled: Whether torch.compile compiles it.
+        spec: Spec of the encoder, by which rates are remembered.
+        runtime: Device and number format; without a number format, the faster one is measured.
+        compiled: Whether torch.compile compiles the model.
         others: Runs the parts of the model that must stay in float32 beside the images.
 
     Raises:
-        EncoderError: torch.compile cannot compile it.
+        EncoderError: torch.compile cannot compile the model.
     """
     with torch.no_grad():
         _fold(model, lambda: run(model, example))
         layers = _layers(model, lambda: run(model, example)) - (_layers(model, others) if others else set())
     allowed = {name: dtype for name, dtype in _FORMATS.items() if runtime.dtype in {None, dtype}}
-    weights = {name: _Weights(layers, dtype) for name, dtype in allowed.items()}
+    parameters = {
+        name: [
+            (layer, parameter, nn.Parameter(tensor.to(dtype), requires_grad=False))
+            for layer in layers
+            for parameter, tensor in layer.named_parameters(recurse=False)
+        ]
+        for name, dtype in allowed.items()
+    }
 
     def use(name: NumberFormat) -> ImageModel:
-        weights[name].use()
+        for layer, parameter, tensor in parameters[name]:
+            setattr(layer, parameter, tensor)
         return ImageModel(model, replace(runtime, dtype=allowed[name]), run)
 
     if len(allowed) > 1:
@@ -108,7 +115,6 @@ def fast_model(
 
 
 def _pass(use: Callable[[NumberFormat], ImageModel], name: NumberFormat, example: Any) -> float:
-    """Seconds of a pass in a number format."""
     model = use(name)
     begun = time.perf_counter()
     model(example)
@@ -116,49 +122,29 @@ def _pass(use: Callable[[NumberFormat], ImageModel], name: NumberFormat, example
 
 
 def _measured(passes: Mapping[NumberFormat, Callable[[], float]], spec: EncoderSpec) -> Rates:
-    """Images a second in each number format, remembered if no other process has disturbed."""
+    """Returns images a second in each number format, remembered if no other process has disturbed."""
+    for run in passes.values():
+        run()  # warms up
     seconds: dict[NumberFormat, list[float]] = {name: [] for name in passes}
-    running = dict(passes)
-    for one in running.values():
-        one()  # warms up
-    ends = time.perf_counter() + _SECONDS
-    for turn in range(_MOST_TURNS):
-        if turn >= _LEAST_TURNS:
-            best = {name: min(seconds[name]) for name in running}
-            running = {name: passes[name] for name in running if best[name] < _CLEARLY * min(best.values())}
-            if len(running) == 1 or time.perf_counter() > ends:
-                break
-        for name, one in running.items():
-            seconds[name].append(one())
+    ends = time.perf_counter() + _MEASURE_S
+    for turn in range(_MAX_TURNS):
+        if turn >= _MIN_TURNS and time.perf_counter() > ends:
+            break
+        for name, run in passes.items():
+            seconds[name].append(run())
     rates = {name: _IMAGES / min(taken) for name, taken in seconds.items()}
-    if all(sorted(taken)[1] < _DISTURBED * min(taken) for taken in seconds.values()):
+    if all(sorted(taken)[1] < _MAX_SPREAD * min(taken) for taken in seconds.values()):
         keep_rates(spec, rates)
     return rates
 
 
-class _Weights:
-    """Weights of layers in a number format."""
-
-    def __init__(self, layers: Collection[nn.Module], dtype: torch.dtype) -> None:
-        self._parameters = [
-            (layer, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
-            for layer in layers
-            for name, parameter in layer.named_parameters(recurse=False)
-        ]
-
-    def use(self) -> None:
-        """Let the layers have them."""
-        for layer, name, parameter in self._parameters:
-            setattr(layer, name, parameter)
-
-
 def _layers(model: nn.Module, run: Callable[[], object]) -> set[nn.Module]:
-    """What runs, of the layers whose weights autocast would round."""
+    """Returns the layers in a pass that autocast would round."""
     return {module for module, *_ in _calls(model, run) if type(module) in {nn.Linear, nn.Conv2d}}
 
 
 def _fold(model: nn.Module, run: Callable[[], torch.Tensor]) -> None:
-    """Fold each batch normalisation into the convolution before it, unless the output of the model would change."""
+    """Folds each batch normalisation into the previous convolution, unless the output of the model would change."""
     names = {module: name for name, module in model.named_modules()}
     calls = _calls(model, run)
     outputs = {id(output): module for module, _, output in calls if isinstance(module, nn.Conv2d)}
@@ -173,7 +159,7 @@ def _fold(model: nn.Module, run: Callable[[], torch.Tensor]) -> None:
     weights = [(convolution, convolution.weight, convolution.bias) for convolution, _ in pairs]
     for convolution, norm in pairs:
         convolution.weight, convolution.bias = _fused(convolution, norm)
-        after = (getattr(norm, name, None) for name in ("drop", "act"))  # timm's norms go on so
+        after = (getattr(norm, name, None) for name in ("drop", "act"))  # of timm's batch normalisation
         model.set_submodule(names[norm], nn.Sequential(*filter(None, after)))
     cosine = nn.functional.cosine_similarity(expected, run().flatten(1))
     if not cosine.min() >= LEAST_COSINE:
@@ -193,7 +179,7 @@ def _fused(convolution: nn.Conv2d, norm: Any) -> tuple[nn.Parameter, nn.Paramete
 
 
 def _calls(model: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Module, Any, Any]]:
-    """The layers that run, with what they take and give."""
+    """Returns the layers of a pass in order, with input and output."""
     calls: list[tuple[nn.Module, Any, Any]] = []
 
     def record(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
@@ -209,22 +195,21 @@ def _calls(model: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Module,
 
 
 def _compiled(model: ImageModel, example: Any) -> ImageModel:
-    """The same, by torch.compile."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     folder = Path(cache_dir())
     if folder.exists() and not is_ours(folder):
         raise EncoderError(
-            f"torch.compile would run what others may have written to {folder}: set TORCHINDUCTOR_CACHE_DIR to a "
-            "folder that only you can write to, or compile = false"
+            f"torch.compile would run code that other users may have written to {folder}: set TORCHINDUCTOR_CACHE_DIR "
+            "to a folder that only you can write to, or compile = false"
         )
     compiled = replace(model, run=torch.compile(model.run, options={"freezing": True}))
     for tensor in example.values() if isinstance(example, Mapping) else [example]:
         if torch.is_tensor(tensor):
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # so that batches of all sizes are compiled at once
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # compiles once for batches of all sizes
     try:
         compiled(example)
-    except Exception as exc:  # whatever is wrong with the compiler or the model has errors of its own
+    except Exception as exc:  # torch.compile raises errors of many types
         reason = " ".join(str(exc).splitlines()[:2])
         raise EncoderError(
             f"torch.compile cannot compile {type(model.model).__name__} ({reason}): install a C++ compiler such as g++ "

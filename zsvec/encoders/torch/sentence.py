@@ -6,12 +6,11 @@ import re
 import threading
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.base import Vectors
+from zsvec.encoders.hub import quiet_loading
 from zsvec.encoders.torch.device import Runtime
 from zsvec.encoders.weights import Weights
 from zsvec.errors import WeightsUnavailableError
@@ -25,14 +24,10 @@ _UNUSED = re.compile(r"\bpooler\b")
 class SentenceModel:
     """A loaded sentence-transformers model.
 
-    Args:
-        weights: Folder of the checkpoint.
-        runtime: Where it runs.
-
     Attributes:
-        model: The model itself, in evaluation mode, on its device.
-        modalities: What the model embeds.
-        dim: Dimension of its vectors.
+        model: The model itself, in evaluation mode, in float32.
+        modalities: Modalities that the model embeds.
+        dim: Dimension of the vectors.
 
     Raises:
         WeightsUnavailableError: The checkpoint cannot be read, or lacks some of the model's weights.
@@ -47,21 +42,19 @@ class SentenceModel:
 
     @property
     def description(self) -> str:
-        """How texts become vectors, for a fingerprint."""
+        """Pooling and length limit of texts, for a fingerprint."""
         poolings = [f"{module.pooling_mode} of " for module in self.model if hasattr(module, "pooling_mode")]
         return f"{''.join(poolings)}at most {self.model.max_seq_length} tokens"
 
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of texts in their order, float32 (n, dim), of any norm. Long texts are truncated.
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """Returns vectors of texts in order, float32 (n, dim), of any norm. Long texts are truncated.
 
         Always computed in float32: texts are few, and each is a reference.
         """
-        # A model that takes images would open a text that is the path or URL of one.
+        # A model that takes images would open a text that is the path or URL of an image.
         inputs = [{"text": text} for text in texts] if "image" in self.modalities else list(texts)
         with self._tokenizing, torch.inference_mode():
-            vectors: NDArray[np.float32] = self.model.encode(
-                inputs, batch_size=256, show_progress_bar=False, convert_to_numpy=True
-            )
+            vectors: Vectors = self.model.encode(inputs, batch_size=256, show_progress_bar=False, convert_to_numpy=True)
         return vectors
 
 
@@ -81,14 +74,9 @@ def _load(weights: Weights, runtime: Runtime) -> SentenceTransformer:
             f"the checkpoint at {weights.path} lacks weights of its model: {', '.join(missing[:5])} "
             f"({len(missing)} in all); download it again"
         )
-    _limit_length(model)
-    return model.float().eval()
-
-
-def _limit_length(model: SentenceTransformer) -> None:
-    """Truncate texts to the positions of the model, which some tokenizers do not know."""
+    # Some tokenizers do not know the number of the model's positions.
     config = model.config
-    text_config = getattr(config, "text_config", config)
-    positions = getattr(text_config, "max_position_embeddings", None)
+    positions = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
     if positions is not None and model.max_seq_length is not None:
         model.max_seq_length = min(model.max_seq_length, positions)
+    return model.float().eval()

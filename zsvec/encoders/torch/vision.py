@@ -4,58 +4,47 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
-from zsvec.encoders.base import batches, rgb_of_bounded_aspect
-from zsvec.encoders.heads import ImageFeatures, VisionEncoder
-from zsvec.encoders.hub import HubSource
-from zsvec.encoders.preprocessing import Preprocessing
-from zsvec.encoders.quiet import quiet_loading
+from zsvec.encoders.base import FeatureEncoder, ImageFeatures, batches, rgb_of_bounded_aspect
+from zsvec.encoders.hub import HubSource, Source, quiet_loading
+from zsvec.encoders.loading import LoadContext
+from zsvec.encoders.preprocessing import Pixels, cropping, of_timm, preprocess
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch.device import Runtime
 from zsvec.encoders.torch.image_model import fast_model
-from zsvec.encoders.weights import LocalSource, Source, Weights, relative_files, weight_files
+from zsvec.encoders.weights import LocalSource, Weights, relative_files, weight_files
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
-from zsvec.types import Fingerprint, Modality
+from zsvec.types import Modality
 
-# Images in one pass on a CPU, so that their activations stay in its cache (bfloat16 halves them). Against 32 images,
-# EfficientNet-Lite0 is 1.4 times as fast in float32, and DINOv2 ViT-B/14 1.2 times in bfloat16.
+# Images in one pass on a CPU, so that activations stay in the cache (bfloat16 halves the activations). Against 32
+# images, EfficientNet-Lite0 is 1.4 times as fast in float32, and DINOv2 ViT-B/14 1.2 times in bfloat16.
 _IMAGES_A_PASS: Mapping[torch.dtype | None, int] = {torch.float32: 4, torch.bfloat16: 8}
 _WHOLE_BATCH = sys.maxsize
 
-Backbones = MutableMapping[Any, "TimmBackbone"]
-"""The backbones that a profile has loaded so far, by model, revision, weights and input size."""
-
 
 class TimmBackbone:
-    """A timm model with the preprocessing of its own configuration.
-
-    Args:
-        model: The model, with its weights.
-        weights: Where the weights come from.
-        spec: Its `EncoderSpec.image_size`, if any, is the side of the square input in pixels.
-        runtime: Where it runs.
-        compiled: Whether torch.compile compiles it.
+    """A timm model with its configured preprocessing.
 
     Attributes:
-        model: The model, in evaluation mode, on its device.
-        weights: Where the weights come from.
+        model: The model, in evaluation mode.
+        weights: Origin of the weights.
         side: Pixels to which the shorter side of an image is scaled.
         width: Number of pooled features.
         preprocessing: Preprocessing of the pixels, in words, for a fingerprint.
-        mean: Of the pixels, 0 to 255, float32 (1, channels, 1, 1).
-        std: Likewise.
-        declared: The preprocessing, where Pillow can carry it out; else timm's own transform does.
+        mean: Mean of the pixels, 0 to 255, float32 (1, channels, 1, 1).
+        std: Standard deviation of the pixels, 0 to 255, float32 (1, channels, 1, 1).
+        declared: The preprocessing, if Pillow can carry it out; else timm does.
     """
 
     def __init__(self, model: Any, weights: Weights, spec: EncoderSpec, runtime: Runtime, *, compiled: bool) -> None:
@@ -65,17 +54,19 @@ class TimmBackbone:
         channels = model.pretrained_cfg.get("input_size", (3,))[0]
         input_size = {"input_size": (channels, image_size, image_size)} if image_size else None
         config = resolve_model_data_config(model, args=input_size)
-        # Resize and crop only. Arithmetic is left to the batch: in each decoding thread it would start a team of
-        # threads of its own, which would compete with the model's for the cores.
-        self.declared = _declared(config)
-        self._transform = self.declared or _transform_of_timm(config)
+        # Resize and crop only: arithmetic in the decoding threads would start teams of threads, which would compete
+        # with the model for the cores.
+        self.declared = cropping(of_timm, config)
+        self._transform: Callable[[Image.Image], Pixels] = (
+            partial(preprocess, how=self.declared) if self.declared else _transform_of_timm(config)
+        )
         self.mean, self.std = (
             torch.tensor(config[name], device=runtime.device).mul(255).view(1, -1, 1, 1) for name in ("mean", "std")
         )
-        whole = math.ceil(max(config["input_size"][1:]) / config["crop_pct"])
-        self.side = self.declared.scaled if self.declared else whole
-        self.preprocessing = _described_config(config)
         _, height, width = config["input_size"]
+        whole = math.ceil(max(height, width) / config["crop_pct"])
+        self.side = self.declared.scaled if self.declared else whole
+        self.preprocessing = _described(config)
         example = torch.randn((2, channels, height, width), generator=torch.Generator().manual_seed(0))
         self._features = fast_model(
             self.model,
@@ -90,11 +81,11 @@ class TimmBackbone:
         self.width = self.forward([torch.zeros((height, width, channels), dtype=torch.uint8)]).pooled.shape[1]
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """One image, scaled and cropped as the model's configuration says, uint8 (height, width, channels)."""
+        """Returns one image, scaled and cropped as the model's configuration says, uint8 (height, width, channels)."""
         return self._runtime.upload(torch.from_numpy(self._transform(image)))
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> ImageFeatures:
-        """The features of a batch, computed in passes that fit the cache of a CPU."""
+        """Returns the features of a batch, computed in passes that fit the cache of a CPU."""
         passes = [self._pass(part) for part in batches(inputs, self._images_a_pass)]
         return ImageFeatures(
             pooled=np.concatenate([features.pooled for features in passes]),
@@ -107,7 +98,7 @@ class TimmBackbone:
         pixels = pixels.sub_(self.mean).div_(self.std)
         features = self._features(pixels)
         with torch.inference_mode():
-            # float32 from here: it costs next to nothing, and a softmax over 1,000 logits is sensitive to rounding
+            # float32 from here: cheap, and a softmax over 1,000 logits is sensitive to rounding
             features = features.float()
             pooled = self.model.forward_head(features, pre_logits=True)
             logits = self.model.forward_head(features)
@@ -115,7 +106,7 @@ class TimmBackbone:
 
 
 def sources(spec: EncoderSpec) -> list[Source]:
-    """Where the weights come from.
+    """Returns the source of the weights.
 
     Raises:
         InvalidInputError: timm has no such model, or names no repository with its weights.
@@ -128,53 +119,35 @@ def sources(spec: EncoderSpec) -> list[Source]:
     return [HubSource(config.hf_hub_id, spec.revision, weight_files)]
 
 
-def load(
-    name: str,
-    spec: EncoderSpec,
-    *,
-    modalities: tuple[Modality, ...],
-    runtime: Runtime,
-    batch_size: int,
-    backbones: Backbones,
-    compiled: bool,
-) -> VisionEncoder:
-    """Load a timm model, by name from the hub or with a local weight file.
+def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> FeatureEncoder:
+    """Loads a timm model, by name from the hub or with a local weight file.
 
     Raises:
         InvalidInputError: timm has no such model.
         WeightsUnavailableError: The weights cannot be loaded here.
     """
-    backbone = load_backbone(spec, runtime, backbones, compiled=compiled)
-    return VisionEncoder(
+    backbone = load_backbone(spec, context)
+    return FeatureEncoder(
         name,
-        Fingerprint(
-            model=backbone.weights.model,
-            revision=backbone.weights.revision,
-            dim=backbone.width,
-            preprocessing=backbone.preprocessing,
-        ),
+        fingerprint=backbone.weights.fingerprint(backbone.width, backbone.preprocessing),
         modalities=modalities,
         backbone=backbone,
-        batch_size=batch_size,
+        batch_size=context.batch_size,
     )
 
 
-def load_backbone(spec: EncoderSpec, runtime: Runtime, backbones: Backbones, *, compiled: bool) -> TimmBackbone:
-    """The backbone of an encoder: the same object for all encoders with the same model, weights and input size.
-
-    Raises:
-        InvalidInputError: timm has no such model.
-        WeightsUnavailableError: The weights cannot be loaded here.
-    """
+def load_backbone(spec: EncoderSpec, context: LoadContext) -> TimmBackbone:
+    """Returns the backbone of an encoder: one object for all encoders with the same model, weights and input size."""
     key = (spec.model, spec.revision, spec.weights, spec.image_size)
-    if key not in backbones:
+    if key not in context.shared:
         config = _registered(spec.model)
         weights = sources(spec)[0].load()
         # Transformers are built for one input size, convolutional networks take any.
         options = {"img_size": spec.image_size} if spec.image_size and config.fixed_input_size else {}
         model = _build(spec.model, weights, options)
-        backbones[key] = TimmBackbone(model, weights, spec, runtime, compiled=compiled)
-    return backbones[key]
+        context.shared[key] = TimmBackbone(model, weights, spec, context.runtime, compiled=context.compiled)
+    backbone: TimmBackbone = context.shared[key]
+    return backbone
 
 
 def _registered(model: str) -> Any:
@@ -192,7 +165,7 @@ def _build(model: str, weights: Weights, options: Mapping[str, Any]) -> Any:
     with quiet_loading():
         try:
             state = timm.models.load_state_dict(str(path), weights_only=True)
-        # For a damaged file, each reader (zip, pickle, safetensors) raises errors of its own.
+        # Readers of damaged files (zip, pickle, safetensors) raise errors of many types.
         except Exception as exc:
             raise WeightsUnavailableError(f"the weight file {path} cannot be read: {exc}; download it again") from exc
         try:
@@ -207,9 +180,9 @@ def _build(model: str, weights: Weights, options: Mapping[str, Any]) -> Any:
 
 
 def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """The model with weights that timm converts, position embeddings included; all of them must fit."""
+    """Returns the model with weights that timm converts, position embeddings included; all weights must fit."""
     if not state:  # without weights, timm would ask the hub
-        raise ValueError("it holds no weights")
+        raise ValueError("the file holds no weights")
     source = {"state_dict": dict(state), "custom_load": False, "source": None}
     built = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=source, **options)
     del built.pretrained_cfg["state_dict"]
@@ -217,42 +190,27 @@ def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any])
 
 
 def _load_in_order(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
-    """Load weights of the same network under other names, if they agree in order, kind and shape.
-
-    Returns:
-        Whether they agree. If not, nothing is loaded.
-    """
-    sources, targets = ([*_relevant(weights)] for weights in (state, model.state_dict()))
-    if [kind for _, *kind in sources] != [kind for _, *kind in targets]:
+    """Loads weights of the same network under other names; returns whether order, kinds and shapes agree."""
+    sources, targets = _relevant(state), _relevant(model.state_dict())
+    if list(sources.values()) != list(targets.values()):
         return False
     pairs = zip(targets, sources, strict=True)
-    model.load_state_dict({target: state[source] for (target, *_), (source, *_) in pairs}, strict=False)
+    model.load_state_dict({target: state[source] for target, source in pairs}, strict=False)
     return True
 
 
-def _relevant(state: Mapping[str, torch.Tensor]) -> list[tuple[str, str, torch.Size]]:
-    """Name, kind and shape of the weights that inference uses: all but batch normalisation's step counter."""
-    kinds = [(name, name.rpartition(".")[2], tensor.shape) for name, tensor in state.items()]
-    return [kind for kind in kinds if kind[1] != "num_batches_tracked"]
+def _relevant(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, torch.Size]]:
+    """Returns kind and shape of the weights that inference uses, by name: all but counters of batch normalisation."""
+    kinds = {name: (name.rpartition(".")[2], tensor.shape) for name, tensor in state.items()}
+    return {name: kind for name, kind in kinds.items() if kind[0] != "num_batches_tracked"}
 
 
-def _declared(config: Mapping[str, Any]) -> Preprocessing | None:
-    """What timm's transform does, where it scales the shorter side of RGB and crops a square out of the centre."""
-    channels, height, width = config["input_size"]
-    plain = (channels, height, config["crop_mode"]) == (3, width, "center")
-    try:
-        scaled = math.floor(height / config["crop_pct"])
-        return Preprocessing(size=height, scaled=scaled, interpolation=config["interpolation"]) if plain else None
-    except ValueError:  # a filter that only timm knows, or a crop larger than the image, which it pads
-        return None
-
-
-def _transform_of_timm(config: Mapping[str, Any]) -> Callable[[Image.Image], NDArray[np.uint8]]:
+def _transform_of_timm(config: Mapping[str, Any]) -> Callable[[Image.Image], Pixels]:
     transform = create_transform(**config, is_training=False, use_prefetcher=True)
     return lambda image: transform(rgb_of_bounded_aspect(image)).permute(1, 2, 0).numpy()
 
 
-def _described_config(config: Mapping[str, Any]) -> str:
+def _described(config: Mapping[str, Any]) -> str:
     _, height, width = config["input_size"]
     mean, std = (" ".join(f"{number:.4g}" for number in config[key]) for key in ("mean", "std"))
     return (

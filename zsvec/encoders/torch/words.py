@@ -1,4 +1,4 @@
-"""Words for what an image may show, to propose a name: ImageNet's categories (Russakovsky et al., arXiv:1409.0575)."""
+"""Words that may name a group of images: ImageNet's categories (Russakovsky et al., arXiv:1409.0575)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 
 @cache
 def common_words() -> tuple[str, ...]:
-    """Names of 1,000 things, each with its synonyms after commas; none without timm, which has them."""
+    """Returns names of 1,000 things, each with its synonyms after commas; none if timm is not installed."""
     try:
         from timm.data import ImageNetInfo  # slow to import
     except ImportError:

@@ -137,8 +137,8 @@ class _Collector(logging.Handler):
 
 
 @contextmanager
-def quiet_loading() -> Iterator[list[str]]:
-    """Keeps the model libraries from writing to stdout and stderr, and restores all settings afterwards.
+def quiet_loading(*others: str) -> Iterator[list[str]]:
+    """Keeps the model libraries, and `others`, from writing to stdout and stderr, and restores all settings afterwards.
 
     Yields:
         The warnings of the libraries, which grow meanwhile. Each is also logged here, as DEBUG.
@@ -149,7 +149,7 @@ def quiet_loading() -> Iterator[list[str]]:
     _check_endpoint()
     collector = _Collector()
     with _loading, ExitStack() as restore:
-        for library in _LIBRARIES:
+        for library in (*_LIBRARIES, *others):
             logger = logging.getLogger(library)
             restore.callback(logger.setLevel, logger.level)
             restore.callback(setattr, logger, "handlers", logger.handlers)

@@ -133,12 +133,7 @@ def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
 
 
 def weight_sources(spec: EncoderSpec) -> list[Any]:
-    """Returns the sources of the weights of an encoder, each a `zsvec.encoders.weights.Source`.
-
-    Raises:
-        InvalidInputError: The spec does not fit the family.
-        MissingExtraError: torch or timm, which knows the source of the weights, is not installed.
-    """
+    """Returns the sources of an encoder's weights, each with `missing()`; raises as `missing_weights`."""
     return list(_module(spec).sources(spec))
 
 

@@ -132,13 +132,7 @@ def sources(spec: EncoderSpec) -> list[GraphSource]:
 
 
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> BatchEncoder:
-    """Loads the graph of images, and the graph of texts if the spec names one.
-
-    Raises:
-        InvalidInputError: The graphs take no images or texts, or the preprocessing cannot be found.
-        MissingExtraError: onnxruntime or tokenizers is not installed.
-        WeightsUnavailableError: A file is missing or damaged.
-    """
+    """Loads the graph of images, and the graph of texts if the spec names one; raises as `load_encoders`."""
     paths = [source.path for source in sources(spec)]
     graphs: dict[Path, tuple[Graph, str]] = {}
     for path in set(paths):

@@ -310,13 +310,7 @@ def sources(spec: EncoderSpec) -> list[ExportedSource]:
 
 
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> BatchEncoder:
-    """Loads the encoder of this name in a folder.
-
-    Raises:
-        InvalidInputError: The folder has no encoder of this name with these modalities.
-        MissingExtraError: onnxruntime is not installed.
-        WeightsUnavailableError: The folder is missing or damaged.
-    """
+    """Loads the encoder of this name in a folder; raises as `load_encoders`."""
     path, shared = Path(spec.model), context.shared
     if path not in shared:
         shared[path] = ExportedFolder(path)

@@ -75,12 +75,7 @@ def sources(spec: EncoderSpec) -> list[Source]:
 
 
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> FeatureEncoder:
-    """Loads a checkpoint in the format of sentence-transformers or transformers.
-
-    Raises:
-        WeightsUnavailableError: The weights cannot be loaded here.
-        InvalidInputError: The model does not embed both images and texts.
-    """
+    """Loads a checkpoint of sentence-transformers or transformers; raises as `load_encoders`."""
     weights = sources(spec)[0].load()
     sentences = SentenceModel(weights, context.runtime)
     if not {"image", "text"} <= set(sentences.modalities):

@@ -30,12 +30,7 @@ def sources(spec: EncoderSpec) -> list[Source]:
 
 
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> ConseEncoder:
-    """Loads an ImageNet classifier of timm and a text model of sentence-transformers.
-
-    Raises:
-        InvalidInputError: The spec names no text model, or the classifier's labels are not ImageNet's.
-        WeightsUnavailableError: The weights of one of the two cannot be loaded here.
-    """
+    """Loads an ImageNet classifier of timm and a text model of sentence-transformers; raises as `load_encoders`."""
     # The weights of the mean are a softmax, which amplifies the rounding of bfloat16.
     context = replace(context, runtime=replace(context.runtime, dtype=torch.float32))
     text_weights = _text_source(spec).load()

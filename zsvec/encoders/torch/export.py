@@ -7,7 +7,6 @@ fingerprint stays the same, so a store may contain vectors of both.
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 import tempfile
 import time
@@ -99,12 +98,11 @@ def export_encoders(
 
 
 def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
-    """Exports encoders for this user and this machine, and measures torch and onnxruntime.
+    """Exports encoders for this user and this machine, and measures torch and onnxruntime; raises as `export_encoders`.
 
     Raises:
-        InvalidInputError: The encoders are exported already, or have weights of the hub without a pinned revision,
-            which may be others tomorrow; or other users may write to the cache; or as `export_encoders`.
-        MissingExtraError, EncoderError, WeightsUnavailableError: As `export_encoders`.
+        InvalidInputError: Other users may write to the cache, or weights of the hub have no pinned revision, and may be
+            others tomorrow.
     """
     _check_not_exported(specs)
     folder = place(specs)
@@ -423,14 +421,6 @@ def _write_graph(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], fil
 @contextmanager
 def silent_export() -> Iterator[None]:
     """Suppresses the logs and warnings of the exporters."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with quiet_loading(), warnings.catch_warnings(), torch.no_grad():
+    with quiet_loading("torch", "onnxscript", "onnx_ir"), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

@@ -16,7 +16,7 @@ from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
-from zsvec.encoders.base import FeatureEncoder, ImageFeatures, batches, rgb_of_bounded_aspect
+from zsvec.encoders.base import FeatureEncoder, ImageFeatures, Vectors, batches, rgb_of_bounded_aspect
 from zsvec.encoders.hub import HubSource, Source, quiet_loading
 from zsvec.encoders.loading import LoadContext
 from zsvec.encoders.preprocessing import Pixels, cropping, of_timm, preprocess
@@ -87,12 +87,10 @@ class TimmBackbone:
     def forward(self, inputs: Sequence[torch.Tensor]) -> ImageFeatures:
         """Returns the features of a batch, computed in passes that fit the cache of a CPU."""
         passes = [self._pass(part) for part in batches(inputs, self._images_a_pass)]
-        return ImageFeatures(
-            pooled=np.concatenate([features.pooled for features in passes]),
-            logits=np.concatenate([features.logits for features in passes]),
-        )
+        pooled, logits = (np.concatenate(parts) for parts in zip(*passes, strict=True))
+        return ImageFeatures(pooled, logits)
 
-    def _pass(self, inputs: Sequence[torch.Tensor]) -> ImageFeatures:
+    def _pass(self, inputs: Sequence[torch.Tensor]) -> tuple[Vectors, Vectors]:
         self._runtime.wait_for_uploads()
         pixels = torch.stack(list(inputs)).to(self._runtime.device).permute(0, 3, 1, 2).float()  # channels stay last
         pixels = pixels.sub_(self.mean).div_(self.std)
@@ -102,7 +100,7 @@ class TimmBackbone:
             features = features.float()
             pooled = self.model.forward_head(features, pre_logits=True)
             logits = self.model.forward_head(features)
-            return ImageFeatures(pooled.cpu().numpy(), logits.cpu().numpy())
+            return pooled.cpu().numpy(), logits.cpu().numpy()
 
 
 def sources(spec: EncoderSpec) -> list[Source]:
@@ -120,12 +118,7 @@ def sources(spec: EncoderSpec) -> list[Source]:
 
 
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> FeatureEncoder:
-    """Loads a timm model, by name from the hub or with a local weight file.
-
-    Raises:
-        InvalidInputError: timm has no such model.
-        WeightsUnavailableError: The weights cannot be loaded here.
-    """
+    """Loads a timm model, by name from the hub or with a local weight file; raises as `load_encoders`."""
     backbone = load_backbone(spec, context)
     return FeatureEncoder(
         name,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.encoders import tiny_checkpoints as tiny
-from tests.encoders.support import load_one
+from tests.encoders.support import Specs, load_one
 from zsvec.encoders import Encoder, EncoderSet
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.settings.profiles import PROFILES
@@ -40,7 +40,7 @@ def offline(load_once: Callable[..., EncoderSet]) -> EncoderSet:
 
 
 @pytest.fixture(scope="session")
-def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EncoderSpec]:
+def specs(tmp_path_factory: pytest.TempPathFactory) -> Specs:
     """Tiny checkpoints of each family and format."""
     folder = tmp_path_factory.mktemp("checkpoints")
     vit = tiny.save_vit(folder / "vit.pth")
@@ -59,7 +59,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EncoderSpec]:
 
 
 @pytest.fixture(scope="session")
-def encoder_named(specs: dict[str, EncoderSpec], request: pytest.FixtureRequest) -> Callable[[str], Encoder]:
+def encoder_named(specs: Specs, request: pytest.FixtureRequest) -> Callable[[str], Encoder]:
     """Returns a loader of encoders by name, each loaded once, on the CPU and in float32."""
     loaded: dict[str, Encoder] = {"hash": HashEncoder()}
 

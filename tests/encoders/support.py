@@ -10,6 +10,8 @@ import torch
 from zsvec.encoders import load_encoders
 from zsvec.encoders.spec import EncoderSpec
 
+Specs = dict[str, EncoderSpec]
+
 needs_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() or torch.backends.mps.is_available()), reason="torch sees no GPU here"
 )

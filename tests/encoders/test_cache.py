@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.encoders import tiny_checkpoints as tiny
+from tests.encoders.support import Specs
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import cache, describe_device, hardware, load_encoders
 from zsvec.encoders.cache import Record, file_state, place, read_record, record_of, tidy
@@ -29,7 +30,7 @@ FAST = {"torch float32": 10.0, "onnx": 20.0}
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[str, EncoderSpec]]:
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Specs]:
     """Fills a cache folder with the export of a tiny encoder, made once."""
     home = tmp_path_factory.mktemp("home")
     weights = tiny.save_vit(home / "vit.pth")
@@ -38,7 +39,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[st
         patch.setattr(hardware, "cache_folder", lambda: home / "cache")
         export_to_cache(specs)
 
-    def fill(folder: Path) -> dict[str, EncoderSpec]:
+    def fill(folder: Path) -> Specs:
         shutil.copytree(home / "cache", folder)
         shutil.copystat(home / "cache", folder)
         return specs
@@ -47,9 +48,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[st
 
 
 @pytest.fixture
-def specs(
-    filled: Callable[[Path], dict[str, EncoderSpec]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, EncoderSpec]:
+def specs(filled: Callable[[Path], Specs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Specs:
     monkeypatch.setattr(hardware, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(cache, "_GPUS", ())
     specs = filled(tmp_path / "cache")
@@ -57,17 +56,17 @@ def specs(
     return specs
 
 
-def rated(specs: dict[str, EncoderSpec], rates: dict[str, float]) -> None:
+def rated(specs: Specs, rates: dict[str, float]) -> None:
     """Records rates and the present state of the weights."""
     weights = str(specs["vit"].weights)
     record_of(place(specs)).write_text(Record(weights={weights: file_state(weights)}, rates=rates).model_dump_json())
 
 
-def uses_torch(specs: dict[str, EncoderSpec], **options: Any) -> bool:
+def uses_torch(specs: Specs, **options: Any) -> bool:
     return load_encoders(specs, **{"device": "cpu", **options}).on_torch
 
 
-def test_an_export_is_used_from_the_next_start_on(specs: dict[str, EncoderSpec]) -> None:
+def test_an_export_is_used_from_the_next_start_on(specs: Specs) -> None:
     torch, onnx = (load_encoders(specs, device="cpu", dtype="float32", runtime=name) for name in ("torch", "auto"))  # type: ignore[arg-type]
     assert (torch.on_torch, onnx.on_torch) == (True, False)
     assert torch.fingerprints == onnx.fingerprints
@@ -83,27 +82,27 @@ def test_an_export_is_used_from_the_next_start_on(specs: dict[str, EncoderSpec])
 @pytest.mark.parametrize(
     ("rates", "torch"), [({"torch float32": 10.0, "onnx": 9.6}, False), ({"torch bfloat16": 10.0, "onnx": 9.4}, True)]
 )
-def test_the_faster_runtime_is_chosen(rates: dict[str, float], torch: bool, specs: dict[str, EncoderSpec]) -> None:
+def test_the_faster_runtime_is_chosen(rates: dict[str, float], torch: bool, specs: Specs) -> None:
     rated(specs, rates)
     assert uses_torch(specs) is torch
     assert not uses_torch(specs, runtime="onnx")
     assert uses_torch(specs, runtime="torch")
 
 
-def test_only_allowed_number_formats_are_compared(specs: dict[str, EncoderSpec]) -> None:
+def test_only_allowed_number_formats_are_compared(specs: Specs) -> None:
     rated(specs, {"torch float32": 10.0, "torch bfloat16": 20.0, "onnx": 15.0})
     assert uses_torch(specs, dtype="auto")
     assert not uses_torch(specs, dtype="float32")
 
 
-def test_a_gpu_is_left_to_torch(specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_left_to_torch(specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not uses_torch(specs, device="auto")
     monkeypatch.setattr(cache, "_GPUS", (str(tmp_path),))
     assert uses_torch(specs, device="auto")
     assert not uses_torch(specs, device="cpu")
 
 
-def test_settings_come_first(specs: dict[str, EncoderSpec]) -> None:
+def test_settings_come_first(specs: Specs) -> None:
     assert uses_torch(specs, dtype="bfloat16")
     assert not uses_torch(specs, dtype="float32")
     with pytest.raises(InvalidInputError, match="does not go with device='cpu', dtype='bfloat16' and"):
@@ -128,14 +127,14 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_exports_that_are_damaged_or_open_to_others_are_not_used(change: str, specs: dict[str, EncoderSpec]) -> None:
+def test_exports_that_are_damaged_or_open_to_others_are_not_used(change: str, specs: Specs) -> None:
     CHANGES[change](place(specs))
     assert uses_torch(specs)
     with pytest.raises(InvalidInputError, match="run `zsvec encoders export`"):
         load_encoders(specs, device="cpu", runtime="onnx")
 
 
-def test_a_damaged_export_is_replaced_and_measured(specs: dict[str, EncoderSpec]) -> None:
+def test_a_damaged_export_is_replaced_and_measured(specs: Specs) -> None:
     flipped(next(place(specs).glob("*.onnx")))
     assert uses_torch(specs)
     record = export_to_cache(specs)
@@ -147,7 +146,7 @@ def test_a_damaged_export_is_replaced_and_measured(specs: dict[str, EncoderSpec]
 
 
 def test_torch_computes_where_onnxruntime_cannot_be_imported(
-    specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     package = tmp_path / "packages" / "onnxruntime"
     package.mkdir(parents=True)
@@ -163,14 +162,14 @@ def test_torch_computes_where_onnxruntime_cannot_be_imported(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users here")
-def test_exports_of_another_user_are_not_used(specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exports_of_another_user_are_not_used(specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     me = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     assert read_record(specs) is None
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no modes here")
-def test_exports_to_a_folder_that_others_may_write_are_refused(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+def test_exports_to_a_folder_that_others_may_write_are_refused(specs: Specs, tmp_path: Path) -> None:
     record, victim = record_of(place(specs)), tmp_path / "victim"
     record.unlink()
     victim.write_text("precious")
@@ -181,7 +180,7 @@ def test_exports_to_a_folder_that_others_may_write_are_refused(specs: dict[str, 
     assert victim.read_text() == "precious"
 
 
-def test_changed_weights_are_exported_anew(specs: dict[str, EncoderSpec]) -> None:
+def test_changed_weights_are_exported_anew(specs: Specs) -> None:
     file = Path(str(specs["vit"].weights))
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     flipped(file)
@@ -190,9 +189,7 @@ def test_changed_weights_are_exported_anew(specs: dict[str, EncoderSpec]) -> Non
     assert read_record(specs) is None
 
 
-def test_each_dependency_has_its_own_export(
-    specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_each_dependency_has_its_own_export(specs: Specs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     here = place(specs)
     assert place({"other": specs["vit"]}) != here
     assert place({"vit": specs["vit"].model_copy(update={"image_size": 96})}) != here
@@ -220,7 +217,7 @@ def aged(file: Path, seconds: float) -> None:
     os.utime(file, (then, then))
 
 
-def test_unused_exports_are_deleted(specs: dict[str, EncoderSpec]) -> None:
+def test_unused_exports_are_deleted(specs: Specs) -> None:
     folder, month = place(specs), 31 * 86_400
     unused = Path(shutil.copytree(folder, folder.with_name("0" * 32)))
     record_of(unused).write_text("{}")

@@ -27,12 +27,12 @@ from transformers import (
 
 import zsvec
 from tests.encoders import tiny_checkpoints as tiny
-from tests.encoders.support import load_one
+from tests.encoders.support import Specs, load_one
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import describe_device, hardware, load_encoders, missing_weights
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch.export import silent_export
-from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
+from zsvec.errors import InvalidInputError, WeightsUnavailableError
 
 for package in ("onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason='pip install "zsvec[onnx]"')
@@ -177,7 +177,7 @@ def test_siglip_squashes_images(tmp_path: Path) -> None:
     )
 
 
-def test_timm_with_its_configuration(tmp_path: Path, specs: dict[str, EncoderSpec]) -> None:
+def test_timm_with_its_configuration(tmp_path: Path, specs: Specs) -> None:
     model = timm.create_model(tiny.VIT, num_classes=0)
     model.load_state_dict(torch.load(str(specs["vit"].weights)), strict=False)
     file = write(tmp_path / "model.onnx", model, lambda m, x: m(x), {"x": torch.rand(2, 3, 160, 160)}, ["features"])
@@ -418,9 +418,3 @@ def test_cuda_is_preferred_where_onnxruntime_has_it(clip: Path, monkeypatch: pyt
     monkeypatch.setattr(hardware, "installed_version", lambda n: "1" if n == "onnxruntime-gpu" else version(n))
     load_encoders(found, device="cuda")
     assert asked[-1][0] == "CUDAExecutionProvider"
-
-
-def test_without_onnxruntime(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match="need onnxruntime"):
-        load_one(spec(clip / "onnx" / "vision_model.onnx"))

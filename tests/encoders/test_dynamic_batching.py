@@ -141,14 +141,7 @@ def test_callers_during_a_batch_share_the_next_batches_in_order_of_arrival() -> 
     doubling.gate.set()
     assert [call.result(DEADLINE) for call in calls] == [0, 10, 6, 8, 2, 18, 14, 16]
     assert doubling.batches == [[0], [5, 3, 4], [1, 9, 7], [8]]
-
-
-def test_no_batch_is_kept_for_the_next_call() -> None:
-    doubling = Doubling(3)
-    calls = queued(doubling, [1, 2])
-    doubling.gate.set()
-    wait(calls, DEADLINE)
-    assert doubling.shared._last is None
+    assert doubling.shared._last is None  # nothing is kept for the next call
 
 
 def test_a_failure_reaches_every_item_of_its_batch_and_no_other() -> None:
@@ -319,20 +312,13 @@ def test_a_batch_stops_waiting_for_withdrawn_items() -> None:
     assert not doubling.shared._coming
 
 
-def test_a_batch_waits_no_longer_than_its_window() -> None:
-    doubling = Doubling(8, max_wait=0.05)
+@pytest.mark.parametrize(("size", "max_wait"), [(8, 0.05), (1, DEADLINE)], ids=["window is over", "batch is full"])
+def test_a_batch_stops_waiting(size: int, max_wait: float) -> None:
+    doubling = Doubling(size, max_wait=max_wait)
     made, coming = announced(doubling, 2)
     begun = time.monotonic()
-    assert called(doubling, 1).result(DEADLINE) == 2
-    assert 0.05 <= time.monotonic() - begun < DEADLINE
-    made.set()
-    assert coming.result(DEADLINE) == 4
-
-
-def test_a_full_batch_does_not_wait() -> None:
-    doubling = Doubling(1, max_wait=DEADLINE)
-    made, coming = announced(doubling, 2)
     assert called(doubling, 1).result(DEADLINE / 2) == 2
+    assert size == 1 or time.monotonic() - begun >= max_wait
     made.set()
     assert coming.result(DEADLINE) == 4
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -46,7 +47,7 @@ class Hub:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.requests: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -54,47 +55,40 @@ class Hub:
         self._server.shutdown()
         self._server.server_close()
 
-    def _handler(hub) -> type[BaseHTTPRequestHandler]:  # noqa: N805
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub.requests.append(self.path)
-                parts = self.path.partition("?")[0].strip("/").split("/")
-                if parts[:2] == ["api", "models"]:
-                    hub._answer_info(self, "/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
-                else:
-                    hub._answer_file(self, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
-
-            do_HEAD = do_GET  # noqa: N815
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        return Handler
-
-    def _answer_info(self, handler: BaseHTTPRequestHandler, repository: str, revision: str) -> None:
-        folder = self.root / repository
-        if not folder.is_dir() or revision not in ("main", COMMIT):
-            error = "RevisionNotFound" if folder.is_dir() else "RepoNotFound"
-            self._send(handler, b"{}", 404, {"X-Error-Code": error})
-            return
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        """Returns status, headers and content: of a repository's listing, or of a file."""
+        self.requests.append(path)
+        parts = path.partition("?")[0].strip("/").split("/")
+        if parts[:2] != ["api", "models"]:
+            assert parts[3] == COMMIT
+            content = self.root.joinpath(*parts[:2], *parts[4:]).read_bytes()
+            return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}, content
+        folder = self.root.joinpath(*parts[2:4])
+        if not folder.is_dir() or not {"main", COMMIT}.issuperset(parts[5:6]):
+            return 404, {"X-Error-Code": "RevisionNotFound" if folder.is_dir() else "RepoNotFound"}, b"{}"
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        info = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
-        self._send(handler, json.dumps(info).encode(), 200, {"Content-Type": "application/json"})
+        info = {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
 
-    def _answer_file(self, handler: BaseHTTPRequestHandler, repository: str, revision: str, name: str) -> None:
-        assert revision == COMMIT
-        content = (self.root / repository / name).read_bytes()
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
-        self._send(handler, content, 200, headers)
 
-    @staticmethod
-    def _send(handler: BaseHTTPRequestHandler, content: bytes, status: int, headers: dict[str, str]) -> None:
-        handler.send_response(status)
+class Handler(BaseHTTPRequestHandler):
+    def __init__(self, hub: Hub, *args: Any) -> None:
+        self.hub = hub
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        status, headers, content = self.hub.answer(self.path)
+        self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(content))}.items():
-            handler.send_header(key, value)
-        handler.end_headers()
-        if handler.command == "GET":
-            handler.wfile.write(content)
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *args: Any) -> None:
+        pass
 
 
 def ask(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

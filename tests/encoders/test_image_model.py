@@ -14,7 +14,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from tests.encoders.support import load_one
+from tests.encoders.support import Specs, load_one
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import BatchEncoder, describe_device, hardware
 from zsvec.encoders.cache import measured, tidy
@@ -104,7 +104,7 @@ def test_layers_of_other_passes_stay_in_float32() -> None:
 
 @pytest.mark.parametrize("name", ["clip", "vit"])
 def test_texts_and_logits_stay_in_float32(
-    name: str, specs: dict[str, EncoderSpec], encoder_named: Callable[[str], BatchEncoder]
+    name: str, specs: Specs, encoder_named: Callable[[str], BatchEncoder]
 ) -> None:
     exact, rounded = encoder_named(name), load_one(specs[name], name, dtype="bfloat16")
     assert (exact.encode_images(IMAGES) * rounded.encode_images(IMAGES)).sum(axis=1).min() > 0.999

@@ -9,11 +9,10 @@ import pytest
 
 pytest.importorskip("onnxruntime.quantization", reason='pip install "zsvec[onnx]"')
 
-from tests.encoders.support import load_one
+from tests.encoders.support import Specs, load_one
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders.onnx import int8
 from zsvec.encoders.onnx.exported import ExportedFolder
-from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch import export
 from zsvec.encoders.torch.export import export_encoders
 from zsvec.errors import EncoderError, InvalidInputError
@@ -23,7 +22,7 @@ PHOTOS = [photo(seed, (200, 180)) for seed in range(12)]
 
 @pytest.mark.parametrize(("form", "name"), [("dynamic", "clip"), ("static", "vit")])
 def test_int8_is_similar_and_has_its_own_fingerprint(
-    form: str, name: str, specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, name: str, specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8, "_fastest", lambda forms, _: form)
     monkeypatch.setattr(int8, "LEAST_COSINE", 0.9)  # random weights are more sensitive
@@ -45,9 +44,7 @@ def test_int8_is_similar_and_has_its_own_fingerprint(
     assert names == {*folder.manifest.files, "encoders.json"}  # no other form is left
 
 
-def test_too_different_models_stay_in_float32(
-    specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_different_models_stay_in_float32(specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "LEAST_COSINE", 1.1)  # which no form reaches
     assert export_encoders({"vit": specs["vit"]}, tmp_path / "it", photographs=PHOTOS) == {}
     exported = load_one(ExportedFolder(tmp_path / "it").specs()["vit"], "vit")
@@ -55,7 +52,7 @@ def test_too_different_models_stay_in_float32(
 
 
 def test_an_encoder_that_rounding_ruins_is_not_exported(
-    specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8, "_fastest", lambda forms, _: "static")
     quantize = int8.quantize
@@ -73,7 +70,7 @@ def test_an_encoder_that_rounding_ruins_is_not_exported(
 
 
 def test_too_few_photographs_are_refused_before_the_export(
-    specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(export, "load_encoders")
     for count in (0, 7):

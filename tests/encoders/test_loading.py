@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.conftest import OFFLINE, weight_file
-from tests.encoders.support import load_one
+from tests.encoders.support import Specs, load_one
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import Encoder, describe_device, load_encoders, missing_weights
 from zsvec.encoders.hub import quiet_loading
@@ -40,6 +40,11 @@ def load(spec: EncoderSpec, **changes: Any) -> Encoder:
     return encoder
 
 
+@pytest.fixture
+def clip_copy(specs: Specs, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(specs["clip"].model, tmp_path / "copy"))
+
+
 def unit(vectors: Any) -> np.ndarray:
     vectors = np.asarray(vectors, dtype=np.float64)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -50,7 +55,7 @@ def unit(vectors: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["clip", "sentence-clip", "older-sentence-clip"])
 def test_clip_agrees_with_sentence_transformers(
-    name: str, specs: dict[str, EncoderSpec], encoder_named: Callable[[str], Encoder]
+    name: str, specs: Specs, encoder_named: Callable[[str], Encoder]
 ) -> None:
     with quiet_loading():
         model = SentenceTransformer(specs[name].model, device="cpu", local_files_only=True)
@@ -58,19 +63,11 @@ def test_clip_agrees_with_sentence_transformers(
     encoder = encoder_named(name)
     np.testing.assert_allclose(encoder.encode_images(IMAGES), unit(model.encode(IMAGES)), atol=1e-5)
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), unit(model.encode(TEXTS)), atol=1e-5)
-
-
-def test_formats_of_one_checkpoint_agree(encoder_named: Callable[[str], Encoder]) -> None:
-    plain, sentence, older = map(encoder_named, ("clip", "sentence-clip", "older-sentence-clip"))
-    assert plain.fingerprint == sentence.fingerprint == older.fingerprint
-    np.testing.assert_allclose(plain.encode_images(IMAGES), sentence.encode_images(IMAGES), atol=1e-5)
-    np.testing.assert_allclose(plain.encode_texts(TEXTS), older.encode_texts(TEXTS), atol=1e-5)
+    assert encoder.fingerprint == encoder_named("clip").fingerprint  # of the same checkpoint in another format
 
 
 @pytest.mark.parametrize(("name", "size"), [("vit", 160), ("vit-96", 96)])
-def test_vision_agrees_with_timm(
-    name: str, size: int, specs: dict[str, EncoderSpec], encoder_named: Callable[[str], Encoder]
-) -> None:
+def test_vision_agrees_with_timm(name: str, size: int, specs: Specs, encoder_named: Callable[[str], Encoder]) -> None:
     source = {"file": specs[name].weights}
     model = timm.create_model(tiny.VIT, pretrained=True, pretrained_cfg_overlay=source, img_size=size, num_classes=0)
     config = timm.data.resolve_model_data_config(model, args={"input_size": (3, size, size)})
@@ -81,9 +78,7 @@ def test_vision_agrees_with_timm(
 
 
 @pytest.mark.parametrize("crop", [{"crop_mode": "border"}, {"crop_pct": 1.2}])
-def test_other_crops_are_left_to_timm(
-    crop: dict[str, Any], specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_crops_are_left_to_timm(crop: dict[str, Any], specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model(tiny.VIT)
     state = torch.load(str(specs["vit"].weights), weights_only=True)
     model.load_state_dict(state)
@@ -102,7 +97,7 @@ def test_sides_of_backbones(encoder_named: Callable[[str], Encoder]) -> None:
         assert side <= (encoder_named(name).backbone.side or 0) <= side + 1
 
 
-def test_weights_of_both_file_formats_agree(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+def test_weights_of_both_file_formats_agree(specs: Specs, tmp_path: Path) -> None:
     assert specs["vit"].weights is not None
     state = torch.load(specs["vit"].weights, weights_only=True)
     save_file(state, tmp_path / "vit.safetensors")
@@ -127,17 +122,17 @@ def test_weights_under_other_names_are_taken_in_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(own.encode_images(IMAGES), other.encode_images(IMAGES))
 
 
-def test_weights_in_half_precision_are_computed_in_single(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(specs["clip"].model, tmp_path / "half"))
-    save_file({k: v.half() for k, v in load_file(weight_file(folder)).items()}, weight_file(folder), {"format": "pt"})
-    encoder = load(specs["clip"], model=str(folder))
+def test_weights_in_half_precision_are_computed_in_single(specs: Specs, clip_copy: Path) -> None:
+    weights = weight_file(clip_copy)
+    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    encoder = load(specs["clip"], model=str(clip_copy))
     np.testing.assert_allclose(encoder.encode_images(IMAGES), load(specs["clip"]).encode_images(IMAGES), atol=2e-3)
 
 
 # ---- sharing
 
 
-def test_encoders_share_an_image_model(specs: dict[str, EncoderSpec]) -> None:
+def test_encoders_share_an_image_model(specs: Specs) -> None:
     encoders = load_encoders(
         {"a": specs["vit"], "b": specs["vit"], "c": specs["vit-96"]}, device="cpu", dtype="float32"
     )
@@ -149,7 +144,7 @@ def test_encoders_share_an_image_model(specs: dict[str, EncoderSpec]) -> None:
 
 @pytest.mark.parametrize("order", [("conse", "vision", "other"), ("other", "vision", "conse")])
 def test_conse_and_its_image_model_stay_in_float32(
-    order: tuple[str, ...], specs: dict[str, EncoderSpec], encoder_named: Callable[[str], Encoder]
+    order: tuple[str, ...], specs: Specs, encoder_named: Callable[[str], Encoder]
 ) -> None:
     chosen = {"conse": specs["tiny-conse"], "vision": specs["vit"], "other": specs["vit-96"]}
     encoders = load_encoders({name: chosen[name] for name in order}, device="cpu", dtype="bfloat16")
@@ -165,7 +160,7 @@ def test_conse_and_its_image_model_stay_in_float32(
 
 
 @pytest.mark.parametrize("name", ["clip", "vit"])
-def test_fingerprints_identify_weights_not_paths(name: str, specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+def test_fingerprints_identify_weights_not_paths(name: str, specs: Specs, tmp_path: Path) -> None:
     spec = specs[name]
     field = "model" if name == "clip" else "weights"
     source = Path(getattr(spec, field))
@@ -182,7 +177,7 @@ def test_fingerprints_identify_weights_not_paths(name: str, specs: dict[str, Enc
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
 @pytest.mark.parametrize("name", ["clip", "vit"])
-def test_images_are_uploaded_before_the_pass(name: str, specs: dict[str, EncoderSpec]) -> None:
+def test_images_are_uploaded_before_the_pass(name: str, specs: Specs) -> None:
     encoder = load_one(specs[name], name, device="cuda")
     waiting = [encoder.backbone.preprocess(image) for image in IMAGES]
     tensors = [tensor for one in waiting for tensor in (one.values() if isinstance(one, dict) else [one])]
@@ -202,13 +197,12 @@ def test_fingerprints_describe_the_preprocessing(encoder_named: Callable[[str], 
     )
 
 
-def test_fingerprints_depend_on_the_processor(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(specs["clip"].model, tmp_path / "copy"))
-    file = folder / "processor_config.json"
+def test_fingerprints_depend_on_the_processor(specs: Specs, clip_copy: Path) -> None:
+    file = clip_copy / "processor_config.json"
     config = json.loads(file.read_text())
     config["image_processor"]["image_mean"] = [0.5, 0.5, 0.5]
     file.write_text(json.dumps(config))
-    first, second = load(specs["clip"]).fingerprint, load(specs["clip"], model=str(folder)).fingerprint
+    first, second = load(specs["clip"]).fingerprint, load(specs["clip"], model=str(clip_copy)).fingerprint
     assert first.model == second.model
     assert first != second
 
@@ -219,9 +213,7 @@ def test_fingerprints_depend_on_the_processor(specs: dict[str, EncoderSpec], tmp
 @pytest.mark.parametrize("name", ["clip", "vit"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("where", DEVICES)
-def test_similarities_do_not_depend_on_device_and_format(
-    name: str, dtype: Any, where: Any, specs: dict[str, EncoderSpec]
-) -> None:
+def test_similarities_do_not_depend_on_device_and_format(name: str, dtype: Any, where: Any, specs: Specs) -> None:
     if not DEVICES[where]:
         pytest.skip(f"no {where} here")
     expected, got = load(specs[name]), load_one(specs[name], device=where, dtype=dtype)
@@ -234,7 +226,7 @@ def test_similarities_do_not_depend_on_device_and_format(
         np.testing.assert_allclose(got.encode_texts(TEXTS), expected.encode_texts(TEXTS), atol=1e-4)
 
 
-def test_a_missing_device(specs: dict[str, EncoderSpec]) -> None:
+def test_a_missing_device(specs: Specs) -> None:
     for where in (where for where, there in DEVICES.items() if not there):
         with pytest.raises(InvalidInputError, match=rf"device '{where}' is not available .* one of: .*cpu"):
             load_one(specs["vit"], device=where)
@@ -249,7 +241,7 @@ def test_the_device_is_described() -> None:
 # ---- silence
 
 
-def test_loading_prints_nothing(specs: dict[str, EncoderSpec], capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_prints_nothing(specs: Specs, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("clip", "older-sentence-clip", "vit"):
         load(specs[name])
     assert capfd.readouterr() == ("", "")
@@ -280,7 +272,7 @@ def test_silence_ends_with_the_loading() -> None:
 # ---- errors
 
 
-def test_a_missing_path(tmp_path: Path) -> None:
+def test_missing_weights_are_named(tmp_path: Path) -> None:
     for spec in (
         EncoderSpec(family="clip", model=str(tmp_path / "none")),
         EncoderSpec(family="vision", model=tiny.VIT, weights=str(tmp_path / "none")),
@@ -288,10 +280,12 @@ def test_a_missing_path(tmp_path: Path) -> None:
         with pytest.raises(WeightsUnavailableError, match=r"no weights at .*none"):
             load(spec)
         assert "none" in missing_weights({"it": spec})["it"]
+    with pytest.raises(WeightsUnavailableError, match="holds no weights"):
+        load(EncoderSpec(family="clip", model=str(tmp_path)))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere every user may be one")
-def test_the_home_of_an_unknown_user(specs: dict[str, EncoderSpec]) -> None:
+def test_the_home_of_an_unknown_user(specs: Specs) -> None:
     for name, field in {"clip": "model", "vit": "weights", "tiny-conse": "text_model"}.items():
         spec = specs[name].model_copy(update={field: "~no-such-user/x"})
         for function in (load_encoders, describe_device, missing_weights):
@@ -299,12 +293,7 @@ def test_the_home_of_an_unknown_user(specs: dict[str, EncoderSpec]) -> None:
                 function(specs={"it": spec})  # type: ignore[operator]
 
 
-def test_a_folder_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(WeightsUnavailableError, match="holds no weights"):
-        load(EncoderSpec(family="clip", model=str(tmp_path)))
-
-
-def test_a_damaged_weight_file(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+def test_a_damaged_weight_file(specs: Specs, tmp_path: Path) -> None:
     for file in ("it.pth", "it.safetensors"):
         for content in (b"", b"no weights", b"PK\x03\x04 a broken archive"):
             (tmp_path / file).write_bytes(content)
@@ -313,7 +302,7 @@ def test_a_damaged_weight_file(specs: dict[str, EncoderSpec], tmp_path: Path) ->
             assert raised.value.__cause__ is not None
 
 
-def test_weight_files_run_no_code(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+def test_weight_files_run_no_code(specs: Specs, tmp_path: Path) -> None:
     class Attack:
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "attacked",)
@@ -326,7 +315,7 @@ def test_weight_files_run_no_code(specs: dict[str, EncoderSpec], tmp_path: Path)
     assert not (tmp_path / "attacked").exists()
 
 
-def test_weights_of_another_model(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+def test_weights_of_another_model(specs: Specs, tmp_path: Path) -> None:
     assert specs["vit"].weights is not None
     state = torch.load(specs["vit"].weights, weights_only=True)
     del state["norm.bias"]
@@ -339,43 +328,41 @@ def test_weights_of_another_model(specs: dict[str, EncoderSpec], tmp_path: Path)
 
 
 @pytest.mark.parametrize("damage", ["cut weights", "no configuration", "missing weights"])
-def test_a_damaged_checkpoint(damage: str, specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(specs["clip"].model, tmp_path / "copy"))
-    weights = weight_file(folder)
+def test_a_damaged_checkpoint(damage: str, specs: Specs, clip_copy: Path) -> None:
+    weights = weight_file(clip_copy)
     said = r"checkpoint at .*copy cannot be loaded"
     if damage == "cut weights":
         weights.write_bytes(weights.read_bytes()[:-100])
     elif damage == "no configuration":
-        (folder / "config.json").unlink()
+        (clip_copy / "config.json").unlink()
     else:  # which are not filled with random numbers
         state = load_file(weights)
         del state["visual_projection.weight"]
         save_file(state, weights, {"format": "pt"})
         said = r"copy lacks weights of its model: visual_projection.weight"
     with pytest.raises(WeightsUnavailableError, match=said) as raised:
-        load(specs["clip"], model=str(folder))
+        load(specs["clip"], model=str(clip_copy))
     assert (raised.value.__cause__ is not None) is (damage != "missing weights")
 
 
-def test_a_text_model_is_no_clip(specs: dict[str, EncoderSpec]) -> None:
-    with pytest.raises(InvalidInputError, match="embeds text, where family 'clip' needs image and text"):
-        load(EncoderSpec(family="clip", model=specs["tiny-conse"].text_model or ""))
+def test_models_that_do_not_fit_their_family(specs: Specs) -> None:
+    text, vit, tiny_conse = specs["tiny-conse"].text_model or "", specs["vit"], specs["tiny-conse"]
+    cases: Specs = {
+        "embeds text, where family 'clip' needs image and text": EncoderSpec(family="clip", model=text),
+        "family 'conse' needs a text_model": tiny_conse.model_copy(update={"text_model": None}),
+        "no model 'resnet5O'; did you mean resnet50": EncoderSpec(family="vision", model="resnet5O"),
+        "its modalities cannot be text": vit.model_copy(update={"modalities": ("text",)}),
+    }
+    for said, spec in cases.items():
+        with pytest.raises(InvalidInputError, match=said):
+            load(spec)
+    assert load(vit, modalities=("text", "image")).modalities == ("image",)
 
 
-def test_conse_needs_a_text_model(specs: dict[str, EncoderSpec]) -> None:
-    with pytest.raises(InvalidInputError, match="family 'conse' needs a text_model"):
-        load(specs["tiny-conse"], text_model=None)
-
-
-def test_conse_needs_a_classifier_of_imagenet(specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conse_needs_a_classifier_of_imagenet(specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conse, "infer_imagenet_subset", lambda _: None)
     with pytest.raises(InvalidInputError, match="test_vit is no ImageNet classifier; family 'conse' needs one"):
         load(specs["tiny-conse"])
-
-
-def test_an_unknown_model_of_timm() -> None:
-    with pytest.raises(InvalidInputError, match=r"no model 'resnet5O'; did you mean resnet50"):
-        load(EncoderSpec(family="vision", model="resnet5O", modalities=("image",)))
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,15 +374,9 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert missing_weights(OFFLINE).keys() == OFFLINE.keys()
 
 
-def test_an_unknown_package(specs: dict[str, EncoderSpec]) -> None:
+def test_an_unknown_package(specs: Specs) -> None:
     with pytest.raises(WeightsUnavailableError, match="no package of weights is named 'numpy'; known: effic"):
         load(specs["vit"], weights="package:numpy")
-
-
-def test_impossible_modalities(specs: dict[str, EncoderSpec]) -> None:
-    assert load(specs["vit"], modalities=("text", "image")).modalities == ("image",)
-    with pytest.raises(InvalidInputError, match=r"family 'vision' embeds image; its modalities cannot be text"):
-        load(specs["vit"], modalities=("text",))
 
 
 def test_fields_without_an_effect_are_refused() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.encoders.support import load_one
+from tests.encoders.support import Specs, load_one
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import Encoder, EncoderSet, load_encoders, missing_weights
 from zsvec.encoders.base import ImageFeatures
@@ -36,7 +36,7 @@ NAMES = ("older-sentence-clip", "vit", "tiny-conse")
 
 
 @pytest.fixture(scope="module")
-def folder(specs: dict[str, EncoderSpec], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(specs: Specs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder with an exported tiny encoder of each family."""
     to = tmp_path_factory.mktemp("exported") / "encoders"
     chosen = {name: specs[name].model_copy(update={"prompt": f"{name}: {{name}}"}) for name in NAMES}
@@ -86,13 +86,13 @@ def test_a_folder_is_a_profile(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert missing_weights(found) == {}
 
 
-def test_an_encoder_beside_one_of_torch(folder: Path, specs: dict[str, EncoderSpec]) -> None:
+def test_an_encoder_beside_one_of_torch(folder: Path, specs: Specs) -> None:
     both = load_encoders({"vit": ExportedFolder(folder).specs()["vit"], "other": specs["vit"]}, device="cpu")
     assert both.on_torch
     assert both.fingerprints["vit"] == both.fingerprints["other"]
 
 
-def test_other_files_are_never_lost(copy: Path, specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_are_never_lost(copy: Path, specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "load_encoders", None)  # refused before anything is loaded
     no_export, no_manifest = copy.parent / "mine", copy.parent / "other"
     no_manifest.mkdir()
@@ -108,7 +108,7 @@ def test_other_files_are_never_lost(copy: Path, specs: dict[str, EncoderSpec], m
         assert (folder / "letter.txt").read_text() == "dear"
 
 
-def test_a_folder_with_the_name_of_an_exported_file_is_kept(copy: Path, specs: dict[str, EncoderSpec]) -> None:
+def test_a_folder_with_the_name_of_an_exported_file_is_kept(copy: Path, specs: Specs) -> None:
     graph = next(copy.glob("*.onnx"))
     graph.unlink()
     graph.mkdir()
@@ -118,9 +118,7 @@ def test_a_folder_with_the_name_of_an_exported_file_is_kept(copy: Path, specs: d
     assert (graph / "letter.txt").read_text() == "dear"
 
 
-def test_files_added_during_the_export_are_kept(
-    copy: Path, specs: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_added_during_the_export_are_kept(copy: Path, specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_compare", lambda *_: (copy / "letter.txt").write_text("dear"))
     with pytest.raises(InvalidInputError, match=r"letter\.txt"):
         export_encoders({"vit": specs["vit"]}, copy)
@@ -130,7 +128,7 @@ def test_files_added_during_the_export_are_kept(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
 def test_an_export_replaces_another_through_a_link(
-    copy: Path, specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Path, specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = Path.rename
 
@@ -151,9 +149,7 @@ def test_an_export_replaces_another_through_a_link(
     assert link.is_symlink()
 
 
-def test_an_export_that_differs_is_refused(
-    specs: dict[str, EncoderSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_that_differs_is_refused(specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = export._timm_features
 
     def wrong(model: Any, pixels: Any) -> Any:
@@ -166,7 +162,7 @@ def test_an_export_that_differs_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_preprocessing_is_not_exported(specs: dict[str, EncoderSpec], tmp_path: Path) -> None:
+def test_other_preprocessing_is_not_exported(specs: Specs, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(specs["clip"].model, tmp_path / "clip"))
     file = folder / "processor_config.json"
     config = json.loads(file.read_text())
@@ -183,7 +179,7 @@ def test_other_preprocessing_is_not_exported(specs: dict[str, EncoderSpec], tmp_
 @pytest.mark.skipif(os.name != "posix", reason="what is open cannot be deleted here")
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_folder_may_be_deleted_or_replaced_before_the_first_text(
-    replaced: bool, copy: Path, exported: EncoderSet, specs: dict[str, EncoderSpec]
+    replaced: bool, copy: Path, exported: EncoderSet, specs: Specs
 ) -> None:
     encoders = load_encoders(ExportedFolder(copy).specs(), device="cpu")
     if replaced:
@@ -333,8 +329,8 @@ def test_encoders_that_were_not_exported(folder: Path) -> None:
 
 
 def test_settings_that_exclude_onnxruntime(folder: Path) -> None:
-    options: dict[str, Any]
-    for options in ({"device": "cuda"}, {"dtype": "bfloat16"}, {"runtime": "torch"}):
+    excluding: list[Any] = [{"device": "cuda"}, {"dtype": "bfloat16"}, {"runtime": "torch"}]
+    for options in excluding:
         with pytest.raises(InvalidInputError, match="exported encoders run on onnxruntime"):
             load_encoders(ExportedFolder(folder).specs(), **options)
 

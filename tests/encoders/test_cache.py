@@ -52,7 +52,7 @@ def specs(filled: Callable[[Path], Specs], tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(hardware, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(cache, "_GPUS", ())
     specs = filled(tmp_path / "cache")
-    rated(specs, FAST)  # whatever this machine was busy with
+    rated(specs, FAST)  # in place of measured rates
     return specs
 
 
@@ -230,7 +230,7 @@ def test_unused_exports_are_deleted(specs: Specs) -> None:
     for path in (unused, record_of(unused), folder, record_of(folder), letter, photos):
         aged(path, month)
     aged(killed, 3700)
-    assert not uses_torch(specs)  # which uses it
+    assert not uses_torch(specs)  # which marks the export as used
     tidy()
     assert sorted(folder.parent.iterdir()) == sorted([folder, record_of(folder), at_work, letter, photos])
     assert not uses_torch(specs)

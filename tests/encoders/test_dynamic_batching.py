@@ -110,7 +110,7 @@ def queued(doubling: Doubling, items: Sequence[int]) -> list[Future[int]]:
     return calls
 
 
-def test_a_single_caller_runs_at_once_in_its_own_thread() -> None:
+def test_a_single_caller_runs_at_once_in_the_same_thread() -> None:
     doubling, before = Doubling(8), threading.active_count()
     for item in (3, 1, 2):
         with doubling.shared.turn(item) as turn:

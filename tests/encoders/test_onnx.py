@@ -176,7 +176,7 @@ def test_other_preprocessing_is_not_exported(specs: Specs, tmp_path: Path) -> No
 # ---- long-running processes
 
 
-@pytest.mark.skipif(os.name != "posix", reason="what is open cannot be deleted here")
+@pytest.mark.skipif(os.name != "posix", reason="open files cannot be deleted here")
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_folder_may_be_deleted_or_replaced_before_the_first_text(
     replaced: bool, copy: Path, exported: EncoderSet, specs: Specs

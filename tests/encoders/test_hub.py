@@ -141,28 +141,42 @@ def vit_on(hub: Hub) -> EncoderSpec:
     return EncoderSpec(family="vision", model=tiny.VIT, revision=COMMIT, modalities=("image",))
 
 
-@pytest.mark.parametrize("save", [tiny.save_clip, tiny.save_older_sentence_clip])
-def test_a_clip_of_the_hub(save: Callable[[Path], Path], hub: Hub, empty_cache: Path) -> None:
-    spec = clip_on(hub, save)
-    assert missing_weights({"it": spec}) == {"it": f"someone/clip@{COMMIT} from the Hugging Face hub"}
+@pytest.mark.parametrize(
+    ("put", "repository", "field", "file"),
+    [
+        (clip_on, "someone/clip", "model", ""),
+        (partial(clip_on, save=tiny.save_clip), "someone/clip", "model", ""),
+        (vit_on, "timm/test_vit.r160_in1k", "weights", "model.safetensors"),
+    ],
+    ids=["older clip", "clip", "timm"],
+)
+def test_weights_are_fetched_once(
+    put: Callable[[Hub], EncoderSpec],
+    repository: str,
+    field: str,
+    file: str,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = put(hub)
+    assert missing_weights({"it": spec}) == {"it": f"{repository}@{COMMIT} from the Hugging Face hub"}
     encoder = load(spec)
-    assert (encoder.fingerprint.model, encoder.fingerprint.revision) == ("someone/clip", COMMIT)
-    local = load(spec.model_copy(update={"model": str(hub.root / "someone" / "clip")}))
+    assert (encoder.fingerprint.model, encoder.fingerprint.revision) == (repository, COMMIT)
+    local = load(spec.model_copy(update={field: str(hub.root / repository / file)}))
     np.testing.assert_array_equal(encoder.encode_images(IMAGES), local.encode_images(IMAGES))
-    assert not any("onnx" in asked or "open_clip" in asked for asked in hub.requests)
+    unneeded = ("onnx", "open_clip", "pytorch_model.bin")
+    assert not any(name in asked for asked in hub.requests for name in unneeded)
     assert missing_weights({"it": spec}) == {}
 
-
-def test_a_timm_model_of_the_hub(hub: Hub) -> None:
-    spec = vit_on(hub)
-    assert missing_weights({"it": spec}) == {"it": f"timm/test_vit.r160_in1k@{COMMIT} from the Hugging Face hub"}
-    encoder = load(spec)
-    assert (encoder.fingerprint.model, encoder.fingerprint.revision) == ("timm/test_vit.r160_in1k", COMMIT)
-    weights = str(hub.root / "timm" / "test_vit.r160_in1k" / "model.safetensors")
-    local = load(spec.model_copy(update={"weights": weights}))
-    np.testing.assert_array_equal(encoder.encode_images(IMAGES), local.encode_images(IMAGES))
-    assert not any("pytorch_model.bin" in asked for asked in hub.requests)
-    assert missing_weights({"it": spec}) == {}
+    asked = len(hub.requests)
+    assert load(spec).fingerprint == encoder.fingerprint
+    assert len(hub.requests) == asked + 1  # for the repository
+    ask(NO_HUB, monkeypatch)
+    for offline in (True, False):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        again = load(spec)
+        assert again.fingerprint == encoder.fingerprint
+        np.testing.assert_array_equal(again.encode_images(IMAGES), encoder.encode_images(IMAGES))
 
 
 def test_no_folder_of_the_working_folder_replaces_a_repository(
@@ -199,23 +213,6 @@ def test_impossible_names_of_repositories() -> None:
 def test_without_a_revision_the_newest_commit_is_taken_and_remembered(hub: Hub) -> None:
     encoder = load(clip_on(hub).model_copy(update={"revision": None}))
     assert encoder.fingerprint.revision == COMMIT
-
-
-@pytest.mark.parametrize("put", [clip_on, vit_on])
-@pytest.mark.parametrize("offline", [True, False])
-def test_cached_weights_need_no_hub(
-    put: Callable[[Hub], EncoderSpec], offline: bool, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = put(hub)
-    first = load(spec)
-    asked = len(hub.requests)
-    assert load(spec).fingerprint == first.fingerprint
-    assert len(hub.requests) == asked + 1  # for the repository; no file is fetched twice
-    ask(NO_HUB, monkeypatch)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
-    again = load(spec)
-    assert again.fingerprint == first.fingerprint
-    np.testing.assert_array_equal(again.encode_images(IMAGES), first.encode_images(IMAGES))
 
 
 def test_an_incomplete_cache_is_not_enough(hub: Hub, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

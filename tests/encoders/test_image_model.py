@@ -93,7 +93,7 @@ def test_rounded_weights_give_the_vectors_of_autocast() -> None:
     model = made(Network(), ROUNDED)
     network: Any = model.model
     assert {network.first.weight.dtype, network.head.weight.dtype} == {torch.bfloat16}
-    assert network.unused.weight.dtype == torch.float32  # it does not run
+    assert network.unused.weight.dtype == torch.float32  # not part of the pass
     assert torch.equal(model(example(1)), expected)
 
 
@@ -151,7 +151,7 @@ def test_the_faster_format_is_found_and_kept(
     ran.clear()
     assert made(Network(), FOUND).runtime.dtype == expected
     assert ran == []
-    assert made(Network(), EXACT).runtime.dtype == torch.float32  # as it was asked for
+    assert made(Network(), EXACT).runtime.dtype == torch.float32  # as asked
 
 
 def test_image_models_shared_with_conse_are_never_measured() -> None:
@@ -260,7 +260,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")  # torch's, of that alone
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch 2.10 calls its own
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # raised by torch 2.10 itself
 def test_a_compiled_model_gives_the_same(compiles: Path) -> None:
     expected, model = made(Network(), EXACT), made(Network(), EXACT, compiled=True)
     assert any(compiles.iterdir())
@@ -269,7 +269,7 @@ def test_a_compiled_model_gives_the_same(compiles: Path) -> None:
         torch.testing.assert_close(model(batch), expected(batch), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch 2.10 calls its own
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # raised by torch 2.10 itself
 def test_a_missing_compiler_is_named(compiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     torch._dynamo.reset()

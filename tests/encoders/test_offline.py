@@ -21,7 +21,7 @@ from zsvec.encoders import EncoderSet, load_encoders
 from zsvec.encoders.hub import quiet_loading
 from zsvec.inputs.images import load_image
 
-# Photographs of public data sets, if they lie beside the checkout.
+# Photographs of public data sets, which may lie beside the checkout.
 DATA = Path(os.environ.get("ZSVEC_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TEXTS = ["a photo of a cat", "a spacecraft", "a small reddish arboreal mammal"]
 
@@ -195,5 +195,5 @@ def test_bfloat16_changes_similarities_little(offline: EncoderSet, photographs: 
     assert rounded.fingerprint == exact.fingerprint
     crops = [image.resize((300, 260), box=(x, 0, x + 250, 250)) for image in photographs for x in (0, 80, 150)]
     expected, got = exact.encode_images(crops), rounded.encode_images(crops)
-    assert np.abs(got - expected).max() > 1e-5  # it is another format
+    assert np.abs(got - expected).max() > 1e-5  # another format
     np.testing.assert_allclose(got @ expected.T, expected @ expected.T, atol=0.03)

@@ -234,7 +234,7 @@ class ExportedSource:
 
 
 class OnnxBackbone:
-    """An image model of a folder; errors are those of `ExportedFolder.graph`."""
+    """An image model of a folder; raises as `ExportedFolder.graph`."""
 
     def __init__(self, folder: ExportedFolder, model: ExportedImages, device: Device) -> None:
         self._graph = folder.graph(model.graph, device)

@@ -21,8 +21,7 @@ from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import client as module
 from zsvec.generation import prompts
 from zsvec.generation.access import KEY_VARIABLE
-from zsvec.generation.client import Client
-from zsvec.generation.responses import Answer, Picture
+from zsvec.generation.client import Answer, Client, Picture
 from zsvec.settings.settings import GenerationSettings
 
 PATIENCE_S = 60.0
@@ -128,7 +127,7 @@ def test_an_answer_that_drips_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> 
         assert one_waits.wait(PATIENCE_S)
         server.reply = endless.DRIPS["body"]
         monkeypatch.setattr(client, "_settings", client._settings.model_copy(update={"deadline": 0.1}))
-        monkeypatch.setattr(client._http, "_seconds", 0.3)
+        monkeypatch.setattr(client._openai._client, "_seconds", 0.3)
         with pytest.raises(GenerationUnavailableError):
             ask(client)
         assert not got

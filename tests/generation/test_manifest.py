@@ -1,4 +1,4 @@
-"""The folder of a run: what is bought is in it once, whatever happens."""
+"""The folder of a run keeps each purchase once, also after kills and from elsewhere."""
 
 from __future__ import annotations
 
@@ -96,13 +96,10 @@ def test_an_image_is_filed_as_it_came(folder: Path) -> None:
     assert purchase("red panda", 12).items() <= record.model_dump().items()
 
 
-@pytest.mark.parametrize(
-    ("data", "suffix"),
-    [(PNG, ".png"), (b"\xff\xd8\xff\xe0", ".jpg"), (b"RIFF....WEBP", ".webp"), (b"GIF89a", ".gif"), (b"text", ".bin")],
-)
-def test_files_are_named_by_what_they_are(folder: Path, data: bytes, suffix: str) -> None:
+def test_suffixes_follow_the_content(folder: Path) -> None:
+    kinds = {PNG: ".png", b"\xff\xd8\xff\xe0": ".jpg", b"RIFF....WEBP": ".webp", b"GIF89a": ".gif", b"text": ".bin"}
     with Manifest(folder) as manifest:
-        assert Path(buy(manifest, data=data).file).suffix == suffix
+        assert [Path(buy(manifest, data=data).file).suffix for data in kinds] == list(kinds.values())
 
 
 def test_images_may_come_at_once(folder: Path) -> None:
@@ -245,13 +242,13 @@ def test_a_purchase_replaces_a_link_of_its_name(folder: Path) -> None:
     assert elsewhere.read_bytes() == b""
 
 
-@pytest.mark.parametrize("file", ["/private.png", "../private.png", "images/cat/../../../private.png", "a\0.png"])
-def test_images_from_out_of_the_folder_are_not_read(folder: Path, file: str) -> None:
+def test_images_from_out_of_the_folder_are_not_read(folder: Path) -> None:
     with Manifest(folder) as manifest:
         record = buy(manifest, "cat", 0)
     (folder.parent / "private.png").write_bytes(PNG)
-    with pytest.raises(InvalidInputError, match=r"leads out of|cannot be a path"):
-        images([record.model_copy(update={"file": file})], folder)
+    for file in ("/private.png", "../private.png", "images/cat/../../../private.png", "a\0.png"):
+        with pytest.raises(InvalidInputError, match=r"leads out of|cannot be a path"):
+            images([record.model_copy(update={"file": file})], folder)
 
 
 # Folders that cannot be used
@@ -283,33 +280,33 @@ FOREIGN = (
 )
 
 
-@pytest.mark.parametrize("use", [Manifest, read_manifest])
-@pytest.mark.parametrize("content", FOREIGN)
-def test_a_file_of_something_else(folder: Path, content: bytes, use: Callable[[Path], object]) -> None:
+use_it = pytest.mark.parametrize("use", [Manifest, read_manifest])
+
+
+@use_it
+def test_a_file_with_another_content(folder: Path, use: Callable[[Path], object]) -> None:
     folder.mkdir(parents=True)
     file = folder / "manifest.jsonl"
-    file.write_bytes(content)
-    with pytest.raises(InvalidInputError, match=r"manifest\.jsonl has a line that .* did not write"):
-        use(folder)
-    assert file.read_bytes() == content
+    for content in FOREIGN:
+        file.write_bytes(content)
+        with pytest.raises(InvalidInputError, match=r"manifest\.jsonl has a line that .* did not write"):
+            use(folder)
+        assert file.read_bytes() == content
     file.unlink()
-    with Manifest(folder):  # nobody has it open
+    with Manifest(folder):  # the lock is free
         pass
 
 
-@pytest.mark.parametrize("use", [Manifest, read_manifest])
+@use_it
 def test_a_file_in_the_place_of_the_folder(folder: Path, use: Callable[[Path], object]) -> None:
     folder.parent.mkdir()
     folder.write_text("a file")
     with pytest.raises(InvalidInputError, match=str(folder)):
         use(folder)
     assert folder.read_text() == "a file"
-
-
-@pytest.mark.parametrize("use", [Manifest, read_manifest])
-def test_a_folder_that_cannot_be_read(folder: Path, use: Callable[[Path], object]) -> None:
+    folder.unlink()
     (folder / "manifest.jsonl").mkdir(parents=True)
-    with pytest.raises(InvalidInputError, match=r"cannot be used: Is a directory; give one that you may read"):
+    with pytest.raises(InvalidInputError, match="cannot be used: Is a directory"):
         use(folder)
 
 
@@ -320,18 +317,17 @@ def test_a_file_in_the_place_of_a_sub_folder(folder: Path) -> None:
         buy(manifest)
 
 
-@pytest.mark.parametrize("room", [0, 10])
-def test_a_full_disk(folder: Path, room: int) -> None:
+def test_a_full_disk(folder: Path) -> None:
     with Manifest(folder) as manifest:
         kept = [manifest.records[0], buy(manifest)]
     full = Manifest(folder)
-    with no_file_larger_than((folder / "manifest.jsonl").stat().st_size + room):
+    with no_file_larger_than((folder / "manifest.jsonl").stat().st_size + 10):
         for use in (
             lambda: buy(full, "cat", 1, PNG * 100),
             lambda: full.append(ANSWER),
             lambda: full.__exit__(None, None, None),  # it is written once more
         ):
-            with pytest.raises(InvalidInputError, match=r"File too large; give one .* with room in it"):
+            with pytest.raises(InvalidInputError, match="File too large"):
                 use()
     with Manifest(folder) as manifest:
         assert manifest.records == kept

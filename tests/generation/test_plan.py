@@ -1,4 +1,4 @@
-"""What a run will buy, in which order and for how much, and what the store says of confusions."""
+"""Plans: order, number and cost of purchases, and measured confusions."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def test_what_is_there_or_declined_is_not_bought(tmp_path: Path) -> None:
     assert plan_of(tmp_path, ["c"], per_category=1).places == ()
 
 
-@pytest.mark.parametrize(("images", "bought"), [(None, 5), (9, 5), (6, 5), (4, 3), (2, 1), (1, 0), (0, 0)])
-def test_a_budget_of_images_counts_those_that_are_there(tmp_path: Path, images: int | None, bought: int) -> None:
+def test_a_budget_of_images_counts_those_that_are_there(tmp_path: Path) -> None:
     with Manifest(tmp_path) as manifest:
         buy(manifest, "a", 0)
         buy(manifest, "c", 0)
-    plan = plan_of(tmp_path, ["a", "b"], per_category=3, budget=Budget(images=images))
-    assert plan.places == (("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2))[:bought]
-    assert plan.there == 1
+    for images, bought in ((None, 5), (9, 5), (6, 5), (4, 3), (2, 1), (1, 0), (0, 0)):
+        plan = plan_of(tmp_path, ["a", "b"], per_category=3, budget=Budget(images=images))
+        assert plan.places == (("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2))[:bought]
+        assert plan.there == 1
 
 
 # Money
@@ -160,13 +160,11 @@ def test_a_budget_in_dollars_needs_prices(tmp_path: Path, unknown: str) -> None:
     assert len(plan.places) == 1
 
 
-@pytest.mark.parametrize(
-    "budget", [{"images": -1}, {"images": 2.5}, {"images": "4"}, {"dollars": -0.01}, {"dollars": math.inf},
-               {"dollars": math.nan}, {"dollars": "2"}],
-)  # fmt: skip
-def test_budgets_that_cannot_be(budget: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError, match="number from 0 up"):
-        Budget(**budget)
+def test_invalid_budgets() -> None:
+    budgets: list[dict[str, Any]] = [{"images": -1}, {"images": 2.5}, {"images": "4"}, {"dollars": -0.01}]
+    for budget in (*budgets, {"dollars": math.inf}, {"dollars": math.nan}, {"dollars": "2"}):
+        with pytest.raises(InvalidInputError, match="number from 0 up"):
+            Budget(**budget)
 
 
 def test_a_plan_as_json(tmp_path: Path) -> None:
@@ -246,16 +244,16 @@ def test_confusions_are_mean_probabilities() -> None:
     assert found.partners == {"a": ("c", "b"), "b": (), "c": ("b",)}
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_the_only_image_of_a_category_says_nothing_of_the_others(order: tuple[int, ...]) -> None:
+def test_the_only_image_of_a_category_says_nothing_of_the_others() -> None:
     images = [
         ("a", {"b": 0.3, "c": 0.5}),
         ("b", {"a": 0.6, "b": 0.4}),
         ("c", {"a": 0.1, "b": 0.1, "c": 0.8}),
     ]
-    found = confusions(sample(*(images[i] for i in order)), POOL)
-    assert found.lost == pytest.approx({"a": 1.0, "b": 0.6, "c": 0.2}, abs=1e-6)
-    assert found.partners == {"a": ("c", "b"), "b": ("a",), "c": ("a", "b")}
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        found = confusions(sample(*(images[i] for i in order)), POOL)
+        assert found.lost == pytest.approx({"a": 1.0, "b": 0.6, "c": 0.2}, abs=1e-6)
+        assert found.partners == {"a": ("c", "b"), "b": ("a",), "c": ("a", "b")}
 
 
 def test_the_only_image_of_a_category_is_found_by_its_text() -> None:
@@ -314,8 +312,9 @@ def test_what_was_declined_is_asked_for_again_of_another_model_and_after_a_failu
     assert plan.places == (("b", 0), ("c", 0))
 
 
-@pytest.mark.parametrize("cents", [1, 3, 6, 7, 10])
-def test_a_budget_of_so_many_cents_buys_so_many_images_of_a_cent(tmp_path: Path, cents: int) -> None:
+def test_a_budget_of_so_many_cents_buys_so_many_images_of_a_cent(tmp_path: Path) -> None:
     prices = {"writer": ModelPrice(), "painter": ModelPrice(image=0.01)}
     settings = settings_of(language_model="writer", image_model="painter", prices=prices)
-    assert plan_of(tmp_path, ["a"], settings, per_category=20, budget=Budget(dollars=cents / 100)).affordable == cents
+    for cents in (1, 3, 6, 7, 10):
+        plan = plan_of(tmp_path, ["a"], settings, per_category=20, budget=Budget(dollars=cents / 100))
+        assert plan.affordable == cents

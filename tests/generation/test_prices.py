@@ -15,9 +15,9 @@ def test_usages_add_up() -> None:
     assert Usage() == Usage(0, 0)
 
 
-@pytest.mark.parametrize(
-    ("model", "usage", "dollars"),
-    [
+def test_of_texts() -> None:
+    prices = {"mine": ModelPrice(input=1, output=3), "free": ModelPrice()}
+    for model, usage, dollars in (
         ("gpt-6-luna", Usage(1_000_000, 0), 0.10),
         ("gpt-6-luna", Usage(0, 1_000_000), 0.50),
         ("gpt-6-luna", Usage(12_345, 678), 0.0015735),
@@ -26,13 +26,10 @@ def test_usages_add_up() -> None:
         ("gpt-6-luna", Usage(), 0.0),
         ("mine", Usage(1_000, 2_000), 0.007),
         ("free", Usage(1_000, 2_000), 0.0),
-        ("of-nobody", Usage(1, 1), None),
-    ],
-)
-def test_of_texts(model: str, usage: Usage, dollars: float | None) -> None:
-    prices = {"mine": ModelPrice(input=1, output=3), "free": ModelPrice()}
-    cost = text_cost(usage, GenerationSettings(language_model=model, prices=prices))
-    assert cost == (None if dollars is None else pytest.approx(dollars))
+    ):
+        cost = text_cost(usage, GenerationSettings(language_model=model, prices=prices))
+        assert cost == pytest.approx(dollars), model
+    assert text_cost(Usage(1, 1), GenerationSettings(language_model="without-price")) is None
 
 
 def test_of_the_settings_come_first() -> None:
@@ -42,18 +39,20 @@ def test_of_the_settings_come_first() -> None:
     assert image_cost(None, settings) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize(
-    "model", ["gpt-image-2.6-flare", "gpt-image-2.6-sunburst", "gpt-image-2.5-flare", "gpt-image-2.5-sunburst"]
-)
-def test_of_an_image_by_its_usage(model: str) -> None:
-    settings = GenerationSettings(image_model=model, image_quality="high", image_size="4096x4096")
-    assert image_cost(Usage(50, 196), settings) == pytest.approx(0.00613)
-    assert image_cost(Usage(), settings) == 0
+def test_of_an_image_by_its_usage() -> None:
+    for model in ("gpt-image-2.6-flare", "gpt-image-2.6-sunburst", "gpt-image-2.5-flare", "gpt-image-2.5-sunburst"):
+        settings = GenerationSettings(image_model=model, image_quality="high", image_size="4096x4096")
+        assert image_cost(Usage(50, 196), settings) == pytest.approx(0.00613)
+        assert image_cost(Usage(), settings) == 0
 
 
-@pytest.mark.parametrize(
-    ("settings", "dollars"),
-    [
+def test_of_an_image_estimated() -> None:
+    prices = {
+        "by-the-image": ModelPrice(input=1, output=1, image=0.04),
+        "by-the-token": ModelPrice(input=1, output=1),
+        "free": ModelPrice(),
+    }
+    cases: list[tuple[dict[str, Any], float]] = [
         ({}, 0.00688),  # 200 tokens of 5 $ and 196 of 30 $ a million
         ({"image_quality": "medium"}, 0.01417),
         ({"image_quality": "high"}, 0.05368),
@@ -66,20 +65,14 @@ def test_of_an_image_by_its_usage(model: str) -> None:
         ({"image_model": "by-the-image"}, 0.04),
         ({"image_model": "by-the-token"}, 0.0002),
         ({"image_model": "free"}, 0.0),
-        ({"image_model": "of-nobody"}, None),
-    ],
-)
-def test_of_an_image_estimated(settings: dict[str, Any], dollars: float | None) -> None:
-    prices = {
-        "by-the-image": ModelPrice(input=1, output=1, image=0.04),
-        "by-the-token": ModelPrice(input=1, output=1),
-        "free": ModelPrice(),
-    }
-    cost = image_cost(None, GenerationSettings(prices=prices, **settings))
-    assert cost == (None if dollars is None else pytest.approx(dollars))
+    ]
+    for settings, dollars in cases:
+        cost = image_cost(None, GenerationSettings(prices=prices, **settings))
+        assert cost == pytest.approx(dollars), settings
+    assert image_cost(None, GenerationSettings(image_model="without-price")) is None
 
 
 def test_an_image_has_its_price_whatever_it_uses() -> None:
     settings = GenerationSettings(image_model="mine", prices={"mine": ModelPrice(input=1, output=1, image=0.04)})
     assert image_cost(Usage(1_000_000, 1_000_000), settings) == pytest.approx(0.04)
-    assert image_cost(Usage(1_000_000, 1_000_000), GenerationSettings(image_model="of-nobody")) is None
+    assert image_cost(Usage(1_000_000, 1_000_000), GenerationSettings(image_model="without-price")) is None

@@ -1,4 +1,4 @@
-"""A run against a server: what it asks and buys, when it ends, and what is there afterwards."""
+"""Runs against a server: requests, purchases, ends, and the folder afterwards."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def test_an_answer_that_is_declined_for_several_is_asked_one_by_one(tmp_path: Pa
 # What goes wrong
 
 
-@pytest.mark.parametrize("when", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("when", [0, 2, 9])
 def test_an_error_ends_the_run_and_keeps_what_has_arrived(tmp_path: Path, when: int) -> None:
     # One request is refused at once while those beside it take their time.
     def fault(request: Request) -> Fault | None:
@@ -365,7 +365,7 @@ def test_failures_until_the_deadline_end_the_run(tmp_path: Path) -> None:
 
 
 def test_what_passes_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("zsvec.generation.client._BACK_OFF.multiplier", 0.01)
     faults = [Fault.error(500), Fault.cut(), Fault.rate_limited(0.01), Fault.malformed_body()]
 
     def fault(request: Request) -> Fault | None:
@@ -378,12 +378,11 @@ def test_what_passes_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.Mo
         assert len(drawn.images) == 4
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_an_interruption_loses_nothing(tmp_path: Path, after: int) -> None:
+def test_an_interruption_loses_nothing(tmp_path: Path) -> None:
     def track(results: Iterable[Any]) -> Iterator[Any]:
         for count, result in enumerate(results, start=1):
             yield result
-            if count == after:
+            if count == 3:
                 raise KeyboardInterrupt
 
     names = ["bear", "desk", *PANDAS]
@@ -393,7 +392,7 @@ def test_an_interruption_loses_nothing(tmp_path: Path, after: int) -> None:
         assert caught.traceback  # it refers to all that was at work
         assert workers() == []
         sold = server.sold(IMAGES)
-        assert after <= sold.total() < 8
+        assert 3 <= sold.total() < 8
         assert len(on_disk(tmp_path)) == sold.total()
         assert len([r for r in read_manifest(tmp_path) if isinstance(r, ImageRecord)]) == sold.total()
 
@@ -422,7 +421,7 @@ def test_without_a_key_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.Monk
 # Budgets
 
 
-@pytest.mark.parametrize("dollars", [0.0, 0.0005, 0.004, 0.0068, 0.0069, 0.02, 0.0314, 0.05, 0.0789, 0.1])
+@pytest.mark.parametrize("dollars", [0.0, 0.0005, 0.0068, 0.0314, 0.1])
 def test_a_budget_in_dollars_is_never_exceeded(tmp_path: Path, dollars: float) -> None:
     names = ["bear", "desk", *PANDAS]
     with FakeOpenAI(latency=0.005) as server:

@@ -1,13 +1,11 @@
 """References from a language model and an image model (paper, section 3.1).
 
-A run, in the order of its modules:
-
-- `facet` is what a classifier offers: plan, run, and store the images.
-- `plan` says what a run will ask, buy and cost, within a `Budget`; `prices` says what an answer and an image cost.
-- `run` carries a plan out over a folder, the `manifest`, from which it can be resumed.
-- `features` finds out what categories look like and which are alike, by the questions of `prompts`.
-- `client` asks and draws, with the key of `access`; `responses` checks the answers.
-- `gate` flags images that are better left out.
+- `facet`: the interface of a classifier: plan, run, and store the images.
+- `plan`: questions, images and cost of a run, within a `Budget`; `prices`: costs of answers and images.
+- `run`: executes a plan over a folder, the `manifest`, from which an interrupted run is resumed.
+- `features`: describes and compares categories, with the questions of `prompts`.
+- `client`: sends requests with the key of `access`, and checks the responses.
+- `gate`: flags images that should stay out of the store.
 """
 
 from zsvec.generation.plan import Budget, Plan

@@ -1,6 +1,6 @@
-"""Access to the service: its address, its key, and whether requests may be made at all.
+"""Access to the service: address, key, and permission to send requests.
 
-The key comes from the environment alone, and is taken out of every text that comes back.
+The key comes from the environment only, and is removed from every text of the service.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ SWITCH_VARIABLE = "ZSVEC_ALLOW_REQUESTS"
 ALLOW_REQUESTS = os.environ.get(SWITCH_VARIABLE, "").strip().lower() not in ("0", "false", "no", "off")
 """Whether requests may leave this machine. Tests turn it off."""
 
-_DEFAULT_URL = "https://api.openai.com/v1"
 MAX_TEXT_CHARS = 4000
-"""Of a text in an answer that goes into an error or a record, such as a message or a revised prompt."""
+"""Of a text of the service in an error or a record, such as a message or a revised prompt."""
 
-_MAX_HOST_CHARS = 253  # the longest name that DNS can look up
-_SHORTEST_KEY = 8  # a shorter key keeps nobody out, and may be a word of an answer
+_DEFAULT_URL = "https://api.openai.com/v1"
+_MAX_HOST_CHARS = 253  # the longest name in DNS
+_MIN_KEY_CHARS = 8  # a shorter key protects nothing, and may be a word of an answer
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The key of the service; no message shows it.
+    """The key of the service, which no message shows.
 
     Attributes:
-        value: What is sent.
+        value: The key in clear text.
     """
 
     value: str = field(repr=False)
 
     @classmethod
     def from_environment(cls) -> Key:
-        """The key in ``OPENAI_API_KEY``.
+        """Returns the key in ``OPENAI_API_KEY``.
 
         Raises:
-            GenerationError: There is none, or it cannot be sent.
+            GenerationError: The variable is not set, or its value cannot be sent in a header.
         """
         value = os.environ.get(KEY_VARIABLE, "").strip()
         if not value:
@@ -56,25 +56,25 @@ class Key:
         return cls(value)
 
     def scrubbed(self, text: str) -> str:
-        """A text without the key."""
-        return text.replace(self.value, "***") if len(self.value) >= _SHORTEST_KEY else text
+        """Returns a text without the key."""
+        return text.replace(self.value, "***") if len(self.value) >= _MIN_KEY_CHARS else text
 
     def quoted(self, text: str) -> str:
-        """Returns a text of an answer without the key, of at most `MAX_TEXT_CHARS` characters."""
-        text = self.scrubbed(text).encode(errors="replace").decode()  # no lone surrogate can be written to a file
+        """Returns a text without the key, of at most `MAX_TEXT_CHARS` characters."""
+        text = self.scrubbed(text).encode(errors="replace").decode()  # a lone surrogate cannot be written to a file
         return text if len(text) <= MAX_TEXT_CHARS else f"{text[: MAX_TEXT_CHARS - 1]}…"
 
 
 def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
-    """The address of the service: as configured, that of ``OPENAI_BASE_URL``, or OpenAI's own.
+    """Returns the address of the service: from the settings, from ``OPENAI_BASE_URL``, or OpenAI's.
 
     Args:
-        configured: By the settings.
-        key: What is sent there.
-        allow_http: Whether others on the way may read it.
+        configured: Address in the settings.
+        key: Removed from errors.
+        allow_http: Whether the key may be sent to other machines in clear text.
 
     Raises:
-        GenerationError: No request can be made to it, or others could read the key.
+        GenerationError: The address is invalid, or would send the key in clear text.
     """
     url = configured or os.environ.get(URL_VARIABLE, "").strip() or _DEFAULT_URL
     if host_of(url) is None:
@@ -91,13 +91,12 @@ def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
                 "where the network is private"
             )
         )
-    # A name or a password before an @ would be sent in the place of the key, and be in the logs of every request.
-    address = httpx.URL(url)
-    return str(address.copy_with(userinfo=b"")) if address.userinfo else url
+    # A name and password before an @ would replace the key, and appear in the logs of every request.
+    return str(httpx.URL(url).copy_with(userinfo=b""))
 
 
 def host_of(url: str) -> str | None:
-    """The host of an address, read as it is when a request is made; ``None`` if no request can be made to it."""
+    """Returns the host of an address, parsed as for a request; ``None`` for an address that no request can use."""
     try:
         address = httpx.URL(url)
         host = address.host
@@ -108,10 +107,10 @@ def host_of(url: str) -> str | None:
 
 
 def check_allowed(url: str) -> None:
-    """Refuse requests beyond this machine where they are turned off.
+    """Raises an error for a request to another machine where ``ZSVEC_ALLOW_REQUESTS`` is off.
 
     Raises:
-        GenerationError: They are.
+        GenerationError: Requests are off.
     """
     host = host_of(url)
     if not ALLOW_REQUESTS and host not in ("127.0.0.1", "localhost", "::1"):

@@ -1,29 +1,35 @@
-"""A service with OpenAI's interface: questions in, answers in a given form out; prompts in, images out.
+"""Client of a service with OpenAI's interface: sends questions and image prompts, and checks the responses.
 
-Every answer is bounded: to `MAX_ANSWER_BYTES`, or `MAX_TEXT_ANSWER_BYTES` of the language model, and as a whole to the
-seconds of ``generation.timeout``. The package `openai` repeats a request after a temporary failure, and waits for as
-long as ``Retry-After`` says, up to two minutes; ``generation.deadline`` bounds the repetitions. The bodies of responses
-are checked in `responses`. A `Declined` request is a result; every other failure is an error of zsvec.
+A response is bounded in bytes (`MAX_ANSWER_BYTES`, or `MAX_TEXT_ANSWER_BYTES` from the language model) and in time
+(``generation.timeout``, for the whole response). After a temporary failure a request is repeated, at growing intervals
+or after the time of a ``Retry-After`` header, until ``generation.deadline``.
+
+Bodies of responses are parsed here: the classes of the package `openai` check nothing, and its `parse` builds an object
+for each of a million items before a check fails. Reasons, ids and revised prompts are cut to
+`zsvec.generation.access.MAX_TEXT_CHARS`.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from email.utils import mktime_tz, parsedate_tz
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import httpx2
 import openai
+from pydantic import BaseModel, FailFast, ValidationError
 from tenacity import (
+    RetryCallState,
     Retrying,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_before_delay,
     stop_when_event_set,
     wait_random_exponential,
@@ -32,58 +38,114 @@ from tenacity import (
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation.access import KEY_VARIABLE, URL_VARIABLE, Key, base_url, check_allowed, host_of
 from zsvec.generation.prices import Usage
-from zsvec.generation.prompts import Form, Question
-from zsvec.generation.responses import Answer, Declined, Picture, UnusableError, read_answer, read_image
+from zsvec.generation.prompts import Form, Items, Question
 from zsvec.inputs.answers import AnswerError, hooks
 from zsvec.inputs.deadline import LateError, in_time
 from zsvec.inputs.sockets import Sockets
 from zsvec.settings.settings import GenerationSettings
 
-MOST_UNUSABLE = 3
-"""Unusable responses in a row, each of them paid for, until a request is given up."""
+MAX_UNUSABLE = 3
+"""Unusable responses in a row, each paid for, after which a request is given up."""
 
 MAX_IMAGE_BYTES = 4 * 4096 * 4096 + 2**20
-"""Of an image: as many as 4096 x 4096 pixels with four channels take without compression, and the headers of a file."""
+"""Of a downloaded image: 4096 x 4096 pixels with four uncompressed channels, and file headers."""
 
 MAX_ANSWER_BYTES = MAX_IMAGE_BYTES * 4 // 3 + 2**20
-"""Of an answer of the service: an image in base64, and the text around it."""
+"""Of a response: an image in base64 and the JSON around it."""
 
 MAX_TEXT_ANSWER_BYTES = 2**22
-"""Of an answer of the language model, which has no image."""
+"""Of a response of the language model."""
+
+MAX_TOKENS = 10**12
+"""Of one request. Token counts of a service are clipped to 0 … `MAX_TOKENS`."""
 
 _log = logging.getLogger(__name__)
 
-_MAX_RETRIES = 10**6  # the deadline comes first
-_MIN_WAIT_S = 0.1  # before a repetition, however soon a service asks for it
-_LONG_WAIT_S = 5.0  # from which on a wait is logged
-_TEMPORARY = (408, 409, 429)
+_MIN_WAIT_S = 0.1  # before a repetition, also where Retry-After is less
+_BACK_OFF = wait_random_exponential(multiplier=0.5, max=8, min=_MIN_WAIT_S)  # seconds
+_LOGGED_WAIT_S = 5.0
 _NO_CREDIT = "insufficient_quota"
 _POLICY = ("content_policy", "moderation", "content_filter", "contentfilter", "safety")
 
-_give_up_at: ContextVar[float] = ContextVar("give_up_at")  # of the request that is made, in `time.monotonic`
-
+T = TypeVar("T")
 Outcome = TypeVar("Outcome", bound="Answer[Any] | Picture | Declined")
 
 
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Form]):
+    """An answer of the language model.
+
+    Attributes:
+        value: Parsed content.
+        response: Id of the response.
+        usage: Tokens, including unusable responses before this one.
+    """
+
+    value: Form
+    response: str
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image of the image model.
+
+    Attributes:
+        data: The encoded image.
+        response: Id of the response.
+        usage: Tokens, including unusable responses before this one; ``None`` if the service counts none.
+        revised_prompt: The prompt after the service's revision, if there was one.
+    """
+
+    data: bytes
+    response: str
+    usage: Usage | None
+    revised_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """A request without an answer or image.
+
+    Attributes:
+        code: ``refusal`` by the model, ``policy`` of the service, ``length`` limit reached, or ``unusable``: repeatedly
+            not in the requested form.
+        reason: Message of the service or of the check.
+        usage: Tokens, which are paid for all the same.
+    """
+
+    code: str
+    reason: str
+    usage: Usage = field(default_factory=Usage)
+
+
+class _UnusableError(Exception):
+    """A response in another form than requested; its tokens are paid for."""
+
+    def __init__(self, problem: str, usage: Usage | None = None) -> None:
+        super().__init__(problem)
+        self.usage = usage or Usage()
+
+
 class Client:
-    """Asks and draws. Safe to use from several threads.
+    """Sends requests to the service. Thread-safe.
 
     Args:
-        settings: Of the service and its models.
+        settings: The service and its models.
 
     Raises:
-        GenerationError: There is no key in the environment, or none that can be sent, or no address to send it to.
+        GenerationError: The environment has no usable key, or the address of the service is invalid.
     """
 
     def __init__(self, settings: GenerationSettings) -> None:
         self._settings = settings
         self._key = Key.from_environment()
-        self._http = _ServiceHttp(settings.timeout)
+        self._stopping = threading.Event()
         self._openai = openai.OpenAI(
             api_key=self._key.value,
             base_url=base_url(settings.base_url, self._key, allow_http=settings.allow_http),
-            max_retries=_MAX_RETRIES,
-            http_client=self._http,
+            max_retries=0,  # its waits could neither be interrupted nor bounded by the deadline
+            http_client=_BoundedHttp(_answer_bytes, settings.timeout),
             default_headers={"Connection": "close"},  # a late request ends with its connection, and ends no other
         )
         self._url = str(self._openai.base_url)
@@ -95,20 +157,20 @@ class Client:
         self._openai.close()
 
     def stop(self) -> None:
-        """Repeat nothing from now on: calls that wait for their next attempt end with an error."""
-        self._http.stopping.set()
+        """Ends all waits for a repetition with an error. Requests on their way are not interrupted."""
+        self._stopping.set()
 
     def ask(self, question: Question[Form], idempotency_key: str) -> Answer[Form] | Declined:
-        """Ask the language model.
+        """Asks the language model.
 
         Args:
-            question: What to ask.
-            idempotency_key: The same for the same request at each attempt, also in a later run. Services that honour
+            question: Instructions, data and form of the answer.
+            idempotency_key: The same in each attempt at the same request, in later runs too. Services that honour
                 ``Idempotency-Key`` bill once.
 
         Raises:
-            GenerationError: The service refuses the key or the model, or does not understand the request.
-            GenerationUnavailableError: It cannot be reached, or is too slow or too busy.
+            GenerationError: The service refuses the key, the model or the request.
+            GenerationUnavailableError: The service cannot be reached, or is too slow or too busy.
         """
 
         def request(headers: dict[str, str]) -> Any:
@@ -130,16 +192,16 @@ class Client:
             )
 
         def read(body: str, request_id: str) -> Answer[Form] | Declined:
-            return read_answer(body, request_id, question.form, self._key)
+            return _read_answer(body, request_id, question.form, self._key)
 
         return self._until_usable(request, read, idempotency_key)
 
     def draw(self, prompt: str, idempotency_key: str) -> Picture | Declined:
-        """Draw one image.
+        """Draws one image.
 
         Args:
-            prompt: What to draw.
-            idempotency_key: As `ask`.
+            prompt: Prompt of the image model.
+            idempotency_key: As in `ask`.
 
         Raises:
             GenerationError: As `ask`.
@@ -147,7 +209,7 @@ class Client:
         settings = self._settings
         options: dict[str, Any] = {"quality": settings.image_quality} if settings.image_quality else {}
         if settings.image_model.startswith("dall-e"):
-            options["response_format"] = "b64_json"  # other models know nothing else, and refuse the word
+            options["response_format"] = "b64_json"  # other models refuse the parameter
 
         def request(headers: dict[str, str]) -> Any:
             return self._openai.images.with_raw_response.generate(
@@ -159,19 +221,19 @@ class Client:
                 **options,
             )
 
-        def read(body: str, request_id: str) -> Picture | Declined:
-            return read_image(body, request_id, self._key, self._downloaded)
+        def read(body: str, request_id: str) -> Picture:
+            return _read_image(body, request_id, self._key, self._downloaded)
 
         return self._until_usable(request, read, idempotency_key)
 
     def _until_usable(
         self, request: Callable[[dict[str, str]], Any], read: Callable[[str, str], Outcome], idempotency_key: str
     ) -> Outcome | Declined:
-        """Makes a request until its response can be used, at most `MOST_UNUSABLE` times.
+        """Sends a request until its response is usable, at most `MAX_UNUSABLE` times.
 
         Args:
-            request: Makes the request with more headers, and returns the raw response of `openai`.
-            read: Makes an outcome of the body of the response and the id of the request.
+            request: Sends the request with additional headers.
+            read: Parses a body, given the id of the request.
             idempotency_key: Of the first request.
 
         Returns:
@@ -179,50 +241,64 @@ class Client:
         """
         check_allowed(self._url)
         spent, problem = Usage(), ""
-        for number in range(MOST_UNUSABLE):
-            if number and self._http.stopping.is_set():
+        for number in range(MAX_UNUSABLE):
+            if number and self._stopping.is_set():
                 break
             # With the same key, a service may answer with the same unusable response.
             key = f"{idempotency_key}-{number}" if number else idempotency_key
-            _give_up_at.set(time.monotonic() + self._settings.deadline)
             try:
-                response = request({"Idempotency-Key": key})
+                response = self._repeated(partial(request, {"Idempotency-Key": key}))
                 outcome: Outcome | Declined = read(response.text, response.headers.get("x-request-id", ""))
-            except openai.OpenAIError as exc:
+            except (openai.OpenAIError, AnswerError) as exc:
                 outcome = self._declined(exc)
-            except UnusableError as exc:
+            except _UnusableError as exc:
                 spent += exc.usage
                 problem = str(exc)
                 continue
             return outcome if outcome.usage is None else replace(outcome, usage=spent + outcome.usage)
-        return Declined("unusable", f"none of {MOST_UNUSABLE} responses could be used: {problem}", spent)
+        return Declined("unusable", f"none of {MAX_UNUSABLE} responses could be used: {problem}", spent)
 
-    def _declined(self, exc: openai.OpenAIError) -> Declined:
-        """Returns why the service declines a request, if the error says so; raises an error of zsvec otherwise.
+    def _repeated(self, attempt: Callable[[], T]) -> T:
+        """Calls again after each temporary failure, until the deadline or `stop`; raises the last failure."""
+        retrying = Retrying(
+            retry=retry_if_exception(_is_temporary),
+            wait=_seconds_to_wait,
+            stop=stop_before_delay(self._settings.deadline) | stop_when_event_set(self._stopping),
+            before_sleep=_log_long_wait,
+            sleep=self._pause,
+            reraise=True,
+        )
+        return retrying(attempt)
 
-        No error has the original as its cause, which may quote the key.
+    def _pause(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise self._unavailable("the run has ended")
+
+    def _declined(self, exc: Exception) -> Declined:
+        """Returns the refusal of a request, or raises an error without the original as its cause: it may quote the key.
+
+        Raises:
+            GenerationError: The error is no refusal by the policy of the service.
         """
-        if isinstance(exc.__cause__, AnswerError):
+        if isinstance(exc, AnswerError):
             raise GenerationError(
-                self._key.quoted(f"{self._url}: {exc.__cause__}")
+                self._key.quoted(f"{self._url}: {exc}")
                 + f"; set generation.base_url or {URL_VARIABLE} to a service with OpenAI's interface"
             ) from None
         if isinstance(exc, openai.APIConnectionError):
-            raise self._unavailable(str(exc)) from None
+            raise self._unavailable(f"{type(exc.__cause__).__name__}: {exc.__cause__}") from None
         if not isinstance(exc, openai.APIStatusError):
             raise GenerationError(self._key.quoted(f"{self._url}: the request cannot be made: {exc}")) from None
-        status = exc.status_code
-        message = self._key.quoted(exc.message)
+        status, message = exc.status_code, self._key.quoted(exc.message)
         if status in (400, 403, 422) and any(word in f"{exc.code or ''} {exc.type or ''}".lower() for word in _POLICY):
             return Declined("policy", message)
-        if exc.code != _NO_CREDIT and (status in (408, 409, 429) or status >= 500):
+        if _is_temporary(exc):
             raise self._unavailable(f"HTTP {status}: {message}") from None
         raise GenerationError(
             self._key.scrubbed(f"{self._url} (HTTP {status}): {self._advice(exc, message)}")
         ) from None
 
     def _advice(self, exc: openai.APIStatusError, message: str) -> str:
-        """What is wrong, and what to do about it."""
         if exc.code == _NO_CREDIT:
             return "the account is out of credit: add some, and run it again"
         if exc.status_code < 400:
@@ -242,26 +318,19 @@ class Client:
     def _unavailable(self, problem: str) -> GenerationUnavailableError:
         return GenerationUnavailableError(
             self._key.quoted(f"{self._url} is not available: {problem}")
-            + "; what is done is kept: run it again later, or raise generation.timeout and generation.deadline"
+            + "; finished work is kept: run it again later, or raise generation.timeout and generation.deadline"
         )
 
     def _downloaded(self, url: str) -> bytes:
-        """Download an image from the address that the service gave, without the key; empty if it is not there."""
+        """Downloads an image from the address that the service gave, without the key; empty if it is not there."""
         host = host_of(url)
         if host is None:
             place = self._key.scrubbed(url)[:200]
             raise GenerationError(f"{self._url}: the image is at {place!r}, which is no address")
         check_allowed(url)
-        retrying = Retrying(
-            retry=retry_if_exception_type(httpx2.HTTPError),
-            wait=wait_random_exponential(multiplier=0.5, max=8),
-            stop=stop_before_delay(self._settings.deadline) | stop_when_event_set(self._http.stopping),
-            sleep=self._http.pause,
-            reraise=True,
-        )
         try:
             with _BoundedHttp(lambda path: MAX_IMAGE_BYTES, self._settings.timeout) as http:
-                return retrying(_image_at, http, url)
+                return self._repeated(partial(_image_at, http, url))
         except AnswerError as exc:
             raise GenerationError(
                 self._key.quoted(f"{self._url}: the image at {host} cannot be read: {exc}")
@@ -272,11 +341,11 @@ class Client:
 
 
 class _BoundedHttp(openai.DefaultHttpxClient):
-    """Bounds answers in bytes, and in seconds from looking up the host until the last byte.
+    """Bounds responses in bytes, and in seconds from the lookup of the host until the last byte.
 
     Args:
-        most: From the path of a request to the most bytes of its answer.
-        seconds: For a whole answer.
+        most: Maximum bytes of a response, by the path of its request.
+        seconds: For a whole response.
     """
 
     def __init__(self, most: Callable[[str], int], seconds: float) -> None:
@@ -286,11 +355,11 @@ class _BoundedHttp(openai.DefaultHttpxClient):
         self._seconds = seconds
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Returns the answer, read whole.
+        """Returns the response, read whole.
 
         Raises:
-            httpx2.HTTPError: There is none, or not in time.
-            AnswerError: It is too large, or cannot be unpacked.
+            httpx2.HTTPError: There is no response, or not in time.
+            AnswerError: The response is too large, or cannot be decompressed.
         """
         sockets = Sockets()
         sockets.watch(request)
@@ -299,57 +368,6 @@ class _BoundedHttp(openai.DefaultHttpxClient):
             return in_time(act, self._seconds, when_late=lambda _: sockets.shut_down())
         except LateError as exc:
             raise httpx2.ReadTimeout(str(exc), request=request) from exc
-
-
-class _ServiceHttp(_BoundedHttp):
-    """Tells `openai` when to repeat no request: after the deadline, after `stopping`, or without credit.
-
-    Args:
-        seconds: For a whole answer.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(_answer_bytes, seconds)
-        self.stopping = threading.Event()
-
-    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """As `_BoundedHttp`. An error of openai is not followed by a repetition, unlike one of httpx2."""
-        if request.headers.get("x-stainless-retry-count") != "0" and self.stopping.wait(_MIN_WAIT_S):
-            raise openai.APIConnectionError(message="the run has ended", request=request)
-        try:
-            response = super().send(request, **options)
-        except AnswerError as exc:
-            raise openai.OpenAIError(str(exc)) from exc
-        except httpx2.RequestError as exc:
-            if self._is_last():
-                raise openai.APIConnectionError(message=f"{type(exc).__name__}: {exc}", request=request) from exc
-            raise
-        if response.is_error:
-            response.headers["x-should-retry"] = "true" if self._may_repeat(response) else "false"
-        return response
-
-    def _may_repeat(self, response: httpx2.Response) -> bool:
-        """Whether a response is followed by a repetition; waits for as long as it asks, where `openai` would sleep."""
-        if not (response.status_code in _TEMPORARY or response.status_code >= 500) or _NO_CREDIT in response.text:
-            return False
-        seconds = 0.0
-        with suppress(ValueError):  # a date counts as none
-            seconds = float(response.headers.pop("retry-after", "0"))
-        response.headers["retry-after-ms"] = "1" if seconds > 0 else ""  # else its own pause, of 8 s at most
-        left = _give_up_at.get() - time.monotonic()
-        if not 0 <= seconds <= left:
-            return False
-        if seconds >= _LONG_WAIT_S:
-            _log.warning("%s answers %d: trying again in %.0f s", response.url.host, response.status_code, seconds)
-        return not self.stopping.wait(seconds)
-
-    def pause(self, seconds: float) -> None:
-        """Waits; raises ReadError once the run has ended."""
-        if self.stopping.wait(seconds):
-            raise httpx2.ReadError("the run has ended")
-
-    def _is_last(self) -> bool:
-        return self.stopping.is_set() or time.monotonic() >= _give_up_at.get()
 
 
 def _answer_bytes(path: str) -> int:
@@ -362,3 +380,128 @@ def _image_at(http: _BoundedHttp, url: str) -> bytes:
         return b""  # nor will it be there later
     response.raise_for_status()
     return response.content
+
+
+# ---- repetitions
+
+
+def _is_temporary(exc: BaseException) -> bool:
+    if isinstance(exc, openai.APIStatusError):
+        return exc.code != _NO_CREDIT and (exc.status_code in (408, 409, 429) or exc.status_code >= 500)
+    return isinstance(exc, openai.APIConnectionError | httpx2.HTTPError)
+
+
+def _seconds_to_wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    wanted = _retry_after(error.response.headers) if isinstance(error, openai.APIStatusError) else 0.0
+    return wanted if wanted >= _MIN_WAIT_S else _BACK_OFF(state)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Returns the seconds until the time in a ``Retry-After`` header; 0 or less without a usable number or date."""
+    value = headers.get("retry-after", "")
+    with suppress(ValueError):
+        return max(0.0, float(value))  # 0 for NaN
+    with suppress(ValueError, OverflowError):  # the year or the time zone may be any number
+        date = parsedate_tz(value)
+        return mktime_tz(date) - time.time() if date else 0.0
+    return 0.0
+
+
+def _log_long_wait(state: RetryCallState) -> None:
+    if state.upcoming_sleep >= _LOGGED_WAIT_S:
+        _log.warning("the service is not available: trying again in %.0f s", state.upcoming_sleep)
+
+
+# ---- responses
+
+
+def _read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[Form] | Declined:
+    """Returns an answer of the language model, without the key.
+
+    Raises:
+        _UnusableError: The body is no chat completion, or its content has another form.
+    """
+    reply = _parsed(_Reply, body)
+    usage = reply.usage.as_usage() if reply.usage else Usage()
+    choice = reply.choices[0] if reply.choices else _Choice()
+    if choice.finish_reason == "length":
+        return Declined("length", "the answer was cut off at the longest that the model gives", usage)
+    if choice.finish_reason == "content_filter":
+        return Declined("policy", "the answer was withheld by the content filter of the service", usage)
+    if choice.message.refusal:
+        return Declined("refusal", key.quoted(choice.message.refusal), usage)
+    try:
+        value = _parsed(form, key.scrubbed(choice.message.content or ""))
+    except _UnusableError as exc:
+        raise _UnusableError(key.quoted(str(exc)), usage) from None  # names a field that was not requested
+    return Answer(value, key.quoted(reply.id or request), usage)
+
+
+def _read_image(body: str, request: str, key: Key, download: Callable[[str], bytes]) -> Picture:
+    """Returns an image of the image model; its texts are without the key.
+
+    Raises:
+        _UnusableError: The body is no list of images, has none, or one that is not in base64.
+    """
+    reply = _parsed(_Images, body)
+    usage = reply.usage.as_usage() if reply.usage else None
+    image = reply.data[0] if reply.data else _Image()
+    try:
+        data = base64.b64decode(image.b64_json or "", validate=True)
+    except ValueError:
+        raise _UnusableError("the image is not in base64", usage) from None
+    if not data and image.url:
+        data = download(image.url)
+    if not data:
+        raise _UnusableError("there was no image in the response", usage)
+    return Picture(data, key.quoted(request), usage, key.quoted(image.revised_prompt) if image.revised_prompt else None)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _parsed(form: type[Model], text: str) -> Model:
+    try:
+        return form.model_validate_json(text)
+    except ValidationError as exc:
+        error = exc.errors(include_input=False, include_url=False)[0]  # without values, which may be long
+        raise _UnusableError(f"{'.'.join(map(str, error['loc'])) or 'the response'}: {error['msg']}") from None
+
+
+class _Counted(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def as_usage(self) -> Usage:
+        read, written = self.prompt_tokens + self.input_tokens, self.completion_tokens + self.output_tokens
+        return Usage(min(max(read, 0), MAX_TOKENS), min(max(written, 0), MAX_TOKENS))
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    finish_reason: str | None = None
+    message: _Message = _Message()
+
+
+class _Reply(BaseModel):
+    id: str = ""
+    choices: Items[_Choice] = []
+    usage: _Counted | None = None
+
+
+class _Image(BaseModel):
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: str | None = None
+
+
+class _Images(BaseModel):
+    data: Annotated[list[_Image] | None, FailFast()] = None
+    usage: _Counted | None = None

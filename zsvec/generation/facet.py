@@ -1,4 +1,4 @@
-"""`Generation`: what a classifier offers to draw reference images of its categories (paper, section 3.1)."""
+"""`Generation`: the facet of a classifier that draws reference images (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from zsvec.ingest.recalibration import Calibrator
 
 FOLDER = "zsvec-generated"
-"""Where purchases are kept by default, in the working directory."""
+"""Default folder of the purchases, in the working directory."""
 
 SOURCE = "generated"
-"""Source of the references that are generated."""
+"""Source of generated references."""
 
 Track = Callable[[Iterable[ImageRecord | DeclinedRecord]], Iterable[ImageRecord | DeclinedRecord]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """The result of a run.
+    """Result of a run, earlier runs over its folder included.
 
     Attributes:
-        images: All images of the categories, by category and index, those of earlier runs included.
-        declined: Images that the service does not draw, and why.
-        categories: The categories that were committed.
-        spent: Dollars, as far as the costs are known, earlier runs included.
+        images: All images of the categories, by category and index.
+        declined: Images that the service declined to draw, with the reason.
+        categories: Committed categories.
+        spent: Known costs in dollars.
         out_of_budget: Whether the budget ended the run before every image was bought.
     """
 
@@ -53,19 +53,19 @@ class Generated:
 
     @property
     def flagged(self) -> tuple[GeneratedImage, ...]:
-        """The images with a flag: those that the store should not have."""
+        """Images with a flag, which should stay out of the store."""
         return tuple(image for image in self.images if image.flags)
 
 
 class Generation:
-    """Draws reference images for the categories of a store. It is ``clf.generation`` of a classifier.
+    """Draws reference images for the categories of a store: ``clf.generation``.
 
     Args:
-        store: Where the categories are.
+        store: Store of the categories.
         settings: The service and its models.
-        searcher: Searches the references of the store.
-        calibrator: Measures which categories the store confuses.
-        builder: Returns the builder of the store; called after the images have been drawn.
+        searcher: Gives the references of the store.
+        calibrator: Measures confusions between categories.
+        builder: Returns the builder of the store; called after drawing.
     """
 
     def __init__(
@@ -90,21 +90,21 @@ class Generation:
         budget: Budget | None = None,
         folder: str | os.PathLike[str] = FOLDER,
     ) -> Plan:
-        """Plan to draw reference images. Planning makes no request, writes nothing and needs no key.
+        """Plans a run, without requests, writes or a key.
 
-        Categories that the stored references confuse come first. Their images will show the features that they share,
-        and those that tell them apart.
+        Categories that the stored references confuse come first. Their images will show common and distinguishing
+        features.
 
         Args:
-            categories: Names, new ones too; by default all categories of the store.
-            per_category: How many images of each category the folder shall contain.
-            budget: The most that these images may be and cost, earlier runs over the folder included. Categories the
-                budget cannot cover are not described either.
-            folder: Where images and their costs are kept; an image in it is not bought again.
+            categories: Names, stored or new; by default all categories of the store.
+            per_category: Images of each category that the folder shall contain.
+            budget: Limits of these categories, earlier runs over the folder included. Categories the budget cannot
+                cover are not described either.
+            folder: Folder of images and costs; an image in it is not bought again.
 
         Raises:
-            InvalidInputError: A name cannot be used, there are none, or the price of a model is not known and the
-                budget is in dollars.
+            InvalidInputError: A name is invalid, there are none, or the budget is in dollars and the price of a model
+                unknown.
         """
         per_category = checked_count("per_category", per_category)
         if not isinstance(budget, Budget | None):
@@ -129,19 +129,19 @@ class Generation:
         )
 
     def run(self, plan: Plan, *, keep_flagged: bool = False, track: Track = iter) -> Generated:
-        """Carry out a plan: describe, compare, draw; then store the images, with the descriptions as texts.
+        """Executes a plan: describes, compares, draws; then stores the images, with the descriptions as texts.
 
-        Killed at any instant, or ended by the budget or an error, a run is resumed by planning and running the same
-        again. Images that show nothing, a copy of another, or something else are flagged.
+        To resume a run that was killed, or ended by the budget or an error, plan and run the same again. Images that
+        are blank, unreadable, duplicates or of something else are flagged.
 
         Args:
             plan: From `plan`.
-            keep_flagged: Whether flagged images that can be read are stored as well.
+            keep_flagged: Whether to store readable flagged images as well.
             track: Iterates the purchases, to show progress.
 
         Raises:
-            GenerationError: There is no key (``OPENAI_API_KEY``), or the service cannot do it. Images that have
-                arrived by then are stored, and are its ``generated``.
+            GenerationError: There is no key (``OPENAI_API_KEY``), or a request failed. Images that arrived before are
+                stored, and are its ``generated``.
             InvalidInputError: The folder is in use, or cannot be used.
         """
         if not isinstance(plan, Plan):
@@ -164,7 +164,7 @@ class Generation:
         folder: str | os.PathLike[str] = FOLDER,
         keep_flagged: bool = False,
     ) -> Generated:
-        """`plan` and `run` in one."""
+        """Plans and runs; arguments and errors as `plan` and `run`."""
         plan = self.plan(categories, per_category=per_category, budget=budget, folder=folder)
         return self.run(plan, keep_flagged=keep_flagged)
 
@@ -191,7 +191,7 @@ class Generation:
         with self._store.one_change("generate"):
             existing = {category.name for category in self._store.categories()}
             inputs = list(_inputs(wanted, plan.categories, texts))
-            # A new category is defined by its name as well, in the prompt of each encoder; others have their texts.
+            # A new category is defined by its name as well, in the prompt of each encoder.
             new = [CategoryInput(name=one.name) for one in inputs if builder.takes_texts and one.name not in existing]
             committed = {category.name: category for some in (new, inputs) for category in builder.build(some)}
         for image in wanted:
@@ -208,7 +208,7 @@ class Generation:
 def _inputs(
     images: Sequence[GeneratedImage], categories: Sequence[str], appearances: Mapping[str, str]
 ) -> Iterator[CategoryInput]:
-    """The categories with an image or a text to store."""
+    """Yields the categories with an image or a text to store."""
     for name in categories:
         references = [
             ReferenceImage(image=image.path, source=SOURCE, prompt=image.record.prompt, vectors=image.vectors)
@@ -221,6 +221,6 @@ def _inputs(
 
 
 def _stored(category: Category) -> StoredCategory:
-    """A category's longest text, and how many reference images it has."""
+    """Returns a category's longest text, and its number of reference images."""
     counts = [n for expert, n in category.references.items() if encoder_and_modality(expert)[1] == "image"]
     return StoredCategory(max((as_words(category.name), *category.texts), key=len), max(counts, default=0))

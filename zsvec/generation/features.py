@@ -1,7 +1,7 @@
-"""Feature analysis (paper, section 3.1): what categories look like, which are alike, and in what.
+"""Feature analysis (paper, section 3.1): describes categories, groups similar ones, and compares each group.
 
-Answers are kept in the manifest, and no question is asked twice: each category is described once and grouped with
-the others once, and each group is compared once.
+Answers are kept in the manifest, and no question is repeated: each category is described and grouped once, and each
+group is compared once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DESCRIBED_AT_ONCE = 10
 GROUPED_AT_ONCE = 40
 COMPARED_AT_ONCE = 6
 
-MOST_GROUPS = 2  # of one category that go into its prompts
+MOST_GROUPS = 2  # of one category in its prompts
 _MOST_PHRASES = 4
 
 NameGroup: TypeAlias = tuple[str, ...]
@@ -32,13 +32,13 @@ Asked: TypeAlias = tuple[Question[Any], Sequence[Any]]
 
 @dataclass(slots=True)
 class Knowledge:
-    """What the answers say about categories.
+    """Features of categories, from the answers.
 
     Attributes:
         descriptions: By category.
-        groups: Categories that are easily confused, as answered.
+        groups: Groups of similar categories, as answered.
         features: By group.
-        declined: By step and subject, why there is no answer.
+        declined: Reasons for missing answers, by step and subject.
     """
 
     descriptions: dict[str, Description] = field(default_factory=dict)
@@ -49,23 +49,21 @@ class Knowledge:
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Knowledge:
-        """What the answers of a manifest say; answers to other versions of the prompts are left out."""
+        """Reads the answers of a manifest. Subjects with unusable answers can be asked about again."""
         knowledge = cls()
         knowledge.learn_all(records)
-        # A question that failed in an earlier run may be answered in this one.
         knowledge.declined = {
             subject: why for subject, why in knowledge.declined.items() if not why.startswith("unusable")
         }
         return knowledge
 
     def learn_all(self, records: Iterable[Record]) -> None:
-        """Take over the answers to this version of the prompts among some records."""
+        """Adds the answers to this version of the prompts. A question about one subject is not repeated."""
         for record in records:
             if isinstance(record, AnswerRecord) and record.version == prompts.VERSION:
-                self.learn(record)
+                self._learn(record)
 
-    def learn(self, record: AnswerRecord) -> None:
-        """Learn what an answer says about its subjects. A question about one subject is not asked again."""
+    def _learn(self, record: AnswerRecord) -> None:
         about = [tuple(subject) if isinstance(subject, list) else subject for subject in record.about]
         if record.answer is not None:
             with suppress(ValidationError):  # a manifest from elsewhere may have any answer
@@ -75,7 +73,7 @@ class Knowledge:
             self.declined[record.step, about[0]] = record.declined or "unusable: it was left out of the answer"
 
     def _taken_over(self, step: str, answer: Mapping[str, Any], about: Sequence[Any]) -> Iterable[Any]:
-        """Learns an answer, and returns the subjects that it settles."""
+        """Adds an answer, and returns the subjects that it settles."""
         if step == "descriptions":
             found = {one.name: one for one in Descriptions.model_validate(answer).categories if one.appearance.strip()}
             described = {name: found[name] for name in about if name in found}
@@ -85,13 +83,13 @@ class Knowledge:
             self.groups += [tuple(dict.fromkeys(group)) for group in Groups.model_validate(answer).groups]
             return about
         features = Features.model_validate(answer).groups
-        if len(features) != len(about):  # which features belong to which group cannot be told
+        if len(features) != len(about):  # the features cannot be assigned to the groups
             return ()
         self.features.update(zip(about, features, strict=True))
         return about
 
     def missing(self, step: str, subjects: Iterable[Any]) -> list[Any]:
-        """Subjects that were never asked about, or that an answer about several subjects left out."""
+        """Returns the subjects without an answer that were not asked about alone."""
         return [
             subject
             for subject in subjects
@@ -99,15 +97,15 @@ class Knowledge:
         ]
 
     def appearances(self) -> dict[str, str]:
-        """The appearance of each category that is described."""
+        """Returns the appearance of each described category."""
         return {name: description.appearance for name, description in self.descriptions.items()}
 
     def look(self, name: str, groups: Sequence[NameGroup]) -> dict[str, Sequence[str]]:
-        """What the image prompts of a category are made from: keyword arguments of `prompts.draw`.
+        """Returns the keyword arguments of `prompts.draw` for a category.
 
         Args:
             name: Of the category.
-            groups: Categories that are easily confused, the most important group first.
+            groups: Groups of similar categories, the most important first.
         """
         description = self.descriptions.get(name)
         first = [group for group in groups if name in group][:MOST_GROUPS]
@@ -129,17 +127,17 @@ def analyse(
     measured: Sequence[NameGroup],
     ask: Callable[[Sequence[Asked]], None],
 ) -> list[NameGroup]:
-    """Ask for everything that the image prompts of some categories need.
+    """Asks for the features that the image prompts of some categories need.
 
     Args:
-        knowledge: Earlier answers; `ask` adds to it.
+        knowledge: Earlier answers; `ask` adds the new ones.
         names: The categories.
-        others: Further categories that they may be confused with, and their appearances.
+        others: Further categories that may resemble these, and their appearances.
         measured: Groups that the store confuses.
         ask: Asks questions and adds the answers to `knowledge`.
 
     Returns:
-        The groups that have been compared, the measured ones first.
+        The compared groups, the measured ones first.
     """
     every = sorted({*names, *others})
     _settle(knowledge, "descriptions", names, DESCRIBED_AT_ONCE, prompts.describe, ask)
@@ -151,7 +149,7 @@ def analyse(
 
 
 def chosen_groups(names: Sequence[str], groups: Iterable[NameGroup], every: Iterable[str]) -> list[NameGroup]:
-    """The groups that prompts use: the first `MOST_GROUPS` of each category, reduced to categories that exist."""
+    """Returns the first `MOST_GROUPS` groups of each category, reduced to categories in `every`."""
     existing = set(every)
     clean: list[NameGroup] = []
     for group in groups:
@@ -170,7 +168,7 @@ def _settle(
     question: Callable[[Sequence[Any]], Question[Any]],
     ask: Callable[[Sequence[Asked]], None],
 ) -> None:
-    """Ask about several subjects at once, then about each subject that is still missing alone."""
+    """Asks about several subjects at once, then about each one without an answer alone."""
     for size in (at_once, 1):
         missing = knowledge.missing(step, subjects)
         batches = [missing[first : first + size] for first in range(0, len(missing), size)]

@@ -1,4 +1,4 @@
-"""Flags generated images that a store should not have: blank images, copies, and images of something else.
+"""Flags generated images that should stay out of a store: blank ones, duplicates, and images of something else.
 
 Bad references cost accuracy (paper, section 4.3.3). The gate only flags them; the user decides.
 """
@@ -26,7 +26,7 @@ from zsvec.method.similarities import References
 from zsvec.streams.stream import prefetch
 from zsvec.types import expert_name
 
-# Everyday things. An image that shows its category is nearer to the category than to these.
+# Everyday things: an image of its category is nearer to the category than to these.
 EVERYDAY = (
     *("person", "dog", "cat", "bird", "fish", "insect", "reptile", "horse", "tree", "flower"),
     *("fruit", "vegetable", "meal", "bottle", "chair", "bed", "lamp", "book", "computer", "camera"),
@@ -40,18 +40,18 @@ _CONTRAST = 4.0  # of 255: standard deviation of the pixels below which an image
 
 
 def blank(image: Image.Image) -> bool:
-    """Whether an RGB image has one colour only, except for noise."""
+    """Returns whether an RGB image has one colour only, except for noise."""
     small = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
     return bool(small.std(axis=(0, 1)).max() < _CONTRAST)
 
 
 def far(images: Floats, texts: Floats, everyday: Floats) -> NDArray[np.bool_]:
-    """Whether images are no nearer to the texts of their category than to everyday words, on average.
+    """Returns whether images are no nearer to the texts of their category than to everyday words, on average.
 
     Args:
-        images: float32 ``(n, dim)``, unit rows, all of one category.
-        texts: float32 ``(n_texts, dim)``, unit rows, those of the category.
-        everyday: float32 ``(n_words, dim)``, unit rows, of `EVERYDAY`.
+        images: Images of one category, float32 ``(n, dim)``, unit rows.
+        texts: Texts of the category, float32 ``(n_texts, dim)``, unit rows.
+        everyday: `EVERYDAY`, float32 ``(n_words, dim)``, unit rows.
 
     Returns:
         bool ``(n,)``.
@@ -61,15 +61,14 @@ def far(images: Floats, texts: Floats, everyday: Floats) -> NDArray[np.bool_]:
 
 
 def copies(images: Mapping[str, Floats], references: Mapping[str, Floats]) -> NDArray[np.intp]:
-    """Which images show the same picture as another, in the eyes of all encoders.
+    """Returns which images duplicate a reference or an earlier image, by the vectors of all encoders.
 
     Args:
         images: By encoder, float32 ``(n, dim)``, unit rows; the same images in each.
-        references: By encoder, float32 ``(n_references, dim)``, unit rows, of pictures that are stored;
-            the same pictures in each.
+        references: By encoder, float32 ``(n_references, dim)``, unit rows; the same pictures in each.
 
     Returns:
-        int ``(n,)``: the position of the first such picture, counting the references and then the images before it;
+        int ``(n,)``: the position of the first duplicate, counting the references and then the images before this one;
         -1 if there is none.
     """
     every = {encoder: np.concatenate([references[encoder], vectors]) for encoder, vectors in images.items()}
@@ -93,9 +92,9 @@ class GeneratedImage:
     Attributes:
         record: The request and its result.
         path: Path of the file.
-        flags: Why the store should not have the image; empty if there is no reason.
+        flags: Reasons to keep the image out of the store.
         stored: Whether the image is in the store.
-        vectors: By encoder, float32 ``(dim,)``, unit norm, once the gate has looked at it, if it can be read.
+        vectors: By encoder, float32 ``(dim,)``, unit norm; empty before `Gate.look`, and if the file is unreadable.
     """
 
     record: ImageRecord
@@ -111,10 +110,10 @@ class GeneratedImage:
 
 
 class Gate:
-    """Looks at generated images: whether each shows its category, and a picture that is not stored yet.
+    """Checks whether generated images show their category, and are no duplicates.
 
     Args:
-        builder: Builder whose encoders, batch size and prompts are used.
+        builder: Gives encoders, batch size and prompts.
         references: All stored references, by expert.
     """
 
@@ -135,15 +134,15 @@ class Gate:
 
     @property
     def stored(self) -> set[tuple[str, str]]:
-        """Category and hash of each reference image that is stored under every encoder."""
+        """Category and hash of each reference image that every encoder has."""
         return set(self._keys)
 
     def look(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
-        """Flag images that the store should not have, and keep the vectors of all readable images.
+        """Flags images, and sets the vectors of all readable ones.
 
         Args:
-            images: None of which is in the store.
-            appearances: By category, its description.
+            images: Images that are not in the store.
+            appearances: Descriptions by category.
         """
         for batch in prefetch(self._prepare, images, self._builder.batch_size):
             legible = [(image, inputs) for image, inputs in batch if inputs is not None]
@@ -163,12 +162,12 @@ class Gate:
             image.flags.append(f"unreadable: {exc}")
             return image, None
         if blank(rgb):
-            image.flags.append("blank: there is nothing to see in it")
+            image.flags.append("blank: the image has one colour only")
         return image, self._encoders.preprocess(rgb)
 
     def _flag_far(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
-        """Flag images that every encoder of texts finds no nearer to their category than to everyday things."""
-        joint = [encoder for encoder in self._encoders if "text" in encoder.modalities]  # all take images
+        """Flags images that are `far` for every encoder of texts."""
+        joint = [encoder for encoder in self._encoders if "text" in encoder.modalities]  # each takes images, too
         everyday = [encoder.encode_texts(self._prompts(encoder, EVERYDAY)) for encoder in joint]
         categories: dict[str, list[GeneratedImage]] = {}
         for image in images:

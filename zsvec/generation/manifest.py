@@ -1,15 +1,14 @@
-"""Purchases on disk: a folder from which a run that was killed can be resumed.
+"""Purchases on disk: a folder from which a killed run is resumed.
 
 ```
-FOLDER/manifest.jsonl          one record a line: each answer, each image, each refusal
+FOLDER/manifest.jsonl          one record a line: answers, images, refusals
 FOLDER/images/NAME/0000.png    the images, a sub-folder per category
 ```
 
-A line of the manifest is appended and made durable in one piece; a line that a kill has torn is dropped when the
-folder is opened again. An image is written whole and made durable before its record. A kill between the two leaves a
-file without a record: the request is sent again with the same idempotency key, and its image replaces the file. An
-image that was deleted is bought again. The folder may come from elsewhere: nothing that its records or links say leads
-out of it.
+A line of the manifest is appended and synced in one piece; opening the folder drops a line torn by a kill. An image is
+written and synced before its record. A kill between the two leaves a file without a record: the request is sent again
+with the same idempotency key, and its image replaces the file. A deleted image is bought again. The folder may come
+from elsewhere: no record and no link leads out of the folder.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from zsvec.inputs.files import inside, open_to_append, read_regular, sync, write
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
 _UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|[. ]$")
-_LONGEST = 200  # bytes of a folder's name, of which file systems take 255
-_FIRST = b'{"at":"'  # what the file begins with
+_MAX_NAME_BYTES = 200  # of a folder; file systems take 255
+_START = b'{"at":"'  # of the file
 
 Place: TypeAlias = tuple[str, int]
-"""A category, and the index of an image of it."""
+"""A category, and the index of an image among its images."""
 
 
 def _now() -> str:
@@ -71,8 +70,8 @@ class AnswerRecord(_Record):
         step: Name of the step of the analysis.
         version: Of the prompts.
         about: Subjects of the question: names, or groups of names.
-        answer: As it came; ``None`` if it was declined.
-        declined: Code and reason, if it was declined.
+        answer: The answer; ``None`` if declined.
+        declined: Code and reason, if declined.
         model: The language model.
         response: Id of the response.
         cost: In dollars, if known.
@@ -90,17 +89,17 @@ class AnswerRecord(_Record):
 
 
 class ImageRecord(_Record):
-    """An image that was bought.
+    """A bought image.
 
     Attributes:
         category: The category to show.
-        index: Its place among the images of the category.
-        prompt: As it was sent.
-        revised_prompt: The prompt that the service made of it, if it says so.
+        index: Position among the images of the category.
+        prompt: As sent.
+        revised_prompt: The prompt after the service's revision, if there was one.
         version: Of the prompts.
         model: The image model.
-        size: As it was asked for.
-        quality: As it was asked for.
+        size: As requested.
+        quality: As requested.
         response: Id of the response.
         seconds: From request to response.
         cost: In dollars, if known.
@@ -125,14 +124,14 @@ class ImageRecord(_Record):
 
 
 class DeclinedRecord(_Record):
-    """An image that the service does not draw.
+    """An image that the service declined to draw.
 
     Attributes:
         category: The category to show.
-        index: Its place among the images of the category.
-        prompt: As it was sent.
-        code: As in `responses.Declined`.
-        reason: In words.
+        index: Position among the images of the category.
+        prompt: As sent.
+        code: As in `client.Declined`.
+        reason: As in `client.Declined`.
         model: The image model.
         cost: In dollars, if known.
     """
@@ -160,10 +159,10 @@ class Manifest:
     """The folder of a run; open in one process at a time.
 
     Args:
-        folder: Made if it is not there.
+        folder: Created if it does not exist.
 
     Raises:
-        InvalidInputError: It cannot be made or read, belongs to another run at work, or is of something else.
+        InvalidInputError: The folder cannot be created or read, is in use by another run, or has another content.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -190,23 +189,23 @@ class Manifest:
             if not any(isinstance(record, FolderRecord) for record in self.records):
                 self.append(FolderRecord(id=uuid.uuid4().hex))
             for unfinished in place.rglob(".zsvec-*.new"):
-                unfinished.unlink()  # a kill has cut it short
+                unfinished.unlink()  # cut short by a kill
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Manifest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _usable(self.folder):  # a full disk is noticed again
+        with _usable(self.folder):  # closing reports a full disk again
             self._opened.close()
 
     @property
     def id(self) -> str:
-        """Of the folder."""
+        """Id of the folder."""
         return next(record.id for record in self.records if isinstance(record, FolderRecord))
 
     def append(self, record: Record) -> None:
-        """Add a record, durably; may be called from any thread."""
+        """Adds a record durably. Thread-safe."""
         with self._writing, _usable(self.folder):
             self._open.write(record.model_dump_json().encode() + b"\n")
             self._open.flush()
@@ -214,21 +213,21 @@ class Manifest:
             self.records.append(record)
 
     def purchases(self, category: str, index: int) -> int:
-        """How many images were bought for a place, those that were deleted included."""
+        """Returns the number of images bought for a place, including deleted ones."""
         bought = [record for record in self.records if isinstance(record, ImageRecord)]
         return sum((record.category, record.index) == (category, index) for record in bought)
 
     def add_image(self, data: bytes, *, category: str, index: int, **fields: Any) -> ImageRecord:
-        """Keep an image, then its record, durably; may be called from any thread.
+        """Writes an image, then its record, durably. Thread-safe.
 
         Args:
             data: The encoded image.
             category: The category to show.
-            index: Its place among the images of the category.
-            **fields: Of `ImageRecord`, but for those that follow from the image and its place.
+            index: Position among the images of the category.
+            **fields: Other fields of `ImageRecord`, except `sha256` and `file`.
         """
         suffix = next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), ".bin")
-        earlier = self.purchases(category, index)  # so that no record has the file of another
+        earlier = self.purchases(category, index)  # no two records share a file
         name = f"{index:04d}-{earlier}{suffix}" if earlier else f"{index:04d}{suffix}"
         record = ImageRecord(
             category=category,
@@ -247,20 +246,20 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> list[Record]:
-    """The records of a folder, which may not exist; nothing is changed.
+    """Returns the records of a folder, which need not exist.
 
     Raises:
-        InvalidInputError: It cannot be read, is of something else, or leads out of itself.
+        InvalidInputError: The folder cannot be read, has another content, or leads out of itself.
     """
     with _usable(folder):
         if folder.exists() and not folder.is_dir():
-            raise InvalidInputError(f"{folder} is not a folder: give one for what is generated, which may be new")
+            raise InvalidInputError(f"{folder} is not a folder: give one for generated images, which may be new")
         file = inside(folder, folder / "manifest.jsonl")
         return _parsed(file, read_regular(file) if file.exists() else b"")[0]
 
 
 def images(records: Sequence[Record], folder: Path) -> dict[Place, ImageRecord]:
-    """The images that are in the folder; of each place the latest.
+    """Returns the latest image of each place that has a file.
 
     Raises:
         InvalidInputError: A record leads out of the folder.
@@ -270,7 +269,7 @@ def images(records: Sequence[Record], folder: Path) -> dict[Place, ImageRecord]:
 
 
 def settled(records: Sequence[Record], model: str) -> set[Place]:
-    """Images that an image model has declined to draw, and is not asked for again; a failure may be asked again."""
+    """Returns the places that an image model declined to draw, except for unusable responses: those are repeated."""
     declined = [record for record in records if isinstance(record, DeclinedRecord)]
     return {
         (record.category, record.index) for record in declined if record.model == model and record.code != "unusable"
@@ -278,7 +277,7 @@ def settled(records: Sequence[Record], model: str) -> set[Place]:
 
 
 def spent(records: Sequence[Record], categories: Sequence[str]) -> float:
-    """Dollars paid for images of some categories, and for answers about them, as far as the costs are known."""
+    """Returns the known costs, in dollars, of images of some categories and of answers about these."""
     wanted = set(categories)
     return sum(
         record.cost or 0.0
@@ -288,25 +287,25 @@ def spent(records: Sequence[Record], categories: Sequence[str]) -> float:
 
 
 def _subjects(record: AnswerRecord | ImageRecord | DeclinedRecord) -> Iterator[str]:
-    """The categories that a record is about."""
+    """Yields the categories of a record."""
     for about in record.about if isinstance(record, AnswerRecord) else [record.category]:
         yield from [about] if isinstance(about, str) else about
 
 
 def folder_name(category: str) -> str:
-    """A category's name as that of a folder, the same where file systems allow it."""
-    safe = _UNSAFE.sub("_", category).encode()[:_LONGEST].decode(errors="ignore").rstrip(" .")
+    """Returns the name of a category's folder: its own name where file systems allow it."""
+    safe = _UNSAFE.sub("_", category).encode()[:_MAX_NAME_BYTES].decode(errors="ignore").rstrip(" .")
     return safe if safe == category else f"{safe}~{hashlib.sha256(category.encode()).hexdigest()[:8]}"
 
 
 def _parsed(file: Path, content: bytes) -> tuple[list[Record], int]:
-    """The records in the lines of a manifest, and the length of these lines: a kill may have cut the last one short."""
+    """Returns the records in the whole lines of a manifest, and the length of these lines."""
     whole = content[: content.rfind(b"\n") + 1]
     try:
         records = [_RECORD.validate_json(line) for line in whole.splitlines()]
     except ValidationError as exc:
         raise _foreign(file, exc) from exc
-    if not content.startswith(_FIRST[: len(content)]):  # all that there is may be one line without an end
+    if not content.startswith(_START[: len(content)]):  # there may be only one torn line
         raise _foreign(file, f"it begins with {content[:20]!r}")
     return records, len(whole)
 
@@ -323,6 +322,6 @@ def _usable(folder: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise InvalidInputError(
-            f"the folder {folder} for what is generated cannot be used: {exc.strerror}; give one that you may read "
-            "and write, with room in it"
+            f"the folder {folder} for generated images cannot be used: {exc.strerror}; give one that you may read "
+            "and write, with free space"
         ) from exc

@@ -1,7 +1,7 @@
-"""What a run will ask, buy and cost, before anything is asked or bought.
+"""Plan of a run: questions, images and estimated cost, within a budget.
 
-Images are bought where they help most: the categories whose images are most confused with others, and those that have
-the fewest, come first. So a budget that ends the run has been well spent.
+Images of the categories that the store confuses most, and of those with the fewest images, come first, so that a
+budget that ends the run was spent where images help most.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from zsvec.method.calibrate.confusions import Confusions
 from zsvec.settings.settings import GenerationSettings
 
 ROUNDING = 1e-9
-"""Dollars by which a sum of costs may exceed a budget."""
+"""Dollars by which rounding may raise a sum of costs above a budget."""
 
-# Tokens, roughly: of the instructions, of a name, and of the answer about one subject, reasoning included.
+# Rough numbers of tokens; those of an answer about one subject include reasoning.
 _INSTRUCTIONS = 250
 _NAME = 6
 _APPEARANCE = 60
@@ -43,8 +43,8 @@ class Budget:
     """Limits for the categories of a run in one folder, earlier runs included.
 
     Attributes:
-        images: Largest number of images in the folder; ``None``: as many as are planned.
-        dollars: Most dollars spent on answers and images; ``None``: no limit.
+        images: Maximum number of images in the folder; ``None`` for no limit.
+        dollars: Maximum cost of answers and images; ``None`` for no limit.
     """
 
     images: int | None = None
@@ -59,11 +59,11 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class StoredCategory:
-    """A category as the store has it.
+    """A category of the store.
 
     Attributes:
-        text: A text that defines it.
-        images: How many reference images it has.
+        text: A definition text.
+        images: Number of reference images.
     """
 
     text: str
@@ -72,23 +72,23 @@ class StoredCategory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run will do. Making a plan changes nothing.
+    """Plan of a run.
 
     Attributes:
-        folder: Where the purchases are kept.
-        categories: To draw references of.
-        others: Texts of the other categories of the store, which these may be confused with.
+        folder: Folder of the purchases.
+        categories: Categories to draw.
+        others: Definition texts of the other categories of the store, which these may be confused with.
         measured: Groups that the store confuses.
         places: Images to buy, by category and index, the most useful first.
-        affordable: Estimated number of `places` that the budget allows. If images cost less, more are bought.
-        excluded: How many images were left out of `places`: those beyond a budget in images, and those of
-            categories that the budget cannot cover.
+        affordable: Estimated number of `places` within the budget. If images cost less, more are bought.
+        excluded: Number of images left out of `places`: those beyond a budget in images, and those of categories that
+            the budget cannot cover.
         there: Number of images of these categories in the folder.
-        questions: Requests to the language model, by step; of the step ``features`` at most so many.
+        questions: Number of requests to the language model, by step; for ``features`` an upper bound.
         budget: Limits of the run.
-        spent: Dollars that have been spent on these categories in this folder.
-        cost_of_questions: Estimated, in dollars; ``None`` if the price of the language model is not known.
-        cost_of_image: Estimated, in dollars; ``None`` if the price of the image model is not known.
+        spent: Dollars spent on these categories in this folder so far.
+        cost_of_questions: Estimated, in dollars; ``None`` if the price of the language model is unknown.
+        cost_of_image: Estimated, in dollars; ``None`` if the price of the image model is unknown.
         models: Language model and image model.
     """
 
@@ -109,12 +109,12 @@ class Plan:
 
     @property
     def beyond_budget(self) -> int:
-        """How many images the budget does not allow, as estimated."""
+        """Estimated number of images beyond the budget."""
         return self.excluded + len(self.places) - self.affordable
 
     @property
     def cost(self) -> float | None:
-        """Estimated dollars still to be spent."""
+        """Estimated cost of the run in dollars; ``None`` if a price is unknown."""
         if self.cost_of_questions is None or self.cost_of_image is None:
             return None
         return self.cost_of_questions + self.affordable * self.cost_of_image
@@ -147,19 +147,19 @@ def make_plan(
     budget: Budget,
     folder: Path,
 ) -> Plan:
-    """Plan a run.
+    """Plans a run.
 
     Args:
-        categories: To draw references of.
-        stored: The categories of the store, by name.
-        confusions: Of the store's reference images.
+        categories: Categories to draw.
+        stored: Categories of the store, by name.
+        confusions: Confusions of the store's reference images.
         settings: Models and prices.
-        per_category: How many images of each category the folder shall contain.
-        budget: The most that the folder may contain and have cost.
-        folder: Where the purchases are kept; an image in it is not bought again.
+        per_category: Images of each category that the folder shall contain.
+        budget: Limits of the folder, earlier runs included.
+        folder: Folder of the purchases; an image in it is not bought again.
 
     Raises:
-        InvalidInputError: A budget in dollars for a model whose price is not known, or a folder of something else.
+        InvalidInputError: The budget is in dollars and the price of a model unknown, or the folder has another content.
     """
     records = read_manifest(folder)
     knowledge = Knowledge.of(records)
@@ -183,7 +183,7 @@ def make_plan(
     paid = spent(records, categories)
 
     def questions(images: int) -> tuple[dict[str, int], Usage]:
-        """The questions that the first `images` of the places need."""
+        """Returns the questions that the first `images` places need."""
         return _questions(knowledge, sorted({name for name, _ in places[:images]}), every, measured)
 
     def cost(images: int) -> float:
@@ -215,7 +215,7 @@ def make_plan(
 
 
 def _worth(place: Place, stored: Mapping[str, StoredCategory], confusions: Confusions) -> float:
-    """The probability that the category is confused with others, divided by the images that it then has."""
+    """Returns the probability that the category is confused, divided by its number of images with this one."""
     name, index = place
     images = stored[name].images if name in stored else 0
     return confusions.lost.get(name, 1.0) / (1 + images + index)
@@ -224,10 +224,10 @@ def _worth(place: Place, stored: Mapping[str, StoredCategory], confusions: Confu
 def _questions(
     knowledge: Knowledge, names: Sequence[str], every: Sequence[str], measured: Sequence[NameGroup]
 ) -> tuple[dict[str, int], Usage]:
-    """Upper bound of the number of questions, and a rough estimate of their tokens."""
+    """Returns an upper bound of the number of questions, and a rough estimate of their tokens."""
     undescribed, ungrouped = knowledge.missing("descriptions", names), knowledge.missing("groups", names)
     groups = knowledge.missing("features", chosen_groups(names, [*measured, *knowledge.groups], every))
-    # Each category that is not grouped yet may be in `MOST_GROUPS` groups, and shares each with another one.
+    # Each ungrouped category may be in `MOST_GROUPS` groups, each with another category.
     uncompared = len(groups) + math.ceil(len(ungrouped) * MOST_GROUPS / 2)
     subjects = {"descriptions": len(undescribed), "groups": len(ungrouped), "features": uncompared}
     at_once = {"descriptions": DESCRIBED_AT_ONCE, "groups": GROUPED_AT_ONCE, "features": COMPARED_AT_ONCE}

@@ -1,7 +1,6 @@
-"""What an answer or a drawn image costs, in US dollars: estimated before the request, and from its usage afterwards.
+"""Prices of answers and images in US dollars: estimated before a request, and computed from its usage afterwards.
 
-Prices change, and other services have others: the prices of the settings, ``[generation.prices.MODEL]``,
-come before the list here. `budget` says how a run keeps to a limit.
+Prices change and differ between services: the settings, ``[generation.prices.MODEL]``, precede `PRICES`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ PRICES: Mapping[str, ModelPrice] = {
     ),
 }
 
-_PIXELS = 1024 * 1024  # of the image whose tokens are `ModelPrice.image_tokens`
+_PIXELS = 1024 * 1024  # to which `ModelPrice.image_tokens` refers
 _PROMPT_TOKENS = 200  # of an image prompt, roughly
 
 
@@ -43,29 +42,29 @@ class Usage:
 
 
 def price_of(model: str, settings: GenerationSettings) -> ModelPrice | None:
-    """The price of a model; ``None`` if neither the settings nor `PRICES` have one."""
+    """Returns the price of a model; ``None`` if it is in neither the settings nor `PRICES`."""
     return settings.prices.get(model) or PRICES.get(model)
 
 
 def text_cost(usage: Usage, settings: GenerationSettings) -> float | None:
-    """Dollars for tokens of the language model; ``None`` if its price is not known."""
+    """Returns dollars for tokens of the language model; ``None`` if its price is unknown."""
     price = price_of(settings.language_model, settings)
     return None if price is None else _cost_of_tokens(price, usage)
 
 
 def image_cost(usage: Usage | None, settings: GenerationSettings) -> float | None:
-    """Dollars for one image; ``None`` if the price of the image model is not known.
+    """Returns dollars for one image; ``None`` if the price of the image model is unknown.
 
     Args:
-        usage: As the service counts it; ``None``: not counted, so that the cost is estimated.
-        settings: The model, the size and the quality.
+        usage: Tokens; with ``None`` the cost is estimated.
+        settings: Model, size and quality.
     """
     price = price_of(settings.image_model, settings)
     if price is None:
         return None
     if price.image is not None:
         return price.image
-    return _cost_of_tokens(price, Usage(_PROMPT_TOKENS, _image_tokens(price, settings)) if usage is None else usage)
+    return _cost_of_tokens(price, usage or Usage(_PROMPT_TOKENS, _image_tokens(price, settings)))
 
 
 def _cost_of_tokens(price: ModelPrice, usage: Usage) -> float:
@@ -73,7 +72,7 @@ def _cost_of_tokens(price: ModelPrice, usage: Usage) -> float:
 
 
 def _image_tokens(price: ModelPrice, settings: GenerationSettings) -> int:
-    """Tokens of an image as it is asked for; of unknown quality, the most of any, so that a budget is kept."""
+    """Returns the estimated tokens of an image. An unknown quality has the most of any, so that a budget is kept."""
     tokens = price.image_tokens.get(settings.image_quality or "", max(price.image_tokens.values(), default=0))
     width, _, height = settings.image_size.partition("x")
     in_pixels = width.isdecimal() and height.isdecimal()

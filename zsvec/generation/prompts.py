@@ -1,7 +1,7 @@
-"""Every prompt, and the form of every answer (paper, section 3.1).
+"""All prompts, and the forms of the answers (paper, section 3.1).
 
-`VERSION` is kept with every answer and image. Raise it when a prompt changes: questions are then asked again,
-images that were bought stay.
+`VERSION` is kept with every answer and image. Raise it with each change of a prompt: questions are then asked again,
+bought images stay.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ LARGEST_GROUP = 6
 
 _T = TypeVar("_T")
 Items = Annotated[list[_T], FailFast()]
-"""A list of an answer whose check ends at the first error: one error takes a kilobyte, and an answer has millions."""
+"""A list whose check ends at the first error: an answer may have millions of errors of a kilobyte each."""
 
 
 class _Answer(BaseModel):
-    """All fields are required and no others allowed, as strict structured outputs demand."""
+    """Strict structured outputs: all fields are required, and no others allowed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Description(_Answer):
-    """What a category looks like, and situations to show it in."""
+    """Appearance of a category, and scenes of its images."""
 
     name: str
     appearance: str
@@ -48,14 +48,14 @@ class Groups(_Answer):
 
 
 class Member(_Answer):
-    """What tells one category of a group from the others."""
+    """Features that distinguish one category of a group."""
 
     name: str
     distinguishing: Items[str]
 
 
 class GroupFeatures(_Answer):
-    """What the categories of a group have in common, and what tells them apart."""
+    """Common and distinguishing features of a group."""
 
     common: Items[str]
     members: Items[Member]
@@ -76,9 +76,9 @@ class Question(Generic[Form]):
 
     Attributes:
         step: Name of the step of the analysis.
-        instructions: What to do.
-        data: What to do it with; JSON.
-        form: The form of the answer.
+        instructions: System message.
+        data: User message, as JSON.
+        form: Form of the answer.
     """
 
     step: str
@@ -88,7 +88,7 @@ class Question(Generic[Form]):
 
 
 def describe(names: Sequence[str]) -> Question[Descriptions]:
-    """What do these categories look like?"""
+    """Asks for appearance and scenes of categories."""
     return Question(
         "descriptions",
         "You describe categories of images to an image classifier. For each of the given categories, with its name "
@@ -103,7 +103,7 @@ def describe(names: Sequence[str]) -> Question[Descriptions]:
 
 
 def group(names: Sequence[str], every: Sequence[str]) -> Question[Groups]:
-    """Which of these categories are easily confused with which of all?"""
+    """Asks for groups of similar categories out of `every`, each with at least one of `names`."""
     return Question(
         "groups",
         "You find categories of images that are easily confused because they look alike: in shape, parts, colours "
@@ -117,7 +117,7 @@ def group(names: Sequence[str], every: Sequence[str]) -> Question[Groups]:
 
 
 def compare(groups: Sequence[Sequence[str]], appearances: Mapping[str, str]) -> Question[Features]:
-    """What do the categories of each group have in common, and what tells them apart?"""
+    """Asks for common and distinguishing features of each group."""
     return Question(
         "features",
         "You compare categories of images that are easily confused. For each of the given groups, in their order: "
@@ -143,7 +143,7 @@ VIEWPOINTS = (
     "from below",
     "from behind",
 )
-# For a category that has not been described.
+# of a category without a description
 SCENES = (
     "in its usual surroundings",
     "on a plain background in daylight",
@@ -157,18 +157,18 @@ SCENES = (
 def draw(
     name: str, index: int, *, scenes: Sequence[str] = (), common: Sequence[str] = (), distinguishing: Sequence[str] = ()
 ) -> str:
-    """The prompt of an image of a category; of another index it shows another pose, scene or viewpoint.
+    """Returns the prompt of an image; scene and viewpoint depend on the index.
 
     Args:
         name: Of the category, as words.
         index: Of the image within its category.
-        scenes: Situations to choose from.
-        common: Features that the category shares with those it is confused with; empty if it resembles none.
-        distinguishing: Features that tell the category from them.
+        scenes: Scenes to choose from; empty without a description.
+        common: Features that the category shares with similar ones; empty if it resembles none.
+        distinguishing: Features that distinguish the category from similar ones.
     """
     places = scenes or SCENES
     turn, position = divmod(index, len(places))
-    step = turn if len(places) % 2 == 0 else 0  # so that each scene is seen from all the eight viewpoints
+    step = turn if len(places) % 2 == 0 else 0  # so that each scene gets all eight viewpoints
     scene, viewpoint = places[position], VIEWPOINTS[(index + step) % len(VIEWPOINTS)]
     alike = (
         f" Show the features that it shares with similar things: {'; '.join(common)}."

@@ -1,8 +1,8 @@
-"""Carries out a plan: asks and draws, several requests at once, and keeps each result before the next step.
+"""Executes a plan: asks and draws with concurrent requests, and writes each result to disk before the next step.
 
-A run that is killed, or ended by its budget, by an error or by the user, is resumed by running it again:
-purchases on disk are not bought again. Requests that were on their way when a process was killed are sent
-again with the same idempotency key; services that honour ``Idempotency-Key`` bill once.
+A run that was killed, or ended by its budget, an error or the user, is resumed by running the plan again: purchases on
+disk are not bought again. Requests on their way at a kill are sent again with the same idempotency key; services that
+honour ``Idempotency-Key`` bill once.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from typing import Any, TypeAlias, TypeVar
 
 from zsvec.errors import GenerationError
 from zsvec.generation import prompts
-from zsvec.generation.client import MOST_UNUSABLE, Client
+from zsvec.generation.client import MAX_UNUSABLE, Client, Declined
 from zsvec.generation.features import Asked, Knowledge, NameGroup, analyse
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, settled, spent
 from zsvec.generation.plan import ROUNDING, Plan
 from zsvec.generation.prices import image_cost, text_cost
-from zsvec.generation.responses import Declined
 from zsvec.inputs.categories import as_words
 from zsvec.settings.settings import GenerationSettings
 
@@ -39,15 +38,15 @@ Result: TypeAlias = ImageRecord | DeclinedRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """The purchases in the folder of a run that concern its categories.
+    """Purchases in the folder of a run, earlier runs included, as far as they concern its categories.
 
     Attributes:
-        images: All their images, those of earlier runs included.
-        declined: Images that the service does not draw.
-        knowledge: The answers about the categories.
-        spent: Dollars, as far as the costs are known, earlier runs included.
+        images: Images of the categories.
+        declined: Images that the service declined to draw.
+        knowledge: Answers about the categories.
+        spent: Known costs in dollars.
         out_of_budget: Whether the budget ended the run before every image was bought.
-        error: The error that ended the run, if one did.
+        error: The error that ended the run, if any.
     """
 
     images: tuple[ImageRecord, ...]
@@ -62,13 +61,13 @@ class Run:
     """One run over the folder of a plan.
 
     Args:
-        plan: What to do.
-        settings: The models to do it with.
+        plan: The plan.
+        settings: Models and prices.
         manifest: Of the plan's folder, open.
         client: Of the service, open.
 
     Attributes:
-        knowledge: The answers about categories.
+        knowledge: Answers about the categories.
         out_of_budget: Whether the budget ended the run.
     """
 
@@ -78,13 +77,13 @@ class Run:
         self._manifest = manifest
         self._client = client
         limit = plan.budget.dollars
-        # A request counts by its estimated cost until its cost is known.
+        # A request counts with its estimated cost until its cost is known.
         self._dollars_left = math.inf if limit is None else limit - spent(manifest.records, plan.categories)
         self.knowledge = Knowledge.of(manifest.records)
         self.out_of_budget = False
 
     def analyse(self) -> list[NameGroup]:
-        """Ask for what the prompts of the images need, and return the compared groups."""
+        """Asks for the features that the prompts need, and returns the compared groups."""
         plan = self._plan
         names = sorted({name for name, _ in plan.places})
         # A category that has all its images can still be confused with the others.
@@ -92,10 +91,10 @@ class Run:
         return analyse(self.knowledge, names, others, plan.measured, self._ask)
 
     def draw(self, groups: Sequence[NameGroup]) -> Generator[Result, None, None]:
-        """Buy the images of the plan, and yield each when it is on disk.
+        """Buys the images of the plan, and yields each once it is on disk.
 
         Raises:
-            GenerationError: The service cannot do it. Images that have arrived are kept.
+            GenerationError: A request failed.
         """
         places = () if self.out_of_budget else self._plan.places
         jobs = [
@@ -106,7 +105,7 @@ class Run:
 
     def _ask(self, questions: Sequence[Asked]) -> None:
         if self.out_of_budget:
-            return  # no image will be drawn by the answers
+            return  # no image would use the answers
         each = self._plan.cost_of_questions
         estimate = None if each is None else each / max(1, sum(self._plan.questions.values()))
         before = len(self._manifest.records)
@@ -114,7 +113,7 @@ class Run:
             for _ in self._at_once(questions, self._answer, estimate):
                 pass
         finally:
-            # In the order of the file: a run that resumes this one makes the same prompts from it.
+            # In the order of the file, so that a resumed run makes the same prompts.
             self.knowledge.learn_all(self._manifest.records[before:])
 
     def _answer(self, asked: Asked) -> AnswerRecord:
@@ -140,7 +139,7 @@ class Run:
         name, index, prompt = job
         settings = self._settings
         start = time.monotonic()
-        again = self._manifest.purchases(name, index)  # an image that was deleted is replaced by another
+        again = self._manifest.purchases(name, index)  # another image replaces a deleted one
         key = self._key(name, index, prompt, settings.image_model, settings.image_size, settings.image_quality, again)
         picture = self._client.draw(prompt, key)
         asked: dict[str, Any] = {"category": name, "index": index, "prompt": prompt, "model": settings.image_model}
@@ -163,23 +162,22 @@ class Run:
         )
 
     def _cost_of_nothing(self, declined: Declined) -> float | None:
-        """Dollars spent on an image that was not received: unusable responses are paid for, too."""
+        """Returns dollars spent on a declined image: unusable responses are paid for, too."""
         if declined.usage.output:
             return image_cost(declined.usage, self._settings)
         each = image_cost(None, self._settings)
-        return each and each * MOST_UNUSABLE if declined.code == "unusable" else 0.0
+        return each and each * MAX_UNUSABLE if declined.code == "unusable" else 0.0
 
     def _key(self, *parts: Any) -> str:
-        """The idempotency key of a request: the same in each run over the same folder."""
+        """Returns the idempotency key of a request, the same in each run over the folder."""
         return hashlib.sha256(json.dumps([self._manifest.id, *parts]).encode()).hexdigest()[:32]
 
     def _at_once(
         self, jobs: Iterable[Job], work: Callable[[Job], Done], estimate: float | None
     ) -> Generator[Done, None, None]:
-        """Run jobs in threads, as many at once as settings and budget allow, and yield their results.
+        """Runs jobs in threads, as many at once as settings and budget allow, and yields their results.
 
-        After an error, or an interruption, no job is begun, and requests on their way are waited for: they are
-        paid for.
+        After an error or an interruption no job begins, and requests on their way are awaited: they are paid for.
         """
         if estimate is None:  # without a price, a budget in dollars buys nothing
             estimate = 0.0 if self._plan.budget.dollars is None else math.inf
@@ -193,7 +191,7 @@ class Run:
                     ):
                         self._dollars_left -= estimate
                         pending.add(pool.submit(work, todo.popleft()))
-                    if not pending:  # no job will give money back
+                    if not pending:  # no job will end below its estimate
                         self.out_of_budget = True
                         return
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -216,16 +214,16 @@ def carry_out(
     *,
     track: Callable[[Iterable[Result]], Iterable[Result]] = iter,
 ) -> Drawn:
-    """Ask and buy as planned.
+    """Executes a plan.
 
     Args:
-        plan: What to do.
-        settings: The models to do it with.
-        track: Wraps the iteration over the images of the plan, for example to show progress.
+        plan: The plan.
+        settings: Models and prices.
+        track: Wraps the iteration over the images, to show progress.
 
     Raises:
         InvalidInputError: The folder is in use, or cannot be used.
-        GenerationError: There is no key, and something to be bought.
+        GenerationError: There is an image to buy, and no key.
     """
     with Manifest(plan.folder) as manifest:
         knowledge, error = Knowledge.of(manifest.records), None
@@ -236,7 +234,7 @@ def carry_out(
             with Client(settings) as client:
                 run = Run(plan, settings, manifest, client)
                 try:
-                    with closing(run.draw(run.analyse())) as results:  # whatever happens in `track`
+                    with closing(run.draw(run.analyse())) as results:  # also where `track` fails
                         for _ in track(results):
                             pass
                 except GenerationError as exc:

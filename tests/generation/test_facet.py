@@ -1,4 +1,4 @@
-"""From what was drawn into the store: what is kept, with what, what is left out and why, and nothing twice."""
+"""`clf.generation`: drawn images enter the store or are flagged, and nothing is bought or stored twice."""
 
 from __future__ import annotations
 
@@ -242,29 +242,33 @@ def test_prompts_survive_replacement_by_the_same_image(studio: Studio) -> None:
 FLAGGED = [
     pytest.param([encode(Image.new("RGB", (8, 8), "red"))], ["blank"], id="blank"),
     pytest.param([encode(Image.new("RGB", (8, 8), "blue"))], ["blank", "far"], id="blank and far"),
-    pytest.param([picture("blue", 1)], ["far"], id="far"),
     pytest.param([encode(tinted("red", 9).resize((80, 60), Image.Resampling.NEAREST))], ["copy"], id="of an upload"),
     pytest.param([picture("red", 1), encode(tinted("red", 1), "BMP")], ["copy"], id="of another generated one"),
     pytest.param([picture("red", 1), picture("red", 1)], ["copy"], id="the same twice"),
 ]
 
 
-@pytest.mark.parametrize("keep", [False, True], ids=["left out", "kept"])
 @pytest.mark.parametrize(("drawn", "expected"), FLAGGED)
-def test_flagged_images_stay_on_disk_and_enter_when_they_shall(
-    studio: Studio, drawn: list[bytes], expected: list[str], *, keep: bool
+def test_flagged_images_stay_on_disk_and_are_stored_on_demand(
+    studio: Studio, drawn: list[bytes], expected: list[str]
 ) -> None:
+    def in_store() -> set[str]:
+        return {digest for name, digest in prompts_in(studio, "dino") if name == "red panda"}
+
     studio.clf.add_category("red fox", images=[tinted("red", 9)])
     studio.pictures["red panda"] = list(drawn)
-    done = studio.generate("red panda", per_category=len(drawn), keep_flagged=keep)
+    done = studio.generate("red panda", per_category=len(drawn))
     last = done.images[-1]
     assert [flag.split(":")[0] for flag in last.flags] == expected
     assert done.flagged == (last,)
-    assert last.stored is keep
+    assert last.stored is False
     assert last.path.read_bytes() == drawn[-1]
-    in_store = {digest for name, digest in prompts_in(studio, "dino") if name == "red panda"}
-    assert in_store == {image.record.sha256 for image in done.images[: len(drawn) - (not keep)]}
-    assert done.categories[0].texts == ("red panda", PANDA)  # it is known by these all the same
+    assert in_store() == {image.record.sha256 for image in done.images[:-1]}
+    assert done.categories[0].texts == ("red panda", PANDA)  # also where no image is stored
+    bought = studio.requests()
+    studio.generate("red panda", per_category=len(drawn), keep_flagged=True)
+    assert in_store() == {image.record.sha256 for image in done.images}
+    assert studio.requests() == bought
 
 
 def test_a_flag_says_of_what_an_image_is_a_copy(studio: Studio) -> None:
@@ -307,10 +311,9 @@ def test_two_pictures_that_one_encoder_takes_for_the_same_are_no_copies(studio: 
     assert flags(done) == {("red panda", index): [] for index in range(4)}
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_what_cannot_be_read_is_never_stored(studio: Studio, *, keep: bool) -> None:
+def test_unreadable_images_are_never_stored(studio: Studio) -> None:
     studio.fault = lambda request: Fault.not_an_image() if request.path == IMAGES and request.number % 2 else None
-    done = studio.generate("red panda", per_category=4, keep_flagged=keep)
+    done = studio.generate("red panda", per_category=4, keep_flagged=True)
     broken = [image for image in done.images if image.flags]
     assert 0 < len(broken) < 4
     for image in broken:
@@ -337,16 +340,6 @@ def test_far_is_what_all_encoders_of_texts_say(monkeypatch: pytest.MonkeyPatch) 
     with studio_of(monkeypatch, ColourEncoder(), Blind("blind")) as studio:
         studio.pictures["red panda"] = [picture("blue", 1)]
         assert flags(studio.generate("red panda", per_category=1)) == {("red panda", 0): []}
-
-
-def test_flagged_images_can_be_stored_later_without_buying_them_again(studio: Studio) -> None:
-    studio.pictures["red panda"] = [picture("blue", 1), picture("red", 2)]
-    assert stored(studio.generate("red panda", per_category=2)) == {("red panda", 0): False, ("red panda", 1): True}
-    bought = studio.requests()
-    done = studio.generate("red panda", per_category=2, keep_flagged=True)
-    assert stored(done) == {("red panda", 0): True, ("red panda", 1): True}
-    assert studio.requests() == bought
-    assert done.categories[0].references["clip:image"] == 2
 
 
 # ---- nothing twice
@@ -422,13 +415,11 @@ def test_per_category_is_what_the_folder_shall_hold(studio: Studio) -> None:
     assert studio.requests()["images"] == 3
 
 
-@pytest.mark.parametrize(("budget", "bought"), [(Budget(images=0), 0), (Budget(images=3), 3), (Budget(images=99), 8)])
-def test_a_budget_of_images(studio: Studio, budget: Budget, bought: int) -> None:
-    done = studio.generate("red panda", "blue whale", per_category=4, budget=budget)
-    assert len(done.images) == studio.requests()["images"] == bought
-    assert sum(stored(done).values()) == bought
-    studio.generate("red panda", "blue whale", per_category=4, budget=budget)
-    assert studio.requests()["images"] == bought
+def test_a_budget_of_images(studio: Studio) -> None:
+    for limit, bought in ((0, 0), (3, 3), (3, 3), (99, 8)):
+        done = studio.generate("red panda", "blue whale", per_category=4, budget=Budget(images=limit))
+        assert len(done.images) == studio.requests()["images"] == bought
+        assert sum(stored(done).values()) == bought
 
 
 def test_a_budget_of_dollars(studio: Studio) -> None:
@@ -448,31 +439,21 @@ def test_a_budget_too_small_for_a_question_leaves_the_store_empty(studio: Studio
     assert studio.clf.categories() == []
 
 
-@pytest.mark.parametrize("name", ["", " ", "a\nb", None, 5, "x" * 501, b"cat"])
-def test_names_that_cannot_be_used(studio: Studio, name: Any) -> None:
-    with pytest.raises(InvalidInputError, match="a category name "):
-        studio.clf.generation.references(["red panda", name], folder=studio.folder)
+def test_invalid_arguments_send_nothing(studio: Studio) -> None:
+    draw = studio.clf.generation.references
+    for name in ("", " ", "a\nb", None, 5, "x" * 501, b"cat"):
+        with pytest.raises(InvalidInputError, match="a category name "):
+            draw(["red panda", name], folder=studio.folder)  # type: ignore[list-item]
+    for categories in ([], None):  # nor has the store a category
+        with pytest.raises(InvalidInputError, match="has no category to draw: name some"):
+            draw(categories, folder=studio.folder)
+    for wrong in ("red panda", 5):
+        with pytest.raises(InvalidInputError, match=f"must be a list of names. Got {wrong!r}"):
+            draw(wrong, folder=studio.folder)  # type: ignore[arg-type]
+    for count in (0, -1, 2.5, "two", None):
+        with pytest.raises(InvalidInputError, match="per_category must be a whole number from 1 up"):
+            draw(["red panda"], per_category=count, folder=studio.folder)  # type: ignore[arg-type]
     assert (studio.requests(), studio.folder.exists()) == ({}, False)
-
-
-@pytest.mark.parametrize(
-    ("categories", "message"),
-    [
-        ([], "has no category to draw: name some"),
-        (None, "has no category to draw: name some"),  # nor has the store
-        ("red panda", "must be a list of names. Got 'red panda'"),
-        (5, "must be a list of names. Got 5"),
-    ],
-)
-def test_what_are_no_names(studio: Studio, categories: Any, message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        studio.clf.generation.references(categories, folder=studio.folder)
-
-
-@pytest.mark.parametrize("per_category", [0, -1, 2.5, "two", None])
-def test_per_category_is_a_count(studio: Studio, per_category: Any) -> None:
-    with pytest.raises(InvalidInputError, match="per_category must be a whole number from 1 up"):
-        studio.generate("red panda", per_category=per_category)
 
 
 def test_names_are_taken_once_and_as_they_are_stored(studio: Studio) -> None:
@@ -632,9 +613,8 @@ def test_a_reference_image_without_vectors_is_embedded(bench: Bench) -> None:
     assert ["prompt" in payload for payload in bench.studio.payloads("dino")].count(True) == 1
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_an_unreadable_reference_image_is_an_error(bench: Bench, *, known: bool) -> None:
-    (vectors,) = bench.vectors(tinted("red", 1))
-    with pytest.raises(ImageError, match=r"cannot read 'missing\.png'"):
-        bench.add(ReferenceImage(image="missing.png", vectors=vectors if known else None))
+def test_an_unreadable_reference_image_is_an_error(bench: Bench) -> None:
+    for vectors in (None, *bench.vectors(tinted("red", 1))):
+        with pytest.raises(ImageError, match=r"cannot read 'missing\.png'"):
+            bench.add(ReferenceImage(image="missing.png", vectors=vectors))
     assert bench.studio.clf.categories() == []

@@ -30,8 +30,8 @@ from zsvec.encoders import hardware
 from zsvec.encoders.hardware import keep_rates
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import ZSVecError
-from zsvec.evaluation.embeddings import Embeddings
 from zsvec.evaluation.report import write_audit
+from zsvec.evaluation.study import Embeddings
 from zsvec.generation.manifest import Manifest
 from zsvec.inputs.small import small_copy
 from zsvec.inputs.watch import Watch

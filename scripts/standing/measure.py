@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from standing.sets import Images
 from standing.trials import Numbers, Trial
 from zsvec.encoders.spec import TEMPERATURES
-from zsvec.evaluation.metrics import calibration_floor, top_k
+from zsvec.evaluation.metrics import calibration_floor, ranks
 from zsvec.evaluation.study import laid_out
 from zsvec.method.calibrate.fit import expected_calibration_error, fit_calibration
 from zsvec.method.calibration import Calibration
@@ -87,7 +87,7 @@ class Asked:
             parts.append(scoring.scores(replace(found, calibration=self.calibration)))
         truth = np.array([names.index(self.trial.truth[number]) for number in np.concatenate(batches).tolist()])
         probabilities = np.concatenate([part.fused for part in parts])
-        confidence, right = probabilities.max(axis=1), top_k(probabilities, truth, 1)
+        confidence, right = probabilities.max(axis=1), ranks(probabilities, truth) == 0
         figures = {
             "top1": 100 * float(right.mean()),
             "ece": 100 * expected_calibration_error(confidence, right),

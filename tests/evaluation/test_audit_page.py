@@ -123,7 +123,7 @@ def test_a_file_name_that_is_no_unicode(tmp_path: Path) -> None:
     assert "caf\\udce9.jpg" in text
 
 
-@pytest.mark.parametrize("name", ["missing/audit.html", ".", "a\0b", "x" * 300])
-def test_a_page_that_cannot_be_written(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"cannot be written: .*; name another file"):
-        write_audit(tmp_path / name, FOUND, "./store")
+def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+    for name in ("missing/audit.html", ".", "a\0b", "x" * 300):
+        with pytest.raises(InvalidInputError, match="cannot be written"):
+            write_audit(tmp_path / name, FOUND, "./store")

@@ -7,8 +7,6 @@ import hashlib
 import os
 import pickle
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,13 +113,13 @@ def write_cifar100(root: Path, images: Pixels, labels: list[int]) -> None:
 
 
 @pytest.fixture
-def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes the files that are there the official ones."""
+def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the files of a folder the official ones."""
 
-    def trust() -> None:
+    def trust(root: Path = tmp_path) -> None:
         for file in datasets._OFFICIAL:
-            if (tmp_path / file).is_file():
-                digest = hashlib.md5((tmp_path / file).read_bytes()).hexdigest()
+            if (root / file).is_file():
+                digest = hashlib.md5((root / file).read_bytes()).hexdigest()
                 monkeypatch.setitem(datasets._OFFICIAL, file, digest)
 
     return trust
@@ -171,7 +169,7 @@ def test_mnist(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shown(found), np.repeat(images[..., None], 3, axis=3))
 
 
-def test_svhn(tmp_path: Path, trusted: Callable[[], None]) -> None:
+def test_svhn(tmp_path: Path, trusted: Callable[..., None]) -> None:
     images = pixels(1, 3, 32, 32, 3)
     write_svhn(tmp_path, images, [10, 1, 9])  # 10 is the digit 0
     trusted()
@@ -180,7 +178,7 @@ def test_svhn(tmp_path: Path, trusted: Callable[[], None]) -> None:
     np.testing.assert_array_equal(shown(found), images)
 
 
-def test_cifar10(tmp_path: Path, trusted: Callable[[], None]) -> None:
+def test_cifar10(tmp_path: Path, trusted: Callable[..., None]) -> None:
     images = pixels(1, 2, 32, 32, 3)
     write_cifar10(tmp_path, images, [9, 3])
     trusted()
@@ -189,7 +187,7 @@ def test_cifar10(tmp_path: Path, trusted: Callable[[], None]) -> None:
     np.testing.assert_array_equal(shown(found), images)
 
 
-def test_cifar100(tmp_path: Path, trusted: Callable[[], None]) -> None:
+def test_cifar100(tmp_path: Path, trusted: Callable[..., None]) -> None:
     images = pixels(1, 3, 32, 32, 3)
     write_cifar100(tmp_path, images, [0, 99, 7])
     trusted()
@@ -217,71 +215,58 @@ WHOLE: dict[str, Callable[[Path], object]] = {
     "cifar100": lambda root: write_cifar100(root, TWO, [1, 2]),
     "tinyimagenet": write_tiny,
 }
-FILES = [
-    ("mnist", "MNIST/raw/t10k-images-idx3-ubyte", "Yann LeCun"),
-    ("mnist", "MNIST/raw/t10k-labels-idx1-ubyte", "Yann LeCun"),
-    ("svhn", "test_32x32.mat", "Stanford"),
-    ("cifar10", "cifar-10-batches-py/test_batch", "Toronto"),
-    ("cifar10", "cifar-10-batches-py/batches.meta", "Toronto"),
-    ("cifar100", "cifar-100-python/test", "Toronto"),
-    ("cifar100", "cifar-100-python/meta", "Toronto"),
-    ("tinyimagenet", "words.txt", "CS231n"),
-    ("tinyimagenet", "val/val_annotations.txt", "CS231n"),
-    ("tinyimagenet", "val/images/val_1.JPEG", "CS231n"),
-]
-
-
-@pytest.mark.parametrize(("name", "file", "site"), FILES)
-def test_a_missing_file_is_named_and_where_to_get_it(
-    tmp_path: Path, trusted: Callable[[], None], name: str, file: str, site: str
-) -> None:
-    WHOLE[name](tmp_path)
-    trusted()
-    assert DATASETS[name](tmp_path)
-    (tmp_path / file).unlink()
-    with pytest.raises(InvalidInputError, match=site) as refused:
-        DATASETS[name](tmp_path)
-    assert str(tmp_path / file) in str(refused.value)
+FILES = {
+    "mnist": ["MNIST/raw/t10k-images-idx3-ubyte", "MNIST/raw/t10k-labels-idx1-ubyte"],
+    "svhn": ["test_32x32.mat"],
+    "cifar10": ["cifar-10-batches-py/test_batch", "cifar-10-batches-py/batches.meta"],
+    "cifar100": ["cifar-100-python/test", "cifar-100-python/meta"],
+    "tinyimagenet": ["words.txt", "val/val_annotations.txt", "val/images/val_1.JPEG"],
+}
+SITES = {"mnist": "Yann LeCun", "svhn": "Stanford", "cifar10": "Toronto", "cifar100": "Toronto"}
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_an_empty_folder_and_none(tmp_path: Path, name: str) -> None:
-    for root in (tmp_path, tmp_path / "none"):
-        with pytest.raises(InvalidInputError, match=f"the data set {name} cannot be read"):
-            DATASETS[name](root)
-
-
-@pytest.mark.parametrize(("name", "file"), [(name, file) for name, file, _ in FILES[:-1]])
-def test_damaged_files(tmp_path: Path, trusted: Callable[[], None], name: str, file: str) -> None:
+def test_a_missing_file_is_named_with_its_source(tmp_path: Path, trusted: Callable[..., None], name: str) -> None:
     WHOLE[name](tmp_path)
     trusted()
-    path = tmp_path / file
-    whole = path.read_bytes()
-    binary = name != "tinyimagenet"
-    damaged = [
-        b"<html>Not found</html>\n",
-        b"\xff\xfe\xfd",
-        *([b"", whole[:-9], whole[:7], whole[:1]] if binary else []),
-    ]
-    for content in damaged:
-        path.write_bytes(content)
-        with pytest.raises(InvalidInputError) as refused:
+    assert DATASETS[name](tmp_path)
+    for file in FILES[name]:
+        content = (tmp_path / file).read_bytes()
+        (tmp_path / file).unlink()
+        with pytest.raises(InvalidInputError, match=SITES.get(name, "CS231n")) as refused:
             DATASETS[name](tmp_path)
-        assert str(path) in str(refused.value)
+        assert str(tmp_path / file) in str(refused.value)
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(InvalidInputError, match=f"the data set {name} cannot be read"):
+        DATASETS[name](tmp_path / "none")
 
 
-@pytest.mark.parametrize(
-    ("images", "labels"),
-    [
-        (pixels(1, 2, 28, 28), [1]),
-        (pixels(1, 2, 28, 28), [1, 10]),
-        (pixels(1, 2, 28), [1, 2]),
-    ],
-)
-def test_digits_that_do_not_fit_together(tmp_path: Path, images: Pixels, labels: list[int]) -> None:
-    write_mnist(tmp_path, images, labels)
-    with pytest.raises(InvalidInputError):
-        DATASETS["mnist"](tmp_path)
+@pytest.mark.parametrize("name", WHOLE)
+def test_damaged_files(tmp_path: Path, trusted: Callable[..., None], name: str) -> None:
+    WHOLE[name](tmp_path)
+    trusted()
+    for path in (tmp_path / file for file in FILES[name] if not file.endswith("JPEG")):
+        whole = path.read_bytes()
+        binary = name != "tinyimagenet"
+        damaged = [
+            b"<html>Not found</html>\n",
+            b"\xff\xfe\xfd",
+            *([b"", whole[:-9], whole[:7], whole[:1]] if binary else []),
+        ]
+        for content in damaged:
+            path.write_bytes(content)
+            with pytest.raises(InvalidInputError) as refused:
+                DATASETS[name](tmp_path)
+            assert str(path) in str(refused.value)
+        path.write_bytes(whole)
+
+
+def test_digits_that_do_not_fit_together(tmp_path: Path) -> None:
+    images = pixels(1, 2, 28, 28)
+    for some, labels in ((images, [1]), (images, [1, 10]), (images[0], [1, 2])):
+        write_mnist(tmp_path, some, labels)
+        with pytest.raises(InvalidInputError):
+            DATASETS["mnist"](tmp_path)
 
 
 def test_packed_digits_are_not_unpacked(tmp_path: Path) -> None:
@@ -304,27 +289,30 @@ def test_a_category_that_words_do_not_name(tmp_path: Path) -> None:
 # ---- files of attackers
 
 
-@pytest.mark.parametrize("name", ["../../../secret.png", "{secret}", "link.png", "a\0b", ""])
-def test_an_image_outside_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_image_outside_its_folder_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "tiny"
     write_tiny(root)
     secret = tmp_path / "secret.png"
     write_picture(secret, 7)
     (root / "val" / "images" / "link.png").symlink_to(secret)
-    line = f"{name.format(secret=secret)}\tn02012849\t0\t0\t9\t9\n"
-    write(root / "val" / "val_annotations.txt", line.encode())
-    with pytest.raises(InvalidInputError):
-        DATASETS["tinyimagenet"](root)
+    for name in ("../../../secret.png", str(secret), "link.png", "a\0b", ""):
+        write(root / "val" / "val_annotations.txt", f"{name}\tn02012849\t0\t0\t9\t9\n".encode())
+        with pytest.raises(InvalidInputError):
+            DATASETS["tinyimagenet"](root)
 
 
-@pytest.mark.parametrize(("name", "file"), [(name, file) for name, file, _ in FILES])
-def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, trusted: Callable[[], None], name: str, file: str) -> None:
-    WHOLE[name](tmp_path)
-    trusted()
-    (tmp_path / file).rename(tmp_path.parent / f"{tmp_path.name}-moved")
-    (tmp_path / file).symlink_to(tmp_path.parent / f"{tmp_path.name}-moved")
-    with pytest.raises(InvalidInputError, match="leads out of"):
-        DATASETS[name](tmp_path)
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, trusted: Callable[..., None], name: str) -> None:
+    root, moved = tmp_path / "set", tmp_path / "moved"
+    WHOLE[name](root)
+    trusted(root)
+    for file in FILES[name]:
+        (root / file).rename(moved)
+        (root / file).symlink_to(moved)
+        with pytest.raises(InvalidInputError, match="leads out of"):
+            DATASETS[name](root)
+        moved.rename(root / file)
+    assert DATASETS[name](root)
 
 
 class Runs:
@@ -337,23 +325,26 @@ class Runs:
         return self.call
 
 
-@pytest.mark.parametrize(("name", "file"), [(name, file) for name, file, _ in FILES if name.startswith("cifar")])
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_a_pickle_that_runs_code_is_refused_before_it_is_read(
-    tmp_path: Path, trusted: Callable[[], None], name: str, file: str, protocol: int
+    tmp_path: Path, trusted: Callable[..., None], name: str
 ) -> None:
     WHOLE[name](tmp_path)
     trusted()
     touched = tmp_path / "touched"
     attack = {"data": rows(TWO), "labels": [1, 2], "label_names": TEN, "x": Runs(os.system, f"touch {touched}")}
-    write(tmp_path / file, pickle.dumps(attack, protocol))
-    with pytest.raises(InvalidInputError, match="not the official file"):
-        DATASETS[name](tmp_path)
-    assert not touched.exists()
+    for file in FILES[name]:
+        whole = (tmp_path / file).read_bytes()
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            write(tmp_path / file, pickle.dumps(attack, protocol))
+            with pytest.raises(InvalidInputError, match="not the official file"):
+                DATASETS[name](tmp_path)
+            assert not touched.exists()
+        write(tmp_path / file, whole)
 
 
 def test_a_pickle_that_takes_the_place_of_the_checked_file_is_not_read(
-    tmp_path: Path, trusted: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trusted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_cifar10(tmp_path, TWO, [9, 3])
     trusted()
@@ -377,8 +368,3 @@ def test_the_checksums_are_those_of_torchvision() -> None:
         files = [*kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
         expected |= {f"{kind.base_folder}/{file}": digest for file, digest in files}
     assert expected == datasets._OFFICIAL
-
-
-def test_reading_needs_no_torch() -> None:
-    code = "import sys, zsvec.evaluation.datasets; assert not sys.modules.keys() & {'torch', 'torchvision'}"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=120)

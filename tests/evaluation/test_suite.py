@@ -241,9 +241,9 @@ def test_the_default_row_is_what_the_classifier_says(evaluated: Evaluated) -> No
 
 
 def test_batches_are_mixed_and_answers_in_order(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, references = evaluated.found.study.sample, evaluated.found.study.references
-    scoring = evaluated.classifier._scoring
-    whole = study.answer(references, sample, scoring, 0.05)
+    made = evaluated.found.study
+    sample, scoring = made.sample, made.scoring
+    whole = made.answers(made.references)
     monkeypatch.setattr(study, "_BATCH", 8)
     asked: list[list[str | None]] = []
 
@@ -254,7 +254,7 @@ def test_batches_are_mixed_and_answers_in_order(evaluated: Evaluated, monkeypatc
 
     plain = type(scoring).scores
     monkeypatch.setattr(type(scoring), "scores", scores)
-    batches = study.answer(references, sample, scoring, 0.05)
+    batches = made.answers(made.references)
     assert [len(batch) for batch in asked] == [8, 8, 8, 8, 1]
     assert all(len(set(batch)) > 1 for batch in asked[:4])
     np.testing.assert_allclose(batches.probabilities, whole.probabilities, atol=1e-6)
@@ -264,7 +264,7 @@ def test_batches_are_mixed_and_answers_in_order(evaluated: Evaluated, monkeypatc
 def test_an_interrupted_suite_embeds_nothing_twice(
     classifier: Classifier, encoders: list[Colours], folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.evaluation.embeddings._CHUNK", 5)
+    monkeypatch.setattr("zsvec.evaluation.study._CHUNK", 5)
 
     def interrupted(images: Iterable[Any]) -> Iterator[Any]:
         for i, image in enumerate(images):
@@ -278,9 +278,8 @@ def test_an_interrupted_suite_embeds_nothing_twice(
     assert encoders[0].embedded == before + 10
 
     suite(classifier, folders)
-    assert (
-        encoders[0].embedded == before + 33 + 28 + 32 + 33
-    )  # the images, the blurred references, those that are timed
+    # the images, the blurred references, and the timed images
+    assert encoders[0].embedded == before + 33 + 28 + 32 + 33
     suite(classifier, folders)
     assert encoders[0].embedded == before + 33 + 28 + 2 * (32 + 33)
 
@@ -306,16 +305,11 @@ def test_a_label_that_is_no_category_is_refused(classifier: Classifier, folders:
         suite(classifier, folders)
 
 
-def test_without_images_of_no_category(classifier: Classifier, folders: Path) -> None:
-    found = run(classifier, labelled_images(folders / "photos"), folder=folders / "report", name="colours")
-    assert all(row["values"].get("auroc") is None for table in found.results["tables"] for row in table["rows"])
-    assert publish(found, folders / "report").is_file()
-
-
-def test_photos_of_one_category_have_no_auroc_of_the_paper(classifier: Classifier, folders: Path) -> None:
+def test_photos_of_one_category_and_none_of_no_category(classifier: Classifier, folders: Path) -> None:
     photos = [(path, label) for path, label in labelled_images(folders / "photos") if label == "red"]
     found = run(classifier, photos, folder=folders / "report", name="reds")
-    assert all(row["values"].get("paper_auroc") is None for table in found.results["tables"] for row in table["rows"])
+    values = [row["values"] for table in found.results["tables"] for row in table["rows"]]
+    assert all(row.get("paper_auroc") is None and row.get("auroc") is None for row in values)
     assert publish(found, folders / "report").is_file()
 
 
@@ -343,15 +337,6 @@ def test_a_store_of_one_category(folders: Path, encoders: list[Colours]) -> None
         assert publish(run(classifier, photos, folder=folders / "r", name="reds"), folders / "r").is_file()
 
 
-def test_damaged_embeddings_are_made_again(classifier: Classifier, encoders: list[Colours], folders: Path) -> None:
-    suite(classifier, folders)
-    for kept in (folders / "report" / "embeddings").glob("*/*.npz"):
-        kept.write_bytes(kept.read_bytes()[:40])
-    before = encoders[0].embedded
-    suite(classifier, folders)
-    assert encoders[0].embedded == before + 33 + 28 + 32 + 33
-
-
 def test_a_report_in_the_place_of_a_file_is_refused_before_anything_is_embedded(
     classifier: Classifier, encoders: list[Colours], folders: Path
 ) -> None:
@@ -375,21 +360,23 @@ def test_images_that_are_no_files_are_numbered_and_shown(classifier: Classifier,
     assert page.count("data:image/jpeg") == 2 * wrong
 
 
-LINKED = ("results.json", "predictions.json", "confusion.png", "reliability.png", "report.html", "embeddings")
-
-
-@pytest.mark.parametrize("name", LINKED)
-def test_a_link_in_the_folder_leads_nowhere(classifier: Classifier, folders: Path, tmp_path: Path, name: str) -> None:
-    pytest.importorskip("matplotlib")
-    from zsvec.evaluation.publish import publish
-
-    report, treasure = folders / "report", tmp_path / "treasure"
-    report.mkdir(exist_ok=True)
-    if name == "embeddings":
-        treasure.mkdir()
-    else:
+def test_a_link_in_the_folder_leads_nowhere(evaluated: Evaluated, tmp_path: Path) -> None:
+    for name in ("results.json", "confusion.png", "report.html"):
+        report, treasure = tmp_path / f"of {name}", tmp_path / "treasure"
+        report.mkdir()
         treasure.write_text("mine")
-    (report / name).symlink_to(treasure)
+        (report / name).symlink_to(treasure)
+        with pytest.raises(InvalidInputError, match="leads out of"):
+            publish(evaluated.found, report)
+        assert treasure.read_text() == "mine"
+
+
+def test_a_link_in_the_place_of_the_embeddings_leads_nowhere(
+    classifier: Classifier, folders: Path, tmp_path: Path
+) -> None:
+    (folders / "report").mkdir()
+    (tmp_path / "treasure").mkdir()
+    (folders / "report" / "embeddings").symlink_to(tmp_path / "treasure")
     with pytest.raises(InvalidInputError, match="leads out of"):
-        publish(suite(classifier, folders), report)
-    assert (list(treasure.iterdir()) == []) if name == "embeddings" else (treasure.read_text() == "mine")
+        suite(classifier, folders)
+    assert list((tmp_path / "treasure").iterdir()) == []

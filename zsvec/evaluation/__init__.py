@@ -1,4 +1,4 @@
-"""How well a store classifies images whose categories are known."""
+"""Accuracy of a store on labelled images."""
 
 from zsvec.evaluation.evaluate import Evaluation, Judged, evaluate, labelled_images, labelled_images_of
 from zsvec.evaluation.metrics import CategoryScore

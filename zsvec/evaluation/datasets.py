@@ -1,8 +1,8 @@
-"""Test images of public data sets with their categories: read where they lie, never downloaded.
+"""Test images of public data sets with their categories, from local files in the layout of torchvision's ``root``.
 
-Files are looked for where torchvision keeps them under its ``root``. Pickles and MATLAB files are read only if they are
-the official files: a pickle is a program. Their content is read once, and the bytes that were checked are the bytes
-that are loaded. (The classes of torchvision open each file again after their check, when another may lie there.)
+A pickle is a program, so that pickles and MATLAB files are read only if they are the official files. Each file is read
+once, and the checked bytes are loaded: the classes of torchvision open a file again after their check, when another
+file may have replaced it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle  # nosec B403 # official files alone
+import pickle  # nosec B403 # official files only
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ _PAGES = {
     "cifar100": _CIFAR_PAGE,
     "tinyimagenet": "the page of Stanford's course CS231n (Tiny ImageNet, 200 categories, unpacked)",
 }
-# MD5 of the official files, as torchvision has them. Nobody can make another file of a given MD5 (a second preimage).
+# MD5 of the official files, from torchvision. No second preimage of an MD5 can be computed.
 _OFFICIAL = {
     "cifar-10-batches-py/test_batch": "40351d587109b95175f43aff81a1287e",
     "cifar-10-batches-py/batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
@@ -58,7 +58,7 @@ def mnist(root: Path) -> Labelled:
     pixels = _read_idx(folder / "t10k-images-idx3-ubyte", root, dimensions=3)
     labels = _read_idx(folder / "t10k-labels-idx1-ubyte", root, dimensions=1)
     if len(labels) != len(pixels) or labels.max(initial=0) >= len(DIGITS):
-        _refuse("mnist", folder / "t10k-labels-idx1-ubyte", "it has not one digit for each image")
+        _refuse("mnist", folder / "t10k-labels-idx1-ubyte", "it does not have a digit for each image")
     return _labelled(pixels, labels, DIGITS)
 
 
@@ -94,16 +94,16 @@ def cifar100(root: Path) -> Labelled:
 def tinyimagenet(root: Path) -> Labelled:
     """Returns the validation images of 200 categories of ImageNet, 64 × 64; the test images have no labels.
 
-    A category is named by its first synonym in ``words.txt``, with its WordNet id behind if two are named alike.
+    A category is named by its first synonym in ``words.txt``, followed by the WordNet id where two names are equal.
 
     Args:
-        root: The folder with ``val`` and ``words.txt``, or the one that ``tiny-imagenet-200`` is in.
+        root: The folder with ``val`` and ``words.txt``, or the parent of ``tiny-imagenet-200``.
 
     Raises:
         InvalidInputError: A file is missing or outside the folder, or ``words.txt`` does not name a category.
     """
     base = root / "tiny-imagenet-200"
-    base = base if os.path.isdir(base) else root  # noqa: PTH112 - Path.is_dir raises where one may not look
+    base = base if os.path.isdir(base) else root  # noqa: PTH112 - Path.is_dir raises without permission
     words = _table(base / "words.txt", root)
     wnids = _table(base / "val" / "val_annotations.txt", root)
     if unnamed := sorted(set(wnids.values()) - words.keys()):
@@ -115,7 +115,7 @@ def tinyimagenet(root: Path) -> Labelled:
     paths = {name: inside(folder, folder / name) for name in wnids}
     for path in paths.values():
         if not os.path.isfile(path):  # noqa: PTH113 - as above
-            _refuse("tinyimagenet", path, "it is not there")
+            _refuse("tinyimagenet", path, "the file does not exist")
     return [(paths[name], names[wnid]) for name, wnid in wnids.items()]
 
 
@@ -138,7 +138,7 @@ def _content(name: str, path: Path, root: Path) -> bytes:
 
 
 def _official(name: str, root: Path, file: str) -> bytes:
-    """Returns the content of an official file, which was checked."""
+    """Returns the content of an official file, after the check of its MD5."""
     content = _content(name, root / file, root)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != _OFFICIAL[file]:
         _refuse(name, root / file, "it is not the official file")
@@ -148,7 +148,7 @@ def _official(name: str, root: Path, file: str) -> bytes:
 def _unpickled(name: str, root: Path, file: str) -> dict[str, Any]:
     content = _official(name, root, file)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy reads arrays of Python 2 in a form that it would no longer write
+        warnings.simplefilter("ignore")  # of numpy, about the form of arrays from Python 2
         found: dict[str, Any] = pickle.loads(content, encoding="latin-1")  # noqa: S301 # nosec B301 # the official file
     return found
 
@@ -178,7 +178,7 @@ def _read_idx(path: Path, root: Path, *, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _table(path: Path, root: Path) -> dict[str, str]:
-    """Returns the first two columns of a text whose columns are separated by tabs."""
+    """Returns the first two columns of a tab-separated text."""
     content = _content("tinyimagenet", path, root)
     try:
         lines = [line.split("\t") for line in content.decode().splitlines() if line.strip()]

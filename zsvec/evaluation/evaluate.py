@@ -1,8 +1,8 @@
-"""How good the fusion and each expert are, and how well novelty tells the unknown from the known."""
+"""Accuracy of the fusion and of each expert, and open-set rejection, on labelled images."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError, StoreError, shown
-from zsvec.evaluation.metrics import Accuracy, CategoryScore, blind_auroc, by_category, confusion, mean_score
+from zsvec.evaluation.metrics import Accuracy, CategoryScore, auroc, by_category, confusion, mean_score
 from zsvec.inputs.categories import (
     CategoryInput,
     ReferenceImage,
@@ -31,7 +31,7 @@ _TOP = 5
 
 
 class Outcome(NamedTuple):
-    """The part of an answer that its quality depends on: far less than a ranking of all categories.
+    """The numbers that `Accuracy` is computed from: far less than a ranking of all categories.
 
     Attributes:
         rank: Of the true category, 0 for the best; `_TOP` or more for a miss.
@@ -59,9 +59,9 @@ class Judged:
     """The answer for one image, beside the truth.
 
     Attributes:
-        source: Where the image came from.
+        source: Path, URL or kind of the image.
         truth: Its category; ``None`` for an image of no category.
-        nearest: The most probable category, whether or not the image was called unknown.
+        nearest: The most probable category, also where the image was called unknown.
         probability: Its fused probability, 0 to 1.
         unknown: Whether the image was called unknown.
         novelty: 0 to 1; ``None`` without a calibration.
@@ -79,7 +79,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an evaluation found.
+    """Result of `evaluate`.
 
     Attributes:
         n: Images with a known category that could be read.
@@ -89,7 +89,7 @@ class Evaluation:
             images; 0.5 is chance. ``None`` without unknown images.
         detected: Fraction of the unknown images that were called unknown; ``None`` without unknown images.
         false_unknown_rate: Fraction of the known images that were called unknown.
-        fusion: Name of the strategy that ran.
+        fusion: Name of the strategy.
         judged: Each image that could be read, in the order given, those of no category last.
     """
 
@@ -104,46 +104,42 @@ class Evaluation:
 
     @property
     def truth(self) -> list[str]:
-        """Category of each image that has one, for functions of scikit-learn; `answers` is its other argument."""
+        """Category of each image that has one; with `answers`, the arguments of scikit-learn's metrics."""
         return [image.truth for image in self.judged if image.truth is not None]
 
     @property
     def answers(self) -> list[str]:
         """The most probable category of each image that has one, in the order of `truth`."""
-        return [image.nearest for image in self.judged if image.truth is not None]
+        return [image.nearest for image in self.judged[: self.n]]
 
     @property
     def categories(self) -> dict[str, CategoryScore]:
-        """Precision, recall and F1 of each category that an image is of, or was answered as, sorted by name."""
-        return by_category(
-            self.truth, self.answers, [image.unknown for image in self.judged if image.truth is not None]
-        )
+        """Scores of each category among the true and the answered ones, sorted by name."""
+        return by_category(self.truth, self.answers, [image.unknown for image in self.judged[: self.n]])
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """How many images of one category were answered as another.
-
-        int64 ``(n, n)``: a row for each true category, a column for each answer, both in the order of `categories`.
-        """
+        """Confusion matrix, int64 ``(n, n)``: true categories × answers, both in the order of `categories`."""
         return confusion(self.truth, self.answers, list(self.categories))
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that ``zsvec evaluate --json`` prints; of its confusions those that occur."""
-        unknown = {} if self.auroc is None else {"auroc": self.auroc, "detected": self.detected}
+        """The object that ``zsvec evaluate --json`` prints; its confusions are the non-zero ones."""
         categories = self.categories
-        confusions: dict[str, dict[str, int]] = {}
-        for (true, answer), number in sorted(Counter(zip(self.truth, self.answers, strict=True)).items()):
-            confusions.setdefault(true, {})[answer] = number
+        names = list(categories)
         return {
             "n": self.n,
             **asdict(self.accuracy),
-            **unknown,
+            **({} if self.auroc is None else {"auroc": self.auroc, "detected": self.detected}),
             "false_unknown_rate": self.false_unknown_rate,
             "fusion": self.fusion,
             "experts": {name: asdict(accuracy) for name, accuracy in self.experts.items()},
             "macro": asdict(mean_score(categories)),
             "categories": {name: asdict(score) for name, score in categories.items()},
-            "confusion": confusions,
+            "confusion": {
+                true: {answer: n for answer, n in zip(names, counts, strict=True) if n}
+                for true, counts in zip(names, self.confusion.tolist(), strict=True)
+                if any(counts)
+            },
         }
 
 
@@ -156,7 +152,7 @@ def labelled_images(folder: Path, *, on_outside: OnOutside = refused) -> list[tu
             left out; by default, the first is raised.
 
     Raises:
-        InvalidInputError: It is no folder, or has no image in a sub-folder.
+        InvalidInputError: The folder does not exist, or has no image in a sub-folder.
     """
     paths = [path for path in find_images(folder, on_outside=on_outside) if path.parent != folder]
     if not paths:
@@ -167,7 +163,7 @@ def labelled_images(folder: Path, *, on_outside: OnOutside = refused) -> list[tu
 
 
 def labelled_images_of(categories: Iterable[CategoryInput]) -> list[tuple[ImageInput, str]]:
-    """Images of categories, such as those of `zsvec.inputs.tables.from_csv`, each with its category.
+    """Returns the images of categories, such as those of `zsvec.inputs.tables.from_csv`, each with its category.
 
     Raises:
         InvalidInputError: There is no image.
@@ -185,12 +181,12 @@ def labelled_images_of(categories: Iterable[CategoryInput]) -> list[tuple[ImageI
 
 
 def check_labels(categories: Collection[str], labels: Iterable[str], *, images: str, location: str) -> None:
-    """Refuse images of categories that a store does not have.
+    """Refuses images of categories that a store does not have.
 
     Args:
         categories: Of the store.
         labels: Of the images.
-        images: What to call the images.
+        images: Name of the images in the error.
         location: Of the store.
 
     Raises:
@@ -216,18 +212,15 @@ def evaluate(
     on_error: Callable[[Prediction], None] = lambda prediction: None,
     track: Callable[[Iterable[ImageInput]], Iterable[ImageInput]] = iter,
 ) -> Evaluation:
-    """Classify labelled images, in random order, and count.
-
-    The AUROC is that of the novelty. Where an image has none, as without a calibration, it is that of the distance to
-    the nearest reference, for all images.
+    """Classifies labelled images in random order, and compares the answers with the labels.
 
     Args:
-        classifier: Whose categories include every label.
-        images: Images with a category: a list, or another sequence that makes each image when it is asked for it. Of
-            any other iterable a list is made.
+        classifier: Its categories include every label.
+        images: Images with a category: a list, or another sequence that makes each image on access. Any other iterable
+            is turned into a list.
         labels: The category of each.
-        unknown: Images of no category, to measure how well novelty tells them apart.
-        on_error: Called for each image that cannot be read; it does not count.
+        unknown: Images of no category, to measure open-set rejection.
+        on_error: Called for each image that cannot be read, and is left out.
         track: Wraps the images, to show progress.
 
     Raises:
@@ -243,7 +236,7 @@ def evaluate(
         raise InvalidInputError(f"give one or more images, and a label for each. Got {len(images)} and {len(names)}")
     categories = [category.name for category in classifier.categories()]
     check_labels(categories, names, images="the images", location=classifier.location)
-    # In any other order than that of the folders: a strategy may take it from a batch that its images are alike.
+    # In random order: a strategy may infer from a batch that its images are alike.
     order = np.random.default_rng(0).permutation(len(images) + len(strangers)).tolist()
     given = (images[i] if i < len(images) else strangers[i - len(images)] for i in order)
     found: dict[int, Judged] = {}
@@ -256,9 +249,17 @@ def evaluate(
                 on_error(prediction)
                 continue
             label = names[i] if i < len(names) else None
-            found[i] = _judged(prediction, label)
+            found[i] = Judged(
+                prediction.source,
+                label,
+                str(prediction.nearest),
+                cast("float", prediction.probability),
+                prediction.unknown,
+                prediction.novelty,
+                cast("float", prediction.distance),
+            )
             if label is not None:
-                fusion = fusion or str(prediction.fusion)
+                fusion = str(prediction.fusion)
                 fused.append(Outcome.of(prediction.ranking, label))
                 for name, expert in prediction.experts.items():
                     experts[name].append(Outcome.of(expert.ranking, label))
@@ -272,39 +273,22 @@ def evaluate(
         n=len(known),
         accuracy=Accuracy.of(*zip(*fused, strict=True)),
         experts={name: Accuracy.of(*zip(*outcomes, strict=True)) for name, outcomes in experts.items()},
-        auroc=_auroc(known, foreign) if foreign else None,
-        detected=_called_unknown(foreign) if foreign else None,
-        false_unknown_rate=_called_unknown(known),
+        auroc=_auroc(judged) if foreign else None,
+        detected=fmean(image.unknown for image in foreign) if foreign else None,
+        false_unknown_rate=fmean(image.unknown for image in known),
         fusion=fusion,
         judged=judged,
     )
 
 
 def _sequence(images: Iterable[ImageInput]) -> Sequence[ImageInput]:
-    """Images that can be taken in any order."""
     given = checked_images(images)
     return given if isinstance(given, Sequence | np.ndarray) else list(given)  # type: ignore[return-value]
 
 
-def _judged(prediction: Prediction, truth: str | None) -> Judged:
-    return Judged(
-        prediction.source,
-        truth,
-        str(prediction.nearest),
-        cast("float", prediction.probability),
-        prediction.unknown,
-        prediction.novelty,
-        cast("float", prediction.distance),
-    )
-
-
-def _auroc(known: Sequence[Judged], unknown: Sequence[Judged]) -> float:
-    judged = [*known, *unknown]
+def _auroc(judged: Sequence[Judged]) -> float:
+    """Returns the AUROC of the novelty, or of the distance where an image has no novelty."""
     scores = [image.novelty for image in judged]
     if None in scores:
         scores = [image.distance for image in judged]
-    return blind_auroc(np.array(scores, dtype=np.float64), np.arange(len(scores)) >= len(known))
-
-
-def _called_unknown(judged: Sequence[Judged]) -> float:
-    return fmean(image.unknown for image in judged)
+    return auroc(np.array(scores, dtype=np.float64), np.array([image.truth is None for image in judged]))

@@ -1,4 +1,4 @@
-"""Figures of an evaluation, each returned as a PNG, in colours that the colour-blind tell apart."""
+"""Figures of an evaluation, each returned as a PNG, in a palette for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FONTS = ("Noto Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devana
 
 
 def _png(draw: Callable[Concatenate[Figure, P], None]) -> Callable[P, bytes]:
-    """Gives a function an empty figure to draw in. Names are no formulas: ``$`` is a dollar."""
+    """Gives a function an empty figure, and returns the PNG of the drawn one. ``$`` in a name begins no formula."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> bytes:
@@ -41,7 +41,7 @@ def _png(draw: Callable[Concatenate[Figure, P], None]) -> Callable[P, bytes]:
         png = io.BytesIO()
         look: list[Any] = ["default", "petroff10", {"font.family": fonts, "text.parse_math": False}]
         with style.context(look), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for a letter that no font has
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # letters without a font become boxes
             figure = Figure(dpi=150)
             draw(figure, *args, **kwargs)
             figure.savefig(png, format="png", backend="agg", bbox_inches="tight", pad_inches=0.1)
@@ -63,7 +63,7 @@ def accuracy_by_references(figure: Figure, curves: Mapping[str, Mapping[str, Seq
     axes = figure.subplots()
     for name, curve in curves.items():
         mean, std = 100 * np.array(curve["mean"]), 100 * np.array(curve["std"])
-        # Without the space of no width, matplotlib would leave out a name that begins with _.
+        # matplotlib leaves out labels that begin with _, unless a zero-width space is before them.
         axes.plot(curve["counts"], mean, marker="o", label=f"\u200b{name}")
         axes.fill_between(curve["counts"], *np.clip((mean - std, mean + std), 0, 100), alpha=0.15)
     axes.set_xscale("log", base=2)
@@ -92,7 +92,7 @@ def confusion(figure: Figure, counts: NDArray[np.int64], names: Sequence[str]) -
         share, names = share[np.ix_(most, most)], [names[i] for i in most]
         title = f"The {_MOST_CONFUSED} most confused of {n} categories"
     names, side = [_short(name) for name in names], max(2.5, 0.27 * len(names))
-    figure.set_size_inches(side, side)  # what stands around the matrix makes the picture larger
+    figure.set_size_inches(side, side)  # labels around the matrix make the picture larger
     axes = figure.add_axes((0, 0, 1, 1), title=title, xlabel="answered category", ylabel="true category")
     axes.set_facecolor("#DDDDDD")  # rows of categories without images
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
@@ -113,7 +113,7 @@ def reliability(figure: Figure, probabilities: Doubles, right: NDArray[np.bool_]
     Args:
         figure: Where to draw.
         probabilities: Of the answers, float64 ``(n,)``, at least one.
-        right: Whether they were, bool ``(n,)``.
+        right: Whether each answer is right, bool ``(n,)``.
     """
     bins = np.clip(np.ceil(probabilities * _BINS).astype(int) - 1, 0, _BINS - 1)
     images = np.bincount(bins, minlength=_BINS)
@@ -137,7 +137,7 @@ def reliability(figure: Figure, probabilities: Doubles, right: NDArray[np.bool_]
 
 @_png
 def novelties(figure: Figure, known: Doubles, unknown: Doubles, threshold: float | None) -> None:
-    """Draws how novelty is spread over known and unknown images.
+    """Draws the distribution of novelty over known and unknown images.
 
     Args:
         figure: Where to draw.
@@ -167,7 +167,7 @@ def novelties(figure: Figure, known: Doubles, unknown: Doubles, threshold: float
 
 
 def embed_2d(vectors: NDArray[np.float32], seed: int = 0) -> Doubles:
-    """Places vectors float32 ``(n, d)`` in the plane so that neighbours stay together: t-SNE by cosine.
+    """Returns a t-SNE embedding by cosine of vectors, float32 ``(n, d)``, in the plane.
 
     Returns:
         float64 ``(n, 2)``, without units; the same for the same seed.
@@ -187,8 +187,8 @@ def neighbourhood(figure: Figure, points: Doubles, names: Sequence[str], is_refe
     Args:
         figure: Where to draw.
         points: Of `embed_2d`, float64 ``(n, 2)``.
-        names: The category of each point, of ten at most.
-        is_reference: Whether it is a reference, bool ``(n,)``.
+        names: Category of each point; at most ten categories.
+        is_reference: Whether each point is a reference, bool ``(n,)``.
     """
     figure.set_size_inches(6, 6)  # the legend beside it makes the picture larger
     axes = figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[])

@@ -1,8 +1,8 @@
 """Metrics of answers: accuracy, quality of probabilities, AUROC of unknown images, confusions, scores by category.
 
-Images are rows, categories columns, and a label is the number of its column. The order of the images changes nothing.
-The calibration error itself is in `zsvec.method.calibrate.fit`. Plain `zsvec evaluate` works in the installation
-without torch, which has no scikit-learn, and starts without `scipy.stats`, which takes a second to import.
+Images are rows, categories are columns, and a label is the number of its column. The order of the images changes
+nothing. The calibration error itself is in `zsvec.method.calibrate.fit`. Plain ``zsvec evaluate`` runs in the
+installation without torch, which has no scikit-learn, and starts without `scipy.stats`, which takes a second to import.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zsvec.errors import InvalidInputError
 from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.fit import expected_calibration_error
 
@@ -23,7 +22,6 @@ Labels = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
 _MISSED = np.iinfo(np.intp).max
-_ROUNDING = 1e-6
 _INTERVAL = (0.025, 0.975)
 _SAMPLES = 10_000
 
@@ -33,17 +31,17 @@ _SAMPLES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How good answers are.
+    """Accuracy and calibration of answers.
 
     Attributes:
-        top1: Fraction of the images whose category is the most probable, 0 to 1.
-        top3: Fraction of the images whose category is among the first 3.
-        top5: Fraction of the images whose category is among the first 5.
+        top1: Fraction of the images with their category as the most probable, 0 to 1.
+        top3: Fraction of the images with their category among the first 3.
+        top5: Fraction of the images with their category among the first 5.
         nll: Negative log-likelihood: mean of -ln(probability of the true category), nats. ``None`` where it is
             infinite: a true category has probability 0, as where an expert has no reference of it.
         brier: Mean Brier score, the squared error summed over the categories, 0 to 2.
         ece: Expected calibration error of the largest probability, 0 to 1.
-        ece_floor: What that would be for perfectly calibrated answers of the same confidence, by chance alone.
+        ece_floor: Expected `ece` of perfectly calibrated answers of the same confidence, by chance alone.
     """
 
     top1: float
@@ -56,7 +54,7 @@ class Accuracy:
 
     @classmethod
     def of(cls, rank: ArrayLike, probability: ArrayLike, confidence: ArrayLike, brier: ArrayLike) -> Accuracy:
-        """Returns the accuracy over some images, at least one.
+        """Returns the accuracy over one or more images.
 
         Args:
             rank: Of each image's category, int ``(n_images,)``, 0 for the most probable; 5 or more for a miss.
@@ -81,57 +79,33 @@ class Accuracy:
 def ranks(probabilities: Doubles, truth: Labels) -> Labels:
     """Returns the rank of each image's category, 0 for the most probable, as int ``(n_images,)``.
 
-    Of equal probabilities the first column comes first, as in ``zsvec classify``, whose columns are sorted by name.
+    Of equal probabilities the first column comes first, as in ``zsvec classify``, which sorts columns by name.
 
     Args:
         probabilities: float64 ``(n_images, n_categories)``, finite; any scores will do.
-        truth: int ``(n_images,)``; -1 for a category that has no column, which is never reached.
+        truth: int ``(n_images,)``; -1 for a category without a column, which is never reached.
 
-    Raises:
-        InvalidInputError: There are no images, the shapes differ, or a value is not finite or out of range.
+    Source: Yin & Jiang (2024), section 4.2, count the ranks below 1, 3 and 5.
     """
-    _check(probabilities, truth)
     own = np.take_along_axis(probabilities, np.maximum(truth, 0)[:, None], axis=1)
     earlier = np.arange(probabilities.shape[1]) < truth[:, None]
     before = np.count_nonzero((probabilities > own) | (earlier & (probabilities == own)), axis=1)
     return np.where(truth >= 0, before, _MISSED)
 
 
-def top_k(probabilities: Doubles, truth: Labels, k: int) -> Flags:
-    """Returns whether each image's category is among the first k, bool ``(n_images,)``; arguments as `ranks`.
-
-    Source: Yin & Jiang (2024), section 4.2, with k of 1, 3 and 5.
-    """
-    hits: Flags = ranks(probabilities, truth) < k
-    return hits
-
-
 def true_probability(probabilities: Doubles, truth: Labels) -> Doubles:
-    """Returns the probability of each image's category, float64 ``(n_images,)``; 0 where it has no column.
+    """Returns the probability of each image's category, float64 ``(n_images,)``; 0 for a category without a column.
 
-    Arguments and errors as `ranks`.
+    Arguments as in `ranks`.
     """
-    _check(probabilities, truth)
     own = np.take_along_axis(probabilities, np.maximum(truth, 0)[:, None], axis=1)[:, 0]
     return np.where(truth < 0, 0.0, own)
-
-
-def negative_log_likelihood(probabilities: Doubles, truth: Labels) -> Doubles:
-    """Returns -ln of the probability of each image's category, nats, float64 ``(n_images,)``; infinite for 0.
-
-    Arguments and errors as `ranks`.
-
-    Source: the logarithmic score of Good (1952); "NLL" of Guo et al. (2017).
-    """
-    with np.errstate(divide="ignore"):
-        surprise: Doubles = -np.log(true_probability(probabilities, truth))
-    return surprise
 
 
 def brier_score(probabilities: Doubles, truth: Labels) -> Doubles:
     """Returns the squared error of each image's probabilities, summed over the categories, 0 to 2.
 
-    float64 ``(n_images,)``; arguments and errors as `ranks`.
+    float64 ``(n_images,)``; arguments as in `ranks`.
 
     Source: Brier (1950), of several classes.
     """
@@ -140,36 +114,30 @@ def brier_score(probabilities: Doubles, truth: Labels) -> Doubles:
 
 
 def calibration_floor(confidence: Doubles, simulations: int = 200, seed: int = 0) -> float:
-    """Expected calibration error of answers that are right exactly as often as they are confident, by chance alone.
+    """Returns the expected calibration error of perfectly calibrated answers, which chance alone makes.
 
-    An error of few images is never 0: this is what there would be of it if nothing were wrong with the
-    probabilities. Each simulation draws for each image whether its answer is right, by its confidence.
+    An error estimated from few images is never 0. Each simulation draws for each image whether its answer is right, by
+    its confidence.
 
     Args:
-        confidence: float64 ``(n_images,)``, probabilities of the answers, 0 to 1.
-        simulations: How many are averaged, 1 or more.
-        seed: Of the draws: the same confidences, in whatever order, have the same floor.
+        confidence: float64 ``(n_images,)``, probabilities of the answers, 0 to 1; one or more.
+        simulations: Number of simulations to average, 1 or more.
+        seed: Of the draws: the same confidences, in any order, have the same floor.
 
     Returns:
         0 to 1; 0 where all answers are certain.
 
     Source: the consistency resampling of Bröcker & Smith (2007), for the error of Guo et al. (2017).
-
-    Raises:
-        InvalidInputError: There are no images, or a confidence is out of range.
     """
-    within = (confidence >= 0) & (confidence <= 1 + _ROUNDING)
-    if confidence.ndim != 1 or not confidence.size or not within.all():
-        raise InvalidInputError(f"confidence must be of shape (n_images,), from 0 to 1. Got {confidence} instead")
     ordered, rng = np.sort(confidence), np.random.default_rng(seed)
     draws = (rng.random(len(ordered)) < ordered for _ in range(simulations))
     return float(np.mean([expected_calibration_error(ordered, right) for right in draws]))
 
 
 def interval_of_share(hits: Flags) -> tuple[float, float]:
-    """Returns the 95 % percentile bootstrap interval of the share of hits: its lower and upper end, 0 to 1.
+    """Returns the 95 % percentile bootstrap interval of the share of hits: lower and upper end, 0 to 1.
 
-    The number of hits in a sample that is drawn from them with repetition is binomial.
+    The number of hits in a sample drawn with replacement is binomial.
 
     Args:
         hits: bool ``(n_images,)``, one or more.
@@ -184,39 +152,30 @@ def interval_of_share(hits: Flags) -> tuple[float, float]:
 # ---- the unknown
 
 
-def blind_auroc(novelty: Doubles, is_unknown: Flags) -> float:
-    """Chance that an unknown image is scored above a known one, ties counting half; 0 to 1, 0.5 is chance.
-
-    Blind if the novelty comes from a store that knows nothing of the unknown categories, as in
-    ``zsvec evaluate --unknown``.
+def auroc(novelty: Doubles, is_unknown: Flags) -> float:
+    """Returns the chance that an unknown image is scored above a known one, ties counting half; 0.5 is chance.
 
     Args:
         novelty: float64 ``(n_images,)``, finite; larger is more likely unknown.
-        is_unknown: bool ``(n_images,)``.
+        is_unknown: bool ``(n_images,)``, some of both.
 
     Source: Hanley & McNeil (1982), the area as the Mann–Whitney statistic.
-
-    Raises:
-        InvalidInputError: The shapes differ, a value is not finite, or the images are all known or all unknown.
     """
     return _area(*_places(novelty, is_unknown))
 
 
 def interval_of_auroc(novelty: Doubles, is_unknown: Flags, draws: int = 1000) -> tuple[float, float]:
-    """Returns the 95 % bootstrap interval of `blind_auroc`: its lower and upper end, 0 to 1.
+    """Returns the 95 % bootstrap interval of `auroc`: lower and upper end, 0 to 1.
 
-    Known and unknown images are drawn apart, so that each sample has as many of each. The same images, in whatever
-    order, have the same interval.
+    Known and unknown images are drawn apart, so that each sample has as many of each. The same images, in any order,
+    have the same interval.
 
     Args:
         novelty: float64 ``(n_images,)``, finite; larger is more likely unknown.
-        is_unknown: bool ``(n_images,)``.
+        is_unknown: bool ``(n_images,)``, some of both.
         draws: Samples.
 
     Source: the two-sample form of Efron & Tibshirani (1993), chapter 8.
-
-    Raises:
-        InvalidInputError: As `blind_auroc`.
     """
     known, unknown = _places(novelty, is_unknown)
     rng = np.random.default_rng(0)
@@ -226,11 +185,11 @@ def interval_of_auroc(novelty: Doubles, is_unknown: Flags, draws: int = 1000) ->
 
 
 def paper_unknown_score(probabilities: Doubles, known: Flags) -> Doubles:
-    """How much of an image's probability lies on unknown categories, as the authors of the paper count it.
+    """Returns the share of an image's probability on unknown categories, as the authors of the paper count it.
 
-    Each row is scaled to [0, 1] by its least and its greatest value and divided by its sum; the score is 1 less what
-    the known categories have of it. In a row of equal values all have equal shares. The names of the unknown
-    categories are among the columns: its `blind_auroc` is not blind, but tells the known from the *named* unknown.
+    Each row is scaled to [0, 1] by its minimum and maximum and divided by its sum; the score is 1 minus the share of
+    the known categories. In a row of equal values all have equal shares. The names of the unknown categories are among
+    the columns, so that the `auroc` of this score tells the known from the *named* unknown.
 
     Args:
         probabilities: float64 ``(n_images, n_categories)``, finite: fused scores.
@@ -251,34 +210,15 @@ def paper_unknown_score(probabilities: Doubles, known: Flags) -> Doubles:
 
 def _places(score: Doubles, is_unknown: Flags) -> tuple[Labels, Labels]:
     """Returns the places of known and of unknown images among the distinct scores, ascending."""
-    if score.ndim != 1 or score.shape != is_unknown.shape or is_unknown.dtype != np.bool_:
-        raise InvalidInputError(
-            f"is_unknown, {is_unknown.dtype} {is_unknown.shape}, does not fit scores {score.shape}; give a bool each"
-        )
-    if not np.isfinite(score).all():
-        raise InvalidInputError("a score is NaN or infinite; give finite ones")
-    if is_unknown.all() or not is_unknown.any():
-        raise InvalidInputError("an AUROC compares unknown with known images; give some of both")
     _, place = np.unique(score, return_inverse=True)
     return np.sort(place[~is_unknown]), np.sort(place[is_unknown])
 
 
 def _area(known: Labels, unknown: Labels) -> float:
-    """Share of the pairs whose unknown image has the higher place, ties counting half."""
+    """Returns the share of the pairs of images with the unknown one higher, ties counting half."""
     counts = np.bincount(known, minlength=int(unknown.max()) + 1)
     below = np.cumsum(counts) - counts / 2
     return float(below[unknown].sum()) / (len(known) * len(unknown))
-
-
-def _check(probabilities: Doubles, truth: Labels) -> None:
-    if probabilities.ndim != 2 or truth.shape != probabilities.shape[:1]:
-        raise InvalidInputError(f"truth of shape {truth.shape} does not fit probabilities {probabilities.shape}")
-    if not len(truth):
-        raise InvalidInputError("there are no images; give one or more")
-    if not np.isfinite(probabilities).all():
-        raise InvalidInputError("a probability is NaN or infinite; give finite ones")
-    if truth.dtype.kind not in "iu" or truth.min() < -1 or truth.max() >= probabilities.shape[1]:
-        raise InvalidInputError(f"truth must be int, from -1 to {probabilities.shape[1] - 1}. Got {truth} instead")
 
 
 # ---- by category
@@ -286,7 +226,7 @@ def _check(probabilities: Doubles, truth: Labels) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CategoryScore:
-    """How good the answers are for one category, or on average. Fractions, 0 to 1.
+    """Scores of one category, or their mean. Fractions, 0 to 1.
 
     Attributes:
         images: Images of the category.
@@ -304,7 +244,7 @@ class CategoryScore:
 
 
 def confusion(truth: Sequence[str], answers: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
-    """Returns how many images of one category were answered as another.
+    """Returns the confusion matrix.
 
     Args:
         truth: Category of each image.
@@ -312,22 +252,22 @@ def confusion(truth: Sequence[str], answers: Sequence[str], names: Sequence[str]
         names: Of all categories, in the order of rows and columns.
 
     Returns:
-        int64 ``(n, n)``: a row for each true category, a column for each answer.
+        Numbers of images, int64 ``(n, n)``: a row for each true category, a column for each answer.
     """
     column = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
-    for pair, number in Counter(zip(truth, answers, strict=True)).items():
-        counts[column[pair[0]], column[pair[1]]] = number
+    for (true, answer), number in Counter(zip(truth, answers, strict=True)).items():
+        counts[column[true], column[answer]] = number
     return counts
 
 
 def by_category(truth: Sequence[str], answers: Sequence[str], unknown: Sequence[bool]) -> dict[str, CategoryScore]:
-    """Returns the scores of each category that an image is of, or was answered as, sorted by name.
+    """Returns the scores of each category among the true and the answered ones, sorted by name.
 
     Args:
         truth: Category of each image, at least one.
-        answers: The most probable category of each, whether or not it was called unknown.
-        unknown: Whether it was called unknown.
+        answers: The most probable category of each, also where the image was called unknown.
+        unknown: Whether each was called unknown.
     """
     names = sorted({*truth, *answers})
     counts = confusion(truth, answers, names)
@@ -346,9 +286,9 @@ def by_category(truth: Sequence[str], answers: Sequence[str], unknown: Sequence[
 
 
 def mean_score(scores: Mapping[str, CategoryScore]) -> CategoryScore:
-    """Returns the mean over the categories that have images ("macro"), of which none weighs more than another.
+    """Returns the unweighted mean over the categories that have images ("macro").
 
-    A category that was never answered counts as one of precision 0, as scikit-learn counts it.
+    A category that was never answered counts as one of precision 0, as in scikit-learn.
     """
     with_images = [score for score in scores.values() if score.images]
     precision, recall, f1, called = (
@@ -356,12 +296,6 @@ def mean_score(scores: Mapping[str, CategoryScore]) -> CategoryScore:
         for name in ("precision", "recall", "f1", "called_unknown")
     )
     return CategoryScore(sum(score.images for score in with_images), precision, recall, f1, called)
-
-
-def mistakes(truth: Sequence[str], answers: Sequence[str]) -> list[tuple[str, str, int]]:
-    """Returns true category, answer and number of images of each mistake, the most frequent first."""
-    pairs = Counter((true, answer) for true, answer in zip(truth, answers, strict=True) if true != answer)
-    return [(*pair, number) for pair, number in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Results as pages with figures: one file of an `Evaluation`; of a suite, its results and figures as files too."""
+"""Results as pages with figures: one file of an `Evaluation`, a folder of results, figures and a page of a `Suite`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zsvec.errors import ImageError
 from zsvec.evaluation import figures, metrics
@@ -35,12 +36,21 @@ def page_of(evaluation: Evaluation, *, name: str, profile: str, references: Mapp
     """Returns the page of an evaluation, as HTML.
 
     Args:
-        evaluation: What was found.
+        evaluation: The results.
         name: Of the set of images.
         profile: Of the encoders.
-        references: How many the store has, by expert.
+        references: Number of references in the store, by expert.
         version: Of zsvec.
     """
+    summary = [
+        f"{evaluation.accuracy.top1:.1%} of {evaluation.n:,} images are right.",
+        f"{evaluation.false_unknown_rate:.1%} of the images are called unknown.",
+    ]
+    if evaluation.auroc is not None:
+        summary.append(
+            f"{evaluation.detected:.1%} of the images of no category are called unknown; "
+            f"the AUROC of novelty is {evaluation.auroc:.3f}."
+        )
     results = {
         "set": name,
         "profile": profile,
@@ -50,24 +60,13 @@ def page_of(evaluation: Evaluation, *, name: str, profile: str, references: Mapp
         "categories": len(evaluation.categories),
         "references": references,
         "versions": {"python": platform.python_version(), "zsvec": version},
-        "summary": list(_summary(evaluation)),
+        "summary": summary,
         "tables": list(tables_of(evaluation)),
     }
     return report_page(results, list(_drawings(evaluation)))
 
 
-def _summary(evaluation: Evaluation) -> Iterator[str]:
-    yield f"{evaluation.accuracy.top1:.1%} of {evaluation.n:,} images are right."
-    yield f"{evaluation.false_unknown_rate:.1%} of the images are called unknown."
-    if evaluation.auroc is not None:
-        yield (
-            f"{evaluation.detected:.1%} of the images of no category are called unknown; "
-            f"the AUROC of novelty is {evaluation.auroc:.3f}."
-        )
-
-
 def _drawings(evaluation: Evaluation) -> Iterator[Drawing]:
-    """Draws each figure that has data."""
     known = evaluation.judged[: evaluation.n]
     right = np.array([image.nearest == image.truth for image in known])
     yield from _of_answers(
@@ -84,11 +83,11 @@ def _drawings(evaluation: Evaluation) -> Iterator[Drawing]:
 
 
 def publish(suite: Suite, folder: Path) -> Path:
-    """Writes `results.json`, `predictions.json`, the figures and `report.html` into a folder.
+    """Writes `results.json`, `predictions.json`, the figures and `report.html`.
 
     Args:
         suite: Result of `suite.run`.
-        folder: Folder to write; made if it does not exist.
+        folder: Folder to write; created if it does not exist.
 
     Returns:
         The page.
@@ -113,7 +112,6 @@ def publish(suite: Suite, folder: Path) -> Path:
 
 
 def _suite_drawings(suite: Suite) -> Iterator[Drawing]:
-    """Draws each figure that has data."""
     answers, known = suite.answers, suite.study.sample.known
     names, (truth, said, largest) = list(answers.categories), _answered(suite)
     if suite.results["curves"]:
@@ -130,7 +128,7 @@ def _suite_drawings(suite: Suite) -> Iterator[Drawing]:
 
 
 def _answered(suite: Suite) -> tuple[list[str], list[str], Doubles]:
-    """Returns category, answered category and its probability of each image that has a category."""
+    """Returns category, answer and its probability of each image that has a category."""
     names, probabilities = suite.answers.categories, suite.answers.probabilities[suite.study.sample.known]
     truth = [label for label in suite.study.sample.truth if label is not None]
     return truth, [names[column] for column in probabilities.argmax(axis=1)], probabilities.max(axis=1)
@@ -150,7 +148,7 @@ def _neighbourhood(study: Study, expert: str) -> bytes:
 
 
 def _mistakes(suite: Suite) -> Iterator[Mistake]:
-    """Yields the wrong answers of the highest probability, with the nearest reference image."""
+    """Yields the wrong answers of the highest probability, each with the nearest reference image."""
     truth, said, largest = _answered(suite)
     is_wrong = [answer != true for answer, true in zip(said, truth, strict=True)]
     wrong = sorted(np.flatnonzero(is_wrong), key=lambda i: -largest[i])[:_MOST_MISTAKES]
@@ -171,21 +169,22 @@ def _mistakes(suite: Suite) -> Iterator[Mistake]:
 
 
 def _picture(image: ImageInput) -> bytes | None:
-    """Returns a small JPEG; ``None`` if the file cannot be read any more."""
     try:
         return small_copy(load_image(image))
-    except ImageError:
+    except ImageError:  # the file has gone
         return None
 
 
 # ---- figures of both
 
 
-def _of_answers(counts: np.ndarray, names: Sequence[str], confidence: Doubles, right: np.ndarray) -> Iterator[Drawing]:
-    caption = "Each row is a category, and the share of its images by what they were called."
-    yield Drawing("confusion", "What is taken for what", caption, figures.confusion(counts, names))
+def _of_answers(
+    counts: NDArray[np.int64], names: Sequence[str], confidence: Doubles, right: NDArray[np.bool_]
+) -> Iterator[Drawing]:
+    caption = "Each row is a category, and the share of its images by answer."
+    yield Drawing("confusion", "Confusions", caption, figures.confusion(counts, names))
     caption = "On the diagonal, of 100 answers with 80 %, 80 are right."
-    yield Drawing("reliability", "What a probability is worth", caption, figures.reliability(confidence, right))
+    yield Drawing("reliability", "Calibration of the probabilities", caption, figures.reliability(confidence, right))
 
 
 def _of_novelty(known: Doubles, unknown: Doubles, *, has_threshold: bool) -> Drawing:

@@ -1,4 +1,4 @@
-"""Results as HTML pages that need no other file, no script and no network: of an evaluation, and of an audit."""
+"""Results as self-contained HTML pages, without scripts: of an evaluation, and of an audit."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Drawing:
     """A figure of a page.
 
     Attributes:
-        id: Its anchor, and the name of its file.
-        title: Above it.
-        caption: Below it.
-        png: Its content; the resolution in it says how large it is shown.
+        id: Anchor, and name of the file.
+        title: Heading.
+        caption: Text below the figure.
+        png: Content, with its resolution in dots per inch.
     """
 
     id: str
@@ -37,19 +37,19 @@ class Drawing:
 
     @property
     def width(self) -> int:
-        """Width in CSS pixels, at which its letters have their size."""
+        """Width in CSS pixels at which the text has its size."""
         with Image.open(io.BytesIO(self.png)) as image:
             return round(image.width * 96 / float(image.info["dpi"][0]))
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """An image that was answered wrongly, and the reference image nearest to it.
+    """A wrongly answered image, with the nearest reference image.
 
     Attributes:
         image: The image, a small JPEG; ``None`` where its file cannot be read.
         truth: Its category.
-        answer: The category that was answered.
+        answer: The answered category.
         probability: Of the answer, 0 to 1.
         nearest: The reference, a small JPEG; ``None`` where there is none to show.
         nearest_category: Of the reference.
@@ -73,7 +73,7 @@ def report_page(results: Mapping[str, Any], figures: Sequence[Drawing], mistakes
         figures: Shown after the tables.
         mistakes: Shown after the figures.
     """
-    tables = [_table(table) for table in results["tables"]]
+    tables = [{**table, "rows": _rows(table)} for table in results["tables"]]
     return _rendered("report.html.jinja", results=results, tables=tables, figures=list(figures), mistakes=mistakes)
 
 
@@ -83,11 +83,11 @@ def write_audit(
     """Writes an audit to a page.
 
     Args:
-        path: The page; a file or a link of that name is replaced.
+        path: The page; an existing file or link of that name is replaced.
         found: The audit.
-        location: Where the store is.
-        picture: Gives a small WebP or JPEG of a reference image by its hash; ``None`` where there is none, and the page
-            names its source alone.
+        location: Of the store.
+        picture: Returns a small WebP or JPEG of a reference image by hash; ``None`` where there is none, and the page
+            names its source only.
 
     Raises:
         InvalidInputError: The page cannot be written.
@@ -100,13 +100,13 @@ def write_audit(
     page = _rendered("audit.html.jinja", audit=found, location=location, picture=shown_picture)
     try:
         with replacing_named(path) as file:
-            file.write(page.encode(errors="backslashreplace"))  # a file name may be no Unicode
-    except (OSError, ValueError) as exc:  # a NUL in its name
+            file.write(page.encode(errors="backslashreplace"))  # file names need not be Unicode
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         raise InvalidInputError(f"the page {str(path)!r} cannot be written: {exc}; name another file") from exc
 
 
 def _rendered(template: str, **values: Any) -> str:
-    """Fills in a template of this folder. Names of categories and of files come from outside: all is escaped."""
+    """Fills in a template of this folder. Names of categories and of files come from outside: everything is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -122,28 +122,21 @@ def _data_url(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{b64encode(content).decode('ascii')}"
 
 
-def _table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a table whose rows have ``cells``, each with ``text``, ``interval`` and whether it is ``best``."""
-    columns = table["columns"]
-    best = [_best(table, column) for column in columns]
-    rows = []
-    for row in table["rows"]:
-        cells = []
-        for column, top in zip(columns, best, strict=True):
-            text = shown(row["values"].get(column["key"]), column["unit"])
-            interval = _interval(row.get("interval", {}).get(column["key"]), column["unit"])
-            cells.append({"text": text, "interval": interval, "best": text != NO_VALUE and text == top})
-        rows.append({"name": row["name"], "cells": cells})
-    return {**table, "rows": rows}
-
-
-def _best(table: Mapping[str, Any], column: Mapping[str, Any]) -> str | None:
-    """Returns the best value of a column, rounded as shown: equal texts are equally good."""
-    values = [row["values"].get(column["key"]) for row in table["rows"]]
-    numbers = [value for value in values if value is not None and math.isfinite(value)]
-    if not numbers or "best" not in column:
-        return None
-    return shown(max(numbers) if column["best"] == "high" else min(numbers), column["unit"])
+def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns ``name`` and ``cells`` of each row; a cell has ``text``, ``interval``, and whether it is the ``best``."""
+    rows = [{"name": row["name"], "cells": []} for row in table["rows"]]
+    for column in table["columns"]:
+        key, unit = column["key"], column["unit"]
+        values = [row["values"].get(key) for row in table["rows"]]
+        numbers = [value for value in values if value is not None and math.isfinite(value)]
+        best = NO_VALUE
+        if numbers and "best" in column:  # equal texts are equally good
+            best = shown(max(numbers) if column["best"] == "high" else min(numbers), unit)
+        for row, source, value in zip(rows, table["rows"], values, strict=True):
+            text = shown(value, unit)
+            interval = _interval(source.get("interval", {}).get(key), unit)
+            row["cells"].append({"text": text, "interval": interval, "best": text == best != NO_VALUE})
+    return rows
 
 
 def _interval(limits: tuple[float, float] | None, unit: str) -> str:

@@ -1,17 +1,28 @@
-"""Studies: how the references of a store classify a sample of images, by any experts, strategy or change."""
+"""Classification of embedded test images by the references of a store, or by changed references.
+
+`Embeddings` embeds the images, `Study` classifies them, and the functions at the end return changed references.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsvec.classifier import Classifier
+from zsvec.errors import ImageError
 from zsvec.evaluation import metrics
-from zsvec.method.arrays import Doubles
+from zsvec.inputs.files import inside, open_regular, replacing
+from zsvec.inputs.images import ImageInput, content_hash, source_of
+from zsvec.method.arrays import Doubles, Floats
 from zsvec.method.calibrate.fit import fit_calibration
 from zsvec.method.predict.scoring import Scoring
 from zsvec.method.similarities import References, category_names, image_experts
@@ -21,41 +32,111 @@ from zsvec.types import encoder_and_modality
 MANY = 100
 """Categories from which 20 are known in the AUROC of the paper, as in its TinyImageNet; of fewer, 60 % are."""
 _BATCH = 256
+_CHUNK = 64  # images that are embedded at once, and again after an interruption
+
+
+class Embeddings:
+    """Cache of vectors: a file for each image, by its content and the fingerprints of the encoders.
+
+    Args:
+        folder: Created with the first file.
+        classifier: Its encoders embed new images.
+    """
+
+    def __init__(self, folder: Path, classifier: Classifier) -> None:
+        fingerprints = classifier.encoders.fingerprints
+        self._dims = {name: fingerprint.dim for name, fingerprint in fingerprints.items()}
+        prints = sorted((name, str(fingerprint)) for name, fingerprint in fingerprints.items())
+        own = folder / hashlib.sha256(repr(prints).encode()).hexdigest()[:16]
+        self._folder = inside(folder.parent, own)
+        self._classifier = classifier
+
+    def of(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        on_error: Callable[[str, str], None],
+        track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    ) -> tuple[list[int], dict[str, Floats]]:
+        """Returns vectors of images, from the cache or from the encoders.
+
+        Args:
+            images: Images to embed.
+            on_error: Called with source and reason for each image that cannot be read.
+            track: Wraps the images, to show progress.
+
+        Returns:
+            The positions of the readable images, and by encoder their vectors, float32 ``(n, dim)``.
+        """
+        rows: dict[int, Mapping[str, Floats]] = {}
+        numbered = enumerate(track(images))
+        while chunk := list(islice(numbered, _CHUNK)):
+            digests: dict[int, str] = {}
+            for position, image in chunk:
+                try:
+                    digests[position] = content_hash(image, **self._classifier.settings.image_limits())
+                except ImageError as exc:
+                    on_error(source_of(image), str(exc))
+            kept = {position: vectors for position, digest in digests.items() if (vectors := self._read(digest))}
+            new = [(position, image) for position, image in chunk if position in digests and position not in kept]
+            answers = self._classifier.embed_stream([image for _, image in new]) if new else ()
+            for (position, _), embedding in zip(new, answers, strict=True):
+                if embedding.error is None:
+                    kept[position] = embedding.vectors
+                    self._keep(digests[position], embedding.vectors)
+                else:
+                    on_error(embedding.source, embedding.error)
+            rows.update(sorted(kept.items()))
+        return list(rows), {
+            name: np.array([vectors[name] for vectors in rows.values()], np.float32).reshape(-1, dim)
+            for name, dim in self._dims.items()
+        }
+
+    def _read(self, digest: str) -> Mapping[str, Floats] | None:
+        """Returns the vectors of an image; ``None`` if there are none, or a loss of power damaged them."""
+        path = inside(self._folder, self._folder / f"{digest}.npz")
+        try:
+            with open_regular(path) as file, np.load(file) as kept:
+                vectors = {name: kept[name] for name in kept.files}
+        except (EOFError, LookupError, NotImplementedError, OSError, TypeError, ValueError, BadZipFile, zlib.error):
+            return None
+        expected = {name: (np.dtype(np.float32), (dim,)) for name, dim in self._dims.items()}
+        return vectors if {name: (one.dtype, one.shape) for name, one in vectors.items()} == expected else None
+
+    def _keep(self, digest: str, vectors: Mapping[str, Floats]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._folder / f"{digest}.npz", durable=False) as file:
+            np.savez(file, **vectors)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Test images.
+    """Embedded test images.
 
     Attributes:
-        sources: Where they come from.
-        truth: Their categories; ``None`` for an image of no category.
+        sources: Source of each.
+        truth: Category of each; ``None`` for an image of no category.
         vectors: By encoder, float32 ``(n_images, dim)``.
     """
 
     sources: Sequence[str]
     truth: Sequence[str | None]
-    vectors: Mapping[str, NDArray[np.float32]]
+    vectors: Mapping[str, Floats]
 
     @property
     def known(self) -> NDArray[np.bool_]:
         """Which images have a category, bool ``(n_images,)``."""
         return np.array([label is not None for label in self.truth], dtype=bool)
 
-    @property
-    def unknown_vectors(self) -> dict[str, NDArray[np.float32]]:
-        """Vectors of the images of no category, by encoder, float32 ``(n_unknown, dim)``."""
-        return {encoder: vectors[~self.known] for encoder, vectors in self.vectors.items()}
-
     def columns(self, categories: Sequence[str]) -> NDArray[np.intp]:
-        """Position of each known image's category among some categories, int ``(n_known,)``; -1 if it is not there."""
+        """Returns the position of each known image's category among `categories`, int ``(n_known,)``; -1 if absent."""
         position = {category: i for i, category in enumerate(categories)}
         return np.array([position.get(label, -1) for label in self.truth if label is not None], dtype=np.intp)
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What was answered for the images of a sample.
+    """Answers for the images of a sample.
 
     Attributes:
         categories: By name.
@@ -72,56 +153,11 @@ class Answers:
     threshold: Doubles
 
 
-def answer(
-    references: Mapping[str, References], sample: Sample, scoring: Scoring, false_unknown_rate: float
-) -> Answers:
-    """Classify a sample by references, which are calibrated first where the scoring uses a calibration.
-
-    In batches of random images: a strategy may take it from a batch that its images are alike.
-
-    Args:
-        references: By expert.
-        sample: Images to classify.
-        scoring: From similarities to answers.
-        false_unknown_rate: Target rate of unknown among images of known categories.
-    """
-    names = category_names(references)
-    made = None
-    if scoring.calibrated:
-        temperatures = {expert: scoring.temperatures[expert] for expert in references}
-        made = fit_calibration(
-            references,
-            temperatures,
-            revision=0,
-            aggregation=scoring.aggregation,
-            top_m=scoring.top_m,
-            false_unknown_rate=false_unknown_rate,
-        )
-    parts = []
-    order = np.random.default_rng(0).permutation(len(sample.sources))
-    for first in range(0, len(order), _BATCH):
-        queries = {encoder: vectors[order[first : first + _BATCH]] for encoder, vectors in sample.vectors.items()}
-        found = compare(references, names, queries, nearest=1)
-        parts.append(scoring.scores(replace(found, calibration=made[0] if made else None)))
-
-    def in_order(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        return np.concatenate(values)[np.argsort(order)]
-
-    novelty = in_order([part.novelty for part in parts])
-    return Answers(
-        categories=names,
-        probabilities=in_order([part.fused for part in parts]),
-        novelty=np.where(np.isnan(novelty), in_order([part.distance for part in parts]), novelty),
-        unknown=in_order([part.unknown for part in parts]),
-        threshold=in_order([part.threshold for part in parts]),
-    )
-
-
 def known_categories(names: Collection[str], seed: int) -> frozenset[str]:
-    """Returns the categories that are known in one division for the AUROC of the paper; the others are unknown.
+    """Returns the known categories of one division for the AUROC of the paper; the others are unknown.
 
-    A draw depends on the seed and on which names there are: not on their order or repetition, nor on the version of
-    Python or numpy, for names are ordered by a SHA-256 of seed and name.
+    A draw depends on the seed and on the set of names only, and on no version of Python or numpy: names are ordered by
+    a SHA-256 of seed and name.
 
     Args:
         names: Categories, two or more.
@@ -141,10 +177,10 @@ class Study:
     Attributes:
         references: Of the store, by expert.
         sample: Test images.
-        scoring: As the store is classified by.
+        scoring: Scoring of the store.
         false_unknown_rate: Target rate of every calibration.
         splits: Known categories of each division for the AUROC of the paper.
-        predictions: What was answered in each row so far, by table and row; everything that its metrics need.
+        predictions: Answers by ``table/row``, from which each metric of the row can be computed.
     """
 
     references: Mapping[str, References]
@@ -155,16 +191,47 @@ class Study:
     predictions: dict[str, Any] = field(default_factory=dict)
 
     def answers(self, references: Mapping[str, References], **choices: Any) -> Answers:
-        """Classify the sample by some references.
+        """Classifies the sample, after a calibration on the references where the scoring uses one.
+
+        The images are classified in random batches: a strategy may infer from a batch that its images are alike.
 
         Args:
             references: By expert.
             **choices: Fields of the scoring to change.
         """
-        return answer(references, self.sample, replace(self.scoring, **choices), self.false_unknown_rate)
+        scoring, sample = replace(self.scoring, **choices), self.sample
+        names = category_names(references)
+        made = None
+        if scoring.calibrated:
+            made = fit_calibration(
+                references,
+                {expert: scoring.temperatures[expert] for expert in references},
+                revision=0,
+                aggregation=scoring.aggregation,
+                top_m=scoring.top_m,
+                false_unknown_rate=self.false_unknown_rate,
+            )
+        parts = []
+        order = np.random.default_rng(0).permutation(len(sample.sources))
+        for first in range(0, len(order), _BATCH):
+            queries = {encoder: vectors[order[first : first + _BATCH]] for encoder, vectors in sample.vectors.items()}
+            found = compare(references, names, queries, nearest=1)
+            parts.append(scoring.scores(replace(found, calibration=made[0] if made else None)))
+
+        def in_order(field_name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(part, field_name) for part in parts])[np.argsort(order)]
+
+        novelty = in_order("novelty")
+        return Answers(
+            categories=names,
+            probabilities=in_order("fused"),
+            novelty=np.where(np.isnan(novelty), in_order("distance"), novelty),
+            unknown=in_order("unknown"),
+            threshold=in_order("threshold"),
+        )
 
     def row(self, table: str, name: str, references: Mapping[str, References], **choices: Any) -> dict[str, Any]:
-        """Returns the metrics of a table's row, for the answers by some references; adds these to `predictions`.
+        """Returns a row of a table: the metrics of the answers by some references. Adds the answers to `predictions`.
 
         Args:
             table: Id of the table.
@@ -186,13 +253,11 @@ class Study:
         named = truth >= 0
         sides = [(score[known][named], ~mask[truth[named]]) for score, mask in zip(scores, masks, strict=True)]
         # Of experts that cover some categories only, a split may leave no image on one side.
-        aurocs = [
-            metrics.blind_auroc(score, is_unknown) for score, is_unknown in sides if len(set(is_unknown.tolist())) > 1
-        ]
+        aurocs = [metrics.auroc(score, is_unknown) for score, is_unknown in sides if len({*is_unknown.tolist()}) > 1]
         values = {**asdict(accuracy), "paper_auroc": float(np.mean(aurocs)) if aurocs else None, "auroc": None}
         interval = {f"top{k}": metrics.interval_of_share(rank < k) for k in (1, 3, 5)}
         if not known.all():
-            values["auroc"] = metrics.blind_auroc(answers.novelty, ~known)
+            values["auroc"] = metrics.auroc(answers.novelty, ~known)
             interval["auroc"] = metrics.interval_of_auroc(answers.novelty, ~known)
         true = np.full(len(known), None, dtype=object)
         true[known] = own
@@ -213,23 +278,23 @@ class Study:
 
 
 def only(references: Mapping[str, References], experts: Collection[str]) -> dict[str, References]:
-    """The references of some experts."""
+    """Returns the references of some experts."""
     return {expert: stored for expert, stored in references.items() if expert in experts}
 
 
 def image_keys(references: Mapping[str, References]) -> list[tuple[str, str]]:
-    """Category and hash of every reference image, sorted."""
+    """Returns category and hash of every reference image, sorted."""
     return sorted({key for stored in image_experts(references).values() for key in stored.keys})
 
 
 def with_images(
     references: Mapping[str, References], change: Callable[[str, References], References]
 ) -> dict[str, References]:
-    """The same references, those of images changed.
+    """Returns the references with other images.
 
     Args:
         references: By expert.
-        change: From an encoder's name and its reference images to what takes their place.
+        change: Takes an encoder's name and reference images, and returns their replacement.
     """
     images = image_experts(references)
     changed = {expert: change(encoder_and_modality(expert)[0], stored) for expert, stored in images.items()}
@@ -237,7 +302,7 @@ def with_images(
 
 
 def drawn(references: Mapping[str, References], count: int, seed: int) -> dict[str, References]:
-    """At most so many reference images of each category, the same ones for every encoder; all texts.
+    """Returns all texts, and at most `count` images of each category, the same ones for every encoder.
 
     Args:
         references: By expert.
@@ -253,7 +318,7 @@ def drawn(references: Mapping[str, References], count: int, seed: int) -> dict[s
 
 
 def mislabelled(references: Mapping[str, References], share: float, seed: int) -> dict[str, References]:
-    """The same images, a random share of which has another category; the same images for every encoder."""
+    """Returns the references with a random share of the images in other categories, the same for every encoder."""
     names, keys = category_names(references), image_keys(references)
     generator = np.random.default_rng(seed)
     labels = {key: key[0] for key in keys}
@@ -263,14 +328,14 @@ def mislabelled(references: Mapping[str, References], share: float, seed: int) -
 
 
 def replaced(
-    references: Mapping[str, References], share: float, vectors: Mapping[str, NDArray[np.float32]], seed: int
+    references: Mapping[str, References], share: float, vectors: Mapping[str, Floats], seed: int
 ) -> dict[str, References]:
-    """A random share of the reference images replaced by other images; the same ones for every encoder.
+    """Returns the references with a random share of the images replaced by others, the same for every encoder.
 
     Args:
         references: By expert.
         share: Fraction of the images, rounded down to whole images.
-        vectors: Of the other images, by encoder, float32 ``(n_others, dim)``, at least one.
+        vectors: Of one or more other images, by encoder, float32 ``(n_others, dim)``.
         seed: Of the draw.
     """
     generator = np.random.default_rng(seed)
@@ -290,7 +355,7 @@ def replaced(
 
 
 def _relabelled(references: Mapping[str, References], labels: Mapping[tuple[str, str], str]) -> dict[str, References]:
-    """The reference images under other categories, by category and hash; those that are not named are left out."""
+    """Returns the references with the images in `labels` only, in the categories that `labels` gives them."""
 
     def change(_: str, images: References) -> References:
         rows = [(row, labels[key]) for row, key in enumerate(images.keys) if key in labels]
@@ -301,10 +366,8 @@ def _relabelled(references: Mapping[str, References], labels: Mapping[tuple[str,
     return with_images(references, change)
 
 
-def laid_out(
-    vectors: NDArray[np.float32], labels: Sequence[str], hashes: Sequence[str], sources: Sequence[str]
-) -> References:
-    """References of one expert from its rows, in any order."""
+def laid_out(vectors: Floats, labels: Sequence[str], hashes: Sequence[str], sources: Sequence[str]) -> References:
+    """Returns references of one expert from its rows, in any order."""
     order = sorted(range(len(labels)), key=lambda row: labels[row])
     names, starts = np.unique([labels[row] for row in order], return_index=True)
     bounds = np.append(starts, len(order)).astype(np.intp)

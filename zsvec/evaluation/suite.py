@@ -1,11 +1,11 @@
-"""The tables of the paper (section 4), for the references of a store and images of one's own."""
+"""The tables of the paper (section 4), for the references of a store and labelled images."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,11 +19,11 @@ from PIL import Image, ImageFilter
 from zsvec.classifier import Classifier
 from zsvec.classifier.basis import basis_of
 from zsvec.errors import ImageError, InvalidInputError
-from zsvec.evaluation.embeddings import Embeddings
 from zsvec.evaluation.evaluate import check_labels
 from zsvec.evaluation.study import (
     MANY,
     Answers,
+    Embeddings,
     Sample,
     Study,
     drawn,
@@ -57,21 +57,29 @@ _TIMED_IMAGES, _TIMED_AT_ONCE = 128, 32
 
 @dataclass(slots=True)
 class Suite:
-    """Everything that the suite found.
+    """Result of `run`.
 
     Attributes:
-        results: What is written to `results.json`; see `zsvec docs evaluation` for its schema.
-        predictions: The answers for each image by table and row: enough to compute every number again.
-        study: The references of the store, and the test images, embedded.
+        results: Content of `results.json`; `zsvec docs evaluation` has its schema.
+        study: References of the store, and the embedded test images.
         answers: Of the default strategy.
-        images: The test images themselves.
+        images: The test images.
     """
 
     results: dict[str, Any]
-    predictions: dict[str, Any]
     study: Study
     answers: Answers
     images: Sequence[ImageInput]
+
+    @property
+    def predictions(self) -> dict[str, Any]:
+        """Content of `predictions.json`: the answers in each row, from which all metrics can be computed."""
+        sample = self.study.sample
+        images = zip(sample.sources, sample.truth, strict=True)
+        return {
+            "images": [{"source": source, "category": label} for source, label in images],
+            "rows": self.study.predictions,
+        }
 
 
 def run(
@@ -83,22 +91,22 @@ def run(
     name: str,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     on_error: Callable[[str, str], None] = lambda source, reason: None,
-    say: Callable[[str], None] = lambda what: None,
+    say: Callable[[str], None] = lambda stage: None,
 ) -> Suite:
-    """Make the tables of the paper.
+    """Computes the tables of the paper.
 
     Args:
-        classifier: Its store has the references; its settings say how similarities are aggregated.
+        classifier: Its store has the references, its settings the aggregation of similarities.
         images: Test images with their categories.
         unknown: Images of no category.
-        folder: Where embeddings are kept, so that nothing is embedded twice.
-        name: Of the set.
+        folder: Holds the cache of embeddings.
+        name: Of the set of images.
         track: Wraps the images that are embedded, to show progress.
         on_error: Called with source and reason for each image that cannot be read.
-        say: Called with what is being done.
+        say: Called with the name of each stage.
 
     Raises:
-        InvalidInputError: No image can be read, a label is no category of the store, or the folder cannot be made.
+        InvalidInputError: No image can be read, a label is no category of the store, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +127,7 @@ def run(
     positions, vectors = embeddings.of(inputs, on_error=on_error, track=track)
     embedding = time.perf_counter() - start
     readable = [inputs[i] for i in positions]
-    sources = [_named(inputs[i], f"{name}/{i}") for i in positions]
+    sources = [source_of(inputs[i]) if isinstance(inputs[i], str | os.PathLike) else f"{name}/{i}" for i in positions]
     sample = Sample(sources, [truth[i] for i in positions], vectors)
     if not sample.known.any():
         raise InvalidInputError("no image with a category can be read")
@@ -133,71 +141,49 @@ def run(
         basis.false_unknown_rate,
         [known_categories(labels, seed) for seed in range(DRAWS)] if len(labels) > 1 else [],
     )
-    made = list(_tables(study, classifier, embeddings, say))
+    made = []
+    say("experts and their fusion")
+    made.append(single(study))
+    say("components")
+    made.append(components(study))
+    say("strategies")
+    made.append(strategies(study))
+    if image_experts(references):
+        say("one reference and many")
+        made.append(one_and_many(study))
+        say("quality of the references")
+        made.append(quality(study, embeddings, classifier.settings.image_limits()))
     say("number of the references")
     by_number = curves(study)
     say("time per stage")
     made.append(stages(study, classifier, readable))
     spent = time.perf_counter() - start
-    answers = study.answers(references, fusion=DEFAULT_STRATEGY)
-    return Suite(
-        results={
-            "format": FORMAT,
-            "set": name,
-            "profile": classifier.settings.profile,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "images": int(sample.known.sum()),
-            "unknown_images": int((~sample.known).sum()),
-            "categories": len(names),
-            "references": {expert: len(stored.hashes) for expert, stored in references.items()},
-            "versions": {
-                "python": platform.python_version(),
-                **{package: version(package) for package in ("zsvec", "torch", "timm", "sentence-transformers")},
-            },
-            "seconds": {"embedding": embedding, "everything else": spent},
-            "splits": {"kind": "20/180" if len(labels) >= MANY else "6/4", "known": list(map(sorted, study.splits))},
-            "summary": _summary(made, len(references), sample, answers),
-            "tables": made,
-            "curves": by_number,
+    answers = study.answers(references, **_BY_DEFAULT)
+    results = {
+        "format": FORMAT,
+        "set": name,
+        "profile": classifier.settings.profile,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "images": int(sample.known.sum()),
+        "unknown_images": int((~sample.known).sum()),
+        "categories": len(names),
+        "references": {expert: len(stored.hashes) for expert, stored in references.items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("zsvec", "torch", "timm", "sentence-transformers")},
         },
-        predictions={
-            "images": [
-                {"source": source, "category": label}
-                for source, label in zip(sample.sources, sample.truth, strict=True)
-            ],
-            "rows": study.predictions,
-        },
-        study=study,
-        answers=answers,
-        images=readable,
-    )
+        "seconds": {"embedding": embedding, "everything else": spent},
+        "splits": {"kind": "20/180" if len(labels) >= MANY else "6/4", "known": list(map(sorted, study.splits))},
+        "summary": _summary(made[0]["rows"], len(references), sample, answers),
+        "tables": made,
+        "curves": by_number,
+    }
+    return Suite(results, study, answers, readable)
 
 
-def _tables(
-    study: Study, classifier: Classifier, embeddings: Embeddings, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
-    """The tables of accuracy; those that change reference images only where there are any."""
-    say("experts and their fusion")
-    yield single(study)
-    say("components")
-    yield components(study)
-    say("strategies")
-    yield strategies(study)
-    if image_experts(study.references):
-        say("one reference and many")
-        yield one_and_many(study)
-        say("quality of the references")
-        yield quality(study, embeddings, classifier.settings.image_limits())
-
-
-def _named(image: ImageInput, otherwise: str) -> str:
-    """Where an image comes from, or another name if it is no file."""
-    return source_of(image) if isinstance(image, str | os.PathLike) else otherwise
-
-
-def _summary(made: Sequence[Mapping[str, Any]], n_experts: int, sample: Sample, answers: Answers) -> list[str]:
-    """What the tables say, in sentences."""
-    top1 = [(row["name"], row["values"]["top1"]) for row in made[0]["rows"]]
+def _summary(rows: Sequence[Mapping[str, Any]], n_experts: int, sample: Sample, answers: Answers) -> list[str]:
+    """Returns sentences about the rows of `single`, and about unknown images."""
+    top1 = [(row["name"], row["values"]["top1"]) for row in rows]
     best, alone = max(top1[:n_experts], key=lambda row: row[1])
     paper, _, default = (value for _, value in top1[n_experts:])
     sentences = [
@@ -278,15 +264,15 @@ def one_and_many(study: Study) -> dict[str, Any]:
 
 
 def quality(study: Study, embeddings: Embeddings, limits: ImageLimits) -> dict[str, Any]:
-    """Section 4.3.3: reference images under wrong categories, of no category, and out of focus."""
+    """Section 4.3.3: reference images in wrong categories, of no category, and blurred."""
     changed = {"as they are": study.references}
     note = "The default fusion, calibrated on references that have been spoiled."
     if len(category_names(study.references)) > 1:
         for share in (0.2, 0.5):
             changed[f"{share:.0%} under a wrong category"] = mislabelled(study.references, share, seed=0)
     if not study.sample.known.all():
-        foreign = replaced(study.references, 0.2, study.sample.unknown_vectors, seed=0)
-        changed["20% replaced by images of no category"] = foreign
+        foreign = {encoder: vectors[~study.sample.known] for encoder, vectors in study.sample.vectors.items()}
+        changed["20% replaced by images of no category"] = replaced(study.references, 0.2, foreign, seed=0)
         note += (
             " The images of no category that became references are among the test images too, which lowers the AUROC."
         )
@@ -300,12 +286,12 @@ def quality(study: Study, embeddings: Embeddings, limits: ImageLimits) -> dict[s
 
 
 def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -> dict[str, Any]:
-    """Table 8: milliseconds an image of each stage, one after the other, a few images at a time.
+    """Table 8: milliseconds per image of each stage, of the first `_TIMED_IMAGES` images, in small batches.
 
     Args:
-        study: Whose references are searched.
-        classifier: Whose encoders are timed.
-        images: Of which the first `_TIMED_IMAGES` are taken.
+        study: Its references are searched.
+        classifier: Its encoders are timed.
+        images: One or more.
     """
     encoders, scoring, limits = classifier.encoders, study.scoring, classifier.settings.image_limits()
     chosen = images[:_TIMED_IMAGES]
@@ -343,10 +329,10 @@ def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -
 
 
 def curves(study: Study) -> dict[str, Any]:
-    """Top-1 accuracy by the number of references a category, for both fusions and each image expert.
+    """Returns top-1 accuracy by the number of references per category, for both fusions and each image expert.
 
     Returns:
-        By name of the line, lists ``counts``, ``mean`` and ``std`` (over draws); nothing without reference images.
+        By name of the line, lists ``counts``, ``mean`` and ``std`` (over draws); empty without reference images.
     """
     experts = image_experts(study.references)
     most = max((int(np.diff(study.references[expert].starts).max()) for expert in experts), default=0)
@@ -375,7 +361,6 @@ def curves(study: Study) -> dict[str, Any]:
 
 
 def _mean(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of the rows of several draws."""
     by_key = {key: [row["values"][key] for row in rows] for key in rows[0]["values"]}
     values = {key: None if None in drawn else float(np.mean(drawn)) for key, drawn in by_key.items()}
     return {"name": name, "values": values, "interval": {}}
@@ -384,15 +369,19 @@ def _mean(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _blurred(
     references: Mapping[str, References], embeddings: Embeddings, limits: ImageLimits
 ) -> dict[str, References] | None:
-    """The same reference images out of focus; ``None`` if not all of their files can be read."""
+    """Returns the reference images blurred; ``None`` if a file cannot be read."""
     sources = {
         digest: source
         for stored in image_experts(references).values()
         for digest, source in zip(stored.hashes, stored.sources, strict=True)
     }
+
+    def blur(image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(_BLUR * min(image.size)))
+
     try:
-        out_of_focus = (_out_of_focus(load_image(source, **limits)) for source in sources.values())
-        positions, vectors = embeddings.of(out_of_focus, on_error=lambda source, reason: None)
+        blurred = (blur(load_image(source, **limits)) for source in sources.values())
+        positions, vectors = embeddings.of(blurred, on_error=lambda source, reason: None)
     except ImageError:
         return None
     if len(positions) < len(sources):
@@ -404,7 +393,3 @@ def _blurred(
         return laid_out(vectors[encoder][rows], images.labels, images.hashes, images.sources)
 
     return with_images(references, change)
-
-
-def _out_of_focus(image: Image.Image) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(_BLUR * min(image.size)))

@@ -8,12 +8,13 @@ values of unit ``%`` are fractions.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from zsvec.evaluation.evaluate import Evaluation
-from zsvec.evaluation.metrics import mean_score, mistakes
+from zsvec.evaluation.metrics import mean_score
 
 NO_VALUE = "–"
 ACCURACY = (
@@ -50,15 +51,15 @@ def table(
     *,
     paper: str = "",
 ) -> dict[str, Any]:
-    """Returns a table with those columns that have a value.
+    """Returns a table without its empty columns.
 
     Args:
-        identifier: Its anchor on a page.
-        title: Above it.
-        note: How to read it.
-        columns: All that it may have.
-        rows: Of the table.
-        paper: Where the paper has it.
+        identifier: Anchor on a page.
+        title: Heading.
+        note: How to read the table.
+        columns: Columns, also those without a value in any row.
+        rows: Rows.
+        paper: Tables or section of the paper.
     """
     used = [column for column in columns if any(row["values"].get(column["key"]) is not None for row in rows)]
     return {"id": identifier, "title": title, "paper": paper, "note": note, "columns": used, "rows": list(rows)}
@@ -76,16 +77,18 @@ def tables_of(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         "An image counts as its most probable category, also where it is called unknown. The mean is over categories."
     )
     yield table("categories", "Categories", note, _BY_CATEGORY, rows)
+    pairs = zip(evaluation.truth, evaluation.answers, strict=True)
+    mistakes = Counter((true, answer) for true, answer in pairs if true != answer)
     rows = [
         {"name": f"{true} → {answer}", "values": {"number": number, "share": number / scores[true].images}}
-        for true, answer, number in mistakes(evaluation.truth, evaluation.answers)[:_MOST_MISTAKES]
+        for (true, answer), number in sorted(mistakes.items(), key=lambda item: (-item[1], item[0]))[:_MOST_MISTAKES]
     ]
     if rows:
         yield table("mistakes", "Mistakes", "Category → answer, the most frequent first.", _MISTAKES, rows)
 
 
 def shown(value: float | None, unit: str) -> str:
-    """Returns a number as people read it: percent with one decimal, ms with two, without unit three."""
+    """Returns a number as text: percent with one decimal, ms with two, without unit three."""
     if value is None or not math.isfinite(value):
         return NO_VALUE
     if unit == "%":
@@ -96,5 +99,5 @@ def shown(value: float | None, unit: str) -> str:
         text = f"{value:,.0f}"
     else:
         text = f"{value:,.2f}"
-    # What rounds to nothing has no sign.
+    # A number that rounds to 0 has no sign.
     return text.replace("-", "−") if any(digit in text for digit in "123456789") else text.removeprefix("-")

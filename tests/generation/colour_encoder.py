@@ -1,4 +1,4 @@
-"""An encoder that is easily foreseen; for processes too, which import nothing here that takes long."""
+"""A predictable encoder, with quick imports for processes of tests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ COLOURS = ("red", "green", "blue")
 
 
 class ColourEncoder(HashEncoder):
-    """Sees of an image its strongest colour, which is near to texts that name it and far from those that name another.
+    """Embeds the strongest colour of an image near texts with its name, and far from texts with another colour.
 
-    To a text that names none, all images are near a little.
+    All images are a little near to texts without a colour.
     """
 
     def __init__(self, name: str = "clip", **options: Any) -> None:
@@ -35,5 +35,5 @@ class ColourEncoder(HashEncoder):
 
 
 def coloured_encoders() -> tuple[HashEncoder, HashEncoder]:
-    """``clip`` knows colours, ``dino`` tells one picture from another."""
+    """``clip`` embeds colours, ``dino`` pictures."""
     return ColourEncoder(), HashEncoder("dino", dim=64, modalities=("image",))

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on the loopback that describes, draws, fails on demand and counts what it sold."""
+"""An OpenAI-compatible server on the loopback that describes, draws, fails on demand and counts sales."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ Body = dict[str, Any]
 Draw = Callable[[Body], bytes]
 
 
-# What is asked, what goes wrong, what is logged
+# Requests, faults, and the log
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a fault is decided by.
+    """A request, from which a test chooses a fault.
 
     Attributes:
-        number: How many requests were before it.
-        attempt: How many of them were the same: of its idempotency key, or else of its body.
-        path: Where it goes to: `CHAT`, `IMAGES` or ``/files/…``.
-        body: Its JSON object.
-        idempotency_key: As its header says.
+        number: Number of requests before this one.
+        attempt: Number of earlier requests with the same idempotency key, or else the same body.
+        path: `CHAT`, `IMAGES` or ``/files/…``.
+        body: JSON object.
+        idempotency_key: Value of the header.
     """
 
     number: int
@@ -55,10 +55,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with a request; made by its static methods.
+    """A failure of a request.
 
-    A status other than 200 is an error, for which nothing is sold. A delay, a cut and a malformed body happen to an
-    answer on its way; the other faults are the answer, which is what a repeated idempotency key gets again.
+    With a status other than 200 nothing is sold. A delay, a cut and a malformed body happen to an answer on its way;
+    other faults are part of the answer, and a repeated idempotency key gets the same answer.
     """
 
     name: str
@@ -99,12 +99,12 @@ class Fault:
 
     @staticmethod
     def blocked(code: str = "moderation_blocked") -> Fault:
-        """By the safety system; of older models with the code ``content_policy_violation``."""
+        """Blocked by the safety system; older models use the code ``content_policy_violation``."""
         return Fault.error(400, "Your request was rejected by the safety system.", code, "image_generation_user_error")
 
     @staticmethod
     def delay(seconds: float) -> Fault:
-        """The answer is made, and sold, at once but sent late."""
+        """Sells the answer at once, and sends it late."""
         return Fault("delay", seconds=seconds)
 
     @staticmethod
@@ -114,12 +114,12 @@ class Fault:
 
     @staticmethod
     def malformed_body() -> Fault:
-        """A body that is not JSON though its type says so."""
+        """A body that is no JSON, with the type of JSON."""
         return Fault("malformed_body")
 
     @staticmethod
     def malformed_content(content: str = "Sure! Here you are.") -> Fault:
-        """Chat: a content that is not JSON, or whatever is given."""
+        """Chat: another content than JSON."""
         return Fault("malformed_content", message=content)
 
     @staticmethod
@@ -128,7 +128,7 @@ class Fault:
 
     @staticmethod
     def length() -> Fault:
-        """Chat: the content ends where the tokens did."""
+        """Chat: the content is cut at the limit of tokens."""
         return Fault("length")
 
     @staticmethod
@@ -157,20 +157,20 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """A request that was answered, or could not be.
+    """A finished request.
 
     Attributes:
         number: Of the request.
-        path: Where it went to.
-        key: Its idempotency key.
+        path: Of the request.
+        key: Idempotency key.
         status: Of the answer.
-        fault: Name of the fault that was asked for.
-        subject: The prompt of an image, the name of the schema of a chat.
-        categories: Names that a chat was about.
-        sold: Whether the server did the work, and would charge it.
-        started: When the request was read, by the monotonic clock.
-        ended: When the last byte of the answer was due.
-        completed: Whether the answer was written in full, to a client that was still there.
+        fault: Name of the fault.
+        subject: Prompt of an image, or name of the schema of a chat.
+        categories: Names in a chat.
+        sold: Whether the server would charge the request.
+        started: Time of the request, by the monotonic clock.
+        ended: Time of the last byte of the answer.
+        completed: Whether a connected client got the whole answer.
     """
 
     number: int
@@ -198,7 +198,7 @@ def noise(seed: str) -> bytes:
 
 
 def folder_artist(folder: Path) -> Draw:
-    """Draws the images of the sub-folder that has the longest of the names in the prompt, one after the other."""
+    """Draws the images of the sub-folder with the longest name in the prompt, one after the other."""
     images = {
         category.name.replace("_", " ").lower(): sorted(path for path in category.iterdir() if path.is_file())
         for category in folder.iterdir()
@@ -227,21 +227,20 @@ class _Answer:
 
 
 class FakeOpenAI:
-    """Answers as OpenAI does, from its construction on until it is closed.
+    """Answers like OpenAI until closed.
 
     Attributes:
-        url: The base URL for a client.
-        key: The API key that it takes.
+        url: Base URL for a client.
 
     Args:
-        key: The API key to take.
-        appearances: Appearances of categories to tell, in place of invented ones.
-        groups: Groups to tell, besides those of names with the same last word.
-        draw: Makes the picture for the body of a request, in place of `noise`.
-        as_url: Whether images are answered as a URL of this server.
-        honours_idempotency: Whether a repeated idempotency key gets the answer that was sold before.
-        fault: What goes wrong with a request, if anything.
-        latency: Seconds that each answer takes.
+        key: Accepted API key.
+        appearances: Appearances of categories, instead of invented ones.
+        groups: Groups in answers, besides groups of names with the same last word.
+        draw: Makes the picture for the body of a request, instead of `noise`.
+        as_url: Whether to answer with URLs of images.
+        honours_idempotency: Whether a repeated idempotency key gets the sold answer again.
+        fault: Chooses the fault of a request.
+        latency: Seconds of each answer.
     """
 
     def __init__(
@@ -299,18 +298,18 @@ class FakeOpenAI:
 
     @property
     def entries(self) -> list[Entry]:
-        """Requests in the order in which they ended; whoever has an answer finds it here."""
+        """Finished requests, in the order of their ends; a request is added before its client has the whole answer."""
         with self._lock:
             return list(self._entries)
 
     @property
     def peak(self) -> int:
-        """Most requests that were in progress at once."""
+        """Maximum number of concurrent requests."""
         with self._lock:
             return self._peak
 
     def sold(self, path: str | None = None) -> Counter[str | None]:
-        """How often each idempotency key was sold, answers that are still due included."""
+        """Returns how often each idempotency key was sold, including answers on their way."""
         sold: Counter[str | None] = Counter()
         with self._lock:
             for (where, key), times in self._sold.items():
@@ -490,7 +489,7 @@ class FakeOpenAI:
 
 
 class _Server(ThreadingHTTPServer):
-    """Keeps its connections, to end them; a client keeps them open."""
+    """Can end the connections that clients keep open."""
 
     daemon_threads = False  # others are not joined
     request_queue_size = 128
@@ -566,7 +565,7 @@ class _Handler(BaseHTTPRequestHandler):
             ended=time.monotonic(),
             completed=completed,
         )
-        # Before the last byte: whoever has the answer finds it in `entries`, and the request no longer in progress.
+        # Before the last byte, so that a client with the answer finds the request in `entries`.
         fake._end(request.number, entry)
         if completed:
             self.wfile.write(body[-1:])
@@ -574,7 +573,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _write(self, answer: _Answer, size: int, part: bytes, number: int) -> bool:
-        """Whether the client was there for it."""
+        """Returns whether the client was connected."""
         try:
             self.send_response(answer.status)
             headers = {"Content-Length": str(size), "x-request-id": f"req_{number}", **answer.headers}
@@ -587,7 +586,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _is_left(self) -> bool:
-        """Whether the client has closed the connection, to which the first bytes could still be written."""
+        """Returns whether the client has closed the connection, also where the first bytes could still be written."""
         readable, _, _ = select.select([self.connection], [], [], 0)
         try:
             return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
@@ -619,7 +618,7 @@ def _some(words: Sequence[str], text: str, count: int) -> list[str]:
 
 
 def _asked(body: Body) -> tuple[str, Body]:
-    """Name of the schema, and what the last message asks."""
+    """Returns the name of the schema, and the data of the last message."""
     try:
         wanted = body["response_format"]["json_schema"]
         name, schema, strict = wanted["name"], wanted["schema"], wanted["strict"]
@@ -632,7 +631,7 @@ def _asked(body: Body) -> tuple[str, Body]:
 
 
 def _is_strict(schema: Any) -> bool:
-    """Whether all properties of all objects are required, and no others allowed: OpenAI takes no other schema."""
+    """Returns whether all properties are required, and no others allowed, as OpenAI demands."""
     if isinstance(schema, list):
         return all(map(_is_strict, schema))
     if not isinstance(schema, dict):
@@ -645,7 +644,7 @@ def _is_strict(schema: Any) -> bool:
 
 
 def _about(request: Request) -> tuple[str | None, tuple[str, ...]]:
-    """Subject and categories of an entry."""
+    """Returns subject and categories of an entry."""
     if request.path != CHAT:
         return request.body.get("prompt"), ()
     try:

@@ -1,4 +1,4 @@
-"""What the tests of a run and of its folder are made from: settings, plans, purchases, and what is on disk."""
+"""Settings, plans and purchases for tests of runs and of their folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PNG = b"\x89PNG, or so it begins"
 
 
 def settings_of(url: str = "http://127.0.0.1:9/v1", **options: Any) -> GenerationSettings:
-    """With prices known, and patience for a machine that has other things to do."""
+    """Settings with known prices, and timeouts for a busy machine."""
     return GenerationSettings(**{"base_url": url, "concurrency": 4, "timeout": 30.0, "deadline": 60.0, **options})
 
 
@@ -41,7 +41,7 @@ def plan_of(
 
 
 def purchase(category: str = "red panda", index: int = 0, **others: Any) -> dict[str, Any]:
-    """What `Manifest.add_image` takes besides the image."""
+    """Returns arguments of `Manifest.add_image`, without the image."""
     known = {"prompt": f"{category} {index}", "version": 1, "model": "painter", "size": "1024x1024", "quality": "low"}
     return {"category": category, "index": index, "response": "req-1", "seconds": 0.5, "cost": 0.01, **known, **others}
 
@@ -49,12 +49,12 @@ def purchase(category: str = "red panda", index: int = 0, **others: Any) -> dict
 def buy(
     manifest: Manifest, category: str = "red panda", index: int = 0, data: bytes = PNG, **others: Any
 ) -> ImageRecord:
-    """Keep an image as if it had just come."""
+    """Adds an image to a manifest."""
     return manifest.add_image(data, **purchase(category, index, **others))
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All that is in a folder: when each file was changed, and its content."""
+    """Returns modification time and content of each path in a folder."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
         for path in folder.rglob("*")

@@ -2,13 +2,13 @@
 
 ``python -m tests.generation.runner`` runs what it reads, in a process for each line, one after the other:
 
-- ``draw FOLDER URL`` carries out a plan;
-- ``store FOLDER URL`` does all that `Generation.run` does, into a store of its own;
-- ``crash FOLDER URL`` draws in ``FOLDER/1``, ``FOLDER/2`` … and dies before its first, second … step to disk, until
-  there is none left to die before.
+- ``draw FOLDER URL`` executes a plan;
+- ``store FOLDER URL`` runs a plan with `Generation.run`, into a new store;
+- ``crash FOLDER URL`` draws in ``FOLDER/1``, ``FOLDER/2`` … and dies before the first, second … step to disk, until no
+  step is left.
 
-A process says ``ready PID`` when it begins, ``bought`` for each image and ``stored`` for each write that the store has
-acknowledged. When it has ended, that is said, with its exit code.
+A process prints ``ready PID`` at its beginning, ``bought`` for each image, ``stored`` for each acknowledged write, and
+``ended`` with its exit code.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def crash(folder: Path, url: str) -> None:
 
 
 def die_before(step: int) -> None:
-    """End this process without any ado when it is about to change what is on disk for the given time."""
+    """Ends this process at once before its nth change of the disk."""
     steps = itertools.count(1)
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +101,7 @@ def run(program: str, folder: str, url: str) -> None:
 
 
 def warm_up() -> None:
-    """Import and build now what the first requests and answers need, not in each process."""
+    """Imports and builds modules and models once, before the processes are forked."""
     with TemporaryDirectory() as folder, FakeOpenAI() as server:
         settings = settings_of(server.url)
         carry_out(plan_of(Path(folder), FEW, settings), settings)

@@ -1,4 +1,4 @@
-"""A server that answers as a test says and keeps what it was sent, headers too: what `fake_openai` does not."""
+"""A server with scripted replies that records requests and headers, for cases beyond `fake_openai`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sent:
-    """A request as it came."""
+    """A received request."""
 
     path: str
     headers: Mapping[str, str]
@@ -22,7 +22,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Reply:
-    """What is answered; a ``body`` that is not bytes is sent as JSON."""
+    """A reply; a ``body`` other than bytes is sent as JSON."""
 
     body: Any = b""
     status: int = 200
@@ -31,12 +31,12 @@ class Reply:
 
 @dataclass
 class Scripted:
-    """A server at work.
+    """A running server.
 
     Attributes:
-        base: Its address.
-        url: The base URL for a client.
-        seen: All that it was sent, in order.
+        base: Address.
+        url: Base URL for a client.
+        seen: Received requests, in order.
     """
 
     base: str
@@ -49,7 +49,7 @@ class Scripted:
 
 @contextmanager
 def scripted(respond: Callable[[Scripted, Sent], Reply]) -> Iterator[Scripted]:
-    """Serve on the loopback what `respond` says."""
+    """Serves the replies of `respond` on the loopback."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -82,7 +82,7 @@ def scripted(respond: Callable[[Scripted, Sent], Reply]) -> Iterator[Scripted]:
 
 
 def chat(content: Any, **usage: int) -> Reply:
-    """An answer of a language model; what is not a text is its JSON."""
+    """An answer of a language model; another content than text is sent as JSON."""
     text = content if isinstance(content, str) else json.dumps(content)
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     return Reply({"id": "chatcmpl-1", "choices": [choice], "usage": usage or None})

@@ -1,4 +1,4 @@
-"""A classifier and a service that draws for it what a test has laid out."""
+"""A classifier with a service that draws pictures chosen by a test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zsvec.testing import HashEncoder
 
 
 def tinted(colour: str, seed: int) -> Image.Image:
-    """A picture of which a colour is half; no other is like it but to who looks at colours alone."""
+    """A picture with half of one colour; only an encoder of colours finds two of them alike."""
     return Image.blend(photo(seed, (8, 8)), Image.new("RGB", (8, 8), colour), 0.5)
 
 
@@ -35,13 +35,13 @@ def picture(colour: str, seed: int) -> bytes:
 
 
 class Service:
-    """A fake that draws what it is told to.
+    """A fake service with pictures chosen by a test.
 
     Attributes:
-        server: Draws, for the category in the prompt, the first of its pictures that are left; if none are,
-            one of the colour in its name, or red.
-        pictures: By category as words, what is left to be drawn.
-        fault: What goes wrong with a request.
+        server: Draws the next of the pictures of the category in the prompt; without any, a picture of the colour in
+            the name, or red.
+        pictures: Pictures to draw, by category as words.
+        fault: Chooses the fault of a request.
     """
 
     def __init__(self, appearances: Mapping[str, str]) -> None:
@@ -57,18 +57,18 @@ class Service:
         return picture(next((colour for colour in COLOURS if colour in name.split()), "red"), next(self._seeds))
 
     def requests(self) -> Counter[str]:
-        """How many requests there were of each kind."""
+        """Returns the number of requests of each kind."""
         kinds = {IMAGES: "images", CHAT: "questions"}
         return Counter(kinds[entry.path] for entry in self.server.entries)
 
 
 class Studio(Service):
-    """A classifier over a store of its own, and the service that it asks.
+    """A classifier and its service.
 
     Attributes:
-        clf: Makes one request at a time, so that the images of a category are drawn in order.
+        clf: Sends one request at a time, so that the images of a category are drawn in order.
         encoders: Of the classifier.
-        folder: Of what is generated.
+        folder: Folder of the purchases.
     """
 
     def __init__(
@@ -85,16 +85,16 @@ class Studio(Service):
         return self.clf.generation.references(names or None, folder=self.folder, **options)
 
     def prompts(self) -> dict[tuple[str, int], str]:
-        """By category and index, what each image in the folder was drawn from."""
+        """Returns the prompt of each image in the folder, by category and index."""
         bought = images(read_manifest(self.folder), self.folder)
         return {place: record.prompt for place, record in bought.items()}
 
     def embedded(self) -> dict[str, tuple[int, int]]:
-        """Texts and images that each encoder has embedded so far."""
+        """Returns numbers of texts and images that each encoder has embedded."""
         return {encoder.name: (encoder.texts_encoded, encoder.images_encoded) for encoder in self.encoders}
 
     def payloads(self, encoder: str) -> list[Mapping[str, Any]]:
-        """Of every reference in an encoder's collection; not of what can be taken back."""
+        """Returns the payload of every reference of the categories in an encoder's collection."""
         store = self.clf._store
         write_ids = {write_id for category in store.categories() for write_id in category.write_ids}
         pages = store._backend.scroll(store.collection(encoder), Where())
@@ -102,7 +102,7 @@ class Studio(Service):
 
 
 def name_in(prompt: str) -> str:
-    """The category that a prompt asks for."""
+    """Returns the category in a prompt."""
     found = re.search("“(.+?)”", prompt)
     assert found, prompt
     return found[1]

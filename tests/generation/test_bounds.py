@@ -1,4 +1,4 @@
-"""A service whose answers do not end takes neither the memory nor the time of a run."""
+"""Endless responses are bounded in memory and time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def opened(url: str, **settings: Any) -> Client:
 
 @pytest.fixture
 def at_a_url() -> Iterator[Callable[[endless.Reply], endless.Server]]:
-    """Returns an image service whose images are at the address of another server, with a reply."""
+    """Returns an image service with images on another server, given the reply of the latter."""
     with ExitStack() as stack:
 
         def serve(reply: endless.Reply) -> endless.Server:
@@ -111,7 +111,7 @@ def test_an_image_that_drips_ends_by_the_timeout(
 
 
 def test_an_answer_that_drips_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client is shared by threads, and each request has a connection of its own."""
+    """Threads share the client, and each request has another connection."""
     answer = endless.whole(json.dumps(chat({"categories": []}).body).encode())
     one_waits, go_on = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""`zsvec generate`: what it asks, buys, prints and returns."""
+"""`zsvec generate`: requests, purchases, output and exit codes."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ image = 0.01
 
 @pytest.fixture
 def service(cli: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    """At a cent for an image, and nothing for a question; its key is in the environment."""
-    monkeypatch.setattr(output.out, "width", 1000)  # so that tables need not fold what is in them
+    """A service with images at a cent and free questions; the environment has its key."""
+    monkeypatch.setattr(output.out, "width", 1000)  # so that tables do not wrap
     monkeypatch.setattr("zsvec.encoders.load_encoders", load_encoders)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     made = Service(APPEARANCES)
@@ -54,7 +54,7 @@ def service(cli: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 
 def facts(table: str) -> dict[str, str]:
-    """What a table of names and values says."""
+    """Returns the rows of a table of names and values."""
     rows = [line.split("  ", 1) for line in table.splitlines() if line.strip()]
     return {name.strip(): value.strip() for name, value in rows}
 
@@ -64,7 +64,7 @@ def summary(done: test_cli.Result) -> str:
 
 
 def references(run: Run, name: str) -> dict[str, int]:
-    """How many references of each expert a category has."""
+    """Returns the numbers of references of a category, by expert."""
     found = {category["category"]: category["references"] for category in run("list --json").objects}
     return found.get(name, {})
 
@@ -115,7 +115,7 @@ def test_a_dry_run_as_json(cli: Run, service: Service, monkeypatch: pytest.Monke
     assert service.requests() == {}
 
 
-def test_a_dry_run_after_a_run_knows_what_is_there(cli: Run, service: Service) -> None:
+def test_a_dry_run_after_a_run_counts_the_images(cli: Run, service: Service) -> None:
     assert cli("generate 'red panda' --per-category 2").code == 0
     before = service.requests()
     (found,) = cli("generate 'red panda' --per-category 5 --dry-run --json").objects
@@ -136,7 +136,7 @@ def test_a_plan_without_prices_says_so(cli: Run, service: Service) -> None:
     assert "no price is known for 'my-own'" in result.err
 
 
-def test_the_plan_names_what_the_store_confuses(cli: Run, service: Service) -> None:
+def test_the_plan_names_confused_categories(cli: Run, service: Service) -> None:
     for name, colour, seeds in (("fox", "red", "123"), ("panda", "red", "456"), ("whale", "blue", "789")):
         Path(name).mkdir()
         for seed in seeds:
@@ -186,7 +186,7 @@ def test_a_run_as_json(cli: Run, service: Service) -> None:
     assert facts(result.err)["categories"] == "2"  # the plan
 
 
-def test_the_report_says_what_was_left_out_and_why(cli: Run, service: Service) -> None:
+def test_the_report_lists_left_out_images_with_reasons(cli: Run, service: Service) -> None:
     def fault(request: Request) -> Fault | None:
         if request.path == IMAGES and "whale" in request.body["prompt"]:
             return Fault.blocked()
@@ -221,7 +221,7 @@ def test_flagged_images_are_kept_on_demand(cli: Run, service: Service) -> None:
     assert references(cli, "red panda")["dino:image"] == 2
 
 
-def test_what_is_repeated_is_not_bought_again(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_command_buys_nothing(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cli("generate 'red panda' --per-category 2 --json")
     listed, before = cli("list --json"), service.requests()
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -304,7 +304,7 @@ def test_wrong_usage(cli: Run, service: Service) -> None:
 
 
 def fails(result: test_cli.Result, message: str) -> bool:
-    """Whether a run failed with this message, after it has shown its plan."""
+    """Returns whether a run showed its plan and failed with a message."""
     plan, _, error = result.err.partition("\nzsvec: ")
     assert facts(plan)["categories"] == "1"
     return (result.code, result.out) == (1, "") and message in error and KEY not in result.err
@@ -334,8 +334,8 @@ def test_a_service_that_fails_on_its_way(cli: Run, service: Service) -> None:
     service.fault = lambda r: None if r.path == CHAT or service.pictures["red panda"] else Fault.out_of_quota()
     result = cli("generate 'red panda' --per-category 3")
     assert (result.code, "the account is out of credit" in result.err) == (1, True)
-    assert result.out.startswith("1 image, 1 of them in the store, ")  # what it came to by then
-    assert references(cli, "red panda")["dino:image"] == 1  # what has arrived by then
+    assert result.out.startswith("1 image, 1 of them in the store, ")
+    assert references(cli, "red panda")["dino:image"] == 1
     service.fault = lambda request: None
     assert cli("generate 'red panda' --per-category 3").code == 0
     assert references(cli, "red panda")["dino:image"] == 3

@@ -179,7 +179,7 @@ def test_the_key_is_sent_to_the_service_and_not_to_where_its_images_are() -> Non
     assert KEY not in str(fetched)
 
 
-def test_what_a_response_says_besides() -> None:
+def test_optional_fields_of_responses() -> None:
     data = base64.b64encode(DRAWN).decode()
     with script(lambda *_: pictures({"b64_json": data, "revised_prompt": "a lion, revised"})) as (_, client):
         assert client.draw(PROMPT, "k") == Picture(DRAWN, "req-1", None, "a lion, revised")
@@ -319,16 +319,6 @@ def test_a_deadline_ends_it(call: Call) -> None:
         assert set(keys(server)) <= {"k"}
 
 
-def test_no_server() -> None:
-    with FakeOpenAI() as server:
-        pass
-    with (
-        Client(GenerationSettings(base_url=server.url, deadline=0.1)) as client,
-        pytest.raises(GenerationUnavailableError, match=rf"{server.url}/? .*ConnectError"),
-    ):
-        client.ask(QUESTION, "k")
-
-
 def test_stop_ends_all_waits() -> None:
     with (
         serving(fault=always(Fault.rate_limited(PATIENCE)), deadline=600) as (server, client),
@@ -461,14 +451,6 @@ def test_the_charset_of_a_response_is_ignored(call: Call) -> None:
             outcome = call(client, "k")
         assert isinstance(outcome, Answer | Picture if status == 200 else Declined)
         assert len(server.seen) == 1
-
-
-def test_the_client_does_not_decode_images() -> None:
-    with serving(fault=always(Fault.not_an_image())) as (server, client):
-        picture = client.draw(PROMPT, "k")
-    assert isinstance(picture, Picture)
-    assert picture.data == b"This is not an image."
-    assert keys(server) == ["k"]
 
 
 # Long texts

@@ -1,4 +1,4 @@
-"""The paper's own DALL-E images, drawn again by a fake: what the store is worth, and what the gate makes of them."""
+"""The DALL-E images of the paper, drawn again by a fake: accuracy of the store, and flags of the gate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.evaluation import evaluate, labelled_images
 
 DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[3] / "shared" / "data") / "tinyimagenet-dalle"
-# Top-1 of what is stored from the 191 images that the gate lets in, and what the DALL-E prompts say as texts.
+# Top-1 of a store with the DALL-E prompts as texts and the 191 images without a flag.
 MEASURED = {"conse:text": 0.919, "conse:image": 0.832, "efficientnet:image": 0.538, "fusion": 0.934}
 FLAGGED = {"cardigan", "go-kart", "gondola", "ice_cream", "ice_lolly", "plate"}
 
@@ -47,7 +47,7 @@ def test_the_images_of_the_paper(load_once: Callable[..., EncoderSet], monkeypat
 
         assert {image.record.category for image in done.flagged} == FLAGGED
         assert all(flag.startswith("far: ") for image in done.flagged for flag in image.flags)
-        # What the paper has for a gondola, a boat, is a picture of a cable car.
+        # The paper's gondola (a boat) shows a cable car.
         (gondola,) = (image for image in done.images if image.record.category == "gondola")
         boat, cabin = clf.encoders["conse"].encode_texts(["gondola", "cable car"]) @ gondola.vectors["conse"]
         assert boat < cabin

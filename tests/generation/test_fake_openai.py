@@ -1,4 +1,4 @@
-"""The fake of OpenAI, as its real client sees it."""
+"""The fake server with the real client of OpenAI."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import base64
 import json
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
-from tests.generation.fake_openai import IMAGES, KEY, FakeOpenAI, Fault, folder_artist
+from tests.generation.fake_openai import IMAGES, KEY, FakeOpenAI, Fault
 
 TIMEOUT = 60.0
 DESCRIBE = {"categories": ["red panda", "desk"]}
@@ -70,41 +67,6 @@ def draw(client: openai.OpenAI, prompt: str = "a red panda", key: str | None = N
 # Answers
 
 
-def test_serves_images_of_the_longest_name_in_the_prompt_in_turn(tmp_path: Path) -> None:
-    for name in ("panda/a", "red_panda/b", "red_panda/c"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(name)
-    with serving(draw=folder_artist(tmp_path)) as (_, client):
-        prompts = ["A Red Panda.", "a panda", "a red panda", "a red panda"]
-        assert [draw(client, prompt) for prompt in prompts] == [
-            b"red_panda/b",
-            b"panda/a",
-            b"red_panda/c",
-            b"red_panda/b",
-        ]
-        with pytest.raises(openai.BadRequestError, match="names no sub-folder"):
-            draw(client, "a desk")
-
-
-def test_refuses_schemas_that_are_not_strict_or_not_known() -> None:
-    with serving() as (server, client):
-        for wanted in (
-            {"name": "descriptions", "schema": schema(), "strict": False},
-            {"name": "descriptions", "schema": {"type": "object", "properties": {}}, "strict": True},
-            {"name": "descriptions", "schema": {**schema(a={"type": "string"}), "required": []}, "strict": True},
-            {"name": "poems", "schema": schema(), "strict": True},
-        ):
-            form: Any = {"type": "json_schema", "json_schema": wanted}
-            with pytest.raises(openai.BadRequestError):
-                client.chat.completions.create(
-                    model="gpt-test",
-                    messages=[{"role": "user", "content": json.dumps(DESCRIBE)}],
-                    response_format=form,
-                )
-        assert not server.sold()
-
-
 # Idempotency
 
 
@@ -114,16 +76,6 @@ def test_a_repeated_key_is_sold_once() -> None:
         assert ask(client, key="a").id == ask(client, key="a").id
         assert server.sold(IMAGES) == {"a": 1, "b": 1}
         assert server.sold() == {"a": 2, "b": 1}
-
-
-def test_a_key_that_is_repeated_meanwhile_is_sold_once() -> None:
-    def slowly(body: dict[str, Any]) -> bytes:
-        time.sleep(0.1)
-        return b"picture"
-
-    with serving(draw=slowly) as (server, client), ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: draw(client, key="a"), range(4)))
-        assert server.sold() == {"a": 1}
 
 
 def test_a_server_without_idempotency_sells_again() -> None:
@@ -150,21 +102,6 @@ def test_a_late_answer_is_sold_when_the_client_has_left() -> None:
         (1, None, False, True),
         (0, "delay", True, False),
     ]
-
-
-def test_closing_ends_a_delay_and_all_threads() -> None:
-    before = set(threading.enumerate())
-    with serving(fault=lambda request: Fault.delay(600)) as (server, client), ThreadPoolExecutor() as pool:
-        waiting = pool.submit(draw, client)
-        while not server.sold():
-            time.sleep(0.01)
-        started = time.monotonic()
-        server.close()
-        with pytest.raises(openai.APIConnectionError):
-            waiting.result()
-    assert time.monotonic() - started < 60
-    assert set(threading.enumerate()) <= before
-    assert [entry.completed for entry in server.entries] == [False]
 
 
 def test_a_cut_answer_is_sold_and_given_in_full_to_a_repetition() -> None:

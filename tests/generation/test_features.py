@@ -1,4 +1,4 @@
-"""What is found out about categories, by answers that are made by hand, and the prompts that come of it."""
+"""Feature analysis with hand-made answers, and the prompts from it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from zsvec.generation import prompts
 from zsvec.generation.features import Asked, Knowledge, NameGroup, analyse, chosen_groups
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, FolderRecord, Record
 
-Reply = Mapping[str, Any] | str  # an answer, or why there is none
+Reply = Mapping[str, Any] | str  # an answer, or a refusal
 
 
 def record(step: str, about: Sequence[Any], reply: Reply, version: int = prompts.VERSION) -> AnswerRecord:
-    """As it comes back from a manifest."""
+    """Returns a record as read from a manifest."""
     made = AnswerRecord(
         step=step,
         version=version,
@@ -31,11 +31,11 @@ def record(step: str, about: Sequence[Any], reply: Reply, version: int = prompts
 
 
 class Oracle:
-    """Answers questions by step, in place of a language model.
+    """Answers questions by step, instead of a language model.
 
     Attributes:
-        asked: What each question was about, by step.
-        data: What was sent with each, by step.
+        asked: Subjects of each question, by step.
+        data: Data of each question, by step.
     """
 
     def __init__(self, known: Knowledge, **replies: Callable[[Sequence[Any]], Reply]) -> None:
@@ -101,7 +101,7 @@ def test_many_are_asked_about_at_once() -> None:
     assert ask_all(Knowledge(), many)[0].asked["groups"] == [many[:40], many[40:80], many[80:]]
 
 
-def test_what_has_been_answered_is_not_asked_again() -> None:
+def test_answered_questions_are_not_repeated() -> None:
     known = Knowledge()
     pair = ("a", "b")
     _, groups = ask_all(known, ["a", "b", "c"], groups=lambda _: grouped(pair))
@@ -138,7 +138,7 @@ def test_one_that_is_left_out_of_many_may_be_answered_alone() -> None:
     assert known.declined == {}
 
 
-def test_what_is_declined_for_many_is_asked_for_each() -> None:
+def test_a_declined_question_about_many_is_asked_for_each() -> None:
     def refuse_b(about: Sequence[Any]) -> Reply:
         return "refusal: not this" if "b" in about else described(about)
 
@@ -196,7 +196,7 @@ def test_names_that_are_made_up_are_ignored() -> None:
     assert known.appearances() == {"a": "what a a is like", "b": "what a b is like"}
 
 
-def test_groups_are_compared_by_what_is_known_of_their_members() -> None:
+def test_groups_are_compared_by_the_appearances_of_their_members() -> None:
     oracle, _ = ask_all(
         Knowledge(),
         ["a", "b"],
@@ -292,7 +292,7 @@ def test_an_answer_of_another_form_is_asked_for_again() -> None:
         assert known == Knowledge(), step
 
 
-def test_a_prompt_takes_what_two_groups_say() -> None:
+def test_a_prompt_takes_the_features_of_two_groups() -> None:
     known = Knowledge()
     groups = [("b", "c"), ("a", "b"), ("a", "c"), ("a", "d")]
     told = {
@@ -316,7 +316,7 @@ def test_a_prompt_takes_what_two_groups_say() -> None:
     assert known.look("e", groups) == {"scenes": (), "common": [], "distinguishing": []}
 
 
-def test_a_prompt_is_the_same_whoever_else_is_drawn() -> None:
+def test_a_prompt_does_not_depend_on_other_categories() -> None:
     # The comparison of the first group was declined; the third is there because another category needs it.
     known = Knowledge()
     known.learn_all([record("features", [("a", "b")], "refusal: no")])

@@ -28,19 +28,19 @@ SAID = "The key {key} was sent."
 
 
 def faulty(path: str, fault: Fault) -> dict[str, Any]:
-    """A service in which all requests of a kind fail."""
+    """Options of a service with a fault for all requests of a path."""
     return {"fault": lambda request: fault if request.path == path else None}
 
 
 def quoted_in_answers(request: Request) -> Fault | None:
-    """In a refusal at first, then in names of fields, then not at all."""
+    """Quotes the key in a refusal, then in names of fields, then not at all."""
     if request.path != CHAT or request.number > 3:
         return None
     return Fault.refusal(f"Not with {KEY}.") if request.number == 0 else Fault.malformed_content(f'{{"{KEY}": ""}}')
 
 
 def half_done(request: Request) -> Fault | None:
-    """The key is refused for some of the images."""
+    """Refuses the key for some of the images."""
     return Fault.error(401, SAID) if "tiger" in request.body.get("prompt", "") else None
 
 
@@ -54,7 +54,7 @@ ENDS: dict[str, tuple[int, dict[str, Any]]] = {
     **{
         f"HTTP {status} for {what}": (1, faulty(path, Fault.error(status, SAID)))
         for what, path in (("questions", CHAT), ("images", IMAGES))
-        for status in (307, 400, 401, 404, 500)
+        for status in (307, 401, 500)
     },
     "no credit": (1, faulty(IMAGES, Fault.error(429, SAID, "insufficient_quota"))),
     "half done": (1, {"fault": half_done}),
@@ -83,13 +83,13 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeOpenAI]
 
 
 def left(*folders: Path) -> dict[str, bytes]:
-    """All files, and their names."""
+    """Returns the content of all files, by path."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return {str(path): written(path) for path in files}
 
 
 def written(path: Path) -> bytes:
-    """What was written to a file. A store sets aside hundreds of megabytes more, which are holes."""
+    """Returns the written parts of a file. The files of a store have hundreds of megabytes of holes."""
     parts, end = [], 0
     with path.open("rb") as file, suppress(OSError):  # there is no data from here on
         while True:
@@ -100,8 +100,8 @@ def written(path: Path) -> bytes:
 
 
 def leaks(*said: str, files: dict[str, bytes]) -> list[str]:
-    """Where the key is."""
-    everything = {**files, **{f"what was said ({number})": text.encode() for number, text in enumerate(said)}}
+    """Returns the places of the key."""
+    everything = {**files, **{f"output ({number})": text.encode() for number, text in enumerate(said)}}
     return [
         where
         for where, content in everything.items()
@@ -114,7 +114,7 @@ def test_a_leak_would_be_found(text: str, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_text(f"…{text}…")
     assert leaks("", files=left(tmp_path)) == [str(tmp_path / "a" / "b")]
-    assert leaks("", f"…{text}…", files={}) == ["what was said (1)"]
+    assert leaks("", f"…{text}…", files={}) == ["output (1)"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_nothing_says_the_key(
 
 @pytest.mark.parametrize("name", ["an answer quotes it", "answers of no use quote it", "images that are declined"])
 @pytest.mark.usefixtures("hash_encoders")
-def test_what_quotes_the_key_is_kept_without_it(
+def test_texts_that_quote_the_key_are_kept_without_it(
     name: str,
     cli: Callable[..., Result],  # noqa: F811
     serve: Callable[..., FakeOpenAI],

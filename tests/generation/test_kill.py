@@ -1,4 +1,4 @@
-"""A run that is killed at any instant has lost nothing that was paid for, and goes on where it was."""
+"""A run that is killed at any instant loses no purchase, and resumes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 LATENCY = 0.02
 
 Instant = tuple[str, int, float]
-"""Seconds after a word has been said for so many times."""
+"""Seconds after the nth occurrence of a word in the output."""
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -41,7 +41,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 class Runner:
-    """Runs the programs of `runner`, each in a process of its own."""
+    """Runs each program of `runner` in another process."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
@@ -49,7 +49,7 @@ class Runner:
         self._in, self._out = process.stdin, process.stdout
 
     def run(self, program: str, folder: Path, server: FakeOpenAI, instant: Instant = ("", 0, 0.0)) -> bool:
-        """Run a program, kill it at an instant; whether it was still at work then."""
+        """Runs a program, kills it at an instant, and returns whether the kill interrupted the program."""
         print(program, folder, server.url, file=self._in, flush=True)
         word, times, delay = instant
         pid = 0
@@ -71,7 +71,7 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """One process for the module: it forks for each program."""
+    """One process for the module, which forks for each program."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ZSVEC_")}
     user = str(tmp_path_factory.mktemp("user"))
     environment = {**kept, SWITCH_VARIABLE: "0", KEY_VARIABLE: KEY, "XDG_CONFIG_HOME": user}
@@ -93,7 +93,7 @@ def sales(server: FakeOpenAI) -> list[Entry]:
 
 
 def assert_complete(folder: Path, names: Sequence[str], server: FakeOpenAI) -> None:
-    """Every image that was sold is there, whole, and in its place, and there is nothing else."""
+    """Checks that the folder has each sold image, whole and in its place, and nothing else."""
     records = bought(folder)
     assert {(record.category, record.index) for record in records} == {(name, i) for name in names for i in range(2)}
     assert {path for path in folder.glob("*/**/*") if path.is_file()} == {folder / record.file for record in records}
@@ -103,7 +103,7 @@ def assert_complete(folder: Path, names: Sequence[str], server: FakeOpenAI) -> N
 
 
 def while_drawing(seed: int) -> list[Instant]:
-    """While it asks, then while images arrive."""
+    """Returns instants during questions, then during purchases of images."""
     draw = random.Random(seed)
     asking = [("ready", 1, draw.uniform(0.05, 0.25)) for _ in range(3)]
     return [*asking, *(("bought", draw.randint(1, 5), draw.uniform(0, LATENCY)) for _ in range(7))]
@@ -119,7 +119,7 @@ def test_every_image_is_sold_once_by_services_that_honour_the_keys(folder: Path,
     assert_complete(folder, NAMES, server)
 
 
-def test_what_is_on_disk_is_not_bought_again_from_anyone(folder: Path, runner: Runner) -> None:
+def test_images_on_disk_are_not_bought_again_without_idempotency(folder: Path, runner: Runner) -> None:
     with FakeOpenAI(latency=LATENCY, honours_idempotency=False) as server:
         kills, there = 0, []
         for instant in while_drawing(20240711):
@@ -127,7 +127,7 @@ def test_what_is_on_disk_is_not_bought_again_from_anyone(folder: Path, runner: R
             there.append((time.monotonic(), {record.prompt for record in bought(folder)}))
         assert not runner.run("draw", folder, server)
     assert kills >= 5
-    assert len(sales(server)) <= 2 * len(NAMES) + kills * CONCURRENCY  # what was on its way
+    assert len(sales(server)) <= 2 * len(NAMES) + kills * CONCURRENCY  # requests on their way
     for then, prompts in there:
         assert not [entry for entry in sales(server) if entry.started > then and entry.subject in prompts]
     assert_complete(folder, NAMES, server)
@@ -164,7 +164,7 @@ def test_nothing_is_stored_by_halves(folder: Path, runner: Runner) -> None:
 
 
 def stored(classifier: Classifier) -> set[tuple[str, str]]:
-    """Category and hash of each generated image that the store has."""
+    """Returns category and hash of each generated image in the store."""
     return {
         (category.name, reference.hash)
         for category in classifier.categories()
@@ -180,7 +180,7 @@ def test_killed_before_each_step_to_disk(folder: Path, runner: Runner) -> None:
         settings = settings_of(server.url)
         found = []
         for number in range(1, last + 1):
-            step = folder / str(number)  # which may not have been made
+            step = folder / str(number)  # may not exist
             there, requests = {record.prompt for record in bought(step)}, len(server.entries)
             answers = sum(isinstance(record, AnswerRecord) for record in read_manifest(step))
             plan = plan_of(step, FEW, settings)

@@ -77,11 +77,6 @@ def test_records_come_back(folder: Path) -> None:
     assert lines[-1] == ""
 
 
-def test_folders_have_ids_of_their_own(tmp_path: Path) -> None:
-    with Manifest(tmp_path / "a") as one, Manifest(tmp_path / "b") as other:
-        assert one.id != other.id
-
-
 def test_a_folder_that_is_not_there_has_no_records_and_is_not_made(folder: Path) -> None:
     assert read_manifest(folder) == []
     assert not folder.parent.exists()
@@ -121,7 +116,7 @@ def test_a_deleted_image_is_not_there_until_it_is_bought_again(folder: Path) -> 
         assert manifest.purchases("cat", 0) == 2
 
 
-def test_spent_counts_what_concerns_the_categories(folder: Path) -> None:
+def test_spent_counts_purchases_of_the_categories(folder: Path) -> None:
     with Manifest(folder) as manifest:
         manifest.append(ANSWER)  # 0.001, of "red panda" and "desk"
         manifest.append(COMPARED.model_copy(update={"cost": 0.02}))  # of "desk" and "table"
@@ -129,7 +124,7 @@ def test_spent_counts_what_concerns_the_categories(folder: Path) -> None:
         buy(manifest, "red panda", 0, cost=4.0)
         deleted = buy(manifest, "table", 0, cost=50.0)
         buy(manifest, "table", 1, cost=None)
-    (folder / deleted.file).unlink()  # it was paid all the same
+    (folder / deleted.file).unlink()  # paid all the same
     records = read_manifest(folder)
     assert spent(records, ["red panda"]) == pytest.approx(4.001)
     assert spent(records, ["desk"]) == pytest.approx(0.321)
@@ -185,7 +180,7 @@ def test_a_file_without_a_record_is_replaced_by_the_next_purchase(folder: Path) 
     assert list(images(read_manifest(folder), folder)) == [("cat", 0), ("cat", 1)]
 
 
-def test_what_a_kill_has_cut_short_is_removed(folder: Path) -> None:
+def test_files_cut_short_by_a_kill_are_removed(folder: Path) -> None:
     with Manifest(folder) as manifest:
         buy(manifest, "cat", 0)
     partial = folder / "images" / "cat" / ".zsvec-5678.new"
@@ -258,7 +253,7 @@ def test_a_folder_is_of_one_run_at_a_time(folder: Path) -> None:
     with Manifest(folder) as manifest:
         with pytest.raises(InvalidInputError, match="in use by another run"):
             Manifest(folder)
-        manifest.append(ANSWER)  # the first has not suffered
+        manifest.append(ANSWER)  # the first run goes on
         assert read_manifest(folder) == manifest.records
     with Manifest(folder):
         pass
@@ -325,7 +320,7 @@ def test_a_full_disk(folder: Path) -> None:
         for use in (
             lambda: buy(full, "cat", 1, PNG * 100),
             lambda: full.append(ANSWER),
-            lambda: full.__exit__(None, None, None),  # it is written once more
+            lambda: full.__exit__(None, None, None),  # closing writes once more
         ):
             with pytest.raises(InvalidInputError, match="File too large"):
                 use()
@@ -335,7 +330,7 @@ def test_a_full_disk(folder: Path) -> None:
 
 @contextmanager
 def no_file_larger_than(size: int) -> Iterator[None]:
-    """The next best thing to a full disk."""
+    """Simulates a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -387,7 +382,7 @@ NAMES = st.one_of(
 
 @given(st.lists(NAMES.map(checked_name), min_size=2, unique=True))
 def test_categories_never_share_a_folder(names: list[str]) -> None:
-    names = list(dict.fromkeys([*names, *map(folder_name, names)]))  # those that are called like the folder of another
+    names = list(dict.fromkeys([*names, *map(folder_name, names)]))  # also names equal to the folder of another
     folders = [folder_name(name) for name in names]
     assert len(set(folders)) == len(names)
     for name in folders:

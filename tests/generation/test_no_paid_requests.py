@@ -1,4 +1,4 @@
-"""No test can spend money: with ZSVEC_ALLOW_REQUESTS=0, no request leaves this machine."""
+"""Tests cannot spend money: with ZSVEC_ALLOW_REQUESTS=0, no request leaves this machine."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_no_other_host_is_asked(attempts: list[str]) -> None:
     assert attempts == []
 
 
-def test_nor_that_of_the_environment_or_the_default(attempts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_environment_nor_the_default_is_asked(attempts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (None, "", OPENAI):
         if value is not None:
             monkeypatch.setenv("OPENAI_BASE_URL", value)
@@ -135,7 +135,7 @@ def test_this_machine_is_asked(host: str, attempts: list[str]) -> None:
 def test_this_machine_by_its_other_address(attempts: list[str]) -> None:
     with (
         Client(GenerationSettings(base_url="http://[::1]:9/v1", deadline=0.1)) as client,
-        pytest.raises(GenerationUnavailableError),  # nobody is there
+        pytest.raises(GenerationUnavailableError),  # no server
     ):
         client.ask(QUESTION, "k")
     assert set(attempts) == {"::1"}

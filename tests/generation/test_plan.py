@@ -73,7 +73,7 @@ def test_measured_groups_are_of_the_categories(tmp_path: Path) -> None:
 # What is there
 
 
-def test_what_is_there_or_declined_is_not_bought(tmp_path: Path) -> None:
+def test_images_on_disk_or_declined_are_not_bought(tmp_path: Path) -> None:
     with Manifest(tmp_path) as manifest:
         buy(manifest, "a", 0, cost=0.5)
         buy(manifest, "a", 7, cost=0.5)
@@ -114,7 +114,7 @@ def test_costs(tmp_path: Path) -> None:
     assert plan.spent == 0
 
 
-def test_what_is_known_costs_nothing(tmp_path: Path) -> None:
+def test_answered_questions_cost_nothing(tmp_path: Path) -> None:
     settings = settings_of(language_model="writer", image_model="painter", prices=PRICES)
     looks = [{"name": name, "appearance": "x", "scenes": []} for name in "abc"]
     traits = {"common": [], "members": []}
@@ -216,7 +216,7 @@ def test_a_plan_changes_nothing_and_needs_no_key(monkeypatch: pytest.MonkeyPatch
 
 
 def sample(*images: tuple[str, dict[str, float]], categories: str = "abc") -> LeftOut:
-    """Images by the probabilities that one expert gives; NaN for what it cannot say."""
+    """Left-out images with the probabilities of one expert; NaN for uncovered categories."""
     rows = [[math.log(given.get(name, 1e-9)) if given else math.nan for name in categories] for _, given in images]
     labels = np.array([categories.index(own) for own, _ in images])
     for row, (own, given) in zip(rows, images, strict=True):
@@ -304,7 +304,7 @@ def test_categories_the_budget_cannot_cover_are_not_described_either(tmp_path: P
     assert (none.places, sum(none.questions.values()), none.excluded) == ((), 0, 400)
 
 
-def test_what_was_declined_is_asked_for_again_of_another_model_and_after_a_failure(tmp_path: Path) -> None:
+def test_declined_images_are_requested_again_from_another_model_and_after_a_failure(tmp_path: Path) -> None:
     with Manifest(tmp_path) as manifest:
         for record in (declined("a", 0), declined("b", 0, model="another"), declined("c", 0, code="unusable")):
             manifest.append(record)

@@ -72,7 +72,7 @@ def test_of_an_image_estimated() -> None:
     assert image_cost(None, GenerationSettings(image_model="without-price")) is None
 
 
-def test_an_image_has_its_price_whatever_it_uses() -> None:
+def test_a_price_per_image_ignores_tokens() -> None:
     settings = GenerationSettings(image_model="mine", prices={"mine": ModelPrice(input=1, output=1, image=0.04)})
     assert image_cost(Usage(1_000_000, 1_000_000), settings) == pytest.approx(0.04)
     assert image_cost(Usage(1_000_000, 1_000_000), GenerationSettings(image_model="without-price")) is None

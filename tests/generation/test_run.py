@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request
 from tests.generation.material import plan_of, settings_of, tree
-from zsvec.errors import GenerationError, GenerationUnavailableError, InvalidInputError
+from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import prompts
 from zsvec.generation import run as module
 from zsvec.generation.access import KEY_VARIABLE
@@ -56,7 +56,7 @@ def files(*categories: str, per_category: int = 2) -> list[str]:
 
 
 def asked(server: FakeOpenAI, first: int = 0) -> list[tuple[str | None, tuple[str, ...]]]:
-    """What the questions were about, from some request on."""
+    """Returns step and categories of each question, from a request on."""
     chats = [entry for entry in server.entries if entry.path == CHAT and entry.number >= first]
     return [(entry.subject, entry.categories) for entry in sorted(chats, key=lambda entry: entry.number)]
 
@@ -66,12 +66,12 @@ def workers() -> list[str]:
 
 
 def sold_once(server: FakeOpenAI) -> bool:
-    """Whether it sold no answer and no image twice."""
+    """Returns whether the server sold no answer and no image twice."""
     return set(server.sold().values()) == {1}
 
 
 def image_cost(prompt: str) -> float:
-    """By list price, as the server counts tokens."""
+    """Returns dollars by list price, with the server's count of tokens."""
     return (len(prompt) // 4 * 5 + 196 * 30) / 1e6
 
 
@@ -90,14 +90,14 @@ def test_two_hundred_categories(tmp_path: Path) -> None:
         assert 1 < server.peak <= 8
     assert (drawn.error, drawn.out_of_budget, drawn.declined) == (None, False, ())
 
-    # each category described, and compared with the one of its name
+    # each category is described, and compared with the category of the same name
     assert drawn.knowledge.descriptions.keys() == set(names)
     assert drawn.knowledge.features.keys() == {(f"blue_thing{i:02}", f"red_thing{i:02}") for i in range(100)}
     steps: Counter[Any] = Counter(entry.subject for entry in entries.values() if entry.path == CHAT)
     assert steps == {"descriptions": 20, "groups": 5, "features": 17}
     assert all(steps[step] <= plan.questions[step] for step in steps)
 
-    # each image with all that is to be known of it
+    # each image with its full record
     assert {(record.category, record.index) for record in drawn.images} == {(n, i) for n in names for i in range(2)}
     assert on_disk(tmp_path) == files(*names)
     for record in drawn.images:
@@ -113,7 +113,7 @@ def test_two_hundred_categories(tmp_path: Path) -> None:
     with Image.open(tmp_path / drawn.images[0].file) as image:
         assert image.size == (64, 64)
 
-    # in the order in which one needs the other, and on disk as it was told
+    # in the order of the steps, on disk as in the result
     records = read_manifest(tmp_path)
     kinds = [record.step if isinstance(record, AnswerRecord) else record.kind for record in records]
     assert list(dict.fromkeys(kinds)) == ["folder", "descriptions", "groups", "features", "image"]
@@ -125,7 +125,7 @@ def test_two_hundred_categories(tmp_path: Path) -> None:
     assert plan_of(tmp_path, names, settings).spent == pytest.approx(drawn.spent)
 
 
-def test_prompts_say_what_was_found_out(tmp_path: Path) -> None:
+def test_prompts_have_the_answered_features(tmp_path: Path) -> None:
     with FakeOpenAI() as server:
         drawn = run(server, tmp_path, [*PANDAS, "desk"], per_category=1)
     shown = {record.category: record.prompt for record in drawn.images}
@@ -138,7 +138,7 @@ def test_prompts_say_what_was_found_out(tmp_path: Path) -> None:
     assert shown["desk"] == prompts.draw("desk", 0, scenes=known.descriptions["desk"].scenes)
 
 
-def test_folders_do_not_share_what_they_buy(tmp_path: Path) -> None:
+def test_folders_do_not_share_purchases(tmp_path: Path) -> None:
     with FakeOpenAI() as server:
         for folder in ("a", "b"):
             run(server, tmp_path / folder, ["desk"])
@@ -161,7 +161,7 @@ def test_a_second_run_asks_and_buys_nothing(tmp_path: Path, monkeypatch: pytest.
     assert tree(tmp_path) == before
 
 
-def test_more_later_buys_only_what_is_missing(tmp_path: Path) -> None:
+def test_a_larger_run_buys_only_the_missing_images(tmp_path: Path) -> None:
     with FakeOpenAI(groups=[["desk", "table"]]) as server:
         first = run(server, tmp_path, ["desk", "giant_panda"], per_category=1)
         requests = len(server.entries)
@@ -179,7 +179,7 @@ def test_more_later_buys_only_what_is_missing(tmp_path: Path) -> None:
     assert on_disk(tmp_path) == sorted([*files("desk", "giant_panda", "red_panda", "table"), "desk/0002.png"])
 
 
-def test_what_is_complete_is_still_what_others_are_confused_with(tmp_path: Path) -> None:
+def test_complete_categories_are_still_compared_with_others(tmp_path: Path) -> None:
     with FakeOpenAI() as server:
         run(server, tmp_path, ["giant_panda"])
         drawn = run(server, tmp_path, PANDAS)
@@ -190,25 +190,8 @@ def test_what_is_complete_is_still_what_others_are_confused_with(tmp_path: Path)
     assert all(phrase in prompt for phrase in common for prompt in shown)
 
 
-def test_what_was_on_its_way_is_asked_for_as_before(tmp_path: Path) -> None:
-    names = ["bear", "desk", *PANDAS]
-    with FakeOpenAI() as server:
-        drawn = run(server, tmp_path, names)
-        lines = (tmp_path / "manifest.jsonl").read_bytes().splitlines(keepends=True)
-        for kept in range(len(lines) - 1, len(lines) - 8, -1):  # as if the process had been killed after so many
-            (tmp_path / "manifest.jsonl").write_bytes(b"".join(lines[:kept]))
-            for path in tmp_path.glob("images/*/*"):
-                path.unlink()
-            for record in read_manifest(tmp_path):
-                if isinstance(record, ImageRecord):
-                    (tmp_path / record.file).write_bytes(b"there")
-            again = run(server, tmp_path, names)
-            assert {record.prompt for record in again.images} == {record.prompt for record in drawn.images}
-        assert sold_once(server)
-
-
-def test_what_is_known_is_in_the_order_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A run that resumes this one goes by the file, and shall make the same prompts.
+def test_answers_are_learned_in_the_order_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A run that resumes this one makes its prompts from the file.
     def last_first(pending: set[Future[Any]], **_: Any) -> tuple[list[Future[Any]], set[Future[Any]]]:
         done = list(wait(pending, return_when=ALL_COMPLETED).done)
         first = {id(record): place for place, record in enumerate(recorded)}
@@ -263,7 +246,7 @@ def test_other_prompts_ask_again_but_buy_no_image_again(tmp_path: Path, monkeypa
 
 
 def blocks(*words: str) -> Callable[[Request], Fault | None]:
-    """Images whose prompts name one of these are not drawn."""
+    """Returns a fault for images with one of the names in the prompt."""
     return lambda request: (
         Fault.blocked() if request.path == IMAGES and any(f"“{w}”" in request.body["prompt"] for w in words) else None
     )
@@ -322,7 +305,7 @@ def test_an_answer_that_is_declined_for_several_is_asked_one_by_one(tmp_path: Pa
 
 
 @pytest.mark.parametrize("when", [0, 2, 9])
-def test_an_error_ends_the_run_and_keeps_what_has_arrived(tmp_path: Path, when: int) -> None:
+def test_an_error_ends_the_run_and_keeps_arrived_results(tmp_path: Path, when: int) -> None:
     # One request is refused at once while those beside it take their time.
     def fault(request: Request) -> Fault | None:
         if request.number == when:
@@ -335,7 +318,7 @@ def test_an_error_ends_the_run_and_keeps_what_has_arrived(tmp_path: Path, when: 
         assert isinstance(drawn.error, GenerationError)
         assert workers() == []
         assert all(entry.completed for entry in server.entries)
-        assert len(server.entries) <= when + 2 * 4  # those beside it, and what was begun before the answer was there
+        assert len(server.entries) <= when + 2 * 4  # requests beside it, and those begun before its answer
         assert len(drawn.images) == server.sold(IMAGES).total()
         assert on_disk(tmp_path) == sorted(record.file.removeprefix("images/") for record in drawn.images)
         answers = [record for record in read_manifest(tmp_path) if isinstance(record, AnswerRecord)]
@@ -364,7 +347,7 @@ def test_failures_until_the_deadline_end_the_run(tmp_path: Path) -> None:
         assert len(run(server, tmp_path, PANDAS).images) == 4
 
 
-def test_what_passes_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_failures_do_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zsvec.generation.client._BACK_OFF.multiplier", 0.01)
     faults = [Fault.error(500), Fault.cut(), Fault.rate_limited(0.01), Fault.malformed_body()]
 
@@ -389,7 +372,7 @@ def test_an_interruption_loses_nothing(tmp_path: Path) -> None:
     with FakeOpenAI(latency=0.05) as server:
         with pytest.raises(KeyboardInterrupt) as caught:
             run(server, tmp_path, names, track=track)
-        assert caught.traceback  # it refers to all that was at work
+        assert caught.traceback  # keeps the frames of the run alive
         assert workers() == []
         sold = server.sold(IMAGES)
         assert 3 <= sold.total() < 8
@@ -399,23 +382,6 @@ def test_an_interruption_loses_nothing(tmp_path: Path) -> None:
         assert len(run(server, tmp_path, names).images) == 8
         assert sold_once(server)
         assert len(server.sold(IMAGES)) == 8
-
-
-def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
-    with FakeOpenAI() as server, Manifest(tmp_path):
-        with pytest.raises(InvalidInputError, match="in use by another run"):
-            run(server, tmp_path, ["desk"])
-        assert server.entries == []
-
-
-def test_without_a_key_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY_VARIABLE)
-    with FakeOpenAI() as server:
-        with pytest.raises(GenerationError, match=KEY_VARIABLE):
-            run(server, tmp_path, ["desk"])
-        assert server.entries == []
-    with Manifest(tmp_path):  # nobody has it open
-        pass
 
 
 # Budgets
@@ -433,7 +399,7 @@ def test_a_budget_in_dollars_is_never_exceeded(tmp_path: Path, dollars: float) -
         assert drawn.error is None
         assert drawn.out_of_budget == (len(drawn.images) < 12)
         if drawn.out_of_budget and drawn.images:
-            assert dollars - paid < 0.0069  # of which no other image can be bought
+            assert dollars - paid < 0.0069  # less than the price of an image
 
         requests = len(server.entries)
         same = run(server, tmp_path, names, per_category=3, budget=Budget(dollars=dollars), concurrency=8)
@@ -445,7 +411,7 @@ def test_a_budget_in_dollars_is_never_exceeded(tmp_path: Path, dollars: float) -
         assert sold_once(server)
 
 
-def test_what_fails_gives_its_money_back(tmp_path: Path) -> None:
+def test_declined_images_leave_their_cost_to_the_budget(tmp_path: Path) -> None:
     with FakeOpenAI(fault=blocks("desk")) as server:
         drawn = run(server, tmp_path, ["desk", "bear"], per_category=4, budget=Budget(dollars=0.035), concurrency=1)
     assert len(drawn.declined) == 4

@@ -172,29 +172,22 @@ class Client:
             GenerationError: The service refuses the key, the model or the request.
             GenerationUnavailableError: The service cannot be reached, or is too slow or too busy.
         """
-
-        def request(headers: dict[str, str]) -> Any:
-            return self._openai.chat.completions.with_raw_response.create(
-                model=self._settings.language_model,
-                messages=[
-                    {"role": "system", "content": question.instructions},
-                    {"role": "user", "content": json.dumps(question.data, ensure_ascii=False)},
-                ],
-                response_format={
-                    "type": "json_schema",
-                    "json_schema": {
-                        "name": question.step,
-                        "schema": question.form.model_json_schema(),
-                        "strict": True,
-                    },
-                },
-                extra_headers=headers,
-            )
+        form = {"name": question.step, "schema": question.form.model_json_schema(), "strict": True}
+        options = {
+            "model": self._settings.language_model,
+            "messages": [
+                {"role": "system", "content": question.instructions},
+                {"role": "user", "content": json.dumps(question.data, ensure_ascii=False)},
+            ],
+            "response_format": {"type": "json_schema", "json_schema": form},
+        }
 
         def read(body: str, request_id: str) -> Answer[Form] | Declined:
             return _read_answer(body, request_id, question.form, self._key)
 
-        return self._until_usable(request, read, idempotency_key)
+        return self._until_usable(
+            self._openai.chat.completions.with_raw_response.create, options, read, idempotency_key
+        )
 
     def draw(self, prompt: str, idempotency_key: str) -> Picture | Declined:
         """Draws one image.
@@ -207,32 +200,34 @@ class Client:
             GenerationError: As `ask`.
         """
         settings = self._settings
-        options: dict[str, Any] = {"quality": settings.image_quality} if settings.image_quality else {}
+        options: dict[str, Any] = {
+            "model": settings.image_model,
+            "prompt": prompt,
+            "n": 1,
+            "size": settings.image_size,
+        }
+        if settings.image_quality:
+            options["quality"] = settings.image_quality
         if settings.image_model.startswith("dall-e"):
             options["response_format"] = "b64_json"  # other models refuse the parameter
-
-        def request(headers: dict[str, str]) -> Any:
-            return self._openai.images.with_raw_response.generate(
-                model=settings.image_model,
-                prompt=prompt,
-                n=1,
-                size=settings.image_size,
-                extra_headers=headers,
-                **options,
-            )
 
         def read(body: str, request_id: str) -> Picture:
             return _read_image(body, request_id, self._key, self._downloaded)
 
-        return self._until_usable(request, read, idempotency_key)
+        return self._until_usable(self._openai.images.with_raw_response.generate, options, read, idempotency_key)
 
     def _until_usable(
-        self, request: Callable[[dict[str, str]], Any], read: Callable[[str, str], Outcome], idempotency_key: str
+        self,
+        send: Callable[..., Any],
+        options: Mapping[str, Any],
+        read: Callable[[str, str], Outcome],
+        idempotency_key: str,
     ) -> Outcome | Declined:
         """Sends a request until its response is usable, at most `MAX_UNUSABLE` times.
 
         Args:
-            request: Sends the request with additional headers.
+            send: Method of `openai` that sends the request.
+            options: Its keyword arguments.
             read: Parses a body, given the id of the request.
             idempotency_key: Of the first request.
 
@@ -247,7 +242,7 @@ class Client:
             # With the same key, a service may answer with the same unusable response.
             key = f"{idempotency_key}-{number}" if number else idempotency_key
             try:
-                response = self._repeated(partial(request, {"Idempotency-Key": key}))
+                response = self._repeated(partial(send, **options, extra_headers={"Idempotency-Key": key}))
                 outcome: Outcome | Declined = read(response.text, response.headers.get("x-request-id", ""))
             except (openai.OpenAIError, AnswerError) as exc:
                 outcome = self._declined(exc)

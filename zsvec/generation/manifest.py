@@ -88,7 +88,15 @@ class AnswerRecord(_Record):
     cost: _Dollars
 
 
-class ImageRecord(_Record):
+class _PurchaseRecord(_Record):
+    category: str
+    index: int
+    prompt: str
+    model: str
+    cost: _Dollars
+
+
+class ImageRecord(_PurchaseRecord):
     """A bought image.
 
     Attributes:
@@ -108,22 +116,17 @@ class ImageRecord(_Record):
     """
 
     kind: Literal["image"] = "image"
-    category: str
-    index: int
-    prompt: str
     revised_prompt: str | None = None
     version: int
-    model: str
     size: str
     quality: str | None
     response: str
     seconds: float
-    cost: _Dollars
     sha256: str
     file: str
 
 
-class DeclinedRecord(_Record):
+class DeclinedRecord(_PurchaseRecord):
     """An image that the service declined to draw.
 
     Attributes:
@@ -137,13 +140,8 @@ class DeclinedRecord(_Record):
     """
 
     kind: Literal["declined"] = "declined"
-    category: str
-    index: int
-    prompt: str
-    model: str
     code: str
     reason: str
-    cost: _Dollars
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec generate --json`` prints."""

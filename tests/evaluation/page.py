@@ -1,4 +1,4 @@
-"""A page of HTML as its reader sees it."""
+"""A parsed page of HTML."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """A page: its elements, and the rows of its tables as lists of cells."""
+    """Elements of a page, and rows of its tables as lists of cells."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Page(HTMLParser):
 
 
 def assert_it_needs_nothing_else(text: str, page: Page) -> None:
-    """No script, no other file, no network."""
+    """Checks that the page has no script and needs no other file and no network."""
     assert "http:" not in text
     assert "https:" not in text
     assert "url(" not in text

@@ -1,4 +1,4 @@
-"""The page of an audit is one file that shows every finding, and nothing in it is taken for HTML."""
+"""The page of an audit is one file with every finding, and escapes all texts."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def pixels(seed: int, *shape: int) -> Pixels:
 
 
 def shown(labelled: Labelled) -> list[Pixels]:
-    """What the encoders would see."""
+    """Returns the decoded images."""
     return [np.asarray(load_image(image)) for image, _ in labelled]
 
 
@@ -53,7 +53,7 @@ def idx(values: Pixels) -> bytes:
 
 
 def python2(value: object) -> bytes:
-    """A pickle as Python 2 and the numpy of 2009 wrote it, as in the files of CIFAR: texts and bytes are the same."""
+    """Returns a pickle as of Python 2 and the numpy of 2009, as in the files of CIFAR, without a type of bytes."""
     return b"\x80\x02" + _python2(value) + b"."
 
 
@@ -96,7 +96,7 @@ HUNDRED = ["aquarium_fish", *(f"thing_{number}" for number in range(1, 100))]
 
 
 def rows(images: Pixels) -> Pixels:
-    """As in CIFAR: a row for each image, first all of its red, then green, then blue."""
+    """Returns a row for each image, all red values, then green, then blue, as in CIFAR."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2).reshape(len(images), -1))
 
 
@@ -126,7 +126,7 @@ def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 
 
 def write_picture(path: Path, seed: int) -> Pixels:
-    """Losslessly, though with the suffix of the data set: images are known by their content."""
+    """Writes a lossless image with the suffix of the data set: decoders go by the content."""
     values = pixels(seed, 64, 64, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path, "PNG")
@@ -145,7 +145,7 @@ WORDS = "\n".join(
 
 
 def write_tiny(base: Path) -> list[Pixels]:
-    """Three images for validation of three categories, two of which are named alike."""
+    """Writes three validation images of three categories, two with the same name."""
     write(base / "words.txt", WORDS.encode())
     wnids = ("n03837869", "n02012849", "n03126707")
     lines = [f"val_{i}.JPEG\t{wnid}\t0\t1\t2\t3\n" for i, wnid in enumerate(wnids)]
@@ -270,7 +270,7 @@ def test_digits_that_do_not_fit_together(tmp_path: Path) -> None:
 
 
 def test_packed_digits_are_not_unpacked(tmp_path: Path) -> None:
-    """A small file that becomes gigabytes is never read."""
+    """A small file that becomes gigabytes is never decompressed."""
     write_mnist(tmp_path, pixels(1, 2, 28, 28), [1, 2])
     path = tmp_path / "MNIST/raw/t10k-images-idx3-ubyte"
     path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -316,7 +316,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, trusted: Callable[.
 
 
 class Runs:
-    """When it is unpickled, a function is called."""
+    """Calls a function when unpickled."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -361,7 +361,7 @@ def test_a_pickle_that_takes_the_place_of_the_checked_file_is_not_read(
     assert not touched.exists()
 
 
-def test_the_checksums_are_those_of_torchvision() -> None:
+def test_the_checksums_equal_those_in_torchvision() -> None:
     torchvision = pytest.importorskip("torchvision.datasets")
     expected = {"test_32x32.mat": torchvision.SVHN.split_list["test"][2]}
     for kind in (torchvision.CIFAR10, torchvision.CIFAR100):

@@ -17,9 +17,10 @@ import pytest
 from tests.support import coloured, encode, fast_folder, isolated, open_classifier, write_photos  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
-from zsvec.evaluation import Evaluation, evaluate, labelled_images
+from zsvec.evaluation import Evaluation, evaluate, labelled_images, labelled_images_of
 from zsvec.evaluation.evaluate import Outcome
 from zsvec.evaluation.metrics import Accuracy, calibration_floor
+from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import find_images
 from zsvec.types import ExpertOutput, Prediction, Ranking
 
@@ -32,7 +33,7 @@ def ranking(*labels: str) -> Ranking:
 
 
 def accuracy(*answers: tuple[Ranking, str]) -> Accuracy:
-    """Of rankings, each with its true label."""
+    """Returns the accuracy of rankings, each with its true label."""
     return Accuracy.of(*zip(*(Outcome.of(ranking, label) for ranking, label in answers), strict=True))
 
 
@@ -76,7 +77,7 @@ def test_quality_of_probabilities_by_hand() -> None:
 
 
 class Given:
-    """Stands for a classifier: predictions by the name of the image."""
+    """A stand-in for a classifier, with predictions by name of the image."""
 
     def __init__(self, predictions: Mapping[str, Prediction], categories: Sequence[str]) -> None:
         self.settings = SimpleNamespace(fusion="log_linear_views")
@@ -132,7 +133,7 @@ PREDICTIONS = {
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """``known`` with two cats, a dog and a broken image, ``unknown`` with two foxes: names are all that counts."""
+    """``known`` with two cats, a dog and a broken image, ``unknown`` with two foxes; the files are empty."""
     for name in (
         "known/cat/cat1",
         "known/cat/more/cat2",
@@ -176,7 +177,7 @@ def test_an_evaluation_by_hand(folders: Path) -> None:
         "auroc": pytest.approx(0.75),
         "detected": pytest.approx(1 / 2),  # 0.4 is beyond 0.25, and
         "false_unknown_rate": pytest.approx(1 / 3),  # of the known images 0.3 is
-        "fusion": "log_linear",  # that ran, not the one that was chosen
+        "fusion": "log_linear",  # of the predictions, not of the settings
         "experts": {
             "text": {
                 "top1": pytest.approx(1 / 3),
@@ -243,7 +244,7 @@ def test_auroc_by_hand(folders: Path) -> None:
 
 
 def test_auroc_of_distances_where_one_image_has_no_novelty(folders: Path) -> None:
-    """As when a calibration comes or goes meanwhile: novelty and distance are not compared with each other."""
+    """A calibration may appear or vanish meanwhile: novelty and distance are not mixed."""
     distances = {"cat1.png": 0.1, "cat2.png": 0.2, "dog1.png": 0.3, "fox1.png": 0.4, "fox2.png": 0.25}
     given = {
         name: replace(PREDICTIONS[name], novelty=0.9 if name == "cat1.png" else None, distance=distance)
@@ -389,7 +390,7 @@ def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
         strangers = classifier.classify(sorted((tmp_path / "noise").iterdir()))
 
     def all_right(rankings: list[Ranking]) -> dict[str, Any]:
-        # What is always right is off by what its best probability lacks.
+        # Answers that are always right are off by 1 minus the confidence.
         confidence = np.array([ranking[0][1] for ranking in rankings])
         return {
             "top1": 1.0,
@@ -420,3 +421,8 @@ def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
         "confusion": {colour: {colour: 2} for colour in ("blue", "green", "red")},
     }
     assert left_out == [str(tmp_path / "test" / "red" / "broken.jpg")]
+
+
+def test_categories_without_images_cannot_be_evaluated() -> None:
+    with pytest.raises(InvalidInputError, match="none of the categories has an image"):
+        labelled_images_of([CategoryInput(name="red", texts=["like fire"])])

@@ -1,4 +1,4 @@
-"""Figures are PNGs of a sane size that show their data, for the least and the most data too."""
+"""Figures are PNGs of a sane size that show their data, from the least to the most."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = "a name of sixty characters, with $dollars$, _ and & <b>, 猫, x"[:60]
 
 
 def drawn(draw: Callable[..., bytes], *data: Any) -> np.ndarray:
-    """Draw, and see whether that is a picture: of a size that can be looked at, light, and with something in it."""
+    """Draws, and checks that the picture has a sane size, a white border, and content."""
     with Image.open(io.BytesIO(draw(*data))) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB"))
@@ -39,7 +39,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def counts(n: int, right: int = 8) -> np.ndarray:
-    """Of each category some images are right, and one is taken for the next."""
+    """Returns counts with some right images of each category, and one answered as the next."""
     eye = np.eye(n, dtype=np.intp)
     return right * eye + np.roll(eye, 1, axis=1)
 

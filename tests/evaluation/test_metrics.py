@@ -1,4 +1,4 @@
-"""Every metric against a table of 12 images and 4 categories that was worked by hand, and what must always hold."""
+"""Every metric against a table of 12 images and 4 categories worked by hand, and its invariants."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ prop = settings(deadline=None, max_examples=50)
 A, B, C, D = range(4)
 KNOWN = np.array([True, True, False, False])  # C and D are the open set
 
-# truth, probabilities in sixteenths, novelty; then what follows from them:
+# truth, probabilities in sixteenths, novelty; then their consequences:
 #                             answer  rank of truth  score of the paper: the shares of C + D in (p - min)
 TABLE = [
     (A, (16, 0, 0, 0), 0.1),  # A  0  0
@@ -74,7 +74,7 @@ def test_a_category_without_a_column_is_missed() -> None:
 
 @prop
 @given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 2**32 - 1))
-def test_ranks_are_those_that_classify_prints(n: int, k: int, seed: int) -> None:
+def test_ranks_equal_the_output_of_classify(n: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     names = [chr(97 + position) for position in range(n)]
     probabilities = rng.integers(0, 3, (8, n)) / 4  # many ties
@@ -96,7 +96,7 @@ def test_accuracy() -> None:
     assert found.nll == pytest.approx(-np.log(own).mean())
     assert found.brier == pytest.approx(1664 / 256 / 12)
     # Answers of 1/4: 4, one right, as it should be; 3/8: 2, none, off by 0.75 together; 1/2: 2, one right;
-    # 5/8: 1, right, off by 0.375; 3/4: 2, both right, off by 0.5; 1: 1, right. Each value has a bin of its own.
+    # 5/8: 1, right, off by 0.375; 3/4: 2, both right, off by 0.5; 1: 1, right. Each value has another bin.
     assert found.ece == pytest.approx((0.75 + 0.375 + 0.5) / 12)
     assert Accuracy.of([0, 9], [1, 0], [1, 1], [0, 2]).nll is None
 
@@ -115,7 +115,7 @@ def test_brier_score() -> None:
         ([0.5], 1 / 2),  # off by a half, right or wrong
         ([0.9], 2 * 0.9 * 0.1),  # off by 0.1 in nine draws of ten, by 0.9 in one
         ([0.5, 0.5], 1 / 4),  # both right or both wrong half of the time
-        ([0.5, 0.9], (1 / 2 + 2 * 0.9 * 0.1) / 2),  # in bins of their own
+        ([0.5, 0.9], (1 / 2 + 2 * 0.9 * 0.1) / 2),  # in two bins
         ([0.5, 1.0, 1.0, 1.0], 1 / 8),
     ],
 )
@@ -171,7 +171,7 @@ def test_auroc_of_novelty() -> None:
 
 @prop
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**32))
-def test_auroc_is_that_of_scikit_learn(known: int, unknown: int, values: int, seed: int) -> None:
+def test_auroc_equals_scikit_learn(known: int, unknown: int, values: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     novelty = rng.choice(rng.normal(size=values), known + unknown)  # with ties within and across
     is_unknown = rng.permutation(np.repeat([False, True], [known, unknown]))
@@ -188,7 +188,7 @@ def test_interval_of_a_share() -> None:
     assert interval_of_share(np.array([False, True])) == (0.0, 1.0)
 
 
-def test_interval_of_a_share_is_that_of_resampled_shares() -> None:
+def test_interval_of_a_share_equals_resampling() -> None:
     hits = np.repeat([False, True], [100, 300])
     wide = 1.96 * np.sqrt(0.25 * 0.75 / 400)
     expected = pytest.approx((0.75 - wide, 0.75 + wide), abs=0.004)
@@ -205,7 +205,7 @@ def test_interval_of_the_auroc() -> None:
     assert interval_of_auroc(np.arange(2.0), np.array([False, True]), draws=3) == (1.0, 1.0)
 
 
-def test_interval_of_the_auroc_is_that_of_resampled_areas() -> None:
+def test_interval_of_the_auroc_equals_resampling() -> None:
     rng = np.random.default_rng(5)
     is_unknown = np.repeat([False, True], [40, 25])
     score = np.round(rng.normal(size=65) + is_unknown, 1)
@@ -218,7 +218,7 @@ def test_interval_of_the_auroc_is_that_of_resampled_areas() -> None:
     np.testing.assert_allclose(interval_of_auroc(score, is_unknown, draws=2000), expected, atol=0.015)
 
 
-# ---- what must always hold
+# ---- invariants
 
 
 @st.composite

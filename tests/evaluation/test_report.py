@@ -1,10 +1,9 @@
-"""The report is one file that shows every number, and nothing in it is taken for HTML."""
+"""The report is one file with every number, and escapes all texts."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -134,7 +133,7 @@ def test_every_number_is_shown() -> None:
 
 def test_the_best_of_a_column_is_bold() -> None:
     _, page = written()
-    # What looks the same is as good; a column that does not say what is best has nothing bold.
+    # Equal texts are equally good; a column without a direction has nothing bold.
     assert page.bold == ["93.6", "1.9", "93.6", "8.00", "−1.2"]
 
 
@@ -146,10 +145,10 @@ def test_every_part_can_be_jumped_to() -> None:
 
 
 def test_nothing_is_taken_for_html() -> None:
-    kept = ("key", "best")  # what is looked up, not shown
+    kept = ("key", "best")  # keys, which the page does not show
 
     def evil(value: Any) -> Any:
-        """The same with something evil in each text that may be anything."""
+        """Returns the value with HTML in each free text."""
         if isinstance(value, dict):
             return {key: item if key in kept else evil(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -169,11 +168,6 @@ def test_nothing_but_the_facts() -> None:
     _, page = written([], tables=[], summary=[], references={}, versions={}, unknown_images=0)
     assert not {"table", "figure", "nav", "ul"} & {tag for tag, _ in page.elements}
     assert "caltech24" in page.text
-
-
-def test_results_may_come_from_json() -> None:
-    text, _ = written()
-    assert written(**json.loads(json.dumps(RESULTS)))[0] == text
 
 
 def test_numbers() -> None:

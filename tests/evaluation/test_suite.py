@@ -1,4 +1,4 @@
-"""The suite on pictures of colours: every number computed again from its predictions, in plain Python."""
+"""The suite on pictures of colours: every number is computed again from the predictions, in plain Python."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STRANGE = (250, 240, 20)
 
 
 class Colours(BatchEncoder):
-    """The mean colour of an image, and of a text the colour it names; counts what it embeds."""
+    """Embeds the mean colour of an image, and the colour in a text; counts embedded images."""
 
     def __init__(self, name: str, modalities: tuple[Modality, ...], weight: float) -> None:
         fingerprint = Fingerprint(model=f"colours/{weight}", revision=None, dim=4, preprocessing="mean")
@@ -104,7 +104,7 @@ def encoders() -> list[Colours]:
 
 @pytest.fixture
 def classifier(folders: Path, encoders: list[Colours], monkeypatch: pytest.MonkeyPatch) -> Iterator[Classifier]:
-    """A store of its own for the test, and a suite of few draws."""
+    """A classifier with a new store, for a suite with few draws."""
     monkeypatch.setattr("zsvec.evaluation.suite.DRAWS", 1)
     monkeypatch.setattr(metrics, "interval_of_auroc", partial(metrics.interval_of_auroc, draws=10))
     with opened(folders, encoders) as classifier:
@@ -113,7 +113,7 @@ def classifier(folders: Path, encoders: list[Colours], monkeypatch: pytest.Monke
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the whole suite found, and the page it was published as."""
+    """Result and page of the whole suite."""
 
     classifier: Classifier
     found: Suite
@@ -122,7 +122,7 @@ class Evaluated:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluated]:
-    """Of all draws; made once, for tests that look at it."""
+    """The suite with all draws, run once for the module."""
     folders = tmp_path_factory.mktemp("colours")
     write_folders(folders)
     with opened(folders, two_colours()) as classifier:
@@ -142,14 +142,14 @@ def suite(classifier: Classifier, folders: Path, **options: Any) -> Suite:
 
 
 def pairs_right(scores: list[float], positive: list[bool]) -> float:
-    """AUROC as the share of pairs in the right order, a tie counting a half."""
+    """Returns the AUROC as the share of pairs in the right order, ties counting half."""
     highs = [score for score, is_in in zip(scores, positive, strict=True) if is_in]
     lows = [score for score, is_in in zip(scores, positive, strict=True) if not is_in]
     return statistics.fmean((high > low) + 0.5 * (high == low) for high in highs for low in lows)
 
 
 def again(images: list[dict[str, Any]], said: dict[str, Any], splits: list[list[str]]) -> dict[str, float]:
-    """The metrics of a row from its predictions."""
+    """Returns the metrics of a row, from its predictions."""
     where = [i for i, image in enumerate(images) if image["category"] is not None]
     known = [images[i] for i in where]
     ranked = [[said["categories"][c] for c in said["top"][i]] for i in where]
@@ -204,7 +204,7 @@ def test_every_number_can_be_computed_from_the_predictions(evaluated: Evaluated)
     assert checked > 200
 
 
-def test_tables_are_those_of_the_paper(evaluated: Evaluated) -> None:
+def test_the_tables_of_the_paper(evaluated: Evaluated) -> None:
     results = evaluated.found.results
     tables = {table["id"]: {row["name"]: row["values"] for row in table["rows"]} for table in results["tables"]}
     assert [table["paper"] for table in results["tables"]] == [
@@ -225,7 +225,7 @@ def test_tables_are_those_of_the_paper(evaluated: Evaluated) -> None:
     assert tables["quality"]["50% under a wrong category"]["ece"] > tables["quality"]["as they are"]["ece"]
 
 
-def test_the_default_row_is_what_the_classifier_says(evaluated: Evaluated) -> None:
+def test_the_default_row_equals_the_classifier(evaluated: Evaluated) -> None:
     found, classifier = evaluated.found, evaluated.classifier
     name = next(name for name in found.predictions["rows"] if name.startswith("single/fusion by default"))
     said = found.predictions["rows"][name]
@@ -284,7 +284,7 @@ def test_an_interrupted_suite_embeds_nothing_twice(
     assert encoders[0].embedded == before + 33 + 28 + 2 * (32 + 33)
 
 
-def test_references_whose_files_are_gone_are_not_blurred(classifier: Classifier, folders: Path) -> None:
+def test_references_without_files_are_not_blurred(classifier: Classifier, folders: Path) -> None:
     (folders / "references" / "red" / "0.png").unlink()
     quality = next(table for table in suite(classifier, folders).results["tables"] if table["id"] == "quality")
     assert not any("blurred" in row["name"] for row in quality["rows"])

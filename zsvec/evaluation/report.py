@@ -15,7 +15,7 @@ from PIL import Image
 
 from zsvec.curation.audit import Audit
 from zsvec.errors import InvalidInputError
-from zsvec.evaluation.tables import NO_VALUE, shown
+from zsvec.evaluation.tables import shown
 from zsvec.inputs.files import replacing_named
 
 
@@ -73,8 +73,15 @@ def report_page(results: Mapping[str, Any], figures: Sequence[Drawing], mistakes
         figures: Shown after the tables.
         mistakes: Shown after the figures.
     """
-    tables = [{**table, "rows": _rows(table)} for table in results["tables"]]
-    return _rendered("report.html.jinja", results=results, tables=tables, figures=list(figures), mistakes=mistakes)
+    return _rendered(
+        "report.html.jinja",
+        results=results,
+        figures=list(figures),
+        mistakes=mistakes,
+        shown=shown,
+        best=_best,
+        interval=_interval,
+    )
 
 
 def write_audit(
@@ -122,25 +129,15 @@ def _data_url(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{b64encode(content).decode('ascii')}"
 
 
-def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns ``name`` and ``cells`` of each row; a cell has ``text``, ``interval``, and whether it is the ``best``."""
-    rows = [{"name": row["name"], "cells": []} for row in table["rows"]]
-    for column in table["columns"]:
-        key, unit = column["key"], column["unit"]
-        values = [row["values"].get(key) for row in table["rows"]]
-        numbers = [value for value in values if value is not None and math.isfinite(value)]
-        best = NO_VALUE
-        if numbers and "best" in column:  # equal texts are equally good
-            best = shown(max(numbers) if column["best"] == "high" else min(numbers), unit)
-        for row, source, value in zip(rows, table["rows"], values, strict=True):
-            text = shown(value, unit)
-            interval = _interval(source.get("interval", {}).get(key), unit)
-            row["cells"].append({"text": text, "interval": interval, "best": text == best != NO_VALUE})
-    return rows
+def _best(table: Mapping[str, Any], column: Mapping[str, Any]) -> str | None:
+    """Returns the best value of a column as text: equal texts are equally good."""
+    values = [row["values"].get(column["key"]) for row in table["rows"]]
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    if not numbers or "best" not in column:
+        return None
+    return shown(max(numbers) if column["best"] == "high" else min(numbers), column["unit"])
 
 
-def _interval(limits: tuple[float, float] | None, unit: str) -> str:
-    if limits is None:
-        return ""
+def _interval(limits: tuple[float, float], unit: str) -> str:
     low, high = (shown(limit, unit) for limit in limits)
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"

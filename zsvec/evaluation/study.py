@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,45 +66,46 @@ class Embeddings:
         Returns:
             The positions of the readable images, and by encoder their vectors, float32 ``(n, dim)``.
         """
-        rows: dict[int, Mapping[str, Floats]] = {}
+        rows: dict[int, Floats] = {}
         numbered = enumerate(track(images))
         while chunk := list(islice(numbered, _CHUNK)):
-            digests: dict[int, str] = {}
+            new: list[tuple[int, ImageInput, Path]] = []
             for position, image in chunk:
                 try:
-                    digests[position] = content_hash(image, **self._classifier.settings.image_limits())
+                    digest = content_hash(image, **self._classifier.settings.image_limits())
                 except ImageError as exc:
                     on_error(source_of(image), str(exc))
-            kept = {position: vectors for position, digest in digests.items() if (vectors := self._read(digest))}
-            new = [(position, image) for position, image in chunk if position in digests and position not in kept]
-            answers = self._classifier.embed_stream([image for _, image in new]) if new else ()
-            for (position, _), embedding in zip(new, answers, strict=True):
+                    continue
+                path = inside(self._folder, self._folder / f"{digest}.npy")
+                if (row := self._read(path)) is not None:
+                    rows[position] = row
+                else:
+                    new.append((position, image, path))
+            answers = self._classifier.embed_stream([image for _, image, _ in new]) if new else ()
+            for (position, _, path), embedding in zip(new, answers, strict=True):
                 if embedding.error is None:
-                    kept[position] = embedding.vectors
-                    self._keep(digests[position], embedding.vectors)
+                    rows[position] = np.concatenate([embedding.vectors[name] for name in self._dims])
+                    self._keep(path, rows[position])
                 else:
                     on_error(embedding.source, embedding.error)
-            rows.update(sorted(kept.items()))
-        return list(rows), {
-            name: np.array([vectors[name] for vectors in rows.values()], np.float32).reshape(-1, dim)
-            for name, dim in self._dims.items()
-        }
+        positions, dims = sorted(rows), list(self._dims.values())
+        matrix = np.array([rows[position] for position in positions], np.float32).reshape(-1, sum(dims))
+        parts = np.split(matrix, np.cumsum(dims)[:-1], axis=1)
+        return positions, dict(zip(self._dims, map(np.ascontiguousarray, parts), strict=True))
 
-    def _read(self, digest: str) -> Mapping[str, Floats] | None:
-        """Returns the vectors of an image; ``None`` if there are none, or a loss of power damaged them."""
-        path = inside(self._folder, self._folder / f"{digest}.npz")
+    def _read(self, path: Path) -> Floats | None:
+        """Returns the vectors of an image, one after the other; ``None`` for no file, or one cut by a loss of power."""
         try:
-            with open_regular(path) as file, np.load(file) as kept:
-                vectors = {name: kept[name] for name in kept.files}
-        except (EOFError, LookupError, NotImplementedError, OSError, TypeError, ValueError, BadZipFile, zlib.error):
+            with open_regular(path) as file:
+                row: Floats = np.load(file)
+        except (EOFError, OSError, ValueError):
             return None
-        expected = {name: (np.dtype(np.float32), (dim,)) for name, dim in self._dims.items()}
-        return vectors if {name: (one.dtype, one.shape) for name, one in vectors.items()} == expected else None
+        return row if (row.dtype, row.shape) == (np.float32, (sum(self._dims.values()),)) else None
 
-    def _keep(self, digest: str, vectors: Mapping[str, Floats]) -> None:
+    def _keep(self, path: Path, row: Floats) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._folder / f"{digest}.npz", durable=False) as file:
-            np.savez(file, **vectors)  # type: ignore[arg-type]
+        with replacing(path, durable=False) as file:
+            np.save(file, row)
 
 
 @dataclass(frozen=True, slots=True)

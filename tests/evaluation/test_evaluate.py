@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 
 from tests.support import coloured, encode, fast_folder, isolated, open_classifier, write_photos  # noqa: F401
@@ -19,7 +18,7 @@ from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation import Evaluation, evaluate, labelled_images, labelled_images_of
 from zsvec.evaluation.evaluate import Outcome
-from zsvec.evaluation.metrics import Accuracy, calibration_floor
+from zsvec.evaluation.metrics import Accuracy
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import find_images
 from zsvec.types import ExpertOutput, Prediction, Ranking
@@ -358,69 +357,6 @@ def test_images_that_can_none_of_them_be_read(folders: Path) -> None:
     with pytest.raises(InvalidInputError, match="no image of no category can be read"):
         run(folders, unknown=True, predictions=some)
     assert run(folders, unknown=False, predictions=some).n == 3
-
-
-# ---- the same with a classifier
-
-
-@pytest.mark.parametrize(
-    ("fusion", "calibration"),
-    [("inverse_entropy", "off"), ("log_linear_views", "auto")],
-)
-def test_of_a_classifier(tmp_path: Path, fusion: str, calibration: str) -> None:
-    for colour in ("red", "green", "blue"):
-        for seed in (10, 11):
-            path = tmp_path / "test" / colour / f"{seed}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode(coloured(colour, seed)))
-    (tmp_path / "test" / "red" / "broken.jpg").touch()
-    write_photos(tmp_path / "noise", range(4))
-    left_out: list[str] = []
-    settings: dict[str, Any] = {"fusion": fusion, "calibration": calibration, "batch_size": 3}
-    with fast_folder() as folder, open_classifier(folder, **settings) as classifier:
-        for colour in ("red", "green", "blue"):
-            classifier.add_category(colour, [], [coloured(colour, seed) for seed in range(3)])
-        result = of_folders(
-            classifier,
-            tmp_path / "test",
-            tmp_path / "noise",
-            on_error=lambda prediction: left_out.append(prediction.source),
-        )
-        answers = classifier.classify(sorted((tmp_path / "test").glob("*/*.png")))
-        strangers = classifier.classify(sorted((tmp_path / "noise").iterdir()))
-
-    def all_right(rankings: list[Ranking]) -> dict[str, Any]:
-        # Answers that are always right are off by 1 minus the confidence.
-        confidence = np.array([ranking[0][1] for ranking in rankings])
-        return {
-            "top1": 1.0,
-            "top3": 1.0,
-            "top5": 1.0,
-            "nll": pytest.approx(-np.log(confidence).mean()),
-            "brier": pytest.approx(np.mean([(1 - p) ** 2 + sum(q * q for _, q in r) for (_, p), *r in rankings])),
-            "ece": pytest.approx(1 - confidence.mean()),
-            "ece_floor": pytest.approx(calibration_floor(confidence)),
-        }
-
-    assert result.to_dict() == {
-        "n": 6,
-        **all_right([answer.ranking for answer in answers]),
-        "auroc": 1.0,
-        "detected": pytest.approx(sum(answer.unknown for answer in strangers) / len(strangers)),
-        "false_unknown_rate": pytest.approx(sum(answer.unknown for answer in answers) / len(answers)),
-        "fusion": fusion,
-        "experts": {
-            name: all_right([answer.experts[name].ranking for answer in answers])
-            for name in ("clip:image", "dino:image")
-        },
-        "macro": score(6, 1.0, 1.0, 1.0, float(np.mean([answer.unknown for answer in answers]))),
-        "categories": {
-            colour: score(2, 1.0, 1.0, 1.0, sum(a.unknown for a in answers if a.nearest == colour) / 2)
-            for colour in ("blue", "green", "red")
-        },
-        "confusion": {colour: {colour: 2} for colour in ("blue", "green", "red")},
-    }
-    assert left_out == [str(tmp_path / "test" / "red" / "broken.jpg")]
 
 
 def test_categories_without_images_cannot_be_evaluated() -> None:

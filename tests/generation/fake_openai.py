@@ -41,7 +41,7 @@ class Request:
     Attributes:
         number: Number of requests before this one.
         attempt: Number of earlier requests with the same idempotency key, or else the same body.
-        path: `CHAT`, `IMAGES` or ``/files/…``.
+        path: `CHAT` or `IMAGES`.
         body: JSON object.
         idempotency_key: Value of the header.
     """
@@ -237,7 +237,6 @@ class FakeOpenAI:
         appearances: Appearances of categories, instead of invented ones.
         groups: Groups in answers, besides groups of names with the same last word.
         draw: Makes the picture for the body of a request, instead of `noise`.
-        as_url: Whether to answer with URLs of images.
         honours_idempotency: Whether a repeated idempotency key gets the sold answer again.
         fault: Chooses the fault of a request.
         latency: Seconds of each answer.
@@ -250,7 +249,6 @@ class FakeOpenAI:
         appearances: Mapping[str, str] | None = None,
         groups: Iterable[Sequence[str]] = (),
         draw: Draw | None = None,
-        as_url: bool = False,
         honours_idempotency: bool = True,
         fault: Callable[[Request], Fault | None] | None = None,
         latency: float = 0.0,
@@ -259,7 +257,6 @@ class FakeOpenAI:
         self._appearances = dict(appearances or {})
         self._groups = [list(group) for group in groups]
         self._draw = draw
-        self._as_url = as_url
         self._honours_idempotency = honours_idempotency
         self._fault = fault
         self._latency = latency
@@ -274,7 +271,6 @@ class FakeOpenAI:
         self._sold: Counter[tuple[str, str | None]] = Counter()
         self._stored: dict[tuple[str, str], _Answer] = {}
         self._selling: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
-        self._files: dict[str, bytes] = {}
 
         self._server = _Server(self)
         self._base = f"http://127.0.0.1:{self._server.server_port}"
@@ -340,8 +336,6 @@ class FakeOpenAI:
     def _answer(self, method: str, request: Request, fault: Fault | None, sent_key: str) -> _Answer:
         if fault is not None and fault.status != 200:
             return _error(fault, sent_key)
-        if method == "GET" and request.path in self._files:
-            return _Answer(200, self._files[request.path], {"Content-Type": "application/octet-stream"})
         if method != "POST" or request.path not in (CHAT, IMAGES):
             return _error(Fault.error(404, f"Invalid URL ({method} {request.path})"), sent_key)
         if sent_key != self.key:
@@ -395,11 +389,8 @@ class FakeOpenAI:
         message = {"role": "assistant", "content": content, "refusal": refusal}
         return {
             "id": f"chatcmpl-{request.number}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": request.body.get("model"),
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
-            "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
+            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+            "usage": {"prompt_tokens": read, "completion_tokens": written},
         }
 
     def _describe(self, asked: Body) -> Body:
@@ -460,32 +451,15 @@ class FakeOpenAI:
             pictures = [b"This is not an image."] * count
         else:
             raise ValueError(f"{fault.name} is no fault of an image")
-        read, drawn = len(prompt) // 4, 196
         return {
-            "created": int(time.time()),
-            "data": [self._delivered(picture) for picture in pictures],
-            "size": body.get("size", "1024x1024"),
-            "quality": body.get("quality", "low"),
-            "output_format": body.get("output_format", "png"),
-            "usage": {
-                "input_tokens": read,
-                "input_tokens_details": {"image_tokens": 0, "text_tokens": read},
-                "output_tokens": drawn,
-                "total_tokens": read + drawn,
-            },
+            "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures],
+            "usage": {"input_tokens": len(prompt) // 4, "output_tokens": 196},
         }
 
     def _picture(self, request: Request, index: int) -> bytes:
         if self._draw is not None:
             return self._draw(request.body)
         return noise(repr((request.body["prompt"], request.idempotency_key or request.number, index)))
-
-    def _delivered(self, picture: bytes) -> dict[str, str]:
-        if not self._as_url:
-            return {"b64_json": base64.b64encode(picture).decode()}
-        path = f"/files/{hashlib.sha256(picture).hexdigest()[:32]}"
-        self._files[path] = picture
-        return {"url": self._base + path}
 
 
 class _Server(ThreadingHTTPServer):

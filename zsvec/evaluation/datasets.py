@@ -2,7 +2,8 @@
 
 A pickle is a program, so that pickles and MATLAB files are read only if they are the official files. Each file is read
 once, and the checked bytes are loaded: the classes of torchvision open a file again after their check, when another
-file may have replaced it.
+file may have replaced it. Each loader raises `InvalidInputError` for a file that is missing, damaged, not the official
+one, or outside the folder.
 """
 
 from __future__ import annotations
@@ -49,11 +50,7 @@ _OFFICIAL = {
 
 
 def mnist(root: Path) -> Labelled:
-    """Returns digits, 28 × 28 grey, from ``MNIST/raw/t10k-*-ubyte``, unpacked.
-
-    Raises:
-        InvalidInputError: A file is missing or damaged.
-    """
+    """Returns digits, 28 × 28 grey, from ``MNIST/raw/t10k-*-ubyte``, unpacked."""
     folder = root / "MNIST" / "raw"
     pixels = _read_idx(folder / "t10k-images-idx3-ubyte", root, dimensions=3)
     labels = _read_idx(folder / "t10k-labels-idx1-ubyte", root, dimensions=1)
@@ -63,31 +60,19 @@ def mnist(root: Path) -> Labelled:
 
 
 def svhn(root: Path) -> Labelled:
-    """Returns digits of house numbers, 32 × 32 in colour, from ``test_32x32.mat``.
-
-    Raises:
-        InvalidInputError: The file is missing, or not the official one.
-    """
+    """Returns digits of house numbers, 32 × 32 in colour, from ``test_32x32.mat``."""
     found = loadmat(io.BytesIO(_official("svhn", root, "test_32x32.mat")), variable_names=("X", "y"))
     # (height, width, colour, image); the label of 0 is 10
     return _labelled(np.moveaxis(found["X"], 3, 0), found["y"].reshape(-1) % 10, DIGITS)
 
 
 def cifar10(root: Path) -> Labelled:
-    """Returns ten kinds of animals and vehicles, 32 × 32 in colour, from ``cifar-10-batches-py/``.
-
-    Raises:
-        InvalidInputError: A file is missing, or not the official one.
-    """
+    """Returns ten kinds of animals and vehicles, 32 × 32 in colour, from ``cifar-10-batches-py/``."""
     return _cifar("cifar10", root, "cifar-10-batches-py/test_batch", "cifar-10-batches-py/batches.meta", "label")
 
 
 def cifar100(root: Path) -> Labelled:
-    """Returns a hundred kinds of things (the fine labels), 32 × 32 in colour, from ``cifar-100-python/``.
-
-    Raises:
-        InvalidInputError: A file is missing, or not the official one.
-    """
+    """Returns a hundred kinds of things (the fine labels), 32 × 32 in colour, from ``cifar-100-python/``."""
     return _cifar("cifar100", root, "cifar-100-python/test", "cifar-100-python/meta", "fine_label")
 
 
@@ -98,9 +83,6 @@ def tinyimagenet(root: Path) -> Labelled:
 
     Args:
         root: The folder with ``val`` and ``words.txt``, or the parent of ``tiny-imagenet-200``.
-
-    Raises:
-        InvalidInputError: A file is missing or outside the folder, or ``words.txt`` does not name a category.
     """
     base = root / "tiny-imagenet-200"
     base = base if os.path.isdir(base) else root  # noqa: PTH112 - Path.is_dir raises without permission

@@ -81,7 +81,9 @@ class Embeddings:
                     rows[position] = row
                 else:
                     new.append((position, image, path))
-            answers = self._classifier.embed_stream([image for _, image, _ in new]) if new else ()
+            if not new:
+                continue
+            answers = self._classifier.embed_stream([image for _, image, _ in new])
             for (position, _, path), embedding in zip(new, answers, strict=True):
                 if embedding.error is None:
                     rows[position] = np.concatenate([embedding.vectors[name] for name in self._dims])
@@ -190,13 +192,9 @@ class Study:
     predictions: dict[str, Any] = field(default_factory=dict)
 
     def answers(self, references: Mapping[str, References], **choices: Any) -> Answers:
-        """Classifies the sample, after a calibration on the references where the scoring uses one.
+        """Classifies the sample by references, which are calibrated first, with some fields of the scoring changed.
 
         The images are classified in random batches: a strategy may infer from a batch that its images are alike.
-
-        Args:
-            references: By expert.
-            **choices: Fields of the scoring to change.
         """
         scoring, sample = replace(self.scoring, **choices), self.sample
         names = category_names(references)
@@ -230,13 +228,7 @@ class Study:
         )
 
     def row(self, table: str, name: str, references: Mapping[str, References], **choices: Any) -> dict[str, Any]:
-        """Returns a row of a table: the metrics of the answers by some references. Adds the answers to `predictions`.
-
-        Args:
-            table: Id of the table.
-            name: Of the row.
-            references: By expert.
-            **choices: Fields of the scoring to change.
+        """Returns a row of a table: the metrics of `answers` to the same arguments. Adds these to `predictions`.
 
         Returns:
             ``name``; ``values``, fractions and areas from 0 to 1 by key of `tables.ACCURACY`, ``None`` where there is
@@ -289,25 +281,14 @@ def image_keys(references: Mapping[str, References]) -> list[tuple[str, str]]:
 def with_images(
     references: Mapping[str, References], change: Callable[[str, References], References]
 ) -> dict[str, References]:
-    """Returns the references with other images.
-
-    Args:
-        references: By expert.
-        change: Takes an encoder's name and reference images, and returns their replacement.
-    """
+    """Returns the references with other images; `change` takes an encoder's name and its reference images."""
     images = image_experts(references)
     changed = {expert: change(encoder_and_modality(expert)[0], stored) for expert, stored in images.items()}
     return {**references, **changed}
 
 
 def drawn(references: Mapping[str, References], count: int, seed: int) -> dict[str, References]:
-    """Returns all texts, and at most `count` images of each category, the same ones for every encoder.
-
-    Args:
-        references: By expert.
-        count: Images of each category.
-        seed: Of the draw.
-    """
+    """Returns all texts, and at most `count` images of each category, the same ones for every encoder."""
     digests: dict[str, list[str]] = {}
     for name, digest in image_keys(references):
         digests.setdefault(name, []).append(digest)

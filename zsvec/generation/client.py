@@ -223,17 +223,7 @@ class Client:
         read: Callable[[str, str], Outcome],
         idempotency_key: str,
     ) -> Outcome | Declined:
-        """Sends a request until its response is usable, at most `MAX_UNUSABLE` times.
-
-        Args:
-            send: Method of `openai` that sends the request.
-            options: Its keyword arguments.
-            read: Parses a body, given the id of the request.
-            idempotency_key: Of the first request.
-
-        Returns:
-            The outcome, with the tokens of all requests.
-        """
+        """Sends a request until its response is usable, at most `MAX_UNUSABLE` times; adds up the tokens."""
         check_allowed(self._url)
         spent, problem = Usage(), ""
         for number in range(MAX_UNUSABLE):
@@ -270,11 +260,7 @@ class Client:
             raise self._unavailable("the run has ended")
 
     def _declined(self, exc: Exception) -> Declined:
-        """Returns the refusal of a request, or raises an error without the original as its cause: it may quote the key.
-
-        Raises:
-            GenerationError: The error is no refusal by the policy of the service.
-        """
+        """Returns a refusal by policy, or raises an error; the original, which may quote the key, is not its cause."""
         if isinstance(exc, AnswerError):
             raise GenerationError(
                 self._key.quoted(f"{self._url}: {exc}")
@@ -336,12 +322,7 @@ class Client:
 
 
 class _BoundedHttp(openai.DefaultHttpxClient):
-    """Bounds responses in bytes, and in seconds from the lookup of the host until the last byte.
-
-    Args:
-        most: Maximum bytes of a response, by the path of its request.
-        seconds: For a whole response.
-    """
+    """Bounds responses in bytes, by path, and in seconds from the lookup of the host until the last byte."""
 
     def __init__(self, most: Callable[[str], int], seconds: float) -> None:
         # A redirection would take the key to another place.
@@ -350,12 +331,7 @@ class _BoundedHttp(openai.DefaultHttpxClient):
         self._seconds = seconds
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Returns the response, read whole.
-
-        Raises:
-            httpx2.HTTPError: There is no response, or not in time.
-            AnswerError: The response is too large, or cannot be decompressed.
-        """
+        """Returns the response, read whole; raises httpx2.HTTPError or AnswerError."""
         sockets = Sockets()
         sockets.watch(request)
         act = partial(super().send, request, **options)
@@ -412,11 +388,6 @@ def _log_long_wait(state: RetryCallState) -> None:
 
 
 def _read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[Form] | Declined:
-    """Returns an answer of the language model, without the key.
-
-    Raises:
-        _UnusableError: The body is no chat completion, or its content has another form.
-    """
     reply = _parsed(_Reply, body)
     usage = reply.usage.as_usage() if reply.usage else Usage()
     choice = reply.choices[0] if reply.choices else _Choice()
@@ -434,11 +405,6 @@ def _read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[
 
 
 def _read_image(body: str, request: str, key: Key, download: Callable[[str], bytes]) -> Picture:
-    """Returns an image of the image model; its texts are without the key.
-
-    Raises:
-        _UnusableError: The body is no list of images, has none, or one that is not in base64.
-    """
     reply = _parsed(_Images, body)
     usage = reply.usage.as_usage() if reply.usage else None
     image = reply.data[0] if reply.data else _Image()

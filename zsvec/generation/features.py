@@ -101,12 +101,7 @@ class Knowledge:
         return {name: description.appearance for name, description in self.descriptions.items()}
 
     def look(self, name: str, groups: Sequence[NameGroup]) -> dict[str, Sequence[str]]:
-        """Returns the keyword arguments of `prompts.draw` for a category.
-
-        Args:
-            name: Of the category.
-            groups: Groups of similar categories, the most important first.
-        """
+        """Returns the keyword arguments of `prompts.draw` for a category, by its first `MOST_GROUPS` of some groups."""
         description = self.descriptions.get(name)
         first = [group for group in groups if name in group][:MOST_GROUPS]
         compared = [self.features[group] for group in first if group in self.features]

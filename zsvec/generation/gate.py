@@ -138,12 +138,7 @@ class Gate:
         return set(self._keys)
 
     def look(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
-        """Flags images, and sets the vectors of all readable ones.
-
-        Args:
-            images: Images that are not in the store.
-            appearances: Descriptions by category.
-        """
+        """Flags images that are not in the store, and sets the vectors of all readable ones."""
         for batch in prefetch(self._prepare, images, self._builder.batch_size):
             legible = [(image, inputs) for image, inputs in batch if inputs is not None]
             vectors = self._encoders.encode_images([inputs for _, inputs in legible]) if legible else {}

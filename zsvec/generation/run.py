@@ -58,13 +58,7 @@ class Drawn:
 
 
 class Run:
-    """One run over the folder of a plan.
-
-    Args:
-        plan: The plan.
-        settings: Models and prices.
-        manifest: Of the plan's folder, open.
-        client: Of the service, open.
+    """One run over the open folder of a plan, with an open client.
 
     Attributes:
         knowledge: Answers about the categories.
@@ -91,11 +85,7 @@ class Run:
         return analyse(self.knowledge, names, others, plan.measured, self._ask)
 
     def draw(self, groups: Sequence[NameGroup]) -> Generator[Result, None, None]:
-        """Buys the images of the plan, and yields each once it is on disk.
-
-        Raises:
-            GenerationError: A request failed.
-        """
+        """Buys the images of the plan, and yields each once it is on disk; raises the error of a request."""
         places = () if self.out_of_budget else self._plan.places
         jobs = [
             (name, index, prompts.draw(as_words(name), index, **self.knowledge.look(name, groups)))

@@ -205,7 +205,7 @@ def test_tinyimagenet(tmp_path: Path, below: str) -> None:
     assert all(isinstance(image, Path) for image, _ in found)
 
 
-# ---- what is missing or damaged
+# ---- missing and damaged files
 
 TWO = pixels(1, 2, 32, 32, 3)
 WHOLE: dict[str, Callable[[Path], object]] = {

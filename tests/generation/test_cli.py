@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -221,17 +220,6 @@ def test_flagged_images_are_kept_on_demand(cli: Run, service: Service) -> None:
     assert references(cli, "red panda")["dino:image"] == 2
 
 
-def test_a_repeated_command_buys_nothing(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = cli("generate 'red panda' --per-category 2 --json")
-    listed, before = cli("list --json"), service.requests()
-    monkeypatch.delenv("OPENAI_API_KEY")
-    again = cli("generate 'red panda' --per-category 2 --json")
-    assert (again.code, again.objects) == (0, first.objects)
-    assert (service.requests(), cli("list --json")) == (before, listed)
-    shutil.rmtree(FOLDER / "images")
-    assert cli("generate 'red panda' --per-category 2").code == 1  # they are gone, and a key is needed
-
-
 def test_all_categories(cli: Run, service: Service) -> None:
     cli("add 'red panda'")
     cli("add 'blue whale'")
@@ -274,7 +262,7 @@ def test_budgets(cli: Run, service: Service, budget: str, bought: int, *, out_of
     assert service.requests()["images"] == bought  # bought images count
 
 
-# ---- what goes wrong
+# ---- errors
 
 
 def test_wrong_usage(cli: Run, service: Service) -> None:

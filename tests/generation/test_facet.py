@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +17,7 @@ from tests.generation.studio import Studio, picture, studio_of, tinted
 from tests.store.support import ServerDeployment
 from tests.support import encode, isolated, photo, sources, state  # noqa: F401
 from zsvec.encoders import EncoderSet
-from zsvec.errors import GenerationError, InvalidInputError
-from zsvec.generation import Budget
+from zsvec.errors import InvalidInputError
 from zsvec.generation.facet import Generated
 from zsvec.generation.gate import EVERYDAY
 from zsvec.ingest.ingestion import Builder
@@ -67,7 +65,7 @@ def prompts_in(studio: Studio, encoder: str) -> dict[tuple[str, str], str | None
     }
 
 
-# ---- what enters the store
+# ---- stored images
 
 
 def test_images_enter_with_their_prompts_under_every_encoder(studio: Studio) -> None:
@@ -229,7 +227,7 @@ def test_prompts_survive_replacement_by_the_same_image(studio: Studio) -> None:
     assert dropped.path.is_file()
 
 
-# ---- what is left out
+# ---- flagged images
 
 
 FLAGGED = [
@@ -364,15 +362,7 @@ def test_a_new_store_gets_the_bought_images(studio: Studio, monkeypatch: pytest.
     assert stored(done) == {("red panda", 0): True, ("red panda", 1): True}
 
 
-# ---- how much, of what
-
-
-def test_all_categories_of_the_store_are_taken_by_default(studio: Studio) -> None:
-    studio.clf.add_category("red panda")
-    studio.clf.add_category("blue whale", images=[tinted("blue", 1)])
-    done = studio.generate(per_category=1)
-    assert sorted(stored(done)) == [("blue whale", 0), ("red panda", 0)]
-    assert sorted(category.name for category in done.categories) == ["blue whale", "red panda"]
+# ---- arguments
 
 
 def test_others_are_left_as_they_are(studio: Studio) -> None:
@@ -390,16 +380,6 @@ def test_per_category_counts_the_images_in_the_folder(studio: Studio) -> None:
     assert studio.clf.category("red panda").references["dino:image"] == 3
     assert len(studio.generate("red panda", per_category=2).images) == 3  # what is there is there
     assert studio.requests()["images"] == 3
-
-
-def test_a_budget_of_dollars(studio: Studio) -> None:
-    done = studio.generate("red panda", "blue whale", per_category=4, budget=Budget(dollars=0.02))
-    assert done.out_of_budget
-    assert 0 < len(done.images) < 8
-    assert 0 < done.spent <= 0.02
-    assert all(stored(done).values())
-    assert studio.generate("red panda", "blue whale", per_category=4, budget=Budget(dollars=1)).out_of_budget is False
-    assert studio.requests()["images"] == 8
 
 
 def test_invalid_arguments_send_nothing(studio: Studio) -> None:
@@ -427,32 +407,7 @@ def test_names_are_taken_once_and_as_they_are_stored(studio: Studio) -> None:
     assert studio.requests()["images"] == 1
 
 
-# ---- what goes wrong
-
-
-def test_an_error_is_raised_after_the_arrived_images_are_stored(studio: Studio) -> None:
-    images = itertools.count()
-    studio.fault = lambda r: Fault.out_of_quota() if r.path == IMAGES and next(images) >= 3 else None
-    with pytest.raises(GenerationError, match="out of credit"):
-        studio.generate("red panda", "blue whale", per_category=2)
-    references = {category.name: category.references for category in studio.clf.categories()}
-    assert sum(counts.get("dino:image", 0) for counts in references.values()) == 3
-    assert studio.clf._store.calibration()
-    studio.fault = lambda request: None
-    done = studio.generate("red panda", "blue whale", per_category=2)
-    assert all(stored(done).values())
-    assert studio.requests()["images"] - 1 == len(done.images) == 4  # one was refused
-
-
-def test_declined_images_are_reported_and_the_rest_is_stored(studio: Studio) -> None:
-    studio.fault = lambda r: Fault.blocked() if r.path == IMAGES and "whale" in r.body["prompt"] else None
-    done = studio.generate("red panda", "blue whale", per_category=1)
-    assert stored(done) == {("red panda", 0): True}
-    assert [(record.category, record.index, record.code) for record in done.declined] == [("blue whale", 0, "policy")]
-    assert studio.clf.category("blue whale").references == {"clip:text": 2}
-
-
-# ---- what the store confuses
+# ---- confusions
 
 
 def confused(studio: Studio) -> None:

@@ -70,7 +70,7 @@ def test_measured_groups_are_of_the_categories(tmp_path: Path) -> None:
     assert plan.others == {"b": "text of b"}
 
 
-# What is there
+# Earlier purchases
 
 
 def test_images_on_disk_or_declined_are_not_bought(tmp_path: Path) -> None:
@@ -167,29 +167,7 @@ def test_invalid_budgets() -> None:
             Budget(**budget)
 
 
-def test_a_plan_as_json(tmp_path: Path) -> None:
-    settings = settings_of(language_model="writer", image_model="painter", prices=PRICES)
-    stored = {"b": StoredCategory("text", 1)}
-    plan = plan_of(
-        tmp_path, ["b", "a"], settings, budget=Budget(3, 2.5), stored=stored, confusions=Confusions({}, {"b": ("c",)})
-    )
-    assert plan.to_dict() == {
-        "folder": str(tmp_path),
-        "categories": ["b", "a"],
-        "confused": [["b", "c"]],
-        "questions": {"descriptions": 1, "groups": 1, "features": 1},
-        "images": 3,
-        "images_there": 0,
-        "images_beyond_budget": 1,
-        "cost": plan.cost,
-        "spent": 0,
-        "budget": {"images": 3, "dollars": 2.5},
-        "language_model": "writer",
-        "image_model": "painter",
-    }
-
-
-# Nothing happens
+# No side effects
 
 
 @pytest.mark.usefixtures("isolated")
@@ -265,19 +243,6 @@ def test_the_only_image_of_a_category_is_found_by_its_text() -> None:
     # 0.5 · 0.4 against 0.3 · 0.2 and 0.2 · 0.4; 0.8 · 0.8 against 0.1 · 0.1 twice
     assert found.lost == pytest.approx({"a": 0.14 / 0.34, "b": 0.02 / 0.66}, abs=1e-6)
     assert found.partners == {"a": ("c", "b"), "b": ()}
-
-
-@pytest.mark.usefixtures("isolated")
-@pytest.mark.parametrize("order", [("red", "crimson", "blue"), ("blue", "crimson", "red")])
-def test_a_store_says_which_of_its_categories_overlap(order: tuple[str, ...]) -> None:
-    with fast_folder() as parent, open_classifier(parent, HashEncoder("dino", modalities=("image",))) as classifier:
-        for name in order:
-            colour = {"crimson": "#f01010"}.get(name, name)
-            seed = {"crimson": 10, "blue": 20}.get(name, 0)
-            classifier.add_category(name, images=[coloured(colour, seed + i) for i in range(4)])
-        plan = classifier.generation.plan(per_category=1)
-        assert {frozenset(group) for group in plan.measured} == {frozenset({"red", "crimson"})}
-        assert plan.places[-1] == ("blue", 0)
 
 
 @pytest.mark.usefixtures("isolated")

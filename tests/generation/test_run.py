@@ -75,7 +75,7 @@ def image_cost(prompt: str) -> float:
     return (len(prompt) // 4 * 5 + 196 * 30) / 1e6
 
 
-# All of it
+# A whole run
 
 
 def test_two_hundred_categories(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_other_prompts_ask_again_but_buy_no_image_again(tmp_path: Path, monkeypa
         assert server.sold(IMAGES).total() == 6
 
 
-# What is declined
+# Declined requests
 
 
 def blocks(*words: str) -> Callable[[Request], Fault | None]:
@@ -301,7 +301,7 @@ def test_an_answer_that_is_declined_for_several_is_asked_one_by_one(tmp_path: Pa
     assert sorted(plain) == sorted(prompts.draw("desk", index) for index in range(2))
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.mark.parametrize("when", [0, 2, 9])

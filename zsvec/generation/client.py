@@ -181,13 +181,9 @@ class Client:
             ],
             "response_format": {"type": "json_schema", "json_schema": form},
         }
-
-        def read(body: str, request_id: str) -> Answer[Form] | Declined:
-            return _read_answer(body, request_id, question.form, self._key)
-
-        return self._until_usable(
-            self._openai.chat.completions.with_raw_response.create, options, read, idempotency_key
-        )
+        send = self._openai.chat.completions.with_raw_response.create
+        read = partial(_read_answer, form=question.form, key=self._key)
+        return self._until_usable(send, options, read, idempotency_key)
 
     def draw(self, prompt: str, idempotency_key: str) -> Picture | Declined:
         """Draws one image.
@@ -200,21 +196,14 @@ class Client:
             GenerationError: As `ask`.
         """
         settings = self._settings
-        options: dict[str, Any] = {
-            "model": settings.image_model,
-            "prompt": prompt,
-            "n": 1,
-            "size": settings.image_size,
-        }
+        options = {"model": settings.image_model, "prompt": prompt, "n": 1, "size": settings.image_size}
         if settings.image_quality:
             options["quality"] = settings.image_quality
         if settings.image_model.startswith("dall-e"):
             options["response_format"] = "b64_json"  # other models refuse the parameter
-
-        def read(body: str, request_id: str) -> Picture:
-            return _read_image(body, request_id, self._key, self._downloaded)
-
-        return self._until_usable(self._openai.images.with_raw_response.generate, options, read, idempotency_key)
+        send = self._openai.images.with_raw_response.generate
+        read = partial(_read_image, key=self._key, download=self._downloaded)
+        return self._until_usable(send, options, read, idempotency_key)
 
     def _until_usable(
         self,

@@ -121,8 +121,7 @@ class Gate:
         self._builder = builder
         self._encoders = builder.encoders
         rows = image_rows(references)
-        encoders = [encoder for encoder in self._encoders if "image" in encoder.modalities]
-        experts = {encoder.name: expert_name(encoder.name, "image") for encoder in encoders}
+        experts = {one.name: expert_name(one.name, "image") for one in self._encoders if "image" in one.modalities}
         keys = [set(rows.get(expert, ())) for expert in experts.values()]
         self._keys = sorted(set.intersection(*keys)) if keys else []  # pictures that every encoder has
         self._stored = {
@@ -164,10 +163,8 @@ class Gate:
         """Flags images that are `far` for every encoder of texts."""
         joint = [encoder for encoder in self._encoders if "text" in encoder.modalities]  # each takes images, too
         everyday = [encoder.encode_texts(self._prompts(encoder, EVERYDAY)) for encoder in joint]
-        categories: dict[str, list[GeneratedImage]] = {}
-        for image in images:
-            categories.setdefault(image.record.category, []).append(image)
-        for name, members in categories.items():
+        for name in dict.fromkeys(image.record.category for image in images):
+            members = [image for image in images if image.record.category == name]
             found = np.full(len(members), bool(joint))
             for encoder, things in zip(joint, everyday, strict=True):
                 looks = [appearances[name]] if name in appearances else []

@@ -1,4 +1,4 @@
-"""Test images of public data sets with their categories, from local files in the layout of torchvision's ``root``.
+"""Labelled test images of public data sets, from local files in the layout of torchvision's ``root``.
 
 A pickle is a program, so that pickles and MATLAB files are read only if they are the official files. Each file is read
 once, and the checked bytes are loaded: the classes of torchvision open a file again after their check, when another
@@ -55,7 +55,7 @@ def mnist(root: Path) -> Labelled:
     pixels = _read_idx(folder / "t10k-images-idx3-ubyte", root, dimensions=3)
     labels = _read_idx(folder / "t10k-labels-idx1-ubyte", root, dimensions=1)
     if len(labels) != len(pixels) or labels.max(initial=0) >= len(DIGITS):
-        _refuse("mnist", folder / "t10k-labels-idx1-ubyte", "it does not have a digit for each image")
+        _refuse("mnist", folder / "t10k-labels-idx1-ubyte", "not one digit for each image")
     return _labelled(pixels, labels, DIGITS)
 
 
@@ -79,7 +79,7 @@ def cifar100(root: Path) -> Labelled:
 def tinyimagenet(root: Path) -> Labelled:
     """Returns the validation images of 200 categories of ImageNet, 64 × 64; the test images have no labels.
 
-    A category is named by its first synonym in ``words.txt``, followed by the WordNet id where two names are equal.
+    Categories are named by the first synonym in ``words.txt``, followed by the WordNet id where two names are equal.
 
     Args:
         root: The folder with ``val`` and ``words.txt``, or the parent of ``tiny-imagenet-200``.
@@ -89,7 +89,7 @@ def tinyimagenet(root: Path) -> Labelled:
     words = _table(base / "words.txt", root)
     wnids = _table(base / "val" / "val_annotations.txt", root)
     if unnamed := sorted(set(wnids.values()) - words.keys()):
-        _refuse("tinyimagenet", base / "words.txt", f"it has no name for {unnamed[0]!r}")
+        _refuse("tinyimagenet", base / "words.txt", f"the file has no name for {unnamed[0]!r}")
     first = {wnid: words[wnid].split(",")[0].replace("_", " ").strip() for wnid in set(wnids.values())}
     shared = Counter(first.values())
     names = {wnid: checked_name(name if shared[name] == 1 else f"{name} ({wnid})") for wnid, name in first.items()}
@@ -120,10 +120,10 @@ def _content(name: str, path: Path, root: Path) -> bytes:
 
 
 def _official(name: str, root: Path, file: str) -> bytes:
-    """Returns the content of an official file, after the check of its MD5."""
+    """Returns the content of an official file, after a check of the MD5."""
     content = _content(name, root / file, root)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != _OFFICIAL[file]:
-        _refuse(name, root / file, "it is not the official file")
+        _refuse(name, root / file, "not the official file")
     return content
 
 
@@ -142,7 +142,7 @@ def _cifar(name: str, root: Path, batch: str, meta: str, key: str) -> Labelled:
 
 
 def _labelled(pixels: NDArray[np.uint8], labels: ArrayLike, names: Sequence[str]) -> Labelled:
-    """Returns views of the images with their categories."""
+    """Returns views of the images, with categories."""
     return list(zip(np.ascontiguousarray(pixels), [names[label] for label in np.asarray(labels)], strict=True))
 
 
@@ -151,11 +151,11 @@ def _read_idx(path: Path, root: Path, *, dimensions: int) -> NDArray[np.uint8]:
     content = _content("mnist", path, root)
     header = 4 + 4 * dimensions
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < header:
-        _refuse("mnist", path, "it is no IDX file")
+        _refuse("mnist", path, "no IDX file")
     shape = tuple(map(int, np.frombuffer(content, ">u4", dimensions, 4)))
     values = np.frombuffer(content, np.uint8, offset=header)
     if values.size != np.prod(shape, dtype=object):
-        _refuse("mnist", path, "it is not whole")
+        _refuse("mnist", path, "the file is truncated")
     return values.reshape(shape)
 
 

@@ -27,7 +27,7 @@ class Drawing:
         id: Anchor, and name of the file.
         title: Heading.
         caption: Text below the figure.
-        png: Content, with its resolution in dots per inch.
+        png: Content, with a resolution in dots per inch.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Drawing:
 
     @property
     def width(self) -> int:
-        """Width in CSS pixels at which the text has its size."""
+        """Width in CSS pixels, by the resolution."""
         with Image.open(io.BytesIO(self.png)) as image:
             return round(image.width * 96 / float(image.info["dpi"][0]))
 
@@ -47,8 +47,8 @@ class Mistake:
     """A wrongly answered image, with the nearest reference image.
 
     Attributes:
-        image: The image, a small JPEG; ``None`` where its file cannot be read.
-        truth: Its category.
+        image: The image, a small JPEG; ``None`` where the file cannot be read.
+        truth: Category of the image.
         answer: The answered category.
         probability: Of the answer, 0 to 1.
         nearest: The reference, a small JPEG; ``None`` where there is none to show.
@@ -94,7 +94,7 @@ def write_audit(
         found: The audit.
         location: Of the store.
         picture: Returns a small WebP or JPEG of a reference image by hash; ``None`` where there is none, and the page
-            names its source only.
+            names the source only.
 
     Raises:
         InvalidInputError: The page cannot be written.

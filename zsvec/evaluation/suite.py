@@ -60,7 +60,7 @@ class Suite:
     """Result of `run`.
 
     Attributes:
-        results: Content of `results.json`; `zsvec docs evaluation` has its schema.
+        results: Content of `results.json`; `zsvec docs evaluation` has the schema.
         study: References of the store, and the embedded test images.
         answers: Of the default strategy.
         images: The test images.
@@ -96,8 +96,8 @@ def run(
     """Computes the tables of the paper.
 
     Args:
-        classifier: Its store has the references, its settings the aggregation of similarities.
-        images: Test images with their categories.
+        classifier: Has the references in the store, and the aggregation of similarities in the settings.
+        images: Test images with categories.
         unknown: Images of no category.
         folder: Holds the cache of embeddings.
         name: Of the set of images.
@@ -243,8 +243,8 @@ def strategies(study: Study) -> dict[str, Any]:
     rows = [study.row("strategies", name, study.references, **chosen) for name, chosen in choices.items()]
     note = (
         "max_confidence, inverse_entropy and neg_exp_entropy are the paper's options 1 to 3, fixed its predefined "
-        "weights; transductive sees the images in batches of 256. The novelty is that of the evidence, whatever the "
-        "strategy; with fixed temperatures it is the distance to the nearest reference."
+        "weights; transductive sees the images in batches of 256. Every strategy has the novelty of the "
+        "evidence; with fixed temperatures novelty is the distance to the nearest reference."
     )
     return table("strategies", "Strategies of fusion and fixed weights", note, ACCURACY, rows, paper="tables 5 and 6")
 
@@ -280,7 +280,7 @@ def quality(study: Study, embeddings: Embeddings, limits: ImageLimits) -> dict[s
     if blurred is not None:
         changed[f"blurred (radius {_BLUR:.0%} of the side)"] = blurred
     else:
-        note += " References were not blurred: not all of their files can be read where they were when they were added."
+        note += " References were not blurred: some of the files cannot be read at the path of the import."
     rows = [study.row("quality", name, references, **_BY_DEFAULT) for name, references in changed.items()]
     return table("quality", "Quality of the references", note, ACCURACY, rows, paper="section 4.3.3")
 
@@ -289,8 +289,8 @@ def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -
     """Table 8: milliseconds per image of each stage, of the first `_TIMED_IMAGES` images, in small batches.
 
     Args:
-        study: Its references are searched.
-        classifier: Its encoders are timed.
+        study: Study with the references to search.
+        classifier: Classifier with the encoders to time.
         images: One or more.
     """
     encoders, scoring, limits = classifier.encoders, study.scoring, classifier.settings.image_limits()

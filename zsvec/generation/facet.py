@@ -21,7 +21,7 @@ from zsvec.store import Store
 from zsvec.types import Category, encoder_and_modality
 
 if TYPE_CHECKING:
-    from zsvec.generation.run import Drawn  # with it, the package `openai`, which takes a second to import
+    from zsvec.generation.run import Drawn  # imports the package `openai`, which takes a second
     from zsvec.ingest.recalibration import Calibrator
 
 FOLDER = "zsvec-generated"
@@ -35,7 +35,7 @@ Track = Callable[[Iterable[ImageRecord | DeclinedRecord]], Iterable[ImageRecord 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """Result of a run, earlier runs over its folder included.
+    """Result of a run, earlier runs over the folder included.
 
     Attributes:
         images: All images of the categories, by category and index.
@@ -100,7 +100,7 @@ class Generation:
             per_category: Images of each category that the folder shall contain.
             budget: Limits of these categories, earlier runs over the folder included. Categories the budget cannot
                 cover are not described either.
-            folder: Folder of images and costs; an image in it is not bought again.
+            folder: Folder of images and costs; an image there is not bought again.
 
         Raises:
             InvalidInputError: A name is invalid, there are none, or the budget is in dollars and the price of a model
@@ -191,7 +191,7 @@ class Generation:
         with self._store.one_change("generate"):
             existing = {category.name for category in self._store.categories()}
             inputs = list(_inputs(wanted, plan.categories, texts))
-            # A new category is defined by its name as well, in the prompt of each encoder.
+            # A new category is defined by the name as well, in the prompt of each encoder.
             new = [CategoryInput(name=one.name) for one in inputs if builder.takes_texts and one.name not in existing]
             committed = {category.name: category for some in (new, inputs) for category in builder.build(some)}
         for image in wanted:
@@ -221,6 +221,6 @@ def _inputs(
 
 
 def _stored(category: Category) -> StoredCategory:
-    """Returns a category's longest text, and its number of reference images."""
+    """Returns a category's longest text, and the number of reference images."""
     counts = [n for expert, n in category.references.items() if encoder_and_modality(expert)[1] == "image"]
     return StoredCategory(max((as_words(category.name), *category.texts), key=len), max(counts, default=0))

@@ -26,7 +26,7 @@ from zsvec.method.similarities import References
 from zsvec.streams.stream import prefetch
 from zsvec.types import expert_name
 
-# Everyday things: an image of its category is nearer to the category than to these.
+# Everyday things: a good image is nearer to the category than to these.
 EVERYDAY = (
     *("person", "dog", "cat", "bird", "fish", "insect", "reptile", "horse", "tree", "flower"),
     *("fruit", "vegetable", "meal", "bottle", "chair", "bed", "lamp", "book", "computer", "camera"),
@@ -46,7 +46,7 @@ def blank(image: Image.Image) -> bool:
 
 
 def far(images: Floats, texts: Floats, everyday: Floats) -> NDArray[np.bool_]:
-    """Returns whether images are no nearer to the texts of their category than to everyday words, on average.
+    """Returns whether images are no nearer to the texts of the category than to everyday words, on average.
 
     Args:
         images: Images of one category, float32 ``(n, dim)``, unit rows.
@@ -87,10 +87,10 @@ def copies(images: Mapping[str, Floats], references: Mapping[str, Floats]) -> ND
 
 @dataclass(slots=True)
 class GeneratedImage:
-    """A generated image, its flags, and whether it was stored.
+    """A generated image with flags.
 
     Attributes:
-        record: The request and its result.
+        record: Record of the purchase.
         path: Path of the file.
         flags: Reasons to keep the image out of the store.
         stored: Whether the image is in the store.

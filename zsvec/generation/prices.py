@@ -1,4 +1,4 @@
-"""Prices of answers and images in US dollars: estimated before a request, and computed from its usage afterwards.
+"""Prices of answers and images in US dollars: estimated before a request, and computed from the usage afterwards.
 
 Prices change and differ between services: the settings, ``[generation.prices.MODEL]``, precede `PRICES`.
 """
@@ -42,12 +42,12 @@ class Usage:
 
 
 def price_of(model: str, settings: GenerationSettings) -> ModelPrice | None:
-    """Returns the price of a model; ``None`` if it is in neither the settings nor `PRICES`."""
+    """Returns the price of a model; ``None`` if neither the settings nor `PRICES` have one."""
     return settings.prices.get(model) or PRICES.get(model)
 
 
 def text_cost(usage: Usage, settings: GenerationSettings) -> float | None:
-    """Returns dollars for tokens of the language model; ``None`` if its price is unknown."""
+    """Returns dollars for tokens of the language model; ``None`` without a price."""
     price = price_of(settings.language_model, settings)
     return None if price is None else _cost_of_tokens(price, usage)
 

@@ -1,6 +1,6 @@
 """Executes a plan: asks and draws with concurrent requests, and writes each result to disk before the next step.
 
-A run that was killed, or ended by its budget, an error or the user, is resumed by running the plan again: purchases on
+A run that was killed, or ended by the budget, an error or the user, is resumed by running the plan again: purchases on
 disk are not bought again. Requests on their way at a kill are sent again with the same idempotency key; services that
 honour ``Idempotency-Key`` bill once.
 """
@@ -38,7 +38,7 @@ Result: TypeAlias = ImageRecord | DeclinedRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """Purchases in the folder of a run, earlier runs included, as far as they concern its categories.
+    """Purchases in the folder of a run, earlier runs included, that concern the categories of the plan.
 
     Attributes:
         images: Images of the categories.
@@ -71,7 +71,7 @@ class Run:
         self._manifest = manifest
         self._client = client
         limit = plan.budget.dollars
-        # A request counts with its estimated cost until its cost is known.
+        # A request counts with the estimated cost until the cost is known.
         self._dollars_left = math.inf if limit is None else limit - spent(manifest.records, plan.categories)
         self.knowledge = Knowledge.of(manifest.records)
         self.out_of_budget = False
@@ -80,12 +80,12 @@ class Run:
         """Asks for the features that the prompts need, and returns the compared groups."""
         plan = self._plan
         names = sorted({name for name, _ in plan.places})
-        # A category that has all its images can still be confused with the others.
+        # A complete category can still be confused with the others.
         others = {**dict.fromkeys(plan.categories, ""), **plan.others}
         return analyse(self.knowledge, names, others, plan.measured, self._ask)
 
     def draw(self, groups: Sequence[NameGroup]) -> Generator[Result, None, None]:
-        """Buys the images of the plan, and yields each once it is on disk; raises the error of a request."""
+        """Buys the images of the plan, and yields each one that is on disk; raises the error of a request."""
         places = () if self.out_of_budget else self._plan.places
         jobs = [
             (name, index, prompts.draw(as_words(name), index, **self.knowledge.look(name, groups)))
@@ -165,9 +165,9 @@ class Run:
     def _at_once(
         self, jobs: Iterable[Job], work: Callable[[Job], Done], estimate: float | None
     ) -> Generator[Done, None, None]:
-        """Runs jobs in threads, as many at once as settings and budget allow, and yields their results.
+        """Runs jobs in threads, as many at once as settings and budget allow, and yields the results.
 
-        After an error or an interruption no job begins, and requests on their way are awaited: they are paid for.
+        After an error or an interruption no job begins, and running requests, which are paid for, are awaited.
         """
         if estimate is None:  # without a price, a budget in dollars buys nothing
             estimate = 0.0 if self._plan.budget.dollars is None else math.inf
@@ -181,7 +181,7 @@ class Run:
                     ):
                         self._dollars_left -= estimate
                         pending.add(pool.submit(work, todo.popleft()))
-                    if not pending:  # no job will end below its estimate
+                    if not pending:  # no running job could end below the estimate
                         self.out_of_budget = True
                         return
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)

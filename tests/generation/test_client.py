@@ -116,11 +116,12 @@ def test_draws() -> None:
 
 
 def test_requests_of_questions() -> None:
-    for question in (
+    questions: list[prompts.Question[Any]] = [
         QUESTION,
         prompts.group(["grey cat"], ["grey cat", "red cat", "dog"]),
         prompts.compare([("grey cat", "red cat")], {"grey cat": "grey", "red cat": "„rötlich“"}),
-    ):
+    ]
+    for question in questions:
         sent: list[Request] = []
         with serving(fault=sent.append, language_model="a-model") as (_, client):
             answer = client.ask(question, "the key of the request")

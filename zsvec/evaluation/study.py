@@ -102,7 +102,7 @@ class Embeddings:
                 row: Floats = np.load(file)
         except (EOFError, OSError, ValueError):
             return None
-        return row if (row.dtype, row.shape) == (np.float32, (sum(self._dims.values()),)) else None
+        return row if row.dtype == np.float32 and row.shape == (sum(self._dims.values()),) else None
 
     def _keep(self, path: Path, row: Floats) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

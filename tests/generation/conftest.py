@@ -1,4 +1,4 @@
-"""What every test of generation starts from."""
+"""Every test of generation has the key of the fake server."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.generation.fake_openai import KEY
+from zsvec.generation.access import KEY_VARIABLE
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_clients(one_certificate: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(one_certificate))
         yield
+
+
+@pytest.fixture(autouse=True)
+def the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
 import zsvec
 from tests.generation.colour_encoder import COLOURS, coloured_encoders
-from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request
+from tests.generation.fake_openai import CHAT, IMAGES, FakeOpenAI, Fault, Request
 from tests.store.support import fast_folder
 from tests.support import encode, photo
 from zsvec.generation.facet import Generated
@@ -109,11 +108,8 @@ def name_in(prompt: str) -> str:
 
 
 @contextmanager
-def studio_of(
-    monkeypatch: pytest.MonkeyPatch, *encoders: HashEncoder, appearances: Mapping[str, str] | None = None, **place: str
-) -> Iterator[Studio]:
+def studio_of(*encoders: HashEncoder, appearances: Mapping[str, str] | None = None, **place: str) -> Iterator[Studio]:
     """A studio with its key in the environment; by default with `coloured_encoders`, and a store in a folder."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with fast_folder() as folder:
         studio = Studio(folder, appearances or {}, encoders or coloured_encoders(), place)
         with studio.server, studio.clf:

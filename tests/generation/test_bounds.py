@@ -20,18 +20,12 @@ from tests.network.support import left_behind
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import client as module
 from zsvec.generation import prompts
-from zsvec.generation.access import KEY_VARIABLE
 from zsvec.generation.client import Answer, Client, Picture
 from zsvec.settings.settings import GenerationSettings
 
 PATIENCE_S = 60.0
 
 Call = Callable[[Client], Any]
-
-
-@pytest.fixture(autouse=True)
-def the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
 
 
 def ask(client: Client) -> Any:

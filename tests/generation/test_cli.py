@@ -42,10 +42,9 @@ image = 0.01
 
 @pytest.fixture
 def service(cli: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    """A service with images at a cent and free questions; the environment has its key."""
+    """A service with images at a cent and free questions."""
     monkeypatch.setattr(output.out, "width", 1000)  # so that tables do not wrap
     monkeypatch.setattr("zsvec.encoders.load_encoders", load_encoders)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     made = Service(APPEARANCES)
     with made.server:
         trusted_settings(SETTINGS.format(url=made.server.url))

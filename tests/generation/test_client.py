@@ -50,11 +50,6 @@ both = pytest.mark.parametrize("call", [ask, draw])
 
 
 @pytest.fixture(autouse=True)
-def the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-
-
-@pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundredth of the usual back-off, and no less than its minimum."""
     monkeypatch.setattr(module._BACK_OFF, "multiplier", 0.005)

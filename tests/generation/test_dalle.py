@@ -11,7 +11,7 @@ import pytest
 
 import zsvec
 from tests.encoders.conftest import needs_offline_weights
-from tests.generation.fake_openai import IMAGES, KEY, FakeOpenAI, folder_artist
+from tests.generation.fake_openai import IMAGES, FakeOpenAI, folder_artist
 from tests.support import fast_folder, isolated  # noqa: F401
 from zsvec.encoders import EncoderSet
 from zsvec.evaluation import evaluate, labelled_images
@@ -26,7 +26,6 @@ FLAGGED = {"cardigan", "go-kart", "gondola", "ice_cream", "ice_lolly", "plate"}
 def test_the_images_of_the_paper(load_once: Callable[..., EncoderSet], monkeypatch: pytest.MonkeyPatch) -> None:
     needs_offline_weights()
     monkeypatch.setattr("zsvec.encoders.load_encoders", load_once)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with (DATA / "classes.csv").open(encoding="utf-8") as file:
         prompts = {row["category"]: row["dalle_prompt"] for row in csv.DictReader(file)}
     artist = folder_artist(DATA / "references")

@@ -39,8 +39,8 @@ APPEARANCES = {
 
 
 @pytest.fixture
-def studio(monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
-    with studio_of(monkeypatch, appearances=APPEARANCES) as opened:
+def studio() -> Iterator[Studio]:
+    with studio_of(appearances=APPEARANCES) as opened:
         yield opened
 
 
@@ -100,12 +100,10 @@ def test_images_enter_with_their_prompts_under_every_encoder(studio: Studio) -> 
     }
 
 
-def test_a_store_on_a_server_takes_them_as_a_folder_does(
-    monkeypatch: pytest.MonkeyPatch, server: ServerDeployment
-) -> None:
+def test_a_store_on_a_server_takes_them_as_a_folder_does(server: ServerDeployment) -> None:
     held = []
     for place in ({}, {"store": server.url, "namespace": server.namespace}):
-        with studio_of(monkeypatch, appearances=APPEARANCES, **place) as studio:
+        with studio_of(appearances=APPEARANCES, **place) as studio:
             assert all(stored(studio.generate("red panda", "blue whale", per_category=2)).values())
             asked = studio.requests()
             assert all(stored(studio.generate("red panda", "blue whale", per_category=2)).values())
@@ -159,7 +157,7 @@ def test_names_are_said_in_the_words_of_the_encoder(monkeypatch: pytest.MonkeyPa
             return super()._text_vector(text)
 
     heard: list[str] = []
-    with studio_of(monkeypatch, Listener(), appearances=APPEARANCES) as studio:
+    with studio_of(Listener(), appearances=APPEARANCES) as studio:
         clf, encoders = studio.clf, EncoderSet(studio.encoders)
         clf._store.bind(encoders.fingerprints)
         prompts = {"clip": "a photo of a {name}"}
@@ -171,9 +169,9 @@ def test_names_are_said_in_the_words_of_the_encoder(monkeypatch: pytest.MonkeyPa
         assert set(heard) == everyday | {"a photo of a red panda", PANDA}  # of the gate, too
 
 
-def test_a_store_without_encoders_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_encoders_of_texts() -> None:
     dino = HashEncoder("dino", dim=64, modalities=("image",))
-    with studio_of(monkeypatch, dino) as studio:
+    with studio_of(dino) as studio:
         studio.pictures["red panda"] = [
             picture("blue", 1),
             encode(Image.new("RGB", (8, 8), "blue")),
@@ -189,9 +187,9 @@ def test_a_store_without_encoders_of_texts(monkeypatch: pytest.MonkeyPatch) -> N
         assert state(studio.clf._store) == in_store
 
 
-def test_an_encoder_of_texts_alone_beside_one_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_of_texts_alone_beside_one_of_images() -> None:
     encoders = ColourEncoder(modalities=("text",)), HashEncoder("dino", dim=64, modalities=("image",))
-    with studio_of(monkeypatch, *encoders, appearances=APPEARANCES) as studio:
+    with studio_of(*encoders, appearances=APPEARANCES) as studio:
         studio.clf.add_category("red fox", images=[tinted("red", 1)])
         studio.pictures["red panda"] = [picture("red", 1), picture("blue", 2), picture("red", 3)]
         done = studio.generate("red panda", per_category=3)
@@ -314,14 +312,14 @@ def test_descriptions_count_in_the_check_for_far_images(studio: Studio) -> None:
     assert flags(studio.generate("sea cow", per_category=2)) == {("sea cow", 0): [], ("sea cow", 1): ["far"]}
 
 
-def test_an_image_is_far_only_for_all_encoders_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_far_only_for_all_encoders_of_texts() -> None:
     class Blind(ColourEncoder):
         """Finds every image near to pandas and far from everyday words."""
 
         def _text_vector(self, text: str) -> Any:
             return np.array([0, 0, 0, 1.0 if "panda" in text else -1.0])
 
-    with studio_of(monkeypatch, ColourEncoder(), Blind("blind")) as studio:
+    with studio_of(ColourEncoder(), Blind("blind")) as studio:
         studio.pictures["red panda"] = [picture("blue", 1)]
         assert flags(studio.generate("red panda", per_category=1)) == {("red panda", 0): []}
 

@@ -34,8 +34,7 @@ pytestmark = pytest.mark.usefixtures("isolated")
 
 
 @pytest.fixture
-def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
+def folder() -> Iterator[Path]:
     with fast_folder() as made:
         yield made
 

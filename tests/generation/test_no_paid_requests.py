@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.generation.fake_openai import KEY, FakeOpenAI
+from tests.generation.fake_openai import FakeOpenAI
 from tests.generation.scripted import pictures, scripted
 from tests.support import isolated  # noqa: F401
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import access, prompts
-from zsvec.generation.access import KEY_VARIABLE, SWITCH_VARIABLE
+from zsvec.generation.access import SWITCH_VARIABLE
 from zsvec.generation.client import Answer, Client, Picture
 from zsvec.settings.settings import GenerationSettings
 
@@ -59,11 +59,6 @@ def checked_connect(self, address):
         check(address[0])
     return connect(self, address)
 """
-
-
-@pytest.fixture(autouse=True)
-def the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
 
 
 @pytest.fixture

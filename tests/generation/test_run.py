@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.generation.fake_openai import CHAT, IMAGES, KEY, FakeOpenAI, Fault, Request
+from tests.generation.fake_openai import CHAT, IMAGES, FakeOpenAI, Fault, Request
 from tests.generation.material import plan_of, settings_of, tree
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import prompts
@@ -25,11 +25,6 @@ from zsvec.generation.plan import Budget
 from zsvec.generation.run import Drawn, carry_out
 
 PANDAS = ["giant_panda", "red_panda"]
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
 
 
 def run(

@@ -6,9 +6,9 @@ import io
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -177,6 +177,33 @@ def test_a_damaged_file_is_embedded_again(classifier: Classifier, tmp_path: Path
         _, found = Embeddings(tmp_path / "kept", classifier).of(images, on_error=lambda *_: None)
         np.testing.assert_array_equal(found["hash"], expected["hash"], kind)
         assert [path.read_bytes() for path in kept] == whole, kind
+
+
+def test_an_interrupted_embedding_is_continued(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(images: Iterable[Any]) -> Iterator[Any]:
+        for i, image in enumerate(images):
+            if i == 12:
+                raise KeyboardInterrupt
+            yield image
+
+    monkeypatch.setattr("zsvec.evaluation.study._CHUNK", 5)
+    unreadable = tmp_path / "broken.png"
+    unreadable.write_bytes(b"no image")
+    images = [*photos(*range(20)), unreadable]
+    encoder = cast("HashEncoder", classifier.encoders["hash"])
+    cache = Embeddings(tmp_path / "kept", classifier)
+    with pytest.raises(KeyboardInterrupt):
+        cache.of(images, on_error=lambda *_: None, track=interrupted)
+    assert encoder.images_encoded == 10
+    left_out: list[str] = []
+    for _ in range(2):
+        positions, vectors = cache.of(images, on_error=lambda source, reason: left_out.append(source))
+        assert positions == list(range(20))
+        assert vectors["hash"].shape == (20, encoder.fingerprint.dim)
+        assert encoder.images_encoded == 20
+    assert left_out == [str(unreadable)] * 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="named pipes of POSIX")

@@ -6,12 +6,12 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,7 +26,8 @@ from zsvec.errors import InvalidInputError
 from zsvec.evaluation import labelled_images, metrics, study
 from zsvec.evaluation.metrics import calibration_floor
 from zsvec.evaluation.publish import publish
-from zsvec.evaluation.suite import DRAWS, Suite, run
+from zsvec.evaluation.study import Embeddings
+from zsvec.evaluation.suite import DRAWS, Suite, quality, run
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
@@ -261,42 +262,25 @@ def test_batches_are_mixed_and_answers_in_order(evaluated: Evaluated, monkeypatc
     np.testing.assert_allclose(batches.novelty, whole.novelty, atol=1e-6)
 
 
-def test_an_interrupted_suite_embeds_nothing_twice(
-    classifier: Classifier, encoders: list[Colours], folders: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("zsvec.evaluation.study._CHUNK", 5)
-
-    def interrupted(images: Iterable[Any]) -> Iterator[Any]:
-        for i, image in enumerate(images):
-            if i == 12:
-                raise KeyboardInterrupt
-            yield image
-
-    before = encoders[0].embedded
-    with pytest.raises(KeyboardInterrupt):
-        suite(classifier, folders, track=interrupted)
-    assert encoders[0].embedded == before + 10
-
-    suite(classifier, folders)
-    # the images, the blurred references, and the timed images
-    assert encoders[0].embedded == before + 33 + 28 + 32 + 33
-    suite(classifier, folders)
-    assert encoders[0].embedded == before + 33 + 28 + 2 * (32 + 33)
+def test_images_and_blurred_references_are_embedded_once(evaluated: Evaluated) -> None:
+    encoder = cast("Colours", evaluated.classifier.encoders["clip"])
+    before = encoder.embedded
+    cache = Embeddings(evaluated.page.parent / "embeddings", evaluated.classifier)
+    cache.of(evaluated.found.images, on_error=lambda *_: None)
+    quality(evaluated.found.study, cache, evaluated.classifier.settings.image_limits())
+    assert encoder.embedded == before
 
 
-def test_references_without_files_are_not_blurred(classifier: Classifier, folders: Path) -> None:
-    (folders / "references" / "red" / "0.png").unlink()
-    quality = next(table for table in suite(classifier, folders).results["tables"] if table["id"] == "quality")
-    assert not any("blurred" in row["name"] for row in quality["rows"])
-    assert "not blurred" in quality["note"]
-
-
-def test_an_unreadable_image_is_left_out(classifier: Classifier, folders: Path) -> None:
-    (folders / "photos" / "red" / "0.png").write_bytes(b"no image")
-    left_out: list[str] = []
-    found = suite(classifier, folders, on_error=lambda source, reason: left_out.append(source))
-    assert [Path(source).name for source in left_out] == ["0.png"]
-    assert found.results["images"] == 23
+def test_references_without_files_are_not_blurred(evaluated: Evaluated, tmp_path: Path) -> None:
+    study = evaluated.found.study
+    gone = {
+        expert: replace(stored, sources=("gone.png", *stored.sources[1:]))
+        for expert, stored in study.references.items()
+    }
+    limits = evaluated.classifier.settings.image_limits()
+    table = quality(replace(study, references=gone, predictions={}), Embeddings(tmp_path, evaluated.classifier), limits)
+    assert not any("blurred" in row["name"] for row in table["rows"])
+    assert "not blurred" in table["note"]
 
 
 def test_a_label_that_is_no_category_is_refused(classifier: Classifier, folders: Path) -> None:

@@ -163,8 +163,6 @@ class Entry:
         number: Of the request.
         path: Of the request.
         key: Idempotency key.
-        status: Of the answer.
-        fault: Name of the fault.
         subject: Prompt of an image, or name of the schema of a chat.
         categories: Names in a chat.
         sold: Whether the server would charge the request.
@@ -176,8 +174,6 @@ class Entry:
     number: int
     path: str
     key: str | None
-    status: int
-    fault: str | None
     subject: str | None
     categories: tuple[str, ...]
     sold: bool
@@ -530,8 +526,6 @@ class _Handler(BaseHTTPRequestHandler):
             number=request.number,
             path=request.path,
             key=request.idempotency_key,
-            status=answer.status,
-            fault=fault.name if fault is not None else None,
             subject=subject,
             categories=categories,
             sold=answer.sold,

@@ -238,11 +238,16 @@ class Client:
             retry=retry_if_exception(_is_temporary),
             wait=_seconds_to_wait,
             stop=stop_before_delay(self._settings.deadline) | stop_when_event_set(self._stopping),
-            before_sleep=_log_long_wait,
+            before_sleep=self._log_long_wait,
             sleep=self._pause,
             reraise=True,
         )
         return retrying(attempt)
+
+    def _log_long_wait(self, state: RetryCallState) -> None:
+        if state.upcoming_sleep >= _LOGGED_WAIT_S:
+            url = self._key.scrubbed(self._url)
+            _log.warning("%s is not available: trying again in %.0f s", url, state.upcoming_sleep)
 
     def _pause(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
@@ -366,11 +371,6 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         date = parsedate_tz(value)
         return mktime_tz(date) - time.time() if date else 0.0
     return 0.0
-
-
-def _log_long_wait(state: RetryCallState) -> None:
-    if state.upcoming_sleep >= _LOGGED_WAIT_S:
-        _log.warning("the service is not available: trying again in %.0f s", state.upcoming_sleep)
 
 
 # ---- responses

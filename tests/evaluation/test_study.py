@@ -206,6 +206,16 @@ def test_an_interrupted_embedding_is_continued(
     assert left_out == [str(unreadable)] * 2
 
 
+def test_the_order_of_the_encoders_changes_no_vectors(tmp_path: Path) -> None:
+    found = []
+    dims = {"a": 4, "b": 6}
+    for names in (("a", "b"), ("b", "a")):
+        with zsvec.open(":memory:", encoders=[HashEncoder(name, dim=dims[name]) for name in names]) as classifier:
+            found.append(Embeddings(tmp_path / "kept", classifier).of(photos(1), on_error=lambda *_: None)[1])
+    for name in dims:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+
+
 @pytest.mark.skipif(os.name != "posix", reason="named pipes of POSIX")
 def test_a_pipe_in_the_cache_is_not_waited_for(classifier: Classifier, tmp_path: Path) -> None:
     Embeddings(tmp_path / "kept", classifier).of(photos(1), on_error=lambda *_: None)

@@ -42,9 +42,9 @@ class Embeddings:
     """
 
     def __init__(self, folder: Path, classifier: Classifier) -> None:
-        fingerprints = classifier.encoders.fingerprints
-        self._dims = {name: fingerprint.dim for name, fingerprint in fingerprints.items()}
-        prints = sorted((name, str(fingerprint)) for name, fingerprint in fingerprints.items())
+        fingerprints = sorted(classifier.encoders.fingerprints.items())
+        self._dims = {name: fingerprint.dim for name, fingerprint in fingerprints}
+        prints = [(name, str(fingerprint)) for name, fingerprint in fingerprints]
         own = folder / hashlib.sha256(repr(prints).encode()).hexdigest()[:16]
         self._folder = inside(folder.parent, own)
         self._classifier = classifier

@@ -341,7 +341,7 @@ def test_a_sequence_makes_each_image_when_it_is_asked_for_it() -> None:
     result = evaluate(cast("Classifier", Given(PREDICTIONS, ["cat", "dog"])), Lazy(), labels)
     assert sorted(made) == [0, 1, 2]
     assert result.truth == ["cat", "cat", "dog"]
-    assert result.answers == ["cat", "dog", "a"]  # in the order given, whatever the order of classifying
+    assert result.answers == ["cat", "dog", "a"]  # in the order given
     paths = (Path(name) for name in ("dog1.png", "cat1.png"))
     assert evaluate(cast("Classifier", Given(PREDICTIONS, ["cat", "dog"])), paths, ["dog", "cat"]).truth == [
         "dog",

@@ -355,7 +355,7 @@ def test_ctrl_c(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> 
     assert (process.returncode, out) == (130, "")
     assert "stopped; what has arrived is in zsvec-generated: run the same again to go on" in err
     assert "Traceback" not in err
-    assert service.requests()["images"] == 2  # the second was on its way, and is waited for
+    assert service.requests()["images"] == 2  # the second was on the way, and is awaited
     assert [record.kind for record in read_manifest(FOLDER)].count("image") == 2
     result = cli("generate 'red panda' --per-category 4")
     assert summary(result).startswith("4 images, 4 of them in the store, 0 flagged")

@@ -51,15 +51,15 @@ both = pytest.mark.parametrize("call", [ask, draw])
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundredth of the usual back-off, and no less than its minimum."""
+    """A hundredth of the usual back-off, above the minimum."""
     monkeypatch.setattr(module._BACK_OFF, "multiplier", 0.005)
 
 
 @contextmanager
 def serving(*faults: Fault | None, **options: Any) -> Iterator[tuple[FakeOpenAI, Client]]:
-    """A server with a fault for each of its first requests, or as ``fault`` says; and a client of it.
+    """A server with faults for the first requests, or chosen by ``fault``; and a client.
 
-    What is no option of the server is a setting.
+    Options that the server does not have are settings.
     """
     chosen = {name: options.pop(name) for name in [*options] if name in GenerationSettings.model_fields}
     settings: dict[str, Any] = {"deadline": PATIENCE, **chosen}
@@ -321,7 +321,7 @@ def test_stop_ends_all_waits() -> None:
         end = time.monotonic() + PATIENCE
         while len(server.entries) < 4 and time.monotonic() < end:
             time.sleep(0.01)
-        time.sleep(0.2)  # they have begun to wait by now, or never will
+        time.sleep(0.2)  # until all wait
         client.stop()
         for future in waiting:
             with pytest.raises(GenerationUnavailableError):

@@ -107,7 +107,7 @@ def test_a_store_on_a_server_takes_them_as_a_folder_does(server: ServerDeploymen
             assert all(stored(studio.generate("red panda", "blue whale", per_category=2)).values())
             asked = studio.requests()
             assert all(stored(studio.generate("red panda", "blue whale", per_category=2)).values())
-            assert studio.requests() == asked  # all of it is there
+            assert studio.requests() == asked  # all images are on disk
             held.append({name: sources(studio.clf._store, name) for name in ("red panda", "blue whale")})
     assert held[0] == held[1]
 
@@ -178,7 +178,7 @@ def test_a_store_without_encoders_of_texts() -> None:
             picture("blue", 2),
         ]
         done = studio.generate("red panda", per_category=3)
-        # Nothing can be near to a text or far from it here.
+        # Without texts no image is far.
         assert flags(done) == {("red panda", 0): [], ("red panda", 1): ["blank"], ("red panda", 2): []}
         assert done.categories[0].references == {"dino:image": 2}
         in_store = state(studio.clf._store)
@@ -335,13 +335,13 @@ def test_images_are_embedded_once(studio: Studio) -> None:
     before = len(studio.clf._store.stored("red panda"))
     studio.generate("red panda", per_category=4)  # one more
     assert studio.embedded()["dino"] == (0, 7)
-    assert studio.embedded()["clip"][0] > texts  # everyday words, to judge it
+    assert studio.embedded()["clip"][0] > texts  # everyday words, for the gate
     assert len(studio.clf._store.stored("red panda")) == before + 2
 
 
 def test_a_second_run_asks_embeds_and_stores_nothing(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     first = studio.generate("red panda", "blue whale", per_category=2)
-    monkeypatch.delenv("OPENAI_API_KEY")  # there is nothing to do with it
+    monkeypatch.delenv("OPENAI_API_KEY")  # no request is left
     before = state(studio.clf._store), studio.clf._store.calibration(), studio.embedded(), studio.requests()
     second = studio.generate("red panda", "blue whale", per_category=2)
     assert (state(studio.clf._store), studio.clf._store.calibration(), studio.embedded(), studio.requests()) == before
@@ -376,7 +376,7 @@ def test_per_category_counts_the_images_in_the_folder(studio: Studio) -> None:
     assert len(studio.generate("red panda", per_category=3).images) == 3
     assert studio.requests()["images"] == 3
     assert studio.clf.category("red panda").references["dino:image"] == 3
-    assert len(studio.generate("red panda", per_category=2).images) == 3  # what is there is there
+    assert len(studio.generate("red panda", per_category=2).images) == 3  # images on disk stay
     assert studio.requests()["images"] == 3
 
 

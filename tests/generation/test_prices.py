@@ -1,4 +1,4 @@
-"""What requests cost, by hand."""
+"""Costs of requests, by hand."""
 
 from __future__ import annotations
 

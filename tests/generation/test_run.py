@@ -301,7 +301,7 @@ def test_an_answer_that_is_declined_for_several_is_asked_one_by_one(tmp_path: Pa
 
 @pytest.mark.parametrize("when", [0, 2, 9])
 def test_an_error_ends_the_run_and_keeps_arrived_results(tmp_path: Path, when: int) -> None:
-    # One request is refused at once while those beside it take their time.
+    # One request is refused at once, and concurrent requests are slow.
     def fault(request: Request) -> Fault | None:
         if request.number == when:
             return Fault.unauthorized()
@@ -313,7 +313,7 @@ def test_an_error_ends_the_run_and_keeps_arrived_results(tmp_path: Path, when: i
         assert isinstance(drawn.error, GenerationError)
         assert workers() == []
         assert all(entry.completed for entry in server.entries)
-        assert len(server.entries) <= when + 2 * 4  # requests beside it, and those begun before its answer
+        assert len(server.entries) <= when + 2 * 4  # concurrent requests, and later ones begun before the answer
         assert len(drawn.images) == server.sold(IMAGES).total()
         assert on_disk(tmp_path) == sorted(record.file.removeprefix("images/") for record in drawn.images)
         answers = [record for record in read_manifest(tmp_path) if isinstance(record, AnswerRecord)]

@@ -88,7 +88,17 @@ class AnswerRecord(_Record):
     cost: _Dollars
 
 
-class _PurchaseRecord(_Record):
+class _RequestRecord(_Record):
+    """A request for an image.
+
+    Attributes:
+        category: The category to show.
+        index: Position among the images of the category.
+        prompt: As sent.
+        model: The image model.
+        cost: In dollars, if known.
+    """
+
     category: str
     index: int
     prompt: str
@@ -96,21 +106,16 @@ class _PurchaseRecord(_Record):
     cost: _Dollars
 
 
-class ImageRecord(_PurchaseRecord):
+class ImageRecord(_RequestRecord):
     """A bought image.
 
     Attributes:
-        category: The category to show.
-        index: Position among the images of the category.
-        prompt: As sent.
         revised_prompt: The prompt after the service's revision, if there was one.
         version: Of the prompts.
-        model: The image model.
         size: As requested.
         quality: As requested.
         response: Id of the response.
         seconds: From request to response.
-        cost: In dollars, if known.
         sha256: Of the file; also the ``hash`` of the reference in the store.
         file: Path relative to the folder: ``images/FOLDER/FILE``.
     """
@@ -126,17 +131,12 @@ class ImageRecord(_PurchaseRecord):
     file: str
 
 
-class DeclinedRecord(_PurchaseRecord):
+class DeclinedRecord(_RequestRecord):
     """An image that the service declined to draw.
 
     Attributes:
-        category: The category to show.
-        index: Position among the images of the category.
-        prompt: As sent.
         code: As in `client.Declined`.
         reason: As in `client.Declined`.
-        model: The image model.
-        cost: In dollars, if known.
     """
 
     kind: Literal["declined"] = "declined"

@@ -191,7 +191,7 @@ def test_an_interrupted_embedding_is_continued(
     monkeypatch.setattr("zsvec.evaluation.study._CHUNK", 5)
     unreadable = tmp_path / "broken.png"
     unreadable.write_bytes(b"no image")
-    images = [*photos(*range(20)), unreadable]
+    images: list[Any] = [*photos(*range(20)), unreadable]
     encoder = cast("HashEncoder", classifier.encoders["hash"])
     cache = Embeddings(tmp_path / "kept", classifier)
     with pytest.raises(KeyboardInterrupt):

@@ -90,7 +90,7 @@ class Evaluation:
         detected: Fraction of the unknown images that were called unknown; ``None`` without unknown images.
         false_unknown_rate: Fraction of the known images that were called unknown.
         fusion: Name of the strategy.
-        judged: Each image that could be read, in the order given, those of no category last.
+        judged: Each image that could be read, in the order given, images of no category last.
     """
 
     n: int

@@ -1,7 +1,7 @@
 """Plan of a run: questions, images and estimated cost, within a budget.
 
-Images of the categories that the store confuses most, and of those with the fewest images, come first, so that a
-budget that ends the run was spent where images help most.
+Categories that the store confuses most, and categories with the fewest images, come first, so that a budget that ends
+the run was spent where images help most.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Plan:
         measured: Groups that the store confuses.
         places: Images to buy, by category and index, the most useful first.
         affordable: Estimated number of `places` within the budget. If images cost less, more are bought.
-        excluded: Number of images left out of `places`: those beyond a budget in images, and those of categories that
-            the budget cannot cover.
+        excluded: Number of images left out of `places`: beyond a budget in images, or of categories that the budget
+            cannot cover.
         there: Number of images of these categories in the folder.
         questions: Number of requests to the language model, by step; for ``features`` an upper bound.
         budget: Limits of the run.

@@ -1,4 +1,4 @@
-"""A server of gRPC on the loopback that a test writes the frames of."""
+"""A gRPC server on the loopback with frames that a test writes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,7 @@ RESPONSE = b"\x88" + field(b"content-type", b"application/grpc")  # :status 200
 
 
 class Call:
-    """A call that is answered by hand.
-
-    Attributes:
-        stream: Its number.
-    """
+    """A call that is answered frame by frame."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -42,7 +38,7 @@ class Call:
         self.stream = 1
 
     def read(self) -> bytes:
-        """Returns the next frame of the client."""
+        """Reads a frame of the client, and returns its kind."""
         head = self._exactly(9)
         size, kind, flags = int.from_bytes(head[:3], "big"), head[3], head[4]
         body = self._exactly(size)
@@ -60,7 +56,7 @@ class Call:
         return bytes([kind])
 
     def send(self, kind: int, flags: int, body: bytes) -> None:
-        """Sends a frame, once the client has room for its data."""
+        """Sends a frame once the flow control window has room."""
         if kind == DATA:
             with self._room:
                 while min(self._windows[0], self._windows[self.stream]) < len(body):
@@ -81,7 +77,7 @@ class Call:
 
 
 def serve(listening: socket.socket, answers: Iterator[Callable[[Call], None]]) -> None:
-    """Answers one call of each connection, each by the next answer, until the socket is shut down."""
+    """Answers one call per connection, each with the next answer, until the socket is shut down."""
     with suppress(OSError):
         for answer in answers:
             connection, _ = listening.accept()
@@ -98,7 +94,7 @@ def _serve(connection: socket.socket, answer: Callable[[Call], None]) -> None:
         reader = threading.Thread(target=_read_all, args=(call,), daemon=True)
         reader.start()
         answer(call)
-        reader.join(60)  # until the client has gone: a socket that is closed with unread bytes resets the connection
+        reader.join(60)  # closing a socket with unread bytes resets the connection
 
 
 def _read_all(call: Call) -> None:
@@ -111,7 +107,7 @@ def _read_all(call: Call) -> None:
 
 
 def message(body: bytes) -> Callable[[Call], None]:
-    """Returns an answer that is one message."""
+    """Returns an answer of one message."""
 
     def answer(call: Call) -> None:
         call.send(HEADERS, END_HEADERS, RESPONSE)
@@ -122,7 +118,7 @@ def message(body: bytes) -> Callable[[Call], None]:
 
 
 def compressed_message(packed: bytes) -> Callable[[Call], None]:
-    """Returns an answer that is one message, compressed by gzip."""
+    """Returns an answer of one gzipped message."""
 
     def answer(call: Call) -> None:
         call.send(HEADERS, END_HEADERS, RESPONSE + field(b"grpc-encoding", b"gzip"))
@@ -142,7 +138,7 @@ def endless_message(call: Call) -> None:
 
 
 def endless_messages(call: Call) -> None:
-    """Sends small messages without end, where one was asked for."""
+    """Sends small messages without end instead of one."""
     call.send(HEADERS, END_HEADERS, RESPONSE)
     for block in repeat(b"\0\0\0\0\0" * 3000):
         call.send(DATA, 0, block)

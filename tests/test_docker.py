@@ -1,7 +1,4 @@
-"""The compose file for people: a server that only this machine and only the key reaches, and that keeps what it has.
-
-And the images of zsvec itself, as far as their file can be read.
-"""
+"""The compose files, and the Dockerfile as far as its text can be checked."""
 
 from __future__ import annotations
 
@@ -26,28 +23,28 @@ from zsvec.settings.settings import load_settings
 from zsvec.settings.sources import OTHER_VARIABLES
 from zsvec.store.backends.server import connect
 
-PEOPLES_FILE = COMPOSE_FILE.with_name("docker-compose.yml")
+SERVICE_FILE = COMPOSE_FILE.with_name("docker-compose.yml")
 KEY = "s3cr3t-k3y"
 
 yaml = pytest.importorskip("yaml")
 
 
 def three_nodes() -> str:
-    """The file with its commented block in the place of what that replaces."""
-    shared, _, rest = PEOPLES_FILE.read_text().partition("\nservices:\n")
+    """The file with the commented block of three nodes instead of one."""
+    shared, _, rest = SERVICE_FILE.read_text().partition("\nservices:\n")
     return shared + re.sub("^# ?", "", rest[rest.index("\n# services:\n") :], flags=re.MULTILINE)
 
 
-FILES: Mapping[str, Any] = {"one": yaml.safe_load(PEOPLES_FILE.read_text()), "three": yaml.safe_load(three_nodes())}
+FILES: Mapping[str, Any] = {"one": yaml.safe_load(SERVICE_FILE.read_text()), "three": yaml.safe_load(three_nodes())}
 
 
 def nodes_of(nodes: str) -> Mapping[str, Any]:
-    """The services that are servers of Qdrant."""
+    """The services that are Qdrant servers."""
     return {name: service for name, service in FILES[nodes]["services"].items() if name != "zsvec"}
 
 
 @pytest.mark.parametrize("nodes", FILES)
-def test_every_service_is_for_this_machine_and_asks_for_a_key(nodes: str) -> None:
+def test_servers_listen_on_this_machine_and_need_a_key(nodes: str) -> None:
     services = nodes_of(nodes).values()
     assert len(services) == {"one": 1, "three": 3}[nodes]
     for service in services:
@@ -59,7 +56,7 @@ def test_every_service_is_for_this_machine_and_asks_for_a_key(nodes: str) -> Non
 
 
 @pytest.mark.parametrize("nodes", FILES)
-def test_every_container_has_no_rights_and_cannot_take_the_host(nodes: str) -> None:
+def test_containers_are_confined(nodes: str) -> None:
     for name, service in FILES[nodes]["services"].items():
         assert service["cap_drop"] == ["ALL"], name
         assert "cap_add" not in service
@@ -71,24 +68,18 @@ def test_every_container_has_no_rights_and_cannot_take_the_host(nodes: str) -> N
 
 
 @pytest.mark.parametrize("nodes", FILES)
-def test_no_server_runs_as_root(nodes: str) -> None:
-    """Its image makes the folders of both volumes its user's, and Docker makes new volumes like these."""
+def test_servers_run_unprivileged_with_volumes_of_their_own(nodes: str) -> None:
+    """The image makes its user the owner of both folders, and Docker copies the owner to new volumes."""
     for service in nodes_of(nodes).values():
         assert service["image"].endswith("-unprivileged")
-        assert {path for _, path in (volume.split(":") for volume in service["volumes"])} <= {
-            "/qdrant/storage",
-            "/qdrant/snapshots",
-        }
-
-
-@pytest.mark.parametrize("nodes", FILES)
-def test_every_service_keeps_its_data_in_a_volume_of_its_own(nodes: str) -> None:
+        folders = {path for _, path in (volume.split(":") for volume in service["volumes"])}
+        assert folders <= {"/qdrant/storage", "/qdrant/snapshots"}
     mounted = [volume.split(":") for service in FILES[nodes]["services"].values() for volume in service["volumes"]]
     assert sorted(name for name, _ in mounted) == sorted(FILES[nodes]["volumes"])
     assert len([path for _, path in mounted if path == "/qdrant/storage"]) == len(nodes_of(nodes))
 
 
-def test_the_service_is_for_this_machine_and_asks_for_a_key() -> None:
+def test_the_service_listens_on_this_machine_and_needs_a_key() -> None:
     service = FILES["one"]["services"]["zsvec"]
     assert service["ports"] == ["127.0.0.1:${ZSVEC_SERVE_PORT:-8000}:8000"]
     assert service["environment"]["ZSVEC_SERVE_KEYS"].startswith("${ZSVEC_SERVE_KEYS:?")
@@ -99,22 +90,22 @@ def test_the_service_is_for_this_machine_and_asks_for_a_key() -> None:
     assert service["build"]["target"] in STAGES
 
 
-def test_the_service_has_as_long_to_end_as_it_needs() -> None:
+def test_the_grace_period_is_longer_than_a_shutdown() -> None:
     seconds = int(FILES["one"]["services"]["zsvec"]["stop_grace_period"].removesuffix("s"))
     assert seconds > NOTICE + LAST_ANSWERS + 3
 
 
-def test_what_the_service_is_told_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that is none would be warned of."""
+def test_the_environment_of_the_service_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings about unknown variables are errors in tests."""
     for name, value in FILES["one"]["services"]["zsvec"]["environment"].items():
         monkeypatch.setenv(name, value if "$" not in value else KEY)
-    monkeypatch.setenv("ZSVEC_PROFILE", "offline")  # the image's own are in a folder of it
+    monkeypatch.setenv("ZSVEC_PROFILE", "offline")  # the image has /encoders
     monkeypatch.setenv("ZSVEC_SERVE_PORT", "8000")
     settings = load_settings()
     assert (settings.store, settings.allow_http, settings.keep) == ("http://qdrant:6333", True, "uncertain")
 
 
-def test_the_line_that_makes_the_keys_makes_keys(tmp_path: Path) -> None:
+def test_the_documented_command_creates_keys(tmp_path: Path) -> None:
     page = (ROOT / "zsvec/docs/service.md").read_text()
     (line,) = re.findall(r"^\$ (\{ echo .*\}) > docker/.env$", page, re.MULTILINE)
     assert line in (ROOT / "README.md").read_text()
@@ -128,11 +119,11 @@ def test_the_line_that_makes_the_keys_makes_keys(tmp_path: Path) -> None:
     assert len(secret) == len(variables["ZSVEC_API_KEY"]) == 64
 
 
-def test_the_variables_of_the_file_are_taken_for_no_settings() -> None:
-    assert set(re.findall(r"\$\{(ZSVEC_\w+)", PEOPLES_FILE.read_text())) - {"ZSVEC_API_KEY"} <= OTHER_VARIABLES.keys()
+def test_variables_of_the_file_are_known() -> None:
+    assert set(re.findall(r"\$\{(ZSVEC_\w+)", SERVICE_FILE.read_text())) - {"ZSVEC_API_KEY"} <= OTHER_VARIABLES.keys()
 
 
-def test_tests_have_a_server_of_the_same_version() -> None:
+def test_tests_use_the_same_version_of_the_server() -> None:
     assert yaml.safe_load(COMPOSE_FILE.read_text())["services"]["qdrant"]["image"] == FILES["one"]["x-qdrant"]["image"]
 
 
@@ -143,7 +134,7 @@ def health_check(port: int = 6333) -> list[str]:
     return [*command, script.replace("/6333\n", f"/{port}\n").replace("$$", "$")]
 
 
-def test_a_server_is_healthy_while_it_answers() -> None:
+def test_the_health_check_of_the_server() -> None:
     with fast_folder() as folder, running_server(folder, QDRANT__SERVICE__API_KEY=KEY) as node:
         check = health_check(int(node.url.rpartition(":")[2]))
         assert subprocess.run(check, timeout=120).returncode == 0
@@ -152,8 +143,8 @@ def test_a_server_is_healthy_while_it_answers() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
-def test_the_file_starts_a_server_that_asks_for_the_key() -> None:
-    with composed(PEOPLES_FILE, ZSVEC_API_KEY=KEY, ZSVEC_SERVE_KEYS=f"me:write:{KEY}") as url:
+def test_the_file_starts_a_server_that_needs_the_key() -> None:
+    with composed(SERVICE_FILE, ZSVEC_API_KEY=KEY, ZSVEC_SERVE_KEYS=f"me:write:{KEY}") as url:
         with pytest.raises(StoreUnavailableError, match="ZSVEC_API_KEY"):
             connect([url], api_key="another key", timeout=60)
         backend = connect([url], api_key=KEY, timeout=60)
@@ -162,7 +153,7 @@ def test_the_file_starts_a_server_that_asks_for_the_key() -> None:
 
 
 def test_the_file_starts_nothing_without_a_key() -> None:
-    with pytest.raises(Exception, match="is the key of the server"), composed(PEOPLES_FILE, ZSVEC_API_KEY=""):
+    with pytest.raises(Exception, match="is the key of the server"), composed(SERVICE_FILE, ZSVEC_API_KEY=""):
         pass
 
 
@@ -173,7 +164,7 @@ DOCKERFILE = COMPOSE_FILE.with_name("Dockerfile")
 
 
 def stages() -> dict[str, list[str]]:
-    """Instructions of each stage and of those that it is built from, by its name."""
+    """Instructions of each stage and its base stages, by name."""
     found: dict[str, list[str]] = {}
     for line in re.sub(r"\\\n", "", DOCKERFILE.read_text()).splitlines():
         if begin := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
@@ -187,22 +178,22 @@ def stages() -> dict[str, list[str]]:
 STAGES = stages()
 
 
-@pytest.mark.parametrize("image", ["slim", "service", "full"])
-def test_an_image_runs_as_a_user_without_rights(image: str) -> None:
-    """Given as a number: an orchestrator that lets no root run sees that it is none."""
-    last = [line for line in STAGES[image] if line.startswith("USER ")][-1]
-    assert re.fullmatch(r"USER (\d+):\1", last)
-    assert f"--uid {last.rpartition(':')[2]} " in " ".join(STAGES[image])
+def test_images_run_as_a_user_without_rights() -> None:
+    """By number, so that an orchestrator can verify that the user is not root."""
+    for image in ("slim", "service", "full"):
+        last = [line for line in STAGES[image] if line.startswith("USER ")][-1]
+        assert re.fullmatch(r"USER (\d+):\1", last)
+        assert f"--uid {last.rpartition(':')[2]} " in " ".join(STAGES[image])
 
 
-def test_the_slim_image_has_the_list_that_ships_and_nothing_else() -> None:
+def test_the_slim_image_installs_the_packaged_list_only() -> None:
     commands = [command for line in STAGES["build-slim"] for command in line.removeprefix("RUN ").split(" && ")]
     installed = [command for command in commands if command.startswith("pip install")]
     assert installed == ["pip install --no-deps --requirement zsvec/without-torch.txt", "pip install --no-deps ."]
     assert [line for line in STAGES["slim"] if "--from=" in line] == ["COPY --from=build-slim /opt/zsvec /opt/zsvec"]
 
 
-def test_what_images_are_made_of_is_there_and_sent() -> None:
+def test_copied_files_exist_and_are_in_the_build_context() -> None:
     copied = {
         source
         for lines in STAGES.values()
@@ -216,8 +207,8 @@ def test_what_images_are_made_of_is_there_and_sent() -> None:
     assert {"zsvec", "pyproject.toml", "README.md", "LICENSE"} <= copied
 
 
-def test_the_health_of_the_image_is_asked_of_the_service() -> None:
-    """Its command, against a server that is ready, one that is not, and none."""
+def test_the_health_check_of_the_image() -> None:
+    """Against a server that is ready, one that is not, and none."""
     (check,) = [line for line in STAGES["service"] if line.startswith("HEALTHCHECK ")]
     program = json.loads(check[check.index("[") :])[2]
     assert "8000" in program
@@ -241,7 +232,7 @@ def test_the_health_of_the_image_is_asked_of_the_service() -> None:
     assert (codes, gone) == ([0, 1], 1)
 
 
-def test_the_service_image_runs_what_it_checks() -> None:
+def test_the_service_image_serves() -> None:
     command = json.loads([line for line in STAGES["service"] if line.startswith("CMD ")][-1].removeprefix("CMD "))
     assert command == ["serve", "--host", "0.0.0.0"]
     assert "COPY --from=exported /encoders /encoders" in STAGES["service"]
@@ -254,14 +245,13 @@ def set_variables(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.setenv(name, value)
 
 
-def test_what_the_full_image_sets_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that is none would be warned of."""
+def test_the_environment_of_the_full_image_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     set_variables("full", monkeypatch)
     settings = load_settings()
     assert (settings.profile, settings.store) == ("offline", "/store")
 
 
-def test_the_slim_image_asks_for_its_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slim_image_needs_exported_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     set_variables("slim", monkeypatch)
     with pytest.raises(WeightsUnavailableError, match="no exported encoders in /encoders"):
         load_settings()

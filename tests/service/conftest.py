@@ -1,4 +1,4 @@
-"""A service over a store in memory, that has three colours."""
+"""A service over a store in memory with three colours, for the API and for pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from tests.service.support import asked
+from tests.service.support import asked, visitor
 from tests.support import coloured_store, isolated  # noqa: F401
 from zsvec.classifier import Classifier
 
@@ -21,6 +21,13 @@ def classifier() -> Iterator[Classifier]:
 
 @pytest.fixture
 def client(classifier: Classifier) -> Iterator[TestClient]:
-    """Asks a service that wants no key."""
+    """A client of a service without keys."""
     with asked(classifier) as client:
+        yield client
+
+
+@pytest.fixture
+def browser(classifier: Classifier) -> Iterator[TestClient]:
+    """A browser that visits a service without keys."""
+    with visitor(classifier) as client:
         yield client

@@ -1,4 +1,4 @@
-"""Services behind real sockets, which can be asked in ways that no client would."""
+"""Services on real sockets, for raw requests."""
 
 from __future__ import annotations
 
@@ -21,13 +21,7 @@ from zsvec.service.server import Server, listening
 
 @dataclass
 class Running:
-    """A service that listens on the loopback.
-
-    Attributes:
-        app: The application.
-        port: Where it listens.
-        connections: Those that there are.
-    """
+    """A service that listens on the loopback."""
 
     app: FastAPI
     port: int
@@ -40,12 +34,10 @@ class Running:
 
     @property
     def receiving(self) -> int:
-        """Bytes of bodies that are at work."""
         return self._backpressure().receiving
 
     @property
     def sending(self) -> int:
-        """Bytes of large answers on their way."""
         return self._backpressure().sending
 
     def _backpressure(self) -> Backpressure:
@@ -55,22 +47,21 @@ class Running:
         return found
 
     def is_at_rest(self) -> bool:
-        """Whether nothing is left of any request."""
+        """Whether no request is at work."""
         return self.work.queued == self.work._tasks == self.receiving == 0
 
     def connect(self) -> socket.socket:
-        """A connection of its own, which waits for an answer until the deadline of a test."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
 
     def ask(self, request: bytes) -> bytes:
-        """What is answered until the connection is closed, or nothing more comes."""
+        """Sends a request on a new connection, and returns one answer."""
         with self.connect() as connection:
             connection.sendall(request)
             return read_answer(connection)
 
 
 def head(method: str, path: str, **headers: object) -> bytes:
-    """The first part of a request."""
+    """The head of a request."""
     lines = [
         f"{method} {path} HTTP/1.1",
         "Host: localhost",
@@ -80,7 +71,7 @@ def head(method: str, path: str, **headers: object) -> bytes:
 
 
 def read_answer(connection: socket.socket) -> bytes:
-    """One answer, as its length says."""
+    """One answer, by its Content-Length."""
     got = b""
     while b"\r\n\r\n" not in got:
         part = connection.recv(65536)
@@ -99,7 +90,7 @@ def read_answer(connection: socket.socket) -> bytes:
 
 @contextmanager
 def running(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> Iterator[Running]:
-    """A service that listens as long as the block, and has nothing left to do at its end."""
+    """Runs a service within the block, and asserts that no request is left."""
     app = create_app(classifier, keys=keys, limits=limits)
     with listening("127.0.0.1", 0) as listener:
         server = Server(app, listener)

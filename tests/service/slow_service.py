@@ -1,7 +1,7 @@
-"""A service of encoders that take their time: `python -m tests.service.slow_service FOLDER` prints its port.
+"""A service with slow encoders: `python -m tests.service.slow_service FOLDER` prints its port.
 
-More arguments: the seconds that the head of a request may take, the connections that there may be at once, and the
-seconds that the last answers may take once it is told to end.
+Further arguments: seconds for the head of a request, maximum number of connections, seconds for the last responses at
+shutdown.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECONDS = 0.05  # of a batch
 
 
 class Slow(HashEncoder):
-    """Takes its time over each batch; without end, while a file is there."""
+    """Takes `SECONDS` for a batch, and blocks while a file exists."""
 
     stuck: Path
 

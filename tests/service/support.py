@@ -1,10 +1,11 @@
-"""Services to ask, whose every answer is held against the description of the API, and what to send them."""
+"""Clients of services, for the API and for pages. API responses are checked against the OpenAPI description."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import quote
 
@@ -18,14 +19,18 @@ from zsvec.service import Key, Keys, Limits, create_app
 ALWAYS = {"x-request-id", "x-content-type-options", "content-security-policy", "referrer-policy", "x-frame-options"}
 READ = "read-0123456789abcdef"
 WRITE = "write-0123456789abcdef"
-KEYS = Keys.from_environment({"ZSVEC_SERVE_KEYS": f"camera:read:{READ},ann:write:{WRITE}"})
+SECRETS = {"read": READ, "write": WRITE}
+KEYS_VALUE = f"camera:read:{READ},ann:write:{WRITE}"
+KEYS = Keys.from_environment({"ZSVEC_SERVE_KEYS": KEYS_VALUE})
+PART = {"HX-Request": "true", "Accept": "text/html"}
+"""Headers of a request of htmx for a part of a page."""
 
 __all__ = ["KEYS", "READ", "WRITE", "Key", "Keys", "Limits", "asked", "bearer", "files", "path_to", "problem", "red"]
 
 
 @contextmanager
 def asked(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> Iterator[TestClient]:
-    """What asks a service of a classifier, on the loopback. Each answer is one that the description has."""
+    """A client of a service on the loopback, which checks every response against the description."""
     app = create_app(classifier, keys=keys, limits=limits)
     described = _Described(app.openapi())
     with TestClient(app, base_url="http://localhost") as client:
@@ -34,8 +39,6 @@ def asked(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | 
 
 
 class _Described:
-    """Holds answers against a description."""
-
     def __init__(self, description: Mapping[str, Any]) -> None:
         self._components = description["components"]
         self._paths = [
@@ -59,7 +62,8 @@ class _Described:
         operations = next((found for pattern, found in self._paths if pattern.fullmatch(path)), None)
         operation = operations and operations.get(answer.request.method.lower())
         if operation:
-            described = operation["responses"][str(answer.status_code)].get("content", {})
+            responses = operation["responses"]
+            described = responses[str(answer.status_code) if answer.status_code < 400 else "default"].get("content", {})
             assert kind in described or not (described or answer.content)
             if kind.endswith("json"):
                 schema = {**described[kind]["schema"], "components": self._components}
@@ -72,26 +76,103 @@ def path_to(name: str, *more: str) -> str:
 
 
 def red(seed: int = 0) -> bytes:
-    """A picture that is red, more or less."""
+    """A reddish picture."""
     return encode(coloured("red", seed))
 
 
 def files(*images: bytes, name: str = "photo.png") -> list[tuple[str, tuple[str, bytes]]]:
-    """Images as a form has them."""
+    """Images as files of a form."""
     return [("images", (name, image)) for image in images]
 
 
+def picture(colour: str, seed: int = 50, name: str = "photo.png") -> tuple[str, tuple[str, bytes]]:
+    """A picture as a file of a form."""
+    return "images", (name, encode(coloured(colour, seed)))
+
+
 def bearer(key: str) -> dict[str, str]:
-    """The header that has a key."""
+    """The Authorization header of a key."""
     return {"Authorization": f"Bearer {key}"}
 
 
 def problem(answer: Any, status: int, *words: str) -> None:
-    """Check that an answer is a problem, whose detail has these words."""
+    """Asserts that an answer is a problem with these words in its detail."""
     assert answer.status_code == status, answer.text
     assert all(word in answer.json()["detail"] for word in words), answer.text
 
 
 def names(client: TestClient, **options: Any) -> Sequence[str]:
-    """The categories that there are."""
+    """Names of all categories."""
     return [category["category"] for category in client.get("/v1/categories", **options).json()]
+
+
+def images_of(classifier: Classifier, name: str) -> list[str]:
+    """Hashes of the reference images of a category."""
+    return [one.hash for one in classifier.references.of(name) if one.modality == "image"]
+
+
+# Pages
+
+
+@contextmanager
+def visitor(classifier: Classifier, right: str | None = None) -> Iterator[TestClient]:
+    """A browser; with a right, one that is signed in to a service with keys."""
+    app = create_app(classifier, keys=None if right is None else KEYS)
+    headers = {"Accept": "text/html", "Origin": "http://localhost"}
+    with TestClient(app, base_url="http://localhost", headers=headers, follow_redirects=False) as client:
+        if right is not None:
+            assert client.post("/login", data={"key": SECRETS[right]}).status_code == 303
+        yield client
+
+
+class Page(HTMLParser):
+    """A parsed page.
+
+    Attributes:
+        elements: Each tag with its attributes, in order.
+        text: All text.
+    """
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
+        """Attributes of all elements with a tag and these attributes."""
+        return [found for name, found in self.elements if name == tag and attributes.items() <= found.items()]
+
+
+def page_of(answer: Any, status: int = 200) -> Page:
+    """Parses an answer as a page without anything that its Content-Security-Policy forbids."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    page = Page(answer.text)
+    for tag, attributes in page.elements:
+        assert "style" not in attributes
+        assert not [name for name in attributes if name.startswith(("on", "hx-on"))]
+        assert tag not in ("script", "style", "link") or attributes.get("src") or attributes.get("href")
+    return page
+
+
+def done(answer: Any, *words: str) -> str:
+    """Asserts that an answer reports a change with these words. Returns the id of its undo button, if any."""
+    page = page_of(answer)
+    assert all(word in page.text for word in words), page.text
+    assert "zsvec:changed" in answer.headers["hx-trigger"]
+    changes = page.all("input", name="change")
+    assert len(changes) <= 1
+    return str(changes[0]["value"]) if changes else ""
+
+
+def undo(client: TestClient, change: str) -> Any:
+    """Presses an undo button."""
+    assert change
+    return client.post("/undo", data={"change": change}, headers=PART)

@@ -1,4 +1,4 @@
-"""The service does what its description says, whatever is sent: all checks of schemathesis, in all its phases."""
+"""The service conforms to its OpenAPI description: all checks and phases of schemathesis."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.service import create_app
 
 EXAMPLES = 10
-# Of what JSON Schema has no word for: whole numbers of 64 bits in any JSON, its depth; names that nobody sees, or that
-# browsers take out of paths.
+# JSON Schema cannot express 64-bit integers in any JSON, its depth, or names that are invisible or unfit for paths.
 UNSAID = (b"metadata must be", b"metadata may have", b"category name must not be empty", b"out of paths")
-# JSON Schema has no word for a picture, so that what it allows is one of these.
+# Nor can JSON Schema express a picture.
 PICTURES = [red(seed) for seed in range(3)]
 FORMATS: dict[str, list[Any]] = {
     "binary": PICTURES,
@@ -31,7 +30,7 @@ FORMATS: dict[str, list[Any]] = {
 
 
 def check(examples: int) -> tuple[set[str], list[str]]:
-    """The phases that were gone through, and all failures, for so many examples of each operation and kind."""
+    """Returns the phases and all failures, for a number of examples of each operation."""
     for name, values in FORMATS.items():
         schemathesis.openapi.format(name, st.sampled_from(values))
     for kind in ("image/*", "application/octet-stream"):
@@ -62,7 +61,7 @@ def _failures(recorder: Any) -> Iterator[str]:
                 continue
             answer = recorder.interactions[identity].response
             said = answer.content[:300] if answer else b""
-            # Each value of a form is a text, so that none is of a wrong type.
+            # Values of a form are texts, so none has a wrong type.
             is_of_a_form = one.name == "negative_data_rejection" and case.media_type == "multipart/form-data"
             is_unsaid = one.name == "positive_data_acceptance" and any(words in said for words in UNSAID)
             if not is_of_a_form and not is_unsaid:
@@ -76,7 +75,7 @@ def test_every_answer_is_as_described() -> None:
     assert not failures, "\n\n".join(failures)
 
 
-def test_examples_are_valid_and_name_no_strategy_that_does_not_exist() -> None:
+def test_examples_are_valid_and_name_existing_strategies() -> None:
     with coloured_store(1) as classifier:
         description = create_app(classifier).openapi()
     examples = list(_examples(description))
@@ -96,7 +95,6 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _examples(description: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Each example with its schema."""
     for found in _objects(description):
         schema = found.get("schema", found)
         yield from ((schema, example) for example in found.get("examples", ()))

@@ -1,4 +1,4 @@
-"""What the documentation of the service asks it by curl is answered."""
+"""The examples and routes on the page of the service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ASKED = [
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
-def test_the_requests_of_the_page_are_answered(tmp_path: Path) -> None:
+def test_the_curl_examples_succeed(tmp_path: Path) -> None:
     for number, name in enumerate(("photo", "other", "panda")):
         coloured("red", number).save(tmp_path / f"{name}.jpg")
     assert len(ASKED) == 5
@@ -40,6 +40,6 @@ def test_every_route_is_on_the_page() -> None:
     from zsvec.service import api
 
     described = PAGE.read_text().replace("NAME", "{name}").replace("HASH", "{hash}")
-    for part in (api.classify, api.categories, api.inbox, api.store):
+    for part in (api.categories, api.images, api.store):
         for route in part.router.routes:
             assert getattr(route, "path") in described  # noqa: B009 - of no class that mypy knows

@@ -1,4 +1,4 @@
-"""What who runs the service asks it: whether it is alive and ready, its figures, and its log."""
+"""Liveness, readiness, metrics, and the log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Figures = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def ready(client: TestClient) -> str:
-    """Why the service is not ready, or nothing."""
+    """The reason why the service is not ready, or an empty text."""
     answer = client.get("/health/ready")
     if answer.status_code == 200:
         assert answer.json() == {"status": "ok"}
@@ -55,7 +55,7 @@ def test_ready_once_the_encoders_are_loaded(
             raise WeightsUnavailableError("no weights yet") if len(tried) == 1 else RuntimeError("a defect")
 
     monkeypatch.setattr(classifier, "load", load)
-    monkeypatch.setattr("zsvec.service.operations._AGAIN", 0.01)
+    monkeypatch.setattr("zsvec.service.operations._LOAD_RETRY_S", 0.01)
     with asked(classifier) as client:
         assert "loaded" in ready(client)
         assert client.get("/health/live").json() == {"status": "ok"}
@@ -65,14 +65,14 @@ def test_ready_once_the_encoders_are_loaded(
     assert "RuntimeError: a defect" in caplog.text
 
 
-def test_not_ready_while_it_ends(client: TestClient) -> None:
+def test_not_ready_during_shutdown(client: TestClient) -> None:
     wait_until(lambda: not ready(client))
     client.app.state.health.ending.set()  # type: ignore[attr-defined]
-    assert "ending" in ready(client)
+    assert "shutting down" in ready(client)
     assert client.get("/health/live").status_code == client.get("/v1/info").status_code == 200
 
 
-def test_health_is_open_and_the_figures_are_not(classifier: Classifier) -> None:
+def test_health_needs_no_key_and_metrics_do(classifier: Classifier) -> None:
     with asked(classifier, keys=KEYS) as client:
         assert client.get("/health/live").status_code == 200
         wait_until(lambda: not ready(client))
@@ -80,11 +80,11 @@ def test_health_is_open_and_the_figures_are_not(classifier: Classifier) -> None:
         assert client.get("/metrics", headers=bearer(READ)).status_code == 200
 
 
-# Figures
+# Metrics
 
 
 def figures(client: TestClient, **how: Any) -> Figures:
-    """Each figure by its name and labels; what Prometheus reads of the text."""
+    """Each value by name and labels, as Prometheus parses the text."""
     answer = client.get("/metrics", **how).raise_for_status()
     assert answer.headers["content-type"].startswith("text/plain; version=")
     found: Figures = {}
@@ -101,7 +101,7 @@ def figure(found: Figures, name: str, **labels: str) -> float:
     return found[name, tuple(sorted(labels.items()))]
 
 
-def test_figures_are_those_of_what_was_done(client: TestClient, classifier: Classifier) -> None:
+def test_metrics_count_requests_and_images(client: TestClient, classifier: Classifier) -> None:
     before = figures(client)
     assert figure(before, "zsvec_images_total", outcome="known") == 0
     client.post("/v1/classify", files=files(red(50), red(51), b"no image"))
@@ -144,7 +144,7 @@ def test_counters_only_rise(client: TestClient) -> None:
         last = now
 
 
-def test_no_label_has_a_name_of_a_users(classifier: Classifier) -> None:
+def test_no_label_contains_a_name_of_a_user(classifier: Classifier) -> None:
     with asked(classifier, keys=KEYS) as client:
         write: Any = {"headers": bearer(WRITE)}
         client.put(path_to("secret-name"), files=files(red(9), name="secret-file.png"), **write)
@@ -160,7 +160,7 @@ def test_no_label_has_a_name_of_a_users(classifier: Classifier) -> None:
     assert labels <= {"outcome", "stage", "route", "code", "modality", "le"}
 
 
-def test_two_services_in_one_process_count_each_for_itself(classifier: Classifier) -> None:
+def test_two_services_in_one_process_count_separately(classifier: Classifier) -> None:
     with asked(classifier) as one, asked(classifier) as other:
         one.get("/v1/info")
         assert ("zsvec_http_requests_total", (("code", "200"), ("route", "/v1/info"))) in figures(one)
@@ -172,7 +172,7 @@ def test_two_services_in_one_process_count_each_for_itself(classifier: Classifie
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
-    """Gives what `--log-json` writes of requests since the last time, each from one line."""
+    """Returns the lines of `--log-json` since the last call, parsed."""
     caplog.set_level(logging.INFO)
     formatter = JsonLines()
 
@@ -208,22 +208,11 @@ def test_each_request_is_one_line_with_the_id_of_its_answer(
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", line["time"])
 
 
-@pytest.mark.parametrize(
-    ("given", "is_kept"),
-    [
-        ("abc-1.2_3", True),
-        ("x" * 64, True),
-        ("x" * 65, False),
-        ("", False),
-        ('a"b', False),
-        ("a b", False),
-        ("é", False),
-    ],
-)
-def test_an_id_that_is_sent_is_kept(client: TestClient, given: str, is_kept: bool) -> None:
-    answer = client.get("/health/live", headers=[(b"X-Request-ID", given.encode("latin-1"))])
-    assert (answer.headers["x-request-id"] == given) == is_kept
-    assert re.fullmatch(r"[\w.-]{1,64}", answer.headers["x-request-id"])
+def test_a_valid_request_id_is_kept(client: TestClient) -> None:
+    for given in ("abc-1.2_3", "x" * 64, "x" * 65, "", 'a"b', "a b", "é"):
+        answer = client.get("/health/live", headers=[(b"X-Request-ID", given.encode("latin-1"))])
+        assert (answer.headers["x-request-id"] == given) == (given in ("abc-1.2_3", "x" * 64))
+        assert re.fullmatch(r"[\w.-]{1,64}", answer.headers["x-request-id"])
 
 
 def test_no_line_can_be_forged(client: TestClient, log: Callable[[], list[dict[str, Any]]]) -> None:
@@ -241,24 +230,21 @@ def test_no_line_can_be_forged(client: TestClient, log: Callable[[], list[dict[s
     assert {line["logger"] for line in lines} == {"zsvec.requests"}
 
 
-# A store that goes away
+# A store that is away
 
 
-class Away:
-    """Stands for a method of a store that cannot be reached."""
-
-    def __call__(self, *_: object, **__: object) -> Any:
-        raise StoreUnavailableError("http://user:secret@localhost:1 does not answer: start it")
+def away(*_: object, **__: object) -> Any:
+    raise StoreUnavailableError("http://user:secret@localhost:1 does not answer: start it")
 
 
 def test_a_store_that_is_away(client: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     wait_until(lambda: not ready(client))
     before = figures(client)
     with monkeypatch.context() as patch:
-        patch.setattr("zsvec.service.operations._FRESH", 0.0)
-        patch.setattr("zsvec.service.metrics._FRESH", 0.0)
+        patch.setattr("zsvec.service.operations._PING_INTERVAL_S", 0.0)
+        patch.setattr("zsvec.service.operations._COUNT_INTERVAL_S", 0.0)
         for name in ("encoders", "categories", "category", "info", "changes", "bind"):
-            patch.setattr(classifier._store, name, Away())
+            patch.setattr(classifier._store, name, away)
         assert "store" in ready(client)
         for path in ("/v1/categories", path_to("red"), "/v1/info", "/v1/history"):
             answer = client.get(path)
@@ -266,16 +252,16 @@ def test_a_store_that_is_away(client: TestClient, classifier: Classifier, monkey
             assert (answer.headers["retry-after"], answer.json()["error"]) == ("5", "StoreUnavailableError")
             assert "secret" not in answer.text
         now = figures(client)
-        assert figure(now, "zsvec_store_revision") == figure(before, "zsvec_store_revision")  # as it was last read
+        assert figure(now, "zsvec_store_revision") == figure(before, "zsvec_store_revision")  # as last read
         assert client.get("/health/live").status_code == 200
-    monkeypatch.setattr("zsvec.service.operations._FRESH", 0.0)
+    monkeypatch.setattr("zsvec.service.operations._PING_INTERVAL_S", 0.0)
     assert not ready(client)
     assert client.get("/v1/categories").status_code == 200
 
 
 @pytest.fixture
-def away() -> Iterator[tuple[TestClient, Any]]:
-    """A service on a server of Qdrant, and the server, which can be paused and killed."""
+def on_server() -> Iterator[tuple[TestClient, Any]]:
+    """A service on a Qdrant server, and the server, which can be paused and killed."""
     with ExitStack() as stack:
         node = stack.enter_context(running_server(stack.enter_context(fast_folder())))
         classifier = stack.enter_context(zsvec.open(node.url, encoders=[HashEncoder()]))
@@ -288,15 +274,15 @@ def away() -> Iterator[tuple[TestClient, Any]]:
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
 def test_a_server_that_goes_away_and_comes_back(
-    away: tuple[TestClient, Any], how: str, monkeypatch: pytest.MonkeyPatch
+    on_server: tuple[TestClient, Any], how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, node = away
+    client, node = on_server
     picture = encode(photo(1))
     assert client.post("/v1/classify", files=files(picture)).json()[0]["label"] == "red"
     assert figure(figures(client), "zsvec_references", modality="image") == 2
     getattr(node, how)()
     try:
-        monkeypatch.setattr("zsvec.service.metrics._FRESH", 0.0)
+        monkeypatch.setattr("zsvec.service.operations._COUNT_INTERVAL_S", 0.0)
         wait_until(lambda: "store" in ready(client))
         asked_for: list[tuple[str, str, Any]] = [
             ("POST", "/v1/classify", {"files": files(picture)}),
@@ -316,7 +302,7 @@ def test_a_server_that_goes_away_and_comes_back(
     assert client.put(path_to("new"), files=files(encode(photo(3)))).status_code == 201
 
 
-def test_a_store_that_hangs_is_asked_once_for_all(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_probes_share_one_ping(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for: list[float] = []
 
     def hang() -> dict[str, Any]:
@@ -328,12 +314,12 @@ def test_a_store_that_hangs_is_asked_once_for_all(classifier: Classifier, monkey
         while client.get("/health/ready").status_code != 200:
             pass
         monkeypatch.setattr(classifier._store, "encoders", hang)
-        client.app.state.health._said = (float("-inf"), "")  # type: ignore[attr-defined]
+        client.app.state.health._pinged = (float("-inf"), None)  # type: ignore[attr-defined]
         with ThreadPoolExecutor(20) as pool:
             codes = list(pool.map(lambda _: client.get("/health/ready").status_code, range(20)))
         assert (codes, len(asked_for)) == ([503] * 20, 1)
 
 
-def test_health_is_told_without_a_body_too(client: TestClient) -> None:
+def test_health_answers_head(client: TestClient) -> None:
     answer = client.head("/health/live")
     assert (answer.status_code, answer.content) == (200, b"")

@@ -1,17 +1,15 @@
-"""The pages of categories, and every change on them."""
+"""The pages of categories, references and recent changes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
 
-from tests.service.page_support import PART, Page, page_of, visitor
-from tests.support import coloured, coloured_store, encode
+from tests.service.support import PART, Page, done, images_of, page_of, picture, undo, visitor
 from zsvec.classifier import Classifier
 from zsvec.inputs.categories import CategoryInput
 from zsvec.service import Limits
@@ -19,211 +17,171 @@ from zsvec.service import Limits
 EVIL = "<script>alert(1)</script>\"'/?#%2F 🐼"
 
 
-def picture(colour: str, seed: int = 50, name: str = "photo.png") -> tuple[str, tuple[str, bytes]]:
-    return "images", (name, encode(coloured(colour, seed)))
-
-
 def path_of(name: str) -> str:
     return f"/categories/{quote(name, safe='')}"
-
-
-@pytest.fixture
-def colours() -> Iterator[Classifier]:
-    with coloured_store(3) as classifier:
-        yield classifier
-
-
-@pytest.fixture
-def anybody(colours: Classifier) -> Iterator[TestClient]:
-    with visitor(colours) as client:
-        yield client
 
 
 def names(classifier: Classifier) -> list[str]:
     return [category.name for category in classifier.categories()]
 
 
-def images(classifier: Classifier, name: str) -> list[str]:
-    """Hashes of the reference images of a category."""
-    return [one.hash for one in classifier.references.of(name) if one.modality == "image"]
+def chosen(category: str, *hashes: str) -> list[str]:
+    return [f"{one}:{category}" for one in hashes]
 
 
-def done(answer: Any, *words: str) -> str:
-    """The id of the change that an answer says was made."""
-    page = page_of(answer)
-    assert all(word in page.text for word in words), page.text
-    assert "zsvec:changed" in json.loads(answer.headers["hx-trigger"])
-    (change,) = page.all("input", name="change")
-    return str(change["value"])
+def cards(page: Page) -> list[str | None]:
+    return [found["data-drop"] for found in page.all("li") if "data-drop" in found]
 
 
-def test_each_category_has_a_card_with_its_pictures(anybody: TestClient) -> None:
-    page = page_of(anybody.get("/categories"))
-    assert [found["data-drop"] for found in page.all("li") if "data-drop" in found] == ["blue", "green", "red"]
+def test_each_category_has_a_card_with_its_pictures(browser: TestClient) -> None:
+    page = page_of(browser.get("/categories"))
+    assert cards(page) == ["blue", "green", "red"]
     assert page.text.count("3 pictures, 1 text") == 3
     assert len(page.all("img", loading="lazy")) == 9
 
 
-def test_a_filter_leaves_those_with_a_text_in_their_name(anybody: TestClient) -> None:
-    page = page_of(anybody.get("/categories", params={"filter": "E"}, headers=PART))
-    assert not page.all("nav")
-    assert "2 categories" not in page.text
-    page = page_of(anybody.get("/categories", params={"filter": "RE"}, headers=PART))
-    assert [found["data-drop"] for found in page.all("li") if "data-drop" in found] == ["green", "red"]
-    page = page_of(anybody.get("/categories", params={"filter": EVIL}))
+def test_categories_are_filtered_by_name(browser: TestClient) -> None:
+    page = page_of(browser.get("/categories", params={"filter": "RE"}, headers=PART))
+    assert (cards(page), page.all("nav")) == (["green", "red"], [])
+    page = page_of(browser.get("/categories", params={"filter": EVIL}))
     assert f"No category has “{EVIL}” in its name" in page.text
     assert page.all("input", type="search")[0]["value"] == EVIL
 
 
-def test_of_many_categories_some_are_shown_and_more_when_asked_for(anybody: TestClient, colours: Classifier) -> None:
-    colours.add_categories(CategoryInput(name=f"n{number:03}", texts=["a text"]) for number in range(70))
-    page = page_of(anybody.get("/categories"))
-    assert len([found for found in page.all("li") if "data-drop" in found]) == 60
+def test_further_cards_are_shown_on_request(browser: TestClient, classifier: Classifier) -> None:
+    classifier.add_categories(CategoryInput(name=f"n{number:03}", texts=["a text"]) for number in range(70))
+    page = page_of(browser.get("/categories"))
+    assert len(cards(page)) == 60
     (more,) = page.all("a", id="more")
-    page = page_of(anybody.get(str(more["href"]), headers=PART))
-    assert len([found for found in page.all("li") if "data-drop" in found]) == 73
-    assert not page.all("a", id="more")
+    page = page_of(browser.get(str(more["href"]), headers=PART))
+    assert (len(cards(page)), page.all("a", id="more")) == (73, [])
+    for shown in ("0", "-1", "x", "999999999"):
+        page_of(browser.get("/categories", params={"shown": shown}), 422)
 
 
-@pytest.mark.parametrize("shown", ["0", "-1", "x", "999999999"])
-def test_a_number_of_cards_that_is_none_is_refused(anybody: TestClient, shown: str) -> None:
-    page_of(anybody.get("/categories", params={"shown": shown}), 422)
-
-
-def test_a_category_is_added_with_texts_and_pictures(anybody: TestClient, colours: Classifier) -> None:
+def test_a_category_is_created_with_texts_and_pictures(browser: TestClient, classifier: Classifier) -> None:
     fields = {"name": EVIL, "texts": " a first text \n\n a second text "}
     broken = "images", ("<b>.png", b"nothing")
-    answer = anybody.post("/categories", data=fields, files=[picture("white"), broken], headers=PART)
+    answer = browser.post("/categories", data=fields, files=[picture("white"), broken], headers=PART)
     change = done(answer, f"“{EVIL}” is a new category with 1 picture.", "1 picture could not be read: ", "<b>.png")
     assert not Page(answer.text).all("b")
-    category = colours.category(EVIL)
-    assert category.texts == ("a first text", "a second text")
+    assert classifier.category(EVIL).texts == ("a first text", "a second text")
     for path in ("/categories", path_of(EVIL)):
-        page = page_of(anybody.get(path))
+        page = page_of(browser.get(path))
         assert EVIL in page.text
         assert not [found for found in page.all("script") if not found.get("src")]
         for shown in page.all("img", loading="lazy"):
-            assert anybody.get(str(shown["src"])).status_code == 200
-    done(anybody.post("/undo", data={"change": change}, headers=PART))
-    assert names(colours) == ["blue", "green", "red"]
+            assert browser.get(str(shown["src"])).status_code == 200
+    done(undo(browser, change))
+    assert names(classifier) == ["blue", "green", "red"]
 
 
-def test_a_category_that_is_there_is_not_added(anybody: TestClient, colours: Classifier) -> None:
-    page = page_of(anybody.post("/categories", data={"name": " red "}, files=[picture("white")], headers=PART), 409)
+def test_a_category_that_cannot_be_created_changes_nothing(browser: TestClient, classifier: Classifier) -> None:
+    page = page_of(browser.post("/categories", data={"name": " red "}, files=[picture("white")], headers=PART), 409)
     assert "There is a category “red” already" in page.text
-    assert len(images(colours, "red")) == 3
+    for name in ("", " ", "a\nb", "x" * 501):
+        page_of(browser.post("/categories", data={"name": name}, headers=PART), 422)
+    unreadable = [("images", ("a.heic", b"no image at all"))]
+    page_of(browser.post("/categories", data={"name": "heic"}, files=unreadable, headers=PART), 422)
+    assert names(classifier) == ["blue", "green", "red"]
+    assert len(images_of(classifier, "red")) == 3
 
 
-@pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 501])
-def test_a_name_that_is_none_is_refused(anybody: TestClient, name: str) -> None:
-    page_of(anybody.post("/categories", data={"name": name}, headers=PART), 422)
+def test_the_page_of_a_category_has_all_references(browser: TestClient, classifier: Classifier) -> None:
+    page = page_of(browser.get("/categories/red"))
+    shown = [found["data-hash"] for found in page.all("button") if "data-reference" in found]
+    assert shown == images_of(classifier, "red")
+    part = page_of(browser.get("/categories/red", headers=PART))
+    assert (len(part.all("nav")), len(part.all("h1"))) == (0, 1)
+    assert page_of(browser.get("/categories/red", headers={**PART, "HX-Boosted": "true"})).all("nav")
 
 
-def test_a_page_has_all_of_a_category(anybody: TestClient, colours: Classifier) -> None:
-    page = page_of(anybody.get("/categories/red"))
-    assert [found["data-hash"] for found in page.all("button") if "data-reference" in found] == images(colours, "red")
-    part = page_of(anybody.get("/categories/red", headers=PART))
-    assert not part.all("nav")
-    assert part.all("h1")
-    assert page_of(anybody.get("/categories/red", headers={**PART, "HX-Boosted": "true"})).all("nav")
+def test_texts_and_pictures_are_added(browser: TestClient, classifier: Classifier) -> None:
+    path = "/categories/red/references"
+    added = browser.post(path, data={"texts": "like blood"}, files=[picture("red")], headers=PART)
+    done(added, "1 picture and 1 text added to “red”.")
+    assert classifier.category("red").texts == ("red", "like blood")
+    assert done(browser.post(path, files=[picture("red")], headers=PART), "has these already") == ""
+    page_of(browser.post(path, data={"texts": " \n "}, headers=PART), 422)
 
 
-def test_texts_and_pictures_are_added(anybody: TestClient, colours: Classifier) -> None:
-    done(
-        anybody.post("/categories/red/references", data={"texts": "like blood"}, files=[picture("red")], headers=PART),
-        "1 picture and 1 text added to “red”.",
-    )
-    assert colours.category("red").texts == ("red", "like blood")
-    again = page_of(anybody.post("/categories/red/references", files=[picture("red")], headers=PART))
-    assert "has all of that already" in again.text
-    assert not again.all("input", name="change")
-
-
-def test_pictures_that_cannot_be_read_are_named(anybody: TestClient, colours: Classifier) -> None:
+def test_unreadable_pictures_are_named(browser: TestClient) -> None:
     broken = [("images", (f"{n}.png", b"nothing")) for n in range(2)]
-    page = page_of(anybody.post("/categories/red/references", files=broken, headers=PART), 422)
-    assert "2 pictures could not be read" in page.text
-    assert "1.png" in page.text
-    answer = anybody.post("/categories/red/references", files=[*broken, picture("red")], headers=PART)
+    page = page_of(browser.post("/categories/red/references", files=broken, headers=PART), 422)
+    assert all(words in page.text for words in ("2 pictures could not be read", "1.png"))
+    answer = browser.post("/categories/red/references", files=[*broken, picture("red", 51)], headers=PART)
     done(answer, "1 picture added to “red”.", "2 pictures could not be read")
 
 
-def test_nothing_to_add_is_said(anybody: TestClient) -> None:
-    page_of(anybody.post("/categories/red/references", data={"texts": " \n "}, headers=PART), 422)
+def test_too_many_pictures_are_refused(browser: TestClient) -> None:
+    many = [picture("red", seed) for seed in range(Limits().images + 1)]
+    page_of(browser.post("/categories/red/references", files=many, headers=PART), 413)
 
 
-def test_more_pictures_than_are_taken_at_once_are_refused(colours: Classifier) -> None:
-    with visitor(colours) as client:
-        many = [picture("red", seed) for seed in range(Limits().images + 1)]
-        page_of(client.post("/categories/red/references", files=many, headers=PART), 413)
+def test_references_are_moved_and_moved_back(browser: TestClient, classifier: Classifier) -> None:
+    data = {"reference": chosen("red", *images_of(classifier, "red")[:2]), "category": "blue"}
+    change = done(browser.post("/references/move", data=data, headers=PART), "2 references of “red” moved to “blue”.")
+    assert [len(images_of(classifier, name)) for name in ("red", "blue")] == [1, 5]
+    done(undo(browser, change), "Undone: move")
+    assert [len(images_of(classifier, name)) for name in ("red", "blue")] == [3, 3]
 
 
-def test_references_are_moved_and_moved_back(anybody: TestClient, colours: Classifier) -> None:
-    moved = images(colours, "red")[:2]
-    answer = anybody.post("/categories/red/move", data={"hash": moved, "category": "blue"}, headers=PART)
-    change = done(answer, "2 references moved from “red” to “blue”.")
-    assert (len(images(colours, "red")), len(images(colours, "blue"))) == (1, 5)
-    done(anybody.post("/undo", data={"change": change}, headers=PART), "the moving")
-    assert (len(images(colours, "red")), len(images(colours, "blue"))) == (3, 3)
-
-
-def test_references_are_removed(anybody: TestClient, colours: Classifier) -> None:
-    hashes = [one.hash for one in colours.references.of("red")]
-    done(
-        anybody.post("/categories/red/references/remove", data={"hash": hashes[0]}, headers=PART), "1 reference removed"
-    )
-    page = page_of(anybody.post("/categories/red/references/remove", data={"hash": hashes[1:]}, headers=PART), 422)
+def test_references_are_removed_except_the_last(browser: TestClient, classifier: Classifier) -> None:
+    first, *rest = chosen("red", *[one.hash for one in classifier.references.of("red")])
+    done(browser.post("/references/remove", data={"reference": first}, headers=PART), "1 reference of “red” removed")
+    page = page_of(browser.post("/references/remove", data={"reference": rest}, headers=PART), 409)
     assert page.all("div", role="alert")
-    assert len(images(colours, "red")) == 3
+    assert len(images_of(classifier, "red")) == 3
 
 
-def test_a_category_is_renamed(anybody: TestClient, colours: Classifier) -> None:
-    answer = anybody.post("/categories/red/rename", data={"new": EVIL}, headers=PART)
-    change = done(answer, f"“red” is called “{EVIL}” now.")
+def test_a_category_is_renamed(browser: TestClient, classifier: Classifier) -> None:
+    answer = browser.post("/categories/red/rename", data={"new": EVIL}, headers=PART)
+    change = done(answer, f"“red” is now “{EVIL}”.")
     assert json.loads(answer.headers["hx-trigger"])["zsvec:went"] == {"path": path_of(EVIL)}
-    assert names(colours) == sorted([EVIL, "blue", "green"])
+    assert names(classifier) == sorted([EVIL, "blue", "green"])
     here = {**PART, "HX-Current-URL": f"http://localhost{path_of(EVIL)}"}
-    answer = anybody.post("/undo", data={"change": change}, headers=here)
-    done(answer, "the renaming")
+    answer = browser.post("/undo", data={"change": change}, headers=here)
+    done(answer, "Undone: rename")
     assert json.loads(answer.headers["hx-trigger"])["zsvec:went"] == {"path": "/categories/red"}
-    page_of(anybody.post("/categories/red/rename", data={"new": "blue"}, headers=PART), 409)
+    page_of(browser.post("/categories/red/rename", data={"new": "blue"}, headers=PART), 409)
 
 
-def test_a_category_is_merged_into_another(anybody: TestClient, colours: Classifier) -> None:
-    answer = anybody.post("/categories/red/merge", data={"category": "blue"}, headers=PART)
-    change = done(answer, "“red” is part of “blue” now.")
+def test_a_category_is_merged_into_another(browser: TestClient, classifier: Classifier) -> None:
+    answer = browser.post("/categories/red/merge", data={"category": "blue"}, headers=PART)
+    change = done(answer, "“red” is now part of “blue”.")
     assert json.loads(answer.headers["hx-trigger"])["zsvec:went"] == {"path": "/categories/blue"}
-    assert names(colours) == ["blue", "green"]
+    assert names(classifier) == ["blue", "green"]
     here = {**PART, "HX-Current-URL": "http://localhost/categories/blue"}
-    answer = anybody.post("/undo", data={"change": change}, headers=here)
-    done(answer, "the merging")
+    answer = browser.post("/undo", data={"change": change}, headers=here)
+    done(answer, "Undone: merge")
     assert "zsvec:went" not in json.loads(answer.headers["hx-trigger"])
-    page_of(anybody.post("/categories/red/merge", data={"category": "nothing"}, headers=PART), 404)
-    page_of(anybody.post("/categories/red/merge", data={"category": "red"}, headers=PART), 422)
+    page_of(browser.post("/categories/red/merge", data={"category": "nothing"}, headers=PART), 404)
+    page_of(browser.post("/categories/red/merge", data={"category": "red"}, headers=PART), 422)
 
 
-def test_a_category_is_removed(anybody: TestClient, colours: Classifier) -> None:
-    answer = anybody.post("/categories/red/remove", headers=PART)
+def test_a_category_is_removed(browser: TestClient, classifier: Classifier) -> None:
+    answer = browser.post("/categories/red/remove", headers=PART)
     change = done(answer, "“red” is removed.")
     assert json.loads(answer.headers["hx-trigger"])["zsvec:went"] == {"path": "/categories"}
-    page_of(anybody.post("/categories/red/remove", headers=PART), 404)
-    done(anybody.post("/undo", data={"change": change}, headers=PART), "the removal")
-    assert names(colours) == ["blue", "green", "red"]
+    page_of(browser.post("/categories/red/remove", headers=PART), 404)
+    # A page that is older than the removal adds nothing.
+    page_of(browser.post("/categories/red/references", data={"texts": "a boat"}, headers=PART), 404)
+    assert names(classifier) == ["blue", "green"]
+    done(undo(browser, change), "Undone: remove")
+    assert names(classifier) == ["blue", "green", "red"]
 
 
-@pytest.mark.parametrize("given", [{}, {"change": ["a", "b"]}, {"change": "nothing"}, {"change": ""}])
-def test_a_change_that_is_none_is_not_taken_back(anybody: TestClient, given: dict[str, Any]) -> None:
-    page_of(anybody.post("/undo", data=given, headers=PART), 422)
+def test_an_invalid_change_cannot_be_undone(browser: TestClient) -> None:
+    for given in ({}, {"change": ["a", "b"]}, {"change": "nothing"}, {"change": ""}):
+        page_of(browser.post("/undo", data=given, headers=PART), 422)
 
 
-@pytest.mark.parametrize(
-    "address", ["http://[", "http://[/categories/red", "", "\\", "http://localhost/categories/%FF"]
-)
-def test_a_page_that_is_nowhere_is_left_as_it_is(anybody: TestClient, colours: Classifier, address: str) -> None:
-    change = done(anybody.post("/categories/red/remove", headers=PART))
-    answer = anybody.post("/undo", data={"change": change}, headers={**PART, "HX-Current-URL": address})
-    done(answer, "the removal")
-    assert names(colours) == ["blue", "green", "red"]
+def test_any_current_address_is_accepted(browser: TestClient, classifier: Classifier) -> None:
+    for address in ("http://[", "http://[/categories/red", "", "\\", "http://localhost/categories/%FF"):
+        change = done(browser.post("/categories/red/remove", headers=PART))
+        headers = {**PART, "HX-Current-URL": address}
+        done(browser.post("/undo", data={"change": change}, headers=headers), "Undone: remove")
+        assert names(classifier) == ["blue", "green", "red"]
 
 
 @pytest.mark.parametrize(
@@ -231,38 +189,70 @@ def test_a_page_that_is_nowhere_is_left_as_it_is(anybody: TestClient, colours: C
     [
         ("/categories", "name"),
         ("/categories/%2E%2E/references", "texts"),
-        ("/categories/red/move", "category"),
         ("/categories/red/rename", "new"),
         ("/categories/red/merge", "category"),
-        ("/audit/move", "category"),
+        ("/references/move", "category"),
         ("/inbox/label", "category"),
         ("/correct", "category"),
     ],
 )
-def test_no_page_makes_a_category_that_no_page_shows(
-    anybody: TestClient, colours: Classifier, path: str, field: str
+def test_no_page_creates_a_category_that_no_page_can_show(
+    browser: TestClient, classifier: Classifier, path: str, field: str
 ) -> None:
-    one = images(colours, "red")[0]
-    data = {"hash": one, field: ".."} | ({"reference": f"{one}:red"} if path == "/audit/move" else {})
+    one = images_of(classifier, "red")[0]
+    data = {"hash": one, "reference": chosen("red", one), field: ".."}
     sent = [picture("red")] if path == "/correct" else None
-    page = page_of(anybody.post(path, data=data, files=sent, headers=PART), 422)
+    page = page_of(browser.post(path, data=data, files=sent, headers=PART), 422)
     assert "folder" in page.text
-    assert names(colours) == ["blue", "green", "red"]
+    assert names(classifier) == ["blue", "green", "red"]
 
 
-@pytest.mark.parametrize("what", ["references", "move", "references/remove", "rename", "merge", "remove"])
-def test_every_change_needs_a_category_that_is_there(anybody: TestClient, colours: Classifier, what: str) -> None:
-    data = {"hash": "0" * 64, "category": "red", "new": "white"}
-    answer = anybody.post(f"/categories/nothing/{what}", data=data, headers=PART)
-    assert answer.status_code in (404, 422)
-    assert names(colours) == ["blue", "green", "red"]
+def test_every_change_needs_an_existing_category(browser: TestClient, classifier: Classifier) -> None:
+    data = {"reference": f"{'0' * 64}:nothing", "category": "red", "new": "white"}
+    below = [f"/categories/nothing/{what}" for what in ("references", "rename", "merge", "remove")]
+    for path in (*below, "/references/move", "/references/remove"):
+        assert browser.post(path, data=data, headers=PART).status_code in (404, 422)
+    assert names(classifier) == ["blue", "green", "red"]
 
 
-def test_without_a_history_there_is_no_button_that_takes_back(
-    colours: Classifier, monkeypatch: pytest.MonkeyPatch
+# Recent changes
+
+
+def test_each_change_can_be_undone_later(classifier: Classifier) -> None:
+    with visitor(classifier, "write") as client:
+        client.post("/categories", data={"name": EVIL}, files=[picture("red", 77)], headers=PART)
+        client.post(f"{path_of(EVIL)}/rename", data={"new": "evil"}, headers=PART)
+        page = page_of(client.get("/changes"))
+        assert "<script>alert(1)" not in client.get("/changes").text
+        assert all(word in page.text for word in ("Rename", "Add", "evil", "by", "ann"))
+        renamed, added, *_ = [str(found["value"]) for found in page.all("input", name="change")]
+        done(undo(client, renamed))
+        assert EVIL in names(classifier)
+        done(undo(client, added))
+        assert EVIL not in names(classifier)
+        page = page_of(client.get("/changes", headers=PART))
+        assert (page.text.count("undone"), page.all("h1")) == (2, [])
+
+
+def test_an_undone_change_is_redone_and_undone_again(browser: TestClient, classifier: Classifier) -> None:
+    answer = browser.post("/categories/red/remove", headers=PART)
+    for said, button in (("Undone", "Redo"), ("Redone", "Undo"), ("Undone", "Redo")):
+        fields: dict[str, Any] = {str(found["name"]): found["value"] for found in page_of(answer).all("input")}
+        answer = browser.post("/undo", data=fields, headers=PART)
+        assert (said in answer.text, button in answer.text) == (True, True)
+        assert ("red" in names(classifier)) == (said == "Undone")
+
+
+def test_a_key_to_read_is_offered_no_undo(classifier: Classifier) -> None:
+    classifier.remove_category("red")
+    with visitor(classifier, "read") as client:
+        page = page_of(client.get("/changes"))
+        assert "Remove" in page.text
+        assert page.all("input", name="change") == []
+
+
+def test_without_a_history_there_is_no_undo_button(
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(colours._store, "changes", list)
-    with visitor(colours) as client:
-        page = page_of(client.post("/categories/red/remove", headers=PART))
-        assert "“red” is removed." in page.text
-        assert not page.all("input", name="change")
+    monkeypatch.setattr(classifier._store, "changes", list)
+    assert done(browser.post("/categories/red/remove", headers=PART), "“red” is removed.") == ""

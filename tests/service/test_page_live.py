@@ -1,4 +1,4 @@
-"""The page *Live*: what is told, to whom, and what it costs."""
+"""The page *Live*: its events, their cost, and their end."""
 
 from __future__ import annotations
 
@@ -14,25 +14,19 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-import zsvec.service.live as live
 from tests.qdrant import DEADLINE
-from tests.service.page_support import KEYS, SECRETS, page_of, visitor
-from tests.support import coloured, coloured_store, encode, photo
+from tests.service.support import KEYS, READ, bearer, files, page_of, visitor
+from tests.support import coloured, encode, photo
 from zsvec.classifier import Classifier
 from zsvec.errors import StoreUnavailableError
 from zsvec.inputs.images import load_image
 from zsvec.service import create_app
-from zsvec.service.live import SHOWN
-
-
-@pytest.fixture
-def colours() -> Iterator[Classifier]:
-    with coloured_store(3) as classifier:
-        yield classifier
+from zsvec.service.pages import live
+from zsvec.service.pages.live import SHOWN
 
 
 class Served:
-    """A service in the loop of a client, and those who watch it."""
+    """A service in the event loop of a client, and tasks that watch its events."""
 
     def __init__(self, app: FastAPI, client: TestClient) -> None:
         assert client.portal
@@ -48,11 +42,9 @@ class Served:
         self._portal.call(function)
 
     def classify(self, *images: bytes, name: str = "photo.png") -> None:
-        files = [("images", (name, image)) for image in images]
-        assert self.client.post("/v1/classify", files=files).status_code == 200
+        assert self.client.post("/v1/classify", files=files(*images, name=name)).status_code == 200
 
     async def until(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The first event of which something holds."""
         async with aclosing(self.app.state.live.events()) as told:
             async for event in told:
                 if holds(found := json.loads(event)):
@@ -60,26 +52,20 @@ class Served:
         raise AssertionError("the events have ended")
 
     async def nobody(self) -> None:
-        """Wait until nobody watches any more."""
         if self.app.state.live._task is not None:
             await asyncio.wait({self.app.state.live._task})
 
 
 @pytest.fixture
-def served(colours: Classifier, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setattr(live, "_EVERY", 0.01)
-    app = create_app(colours)
+def served(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setattr(live, "_EVENT_INTERVAL_S", 0.01)
+    app = create_app(classifier)
     with TestClient(app, base_url="http://localhost") as client:
         yield Served(app, client)
 
 
 class Connection:
-    """A connection that asks for the events.
-
-    Args:
-        app: Is asked.
-        reads: Parts of the answer that are taken; the next ones never are.
-    """
+    """A connection to the events, which stops reading after some parts of the response."""
 
     def __init__(self, app: FastAPI, reads: int) -> None:
         self._app = app
@@ -112,7 +98,7 @@ class Connection:
         self.got.append(message)
 
 
-# What is told
+# Events
 
 
 def test_an_event_has_the_figures_of_the_metrics(served: Served) -> None:
@@ -189,11 +175,10 @@ def test_a_store_that_is_away_stops_no_event(served: Served, monkeypatch: pytest
     assert served.wait(served.until, lambda event: True)["references"] is None
 
 
-# What it costs
+# Cost
 
 
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The images of which copies are made from now on."""
     copied: list[Any] = []
 
     def copy(_: Classifier, image: Any) -> bytes:
@@ -204,7 +189,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return copied
 
 
-def test_nobody_who_watches_costs_nothing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_watchers_no_image_is_copied(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = copies(monkeypatch)
     served.classify(*[encode(coloured("red", seed)) for seed in range(20)])
     served.wait(served.until, lambda event: True)
@@ -221,8 +206,8 @@ def test_of_many_images_few_are_copied(served: Served, monkeypatch: pytest.Monke
     async def watch() -> None:
         async with aclosing(seen.events()) as told:
             await anext(told)
-            monkeypatch.setattr(live, "_EVERY", DEADLINE)
-            await anext(told)  # after which nothing is told for long
+            monkeypatch.setattr(live, "_EVENT_INTERVAL_S", DEADLINE)
+            await anext(told)  # followed by no event for long
             first.set()
             await second.wait()
 
@@ -237,7 +222,7 @@ def test_of_many_images_few_are_copied(served: Served, monkeypatch: pytest.Monke
 
 
 def test_copying_ends_when_it_takes_long(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_COPYING", 0.0)
+    monkeypatch.setattr(live, "_COPY_TIME_S", 0.0)
     event = served.start(served.until, lambda event: event["outcomes"]["known"] >= 3)
     for seed in range(3):
         served.classify(encode(coloured("red", seed)))
@@ -263,14 +248,14 @@ def test_watchers_share_one_computation(served: Served, monkeypatch: pytest.Monk
     assert one in read
 
 
-# When it ends
+# End
 
 
-def test_who_leaves_watches_no_more(served: Served) -> None:
+def test_a_client_that_disconnects_watches_no_more(served: Served) -> None:
     async def visit() -> Connection:
         connection = Connection(served.app, 3)
         opened = asyncio.ensure_future(connection.open())
-        await connection.full.wait()  # it reads no more, and the others are told all the same
+        await connection.full.wait()  # it reads no more; others still get events
         await served.until(lambda event: True)
         connection.leaves.set()
         await opened
@@ -287,7 +272,7 @@ def test_who_leaves_watches_no_more(served: Served) -> None:
 
 
 def test_the_end_of_the_service_ends_all_events_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_EVERY", 100 * DEADLINE)
+    monkeypatch.setattr(live, "_EVENT_INTERVAL_S", 100 * DEADLINE)
 
     async def end() -> list[Connection]:
         connections = [Connection(served.app, 100) for _ in range(3)]
@@ -303,20 +288,18 @@ def test_the_end_of_the_service_ends_all_events_at_once(served: Served, monkeypa
     assert served.client.get("/live/events").status_code == 503
 
 
-# Who may
+# The page
 
 
-@pytest.mark.parametrize("path", ["/live", "/live/events", "/live/images/x"])
-def test_only_who_may_write_watches(colours: Classifier, path: str) -> None:
-    app = create_app(colours, keys=KEYS)
-    with TestClient(app, base_url="http://localhost") as client:
-        assert client.get(path).status_code == 401
-        read = {"Authorization": f"Bearer {SECRETS['read']}"}
-        assert client.get(path, headers=read).status_code == 403
+def test_only_a_key_to_write_watches(classifier: Classifier) -> None:
+    with TestClient(create_app(classifier, keys=KEYS), base_url="http://localhost") as client:
+        for path in ("/live", "/live/events", "/live/images/x"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers=bearer(READ)).status_code == 403
 
 
-def test_the_page_has_a_place_for_each_figure(colours: Classifier) -> None:
-    with visitor(colours, "write") as client:
+def test_the_page_has_a_place_for_each_figure(classifier: Classifier) -> None:
+    with visitor(classifier, "write") as client:
         page = page_of(client.get("/live"))
         names = {str(found["data-meter"]) for found in page.all("div") if "data-meter" in found}
         assert names == {"known", "unknown", "failed", "decode", "preprocess", "encode", "search", "fuse", "queue"}

@@ -1,8 +1,7 @@
-"""The process of a service: how it listens, and how it ends."""
+"""The process of a service: listening and shutdown."""
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import signal
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.qdrant import DEADLINE
-from tests.support import coloured
+from tests.service.support import red
 from tests.test_stream import eventually
 from zsvec.errors import InvalidInputError
 from zsvec.service.admission.backpressure import PART_BYTES
@@ -31,12 +30,12 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def running(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A service in a process of its own, and its port; it is ready."""
+    """A ready service in its own process, and its port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.service.slow_service", str(folder), *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a pipe that nobody reads would be full soon
+        stderr=subprocess.DEVNULL,  # an unread pipe would fill up
         text=True,
     )
     try:
@@ -52,7 +51,7 @@ def running(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
 
 
 def status(port: int, path: str, body: bytes | None = None) -> int:
-    """What is answered; 0: no connection was taken."""
+    """Status code; 0 for a refused connection."""
     connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
     try:
         connection.connect()
@@ -67,14 +66,8 @@ def status(port: int, path: str, body: bytes | None = None) -> int:
         connection.close()
 
 
-def photo() -> bytes:
-    file = io.BytesIO()
-    coloured("red", 7).save(file, "PNG")
-    return file.getvalue()
-
-
-def test_who_ends_it_loses_no_request(tmp_path: Path) -> None:
-    image = photo()
+def test_shutdown_loses_no_request(tmp_path: Path) -> None:
+    image = red(7)
     with running(tmp_path / "store") as (process, port):
         found: Counter[int | str] = Counter()
         lock = threading.Lock()
@@ -113,38 +106,36 @@ def test_who_ends_it_loses_no_request(tmp_path: Path) -> None:
         assert found[0] == 8
 
 
-def test_a_connection_that_is_kept_is_told_of_the_end(tmp_path: Path) -> None:
-    with running(tmp_path / "store") as (process, port):
+HALF = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc"
+
+
+def test_shutdown_closes_open_connections(tmp_path: Path) -> None:
+    """Used, silent and half-sent ones."""
+    with (
+        running(tmp_path / "store") as (process, port),
+        socket.create_connection(("127.0.0.1", port)),
+        socket.create_connection(("127.0.0.1", port)) as half,
+    ):
+        half.sendall(HALF)
         connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
         for end in (False, True):
             if end:
                 process.send_signal(signal.SIGTERM)
                 while status(port, "/health/ready") == 200:
                     pass
-            connection.request("POST", "/v1/classify", photo(), {"Content-Type": "image/png"})
+            connection.request("POST", "/v1/classify", red(7), {"Content-Type": "image/png"})
             answer = connection.getresponse()
             answer.read()
             assert (answer.status, answer.getheader("Connection") == "close") == (200, end)
         assert process.wait(DEADLINE) == 0
 
 
-def test_a_connection_that_says_nothing_does_not_keep_it(tmp_path: Path) -> None:
-    with (
-        running(tmp_path / "store") as (process, port),
-        socket.create_connection(("127.0.0.1", port)),
-        socket.create_connection(("127.0.0.1", port)) as half,
-    ):
-        half.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(DEADLINE) == 0
-
-
-def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     with (
         running(tmp_path / "store", "20", "4096", str(10 * DEADLINE)) as (process, port),
         socket.create_connection(("127.0.0.1", port)) as half,
     ):
-        half.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
+        half.sendall(HALF)
         process.send_signal(signal.SIGINT)
         while status(port, "/health/ready") == 200:
             pass
@@ -152,10 +143,10 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         assert process.wait(DEADLINE) == 0
 
 
-def test_what_never_ends_is_given_up(tmp_path: Path) -> None:
+def test_endless_work_is_abandoned(tmp_path: Path) -> None:
     with running(tmp_path / "store") as (process, port), socket.create_connection(("127.0.0.1", port)) as stuck:
         (tmp_path / "store.stuck").touch()
-        image = photo()
+        image = red(7)
         head = (
             f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(image)}"
         )
@@ -169,15 +160,15 @@ def test_what_never_ends_is_given_up(tmp_path: Path) -> None:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Whether the other side closes a connection, sooner or later, without a word."""
+    """Whether the service closes a connection without a response."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
         return True
 
 
-def test_who_asks_nothing_is_let_go(tmp_path: Path) -> None:
-    image = photo()
+def test_connections_without_a_complete_head_are_closed(tmp_path: Path) -> None:
+    image = red(7)
     head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(image)}"
     with running(tmp_path / "store", "0.5") as (_, port):
         address = ("127.0.0.1", port)
@@ -193,16 +184,16 @@ def test_who_asks_nothing_is_let_go(tmp_path: Path) -> None:
             slow.sendall(f"{head}\r\n\r\n".encode() + image[:10])
             assert is_closed(silent)
             assert is_closed(half)
-            slow.sendall(image[10:])  # a body may take longer
+            slow.sendall(image[10:])  # a body may take longer than a head
             answer = HTTPResponse(slow)
             answer.begin()
             assert answer.status == 200
-        kept.request("GET", "/health/live")  # as may who has asked already
+        kept.request("GET", "/health/live")  # so may an idle connection
         assert kept.getresponse().status == 200
         kept.close()
 
 
-def test_there_are_no_more_connections_than_files_for_them(tmp_path: Path) -> None:
+def test_connections_are_bounded(tmp_path: Path) -> None:
     with running(tmp_path / "store", "1", "4") as (_, port):
         silent = [socket.create_connection(("127.0.0.1", port), DEADLINE) for _ in range(12)]
         assert all(map(is_closed, silent))
@@ -212,7 +203,7 @@ def test_there_are_no_more_connections_than_files_for_them(tmp_path: Path) -> No
 
 
 def metric(port: int, name: str) -> str:
-    """The value of a figure without labels."""
+    """Value of a metric without labels."""
     connection = HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
     connection.request("GET", "/metrics")
     lines = connection.getresponse().read().decode().splitlines()
@@ -220,8 +211,7 @@ def metric(port: int, name: str) -> str:
     return next(line.split()[1] for line in lines if line.startswith(f"{name} "))
 
 
-def test_sockets_send_at_once() -> None:
-    """Connections inherit what their listener was told."""
+def test_connections_inherit_the_options_of_the_listener() -> None:
     with listening("localhost", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
         accepted, _ = listener.accept()
         with accepted:
@@ -229,18 +219,15 @@ def test_sockets_send_at_once() -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 2 * PART_BYTES
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.1", "\0", "a" * 300])
-def test_an_address_that_is_not_here_is_refused(host: str) -> None:
-    with pytest.raises(InvalidInputError, match="nothing can listen"):
-        listening(host, 0)
-
-
-def test_a_port_that_is_taken_is_refused() -> None:
-    with listening("127.0.0.1", 0) as listener, pytest.raises(InvalidInputError, match="choose others"):
+def test_invalid_addresses_are_refused() -> None:
+    for host in ("no.such.host.invalid", "203.0.113.1", "\0", "a" * 300):
+        with pytest.raises(InvalidInputError, match="cannot listen"):
+            listening(host, 0)
+    with listening("127.0.0.1", 0) as listener, pytest.raises(InvalidInputError, match="Choose another"):
         listening("127.0.0.1", listener.getsockname()[1])
 
 
-def test_a_line_of_the_log_is_one_object() -> None:
+def test_a_log_line_is_one_json_object() -> None:
     record = logging.LogRecord("a", logging.INFO, "", 1, "two\nlines %s", ("\u2028\x1b[31m",), None)
     record.request = {"id": "x", "code": 200}
     line = JsonLines().format(record)

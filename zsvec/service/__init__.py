@@ -1,4 +1,4 @@
-"""A classifier behind HTTP: an API for programs, and pages for people (the extra ``serve``)."""
+"""HTTP service of a classifier: an API for programs and pages for people (the extra ``serve``)."""
 
 from zsvec.service.admission.work import Limits
 from zsvec.service.app import create_app

@@ -1,9 +1,12 @@
-"""The application: routes, and what stands before them."""
+"""The ASGI application: routes, error handlers and middleware."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,11 +15,12 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zsvec import Classifier, __version__
 from zsvec.errors import ZSVecError
@@ -27,37 +31,45 @@ from zsvec.service.admission.work import ClientLeft, Limits, Work
 from zsvec.service.api.description import ABOUT, completed
 from zsvec.service.auth.guard import Guard
 from zsvec.service.auth.keys import Keys
-from zsvec.service.live import Live
-from zsvec.service.metrics import Metrics
+from zsvec.service.operations import Health, Metrics
+from zsvec.service.pages.live import Live
 from zsvec.service.problems import Problem, answer, problem_of
-from zsvec.service.requests import Requests
 
 _log = logging.getLogger(__name__)
+_access_log = logging.getLogger("zsvec.requests")
 
 DESCRIPTION = "/v1/openapi.json"
-"""Where the description of the API is."""
+"""Path of the OpenAPI description."""
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",  # with no referrer at all, browsers send forms with an Origin of null
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+}
 
 
 class _Service(FastAPI):
-    """An application that describes itself whole."""
-
     def openapi(self) -> dict[str, Any]:
-        """The description of the API."""
+        """Returns the OpenAPI description."""
         if self.openapi_schema is None:
             self.openapi_schema = completed(super().openapi(), self.state.work.limits.images)
         return self.openapi_schema
 
 
 def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> FastAPI:
-    """A service of a classifier, to be run by any server of ASGI applications, in one process.
+    """Creates the service of a classifier, for any ASGI server, in one process.
 
-    Its encoders are loaded when it starts. It does not close the classifier.
+    The encoders are loaded at start-up. The classifier is not closed at shutdown.
 
     Args:
-        classifier: Classifies.
-        keys: Who may ask; by default whoever reaches it, by a name of this machine.
-        limits: What it takes.
+        classifier: Serves predictions and changes.
+        keys: Keys of clients. By default clients need no key, and must reach the service by a name of this machine.
+        limits: Bounds on requests.
     """
     chosen = limits or Limits()
     work = Work(classifier, chosen)
@@ -76,7 +88,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
         description=ABOUT,
         generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
-        docs_url=None,  # their scripts come from elsewhere
+        docs_url=None,  # loads scripts from a CDN
         redoc_url=None,
         openapi_url=DESCRIPTION,
         redirect_slashes=False,
@@ -84,22 +96,63 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
     app.state.work = work
     app.state.keys = keys or Keys()
     app.state.connections = Connections()
-    app.state.health = operations.Health(classifier)
+    app.state.health = Health(classifier)
     app.state.metrics = Metrics(work)
     app.state.live = Live(work, app.state.metrics, app.state.health.ending)
     for router in (api.router, operations.router, pages.router):
         app.include_router(router)
-    _answer_errors(app)
-    # The last one that is added stands first.
+    for kind in (Problem, ZSVecError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer_error)
+    for left in (ClientDisconnect, ClientLeft):
+        app.add_exception_handler(left, _answer_left_client)
+    # The last middleware is the outermost.
     app.add_middleware(Guard, keys=app.state.keys)
-    app.add_middleware(_WholePaths)
+    app.add_middleware(_RawPaths)
     app.add_middleware(Backpressure, limits=chosen, connections=app.state.connections)
-    app.add_middleware(Requests, metrics=app.state.metrics)
+    app.add_middleware(_AccessLog, metrics=app.state.metrics)
     return app
 
 
-class _WholePaths:
-    """Paths as they were sent: what is encoded stays so, that a name may have a ``/``. Queries must be UTF-8."""
+# Errors
+
+
+async def _answer_error(request: Request, error: Any) -> Response:
+    problem = _problem_of(request, error)
+    if isinstance(error, ZSVecError) and problem.status >= 500:
+        _log.warning("%s: %s", type(error).__name__, error)
+    return pages.answered(request, problem) or answer(problem)
+
+
+async def _answer_left_client(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # for the log
+
+
+def _problem_of(request: Request, error: Problem | ZSVecError | RequestValidationError | HTTPException) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, ZSVecError):
+        return problem_of(error)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return Problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    if error.status_code == 404 and error.detail == HTTPStatus.NOT_FOUND.phrase:
+        return Problem(404, f"there is nothing at this path: {DESCRIPTION} lists the paths of the API")
+    if error.status_code == 405:
+        taken = ", ".join(method for method in _METHODS if _is_taken(request, method))
+        return Problem(405, f"{request.method} is not allowed at this path: use {taken}", {"Allow": taken})
+    return Problem(error.status_code, str(error.detail), error.headers)
+
+
+def _is_taken(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+
+
+# Middleware
+
+
+class _RawPaths:
+    """Routes by the path as sent, so that a name may have an encoded ``/``. Refuses queries that are not UTF-8."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -110,52 +163,69 @@ class _WholePaths:
         try:
             unquote_to_bytes(scope.get("query_string", b"")).decode()
         except UnicodeDecodeError:
-            # Nothing has checked the length of the body yet, so no further request of the connection is read.
-            problem = Problem(422, "a query must be UTF-8, percent-encoded: this one is not", {"Connection": "close"})
+            # The guard has not checked the length of the body yet: no further request of the connection is safe.
+            problem = Problem(422, "the query must be UTF-8, percent-encoded", {"Connection": "close"})
             await answer(problem)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _answer_errors(app: FastAPI) -> None:
-    @app.exception_handler(Problem)
-    async def problem(request: Request, exc: Problem) -> Response:
-        return pages.answered(request, exc) or answer(exc)
+class _AccessLog:
+    """Logs and counts each request, and adds its id and the security headers to the response."""
 
-    @app.exception_handler(ZSVecError)
-    async def known(request: Request, exc: ZSVecError) -> Response:
-        found = problem_of(exc)
-        if found.status >= 500:
-            _log.warning("%s: %s", type(exc).__name__, exc)
-        return pages.answered(request, found) or answer(found, type(exc).__name__)
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
 
-    @app.exception_handler(HTTPException)
-    async def other(request: Request, exc: HTTPException) -> Response:
-        found = _explained(request, exc)
-        return pages.answered(request, found) or answer(found)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        identity = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["key"] = None
+        begun, code = time.perf_counter(), 0
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, exc: RequestValidationError) -> Response:
-        first = exc.errors()[0]
-        found = Problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-        return pages.answered(request, found) or answer(found)
+        async def sending(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = identity
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+                if scope["app"].state.health.ending.is_set():
+                    headers["Connection"] = "close"
+            await send(message)
 
-    @app.exception_handler(ClientDisconnect)
-    @app.exception_handler(ClientLeft)
-    async def left(request: Request, exc: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it; the log does
+        try:
+            await self._app(scope, receive, sending)
+        except asyncio.CancelledError:  # by the server, at shutdown
+            if code:
+                raise
+            detail = "the service shut down during the request. Check whether the change was made, then try again"
+            await answer(Problem(503, detail))(scope, receive, sending)
+        except Exception:
+            _access_log.exception("request %s failed", identity)
+            if code:
+                raise
+            detail = f"zsvec failed: see the log of the service, at request {identity}"
+            await answer(Problem(500, detail))(scope, receive, sending)
+        finally:
+            self._record(scope, identity, code, time.perf_counter() - begun)
 
-
-def _explained(request: Request, error: HTTPException) -> Problem:
-    """An error of the framework as a problem; of a path or a method that there is not, with those that there are."""
-    if error.status_code == 404 and error.detail == HTTPStatus.NOT_FOUND.phrase:
-        return Problem(404, f"there is nothing at this path: {DESCRIPTION} describes those that there are")
-    if error.status_code == 405:
-        taken = ", ".join(method for method in _METHODS if _is_taken(request, method))
-        return Problem(405, f"{request.method} is not taken at this path: use {taken}", {"Allow": taken})
-    return Problem(error.status_code, str(error.detail), error.headers)
-
-
-def _is_taken(request: Request, method: str) -> bool:
-    scope = {**request.scope, "method": method}
-    return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+    def _record(self, scope: Scope, identity: str, code: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        key = scope["state"].get("key")
+        self._metrics.requests.labels(route, str(code)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        facts = {
+            "id": identity,
+            "method": scope["method"],
+            "route": route,
+            "code": code,
+            "seconds": round(seconds, 6),
+            "key": key and key.name,
+        }
+        _access_log.info("%(method)s %(route)s %(code)s in %(seconds).3f s", facts, extra={"request": facts})

@@ -1,4 +1,4 @@
-"""Errors as the service answers them: problem details (RFC 9457), one member more with the error's class."""
+"""Errors as HTTP responses: problem details (RFC 9457), with the class of the error in the member ``error``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zsvec.errors import (
     without_password,
 )
 
-# The first class that an error is of decides.
+# The first matching class decides.
 _STATUS: tuple[tuple[type[ZSVecError], int], ...] = (
     (CategoryNotFoundError, 404),
     (InvalidInputError, 422),
@@ -33,58 +33,50 @@ _STATUS: tuple[tuple[type[ZSVecError], int], ...] = (
     (StoreLockedError, 503),
     (WeightsUnavailableError, 503),
     (MissingExtraError, 503),
-    (StoreError, 409),  # what is in the store, or is not, does not allow it
+    (StoreError, 409),  # the state of the store does not allow it
 )
-_LONGEST = 2000  # characters of a detail
-RETRY = {429: "1", 503: "5"}
-"""Seconds after which what was answered by a status may be tried again."""
+_MAX_DETAIL = 2000  # characters
+_RETRY_AFTER_S = {429: "1", 503: "5"}
 
 
 class Problem(Exception):  # noqa: N818 - the word of RFC 9457
-    """An answer that is a problem.
+    """A refused or failed request. `error` is the name of a class in `zsvec.errors`."""
 
-    Args:
-        status: Of HTTP.
-        detail: What happened, with which value, and what to do.
-        headers: Of the answer.
-    """
-
-    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, detail: str, headers: Mapping[str, str] | None = None, error: str | None = None
+    ) -> None:
         super().__init__(detail)
         self.status = status
-        self.detail = detail if len(detail) <= _LONGEST else f"{detail[:_LONGEST]}…"  # it may have what was sent
-        self.headers = {**({"Retry-After": RETRY[status]} if status in RETRY else {}), **(headers or {})}
+        self.detail = detail if len(detail) <= _MAX_DETAIL else f"{detail[:_MAX_DETAIL]}…"  # it may quote the request
+        retry = {"Retry-After": _RETRY_AFTER_S[status]} if status in _RETRY_AFTER_S else {}
+        self.headers = {**retry, **(headers or {})}
+        self.error = error
 
 
 class JSON(Response):
-    """JSON, whatever characters are in it."""
+    """A JSON response. Lone surrogates are escaped."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """The bytes; a character that is none, such as half of a pair, is escaped."""
+        """Returns the body."""
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode(errors="backslashreplace")
 
 
 def problem_of(error: ZSVecError) -> Problem:
-    """The problem that an error of zsvec is."""
+    """Returns the problem for an error of zsvec."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-    return Problem(status, str(error))
+    return Problem(status, str(error), error=type(error).__name__)
 
 
-def answer(problem: Problem, error: str | None = None) -> Response:
-    """The answer that a problem is.
-
-    Args:
-        problem: It.
-        error: Name of the class in `zsvec.errors`, if it is one of these.
-    """
+def answer(problem: Problem) -> Response:
+    """Returns the response for a problem."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": without_password(problem.detail),
-        **({"error": error} if error else {}),
+        **({"error": problem.error} if problem.error else {}),
     }
     return JSON(body, problem.status, headers=problem.headers, media_type="application/problem+json")

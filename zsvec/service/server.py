@@ -1,9 +1,9 @@
-"""The process of a service: uvicorn, which ends so that nobody who was let in goes without an answer.
+"""The process of a service: uvicorn with graceful shutdown.
 
-After SIGTERM or SIGINT the service says at once that it is not ready, and takes connections for a moment longer: those
-who send them look seldom. Each answer closes its connection from then on. Then it takes no connections, waits another
-moment for the requests of those that it has taken, answers what it has, and ends. What is still at work then, such as
-an audit of a large store, is given up: a store is safe against a kill at any instant.
+After SIGTERM or SIGINT the service reports at once that it is not ready, and accepts connections for a moment longer,
+until load balancers have noticed. Each response then closes its connection. After that the service stops accepting,
+waits for the requests of accepted connections, responds to them, and exits. Work that takes longer, such as an audit
+of a large store, is abandoned: a store survives a kill at any instant.
 """
 
 from __future__ import annotations
@@ -34,25 +34,24 @@ except ModuleNotFoundError:  # Windows
     resource = None  # type: ignore[assignment]
 
 NOTICE = 1.0
-"""Seconds between not being ready and taking no connections."""
+"""Seconds between not being ready and accepting no connections."""
 LAST_REQUESTS = 0.5
-"""Seconds for the requests of connections that were taken."""
+"""Seconds for the first requests of accepted connections."""
 LAST_ANSWERS = 7.0
-"""Seconds for the answers to what was let in."""
+"""Seconds for the responses to accepted requests."""
 IDLE_TIMEOUT_S = 65
-"""Seconds that a connection may be idle after an answer: longer than proxies keep theirs."""
+"""Seconds that a connection may be idle after a response: longer than proxies keep connections open."""
 GIVEN_UP = 9.5
-"""Seconds from the signal until what is at work is given up."""
-_OTHER_FILES = 256  # that the process may need beside its connections
-_BACKLOG = 128  # connections that wait to be taken
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
+"""Seconds from the signal until the process exits in any case."""
+_OTHER_FILES = 256  # open files beside connections
+_BACKLOG = 128  # connections that wait to be accepted
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _log = logging.getLogger(__name__)
 
 
 class _Protocol(H11Protocol):
-    """Tells `Connections` of a connection, which its requests name in their state."""
+    """Registers its connection with `Connections`, and names the connection in the state of requests."""
 
     def __init__(self, server: Server) -> None:
         self._known = Connection()
@@ -60,31 +59,26 @@ class _Protocol(H11Protocol):
         super().__init__(server.config, server.server_state, {**server.lifespan.state, CONNECTION: self._known})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for a head."""
-        transport.set_write_buffer_limits(0)  # writing is paused as long as anything is left in the buffer
+        """Adds the connection."""
+        transport.set_write_buffer_limits(0)  # pauses writing until the buffer is empty
         super().connection_made(transport)
         self._all.add(self._known, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Takes bytes."""
+        """Starts the timeout of a head."""
         self._all.hear(self._known)
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends."""
+        """Removes the connection."""
         super().connection_lost(exc)
         self._all.remove(self._known)
 
 
 class Server(uvicorn.Server):
-    """uvicorn, for connections that are taken here. `run` returns after a signal.
+    """uvicorn with its own accept loop. `run` returns after a signal.
 
-    uvicorn closes its listener right after a signal, and no setting changes that. It resets the connections that wait
-    to be taken then, as hypercorn and granian do.
-
-    Args:
-        app: The service.
-        listener: Takes connections; it is closed by a signal.
+    uvicorn, hypercorn and granian close the listener right after a signal, which resets connections in the backlog.
     """
 
     def __init__(self, app: FastAPI, listener: socket.socket) -> None:
@@ -94,7 +88,7 @@ class Server(uvicorn.Server):
             log_config=None,
             server_header=False,
             timeout_keep_alive=IDLE_TIMEOUT_S,
-            proxy_headers=False,  # connections are known by the address that they come from
+            proxy_headers=False,  # any client can send X-Forwarded-For
             timeout_graceful_shutdown=int(LAST_ANSWERS),
             loop="asyncio:SelectorEventLoop",
             lifespan="on",
@@ -104,54 +98,53 @@ class Server(uvicorn.Server):
         self._listener = listener
         self._ending: asyncio.Event = app.state.health.ending
         self.open_connections: Connections = app.state.connections
-        self._tasks: set[asyncio.Task[None]] = set()  # else nobody would hold them
+        self._tasks: set[asyncio.Task[None]] = set()  # keeps a reference to each
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts the application, then takes connections."""
+        """Starts the application, then accepts connections."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets=[])
         self._listener.setblocking(False)
-        self._loop.add_reader(self._listener, self._take_connections)
-        self._start(self._end_once_told())
+        self._loop.add_reader(self._listener, self._accept)
+        self._start(self._shut_down())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Ends, by a signal; at once by a second one."""
+        """Shuts down; at once at the second signal."""
         if not self.started:
             self.should_exit = True
             return
         self.force_exit = self._ending.is_set()
         self._loop.call_soon_threadsafe(self._ending.set)
 
-    async def _end_once_told(self) -> None:
+    async def _shut_down(self) -> None:
         await self._ending.wait()
-        timer = threading.Timer(GIVEN_UP, _give_up)
+        timer = threading.Timer(GIVEN_UP, _exit)
         timer.daemon = True
         timer.start()
         await asyncio.sleep(NOTICE)
         self._loop.remove_reader(self._listener)
-        self._take_connections()  # those that wait: closing the listener would reset them
+        self._accept()  # the backlog, which closing the listener would reset
         self._listener.close()
         await asyncio.sleep(LAST_REQUESTS)
         self.should_exit = True
 
     def _listen(self) -> None:
         if self._listener.fileno() >= 0 and not self._ending.is_set():
-            self._loop.add_reader(self._listener, self._take_connections)
+            self._loop.add_reader(self._listener, self._accept)
 
-    def _take_connections(self) -> None:
-        """Takes the connections that wait."""
+    def _accept(self) -> None:
         for _ in range(_BACKLOG + 1):
             try:
                 accepted, _ = self._listener.accept()
             except OSError as exc:
-                if exc.errno in _NO_ROOM and not self.open_connections.abort_one():
+                if exc.errno in _EXHAUSTED and not self.open_connections.abort_one():
                     self._loop.remove_reader(self._listener)
                     self._loop.call_later(1.0, self._listen)
                 return
-            self._start(self._serve_connection(accepted))
+            self._start(self._connect(accepted))
 
-    async def _serve_connection(self, accepted: socket.socket) -> None:
-        with suppress(OSError):  # the client has left already
+    async def _connect(self, accepted: socket.socket) -> None:
+        with suppress(OSError):  # the client has disconnected
             await self._loop.connect_accepted_socket(lambda: _Protocol(self), accepted)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -160,8 +153,8 @@ class Server(uvicorn.Server):
         task.add_done_callback(self._tasks.discard)
 
 
-def _allow_files(connections: Connections) -> None:
-    """Lets this process have as many open files as it may, and no more connections than there are files for them."""
+def _raise_file_limit(connections: Connections) -> None:
+    """Raises the limit of open files to the maximum, and bounds connections by the limit."""
     if resource is None:
         return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -172,60 +165,54 @@ def _allow_files(connections: Connections) -> None:
         connections.most = max(1, min(connections.most, files - _OTHER_FILES))
 
 
-def _give_up() -> None:
-    _log.warning("something is still at work: it is given up, so that the service ends in time")
+def _exit() -> None:
+    _log.warning("shutdown timed out: work is still running, and is abandoned")
     logging.shutdown()
     os._exit(0)
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Args:
-        host: Name or address.
-        port: 0: any that is free.
+    """Returns a listening socket; port 0 takes a free one.
 
     Raises:
-        InvalidInputError: There is no such address here, or it is taken.
+        InvalidInputError: The address does not exist on this machine, or is in use.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
         listener = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
-        # Connections inherit both options. Without the first, each answer waits 40 ms for its body.
+        # Connections inherit both options. Without the first, each response waits 40 ms for its body.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Linux takes megabytes that a client does not read, and says only after a third of them that it has read.
+        # Linux buffers megabytes that a client does not read, and reports progress only after a third of them.
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * PART_BYTES)
     except (OSError, OverflowError, ValueError) as exc:
-        raise InvalidInputError(f"nothing can listen on {host!r}, port {port}: {exc}; choose others") from exc
+        raise InvalidInputError(
+            f"cannot listen on {host!r}, port {port}: {exc}. Choose another address or port"
+        ) from exc
     return listener
 
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Run a service until a signal ends it."""
-    _allow_files(app.state.connections)
+    """Runs a service until a signal."""
+    _raise_file_limit(app.state.connections)
     Server(app, listener).run()
 
 
 def log_to_stderr(*, as_json: bool) -> None:
-    """Write logs to stderr, a line each.
-
-    Args:
-        as_json: As JSON, one object a line.
-    """
+    """Logs to stderr, one line of text or a JSON object per record."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for chatty in ("uvicorn", "httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in ("uvicorn", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON: when, how grave, what; and the facts of a request."""
+    """Formats a record as a JSON object on one line, with the fields of a request."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Returns the line."""
         line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname,

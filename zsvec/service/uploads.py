@@ -1,4 +1,4 @@
-"""What requests send: images, as files of a form, as a body of their own, or as base64 in JSON."""
+"""Bodies of requests: images and fields in forms, images as bodies, JSON with images as base64."""
 
 from __future__ import annotations
 
@@ -24,60 +24,45 @@ _log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_LONGEST = 255  # characters of a file name
-_FIELDS = 1000  # of a form
-_PARTS = 100_000  # of JSON, each of which may take a hundred times its bytes, or an error of its own
+_MAX_NAME = 255  # characters of a file name
+_MAX_FIELDS = 1000  # of a form
+_MAX_JSON_PARTS = 100_000  # each may take a hundred times its bytes, or an error object
 _UTF_8 = ("utf-8", "utf8")
-_SEMICOLONS = 32  # of a header: the library that reads its parameters takes two microseconds for each
+_MAX_SEMICOLONS = 32  # of a header: python-multipart takes two microseconds to parse each
 _METADATA = TypeAdapter(dict[str, Any])
 
 
 class Upload(io.BytesIO):
-    """An image that was sent.
-
-    Args:
-        content: Its bytes.
-        name: How it was called; only the last part of a path, and what a file name can have, are kept.
-    """
+    """An uploaded image. Folders and unprintable characters are removed from the name."""
 
     def __init__(self, content: bytes, name: str | None) -> None:
         super().__init__(content)
         last = re.split(r"[/\\]", name or "")[-1]
-        self.name = "".join(filter(str.isprintable, last))[:_LONGEST].strip() or "upload"
+        self.name = "".join(filter(str.isprintable, last))[:_MAX_NAME].strip() or "upload"
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a request sends of a category.
-
-    Attributes:
-        images: Reference images, in order.
-        texts: Definition texts; ``None``: none are given.
-        metadata: JSON to keep; ``None``: none is given.
-    """
+    """Reference images, definition texts and metadata of a category in a request; ``None``: not given."""
 
     images: Sequence[Upload]
     texts: Sequence[str] | None = None
     metadata: Mapping[str, Any] | None = None
 
 
-async def sent_images(request: Request, most: int) -> list[Upload]:
-    """The images of a request, one or more.
-
-    Args:
-        request: With a form, JSON, or an image as its body.
-        most: Images.
+async def sent_images(request: Request, max_images: int) -> list[Upload]:
+    """Reads one or more images from a form, from JSON, or from a body that is an image.
 
     Raises:
-        Problem: There is none, or there are too many, or the body cannot be read.
+        Problem: There are too few or too many images, or the body cannot be read.
     """
     kind = _content_type(request)
     if kind == "multipart/form-data":
-        images, fields = await sent_form(request, most)
+        images, fields = await sent_form(request, max_images)
         if fields:
-            raise Problem(422, f"the form has a field {next(iter(fields))!r}, which has no meaning here: send images")
+            raise Problem(422, f"the form must have files 'images' only, got a field {next(iter(fields))!r}")
     elif kind == "application/json":
-        images = _named((await sent_json(request, Images)).images, most)
+        images = _named((await sent_json(request, Images)).images, max_images)
     elif kind.startswith("image/") or kind == "application/octet-stream":
         images = [Upload(await request.body(), None)]
     else:
@@ -87,54 +72,54 @@ async def sent_images(request: Request, most: int) -> list[Upload]:
     return images
 
 
-async def sent_material(request: Request, most: int) -> Material:
-    """What a request sends of a category; the arguments and errors are those of `sent_images`."""
+async def sent_material(request: Request, max_images: int) -> Material:
+    """Reads the texts, images and metadata of a category, with the errors of `sent_images`."""
     kind = _content_type(request)
     if kind == "application/json":
         given = await sent_json(request, CategoryGiven)
-        return Material(_named(given.images, most), given.texts, given.metadata)
+        return Material(_named(given.images, max_images), given.texts, given.metadata)
     if kind != "multipart/form-data":
         raise _unsupported(kind, "multipart/form-data or application/json")
-    images, fields = await sent_form(request, most)
+    images, fields = await sent_form(request, max_images)
     texts, metadata = fields.pop("texts", None), fields.pop("metadata", [])
     if fields:
-        raise Problem(422, f"the form has a field {next(iter(fields))!r}: it may have images, texts and metadata")
+        raise Problem(422, f"the form must have images, texts and metadata only, got a field {next(iter(fields))!r}")
     if len(metadata) > 1:
-        raise Problem(422, "metadata is given more than once")
+        raise Problem(422, f"metadata must be given once, got {len(metadata)} fields")
     with _as_problems():
         return Material(images, texts, _METADATA.validate_json(metadata[0]) if metadata else None)
 
 
 async def sent_json(request: Request, model: type[Model]) -> Model:
-    """The object that the body is.
+    """Reads a JSON body.
 
     Raises:
-        Problem: It is no JSON, or not as the model says.
+        Problem: The body is not JSON or does not match the model.
     """
     if (kind := _content_type(request)) != "application/json":
         raise _unsupported(kind, "application/json")
     body = await request.body()
-    if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS:
-        raise Problem(413, f"the JSON has more than {_PARTS:,} parts: send several requests")
+    if sum(map(body.count, (b",", b"[", b"{"))) > _MAX_JSON_PARTS:
+        raise Problem(413, f"the JSON must have at most {_MAX_JSON_PARTS:,} parts: send several requests")
     with _as_problems():
         return model.model_validate_json(body)
 
 
 @contextmanager
 def _as_problems() -> Iterator[None]:
-    """Errors of pydantic as problems; what was given is not in them, for it may be large."""
+    """Maps errors of pydantic to problems, without their input, which may be large."""
     try:
         yield
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         if first["type"] == "json_invalid":
-            raise Problem(400, f"the body is no JSON: {first['msg']}") from exc
+            raise Problem(400, f"the body is not JSON: {first['msg']}") from exc
         raise Problem(422, f"{where or 'the body'}: {first['msg']}") from exc
 
 
-async def sent_form(request: Request, most: int) -> tuple[list[Upload], dict[str, list[str]]]:
-    """The images of a form, and its texts by name; the arguments and errors are those of `sent_images`."""
+async def sent_form(request: Request, max_images: int) -> tuple[list[Upload], dict[str, list[str]]]:
+    """Reads the images and the text fields of a form, with the errors of `sent_images`."""
     images: list[Upload] = []
     fields: dict[str, list[str]] = {}
     async with _form(request) as items:
@@ -144,34 +129,34 @@ async def sent_form(request: Request, most: int) -> tuple[list[Upload], dict[str
                 continue
             filename = _utf_8(value.filename or "")
             if name != "images":
-                raise Problem(422, f"the file {filename!r} is sent as {name!r}: send images as 'images'")
-            if filename or value.size:  # of a field without a chosen file, browsers send an empty one
-                _check_number(len(images) + 1, most)
+                raise Problem(422, f"files must be sent as 'images', got {filename!r} as {name!r}")
+            if filename or value.size:  # browsers send an empty file for a field without a chosen file
+                _check_number(len(images) + 1, max_images)
                 images.append(Upload(await value.read(), filename))
     return images, fields
 
 
 class _Parser(MultiPartParser):
-    """Reads forms, and refuses a part with more parameters than `_SEMICOLONS` in a header."""
+    """Bounds the parameters in the headers of parts."""
 
     def on_header_end(self) -> None:
-        """Takes a header of a part."""
-        if (found := self._current_partial_header_value.count(b";")) > _SEMICOLONS:
-            raise MultiPartException(f"a header of a part must have at most {_SEMICOLONS} semicolons, got {found:,}")
+        """Checks a header of a part."""
+        if (found := self._current_partial_header_value.count(b";")) > _MAX_SEMICOLONS:
+            raise MultiPartException(f"a part's header must have at most {_MAX_SEMICOLONS} semicolons, got {found:,}")
         super().on_header_end()
 
 
 @asynccontextmanager
 async def _form(request: Request) -> AsyncIterator[list[tuple[str, str | UploadFile]]]:
-    """Reads a form; its files are closed in the end."""
+    """Reads a form, and closes its files at the end of the block."""
     kind = _content_type(request)
     try:
         if kind == "application/x-www-form-urlencoded":
             yield _fields(await request.body())
         elif kind == "multipart/form-data":
-            # Starlette decodes text by any codec, and by Latin-1 where that fails. Latin-1 gives every byte back.
+            # Starlette decodes text by any codec, and by Latin-1 if that fails. Latin-1 preserves every byte.
             headers = Headers({"content-type": f"{request.headers['content-type']}; charset=latin-1"})
-            parser = _Parser(headers, request.stream(), max_files=_FIELDS, max_fields=_FIELDS)
+            parser = _Parser(headers, request.stream(), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)
             form = await parser.parse()
             try:
                 yield [
@@ -193,11 +178,10 @@ async def _form(request: Request) -> AsyncIterator[list[tuple[str, str | UploadF
 
 
 def _fields(body: bytes) -> list[tuple[str, str | UploadFile]]:
-    """The fields of a form that is URL-encoded, as browsers send those without files."""
     if len(body) > MultiPartParser.max_part_size:
-        raise Problem(413, f"the form has more than {MultiPartParser.max_part_size:,} bytes: send less at once")
+        raise Problem(413, f"the form must have at most {MultiPartParser.max_part_size:,} bytes: send less at once")
     try:
-        return [*parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS)]
+        return [*parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)]
     except ValueError as exc:
         raise Problem(400, f"the form cannot be read: {exc}") from exc
 
@@ -206,21 +190,21 @@ def _utf_8(text: str) -> str:
     return text.encode("latin-1").decode()
 
 
-def _named(images: Sequence[Image], most: int) -> list[Upload]:
-    _check_number(len(images), most)
+def _named(images: Sequence[Image], max_images: int) -> list[Upload]:
+    _check_number(len(images), max_images)
     return [Upload(one, None) if isinstance(one, bytes) else Upload(one.data, one.name) for one in images]
 
 
-def _check_number(images: int, most: int) -> None:
-    if images > most:
-        raise Problem(413, f"there are more than {most} images: send them in several requests")
+def _check_number(images: int, max_images: int) -> None:
+    if images > max_images:
+        raise Problem(413, f"a request must have at most {max_images} images: send several requests")
 
 
 def _content_type(request: Request) -> str:
-    """Returns the type of the body, without its parameters; raises a Problem if its text is not UTF-8."""
+    """Returns the media type of the body; raises a Problem if its charset is not UTF-8."""
     given = request.headers.get("content-type", "")
-    if given.count(";") > _SEMICOLONS:
-        raise Problem(415, f"Content-Type must have at most {_SEMICOLONS} semicolons, got {given.count(';'):,}")
+    if given.count(";") > _MAX_SEMICOLONS:
+        raise Problem(415, f"Content-Type must have at most {_MAX_SEMICOLONS} semicolons, got {given.count(';'):,}")
     kind, parameters = parse_options_header(given)
     charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() not in _UTF_8:
@@ -228,5 +212,5 @@ def _content_type(request: Request) -> str:
     return kind.strip().decode("latin-1")
 
 
-def _unsupported(kind: str, taken: str) -> Problem:
-    return Problem(415, f"a body of the type {kind or 'that is not said'} is not taken: send {taken}")
+def _unsupported(kind: str, supported: str) -> Problem:
+    return Problem(415, f"the body must be {supported}, got {kind or 'no Content-Type'}")

@@ -1,6 +1,6 @@
-"""Browsers and the services that they look at; each is started once.
+"""Browsers and services, each started once for this package.
 
-They end with this package: while Playwright runs, its thread has an event loop, in which no other test can start one.
+While Playwright runs, its thread has an event loop, in which no other test can start one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.service.browser.support import CHROMIUM, PATIENCE, Opened, Service, Services
-from tests.service.page_support import SECRETS
+from tests.service.browser.support import CHROMIUM, PATIENCE, SERVE_KEYS, Opened, Service, Services
+from tests.service.support import SECRETS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -27,17 +27,15 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Services:
 
 @pytest.fixture(scope="package")
 def photo_store(services: Services) -> Path:
-    """Made once; services get copies of it."""
     return services.imported()
 
 
 @pytest.fixture(scope="package")
 def service(services: Services, photo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One that asks for a key."""
+    """A service with keys."""
     copy = shutil.copytree(photo_store, tmp_path_factory.mktemp("served") / "store")
-    keys = ",".join(f"{name}:{name}:{key}" for name, key in SECRETS.items())
     with ExitStack() as stack:
-        yield services.start(copy, stack, key=SECRETS["write"], keys=keys)
+        yield services.start(copy, stack, key=SECRETS["write"], keys=SERVE_KEYS)
 
 
 @pytest.fixture(scope="package")
@@ -52,7 +50,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(chromium: Browser, service: Service) -> Iterator[Opened]:
-    """Opens pages of the service. When the test ends, none may have had an error or broken the policy of contents."""
+    """Opens pages of the service, and asserts that none had an error or violated the Content-Security-Policy."""
     opened = Opened(chromium, service)
     yield opened
     for context in chromium.contexts:

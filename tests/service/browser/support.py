@@ -1,4 +1,4 @@
-"""A service in a process of its own, with real photographs, and browsers that look at its pages."""
+"""Services in their own processes with real photographs, and browsers that open their pages."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from tests.qdrant import DEADLINE
+from tests.service.support import SECRETS
 from zsvec.service.auth.guard import COOKIE
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[4] / "shared"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CATEGORIES = ("ant", "ketch", "pagoda")
 _IMAGES = 4  # of each category
-PATIENCE = 60_000  # milliseconds for what a page is expected to show
+PATIENCE = 60_000  # milliseconds for an expectation
+SERVE_KEYS = ",".join(f"{name}:{name}:{key}" for name, key in SECRETS.items())
 
 needs_a_browser = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: install it (apt-get install chromium)")
 needs_photos = pytest.mark.skipif(
@@ -36,19 +38,19 @@ needs_photos = pytest.mark.skipif(
 
 
 def photo_of(category: str, number: int = 0) -> Path:
-    """A photograph that no store has."""
+    """A photograph that is in no store."""
     return sorted((DATA / "photos" / category).iterdir())[number]
 
 
 @dataclass(frozen=True)
 class Service:
-    """What runs in its own process.
+    """A service in its own process.
 
     Attributes:
-        address: Of its first page.
-        log: The file that it writes its log to.
-        key: One that may write; empty where nobody is asked for one.
-        zsvec: Runs a command with its store, once it has ended, and gives what that prints.
+        address: URL of the first page.
+        log: File of the log.
+        key: Key to write; empty for a service without keys.
+        zsvec: Runs a command on the store after the service has ended, and returns the output.
     """
 
     address: str
@@ -57,7 +59,7 @@ class Service:
     zsvec: Callable[..., str]
 
     def restore(self) -> None:
-        """Take back all that was changed since the store was imported."""
+        """Undoes all changes since the import."""
         with httpx.Client(base_url=self.address, headers={"Authorization": f"Bearer {self.key or 'none'}"}) as client:
             for change in client.get("/v1/history").json():
                 if not change["undone"] and change["what"] not in ("undo", "import"):
@@ -65,16 +67,16 @@ class Service:
 
 
 class Services:
-    """Starts and ends services over one store at a time.
+    """Starts and ends services.
 
     Args:
-        folder: For stores, logs, and what would be a user's.
+        folder: Folder for stores, logs and user settings.
     """
 
     def __init__(self, folder: Path) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZSVEC_", "XDG_"))}
         user = {f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("CONFIG", "STATE")}
-        # What was measured of the encoders on this host need not be measured again.
+        # Reuses the measured throughput of the encoders.
         cache = os.environ.get("XDG_CACHE_HOME")
         self._environment = {**kept, **user, "ZSVEC_PROFILE": "offline", "HF_HUB_OFFLINE": "1"}
         if cache:
@@ -93,7 +95,7 @@ class Services:
         ).stdout
 
     def imported(self) -> Path:
-        """A store with a few references of each category."""
+        """Creates a store with a few references of each category."""
         for category in CATEGORIES:
             folder = self._folder / "references" / category
             folder.mkdir(parents=True)
@@ -104,13 +106,13 @@ class Services:
         return store
 
     def start(self, store: Path, stack: ExitStack, *, key: str = "", keys: str = "") -> Service:
-        """A service that is ready, until the stack ends.
+        """Starts a service, which is ready, until the stack ends; with keys, on request.
 
         Args:
-            store: A folder that no other process has open.
-            stack: Ends it.
-            key: One of its keys, that may write.
-            keys: All of them, as ``ZSVEC_SERVE_KEYS`` has them.
+            store: Folder of the store.
+            stack: Ends the service.
+            key: A key to write.
+            keys: Value of ``ZSVEC_SERVE_KEYS``.
         """
         log = self._folder / f"{store.name}.log"
         environment = {**self._environment, **({"ZSVEC_SERVE_KEYS": keys} if keys else {})}
@@ -137,8 +139,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait(DEADLINE)
 
 
+def violations(page: Page) -> list[tuple[str, str]]:
+    """Returns serious violations of accessibility rules, with their elements; and a scroll bar of the page, if any."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    serious = [one for one in found if one["impact"] in ("serious", "critical")]
+    too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth") > 0
+    return [(one["id"], node["html"]) for one in serious for node in one["nodes"]] + [("too wide", "")] * too_wide
+
+
 class Opened:
-    """Opens pages as different people do, and remembers what their consoles said."""
+    """Opens pages, and collects errors of their consoles."""
 
     def __init__(self, browser: Browser, service: Service) -> None:
         self._browser = browser
@@ -146,7 +157,7 @@ class Opened:
         self.said: list[str] = []
 
     def __call__(self, path: str = "/", *, width: int = 1280, stranger: bool = False, **options: Any) -> Page:
-        """A page, as it is when it has come; to a stranger, who has no key."""
+        """Opens a page; with `stranger`, without a key."""
         context = self._browser.new_context(
             base_url=self._service.address, viewport={"width": width, "height": 860}, reduced_motion="reduce", **options
         )
@@ -160,7 +171,7 @@ class Opened:
         return page
 
     def forget_refusals(self) -> None:
-        """What a browser itself, and htmx, say of an answer that is a problem, or of none."""
+        """Removes the messages of the browser and of htmx about refused or failed requests."""
         self.said = [line for line in self.said if not line.startswith(("Failed to load resource", "Response Status"))]
 
     def _hear(self, message: ConsoleMessage) -> None:

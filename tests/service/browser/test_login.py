@@ -1,24 +1,21 @@
-"""Keys in a browser: a link with a key asks before it signs in, and nothing that anybody reads has the key."""
+"""Sign-in in a browser: a link with a key asks for confirmation, and the key is in no address and no log."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.service.browser.support import Opened, Service, needs_a_browser, needs_photos, photo_of
-from tests.service.page_support import SECRETS
+from tests.service.support import SECRETS
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import expect
 
 pytestmark = [needs_a_browser, needs_photos]
 
-
 ASKED = "Sign in with the key from this link?"
 
 
-def test_the_address_with_a_key_signs_in_by_one_click_and_no_log_and_no_request_has_it(
-    opened: Opened, service: Service
-) -> None:
+def test_a_link_with_a_key_signs_in_by_one_click(opened: Opened, service: Service) -> None:
     page = opened("/login", stranger=True)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(f"{request.method} {request.url}"))
@@ -43,7 +40,7 @@ def test_the_address_with_a_key_signs_in_by_one_click_and_no_log_and_no_request_
 
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_a_link_with_another_key_changes_nothing_before_it_is_confirmed(opened: Opened, how: str) -> None:
-    """Else the sender of a link would see, under a key of theirs, what the reader classifies and teaches."""
+    """Otherwise the sender of a link could see what the browser classifies and changes with the key."""
     page = opened("/categories")
     expect(page.get_by_text("write", exact=True)).to_be_visible()
     page.goto(f"/#key={SECRETS['read']}")
@@ -55,7 +52,7 @@ def test_a_link_with_another_key_changes_nothing_before_it_is_confirmed(opened: 
     else:
         page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
-    expect(page.locator("#sign-in-key")).to_have_value("")  # "close" is dispatched a moment after the dialog is hidden
+    expect(page.locator("#sign-in-key")).to_have_value("")  # "close" is dispatched after the dialog is hidden
     page.reload()
     expect(page.get_by_text("write", exact=True)).to_be_visible()
     page.goto(f"/#key={SECRETS['read']}")
@@ -63,24 +60,24 @@ def test_a_link_with_another_key_changes_nothing_before_it_is_confirmed(opened: 
     expect(page.get_by_text("read", exact=True)).to_be_visible()
 
 
-def test_a_link_that_is_opened_on_an_open_page_asks_too(opened: Opened, service: Service) -> None:
+def test_a_link_on_an_open_page_asks_for_confirmation(opened: Opened, service: Service) -> None:
     page = opened("/login", stranger=True)
     page.evaluate(f"location.hash = 'key={SECRETS['write']}'")
     expect(page.get_by_role("dialog", name=ASKED)).to_be_visible()
     expect(page).to_have_url(f"{service.address}login")
 
 
-def test_a_wrong_key_is_said(opened: Opened) -> None:
+def test_a_wrong_key_is_refused(opened: Opened) -> None:
     page = opened("/#key=wrong-0123456789abcdef", stranger=True)
     page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("alert")).to_contain_text("This is no key of this service")
+    expect(page.get_by_role("alert")).to_contain_text("Invalid key")
     page.get_by_label("Key", exact=True).fill("another-0123456789abcdef")
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("alert")).to_contain_text("This is no key of this service")
+    expect(page.get_by_role("alert")).to_contain_text("Invalid key")
     opened.forget_refusals()
 
 
-def test_a_key_that_may_read_classifies_and_is_offered_no_change(opened: Opened) -> None:
+def test_a_key_to_read_is_offered_no_change(opened: Opened) -> None:
     page = opened("/login", stranger=True)
     page.get_by_label("Key", exact=True).fill(SECRETS["read"])
     with page.expect_navigation():
@@ -93,7 +90,7 @@ def test_a_key_that_may_read_classifies_and_is_offered_no_change(opened: Opened)
         expect(page.locator("main").get_by_role("button")).to_have_count(buttons)
 
 
-def test_a_key_that_is_taken_away_leads_to_the_login(opened: Opened) -> None:
+def test_without_its_cookie_a_page_leads_to_sign_in(opened: Opened) -> None:
     page = opened("/login", stranger=True)
     page.get_by_label("Key", exact=True).fill(SECRETS["write"])
     with page.expect_navigation():

@@ -1,4 +1,4 @@
-"""The pages in a browser, as somebody with photos uses them: against a process, with real photographs."""
+"""Classify and Categories in a browser, with real photographs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.browser.support import Opened, Service, Services, needs_a_browser, needs_photos, photo_of
+from tests.service.browser.support import (
+    Opened,
+    Service,
+    Services,
+    needs_a_browser,
+    needs_photos,
+    photo_of,
+    violations,
+)
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Browser, JSHandle, Locator, Page, expect
@@ -19,7 +27,7 @@ pytestmark = [needs_a_browser, needs_photos]
 
 
 def drop(page: Page, *photos: Path) -> Locator:
-    """Drop files on a page; gives the cards of their answers."""
+    """Chooses files, and returns the cards of their predictions."""
     page.set_input_files("#chosen", [str(photo) for photo in photos])
     cards = page.locator(".answer-card")
     expect(cards.locator(".verdict")).to_have_count(len(photos))
@@ -30,7 +38,7 @@ def card(page: Page, name: str) -> Locator:
     return page.locator(".category-card").filter(has=page.get_by_role("link", name=name, exact=True))
 
 
-def test_a_category_is_added_a_photo_is_corrected_and_the_next_answer_knows(
+def test_a_category_is_added_and_a_photo_is_corrected(
     chromium: Browser,
     services: Services,
     photo_store: Path,
@@ -42,7 +50,7 @@ def test_a_category_is_added_a_photo_is_corrected_and_the_next_answer_knows(
         page = (opened := Opened(chromium, served))("/categories")
         page.get_by_role("button", name="Add a category").click()
         page.get_by_label("Name", exact=True).fill("red/panda? 🐼")
-        page.get_by_label("What it looks like").fill("a small reddish animal\na bushy tail")
+        page.get_by_label("Description").fill("a small reddish animal\na bushy tail")
         page.set_input_files("#add-files", [str(photo_of("beaver", n)) for n in range(2)])
         page.get_by_role("button", name="Add", exact=True).click()
         expect(card(page, "red/panda? 🐼")).to_contain_text("2 pictures, 2 texts")
@@ -51,9 +59,9 @@ def test_a_category_is_added_a_photo_is_corrected_and_the_next_answer_knows(
         shown = drop(page, photo_of("brain"))
         expect(shown).not_to_contain_text("Almost certainly brain")
         shown.get_by_label("Another category").fill("brain")
-        shown.get_by_role("button", name="Teach").click()
+        shown.get_by_role("button", name="Correct").click()
         expect(shown.locator(".before")).to_contain_text("Now: brain, over 99 %")
-        expect(page.locator("#toasts")).to_contain_text("It has learned that this is “brain”")
+        expect(page.locator("#toasts")).to_contain_text("Learned that this is “brain”")
         page.get_by_role("button", name="Undo").click()
         expect(shown.locator(".before")).not_to_contain_text("Now: brain")
         page.get_by_role("button", name="Redo").click()
@@ -72,11 +80,11 @@ def test_a_category_is_added_a_photo_is_corrected_and_the_next_answer_knows(
 
 
 def shown_by(served: Service, name: str) -> list[dict[str, str]]:
-    """The references that ``zsvec show`` tells of, after the service has ended."""
+    """References by ``zsvec show``, after the service has ended."""
     return json.loads(served.zsvec("show", name, "--json"))["stored"]
 
 
-def test_several_photos_have_an_answer_each_whatever_one_of_them_is(opened: Opened, tmp_path: Path) -> None:
+def test_each_photo_has_a_prediction_or_an_error(opened: Opened, tmp_path: Path) -> None:
     text = tmp_path / "<img src=x onerror=alert(1)>.jpg"
     text.write_bytes(b"no image")
     page = opened()
@@ -93,7 +101,7 @@ def test_several_photos_have_an_answer_each_whatever_one_of_them_is(opened: Open
 
 
 def transfer(page: Page, *photos: Path) -> JSHandle:
-    """Files as a browser has them while they are dragged, or on its clipboard."""
+    """Files as in a drag or on the clipboard."""
     return page.evaluate_handle(
         """files => {
             const transfer = new DataTransfer();
@@ -128,14 +136,14 @@ def test_photos_are_dropped_anywhere_and_pasted(opened: Opened) -> None:
     expect(card(page, "brain")).to_contain_text("1 picture, 1 text")
 
 
-def test_where_too_much_waits_it_is_asked_again(opened: Opened) -> None:
+def test_a_full_queue_is_retried(opened: Opened) -> None:
     page = opened()
     page.route("**/classify", lambda route: route.fulfill(status=429, headers={"Retry-After": "0"}), times=2)
     expect(drop(page, photo_of("ant")).locator(".ranking")).to_be_visible()
     opened.forget_refusals()
 
 
-def test_what_cannot_be_sent_is_said_and_asked_again(opened: Opened) -> None:
+def test_a_failed_request_can_be_retried(opened: Opened) -> None:
     page = opened()
     page.context.set_offline(True)
     cards = drop(page, photo_of("ant"))
@@ -167,7 +175,7 @@ def test_a_reference_is_moved_by_dragging_and_undone(opened: Opened) -> None:
     expect(page.locator("#pictures-title")).to_have_text("4 pictures")
 
 
-def test_a_reference_is_moved_by_a_finger_that_rests_on_it(opened: Opened) -> None:
+def test_a_reference_is_moved_by_a_long_press(opened: Opened) -> None:
     page = opened("/categories", width=390, has_touch=True, is_mobile=True)
     source, target = card(page, "ant").locator("[data-reference]").first, card(page, "ketch")
     target.scroll_into_view_if_needed()
@@ -256,7 +264,7 @@ def test_a_category_is_renamed_merged_and_removed_and_each_is_undone(opened: Ope
     opened.forget_refusals()
 
 
-def test_two_browsers_at_once_see_what_the_other_does(opened: Opened) -> None:
+def test_two_browsers_see_each_others_changes(opened: Opened) -> None:
     first, second = opened("/categories/ant"), opened("/categories/ant")
     first.set_input_files("#more-files", [str(photo_of("ant", n)) for n in range(2)])
     expect(first.locator("#pictures-title")).to_have_text("6 pictures")
@@ -264,7 +272,7 @@ def test_two_browsers_at_once_see_what_the_other_does(opened: Opened) -> None:
     second.get_by_role("button", name="Add text").click()
     expect(second.locator("#pictures-title")).to_have_text("6 pictures")
     expect(second.locator("#texts-title")).to_have_text("2 texts")
-    first.get_by_role("button", name="Undo").click()  # of what the other has changed since
+    first.get_by_role("button", name="Undo").click()  # of a category that the other browser has changed
     expect(first.locator("#toasts")).to_contain_text("has been changed since")
     second.get_by_role("button", name="Undo").click()
     expect(second.locator("#texts-title")).to_have_text("1 text")
@@ -274,33 +282,18 @@ def test_two_browsers_at_once_see_what_the_other_does(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_serious(opened: Opened, theme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
-    found = []
-
-    def check(page: Page, what: str) -> None:
-        result = axe.run(page, options={"resultTypes": ["violations"]})
-        found.extend(
-            (what, one["id"], node["html"])
-            for one in result.response["violations"]
-            if one["impact"] in ("serious", "critical")
-            for node in one["nodes"]
-        )
-
+def test_pages_are_accessible(opened: Opened, theme: str) -> None:
     for width in (390, 1440):
         page = opened("/", width=width, color_scheme=theme)
-        check(page, "no answers")
+        assert violations(page) == [], width
         drop(page, photo_of("ketch"), photo_of("brain"))
-        check(page, "answers")
+        assert violations(page) == [], width
         for path in ("/categories", "/categories/ant", "/nothing"):
             page.goto(path)
-            check(page, path)
+            assert violations(page) == [], (width, path)
         page.goto("/categories/ant")
         page.locator(".gallery .select").first.check()
         page.locator("[data-reference]").first.click()
-        check(page, "a dialog")
-        overflowing = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        assert overflowing <= 0, width
+        assert violations(page) == [], (width, "dialog")
         page.context.close()
-    assert found == []
     opened.forget_refusals()

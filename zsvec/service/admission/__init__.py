@@ -1,1 +1,1 @@
-"""How much the service takes at once: bodies, images at work, answers that nobody reads."""
+"""Admission control: bounds on connections, bodies, responses and work."""

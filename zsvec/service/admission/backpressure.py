@@ -1,7 +1,7 @@
-"""Backpressure: bounds the bytes, the pace and the memory of the bodies of requests and of answers.
+"""Backpressure: bounds size, pace and memory of request bodies and responses.
 
-Servers have no timeout for a body and none for an answer. They buffer each piece of an answer whole, and wait for the
-client only before the next piece: parts bound that buffer.
+ASGI servers have no timeout for either. They buffer each piece of a response whole, and wait for the client only before
+the next piece; small parts bound that buffer.
 """
 
 from __future__ import annotations
@@ -23,28 +23,23 @@ from zsvec.service.problems import Problem, answer
 _log = logging.getLogger(__name__)
 
 PART_BYTES = 2**16
-"""Bytes that are sent at once."""
+"""Bytes of a part of a response."""
 WRITE_TIMEOUT_S = 30.0
-"""Seconds in which a client must take the part of an answer that was sent last."""
+"""Seconds in which a client must read the last part of a response."""
 _MAX_OPEN_BYTES = 2**16  # of a body at paths that need no key
 _MIN_BYTES_PER_S = 4096  # of a body, once `Limits.patience` is over
-_LINGER_S = 5.0  # in which the rest of a refused body is thrown away, so that its sender reads why
+_LINGER_S = 5.0  # for the rest of a refused body, so that its sender can read the refusal
 
 
 class Backpressure:
-    """Refuses bodies that are too large, too slow or for which there is no memory, and drops clients that do not read.
+    """Refuses bodies that are too large, too slow or beyond the memory budget; disconnects clients that do not read.
 
-    Answers have a budget. Beyond it, the connection of the oldest answer is aborted. The newest answer is always sent:
-    clients that do not read shut no other client out.
-
-    Args:
-        app: Answers requests.
-        limits: Bytes of one body, of all bodies and of all answers, and the seconds that a part of a body may take.
-        connections: Those of the server.
+    Responses have a budget. Beyond it, the connection of the oldest response is aborted; the newest response is always
+    sent, so that clients that do not read cannot block others.
 
     Attributes:
-        receiving: Bytes that have come of the bodies of all requests at work.
-        sending: Bytes of the answers that are being sent, or of their pieces.
+        receiving: Bytes received of the bodies of all requests at work.
+        sending: Bytes of the responses, or pieces of responses, that are being sent.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, connections: Connections) -> None:
@@ -56,7 +51,7 @@ class Backpressure:
         self.sending = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handles a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -72,7 +67,7 @@ class Backpressure:
 
     @contextmanager
     def held(self, exchange: _Exchange, size: int) -> Iterator[None]:
-        """Holds the bytes of an answer within the block, and makes room for them."""
+        """Reserves bytes of the budget within the block; aborts the oldest responses to make room."""
         while self._pending and self.sending + size > self.limits.sending:
             oldest = next(iter(self._pending))
             self.sending -= self._pending.pop(oldest)
@@ -86,20 +81,18 @@ class Backpressure:
 
 
 class _Exchange:
-    """A request and its answer."""
-
     def __init__(
         self, owner: Backpressure, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
     ) -> None:
         self._owner = owner
         self._receive, self._send, self._abort = receive, send, abort
-        self._most = min(owner.limits.bytes, _MAX_OPEN_BYTES) if is_open(scope["path"]) else owner.limits.bytes
+        self._max_bytes = min(owner.limits.bytes, _MAX_OPEN_BYTES) if is_open(scope["path"]) else owner.limits.bytes
         self._ended = self._refused = self._aborted = False
         self._waited = 0.0
         self.received = 0
 
     async def receive(self) -> Message:
-        """The next part of the body; raises a Problem if the body is too large, or too slow."""
+        """Returns the next part of the body; raises a Problem for a body that is too large or too slow."""
         if self._ended:
             return await self._receive()
         patience = self._owner.limits.patience
@@ -109,31 +102,31 @@ class _Exchange:
             async with asyncio.timeout(min(patience, left)):
                 message = await self._receive()
         except TimeoutError:
-            detail = f"the body stopped after {self.received:,} bytes, or is too slow: send it again"
+            detail = f"the body stalled or was too slow, got {self.received:,} bytes: send the request again"
             raise self._refusal(408, detail) from None
         self._waited += time.monotonic() - begun
         self._ended = not message.get("more_body", False)
         size = len(message.get("body", b""))
         self.check_size(self.received + size)
-        # A stated length holds nothing: many clients could state one and send none.
+        # Content-Length reserves nothing: clients could block others by stating a length and sending nothing.
         if self._owner.receiving + size > self._owner.limits.held:
-            raise self._refusal(429, "too much is being sent at once: try again soon")
+            raise self._refusal(429, "too many bodies are being received: try again soon")
         self.received += size
         self._owner.receiving += size
         return message
 
     def check_size(self, size: int) -> None:
-        """Raises a Problem if a body of so many bytes is too large."""
-        if size > self._most:
+        """Raises a Problem for a body that is too large."""
+        if size > self._max_bytes:
             hint = "send fewer images at once, or smaller ones"
-            raise self._refusal(413, f"the body has more than {self._most:,} bytes: {hint}")
+            raise self._refusal(413, f"the body must have at most {self._max_bytes:,} bytes: {hint}")
 
     def _refusal(self, status: int, detail: str) -> Problem:
         self._refused = True
         return Problem(status, detail)
 
     async def send(self, message: Message) -> None:
-        """Sends an answer in parts, and returns from its end when the client has taken all of it."""
+        """Sends a response in parts; returns from the last one once the client has read all of them."""
         if message["type"] != "http.response.body":
             if self._refused:
                 MutableHeaders(scope=message)["Connection"] = "close"
@@ -146,28 +139,27 @@ class _Exchange:
                 await self._write({"type": "http.response.body", "body": part, "more_body": True})
         if not message.get("more_body", False):
             if self._refused and not self._ended:
-                await self._throw_away()
+                await self._discard()
             await self._write({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, message: Message) -> None:
-        """Sends a message; does nothing once the connection is aborted."""
         if self._aborted:
             return
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 await self._send(message)
         except TimeoutError:
-            _log.info("a client did not read its answer: its connection is closed")
+            _log.info("a client did not read the response: the connection is aborted")
             self.abort()
-            await asyncio.sleep(0)  # the server learns of it before the application returns
+            await asyncio.sleep(0)  # lets the server notice before the application returns
 
     def abort(self) -> None:
         """Aborts the connection."""
         self._aborted = True
         self._abort()
 
-    async def _throw_away(self) -> None:
-        """Reads the rest for a while: a connection that is closed on unread bytes is reset, and the answer lost."""
+    async def _discard(self) -> None:
+        """Reads the rest of the body: to close a connection with unread bytes would reset it and lose the response."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 while (await self._receive()).get("more_body"):
@@ -175,6 +167,5 @@ class _Exchange:
 
 
 def _stated_length(headers: Headers) -> int:
-    """Bytes that a body says it has; 0 where it does not say."""
     length = headers.get("content-length", "")
     return int(length[:19]) if length.isdecimal() and "transfer-encoding" not in headers else 0

@@ -1,9 +1,8 @@
-"""The open connections of the server, and which of them are aborted.
+"""Limits the number of open connections and the seconds of a request's head.
 
-No setting of a server does this. uvicorn closes connections that are idle after an answer, but has no timeout before
-the first request and none for the rest of a head. Its ``limit_concurrency`` refuses whoever comes last, with a key or
-without. hypercorn has no limit; granian stops to take connections at its limit. None of them lets an application
-end a connection.
+No ASGI server has settings for these limits. uvicorn closes connections that are idle after a response, but has no
+timeout before a complete head; its ``limit_concurrency`` refuses new clients, with a key or without. hypercorn has no
+limit, and granian stops accepting at its limit.
 """
 
 from __future__ import annotations
@@ -18,35 +17,33 @@ from typing import Any
 from starlette.types import Scope
 
 HEAD_TIMEOUT_S = 20.0
-"""Seconds until the head of a request has come, from its first byte; of the first request, from the connection."""
+"""Seconds from the first byte of a head, or from the connection, to the end of the head."""
 MAX_CONNECTIONS = 4096
 """Open connections, unless the system allows fewer."""
-
-
 CONNECTION = "connection"
-"""Name in the ``state`` of a request of its connection."""
+"""Name of the connection in the ``state`` of a request."""
 
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """A connection with the state of its last request."""
+    """A connection with the ``state`` of the last request."""
 
     transport: Transport | None = None
-    timer: TimerHandle | None = None  # of a head that has not come
-    requests: int = 0  # at work; the next one may begin before the last one has returned
+    timer: TimerHandle | None = None  # while a head is incomplete
+    requests: int = 0  # at work; with pipelining, two may overlap
     state: Mapping[str, Any] = field(default_factory=dict)
 
     def abort(self) -> None:
-        """Abort the connection, if it is not lost."""
+        """Aborts the connection, unless it is lost."""
         if self.transport is not None:
             self.transport.abort()
 
 
 class Connections:
-    """The open connections of one event loop. One is aborted if a head does not come, or if there are too many.
+    """The open connections of one event loop.
 
     Attributes:
-        most: Connections that may be open at once.
+        most: Maximum number of open connections.
     """
 
     def __init__(self) -> None:
@@ -54,7 +51,7 @@ class Connections:
         self._open: dict[Connection, None] = {}  # the oldest first
 
     def add(self, one: Connection, transport: Transport) -> None:
-        """Add a connection, which has made no request yet."""
+        """Adds a new connection; aborts another, or the new one, beyond the maximum."""
         one.transport = transport
         if len(self._open) < self.most or self.abort_one():
             self._open[one] = None
@@ -63,7 +60,7 @@ class Connections:
             transport.abort()
 
     def remove(self, one: Connection) -> None:
-        """Remove a connection that is lost."""
+        """Removes a lost connection."""
         self._open.pop(one, None)
         if one.timer is not None:
             one.timer.cancel()
@@ -71,14 +68,14 @@ class Connections:
         one.state = {}
 
     def hear(self, one: Connection) -> None:
-        """Expect the rest of a head, of which bytes have come."""
+        """Starts the timeout of a head at its first bytes."""
         if one.timer is None and not one.requests and one.transport is not None:
             one.timer = _abort_in(HEAD_TIMEOUT_S, one.transport)
 
     def abort_one(self) -> bool:
-        """Abort the oldest connection whose last request had no key, or else the oldest without a request at work.
+        """Aborts the oldest connection without a key in its last request, or else the oldest idle connection.
 
-        New connections keep their place longest, so that a client with a key has time to show the key.
+        The oldest goes first, so that a new client has time to send a key.
 
         Returns:
             Whether there was such a connection.
@@ -94,9 +91,9 @@ class Connections:
 
     @contextmanager
     def asking(self, scope: Scope) -> Iterator[Callable[[], None]]:
-        """A request whose head has come is answered within the block. Yields what aborts its connection."""
+        """Marks the connection of a request as busy within the block. Yields a function that aborts the connection."""
         one = scope.get("state", {}).get(CONNECTION)
-        if one is None:  # of a server that does not add its connections
+        if one is None:  # another server than `zsvec.service.server`
             yield lambda: None
             return
         if one.timer is not None:
@@ -109,7 +106,7 @@ class Connections:
         finally:
             one.requests -= 1
             if not one.requests and one.transport is not None and one.transport.get_write_buffer_size():
-                one.timer = _abort_in(HEAD_TIMEOUT_S, one.transport)  # what is sent behind the bounds of answers
+                one.timer = _abort_in(HEAD_TIMEOUT_S, one.transport)  # bytes after the last bounded part
 
 
 def _abort_in(seconds: float, transport: Transport) -> TimerHandle:

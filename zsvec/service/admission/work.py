@@ -1,4 +1,4 @@
-"""What is at work: a bounded number of images, in threads that share the encoders' batches."""
+"""Executors: a bounded number of images and other requests, in threads that share the encoders' batches."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from zsvec.types import Prediction
 
 Result = TypeVar("Result")
 
-_OTHERS = 8  # threads for all that is not classifying
-_MOST_THREADS = 64
+_OTHER_THREADS = 8  # for all requests except classification
+_MAX_THREADS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the service takes.
+    """Bounds on requests.
 
     Attributes:
-        images: Of one request.
-        bytes: Of the body of one request.
+        images: Images of a request.
+        bytes: Bytes of a body.
         queue: Images that wait or are at work.
         tasks: Other requests that wait or are at work.
-        held: Bytes of all bodies at once.
-        sending: Bytes of all answers that clients have yet to read.
-        patience: Seconds until the next part of a body has come.
-        answer: Seconds until a store on a server has answered one of our requests, of which some need several.
+        held: Bytes of all bodies in memory.
+        sending: Bytes of all responses that clients have not read.
+        patience: Seconds until the next part of a body.
+        answer: Seconds until a store on a server answers one request; some operations need several.
     """
 
     images: int = 64
@@ -45,42 +45,38 @@ class Limits:
     answer: float = 10.0
 
 
-class ClientLeft(Exception):  # noqa: N818 - nobody is answered
-    """Nobody waits for the answer any more."""
+class ClientLeft(Exception):  # noqa: N818 - no error
+    """The client has disconnected."""
 
 
 class Work:
-    """Runs what requests ask for. Safe in several threads.
-
-    Args:
-        classifier: Does it.
-        limits: What is let in.
+    """Runs requests in threads. Thread-safe.
 
     Attributes:
-        outcomes: Images so far: known, unknown, and failed, which could not be read.
-        listeners: Called with each image that was classified, and its prediction, in a thread.
+        outcomes: Number of images by outcome: known, unknown, and failed, which could not be read.
+        listeners: Called with each classified image and its prediction, in a thread.
     """
 
     def __init__(self, classifier: Classifier, limits: Limits) -> None:
         self.classifier = classifier
         self.limits = limits
-        self.outcomes: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter(known=0, unknown=0, failed=0)
         self.listeners: list[Callable[[ImageInput, Prediction], None]] = []
         self._lock = threading.Lock()
         self._images = self._tasks = 0
-        # While one batch is encoded, the next one is prepared.
-        threads = min(2 * classifier.settings.batch_size, _MOST_THREADS)
+        # Enough to prepare one batch while another is encoded.
+        threads = min(2 * classifier.settings.batch_size, _MAX_THREADS)
         self._classifying = ThreadPoolExecutor(threads, thread_name_prefix="zsvec-serve")
-        self._other = ThreadPoolExecutor(_OTHERS, thread_name_prefix="zsvec-serve-other")
+        self._other = ThreadPoolExecutor(_OTHER_THREADS, thread_name_prefix="zsvec-serve-other")
 
     @property
     def queued(self) -> int:
-        """Images that wait or are at work."""
+        """Number of images that wait or are at work."""
         return self._images
 
     @property
     def full(self) -> bool:
-        """Whether no image is let in."""
+        """Whether no further image is accepted."""
         return self._images >= self.limits.queue
 
     async def classify(
@@ -89,17 +85,17 @@ class Work:
         top_k: int,
         gone: Callable[[], Awaitable[object]],
     ) -> list[Prediction]:
-        """Classify images, each by a thread, and keep those that the setting ``keep`` says.
+        """Classifies images, each in a thread, and keeps images by the setting ``keep``.
 
         Args:
-            images: Of one request. Those that are left undone are closed.
+            images: Images of a request.
             top_k: Categories in the rankings.
-            gone: Comes back when the client has left: then what has not begun is left undone.
+            gone: Returns when the client has disconnected; images that have not begun are then cancelled and closed.
 
         Raises:
-            Problem: There is no room for so many.
-            ClientLeft: The client has left.
-            ZSVecError: As `zsvec.classifier.Classifier.classify`; an image that cannot be read is answered.
+            Problem: Too many images wait.
+            ClientLeft: The client has disconnected.
+            ZSVecError: As `zsvec.classifier.Classifier.classify`, except for unreadable images.
         """
         self._admit(len(images))
         futures = [self._classifying.submit(self._classified, image, top_k) for image in images]
@@ -107,7 +103,7 @@ class Work:
             future.add_done_callback(self._release)
         leaving: asyncio.Future[Any] = asyncio.ensure_future(gone())
         answers = asyncio.gather(*map(asyncio.wrap_future, futures))
-        answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # which is looked at, then
+        answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks the exception as retrieved
         try:
             both: set[asyncio.Future[Any]] = {answers, leaving}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +114,7 @@ class Work:
             leaving.cancel()
             answers.cancel()
             for future, image in zip(futures, images, strict=True):
-                if future.cancel():  # the executor keeps it until a thread has looked at it
+                if future.cancel():  # the executor holds it until a thread is free
                     image.close()
 
     def _classified(self, image: ImageInput, top_k: int) -> Prediction:
@@ -145,14 +141,10 @@ class Work:
             self._images -= 1
 
     async def run(self, function: Callable[[], Result], *, by: str | None = None) -> Result:
-        """Run something else than classifying in a thread.
-
-        Args:
-            function: To run.
-            by: Who asks for it; what it changes says so. By default as the setting says.
+        """Runs a function other than classification in a thread, with `by` as the author of its changes.
 
         Raises:
-            Problem: Too much is waiting.
+            Problem: Too many requests wait.
         """
 
         def run() -> Result:
@@ -172,6 +164,6 @@ class Work:
             self._tasks -= 1
 
     def close(self) -> None:
-        """Wait for what has begun; the rest is left undone."""
+        """Waits for running work, and cancels the rest."""
         self._classifying.shutdown(cancel_futures=True)
         self._other.shutdown(cancel_futures=True)

@@ -1,11 +1,11 @@
-"""The API for programs, below ``/v1``: what the command line does, with the objects of its ``--json``."""
+"""The HTTP API below ``/v1``. Responses are the objects that the commands print with ``--json``."""
 
 from fastapi import APIRouter
 
-from zsvec.service.api import categories, classify, inbox, store
+from zsvec.service.api import categories, images, store
 
 router = APIRouter()
-for part in (classify, categories, inbox, store):
+for part in (categories, images, store):
     router.include_router(part.router)
 
 __all__ = ["router"]

@@ -1,4 +1,4 @@
-"""The routes of categories and their references."""
+"""Routes of categories and their references."""
 
 from __future__ import annotations
 
@@ -9,60 +9,42 @@ from starlette.responses import Response
 
 from zsvec import Classifier, ReferenceImage, SmallImage, StoredReference, checked_name
 from zsvec.service.api import schemas
-from zsvec.service.api.common import (
-    OF_BODY,
-    OF_PICTURE,
-    By,
-    Hash,
-    Name,
-    Runs,
-    body_of,
-    of_state,
-    picture,
-    problems,
-    whole_change,
-)
+from zsvec.service.api.common import By, Hash, Name, Runs, of_state, picture, whole_change
+from zsvec.service.api.description import PICTURE, PROBLEM, body_of
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import Material, sent_json, sent_material
 
-router = APIRouter(prefix="/v1", tags=["categories"])
+router = APIRouter(prefix="/v1", tags=["categories"], responses=PROBLEM)
 
 
-@router.get("/categories", summary="List categories", response_model=list[schemas.Category], responses=problems(409))
+@router.get("/categories", response_model=list[schemas.Category])
 async def list_categories(work: Runs) -> Response:
-    """All categories, by name, with how many references each has."""
+    """All categories by name, with their numbers of references."""
     return JSON([category.to_dict() for category in await work.run(work.classifier.categories)])
 
 
-@router.get(
-    "/categories/{name}",
-    summary="Show a category",
-    response_model=schemas.WholeCategory,
-    responses=problems(404, 409, 422),
-)
+@router.get("/categories/{name}", response_model=schemas.WholeCategory)
 async def show_category(name: Name, work: Runs) -> Response:
-    """A category with its metadata and its references."""
-    return JSON(await work.run(lambda: whole_category(work.classifier, name)))
+    """A category with its metadata and references."""
 
+    def show() -> dict[str, Any]:
+        category = work.classifier.category(name)
+        stored = [reference.to_dict() for reference in work.classifier.references.of(category.name)]
+        return {**category.to_dict(), "metadata": category.metadata, "stored": stored}
 
-def whole_category(classifier: Classifier, name: str) -> dict[str, Any]:
-    """The object that ``zsvec show --json`` prints."""
-    category = classifier.category(name)
-    stored = [reference.to_dict() for reference in classifier.references.of(category.name)]
-    return {**category.to_dict(), "metadata": category.metadata, "stored": stored}
+    return JSON(await work.run(show))
 
 
 @router.put(
     "/categories/{name}",
-    summary="Add a category, or replace what is given of it",
     response_model=schemas.Category,
-    responses={201: {"model": schemas.Category, "description": "It is new"}, **problems(*OF_BODY, 409)},
+    responses={201: {"model": schemas.Category, "description": "Created"}},
     openapi_extra=body_of(schemas.CategoryGiven, form=True),
 )
 async def put_category(request: Request, name: Name, work: Runs, by: By) -> Response:
-    """Texts, images and metadata that are given take the place of those that it has; what is not given stays.
+    """Replaces the texts, images and metadata that are given; the rest stays.
 
-    Nothing is retrained. Without any text or image, a new category is defined by its name.
+    Without texts and images, a new category is defined by its name.
     """
     sent = await sent_material(request, work.limits.images)
 
@@ -77,15 +59,13 @@ async def put_category(request: Request, name: Name, work: Runs, by: By) -> Resp
 
 @router.post(
     "/categories/{name}/references",
-    summary="Add references to a category",
     response_model=schemas.Category,
-    responses=problems(*OF_BODY, 409),
     openapi_extra=body_of(schemas.CategoryGiven, form=True),
 )
 async def add_references(request: Request, name: Name, work: Runs, by: By) -> Response:
-    """Texts and images are added to those that it has; a category that is not there is made.
+    """Adds texts and images; creates the category if it does not exist.
 
-    What it has already is recognised by its content: adding the same twice changes nothing.
+    References are identified by content: a second request with the same body changes nothing.
     """
     sent = await sent_material(request, work.limits.images)
     return JSON(await work.run(lambda: _added(work.classifier, name, sent, replace=False), by=by))
@@ -97,22 +77,16 @@ def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) 
     return there.to_dict()
 
 
-@router.patch(
-    "/categories/{name}",
-    summary="Change, rename or merge a category",
-    response_model=schemas.Category,
-    responses=problems(*OF_BODY, 404, 409),
-    openapi_extra=body_of(schemas.CategoryChange),
-)
+@router.patch("/categories/{name}", response_model=schemas.Category, openapi_extra=body_of(schemas.CategoryChange))
 async def change_category(request: Request, name: Name, work: Runs, by: By) -> Response:
-    """All that is given is one change, which can be taken back."""
-    given: schemas.CategoryChange = await sent_json(request, schemas.CategoryChange)
+    """Makes all that is given one change, which can be undone."""
+    given = await sent_json(request, schemas.CategoryChange)
     return JSON(await work.run(lambda: _changed(work.classifier, name, given), by=by))
 
 
 def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -> dict[str, Any]:
     category = classifier.category(name)
-    # All that can be told before is, so that a change that is refused has changed nothing, with a history or without.
+    # Checked before the first write, so that a refused change changes nothing even without a history.
     new = None if given.name is None else checked_name(given.name)
     names = {one.name for one in classifier.categories()}
     if given.merge and new is not None and new not in names:
@@ -132,51 +106,36 @@ def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -
     return category.to_dict()
 
 
-@router.delete("/categories/{name}", summary="Remove a category", status_code=204, responses=problems(404, 409, 422))
+@router.delete("/categories/{name}", status_code=204)
 async def remove_category(name: Name, work: Runs, by: By) -> Response:
-    """It goes with its references; `POST /v1/undo` brings it back."""
+    """Removes a category with its references; `POST /v1/undo` restores it."""
     await work.run(lambda: work.classifier.remove_category(name), by=by)
     return Response(status_code=204)
 
 
-@router.get(
-    "/categories/{name}/references",
-    summary="List the references of a category",
-    response_model=list[schemas.StoredReference],
-    responses=problems(404, 409, 422),
-)
+@router.get("/categories/{name}/references", response_model=list[schemas.StoredReference])
 async def list_references(name: Name, work: Runs) -> Response:
-    """Each text and image once, texts first, then by age."""
+    """References of a category: texts first, then by age."""
     found = await work.run(lambda: work.classifier.references.of(name))
     return JSON([reference.to_dict() for reference in found])
 
 
-@router.get(
-    "/categories/{name}/references/{hash}",
-    summary="Show a reference",
-    response_model=schemas.StoredReference,
-    responses=problems(404, 409, 422),
-)
+@router.get("/categories/{name}/references/{hash}", response_model=schemas.StoredReference)
 async def show_reference(name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
-    """Where it came from, when it was added, and by whom."""
+    """Source, time and author of a reference."""
     return JSON((await work.run(lambda: _reference(work.classifier, name, hash))).to_dict())
 
 
 def _reference(classifier: Classifier, name: str, content_hash: str) -> StoredReference:
     found = [one for one in classifier.references.of(name) if one.hash == content_hash]
     if not found:
-        raise Problem(404, f"{name!r} has no reference {content_hash!r}: GET …/references lists those that it has")
+        raise Problem(404, f"{name!r} has no reference {content_hash!r}: GET …/references lists its references")
     return found[0]
 
 
-@router.get(
-    "/categories/{name}/references/{hash}/image",
-    summary="The small copy of a reference image",
-    response_class=Response,
-    responses=OF_PICTURE,
-)
+@router.get("/categories/{name}/references/{hash}/image", response_class=Response, responses=PICTURE)
 async def show_reference_image(request: Request, name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002
-    """A JPEG with a short side of 256 pixels at most, if the store keeps copies."""
+    """JPEG with a short side of at most 256 pixels, if the store keeps copies."""
 
     def small() -> SmallImage | None:
         _reference(work.classifier, name, hash)
@@ -187,13 +146,11 @@ async def show_reference_image(request: Request, name: Name, hash: Hash, work: R
 
 @router.patch(
     "/categories/{name}/references/{hash}",
-    summary="Move a reference to another category",
     response_model=schemas.Category,
-    responses=problems(*OF_BODY, 404, 409),
     openapi_extra=body_of(schemas.ReferenceChange),
 )
 async def move_reference(request: Request, name: Name, hash: Hash, work: Runs, by: By) -> Response:  # noqa: A002
-    """The category that has it then; made if there is none. Nothing is embedded again."""
+    """Moves a reference to another category, and returns that category. No encoder runs."""
     given = await sent_json(request, schemas.ReferenceChange)
 
     def move() -> dict[str, Any]:
@@ -205,14 +162,9 @@ async def move_reference(request: Request, name: Name, hash: Hash, work: Runs, b
     return JSON(await work.run(move, by=by))
 
 
-@router.delete(
-    "/categories/{name}/references/{hash}",
-    summary="Remove a reference",
-    status_code=204,
-    responses=problems(404, 409, 422),
-)
+@router.delete("/categories/{name}/references/{hash}", status_code=204)
 async def remove_reference(name: Name, hash: Hash, work: Runs, by: By) -> Response:  # noqa: A002
-    """The last one of a category stays: remove the category."""
+    """Removes a reference, except the last one of a category."""
 
     def remove() -> None:
         _reference(work.classifier, name, hash)

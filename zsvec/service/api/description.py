@@ -1,62 +1,103 @@
-"""The description of the API (OpenAPI), from which clients are generated: what FastAPI says of it, made complete."""
+"""The OpenAPI description: adds to FastAPI's the bodies that routes parse themselves, problem details and keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from zsvec.service.api import schemas
 
 ABOUT = """\
-The categories of a classifier and its answers, as JSON. The objects are those that the command line prints with
+The categories of a classifier and its predictions, as JSON. The objects are those that the commands print with
 `--json`.
 
-Every error is a problem as RFC 9457 has it, `application/problem+json`, and says what happened, with which value, and
-what to do. Every answer has an `X-Request-ID`, which is in the log of the service.
+An error is a problem (RFC 9457), `application/problem+json`: `detail` has the cause, the value and the fix.
+
+- 400: the body cannot be parsed
+- 401, 403: the key is missing or wrong; the key may not do this, or the request is cross-origin
+- 404: no such category, reference or path
+- 408, 413, 415: the body stalls, is too large, or has another media type
+- 409: the state of the store does not allow the change, or other writers won every attempt
+- 422: a value cannot be used
+- 429, 503: too many requests wait; the store is away. `Retry-After` has the seconds until the next attempt
+
+Every response has an `X-Request-ID`, which is in the log of the service.
 """
+PROBLEM: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "The request was not done",
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        "headers": {"Retry-After": {"description": "Seconds; of 429 and 503.", "schema": {"type": "string"}}},
+    }
+}
+"""``responses`` of every route: problem details."""
+PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
+    304: {"description": "The copy of this `ETag` is current"},
+}
+"""``responses`` of a route that returns the small copy of an image."""
+_IMAGE = {"type": "string", "format": "binary"}
 _SECURITY = {
     "key": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A key of `ZSVEC_SERVE_KEYS`, with the right to read or to write. A service without keys, which "
-        "serves its own machine alone, asks for none.",
+        "description": "A key of `ZSVEC_SERVE_KEYS`, with the right to read or to write. A service without keys "
+        "serves its own machine only and needs none.",
     }
 }
 
 
-def completed(found: dict[str, Any], images: int) -> dict[str, Any]:
-    """A description with what routes read, problems and keys.
+def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) -> dict[str, Any]:
+    """Returns the ``openapi_extra`` of a route that parses its body itself.
 
     Args:
-        found: As FastAPI makes it; it is changed.
-        images: How many one request may have.
+        model: Model of the JSON body.
+        form: Whether a multipart form with the same fields is accepted.
+        raw: Whether a single image as the body is accepted.
     """
-    # Routes read these by themselves, so that FastAPI does not know of them.
-    read_models = schemas.Given.__subclasses__()
-    _, read = models_json_schema(
-        [(model, "validation") for model in read_models] + [(schemas.Problem, "serialization")],
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    if form:
+        fields = {
+            "images": {"type": "array", "items": _IMAGE, "minItems": 1},
+            "texts": {"type": "array", "items": schemas.TEXT},
+            "metadata": {"type": "object"},  # as JSON
+        }
+        schema = {
+            "type": "object",
+            "properties": {name: fields[name] for name in model.model_fields},
+            "required": [name for name, field in model.model_fields.items() if field.is_required()],
+            "additionalProperties": False,
+        }
+        content["multipart/form-data"] = {"schema": schema}
+    if raw:
+        content |= {"image/*": {"schema": _IMAGE}, "application/octet-stream": {"schema": _IMAGE}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def completed(description: dict[str, Any], max_images: int) -> dict[str, Any]:
+    """Adds the models of bodies and problems, keys, and the number of images per request to FastAPI's description."""
+    _, sent = models_json_schema(
+        [(model, "validation") for model in schemas.Given.__subclasses__()] + [(schemas.Problem, "serialization")],
         ref_template="#/components/schemas/{model}",
     )
-    sent = [operation.get("requestBody") for operations in found["paths"].values() for operation in operations.values()]
-    for part in _parts([read["$defs"], sent]):
+    models = {**description["components"]["schemas"], **sent["$defs"]}
+    description["components"] = {"schemas": dict(sorted(models.items())), "securitySchemes": _SECURITY}
+    description["security"] = [{"key": []}]
+    bodies = [operation.get("requestBody") for path in description["paths"].values() for operation in path.values()]
+    for part in _objects([bodies, sent["$defs"]]):
         if "images" in part.get("properties", ()):
-            part["properties"]["images"]["maxItems"] = images
-    known = {**found["components"]["schemas"], **read["$defs"]}
-    for unused in ("HTTPValidationError", "ValidationError"):
-        known.pop(unused, None)
-    found["components"] = {"schemas": dict(sorted(known.items())), "securitySchemes": _SECURITY}
-    found["security"] = [{"key": []}]
-    for part in _parts([found["paths"], found["components"]]):
-        if isinstance(part.get("title"), str):  # the name of a field, said once more
+            part["properties"]["images"]["maxItems"] = max_images
+    for part in _objects([description["paths"], description["components"]]):
+        if isinstance(part.get("title"), str):  # the name of the field again
             del part["title"]
-    return found
+    return description
 
 
-def _parts(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object in a description."""
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
     for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _parts(one)
+        yield from _objects(one)

@@ -1,4 +1,4 @@
-"""What the API takes and gives, as its description (OpenAPI) says it: the objects of the command line's ``--json``."""
+"""Models of requests and responses, for validation and for OpenAPI: the objects of the commands' ``--json``."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ from zsvec import types
 from zsvec.curation import inbox
 from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT, NAME_PATTERN
 
-_MOST = 1000  # entries of a list that is sent, so that one of many wrong ones costs no more than its bytes
+_MAX_ITEMS = 1000  # of a list in a request: each invalid item costs an error object
 
-# One of red, as a PNG.
-_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+_RED_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 NAME: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
     "maxLength": LONGEST_NAME,
     "pattern": NAME_PATTERN,
 }
-"""How a description says what the name of a category is: with something to see, and in one line."""
+"""Schema of a category name: printable, one line."""
 TEXT: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
@@ -42,15 +41,15 @@ TEXT: dict[str, Any] = {
     "pattern": r"\S",
     "examples": ["a small reddish arboreal mammal"],
 }
-"""How a description says what a definition text is."""
+"""Schema of a definition text."""
 HASH = "^[0-9a-f]{64}$"
-"""What a content hash is."""
+"""Pattern of a content hash."""
 Hash = Annotated[str, Field(pattern=HASH)]
 
 
 def _not_too_long(name: str) -> str:
     composed = unicodedata.normalize("NFC", name)
-    if len(composed) > LONGEST_NAME:  # with the space around it, as the description counts
+    if len(composed) > LONGEST_NAME:  # before it is stripped, as the schema counts
         raise ValueError(f"a category name must have at most {LONGEST_NAME} characters, got {len(composed):,}")
     return name
 
@@ -60,54 +59,53 @@ Text = Annotated[str, WithJsonSchema(TEXT)]
 
 
 def _from_base64(value: object) -> bytes:
-    """The bytes that a text stands for, which may be broken into lines; ValueError for any other."""
     if not isinstance(value, str):
-        raise ValueError("an image is base64 in a string")  # noqa: TRY004 - for pydantic
+        raise ValueError("an image must be base64 in a string")  # noqa: TRY004 - for pydantic
     try:
         return b64decode(value.encode("ascii").translate(None, b" \t\r\n"), validate=True)
     except ValueError:
-        raise ValueError("this is no base64") from None
+        raise ValueError("an image must be valid base64") from None
 
 
 Base64 = Annotated[
     bytes,
     BeforeValidator(_from_base64),
-    WithJsonSchema({"type": "string", "format": "byte", "contentEncoding": "base64", "examples": [_PIXEL]}),
+    WithJsonSchema({"type": "string", "format": "byte", "contentEncoding": "base64", "examples": [_RED_PIXEL]}),
 ]
 
 
 class Given(BaseModel):
-    """JSON that is sent; what has no meaning is refused, and nothing is taken for what it is not."""
+    """A JSON body. Unknown fields are rejected, and types are not coerced."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class NamedImage(Given):
-    """An image with its name."""
+    """An image with a file name."""
 
     data: Annotated[Base64, Field(description="The image file, as base64.")]
-    name: Annotated[str | None, Field(description="The name of the file; kept as the source of a reference.")] = None
+    name: Annotated[str | None, Field(description="File name; stored as the source of a reference.")] = None
 
 
 Image = Base64 | NamedImage
 
 
 class Images(Given):
-    """Images, each as base64, or with its name."""
+    """Images, each as base64 or with a file name."""
 
-    images: Annotated[list[Image], Field(min_length=1, max_length=_MOST)]
+    images: Annotated[list[Image], Field(min_length=1, max_length=_MAX_ITEMS)]
 
 
 class CategoryGiven(Given):
-    """A category, or what is to be added to one."""
+    """A category, or additions to a category."""
 
-    texts: Annotated[list[Text] | None, Field(max_length=_MOST, description="Definition texts.")] = None
-    images: Annotated[list[Image], Field(max_length=_MOST, description="Reference images.")] = []
-    metadata: Annotated[dict[str, Any] | None, Field(description="JSON to keep with the category.")] = None
+    texts: Annotated[list[Text] | None, Field(max_length=_MAX_ITEMS, description="Definition texts.")] = None
+    images: Annotated[list[Image], Field(max_length=_MAX_ITEMS, description="Reference images.")] = []
+    metadata: Annotated[dict[str, Any] | None, Field(description="JSON object stored with the category.")] = None
 
 
 class CategoryChange(Given):
-    """What is to be changed of a category; what is left out stays."""
+    """Changes of a category; omitted fields stay."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -116,71 +114,62 @@ class CategoryChange(Given):
         }
     )
 
-    name: Annotated[
-        CategoryName | None, Field(description="Its new name; with `merge`, the category that gets all of it.")
-    ] = None
-    merge: Annotated[bool, Field(description="Whether `name` is there, and gets all that this one has.")] = False
-    texts: Annotated[
-        list[Text] | None, Field(max_length=_MOST, description="Definition texts in the place of those it has.")
-    ] = None
-    metadata: Annotated[dict[str, Any] | None, Field(description="JSON in the place of what it has.")] = None
+    name: Annotated[CategoryName | None, Field(description="New name, or the category to merge into.")] = None
+    merge: Annotated[bool, Field(description="Whether to merge into the existing category `name`.")] = False
+    texts: Annotated[list[Text] | None, Field(max_length=_MAX_ITEMS, description="New definition texts.")] = None
+    metadata: Annotated[dict[str, Any] | None, Field(description="New JSON object.")] = None
 
     @model_validator(mode="after")
     def _merges_with_one(self) -> CategoryChange:
         if self.merge and self.name is None:
-            raise ValueError("`merge` needs `name`, the category that gets all of it")
+            raise ValueError("`merge` needs `name`, the category to merge into")
         return self
 
 
 class ReferenceChange(Given):
-    """Where a reference is to go."""
+    """The new category of a reference."""
 
-    category: Annotated[CategoryName, Field(description="The category that gets it; made if there is none.")]
+    category: Annotated[CategoryName, Field(description="The new category; created if it does not exist.")]
 
 
 class LabelGiven(Given):
     """Images of the inbox, and their category."""
 
-    hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MOST)]
-    category: Annotated[CategoryName, Field(description="Made if there is none.")]
+    hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MAX_ITEMS)]
+    category: Annotated[CategoryName, Field(description="Created if it does not exist.")]
 
 
 class Hashes(Given):
     """Images of the inbox."""
 
-    hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MOST)]
+    hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MAX_ITEMS)]
 
 
 class UndoGiven(Given):
-    """Which change to take back; by default the last one of all."""
+    """The change to undo; by default the last one."""
 
-    category: Annotated[CategoryName | None, Field(description="The category whose last change it is.")] = None
-    change: Annotated[str | None, Field(pattern="^[0-9a-f-]{1,36}$", description="Its id, or how that begins.")] = None
+    category: Annotated[CategoryName | None, Field(description="Undo the last change of this category.")] = None
+    change: Annotated[str | None, Field(pattern="^[0-9a-f-]{1,36}$", description="Id or prefix of an id.")] = None
 
 
 class Answer(BaseModel):
-    """JSON that is given."""
+    """A JSON response."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Problem(Answer):
-    """Why a request was not done (RFC 9457)."""
+    """A problem (RFC 9457)."""
 
     type: str
     title: str
     status: int
-    detail: Annotated[str, Field(description="What happened, with which value, and what to do.")]
-    error: Annotated[str | None, Field(description="The class of `zsvec.errors`.")] = None
+    detail: Annotated[str, Field(description="Cause, value and fix.")]
+    error: Annotated[str | None, Field(description="Class in `zsvec.errors`.")] = None
 
 
 def _answer(kind: type, **changed: Any) -> Any:
-    """The model of what ``to_dict`` of a dataclass gives, with the descriptions of its docstring.
-
-    Args:
-        kind: The dataclass.
-        changed: Types of fields that ``to_dict`` gives in another form.
-    """
+    """Returns the model of a dataclass's ``to_dict``, with descriptions from its docstring and some `changed` types."""
     text = cleandoc(kind.__doc__ or "").replace("``None``", "null")
     summary, _, attributes = text.partition("\n\nAttributes:\n")
     said = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", attributes, re.M))
@@ -215,7 +204,7 @@ class Category(Answer):
     version: int
     updated: str
     texts: list[str]
-    references: Annotated[dict[str, int], Field(description="Number of references of each expert.")]
+    references: Annotated[dict[str, int], Field(description="Number of references by expert.")]
 
 
 class WholeCategory(Category):
@@ -226,15 +215,15 @@ class WholeCategory(Category):
 
 
 class Kept(Answer):
-    """What became of an image that was to be kept."""
+    """Outcome of keeping an image."""
 
     source: str
-    hash: Annotated[str | None, Field(description="Null: nothing is to be learned from it, or it cannot be read.")]
+    hash: Annotated[str | None, Field(description="Null: a duplicate or dismissed image, or unreadable.")]
     error: str | None
 
 
 class Finding(BaseModel):
-    """A finding of an audit; its kind says what else it has."""
+    """A finding of an audit; further fields depend on the kind."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""The routes of the store as a whole: what is in it, what is doubtful, what was changed."""
+"""Routes of the whole store: contents, audit, history, undo."""
 
 from __future__ import annotations
 
@@ -9,46 +9,39 @@ from starlette.responses import Response
 
 from zsvec import checked_name
 from zsvec.service.api import schemas
-from zsvec.service.api.common import OF_BODY, By, Runs, body_of, of_state, problems
+from zsvec.service.api.common import By, Runs, of_state
+from zsvec.service.api.description import PROBLEM, body_of
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_json
 
-router = APIRouter(prefix="/v1", tags=["store"])
+router = APIRouter(prefix="/v1", tags=["store"], responses=PROBLEM)
 
 
-@router.get("/info", summary="Say what is in the store", response_model=dict[str, Any], responses=problems(409))
+@router.get("/info", response_model=dict[str, Any])
 async def info(work: Runs) -> Response:
-    """Its place, size, encoders, calibration, and the versions of its engine."""
+    """Location, size, encoders, calibration and engine versions of the store."""
     return JSON(await work.run(work.classifier.info))
 
 
-@router.get("/audit", summary="Audit the references", response_model=list[schemas.Finding], responses=problems(409))
+@router.get("/audit", response_model=list[schemas.Finding])
 async def audit(work: Runs) -> Response:
-    """A summary, then what is doubtful among the reference images. All of them are compared: it takes time."""
+    """A summary, then label errors, near-duplicates and other findings. Compares all reference images: it is slow."""
     return JSON(await work.run(lambda: list(work.classifier.references.audit().lines())))
 
 
-@router.get(
-    "/history", summary="List what was changed", response_model=list[schemas.Change], responses=problems(409, 422)
-)
+@router.get("/history", response_model=list[schemas.Change])
 async def history(
-    work: Runs, category: Annotated[schemas.CategoryName | None, Query(description="Only changes of this one.")] = None
+    work: Runs, category: Annotated[schemas.CategoryName | None, Query(description="Changes of this category.")] = None
 ) -> Response:
-    """What can be taken back, or was, newest first."""
+    """Changes that can be undone or were undone, newest first."""
     changes = work.classifier.history
     found = await work.run(lambda: list(changes) if category is None else changes.of(category))
     return JSON([change.to_dict() for change in found])
 
 
-@router.post(
-    "/undo",
-    summary="Take a change back",
-    response_model=schemas.Change,
-    responses=problems(*OF_BODY, 409),
-    openapi_extra=body_of(schemas.UndoGiven),
-)
+@router.post("/undo", response_model=schemas.Change, openapi_extra=body_of(schemas.UndoGiven))
 async def undo(request: Request, work: Runs, by: By) -> Response:
-    """The change. Its categories become what they were before; that is a change, too."""
+    """Restores the categories of a change, and returns the change. An undo is a change, too."""
     given = await sent_json(request, schemas.UndoGiven)
 
     def undone() -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Who is let in: addresses, pages, and keys with rights."""
+"""Authentication and authorization of requests."""

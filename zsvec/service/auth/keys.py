@@ -1,4 +1,4 @@
-"""Who may ask the service, and what: keys, each with a name and a right."""
+"""API keys: names, rights, and the environment variable or file that holds the keys."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from zsvec.inputs.files import is_ours, open_regular, write_new
 Right: TypeAlias = Literal["read", "write"]
 
 VARIABLE = "ZSVEC_SERVE_KEYS"
-"""Variable of the environment that has the keys."""
+"""Environment variable with the keys."""
 
-_SHORTEST = 16  # characters of a key
-_LONGEST_FILE = 100  # bytes that are read of a file with a digest
+_MIN_LENGTH = 16  # characters of a key
+_MAX_FILE_BYTES = 100  # read of a file with a digest
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
-_SECRET = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # what a header can have, without the comma
-_HOW = f"{VARIABLE} has keys as NAME:RIGHT:KEY with commas between them, such as ann:write:…,camera:read:…"
+_SECRET = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # visible ASCII without the comma
+_FORMAT = f"{VARIABLE} must be NAME:RIGHT:KEY entries with commas between them, such as ann:write:…,camera:read:…"
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key that somebody has. The key itself is not in it, so that no message and no log can have it.
+    """A key without its secret, which therefore appears in no message and no log.
 
     Attributes:
-        name: Whose it is; what it changes says so (``by``).
-        right: ``read``: to classify and to look; ``write``: also to change.
-        digest: SHA-256 of the key, in hexadecimal.
+        name: Recorded as the author of changes (``by``).
+        right: ``read``: classify and view; ``write``: also change.
+        digest: SHA-256 of the secret, in hexadecimal.
     """
 
     name: str
@@ -45,32 +45,29 @@ class Key:
 
 
 class Keys:
-    """The keys that there are.
+    """The keys of a service; without any, clients need no key.
 
     Args:
-        keys: Any number. Without one nobody is asked for a key. A name may have several, so that one can take the
-            place of another.
+        keys: Keys with different secrets. A name may have several, for rotation.
 
     Raises:
-        InvalidInputError: Two are the same key, so that nobody could say whose it is.
+        InvalidInputError: Two keys have the same secret.
     """
 
     def __init__(self, keys: Iterable[Key] = ()) -> None:
         self._keys = tuple(keys)
-        owners: dict[str, str] = {}
+        names: dict[str, str] = {}
         for key in self._keys:
-            if key.digest in owners:
-                raise InvalidInputError(
-                    f"{owners[key.digest]!r} and {key.name!r} have the same key: give each a key of its own"
-                )
-            owners[key.digest] = key.name
+            if key.digest in names:
+                raise InvalidInputError(f"keys must differ, got one key for {names[key.digest]!r} and {key.name!r}")
+            names[key.digest] = key.name
 
     def __bool__(self) -> bool:
         return bool(self._keys)
 
-    def find(self, given: str) -> Key | None:
-        """The key that was given; ``None`` if there is none such. Takes the same time wherever they differ."""
-        digest = _digest(given)
+    def find(self, secret: str) -> Key | None:
+        """Returns the key with a secret, or ``None``, in constant time."""
+        digest = _digest(secret)
         found = None
         for key in self._keys:
             if hmac.compare_digest(digest, key.digest):
@@ -79,10 +76,10 @@ class Keys:
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ) -> Keys:
-        """The keys of ``ZSVEC_SERVE_KEYS``.
+        """Reads the keys of ``ZSVEC_SERVE_KEYS``.
 
         Raises:
-            InvalidInputError: It cannot be read; the message names the entry, and no key.
+            InvalidInputError: An entry is invalid; the message has its number but no secret.
         """
         entries = [entry.strip() for entry in variables.get(VARIABLE, "").split(",")]
         return cls(_key(number, entry) for number, entry in enumerate(entries, 1) if entry)
@@ -92,28 +89,28 @@ def _key(number: int, entry: str) -> Key:
     name, _, rest = entry.partition(":")
     right, _, secret = rest.partition(":")
     if not _NAME.fullmatch(name) or right not in ("read", "write"):
-        raise InvalidInputError(f"entry {number} of {VARIABLE} cannot be read. {_HOW}; RIGHT is read or write")
-    if len(secret) < _SHORTEST or not _SECRET.fullmatch(secret):
+        raise InvalidInputError(f"entry {number} of {VARIABLE} cannot be read. {_FORMAT}; RIGHT is read or write")
+    if len(secret) < _MIN_LENGTH or not _SECRET.fullmatch(secret):
         raise InvalidInputError(
-            f"the key of entry {number} of {VARIABLE} must have {_SHORTEST} characters or more, all of them visible "
-            "ASCII: make one with `openssl rand -hex 32`"
+            f"the key in entry {number} of {VARIABLE} must have at least {_MIN_LENGTH} characters, all visible ASCII: "
+            "create one with `openssl rand -hex 32`"
         )
     return Key(name, "write" if right == "write" else "read", _digest(secret))
 
 
 def first_key(folder: Path | None = None) -> tuple[Keys, str | None]:
-    """The key that is made at the first start of this user, where the environment has none.
+    """Creates a key at the first start of this user, for a service without ``ZSVEC_SERVE_KEYS``.
 
-    Only its digest is kept, in a file that nobody else can read: it can be shown once.
+    Only the digest is stored, in a file that only this user can read, so the secret can be shown once.
 
     Args:
-        folder: Where the file is; by default the user's folder for such.
+        folder: Folder of the file; by default in the state folder of the user.
 
     Returns:
-        The keys, and the new key itself; ``None`` if it was made before.
+        The keys, and the new secret; ``None`` if the key was created before.
 
     Raises:
-        InvalidInputError: The file cannot be read or written, or others may write to its folder.
+        InvalidInputError: The file cannot be read or written, or other users may write to its folder.
     """
     file = key_file(folder)
     secret = secrets.token_urlsafe(32)
@@ -123,16 +120,16 @@ def first_key(folder: Path | None = None) -> tuple[Keys, str | None]:
             raise PermissionError(f"others may write to {file.parent}")
         made = write_new(file, _digest(secret).encode(), mode=0o600)
         with open_regular(file, follow_links=False) as opened:
-            digest = opened.read(_LONGEST_FILE).decode("latin-1").strip()
+            digest = opened.read(_MAX_FILE_BYTES).decode("latin-1").strip()
     except OSError as exc:
-        raise InvalidInputError(f"no key can be kept in {file}: {exc}; set {VARIABLE} instead. {_HOW}") from exc
+        raise InvalidInputError(f"no key can be kept in {file}: {exc}; set {VARIABLE} instead. {_FORMAT}") from exc
     if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise InvalidInputError(f"{file} has no digest of a key: delete it, and start again")
+        raise InvalidInputError(f"{file} must have the digest of a key: delete the file, and start again")
     return Keys([Key("owner", "write", digest)]), secret if made else None
 
 
 def key_file(folder: Path | None = None) -> Path:
-    """Where the digest of the key of `first_key` is."""
+    """Returns the path of the file of `first_key`."""
     return (folder or Path(platformdirs.user_state_dir("zsvec"))) / "serve.key"
 
 

@@ -1,10 +1,11 @@
-"""The page *Categories*: all of them as cards, and new ones."""
+"""The page *Categories*, the page of each category, and moving and removing references."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
@@ -12,24 +13,22 @@ from starlette.responses import Response
 
 from zsvec import CategoryInput, Classifier, ReferenceImage, checked_name
 from zsvec.errors import CategoryNotFoundError, ImageError
-from zsvec.service.api.common import Runs
+from zsvec.service.api.common import Name, Runs
 from zsvec.service.pages.changes import changed
-from zsvec.service.pages.rendering import is_part, render
+from zsvec.service.pages.rendering import category_path, is_part, render
 from zsvec.service.problems import Problem
 from zsvec.service.uploads import Upload, sent_form
 from zsvec.types import Category, StoredReference, counted
 
 router = APIRouter()
 
-_CARDS = 60  # at first, and more each time that more are asked for
+_CARDS = 60  # at first; "Show more" adds twice as many
 _PICTURES = 6  # of a card
-_MOST_CARDS = 100_000
+_MAX_CARDS = 100_000
 
 
 @dataclass(frozen=True)
 class _Card:
-    """A category, with some of its pictures."""
-
     name: str
     texts: Sequence[str]
     images: int
@@ -41,9 +40,9 @@ async def show(
     request: Request,
     work: Runs,
     filter: str = "",  # noqa: A002 - as the address has it
-    shown: Annotated[int, Query(ge=1, le=_MOST_CARDS)] = _CARDS,
+    shown: Annotated[int, Query(ge=1, le=_MAX_CARDS)] = _CARDS,
 ) -> Response:
-    """The page, or the cards alone: those whose name has a text in it, by name, and so many at most."""
+    """Shows the page, or its cards alone, of the categories with a text in their names."""
     wanted = filter.strip().casefold()
 
     def read() -> tuple[list[str], list[str], list[_Card]]:
@@ -78,33 +77,132 @@ def _cards(classifier: Classifier, categories: Iterable[Category]) -> Iterable[_
 
 
 @router.post("/categories")
-async def add(request: Request, work: Runs) -> Response:
-    """Make a category of a name, texts and images."""
+async def create(request: Request, work: Runs) -> Response:
+    """Creates a category from a name, texts and images."""
     images, fields = await sent_form(request, work.limits.images)
-    name = checked_name(fields.get("name", [""])[0])
+    name = _name(fields, "name")
 
-    def make() -> str:
+    def created() -> str:
         if name in {category.name for category in work.classifier.categories()}:
             raise Problem(409, f"There is a category “{name}” already: open it to add to it, or take another name")
-        return added(work.classifier, name, lines(fields.get("texts", [])), images)
+        return _added(work.classifier, name, _lines(fields), images)
 
-    return await changed(request, "add", make)
-
-
-def lines(texts: Iterable[str]) -> list[str]:
-    """Texts of fields that have one a line."""
-    return [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    return await changed(request, "add", created)
 
 
-def added(classifier: Classifier, name: str, texts: Sequence[str], images: Sequence[Upload]) -> str:
-    """Add texts and images to a category, which is made if there is none, and say what became of them.
+@router.get("/categories/{name}")
+async def show_category(request: Request, name: Name, work: Runs) -> Response:
+    """Shows the page of a category, or its content alone."""
 
-    Images that cannot be read are left out, and named.
+    def read() -> dict[str, Any]:
+        category = work.classifier.category(name)
+        stored = work.classifier.references.of(category.name)
+        return {
+            "name": category.name,
+            "names": [other.name for other in work.classifier.categories()],
+            "texts": [reference for reference in stored if reference.modality == "text"],
+            "pictures": [reference for reference in stored if reference.modality == "image"],
+        }
 
-    Raises:
-        Problem: There is nothing to add that can be read.
-        ZSVecError: As `zsvec.classifier.Classifier.add_categories`.
-    """
+    found = await work.run(read)
+    template = "category_content.html" if is_part(request) else "category.html"
+    return render(request, template, tab="/categories", limits=work.limits, **found)
+
+
+@router.post("/categories/{name}/references")
+async def add(request: Request, name: Name, work: Runs) -> Response:
+    """Adds texts and images to a category."""
+    images, fields = await sent_form(request, work.limits.images)
+    texts = _lines(fields)
+    if not images and not texts:
+        raise Problem(422, "There is no text and no picture to add")
+
+    def added() -> str:
+        category = work.classifier.category(checked_name(name))  # a page may be older than its removal
+        return _added(work.classifier, category.name, texts, images)
+
+    return await changed(request, "add", added)
+
+
+@router.post("/categories/{name}/rename")
+async def rename(request: Request, name: Name, work: Runs) -> Response:
+    """Renames a category."""
+    _, fields = await sent_form(request, 0)
+    new = _name(fields, "new")
+
+    def renamed() -> str:
+        if new in {category.name for category in work.classifier.categories()}:
+            raise Problem(409, f"There is a category “{new}” already: merge the two, or take another name")
+        work.classifier.references.rename(name, new)
+        return f"“{name}” is now “{new}”."
+
+    return await changed(request, "rename", renamed, goes=category_path(new))
+
+
+@router.post("/categories/{name}/merge")
+async def merge(request: Request, name: Name, work: Runs) -> Response:
+    """Merges a category into another."""
+    _, fields = await sent_form(request, 0)
+    target = _name(fields, "category")
+
+    def merged() -> str:
+        work.classifier.references.merge(name, target)
+        return f"“{name}” is now part of “{target}”."
+
+    return await changed(request, "merge", merged, goes=category_path(target))
+
+
+@router.post("/categories/{name}/remove")
+async def remove(request: Request, name: Name, work: Runs) -> Response:
+    """Removes a category with its references."""
+
+    def removed() -> str:
+        work.classifier.remove_category(name)
+        return f"“{name}” is removed."
+
+    return await changed(request, "remove", removed, goes="/categories")
+
+
+@router.post("/references/move")
+async def move_references(request: Request, work: Runs) -> Response:
+    """Moves references to another category, which is created if it does not exist."""
+    chosen, fields = await _chosen(request)
+    target = _name(fields, "category")
+
+    def moved() -> str:
+        if target in chosen:
+            raise Problem(409, f"A reference is in “{target}” already: choose another category")
+        _check(work.classifier, chosen)
+        for source, hashes in chosen.items():
+            work.classifier.references.move(hashes, source=source, target=target)
+        return f"{_described(chosen)} moved to “{target}”."
+
+    return await changed(request, "move", moved)
+
+
+@router.post("/references/remove")
+async def remove_references(request: Request, work: Runs) -> Response:
+    """Removes references, except the last one of a category."""
+    chosen, _ = await _chosen(request)
+
+    def removed() -> str:
+        _check(work.classifier, chosen)
+        for source, hashes in chosen.items():
+            work.classifier.references.remove(source, hashes)
+        return f"{_described(chosen)} removed."
+
+    return await changed(request, "remove", removed)
+
+
+def _name(fields: Mapping[str, Sequence[str]], field: str) -> str:
+    return checked_name(fields.get(field, [""])[0])
+
+
+def _lines(fields: Mapping[str, Sequence[str]]) -> list[str]:
+    return [line.strip() for text in fields.get("texts", ()) for line in text.splitlines() if line.strip()]
+
+
+def _added(classifier: Classifier, name: str, texts: Sequence[str], images: Sequence[Upload]) -> str:
     before = {category.name: category for category in classifier.categories()}.get(name)
     unread: list[str] = []
 
@@ -116,16 +214,36 @@ def added(classifier: Classifier, name: str, texts: Sequence[str], images: Seque
     (category,) = classifier.add_categories([given], on_error=leave_out)
     left_out = f" {counted(len(unread), 'picture')} could not be read: {'; '.join(unread)}." if unread else ""
     if images and len(unread) == len(images) and not texts:
-        raise Problem(422, left_out.strip())  # and nothing stays
+        raise Problem(422, left_out.strip())  # undoes the change
+    pictures = counted(category.images, "picture")
     if before is None:
-        return f"“{name}” is a new category{_with(category)}.{left_out}"
-    pictures = category.images - before.images
-    new_texts = len(category.texts) - len(before.texts)
-    parts = [counted(n, one) for n, one in ((pictures, "picture"), (new_texts, "text")) if n > 0]
-    if parts:
-        return f"{' and '.join(parts)} added to “{name}”.{left_out}"
-    return f"“{name}” has all of that already."
+        return f"“{name}” is a new category{f' with {pictures}' if category.images else ''}.{left_out}"
+    new = ((category.images - before.images, "picture"), (len(category.texts) - len(before.texts), "text"))
+    parts = [counted(number, kind) for number, kind in new if number > 0]
+    return f"{' and '.join(parts)} added to “{name}”.{left_out}" if parts else f"“{name}” has these already."
 
 
-def _with(category: Category) -> str:
-    return f" with {counted(category.images, 'picture')}" if category.images else ", told by its words alone"
+async def _chosen(request: Request) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    _, fields = await sent_form(request, 0)
+    chosen: dict[str, list[str]] = defaultdict(list)
+    for reference in fields.get("reference", ()):
+        content_hash, _, name = reference.partition(":")
+        chosen[name].append(content_hash)
+    if not chosen:
+        raise Problem(422, "No reference is chosen")
+    return chosen, fields
+
+
+def _check(classifier: Classifier, chosen: Mapping[str, Collection[str]]) -> None:
+    """Raises a Problem if a reference is gone or a category would have none, before any category is changed."""
+    for name, hashes in chosen.items():
+        there = {reference.hash for reference in classifier.references.of(name)}
+        if not there.issuperset(hashes):
+            raise Problem(409, f"A reference is no longer in “{name}”: reload the page")
+        if there.issubset(hashes):
+            raise Problem(409, f"“{name}” would have no reference: remove it, or merge it into another category")
+
+
+def _described(chosen: Mapping[str, Collection[str]]) -> str:
+    references = counted(sum(map(len, chosen.values())), "reference")
+    return f"{references} of “{'”, “'.join(sorted(chosen))}”"

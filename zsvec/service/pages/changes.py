@@ -1,21 +1,17 @@
-"""What every change on a page is followed by: a line that says what was done, and a button that takes it back.
-
-And the page of the last changes, from which each can be taken back when that line is gone.
-"""
+"""Changes made on pages, each with a message and an undo button; and the page *Recent changes*."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+import json
+from collections.abc import Callable
 from itertools import islice
 from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from zsvec.service.api.common import By, Runs, by, whole_change, work_of
-from zsvec.service.pages.rendering import category_path, events, is_part, render
+from zsvec.service.api.common import By, Runs, author_of, whole_change, work_of
+from zsvec.service.pages.rendering import category_path, is_part, render
 from zsvec.service.problems import Problem
 from zsvec.service.uploads import sent_form
 from zsvec.types import Change
@@ -24,114 +20,60 @@ router = APIRouter()
 
 _NAMED = 3  # categories of a change that are named
 _LISTED = 50  # changes on their page
-_TITLES = {
-    "add": "Added to",
-    "correct": "Taught",
-    "generate": "Drew images of",
-    "import": "Imported",
-    "label": "Labelled",
-    "merge": "Merged",
-    "move": "Moved between",
-    "remove": "Removed, or from",
-    "rename": "Renamed",
-    "replace": "Replaced",
-    "set": "Described",
-    "undo": "Took back a change of",
-}
-_WORDS = {
-    "add": "what was added",
-    "correct": "what was taught",
-    "generate": "the drawn images",
-    "import": "the import",
-    "label": "the label",
-    "merge": "the merging",
-    "move": "the moving",
-    "remove": "the removal",
-    "rename": "the renaming",
-    "replace": "the replacement",
-    "set": "the description",
-    "undo": "what was done again",
-}
-_STAY = ("correct", "label")  # in part: the images wait no more, so that to take it back would lose them
+_WRITTEN_IN_PART = ("correct", "label")  # the images have left the inbox: to undo the references would lose them
 
 
-async def changed(request: Request, what: str, change: Callable[[], str], *, goes: str | None = None) -> Response:
-    """Change something as one change, whole or not at all, and say so; without a button, if nothing had to be changed.
+async def changed(request: Request, kind: str, change: Callable[[], str], *, goes: str | None = None) -> Response:
+    """Makes one atomic change, and returns a message with an undo button, if anything was changed.
 
     Args:
-        request: Who asks.
-        what: The change, in one word, as the history has it.
-        change: Does it in a thread, and says in a sentence what was done.
-        goes: Path of the page that is to be shown then, if it is another one.
+        request: The request.
+        kind: Kind of the change in the history.
+        change: Makes the change in a thread, and returns the message.
+        goes: Path of another page to show afterwards.
     """
-    work = work_of(request)
+    work = await work_of(request)
 
     def run() -> tuple[str, str | None]:
-        one = work.classifier.history.one_change(what) if what in _STAY else whole_change(work.classifier, what)
-        with one as identifier:
-            said = change()
+        one_change = work.classifier.history.one_change
+        with one_change(kind) if kind in _WRITTEN_IN_PART else whole_change(work.classifier, kind) as identifier:
+            message = change()
         there = any(one.id == identifier for one in work.classifier.history)
-        return said, identifier if there else None
+        return message, identifier if there else None
 
-    said, identifier = await work.run(run, by=by(request))
-    return _toast(request, said, identifier, goes=goes)
+    message, identifier = await work.run(run, by=await author_of(request))
+    return _toast(request, message, identifier, goes=goes)
 
 
 def _toast(
     request: Request,
-    said: str,
+    message: str,
     identifier: str | None,
     *,
-    takes_back: str = "Undo",
+    button: str = "Undo",
     undone: str | None = None,
     goes: str | None = None,
 ) -> Response:
-    gone = {} if goes is None else {"went": {"path": goes}}
-    headers = events(**gone, changed={"undone": undone})
-    return render(request, "toast.html", headers=headers, said=said, change=identifier, takes_back=takes_back)
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """A change as the page lists it; `again`: it took one back, so to take it back is to do that again."""
-
-    id: str
-    what: str
-    categories: Sequence[str]
-    more: int
-    at: datetime
-    by: str | None
-    undone: bool
-    again: bool
+    went = {} if goes is None else {"zsvec:went": {"path": goes}}
+    headers = {"HX-Trigger": json.dumps({**went, "zsvec:changed": {"undone": undone}})}
+    return render(request, "toast.html", headers=headers, message=message, change=identifier, button=button)
 
 
 @router.get("/changes")
 async def show(request: Request, work: Runs) -> Response:
-    """The last changes, newest first."""
+    """Shows the page, or its list alone: newest changes first."""
     found = await work.run(lambda: list(islice(work.classifier.history, _LISTED)))
-    listed = [
-        _Listed(
-            id=one.id,
-            what=_TITLES.get(one.what, one.what.capitalize()),
-            categories=one.categories[:_NAMED],
-            more=max(len(one.categories) - _NAMED, 0),
-            at=one.at,
-            by=one.by,
-            undone=one.undone,
-            again=one.what == "undo",
-        )
-        for one in found
-    ]
-    return render(request, "changes_list.html" if is_part(request) else "changes.html", changes=listed)
+    template = "changes_list.html" if is_part(request) else "changes.html"
+    return render(request, template, changes=found, named=_NAMED)
 
 
 @router.post("/undo")
 async def undo(request: Request, work: Runs, by: By) -> Response:
-    """Take a change back, by its id; what takes it back is a change, too."""
+    """Undoes a change; for an undo, redoes the change."""
     _, fields = await sent_form(request, 0)
     given = fields.get("change", [])
     if len(given) != 1:
-        raise Problem(422, "the change that is to be taken back is not said: reload the page")
+        raise Problem(422, f"change must be the id of one change, got {len(given)}: reload the page")
 
     def run() -> tuple[Change, str, set[str]]:
         with work.classifier.history.one_change("undo") as identifier:
@@ -139,19 +81,18 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
         return undone, identifier, {category.name for category in work.classifier.categories()}
 
     undone, identifier, there = await work.run(run, by=by)
-    again = "again" in fields  # an undo that is taken back: what was taken back is done again
     names = ", ".join(f"“{name}”" for name in undone.categories[:_NAMED])
-    said = f"Done again, for {names}." if again else f"Taken back: {_WORDS.get(undone.what, undone.what)}, for {names}."
+    redo = "again" in fields
+    message = f"Redone: {names}." if redo else f"Undone: {undone.what} {names}."
     goes = _elsewhere(request, undone, there)
-    takes_back = "Undo" if again else "Redo"
-    return _toast(request, said, identifier, takes_back=takes_back, undone=undone.id, goes=goes)
+    return _toast(request, message, identifier, button="Undo" if redo else "Redo", undone=undone.id, goes=goes)
 
 
 def _elsewhere(request: Request, undone: Change, there: set[str]) -> str | None:
-    """Where to go if the category that is shown is gone: to another one of the change, or to all."""
+    """Returns the page to show if the category on the current page no longer exists."""
     try:
         path = urlsplit(request.headers.get("hx-current-url", "")).path
-    except ValueError:  # whoever asks may send anything
+    except ValueError:  # the header may have any text
         return None
     _, _, shown = path.partition("/categories/")
     if not shown or unquote(shown) in there:

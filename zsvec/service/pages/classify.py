@@ -1,4 +1,4 @@
-"""The page *Classify*: what images show, and why, and what it is instead. The browser keeps the images."""
+"""The page *Classify*: predictions with their evidence, and corrections. The images stay in the browser."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from starlette.responses import Response
 from zsvec import checked_name
 from zsvec.errors import StoreUnavailableError
 from zsvec.service.api.common import Runs
-from zsvec.service.pages import words
 from zsvec.service.pages.changes import changed
-from zsvec.service.pages.rendering import percent, render
+from zsvec.service.pages.rendering import certainty, render
 from zsvec.service.problems import Problem
 from zsvec.service.uploads import sent_form, sent_images
+from zsvec.types import ExpertOutput, Prediction, encoder_and_modality
 
 router = APIRouter()
 
-_CHOICES = 5  # categories to choose from by one click
+_CHOICES = 5  # categories with a button
 
 
 @router.get("/")
 async def show(request: Request, work: Runs) -> Response:
-    """The page. It is there while the store is away, too: answers may be."""
+    """Shows the page, even while the store is away: predictions may still work."""
     try:
         names = [category.name for category in await work.run(work.classifier.categories)]
     except StoreUnavailableError:
@@ -31,32 +31,34 @@ async def show(request: Request, work: Runs) -> Response:
 
 @router.post("/classify")
 async def classify(request: Request, work: Runs) -> Response:
-    """What one image shows, with its evidence."""
+    """Classifies one image, with evidence."""
     images = await sent_images(request, 1)
     (prediction,) = await work.classify(images, _CHOICES, request.receive)
     if prediction.error is not None:
         return render(request, "unread.html", error=prediction.error)
-    probability = prediction.probability or 0.0
-    return render(
-        request,
-        "answer.html",
-        prediction=prediction,
-        sure=words.how_sure(probability),
-        headline=words.headline(prediction, percent(probability)),
-        experts=words.experts(prediction),
-    )
+    certain = certainty(prediction.probability or 0.0)
+    return render(request, "answer.html", prediction=prediction, certainty=certain, experts=_experts(prediction))
+
+
+def _experts(prediction: Prediction) -> list[tuple[str, str, ExpertOutput]]:
+    found: list[tuple[str, str, ExpertOutput]] = []
+    for name, expert in sorted(prediction.experts.items(), key=lambda item: -item[1].weight):
+        encoder, modality = encoder_and_modality(name)
+        title = "Compared with your pictures" if modality == "image" else "Compared with your texts"
+        found.append((f"{title} ({encoder})", modality, expert))
+    return found
 
 
 @router.post("/correct")
 async def correct(request: Request, work: Runs) -> Response:
-    """Make an image a reference of the category that it shows."""
+    """Makes an image a reference of the right category."""
     images, fields = await sent_form(request, 1)
     name = fields.get("category", [""])[0]
     if len(images) != 1 or not name.strip():
-        raise Problem(422, "one image and the name of its category are needed")
+        raise Problem(422, "send one image and the name of its category")
 
-    def teach() -> str:
+    def corrected() -> str:
         category = work.classifier.correct(images[0], checked_name(name))
-        return f"It has learned that this is “{category.name}”."
+        return f"Learned that this is “{category.name}”."
 
-    return await changed(request, "correct", teach)
+    return await changed(request, "correct", corrected)

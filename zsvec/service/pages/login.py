@@ -1,4 +1,4 @@
-"""The page that asks for a key, and keeps it in a cookie that no script can read."""
+"""Sign-in: stores the key of a browser in a cookie that no script can read."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from zsvec.service.uploads import sent_form
 
 router = APIRouter()
 
-_KEPT = 30 * 24 * 3600  # seconds: a phone would be asked at each start of its browser otherwise
+_MAX_AGE_S = 30 * 24 * 3600  # phones discard session cookies often
 
 
 @router.get(LOGIN)
-async def ask(request: Request) -> Response:
-    """The page; where nobody is asked for a key, the first page instead."""
+async def show(request: Request) -> Response:
+    """Shows the page; redirects to the first page if the service has no keys."""
     keys: Keys = request.app.state.keys
     return render(request, "login.html", wrong=False) if keys else RedirectResponse("/", 303)
 
 
 @router.post(LOGIN)
 async def login(request: Request) -> Response:
-    """Take a key. It comes in the body, so that it is in no address, no log and no history of a browser."""
+    """Signs in with the key in the body, which appears in no address, log or history."""
     keys: Keys = request.app.state.keys
     _, fields = await sent_form(request, 0)
     given = fields.get("key", [""])[0].strip()
@@ -33,14 +33,14 @@ async def login(request: Request) -> Response:
     response = RedirectResponse("/", 303)
     if keys:
         response.set_cookie(
-            COOKIE, given, max_age=_KEPT, path="/", secure=is_encrypted(request), httponly=True, samesite="strict"
+            COOKIE, given, max_age=_MAX_AGE_S, path="/", secure=is_encrypted(request), httponly=True, samesite="strict"
         )
     return response
 
 
 @router.post("/logout")
 async def logout(request: Request) -> Response:
-    """Forget the key, and the pictures that the browser keeps."""
+    """Signs out: deletes the cookie and the pictures in the browser's cache."""
     response = RedirectResponse(LOGIN, 303, headers={"Clear-Site-Data": '"cache"'})
     response.delete_cookie(COOKIE, path="/", secure=is_encrypted(request), httponly=True, samesite="strict")
     return response

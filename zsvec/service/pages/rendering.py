@@ -1,24 +1,25 @@
-"""Templates: whole pages, parts of them, and problems in plain words."""
+"""HTML from templates: pages, parts of pages, problems, phrases for predictions; and static files."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from hashlib import sha256
 from http import HTTPStatus
+from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import Request
+from fastapi import APIRouter, Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from zsvec.errors import without_password
 from zsvec.service.auth.guard import FOR_WRITERS
 from zsvec.service.auth.keys import Key
-from zsvec.service.pages import static
-from zsvec.service.pages.words import how_much
 from zsvec.service.problems import Problem
 from zsvec.types import counted
+
+router = APIRouter()
 
 _TABS = (
     ("/", "Classify"),
@@ -28,19 +29,28 @@ _TABS = (
     ("/live", "Live"),
 )
 _FOR_PROGRAMS = ("/v1/", "/health/", "/metrics", "/static/")
-_SAID = {
-    400: "The page sent something that could not be read.",
+_HEADINGS = {
+    400: "The request could not be read.",
     403: "This is not allowed.",
-    404: "This is not there.",
-    405: "This cannot be done here.",
-    408: "The upload stopped on the way. Try again.",
-    409: "This cannot be done.",
+    404: "Not found.",
+    405: "This is not possible here.",
+    408: "The upload stopped. Try again.",
+    409: "This is not possible.",
     413: "This is too much at once.",
-    415: "The page sent something that could not be read.",
+    415: "The request could not be read.",
     422: "This cannot be used.",
-    429: "Too much is being done at once. Try again in a moment.",
-    503: "The service cannot do this at the moment.",
+    429: "Too many requests. Try again in a moment.",
+    503: "The service is not available at the moment.",
 }
+_CERTAINTY = ((0.95, "Almost certainly"), (0.8, "Very probably"), (0.6, "Probably"), (0.0, "Perhaps"))
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "txt": "text/plain"}
+_FILES = {
+    file.name: file.read_bytes()
+    for file in sorted(files("zsvec.service").joinpath("static").iterdir(), key=lambda file: file.name)
+    if file.name.rpartition(".")[2] in _TYPES
+}
+# Of all files, because scripts import each other.
+_DIGEST = sha256(b"".join(sha256(content).digest() for content in _FILES.values())).hexdigest()[:12]
 
 
 class _HTML(HTMLResponse):
@@ -49,20 +59,37 @@ class _HTML(HTMLResponse):
 
 
 def category_path(name: str) -> str:
-    """Path of the page of a category."""
+    """Returns the path of a category's page."""
     return f"/categories/{quote(name, safe='')}"
 
 
 def _picture_path(category: str, content_hash: str) -> str:
-    """Path of the small copy of a reference image."""
     return f"/v1/categories/{quote(category, safe='')}/references/{content_hash}/image"
 
 
+def _static_path(name: str) -> str:
+    """Returns a path with a digest, which browsers cache until a file changes."""
+    if name not in _FILES:
+        raise KeyError(name)
+    return f"/static/{_DIGEST}/{name}"
+
+
 def percent(share: float) -> str:
-    """A share as people say it; nothing is ever quite sure, or quite impossible."""
+    """Formats a probability; never as 0 % or 100 %."""
     if share > 0.995:
         return "over 99 %"
     return "under 1 %" if share < 0.005 else f"{100 * share:.0f} %"
+
+
+def certainty(probability: float) -> str:
+    """Returns a probability in words, such as "Probably", to precede the name of a category."""
+    return next(words for least, words in _CERTAINTY if probability >= least)
+
+
+def _influence(weight: float) -> str:
+    if weight >= 0.5:
+        return "decides most of the answer"
+    return "has some influence" if weight >= 0.2 else "has little influence"
 
 
 _templates = Environment(
@@ -72,33 +99,34 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.globals.update(static=static.address, counted=counted, picture_path=_picture_path, how_much=how_much)
+_templates.globals.update(static=_static_path, counted=counted, picture_path=_picture_path, influence=_influence)
 _templates.filters.update(category_path=category_path, percent=percent)
 
 
+@router.get("/static/{digest}/{name}")
+async def static(digest: str, name: str) -> Response:
+    """Serves a static file. Under another digest, the current version is sent and must not be cached."""
+    if name not in _FILES:
+        raise Problem(404, f"there is no file {name!r}")
+    caching = "public, max-age=31536000, immutable" if digest == _DIGEST else "no-store"
+    return Response(_FILES[name], media_type=_TYPES[name.rpartition(".")[2]], headers={"Cache-Control": caching})
+
+
 def may_change(request: Request) -> bool:
-    """Whether who asks may change something."""
+    """Returns whether the key of a request, if any, has the right to write."""
     key: Key | None = request.state.key
     return key is None or key.right == "write"
 
 
 def is_part(request: Request) -> bool:
-    """Whether a script of the page asks for a part of it, and not for a whole one to take that out of."""
+    """Returns whether htmx requests a part of a page, rather than a whole page to select a part from."""
     return "hx-request" in request.headers and "hx-boosted" not in request.headers
 
 
 def render(
     request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
 ) -> Response:
-    """A page, or a part of one.
-
-    Args:
-        request: Who asks.
-        template: Name of the file in ``templates``.
-        status: Of the answer.
-        headers: Of the answer.
-        values: Of the template, beside `may_change`, the keys and the tabs.
-    """
+    """Renders a page or a part of a page with the variables `values`, `may_change`, the keys and the tabs."""
     key: Key | None = request.state.key
     tabs = [tab for tab in _TABS if may_change(request) or tab[0] not in FOR_WRITERS]
     common = {
@@ -112,19 +140,14 @@ def render(
     return _HTML(text, status, headers=headers)
 
 
-def events(**named: Any) -> dict[str, str]:
-    """The header by which an answer tells the page that something has happened: events by name, with their details."""
-    return {"HX-Trigger": json.dumps({f"zsvec:{name}": details for name, details in named.items()})}
-
-
 def answered(request: Request, problem: Problem) -> Response | None:
-    """A problem as a page says it; ``None`` for a program."""
+    """Renders a problem as a page or a toast; returns ``None`` if the request comes from a program."""
     if request.url.path.startswith(_FOR_PROGRAMS):
         return None
     if not is_part(request) and "text/html" not in request.headers.get("accept", ""):
         return None
-    said = _SAID.get(problem.status) or f"{HTTPStatus(problem.status).phrase}."
+    heading = _HEADINGS.get(problem.status) or f"{HTTPStatus(problem.status).phrase}."
     no_page = problem.status == 404 and "route" not in request.scope
     detail = "No page has this address." if no_page else without_password(problem.detail)
     template = "problem_toast.html" if is_part(request) else "problem.html"
-    return render(request, template, problem.status, problem.headers, said=said, detail=detail)
+    return render(request, template, problem.status, problem.headers, heading=heading, detail=detail)

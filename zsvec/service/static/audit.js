@@ -1,4 +1,4 @@
-// Audit: what was done about a finding takes it off the page. What is kept as it is, this browser remembers.
+// Audit: removes findings from the page once they are dealt with. Kept findings are stored in this browser.
 
 import { sayHTML } from "./page.js";
 
@@ -6,7 +6,7 @@ const KEPT = "zsvec:kept";
 const MOST = 1000;
 const findings = document.getElementById("findings");
 let changes = 0;
-let last = null; // the finding that was kept last
+let last = null; // the last kept finding
 
 function kept() {
   try {
@@ -20,13 +20,13 @@ function keep(keys) {
   try {
     localStorage.setItem(KEPT, JSON.stringify(keys.slice(-MOST)));
   } catch {
-    return; // the browser keeps nothing: it is hidden until the page is loaded again
+    return; // without storage, the finding is hidden until the page is reloaded
   }
 }
 
 const left = (section) => [...section.querySelectorAll("[data-finding]")].filter((finding) => !finding.hidden);
 
-// Sections count what is left, and what is kept is said once.
+// Updates the counts of the sections and of kept findings.
 function tally() {
   for (const section of findings.querySelectorAll(".kind")) {
     const number = left(section).length;
@@ -36,8 +36,8 @@ function tally() {
   const hidden = findings.querySelectorAll("[data-finding][hidden]").length;
   const line = document.getElementById("kept");
   line.hidden = !hidden;
-  line.firstElementChild.textContent = hidden === 1 ? "One finding is hidden, as you keep it." : `${hidden} findings are hidden, as you keep them.`;
-  document.getElementById("since").textContent = changes ? `${changes === 1 ? "One change" : `${changes} changes`} since: compare again to see what they mean for the rest.` : "";
+  line.firstElementChild.textContent = hidden === 1 ? "One kept finding is hidden." : `${hidden} kept findings are hidden.`;
+  document.getElementById("since").textContent = changes ? `${changes === 1 ? "One change" : `${changes} changes`} since: compare again to update the findings.` : "";
 }
 
 function hideKept() {
@@ -46,7 +46,7 @@ function hideKept() {
   tally();
 }
 
-// The next thing to do has the focus when what had it is gone.
+// Moves the focus to the next finding.
 function goOn(section, position) {
   const rest = left(section);
   const next = rest[Math.min(position, rest.length - 1)] ?? findings.querySelector(".kind:not([hidden]) [data-finding]:not([hidden])");
@@ -104,7 +104,7 @@ if (findings) {
       hideKept();
     }
   });
-  // What was taken back may be doubtful again.
+  // An undone change may be doubtful again.
   document.body.addEventListener("zsvec:changed", (event) => {
     if (event.detail.undone) document.getElementById("again").click();
   });

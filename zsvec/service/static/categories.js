@@ -1,10 +1,10 @@
-// Categories: pictures that are added, moved and removed. What is shown is the service's, asked for after each change.
+// Categories: add, move and remove pictures. The page is loaded from the service again after each change.
 
 import { dragPictures } from "./drag.js";
 import { takeFiles } from "./files.js";
 import { busy, open, send } from "./page.js";
 
-const get = (id) => document.getElementById(id); // when it is needed: all that is shown is replaced now and then
+const get = (id) => document.getElementById(id); // at each use: the content of the page is replaced after changes
 const images = (number) => (number === 1 ? "1 picture" : `${number} pictures`);
 
 // Moving and removing
@@ -13,21 +13,21 @@ function selected() {
   return [...document.querySelectorAll(".select:checked")].map((box) => box.parentElement.querySelector("[data-reference]"));
 }
 
-// Those that go with a picture: all that are selected, if it is one of them.
+// All selected pictures, if the picture is one of them; else the picture alone.
 function together(picture) {
   const chosen = selected();
   return chosen.includes(picture) ? chosen : [picture];
 }
 
 let changing = false;
-async function change(pictures, what, doing, fields = {}) {
+async function change(pictures, action, doing, fields = {}) {
   if (changing) return false; // a second click
   changing = true;
   const form = new FormData();
-  for (const picture of pictures) form.append("hash", picture.dataset.hash);
+  for (const picture of pictures) form.append("reference", `${picture.dataset.hash}:${picture.dataset.category}`);
   for (const [name, value] of Object.entries(fields)) form.append(name, value);
   busy(form, `${doing} ${images(pictures.length)} …`);
-  const done = await send(`${pictures[0].dataset.path}/${what}`, form);
+  const done = await send(`/references/${action}`, form);
   busy(form, null);
   changing = false;
   return done;
@@ -70,7 +70,7 @@ function showSelection() {
 
 // Adding
 
-// Parts that the service takes at once.
+// Splits files into requests within the limits of the service.
 function* parts(files, { mostImages, mostBytes }) {
   let part = [];
   let size = 0;
@@ -149,7 +149,7 @@ async function addCategory(form) {
 takeFiles((files, at) => {
   const [content, adding] = [get("content"), get("add-dialog")];
   const card = at?.closest?.("[data-takes-files]");
-  if (!get("reference-dialog")) return; // who may only look
+  if (!get("reference-dialog")) return; // a key to read
   if (card && !adding.open) return addTo(card.dataset.takesFiles, files, get("add-form").dataset);
   if (content.dataset.page) return addTo(content.dataset.page, files, content.dataset);
   chosen = [...chosen, ...files];
@@ -170,7 +170,7 @@ document.addEventListener("click", async (event) => {
     for (const box of document.querySelectorAll(".select")) box.checked = selects.dataset.selects === "all";
     showSelection();
   }
-  if (event.target.closest("[data-removes-references]") && (await change(opened, "references/remove", "Removing"))) get("reference-dialog").close();
+  if (event.target.closest("[data-removes-references]") && (await change(opened, "remove", "Removing"))) get("reference-dialog").close();
   const leaves = event.target.closest("[data-leaves]");
   if (leaves) {
     chosen.splice(Number(leaves.dataset.leaves), 1);

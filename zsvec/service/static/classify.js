@@ -1,4 +1,4 @@
-// Classify: each image is sent by itself, a few at a time. The files stay in this page; the service keeps none of them.
+// Classify: sends each image in a request of its own, a few at a time. The page holds the files; the service keeps none.
 
 import { busy, problemIn, send } from "./page.js";
 import { takeFiles } from "./files.js";
@@ -41,7 +41,7 @@ function next() {
 
 async function look(card) {
   const { file } = cards.get(card) ?? {};
-  if (!file) return; // taken off the page meanwhile
+  if (!file) return; // removed from the page meanwhile
   const body = card.querySelector(".body");
   const words = card.querySelector(".waiting");
   const sent = card.querySelector("progress");
@@ -69,7 +69,7 @@ async function look(card) {
 function show(card, body, html) {
   const item = cards.get(card);
   if (!item) return;
-  body.innerHTML = html; // a part that our templates made
+  body.innerHTML = html; // rendered by the service
   const headline = body.querySelector(".verdict").dataset.headline;
   const before = body.querySelector(".before");
   if (before && item.before) {
@@ -94,7 +94,7 @@ function failed(body, answer) {
     detail.textContent = said[1];
     box.append(title, detail);
   } else {
-    box.innerHTML = answer.responseText; // a problem that our templates made
+    box.innerHTML = answer.responseText; // rendered by the service
     box.querySelector("[data-closes]")?.remove();
   }
   const again = document.createElement("button");
@@ -154,7 +154,7 @@ if (answers) {
       card.remove();
     }
   });
-  // What was taught is taken back, or done again.
+  // A correction was undone or redone.
   document.body.addEventListener("zsvec:changed", (event) => {
     if (!event.detail.undone) return;
     for (const [card, item] of cards) {

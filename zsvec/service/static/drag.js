@@ -1,11 +1,11 @@
-// Pictures dragged by mouse, pen or finger. A finger rests on a picture first: else it would scroll.
+// Dragging of pictures by mouse, pen or touch. Touch drags after a long press, and scrolls otherwise.
 
 const FAR = 6; // pixels before a mouse drags
-const RESTS = 350; // milliseconds before a finger does
-const EDGE = 70; // pixels from an edge where what is shown scrolls
+const RESTS = 350; // milliseconds of a long press
+const EDGE = 70; // pixels from an edge where the page scrolls
 const STEP = 14;
 
-// Call `drop` with a picture and the element with data-drop where it was let go; `begin` and `end` around each drag.
+// Calls `drop` with a picture and the category it is dropped on; `begin` and `end` before and after each drag.
 export function dragPictures({ begin, drop, end }) {
   let held = null; // { picture, pointer, x, y, timer, ghost, over }
 
@@ -30,7 +30,7 @@ export function dragPictures({ begin, drop, end }) {
   }
 
   function place() {
-    const [right, down] = held.timer ? [-40, -95] : [8, 8]; // where neither a finger nor it hides what is under it
+    const [right, down] = held.timer ? [-40, -95] : [8, 8]; // keeps the drop target visible
     held.ghost.style.transform = `translate(${held.x + right}px, ${held.y + down}px)`;
     const under = document.elementFromPoint(held.x, held.y)?.closest("[data-drop]") ?? null;
     const target = under?.dataset.drop === held.picture.dataset.category ? null : under;
@@ -50,7 +50,7 @@ export function dragPictures({ begin, drop, end }) {
     requestAnimationFrame(scroll);
   }
 
-  function let_go(dropped) {
+  function release(dropped) {
     if (!held) return;
     const { picture, ghost, over, timer } = held;
     clearTimeout(timer);
@@ -62,7 +62,7 @@ export function dragPictures({ begin, drop, end }) {
     document.body.classList.remove("dragging");
     end();
     if (dropped && over) drop(picture, over.dataset.drop);
-    // The click that follows would open the picture.
+    // Ignores the click that follows, which would open the picture.
     const swallow = (event) => event.stopPropagation() ?? event.preventDefault();
     document.addEventListener("click", swallow, { capture: true, once: true });
     setTimeout(() => document.removeEventListener("click", swallow, { capture: true }), 50);
@@ -73,16 +73,16 @@ export function dragPictures({ begin, drop, end }) {
     const moved = Math.hypot(event.clientX - held.x, event.clientY - held.y);
     if (!held.ghost) {
       if (moved < FAR) return;
-      if (event.pointerType === "touch") return let_go(false); // it scrolls
+      if (event.pointerType === "touch") return release(false); // a scroll
       start();
     }
     held.x = event.clientX;
     held.y = event.clientY;
     place();
   });
-  document.addEventListener("pointerup", (event) => event.pointerId === held?.pointer && let_go(true));
-  document.addEventListener("pointercancel", (event) => event.pointerId === held?.pointer && let_go(false));
-  document.addEventListener("keydown", (event) => event.key === "Escape" && let_go(false));
+  document.addEventListener("pointerup", (event) => event.pointerId === held?.pointer && release(true));
+  document.addEventListener("pointercancel", (event) => event.pointerId === held?.pointer && release(false));
+  document.addEventListener("keydown", (event) => event.key === "Escape" && release(false));
   document.addEventListener("touchmove", (event) => held?.ghost && event.preventDefault(), { passive: false });
   document.addEventListener("contextmenu", (event) => held?.timer && event.preventDefault());
 }

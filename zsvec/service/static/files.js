@@ -1,6 +1,6 @@
-// Images that come into a page: chosen, dropped or pasted.
+// Images that are chosen, dropped or pasted.
 
-// Call `take` with the files, and with where they were dropped, if they were.
+// Calls `take` with the files, and with the element that they were dropped on, if any.
 export function takeFiles(take) {
   document.addEventListener("click", (event) => {
     const picker = event.target.closest("[data-picks]");

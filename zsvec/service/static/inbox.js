@@ -1,18 +1,18 @@
-// Inbox: one image is the current one; keys, buttons and touch label it, or all that are selected. Labels are sent one
-// after the other, and what is sent is off the list at once; it comes back if that fails.
+// Inbox: keys, buttons and touch label the current image or all selected images. Labels are sent one after the other.
+// Labelled images leave the list at once, and return if the request fails.
 
 import { busy, send } from "./page.js";
 
-const FEW = 8; // images left, from which on more are asked for
+const FEW = 8; // images left, below which more are loaded
 const list = document.getElementById("images");
 const panel = document.getElementById("panel");
-const choices = document.getElementById("choices"); // not there for who may only look
+const choices = document.getElementById("choices"); // absent for a key to read
 const other = document.getElementById("other");
 const several = document.getElementById("several");
 
-const sent = new Set(); // hashes of what is being labelled or dismissed
+const sent = new Set(); // hashes of images that are being labelled or dismissed
 let current = null;
-let anchor = null; // where a selection begins
+let anchor = null; // start of a range
 let waiting = 0;
 let queue = Promise.resolve();
 let loading = null;
@@ -22,7 +22,7 @@ const selected = () => tiles().filter((tile) => tile.ariaSelected === "true");
 const chosen = () => (selected().length ? selected() : current ? [current] : []);
 const images = (number) => (number === 1 ? "1 image" : `${number} images`);
 
-// What is shown
+// Images
 
 function choose(tile, { focus = false } = {}) {
   if (current) current.tabIndex = -1;
@@ -34,7 +34,7 @@ function choose(tile, { focus = false } = {}) {
   tile.scrollIntoView({ block: "nearest" });
 }
 
-// The categories that the chosen images may be of, likeliest first: of several, by the sum of their probabilities.
+// Returns the likely categories of the chosen images, by the sum of their probabilities.
 function likely(group) {
   const sums = new Map();
   for (const tile of group) {
@@ -80,7 +80,7 @@ function count(number) {
   document.getElementById("waiting").textContent = number === 1 ? "1 image waits" : `${number} images wait`;
 }
 
-// More images; those that are shown, or just sent, are not given again.
+// Loads more images, except shown and sent ones.
 function load() {
   loading ??= more().finally(() => {
     loading = null;
@@ -142,7 +142,7 @@ function back(group) {
   choose(group[0], { focus: idle() });
 }
 
-// Images that wait no more are in no group either.
+// Removes labelled and dismissed images from the groups.
 function forget(hashes) {
   for (const hash of hashes) {
     const gone = document.querySelector(`#groups input[value="${hash}"]`);
@@ -206,7 +206,7 @@ const MOVES = {
   ArrowDown: columns, ArrowUp: () => -columns(), Home: () => -Infinity, End: () => Infinity,
 };
 
-// No letter is a command: a name may begin with any.
+// No letter is a command, since a name may begin with any letter.
 function pressed(event) {
   const { key } = event;
   const inPanel = panel.contains(document.activeElement);

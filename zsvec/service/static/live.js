@@ -1,10 +1,10 @@
-// Live: one event a second tells what the service does. A page that nobody sees is not told.
+// Live: shows one event per second. Hidden pages are not connected.
 
 const SPARK = 60; // seconds
 const AGAIN = [2000, 5000, 10000]; // milliseconds after which to connect again
 const WORDS = {
-  200: "done", 303: "sent elsewhere", 400: "not readable", 401: "without a key", 403: "not allowed", 404: "not there",
-  409: "not possible then", 413: "too large", 422: "not usable", 429: "too much at once", 499: "client left", 503: "not ready",
+  200: "OK", 303: "redirected", 400: "not readable", 401: "without a key", 403: "not allowed", 404: "not found",
+  409: "conflict", 413: "too large", 422: "not usable", 429: "too many requests", 499: "client left", 503: "not available",
 };
 const number = new Intl.NumberFormat("en");
 const rates = [];
@@ -88,7 +88,7 @@ function answer(image) {
   return [image.nearest, percent(image.probability)];
 }
 
-// Newest first; what is shown already stays as it is.
+// Newest first; images that are shown already stay unchanged.
 function showImages(list) {
   const last = at("last");
   const there = new Set([...last.children].map((item) => item.dataset.id));
@@ -125,7 +125,7 @@ function connect() {
   };
 }
 
-// A browser does not say why a stream has not begun: whether a key is asked for is asked of the page.
+// EventSource does not report the status of a failed connection: request the page to find out about a missing key.
 async function again() {
   const wait = AGAIN[Math.min(attempts, AGAIN.length - 1)];
   attempts += 1;
@@ -138,9 +138,9 @@ function watch() {
   if (document.hidden) {
     clearTimeout(timer);
     source?.close();
-    say("waiting", "Paused while nobody looks");
+    say("waiting", "Paused while hidden");
   } else {
-    rates.length = 0; // of seconds that nobody has seen
+    rates.length = 0; // of the time while hidden
     say("waiting", "Connecting …");
     connect();
   }

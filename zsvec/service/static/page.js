@@ -1,19 +1,19 @@
-// What all pages do: say what happens, what has failed, and show dialogs. Texts are put in as texts, never as HTML.
+// Shared by all pages: progress, messages, errors, dialogs. Texts are inserted as text, never as HTML.
 
 const toasts = document.getElementById("toasts");
 const busyBox = document.getElementById("busy");
 const busyText = document.getElementById("busy-text");
 const MOST_TOASTS = 3;
-const AWAY = ["The service cannot be reached.", "Look whether it runs and whether you are online, then try again."];
+const AWAY = ["The service cannot be reached.", "Check that it runs and that you are online, then try again."];
 
-// A key in the address is gone from it before anything else is loaded or said, and counts once it is confirmed: the
-// sender of a link could see what is done under a key of theirs.
+// Removes a key from the address first of all, and signs in only after confirmation: the sender of a link could see all
+// actions with the key.
 function takeKey() {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
   if (given === null) return;
   history.replaceState(null, "", location.pathname + location.search);
   const dialog = document.getElementById("sign-in");
-  if (!dialog) return; // this service asks for no key
+  if (!dialog) return; // a service without keys
   const field = document.getElementById("sign-in-key");
   field.value = given;
   dialog.addEventListener("close", () => (field.value = ""), { once: true });
@@ -22,18 +22,18 @@ function takeKey() {
 addEventListener("hashchange", takeKey);
 takeKey();
 
-// What is going on, in words; of several things at once, the newest.
+// Shows the newest of the running actions.
 const going = new Map();
-export function busy(what, text) {
-  if (text) going.set(what, text);
-  else going.delete(what);
+export function busy(action, text) {
+  if (text) going.set(action, text);
+  else going.delete(action);
   const newest = [...going.values()].at(-1);
   busyBox.hidden = newest === undefined;
-  (document.querySelector("dialog[open]") ?? toasts.parentElement).append(busyBox); // what is beside a dialog is dim
+  (document.querySelector("dialog[open]") ?? toasts.parentElement).append(busyBox); // a dialog dims the rest of the page
   if (newest !== undefined && busyText.textContent !== newest) busyText.textContent = newest;
 }
 
-// A problem is said where people look: in the dialog that is open, or below.
+// Problems are shown in the open dialog, else below the page.
 function place() {
   return document.querySelector("dialog[open]") ?? toasts;
 }
@@ -67,12 +67,12 @@ export function sayProblem(said, detail) {
 
 export function sayHTML(html, at = toasts) {
   clear(at);
-  at.insertAdjacentHTML("afterbegin", html); // a part that our templates made
+  at.insertAdjacentHTML("afterbegin", html); // rendered by the service
   window.htmx.process(at.firstElementChild);
   tidy();
 }
 
-// An answer that is a problem: as HTML where a page answers, as JSON where something before it does.
+// Returns heading and detail of a problem in JSON, from middleware; null for HTML, from a page.
 export function problemIn(status, type, body) {
   if (status === 0) return AWAY;
   if (!type.includes("json")) return null;
@@ -96,7 +96,7 @@ function happen(header) {
   }
 }
 
-// Send a form that a script has made. Says what comes of it, and gives whether it was done; if quiet, gives the answer.
+// Sends a form, shows the message, and returns whether it succeeded; if quiet, returns the response.
 export function send(path, form, { sending = () => {}, quiet = false } = {}) {
   return new Promise((resolve) => {
     const request = new XMLHttpRequest();
@@ -115,7 +115,7 @@ export function send(path, form, { sending = () => {}, quiet = false } = {}) {
   });
 }
 
-// What htmx sends, and what becomes of it.
+// Requests of htmx.
 document.body.addEventListener("htmx:beforeRequest", (event) => {
   const text = event.detail.elt.closest("[data-busy]")?.dataset.busy;
   if (text) busy(event.detail.xhr, text);
@@ -125,7 +125,7 @@ document.body.addEventListener("htmx:responseError", (event) => failed(event.det
 document.body.addEventListener("htmx:sendError", () => sayProblem(...AWAY));
 document.body.addEventListener("htmx:afterSwap", tidy);
 
-// What is shown is asked for again after each change. Where that has moved it to another page, all of that is.
+// Loads the content again after each change; after a change of address, the whole page.
 let went = false;
 document.body.addEventListener("zsvec:went", (event) => {
   history.replaceState(null, "", event.detail.path);
@@ -139,7 +139,7 @@ document.body.addEventListener("zsvec:changed", () => {
   window.htmx.ajax("GET", path, { target: part, swap: "outerHTML", ...(went ? whole : {}) });
   went = false;
 });
-// Who was at something that is gone goes on where it was.
+// Keeps the focus near a removed element.
 document.body.addEventListener("htmx:afterSettle", () => {
   if (document.activeElement === document.body) document.getElementById("content")?.focus({ preventScroll: true });
 });
@@ -155,18 +155,18 @@ document.addEventListener("click", (event) => {
   if (closed) closed instanceof HTMLDialogElement ? closed.close() : closed.remove();
   const opening = event.target.closest("[data-opens]");
   if (opening) open(document.getElementById(opening.dataset.opens));
-  if (event.target instanceof HTMLDialogElement) event.target.close(); // beside it
+  if (event.target instanceof HTMLDialogElement) event.target.close(); // a click beside the dialog
 });
 
-// A form in a dialog is done when its answer is there.
+// Closes a dialog once its form is submitted.
 document.body.addEventListener("htmx:afterRequest", (event) => {
   if (!event.detail.successful || event.detail.elt.tagName !== "FORM") return;
   event.detail.elt.closest("dialog")?.close();
   if (event.detail.requestConfig.verb === "post") event.detail.elt.reset();
-  event.detail.elt.closest(".toast")?.remove(); // it was the button that takes back
+  event.detail.elt.closest(".toast")?.remove(); // the form was the undo button
 });
 
-// A reference without a picture: a store may keep no copies.
+// Marks pictures that cannot be loaded: a store may keep no copies.
 document.addEventListener(
   "error",
   (event) => event.target instanceof HTMLImageElement && event.target.closest("[data-picture]")?.classList.add("absent"),

@@ -1,0 +1,129 @@
+"""Routes of images: classify, correct, and the inbox of images that wait for a label."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from zsvec import checked_name, load_image
+from zsvec.errors import ImageError
+from zsvec.service.api import schemas
+from zsvec.service.api.common import By, Hash, Runs, of_state, picture
+from zsvec.service.api.description import PICTURE, PROBLEM, body_of
+from zsvec.service.problems import JSON, Problem
+from zsvec.service.uploads import sent_images, sent_json
+
+_MAX_TOP_K = 1000
+_IMAGES = body_of(schemas.Images, form=True, raw=True)
+
+router = APIRouter(prefix="/v1", tags=["images"], responses=PROBLEM)
+
+
+@router.post("/classify", response_model=list[schemas.Prediction], openapi_extra=_IMAGES)
+async def classify(
+    request: Request,
+    work: Runs,
+    top_k: Annotated[int, Query(ge=1, le=_MAX_TOP_K, description="Categories in the rankings.")] = 5,
+    explain: Annotated[bool, Query(description="Whether to return the evidence of each expert.")] = False,
+) -> Response:
+    """One prediction per image, in order; an unreadable image has its own `error`.
+
+    Send images as form files `images`, as the body, or as base64 in JSON. No URL is fetched.
+    """
+    if work.full:
+        raise Problem(429, f"{work.queued} images wait already: try again soon")
+    images = await sent_images(request, work.limits.images)
+    found = await work.classify(images, top_k, request.receive)
+    return JSON([(one if explain else replace(one, experts={})).to_dict() for one in found])
+
+
+@router.post("/correct", response_model=schemas.Category, openapi_extra=_IMAGES)
+async def correct(
+    request: Request,
+    work: Runs,
+    by: By,
+    category: Annotated[schemas.CategoryName, Query(description="The right category; created if it does not exist.")],
+) -> Response:
+    """Makes images references of the right category, from the next prediction on.
+
+    A reference of another category is moved. If an image cannot be read, no image is used.
+    """
+    images = await sent_images(request, work.limits.images)
+
+    def corrected() -> dict[str, Any]:
+        name = checked_name(category)
+        for image in images if len(images) > 1 else ():
+            load_image(image, **work.classifier.settings.image_limits())
+        with work.classifier.history.one_change("correct"), of_state():
+            return [work.classifier.correct(image, name) for image in images][-1].to_dict()
+
+    return JSON(await work.run(corrected, by=by))
+
+
+@router.get("/inbox", response_model=list[schemas.Unlabelled])
+async def show_inbox(
+    work: Runs, number: Annotated[int | None, Query(ge=1, description="Maximum number of images.")] = None
+) -> Response:
+    """Most informative and most diverse images first."""
+    found = await work.run(lambda: work.classifier.inbox.rank(number))
+    return JSON([image.to_dict() for image in found])
+
+
+@router.post("/inbox", response_model=list[schemas.Kept], openapi_extra=_IMAGES)
+async def keep_images(request: Request, work: Runs, by: By) -> Response:
+    """Keeps each image, except duplicates of references and of images that wait or were dismissed."""
+    images = await sent_images(request, work.limits.images)
+
+    def kept() -> list[dict[str, Any]]:
+        found = []
+        for image in images:
+            content_hash, error = None, None
+            try:
+                content_hash = work.classifier.keep(image)
+            except ImageError as exc:
+                error = str(exc)
+            found.append({"source": image.name, "hash": content_hash, "error": error})
+        return found
+
+    return JSON(await work.run(kept, by=by))
+
+
+@router.get("/inbox/groups", response_model=list[schemas.Group])
+async def list_groups(work: Runs) -> Response:
+    """Groups of similar unknown images; each may be a missing category."""
+    return JSON([group.to_dict() for group in await work.run(work.classifier.inbox.groups)])
+
+
+@router.get("/inbox/{hash}/image", response_class=Response, responses=PICTURE)
+async def show_waiting_image(request: Request, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
+    """JPEG with a short side of at most 256 pixels, if the store keeps copies."""
+    return picture(request, await work.run(lambda: work.classifier.inbox.small(hash)), hash)
+
+
+@router.post("/inbox/label", response_model=schemas.Category, openapi_extra=body_of(schemas.LabelGiven))
+async def label_images(request: Request, work: Runs, by: By) -> Response:
+    """Makes the images references of a category, and returns the category. No encoder runs."""
+    given = await sent_json(request, schemas.LabelGiven)
+
+    def labelled() -> dict[str, Any]:
+        category = checked_name(given.category)
+        with of_state():
+            return work.classifier.inbox.label(given.hashes, category).to_dict()
+
+    return JSON(await work.run(labelled, by=by))
+
+
+@router.post("/inbox/dismiss", status_code=204, openapi_extra=body_of(schemas.Hashes))
+async def dismiss_images(request: Request, work: Runs, by: By) -> Response:
+    """Removes the images unlabelled. Similar images are not kept again until these would have expired."""
+    given = await sent_json(request, schemas.Hashes)
+
+    def dismissed() -> None:
+        with of_state():
+            work.classifier.inbox.dismiss(given.hashes)
+
+    await work.run(dismissed, by=by)
+    return Response(status_code=204)
